@@ -1,0 +1,9 @@
+"""The firing rule of dynamic-firing-threshold neurons and its contractions, as PyTorch operators.
+
+Activations in, activations out: a spike at time t of layer l is stored as a = (l + 1) − t in [0, 1], windows of
+length 1; 1 fires at the window's start, 0 is silent.
+"""
+
+from ttfs_kernels.ops import available_backends, dft_conv2d, dft_linear
+
+__all__ = ["available_backends", "dft_conv2d", "dft_linear"]

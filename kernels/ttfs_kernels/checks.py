@@ -1,0 +1,105 @@
+"""Arguments of the public functions: normalised, or refused before any work starts."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def pair(function: str, name: str, value: int | Sequence[int], smallest: int) -> list[int]:
+    """`value` as [rows, columns]; ValueError unless one or two integers of at least `smallest`."""
+    values = [value, value] if isinstance(value, int) else list(value)
+    if len(values) != 2 or any(not isinstance(v, int) or v < smallest for v in values):
+        raise ValueError(
+            f"{function}: {name} must be an integer or two integers ≥ {smallest}; got {value!r}. "
+            f"Give one number for both directions or (rows, columns)."
+        )
+    return values
+
+
+def check_scalars(function: str, psp_persistence: float, derivative_clip: float | None) -> float:
+    """Validate both scalars; the clip as a float, inf for None."""
+    if not 0.0 <= psp_persistence <= 1.0:
+        raise ValueError(
+            f"{function}: psp_persistence must lie in [0, 1]; got {psp_persistence}. "
+            "1 is the paper's ReL-PSP neuron, 0 the two-phase neuron."
+        )
+    if derivative_clip is None:
+        return math.inf
+    if not derivative_clip > 0:
+        raise ValueError(
+            f"{function}: derivative_clip must be positive or None; got {derivative_clip}. None gives exact gradients."
+        )
+    return float(derivative_clip)
+
+
+def check_tensors(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Dtypes, devices and the shape of the bias."""
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype not in FLOATING:
+            raise TypeError(
+                f"{function}: {name} must be float16, bfloat16, float32 or float64; got {tensor.dtype}. "
+                f"Convert it with {name}.float()."
+            )
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(
+                f"{function}: {name} must be on the device of x ({x.device}); got {tensor.device}. "
+                f"Move it with {name}.to(x.device)."
+            )
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"{function}: x and weight must have one dtype; got {x.dtype} and {weight.dtype}. "
+            "Convert one of them, or run under torch.autocast."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{function}: bias must have shape [{weight.shape[0]}], one initial potential an output channel; "
+            f"got {list(bias.shape)}."
+        )
+
+
+def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Shapes of `dft_linear`."""
+    if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            "dft_linear: x must be [..., in_features] and weight [out_features, in_features]; "
+            f"got {list(x.shape)} and {list(weight.shape)}."
+        )
+    check_tensors("dft_linear", x, weight, bias)
+
+
+def check_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> None:
+    """Shapes of `dft_conv2d`."""
+    if x.dim() != 4 or weight.dim() != 4:
+        raise ValueError(
+            "dft_conv2d: x must be [batch, in_channels, height, width] and weight "
+            f"[out_channels, in_channels / groups, rows, columns]; got {list(x.shape)} and {list(weight.shape)}."
+        )
+    if not isinstance(groups, int) or groups < 1 or x.shape[1] % groups or weight.shape[0] % groups:
+        raise ValueError(
+            f"dft_conv2d: groups must divide in_channels (={x.shape[1]}) and out_channels (={weight.shape[0]}); "
+            f"got {groups}."
+        )
+    if x.shape[1] != weight.shape[1] * groups:
+        raise ValueError(
+            f"dft_conv2d: x must have {weight.shape[1] * groups} channels, as weight {list(weight.shape)} with "
+            f"groups={groups} expects; got {x.shape[1]}."
+        )
+    for size, taps, pad, step in zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True):
+        if size + 2 * pad < step * (taps - 1) + 1:
+            raise ValueError(
+                f"dft_conv2d: the padded image must be at least as large as the dilated kernel; got image "
+                f"{list(x.shape[2:])}, padding {list(padding)}, kernel {list(weight.shape[2:])}, "
+                f"dilation {list(dilation)}."
+            )
+    check_tensors("dft_conv2d", x, weight, bias)

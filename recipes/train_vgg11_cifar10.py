@@ -1,0 +1,8 @@
+"""Train VGG11 on CIFAR-10."""
+
+from pathlib import Path
+
+from ttfs_triton.train import main
+
+if __name__ == "__main__":
+    main(Path(__file__).with_suffix(".yaml"), __doc__)

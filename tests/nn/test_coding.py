@@ -1,0 +1,161 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import oracles
+from tests.nn.helpers import activations, randomised
+from ttfs_triton.nn import (
+    AnalogEncoder,
+    DFTLinear,
+    LatencyEncoder,
+    activation_to_spike_time,
+    spike_time_to_activation,
+)
+
+
+@settings(deadline=None)
+@given(
+    layer=st.integers(0, 20),
+    window=st.floats(0.01, 100),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**20),
+)
+def test_converters_are_inverse(layer, window, dtype, seed):
+    x = activations(50, seed=seed).to(dtype)
+    times = activation_to_spike_time(x, layer, window)
+    assert times.dtype == dtype
+    assert torch.equal(times == math.inf, x == 0)
+    back = spike_time_to_activation(times, layer, window)
+    assert back.dtype == dtype
+    torch.testing.assert_close(back, x, rtol=0, atol=8 * (layer + 1) * torch.finfo(dtype).eps)
+
+
+def test_converters_use_the_window_of_the_layer():
+    times = activation_to_spike_time(torch.tensor([1.0, 0.25, 0.0]), layer=2, window=10.0)
+    assert times.tolist() == [20.0, 27.5, math.inf]
+    assert spike_time_to_activation(torch.tensor([20.0, 27.5, 30.0, math.inf]), 2, 10.0).tolist() == [1, 0.25, 0, 0]
+
+
+def test_absolute_times_through_two_layers_match_event_driven_neurons():
+    window, layers = 4.0, [randomised(DFTLinear(6, 6, dtype=torch.float64), seed, scale=1.5) for seed in (1, 2)]
+    x = activations(3, 6, seed=3)
+    times = activation_to_spike_time(x, 0, window).numpy()
+    for number, layer in enumerate(layers, start=1):
+        x = layer(x)
+        weight, bias = layer.effective_weight().detach().numpy(), layer.bias.detach().numpy()
+        times = np.array(
+            [
+                [
+                    oracles.event_driven(t, w, b, start=number * window, window=window)
+                    for w, b in zip(weight, bias, strict=True)
+                ]
+                for t in times
+            ]
+        )
+        np.testing.assert_allclose(activation_to_spike_time(x.detach(), number, window).numpy(), times, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: activation_to_spike_time(torch.tensor([0.5, 1.25]), 1),
+            r"activation must be in \[0, 1\]; got values from 0.5 to 1.25",
+        ),
+        (lambda: activation_to_spike_time(torch.tensor([math.nan]), 1), "activation must be in"),
+        (lambda: activation_to_spike_time(torch.tensor([0.5]), -1), "layer must be at least 0; got -1"),
+        (lambda: activation_to_spike_time(torch.tensor([0.5]), 0, 0.0), "window must be positive; got 0.0"),
+        (
+            lambda: spike_time_to_activation(torch.tensor([5.0, 8.5]), 1, 4.0),
+            r"spike_time must be inf or in the window of layer 1, \[4.0, 8.0\]; got values from 5 to 8.5",
+        ),
+        (lambda: spike_time_to_activation(torch.tensor([0.5]), 1), "in the window of layer 1"),
+        (lambda: spike_time_to_activation(torch.tensor([math.nan]), 1), "in the window of layer 1"),
+        (lambda: spike_time_to_activation(torch.tensor([0.5]), 0, -1.0), "window must be positive"),
+    ],
+)
+def test_converters_reject_impossible_values(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_latency_encoder_fires_earlier_for_brighter_pixels():
+    pixels = torch.tensor([0.0, 51.0, 255.0, 300.0, -3.0])
+    encoded = LatencyEncoder(255.0)(pixels)
+    torch.testing.assert_close(encoded, torch.tensor([0.0, 0.2, 1.0, 1.0, 0.0]))
+    # Eq. 1: t = 1 − a / max; a zero pixel never fires.
+    assert activation_to_spike_time(encoded, 0).tolist() == pytest.approx([math.inf, 0.8, 0.0, 0.0, math.inf])
+    assert repr(LatencyEncoder(255.0)) == "LatencyEncoder(max_value=255.0)"
+
+
+def test_latency_encoder_rejects_a_max_value_of_zero():
+    with pytest.raises(ValueError, match="max_value must be positive; got 0"):
+        LatencyEncoder(0)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    channels=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 1),
+    standardise=st.booleans(),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_analog_encoder_matches_float64_loops(channels, stride, padding, standardise, bias, seed):
+    rng = np.random.default_rng(seed)
+    mean, std = rng.uniform(0.2, 0.8, channels), rng.uniform(0.1, 0.5, channels)
+    encoder = AnalogEncoder(
+        channels,
+        2,
+        3,
+        stride,
+        padding,
+        mean=mean,
+        std=std,
+        bias=bias,
+        weight_standardisation=standardise,
+        dtype=torch.float64,
+    )
+    randomised(encoder, seed)
+    images = torch.from_numpy(rng.uniform(0, 1, (2, channels, 5, 5)))
+    normalised = np.pad(
+        (images.numpy() - mean[:, None, None]) / std[:, None, None],
+        ((0, 0), (0, 0), (padding, padding), (padding, padding)),
+    )
+    weight = encoder.effective_weight().detach().numpy()
+    result = encoder(images).detach().numpy()
+    for n, k, p, q in np.ndindex(result.shape):
+        patch = normalised[n, :, p * stride : p * stride + 3, q * stride : q * stride + 3]
+        potential = (patch * weight[k]).sum() + (encoder.bias[k].item() if bias else 0)
+        assert result[n, k, p, q] == pytest.approx(min(max(potential, 0), 1), abs=1e-9)
+
+
+def test_analog_encoder_keeps_mean_and_std_out_of_the_state_dict():
+    encoder = AnalogEncoder(3, 4, 3, mean=[0.5] * 3, std=[0.25] * 3)
+    assert set(encoder.state_dict()) == {"weight", "bias", "weight_gain"}
+    x = torch.rand(2, 3, 5, 5)
+    other = AnalogEncoder(3, 4, 3)
+    other.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(encoder(x), other((x - 0.5) / 0.25))
+
+
+def test_analog_encoder_supports_batch_norm_and_channels_last():
+    encoder = AnalogEncoder(1, 4, 3, batch_norm=True)
+    x = torch.rand(4, 1, 6, 6)
+    expected = F.batch_norm(F.conv2d(x, encoder.effective_weight()), None, None, training=True).clamp(0, 1)
+    result = encoder(x)
+    torch.testing.assert_close(result, expected)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_analog_encoder_rejects_wrong_statistics():
+    with pytest.raises(ValueError, match=r"mean must have one entry per input channel \(3\); got \[0.5\]"):
+        AnalogEncoder(3, 4, 3, mean=[0.5])
+    with pytest.raises(ValueError, match=r"std must be positive; got \[0.0\]"):
+        AnalogEncoder(1, 4, 3, std=[0.0])

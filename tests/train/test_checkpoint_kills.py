@@ -1,0 +1,166 @@
+"""Processes killed while they save: after each kill the newest checkpoint is whole."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+import torch
+
+from ttfs_triton.train.checkpoint import clean_partial, latest_checkpoint, load_checkpoint
+
+# Reads `<folder> <first step> <last step> <event at which to die, or 0>` a line and forks a child that saves these
+# steps, so that torch is imported once.
+SERVER = """
+import os, sys, torch
+from pathlib import Path
+from ttfs_triton.train.checkpoint import save_checkpoint
+
+def save_steps(folder, first, last, fatal_event):
+    events = 0
+    def count(event, _):
+        nonlocal events
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            events += 1
+            if events == fatal_event:
+                os._exit(9)
+    if fatal_event:
+        sys.addaudithook(count)
+    for step in range(first, last + 1):
+        tensors = {"model": {"weight": torch.full((size,), float(step))}, "ema": {"a": torch.ones(3)}}
+        save_checkpoint(Path(folder), step, tensors=tensors, state={"step": step, "run": os.getpid()}, keep_last=2)
+
+size = int(sys.argv[1])
+torch.set_num_threads(1)
+for line in sys.stdin:
+    folder, first, last, fatal_event = line.split()
+    child = os.fork()
+    if child == 0:
+        save_steps(folder, int(first), int(last), int(fatal_event))
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class SaveServer:
+    """A process that forks children which save checkpoints of `size` float32 values."""
+
+    def __init__(self, size: int) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(size)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    @property
+    def streams(self) -> tuple[IO[str], IO[str]]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        return self.process.stdin, self.process.stdout
+
+    def start(self, folder: Path, first: int, last: int, fatal_event: int = 0) -> int:
+        """Fork a child; return its process id."""
+        self.streams[0].write(f"{folder} {first} {last} {fatal_event}\n")
+        self.streams[0].flush()
+        return int(self.streams[1].readline())
+
+    def exit_code(self) -> int:
+        """Wait for the child's end; minus the signal if one killed it."""
+        return int(self.streams[1].readline())
+
+
+@pytest.fixture
+def make_server() -> Iterator[type[SaveServer]]:
+    servers: list[SaveServer] = []
+
+    class Recorded(SaveServer):
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            servers.append(self)
+
+    yield Recorded
+    for server in servers:
+        os.killpg(server.process.pid, signal.SIGKILL)  # its children too, should a test have failed
+        server.process.communicate()
+
+
+def check(folder: Path, size: int, at_least: int) -> int:
+    """Clean up like a resuming run, load the newest checkpoint, return its step."""
+    clean_partial(folder)
+    latest = latest_checkpoint(folder)
+    assert latest is not None
+    loaded = load_checkpoint(latest)
+    assert loaded.step >= at_least
+    assert loaded.state["step"] == loaded.step
+    assert torch.equal(loaded.tensors["model"]["weight"], torch.full((size,), float(loaded.step)))
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    return loaded.step
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    """Wait until a checkpoint of this step or a later one appears."""
+    deadline = time.monotonic() + 30
+    while max((int(path.name.removeprefix("step-")) for path in folder.glob("step-*")), default=0) < step:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_sigkill_at_random_moments_leaves_a_whole_latest_checkpoint(
+    tmp_path: Path, make_server: type[SaveServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    size = 300_000
+    server = make_server(size)
+    rng = random.Random(0)
+    begin = time.monotonic()
+    server.start(tmp_path, 1, 3)
+    assert server.exit_code() == 0
+    save_seconds = (time.monotonic() - begin) / 3
+    step, interrupted = 3, 0
+    for _ in range(8):
+        child = server.start(tmp_path, step, step + 1000)  # first replaces the newest, as a resumed run may
+        wait_for_step(tmp_path, step + rng.randint(0, 2))
+        time.sleep(rng.uniform(0, 1.5 * save_seconds))
+        os.kill(child, signal.SIGKILL)
+        assert server.exit_code() == -signal.SIGKILL
+        interrupted += any(path.name.startswith(".") for path in tmp_path.iterdir())
+        step = check(tmp_path, size, at_least=step)
+    assert step > 3
+    assert interrupted > 0  # else no kill hit a save
+    assert "passed over" not in caplog.text
+
+
+def test_death_before_any_file_system_call_leaves_a_whole_latest_checkpoint(
+    tmp_path: Path, make_server: type[SaveServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Save 1 and 2, then die before the n-th call while 2 is replaced, 3 is written and 1 is deleted."""
+    server = make_server(5)
+    before = tmp_path / "before"
+    server.start(before, 1, 2)
+    assert server.exit_code() == 0
+    code, last_steps = 9, []
+    for event in range(1, 200):
+        folder = tmp_path / str(event)
+        shutil.copytree(before, folder)
+        server.start(folder, 2, 3, fatal_event=event)
+        code = server.exit_code()
+        last_steps.append(check(folder, 5, at_least=2))
+        if code == 0:
+            break
+        assert code == 9
+    assert code == 0
+    assert last_steps == sorted(last_steps)
+    assert {2, 3} == set(last_steps)
+    assert len(last_steps) > 30
+    assert "passed over" not in caplog.text

@@ -1,0 +1,219 @@
+import datasets
+import pytest
+from datasets import config as datasets_config
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import constants as hub_constants
+from PIL import Image
+
+from ttfs_triton.train import sources
+from ttfs_triton.train.sources import Rows, find_rows
+
+
+def labels(rows: Rows) -> list[int]:
+    return list(rows.table["label"])
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["train.parquet"],
+        ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"],
+        ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
+        ["plain_text/train-00000-of-00001.parquet"],
+        ["train/part-0.parquet", "train/part-1.parquet"],
+        ["training.parquet"],
+        ["a [b] *c/train.parquet"],
+    ],
+)
+def test_find_rows_reads_the_shapes_of_parquet_folders(tmp_path, random_images, write_parquet, files):
+    for i, file in enumerate(files):
+        write_parquet(tmp_path / file, random_images(3), [3 * i, 3 * i + 1, 3 * i + 2])
+    write_parquet((tmp_path / files[0]).parent.parent / "test" / "part-0.parquet", random_images(2), [90, 91])
+    rows = find_rows(None, tmp_path, "train")
+    assert labels(rows) == list(range(3 * len(files)))
+    assert rows.split in ("train", "training")
+    assert rows.origin == str(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["plain", "with [brackets]"])
+def test_find_rows_reads_class_folders(tmp_path, random_images, folder):
+    for name, count in (("cat", 2), ("dog", 3)):
+        class_folder = tmp_path / folder / "train" / name
+        class_folder.mkdir(parents=True)
+        for i, pixels in enumerate(random_images(count)):
+            Image.fromarray(pixels).save(class_folder / f"{i}.png")
+    (tmp_path / folder / "train" / "metadata.csv").write_text("file_name,x\ncat/0.png,1\n")
+    rows = find_rows(None, tmp_path / folder, "train")
+    assert rows.table.features["label"].names == ["cat", "dog"]
+    assert sorted(labels(rows)) == [0, 0, 1, 1, 1]
+
+
+def test_find_rows_falls_back_to_validation_for_the_test_split(tmp_path, random_images, write_parquet):
+    write_parquet(tmp_path / "validation.parquet", random_images(2), [0, 1])
+    assert find_rows(None, tmp_path, "test").split == "validation"
+
+
+def test_find_rows_prefers_the_test_split(tmp_path, random_images, write_parquet):
+    write_parquet(tmp_path / "validation.parquet", random_images(2), [0, 1])
+    write_parquet(tmp_path / "test.parquet", random_images(3), [0, 1, 0])
+    rows = find_rows(None, tmp_path, "test")
+    assert (rows.split, len(rows.table)) == ("test", 3)
+
+
+def test_find_rows_reads_changed_files_again(tmp_path, random_images, write_parquet):
+    write_parquet(tmp_path / "train.parquet", random_images(2), [0, 1])
+    assert labels(find_rows(None, tmp_path, "train")) == [0, 1]
+    write_parquet(tmp_path / "train.parquet", random_images(3), [1, 1, 0])
+    assert labels(find_rows(None, tmp_path, "train")) == [1, 1, 0]
+
+
+def test_find_rows_rejects_a_missing_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"data_dir must be an existing folder; got '.*nowhere', no such folder"):
+        find_rows(None, tmp_path / "nowhere", "train")
+
+
+def test_find_rows_rejects_a_file_as_folder(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match="must be an existing folder; got .*, a file"):
+        find_rows(None, tmp_path / "train.parquet", "train")
+
+
+def test_find_rows_names_what_it_looked_for_in_a_folder_without_the_split(tmp_path, random_images, write_parquet):
+    write_parquet(tmp_path / "train.parquet", random_images(2), [0, 1])
+    (tmp_path / "notes").mkdir()
+    message = r"must hold a test split; got .*, which holds notes/, train.parquet\. Looked for .*test, .*validation"
+    with pytest.raises(ValueError, match=message):
+        find_rows(None, tmp_path, "test")
+
+
+def test_find_rows_says_that_a_folder_is_empty(tmp_path):
+    with pytest.raises(ValueError, match="which holds nothing"):
+        find_rows(None, tmp_path, "train")
+
+
+def test_find_rows_rejects_several_data_sets_in_one_folder(tmp_path, random_images, write_parquet):
+    for name in ("mnist", "cifar10"):
+        write_parquet(tmp_path / name / "train.parquet", random_images(2), [0, 1])
+    with pytest.raises(ValueError, match=r"must hold one data set; .*cifar10, .*mnist\. Point --data-dir at one"):
+        find_rows(None, tmp_path, "train")
+
+
+def test_find_rows_names_the_folder_of_damaged_files(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 but not really")
+    with pytest.raises(RuntimeError, match="must hold readable parquet files; got .*Check that the files are complete"):
+        find_rows(None, tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", [None, "mnist", "../folder", "/absolute/folder", "a/b/c", ""])
+def test_find_rows_rejects_what_is_no_hub_name(name):
+    with pytest.raises(ValueError, match='dataset must be "sample" or a Hub name'):
+        find_rows(name, None, "train")
+
+
+def test_find_rows_offline_names_data_set_and_cache(monkeypatch):
+    monkeypatch.setattr(datasets_config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RuntimeError, match=r"in the cache; got 'ylecun/mnist', found neither .*cache: .*--data-dir"):
+        find_rows("ylecun/mnist", None, "train")
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (ConnectionError("no route"), RuntimeError, "found neither .*no route"),
+        (DatasetNotFoundError("no such thing"), ValueError, "must exist on the Hugging Face Hub; got 'a/b'"),
+        (ValueError("Config name is missing."), RuntimeError, "must be readable .* Config name is missing"),
+        (KeyError(), RuntimeError, "must be readable .*KeyError"),
+    ],
+)
+def test_find_rows_explains_errors_of_the_hub(monkeypatch, raised, expected, message):
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(expected, match=message):
+        find_rows("a/b", None, "train")
+
+
+def test_find_rows_takes_a_split_of_a_hub_data_set(monkeypatch):
+    calls = []
+
+    def load(*arguments: object, **keywords: object) -> datasets.DatasetDict:
+        calls.append((arguments, keywords))
+        rows = datasets.Dataset.from_dict({"label": [0, 1]})
+        return datasets.DatasetDict({"train": rows, "validation": rows.select([1])})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert labels(find_rows("a/b", None, "train")) == [0, 1]
+    rows = find_rows("a/b", None, "test")
+    assert (labels(rows), rows.split, rows.origin) == ([1], "validation", "a/b")
+    assert calls == [(("a/b",), {})] * 2  # in particular, no code from the Hub is trusted
+    with pytest.raises(ValueError, match=r"must have a extra split; got 'a/b', with train, validation"):
+        find_rows("a/b", None, "extra")
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("progress", [True, False])
+def test_find_rows_leaves_progress_bars_as_they_were(tmp_path, before, progress):
+    switch = {True: datasets.enable_progress_bars, False: datasets.disable_progress_bars}
+    was = datasets.is_progress_bar_enabled()
+    try:
+        switch[before]()
+        with pytest.raises(ValueError, match="must hold a train split"):
+            find_rows(None, tmp_path, "train", progress=progress)
+        assert datasets.is_progress_bar_enabled() is before
+    finally:
+        switch[was]()
+
+
+IMAGE, CLASS, INTEGER = datasets.Image(), datasets.ClassLabel(names=["a", "b"]), datasets.Value("int64")
+
+
+def rows_with(**features: object) -> Rows:
+    table = datasets.Dataset.from_dict({name: [] for name in features}, features=datasets.Features(features))
+    return Rows(table, "train", "a/b")
+
+
+@pytest.mark.parametrize(
+    ("features", "image", "label"),
+    [
+        ({"image": IMAGE, "label": CLASS}, "image", "label"),
+        ({"img": IMAGE, "label": INTEGER}, "img", "label"),
+        ({"img": IMAGE, "fine_label": CLASS, "coarse_label": CLASS}, "img", "fine_label"),
+        ({"image": IMAGE, "label": CLASS, "coarse_label": CLASS}, "image", "label"),
+        ({"picture": IMAGE, "digit": CLASS, "weight": INTEGER}, "picture", "digit"),
+        ({"image": IMAGE, "mask": IMAGE, "label": CLASS}, "image", "label"),
+    ],
+)
+def test_columns_are_detected(features, image, label):
+    rows = rows_with(**features)
+    assert sources.image_column(rows) == image
+    assert sources.label_column(rows) == label
+
+
+def test_columns_can_be_named():
+    rows = rows_with(image=IMAGE, mask=IMAGE, label=CLASS, coarse_label=CLASS)
+    assert sources.image_column(rows, "mask") == "mask"
+    assert sources.label_column(rows, "coarse_label") == "coarse_label"
+
+
+def test_columns_that_are_ambiguous_are_listed():
+    rows = rows_with(image=IMAGE, img=IMAGE, label=CLASS, fine_label=CLASS)
+    with pytest.raises(ValueError, match=r"ambiguous \(image or img\)\. Columns: image \(.*\), .*--image-column"):
+        sources.image_column(rows)
+    with pytest.raises(ValueError, match=r"ambiguous \(label or fine_label\)\. .*fine_label \(int64\).*--label-column"):
+        sources.label_column(rows)
+
+
+def test_columns_that_are_missing_are_reported_with_those_found():
+    rows = rows_with(x=INTEGER, y=INTEGER)
+    with pytest.raises(ValueError, match=r"image_column must be named .*not recognised\. Columns: x \(int64\), y"):
+        sources.image_column(rows)
+    with pytest.raises(ValueError, match="label_column must be named for the train split of a/b"):
+        sources.label_column(rows)
+
+
+def test_column_named_wrongly_is_reported_with_those_found():
+    rows = rows_with(image=IMAGE, label=CLASS)
+    with pytest.raises(ValueError, match=r"must be a column of .*; got 'labels'\. Columns: image \(.*\), label"):
+        sources.label_column(rows, "labels")

@@ -1,0 +1,61 @@
+"""Layers, readouts and networks with time-to-first-spike coding and a dynamic firing threshold (DFT)."""
+
+from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
+from ttfs_triton.nn.coding import (
+    AnalogEncoder,
+    LatencyEncoder,
+    activation_to_spike_time,
+    spike_time_to_activation,
+)
+from ttfs_triton.nn.config import NetworkConfig
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
+from ttfs_triton.nn.models import TTFSNetwork, cnn1, vgg11, vgg16
+from ttfs_triton.nn.pooling import EarliestSpikePool2d
+from ttfs_triton.nn.readout import (
+    FirstSpikeDecision,
+    FirstSpikeReadout,
+    PotentialReadout,
+    first_spike_decision,
+    first_spike_times,
+)
+from ttfs_triton.nn.specification import parse_specification
+from ttfs_triton.nn.standardise import fold_weight_standardisation, standardise_weight
+from ttfs_triton.nn.statistics import (
+    LayerStatistics,
+    SpikeCounter,
+    collect_statistics,
+    record_statistics,
+    reset_statistics,
+    sparsity,
+)
+
+__all__ = [
+    "ANNConv2d",
+    "ANNLinear",
+    "AnalogEncoder",
+    "DFTConv2d",
+    "DFTLinear",
+    "EarliestSpikePool2d",
+    "FirstSpikeDecision",
+    "FirstSpikeReadout",
+    "LatencyEncoder",
+    "LayerStatistics",
+    "NetworkConfig",
+    "PotentialReadout",
+    "SpikeCounter",
+    "TTFSNetwork",
+    "activation_to_spike_time",
+    "cnn1",
+    "collect_statistics",
+    "first_spike_decision",
+    "first_spike_times",
+    "fold_weight_standardisation",
+    "parse_specification",
+    "record_statistics",
+    "reset_statistics",
+    "sparsity",
+    "spike_time_to_activation",
+    "standardise_weight",
+    "vgg11",
+    "vgg16",
+]

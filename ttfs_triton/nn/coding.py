@@ -1,0 +1,158 @@
+"""From images to spikes, and between activations and absolute spike times.
+
+Layer l may fire only in the window [l·Tw, (l + 1)·Tw]. A spike at time t has the activation a = (l + 1) − t / Tw:
+1 fires at the window's start, small values fire late, 0 is silent. `inf`, for "no spike", exists in spike times only.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ttfs_triton.nn.ann import ANNConv2d
+from ttfs_triton.nn.weighted import Size
+
+
+def activation_to_spike_time(activation: Tensor, layer: int, window: float = 1.0) -> Tensor:
+    """Absolute spike times of a layer's activations: t = (l + 1 − a)·Tw, inf for silent neurons.
+
+    Args:
+        activation: any shape, in [0, 1].
+        layer: l, 0 for the encoder, whose window starts at time 0.
+        window: window length Tw, in any unit of time.
+    Returns:
+        Spike times, shape and dtype of `activation`, unit of `window`.
+    Raises:
+        ValueError: activations outside [0, 1], a negative layer or a window that is not positive.
+    """
+    _check_window("activation_to_spike_time", layer, window)
+    if not bool(((activation >= 0) & (activation <= 1)).all()):
+        raise ValueError(
+            f"activation_to_spike_time: activation must be in [0, 1]; got {_range(activation)}. "
+            "Membrane potentials are not activations."
+        )
+    return torch.where(activation > 0, (layer + 1 - activation) * window, torch.inf)
+
+
+def spike_time_to_activation(spike_time: Tensor, layer: int, window: float = 1.0) -> Tensor:
+    """Activations of a layer's absolute spike times: a = (l + 1) − t / Tw, 0 for inf.
+
+    Args:
+        spike_time: any shape, in [l·Tw, (l + 1)·Tw] or inf (silent), unit of `window`.
+        layer: l, 0 for the encoder, whose window starts at time 0.
+        window: window length Tw.
+    Returns:
+        Activations in [0, 1], shape and dtype of `spike_time`. A spike at the window's very end counts as silent.
+    Raises:
+        ValueError: times outside the layer's window (beyond rounding), a negative layer or a window that is not
+            positive.
+    """
+    _check_window("spike_time_to_activation", layer, window)
+    activation = layer + 1 - spike_time / window
+    silent = spike_time == torch.inf
+    rounding = 4 * (layer + 1) * torch.finfo(spike_time.dtype).eps
+    if not bool((silent | ((activation >= -rounding) & (activation <= 1 + rounding))).all()):
+        raise ValueError(
+            f"spike_time_to_activation: spike_time must be inf or in the window of layer {layer}, "
+            f"[{layer * window}, {(layer + 1) * window}]; got {_range(spike_time[~silent])}."
+        )
+    return torch.where(silent, 0.0, activation.clamp(0, 1))
+
+
+class LatencyEncoder(nn.Module):
+    """Brighter pixels fire earlier: a = pixel / max_value, clamped to [0, 1]; a zero pixel is silent.
+
+    Input: any shape, floating point, in units of max_value. Output: activations, same shape and dtype.
+
+    Args:
+        max_value: pixel value that fires at the window's start.
+    Raises:
+        ValueError: max_value is not positive.
+    Source: Wei et al., ICCV 2023, Eq. 1.
+    """
+
+    def __init__(self, max_value: float = 1.0) -> None:
+        super().__init__()
+        if not max_value > 0:
+            raise ValueError(f"LatencyEncoder: max_value must be positive; got {max_value}.")
+        self.max_value = max_value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x / self.max_value).clamp(0, 1)
+
+    def extra_repr(self) -> str:
+        return f"max_value={self.max_value}"
+
+
+class AnalogEncoder(ANNConv2d):
+    """First hidden layer of the published CIFAR networks: an analog convolution whose clamped outputs are spikes.
+
+    The image is normalised, (x − mean) / std, convolved (padding is the mean image) and clamped to [0, 1].
+    Input [N, in_channels, height, width], output activations [N, out_channels, ...], channels last.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding: as in `torch.nn.Conv2d`.
+        mean, std: per input channel, in units of the input; None is 0 and 1. They belong to the configuration, not
+            to the state dict.
+        bias, weight_standardisation, initial_gain, batch_norm: as in `ANNConv2d`.
+    Raises:
+        ValueError: mean or std do not have one entry per input channel, or std is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        bias: bool = True,
+        weight_standardisation: bool = True,
+        initial_gain: float = 0.5,
+        batch_norm: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            bias=bias,
+            weight_standardisation=weight_standardisation,
+            initial_gain=initial_gain,
+            batch_norm=batch_norm,
+            device=device,
+            dtype=dtype,
+        )
+        for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
+            values = [default] * in_channels if values is None else list(values)
+            if len(values) != in_channels:
+                raise ValueError(
+                    f"AnalogEncoder: {name} must have one entry per input channel ({in_channels}); got {values}."
+                )
+            buffer = torch.tensor(values, device=device, dtype=dtype or torch.get_default_dtype())
+            self.register_buffer(name, buffer.view(-1, 1, 1), persistent=False)
+        if std is not None and not min(std) > 0:
+            raise ValueError(f"AnalogEncoder: std must be positive; got {list(std)}.")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - self.mean) / self.std)
+
+
+def _check_window(function: str, layer: int, window: float) -> None:
+    if layer < 0:
+        raise ValueError(f"{function}: layer must be at least 0; got {layer}.")
+    if not window > 0:
+        raise ValueError(f"{function}: window must be positive; got {window}.")
+
+
+def _range(values: Tensor) -> str:
+    return f"values from {values.min().item():.6g} to {values.max().item():.6g}"

@@ -1,0 +1,209 @@
+"""Networks built from a specification, and the paper's: CNN1, VGG11, VGG16."""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
+from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder
+from ttfs_triton.nn.config import NetworkConfig
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
+from ttfs_triton.nn.pooling import EarliestSpikePool2d
+from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, PotentialReadout, Readout
+from ttfs_triton.nn.specification import Convolution, Dense, Pool, output_size, parse_specification
+from ttfs_triton.nn.statistics import SpikeCounter
+
+CNN1 = "16C5-P2-32C5p0-P2-128"
+VGG11 = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2-4096-4096"
+VGG16 = "64C3-64C3-P2-128C3-128C3-P2-256C3-256C3-256C3-P2-512C3-512C3-512C3-P2-512C3-512C3-512C3-P2-4096-4096"
+
+# Per-channel mean and standard deviation of CIFAR-10's training images, pixels in [0, 1].
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+
+class TTFSNetwork(nn.Module):
+    """A feed-forward network with time-to-first-spike coding: one spike per neuron, one window per layer.
+
+    Input [N, in_channels, height, width] floating point images, output [N, classes] logits. Weights and activations of
+    convolutions are channels last throughout; the input is converted once.
+
+    Args:
+        config: the network; also kept as the attribute `config`.
+    Attributes:
+        features: hidden layers by name ("conv1", "pool1", ..., "fc1"), each with a `SpikeCounter`.
+        readout: `PotentialReadout` or `FirstSpikeReadout`.
+    Raises:
+        ValueError: images are too small for the layers; the message names the token.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers, in_features = _hidden_layers(config)
+        self.features = nn.Sequential(layers)
+        self.readout = _readout(config, in_features)
+        self.readout.statistics = SpikeCounter((config.classes,), output=True)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.readout(self.hidden(images))
+
+    def hidden(self, images: Tensor) -> Tensor:
+        """Activations [N, features] of the last hidden layer."""
+        expected = (self.config.in_channels, *self.config.image_size)
+        if images.dim() != 4 or images.shape[1:] != expected:
+            raise ValueError(
+                f"TTFSNetwork: images must have shape [N, {', '.join(map(str, expected))}]; got {tuple(images.shape)}. "
+                "Set in_channels and image_size in the configuration."
+            )
+        return self.features(images.contiguous(memory_format=torch.channels_last))
+
+    def decide(self, images: Tensor) -> FirstSpikeDecision:
+        """Classify images by the earliest output spike, whichever readout the network was trained with."""
+        return self.readout.decide(self.hidden(images))
+
+    def fold_standardisation(self) -> None:
+        """Called by `fold_weight_standardisation`: note in the configuration that the weights are plain now."""
+        self.config = self.config.replace(weight_standardisation=False)
+
+
+def _hidden_layers(config: NetworkConfig) -> tuple["OrderedDict[str, nn.Module]", int]:
+    """Modules by name, and the number of features that the readout gets."""
+    tokens = parse_specification(config.specification)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if config.encoder == "latency":
+        layers["encoder"] = LatencyEncoder(config.max_value)
+    channels, size = config.in_channels, config.image_size
+    convolutions = pools = dense = 0
+    features: int | None = None
+    for token in tokens:
+        if isinstance(token, Dense):
+            if features is None:
+                layers["flatten"], features = nn.Flatten(), channels * size[0] * size[1]
+            dense += 1
+            layer = _dense(config, features, config.scaled(token.features), config.dropout if dense > 1 else 0.0)
+            features = layer.out_features
+            layer.statistics = SpikeCounter((features,))
+            layers[f"fc{dense}"] = layer
+            continue
+        size = _map_size(token, size, config)
+        if isinstance(token, Pool):
+            pools += 1
+            layers[f"pool{pools}"] = EarliestSpikePool2d(token.kernel_size, token.stride)
+            continue
+        convolutions += 1
+        layer = _convolution(config, token, channels, first=convolutions == 1)
+        channels = layer.out_channels
+        layer.statistics = SpikeCounter((channels, *size))
+        layers[f"conv{convolutions}"] = layer
+    if features is None:
+        layers["flatten"], features = nn.Flatten(), channels * size[0] * size[1]
+    return layers, features
+
+
+def _map_size(token: Convolution | Pool, size: tuple[int, int], config: NetworkConfig) -> tuple[int, int]:
+    padding = token.padding if isinstance(token, Convolution) else 0
+    height, width = (output_size(length, token.kernel_size, token.stride, padding) for length in size)
+    if min(height, width) < 1:
+        raise ValueError(
+            f"TTFSNetwork: image_size must be large enough for every layer; got {config.image_size}, which leaves maps "
+            f'of {size[0]}×{size[1]} in front of {token} in "{config.specification}". Use larger images or fewer pools.'
+        )
+    return height, width
+
+
+def _convolution(config: NetworkConfig, token: Convolution, channels: int, *, first: bool) -> Any:
+    sizes = (channels, config.scaled(token.channels), token.kernel_size, token.stride, token.padding)
+    options = _weight_options(config)
+    if first and config.encoder == "analog":
+        return AnalogEncoder(*sizes, mean=config.mean, std=config.std, batch_norm=config.batch_norm, **options)
+    if config.neuron == "ann":
+        return ANNConv2d(*sizes, batch_norm=config.batch_norm, **options)
+    return DFTConv2d(*sizes, **_neuron_options(config), **options)
+
+
+def _dense(config: NetworkConfig, in_features: int, out_features: int, dropout: float) -> Any:
+    options = _weight_options(config) | {"spike_dropout": dropout}
+    if config.neuron == "ann":
+        return ANNLinear(in_features, out_features, batch_norm=config.batch_norm, **options)
+    return DFTLinear(in_features, out_features, **_neuron_options(config), **options)
+
+
+def _readout(config: NetworkConfig, in_features: int) -> Readout:
+    behind_dense = isinstance(parse_specification(config.specification)[-1], Dense)
+    options = _weight_options(config) | {
+        "psp_persistence": config.psp_persistence if config.neuron == "dft" else 0.0,
+        "spike_dropout": config.dropout if behind_dense else 0.0,
+    }
+    if config.readout == "first_spike":
+        return FirstSpikeReadout(in_features, config.classes, **options)
+    return PotentialReadout(
+        in_features, config.classes, at="end" if config.readout == "potential_end" else "start", **options
+    )
+
+
+def _weight_options(config: NetworkConfig) -> dict[str, Any]:
+    return {
+        "bias": config.bias,
+        "weight_standardisation": config.weight_standardisation,
+        "initial_gain": config.initial_gain,
+    }
+
+
+def _neuron_options(config: NetworkConfig) -> dict[str, Any]:
+    return {
+        "psp_persistence": config.psp_persistence,
+        "derivative_clip": config.derivative_clip,
+        "backend": config.backend,
+    }
+
+
+def cnn1(
+    image_size: int | tuple[int, int] = 28, in_channels: int = 1, classes: int = 10, **overrides: Any
+) -> TTFSNetwork:
+    """The paper's network for MNIST, 16C5-P2-32C5-P2-800-128-10 ("800" is the flattened size), latency encoder.
+
+    Args:
+        image_size: side of square images, or (height, width).
+        in_channels: of the images.
+        classes: number of classes.
+        **overrides: any other field of `NetworkConfig`.
+    """
+    values: dict[str, Any] = {"specification": CNN1, "encoder": "latency"}
+    return _build(values, image_size, in_channels, classes, overrides)
+
+
+def vgg11(
+    image_size: int | tuple[int, int] = 32, in_channels: int = 3, classes: int = 10, **overrides: Any
+) -> TTFSNetwork:
+    """VGG11 without batch norm, ending 512-4096-4096-classes; its first convolution is the analog encoder.
+
+    Args:
+        image_size, in_channels, classes, **overrides: as in `cnn1`; `width=0.5` halves every hidden layer. Mean and std
+            are CIFAR-10's for three channels unless given.
+    """
+    return _build({"specification": VGG11, "encoder": "analog"}, image_size, in_channels, classes, overrides)
+
+
+def vgg16(
+    image_size: int | tuple[int, int] = 32, in_channels: int = 3, classes: int = 10, **overrides: Any
+) -> TTFSNetwork:
+    """VGG16, as `vgg11`, with thirteen convolutions."""
+    return _build({"specification": VGG16, "encoder": "analog"}, image_size, in_channels, classes, overrides)
+
+
+def _build(
+    defaults: dict[str, Any],
+    image_size: int | tuple[int, int],
+    in_channels: int,
+    classes: int,
+    overrides: dict[str, Any],
+) -> TTFSNetwork:
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    values = defaults | {"image_size": size, "in_channels": in_channels, "classes": classes} | overrides
+    if values["encoder"] == "analog" and in_channels == 3:
+        values = {"mean": CIFAR10_MEAN, "std": CIFAR10_STD} | values
+    return TTFSNetwork(NetworkConfig.from_dict(values))

@@ -1,0 +1,33 @@
+"""Pooling that keeps one spike per neuron."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ttfs_triton.nn.weighted import Size, pair
+
+
+class EarliestSpikePool2d(nn.Module):
+    """Pass on the earliest spike of each patch: the maximum over activations.
+
+    Input [N, C, height, width], output [N, C, ...], activations; a patch of silent neurons stays silent. Average
+    pooling would break single-spike coding.
+
+    Args:
+        kernel_size: patch size.
+        stride: distance between patches; None means kernel_size.
+    """
+
+    def __init__(self, kernel_size: Size, stride: Size | None = None) -> None:
+        super().__init__()
+        self.kernel_size = pair(kernel_size)
+        self.stride = self.kernel_size if stride is None else pair(stride)
+        if min(self.kernel_size + self.stride) < 1:
+            raise ValueError(
+                f"EarliestSpikePool2d: kernel_size and stride must be positive; got {kernel_size}, {stride}."
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, self.kernel_size, self.stride)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}"

@@ -1,0 +1,222 @@
+"""Output layers: read the membrane potential, or let the output neurons fire and take the earliest spike.
+
+Output neurons have their own ramp, ϑ(s) = θ·(1 − s/S), and start from an initial potential V₀ common to all classes:
+
+    A = Σ w·x + b + V₀,   W = σ·Σ w·[x > 0]          V(s) = A + W·s
+    s = 0                       if A ≥ θ
+    s = (θ − A) / (W + θ/S)     if A < θ and A + W·S > 0
+    silent                      otherwise
+
+With the hidden layers' ramp (θ = S = 1, V₀ = 0), Eq. 8 taken literally is fragile: all times lie in [0, 1], so ten
+classes cannot get below a cross entropy of 1.46, several neurons fire first at once, and silent ones never learn. A
+tall ramp with neurons that start half-way up (θ = 20, V₀ = 10) keeps them away from both ends, and S = 1 keeps the
+window as long as every other one. These are the defaults.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttfs_triton.nn.layers import check_neuron
+from ttfs_triton.nn.weighted import WeightedLinear
+
+
+class FirstSpikeDecision(NamedTuple):
+    """What the output layer decided, for N samples.
+
+    Attributes:
+        prediction: [N] int64, class of the earliest spike (of several, the lowest class); without any spike, the class
+            with the highest membrane potential at the window's end.
+        spike_times: [N, classes], from the output window's start, in windows; inf for silent neurons.
+        tie: [N] bool, several neurons fired first at the same time.
+        no_spike: [N] bool, no output neuron fired.
+    """
+
+    prediction: Tensor
+    spike_times: Tensor
+    tie: Tensor
+    no_spike: Tensor
+
+
+def first_spike_times(potential: Tensor, slope: Tensor, *, threshold: float, window: float) -> Tensor:
+    """Times at which the membrane potential A + W·s meets the ramp θ·(1 − s/S).
+
+    Args:
+        potential: A, at the window's start, any shape.
+        slope: W, inside the window (σ included), shape of `potential`.
+        threshold: height θ of the ramp at the window's start.
+        window: S, where the ramp reaches zero.
+    Returns:
+        Times from the window's start in [0, S), inf for silent neurons; differentiable inside, zero gradient elsewhere.
+    """
+    fires_inside = (potential < threshold) & (potential + slope * window > 0)
+    # Inside, W + θ/S > (θ − A)/S > 0. Elsewhere a denominator of 1 keeps the unused branch, and its gradient, finite.
+    steepness = torch.where(fires_inside, slope + threshold / window, 1.0)
+    inside = (threshold - potential) / steepness
+    outside = torch.where(potential >= threshold, 0.0, torch.inf)
+    return torch.where(fires_inside, inside, outside)
+
+
+def first_spike_decision(
+    potential: Tensor, slope: Tensor, *, threshold: float = 20.0, window: float = 1.0
+) -> FirstSpikeDecision:
+    """Decide by the earliest spike, report ties and samples without any.
+
+    Args:
+        potential: A, [N, classes], at the output window's start.
+        slope: W, [N, classes], inside the window (σ included).
+        threshold: height θ of the ramp; raise it if many samples tie at the window's start.
+        window: S, where the ramp reaches zero.
+    """
+    spike_times = first_spike_times(potential, slope, threshold=threshold, window=window)
+    earliest, prediction = spike_times.min(dim=1)
+    no_spike = earliest == torch.inf
+    tie = ((spike_times == earliest[:, None]).sum(dim=1) > 1) & ~no_spike
+    highest_potential = (potential + slope * window).argmax(dim=1)
+    return FirstSpikeDecision(torch.where(no_spike, highest_potential, prediction), spike_times, tie, no_spike)
+
+
+class Readout(WeightedLinear):
+    """Base of both readouts: potential and slope of the output neurons, and the decision by first spike.
+
+    Computed in the precision of the weights, also under autocast: bfloat16 potentials would tie.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        classes: int,
+        *,
+        bias: bool = True,
+        weight_standardisation: bool = True,
+        initial_gain: float = 0.5,
+        psp_persistence: float = 1.0,
+        spike_dropout: float = 0.0,
+        threshold: float = 20.0,
+        window: float = 1.0,
+        initial_potential: float = 10.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        name = type(self).__name__
+        check_neuron(name, psp_persistence)
+        for key, value in (("threshold", threshold), ("window", window)):
+            if not value > 0:
+                raise ValueError(f"{name}: {key} must be positive; got {value}.")
+        if not initial_potential < threshold:
+            raise ValueError(
+                f"{name}: initial_potential must be below threshold ({threshold}); got {initial_potential}."
+            )
+        super().__init__(
+            in_features,
+            classes,
+            bias=bias,
+            weight_standardisation=weight_standardisation,
+            initial_gain=initial_gain,
+            spike_dropout=spike_dropout,
+            device=device,
+            dtype=dtype,
+        )
+        self.psp_persistence = psp_persistence
+        self.threshold, self.window, self.initial_potential = threshold, window, initial_potential
+
+    def potential(self, x: Tensor, *, at: Literal["start", "end"] = "start") -> Tensor:
+        """Membrane potential A + σ·W·s at the window's start (s = 0) or at s = 1, without V₀, in one contraction.
+
+        Args:
+            x: [N, in_features], activations.
+            at: "start" or "end".
+        Returns:
+            [N, classes], in threshold heights, not clamped.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            x, weight = self.synapses(x.to(self.weight.dtype))
+            if at == "end":
+                x = x + self.psp_persistence * (x > 0)
+            return F.linear(x, weight, self.bias)
+
+    def potential_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A + V₀ and σ·W of the output neurons, both [N, classes], in one stacked contraction."""
+        with torch.autocast(x.device.type, enabled=False):
+            x, weight = self.synapses(x.to(self.weight.dtype))
+            potential, slope = F.linear(torch.cat([x, (x > 0).to(x.dtype)]), weight).chunk(2)
+            potential = potential + self.initial_potential
+            if self.bias is not None:
+                potential = potential + self.bias
+            return potential, self.psp_persistence * slope
+
+    def decide(self, x: Tensor) -> FirstSpikeDecision:
+        """Classify by the earliest output spike; x: [N, in_features], activations."""
+        return first_spike_decision(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
+
+    def output_activations(self, x: Tensor) -> Tensor:
+        """Activations [N, classes] of the output neurons on their ramp, 1 − s/S, 0 for silent ones."""
+        times = first_spike_times(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
+        return (1 - times / self.window).clamp(min=0)
+
+
+class PotentialReadout(Readout):
+    """Logits are the membrane potentials of output neurons that need not fire: the readout to train with.
+
+    Input [N, in_features] activations, output [N, classes] logits, in threshold heights, not clamped. `decide` lets the
+    same neurons fire on a tall ramp.
+
+    Args:
+        in_features, classes: sizes.
+        at: read at the output window's "start" (A) or "end" (A + σ·W).
+        bias, weight_standardisation, initial_gain, psp_persistence, spike_dropout: as in `DFTLinear`.
+        threshold, window, initial_potential: θ, S, V₀ of the ramp on which `decide` fires; not used for training.
+    Raises:
+        ValueError: `at` is neither "start" nor "end"; a size or a ramp parameter is out of range.
+    """
+
+    def __init__(self, in_features: int, classes: int, *, at: Literal["start", "end"] = "start", **options) -> None:
+        if at not in ("start", "end"):
+            raise ValueError(f'PotentialReadout: at must be "start" or "end"; got {at!r}.')
+        super().__init__(in_features, classes, **options)
+        self.at: Literal["start", "end"] = at
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.statistics is not None and self.statistics.recording:
+            with torch.no_grad():
+                self.record(self.output_activations(x))
+        return self.potential(x, at=self.at)
+
+    def output_activations(self, x: Tensor) -> Tensor:
+        """Activations [N, classes] that these neurons would have on the hidden layers' ramp, 1 − s."""
+        potential, slope = self.potential_and_slope(x)
+        times = first_spike_times(potential - self.initial_potential, slope, threshold=1.0, window=1.0)
+        return (1 - times).clamp(min=0)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, at={self.at}, psp_persistence={self.psp_persistence}"
+
+
+class FirstSpikeReadout(Readout):
+    """Output neurons fire; logits are minus their spike times, so that cross entropy trains the earliest (Eq. 8).
+
+    Input [N, in_features] activations, output [N, classes] logits in [−θ, 0]: −s·θ/S, times measured in units in which
+    the ramp falls by one threshold height. A silent neuron has the logit of the window's end, −θ. Gradients flow only
+    through neurons that fire inside the window.
+
+    Args:
+        in_features, classes: sizes.
+        threshold: θ, height of the ramp at the window's start.
+        window: S, where the ramp reaches zero, in windows of the hidden layers.
+        initial_potential: V₀, where the potential of every class starts, in addition to its bias.
+        bias, weight_standardisation, initial_gain, psp_persistence, spike_dropout: as in `DFTLinear`.
+    Raises:
+        ValueError: a size or a ramp parameter is out of range.
+    Source: Wei et al., ICCV 2023, Eq. 8.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        times = first_spike_times(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
+        if self.statistics is not None and self.statistics.recording:
+            self.record((1 - times / self.window).clamp(min=0))
+        return times.clamp(max=self.window) * (-self.threshold / self.window)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, threshold={self.threshold}, window={self.window}"

@@ -1,0 +1,87 @@
+"""Network specifications in one line, as papers write them: "16C5-P2-32C5p0-P2-128"."""
+
+import re
+from dataclasses import dataclass
+
+_CONVOLUTION = re.compile(r"(?P<channels>\d+)C(?P<kernel_size>\d+)(?:p(?P<padding>\d+))?(?:s(?P<stride>\d+))?")
+_POOL = re.compile(r"P(?P<kernel_size>\d+)(?:s(?P<stride>\d+))?")
+_DENSE = re.compile(r"(?P<features>\d+)")
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """`64C3`: 64 channels, 3×3, padding (k − 1)//2; `64C3p0s2`: padding 0, stride 2."""
+
+    channels: int
+    kernel_size: int
+    padding: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """`P2`: earliest spike of 2×2 neurons, stride 2; `P3s2`: 3×3, stride 2."""
+
+    kernel_size: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Dense:
+    """`128`: 128 fully connected neurons."""
+
+    features: int
+
+
+Token = Convolution | Pool | Dense
+
+
+def parse_specification(specification: str) -> tuple[Token, ...]:
+    """Parse the hidden layers of a network, separated by "-"; the readout is not part of it.
+
+    Args:
+        specification: tokens as in `Convolution`, `Pool` and `Dense`, such as "16C5-P2-32C5p0-P2-128".
+    Returns:
+        One token per layer.
+    Raises:
+        ValueError: a token that cannot be read, a size of zero, a convolution or pool behind a fully connected layer,
+            or no layer at all. The message names the token.
+    """
+    tokens: list[Token] = []
+    for text in specification.split("-"):
+        token = _parse_token(text.strip(), specification)
+        if not isinstance(token, Dense) and tokens and isinstance(tokens[-1], Dense):
+            raise ValueError(
+                f'parse_specification: convolutions and pools must come before fully connected layers; got "{text}" '
+                f'behind "{tokens[-1].features}" in "{specification}".'
+            )
+        tokens.append(token)
+    return tuple(tokens)
+
+
+def output_size(size: int, kernel_size: int, stride: int, padding: int = 0) -> int:
+    """Height or width of a map behind a convolution or pool; less than 1 if the map is too small."""
+    return (size + 2 * padding - kernel_size) // stride + 1
+
+
+def _parse_token(text: str, specification: str) -> Token:
+    if match := _CONVOLUTION.fullmatch(text):
+        values = {name: int(value) for name, value in match.groupdict().items() if value is not None}
+        values.setdefault("padding", (values["kernel_size"] - 1) // 2)
+        values.setdefault("stride", 1)
+        token, positive = Convolution(**values), (values["channels"], values["kernel_size"], values["stride"])
+    elif match := _POOL.fullmatch(text):
+        values = {name: int(value) for name, value in match.groupdict().items() if value is not None}
+        values.setdefault("stride", values["kernel_size"])
+        token, positive = Pool(**values), tuple(values.values())
+    elif match := _DENSE.fullmatch(text):
+        token = Dense(int(match["features"]))
+        positive = (token.features,)
+    else:
+        raise ValueError(
+            f'parse_specification: each token must look like "64C3", "64C3p0s2", "P2" or "128"; got "{text}" in '
+            f'"{specification}".'
+        )
+    if min(positive) < 1:
+        raise ValueError(f'parse_specification: sizes must be positive; got "{text}" in "{specification}".')
+    return token

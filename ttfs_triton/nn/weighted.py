@@ -1,0 +1,189 @@
+"""Weights, initial potentials and their initialisation: what spiking and analog layers have in common."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ttfs_triton.nn.standardise import standardise_weight
+from ttfs_triton.nn.statistics import SpikeCounter
+
+Size = int | tuple[int, int]
+
+
+class WeightedLayer(nn.Module):
+    """Base of every layer with synapses: weights, optional bias, optional weight standardisation, spike counts.
+
+    Attributes:
+        weight: Parameter [C_out, ...]; use `effective_weight()` for what the synapses really are.
+        bias: Parameter [C_out], initial membrane potential in threshold heights (starts at 0), or None.
+        weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
+        statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    weight_gain: nn.Parameter | None
+
+    def __init__(
+        self,
+        weight_shape: tuple[int, ...],
+        *,
+        bias: bool,
+        weight_standardisation: bool,
+        initial_gain: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        for size in weight_shape:
+            if size < 1:
+                raise ValueError(f"{name}: sizes must be positive; got weights of shape {weight_shape}.")
+        if not (math.isfinite(initial_gain) and initial_gain > 0):
+            raise ValueError(f"{name}: initial_gain must be positive and finite; got {initial_gain}.")
+        if weight_standardisation and math.prod(weight_shape[1:]) < 2:
+            raise ValueError(
+                f"{name}: weight_standardisation must have a fan-in of at least 2; got 1. "
+                "Use weight_standardisation=False."
+            )
+        self.initial_gain = initial_gain
+        self.statistics: SpikeCounter | None = None
+        factory = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(weight_shape, **factory))
+        self.register_parameter("bias", nn.Parameter(torch.empty(weight_shape[0], **factory)) if bias else None)
+        gain = nn.Parameter(torch.empty(weight_shape[0], **factory)) if weight_standardisation else None
+        self.register_parameter("weight_gain", gain)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw Kaiming-normal weights times `initial_gain`, std = initial_gain·√(2 / fan_in); zero the bias.
+
+        A standardised layer starts at the same norm, initial_gain·√2. At full gain (1.0) most neurons of a dynamic
+        firing threshold layer would saturate or stay silent from the start.
+        """
+        fan_in = self.weight[0].numel()
+        nn.init.normal_(self.weight, std=self.initial_gain * math.sqrt(2 / fan_in))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        if self.weight_gain is not None:
+            nn.init.constant_(self.weight_gain, self.initial_gain * math.sqrt(2))
+
+    def effective_weight(self) -> Tensor:
+        """Weights of the synapses, shape and layout of `weight`: standardised if the layer standardises."""
+        if self.weight_gain is None:
+            return self.weight
+        return standardise_weight(self.weight, self.weight_gain)
+
+    @torch.no_grad()
+    def fold_standardisation(self) -> None:
+        """Make the standardised weights this layer's plain weights and drop the gains; see the module function."""
+        if self.weight_gain is not None:
+            self.weight.copy_(self.effective_weight())
+            self.weight_gain = None
+
+    def record(self, activations: Tensor) -> Tensor:
+        """Count the spikes of `activations` if statistics are being recorded, and hand them on unchanged."""
+        if self.statistics is not None and self.statistics.recording:
+            self.statistics.update(activations)
+        return activations
+
+    def describe(self) -> str:
+        """Options shared by all layers, for `extra_repr`."""
+        return f"bias={self.bias is not None}, weight_standardisation={self.weight_gain is not None}"
+
+
+class WeightedConv2d(WeightedLayer):
+    """Base of convolutions: weight [out_channels, in_channels / groups, height, width]."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        *,
+        bias: bool = True,
+        weight_standardisation: bool = True,
+        initial_gain: float = 0.5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        name = type(self).__name__
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{name}: groups must divide in_channels (={in_channels}) and out_channels (={out_channels}); "
+                f"got {groups}."
+            )
+        self_kernel = pair(kernel_size)
+        super().__init__(
+            (out_channels, in_channels // groups, *self_kernel),
+            bias=bias,
+            weight_standardisation=weight_standardisation,
+            initial_gain=initial_gain,
+            device=device,
+            dtype=dtype,
+        )
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, self_kernel
+        self.stride, self.padding, self.dilation, self.groups = pair(stride), pair(padding), pair(dilation), groups
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        text += f", padding={self.padding}"
+        if self.dilation != (1, 1):
+            text += f", dilation={self.dilation}"
+        if self.groups != 1:
+            text += f", groups={self.groups}"
+        return f"{text}, {self.describe()}"
+
+
+class WeightedLinear(WeightedLayer):
+    """Base of fully connected layers: weight [out_features, in_features], optional dropout of input spikes.
+
+    Dropout removes input spikes while training, from A and W alike. The weights, not the activations, are divided by
+    1 − spike_dropout: an activation is a spike time, and scaling it would move the spike, even out of its window.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        weight_standardisation: bool = True,
+        initial_gain: float = 0.5,
+        spike_dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not 0 <= spike_dropout < 1:
+            raise ValueError(f"{type(self).__name__}: spike_dropout must be in [0, 1); got {spike_dropout}.")
+        super().__init__(
+            (out_features, in_features),
+            bias=bias,
+            weight_standardisation=weight_standardisation,
+            initial_gain=initial_gain,
+            device=device,
+            dtype=dtype,
+        )
+        self.in_features, self.out_features, self.spike_dropout = in_features, out_features, spike_dropout
+
+    def synapses(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input activations and weights of this pass: both as they are, or after dropout while training."""
+        weight = self.effective_weight()
+        if not self.training or self.spike_dropout == 0:
+            return x, weight
+        kept = torch.rand_like(x, dtype=torch.float32) >= self.spike_dropout
+        return x * kept, weight / (1 - self.spike_dropout)
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_features}, {self.out_features}, {self.describe()}"
+        return text if self.spike_dropout == 0 else f"{text}, spike_dropout={self.spike_dropout}"
+
+
+def pair(value: Size) -> tuple[int, int]:
+    """A size for both image dimensions, (height, width)."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

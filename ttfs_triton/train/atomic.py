@@ -1,0 +1,107 @@
+"""Atomic file writing: a crash, a kill or a full disk leaves the old file or the new, never half of one."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+PARTIAL = "partial"  # unfinished files and folders are named `.<name>.partial-<process id>`
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file in one step: written aside in the same folder, synced, renamed, folder synced.
+
+    Args:
+        path: the file; its folder must exist. The new file's mode follows the umask.
+        data: the whole new content.
+    Raises:
+        OSError: the write failed; the old file, if any, is untouched and nothing is left aside.
+    """
+    path = Path(path)
+    aside = hidden_name(path, PARTIAL)
+    try:
+        write_synced(aside, data)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of the UTF-8 encoding of `text`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """`write_bytes` of an object as indented JSON; non-finite floats become Python's `NaN` and `Infinity`.
+
+    Raises:
+        TypeError: `obj` holds something that JSON cannot express.
+    """
+    write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """`write_bytes` of named tensors in the safetensors format; see `tensor_bytes`."""
+    write_bytes(path, tensor_bytes(tensors, metadata))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Serialise named tensors in the safetensors format.
+
+    Args:
+        tensors: name → dense tensor of any shape, dtype, device and memory layout. Every name gets its
+            own copy of the values, so tied weights are written once per name and strides are not kept.
+        metadata: strings for the header. Default: None.
+    Raises:
+        ValueError: a name is reserved by the format, or a tensor has no dense storage.
+    """
+    dense: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        if name == "__metadata__":
+            raise ValueError(
+                f"tensor_bytes: names must differ from {name!r}, which safetensors reserves; "
+                f"got {list(tensors)}. Rename the tensor."
+            )
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise ValueError(
+                f"tensor_bytes: {name} must be a dense tensor with data; got layout {tensor.layout} on "
+                f"{tensor.device}. Use to_dense() or materialise it."
+            )
+        copy = tensor.detach().cpu().contiguous()
+        if copy.untyped_storage().data_ptr() in storages:  # safetensors refuses tensors that share memory
+            copy = copy.clone()
+        storages.add(copy.untyped_storage().data_ptr())
+        dense[name] = copy
+    return to_safetensors(dense, metadata)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file in place and wait until the disk has it; its name is safe only after `sync_folder`."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the folder's entries (new names, renames, removals). No effect on Windows."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hidden_name(path: Path, purpose: str) -> Path:
+    """The name beside `path` for its unfinished or unwanted version: `.<name>.<purpose>-<process id>`."""
+    return path.with_name(f".{path.name}.{purpose}-{os.getpid()}")

@@ -1,0 +1,46 @@
+"""AutoAugment with the CIFAR-10 policy, through torchvision, reproducible image by image."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def auto_augment(images: Tensor, seeds: Tensor, fill: int = 0) -> Tensor:
+    """Apply one sub-policy of the CIFAR-10 policy to each image.
+
+    Args:
+        images: [n, C, height, width], uint8, C = 1 or 3.
+        seeds: [n], int64. An image's result depends on its own seed only.
+        fill: pixel value, 0 to 255, of the border that geometric operations uncover.
+    Returns:
+        [n, C, height, width], uint8. The global random state is left as it was.
+    Raises:
+        RuntimeError: torchvision is not installed.
+
+    Source: Cubuk et al., "AutoAugment", CVPR 2019, Table 7.
+    """
+    policy = _cifar10_policy(fill, images.shape[1])
+    # The policy takes its random numbers from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        augmented = []
+        for image, seed in zip(images, seeds.tolist(), strict=True):
+            torch.default_generator.manual_seed(seed)
+            augmented.append(policy(image))
+    return torch.stack(augmented)
+
+
+@functools.cache
+def _cifar10_policy(fill: int, channels: int) -> Callable[[Any], Any]:
+    try:
+        from torchvision.transforms import v2
+    except ImportError as error:
+        raise RuntimeError(
+            "auto_augment: torchvision must be installed; got no such package. "
+            "Run `pip install 'ttfs-triton[vision]'`, or switch auto_augment off."
+        ) from error
+    return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=[float(fill)] * channels)

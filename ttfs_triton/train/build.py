@@ -1,0 +1,144 @@
+"""From a configuration to data, network and optimizer."""
+
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn.models import CNN1, VGG11, VGG16
+from ttfs_triton.train.augment import Augmentation
+from ttfs_triton.train.config import ConfigError, TrainConfig
+from ttfs_triton.train.data import ImageData, load_images, train_validation_split
+
+SPECIFICATIONS = {"cnn1": (CNN1, "latency"), "vgg11": (VGG11, "analog"), "vgg16": (VGG16, "analog")}
+# Enough images for channel statistics to four digits.
+STATISTICS_IMAGES = 10_000
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The images of a run.
+
+    Attributes:
+        train, test: splits as loaded.
+        train_indices, validation_indices: [n] int64, into `train`; the second is empty without validation.
+    """
+
+    train: ImageData
+    test: ImageData
+    train_indices: Tensor
+    validation_indices: Tensor
+
+
+def load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
+    """Load both splits and set the validation images aside. The main process first, so that it alone downloads."""
+
+    def load(split: str, samples: int | None, like: ImageData | None) -> ImageData:
+        return load_images(
+            config.dataset,
+            config.data_dir,
+            split=split,
+            like=like,
+            image_column=config.image_column,
+            label_column=config.label_column,
+            image_size=config.image_size,
+            max_samples=samples,
+            max_bad_images=config.max_bad_images,
+            streaming=config.streaming,
+            progress=accelerator.is_main_process,
+        )
+
+    with accelerator.main_process_first():
+        train = load("train", config.max_train_samples, None)
+        test = load("test", config.max_test_samples, train)
+    if config.validation_fraction == 0:
+        return RunData(train, test, torch.arange(len(train)), torch.arange(0))
+    return RunData(train, test, *train_validation_split(train, config.validation_fraction, config.seed))
+
+
+def build_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
+    """The network for these images, initialised from `config.seed` and, if given, from `config.weights`.
+
+    Raises:
+        ConfigError: the weights are not those of this network, or the options exclude each other.
+    """
+    specification, default_encoder = SPECIFICATIONS.get(config.model, (config.model, "latency"))
+    encoder = config.encoder or default_encoder
+    _, channels, height, width = data.train.shape
+    mean, std = channel_statistics(data) if encoder == "analog" else (None, None)
+    torch.manual_seed(config.seed)
+    try:
+        network = TTFSNetwork(
+            NetworkConfig(
+                specification=specification,
+                in_channels=channels,
+                image_size=(height, width),
+                classes=len(data.train.class_names),
+                width=config.width,
+                encoder=encoder,
+                mean=mean,
+                std=std,
+                readout=config.readout or "potential_start",
+                psp_persistence=config.psp_persistence,
+                derivative_clip=config.derivative_clip,
+                bias=config.bias,
+                weight_standardisation=config.weight_standardisation,
+                initial_gain=config.initial_gain,
+                neuron=config.neuron,
+                batch_norm=config.batch_norm,
+                dropout=config.dropout,
+                backend=config.backend,
+            )
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if config.weights is not None:
+        load_weights(network, config)
+    return network
+
+
+def load_weights(network: TTFSNetwork, config: TrainConfig) -> None:
+    """Load `config.weights` into a network, strictly: every tensor used, every parameter found."""
+    try:
+        tensors = safetensors.torch.load_file(str(config.weights))
+        network.load_state_dict(tensors)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ConfigError(f"weights: {config.weights} must be a whole safetensors file; {error}") from error
+    except RuntimeError as error:
+        raise ConfigError(f"weights: {config.weights} does not fit {config.model}: {error}") from error
+
+
+def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, pixels in [0, 1], over the first training images."""
+    pixels = data.train.images_at(data.train_indices[:STATISTICS_IMAGES]).double() / 255
+    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(1e-3)
+    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
+
+
+def build_augmentation(config: TrainConfig) -> Augmentation:
+    """The augmentation of the training images."""
+    return Augmentation(
+        crop_padding=config.crop_padding,
+        crop_fill=config.crop_fill,
+        flip=config.flip,
+        shift=config.shift,
+        auto_augment=config.auto_augment,
+        rotation=config.rotation,
+        cutout=config.cutout,
+    )
+
+
+def build_optimizer(config: TrainConfig, network: TTFSNetwork) -> Optimizer:
+    """The optimizer; weight decay reaches weights only, not gains, initial potentials and normalisation."""
+    decayed = [p for p in network.parameters() if p.dim() > 1]
+    others = [p for p in network.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "sgd":
+        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    kind = AdamW if config.optimizer == "adamw" else Adam
+    return kind(groups, lr=config.lr, betas=(config.momentum, 0.999))

@@ -1,0 +1,306 @@
+"""Checkpoints of a run: complete or absent, checked byte by byte, found by step number.
+
+A checkpoint is a folder `step-00000123` with safetensors files, `state.json` and `manifest.json`, which
+lists the size and SHA-256 of every other file. It is written under a hidden name and renamed
+when all of it is on the disk.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from torch import Tensor
+
+from ttfs_triton.train.atomic import PARTIAL, hidden_name, sync_folder, tensor_bytes, write_synced
+from ttfs_triton.train.states import (
+    from_json,
+    pack_optimizer,
+    pack_random_states,
+    to_json,
+    unpack_optimizer,
+    unpack_random_states,
+)
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "clean_partial",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "pack_optimizer",
+    "pack_random_states",
+    "save_checkpoint",
+    "unpack_optimizer",
+    "unpack_random_states",
+]
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_DELETED, _REPLACED = "deleted", "replaced"
+_SUFFIX = ".safetensors"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is incomplete, damaged or of an unknown format."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a checkpoint.
+
+    Attributes:
+        step: optimizer steps done when it was saved.
+        tensors: file stem ("model", "optimizer", ...) → name → CPU tensor, contiguous.
+        state: the JSON state, with tuples and non-finite floats as they were.
+    """
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep_last: int,
+) -> Path:
+    """Write a checkpoint; at every moment a kill or a full disk leaves the previous ones usable.
+
+    Older checkpoints are deleted only when the new one is on the disk. One of the same step is kept if it
+    is whole and has the same content, and replaced otherwise. Call it from one process of a run.
+
+    Args:
+        folder: `<run>/checkpoints`, created if need be.
+        step: optimizer steps done, ≥ 0.
+        tensors: file stem → name → tensor; see `tensor_bytes` for what a tensor may be.
+        state: string-keyed JSON values; tuples and non-finite floats come back as they are.
+        keep_last: how many whole checkpoints to keep, counted back from this one, ≥ 1.
+    Returns:
+        The folder of the checkpoint, `<folder>/step-<step, 8 digits>`.
+    Raises:
+        ValueError: step, keep_last, a file stem or a tensor is not allowed.
+        TypeError: state holds something that JSON cannot express.
+        OSError: the disk is full or refuses; nothing is left behind.
+    """
+    if step < 0 or keep_last < 1:
+        raise ValueError(
+            f"save_checkpoint: step must be at least 0 and keep_last at least 1; got {step} and {keep_last}. "
+            "The newest checkpoint is always kept."
+        )
+    for stem in tensors:
+        if not re.fullmatch(r"\w[\w-]*", stem):
+            raise ValueError(
+                f"save_checkpoint: tensors must be keyed by plain file stems; got {stem!r}. "
+                "Use letters, digits, _ and -."
+            )
+    folder = Path(folder)
+    final = folder / f"step-{step:08d}"
+    partial = hidden_name(final, PARTIAL)
+    state_bytes = json.dumps(to_json(dict(state)), indent=1, allow_nan=False).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        files = {"state.json": _write_file(partial / "state.json", state_bytes)}
+        for stem, named in tensors.items():
+            files[stem + _SUFFIX] = _write_file(partial / (stem + _SUFFIX), tensor_bytes(named))
+        manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files}
+        write_synced(partial / "manifest.json", json.dumps(manifest, indent=1).encode())
+        sync_folder(partial)
+        _publish(partial, final, manifest)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_folder(folder)
+    _delete_old(folder, step, keep_last)
+    return final
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint, checking every file against the manifest before using any.
+
+    Args:
+        path: folder of the checkpoint.
+    Raises:
+        CheckpointError: the manifest is missing, unreadable, of another format version or names a file
+            elsewhere; or a file is missing, has another size or other bytes.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    content = {name: _read_file(path, name, entry) for name, entry in manifest["files"].items()}
+    try:
+        state = from_json(json.loads(content.pop("state.json")))
+        tensors = {name.removesuffix(_SUFFIX): from_safetensors(content.pop(name)) for name in list(content)}
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"load_checkpoint: {path} cannot be decoded; got {error!r}.") from error
+    return Checkpoint(manifest["step"], tensors, state)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint of the highest step, or None. Damaged ones are logged as warnings and passed over.
+
+    Args:
+        folder: `<run>/checkpoints`; need not exist.
+    """
+    for _, path in reversed(_numbered(Path(folder))):
+        try:
+            _verify(path)
+        except (CheckpointError, OSError) as error:  # OSError: a failing disk
+            logger.warning("checkpoint passed over: %s", error)
+        else:
+            return path
+    return None
+
+
+def clean_partial(folder: Path) -> None:
+    """Remove what killed processes left unfinished in a folder, and finish a replacement that was cut short.
+
+    Call it at start-up, before `latest_checkpoint`, from the only process that writes there.
+
+    Args:
+        folder: `<run>/checkpoints`, or any folder with files of `ttfs_triton.train.atomic`; need not exist.
+    """
+    folder = Path(folder)
+    for path in sorted(folder.glob(".*-*")):
+        match = re.fullmatch(rf"\.(.+)\.({PARTIAL}|{_DELETED}|{_REPLACED})-\d+", path.name)
+        if match is None:
+            continue
+        if match[2] == _REPLACED and not (folder / match[1]).exists():
+            path.rename(folder / match[1])
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _write_file(path: Path, data: bytes) -> dict[str, Any]:
+    write_synced(path, data)
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
+    """Give the finished folder its name, moving an older one of the same step out of the way."""
+    if not final.exists():
+        partial.rename(final)
+        return
+    try:
+        same = _verify(final) == manifest
+    except CheckpointError:
+        same = False
+    if same:
+        shutil.rmtree(partial)
+        return
+    replaced = _hide(final, _REPLACED)  # a kill from here to the rename is mended by clean_partial
+    try:
+        partial.rename(final)
+    except BaseException:
+        replaced.rename(final)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _delete_old(folder: Path, step: int, keep_last: int) -> None:
+    """Delete all checkpoints older than the last `keep_last` whole ones up to `step`; newer ones stay."""
+    older = [entry for entry in _numbered(folder) if entry[0] < step]
+    kept = 1
+    while older and kept < keep_last:
+        kept += _seems_whole(older.pop()[1])
+    for _, path in older:
+        try:
+            # Renamed first: a kill in the middle of the removal must not leave a visible half.
+            shutil.rmtree(_hide(path, _DELETED))
+        except OSError as error:
+            logger.warning("old checkpoint could not be deleted: %s", error)
+
+
+def _hide(path: Path, purpose: str) -> Path:
+    hidden = hidden_name(path, purpose)
+    shutil.rmtree(hidden, ignore_errors=True)
+    return path.rename(hidden)
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """All (step, path) in a folder by rising step, whole or not."""
+    found = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*")]
+    return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
+
+
+def _seems_whole(path: Path) -> bool:
+    """Whether the manifest is readable and sizes agree: cheap enough for every save."""
+    try:
+        for name, entry in _read_manifest(path)["files"].items():
+            _check_size(path, name, entry)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _verify(path: Path) -> dict[str, Any]:
+    """Check every file; return the manifest."""
+    manifest = _read_manifest(path)
+    for name, entry in manifest["files"].items():
+        _check_size(path, name, entry)
+        with open(path / name, "rb") as file:
+            _check_digest(path, name, entry, hashlib.file_digest(file, "sha256").hexdigest())
+    return manifest
+
+
+def _read_file(path: Path, name: str, entry: dict[str, Any]) -> bytes:
+    _check_size(path, name, entry)
+    data = (path / name).read_bytes()
+    _check_digest(path, name, entry, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def _check_size(path: Path, name: str, entry: dict[str, Any]) -> None:
+    if not (path / name).is_file():
+        raise _damaged(path, f"{name} is missing")
+    if (size := (path / name).stat().st_size) != entry["size"]:
+        raise _damaged(path, f"{name} has {size} bytes where the manifest says {entry['size']}")
+
+
+def _check_digest(path: Path, name: str, entry: dict[str, Any], digest: str) -> None:
+    if digest != entry["sha256"]:
+        raise _damaged(path, f"{name} differs from its checksum")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Read and validate `manifest.json`: format version, step, plain file names with size and checksum."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        version, step, files = manifest["format_version"], manifest["step"], manifest["files"]
+        entries = [(str(name), int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()]
+    except FileNotFoundError as error:
+        raise _damaged(path, "manifest.json is missing") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"manifest.json is not a manifest ({error!r})") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"load_checkpoint: format version of {path} must be {FORMAT_VERSION}; got {version!r}. "
+            "Use the release that wrote it."
+        )
+    for name, _, _ in entries:
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise _damaged(path, f"manifest.json names {name!r}, which is not a file in the folder")
+    named = re.fullmatch(r"step-(\d+)", path.name)
+    if not isinstance(step, int) or (named and int(named[1]) != step):
+        raise _damaged(path, f"manifest.json is of step {step!r}")
+    return manifest
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"load_checkpoint: {path} must be a whole checkpoint; {reason}. Delete it or resume from an earlier one."
+    )

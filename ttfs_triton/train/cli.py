@@ -1,0 +1,67 @@
+"""From a recipe's YAML, `--config FILE` and flags to a validated configuration; later ones win."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from ttfs_triton.train.config import ConfigError, TrainConfig, changed_keys, make_config, read_yaml
+
+
+def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None = None) -> TrainConfig:
+    """Configuration of a recipe.
+
+    Args:
+        recipe: the recipe's own YAML file.
+        description: shown by `--help`.
+        arguments: command line without the program's name. Default: sys.argv[1:].
+    Raises:
+        ConfigError: a file or a combination of keys is unusable.
+        SystemExit: a flag is unknown or malformed (message on standard error), or `--help` was asked for.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--output-dir", type=Path)
+    first.add_argument("--resume", action="store_true")
+    known, _ = first.parse_known_args(arguments)
+
+    values, source = read_yaml(recipe), str(recipe)
+    if known.config is not None:
+        values |= read_yaml(known.config)
+        source = str(known.config)
+    saved = known.output_dir / "config.yaml" if known.resume and known.output_dir else None
+    if saved is not None and saved.is_file():
+        # A run goes on with what it was started with; flags may repeat it, not change it.
+        values, source = read_yaml(saved), str(saved)
+    base = make_config(values, source)
+
+    config = tyro.cli(
+        _WithConfigFlag,
+        default=_WithConfigFlag(**base.model_dump() | {"config": known.config}),
+        args=arguments,
+        description=description,
+        prog=f"{recipe.stem}.py",
+    )
+    config = make_config(config.model_dump(exclude={"config"}), "the command line")
+    if saved is not None and saved.is_file():
+        refuse_changes(base, config, saved)
+    return config
+
+
+def refuse_changes(old: TrainConfig, new: TrainConfig, source: Path) -> None:
+    """Raise ConfigError if a resumed run would take another course than the one it was started on."""
+    changes = changed_keys(old, new)
+    if changes:
+        lines = "\n".join(f"  {key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
+        raise ConfigError(
+            f"--resume goes on with the configuration in {source}; these keys differ:\n{lines}\n"
+            "Leave those flags away, or start a new run with another --output-dir."
+        )
+
+
+class _WithConfigFlag(TrainConfig):
+    config: Path | None = None
+    """YAML file whose keys replace the recipe's; flags replace both."""

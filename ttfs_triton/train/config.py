@@ -1,0 +1,228 @@
+"""The configuration of a run: one flat, typed, validated object; each key is a YAML key and a command-line flag."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class TrainConfig(BaseModel):
+    """Everything a run depends on. Saved as `config.yaml` in the run's folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # ---- data
+    dataset: str | None = None
+    """Hub data set ("ylecun/mnist", "uoft-cs/cifar10", ...), or "sample" for the bundled Fashion-MNIST sample."""
+    data_dir: Path | None = None
+    """Local folder with parquet files or class folders of images; no network is used."""
+    image_column: str | None = None
+    """Column of the images. Default: detected (image, img)."""
+    label_column: str | None = None
+    """Column of the labels. Default: detected (label, fine_label)."""
+    image_size: int | None = Field(None, ge=1)
+    """Resize all images to this height and width. Default: their own size, which must then be the same for all."""
+    validation_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the training images held out, class by class, to choose the best checkpoint. 0: the last epoch is
+    the best."""
+    max_train_samples: int | None = Field(None, ge=1)
+    """Use only this many training images (before the validation split)."""
+    max_test_samples: int | None = Field(None, ge=1)
+    """Use only this many test images."""
+    max_bad_images: int = Field(10, ge=0)
+    """Undecodable images that are reported and skipped before the run stops."""
+    streaming: bool = False
+    """Decode images batch by batch from disk instead of keeping all of them in memory."""
+    num_workers: int = Field(0, ge=0)
+    """Worker processes that prepare batches."""
+
+    # ---- augmentation
+    crop_padding: int = Field(0, ge=0)
+    """Pad by this many pixels and crop at random."""
+    crop_fill: int = Field(0, ge=0, le=255)
+    """Pixel value of that padding."""
+    flip: bool = False
+    """Flip images left to right with probability one half."""
+    shift: int = Field(0, ge=0)
+    """Shift images by up to this many pixels, filling with zeros."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Rotate images by up to this many degrees."""
+    auto_augment: bool = False
+    """AutoAugment with the CIFAR-10 policy (needs torchvision)."""
+    cutout: int = Field(0, ge=0)
+    """Blank a square of this side."""
+
+    # ---- network
+    model: str = "cnn1"
+    """cnn1, vgg11, vgg16, or a specification such as 16C5-P2-32C5p0-P2-128."""
+    width: float = Field(1.0, gt=0)
+    """Factor on the size of every hidden layer."""
+    neuron: Literal["dft", "ann"] = "dft"
+    """dft: dynamic-firing-threshold spiking neurons. ann: the same network with ReLU clamped to [0, 1]."""
+    batch_norm: bool = False
+    """Batch normalisation, for neuron=ann only."""
+    encoder: Literal["latency", "analog"] | None = None
+    """latency: bright pixels spike early. analog: the first convolution reads pixels. Default: the model's own."""
+    readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
+    """potential_*: membrane potential of the output layer at its window's start or end. first_spike: earliest spike
+    wins. Default: the model's own."""
+    psp_persistence: float = Field(1.0, ge=0, le=1)
+    """σ: 1 is the paper's ReL-PSP neuron, 0 the two-phase neuron."""
+    derivative_clip: float | None = Field(11.0, gt=0)
+    """Bound on the local derivatives of a spike time; None is exact."""
+    bias: bool = True
+    """Give each neuron a learned initial membrane potential."""
+    weight_standardisation: bool = True
+    """Standardise the weights over the fan-in, with a learned gain; folds into plain weights."""
+    initial_gain: float = Field(0.5, gt=0)
+    """Scale of the initial weights, as a factor on Kaiming's."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability that a spike of a fully connected layer is dropped in training."""
+    weights: Path | None = None
+    """Start from this safetensors file (same network, also as an ANN)."""
+    backend: Literal["auto", "triton", "torch"] = "auto"
+    """Kernels."""
+
+    # ---- optimisation
+    epochs: int = Field(15, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(128, ge=1)
+    """Images an optimiser step, over all processes and accumulated micro-batches together."""
+    gradient_accumulation: int = Field(1, ge=1)
+    """Micro-batches an optimiser step."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Adam's weight decay is decoupled in adamw; sgd uses Nesterov momentum."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of sgd; first beta of adam and adamw."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of weights (not of gains and initial potentials)."""
+    schedule: Literal["one_cycle", "cosine", "milestones", "constant"] = "one_cycle"
+    """Course of the learning rate, by optimiser step."""
+    warmup: float = Field(0.2, ge=0, lt=1)
+    """Share of the steps in which the rate rises (one_cycle, cosine)."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the rate is multiplied by milestone_factor."""
+    milestone_factor: float = Field(0.1, gt=0)
+    """Factor on the rate at each milestone."""
+    gradient_clip: float | None = Field(None, gt=0)
+    """Bound on the norm of the whole gradient."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Label smoothing of the cross entropy."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is scored and saved. 0: off."""
+
+    # ---- run
+    output_dir: Path | None = None
+    """Folder of the run. Default: runs/<recipe>-<time>."""
+    seed: int = Field(0, ge=0)
+    """Seed of weights, data order and augmentation."""
+    resume: bool = False
+    """Go on from the newest complete checkpoint in output_dir."""
+    overwrite: bool = False
+    """Delete an existing run in output_dir first."""
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    """Default: as `accelerate launch` says."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    cpu: bool = False
+    """Train on the CPU even where there is a GPU."""
+    evaluation_batch_size: int = Field(500, ge=1)
+    """Images a batch, a process, in evaluation."""
+    checkpoint_steps: int = Field(0, ge=0)
+    """Write a checkpoint every so many optimiser steps, besides each epoch's end. 0: only then."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints to keep; the best weights are kept besides."""
+    log_steps: int = Field(20, ge=1)
+    """Optimiser steps between two updates of progress bar and trackers."""
+    statistics_steps: int = Field(50, ge=1)
+    """Optimiser steps between two samples of the layers' activity in training."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "TrainConfig":
+        if self.dataset is None and self.data_dir is None:
+            raise ValueError("give dataset (a Hub name, or sample) or data_dir (a local folder)")
+        if self.batch_norm and self.neuron != "ann":
+            raise ValueError("batch_norm works with neuron: ann only; use weight_standardisation for spiking neurons")
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite exclude each other")
+        if self.schedule == "milestones" and not self.milestones:
+            raise ValueError("schedule: milestones needs milestones, e.g. [50, 150, 240]")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise; got {list(self.milestones)}")
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size (={self.batch_size}) must be divisible by gradient_accumulation "
+                f"(={self.gradient_accumulation})"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The configuration as YAML, every key written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+# Keys that may differ between a run and its continuation: they change neither weights nor metrics.
+FREE_ON_RESUME = frozenset(
+    "resume overwrite output_dir num_workers checkpoint_steps keep_checkpoints log_steps trackers data_dir "
+    "evaluation_batch_size max_bad_images".split()
+)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: names source, key and rule."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the keys of a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {path} does not exist; give an existing file to --config.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration file {path} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"configuration file {path} must hold `key: value` lines; got {type(content).__name__}.")
+    return content
+
+
+def make_config(values: dict[str, Any], source: str) -> TrainConfig:
+    """Validate values into a configuration.
+
+    Raises:
+        ConfigError: with one line for each wrong key, the rule and the value, naming `source`.
+    """
+    try:
+        return TrainConfig(**values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"]) or "combination"
+            message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "extra_forbidden":
+                message = "there is no such key" + _suggestion(key)
+            lines.append(f"  {key}: {message}" + (f"; got {problem['input']!r}" if problem["loc"] else ""))
+        raise ConfigError(f"{source} is not usable:\n" + "\n".join(lines)) from None
+
+
+def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Keys with other values than before that would change the course of a resumed run: {key: (old, new)}."""
+    before, after = old.model_dump(), new.model_dump()
+    return {key: (before[key], after[key]) for key in before if key not in FREE_ON_RESUME and before[key] != after[key]}
+
+
+def _suggestion(key: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key.replace("-", "_"), TrainConfig.model_fields, n=1)
+    return f", did you mean {close[0]}?" if close else ""

@@ -1,0 +1,240 @@
+"""Images and labels in memory, their splits, and the batches of an epoch as a pure function of seed and position."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import datasets
+import numpy as np
+import pyarrow
+import torch
+from torch import Tensor
+
+from ttfs_triton.train.batches import (
+    EpochBatches,
+    EvaluationBatches,
+    evaluation_batches,
+    evaluation_loader,
+    train_loader,
+)
+from ttfs_triton.train.decode import EncodedImages, InMemoryImages, decode_rows
+from ttfs_triton.train.sources import Rows, find_rows, image_column, label_column
+
+__all__ = [
+    "EpochBatches",
+    "EvaluationBatches",
+    "ImageData",
+    "evaluation_batches",
+    "evaluation_loader",
+    "load_images",
+    "train_loader",
+    "train_validation_split",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """One split of an image-classification data set.
+
+    Attributes:
+        store: the images, decoded or encoded; both have `shape` and `images_at`.
+        labels: [N], int64, in [0, number of classes).
+        class_names: one name a class.
+        name: Hub name or folder.
+        split: name of the split as found, such as "train" or "validation".
+        fingerprint: hash of pixels, labels and class names; equal for equal data, wherever it was read.
+        skipped: row numbers of images that could not be decoded.
+    """
+
+    store: InMemoryImages | EncodedImages
+    labels: Tensor
+    class_names: list[str]
+    name: str
+    split: str
+    fingerprint: str
+    skipped: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, height, width)."""
+        return self.store.shape
+
+    @property
+    def images(self) -> Tensor:
+        """All images: [N, C, height, width], uint8. With streaming this decodes all of them."""
+        return self.images_at(torch.arange(len(self)))
+
+    def images_at(self, indices: Tensor) -> Tensor:
+        """Images at `indices` ([b], int64): [b, C, height, width], uint8, channels last."""
+        return self.store.images_at(indices)
+
+
+def load_images(
+    dataset: str | None = None,
+    data_dir: str | Path | None = None,
+    *,
+    split: str = "train",
+    like: ImageData | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    max_samples: int | None = None,
+    max_bad_images: int = 10,
+    streaming: bool = False,
+    progress: bool = False,
+) -> ImageData:
+    """Load one split, decode every image once.
+
+    Args:
+        dataset: "sample" (bundled with the package) or a Hub name, `owner/name`. Ignored if `data_dir` is given.
+        data_dir: local folder of parquet files (`train*.parquet`, also one folder down, or `train/*.parquet`), or
+            of image files in class folders (`train/<class>/*.png`).
+        split: "train" or "test", or any other name. "test" falls back to "validation", and the log says so.
+        like: the training split, for a test split: same classes, channels and image size.
+        image_column: column of the images. Default: `image`, `img`, or the only column of type Image.
+        label_column: column of the labels. Default: `label`, `fine_label`, or the only ClassLabel column.
+        image_size: resize to this height and width in pixels. Default: images must have one size.
+        max_samples: use only so many rows, class proportions kept. Default: all.
+        max_bad_images: how many images that cannot be decoded are logged and skipped.
+        streaming: keep the images encoded, in a memory-mapped table, and decode them when they are needed.
+        progress: show progress bars.
+    Raises:
+        ValueError: data, split, columns, labels or images are not as described.
+        RuntimeError: no network and no cached copy, unreadable files, or not enough memory.
+    """
+    rows = find_rows(dataset, data_dir, split, progress=progress)
+    if rows.split != split:
+        logger.warning("load_images: %s has no %s split; using %s.", rows.origin, split, rows.split)
+    encoded, where = _encoded_images(rows, image_column), f"the {rows.split} split of {rows.origin}"
+    labels, class_names = _labels(rows, label_column, where, like)
+    row_numbers = torch.arange(len(labels))
+    if max_samples is not None:
+        if max_samples < 1:
+            raise ValueError(f"load_images: max_samples must be at least 1; got {max_samples}. None uses all.")
+        if max_samples < len(labels):
+            row_numbers = _stratified_choice(labels, max_samples, seed=0)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if like is not None and size is None:
+        size = (like.shape[2], like.shape[3])
+    decoded = decode_rows(
+        encoded,
+        row_numbers,
+        keep=not streaming,
+        where=where,
+        channels=None if like is None else like.shape[1],
+        size=size,
+        resize=image_size is not None,
+        max_bad_images=max_bad_images,
+        progress=progress,
+    )
+    labels = labels[row_numbers[decoded.kept]]
+    content = hashlib.sha256(f"{decoded.digest} {decoded.images.shape} {class_names}".encode())
+    content.update(labels.numpy().astype("<i8").tobytes())
+    return ImageData(decoded.images, labels, class_names, rows.origin, rows.split, content.hexdigest(), decoded.skipped)
+
+
+def train_validation_split(data: ImageData, validation: float | int, seed: int) -> tuple[Tensor, Tensor]:
+    """Split by class, deterministically.
+
+    Args:
+        data: the training split.
+        validation: a fraction (float, in [0, 1)) or a number (int) of images for validation.
+        seed: of the choice.
+    Returns:
+        Indices of training and of validation images, int64, ascending. Class proportions are kept to within
+        one image a class.
+    Raises:
+        ValueError: `validation` is negative or leaves nothing to train on.
+    """
+    count = round(validation * len(data)) if isinstance(validation, float) else validation
+    if validation < 0 or count >= len(data):
+        raise ValueError(
+            f"train_validation_split: validation must leave images to train on; got {validation} of {len(data)} "
+            "images. Give a fraction below 1 or a smaller number."
+        )
+    chosen = torch.zeros(len(data), dtype=torch.bool)
+    chosen[_stratified_choice(data.labels, count, seed)] = True
+    return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
+
+
+def _stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:
+    """`count` positions, ascending, in class proportions (largest remainder)."""
+    sizes = torch.bincount(labels)
+    quota = sizes * count
+    counts = quota // len(labels)
+    remainder = quota % len(labels)
+    counts[remainder.argsort(descending=True, stable=True)[: count - int(counts.sum())]] += 1
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]  # class after class, shuffled within
+    place = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return order[place < counts.repeat_interleave(sizes)].sort().values
+
+
+def _encoded_images(rows: Rows, name: str | None) -> datasets.Dataset:
+    column = image_column(rows, name)
+    table = rows.table.select_columns(column)
+    try:
+        return table.cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError, pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+        raise ValueError(
+            f"load_images: image_column must hold encoded images; got {column!r} of type "
+            f"{rows.table.features[column]} in {rows.origin}. Name another with --image-column."
+        ) from error
+
+
+def _labels(rows: Rows, name: str | None, where: str, like: ImageData | None) -> tuple[Tensor, list[str]]:
+    """Labels [N] int64 and class names; with `like`, in the numbering of its classes."""
+    column = label_column(rows, name)
+    feature = rows.table.features[column]
+    table = cast(pyarrow.Table, rows.table.select_columns(column).with_format("arrow")[:])
+    values = table.column(column).combine_chunks()
+    if values.null_count:
+        row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(f"load_images: labels must be given; got none in row {row} of {where}. Remove the row.")
+    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    if pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
+        strings = values.to_pylist()
+        names = sorted(set(strings))
+        positions = {text: i for i, text in enumerate(names)}
+        labels = torch.tensor([positions[text] for text in strings], dtype=torch.int64)
+    elif pyarrow.types.is_integer(values.type):
+        labels = torch.from_numpy(values.to_numpy(zero_copy_only=False).astype(np.int64))
+    else:
+        raise ValueError(
+            f"load_images: labels must be whole numbers or strings; got {values.type} in column {column!r} of "
+            f"{where}. Name another column with --label-column."
+        )
+    if len(labels) == 0:
+        raise ValueError(f"load_images: {where} must hold rows; got none. Check the data.")
+    known = len(names) if names is not None else None
+    if known is None and like is not None:
+        known, names = len(like.class_names), like.class_names
+    if known is None:
+        known = int(labels.max()) + 1
+    wrong = ((labels < 0) | (labels >= known)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(
+            f"load_images: labels must be in 0 to {known - 1}; got {int(labels[row])} in row {row} of {where} "
+            f"({len(wrong)} such rows). Splits without labels carry -1: choose another split."
+        )
+    names = names or [str(i) for i in range(known)]
+    if like is None or names == like.class_names:
+        return labels, names
+    unknown = [text for text in names if text not in like.class_names]
+    if unknown:
+        raise ValueError(
+            f"load_images: classes of {where} must be those of the training split; got {', '.join(unknown[:5])}. "
+            "Use the same data set for both."
+        )
+    numbering = torch.tensor([like.class_names.index(text) for text in names])
+    return numbering[labels], like.class_names

@@ -1,0 +1,112 @@
+"""What a run shows: a progress bar while it trains, a line an epoch, a table at the end. Main process only."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ttfs_triton.nn import LayerStatistics
+
+
+class Display:
+    """Prints nothing where `enabled` is false (processes other than the main one)."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.console = Console(quiet=not enabled, soft_wrap=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (enabled and self.console.is_terminal),
+            transient=True,
+        )
+        self._task = self.progress.add_task("", total=None, figures="")
+
+    def say(self, text: str) -> None:
+        """Print a line of plain text."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def start(self, total_steps: int, done: int) -> None:
+        """Show the bar, over all steps of the run."""
+        self.progress.update(self._task, total=total_steps, completed=done)
+        self.progress.start()
+
+    def update(self, description: str, step: int, figures: str) -> None:
+        """Move the bar."""
+        self.progress.update(self._task, description=description, completed=step, figures=figures)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self.progress.stop()
+
+    def epoch(self, line: dict[str, Any], epochs: int, best: bool) -> None:
+        """One line about an epoch."""
+        text = f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}  loss {line['train_loss']:.3f}"
+        text += f"  train {line['train_accuracy']:.2%}"
+        if "val_accuracy" in line:
+            text += f"  val {line['val_accuracy']:.2%}  sparsity {line['sparsity']:.3f}"
+        text += f"  {line['images_per_second']:.0f} images/s  {line['seconds']:.1f} s"
+        self.say(text + ("  *" if best else ""))
+
+    def result(self, summary: dict[str, Any], layers: Sequence[LayerStatistics]) -> None:
+        """Table of the layers, then the figures of the run."""
+        table = layer_table(layers)
+        table.title = f"Test: {summary['test_images']:,} images"
+        self.console.print(table)
+        lines = [
+            f"test accuracy            {summary['test_accuracy']:.2%}",
+            f"  by the first spike     {summary['test_first_spike_accuracy']:.2%}  ({summary['ties']} ties)",
+            f"validation accuracy      {summary['val_accuracy']:.2%}  (epoch {summary['best_epoch']})"
+            if summary["val_accuracy"] is not None
+            else "validation accuracy      none (last epoch used)",
+            f"sparsity                 {summary['sparsity']:.4f}  hidden spikes / hidden neurons",
+            f"training                 {summary['epochs']} epochs, {summary['seconds_per_epoch']:.1f} s each, "
+            f"{summary['images_per_second']:.0f} images/s",
+        ]
+        self.say("\n".join(lines))
+
+
+def layer_table(layers: Sequence[LayerStatistics]) -> Table:
+    """A row for each layer: neurons, spikes a sample, and what share of the neurons does what."""
+    table = Table("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            f"{layer.neurons:,}",
+            f"{layer.active / max(1, layer.samples):,.1f}",
+            *(
+                f"{share:.2%}"
+                for share in (
+                    layer.active_fraction,
+                    layer.saturated_fraction,
+                    layer.silent_fraction,
+                    layer.never_active_fraction,
+                )
+            ),
+        )
+    return table
+
+
+def layer_rows(layers: Sequence[LayerStatistics]) -> list[dict[str, Any]]:
+    """The same figures as JSON values: counts summed over the samples."""
+    return [
+        {
+            "name": layer.name,
+            "neurons": layer.neurons,
+            "samples": layer.samples,
+            "spikes": layer.active,
+            "saturated": layer.saturated,
+            "silent": layer.silent,
+            "never_active": layer.never_active,
+            "sparsity": layer.active_fraction,
+            "output": layer.output,
+        }
+        for layer in layers
+    ]

@@ -1,0 +1,46 @@
+"""SIGTERM and SIGINT as a request that the training loop honours at the next step."""
+
+import signal
+from types import FrameType
+from typing import Self
+
+import torch
+from accelerate import Accelerator
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; everything that it needs to go on has been saved."""
+
+
+class StopRequest:
+    """Within its `with` block, the first SIGTERM or SIGINT is noted, and a second one acts as usual."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Self:
+        for number in self.SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def everywhere(self) -> bool:
+        """Whether any process was asked to stop. All processes must call it at the same point."""
+        if self.accelerator.num_processes == 1:
+            return self.received is not None
+        flag = torch.tensor(int(self.received is not None), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum").item())

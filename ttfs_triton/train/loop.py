@@ -1,0 +1,367 @@
+"""The training loop. All that a step depends on is a function of the weights, the configuration and the position."""
+
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
+from ttfs_triton.train.batches import Batch, EpochBatches, train_loader
+from ttfs_triton.train.build import RunData, build_augmentation, build_network, build_optimizer
+from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from ttfs_triton.train.config import TrainConfig
+from ttfs_triton.train.display import Display
+from ttfs_triton.train.evaluate import Evaluation, EvaluationStopped, evaluate
+from ttfs_triton.train.interrupt import Interrupted, StopRequest
+from ttfs_triton.train.position import EpochTotals, Position
+from ttfs_triton.train.run_folder import RunFolder
+from ttfs_triton.train.schedule import make_schedule
+from ttfs_triton.train.states import pack_optimizer, pack_random_states, unpack_optimizer, unpack_random_states
+
+BEST_FORMAT_VERSION = 1
+
+
+class NonFiniteLossError(RuntimeError):
+    """Loss or gradient became infinite or not a number; the weights are those before the step."""
+
+
+class Trainer:
+    """One run: trains, evaluates after each epoch, checkpoints, and can go on from any of its checkpoints.
+
+    Args:
+        config: the run.
+        accelerator: processes, device, precision, trackers.
+        data: images and splits.
+        folder: prepared for this run.
+        display: what to show.
+        stop: asks the loop to end at the next step.
+    Attributes:
+        network: the bare network; `model` is what is called in training (distributed, compiled).
+        position: progress, saved with every checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        data: RunData,
+        folder: RunFolder,
+        display: Display,
+        stop: StopRequest,
+    ) -> None:
+        self.config, self.accelerator, self.data, self.folder = config, accelerator, data, folder
+        self.display, self.stop = display, stop
+        self.network: TTFSNetwork = build_network(config, data)
+        self.model = accelerator.prepare_model(self.network)
+        if config.compile:
+            self.model = torch.compile(self.model)
+        self.optimizer = accelerator.prepare_optimizer(build_optimizer(config, self.network))
+        self.average: AveragedModel | None = None
+        if config.ema_decay:
+            self.average = AveragedModel(
+                self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
+            )
+        self.position = Position()
+        self.steps_per_epoch = self._batches(0).steps
+        self.schedule = make_schedule(self.optimizer.optimizer, config, self.steps_per_epoch)
+        self._sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, correct, images
+        self._last_checkpoint = "none yet"
+
+    @property
+    def scored_network(self) -> TTFSNetwork:
+        """The network that is evaluated and kept: the moving average where there is one."""
+        return self.network if self.average is None else self.average.module  # type: ignore[return-value]
+
+    def train(self) -> None:
+        """Train to the last epoch.
+
+        Raises:
+            Interrupted: a signal asked to stop; a checkpoint has been written.
+            NonFiniteLossError: before the update that would have spoilt the weights.
+        """
+        total = self.config.epochs * self.steps_per_epoch
+        self.display.start(total, self.position.step)
+        try:
+            while self.position.epoch < self.config.epochs:
+                self._train_epoch()
+                self._finish_epoch(self._validate())
+        except EvaluationStopped:
+            self._stop()
+        finally:
+            self.display.stop()
+
+    def _batches(self, epoch: int) -> EpochBatches:
+        return EpochBatches(
+            self.data.train,
+            self.data.train_indices,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            epoch=epoch,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            accumulation=self.config.gradient_accumulation,
+            augmentation=build_augmentation(self.config),
+        )
+
+    def _train_epoch(self) -> None:
+        config, position = self.config, self.position
+        self.model.train()
+        loader = train_loader(
+            self._batches(position.epoch),
+            position.step_in_epoch,
+            config.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        micro_batches = iter(loader)
+        started = time.perf_counter()
+        already = position.totals.seconds
+        for _ in range(position.step_in_epoch, self.steps_per_epoch):
+            self._train_step([next(micro_batches) for _ in range(config.gradient_accumulation)])
+            position.step += 1
+            position.step_in_epoch += 1
+            position.totals.seconds = already + time.perf_counter() - started
+            if position.step % config.log_steps == 0:
+                self._report()
+            if self.stop.everywhere():
+                self._stop()
+            if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
+                self._save()
+        self._gather_totals()
+
+    def _train_step(self, micro_batches: list[Batch]) -> None:
+        config, accelerator, device = self.config, self.accelerator, self.accelerator.device
+        # Dropout included, a step's random numbers follow from its position: a resumed run draws the same ones.
+        torch.manual_seed(_mix(config.seed, self.position.step, accelerator.process_index))
+        self.optimizer.zero_grad()
+        sampled = self.position.step % config.statistics_steps == 0
+        if sampled:
+            reset_statistics(self.network)
+        loss_sum = torch.zeros((), device=device)
+        for index, (images, labels) in enumerate(micro_batches):
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            last = index == len(micro_batches) - 1
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                with record_statistics(self.network) if sampled else nullcontext():
+                    logits = self.model(images)
+                loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+                accelerator.backward(loss / len(micro_batches))
+            loss_sum += loss.detach()
+            correct = (logits.detach().argmax(1) == labels).sum()
+            self._sums += torch.stack([loss.detach() * len(labels), correct, torch.tensor(len(labels))]).to(device)
+        self._refuse_non_finite(loss_sum, micro_batches)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def _refuse_non_finite(self, loss: Tensor, micro_batches: list[Batch]) -> None:
+        """Clip the gradient if asked to, and raise before the update if it or the loss is not finite."""
+        config, accelerator = self.config, self.accelerator
+        scaled = accelerator.scaler is not None  # fp16: infinite gradients are part of finding the scale
+        if config.gradient_clip is not None:
+            norm = accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        # The gradient is the mean over processes, so all see the same norm; a loss alone would differ.
+        verdict = loss if scaled else loss + 0 * norm
+        finite = torch.isfinite(verdict).to(torch.float32)
+        if scaled and accelerator.num_processes > 1:
+            finite = accelerator.reduce(finite, "mean")
+        if finite.item() == 1:
+            return
+        step = self.position.step + 1
+        reset_statistics(self.network)
+        with torch.no_grad(), record_statistics(self.network), accelerator.autocast():
+            self.network(micro_batches[-1][0].to(accelerator.device))
+        layers = "\n".join(
+            f"  {layer.name}: active {layer.active_fraction:.2%}, saturated {layer.saturated_fraction:.2%}, "
+            f"silent {layer.silent_fraction:.2%}"
+            for layer in collect_statistics(self.network)
+        )
+        raise NonFiniteLossError(
+            f"step {step} (epoch {self.position.epoch + 1}): loss {loss.item()}, gradient norm {norm.item()}; stopped "
+            f"before the update.\n{layers}\nLast good checkpoint: {self._last_checkpoint}. "
+            "A lower --lr or --gradient-clip 1 usually helps."
+        )
+
+    def _report(self) -> None:
+        loss, correct, images = self.accelerator.reduce(self._sums.clone(), "sum").tolist()
+        layers = collect_statistics(self.network)
+        # This process's last sampled step is enough to watch; exact figures follow with each evaluation.
+        figures = {
+            "loss": loss / images,
+            "accuracy": correct / images,
+            "lr": self.schedule.get_last_lr()[0],
+            "sparsity": sparsity(layers),
+            "images_per_second": images / max(self.position.totals.seconds, 1e-9),
+        }
+        self.accelerator.log({f"train/{key}": value for key, value in figures.items()}, step=self.position.step)
+        self.display.update(
+            f"epoch {self.position.epoch + 1}/{self.config.epochs}",
+            self.position.step,
+            f"{figures['images_per_second']:.0f} images/s  loss {figures['loss']:.3f}  "
+            f"accuracy {figures['accuracy']:.1%}  sparsity {figures['sparsity']:.3f}",
+        )
+
+    def _gather_totals(self) -> None:
+        loss, correct, images = self.accelerator.reduce(self._sums.clone(), "sum").tolist()
+        totals = self.position.totals
+        totals.loss, totals.correct, totals.images = loss, int(correct), int(images)
+
+    def evaluate(self, network: TTFSNetwork, *, test: bool) -> Evaluation:
+        """Score a network on the test or the validation images.
+
+        Raises:
+            EvaluationStopped: a signal asked to stop.
+        """
+        from ttfs_triton.train.batches import evaluation_batches
+
+        accelerator = self.accelerator
+        batches = evaluation_batches(
+            self.data.test if test else self.data.train,
+            None if test else self.data.validation_indices,
+            self.config.evaluation_batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        return evaluate(
+            network,
+            batches,
+            accelerator,
+            num_workers=self.config.num_workers,
+            stop=lambda: self.stop.received is not None,
+        )
+
+    def _validate(self) -> Evaluation | None:
+        if len(self.data.validation_indices) == 0:
+            return None
+        return self.evaluate(self.scored_network, test=False)
+
+    def _finish_epoch(self, evaluation: Evaluation | None) -> None:
+        position, totals = self.position, self.position.totals
+        line: dict[str, Any] = {
+            "epoch": position.epoch + 1,
+            "step": position.step,
+            "lr": self.schedule.get_last_lr()[0],
+            "train_loss": totals.loss / totals.images,
+            "train_accuracy": totals.correct / totals.images,
+        }
+        if evaluation is not None:
+            line |= {
+                "val_loss": evaluation.loss,
+                "val_accuracy": evaluation.accuracy,
+                "val_first_spike_accuracy": evaluation.first_spike_accuracy,
+                "sparsity": evaluation.sparsity,
+                "sparsity_with_outputs": evaluation.sparsity_with_outputs,
+                "layer_sparsity": {layer.name: layer.active_fraction for layer in evaluation.layers},
+            }
+        line |= {"seconds": totals.seconds, "images_per_second": totals.images / totals.seconds}
+        best = evaluation is None or evaluation.accuracy > position.best_accuracy
+        if best:
+            position.best_epoch = position.epoch + 1
+            position.best_accuracy = evaluation.accuracy if evaluation is not None else -1.0
+        position.metrics.append(line)
+        position.epoch += 1
+        position.step_in_epoch, position.totals = 0, EpochTotals()
+        self._sums.zero_()
+        # Best weights before the checkpoint that names their epoch: a kill in between repeats the epoch, bit by bit.
+        if best and self.accelerator.is_main_process:
+            self.folder.write_best(
+                {name: value.detach().cpu() for name, value in self.scored_network.state_dict().items()},
+                {
+                    "format_version": BEST_FORMAT_VERSION,
+                    "network": self.scored_network.config.to_dict(),
+                    "class_names": self.data.train.class_names,
+                    "dataset": self.data.train.name,
+                },
+            )
+        self._save()
+        if self.accelerator.is_main_process:
+            self.folder.write_metrics(position.metrics)
+        scalars = {f"epoch/{key}": value for key, value in line.items() if isinstance(value, int | float)}
+        self.accelerator.log(scalars, step=position.step)
+        self.display.epoch(line, self.config.epochs, best)
+
+    def _stop(self) -> None:
+        self._save()
+        received = self.stop.received
+        raise Interrupted(
+            f"{received.name if received else 'another process'} received: stopped after step {self.position.step} "
+            f"(epoch {self.position.epoch + 1}), checkpoint {self._last_checkpoint}."
+        )
+
+    def _save(self) -> None:
+        self._gather_totals()
+        if self.accelerator.is_main_process:
+            optimizer_tensors, optimizer_state = pack_optimizer(self.optimizer.optimizer)
+            tensors: dict[str, dict[str, Tensor]] = {
+                "model": self.network.state_dict(),
+                "optimizer": optimizer_tensors,
+                "random": pack_random_states(),
+            }
+            if self.average is not None:
+                tensors["average"] = self.average.state_dict()
+            state = {
+                "position": self.position.to_dict(),
+                "optimizer": optimizer_state,
+                "schedule": self.schedule.last_epoch,
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+                "data": self.data.train.fingerprint,
+                "processes": self.accelerator.num_processes,
+            }
+            path = save_checkpoint(
+                self.folder.checkpoints,
+                self.position.step,
+                tensors=tensors,
+                state=state,
+                keep_last=self.config.keep_checkpoints,
+            )
+            self._last_checkpoint = str(path)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> bool:
+        """Go back to the newest whole checkpoint; False if there is none yet.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged.
+            RuntimeError: the training images are not those of the run.
+        """
+        path = latest_checkpoint(self.folder.checkpoints)
+        if path is None:
+            return False
+        checkpoint = load_checkpoint(path)
+        state = checkpoint.state
+        if state["data"] != self.data.train.fingerprint:
+            raise RuntimeError(
+                f"--resume: the training images must be those that {path} was trained on; they differ. "
+                "Give the same --data-dir or --dataset."
+            )
+        self.network.load_state_dict(checkpoint.tensors["model"])
+        unpack_optimizer(self.optimizer.optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
+        unpack_random_states(checkpoint.tensors["random"])
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint.tensors["average"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.schedule.last_epoch = state["schedule"]
+        self.position = Position.from_dict(state["position"])
+        totals = self.position.totals
+        if self.accelerator.is_main_process:
+            self._sums += torch.tensor([totals.loss, totals.correct, totals.images]).to(self._sums)
+        self._last_checkpoint = str(path)
+        if self.accelerator.is_main_process:
+            self.folder.write_metrics(self.position.metrics)
+        return True
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several numbers."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % (2**63)
+    return seed

@@ -1,0 +1,45 @@
+"""Where a run stands: enough, with the seed, to go on with the very next batch."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class EpochTotals:
+    """Sums over the steps of the epoch so far, over all processes."""
+
+    loss: float = 0.0
+    correct: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Position:
+    """Progress of a run.
+
+    Attributes:
+        epoch: epochs completed and evaluated.
+        step_in_epoch: optimiser steps done in the current epoch.
+        step: optimiser steps done in all.
+        totals: of the current epoch.
+        metrics: one line for each completed epoch.
+        best_epoch, best_accuracy: best on the validation images so far; epochs count from 1, 0 is none yet.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    totals: EpochTotals = field(default_factory=EpochTotals)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Position":
+        """The position that `to_dict` gave."""
+        return cls(**values | {"totals": EpochTotals(**values["totals"])})

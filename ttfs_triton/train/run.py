@@ -1,0 +1,221 @@
+"""A run from start to finish, and the command line around it."""
+
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import broadcast_object_list
+
+from ttfs_triton.train.build import load_data
+from ttfs_triton.train.cli import parse_config
+from ttfs_triton.train.config import ConfigError, TrainConfig
+from ttfs_triton.train.display import Display, layer_rows
+from ttfs_triton.train.evaluate import Evaluation, EvaluationStopped
+from ttfs_triton.train.interrupt import Interrupted, StopRequest
+from ttfs_triton.train.loop import NonFiniteLossError, Trainer
+from ttfs_triton.train.run_folder import RunFolder, RunFolderError
+
+
+def main(recipe: Path, description: str | None, arguments: Sequence[str] | None = None) -> None:
+    """Entry point of a recipe: parse, train, exit with a plain message where the user can mend what went wrong.
+
+    Args:
+        recipe: the recipe's YAML file.
+        description: shown by `--help`.
+        arguments: command line without the program's name. Default: sys.argv[1:].
+    """
+    try:
+        train(parse_config(recipe, description or "", arguments), name=recipe.stem)
+    except (ConfigError, RunFolderError, NonFiniteLossError) as error:
+        _exit(str(error), 2)
+    except Interrupted as stopped:
+        _exit(str(stopped), 128 + 15)
+
+
+def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
+    """Train a network as configured.
+
+    Args:
+        config: the run.
+        name: of the default output folder and of the trackers' project.
+    Returns:
+        The content of `summary.json`.
+    Raises:
+        ConfigError, RunFolderError: nothing has been written.
+        Interrupted: a signal asked to stop; a checkpoint says how to go on.
+        NonFiniteLossError: before the update that would have spoilt the weights.
+    """
+    accelerator = make_accelerator(config)
+    display = Display(accelerator.is_main_process)
+    folder = _agree_on_folder(config, accelerator, name)
+    if (summary := folder.read_summary()) is not None and config.resume:
+        display.say(f"This run has ended already: {folder.path}")
+        return summary
+    with StopRequest(accelerator) as stop:
+        try:
+            data = load_data(config, accelerator)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ConfigError(str(error)) from error
+        trainer = Trainer(config, accelerator, data, folder, display, stop)
+        if accelerator.is_main_process:
+            folder.prepare(config)
+        accelerator.wait_for_everyone()
+        accelerator.project_configuration.set_directories(str(folder.path))
+        accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
+        resumed = config.resume and trainer.resume()
+        _announce(display, trainer, resumed)
+        try:
+            trainer.train()
+            summary = _score(trainer)
+        except EvaluationStopped:
+            raise Interrupted("Stopped while scoring the test images.") from None
+        except Interrupted as stopped:
+            raise Interrupted(f"{stopped}\nGo on with: {_command(folder)}") from None
+    accelerator.end_training()
+    return summary
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Processes, device, precision and trackers of a run.
+
+    Raises:
+        ConfigError: a tracker is not installed, or the precision cannot be had on the CPU.
+    """
+    known = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in config.trackers:
+        if tracker not in known:
+            raise ConfigError(
+                f"trackers: {tracker} must be installed and known to accelerate; available: {', '.join(known) or 'none'}. "
+                f"Try pip install {tracker}."
+            )
+    cpu = config.cpu or not torch.accelerator.is_available()
+    if cpu and config.mixed_precision == "fp16":
+        raise ConfigError("mixed_precision: fp16 needs a GPU; use bf16 on the CPU.")
+    return Accelerator(cpu=cpu, mixed_precision=config.mixed_precision, log_with=list(config.trackers) or None)
+
+
+def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -> RunFolder:
+    """The main process chooses and checks the folder; the others follow, also into its error."""
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        path = config.output_dir or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        try:
+            if config.resume and config.output_dir is None:
+                raise RunFolderError("--resume must know the run to go on with. Add --output-dir runs/NAME.")
+            RunFolder(path).check(resume=config.resume, overwrite=config.overwrite)
+            answer[0] = str(path)
+        except RunFolderError as error:
+            answer[1] = str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise RunFolderError(answer[1])
+    return RunFolder(Path(answer[0]))
+
+
+def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
+    config, data = trainer.config, trainer.data
+    parameters = sum(p.numel() for p in trainer.network.parameters())
+    display.say(
+        f"{config.model} ({parameters:,} parameters, σ = {config.psp_persistence:g}) on {data.train.name}: "
+        f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
+        f"{len(data.test):,} test images"
+    )
+    processes = trainer.accelerator.num_processes
+    where = f"{device_name(trainer.accelerator.device)}{f' × {processes}' if processes > 1 else ''}"
+    start = f"resumed after step {trainer.position.step}" if resumed else f"{config.epochs} epochs"
+    display.say(f"{where}, {start}, run folder {trainer.folder.path}")
+
+
+def _score(trainer: Trainer) -> dict[str, Any]:
+    """Load the best weights, score the test images once, write the summary."""
+    network, folder, accelerator = trainer.scored_network, trainer.folder, trainer.accelerator
+    network.load_state_dict(safetensors.torch.load_file(str(folder.best_weights)))
+    evaluation = trainer.evaluate(network, test=True)
+    summary = make_summary(trainer, evaluation)
+    if accelerator.is_main_process:
+        folder.write_summary(summary)
+    trainer.display.result(summary, evaluation.layers)
+    trainer.display.say(f"run folder               {folder.path}")
+    accelerator.wait_for_everyone()
+    return summary
+
+
+def make_summary(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
+    """Final figures of a run, as JSON values."""
+    config, metrics = trainer.config, trainer.position.metrics
+    best = metrics[trainer.position.best_epoch - 1]
+    seconds = sum(line["seconds"] for line in metrics)
+    images = len(metrics) * trainer.steps_per_epoch * config.batch_size
+    return {
+        "test_accuracy": test.accuracy,
+        "test_first_spike_accuracy": test.first_spike_accuracy,
+        "test_images": test.images,
+        "ties": test.ties,
+        "no_spike": test.no_spike,
+        "val_accuracy": best.get("val_accuracy"),
+        "best_epoch": trainer.position.best_epoch,
+        "sparsity": test.sparsity,
+        "sparsity_with_outputs": test.sparsity_with_outputs,
+        "per_layer": layer_rows(test.layers),
+        "epochs": len(metrics),
+        "seconds_per_epoch": seconds / len(metrics),
+        "images_per_second": images / seconds,
+        "seed": config.seed,
+        "skipped_images": {"train": trainer.data.train.skipped, "test": trainer.data.test.skipped},
+        "versions": versions(),
+        "device": device_name(trainer.accelerator.device),
+        "processes": trainer.accelerator.num_processes,
+        "mixed_precision": trainer.accelerator.mixed_precision,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what decides the numbers."""
+    found = {"python": platform.python_version()}
+    for package in ("ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """What the run computes on, such as "NVIDIA H100" or "CPU Intel(R) Xeon(R), 2 threads"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    return f"CPU {_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _scalar(value: Any) -> bool | int | float | str:
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
+
+
+def _command(folder: RunFolder) -> str:
+    return f"python {sys.argv[0]} --output-dir {folder.path} --resume"
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    print(f"error: {message}" if code == 2 else message, file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,217 @@
+"""Where rows come from: the bundled sample, the Hugging Face Hub, or a local folder; and which columns hold what.
+
+Nothing is decoded here. A row's image stays the encoded bytes, or the path of a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import datasets
+from datasets import config as datasets_config
+from datasets.exceptions import DatasetNotFoundError
+
+SAMPLE = "sample"
+SAMPLE_FOLDER = Path(__file__).parent.parent / "sample"
+
+# Other names under which a split is accepted, in order of preference.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "validation", "valid", "val"),
+}
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "fine_label")
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split, not decoded.
+
+    Attributes:
+        table: columns as stored.
+        split: the name under which the split was found.
+        origin: Hub name or folder, for messages.
+    """
+
+    table: datasets.Dataset
+    split: str
+    origin: str
+
+
+def find_rows(dataset: str | None, data_dir: str | Path | None, split: str, *, progress: bool = False) -> Rows:
+    """Find the rows of a split.
+
+    Args:
+        dataset: "sample" or a Hub name, `owner/name`. Ignored if `data_dir` is given.
+        data_dir: folder of parquet files (`train*.parquet`, also one level down, or `train/*.parquet`) or of
+            image files in class folders (`train/<class>/*.png`).
+        split: "train", "test", or any other name of a split.
+        progress: show the progress bars of `datasets`.
+    Raises:
+        ValueError: no such folder, data set or split.
+        RuntimeError: the Hub cannot be reached and the data set is not in the cache, or reading failed.
+    """
+    names = SPLIT_NAMES.get(split, (split,))
+    with _progress_bars(progress):
+        if data_dir is not None:
+            return _local_rows(Path(data_dir), names)
+        if dataset == SAMPLE:
+            return _local_rows(SAMPLE_FOLDER, names)
+        return _hub_rows(dataset, names)
+
+
+def image_column(rows: Rows, name: str | None = None) -> str:
+    """Name of the column that holds the images: `name`, or `image`, `img`, or the only one of type Image.
+
+    Raises:
+        ValueError: no such column, or more than one to choose from.
+    """
+    features = rows.table.features
+    encoded = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    known = [column for column in IMAGE_COLUMNS if column in features]
+    return _choose_column(rows, "image_column", name, [known, encoded])
+
+
+def label_column(rows: Rows, name: str | None = None) -> str:
+    """Name of the column that holds the labels: `name`, or `label`, `fine_label`, or the only ClassLabel.
+
+    Raises:
+        ValueError: no such column, or more than one to choose from.
+    """
+    features = rows.table.features
+    classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    known = [column for column in LABEL_COLUMNS if column in features]
+    return _choose_column(rows, "label_column", name, [known, classes])
+
+
+def _choose_column(rows: Rows, argument: str, name: str | None, candidates: list[list[str]]) -> str:
+    columns = ", ".join(f"{column} ({_type_name(feature)})" for column, feature in rows.table.features.items())
+    where = f"the {rows.split} split of {rows.origin}"
+    flag = "--" + argument.replace("_", "-")
+    if name is not None:
+        if name in rows.table.features:
+            return name
+        raise ValueError(f"load_images: {argument} must be a column of {where}; got {name!r}. Columns: {columns}.")
+    found = next((group for group in candidates if group), [])
+    if len(found) == 1:
+        return found[0]
+    problem = f"is ambiguous ({' or '.join(found)})" if found else "was not recognised"
+    raise ValueError(
+        f"load_images: {argument} must be named for {where}; got None, and it {problem}. "
+        f"Columns: {columns}. Name one with {flag}."
+    )
+
+
+def _type_name(feature: object) -> str:
+    return str(getattr(feature, "dtype", None) or type(feature).__name__)
+
+
+def _local_rows(folder: Path, names: Sequence[str]) -> Rows:
+    if not folder.is_dir():
+        problem = "a file" if folder.exists() else "no such folder"
+        raise ValueError(
+            f"load_images: data_dir must be an existing folder; got {str(folder)!r}, {problem}. "
+            "Correct --data-dir, or leave it out to use the data set by its name on the Hub."
+        )
+    for name in names:
+        files = _parquet_files(folder, name)
+        if files:
+            return Rows(_read("parquet", folder, data_files={"train": files}), name, str(folder))
+        if _has_class_folders(folder / name):
+            table = _read("imagefolder", folder, data_dir=str(folder / name), drop_labels=False, drop_metadata=True)
+            return Rows(table, name, str(folder))
+    entries = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    listing = ", ".join(entries[:10]) + (", ..." if len(entries) > 10 else "") if entries else "nothing"
+    raise ValueError(
+        f"load_images: data_dir must hold a {names[0]} split; got {str(folder)!r}, which holds {listing}. Looked for "
+        f"NAME*.parquet (here or one folder down), NAME/*.parquet and image files in NAME/<class>/, "
+        f"with NAME = {', '.join(names)}."
+    )
+
+
+def _parquet_files(folder: Path, name: str) -> list[str]:
+    """Parquet files of a split, in the shapes that the Hub uses; all from one folder."""
+    stem = re.compile(rf"{re.escape(name)}(?![a-zA-Z])", re.IGNORECASE)
+
+    def named(pattern: str) -> list[Path]:
+        return [path for path in folder.glob(pattern) if stem.match(path.name)]
+
+    files = named("*.parquet") or list(folder.glob(f"{name}/*.parquet")) or named("*/*.parquet")
+    parents = sorted({str(path.parent) for path in files})
+    if len(parents) > 1:
+        raise ValueError(
+            f"load_images: data_dir must hold one data set; got {str(folder)!r}, with {name} files in "
+            f"{', '.join(parents)}. Point --data-dir at one of them."
+        )
+    return sorted(str(path) for path in files)
+
+
+def _has_class_folders(folder: Path) -> bool:
+    return any(path.suffix.lower() in _IMAGE_SUFFIXES for path in folder.glob("*/*"))
+
+
+def _read(builder: str, folder: Path, **arguments: object) -> datasets.Dataset:
+    try:
+        table = datasets.load_dataset(builder, split="train", **arguments)  # type: ignore[arg-type]
+    except Exception as error:  # whatever the reader of damaged files raises
+        raise RuntimeError(
+            f"load_images: data_dir must hold readable {builder} files; got {str(folder)!r} and {_reason(error)}. "
+            "Check that the files are complete."
+        ) from error
+    return cast(datasets.Dataset, table)
+
+
+def _hub_rows(dataset: str | None, names: Sequence[str]) -> Rows:
+    if dataset is None or not _HUB_NAME.fullmatch(dataset):
+        raise ValueError(
+            f'load_images: dataset must be "{SAMPLE}" or a Hub name such as ylecun/mnist; got {dataset!r}. '
+            "For a local folder use --data-dir."
+        )
+    remedy = "download it on another machine and give the folder with --data-dir"
+    try:
+        splits = cast(datasets.DatasetDict, datasets.load_dataset(dataset))
+    except ConnectionError as error:
+        raise RuntimeError(
+            f"load_images: dataset must be reachable on the Hugging Face Hub or in the cache; got {dataset!r}, "
+            f"found neither ({_reason(error)}; cache: {datasets_config.HF_DATASETS_CACHE}). "
+            f"Connect once, or {remedy}."
+        ) from error
+    except DatasetNotFoundError as error:
+        raise ValueError(
+            f"load_images: dataset must exist on the Hugging Face Hub; got {dataset!r} ({_reason(error)}). "
+            "Correct the name; log in with `hf auth login` if it is private."
+        ) from error
+    except Exception as error:  # builders raise many types
+        raise RuntimeError(
+            f"load_images: dataset must be readable by `datasets.load_dataset`; got {dataset!r} and "
+            f"{_reason(error)}. Choose another copy, or {remedy}."
+        ) from error
+    for name in names:
+        if name in splits:
+            return Rows(splits[name], name, dataset)
+    raise ValueError(
+        f"load_images: dataset must have a {names[0]} split; got {dataset!r}, with {', '.join(map(str, splits))}. "
+        f"Looked for {', '.join(names)}."
+    )
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _progress_bars(show: bool) -> Iterator[None]:
+    before = datasets.is_progress_bar_enabled()
+    (datasets.enable_progress_bars if show else datasets.disable_progress_bars)()
+    try:
+        yield
+    finally:
+        (datasets.enable_progress_bars if before else datasets.disable_progress_bars)()

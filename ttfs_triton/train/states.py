@@ -1,0 +1,208 @@
+"""Optimizer and random states as named tensors plus JSON: exact, and readable without pickle."""
+
+import logging
+import math
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+logger = logging.getLogger(__name__)
+
+_TUPLE, _FLOAT = "__tuple__", "__float__"
+
+
+def to_json(value: Any, where: str = "state") -> Any:
+    """Express a value in strict JSON, keeping what JSON loses: tuples and non-finite floats.
+
+    Args:
+        value: None, bool, int, float, str, and lists, tuples and string-keyed dicts of these.
+        where: name of the value in errors. Default: "state".
+    Returns:
+        The value with tuples as `{"__tuple__": [...]}` and NaN, ±inf as `{"__float__": "nan"}` and so on.
+        Applying it twice changes nothing more. Finite floats stay: their text reads back exactly.
+    Raises:
+        TypeError: anything else, a tensor for instance.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {_FLOAT: str(float(value))}
+    if isinstance(value, (list, tuple)):
+        items = [to_json(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return {_TUPLE: items} if isinstance(value, tuple) else items
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"to_json: keys of {where} must be strings; got {key!r}. Convert them first.")
+        return {key: to_json(item, f"{where}.{key}") for key, item in value.items()}
+    raise TypeError(
+        f"to_json: {where} must be a JSON value; got {type(value).__qualname__}. "
+        "Convert numbers with int() or float(), and save tensors as tensors."
+    )
+
+
+def from_json(value: Any) -> Any:
+    """Undo `to_json`. Values without its marks come back as they are."""
+    if isinstance(value, list):
+        return [from_json(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(from_json(item) for item in value)
+    if isinstance(value, dict):
+        if value.keys() == {_TUPLE}:
+            return tuple(from_json(item) for item in value[_TUPLE])
+        if value.keys() == {_FLOAT}:
+            return float(value[_FLOAT])
+        return {key: from_json(item) for key, item in value.items()}
+    return value
+
+
+def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Flatten an optimizer's state.
+
+    Args:
+        optimizer: any torch optimizer, stepped or not; the `optimizer` inside a wrapper is used.
+    Returns:
+        tensors: `<parameter index>.<name>` (moments, step counts) and `group<index>.<name>` (a learning rate
+            held in a tensor), sharing memory with the optimizer.
+        json_state: everything else, in strict JSON.
+    Raises:
+        TypeError: the state holds something that is neither a tensor nor a JSON value.
+    """
+    optimizer = _unwrap(optimizer)
+    state_dict = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+
+    def without_tensors(prefix: str, values: Mapping[str, Any]) -> Any:
+        found = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+        tensors.update({f"{prefix}.{key}": value for key, value in found.items()})
+        return to_json({key: value for key, value in values.items() if key not in found}, prefix)
+
+    json_state = {
+        "optimizer": type(optimizer).__name__,
+        "parameter_shapes": [list(parameter.shape) for parameter in _parameters(optimizer)],
+        "state": {str(index): without_tensors(str(index), s) for index, s in state_dict["state"].items()},
+        "param_groups": [without_tensors(f"group{i}", g) for i, g in enumerate(state_dict["param_groups"])],
+        "tensor_shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
+    }
+    return tensors, json_state
+
+
+def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], json_state: Mapping[str, Any]) -> None:
+    """Load what `pack_optimizer` returned; the next step is then, bit for bit, the one that would have come.
+
+    Args:
+        optimizer: of the same class, over parameters of the same shapes in the same groups.
+        tensors, json_state: from `pack_optimizer`, straight or through a file.
+    Raises:
+        ValueError: class, groups, parameter shapes or tensors do not fit; the optimizer is then unchanged.
+    """
+    optimizer = _unwrap(optimizer)
+    json_state = from_json(dict(json_state))
+    parameters = _parameters(optimizer)
+    groups = json_state["param_groups"]
+    _require_equal("optimizer", type(optimizer).__name__, json_state["optimizer"])
+    _require_equal("number of parameter groups", len(optimizer.param_groups), len(groups))
+    for index, (own, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
+        _require_equal(f"number of parameters in group {index}", len(own["params"]), len(saved["params"]))
+    for index, (own, saved) in enumerate(zip(parameters, json_state["parameter_shapes"], strict=True)):
+        _require_equal(f"shape of parameter {index}", list(own.shape), saved)
+    if wrong := sorted(tensors.keys() ^ json_state["tensor_shapes"].keys()):
+        raise ValueError(
+            f"unpack_optimizer: tensors must be those that json_state lists; "
+            f"got {wrong} missing or unexpected. Pass both results of one pack_optimizer call."
+        )
+    for name, shape in json_state["tensor_shapes"].items():
+        _require_equal(f"shape of {name}", list(tensors[name].shape), shape)
+
+    state = {int(index): dict(values) for index, values in json_state["state"].items()}
+    for name, tensor in tensors.items():
+        prefix, key = name.split(".", 1)
+        if prefix.startswith("group"):
+            groups[int(prefix.removeprefix("group"))][key] = tensor.clone()
+            continue
+        parameter = parameters[int(prefix)]
+        # Fused kernels walk memory in order: moments need the strides of their parameter.
+        like = parameter if tensor.shape == parameter.shape else tensor
+        moment = torch.empty_like(like, dtype=tensor.dtype, device=tensor.device)
+        state[int(prefix)][key] = moment.copy_(tensor)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def pack_random_states() -> dict[str, Tensor]:
+    """The states of all global random generators: Python, NumPy, torch on the CPU and on each CUDA device.
+
+    Returns:
+        name → CPU tensor; independent copies.
+    """
+    version, words, gauss = random.getstate()
+    _, np_words, np_position, np_has_gauss, np_gauss = np.random.get_state()
+    tensors = {
+        "python.words": torch.tensor([version, *words], dtype=torch.int64),
+        "python.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy.words": torch.from_numpy(np.asarray(np_words, dtype=np.int64)),
+        "numpy.position": torch.tensor([np_position, np_has_gauss], dtype=torch.int64),
+        "numpy.gauss": torch.tensor([np_gauss], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    for index in range(_cuda_devices()):
+        tensors[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
+    return tensors
+
+
+def unpack_random_states(tensors: Mapping[str, Tensor]) -> None:
+    """Restore what `pack_random_states` returned.
+
+    A different number of CUDA devices is logged as a warning: draws on devices without a counterpart differ.
+
+    Args:
+        tensors: from `pack_random_states`, straight or through a file.
+    Raises:
+        ValueError: the state of a generator is missing; nothing is restored then.
+    """
+    needed = {"python.words", "python.gauss", "numpy.words", "numpy.position", "numpy.gauss", "torch"}
+    if missing := sorted(needed - tensors.keys()):
+        raise ValueError(
+            f"unpack_random_states: tensors must hold every generator's state; got none for {missing}. "
+            "Pass what pack_random_states returned."
+        )
+    version, *words = tensors["python.words"].tolist()
+    random.setstate((version, tuple(words), next(iter(tensors["python.gauss"].tolist()), None)))
+    position, has_gauss = tensors["numpy.position"].tolist()
+    np_words = tensors["numpy.words"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", np_words, position, has_gauss, tensors["numpy.gauss"].item()))
+    torch.set_rng_state(tensors["torch"])
+    saved, present = sum(name.startswith("cuda.") for name in tensors), _cuda_devices()
+    if saved != present:
+        logger.warning(
+            "random states were saved with %d CUDA devices and are restored with %d: "
+            "draws on the others will differ from the run that was saved",
+            saved,
+            present,
+        )
+    for index in range(min(saved, present)):
+        torch.cuda.set_rng_state(tensors[f"cuda.{index}"], index)
+
+
+def _unwrap(optimizer: Any) -> Optimizer:
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _require_equal(what: str, own: Any, saved: Any) -> None:
+    if own != saved:
+        raise ValueError(
+            f"unpack_optimizer: {what} must be what was saved, {saved}; got {own}. "
+            "Build model and optimizer from the configuration of the saved run."
+        )
+
+
+def _cuda_devices() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
