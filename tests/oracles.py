@@ -1,7 +1,7 @@
 """Slow, independent neurons in float64: what the closed form is tested against.
 
-Plain loops over spike times, nothing of the package. All times are absolute, windows have length `window` (Tw), potentials
-are in threshold heights. `x` of `*_layer` functions are activations; they are turned into spike times first.
+Plain loops over spike times, nothing of the package. All times are absolute, windows have length `window` (Tw),
+potentials are in threshold heights. `x` of `*_layer` functions are activations; they become spike times first.
 """
 
 import math
@@ -70,7 +70,7 @@ def clock_driven(
     ramp_end: float = 1.0,
     dt: float = 1e-3,
 ) -> float:
-    """Spike time of one neuron that looks at its potential once a clock tick; at most dt·Tw later than the exact one."""
+    """Spike time of one neuron that looks at its potential once a clock tick; at most dt·Tw too late."""
     weights_of_spikes = [(t, w) for t, w in zip(spike_times, weights, strict=True) if not math.isinf(t)]
     at_start = initial_potential + sum(w * (start - t) / window for t, w in weights_of_spikes)
     slope = psp_persistence * sum(w for _, w in weights_of_spikes)

@@ -5,6 +5,7 @@ them are drawn from the same weights, so each line meets its firing threshold wh
 """
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -23,7 +24,7 @@ NEURONS = 3
 # Okabe-Ito colours; marker and line style tell the outcomes apart as well.
 AT_ONCE, INSIDE, SILENT = "#C24E00", "#0072B2", "#7A7A7A"
 INK, WINDOW = "#222222", "#FFF0C9"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "forward_pass",
     "figure.facecolor": "white",
     "font.size": 10,

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.nn.helpers import activations, randomised
+from tests.nn.common import activations, randomised
 from ttfs_triton.nn import ANNConv2d, ANNLinear
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracles
-from tests.nn.helpers import activations, randomised
+from tests.nn.common import activations, randomised
 from ttfs_triton.nn import (
     AnalogEncoder,
     DFTLinear,

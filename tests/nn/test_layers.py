@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests import oracles
-from tests.nn.helpers import activations, assert_finite_differences, randomised
+from tests.nn.common import activations, assert_finite_differences, randomised
 from ttfs_triton.nn import ANNConv2d, ANNLinear, DFTConv2d, DFTLinear, fold_weight_standardisation
 
 sigmas = st.sampled_from([0.0, 0.25, 1.0])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.nn.helpers import activations
+from tests.nn.common import activations
 from ttfs_triton.nn import EarliestSpikePool2d, activation_to_spike_time
 
 

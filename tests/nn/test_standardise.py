@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.nn.helpers import activations, randomised
+from tests.nn.common import activations, randomised
 from ttfs_triton.nn import (
     AnalogEncoder,
     ANNConv2d,

@@ -60,7 +60,7 @@ def write_parquet() -> WriteParquet:
         path.parent.mkdir(parents=True, exist_ok=True)
         files = [png(pixels) if isinstance(pixels, np.ndarray) else pixels for pixels in images]
         rows = datasets.Dataset.from_dict(
-            {image: [{"bytes": file, "path": None} for file in files], label: list(labels), **(more or {})}
+            {image: [file and {"bytes": file, "path": None} for file in files], label: list(labels), **(more or {})}
         )
         rows = rows.cast_column(image, datasets.Image())
         if names is not None:

@@ -16,14 +16,14 @@ import torch
 
 from ttfs_triton.train.checkpoint import clean_partial, latest_checkpoint, load_checkpoint
 
-# Reads `<folder> <first step> <last step> <event at which to die, or 0>` a line and forks a child that saves these
-# steps, so that torch is imported once.
+# Reads `<folder> <size> <first step> <last step> <event at which to die, or 0>` a line and forks a child that saves
+# these steps, so that torch is imported once.
 SERVER = """
 import os, sys, torch
 from pathlib import Path
 from ttfs_triton.train.checkpoint import save_checkpoint
 
-def save_steps(folder, first, last, fatal_event):
+def save_steps(folder, size, first, last, fatal_event):
     events = 0
     def count(event, _):
         nonlocal events
@@ -37,13 +37,12 @@ def save_steps(folder, first, last, fatal_event):
         tensors = {"model": {"weight": torch.full((size,), float(step))}, "ema": {"a": torch.ones(3)}}
         save_checkpoint(Path(folder), step, tensors=tensors, state={"step": step, "run": os.getpid()}, keep_last=2)
 
-size = int(sys.argv[1])
 torch.set_num_threads(1)
 for line in sys.stdin:
-    folder, first, last, fatal_event = line.split()
+    folder, *numbers = line.split()
     child = os.fork()
     if child == 0:
-        save_steps(folder, int(first), int(last), int(fatal_event))
+        save_steps(folder, *map(int, numbers))
         os._exit(0)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -51,12 +50,12 @@ for line in sys.stdin:
 
 
 class SaveServer:
-    """A process that forks children which save checkpoints of `size` float32 values."""
+    """A process that forks children which save checkpoints."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(size)],
+            [sys.executable, "-c", SERVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -70,9 +69,9 @@ class SaveServer:
         assert self.process.stdout is not None
         return self.process.stdin, self.process.stdout
 
-    def start(self, folder: Path, first: int, last: int, fatal_event: int = 0) -> int:
-        """Fork a child; return its process id."""
-        self.streams[0].write(f"{folder} {first} {last} {fatal_event}\n")
+    def start(self, folder: Path, size: int, first: int, last: int, fatal_event: int = 0) -> int:
+        """Fork a child that saves `size` float32 values a step; return its process id."""
+        self.streams[0].write(f"{folder} {size} {first} {last} {fatal_event}\n")
         self.streams[0].flush()
         return int(self.streams[1].readline())
 
@@ -81,23 +80,18 @@ class SaveServer:
         return int(self.streams[1].readline())
 
 
-@pytest.fixture
-def make_server() -> Iterator[type[SaveServer]]:
-    servers: list[SaveServer] = []
-
-    class Recorded(SaveServer):
-        def __init__(self, size: int) -> None:
-            super().__init__(size)
-            servers.append(self)
-
-    yield Recorded
-    for server in servers:
-        os.killpg(server.process.pid, signal.SIGKILL)  # its children too, should a test have failed
-        server.process.communicate()
+@pytest.fixture(scope="module")
+def server() -> Iterator[SaveServer]:
+    server = SaveServer()
+    yield server
+    os.killpg(server.process.pid, signal.SIGKILL)  # its children too, should a test have failed
+    server.process.communicate()
 
 
 def check(folder: Path, size: int, at_least: int) -> int:
-    """Clean up like a resuming run, load the newest checkpoint, return its step."""
+    """Clean up like a resuming run, load the newest checkpoint, return its step. All visible ones must be whole."""
+    for path in folder.glob("step-*"):
+        load_checkpoint(path)
     clean_partial(folder)
     latest = latest_checkpoint(folder)
     assert latest is not None
@@ -118,18 +112,17 @@ def wait_for_step(folder: Path, step: int) -> None:
 
 
 def test_sigkill_at_random_moments_leaves_a_whole_latest_checkpoint(
-    tmp_path: Path, make_server: type[SaveServer], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, server: SaveServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    size = 300_000
-    server = make_server(size)
+    size = 100_000
     rng = random.Random(0)
     begin = time.monotonic()
-    server.start(tmp_path, 1, 3)
+    server.start(tmp_path, size, 1, 3)
     assert server.exit_code() == 0
     save_seconds = (time.monotonic() - begin) / 3
     step, interrupted = 3, 0
     for _ in range(8):
-        child = server.start(tmp_path, step, step + 1000)  # first replaces the newest, as a resumed run may
+        child = server.start(tmp_path, size, step, step + 1000)  # first replaces the newest, as a resumed run may
         wait_for_step(tmp_path, step + rng.randint(0, 2))
         time.sleep(rng.uniform(0, 1.5 * save_seconds))
         os.kill(child, signal.SIGKILL)
@@ -142,18 +135,17 @@ def test_sigkill_at_random_moments_leaves_a_whole_latest_checkpoint(
 
 
 def test_death_before_any_file_system_call_leaves_a_whole_latest_checkpoint(
-    tmp_path: Path, make_server: type[SaveServer], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, server: SaveServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Save 1 and 2, then die before the n-th call while 2 is replaced, 3 is written and 1 is deleted."""
-    server = make_server(5)
     before = tmp_path / "before"
-    server.start(before, 1, 2)
+    server.start(before, 5, 1, 2)
     assert server.exit_code() == 0
     code, last_steps = 9, []
     for event in range(1, 200):
         folder = tmp_path / str(event)
         shutil.copytree(before, folder)
-        server.start(folder, 2, 3, fatal_event=event)
+        server.start(folder, 5, 2, 3, fatal_event=event)
         code = server.exit_code()
         last_steps.append(check(folder, 5, at_least=2))
         if code == 0:

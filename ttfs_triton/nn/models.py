@@ -13,7 +13,9 @@ from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.specification import Convolution, Dense, Pool, output_size, parse_specification
+from ttfs_triton.nn.standardise import fold_weight_standardisation
 from ttfs_triton.nn.statistics import SpikeCounter
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLinear
 
 CNN1 = "16C5-P2-32C5p0-P2-128"
 VGG11 = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2-4096-4096"
@@ -66,41 +68,40 @@ class TTFSNetwork(nn.Module):
         return self.readout.decide(self.hidden(images))
 
     def fold_standardisation(self) -> None:
-        """Called by `fold_weight_standardisation`: note in the configuration that the weights are plain now."""
+        """Fold every layer, as `fold_weight_standardisation` does, and note it in the configuration."""
+        fold_weight_standardisation(self.features)
+        fold_weight_standardisation(self.readout)
         self.config = self.config.replace(weight_standardisation=False)
 
 
 def _hidden_layers(config: NetworkConfig) -> tuple["OrderedDict[str, nn.Module]", int]:
     """Modules by name, and the number of features that the readout gets."""
-    tokens = parse_specification(config.specification)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if config.encoder == "latency":
         layers["encoder"] = LatencyEncoder(config.max_value)
     channels, size = config.in_channels, config.image_size
     convolutions = pools = dense = 0
-    features: int | None = None
+    tokens = parse_specification(config.specification)
     for token in tokens:
         if isinstance(token, Dense):
-            if features is None:
-                layers["flatten"], features = nn.Flatten(), channels * size[0] * size[1]
-            dense += 1
-            layer = _dense(config, features, config.scaled(token.features), config.dropout if dense > 1 else 0.0)
-            features = layer.out_features
-            layer.statistics = SpikeCounter((features,))
-            layers[f"fc{dense}"] = layer
-            continue
+            break  # nothing but fully connected layers from here on
         size = _map_size(token, size, config)
         if isinstance(token, Pool):
             pools += 1
             layers[f"pool{pools}"] = EarliestSpikePool2d(token.kernel_size, token.stride)
-            continue
-        convolutions += 1
-        layer = _convolution(config, token, channels, first=convolutions == 1)
-        channels = layer.out_channels
-        layer.statistics = SpikeCounter((channels, *size))
-        layers[f"conv{convolutions}"] = layer
-    if features is None:
-        layers["flatten"], features = nn.Flatten(), channels * size[0] * size[1]
+        else:
+            convolutions += 1
+            layer = _convolution(config, token, channels, first=convolutions == 1)
+            layer.statistics = SpikeCounter((layer.out_channels, *size))
+            layers[f"conv{convolutions}"], channels = layer, layer.out_channels
+    layers["flatten"], features = nn.Flatten(), channels * size[0] * size[1]
+    for token in tokens[convolutions + pools :]:
+        assert isinstance(token, Dense)
+        dense += 1
+        # Dropout is for spikes of fully connected layers: the first of them reads convolutions or the encoder.
+        layer = _dense(config, features, config.scaled(token.features), config.dropout if dense > 1 else 0.0)
+        layer.statistics = SpikeCounter((layer.out_features,))
+        layers[f"fc{dense}"], features = layer, layer.out_features
     return layers, features
 
 
@@ -115,7 +116,7 @@ def _map_size(token: Convolution | Pool, size: tuple[int, int], config: NetworkC
     return height, width
 
 
-def _convolution(config: NetworkConfig, token: Convolution, channels: int, *, first: bool) -> Any:
+def _convolution(config: NetworkConfig, token: Convolution, channels: int, *, first: bool) -> WeightedConv2d:
     sizes = (channels, config.scaled(token.channels), token.kernel_size, token.stride, token.padding)
     options = _weight_options(config)
     if first and config.encoder == "analog":
@@ -125,8 +126,8 @@ def _convolution(config: NetworkConfig, token: Convolution, channels: int, *, fi
     return DFTConv2d(*sizes, **_neuron_options(config), **options)
 
 
-def _dense(config: NetworkConfig, in_features: int, out_features: int, dropout: float) -> Any:
-    options = _weight_options(config) | {"spike_dropout": dropout}
+def _dense(config: NetworkConfig, in_features: int, out_features: int, dropout: float) -> WeightedLinear:
+    options: dict[str, Any] = _weight_options(config) | {"spike_dropout": dropout}
     if config.neuron == "ann":
         return ANNLinear(in_features, out_features, batch_norm=config.batch_norm, **options)
     return DFTLinear(in_features, out_features, **_neuron_options(config), **options)
@@ -134,7 +135,7 @@ def _dense(config: NetworkConfig, in_features: int, out_features: int, dropout: 
 
 def _readout(config: NetworkConfig, in_features: int) -> Readout:
     behind_dense = isinstance(parse_specification(config.specification)[-1], Dense)
-    options = _weight_options(config) | {
+    options: dict[str, Any] = _weight_options(config) | {
         "psp_persistence": config.psp_persistence if config.neuron == "dft" else 0.0,
         "spike_dropout": config.dropout if behind_dense else 0.0,
     }

@@ -172,10 +172,39 @@ class PotentialReadout(Readout):
         ValueError: `at` is neither "start" nor "end"; a size or a ramp parameter is out of range.
     """
 
-    def __init__(self, in_features: int, classes: int, *, at: Literal["start", "end"] = "start", **options) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        classes: int,
+        *,
+        at: Literal["start", "end"] = "start",
+        bias: bool = True,
+        weight_standardisation: bool = True,
+        initial_gain: float = 0.5,
+        psp_persistence: float = 1.0,
+        spike_dropout: float = 0.0,
+        threshold: float = 20.0,
+        window: float = 1.0,
+        initial_potential: float = 10.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         if at not in ("start", "end"):
             raise ValueError(f'PotentialReadout: at must be "start" or "end"; got {at!r}.')
-        super().__init__(in_features, classes, **options)
+        super().__init__(
+            in_features,
+            classes,
+            bias=bias,
+            weight_standardisation=weight_standardisation,
+            initial_gain=initial_gain,
+            psp_persistence=psp_persistence,
+            spike_dropout=spike_dropout,
+            threshold=threshold,
+            window=window,
+            initial_potential=initial_potential,
+            device=device,
+            dtype=dtype,
+        )
         self.at: Literal["start", "end"] = at
 
     def forward(self, x: Tensor) -> Tensor:
@@ -219,4 +248,5 @@ class FirstSpikeReadout(Readout):
         return times.clamp(max=self.window) * (-self.threshold / self.window)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, threshold={self.threshold}, window={self.window}"
+        ramp = f"threshold={self.threshold}, window={self.window}, initial_potential={self.initial_potential}"
+        return f"{super().extra_repr()}, psp_persistence={self.psp_persistence}, {ramp}"

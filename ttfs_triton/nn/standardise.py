@@ -1,6 +1,7 @@
 """Weight standardisation: zero mean and a learned norm over each neuron's fan-in; it folds into plain weights."""
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 _EPSILON = 1e-12  # added to the squared norm of the centred weights: a constant filter gives zeros, not nan
@@ -13,27 +14,23 @@ def standardise_weight(weight: Tensor, weight_gain: Tensor) -> Tensor:
     are read and written once forward.
 
     Args:
-        weight: [C_out, ...], at least two weights per output channel; any dense layout, which is kept.
+        weight: [C_out, ...], at least two weights per output channel; contiguous or channels last, which is kept.
         weight_gain: [C_out], norm of the resulting weights, in threshold heights.
     Returns:
         The standardised weights, shape, dtype and memory format of `weight`. Channels with constant weights give 0.
     Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", 2019.
     """
     channels_last = weight.dim() == 4 and not weight.is_contiguous()
-    dense = weight.permute(0, 2, 3, 1) if channels_last else weight
-    fan_in = weight[0].numel()
+    flat = rearrange(weight, "k c r s -> k (r s c)") if channels_last else weight.flatten(1)
+    fan_in = flat.shape[1]
     # Batch normalisation over a "batch" of one computes exactly this, in one kernel: per channel (w − mean) / std,
     # and std = norm / √fan_in.
     flat = F.batch_norm(
-        dense.reshape(1, weight.shape[0], fan_in),
-        None,
-        None,
-        weight=weight_gain * fan_in**-0.5,
-        training=True,
-        eps=_EPSILON / fan_in,
-    )
-    result = flat.view(dense.shape)
-    return result.permute(0, 3, 1, 2) if channels_last else result
+        flat[None], None, None, weight=weight_gain * fan_in**-0.5, training=True, eps=_EPSILON / fan_in
+    ).squeeze(0)
+    if channels_last:
+        return rearrange(flat, "k (r s c) -> k c r s", r=weight.shape[2], s=weight.shape[3])
+    return flat.view(weight.shape)
 
 
 def fold_weight_standardisation(model: nn.Module) -> nn.Module:

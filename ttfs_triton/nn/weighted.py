@@ -88,7 +88,7 @@ class WeightedLayer(nn.Module):
             self.statistics.update(activations)
         return activations
 
-    def describe(self) -> str:
+    def synapse_repr(self) -> str:
         """Options shared by all layers, for `extra_repr`."""
         return f"bias={self.bias is not None}, weight_standardisation={self.weight_gain is not None}"
 
@@ -118,16 +118,15 @@ class WeightedConv2d(WeightedLayer):
                 f"{name}: groups must divide in_channels (={in_channels}) and out_channels (={out_channels}); "
                 f"got {groups}."
             )
-        self_kernel = pair(kernel_size)
         super().__init__(
-            (out_channels, in_channels // groups, *self_kernel),
+            (out_channels, in_channels // groups, *pair(kernel_size)),
             bias=bias,
             weight_standardisation=weight_standardisation,
             initial_gain=initial_gain,
             device=device,
             dtype=dtype,
         )
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, self_kernel
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, pair(kernel_size)
         self.stride, self.padding, self.dilation, self.groups = pair(stride), pair(padding), pair(dilation), groups
 
     def extra_repr(self) -> str:
@@ -137,7 +136,7 @@ class WeightedConv2d(WeightedLayer):
             text += f", dilation={self.dilation}"
         if self.groups != 1:
             text += f", groups={self.groups}"
-        return f"{text}, {self.describe()}"
+        return f"{text}, {self.synapse_repr()}"
 
 
 class WeightedLinear(WeightedLayer):
@@ -180,7 +179,7 @@ class WeightedLinear(WeightedLayer):
         return x * kept, weight / (1 - self.spike_dropout)
 
     def extra_repr(self) -> str:
-        text = f"{self.in_features}, {self.out_features}, {self.describe()}"
+        text = f"{self.in_features}, {self.out_features}, {self.synapse_repr()}"
         return text if self.spike_dropout == 0 else f"{text}, spike_dropout={self.spike_dropout}"
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ttfs_triton.train.autoaugment import auto_augment
+from ttfs_triton.train.autoaugment import auto_augment, torchvision_transforms
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Augmentation:
 
     Raises:
         ValueError: a size or an angle is negative, or a fill value is outside 0 to 255.
+        RuntimeError: `auto_augment` is on and torchvision is not installed.
 
     Source: DeVries & Taylor, 2017 (Cutout); Cubuk et al., CVPR 2019 (AutoAugment).
     """
@@ -83,6 +84,8 @@ class Augmentation:
                 raise ValueError(
                     f"Augmentation: {name} must be a pixel value from 0 to 255; got {getattr(self, name)}."
                 )
+        if self.auto_augment:
+            torchvision_transforms()  # now rather than in each worker process
 
     def draw(self, n: int, generator: torch.Generator, height: int, width: int) -> AugmentationParameters:
         """Draw the random parameters of `n` images.
@@ -119,8 +122,6 @@ class Augmentation:
             parameters: of these n images, from `draw`.
         Returns:
             [n, C, height, width], float32 in [0, 1], channels last if C > 1.
-        Raises:
-            RuntimeError: `auto_augment` is on and torchvision is not installed.
         """
         if parameters.crop_offset is not None or parameters.flip is not None:
             images = _window(images, parameters.crop_offset, self.crop_padding, self.crop_fill, parameters.flip)
@@ -138,8 +139,11 @@ class Augmentation:
 
 def to_float(images: Tensor) -> Tensor:
     """Pixel values as activations: [n, C, height, width] uint8 -> float32 in [0, 1], channels last if C > 1."""
-    layout = torch.channels_last if images.shape[1] > 1 else torch.contiguous_format
-    return images.to(torch.float32, memory_format=layout).div_(255)
+    return images.to(torch.float32, memory_format=_layout(images)).div_(255)
+
+
+def _layout(images: Tensor) -> torch.memory_format:
+    return torch.channels_last if images.shape[1] > 1 else torch.contiguous_format
 
 
 def _integers(high: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -171,7 +175,9 @@ def _rotate(images: Tensor, angle: Tensor) -> Tensor:
     # Sampling coordinates run from -1 to 1 on both axes, so the aspect ratio enters the off-diagonal terms.
     rotation = torch.stack([cosine, -sine * height / width, zero, sine * width / height, cosine, zero], dim=1)
     grid = functional.affine_grid(rotation.view(-1, 2, 3), list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    rotated = functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    # The four weights may add up to a little more than 1.
+    return rotated.clamp_(max=1).contiguous(memory_format=_layout(images))
 
 
 def _cut_out(images: Tensor, centre: Tensor, side: int, fill: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -19,8 +19,6 @@ def auto_augment(images: Tensor, seeds: Tensor, fill: int = 0) -> Tensor:
         fill: pixel value, 0 to 255, of the border that geometric operations uncover.
     Returns:
         [n, C, height, width], uint8. The global random state is left as it was.
-    Raises:
-        RuntimeError: torchvision is not installed.
 
     Source: Cubuk et al., "AutoAugment", CVPR 2019, Table 7.
     """
@@ -34,13 +32,23 @@ def auto_augment(images: Tensor, seeds: Tensor, fill: int = 0) -> Tensor:
     return torch.stack(augmented)
 
 
-@functools.cache
-def _cifar10_policy(fill: int, channels: int) -> Callable[[Any], Any]:
+def torchvision_transforms() -> ModuleType:
+    """The module `torchvision.transforms.v2`.
+
+    Raises:
+        RuntimeError: torchvision is not installed.
+    """
     try:
         from torchvision.transforms import v2
     except ImportError as error:
         raise RuntimeError(
-            "auto_augment: torchvision must be installed; got no such package. "
+            "Augmentation: torchvision must be installed for auto_augment; got no such package. "
             "Run `pip install 'ttfs-triton[vision]'`, or switch auto_augment off."
         ) from error
+    return v2
+
+
+@functools.cache
+def _cifar10_policy(fill: int, channels: int) -> Callable[[Tensor], Tensor]:
+    v2 = torchvision_transforms()
     return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=[float(fill)] * channels)

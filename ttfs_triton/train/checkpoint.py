@@ -92,7 +92,7 @@ def save_checkpoint(
     Raises:
         ValueError: step, keep_last, a file stem or a tensor is not allowed.
         TypeError: state holds something that JSON cannot express.
-        OSError: the disk is full or refuses; nothing is left behind.
+        OSError: the disk is full or refuses; no half of a checkpoint is left behind.
     """
     if step < 0 or keep_last < 1:
         raise ValueError(
@@ -208,6 +208,7 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     except BaseException:
         replaced.rename(final)
         raise
+    sync_folder(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

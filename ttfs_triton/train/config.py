@@ -144,8 +144,6 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _combinations(self) -> "TrainConfig":
-        if self.dataset is None and self.data_dir is None:
-            raise ValueError("give dataset (a Hub name, or sample) or data_dir (a local folder)")
         if self.batch_norm and self.neuron != "ann":
             raise ValueError("batch_norm works with neuron: ann only; use weight_standardisation for spiking neurons")
         if self.resume and self.overwrite:
@@ -162,8 +160,9 @@ class TrainConfig(BaseModel):
         return self
 
     def to_yaml(self) -> str:
-        """The configuration as YAML, every key written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """The configuration as YAML: every key but those that say how to treat an existing folder."""
+        values = self.model_dump(mode="json", exclude={"resume", "overwrite"})
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 # Keys that may differ between a run and its continuation: they change neither weights nor metrics.

@@ -107,10 +107,10 @@ def decode_image(encoded: dict[str, Any] | None, size: tuple[int, int] | None = 
         ValueError: no image, or a pixel format without a meaning as 8-bit values.
         OSError, SyntaxError and others: what Pillow raises for damaged files.
     """
-    content, path = (encoded["bytes"], encoded["path"]) if encoded else (None, None)
-    if not content and not path:
+    source = (encoded["bytes"] or encoded["path"]) if encoded else None
+    if not source:
         raise ValueError("no image")
-    with Image.open(io.BytesIO(content) if content else path) as file:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
         image: Image.Image = file
         if "exif" in file.info:
             image = ImageOps.exif_transpose(file)

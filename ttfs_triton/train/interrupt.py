@@ -9,7 +9,16 @@ from accelerate import Accelerator
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; everything that it needs to go on has been saved."""
+    """The run was asked to stop; everything that it needs to go on has been saved.
+
+    Attributes:
+        exit_code: 128 plus the signal's number, as shells have it.
+    """
+
+    def __init__(self, message: str, received: signal.Signals | None) -> None:
+        super().__init__(message)
+        self.received = received
+        self.exit_code = 128 + (received or signal.SIGTERM)
 
 
 class StopRequest:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
-from ttfs_triton.train.batches import Batch, EpochBatches, train_loader
+from ttfs_triton.train.batches import Batch, EpochBatches, evaluation_batches, train_loader
 from ttfs_triton.train.build import RunData, build_augmentation, build_network, build_optimizer
 from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.config import TrainConfig
@@ -219,8 +219,6 @@ class Trainer:
         Raises:
             EvaluationStopped: a signal asked to stop.
         """
-        from ttfs_triton.train.batches import evaluation_batches
-
         accelerator = self.accelerator
         batches = evaluation_batches(
             self.data.test if test else self.data.train,
@@ -277,7 +275,8 @@ class Trainer:
                     "format_version": BEST_FORMAT_VERSION,
                     "network": self.scored_network.config.to_dict(),
                     "class_names": self.data.train.class_names,
-                    "dataset": self.data.train.name,
+                    # A local folder goes by its name: the path says nothing to whom the weights are passed on.
+                    "dataset": self.config.data_dir.resolve().name if self.config.data_dir else self.config.dataset,
                 },
             )
         self._save()
@@ -292,7 +291,8 @@ class Trainer:
         received = self.stop.received
         raise Interrupted(
             f"{received.name if received else 'another process'} received: stopped after step {self.position.step} "
-            f"(epoch {self.position.epoch + 1}), checkpoint {self._last_checkpoint}."
+            f"(epoch {self.position.epoch + 1}), checkpoint {self._last_checkpoint}.",
+            received,
         )
 
     def _save(self) -> None:
@@ -352,7 +352,8 @@ class Trainer:
         self.position = Position.from_dict(state["position"])
         totals = self.position.totals
         if self.accelerator.is_main_process:
-            self._sums += torch.tensor([totals.loss, totals.correct, totals.images]).to(self._sums)
+            sums = [totals.loss, totals.correct, totals.images]
+            self._sums += torch.tensor(sums, dtype=torch.float64, device=self._sums.device)
         self._last_checkpoint = str(path)
         if self.accelerator.is_main_process:
             self.folder.write_metrics(self.position.metrics)

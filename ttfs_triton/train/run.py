@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 
 from ttfs_triton.train.build import load_data
 from ttfs_triton.train.cli import parse_config
@@ -38,7 +38,7 @@ def main(recipe: Path, description: str | None, arguments: Sequence[str] | None 
     except (ConfigError, RunFolderError, NonFiniteLossError) as error:
         _exit(str(error), 2)
     except Interrupted as stopped:
-        _exit(str(stopped), 128 + 15)
+        _exit(str(stopped), stopped.exit_code)
 
 
 def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
@@ -54,6 +54,8 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
         Interrupted: a signal asked to stop; a checkpoint says how to go on.
         NonFiniteLossError: before the update that would have spoilt the weights.
     """
+    if config.dataset is None and config.data_dir is None:
+        raise ConfigError("give --dataset (a Hub name, or sample) or --data-dir (a local folder).")
     accelerator = make_accelerator(config)
     display = Display(accelerator.is_main_process)
     folder = _agree_on_folder(config, accelerator, name)
@@ -69,7 +71,7 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
         if accelerator.is_main_process:
             folder.prepare(config)
         accelerator.wait_for_everyone()
-        accelerator.project_configuration.set_directories(str(folder.path))
+        accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
         accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
         resumed = config.resume and trainer.resume()
         _announce(display, trainer, resumed)
@@ -77,9 +79,10 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
             trainer.train()
             summary = _score(trainer)
         except EvaluationStopped:
-            raise Interrupted("Stopped while scoring the test images.") from None
+            message = f"Stopped while scoring the test images.\nGo on with: {_command(folder)}"
+            raise Interrupted(message, stop.received) from None
         except Interrupted as stopped:
-            raise Interrupted(f"{stopped}\nGo on with: {_command(folder)}") from None
+            raise Interrupted(f"{stopped}\nGo on with: {_command(folder)}", stopped.received) from None
     accelerator.end_training()
     return summary
 
@@ -94,13 +97,19 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     for tracker in config.trackers:
         if tracker not in known:
             raise ConfigError(
-                f"trackers: {tracker} must be installed and known to accelerate; available: {', '.join(known) or 'none'}. "
-                f"Try pip install {tracker}."
+                f"trackers: {tracker} must be installed and known to accelerate; got only "
+                f"{', '.join(known) or 'none'}. Try pip install {tracker}."
             )
     cpu = config.cpu or not torch.accelerator.is_available()
     if cpu and config.mixed_precision == "fp16":
         raise ConfigError("mixed_precision: fp16 needs a GPU; use bf16 on the CPU.")
-    return Accelerator(cpu=cpu, mixed_precision=config.mixed_precision, log_with=list(config.trackers) or None)
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=config.mixed_precision,
+        log_with=list(config.trackers) or None,
+        # Some trackers insist on a folder now; the run's own replaces it as soon as it is known.
+        project_config=ProjectConfiguration(logging_dir="runs"),
+    )
 
 
 def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -> RunFolder:

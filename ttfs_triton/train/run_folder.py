@@ -73,7 +73,9 @@ class RunFolder:
             self.path.rename(doomed)
             shutil.rmtree(doomed)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        clean_partial(self.checkpoints)
+        for folder in (self.path, self.best_weights.parent, self.checkpoints):
+            if folder.is_dir():
+                clean_partial(folder)
         if not self._config.is_file():
             write_text(self._config, config.to_yaml())
 

@@ -6,6 +6,7 @@ Nothing is decoded here. A row's image stays the encoded bytes, or the path of a
 from __future__ import annotations
 
 import contextlib
+import glob
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import cast
 
 import datasets
 from datasets import config as datasets_config
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 SAMPLE = "sample"
 SAMPLE_FOLDER = Path(__file__).parent.parent / "sample"
@@ -27,7 +28,7 @@ SPLIT_NAMES = {
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,10 @@ def _local_rows(folder: Path, names: Sequence[str]) -> Rows:
             "Correct --data-dir, or leave it out to use the data set by its name on the Hub."
         )
     for name in names:
-        files = _parquet_files(folder, name)
-        if files:
-            return Rows(_read("parquet", folder, data_files={"train": files}), name, str(folder))
-        if _has_class_folders(folder / name):
-            table = _read("imagefolder", folder, data_dir=str(folder / name), drop_labels=False, drop_metadata=True)
-            return Rows(table, name, str(folder))
+        if files := _parquet_files(folder, name):
+            return Rows(_read_parquet(files, folder), name, str(folder))
+        if files := _image_files(folder / name):
+            return Rows(_class_folders(files), name, str(folder))
     entries = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     listing = ", ".join(entries[:10]) + (", ..." if len(entries) > 10 else "") if entries else "nothing"
     raise ValueError(
@@ -136,36 +135,50 @@ def _local_rows(folder: Path, names: Sequence[str]) -> Rows:
     )
 
 
-def _parquet_files(folder: Path, name: str) -> list[str]:
+def _parquet_files(folder: Path, name: str) -> list[Path]:
     """Parquet files of a split, in the shapes that the Hub uses; all from one folder."""
     stem = re.compile(rf"{re.escape(name)}(?![a-zA-Z])", re.IGNORECASE)
 
     def named(pattern: str) -> list[Path]:
         return [path for path in folder.glob(pattern) if stem.match(path.name)]
 
-    files = named("*.parquet") or list(folder.glob(f"{name}/*.parquet")) or named("*/*.parquet")
+    files = named("*.parquet") or list((folder / name).glob("*.parquet")) or named("*/*.parquet")
     parents = sorted({str(path.parent) for path in files})
     if len(parents) > 1:
         raise ValueError(
             f"load_images: data_dir must hold one data set; got {str(folder)!r}, with {name} files in "
             f"{', '.join(parents)}. Point --data-dir at one of them."
         )
-    return sorted(str(path) for path in files)
+    return sorted(files)
 
 
-def _has_class_folders(folder: Path) -> bool:
-    return any(path.suffix.lower() in _IMAGE_SUFFIXES for path in folder.glob("*/*"))
-
-
-def _read(builder: str, folder: Path, **arguments: object) -> datasets.Dataset:
+def _read_parquet(files: Sequence[Path], folder: Path) -> datasets.Dataset:
     try:
-        table = datasets.load_dataset(builder, split="train", **arguments)  # type: ignore[arg-type]
+        # `datasets` takes paths for patterns.
+        table = datasets.Dataset.from_parquet([glob.escape(str(path)) for path in files])
+        return cast(datasets.Dataset, table)
     except Exception as error:  # whatever the reader of damaged files raises
         raise RuntimeError(
-            f"load_images: data_dir must hold readable {builder} files; got {str(folder)!r} and {_reason(error)}. "
-            "Check that the files are complete."
+            f"load_images: data_dir must hold readable parquet files; got {str(folder)!r} and {_reason(error)}. "
+            f"Check that the files are complete, and that the cache ({datasets_config.HF_DATASETS_CACHE}) is writable."
         ) from error
-    return cast(datasets.Dataset, table)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Image files in class folders, class by class."""
+    return sorted(path for path in folder.glob("*/*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+
+
+def _class_folders(files: Sequence[Path]) -> datasets.Dataset:
+    names = sorted({path.parent.name for path in files})
+    numbers = {name: number for number, name in enumerate(names)}
+    return datasets.Dataset.from_dict(
+        {
+            "image": [{"bytes": None, "path": str(path)} for path in files],
+            "label": [numbers[path.parent.name] for path in files],
+        },
+        features=datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names)),
+    )
 
 
 def _hub_rows(dataset: str | None, names: Sequence[str]) -> Rows:
@@ -203,6 +216,9 @@ def _hub_rows(dataset: str | None, names: Sequence[str]) -> Rows:
 
 
 def _reason(error: BaseException) -> str:
+    """Type and first line of an error; of what lies behind it where `datasets` only says that there was one."""
+    if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

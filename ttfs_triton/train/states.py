@@ -123,7 +123,7 @@ def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], json_s
     for name, tensor in tensors.items():
         prefix, key = name.split(".", 1)
         if prefix.startswith("group"):
-            groups[int(prefix.removeprefix("group"))][key] = tensor.clone()
+            groups[int(prefix.removeprefix("group"))][key] = tensor
             continue
         parameter = parameters[int(prefix)]
         # Fused kernels walk memory in order: moments need the strides of their parameter.

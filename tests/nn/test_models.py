@@ -1,0 +1,203 @@
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests import oracles
+from tests.nn.common import activations, assert_finite_differences, randomised
+from ttfs_triton.nn import (
+    AnalogEncoder,
+    ANNConv2d,
+    DFTLinear,
+    FirstSpikeReadout,
+    NetworkConfig,
+    TTFSNetwork,
+    cnn1,
+    fold_weight_standardisation,
+    vgg11,
+    vgg16,
+)
+
+
+def small(**options):
+    return TTFSNetwork(NetworkConfig("4C3-P2-6C3p0-P2-8", image_size=(10, 12), **options))
+
+
+@pytest.mark.parametrize("build", [cnn1, vgg11, vgg16])
+@pytest.mark.parametrize("size", [28, 32, (64, 32)])
+@pytest.mark.parametrize(("in_channels", "classes"), [(1, 10), (3, 7)])
+def test_builders_take_any_size_and_class_count(build, size, in_channels, classes):
+    if build is not cnn1 and size == 28:
+        size = 40  # five pools need 32
+    model = build(image_size=size, in_channels=in_channels, classes=classes, width=1 / 16)
+    height, width = (size, size) if isinstance(size, int) else size
+    assert model(torch.rand(2, in_channels, height, width)).shape == (2, classes)
+
+
+def test_cnn1_is_the_papers_network():
+    model = cnn1()
+    assert model.features.fc1.in_features == 800  # 16C5-P2-32C5-P2-800-128-10
+    # weights 1·16·25 + 16·32·25 + 800·128 + 128·10, then a bias and a gain per neuron or channel
+    assert sum(p.numel() for p in model.parameters()) == 400 + 12_800 + 102_400 + 1_280 + 2 * (16 + 32 + 128 + 10)
+
+
+def test_vgg16_has_the_published_weights():
+    model = vgg16(bias=False, weight_standardisation=False)
+    channels = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    convolutions = sum(9 * a * b for a, b in pairwise(channels))
+    assert sum(p.numel() for p in model.parameters()) == convolutions + 512 * 4096 + 4096 * 4096 + 4096 * 10
+    assert isinstance(model.features.conv1, AnalogEncoder)
+    assert [name for name, _ in model.features.named_children() if name.startswith("conv")] == [
+        f"conv{i}" for i in range(1, 14)
+    ]
+
+
+def test_vgg11_has_eight_convolutions_and_cifar_statistics():
+    model = vgg11(width=1 / 16)
+    assert "conv8" in dict(model.features.named_children())
+    assert "conv9" not in dict(model.features.named_children())
+    assert model.config.mean == (0.4914, 0.4822, 0.4465)
+    assert vgg11(width=1 / 16, mean=(0.0, 0.0, 0.0)).config.mean == (0.0, 0.0, 0.0)
+    assert vgg11(width=1 / 16, in_channels=1).config.mean is None
+    assert vgg11(width=1 / 16).features.fc1.out_features == 256
+
+
+def test_too_small_images_name_the_layer():
+    with pytest.raises(ValueError, match=r"got \(16, 16\), which leaves maps of 1×1 in front of Pool.*fewer pools"):
+        vgg16(image_size=16, width=1 / 16)
+    with pytest.raises(ValueError, match=r"maps of 2×2 in front of Convolution\(channels=32"):
+        cnn1(image_size=5)
+
+
+def test_wrong_images_are_refused():
+    for shape in ((2, 3, 28, 28), (2, 1, 32, 32), (1, 28, 28)):
+        with pytest.raises(ValueError, match=r"images must have shape \[N, 1, 28, 28\]; got"):
+            cnn1(width=0.25)(torch.rand(shape))
+
+
+def test_network_matches_event_driven_neurons():
+    model = randomised(small(classes=3, psp_persistence=0.5).double(), seed=1, scale=1.5).eval()
+    x = activations(2, 1, 10, 12, seed=2)
+    values = x.numpy()
+    for layer in (model.features.conv1, model.features.conv2):
+        values = oracles.conv2d_layer(
+            values,
+            layer.effective_weight().detach().numpy(),
+            layer.bias.detach().numpy(),
+            padding=layer.padding,
+            psp_persistence=0.5,
+        )
+        n, c, h, w = values.shape
+        values = values[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
+    values = values.reshape(2, -1)  # channels, height, width
+    for layer in (model.features.fc1,):
+        arrays = layer.effective_weight().detach().numpy(), layer.bias.detach().numpy()
+        values = oracles.linear_layer(values, *arrays, psp_persistence=0.5)
+    torch.testing.assert_close(model.hidden(x), torch.from_numpy(values), rtol=0, atol=1e-9)
+    readout = model.readout
+    arrays = readout.effective_weight().detach().numpy(), readout.bias.detach().numpy()
+    torch.testing.assert_close(
+        model(x), torch.from_numpy(oracles.membrane_potential(values, *arrays)), rtol=0, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("readout", ["potential_start", "potential_end", "first_spike"])
+@pytest.mark.parametrize("encoder", ["latency", "analog"])
+def test_network_gradients_match_numeric_ones(readout, encoder):
+    model = small(classes=3, readout=readout, encoder=encoder, derivative_clip=None).double()
+    randomised(model, seed=3)
+    x, target = activations(3, 1, 10, 12, seed=4), torch.tensor([0, 1, 2])
+    assert_finite_differences(lambda: F.cross_entropy(model(x), target), list(model.parameters()), step=1e-7, seed=5)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"readout": "potential_end", "encoder": "analog"},
+        {"readout": "first_spike", "dropout": 0.2},
+        {"neuron": "ann", "batch_norm": True},
+    ],
+    ids=["latency", "analog", "first-spike", "ann"],
+)
+def test_network_compiles_in_one_graph(options):
+    model, x = small(**options), torch.rand(2, 1, 10, 12)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled(x).sum().backward()  # training mode: dropout, batch statistics
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.eval()
+    torch.testing.assert_close(compiled(x), model(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert compiled(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("neuron", ["dft", "ann"])
+def test_network_trains_in_bfloat16_autocast(neuron):
+    torch.manual_seed(0)
+    model, x, target = small(neuron=neuron), torch.rand(16, 1, 10, 12), torch.arange(16) % 10
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(30):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(x), target)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"encoder": "analog"}, {"neuron": "ann", "batch_norm": True}])
+def test_maps_stay_channels_last(options):
+    model, seen = small(**options), []
+    for name, module in model.features.named_children():
+        if name.startswith(("conv", "pool")):
+            module.register_forward_hook(
+                lambda _, __, y: seen.append(y.is_contiguous(memory_format=torch.channels_last))
+            )
+    model(torch.rand(2, 1, 10, 12))
+    assert seen == [True] * 4
+
+
+@pytest.mark.parametrize("fold", [fold_weight_standardisation, TTFSNetwork.fold_standardisation])
+def test_state_dict_round_trip_and_folding(fold):
+    model, x = randomised(small(encoder="analog"), seed=1), torch.rand(2, 1, 10, 12)
+    other = TTFSNetwork(model.config)
+    other.load_state_dict(model.state_dict())
+    expected = model(x)
+    torch.testing.assert_close(other(x), expected, rtol=0, atol=0)
+    fold(model)
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-6)
+    assert model.config == other.config.replace(weight_standardisation=False)
+    folded = TTFSNetwork(model.config)
+    folded.load_state_dict(model.state_dict())  # strict: weight and bias only
+    torch.testing.assert_close(folded(x), expected, rtol=0, atol=1e-6)
+
+
+def test_options_reach_the_layers():
+    model = small(readout="first_spike", psp_persistence=0.25, derivative_clip=None, dropout=0.1, bias=False)
+    layer = model.features.fc1
+    assert isinstance(layer, DFTLinear)
+    assert (layer.psp_persistence, layer.derivative_clip, layer.bias) == (0.25, None, None)
+    assert isinstance(model.readout, FirstSpikeReadout)
+    assert model.readout.psp_persistence == 0.25
+    # Dropout removes spikes of fully connected layers: fc1's inputs come from a convolution, the readout's from fc1.
+    assert (layer.spike_dropout, model.readout.spike_dropout) == (0.0, 0.1)
+    ann = small(neuron="ann", batch_norm=True)
+    assert isinstance(ann.features.conv2, ANNConv2d)
+    assert ann.features.conv2.batch_norm is not None
+    assert ann.readout.psp_persistence == 0.0
+
+
+def test_networks_without_fully_connected_layers_flatten_before_the_readout():
+    model = TTFSNetwork(NetworkConfig("4C3-P2", image_size=(6, 6), classes=3))
+    assert model.readout.in_features == 36
+    assert model(torch.rand(2, 1, 6, 6)).shape == (2, 3)
+
+
+def test_decision_of_a_network_uses_its_readout():
+    model = small(readout="first_spike").eval()
+    x = torch.rand(4, 1, 10, 12)
+    assert torch.equal(model.decide(x).prediction, model(x).argmax(1))

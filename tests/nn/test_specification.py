@@ -1,0 +1,50 @@
+import pytest
+
+from ttfs_triton.nn.specification import Convolution, Dense, Pool, output_size, parse_specification
+
+
+def test_parse_reads_the_papers_network():
+    assert parse_specification("16C5-P2-32C5p0-P2-128") == (
+        Convolution(16, 5, padding=2, stride=1),
+        Pool(2, 2),
+        Convolution(32, 5, padding=0, stride=1),
+        Pool(2, 2),
+        Dense(128),
+    )
+
+
+def test_parse_reads_strides_and_spaces():
+    assert parse_specification("8C3s2 - 8C1p0s3 - P3s2") == (
+        Convolution(8, 3, padding=1, stride=2),
+        Convolution(8, 1, padding=0, stride=3),
+        Pool(3, 2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("specification", "message"),
+    [
+        ("16C5-Q2-128", r'must look like "64C3", "64C3p0s2", "P2" or "128"; got "Q2" in "16C5-Q2-128"'),
+        ("", 'got ""'),
+        ("16C5--128", 'got ""'),
+        ("16C", 'got "16C"'),
+        ("16c5", 'got "16c5"'),
+        ("-5", 'got ""'),
+        ("0C3-128", 'sizes must be positive; got "0C3"'),
+        ("16C3s0", 'sizes must be positive; got "16C3s0"'),
+        ("P0", 'sizes must be positive; got "P0"'),
+        ("16C3-0", 'sizes must be positive; got "0"'),
+        ("128-16C3", r'must come before fully connected layers; got "16C3" behind "128"'),
+        ("16C3-128-P2", r'must come before fully connected layers; got "P2" behind "128"'),
+    ],
+)
+def test_parse_names_the_bad_token(specification, message):
+    with pytest.raises(ValueError, match=message):
+        parse_specification(specification)
+
+
+def test_output_size():
+    assert output_size(28, 5, 1, 2) == 28
+    assert output_size(28, 5, 1) == 24
+    assert output_size(7, 2, 2) == 3
+    assert output_size(1, 2, 2) == 0

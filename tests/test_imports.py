@@ -1,0 +1,127 @@
+"""Which way imports point: recipes, bench → ttfs_triton → ttfs_kernels; and what importing must not need."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("kernels/ttfs_kernels", "ttfs_triton", "recipes", "bench", "docs")
+
+# What modules under a name must not import. All entries that match a module apply.
+ABOVE = {
+    "ttfs_kernels": ("ttfs_triton", "recipes", "bench", "docs", "tests"),
+    "ttfs_triton": ("recipes", "bench", "docs", "tests"),
+    "ttfs_triton.nn": ("ttfs_triton.convert", "ttfs_triton.hardware", "ttfs_triton.train"),
+    "ttfs_triton.hardware": ("ttfs_triton.train",),
+    "recipes": ("bench", "docs", "tests"),
+    "bench": ("docs", "tests"),
+    "docs": ("tests",),
+}
+
+
+def module_name(path: Path, root: Path) -> str:
+    """Dotted name of a file; `kernels/` is a plain folder, not a package."""
+    parts = list(path.relative_to(root).with_suffix("").parts)
+    if parts[0] == "kernels":
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def imported_names(path: Path, module: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything a file imports, at its top or anywhere inside."""
+    package = module.removesuffix(".__init__") if module.endswith(".__init__") else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                base = package.split(".")[: len(package.split(".")) - node.level + 1]
+                source = ".".join([*base, *([source] if source else [])])
+            for alias in node.names:
+                yield node.lineno, f"{source}.{alias.name}"
+
+
+def within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def upward_imports(root: Path) -> list[str]:
+    """`file:line: module imports name` for every import that points up."""
+    found = []
+    for path in sorted(file for folder in FOLDERS for file in (root / folder).rglob("*.py")):
+        module = module_name(path, root)
+        forbidden = [name for prefix, names in ABOVE.items() if within(module, prefix) for name in names]
+        found += [
+            f"{path.relative_to(root)}:{line}: {module} imports {name}"
+            for line, name in imported_names(path, module)
+            if any(within(name, prefix) for prefix in forbidden)
+        ]
+    return found
+
+
+def test_imports_point_down() -> None:
+    assert upward_imports(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("kernels/ttfs_kernels/ops.py", "import ttfs_triton"),
+        ("kernels/ttfs_kernels/ops.py", "from ttfs_triton.nn import layers"),
+        ("ttfs_triton/nn/layers.py", "from ttfs_triton import train"),
+        ("ttfs_triton/nn/layers.py", "from ..train.config import TrainConfig"),
+        ("ttfs_triton/nn/__init__.py", "from .. import hardware"),
+        ("ttfs_triton/nn/layers.py", "def later():\n    import ttfs_triton.train.loop"),
+        ("ttfs_triton/hardware/energy.py", "from ttfs_triton.train import loop"),
+        ("ttfs_triton/hub.py", "from recipes import quickstart"),
+        ("bench/train_step.py", "import tests.oracles"),
+    ],
+)
+def test_upward_import_is_found(tmp_path: Path, file: str, line: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(line, encoding="utf-8")
+    (found,) = upward_imports(tmp_path)
+    assert found.startswith(f"{file}:{line.count(chr(10)) + 1}: ")
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("ttfs_triton/nn/layers.py", "from ttfs_kernels import dft_linear"),
+        ("ttfs_triton/train/loop.py", "from ttfs_triton.nn import cnn1"),
+        ("ttfs_triton/nn/layers.py", "from . import training"),
+        ("recipes/quickstart.py", "from ttfs_triton.train import main"),
+    ],
+)
+def test_downward_import_is_allowed(tmp_path: Path, file: str, line: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(line, encoding="utf-8")
+    assert upward_imports(tmp_path) == []
+
+
+def test_kernels_folder_is_not_a_package() -> None:
+    # Hugging Face's package `kernels` is imported under that name; ours would hide it.
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ttfs_triton, ttfs_triton.train",
+        "import ttfs_triton.nn; assert 'ttfs_triton.train' not in sys.modules",
+        "import ttfs_kernels; assert 'ttfs_triton' not in sys.modules",
+    ],
+    ids=["everything", "nn_without_train", "kernels_without_networks"],
+)
+def test_import_needs_neither_gpu_nor_triton(code: str) -> None:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
+    without_triton = f"import sys; sys.modules['triton'] = None; {code}"
+    process = subprocess.run([sys.executable, "-c", without_triton], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr

@@ -1,0 +1,114 @@
+"""Small runs in processes of their own, as users start them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from ttfs_triton.train import main
+main(Path(sys.argv.pop(1)), "A small run.")
+"""
+
+SETTINGS = """
+model: 4C3-P2-8
+epochs: 3
+batch_size: 16
+lr: 2.0e-2
+shift: 1
+dropout: 0.1
+ema_decay: 0.9
+evaluation_batch_size: 13
+validation_fraction: 0.2
+cpu: true
+"""
+
+
+def make_images(folder: Path, write_parquet: Any, train: int = 160, test: int = 45) -> Path:
+    """A data set of 8×8 images in four classes: a bright quadrant under noise."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        labels = np.arange(count) % 4
+        images = generator.integers(0, 90, (count, 8, 8), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            row, column = divmod(int(label), 2)
+            image[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 120
+        write_parquet(folder / f"{split}.parquet", images, labels.tolist(), names=["a", "b", "c", "d"])
+    return folder
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    """One thread and offline, so that runs are quick, exact and alone."""
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
+    }
+
+
+def command(tmp_path: Path, data: Path, output: Path, *flags: str, settings: str = "", processes: int = 1) -> list[str]:
+    """Command line of a run; writes recipe and script into tmp_path."""
+    recipe, script = tmp_path / "small.yaml", tmp_path / "small.py"
+    recipe.write_text(SETTINGS + settings)
+    script.write_text(SCRIPT)
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+        launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return [*launcher, str(script), str(recipe), "--data-dir", str(data), "--output-dir", str(output), *flags]
+
+
+def run(
+    tmp_path: Path, data: Path, output: Path, *flags: str, settings: str = "", processes: int = 1
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end; whoever calls checks the exit code."""
+    return subprocess.run(
+        command(tmp_path, data, output, *flags, settings=settings, processes=processes),
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def best(output: Path) -> dict[str, torch.Tensor]:
+    """Best weights of a run."""
+    return safetensors.torch.load_file(str(output / "best" / "model.safetensors"))
+
+
+def last(output: Path) -> dict[str, torch.Tensor]:
+    """Final weights, optimizer state and moving average of a run, from its newest checkpoint."""
+    newest = max((output / "checkpoints").glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
+    tensors: dict[str, torch.Tensor] = {}
+    for stem in ("model", "optimizer", "average"):
+        file = newest / f"{stem}.safetensors"
+        if file.is_file():
+            tensors |= {f"{stem}.{name}": value for name, value in safetensors.torch.load_file(str(file)).items()}
+    return tensors
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl without the clock's share."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimizer, moving average and metrics agree bit for bit."""
+    for read in (best, last):
+        ours, theirs = read(one), read(other)
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert torch.equal(value, theirs[name]), name
+    assert metrics(one) == metrics(other)

@@ -1,0 +1,217 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ttfs_triton.train.augment import Augmentation
+from ttfs_triton.train.batches import (
+    EpochBatches,
+    EvaluationBatches,
+    evaluation_batches,
+    evaluation_loader,
+    train_loader,
+)
+from ttfs_triton.train.data import ImageData, load_images
+from ttfs_triton.train.decode import InMemoryImages
+
+AUGMENTATION = Augmentation(crop_padding=2, crop_fill=128, flip=True, shift=1, rotation=10, cutout=3)
+
+# Python 3.12 warns of every fork of a process with threads; the loader's workers are forked.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
+
+
+def numbered(n: int, channels: int = 1) -> ImageData:
+    """Image i and label i carry the number i."""
+    pixels = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 8, 8, channels).contiguous()
+    return ImageData(InMemoryImages(pixels), torch.arange(n), [str(i) for i in range(n)], "a/b", "train", "0")
+
+
+def epoch(n: int = 50, channels: int = 3, **options: object) -> EpochBatches:
+    arguments = {"batch_size": 12, "seed": 5, "epoch": 1, "augmentation": AUGMENTATION, **options}
+    return EpochBatches(numbered(n, channels), torch.arange(n), **arguments)  # type: ignore[arg-type]
+
+
+def join(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_epoch_batches_are_images_in_the_unit_interval_with_their_labels():
+    batches = epoch(augmentation=None)
+    images, labels = batches[0]
+    assert images.shape == (12, 3, 8, 8)
+    assert images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, (labels / 255).view(12, 1, 1, 1).expand(12, 3, 8, 8))
+
+
+def test_epoch_batches_use_the_given_indices_once_and_leave_out_the_last_step():
+    indices = torch.arange(7, 46)
+    batches = EpochBatches(numbered(50), indices, batch_size=12, seed=0, epoch=0)
+    _, labels = join([batches[i] for i in range(len(batches))])
+    assert (batches.steps, len(batches), len(labels)) == (3, 3, 36)
+    assert len(set(labels.tolist())) == 36
+    assert set(labels.tolist()) <= set(indices.tolist())
+
+
+def test_epoch_batches_leave_out_other_images_each_epoch():
+    seen = set()
+    for number in range(8):
+        batches = epoch(epoch=number, augmentation=None)
+        seen |= set(join([batches[i] for i in range(len(batches))])[1].tolist())
+    assert seen == set(range(50))
+
+
+@pytest.mark.parametrize("change", [{"epoch": 2}, {"seed": 6}])
+def test_epoch_batches_differ_by_epoch_and_seed(change):
+    assert epoch().order.tolist() != epoch(**change).order.tolist()
+
+
+def test_epoch_batches_draw_new_parameters_for_each_step_and_epoch():
+    data = ImageData(
+        InMemoryImages(torch.arange(64, dtype=torch.uint8).view(1, 8, 8, 1).repeat(24, 1, 1, 1)),
+        torch.zeros(24, dtype=torch.int64),
+        ["0"],
+        "a/b",
+        "train",
+        "0",
+    )
+    batches = [
+        EpochBatches(data, torch.arange(24), batch_size=12, seed=0, epoch=i, augmentation=AUGMENTATION)[step][0]
+        for i in range(2)
+        for step in range(2)
+    ]
+    for i in range(4):
+        for j in range(i):
+            assert not torch.equal(batches[i], batches[j])
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 3), (4, 3), (12, 1)])
+@pytest.mark.parametrize("auto_augment", [False, True])
+def test_epoch_batches_of_all_processes_make_the_batches_of_one(world_size, accumulation, auto_augment):
+    augmentation = Augmentation(crop_padding=2, flip=True, shift=1, rotation=10, cutout=3, auto_augment=auto_augment)
+    one = epoch(augmentation=augmentation)
+    shares = [
+        epoch(augmentation=augmentation, rank=rank, world_size=world_size, accumulation=accumulation)
+        for rank in range(world_size)
+    ]
+    for step in range(one.steps):
+        parts = [share[step * accumulation + micro_batch] for micro_batch in range(accumulation) for share in shares]
+        images, labels = join(parts)
+        assert torch.equal(images, one[step][0])
+        assert torch.equal(labels, one[step][1])
+
+
+def test_epoch_batches_of_encoded_images_equal_those_in_memory(tmp_path, random_images, write_parquet):
+    write_parquet(tmp_path / "train.parquet", random_images(20, 3), [i % 2 for i in range(20)])
+    images = [
+        EpochBatches(
+            load_images(None, tmp_path, streaming=streaming),
+            torch.arange(20),
+            batch_size=8,
+            seed=0,
+            epoch=0,
+            augmentation=AUGMENTATION,
+        )[1][0]
+        for streaming in (False, True)
+    ]
+    assert torch.equal(images[0], images[1])
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 4])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_train_loader_continues_at_a_step(start_step, num_workers):
+    batches = epoch(accumulation=2)
+    loaded = list(train_loader(batches, start_step, num_workers))
+    expected = [batches[i] for i in range(2 * start_step, 8)]
+    assert len(loaded) == len(expected)
+    for (images, labels), (expected_images, expected_labels) in zip(loaded, expected, strict=True):
+        assert torch.equal(images, expected_images)
+        assert images.stride() == expected_images.stride()
+        assert torch.equal(labels, expected_labels)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_train_loader_workers_change_nothing(tmp_path, random_images, write_parquet, streaming):
+    write_parquet(tmp_path / "train.parquet", random_images(40, 3, 16, 16), [i % 2 for i in range(40)])
+    data = load_images(None, tmp_path, streaming=streaming)
+    augmentation = Augmentation(crop_padding=2, flip=True, rotation=10, cutout=3, auto_augment=True)
+    batches = EpochBatches(data, torch.arange(40), batch_size=8, seed=0, epoch=0, augmentation=augmentation)
+    here, workers = join(list(train_loader(batches))), join(list(train_loader(batches, num_workers=2)))
+    assert torch.equal(here[0], workers[0])
+    assert torch.equal(here[1], workers[1])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loaders_leave_the_global_random_state_alone(num_workers):
+    before = torch.get_rng_state()
+    augmentation = Augmentation(crop_padding=2, flip=True, auto_augment=True)
+    list(train_loader(epoch(augmentation=augmentation), num_workers=num_workers))
+    list(evaluation_loader(evaluation_batches(numbered(5), None, 2), num_workers=num_workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@given(n=st.integers(0, 40), world_size=st.integers(1, 9), batch_size=st.integers(1, 12), first=st.integers(0, 5))
+def test_evaluation_batches_share_every_image_exactly_once(n, world_size, batch_size, first):
+    data, indices = numbered(50), torch.arange(first, first + n)
+    shares = [evaluation_batches(data, indices, batch_size, rank, world_size) for rank in range(world_size)]
+    labels = [label for share in shares for _, batch in share for label in batch.tolist()]
+    assert labels == indices.tolist()
+    counts = [len(share.indices) for share in shares]
+    assert max(counts) - min(counts) <= 1
+    for share, count in zip(shares, counts, strict=True):
+        assert len(share) == len(list(share)) == -(-count // batch_size)
+        assert all(1 <= len(batch) <= batch_size for _, batch in share)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_loader_gives_images_and_labels(num_workers):
+    batches = evaluation_batches(numbered(7, 3), None, 3)
+    images, labels = join(list(evaluation_loader(batches, num_workers)))
+    assert labels.tolist() == list(range(7))
+    assert images.dtype == torch.float32
+    assert torch.equal(images, (labels / 255).view(7, 1, 1, 1).expand(7, 3, 8, 8))
+
+
+def test_evaluation_loader_of_an_empty_share_is_empty():
+    assert list(evaluation_loader(evaluation_batches(numbered(1), None, 3, rank=0, world_size=2))) == []
+
+
+@pytest.mark.parametrize(("batch_size", "world_size", "accumulation"), [(12, 5, 1), (12, 2, 4), (0, 1, 1)])
+def test_epoch_batches_reject_a_batch_that_does_not_divide(batch_size, world_size, accumulation):
+    message = f"batch_size must be a multiple of .*; got {batch_size} for {world_size} x {accumulation}"
+    with pytest.raises(ValueError, match=message):
+        epoch(batch_size=batch_size, world_size=world_size, accumulation=accumulation)
+
+
+def test_epoch_batches_reject_a_batch_larger_than_the_data():
+    with pytest.raises(ValueError, match="batch_size must be at most the number of training images; got 64 for 50"):
+        epoch(batch_size=64)
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(-1, 2), (2, 2), (0, 0)])
+def test_batches_reject_a_rank_outside_the_world(rank, world_size):
+    with pytest.raises(ValueError, match=f"EpochBatches: rank must be in .*; got {rank} of {world_size}"):
+        epoch(rank=rank, world_size=world_size)
+    with pytest.raises(ValueError, match=f"EvaluationBatches: rank must be in .*; got {rank} of {world_size}"):
+        EvaluationBatches(numbered(3), None, 2, rank, world_size)
+
+
+def test_evaluation_batches_reject_an_empty_batch():
+    with pytest.raises(ValueError, match="EvaluationBatches: batch_size must be at least 1; got 0"):
+        EvaluationBatches(numbered(3), None, 0)
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+def test_batches_reject_an_index_outside(index):
+    with pytest.raises(IndexError, match=f"EpochBatches: index must be in 0 to 3; got {index}"):
+        epoch()[index]
+    with pytest.raises(IndexError, match=f"EvaluationBatches: index must be in 0 to 3; got {index}"):
+        EvaluationBatches(numbered(4), None, 1)[index]
+
+
+@pytest.mark.parametrize("start_step", [-1, 5])
+def test_train_loader_rejects_a_step_outside_the_epoch(start_step):
+    with pytest.raises(ValueError, match=f"start_step must be in 0 to 4; got {start_step}"):
+        train_loader(epoch(), start_step)

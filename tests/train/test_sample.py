@@ -1,0 +1,122 @@
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from ttfs_triton.train.data import load_images
+from ttfs_triton.train.sources import SAMPLE_FOLDER
+
+SPLITS = {"train": 600, "test": 100}  # images a class
+SCRIPT = Path(__file__).parents[2] / "recipes" / "make_sample.py"
+
+
+@pytest.fixture
+def make_sample() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_sample", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_sample_is_balanced_and_whole(split):
+    data = load_images("sample", split=split, max_bad_images=0)
+    assert data.shape == (10 * SPLITS[split], 1, 28, 28)
+    assert torch.bincount(data.labels).tolist() == [SPLITS[split]] * 10
+    assert data.class_names[0] == "T-shirt/top"
+    assert data.class_names[9] == "Ankle boot"
+
+
+def test_sample_has_the_statistics_of_fashion_mnist():
+    pixels = load_images("sample").images / 255
+    # The full training split has mean 0.2860 and standard deviation 0.3530.
+    assert float(pixels.mean()) == pytest.approx(0.2860, abs=0.005)
+    assert float(pixels.std()) == pytest.approx(0.3530, abs=0.005)
+
+
+def test_sample_shares_no_image_between_splits():
+    images = [{image.numpy().tobytes() for image in load_images("sample", split=split).images} for split in SPLITS]
+    assert len(images[0]) > 5990  # Fashion-MNIST itself holds a few duplicates
+    assert not images[0] & images[1]
+
+
+def test_sample_is_shuffled():
+    assert load_images("sample").labels[:100].unique().tolist() == list(range(10))
+
+
+def test_sample_is_small():
+    assert sum((SAMPLE_FOLDER / f"{split}.parquet").stat().st_size for split in SPLITS) < 4_000_000
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_sample_carries_its_types(split):
+    schema = pq.read_schema(SAMPLE_FOLDER / f"{split}.parquet")
+    features = datasets.Features.from_arrow_schema(schema)
+    assert isinstance(features["image"], datasets.Image)
+    assert len(features["label"].names) == 10
+    row = pq.read_table(SAMPLE_FOLDER / f"{split}.parquet").slice(0, 1).to_pylist()[0]
+    assert row["image"]["bytes"].startswith(b"\x89PNG")
+
+
+def test_sample_keeps_licence_and_checksums():
+    licence = (SAMPLE_FOLDER / "LICENSE").read_text(encoding="utf-8")
+    assert licence.startswith("The MIT License (MIT) Copyright © 2017 Zalando SE")
+    readme = (SAMPLE_FOLDER / "README.md").read_text(encoding="utf-8")
+    for split in SPLITS:
+        assert hashlib.sha256((SAMPLE_FOLDER / f"{split}.parquet").read_bytes()).hexdigest() in readme
+
+
+def test_make_sample_writes_the_same_bytes_twice(make_sample, tmp_path, random_images, write_parquet):
+    make_sample.SAMPLES = {"train": 20, "test": 10}
+    for split, count in (("train", 60), ("test", 30)):
+        write_parquet(
+            tmp_path / "source" / f"{split}.parquet", random_images(count, 1, 28, 28), [i % 10 for i in range(count)]
+        )
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        for split in SPLITS:
+            make_sample.make_split(split, str(tmp_path / "source"), tmp_path / folder)
+    for split, per_class in (("train", 2), ("test", 1)):
+        first = (tmp_path / "first" / f"{split}.parquet").read_bytes()
+        assert first == (tmp_path / "second" / f"{split}.parquet").read_bytes()
+        data = load_images(None, tmp_path / "first", split=split)
+        assert torch.bincount(data.labels).tolist() == [per_class] * 10
+        source = load_images(None, tmp_path / "source", split=split)
+        known = {image.numpy().tobytes(): int(label) for image, label in zip(source.images, source.labels, strict=True)}
+        for image, label in zip(data.images, data.labels, strict=True):
+            assert known[image.numpy().tobytes()] == int(label)
+
+
+def test_make_sample_of_the_sample_is_the_sample(make_sample, tmp_path, monkeypatch, capsys):
+    make_sample.SAMPLES = {"test": 1000}
+    monkeypatch.setattr(
+        sys, "argv", ["make_sample.py", "--data-dir", str(SAMPLE_FOLDER), "--output-dir", str(tmp_path / "new")]
+    )
+    make_sample.main()
+    assert "test.parquet: " in capsys.readouterr().out
+    new = load_images(None, tmp_path / "new", split="test")
+    assert new.fingerprint == load_images("sample", split="test").fingerprint
+
+
+def test_make_sample_rejects_a_source_that_is_not_balanced(make_sample, tmp_path, random_images, write_parquet):
+    make_sample.SAMPLES = {"train": 20}
+    write_parquet(tmp_path / "train.parquet", random_images(40, 1, 28, 28), [i % 9 for i in range(40)])
+    with pytest.raises(ValueError, match=r"the source must be Fashion-MNIST, balanced; got .* Check --data-dir"):
+        make_sample.make_split("train", str(tmp_path), tmp_path)
+
+
+def test_make_sample_encodes_without_loss(make_sample, tmp_path, random_images):
+    pixels = random_images(1, 1, 28, 28)[0]
+    (tmp_path / "a.png").write_bytes(make_sample.encode(pixels))
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "L"
+        assert image.tobytes() == pixels.tobytes()

@@ -1,0 +1,207 @@
+"""The trainer as a whole: what a run leaves behind, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+
+from tests.train.runs import SETTINGS, best, last, make_images, metrics, run
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, TrainConfig, train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, write_parquet) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    """accelerate keeps precision and device in a singleton, which would tie the tests to each other."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def config(data, tmp_path) -> TrainConfig:
+    return TrainConfig(**yaml.safe_load(SETTINGS), data_dir=data, output_dir=tmp_path / "run")
+
+
+def change(config: TrainConfig, **values) -> TrainConfig:
+    return TrainConfig(**config.model_dump() | values)
+
+
+def test_run_learns_and_leaves_the_documented_folder(config):
+    summary = train(change(config, epochs=8))
+    folder = config.output_dir
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "best",
+    }
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    documented = (
+        "test_accuracy val_accuracy sparsity sparsity_with_outputs per_layer epochs seconds_per_epoch "
+        "images_per_second seed versions device"
+    )
+    assert set(documented.split()) <= set(summary)
+    assert summary["test_accuracy"] > 0.8
+    assert summary["test_images"] == 45
+    assert 0 < summary["sparsity"] < 1
+    assert [line["epoch"] for line in metrics(folder)] == list(range(1, 9))
+    assert len(list((folder / "checkpoints").iterdir())) == config.keep_checkpoints
+
+
+def test_best_weights_rebuild_the_network_that_was_scored(config, data):
+    summary = train(config)
+    folder = config.output_dir
+    network = TTFSNetwork(NetworkConfig.from_dict(json.loads((folder / "best/config.json").read_text())["network"]))
+    network.load_state_dict(best(folder))
+    lines = metrics(folder)
+    assert summary["best_epoch"] == 1 + max(range(3), key=lambda i: lines[i]["val_accuracy"])
+    assert summary["val_accuracy"] == max(line["val_accuracy"] for line in lines)
+
+
+def test_same_seed_same_run_and_another_seed_another(config, tmp_path):
+    train(config)
+    train(change(config, output_dir=tmp_path / "again"))
+    train(change(config, output_dir=tmp_path / "other", seed=1))
+    same, other = last(tmp_path / "again"), last(tmp_path / "other")
+    for name, value in last(config.output_dir).items():
+        assert torch.equal(value, same[name])
+    assert metrics(config.output_dir) == metrics(tmp_path / "again")
+    assert metrics(config.output_dir) != metrics(tmp_path / "other")
+    assert other.keys() == same.keys()
+
+
+def test_accumulation_gives_the_same_weights(config, tmp_path):
+    plain = change(config, dropout=0.0, epochs=1)
+    train(plain)
+    train(change(plain, gradient_accumulation=4, output_dir=tmp_path / "accumulated"))
+    accumulated = best(tmp_path / "accumulated")
+    for name, value in best(config.output_dir).items():
+        torch.testing.assert_close(value, accumulated[name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optimizer": "sgd", "schedule": "milestones", "milestones": (1, 2), "gradient_clip": 1.0},
+        {"optimizer": "adam", "schedule": "cosine", "label_smoothing": 0.1, "readout": "first_spike"},
+        {"neuron": "ann", "batch_norm": True, "weight_standardisation": False, "encoder": "analog"},
+        {"schedule": "constant", "validation_fraction": 0.0, "ema_decay": 0.0, "mixed_precision": "bf16"},
+        {"num_workers": 1, "streaming": True, "readout": "potential_end", "psp_persistence": 0.25},
+    ],
+    ids=lambda values: "-".join(values),
+)
+def test_options_train(config, values):
+    summary = train(change(config, epochs=2, **values))
+    assert 0.25 < summary["test_accuracy"] <= 1
+    assert metrics(config.output_dir)[1]["train_loss"] < metrics(config.output_dir)[0]["train_loss"]
+
+
+def test_compiled_network_trains_like_the_eager_one(config, tmp_path, monkeypatch):
+    # aot_eager traces forward and backward as the default backend does, and needs no C++ compiler.
+    compile_network = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_network(model, backend="aot_eager"))
+    plain = change(config, epochs=1, dropout=0.0)
+    train(plain)
+    train(change(plain, compile=True, output_dir=tmp_path / "compiled"))
+    compiled = best(tmp_path / "compiled")
+    for name, value in best(config.output_dir).items():
+        torch.testing.assert_close(value, compiled[name], atol=1e-5, rtol=0)
+
+
+def test_start_from_ann_weights(config, tmp_path):
+    ann = change(config, neuron="ann", ema_decay=0.0, epochs=4)
+    train(ann)
+    weights = config.output_dir / "best/model.safetensors"
+    summary = train(change(config, psp_persistence=0.0, weights=weights, lr=1e-9, output_dir=tmp_path / "snn"))
+    ann_summary = json.loads((config.output_dir / "summary.json").read_text())
+    assert summary["test_accuracy"] == ann_summary["test_accuracy"]
+
+
+def test_weights_that_do_not_fit_are_refused(config, tmp_path):
+    safetensors.torch.save_file({"something": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match=r"weights: .*other\.safetensors does not fit"):
+        train(change(config, weights=tmp_path / "other.safetensors"))
+    (tmp_path / "broken.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ConfigError, match="must be a whole safetensors file"):
+        train(change(config, weights=tmp_path / "broken.safetensors"))
+    assert not config.output_dir.exists()
+
+
+def test_existing_folder_is_never_overwritten_unasked(config):
+    config.output_dir.mkdir()
+    (config.output_dir / "thesis.txt").write_text("precious")
+    with pytest.raises(RunFolderError, match="already holds something"):
+        train(config)
+    with pytest.raises(RunFolderError, match="is not a run's folder"):
+        train(change(config, overwrite=True))
+    with pytest.raises(RunFolderError, match="must hold a run"):
+        train(change(config, resume=True))
+    assert (config.output_dir / "thesis.txt").read_text() == "precious"
+
+
+def test_overwrite_replaces_a_run(config):
+    train(change(config, epochs=2))
+    train(change(config, epochs=1, overwrite=True))
+    assert len(metrics(config.output_dir)) == 1
+
+
+def test_wrong_data_is_refused_before_anything_is_written(config, tmp_path):
+    with pytest.raises(ConfigError, match="nowhere"):
+        train(change(config, data_dir=tmp_path / "nowhere"))
+    assert not config.output_dir.exists()
+
+
+def test_non_finite_loss_stops_before_the_update(config, monkeypatch):
+    from ttfs_triton.train import loop
+
+    calls = []
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def poisoned(logits, labels, **options):
+        calls.append(None)
+        loss = cross_entropy(logits, labels, **options)
+        return loss * float("nan") if len(calls) == 15 else loss
+
+    monkeypatch.setattr(loop.F, "cross_entropy", poisoned)
+    stopped = change(config, checkpoint_steps=5, validation_fraction=0.0)
+    with pytest.raises(NonFiniteLossError, match=r"step 15 \(epoch 2\).*\n.*conv1: active[\s\S]*step-00000010"):
+        train(stopped)
+    assert all(value.isfinite().all() for value in last(config.output_dir).values())
+
+
+def test_resume_with_other_images_is_refused(config, tmp_path, write_parquet):
+    train(config)
+    (config.output_dir / "summary.json").unlink()
+    other = make_images(tmp_path / "other", write_parquet, train=164)
+    with pytest.raises(RuntimeError, match="training images must be those"):
+        train(change(config, data_dir=other, resume=True))
+
+
+def test_unknown_tracker_is_refused(config):
+    with pytest.raises(ConfigError, match="trackers: nothing_such must be installed"):
+        train(change(config, trackers=("nothing_such",)))
+
+
+def test_tensorboard_gets_the_figures(config):
+    train(change(config, trackers=("tensorboard",), log_steps=2, epochs=1))
+    assert list(config.output_dir.rglob("events.out.tfevents*"))
+
+
+def test_command_line_reports_mistakes_without_a_traceback(tmp_path, data):
+    result = run(tmp_path, data, tmp_path / "run", "--resume", "--overwrite")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    result = run(tmp_path, data, tmp_path / "run", settings="\nlearning_rate: 3\n")
+    assert result.returncode == 2
+    assert "learning_rate: there is no such key" in result.stderr
+    assert "Traceback" not in result.stderr
