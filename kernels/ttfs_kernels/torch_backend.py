@@ -11,54 +11,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttfs_kernels.contraction import Geometry, convolve, gradient_of_input, gradient_of_weight
 from ttfs_kernels.rule import fire_
 
 aten = torch.ops.aten
-CHANNELS_LAST = torch.channels_last
-
-
-def stack_mask(x: Tensor, psp_persistence: float) -> Tensor:
-    """[x ; σ·[x > 0]] along the first dimension; 4-D tensors come out channels-last whatever the input's layout."""
-    shape = (2 * x.shape[0], *x.shape[1:])
-    layout = CHANNELS_LAST if x.dim() == 4 else torch.contiguous_format
-    stacked = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    values, mask = stacked.tensor_split(2)
-    values.copy_(x)
-    torch.gt(x, 0, out=mask)
-    if psp_persistence != 1.0:
-        mask.mul_(psp_persistence)
-    return stacked
+Three = tuple[Tensor, Tensor, Tensor]
 
 
 def conv2d_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
     psp_persistence: float,
     derivative_clip: float,
     with_derivatives: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Three:
     """(activations, stacked input, stacked derivatives); the last two are empty where nothing needs them."""
+    nothing = x.new_empty(0)
     if psp_persistence == 0.0:
-        x = x.contiguous(memory_format=CHANNELS_LAST)
-        bias = bias if bias is None else bias.to(x.dtype)
-        A = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-        return A.contiguous(memory_format=CHANNELS_LAST).clamp_(0, 1), x.new_empty(0), x.new_empty(0)
-    stacked = stack_mask(x, psp_persistence)
-    potentials = F.conv2d(stacked, weight, None, stride, padding, dilation, groups)
-    potentials = potentials.contiguous(memory_format=CHANNELS_LAST)
-    count, channels, height, width = potentials.shape
-    rows = count // 2 * height * width
-    flat = potentials.permute(0, 2, 3, 1).view(2, rows, channels)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return convolve(x, weight, _like(x, bias), geometry).clamp_(0, 1), nothing, nothing
+    stacked = _stack_mask(x, psp_persistence)
+    potentials = convolve(stacked, weight, None, geometry)
+    pair, channels, rows, columns = potentials.shape
+    flat = potentials.permute(0, 2, 3, 1).view(2, pair // 2 * rows * columns, channels)
     activations = fire_(flat, bias, derivative_clip, with_derivatives)
-    activations = activations.view(count // 2, height, width, channels).permute(0, 3, 1, 2)
-    if not with_derivatives:
-        return activations, x.new_empty(0), x.new_empty(0)
-    return activations, stacked, potentials
+    activations = activations.view(pair // 2, rows, columns, channels).permute(0, 3, 1, 2)
+    return (activations, stacked, potentials) if with_derivatives else (activations, nothing, nothing)
 
 
 def conv2d_backward(
@@ -66,43 +46,30 @@ def conv2d_backward(
     x: Tensor,
     saved: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
     psp_persistence: float,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Three:
     """Gradients of x, weight and bias; empty where not needed.
 
     `x` and `saved` are the stacked input and derivatives, or for σ = 0 the input and the activations.
     """
     needs_x, needs_weight, needs_bias = needs
-
-    def contract(h: Tensor, inputs: Tensor, mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-        return aten.convolution_backward(
-            h, inputs, weight, None, stride, padding, dilation, False, [0, 0], groups, mask
-        )
-
+    grad_x = grad_weight = grad_bias = grad.new_empty(0)
     if psp_persistence == 0.0:
-        h = aten.hardtanh_backward(grad, saved, 0, 1)
-        x = x.contiguous(memory_format=CHANNELS_LAST)
-        grad_x, grad_weight, _ = contract(h, x, [needs_x, needs_weight, False])
+        x = values = x.contiguous(memory_format=torch.channels_last)
+        h = h_values = aten.hardtanh_backward(grad, saved, 0, 1)
     else:
-        h, grad_x, grad_weight = _scale(grad, saved), None, None
-        values, h_values = x.tensor_split(2)[0], h.tensor_split(2)[0]
-        if needs_x:
-            grad_x = contract(h_values, values, [True, False, False])[0]
-            aten.threshold_backward.grad_input(grad_x, values, 0, grad_input=grad_x)
-        if needs_weight:
-            grad_weight = contract(h, x, [False, True, False])[1]
-        h = h_values
-    grad_bias = _sum(h, (0, 2, 3)) if needs_bias else grad.new_empty(0)
-    return (
-        grad_x.contiguous(memory_format=CHANNELS_LAST) if grad_x is not None else grad.new_empty(0),
-        grad_weight if grad_weight is not None else grad.new_empty(0),
-        grad_bias,
-    )
+        h = _scale(grad, saved)
+        values, h_values = _first_half(x), _first_half(h)
+    if needs_x:
+        grad_x = gradient_of_input(h_values, values, weight, geometry)
+        _mask_silent_(grad_x, values, psp_persistence)
+    if needs_weight:
+        grad_weight = gradient_of_weight(h, x, weight, geometry)
+    if needs_bias:
+        grad_bias = _sum(h_values, (0, 2, 3))
+    return grad_x, grad_weight, grad_bias
 
 
 def linear_forward(
@@ -112,42 +79,53 @@ def linear_forward(
     psp_persistence: float,
     derivative_clip: float,
     with_derivatives: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Three:
     """As `conv2d_forward`, for x [rows, in_features]."""
+    nothing = x.new_empty(0)
     if psp_persistence == 0.0:
-        return (
-            F.linear(x, weight, bias if bias is None else bias.to(x.dtype)).clamp_(0, 1),
-            x.new_empty(0),
-            x.new_empty(0),
-        )
-    stacked = stack_mask(x, psp_persistence)
+        return F.linear(x, weight, _like(x, bias)).clamp_(0, 1), nothing, nothing
+    stacked = _stack_mask(x, psp_persistence)
     potentials = F.linear(stacked, weight)
     flat = potentials.view(2, x.shape[0], weight.shape[0])
     activations = fire_(flat, bias, derivative_clip, with_derivatives)
-    if not with_derivatives:
-        return activations, x.new_empty(0), x.new_empty(0)
-    return activations, stacked, potentials
+    return (activations, stacked, potentials) if with_derivatives else (activations, nothing, nothing)
 
 
 def linear_backward(
     grad: Tensor, x: Tensor, saved: Tensor, weight: Tensor, psp_persistence: float, needs: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Three:
     """As `conv2d_backward`, for grad [rows, out_features]."""
     needs_x, needs_weight, needs_bias = needs
+    grad_x = grad_weight = grad_bias = grad.new_empty(0)
     if psp_persistence == 0.0:
         h = h_values = aten.hardtanh_backward(grad, saved, 0, 1)
     else:
         h = _scale(grad, saved)
-        h_values = h.tensor_split(2)[0]
-    grad_x = grad.new_empty(0)
+        h_values = _first_half(h)
     if needs_x:
         grad_x = h_values @ weight
-        if psp_persistence != 0.0:
-            values = x.tensor_split(2)[0]
-            aten.threshold_backward.grad_input(grad_x, values, 0, grad_input=grad_x)
-    grad_weight = h.t() @ x if needs_weight else grad.new_empty(0)
-    grad_bias = _sum(h_values, (0,)) if needs_bias else grad.new_empty(0)
+        _mask_silent_(grad_x, x if psp_persistence == 0.0 else _first_half(x), psp_persistence)
+    if needs_weight:
+        grad_weight = h.t() @ x
+    if needs_bias:
+        grad_bias = _sum(h_values, (0,))
     return grad_x, grad_weight, grad_bias
+
+
+def _stack_mask(x: Tensor, psp_persistence: float) -> Tensor:
+    """[x ; σ·[x > 0]] along the first dimension; maps come out channels-last whatever the input's layout."""
+    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    stacked = torch.empty(2 * x.shape[0], *x.shape[1:], dtype=x.dtype, device=x.device, memory_format=layout)
+    values, mask = stacked.tensor_split(2)
+    values.copy_(x)
+    torch.gt(x, 0, out=mask)  # into floats: comparisons that write booleans are not vectorised on CPU
+    if psp_persistence != 1.0:
+        mask.mul_(psp_persistence)
+    return stacked
+
+
+def _first_half(stacked: Tensor) -> Tensor:
+    return stacked[: stacked.shape[0] // 2]
 
 
 def _scale(grad: Tensor, derivatives: Tensor) -> Tensor:
@@ -158,6 +136,16 @@ def _scale(grad: Tensor, derivatives: Tensor) -> Tensor:
     return scaled
 
 
+def _mask_silent_(grad_x: Tensor, x: Tensor, psp_persistence: float) -> None:
+    """∂a/∂x = 0 where x is silent: the mask [x > 0] is constant there. σ = 0 has no mask, like any ANN."""
+    if psp_persistence != 0.0:
+        aten.threshold_backward.grad_input(grad_x, x, 0, grad_input=grad_x)
+
+
 def _sum(h: Tensor, dimensions: tuple[int, ...]) -> Tensor:
     """Sum in at least float32."""
     return h.sum(dimensions, dtype=torch.promote_types(h.dtype, torch.float32))
+
+
+def _like(x: Tensor, bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.to(x.dtype)

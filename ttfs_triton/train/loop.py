@@ -309,7 +309,7 @@ class Trainer:
             state = {
                 "position": self.position.to_dict(),
                 "optimizer": optimizer_state,
-                "schedule": self.schedule.last_epoch,
+                "schedule": self.schedule.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
                 "data": self.data.train.fingerprint,
                 "processes": self.accelerator.num_processes,
@@ -348,7 +348,7 @@ class Trainer:
             self.average.load_state_dict(checkpoint.tensors["average"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.schedule.last_epoch = state["schedule"]
+        self.schedule.load_state_dict(state["schedule"])
         self.position = Position.from_dict(state["position"])
         totals = self.position.totals
         if self.accelerator.is_main_process:
