@@ -1,6 +1,7 @@
 """From a configuration to data, network and optimizer."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -14,7 +15,11 @@ from ttfs_triton.train.augment import Augmentation
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.data import ImageData, load_images, train_validation_split
 
-SPECIFICATIONS = {"cnn1": (CNN1, "latency"), "vgg11": (VGG11, "analog"), "vgg16": (VGG16, "analog")}
+SPECIFICATIONS: dict[str, tuple[str, Literal["latency", "analog"]]] = {
+    "cnn1": (CNN1, "latency"),
+    "vgg11": (VGG11, "analog"),
+    "vgg16": (VGG16, "analog"),
+}
 # Enough images for channel statistics to four digits.
 STATISTICS_IMAGES = 10_000
 
@@ -66,8 +71,8 @@ def build_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
     Raises:
         ConfigError: the weights are not those of this network, or the options exclude each other.
     """
-    specification, default_encoder = SPECIFICATIONS.get(config.model, (config.model, "latency"))
-    encoder = config.encoder or default_encoder
+    specification, usual_encoder = SPECIFICATIONS.get(config.model, (config.model, "latency"))
+    encoder = config.encoder or usual_encoder
     _, channels, height, width = data.train.shape
     mean, std = channel_statistics(data) if encoder == "analog" else (None, None)
     torch.manual_seed(config.seed)

@@ -40,7 +40,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
 
     config = tyro.cli(
         _WithConfigFlag,
-        default=_WithConfigFlag(**base.model_dump() | {"config": known.config}),
+        default=_WithConfigFlag.model_validate(base.model_dump() | {"config": known.config}),
         args=arguments,
         description=description,
         prog=f"{recipe.stem}.py",

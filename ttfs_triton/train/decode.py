@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import torch
 from PIL import Image, ImageOps
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -254,7 +255,8 @@ def _decoded(
     chunks = row_numbers.split(_CHUNK)
     # Pillow releases the interpreter lock while it decodes; small images gain only if handed over in groups.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for chunk in track(chunks, description="Decoding images", transient=True, disable=not progress):
+        visible = progress and Console().is_terminal  # a disabled bar still prints empty lines into a log
+        for chunk in track(chunks, description="Decoding images", transient=True, disable=not visible):
             encoded = rows[chunk.tolist()][column]
             groups = [encoded[i : i + _GROUP] for i in range(0, len(encoded), _GROUP)]
             for images in pool.map(attempt_all, groups):

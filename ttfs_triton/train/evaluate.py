@@ -16,6 +16,7 @@ from ttfs_triton.nn import (
     sparsity,
 )
 from ttfs_triton.train.batches import EvaluationBatches, evaluation_loader
+from ttfs_triton.train.processes import sum_over_processes
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,11 @@ def evaluate(
                 on_batch(len(labels))
     finally:
         network.train(was_training)
-    *totals, stops = accelerator.reduce(torch.cat([sums, stopped.view(1)]), "sum").tolist()
+    *totals, stops = sum_over_processes(accelerator, torch.cat([sums, stopped.view(1)])).tolist()
     if stops:
         raise EvaluationStopped
     images, correct, loss, first_spike_correct, ties, no_spike = totals
-    layers = collect_statistics(network, lambda counts: accelerator.reduce(counts, "sum"))
+    layers = collect_statistics(network, lambda counts: sum_over_processes(accelerator, counts))
     return Evaluation(
         int(correct), int(images), loss / images, int(first_spike_correct), int(ties), int(no_spike), layers
     )

@@ -7,6 +7,8 @@ from typing import Self
 import torch
 from accelerate import Accelerator
 
+from ttfs_triton.train.processes import sum_over_processes
+
 
 class Interrupted(Exception):
     """The run was asked to stop; everything that it needs to go on has been saved.
@@ -52,4 +54,4 @@ class StopRequest:
         if self.accelerator.num_processes == 1:
             return self.received is not None
         flag = torch.tensor(int(self.received is not None), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
+        return bool(sum_over_processes(self.accelerator, flag).item())

@@ -2,12 +2,12 @@
 
 import time
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
@@ -19,6 +19,7 @@ from ttfs_triton.train.display import Display
 from ttfs_triton.train.evaluate import Evaluation, EvaluationStopped, evaluate
 from ttfs_triton.train.interrupt import Interrupted, StopRequest
 from ttfs_triton.train.position import EpochTotals, Position
+from ttfs_triton.train.processes import sum_over_processes
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.schedule import make_schedule
 from ttfs_triton.train.states import pack_optimizer, pack_random_states, unpack_optimizer, unpack_random_states
@@ -57,10 +58,11 @@ class Trainer:
         self.config, self.accelerator, self.data, self.folder = config, accelerator, data, folder
         self.display, self.stop = display, stop
         self.network: TTFSNetwork = build_network(config, data)
-        self.model = accelerator.prepare_model(self.network)
-        if config.compile:
-            self.model = torch.compile(self.model)
-        self.optimizer = accelerator.prepare_optimizer(build_optimizer(config, self.network))
+        model = accelerator.prepare_model(self.network)
+        self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
+        # The bare optimizer steps the schedule and is saved; the wrapper around it knows about loss scaling.
+        self.bare_optimizer = build_optimizer(config, self.network)
+        self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
         self.average: AveragedModel | None = None
         if config.ema_decay:
             self.average = AveragedModel(
@@ -68,7 +70,7 @@ class Trainer:
             )
         self.position = Position()
         self.steps_per_epoch = self._batches(0).steps
-        self.schedule = make_schedule(self.optimizer.optimizer, config, self.steps_per_epoch)
+        self.schedule = make_schedule(self.bare_optimizer, config, self.steps_per_epoch)
         self._sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, correct, images
         self._last_checkpoint = "none yet"
 
@@ -165,14 +167,15 @@ class Trainer:
         scaled = accelerator.scaler is not None  # fp16: infinite gradients are part of finding the scale
         if config.gradient_clip is not None:
             norm = accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+            assert norm is not None  # None is for DeepSpeed and the like
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         # The gradient is the mean over processes, so all see the same norm; a loss alone would differ.
         verdict = loss if scaled else loss + 0 * norm
-        finite = torch.isfinite(verdict).to(torch.float32)
+        failures = (~torch.isfinite(verdict)).to(torch.float32)
         if scaled and accelerator.num_processes > 1:
-            finite = accelerator.reduce(finite, "mean")
-        if finite.item() == 1:
+            failures = sum_over_processes(accelerator, failures)
+        if failures.item() == 0:
             return
         step = self.position.step + 1
         reset_statistics(self.network)
@@ -190,7 +193,7 @@ class Trainer:
         )
 
     def _report(self) -> None:
-        loss, correct, images = self.accelerator.reduce(self._sums.clone(), "sum").tolist()
+        loss, correct, images = sum_over_processes(self.accelerator, self._sums).tolist()
         layers = collect_statistics(self.network)
         # This process's last sampled step is enough to watch; exact figures follow with each evaluation.
         figures = {
@@ -209,7 +212,7 @@ class Trainer:
         )
 
     def _gather_totals(self) -> None:
-        loss, correct, images = self.accelerator.reduce(self._sums.clone(), "sum").tolist()
+        loss, correct, images = sum_over_processes(self.accelerator, self._sums).tolist()
         totals = self.position.totals
         totals.loss, totals.correct, totals.images = loss, int(correct), int(images)
 
@@ -298,7 +301,7 @@ class Trainer:
     def _save(self) -> None:
         self._gather_totals()
         if self.accelerator.is_main_process:
-            optimizer_tensors, optimizer_state = pack_optimizer(self.optimizer.optimizer)
+            optimizer_tensors, optimizer_state = pack_optimizer(self.bare_optimizer)
             tensors: dict[str, dict[str, Tensor]] = {
                 "model": self.network.state_dict(),
                 "optimizer": optimizer_tensors,
@@ -342,7 +345,7 @@ class Trainer:
                 "Give the same --data-dir or --dataset."
             )
         self.network.load_state_dict(checkpoint.tensors["model"])
-        unpack_optimizer(self.optimizer.optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
+        unpack_optimizer(self.bare_optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
         unpack_random_states(checkpoint.tensors["random"])
         if self.average is not None:
             self.average.load_state_dict(checkpoint.tensors["average"])

@@ -42,4 +42,5 @@ class Position:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Position":
         """The position that `to_dict` gave."""
-        return cls(**values | {"totals": EpochTotals(**values["totals"])})
+        others = {key: value for key, value in values.items() if key != "totals"}
+        return cls(totals=EpochTotals(**values["totals"]), **others)

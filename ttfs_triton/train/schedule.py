@@ -25,9 +25,10 @@ def rate_factor(config: TrainConfig, total: int, steps_per_epoch: int) -> Callab
     milestones = [epoch * steps_per_epoch for epoch in config.milestones]
 
     def one_cycle(step: int) -> float:
-        if step < warmup:
-            return _cosine(ONE_CYCLE_START, 1.0, step / warmup)
-        return _cosine(1.0, ONE_CYCLE_END, _progress(step, warmup, total))
+        peak = warmup - 1
+        if step < peak:
+            return _cosine(ONE_CYCLE_START, 1.0, step / peak)
+        return _cosine(1.0, ONE_CYCLE_END, _progress(step, max(0.0, peak), total))
 
     def cosine(step: int) -> float:
         if step < warmup:

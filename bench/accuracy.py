@@ -1,0 +1,154 @@
+"""Accuracy and sparsity of whole training runs: trains every row of a suite with the recipes, then writes one table.
+
+    python bench/accuracy.py mnist --data-dir DIR              CNN1 from scratch, three seeds
+    python bench/accuracy.py cifar10 --data-dir DIR            VGG11 at half width: ANN, σ = 0, 0.25 and 1
+
+Rows that have been run already are kept, unfinished ones go on where they stopped. Seconds are wall-clock seconds of
+training; with --jobs they include what the rows take from each other.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+
+CIFAR10 = "--width 0.5 --epochs 10 --no-auto-augment --cutout 0 --mixed-precision bf16".split()
+
+# Suite → (recipe, row → flags). A row's name says what it differs in.
+SUITES: dict[str, tuple[str, dict[str, list[str]]]] = {
+    "mnist": (
+        "train_cnn_mnist",
+        {f"CNN1, seed {seed}": ["--seed", str(seed)] for seed in range(3)},
+    ),
+    "cifar10": (
+        "train_vgg11_cifar10",
+        {
+            "ANN, batch norm": [*CIFAR10, "--neuron", "ann", "--batch-norm", "--no-weight-standardisation"],
+            "ANN, standardised weights": [*CIFAR10, "--neuron", "ann"],
+            "σ = 0": [*CIFAR10, "--psp-persistence", "0"],
+            "σ = 0.25": [*CIFAR10, "--psp-persistence", "0.25"],
+            "σ = 1": [*CIFAR10],
+        },
+    ),
+}
+
+
+@dataclasses.dataclass
+class Options:
+    """Train every row of a suite and write bench/results/accuracy-SUITE.csv."""
+
+    suite: tyro.conf.Positional[Literal["mnist", "cifar10"]]
+    data_dir: Path | None = None
+    """Local folder with the data set. Default: the Hub."""
+    runs: Path = Path("runs/accuracy")
+    """Where the runs' folders go."""
+    jobs: int = 1
+    """Rows to train side by side."""
+    threads: int | None = None
+    """Threads of each. Default: all."""
+
+
+def main() -> None:
+    options = tyro.cli(Options)
+    recipe, rows = SUITES[options.suite]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        summaries = list(pool.map(lambda row: run_row(options, recipe, *row), rows.items()))
+    lines = [
+        {
+            "row": name,
+            "test_accuracy": summary["test_accuracy"],
+            "test_first_spike_accuracy": summary["test_first_spike_accuracy"],
+            "val_accuracy": summary["val_accuracy"],
+            "sparsity": summary["sparsity"],
+            "sparsity_with_outputs": summary["sparsity_with_outputs"],
+            "epochs": summary["epochs"],
+            "seconds_per_epoch": summary["seconds_per_epoch"],
+            "jobs": options.jobs,
+            "seed": summary["seed"],
+            "device": summary["device"],
+            **{package: summary["versions"].get(package, "") for package in ("torch", "ttfs-triton")},
+            "commit": commit(),
+            "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+            "command": " ".join(["python", f"recipes/{recipe}.py", *rows[name]]),
+        }
+        for name, summary in zip(rows, summaries, strict=True)
+    ]
+    path = ROOT / "bench/results" / f"accuracy-{options.suite}.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)
+    show(lines)
+    print(f"written: {path.relative_to(ROOT)}")
+
+
+def run_row(options: Options, recipe: str, name: str, flags: list[str]) -> dict[str, Any]:
+    """Train one row, or read what an earlier call has trained; its output goes to a log file beside the run."""
+    folder = options.runs / options.suite / "".join(c if c.isalnum() or c in ".=" else "-" for c in name)
+    summary = folder / "summary.json"
+    if not summary.is_file():
+        command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--output-dir", str(folder), *flags]
+        if options.data_dir is not None:
+            command += ["--data-dir", str(options.data_dir)]
+        if (folder / "config.yaml").is_file():
+            command.append("--resume")
+        threads = {} if options.threads is None else {"OMP_NUM_THREADS": str(options.threads)}
+        log = folder.with_suffix(folder.suffix + ".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{name}: training, log in {log}", flush=True)
+        with log.open("a") as output:
+            subprocess.run(command, check=True, stdout=output, stderr=subprocess.STDOUT, env=os.environ | threads)
+    result = json.loads(summary.read_text())
+    print(f"{name}: {result['test_accuracy']:.2%}, sparsity {result['sparsity']:.3f}", flush=True)
+    return result
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    """The table on the screen, with mean and standard deviation where rows are seeds of one setting."""
+    table = Table("row", "test accuracy", "by first spike", "sparsity", "epochs", "s / epoch")
+    for line in lines:
+        table.add_row(
+            line["row"],
+            f"{line['test_accuracy']:.2%}",
+            f"{line['test_first_spike_accuracy']:.2%}",
+            f"{line['sparsity']:.4f}",
+            str(line["epochs"]),
+            f"{line['seconds_per_epoch']:.1f}",
+        )
+    console = Console()
+    console.print(table)
+    if len({line["seed"] for line in lines}) == len(lines):
+        accuracies, sparsities = ([line[key] for line in lines] for key in ("test_accuracy", "sparsity"))
+        console.print(
+            f"mean test accuracy {mean(accuracies):.3%} ± {stdev(accuracies):.3%}, "
+            f"sparsity {mean(sparsities):.4f} ± {stdev(sparsities):.4f}, {lines[0]['device']}, {platform.system()}"
+        )
+
+
+def commit() -> str:
+    """Commit of this checkout, with a plus sign if it has been changed."""
+    try:
+        revision = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return revision.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

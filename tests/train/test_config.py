@@ -1,0 +1,139 @@
+"""Configuration: validation, YAML, command line."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ttfs_triton.train import ConfigError, TrainConfig
+from ttfs_triton.train.cli import parse_config
+from ttfs_triton.train.config import FREE_ON_RESUME, changed_keys, make_config, read_yaml
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("dataset: sample\nepochs: 7\nlr: 3e-3\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "epoch: there is no such key, did you mean epochs"),
+        ({"epochs": 0}, "epochs: .*greater than or equal to 1; got 0"),
+        ({"lr": "fast"}, "lr: .*valid number.*; got 'fast'"),
+        ({"psp_persistence": 1.5}, "psp_persistence: .*less than or equal to 1"),
+        ({"optimizer": "lion"}, "optimizer: .*'adamw', 'adam' or 'sgd'"),
+        ({"batch_norm": True}, "batch_norm works with neuron: ann only"),
+        ({"resume": True, "overwrite": True}, "resume and overwrite exclude each other"),
+        ({"schedule": "milestones"}, "needs milestones"),
+        ({"milestones": [3, 2]}, r"milestones must rise; got \[3, 2\]"),
+        ({"batch_size": 10, "gradient_accumulation": 3}, "must be divisible by gradient_accumulation"),
+    ],
+)
+def test_make_config_names_key_rule_and_value(values, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_config(values, "settings.yaml")
+    assert str(caught.value).startswith("settings.yaml is not usable:")
+
+
+def test_make_config_reports_all_mistakes_at_once():
+    with pytest.raises(ConfigError) as caught:
+        make_config({"epochs": 0, "seed": -1, "nonsense": 1}, "settings.yaml")
+    assert {"epochs", "seed", "nonsense"} <= set(re.findall(r"^  (\w+):", str(caught.value), re.MULTILINE))
+
+
+def test_read_yaml_names_what_is_wrong(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml does not exist"):
+        read_yaml(tmp_path / "nothing.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="must hold `key: value` lines; got list"):
+        read_yaml(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        read_yaml(tmp_path / "broken.yaml")
+    (tmp_path / "python.yaml").write_text("a: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        read_yaml(tmp_path / "python.yaml")
+
+
+def test_flags_win_over_config_file_and_file_over_recipe(recipe, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("epochs: 9\nbatch_size: 32\n")
+    config = parse_config(recipe, "", ["--config", str(other), "--batch-size", "16", "--flip"])
+    assert (config.epochs, config.batch_size, config.lr, config.flip) == (9, 16, 3e-3, True)
+
+
+def test_config_survives_its_own_yaml(recipe):
+    config = parse_config(recipe, "", ["--milestones", "3", "5", "--derivative-clip", "None", "--data-dir", "a/b"])
+    assert make_config(yaml.safe_load(config.to_yaml()), "itself") == config
+
+
+def test_unknown_flag_exits_with_a_suggestion(recipe, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_config(recipe, "", ["--epoch", "3"])
+    assert caught.value.code == 2
+    assert "--epochs" in capsys.readouterr().err
+
+
+def test_help_shows_defaults_and_descriptions(recipe, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_config(recipe, "What it does.", ["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "What it does." in text
+    assert "(default: 7)" in text
+
+
+def test_every_key_has_a_description_and_a_flag(recipe, capsys):
+    source = (ROOT / "ttfs_triton/train/config.py").read_text()
+    with pytest.raises(SystemExit):
+        parse_config(recipe, "", ["--help"])
+    text = capsys.readouterr().out
+    for key in TrainConfig.model_fields:
+        assert re.search(rf'^    {key}: .*\n    """', source, re.MULTILINE), key
+        assert f"--{key.replace('_', '-')}" in text, key
+
+
+# The command line is what recipes, notes and scripts of users rely on: flags may be added, never silently dropped.
+FLAGS = """
+auto_augment backend batch_norm batch_size bias checkpoint_steps compile cpu crop_fill crop_padding cutout data_dir
+dataset derivative_clip dropout ema_decay encoder epochs evaluation_batch_size flip gradient_accumulation gradient_clip
+image_column image_size initial_gain keep_checkpoints label_column label_smoothing log_steps lr max_bad_images
+max_test_samples max_train_samples milestone_factor milestones mixed_precision model momentum neuron num_workers
+optimizer output_dir overwrite psp_persistence readout resume rotation schedule seed shift statistics_steps streaming
+trackers validation_fraction warmup weight_decay weight_standardisation weights width
+""".split()
+
+
+def test_command_line_is_frozen():
+    assert sorted(TrainConfig.model_fields) == FLAGS
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_has_a_script_and_a_valid_configuration(path):
+    config = make_config(read_yaml(path), str(path))
+    assert config.dataset is not None
+    script = path.with_suffix(".py").read_text()
+    assert "main(Path(__file__)" in script
+
+
+def test_changed_keys_ignores_what_does_not_change_the_course(recipe):
+    config = parse_config(recipe, "", [])
+    assert changed_keys(config, config.model_copy(update={"resume": True, "num_workers": 3})) == {}
+    assert changed_keys(config, config.model_copy(update={"seed": 3})) == {"seed": (0, 3)}
+    assert set(TrainConfig.model_fields) >= FREE_ON_RESUME
+
+
+def test_resume_takes_the_saved_configuration(recipe, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(parse_config(recipe, "", ["--lr", "0.5"]).to_yaml())
+    assert parse_config(recipe, "", ["--output-dir", str(run), "--resume"]).lr == 0.5
+    with pytest.raises(ConfigError, match=r"these keys differ:\n  lr: 0.5 → 0.1"):
+        parse_config(recipe, "", ["--output-dir", str(run), "--resume", "--lr", "0.1"])
