@@ -27,21 +27,25 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 
 CIFAR10 = "--width 0.5 --epochs 10 --no-auto-augment --cutout 0 --mixed-precision bf16".split()
+HALF = [*CIFAR10, "--epochs", "5"]
 
-# Suite → (recipe, row → flags). A row's name says what it differs in.
-SUITES: dict[str, tuple[str, dict[str, list[str]]]] = {
+# Suite → (recipe, row → flags of each stage). A row's name says what it differs in; a second stage starts from the
+# best weights of the first.
+SUITES: dict[str, tuple[str, dict[str, list[list[str]]]]] = {
     "mnist": (
         "train_cnn_mnist",
-        {f"CNN1, seed {seed}": ["--seed", str(seed)] for seed in range(3)},
+        {f"CNN1, seed {seed}": [["--seed", str(seed)]] for seed in range(3)},
     ),
     "cifar10": (
         "train_vgg11_cifar10",
         {
-            "ANN, batch norm": [*CIFAR10, "--neuron", "ann", "--batch-norm", "--no-weight-standardisation"],
-            "ANN, standardised weights": [*CIFAR10, "--neuron", "ann"],
-            "σ = 0": [*CIFAR10, "--psp-persistence", "0"],
-            "σ = 0.25": [*CIFAR10, "--psp-persistence", "0.25"],
-            "σ = 1": [*CIFAR10],
+            "ANN, batch norm": [[*CIFAR10, "--neuron", "ann", "--batch-norm", "--no-weight-standardisation"]],
+            "ANN, standardised weights": [[*CIFAR10, "--neuron", "ann"]],
+            "σ = 0": [[*CIFAR10, "--psp-persistence", "0"]],
+            "σ = 0.25": [[*CIFAR10, "--psp-persistence", "0.25"]],
+            "σ = 1": [CIFAR10],
+            "σ = 1, read at the window's end": [[*CIFAR10, "--readout", "potential_end"]],
+            "σ = 1, after 5 of 10 epochs at σ = 0": [[*HALF, "--psp-persistence", "0"], HALF],
         },
     ),
 }
@@ -54,6 +58,8 @@ class Options:
     suite: tyro.conf.Positional[Literal["mnist", "cifar10"]]
     data_dir: Path | None = None
     """Local folder with the data set. Default: the Hub."""
+    rows: tuple[str, ...] = ()
+    """Only rows whose name starts with one of these; no table is written then. Default: all."""
     runs: Path = Path("runs/accuracy")
     """Where the runs' folders go."""
     jobs: int = 1
@@ -65,8 +71,12 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options)
     recipe, rows = SUITES[options.suite]
+    if options.rows:
+        rows = {name: stages for name, stages in rows.items() if name.startswith(options.rows)}
     with ThreadPoolExecutor(options.jobs) as pool:
         summaries = list(pool.map(lambda row: run_row(options, recipe, *row), rows.items()))
+    if options.rows:
+        return
     lines = [
         {
             "row": name,
@@ -76,14 +86,14 @@ def main() -> None:
             "sparsity": summary["sparsity"],
             "sparsity_with_outputs": summary["sparsity_with_outputs"],
             "epochs": summary["epochs"],
-            "seconds_per_epoch": summary["seconds_per_epoch"],
+            "seconds": summary["seconds"],
             "jobs": options.jobs,
             "seed": summary["seed"],
             "device": summary["device"],
             **{package: summary["versions"].get(package, "") for package in ("torch", "ttfs-triton")},
             "commit": commit(),
             "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-            "command": " ".join(["python", f"recipes/{recipe}.py", *rows[name]]),
+            "command": " && ".join(" ".join(["python", f"recipes/{recipe}.py", *flags]) for flags in rows[name]),
         }
         for name, summary in zip(rows, summaries, strict=True)
     ]
@@ -96,9 +106,23 @@ def main() -> None:
     print(f"written: {path.relative_to(ROOT)}")
 
 
-def run_row(options: Options, recipe: str, name: str, flags: list[str]) -> dict[str, Any]:
-    """Train one row, or read what an earlier call has trained; its output goes to a log file beside the run."""
+def run_row(options: Options, recipe: str, name: str, stages: list[list[str]]) -> dict[str, Any]:
+    """Train one row, stage after stage; its figures are the last stage's, epochs and seconds those of all."""
     folder = options.runs / options.suite / "".join(c if c.isalnum() or c in ".=" else "-" for c in name)
+    epochs, seconds, weights = 0, 0.0, []
+    result: dict[str, Any] = {}
+    for number, flags in enumerate(stages, start=1):
+        stage = folder if number == len(stages) else folder.with_name(f"{folder.name}-stage{number}")
+        result = run_stage(options, recipe, stage, [*flags, *weights])
+        weights = ["--weights", str(stage / "best/model.safetensors")]
+        epochs += result["epochs"]
+        seconds += result["epochs"] * result["seconds_per_epoch"]
+    print(f"{name}: {result['test_accuracy']:.2%}, sparsity {result['sparsity']:.3f}", flush=True)
+    return result | {"epochs": epochs, "seconds": seconds}
+
+
+def run_stage(options: Options, recipe: str, folder: Path, flags: list[str]) -> dict[str, Any]:
+    """Train into a folder, or read what an earlier call has trained; its output goes to a log file beside it."""
     summary = folder / "summary.json"
     if not summary.is_file():
         command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--output-dir", str(folder), *flags]
@@ -107,19 +131,17 @@ def run_row(options: Options, recipe: str, name: str, flags: list[str]) -> dict[
         if (folder / "config.yaml").is_file():
             command.append("--resume")
         threads = {} if options.threads is None else {"OMP_NUM_THREADS": str(options.threads)}
-        log = folder.with_suffix(folder.suffix + ".log")
+        log = folder.with_name(f"{folder.name}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{name}: training, log in {log}", flush=True)
+        print(f"{folder.name}: training, log in {log}", flush=True)
         with log.open("a") as output:
             subprocess.run(command, check=True, stdout=output, stderr=subprocess.STDOUT, env=os.environ | threads)
-    result = json.loads(summary.read_text())
-    print(f"{name}: {result['test_accuracy']:.2%}, sparsity {result['sparsity']:.3f}", flush=True)
-    return result
+    return json.loads(summary.read_text())
 
 
 def show(lines: list[dict[str, Any]]) -> None:
     """The table on the screen, with mean and standard deviation where rows are seeds of one setting."""
-    table = Table("row", "test accuracy", "by first spike", "sparsity", "epochs", "s / epoch")
+    table = Table("row", "test accuracy", "by first spike", "sparsity", "epochs", "training s")
     for line in lines:
         table.add_row(
             line["row"],
@@ -127,7 +149,7 @@ def show(lines: list[dict[str, Any]]) -> None:
             f"{line['test_first_spike_accuracy']:.2%}",
             f"{line['sparsity']:.4f}",
             str(line["epochs"]),
-            f"{line['seconds_per_epoch']:.1f}",
+            f"{line['seconds']:.0f}",
         )
     console = Console()
     console.print(table)

@@ -11,7 +11,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def pair(function: str, name: str, value: int | Sequence[int], smallest: int) -> list[int]:
     """`value` as [rows, columns]; ValueError unless one or two integers of at least `smallest`."""
-    values = [value, value] if isinstance(value, int) else list(value)
+    values = list(value) if isinstance(value, Sequence) else [value, value]
     if len(values) != 2 or any(not isinstance(v, int) or v < smallest for v in values):
         raise ValueError(
             f"{function}: {name} must be an integer or two integers ≥ {smallest}; got {value!r}. "

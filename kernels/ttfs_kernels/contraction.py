@@ -2,9 +2,9 @@
 
 Where a kernel has many weights for few output neurons, as in the last blocks of a VGG, oneDNN streams all weights
 through the caches for every row of a map. Products of matrices over columns (each receptive field written out as a
-row) are faster there, although the columns have to be made first. Measured on one core (AVX-512 and AMX), forward and
-both gradients together, 512 channels, kernel 3: on 4×4 maps 1.5 times as fast in float32 and 4 times in bfloat16, on
-2×2 maps 3.6 and 14 times.
+row) are faster there, although the columns have to be made first. Measured on one core (AVX-512, AMX), forward and
+both gradients together, 512 channels, kernel 3, 32 images: on 4×4 maps 1.4 times as fast in float32 and 3.5 times in
+bfloat16, on 2×2 maps 3 and 11 times.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Weights per neuron of an output map from which columns are faster on a CPU; measured, see the table in the tests' log.
-WEIGHTS_PER_NEURON = {torch.float32: 1 << 16, torch.bfloat16: 1 << 14, torch.float16: 1 << 14}
+# Columns are used on a CPU for maps of at most so many neurons, with more than so many weights for each. Larger maps
+# make columns that leave the caches; with fewer weights, making them costs more than it saves. Measured.
+LARGEST_MAP = 16
+WEIGHTS_PER_NEURON = {torch.float32: 1 << 16, torch.bfloat16: 1 << 13, torch.float16: 1 << 13}
 
 
 class Geometry(NamedTuple):
@@ -75,11 +77,12 @@ def gradient_of_weight(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry)
 
 
 def columns_are_faster(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Which provider: a choice by shape alone, the same in all three passes."""
+    """Which provider: a choice by shape and dtype alone, the same in all three passes."""
     if x.device.type != "cpu" or geometry.groups != 1 or x.dtype not in WEIGHTS_PER_NEURON:
         return False
     rows, columns = geometry.map_size(x.shape[2:], weight.shape[2:])
-    return weight.numel() >= WEIGHTS_PER_NEURON[x.dtype] * rows * columns
+    neurons = rows * columns
+    return neurons <= LARGEST_MAP and weight.numel() > WEIGHTS_PER_NEURON[x.dtype] * neurons
 
 
 def _convolution_backward(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: list[bool]):

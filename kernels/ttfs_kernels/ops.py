@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ttfs_kernels import torch_backend
 from ttfs_kernels.checks import check_conv2d, check_linear, check_scalars, pair
+from ttfs_kernels.contraction import Geometry
 
 BACKENDS = ("auto", "triton", "torch")
 
@@ -41,7 +42,8 @@ def dft_linear(
         backend: "torch", or "auto" for the fastest that can run here.
     Returns:
         [..., out_features], dtype of x (under autocast, autocast's dtype).
-    Gradient: for x, weight and bias (Eq. 9, 10); zero for saturated and silent neurons. Not twice differentiable.
+    Gradient: for x, weight and bias (Eq. 9, 10); zero for saturated and silent neurons and, if σ > 0, at silent
+        inputs, which a small change of x leaves silent. Not twice differentiable.
     Precision: the rule is evaluated in float32 or wider; 16-bit potentials are rounded before it.
     Raises:
         ValueError, TypeError: shapes, dtypes, devices or scalars disagree.
@@ -176,9 +178,8 @@ def _conv2d(
     derivative_clip: float,
     with_derivatives: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch_backend.conv2d_forward(
-        x, weight, bias, stride, padding, dilation, groups, psp_persistence, derivative_clip, with_derivatives
-    )
+    geometry = Geometry(stride, padding, dilation, groups)
+    return torch_backend.conv2d_forward(x, weight, bias, geometry, psp_persistence, derivative_clip, with_derivatives)
 
 
 @_conv2d.register_fake
@@ -194,9 +195,7 @@ def _(
     derivative_clip,
     with_derivatives,
 ):
-    rows, columns = (
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
-    )
+    rows, columns = Geometry(stride, padding, dilation, groups).map_size(x.shape[2:], weight.shape[2:])
     batch, channels = x.shape[0], weight.shape[0]
     y = _new_channels_last(x, batch, channels, rows, columns)
     if psp_persistence == 0.0 or not with_derivatives:
@@ -218,16 +217,15 @@ def _conv2d_backward(
     psp_persistence: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch_backend.conv2d_backward(
-        grad, x, saved, weight, stride, padding, dilation, groups, psp_persistence, needs
-    )
+    geometry = Geometry(stride, padding, dilation, groups)
+    return torch_backend.conv2d_backward(grad, x, saved, weight, geometry, psp_persistence, needs)
 
 
 @_conv2d_backward.register_fake
 def _(grad, x, saved, weight, stride, padding, dilation, groups, psp_persistence, needs):
     return (
         _new_channels_last(grad, grad.shape[0], *x.shape[1:]) if needs[0] else grad.new_empty(0),
-        torch.empty_like(weight) if needs[1] else grad.new_empty(0),
+        _new_channels_last(grad, *weight.shape) if needs[1] else grad.new_empty(0),
         _new_bias_gradient(grad, weight) if needs[2] else grad.new_empty(0),
     )
 
@@ -274,25 +272,28 @@ _conv2d.register_autograd(
 )
 
 # Autocast: x and weight in autocast's dtype (the casts are differentiable, so float32 weights get float32 gradients);
-# the bias stays as it is, since the rule works in float32 anyway. torch.library.register_autocast would fix the dtype
-# at registration, so the rule is registered by hand.
+# the bias stays as it is, since the rule works in float32 anyway. A backward pass inside an autocast region keeps the
+# dtypes of its forward pass. torch.library.register_autocast would fix the dtype at registration, hence by hand.
 
 _library = torch.library.Library("ttfs", "FRAGMENT")
 
 
-def _register_autocast(name: str, device_type: str) -> None:
+def _register_autocast(name: str, device_type: str, casts: bool) -> None:
     key = f"Autocast{device_type.upper()}"
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
     operator = getattr(torch.ops.ttfs, name)
 
     def with_autocast(x, weight, *others):
-        dtype = torch.get_autocast_dtype(device_type)
+        if casts:
+            dtype = torch.get_autocast_dtype(device_type)
+            x, weight = x.to(dtype), weight.to(dtype)
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return operator(x.to(dtype), weight.to(dtype), *others)
+            return operator(x, weight, *others)
 
     _library.impl(name, with_autocast, key)
 
 
 for _name in ("dft_linear", "dft_conv2d"):
-    for _device_type in ("cpu", "cuda"):
-        _register_autocast(_name, _device_type)
+    for _device_type in ("cpu", "cuda", "mps", "xpu"):
+        _register_autocast(_name, _device_type, casts=True)
+        _register_autocast(f"{_name}_backward", _device_type, casts=False)

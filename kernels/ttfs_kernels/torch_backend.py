@@ -28,17 +28,16 @@ def conv2d_forward(
     with_derivatives: bool,
 ) -> Three:
     """(activations, stacked input, stacked derivatives); the last two are empty where nothing needs them."""
-    nothing = x.new_empty(0)
     if psp_persistence == 0.0:
         x = x.contiguous(memory_format=torch.channels_last)
-        return convolve(x, weight, _like(x, bias), geometry).clamp_(0, 1), nothing, nothing
+        return convolve(x, weight, _like(x, bias), geometry).clamp_(0, 1), _none(x), _none(x)
     stacked = _stack_mask(x, psp_persistence)
     potentials = convolve(stacked, weight, None, geometry)
     pair, channels, rows, columns = potentials.shape
     flat = potentials.permute(0, 2, 3, 1).view(2, pair // 2 * rows * columns, channels)
     activations = fire_(flat, bias, derivative_clip, with_derivatives)
     activations = activations.view(pair // 2, rows, columns, channels).permute(0, 3, 1, 2)
-    return (activations, stacked, potentials) if with_derivatives else (activations, nothing, nothing)
+    return (activations, stacked, potentials) if with_derivatives else (activations, _none(x), _none(x))
 
 
 def conv2d_backward(
@@ -55,7 +54,7 @@ def conv2d_backward(
     `x` and `saved` are the stacked input and derivatives, or for σ = 0 the input and the activations.
     """
     needs_x, needs_weight, needs_bias = needs
-    grad_x = grad_weight = grad_bias = grad.new_empty(0)
+    grad_x, grad_weight, grad_bias = _none(grad), _none(grad), _none(grad)
     if psp_persistence == 0.0:
         x = values = x.contiguous(memory_format=torch.channels_last)
         h = h_values = aten.hardtanh_backward(grad, saved, 0, 1)
@@ -81,14 +80,13 @@ def linear_forward(
     with_derivatives: bool,
 ) -> Three:
     """As `conv2d_forward`, for x [rows, in_features]."""
-    nothing = x.new_empty(0)
     if psp_persistence == 0.0:
-        return F.linear(x, weight, _like(x, bias)).clamp_(0, 1), nothing, nothing
+        return F.linear(x, weight, _like(x, bias)).clamp_(0, 1), _none(x), _none(x)
     stacked = _stack_mask(x, psp_persistence)
     potentials = F.linear(stacked, weight)
     flat = potentials.view(2, x.shape[0], weight.shape[0])
     activations = fire_(flat, bias, derivative_clip, with_derivatives)
-    return (activations, stacked, potentials) if with_derivatives else (activations, nothing, nothing)
+    return (activations, stacked, potentials) if with_derivatives else (activations, _none(x), _none(x))
 
 
 def linear_backward(
@@ -96,7 +94,7 @@ def linear_backward(
 ) -> Three:
     """As `conv2d_backward`, for grad [rows, out_features]."""
     needs_x, needs_weight, needs_bias = needs
-    grad_x = grad_weight = grad_bias = grad.new_empty(0)
+    grad_x, grad_weight, grad_bias = _none(grad), _none(grad), _none(grad)
     if psp_persistence == 0.0:
         h = h_values = aten.hardtanh_backward(grad, saved, 0, 1)
     else:
@@ -110,6 +108,11 @@ def linear_backward(
     if needs_bias:
         grad_bias = _sum(h_values, (0,))
     return grad_x, grad_weight, grad_bias
+
+
+def _none(like: Tensor) -> Tensor:
+    """Stands for an output that nobody needs; operators may return neither None nor one tensor twice."""
+    return like.new_empty(0)
 
 
 def _stack_mask(x: Tensor, psp_persistence: float) -> Tensor:

@@ -62,27 +62,28 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
     if (summary := folder.read_summary()) is not None and config.resume:
         display.say(f"This run has ended already: {folder.path}")
         return summary
-    with StopRequest(accelerator) as stop:
-        try:
-            data = load_data(config, accelerator)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise ConfigError(str(error)) from error
-        trainer = Trainer(config, accelerator, data, folder, display, stop)
-        if accelerator.is_main_process:
-            folder.prepare(config)
-        accelerator.wait_for_everyone()
-        accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
-        accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
-        resumed = config.resume and trainer.resume()
-        _announce(display, trainer, resumed)
-        try:
+    try:
+        data = load_data(config, accelerator)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    stop = StopRequest(accelerator)
+    trainer = Trainer(config, accelerator, data, folder, display, stop)
+    if accelerator.is_main_process:
+        folder.prepare(config)
+    accelerator.wait_for_everyone()
+    accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
+    accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
+    resumed = config.resume and trainer.resume()
+    _announce(display, trainer, resumed)
+    try:
+        with stop:
             trainer.train()
             summary = _score(trainer)
-        except EvaluationStopped:
-            message = f"Stopped while scoring the test images.\nGo on with: {_command(folder)}"
-            raise Interrupted(message, stop.received) from None
-        except Interrupted as stopped:
-            raise Interrupted(f"{stopped}\nGo on with: {_command(folder)}", stopped.received) from None
+    except EvaluationStopped:
+        message = f"Stopped while scoring the test images.\nGo on with: {_command(folder)}"
+        raise Interrupted(message, stop.received) from None
+    except Interrupted as stopped:
+        raise Interrupted(f"{stopped}\nGo on with: {_command(folder)}", stopped.received) from None
     accelerator.end_training()
     return summary
 
@@ -100,7 +101,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
                 f"trackers: {tracker} must be installed and known to accelerate; got only "
                 f"{', '.join(known) or 'none'}. Try pip install {tracker}."
             )
-    cpu = config.cpu or not torch.accelerator.is_available()
+    cpu = config.cpu or not torch.cuda.is_available()
     if cpu and config.mixed_precision == "fp16":
         raise ConfigError("mixed_precision: fp16 needs a GPU; use bf16 on the CPU.")
     return Accelerator(

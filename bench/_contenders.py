@@ -1,0 +1,95 @@
+"""What `train_step.py` compares: one network as an ANN, as ours, and as the composition a user would write."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ttfs_kernels.reference import compose_conv2d, compose_linear
+from ttfs_triton.nn import DFTConv2d, DFTLinear, TTFSNetwork, models
+
+ANN = "ANN"
+COMPOSITION = "composition σ=1"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network to train.
+
+    Attributes:
+        name: in tables.
+        network: on the CPU.
+        floor: its contractions over an ANN's three.
+        twin: another network that must compute the same, with weights of its own; None without a check.
+        statistics: count spikes in every step.
+    """
+
+    name: str
+    network: TTFSNetwork
+    floor: float
+    twin: TTFSNetwork | None = None
+    statistics: bool = False
+
+
+class Composed(nn.Module):
+    """A layer of ours with `ttfs_kernels.reference` in place of the operator."""
+
+    def __init__(self, layer: DFTConv2d | DFTLinear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        if isinstance(layer, DFTLinear):
+            return compose_linear(x, layer.effective_weight(), layer.bias, psp_persistence=layer.psp_persistence)
+        return compose_conv2d(
+            x,
+            layer.effective_weight(),
+            layer.bias,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            psp_persistence=layer.psp_persistence,
+        )
+
+
+def compose(network: TTFSNetwork) -> TTFSNetwork:
+    """Replace the operators of all hidden layers; parameters stay the same ones, in the same order."""
+    for name, layer in network.features.named_children():
+        if isinstance(layer, DFTConv2d | DFTLinear):
+            setattr(network.features, name, Composed(layer))
+    return network
+
+
+def build(model: str, image_size: int | None, *, statistics: bool, **options) -> list[Contender]:
+    """All contenders, the ANN first, with the same weights.
+
+    Args:
+        model: a function of `ttfs_triton.nn.models`.
+        image_size: side of the images. None: the model's own.
+        statistics: add ours with spikes counted in every step.
+        **options: fields of `NetworkConfig`.
+    """
+    make = getattr(models, model)
+    if image_size is not None:
+        options["image_size"] = image_size
+    ann = make(neuron="ann", **options)
+    contenders = [Contender(ANN, ann, 1.0)]
+    for psp_persistence, floor in ((0.0, 1.0), (0.25, 5 / 3), (1.0, 5 / 3)):
+        ours, theirs = (make(psp_persistence=psp_persistence, **options) for _ in range(2))
+        twin = ann if psp_persistence == 0 else compose(theirs)
+        contenders.append(Contender(f"DFT σ={psp_persistence:g}", ours, floor, twin))
+    contenders.append(Contender(COMPOSITION, compose(make(**options)), 5 / 3))
+    if statistics:
+        contenders.append(Contender("DFT σ=1 counting", make(**options), 5 / 3, statistics=True))
+    for contender in contenders:
+        for network in (contender.network, contender.twin):
+            copy_weights(ann, network)
+    return contenders
+
+
+def copy_weights(source: TTFSNetwork, target: TTFSNetwork | None) -> None:
+    """Parameters by position: those of a composed network have other names."""
+    if target is not None:
+        for theirs, ours in zip(source.parameters(), target.parameters(), strict=True):
+            ours.data.copy_(theirs.data)

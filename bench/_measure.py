@@ -1,0 +1,170 @@
+"""Training steps: what they compute (checked first), how long they take, how much memory they hold."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _contenders import Contender
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from ttfs_triton.nn import DFTConv2d, DFTLinear, TTFSNetwork, record_statistics
+
+
+class DisagreementError(RuntimeError):
+    """Two contenders that should compute the same do not; nothing may be timed then."""
+
+
+@dataclass
+class Step:
+    """A contender's training step on one batch.
+
+    Attributes:
+        forward_backward_ms, step_ms: one entry a round; the step is forward, loss, backward and update.
+    """
+
+    contender: Contender
+    images: Tensor
+    labels: Tensor
+    dtype: torch.dtype
+    optimizer: torch.optim.Optimizer | None
+    forward_backward_ms: list[float] = field(default_factory=list)
+    step_ms: list[float] = field(default_factory=list)
+
+    def forward_backward(self) -> None:
+        """Leaves gradients in the parameters."""
+        network = self.contender.network
+        network.zero_grad(set_to_none=True)
+        with record_statistics(network) if self.contender.statistics else nullcontext():
+            loss_of(network, self.images, self.labels, self.dtype).backward()
+
+    def update(self) -> None:
+        if self.optimizer is not None:
+            self.optimizer.step()
+
+    def time(self) -> None:
+        """Run once and note the times."""
+        start = self._now()
+        self.forward_backward()
+        middle = self._now()
+        self.update()
+        end = self._now()
+        self.forward_backward_ms.append((middle - start) * 1e3)
+        self.step_ms.append((end - start) * 1e3)
+
+    def _now(self) -> float:
+        if self.images.is_cuda:
+            torch.cuda.synchronize(self.images.device)
+        return time.perf_counter()
+
+
+def loss_of(network: TTFSNetwork, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cross entropy, with autocast unless dtype is float32."""
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        logits = network(images)
+    return F.cross_entropy(logits.float(), labels)
+
+
+def check(step: Step) -> float | None:
+    """Relative error of a step's gradients; loss and gradients must be those of its twin, if it has one.
+
+    In float32 both agree to rounding. In bfloat16 they need not agree with each other, since a rounded potential
+    decides whether a neuron fires; there the step may be little farther than its twin from the float32 gradients.
+
+    Raises:
+        DisagreementError: they are not.
+    """
+    if step.contender.twin is None:
+        return None
+    ours, twin, dtype = step.contender.network, step.contender.twin.to(step.images.device), step.dtype
+    expected_loss, expected = _gradients(twin, step, torch.float32)
+    loss, found = _gradients(ours, step, dtype)
+    error, allowed, loss_allowed = _distance(found, expected), 1e-3, 1e-4
+    if dtype != torch.float32:
+        allowed = 1.25 * _distance(_gradients(twin, step, dtype)[1], expected) + 0.02
+        loss_allowed = 0.05
+    if not (error <= allowed and abs(loss - expected_loss) <= loss_allowed * abs(expected_loss)):
+        raise DisagreementError(
+            f"{step.contender.name} must agree with its twin in {dtype}; got losses {loss:.6g} and "
+            f"{expected_loss:.6g}, gradients {error:.2g} apart (at most {allowed:.2g}). Nothing was timed."
+        )
+    return error
+
+
+def _gradients(network: TTFSNetwork, step: Step, dtype: torch.dtype) -> tuple[float, Tensor]:
+    """Loss, and all gradients as one float64 vector; exact ones, without the bound on derivatives."""
+    layers = [module for module in network.modules() if isinstance(module, DFTConv2d | DFTLinear)]
+    bounds = [layer.derivative_clip for layer in layers]
+    for layer in layers:
+        layer.derivative_clip = None
+    network.zero_grad(set_to_none=True)
+    loss = loss_of(network, step.images, step.labels, dtype)
+    loss.backward()
+    for layer, bound in zip(layers, bounds, strict=True):
+        layer.derivative_clip = bound
+    gradients = [p.grad.flatten().double() for p in network.parameters() if p.grad is not None]
+    network.zero_grad(set_to_none=True)
+    return loss.item(), torch.cat(gradients)
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    """Relative; nan, which no bound admits, if there are no gradients at all."""
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def peak_mib(step: Step) -> float:
+    """Most memory held by tensors at any time of a step: parameters, optimizer, activations, gradients, scratch.
+
+    Counted by PyTorch's allocators, on the CPU too; neither scratch inside libraries nor other contenders are in it.
+    """
+    step.forward_backward()
+    step.update()  # makes the optimizer's state
+    network = step.contender.network
+    held = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    for state in step.optimizer.state.values() if step.optimizer is not None else ():
+        held |= {id(value): value for value in state.values() if isinstance(value, Tensor)}
+    persistent = sum(tensor.nbytes for tensor in held.values())
+    network.zero_grad(set_to_none=True)
+    if step.images.is_cuda:
+        torch.cuda.reset_peak_memory_stats(step.images.device)
+        before = torch.cuda.memory_allocated(step.images.device)
+        step.forward_backward()
+        step.update()
+        transient = torch.cuda.max_memory_allocated(step.images.device) - before
+    else:
+        with _silent_profiler(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            step.forward_backward()
+            step.update()
+        transient = _highest_sum(profiler)
+    return (persistent + transient) / 2**20
+
+
+def _highest_sum(profiler: profile) -> int:
+    """Peak of the running sum over allocations and releases."""
+    raw: Any = profiler.profiler
+    events = [event for event in raw.kineto_results.events() if event.name() == "[memory]"]
+    total = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        highest = max(highest, total)
+    return highest
+
+
+@contextmanager
+def _silent_profiler() -> Iterator[None]:
+    """Keep the profiler's own notes off the screen; they go to the file descriptor of standard error."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,108 @@
+"""The firing rule: case by case, at its borders in exact arithmetic, and in place."""
+
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from ttfs_kernels import rule
+from ttfs_kernels.rule import fire, fire_
+
+
+def exact(A: float, W: float) -> tuple[Fraction, Fraction]:
+    """Activation and gain of Eq. 7, decided by comparisons alone."""
+    A, W = Fraction(A), Fraction(W)
+    if A >= 1:
+        return Fraction(1), Fraction(0)
+    if A + W > 0:
+        return (A + W) / (1 + W), 1 / (1 + W)
+    return Fraction(0), Fraction(0)
+
+
+def neighbours(value: float, dtype: type, count: int = 3) -> list[float]:
+    """The number nearest to `value` and the `count` next ones on either side."""
+    found = [dtype(value)]
+    for _ in range(count):
+        found = [np.nextafter(found[0], dtype(-math.inf)), *found, np.nextafter(found[-1], dtype(math.inf))]
+    return [float(v) for v in found]
+
+
+@pytest.mark.parametrize(
+    ("A", "W", "activation", "gain"),
+    [
+        (1.0, 0.0, 1.0, 0.0),
+        (2.0, -5.0, 1.0, 0.0),
+        (0.5, 0.5, 2 / 3, 2 / 3),
+        (0.5, 0.0, 0.5, 1.0),
+        (-0.5, 1.0, 0.25, 0.5),
+        (0.5, -0.25, 1 / 3, 4 / 3),
+        (0.5, -0.5, 0.0, 0.0),
+        (-0.5, 0.25, 0.0, 0.0),
+        (0.5, -1.0, 0.0, 0.0),
+        (0.5, -3.0, 0.0, 0.0),
+        (0.0, 0.0, 0.0, 0.0),
+    ],
+)
+def test_fire_follows_the_cases(A, W, activation, gain):
+    values = fire(torch.tensor([A], dtype=torch.float64), torch.tensor([W], dtype=torch.float64))
+    torch.testing.assert_close(torch.cat(values), torch.tensor([activation, gain], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fire_is_exact_at_its_borders(dtype):
+    """Near A = 1, A + W = 0 and 1 + W = 0: cases decided right, values right to rounding."""
+    potentials = [v for centre in (1.0, 0.75, 0.3, 1e-3, 0.0, -0.4, -2.0) for v in neighbours(centre, dtype)]
+    pairs = [
+        (A, W)
+        for A in potentials
+        for W in itertools.chain(neighbours(-A, dtype), neighbours(-1.0, dtype), neighbours(0.0, dtype, 1), (-1.5, 2.0))
+    ]
+    A, W = torch.from_numpy(np.array(pairs, dtype)).unbind(1)
+    activations, gains = fire(A, W)
+    eps = float(np.finfo(dtype).eps)
+    for (a_, w_), activation, gain in zip(pairs, activations.tolist(), gains.tolist(), strict=True):
+        expected, expected_gain = exact(a_, w_)
+        assert (activation == 1) or a_ < 1, (a_, w_)
+        assert (activation == 0 and gain == 0) or expected > 0, (a_, w_)
+        assert abs(Fraction(activation) - expected) <= 2 * eps, (a_, w_)
+        # A neuron within rounding of a border may count as beyond it; then it has no gradient.
+        if eps < expected < 1 - eps:
+            assert abs(Fraction(gain) - expected_gain) <= 2 * eps * expected_gain, (a_, w_)
+        else:
+            assert gain == 0 or abs(Fraction(gain) - expected_gain) <= 2 * eps * expected_gain, (a_, w_)
+
+
+@pytest.mark.parametrize("block", [4, 1 << 17])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_fire_in_place_equals_fire(monkeypatch, block, dtype, has_bias):
+    monkeypatch.setattr(rule, "BLOCK_ELEMENTS", block)
+    potentials = torch.randn(2, 31, 3).to(dtype)
+    bias = torch.randn(3) if has_bias else None
+    precise = torch.promote_types(dtype, torch.float32)
+    A, W = potentials.to(precise)
+    activations, gains = fire(A if bias is None else A + bias, W)
+    derivatives = potentials.clone()
+    in_place = fire_(derivatives, bias, math.inf, with_derivatives=True)
+    assert torch.equal(in_place, activations.to(dtype))
+    assert torch.equal(derivatives[0], gains.to(dtype))
+    torch.testing.assert_close(derivatives[1], ((1 - activations) * gains).to(dtype))
+    assert torch.equal(fire_(potentials.clone(), bias, 11.0, with_derivatives=False), in_place)
+
+
+def test_fire_in_place_bounds_each_derivative():
+    """gain = 4 and (1 − a)·gain = 2: the bound applies to either product, not to the gain they share."""
+    A, W = torch.tensor([[0.875]]), torch.tensor([[-0.75]])
+    a, gain = fire(A, W)
+    assert (a.item(), gain.item()) == (0.5, 4.0)
+    for bound, expected in ((math.inf, (4.0, 2.0)), (3.0, (3.0, 2.0)), (1.0, (1.0, 1.0))):
+        derivatives = torch.stack([A, W])
+        fire_(derivatives, None, bound, with_derivatives=True)
+        assert tuple(derivatives.flatten().tolist()) == expected
+
+
+def test_fire_in_place_without_neurons():
+    assert fire_(torch.empty(2, 0, 3), None, 11.0, with_derivatives=True).shape == (0, 3)
