@@ -7,7 +7,6 @@ Rows that have been run already are kept, unfinished ones go on where they stopp
 training; with --jobs they include what the rows take from each other.
 """
 
-import csv
 import dataclasses
 import json
 import os
@@ -21,10 +20,9 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 import tyro
+from _record import ROOT, commit, write
 from rich.console import Console
 from rich.table import Table
-
-ROOT = Path(__file__).parents[1]
 
 CIFAR10 = "--width 0.5 --epochs 10 --no-auto-augment --cutout 0 --mixed-precision bf16".split()
 HALF = [*CIFAR10, "--epochs", "5"]
@@ -44,7 +42,6 @@ SUITES: dict[str, tuple[str, dict[str, list[list[str]]]]] = {
             "σ = 0": [[*CIFAR10, "--psp-persistence", "0"]],
             "σ = 0.25": [[*CIFAR10, "--psp-persistence", "0.25"]],
             "σ = 1": [CIFAR10],
-            "σ = 1, read at the window's end": [[*CIFAR10, "--readout", "potential_end"]],
             "σ = 1, after 5 of 10 epochs at σ = 0": [[*HALF, "--psp-persistence", "0"], HALF],
         },
     ),
@@ -97,13 +94,10 @@ def main() -> None:
         }
         for name, summary in zip(rows, summaries, strict=True)
     ]
-    path = ROOT / "bench/results" / f"accuracy-{options.suite}.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows(lines)
+    about = {"suite": options.suite, "jobs": options.jobs, "threads": options.threads}
+    written = write(ROOT / "bench/results", f"accuracy-{options.suite}", lines, about)
     show(lines)
-    print(f"written: {path.relative_to(ROOT)}")
+    print(f"written: {', '.join(str(path.relative_to(ROOT)) for path in written)}")
 
 
 def run_row(options: Options, recipe: str, name: str, stages: list[list[str]]) -> dict[str, Any]:
@@ -159,17 +153,6 @@ def show(lines: list[dict[str, Any]]) -> None:
             f"mean test accuracy {mean(accuracies):.3%} ± {stdev(accuracies):.3%}, "
             f"sparsity {mean(sparsities):.4f} ± {stdev(sparsities):.4f}, {lines[0]['device']}, {platform.system()}"
         )
-
-
-def commit() -> str:
-    """Commit of this checkout, with a plus sign if it has been changed."""
-    try:
-        revision = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return revision.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ slow on a CPU. σ = 0, an ANN with our contractions, shows by how much.
 """
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from statistics import median
@@ -53,7 +54,7 @@ class Options:
     repeats: int = 15
     """Rounds that count."""
     threads: int | None = None
-    """CPU threads. Default: PyTorch's choice."""
+    """CPU threads. Default: PyTorch's choice. Beside other programs take fewer: a thread that waits delays all."""
     seed: int = 0
     output: Path = ROOT / "bench" / "results"
     """Folder of the CSV and JSON files."""
@@ -110,7 +111,7 @@ def measure(options: Options, device: torch.device, dtype: torch.dtype) -> list[
         for step, peak, error in zip(steps, peaks, errors, strict=True):
             row = shared | {"pass": passes, "provider": step.contender.name}
             row |= timing(times, step.contender.name, step.contender.floor)
-            rows.append(row | {"peak_mib": round(peak), "gradient_error": "" if error is None else f"{error:.1e}"})
+            rows.append(row | {"peak_mib": round(peak, 1), "gradient_error": "" if error is None else f"{error:.1e}"})
     return rows
 
 
@@ -157,22 +158,33 @@ def show(about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     )
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
         chosen = [row for row in rows if row["dtype"] == dtype]
-        table = Table(title=f"{chosen[0]['case']}, {dtype}", title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-        for heading in ("", "step ms", "p20 – p80", "× ANN", "× comp.", "fwd+bwd", "× ANN", "floor", "MiB"):
+        table = Table(
+            title=f"{chosen[0]['case']}, {dtype}",
+            title_justify="left",
+            box=box.SIMPLE,
+            padding=(0, 1, 0, 0),
+            show_edge=False,
+        )
+        for heading in ("", "step ms", "p20–p80", "×ANN", "×comp", "fwd+bwd", "×ANN", "floor", "MiB"):
             table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
         for step, passes in zip(*(by_pass(chosen, name) for name in ("step", "forward_backward")), strict=True):
             table.add_row(
                 step["provider"],
-                f"{step['ms_p50']:.4g}",
-                f"{step['ms_p20']:.3g} – {step['ms_p80']:.3g}",
+                digits(step["ms_p50"]),
+                f"{digits(step['ms_p20'])}–{digits(step['ms_p80'])}",
                 f"{step['ratio_to_ann']:.2f}",
                 f"{step['ratio_to_composition']:.2f}",
-                f"{passes['ms_p50']:.4g}",
+                digits(passes["ms_p50"]),
                 f"{passes['ratio_to_ann']:.2f}",
                 f"{step['floor_ratio']:.2f}",
-                str(step["peak_mib"]),
+                digits(step["peak_mib"]),
             )
         console.print(table)
+
+
+def digits(value: float) -> str:
+    """Three digits or more, no exponent."""
+    return f"{value:.{max(0, 2 - int(math.log10(max(value, 1))))}f}"
 
 
 def by_pass(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:

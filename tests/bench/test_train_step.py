@@ -37,9 +37,10 @@ def test_writes_times_ratios_and_their_circumstances(train_step, monkeypatch, tm
     ]
     for row in rows:
         assert 0 < float(row["ms_p20"]) <= float(row["ms_p50"]) <= float(row["ms_p80"])
+        assert float(row["ratio_to_ann"]) > 0
         assert float(row["ratio_to_ann"]) == 1 or row["provider"] != "ANN"
-        assert int(row["peak_mib"]) >= 1
-        assert bool(row["gradient_error"]) == row["provider"].startswith("DFT") or "counting" in row["provider"]
+        assert float(row["peak_mib"]) > 0
+        assert bool(row["gradient_error"]) == (row["provider"] in providers[1:4])
     about = json.loads((tmp_path / "train_step-cpu-cnn1.json").read_text(encoding="utf-8"))
     assert about["threads"] == 1
     assert about["options"]["model"] == "cnn1"

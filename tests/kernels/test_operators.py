@@ -62,6 +62,7 @@ def test_silent_inputs_have_no_gradient_where_there_is_a_mask(kind, psp_persiste
 @KINDS
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_two_phase_neurons_are_clamped_convolutions_bit_for_bit(kind, has_bias):
+    """Where the contraction is a convolution; products over columns sum in another order."""
     x, weight, bias = arguments(kind, has_bias)
     ours = apply(kind, x, weight, bias, psp_persistence=0.0)
     if kind == "linear":

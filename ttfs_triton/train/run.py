@@ -135,8 +135,9 @@ def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -
 def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
     config, data = trainer.config, trainer.data
     parameters = sum(p.numel() for p in trainer.network.parameters())
+    neuron = "ANN" if config.neuron == "ann" else f"σ = {config.psp_persistence:g}"
     display.say(
-        f"{config.model} ({parameters:,} parameters, σ = {config.psp_persistence:g}) on {data.train.name}: "
+        f"{config.model} ({parameters:,} parameters, {neuron}) on {data.train.name}: "
         f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
         f"{len(data.test):,} test images"
     )
