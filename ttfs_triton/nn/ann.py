@@ -16,6 +16,13 @@ def clamped_relu(potential: Tensor) -> Tensor:
     return F.hardtanh(potential, 0.0, 1.0)
 
 
+def _with_gain(norm: nn.BatchNorm1d | nn.BatchNorm2d | None, initial_gain: float) -> nn.Module | None:
+    """Start at standard deviation `initial_gain`: at 1, most maps are saturated behind two or three max pools."""
+    if norm is not None:
+        nn.init.constant_(norm.weight, initial_gain)
+    return norm
+
+
 class ANNConv2d(WeightedConv2d):
     """Convolution, optional batch norm, clamped ReLU.
 
@@ -24,7 +31,8 @@ class ANNConv2d(WeightedConv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in `torch.nn.Conv2d`.
         bias: learn a bias per channel, from 0; with batch norm, which has its own, there is no second one.
-        weight_standardisation, initial_gain: as in `DFTConv2d`.
+        weight_standardisation: as in `DFTConv2d`.
+        initial_gain: as in `DFTConv2d`; with batch norm, its initial weight.
         batch_norm: normalise over the batch before the clamp.
     """
 
@@ -59,7 +67,8 @@ class ANNConv2d(WeightedConv2d):
             device=device,
             dtype=dtype,
         )
-        self.batch_norm = nn.BatchNorm2d(out_channels, device=device, dtype=dtype) if batch_norm else None
+        norm = nn.BatchNorm2d(out_channels, device=device, dtype=dtype) if batch_norm else None
+        self.batch_norm = _with_gain(norm, initial_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         potential = F.conv2d(
@@ -106,7 +115,8 @@ class ANNLinear(WeightedLinear):
             device=device,
             dtype=dtype,
         )
-        self.batch_norm = nn.BatchNorm1d(out_features, device=device, dtype=dtype) if batch_norm else None
+        norm = nn.BatchNorm1d(out_features, device=device, dtype=dtype) if batch_norm else None
+        self.batch_norm = _with_gain(norm, initial_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         x, weight = self.synapses(x)
