@@ -18,7 +18,7 @@ $(READY): pyproject.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow check bench
+.PHONY: help train test check bench
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,9 +33,6 @@ train: $(READY)  ## train a spiking CNN on the bundled images, about two minutes
 
 test: $(READY)  ## run the tests
 	$(RUN) -m pytest $(ARGS)
-
-test-slow: $(READY)  ## run the tests that take minutes each
-	$(RUN) -m pytest -m slow $(ARGS)
 
 check: $(READY)  ## lint, formatting, types
 	$(RUN) -m ruff check
