@@ -28,23 +28,21 @@ CIFAR10 = "--width 0.5 --epochs 10 --no-auto-augment --cutout 0 --num-workers 0 
 # Plain weights behind batch norm want a lower rate than standardised ones.
 BATCH_NORM = ["--neuron", "ann", "--batch-norm", "--no-weight-standardisation", "--lr", "1e-3"]
 
-# Suite → (recipe, row → flags of each stage). A row's name says what it differs in; a second stage starts from the
-# best weights of the first.
-Stages = list[list[str]]
-SUITES: dict[str, tuple[str, dict[str, Stages]]] = {
+# Suite → (recipe, row → flags). A row's name says what it differs in.
+SUITES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "mnist": (
         "train_cnn_mnist",
-        {f"CNN1, seed {seed}": [["--seed", str(seed)]] for seed in range(3)},
+        {f"CNN1, seed {seed}": ["--seed", str(seed)] for seed in range(3)},
     ),
     "cifar10": (
         "train_vgg11_cifar10",
         {
-            "ANN, batch norm": [[*CIFAR10, *BATCH_NORM]],
-            "ANN, standardised weights": [[*CIFAR10, "--neuron", "ann"]],
-            "σ = 0": [[*CIFAR10, "--psp-persistence", "0"]],
-            "σ = 0.25": [[*CIFAR10, "--psp-persistence", "0.25"]],
-            "σ = 1": [CIFAR10],
-            "σ = 1, a quarter of the rate": [[*CIFAR10, "--lr", "1e-3"]],
+            "ANN, batch norm": [*CIFAR10, *BATCH_NORM],
+            "ANN, standardised weights": [*CIFAR10, "--neuron", "ann"],
+            "σ = 0": [*CIFAR10, "--psp-persistence", "0"],
+            "σ = 0.25": [*CIFAR10, "--psp-persistence", "0.25"],
+            "σ = 1": CIFAR10,
+            "σ = 1, a quarter of the rate": [*CIFAR10, "--lr", "1e-3"],
         },
     ),
 }
@@ -58,7 +56,7 @@ class Options:
     data_dir: Path | None = None
     """Local folder with the data set. Default: the Hub."""
     rows: tuple[str, ...] = ()
-    """Only rows whose name starts with one of these; no table is written then. Default: all."""
+    """Train only rows whose name starts with one of these. Default: all. The table holds all rows trained so far."""
     runs: Path = Path("runs/accuracy")
     """Where the runs' folders go."""
     jobs: int = 1
@@ -70,12 +68,11 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options)
     recipe, rows = SUITES[options.suite]
-    if options.rows:
-        rows = {name: stages for name, stages in rows.items() if name.startswith(options.rows)}
+    chosen = {name: flags for name, flags in rows.items() if not options.rows or name.startswith(options.rows)}
     with ThreadPoolExecutor(options.jobs) as pool:
-        summaries = list(pool.map(lambda row: run_row(options, recipe, *row), rows.items()))
-    if options.rows:
-        return
+        list(pool.map(lambda row: train_row(options, recipe, *row), chosen.items()))
+    summaries = {name: json.loads(path.read_text()) for name in rows if (path := summary_of(options, name)).is_file()}
+    missing = [name for name in rows if name not in summaries]
     lines = [
         {
             "row": name,
@@ -85,54 +82,48 @@ def main() -> None:
             "sparsity": summary["sparsity"],
             "sparsity_with_outputs": summary["sparsity_with_outputs"],
             "epochs": summary["epochs"],
-            "seconds": summary["seconds"],
+            "seconds": summary["epochs"] * summary["seconds_per_epoch"],
             "jobs": options.jobs,
             "seed": summary["seed"],
             "device": summary["device"],
             **{package: summary["versions"].get(package, "") for package in ("torch", "ttfs-triton")},
             "commit": commit(),
             "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-            "command": " && ".join(" ".join(["python", f"recipes/{recipe}.py", *flags]) for flags in rows[name]),
+            "command": " ".join(["python", f"recipes/{recipe}.py", *rows[name]]),
         }
-        for name, summary in zip(rows, summaries, strict=True)
+        for name, summary in summaries.items()
     ]
-    about = {"suite": options.suite, "jobs": options.jobs, "threads": options.threads}
+    about = {"suite": options.suite, "jobs": options.jobs, "threads": options.threads, "not run": missing}
     written = write(ROOT / "bench/results", f"accuracy-{options.suite}", lines, about)
     show(lines)
+    if missing:
+        print(f"not run yet: {'; '.join(missing)}")
     print(f"written: {', '.join(str(path.relative_to(ROOT)) for path in written)}")
 
 
-def run_row(options: Options, recipe: str, name: str, stages: Stages) -> dict[str, Any]:
-    """Train one row, stage after stage; its figures are the last stage's, epochs and seconds those of all."""
-    folder = options.runs / options.suite / "".join(c if c.isalnum() or c in ".=" else "-" for c in name)
-    epochs, seconds, weights = 0, 0.0, []
-    result: dict[str, Any] = {}
-    for number, flags in enumerate(stages, start=1):
-        stage = folder if number == len(stages) else folder.with_name(f"{folder.name}-stage{number}")
-        result = run_stage(options, recipe, stage, [*flags, *weights])
-        weights = ["--weights", str(stage / "best/model.safetensors")]
-        epochs += result["epochs"]
-        seconds += result["epochs"] * result["seconds_per_epoch"]
-    print(f"{name}: {result['test_accuracy']:.2%}, sparsity {result['sparsity']:.3f}", flush=True)
-    return result | {"epochs": epochs, "seconds": seconds}
+def summary_of(options: Options, name: str) -> Path:
+    """Where the figures of a row are once it has been trained."""
+    folder = "".join(c if c.isalnum() or c in ".=" else "-" for c in name)
+    return options.runs / options.suite / folder / "summary.json"
 
 
-def run_stage(options: Options, recipe: str, folder: Path, flags: list[str]) -> dict[str, Any]:
-    """Train into a folder, or read what an earlier call has trained; its output goes to a log file beside it."""
-    summary = folder / "summary.json"
-    if not summary.is_file():
-        command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--output-dir", str(folder), *flags]
-        if options.data_dir is not None:
-            command += ["--data-dir", str(options.data_dir)]
-        if (folder / "config.yaml").is_file():
-            command.append("--resume")
-        threads = {} if options.threads is None else {"OMP_NUM_THREADS": str(options.threads)}
-        log = folder.with_name(f"{folder.name}.log")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{folder.name}: training, log in {log}", flush=True)
-        with log.open("a") as output:
-            subprocess.run(command, check=True, stdout=output, stderr=subprocess.STDOUT, env=os.environ | threads)
-    return json.loads(summary.read_text())
+def train_row(options: Options, recipe: str, name: str, flags: list[str]) -> None:
+    """Train a row unless that has been done; its output goes to a log file beside the run's folder."""
+    summary = summary_of(options, name)
+    folder = summary.parent
+    if summary.is_file():
+        return
+    command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--output-dir", str(folder), *flags]
+    if options.data_dir is not None:
+        command += ["--data-dir", str(options.data_dir)]
+    if (folder / "config.yaml").is_file():
+        command.append("--resume")
+    threads = {} if options.threads is None else {"OMP_NUM_THREADS": str(options.threads)}
+    log = folder.with_name(f"{folder.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{name}: training, log in {log}", flush=True)
+    with log.open("a") as output:
+        subprocess.run(command, check=True, stdout=output, stderr=subprocess.STDOUT, env=os.environ | threads)
 
 
 def show(lines: list[dict[str, Any]]) -> None:
@@ -149,7 +140,7 @@ def show(lines: list[dict[str, Any]]) -> None:
         )
     console = Console()
     console.print(table)
-    if len({line["seed"] for line in lines}) == len(lines):
+    if 1 < len({line["seed"] for line in lines}) == len(lines):
         accuracies, sparsities = ([line[key] for line in lines] for key in ("test_accuracy", "sparsity"))
         console.print(
             f"mean test accuracy {mean(accuracies):.3%} ± {stdev(accuracies):.3%}, "
