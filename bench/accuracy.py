@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,12 +25,14 @@ from _record import ROOT, commit, write
 from rich.console import Console
 from rich.table import Table
 
-CIFAR10 = "--width 0.5 --epochs 10 --no-auto-augment --cutout 0 --num-workers 0 --mixed-precision bf16".split()
+CIFAR10: list[str] = (
+    "--width 0.5 --epochs 10 --no-auto-augment --cutout 0 --num-workers 0 --mixed-precision bf16".split()
+)
 # Plain weights behind batch norm want a lower rate than standardised ones.
 BATCH_NORM = ["--neuron", "ann", "--batch-norm", "--no-weight-standardisation", "--lr", "1e-3"]
 
 # Suite → (recipe, row → flags). A row's name says what it differs in.
-SUITES: dict[str, tuple[str, dict[str, list[str]]]] = {
+SUITES: dict[str, tuple[str, Mapping[str, Sequence[str]]]] = {
     "mnist": (
         "train_cnn_mnist",
         {f"CNN1, seed {seed}": ["--seed", str(seed)] for seed in range(3)},
@@ -107,7 +110,7 @@ def summary_of(options: Options, name: str) -> Path:
     return options.runs / options.suite / folder / "summary.json"
 
 
-def train_row(options: Options, recipe: str, name: str, flags: list[str]) -> None:
+def train_row(options: Options, recipe: str, name: str, flags: Sequence[str]) -> None:
     """Train a row unless that has been done; its output goes to a log file beside the run's folder."""
     summary = summary_of(options, name)
     folder = summary.parent
