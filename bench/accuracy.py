@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
@@ -25,14 +25,12 @@ from _record import ROOT, commit, write
 from rich.console import Console
 from rich.table import Table
 
-CIFAR10: list[str] = (
-    "--width 0.5 --epochs 10 --no-auto-augment --cutout 0 --num-workers 0 --mixed-precision bf16".split()
-)
+CIFAR10 = "--width 0.5 --epochs 10 --no-auto-augment --cutout 0 --num-workers 0 --mixed-precision bf16".split()
 # Plain weights behind batch norm want a lower rate than standardised ones.
 BATCH_NORM = ["--neuron", "ann", "--batch-norm", "--no-weight-standardisation", "--lr", "1e-3"]
 
 # Suite → (recipe, row → flags). A row's name says what it differs in.
-SUITES: dict[str, tuple[str, Mapping[str, Sequence[str]]]] = {
+SUITES: dict[str, tuple[str, dict[str, Any]]] = {
     "mnist": (
         "train_cnn_mnist",
         {f"CNN1, seed {seed}": ["--seed", str(seed)] for seed in range(3)},

@@ -146,9 +146,11 @@ def test_analog_encoder_keeps_mean_and_std_out_of_the_state_dict():
 
 
 def test_analog_encoder_supports_batch_norm_and_channels_last():
-    encoder = AnalogEncoder(1, 4, 3, batch_norm=True)
+    encoder = AnalogEncoder(1, 4, 3, batch_norm=True, initial_gain=0.25)
     x = torch.rand(4, 1, 6, 6)
-    expected = F.batch_norm(F.conv2d(x, encoder.effective_weight()), None, None, training=True).clamp(0, 1)
+    gain = torch.full((4,), 0.25)  # the normalised potential starts at the initial gain
+    potential = F.conv2d(x, encoder.effective_weight())
+    expected = F.batch_norm(potential, None, None, gain, training=True).clamp(0, 1)
     result = encoder(x)
     torch.testing.assert_close(result, expected)
     assert result.is_contiguous(memory_format=torch.channels_last)
