@@ -1,6 +1,8 @@
 """What `train_step.py` compares: one network as an ANN, as ours, and as the composition a user would write."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -9,10 +11,11 @@ from ttfs_triton.nn import DFTConv2d, DFTLinear, TTFSNetwork, models
 
 ANN = "ANN"
 COMPOSITION = "composition σ=1"
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Contender:
+class Contender(Generic[Network]):
     """A network to train.
 
     Attributes:
@@ -24,9 +27,9 @@ class Contender:
     """
 
     name: str
-    network: TTFSNetwork
+    network: Network
     floor: float
-    twin: TTFSNetwork | None = None
+    twin: Network | None = None
     statistics: bool = False
 
 
@@ -61,13 +64,16 @@ def compose(network: TTFSNetwork) -> TTFSNetwork:
     return network
 
 
-def build(model: str, image_size: int | None, *, statistics: bool, **options) -> list[Contender]:
+def build(
+    model: str, image_size: int | None, *, statistics: bool, backends: Sequence[str] = ("auto",), **options
+) -> list[Contender[TTFSNetwork]]:
     """All contenders, the ANN first, with the same weights.
 
     Args:
         model: a function of `ttfs_triton.nn.models`.
         image_size: side of the images. None: the model's own.
         statistics: add ours with spikes counted in every step.
+        backends: kernels of ours; a name other than "auto" is added to the contender's.
         **options: fields of `NetworkConfig`.
     """
     make = getattr(models, model)
@@ -75,10 +81,12 @@ def build(model: str, image_size: int | None, *, statistics: bool, **options) ->
         options["image_size"] = image_size
     ann = make(neuron="ann", **options)
     contenders = [Contender(ANN, ann, 1.0)]
-    for psp_persistence, floor in ((0.0, 1.0), (0.25, 5 / 3), (1.0, 5 / 3)):
-        ours, theirs = (make(psp_persistence=psp_persistence, **options) for _ in range(2))
-        twin = ann if psp_persistence == 0 else compose(theirs)
-        contenders.append(Contender(f"DFT σ={psp_persistence:g}", ours, floor, twin))
+    for backend in backends:
+        suffix = "" if backend == "auto" else f" {backend}"
+        for psp_persistence, floor in ((0.0, 1.0), (0.25, 5 / 3), (1.0, 5 / 3)):
+            ours = make(psp_persistence=psp_persistence, backend=backend, **options)
+            twin = ann if psp_persistence == 0 else compose(make(psp_persistence=psp_persistence, **options))
+            contenders.append(Contender(f"DFT σ={psp_persistence:g}{suffix}", ours, floor, twin))
     contenders.append(Contender(COMPOSITION, compose(make(**options)), 5 / 3))
     if statistics:
         contenders.append(Contender("DFT σ=1 counting", make(**options), 5 / 3, statistics=True))

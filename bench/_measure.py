@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from _contenders import Contender
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ttfs_triton.nn import DFTConv2d, DFTLinear, TTFSNetwork, record_statistics
@@ -50,21 +50,23 @@ class Step:
 
     def time(self) -> None:
         """Run once and note the times."""
-        start = self._now()
+        start = now(self.images.device)
         self.forward_backward()
-        middle = self._now()
+        middle = now(self.images.device)
         self.update()
-        end = self._now()
+        end = now(self.images.device)
         self.forward_backward_ms.append((middle - start) * 1e3)
         self.step_ms.append((end - start) * 1e3)
 
-    def _now(self) -> float:
-        if self.images.is_cuda:
-            torch.cuda.synchronize(self.images.device)
-        return time.perf_counter()
+
+def now(device: torch.device) -> float:
+    """Seconds, when all work given to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
-def loss_of(network: TTFSNetwork, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+def loss_of(network: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
     """Cross entropy, with autocast unless dtype is float32."""
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         logits = network(images)
@@ -131,18 +133,24 @@ def peak_mib(step: Step) -> float:
         held |= {id(value): value for value in state.values() if isinstance(value, Tensor)}
     persistent = sum(tensor.nbytes for tensor in held.values())
     network.zero_grad(set_to_none=True)
-    if step.images.is_cuda:
-        torch.cuda.reset_peak_memory_stats(step.images.device)
-        before = torch.cuda.memory_allocated(step.images.device)
+
+    def run() -> None:
         step.forward_backward()
         step.update()
-        transient = torch.cuda.max_memory_allocated(step.images.device) - before
-    else:
-        with _silent_profiler(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            step.forward_backward()
-            step.update()
-        transient = _highest_sum(profiler)
-    return (persistent + transient) / 2**20
+
+    return (persistent + transient_bytes(run, step.images.device)) / 2**20
+
+
+def transient_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Most memory that tensors made by a call hold at any time of it, counted by PyTorch's allocators."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    with _silent_profiler(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    return _highest_sum(profiler)
 
 
 def _highest_sum(profiler: profile) -> int:

@@ -42,6 +42,8 @@ class Options:
     batch_size: int = 32
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """bfloat16 is autocast with float32 parameters."""
+    backends: tuple[Literal["auto", "triton", "torch"], ...] | None = None
+    """Kernels of ours. Default: all three on a GPU; auto on the CPU, where it is torch."""
     width: float = 1.0
     """Factor on the size of every hidden layer."""
     image_size: int | None = None
@@ -88,6 +90,7 @@ def measure(options: Options, device: torch.device, dtype: torch.dtype) -> list[
         options.image_size,
         width=options.width,
         statistics=options.statistics,
+        backends=options.backends or (("auto", "triton", "torch") if device.type == "cuda" else ("auto",)),
         weight_standardisation=options.weight_standardisation,
         bias=options.weight_standardisation,
     )
