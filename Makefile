@@ -18,7 +18,7 @@ $(READY): pyproject.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check bench
+.PHONY: help train test check bench gpu
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -41,3 +41,11 @@ check: $(READY)  ## lint, formatting, types
 
 bench: $(READY)  ## time a training step on the CPU
 	$(RUN) bench/train_step.py --device cpu $(ARGS)
+
+gpu: $(READY)  ## on a GPU: test the kernels, tune them, run all benchmarks
+	$(RUN) -m pytest tests/kernels $(ARGS)
+	$(RUN) bench/kernels.py --tune --output kernels/ttfs_kernels/triton_backend/tuning
+	$(RUN) bench/kernels.py
+	$(RUN) bench/train_step.py --device cuda --batch-size 256
+	$(RUN) bench/causal_set.py --device cuda
+	$(RUN) bench/peers.py --device cuda --batch-size 128

@@ -4,6 +4,7 @@ Activations in, activations out: a spike at time t of layer l is stored as a = (
 length 1; 1 fires at the window's start, 0 is silent.
 """
 
-from ttfs_kernels.ops import available_backends, dft_conv2d, dft_linear
+from ttfs_kernels.backends import available_backends, backend
+from ttfs_kernels.ops import dft_conv2d, dft_linear
 
-__all__ = ["available_backends", "dft_conv2d", "dft_linear"]
+__all__ = ["available_backends", "backend", "dft_conv2d", "dft_linear"]

@@ -28,7 +28,7 @@ REFUSALS = [
     *both("derivative_clip must be positive or None; got 0", derivative_clip=0),
     *both("derivative_clip must be positive or None; got nan", derivative_clip=float("nan")),
     *both("backend must be one of auto, triton, torch; got 'cuda'", backend="cuda"),
-    *both('backend="triton" must have Triton kernels; this version has none', RuntimeError, backend="triton"),
+    *both('backend="triton" must be able to run Triton kernels; tensors are on the CPU', RuntimeError, backend="triton"),
     (dft_linear, (ROWS, MATRIX.T), {}, ValueError, f"{LINEAR_SHAPES} [2, 4] and [4, 6]"),
     (dft_linear, (ROWS, MATRIX[0]), {}, ValueError, f"{LINEAR_SHAPES} [2, 4] and [4]"),
     (dft_linear, (ROWS[0, 0], MATRIX), {}, ValueError, f"{LINEAR_SHAPES} [] and [6, 4]"),

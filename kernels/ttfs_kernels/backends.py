@@ -1,0 +1,114 @@
+"""Which backend serves a call: the argument, or for "auto" the process's choice, the environment, the device."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "triton", "torch")
+VARIABLE = "TTFS_KERNELS_BACKEND"
+
+# Plain module state, no cache functions: torch.compile traces through `operators_for`.
+_HAS_TRITON = find_spec("triton") is not None
+_choice, _source = os.environ.get(VARIABLE) or "auto", VARIABLE if os.environ.get(VARIABLE) else "default"
+if _choice not in BACKENDS:
+    raise ValueError(f"environment variable {VARIABLE} must be one of {', '.join(BACKENDS)}; got {_choice!r}.")
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """What `backend="auto"` means in this process.
+
+    Attributes:
+        choice: "auto", "triton" or "torch".
+        source: who said so: "backend()", the environment variable, or "default".
+        unavailable: device → why Triton kernels cannot run there; empty string where they can.
+        passes: the choices made so far, a line a pass and shape: provider, blocks, and why.
+    """
+
+    choice: str
+    source: str
+    unavailable: dict[str, str]
+    passes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"backend: {self.choice} ({self.source})"]
+        lines += [f"Triton on {device}: {why or 'available'}" for device, why in self.unavailable.items()]
+        return "\n".join([*lines, *self.passes])
+
+
+def backend(choice: str | None = None) -> BackendReport:
+    """Show, and with an argument set, what `backend="auto"` means in this process.
+
+    Args:
+        choice: "torch", "triton", or "auto" for the faster of both by tuned tables, pass by pass. None: only show.
+    Returns:
+        What holds now. Without a call it is the environment variable TTFS_KERNELS_BACKEND at import, else "auto".
+    Raises:
+        ValueError: another name.
+    """
+    global _choice, _source
+    if choice is not None:
+        _check_name("backend", choice)
+        _choice, _source = choice, "backend()"
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    unavailable = {str(device): why_no_triton(device, torch.float32) or "" for device in devices}
+    return BackendReport(_choice, _source, unavailable, _passes())
+
+
+def available_backends() -> tuple[str, ...]:
+    """Backends that can run here on some device."""
+    report = backend()
+    return ("triton", "torch") if "" in report.unavailable.values() else ("torch",)
+
+
+def operators_for(function: str, backend: str, x: Tensor) -> tuple[str, ...]:
+    """Family of operators for a call, and what its operators want to know: ("dft",) or ("blockwise", backend).
+
+    Raises:
+        ValueError: an unknown backend.
+        RuntimeError: Triton was asked for and cannot run; says why.
+    """
+    if backend == "auto":
+        backend = _choice
+    if backend == "torch" or (backend == "auto" and not x.is_cuda):
+        return ("dft",)
+    _check_name(function, backend)
+    autocast = torch.is_autocast_enabled(x.device.type)
+    reason = why_no_triton(x.device, torch.get_autocast_dtype(x.device.type) if autocast else x.dtype)
+    if reason is None:
+        return "blockwise", backend
+    if backend == "auto":
+        return ("dft",)
+    raise RuntimeError(
+        f'{function}: backend="triton" must be able to run Triton kernels; {reason}. Use backend="torch" or "auto".'
+    )
+
+
+def why_no_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton kernels cannot run on a device with a dtype, or None if they can."""
+    if not _HAS_TRITON:
+        return "Triton is not installed (pip install triton; Linux only)"
+    from ttfs_kernels.triton_backend.launch import unavailable
+
+    return unavailable(device, dtype)
+
+
+def _check_name(function: str, name: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"{function}: backend must be one of {', '.join(BACKENDS)}; got {name!r}.")
+
+
+def _passes() -> tuple[str, ...]:
+    if not _HAS_TRITON:
+        return ()
+    from ttfs_kernels.triton_backend.choice import choices
+
+    return tuple(
+        f"{which} {problem.to_dict()}: {'library' if choice.config is None else choice.config} ({choice.reason})"
+        for (which, problem, *_), choice in choices().items()
+    )

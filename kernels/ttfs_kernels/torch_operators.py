@@ -1,0 +1,141 @@
+"""Registered operators of the PyTorch backend.
+
+Each returns (activations, stacked input, stacked derivatives); the last two feed the backward pass and are empty where
+`with_derivatives` is false or σ = 0.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ttfs_kernels import torch_backend
+from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.registration import differentiate, new_bias_gradient, new_channels_last, register_autocast
+
+
+@torch.library.custom_op("ttfs::dft_linear", mutates_args=())
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    psp_persistence: float,
+    derivative_clip: float,
+    with_derivatives: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch_backend.linear_forward(x, weight, bias, psp_persistence, derivative_clip, with_derivatives)
+
+
+@_linear.register_fake
+def _(x, weight, bias, psp_persistence, derivative_clip, with_derivatives):
+    rows, outputs = x.shape[0], weight.shape[0]
+    y = x.new_empty(rows, outputs)
+    if psp_persistence == 0.0 or not with_derivatives:
+        return y, x.new_empty(0), x.new_empty(0)
+    return y, x.new_empty(2 * rows, x.shape[1]), x.new_empty(2 * rows, outputs)
+
+
+@torch.library.custom_op("ttfs::dft_linear_backward", mutates_args=())
+def _linear_backward(
+    grad: Tensor, x: Tensor, saved: Tensor, weight: Tensor, psp_persistence: float, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch_backend.linear_backward(grad, x, saved, weight, psp_persistence, needs)
+
+
+@_linear_backward.register_fake
+def _(grad, x, saved, weight, psp_persistence, needs):
+    return (
+        grad.new_empty(grad.shape[0], weight.shape[1]) if needs[0] else grad.new_empty(0),
+        grad.new_empty(weight.shape) if needs[1] else grad.new_empty(0),
+        new_bias_gradient(grad, weight) if needs[2] else grad.new_empty(0),
+    )
+
+
+@torch.library.custom_op("ttfs::dft_conv2d", mutates_args=())
+def _conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    psp_persistence: float,
+    derivative_clip: float,
+    with_derivatives: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    geometry = Geometry(stride, padding, dilation, groups)
+    return torch_backend.conv2d_forward(x, weight, bias, geometry, psp_persistence, derivative_clip, with_derivatives)
+
+
+@_conv2d.register_fake
+def _(
+    x,
+    weight,
+    bias,
+    stride,
+    padding,
+    dilation,
+    groups,
+    psp_persistence,
+    derivative_clip,
+    with_derivatives,
+):
+    rows, columns = Geometry(stride, padding, dilation, groups).map_size(x.shape[2:], weight.shape[2:])
+    batch, channels = x.shape[0], weight.shape[0]
+    y = new_channels_last(x, batch, channels, rows, columns)
+    if psp_persistence == 0.0 or not with_derivatives:
+        return y, x.new_empty(0), x.new_empty(0)
+    stacked = new_channels_last(x, 2 * batch, *x.shape[1:])
+    return y, stacked, new_channels_last(x, 2 * batch, channels, rows, columns)
+
+
+@torch.library.custom_op("ttfs::dft_conv2d_backward", mutates_args=())
+def _conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    saved: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    psp_persistence: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    geometry = Geometry(stride, padding, dilation, groups)
+    return torch_backend.conv2d_backward(grad, x, saved, weight, geometry, psp_persistence, needs)
+
+
+@_conv2d_backward.register_fake
+def _(grad, x, saved, weight, stride, padding, dilation, groups, psp_persistence, needs):
+    return (
+        new_channels_last(grad, grad.shape[0], *x.shape[1:]) if needs[0] else grad.new_empty(0),
+        new_channels_last(grad, *weight.shape) if needs[1] else grad.new_empty(0),
+        new_bias_gradient(grad, weight) if needs[2] else grad.new_empty(0),
+    )
+
+
+# σ = 0 needs its input and its output; σ > 0 the stacked pair that the forward pass made.
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weight, bias, *options, psp_persistence, _, _ = inputs
+    y, stacked, derivatives = output
+    ctx.mark_non_differentiable(stacked, derivatives)
+    ctx.set_materialize_grads(False)
+    kept = (x, y) if psp_persistence == 0.0 else (stacked, derivatives)
+    ctx.save_for_backward(*kept, weight)
+    ctx.options = (*options, psp_persistence)
+    ctx.last_options = ()
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.other_inputs = len(inputs) - 3
+
+
+_linear.register_autograd(
+    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.dft_linear_backward, grad), setup_context=_save
+)
+_conv2d.register_autograd(
+    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.dft_conv2d_backward, grad), setup_context=_save
+)
+register_autocast("dft_linear", "dft_conv2d")

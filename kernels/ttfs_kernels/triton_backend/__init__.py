@@ -1,0 +1,1 @@
+"""Our kernels, blockwise, in Triton. See `kernels/DESIGN.md`."""

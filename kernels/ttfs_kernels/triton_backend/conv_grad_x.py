@@ -1,0 +1,121 @@
+"""Gradient of a convolution's input as implicit GEMM, masked by the input's spikes in the epilogue.
+
+h is [B, P, Q, N_total] (`gradient.py`), weight [N_total, R, S, C], x and grad_x [B, H, W, C_total], channels last.
+
+With a stride, an input position meets only the taps r with r·dilation ≡ position + padding (mod stride). Positions
+are therefore taken by residue class, each with its own taps r0, r0 + step, …: no multiplication is by a zero that
+the stride put there.
+"""
+
+# Triton's language is not Python's:
+# pyright: reportGeneralTypeIssues=false
+import triton
+import triton.language as tl
+
+from ttfs_kernels.triton_backend.rule import block_position
+
+
+@triton.jit
+def first_tap(position, TAPS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr):
+    """Smallest tap whose field starts on the stride's grid for a padded input position; TAPS if there is none."""
+    found = TAPS
+    for candidate in tl.static_range(STRIDE if STRIDE < TAPS else TAPS):
+        meets = (position - candidate * DILATION) % STRIDE == 0
+        found = tl.where(meets & (found == TAPS), candidate, found)
+    return found
+
+
+@triton.jit
+def conv2d_grad_x(
+    h_ptr,
+    w_ptr,
+    x_ptr,
+    grad_x_ptr,
+    B,
+    H,
+    W_in,
+    C,
+    P,
+    Q,
+    N,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    STEP_H: tl.constexpr,
+    STEP_W: tl.constexpr,
+    GROUPS: tl.constexpr,
+    MASKED: tl.constexpr,
+    EVEN: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """BLOCK_M input positions of one residue class, BLOCK_N input channels; BLOCK_K is a step over output channels.
+
+    Program (block, class, group of channels). STEP = stride / gcd(stride, dilation). EVEN: BLOCK_K divides N.
+    """
+    class_h = tl.program_id(1) // STRIDE_W
+    class_w = tl.program_id(1) % STRIDE_W
+    rows = (H - class_h + STRIDE_H - 1) // STRIDE_H
+    columns = (W_in - class_w + STRIDE_W - 1) // STRIDE_W
+    M = B * rows * columns
+    # The grid is that of the largest class, which is class 0.
+    largest = B * ((H + STRIDE_H - 1) // STRIDE_H) * ((W_in + STRIDE_W - 1) // STRIDE_W)
+    block_m, block_c = block_position(tl.program_id(0), largest, C, BLOCK_M, BLOCK_N, GROUP)
+    if block_m * BLOCK_M >= M:
+        return
+    group = tl.program_id(2)
+    m = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    c = block_c * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = tl.arange(0, BLOCK_K)
+    j = class_w + (m % columns) * STRIDE_W
+    i = class_h + ((m // columns) % rows) * STRIDE_H
+    image = m // (rows * columns)
+    image = image.to(tl.int64) if WIDE else image
+    r0 = first_tap(class_h + PAD_H, R, STRIDE_H, DILATION_H)
+    s0 = first_tap(class_w + PAD_W, S, STRIDE_W, DILATION_W)
+    taps_h = (R - r0 + STEP_H - 1) // STEP_H
+    taps_w = (S - s0 + STEP_W - 1) // STEP_W
+    # Output position that the first tap meets; exact, and may be negative only where i + PAD < r0·DILATION.
+    p0 = (i + PAD_H - r0 * DILATION_H) // STRIDE_H
+    q0 = (j + PAD_W - s0 * DILATION_W) // STRIDE_W
+    channels = N * GROUPS
+    h_row = ((image * P + p0) * Q + q0) * channels + group * N
+    channel = (group * N + n).to(tl.int64) if WIDE else group * N + n
+    w_row = channel * (R * S * C)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if STRIDE_H * STRIDE_W == 1:
+        tl.assume(taps_h * taps_w > 0)
+    tl.assume(N > 0)
+    for tap in tl.range(taps_h * taps_w, flatten=True):
+        r = tap // taps_w
+        s = tap % taps_w
+        p_shift = r * (STEP_H * DILATION_H // STRIDE_H)
+        q_shift = s * (STEP_W * DILATION_W // STRIDE_W)
+        inside = (m < M) & (p0 >= p_shift) & (p0 - p_shift < P) & (q0 >= q_shift) & (q0 - q_shift < Q)
+        for start in range(0, N, BLOCK_K):
+            h_kept = inside[:, None]
+            w_kept = (c < C)[None, :]
+            if not EVEN:
+                h_kept &= (n < N - start)[None, :]
+                w_kept &= (n < N - start)[:, None]
+            h_at = (h_row - (p_shift * Q + q_shift) * channels + start)[:, None] + n[None, :]
+            w_tap = ((r0 + r * STEP_H) * S + s0 + s * STEP_W) * C
+            w_at = (w_row + start * (R * S * C) + w_tap)[:, None] + c[None, :]
+            h = tl.load(h_ptr + h_at, mask=h_kept, other=0.0)
+            w = tl.load(w_ptr + w_at, mask=w_kept, other=0.0)
+            total = tl.dot(h, w, total, input_precision=PRECISION)
+    offsets = (((image * H + i) * W_in + j) * (C * GROUPS) + group * C)[:, None] + c[None, :]
+    kept = (m < M)[:, None] & (c < C)[None, :]
+    if MASKED:
+        x = tl.load(x_ptr + offsets, mask=kept, other=0.0)
+        total = tl.where(x > 0, total, 0.0)
+    tl.store(grad_x_ptr + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept)

@@ -1,0 +1,117 @@
+"""Kernels with their grid and arguments, and the device they run on."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ttfs_kernels.triton_backend.configs import Config
+from ttfs_kernels.triton_backend.formulation import Chip
+
+# What the interpreter pretends to be: its results do not depend on it.
+INTERPRETED = Chip("cuda", 90)
+SMALLEST_CAPABILITY = 80
+
+
+class Device(NamedTuple):
+    """What a choice depends on.
+
+    Attributes:
+        name: of the GPU, as the driver says; names the tuned table.
+        chip: compilation target.
+        processors: streaming multiprocessors or compute units.
+    """
+
+    name: str
+    chip: Chip
+    processors: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel call; the same object is run on a GPU, interpreted, or only compiled.
+
+    Attributes:
+        kernel: Triton function.
+        grid: programs on each axis.
+        arguments: by name; tensors, numbers and compile-time constants.
+        num_warps, num_stages: as Triton takes them.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 1
+
+    def run(self) -> None:
+        """Launch on the device of the first tensor, on its current stream."""
+        tensor = next(value for value in self.arguments.values() if isinstance(value, torch.Tensor))
+        # Triton launches on the current device, which need not be the tensor's.
+        with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
+            self.kernel[self.grid](**self.arguments, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As Triton takes them. Without fusion of multiply and add, the firing rule rounds as PyTorch's does."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
+
+    @staticmethod
+    def blocks(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], config: Config) -> Launch:
+        """A launch whose blocks are those of a configuration."""
+        sizes = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
+        return Launch(kernel, grid, arguments | sizes, config.num_warps, config.num_stages)
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter; decided when Triton is first imported."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+_devices: dict[torch.device, Device] = {}  # a plain dictionary: torch.compile traces through `unavailable`
+
+
+def device_of(device: torch.device) -> Device:
+    """The device of a tensor."""
+    if device not in _devices:
+        _devices[device] = _read_device(device)
+    return _devices[device]
+
+
+def _read_device(device: torch.device) -> Device:
+    if device.type != "cuda":
+        return Device("interpreter", INTERPRETED, 4)
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        chip = Chip("hip", properties.gcnArchName.split(":")[0])
+    else:
+        chip = Chip("cuda", 10 * properties.major + properties.minor)
+    return Device(properties.name, chip, properties.multi_processor_count)
+
+
+def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why kernels cannot run on a device with a dtype, or None if they can; Triton is installed."""
+    if dtype == torch.float64:
+        return "float64 has no Triton kernel; use float32, or the torch backend"
+    if device.type == "cpu":
+        if not interpreting():
+            return "tensors are on the CPU, and TRITON_INTERPRET=1 was not set before the start"
+        if dtype == torch.bfloat16:
+            return "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 there"
+        return None
+    if device.type != "cuda":
+        return f"device {device.type!r} is not a CUDA or ROCm GPU"
+    chip = device_of(device).chip
+    if chip.vendor == "cuda" and int(chip.architecture) < SMALLEST_CAPABILITY:
+        return f"{chip} is older than sm_{SMALLEST_CAPABILITY}"
+    return None
+
+
+def float32_precision(which: str) -> str:
+    """Precision of float32 products, "ieee" or "tf32", as PyTorch's switch for "linear" or "conv2d" says."""
+    backend: Any = torch.backends.cuda.matmul if which == "linear" else getattr(torch.backends.cudnn, "conv")  # noqa: B009
+    return "tf32" if backend.fp32_precision == "tf32" else "ieee"

@@ -1,0 +1,110 @@
+"""The passes by one stacked cuDNN or cuBLAS call each, for shapes where that is faster than our kernels.
+
+Same operands and results as `passes.py`; the mask, the rule and the local gradients are still Triton.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttfs_kernels.triton_backend import gradient
+from ttfs_kernels.triton_backend.launch import Launch
+from ttfs_kernels.triton_backend.passes import ELEMENTS
+from ttfs_kernels.triton_backend.problem import Problem
+
+
+def forward(
+    problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None, psp_persistence: float, with_gain: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(y, gain): one contraction over [x; σ·mask], then the rule."""
+    operand = _stack_mask(x, psp_persistence) if problem.with_slope else x
+    if problem.is_matrix_product:
+        potentials = F.linear(operand.view(-1, problem.depth), weight.view(problem.out_channels, problem.depth))
+    else:
+        potentials = _channels_first(operand), _channels_first(weight)
+        potentials = F.conv2d(*potentials, None, *problem.geometry)
+        potentials = potentials.permute(0, 2, 3, 1).contiguous()
+    A, W = potentials.flatten().tensor_split(2) if problem.with_slope else (potentials.flatten(), None)
+    y = x.new_empty(problem.batch, *problem.out_size, problem.out_channels)
+    gain = torch.empty_like(y) if with_gain and problem.with_slope else None
+    arguments = {
+        "A_ptr": A,
+        "W_ptr": W,
+        "bias_ptr": bias,
+        "y_ptr": y,
+        "gain_ptr": gain,
+        "size": y.numel(),
+        "N": problem.out_channels,
+        "HAS_BIAS": bias is not None,
+        "WITH_SLOPE": problem.with_slope,
+        "WITH_GAIN": gain is not None,
+        "BLOCK": ELEMENTS,
+    }
+    _run(gradient.fire_potentials, y.numel(), arguments)
+    return y, gain
+
+
+def grad_x(problem: Problem, h: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of the activations, zero at silent inputs if σ > 0."""
+    if problem.is_matrix_product:
+        rows = h.view(-1, problem.out_channels) @ weight.view(problem.out_channels, problem.depth)
+        result = rows.view(x.shape)
+    else:
+        result = _convolution_backward(problem, h, x, weight, 0).permute(0, 2, 3, 1).contiguous()
+    return torch.ops.aten.threshold_backward(result, x, 0) if problem.with_slope else result
+
+
+def grad_w(problem: Problem, h: Tensor, late_h: Tensor | None, x: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of the weight: one contraction of [h; late_h] with [x; mask]."""
+    if late_h is not None:
+        # Both are halves of one buffer, see `passes.local_gradient`.
+        h = h.as_strided((2 * h.shape[0], *h.shape[1:]), h.stride())
+        x = _stack_mask(x, 1.0)
+    if problem.is_matrix_product:
+        return h.view(-1, problem.out_channels).t() @ x.view(-1, problem.depth)
+    return _convolution_backward(problem, h, x, weight, 1).permute(0, 2, 3, 1).contiguous()
+
+
+def _stack_mask(x: Tensor, psp_persistence: float) -> Tensor:
+    stacked = x.new_empty(2 * x.shape[0], *x.shape[1:])
+    arguments = {
+        "x_ptr": x,
+        "stacked_ptr": stacked,
+        "size": x.numel(),
+        "persistence": float(psp_persistence),
+        "BLOCK": ELEMENTS,
+    }
+    _run(gradient.stack_mask, x.numel(), arguments)
+    return stacked
+
+
+def _run(kernel, size: int, arguments: dict) -> None:
+    if size:
+        Launch(kernel, (math.ceil(size / ELEMENTS),), arguments).run()
+
+
+def _channels_first(maps: Tensor) -> Tensor:
+    """[B, H, W, C] as the channels-last view [B, C, H, W] that libraries take."""
+    return maps.permute(0, 3, 1, 2)
+
+
+def _convolution_backward(problem: Problem, h: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
+    stride, padding, dilation, groups = problem.geometry
+    wanted = [which == 0, which == 1, False]
+    return torch.ops.aten.convolution_backward(
+        _channels_first(h),
+        _channels_first(x),
+        _channels_first(weight),
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        [0, 0],
+        groups,
+        wanted,
+    )[which]

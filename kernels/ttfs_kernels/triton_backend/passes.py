@@ -1,0 +1,249 @@
+"""Each pass as launches of our kernels. Nothing here calls a library: outputs are allocated, kernels are planned.
+
+Tensors are rows in memory: x [B, H, W, C] or [M, K], weight [N, R, S, C] or [N, K], y, gain, grad and h
+[B, P, Q, N] or [M, N], all contiguous. They may be on the meta device, to plan without memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttfs_kernels.triton_backend import gradient
+from ttfs_kernels.triton_backend.configs import FEW_CHANNELS, Config
+from ttfs_kernels.triton_backend.conv_forward import conv2d_forward
+from ttfs_kernels.triton_backend.conv_grad_w import conv2d_grad_w
+from ttfs_kernels.triton_backend.conv_grad_x import conv2d_grad_x
+from ttfs_kernels.triton_backend.formulation import Chip, check_form, inputs_first, triton_version, two_accumulators
+from ttfs_kernels.triton_backend.launch import Device, Launch
+from ttfs_kernels.triton_backend.linear import linear_forward, linear_grad_w, linear_grad_x
+from ttfs_kernels.triton_backend.problem import Problem
+
+ELEMENTS = 1024  # of a block of the element-wise kernels
+WIDE = 2**31  # elements from which offsets need 64 bits
+STEPS_PER_SPLIT = 4  # at least, so that a split fills its pipeline
+
+
+class Plan(NamedTuple):
+    """Launches of a pass, in order, and the tensors that they fill."""
+
+    launches: list[Launch]
+    outputs: tuple[Tensor | None, ...]
+
+    def run(self) -> tuple[Any, ...]:
+        for launch in self.launches:
+            launch.run()
+        return self.outputs
+
+
+def forward(
+    problem: Problem,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    psp_persistence: float,
+    with_gain: bool,
+    config: Config,
+    precision: str,
+    chip: Chip,
+) -> Plan:
+    """(y, gain): activations, and ∂a/∂A if asked for (None for σ = 0, which needs none).
+
+    Raises:
+        RuntimeError: the form would race on this chip.
+    """
+    check_form(config.form, chip, triton_version())
+    y = x.new_empty(*_out_shape(problem))
+    gain = torch.empty_like(y) if with_gain and problem.with_slope else None
+    arguments = {
+        "x_ptr": x,
+        "w_ptr": weight,
+        "bias_ptr": bias,
+        "y_ptr": y,
+        "gain_ptr": gain,
+        "persistence": float(psp_persistence),
+        "HAS_BIAS": bias is not None,
+        "WITH_SLOPE": problem.with_slope,
+        "WITH_GAIN": gain is not None,
+        "WIDE": _wide(x, weight, y),
+        "PRECISION": precision,
+        "FORM": int(config.form),
+        "GROUP": config.group,
+    }
+    blocks = math.ceil(problem.rows / config.block_m) * math.ceil(problem.group_outputs / config.block_n)
+    if problem.is_matrix_product:
+        arguments |= {"M": problem.rows, "N": problem.out_channels, "K": problem.depth}
+        launch = Launch.blocks(linear_forward, (blocks,), arguments, config)
+    else:
+        few = problem.group_inputs < FEW_CHANNELS
+        arguments |= _maps(problem) | _taps(problem)
+        arguments |= {"FEW_CHANNELS": few, "EVEN": problem.group_inputs % config.block_k == 0}
+        launch = Launch.blocks(conv2d_forward, (blocks, problem.groups), arguments, config)
+    return Plan([launch] if problem.rows else [], (y, gain))
+
+
+def local_gradient(
+    problem: Problem,
+    grad: Tensor,
+    y: Tensor,
+    gain: Tensor | None,
+    psp_persistence: float,
+    derivative_clip: float,
+    with_late: bool,
+    with_bias: bool,
+) -> Plan:
+    """(h, late_h, grad_bias): what the contractions of the backward pass read, and the float32 sum of h."""
+    rows, channels = problem.rows, problem.out_channels
+    block_n = min(128, 1 << max(4, (channels - 1).bit_length()))
+    block_m = 4096 // block_n
+    blocks = math.ceil(rows / block_m)
+    # One allocation: a library contracts both in one call.
+    pair = grad.new_empty(2 if with_late and problem.with_slope else 1, *grad.shape)
+    h, late_h = pair[0], pair[1] if len(pair) == 2 else None
+    sums = grad.new_empty((blocks, channels), dtype=torch.float32) if with_bias else None
+    launch = Launch(
+        gradient.local_gradient,
+        (blocks, math.ceil(channels / block_n)),
+        {
+            "grad_ptr": grad,
+            "y_ptr": y,
+            "gain_ptr": gain,
+            "h_ptr": h,
+            "late_h_ptr": late_h,
+            "bias_sum_ptr": sums,
+            "M": rows,
+            "N": channels,
+            "persistence": float(psp_persistence),
+            "clip": float(derivative_clip),
+            "WITH_SLOPE": problem.with_slope,
+            "WITH_BIAS": with_bias,
+            "WITH_LATE": late_h is not None,
+            "BLOCK_M": block_m,
+            "BLOCK_N": block_n,
+        },
+    )
+    launches = [launch] if rows else []
+    if sums is None:
+        return Plan(launches, (h, late_h, None))
+    grad_bias = sums.new_empty(channels)
+    return Plan([*launches, _sum(sums, grad_bias)], (h, late_h, grad_bias))
+
+
+def grad_x(problem: Problem, h: Tensor, x: Tensor, weight: Tensor, config: Config, precision: str) -> Plan:
+    """(grad_x,): the gradient of the activations, zero at silent inputs if σ > 0."""
+    out = x.new_empty(x.shape, dtype=h.dtype)
+    arguments = {
+        "h_ptr": h,
+        "w_ptr": weight,
+        "x_ptr": x,
+        "grad_x_ptr": out,
+        "MASKED": problem.with_slope,
+        "WIDE": _wide(x, weight, h),
+        "PRECISION": precision,
+        "GROUP": config.group,
+    }
+    if problem.is_matrix_product:
+        blocks = math.ceil(problem.rows / config.block_m) * math.ceil(problem.depth / config.block_n)
+        arguments |= {"M": problem.rows, "N": problem.out_channels, "K": problem.depth}
+        launch = Launch.blocks(linear_grad_x, (blocks,), arguments, config)
+    else:
+        largest_class = problem.batch * math.prod(
+            math.ceil(size / step) for size, step in zip((problem.height, problem.width), problem.stride, strict=True)
+        )
+        blocks = math.ceil(largest_class / config.block_m) * math.ceil(problem.group_inputs / config.block_n)
+        steps = [step // math.gcd(step, gap) for step, gap in zip(problem.stride, problem.dilation, strict=True)]
+        arguments |= _maps(problem) | _taps(problem) | {"STEP_H": steps[0], "STEP_W": steps[1]}
+        arguments["EVEN"] = problem.group_outputs % config.block_k == 0
+        classes = math.prod(problem.stride)
+        launch = Launch.blocks(conv2d_grad_x, (blocks, classes, problem.groups), arguments, config)
+    return Plan([launch] if x.numel() else [], (out,))
+
+
+def grad_w(
+    problem: Problem, h: Tensor, late_h: Tensor | None, x: Tensor, config: Config, precision: str, device: Device
+) -> Plan:
+    """(grad_weight,): [N, K] or [N, R, S, C], summed over splits in a fixed order."""
+    shape = (problem.out_channels, *problem.kernel, problem.group_inputs)
+    if x.dim() == 2:
+        shape = (problem.out_channels, problem.depth)
+    out = h.new_empty(shape)
+    if problem.rows == 0:
+        return Plan([], (out.zero_(),))
+    few = problem.group_inputs < FEW_CHANNELS and not problem.is_matrix_product
+    taps = 1 if problem.is_matrix_product else math.prod(problem.kernel)
+    weights = problem.depth if few or problem.is_matrix_product else problem.group_inputs
+    blocks = math.ceil(problem.group_outputs / config.block_m) * math.ceil(weights / config.block_n)
+    blocks *= 1 if few else taps
+    splits, rows = _split(problem.rows, blocks * problem.groups, config, device.processors)
+    parts = out if splits == 1 else h.new_empty((splits, *shape), dtype=torch.float32)
+    arguments = {
+        "h_ptr": h,
+        "late_h_ptr": late_h,
+        "x_ptr": x,
+        "out_ptr": parts,
+        "rows_per_split": rows,
+        "WITH_SLOPE": problem.with_slope,
+        "TWO_ACCUMULATORS": problem.with_slope and two_accumulators(device.chip),
+        "INPUTS_FIRST": inputs_first(device.chip),
+        "WIDE": _wide(x, h),
+        "PRECISION": precision,
+    }
+    if problem.is_matrix_product:
+        arguments |= {"M": problem.rows, "N": problem.out_channels, "K": problem.depth, "GROUP": config.group}
+        launch = Launch.blocks(linear_grad_w, (blocks, splits), arguments, config)
+    else:
+        arguments |= _maps(problem) | _taps(problem) | {"FEW_CHANNELS": few}
+        launch = Launch.blocks(conv2d_grad_w, (blocks, splits, problem.groups), arguments, config)
+    return Plan([launch] if splits == 1 else [launch, _sum(parts, out)], (out,))
+
+
+def _split(rows: int, blocks: int, config: Config, processors: int) -> tuple[int, int]:
+    """Number of splits, and rows of each but the last: enough programs for two a processor."""
+    steps = math.ceil(rows / config.block_k)
+    splits = config.splits or math.ceil(2 * processors / blocks)
+    splits = max(1, min(splits, steps // STEPS_PER_SPLIT))
+    rows_per_split = math.ceil(steps / splits) * config.block_k
+    return math.ceil(rows / rows_per_split), rows_per_split
+
+
+def _sum(parts: Tensor, out: Tensor) -> Launch:
+    arguments = {"parts_ptr": parts, "out_ptr": out, "splits": parts.shape[0], "size": out.numel(), "BLOCK": ELEMENTS}
+    return Launch(gradient.sum_splits, (math.ceil(out.numel() / ELEMENTS),), arguments)
+
+
+def _out_shape(problem: Problem) -> tuple[int, ...]:
+    return problem.batch, *problem.out_size, problem.out_channels
+
+
+def _maps(problem: Problem) -> dict[str, int]:
+    rows, columns = problem.out_size
+    return {
+        "B": problem.batch,
+        "H": problem.height,
+        "W_in": problem.width,
+        "C": problem.group_inputs,
+        "P": rows,
+        "Q": columns,
+        "N": problem.group_outputs,
+    }
+
+
+def _taps(problem: Problem) -> dict[str, int]:
+    return {
+        "R": problem.kernel[0],
+        "S": problem.kernel[1],
+        "STRIDE_H": problem.stride[0],
+        "STRIDE_W": problem.stride[1],
+        "PAD_H": problem.padding[0],
+        "PAD_W": problem.padding[1],
+        "DILATION_H": problem.dilation[0],
+        "DILATION_W": problem.dilation[1],
+        "GROUPS": problem.groups,
+    }
+
+
+def _wide(*tensors: Tensor) -> bool:
+    return any(tensor.numel() >= WIDE for tensor in tensors)

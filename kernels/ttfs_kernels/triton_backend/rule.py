@@ -1,0 +1,167 @@
+"""The firing rule and one step of its two contractions, as blocks of Triton: shared by every kernel.
+
+The rule is that of `ttfs_kernels.rule`, operation by operation, so that both backends decide alike at the borders.
+"""
+
+# Triton's language is not Python's:
+# pyright: reportAssignmentType=false
+import triton
+import triton.language as tl
+
+# Forms of the forward contraction: which operand the weights are, and where the spike mask lives.
+ACTIVATIONS_FIRST = tl.constexpr(0)  # activations as first operand, mask in registers
+WEIGHTS_FIRST = tl.constexpr(1)  # weights as first operand, potentials transposed: channels by positions
+STACKED = tl.constexpr(2)  # [activations; mask] stacked along the positions as first operand, one dot
+
+
+@triton.jit
+def fire(A, W):
+    """Activation and gain = ∂a/∂A of a block of neurons (Eq. 7, 9); float32, any shape. NaN stays NaN.
+
+    A: membrane potential at the window's start. W: slope inside the window, times the PSP persistence.
+    """
+    smallest: tl.constexpr = 5.9604644775390625e-08  # distance from 1 to the next smaller float32
+    speed = 1 + W
+    speed = tl.where(speed < smallest, smallest, speed)
+    crossing = tl.div_rn(1 - A, speed)
+    crossing = tl.where(crossing < 0, 0.0, crossing)
+    crossing = tl.where(crossing > 1, 1.0, crossing)
+    inside = (crossing > 0) & (crossing < 1)
+    return 1 - crossing, tl.where(inside, tl.div_rn(1.0, speed), 0.0)
+
+
+@triton.jit
+def clamp_to_window(A):
+    """Activation of two-phase neurons (σ = 0): A clamped to [0, 1]. NaN stays NaN."""
+    A = tl.where(A < 0, 0.0, A)
+    return tl.where(A > 1, 1.0, A)
+
+
+@triton.jit
+def spike_mask(x):
+    """1 where an input spikes, else 0, in the dtype of x. This form compiles to four instructions for two elements."""
+    return tl.where(x > 0, 1.0, 0.0).to(x.dtype)
+
+
+@triton.jit
+def fits(value, dtype: tl.constexpr):
+    """`value` bounded by the largest float16 if that is how it will be stored: a gain may exceed it."""
+    if dtype == tl.float16:
+        value = tl.minimum(value, 65504.0)
+    return value.to(dtype)
+
+
+@triton.jit
+def zero_potentials(FORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Accumulators (A, W) of a block of BLOCK_M positions and BLOCK_N channels, in the shape that FORM wants."""
+    if FORM == WEIGHTS_FIRST:
+        A = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        W = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    elif FORM == STACKED:
+        A = tl.zeros((2 * BLOCK_M, BLOCK_N), tl.float32)
+        W = tl.zeros((1, 1), tl.float32)
+    else:
+        A = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        W = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    return A, W
+
+
+@triton.jit
+def accumulate(x, w, A, W, FORM: tl.constexpr, WITH_SLOPE: tl.constexpr, PRECISION: tl.constexpr):
+    """One step: A += w·x, W += w·[x > 0].
+
+    x is [positions, depth] and w [depth, channels]; for WEIGHTS_FIRST w is [channels, depth], x [depth, positions].
+    """
+    if FORM == WEIGHTS_FIRST:
+        A = tl.dot(w, x, A, input_precision=PRECISION)  # first: the mask is made while this runs
+        if WITH_SLOPE:
+            W = tl.dot(w, spike_mask(x), W, input_precision=PRECISION)
+    elif FORM == STACKED:
+        rows: tl.constexpr = 2 * x.shape[0]
+        stacked = tl.join(x, spike_mask(x)).permute(2, 0, 1).reshape(rows, x.shape[1])
+        A = tl.dot(stacked, w, A, input_precision=PRECISION)
+    else:
+        A = tl.dot(x, w, A, input_precision=PRECISION)
+        if WITH_SLOPE:
+            W = tl.dot(spike_mask(x), w, W, input_precision=PRECISION)
+    return A, W
+
+
+@triton.jit
+def separate(A, W, FORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(A, W), both [positions, channels] or, for WEIGHTS_FIRST, [channels, positions]."""
+    if FORM == STACKED:
+        A, W = tl.split(A.reshape(2, BLOCK_M, BLOCK_N).permute(1, 2, 0))
+    return A, W
+
+
+@triton.jit
+def zero_gradients(INPUTS_FIRST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Two accumulators of grad_w: [channels, weights], transposed for INPUTS_FIRST."""
+    if INPUTS_FIRST:
+        by_x = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        by_mask = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    else:
+        by_x = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        by_mask = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    return by_x, by_mask
+
+
+@triton.jit
+def contract_rows(h, x, total, INPUTS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
+    """total += h·x over the positions between: h [channels, positions], x [positions, weights], or both transposed."""
+    if INPUTS_FIRST:
+        total = tl.dot(x, h, total, input_precision=PRECISION)
+    else:
+        total = tl.dot(h, x, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def store_spikes(
+    A,
+    W,
+    bias_ptr,
+    y_ptr,
+    gain_ptr,
+    m,
+    n,
+    M,
+    N,
+    first_channel,
+    row_stride,
+    persistence,
+    AXIS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WITH_SLOPE: tl.constexpr,
+    WITH_GAIN: tl.constexpr,
+):
+    """Epilogue of both forward kernels: initial potential, firing rule, stores.
+
+    m: positions, along axis AXIS of A. n: channels of the group, along the other axis; `first_channel` is the
+    group's first. `row_stride`: channels of all groups.
+    """
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + first_channel + n, mask=n < N, other=0.0).to(tl.float32)
+        A += tl.expand_dims(bias, AXIS)
+    kept = tl.expand_dims(m < M, 1 - AXIS) & tl.expand_dims(n < N, AXIS)
+    offsets = tl.expand_dims(m * row_stride, 1 - AXIS) + tl.expand_dims(first_channel + n, AXIS)
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    if WITH_SLOPE:
+        y, gain = fire(A, persistence * W)
+        if WITH_GAIN:
+            tl.store(gain_ptr + offsets, fits(gain, dtype), mask=kept)
+    else:
+        y = clamp_to_window(A)
+    tl.store(y_ptr + offsets, y.to(dtype), mask=kept)
+
+
+@triton.jit
+def block_position(pid, ROWS, COLUMNS, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+    """Row and column of a program's block: GROUP rows of blocks are walked column by column, to reuse the cache."""
+    row_blocks = tl.cdiv(ROWS, BLOCK_ROWS)
+    column_blocks = tl.cdiv(COLUMNS, BLOCK_COLUMNS)
+    in_group = GROUP * column_blocks
+    first = (pid // in_group) * GROUP
+    height = tl.minimum(row_blocks - first, GROUP)
+    return first + (pid % in_group) % height, (pid % in_group) // height

@@ -1,0 +1,185 @@
+"""Registered operators of the Triton backend, and of the choice between it and a library call.
+
+Each returns (activations, gain); the gain is empty where `with_gain` is false or σ = 0. The backward pass reads the
+input, the activations and the gain: nothing else is kept. `backend` is "triton", or "auto" for the faster provider of
+each pass. Importing this module needs no Triton.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.registration import differentiate, new_bias_gradient, new_channels_last, register_autocast
+
+Three = tuple[Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("ttfs::blockwise_linear", mutates_args=())
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    psp_persistence: float,
+    derivative_clip: float,
+    with_gain: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    from ttfs_kernels.triton_backend import backend as triton_backend
+
+    y, gain = triton_backend.linear_forward(x, weight, bias, psp_persistence, with_gain, backend)
+    return y, x.new_empty(0) if gain is None else gain
+
+
+@_linear.register_fake
+def _(x, weight, bias, psp_persistence, derivative_clip, with_gain, backend):
+    shape = (x.shape[0], weight.shape[0])
+    return x.new_empty(shape), x.new_empty(shape if with_gain and psp_persistence != 0.0 else 0)
+
+
+@torch.library.custom_op("ttfs::blockwise_linear_backward", mutates_args=())
+def _linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor,
+    gain: Tensor,
+    weight: Tensor,
+    psp_persistence: float,
+    derivative_clip: float,
+    needs: Sequence[bool],
+    backend: str,
+) -> Three:
+    from ttfs_kernels.triton_backend import backend as triton_backend
+
+    grads = triton_backend.linear_backward(
+        grad, x, y, _present(gain, psp_persistence), weight, psp_persistence, derivative_clip, needs, backend
+    )
+    return _three(grads, grad)
+
+
+@_linear_backward.register_fake
+def _(grad, x, y, gain, weight, psp_persistence, derivative_clip, needs, backend):
+    return (
+        grad.new_empty(x.shape) if needs[0] else grad.new_empty(0),
+        grad.new_empty(weight.shape) if needs[1] else grad.new_empty(0),
+        new_bias_gradient(grad, weight) if needs[2] else grad.new_empty(0),
+    )
+
+
+@torch.library.custom_op("ttfs::blockwise_conv2d", mutates_args=())
+def _conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    psp_persistence: float,
+    derivative_clip: float,
+    with_gain: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    from ttfs_kernels.triton_backend import backend as triton_backend
+
+    geometry = Geometry(stride, padding, dilation, groups)
+    y, gain = triton_backend.conv2d_forward(x, weight, bias, geometry, psp_persistence, with_gain, backend)
+    return y, x.new_empty(0) if gain is None else gain
+
+
+@_conv2d.register_fake
+def _(
+    x,
+    weight,
+    bias,
+    stride,
+    padding,
+    dilation,
+    groups,
+    psp_persistence,
+    derivative_clip,
+    with_gain,
+    backend,
+):
+    rows, columns = Geometry(stride, padding, dilation, groups).map_size(x.shape[2:], weight.shape[2:])
+    y = new_channels_last(x, x.shape[0], weight.shape[0], rows, columns)
+    return y, torch.empty_like(y) if with_gain and psp_persistence != 0.0 else x.new_empty(0)
+
+
+@torch.library.custom_op("ttfs::blockwise_conv2d_backward", mutates_args=())
+def _conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor,
+    gain: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    psp_persistence: float,
+    derivative_clip: float,
+    needs: Sequence[bool],
+    backend: str,
+) -> Three:
+    from ttfs_kernels.triton_backend import backend as triton_backend
+
+    geometry = Geometry(stride, padding, dilation, groups)
+    gain_or_none = _present(gain, psp_persistence)
+    grads = triton_backend.conv2d_backward(
+        grad, x, y, gain_or_none, weight, geometry, psp_persistence, derivative_clip, needs, backend
+    )
+    return _three(grads, grad)
+
+
+@_conv2d_backward.register_fake
+def _(
+    grad,
+    x,
+    y,
+    gain,
+    weight,
+    stride,
+    padding,
+    dilation,
+    groups,
+    psp_persistence,
+    derivative_clip,
+    needs,
+    backend,
+):
+    return (
+        new_channels_last(grad, *x.shape) if needs[0] else grad.new_empty(0),
+        new_channels_last(grad, *weight.shape) if needs[1] else grad.new_empty(0),
+        new_bias_gradient(grad, weight) if needs[2] else grad.new_empty(0),
+    )
+
+
+def _present(gain: Tensor, psp_persistence: float) -> Tensor | None:
+    return None if psp_persistence == 0.0 else gain
+
+
+def _three(grads: tuple[Tensor | None, Tensor | None, Tensor | None], like: Tensor) -> Three:
+    grad_x, grad_weight, grad_bias = (like.new_empty(0) if grad is None else grad for grad in grads)
+    return grad_x, grad_weight, grad_bias
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weight, bias, *options, _, backend = inputs
+    y, gain = output
+    ctx.mark_non_differentiable(gain)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, y, gain, weight)
+    ctx.options, ctx.last_options = tuple(options), (backend,)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.other_inputs = len(inputs) - 3
+
+
+_linear.register_autograd(
+    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.blockwise_linear_backward, grad), setup_context=_save
+)
+_conv2d.register_autograd(
+    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.blockwise_conv2d_backward, grad), setup_context=_save
+)
+register_autocast("blockwise_linear", "blockwise_conv2d")
