@@ -88,7 +88,7 @@ def main() -> None:
             "seed": summary["seed"],
             "device": summary["device"],
             **{package: summary["versions"].get(package, "") for package in ("torch", "ttfs-triton")},
-            "commit": commit(),
+            "commit": commit_of(options, name).read_text(),
             "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
             "command": " ".join(["python", f"recipes/{recipe}.py", *rows[name]]),
         }
@@ -108,6 +108,12 @@ def summary_of(options: Options, name: str) -> Path:
     return options.runs / options.suite / folder / "summary.json"
 
 
+def commit_of(options: Options, name: str) -> Path:
+    """File with the commit at which a row's training began."""
+    folder = summary_of(options, name).parent
+    return folder.with_name(f"{folder.name}.commit")
+
+
 def train_row(options: Options, recipe: str, name: str, flags: Sequence[str]) -> None:
     """Train a row unless that has been done; its output goes to a log file beside the run's folder."""
     summary = summary_of(options, name)
@@ -119,9 +125,11 @@ def train_row(options: Options, recipe: str, name: str, flags: Sequence[str]) ->
         command += ["--data-dir", str(options.data_dir)]
     if (folder / "config.yaml").is_file():
         command.append("--resume")
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        commit_of(options, name).write_text(commit())
     threads = {} if options.threads is None else {"OMP_NUM_THREADS": str(options.threads)}
     log = folder.with_name(f"{folder.name}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{name}: training, log in {log}", flush=True)
     with log.open("a") as output:
         subprocess.run(command, check=True, stdout=output, stderr=subprocess.STDOUT, env=os.environ | threads)

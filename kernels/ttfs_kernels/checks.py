@@ -20,12 +20,19 @@ def pair(function: str, name: str, value: int | Sequence[int], smallest: int) ->
     return values
 
 
-def check_scalars(function: str, psp_persistence: float, derivative_clip: float | None) -> float:
-    """Validate both scalars; the clip as a float, inf for None."""
+def check_scalars(
+    function: str, psp_persistence: float, derivative_clip: float | None, surrogate_width: float
+) -> float:
+    """Validate the scalars; the clip as a float, inf for None."""
     if not 0.0 <= psp_persistence <= 1.0:
         raise ValueError(
             f"{function}: psp_persistence must lie in [0, 1]; got {psp_persistence}. "
             "1 is the paper's ReL-PSP neuron, 0 the two-phase neuron."
+        )
+    if not 0.0 <= surrogate_width < math.inf:
+        raise ValueError(
+            f"{function}: surrogate_width must be finite and at least 0; got {surrogate_width}. "
+            "0 gives the exact event-driven gradient."
         )
     if derivative_clip is None:
         return math.inf

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry, convolve, gradient_of_input, gradient_of_weight
-from ttfs_kernels.rule import fire_
+from ttfs_kernels.rule import fire_, vanishing
 
 aten = torch.ops.aten
 Three = tuple[Tensor, Tensor, Tensor]
@@ -25,6 +25,7 @@ def conv2d_forward(
     geometry: Geometry,
     psp_persistence: float,
     derivative_clip: float,
+    surrogate_width: float,
     with_derivatives: bool,
 ) -> Three:
     """(activations, stacked input, stacked derivatives); the last two are empty where nothing needs them."""
@@ -35,7 +36,7 @@ def conv2d_forward(
     potentials = convolve(stacked, weight, None, geometry)
     pair, channels, rows, columns = potentials.shape
     flat = potentials.permute(0, 2, 3, 1).view(2, pair // 2 * rows * columns, channels)
-    activations = fire_(flat, bias, derivative_clip, with_derivatives)
+    activations = fire_(flat, bias, derivative_clip, surrogate_width, with_derivatives)
     activations = activations.view(pair // 2, rows, columns, channels).permute(0, 3, 1, 2)
     return (activations, stacked, potentials) if with_derivatives else (activations, _none(x), _none(x))
 
@@ -47,6 +48,7 @@ def conv2d_backward(
     weight: Tensor,
     geometry: Geometry,
     psp_persistence: float,
+    surrogate_width: float,
     needs: Sequence[bool],
 ) -> Three:
     """Gradients of x, weight and bias; empty where not needed.
@@ -56,14 +58,16 @@ def conv2d_backward(
     needs_x, needs_weight, needs_bias = needs
     grad_x, grad_weight, grad_bias = _none(grad), _none(grad), _none(grad)
     if psp_persistence == 0.0:
-        x = values = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
         h = h_values = aten.hardtanh_backward(grad, saved, 0, 1)
     else:
         h = _scale(grad, saved)
-        values, h_values = _first_half(x), _first_half(h)
+        h_values = _first_half(h)
     if needs_x:
-        grad_x = gradient_of_input(h_values, values, weight, geometry)
-        _mask_silent_(grad_x, values, psp_persistence)
+        # With a surrogate, both halves in one contraction: the gradients of activations and of the mask.
+        by_both = psp_persistence != 0.0 and surrogate_width > 0
+        grad_x = gradient_of_input(h if by_both else h_values, x if by_both else x[: len(grad)], weight, geometry)
+        grad_x = _at_inputs(grad_x, x, psp_persistence, surrogate_width)
     if needs_weight:
         grad_weight = gradient_of_weight(h, x, weight, geometry)
     if needs_bias:
@@ -77,6 +81,7 @@ def linear_forward(
     bias: Tensor | None,
     psp_persistence: float,
     derivative_clip: float,
+    surrogate_width: float,
     with_derivatives: bool,
 ) -> Three:
     """As `conv2d_forward`, for x [rows, in_features]."""
@@ -85,12 +90,18 @@ def linear_forward(
     stacked = _stack_mask(x, psp_persistence)
     potentials = F.linear(stacked, weight)
     flat = potentials.view(2, x.shape[0], weight.shape[0])
-    activations = fire_(flat, bias, derivative_clip, with_derivatives)
+    activations = fire_(flat, bias, derivative_clip, surrogate_width, with_derivatives)
     return (activations, stacked, potentials) if with_derivatives else (activations, _none(x), _none(x))
 
 
 def linear_backward(
-    grad: Tensor, x: Tensor, saved: Tensor, weight: Tensor, psp_persistence: float, needs: Sequence[bool]
+    grad: Tensor,
+    x: Tensor,
+    saved: Tensor,
+    weight: Tensor,
+    psp_persistence: float,
+    surrogate_width: float,
+    needs: Sequence[bool],
 ) -> Three:
     """As `conv2d_backward`, for grad [rows, out_features]."""
     needs_x, needs_weight, needs_bias = needs
@@ -101,8 +112,8 @@ def linear_backward(
         h = _scale(grad, saved)
         h_values = _first_half(h)
     if needs_x:
-        grad_x = h_values @ weight
-        _mask_silent_(grad_x, x if psp_persistence == 0.0 else _first_half(x), psp_persistence)
+        by_both = psp_persistence != 0.0 and surrogate_width > 0
+        grad_x = _at_inputs((h if by_both else h_values) @ weight, x, psp_persistence, surrogate_width)
     if needs_weight:
         grad_weight = h.t() @ x
     if needs_bias:
@@ -139,10 +150,23 @@ def _scale(grad: Tensor, derivatives: Tensor) -> Tensor:
     return scaled
 
 
-def _mask_silent_(grad_x: Tensor, x: Tensor, psp_persistence: float) -> None:
-    """∂a/∂x = 0 where x is silent: the mask [x > 0] is constant there. σ = 0 has no mask, like any ANN."""
-    if psp_persistence != 0.0:
-        aten.threshold_backward.grad_input(grad_x, x, 0, grad_input=grad_x)
+def _at_inputs(grad_x: Tensor, x: Tensor, psp_persistence: float, surrogate_width: float) -> Tensor:
+    """The gradient of the input from what the contraction returned, in place; `x` is stacked if σ > 0.
+
+    Zero where x is silent: the mask [x > 0] is constant there. With a surrogate, `grad_x` is stacked, and the gradient
+    of the mask counts where a spike could appear or vanish. σ = 0 has no mask, like any ANN.
+    """
+    if psp_persistence == 0.0:
+        return grad_x
+    values = _first_half(x)
+    if surrogate_width == 0.0:
+        return aten.threshold_backward.grad_input(grad_x, values, 0, grad_input=grad_x)
+    by_activation, by_mask = grad_x.tensor_split(2)
+    by_mask.mul_(vanishing(values, surrogate_width))
+    if psp_persistence != 1.0:
+        by_mask.mul_(psp_persistence)
+    result = aten.threshold_backward(by_activation, values, 0)
+    return result.add_(by_mask)
 
 
 def _sum(h: Tensor, dimensions: tuple[int, ...]) -> Tensor:

@@ -21,13 +21,16 @@ def _linear(
     bias: Tensor | None,
     psp_persistence: float,
     derivative_clip: float,
+    surrogate_width: float,
     with_derivatives: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch_backend.linear_forward(x, weight, bias, psp_persistence, derivative_clip, with_derivatives)
+    return torch_backend.linear_forward(
+        x, weight, bias, psp_persistence, derivative_clip, surrogate_width, with_derivatives
+    )
 
 
 @_linear.register_fake
-def _(x, weight, bias, psp_persistence, derivative_clip, with_derivatives):
+def _(x, weight, bias, psp_persistence, derivative_clip, surrogate_width, with_derivatives):
     rows, outputs = x.shape[0], weight.shape[0]
     y = x.new_empty(rows, outputs)
     if psp_persistence == 0.0 or not with_derivatives:
@@ -37,13 +40,19 @@ def _(x, weight, bias, psp_persistence, derivative_clip, with_derivatives):
 
 @torch.library.custom_op("ttfs::dft_linear_backward", mutates_args=())
 def _linear_backward(
-    grad: Tensor, x: Tensor, saved: Tensor, weight: Tensor, psp_persistence: float, needs: Sequence[bool]
+    grad: Tensor,
+    x: Tensor,
+    saved: Tensor,
+    weight: Tensor,
+    psp_persistence: float,
+    surrogate_width: float,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch_backend.linear_backward(grad, x, saved, weight, psp_persistence, needs)
+    return torch_backend.linear_backward(grad, x, saved, weight, psp_persistence, surrogate_width, needs)
 
 
 @_linear_backward.register_fake
-def _(grad, x, saved, weight, psp_persistence, needs):
+def _(grad, x, saved, weight, psp_persistence, surrogate_width, needs):
     return (
         grad.new_empty(grad.shape[0], weight.shape[1]) if needs[0] else grad.new_empty(0),
         grad.new_empty(weight.shape) if needs[1] else grad.new_empty(0),
@@ -62,10 +71,13 @@ def _conv2d(
     groups: int,
     psp_persistence: float,
     derivative_clip: float,
+    surrogate_width: float,
     with_derivatives: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     geometry = Geometry(stride, padding, dilation, groups)
-    return torch_backend.conv2d_forward(x, weight, bias, geometry, psp_persistence, derivative_clip, with_derivatives)
+    return torch_backend.conv2d_forward(
+        x, weight, bias, geometry, psp_persistence, derivative_clip, surrogate_width, with_derivatives
+    )
 
 
 @_conv2d.register_fake
@@ -79,6 +91,7 @@ def _(
     groups,
     psp_persistence,
     derivative_clip,
+    surrogate_width,
     with_derivatives,
 ):
     rows, columns = Geometry(stride, padding, dilation, groups).map_size(x.shape[2:], weight.shape[2:])
@@ -101,14 +114,15 @@ def _conv2d_backward(
     dilation: Sequence[int],
     groups: int,
     psp_persistence: float,
+    surrogate_width: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     geometry = Geometry(stride, padding, dilation, groups)
-    return torch_backend.conv2d_backward(grad, x, saved, weight, geometry, psp_persistence, needs)
+    return torch_backend.conv2d_backward(grad, x, saved, weight, geometry, psp_persistence, surrogate_width, needs)
 
 
 @_conv2d_backward.register_fake
-def _(grad, x, saved, weight, stride, padding, dilation, groups, psp_persistence, needs):
+def _(grad, x, saved, weight, stride, padding, dilation, groups, psp_persistence, surrogate_width, needs):
     return (
         new_channels_last(grad, grad.shape[0], *x.shape[1:]) if needs[0] else grad.new_empty(0),
         new_channels_last(grad, *weight.shape) if needs[1] else grad.new_empty(0),
@@ -120,13 +134,13 @@ def _(grad, x, saved, weight, stride, padding, dilation, groups, psp_persistence
 
 
 def _save(ctx, inputs, output) -> None:
-    x, weight, bias, *options, psp_persistence, _, _ = inputs
+    x, weight, bias, *options, psp_persistence, _, surrogate_width, _ = inputs
     y, stacked, derivatives = output
     ctx.mark_non_differentiable(stacked, derivatives)
     ctx.set_materialize_grads(False)
     kept = (x, y) if psp_persistence == 0.0 else (stacked, derivatives)
     ctx.save_for_backward(*kept, weight)
-    ctx.options = (*options, psp_persistence)
+    ctx.options = (*options, psp_persistence, surrogate_width)
     ctx.last_options = ()
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.other_inputs = len(inputs) - 3

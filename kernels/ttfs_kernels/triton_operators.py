@@ -23,17 +23,18 @@ def _linear(
     bias: Tensor | None,
     psp_persistence: float,
     derivative_clip: float,
+    surrogate_width: float,
     with_gain: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     from ttfs_kernels.triton_backend import backend as triton_backend
 
-    y, gain = triton_backend.linear_forward(x, weight, bias, psp_persistence, with_gain, backend)
+    y, gain = triton_backend.linear_forward(x, weight, bias, psp_persistence, surrogate_width, with_gain, backend)
     return y, x.new_empty(0) if gain is None else gain
 
 
 @_linear.register_fake
-def _(x, weight, bias, psp_persistence, derivative_clip, with_gain, backend):
+def _(x, weight, bias, psp_persistence, derivative_clip, surrogate_width, with_gain, backend):
     shape = (x.shape[0], weight.shape[0])
     return x.new_empty(shape), x.new_empty(shape if with_gain and psp_persistence != 0.0 else 0)
 
@@ -47,19 +48,29 @@ def _linear_backward(
     weight: Tensor,
     psp_persistence: float,
     derivative_clip: float,
+    surrogate_width: float,
     needs: Sequence[bool],
     backend: str,
 ) -> Three:
     from ttfs_kernels.triton_backend import backend as triton_backend
 
     grads = triton_backend.linear_backward(
-        grad, x, y, _present(gain, psp_persistence), weight, psp_persistence, derivative_clip, needs, backend
+        grad,
+        x,
+        y,
+        _present(gain, psp_persistence),
+        weight,
+        psp_persistence,
+        derivative_clip,
+        surrogate_width,
+        needs,
+        backend,
     )
     return _three(grads, grad)
 
 
 @_linear_backward.register_fake
-def _(grad, x, y, gain, weight, psp_persistence, derivative_clip, needs, backend):
+def _(grad, x, y, gain, weight, psp_persistence, derivative_clip, surrogate_width, needs, backend):
     return (
         grad.new_empty(x.shape) if needs[0] else grad.new_empty(0),
         grad.new_empty(weight.shape) if needs[1] else grad.new_empty(0),
@@ -78,13 +89,16 @@ def _conv2d(
     groups: int,
     psp_persistence: float,
     derivative_clip: float,
+    surrogate_width: float,
     with_gain: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     from ttfs_kernels.triton_backend import backend as triton_backend
 
     geometry = Geometry(stride, padding, dilation, groups)
-    y, gain = triton_backend.conv2d_forward(x, weight, bias, geometry, psp_persistence, with_gain, backend)
+    y, gain = triton_backend.conv2d_forward(
+        x, weight, bias, geometry, psp_persistence, surrogate_width, with_gain, backend
+    )
     return y, x.new_empty(0) if gain is None else gain
 
 
@@ -99,6 +113,7 @@ def _(
     groups,
     psp_persistence,
     derivative_clip,
+    surrogate_width,
     with_gain,
     backend,
 ):
@@ -120,6 +135,7 @@ def _conv2d_backward(
     groups: int,
     psp_persistence: float,
     derivative_clip: float,
+    surrogate_width: float,
     needs: Sequence[bool],
     backend: str,
 ) -> Three:
@@ -128,7 +144,7 @@ def _conv2d_backward(
     geometry = Geometry(stride, padding, dilation, groups)
     gain_or_none = _present(gain, psp_persistence)
     grads = triton_backend.conv2d_backward(
-        grad, x, y, gain_or_none, weight, geometry, psp_persistence, derivative_clip, needs, backend
+        grad, x, y, gain_or_none, weight, geometry, psp_persistence, derivative_clip, surrogate_width, needs, backend
     )
     return _three(grads, grad)
 
@@ -146,6 +162,7 @@ def _(
     groups,
     psp_persistence,
     derivative_clip,
+    surrogate_width,
     needs,
     backend,
 ):

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from ttfs_kernels import available_backends, dft_conv2d, dft_linear
+from ttfs_kernels import dft_conv2d, dft_linear
 
 X, WEIGHT = torch.rand(2, 4, 5, 5), torch.rand(6, 4, 3, 3)
 ROWS, MATRIX = torch.rand(2, 4), torch.rand(6, 4)
@@ -28,7 +28,6 @@ REFUSALS = [
     *both("derivative_clip must be positive or None; got 0", derivative_clip=0),
     *both("derivative_clip must be positive or None; got nan", derivative_clip=float("nan")),
     *both("backend must be one of auto, triton, torch; got 'cuda'", backend="cuda"),
-    *both('backend="triton" must be able to run Triton kernels; tensors are on the CPU', RuntimeError, backend="triton"),
     (dft_linear, (ROWS, MATRIX.T), {}, ValueError, f"{LINEAR_SHAPES} [2, 4] and [4, 6]"),
     (dft_linear, (ROWS, MATRIX[0]), {}, ValueError, f"{LINEAR_SHAPES} [2, 4] and [4]"),
     (dft_linear, (ROWS[0, 0], MATRIX), {}, ValueError, f"{LINEAR_SHAPES} [] and [6, 4]"),
@@ -81,6 +80,6 @@ def test_refuses_wrong_arguments(function, inputs, options, error, message):
         function(*inputs, **options)
 
 
-def test_available_backends_can_be_asked_for():
-    for backend in (*available_backends(), "auto"):
+def test_torch_backend_can_be_asked_for():
+    for backend in ("torch", "auto"):
         assert torch.equal(dft_linear(ROWS, MATRIX, backend=backend), dft_linear(ROWS, MATRIX))

@@ -34,7 +34,7 @@ def test_opcheck(kind, psp_persistence, channels_last):
         operator, geometry = torch.ops.ttfs.dft_conv2d.default, ([2, 1], [1, 0], [1, 1], 1)
         if channels_last:
             x, weight = (t.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, weight))
-    result = torch.library.opcheck(operator, (x, weight, bias, *geometry, psp_persistence, 11.0, True))
+    result = torch.library.opcheck(operator, (x, weight, bias, *geometry, psp_persistence, 11.0, 0.5, True))
     assert set(result.values()) == {"SUCCESS"}
 
 

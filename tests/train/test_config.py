@@ -107,7 +107,7 @@ dataset derivative_clip dropout ema_decay encoder epochs evaluation_batch_size f
 image_column image_size initial_gain keep_checkpoints label_column label_smoothing log_steps lr max_bad_images
 max_test_samples max_train_samples milestone_factor milestones mixed_precision model momentum neuron num_workers
 optimizer output_dir overwrite psp_persistence readout resume rotation schedule seed shift statistics_steps streaming
-trackers validation_fraction warmup weight_decay weight_standardisation weights width
+surrogate_width trackers validation_fraction warmup weight_decay weight_standardisation weights width
 """.split()
 
 

@@ -26,6 +26,7 @@ class NetworkConfig:
         readout: "potential_start", "potential_end" or "first_spike"; see `ttfs_triton.nn.readout`.
         psp_persistence: σ in [0, 1]; 1 is the paper's neuron, 0 the two-phase neuron.
         derivative_clip: bound on both local derivatives of a neuron; None is the exact gradient.
+        surrogate_width: δ; above 0, neurons just short of a spike learn too; 0 is the exact gradient.
         bias: learn initial membrane potentials.
         weight_standardisation: standardise the weights of every layer; folds into plain weights.
         initial_gain: factor on the Kaiming initialisation.
@@ -50,6 +51,7 @@ class NetworkConfig:
     readout: Literal["potential_start", "potential_end", "first_spike"] = "potential_start"
     psp_persistence: float = 1.0
     derivative_clip: float | None = 11.0
+    surrogate_width: float = 0.0
     bias: bool = True
     weight_standardisation: bool = True
     initial_gain: float = 0.5
@@ -100,6 +102,8 @@ class NetworkConfig:
             _refuse("derivative_clip", "be positive or None", self.derivative_clip)
         if not 0 <= self.psp_persistence <= 1:
             _refuse("psp_persistence", "be in [0, 1]", self.psp_persistence)
+        if not 0 <= self.surrogate_width < math.inf:
+            _refuse("surrogate_width", "be finite and at least 0", self.surrogate_width)
         if not 0 <= self.dropout < 1:
             _refuse("dropout", "be in [0, 1)", self.dropout)
         for name in ("mean", "std"):

@@ -1,5 +1,7 @@
 """Layers of neurons with a dynamic firing threshold (DFT): activations in, activations out, no state, no time axis."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ class DFTConv2d(WeightedConv2d):
         psp_persistence: σ in [0, 1], the fraction of the potential's slope that remains in the firing window;
             1 is the paper's neuron, 0 the two-phase neuron (a clamped ReLU).
         derivative_clip: bound on both local derivatives; None is the exact gradient.
+        surrogate_width: δ; above 0, neurons just short of a spike learn too; 0 is the exact gradient. See
+            `ttfs_kernels.dft_linear`.
         backend: "auto", "torch" or "triton".
     Raises:
         ValueError: sizes, groups, initial_gain or psp_persistence out of range.
@@ -43,11 +47,12 @@ class DFTConv2d(WeightedConv2d):
         initial_gain: float = 0.5,
         psp_persistence: float = 1.0,
         derivative_clip: float | None = 11.0,
+        surrogate_width: float = 0.0,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_neuron("DFTConv2d", psp_persistence, derivative_clip)
+        check_neuron("DFTConv2d", psp_persistence, derivative_clip, surrogate_width)
         super().__init__(
             in_channels,
             out_channels,
@@ -62,7 +67,8 @@ class DFTConv2d(WeightedConv2d):
             device=device,
             dtype=dtype,
         )
-        self.psp_persistence, self.derivative_clip, self.backend = psp_persistence, derivative_clip, backend
+        self.psp_persistence, self.derivative_clip = psp_persistence, derivative_clip
+        self.surrogate_width, self.backend = surrogate_width, backend
 
     def forward(self, x: Tensor) -> Tensor:
         activations = dft_conv2d(
@@ -75,6 +81,7 @@ class DFTConv2d(WeightedConv2d):
             groups=self.groups,
             psp_persistence=self.psp_persistence,
             derivative_clip=self.derivative_clip,
+            surrogate_width=self.surrogate_width,
             backend=self.backend,
         )
         return self.record(activations)
@@ -92,7 +99,8 @@ class DFTLinear(WeightedLinear):
     Args:
         in_features, out_features: as in `torch.nn.Linear`.
         spike_dropout: probability that an input spike is dropped while training; the weights make up for it.
-        bias, weight_standardisation, initial_gain, psp_persistence, derivative_clip, backend: see `DFTConv2d`.
+        bias, weight_standardisation, initial_gain, psp_persistence, derivative_clip, surrogate_width, backend: see
+            `DFTConv2d`.
     Raises:
         ValueError: sizes, initial_gain, spike_dropout or psp_persistence out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.
@@ -108,12 +116,13 @@ class DFTLinear(WeightedLinear):
         initial_gain: float = 0.5,
         psp_persistence: float = 1.0,
         derivative_clip: float | None = 11.0,
+        surrogate_width: float = 0.0,
         spike_dropout: float = 0.0,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_neuron("DFTLinear", psp_persistence, derivative_clip)
+        check_neuron("DFTLinear", psp_persistence, derivative_clip, surrogate_width)
         super().__init__(
             in_features,
             out_features,
@@ -124,7 +133,8 @@ class DFTLinear(WeightedLinear):
             device=device,
             dtype=dtype,
         )
-        self.psp_persistence, self.derivative_clip, self.backend = psp_persistence, derivative_clip, backend
+        self.psp_persistence, self.derivative_clip = psp_persistence, derivative_clip
+        self.surrogate_width, self.backend = surrogate_width, backend
 
     def forward(self, x: Tensor) -> Tensor:
         x, weight = self.synapses(x)
@@ -134,6 +144,7 @@ class DFTLinear(WeightedLinear):
             self.bias,
             psp_persistence=self.psp_persistence,
             derivative_clip=self.derivative_clip,
+            surrogate_width=self.surrogate_width,
             backend=self.backend,
         )
         return self.record(activations)
@@ -142,11 +153,17 @@ class DFTLinear(WeightedLinear):
         return f"{super().extra_repr()}, psp_persistence={self.psp_persistence}"
 
 
-def check_neuron(name: str, psp_persistence: float, derivative_clip: float | None = None) -> None:
+def check_neuron(
+    name: str, psp_persistence: float, derivative_clip: float | None = None, surrogate_width: float = 0.0
+) -> None:
     """Raise ValueError, in the name of a layer, unless the neuron's parameters are in range."""
     if not 0 <= psp_persistence <= 1:
         raise ValueError(f"{name}: psp_persistence must be in [0, 1]; got {psp_persistence}.")
     if derivative_clip is not None and not derivative_clip > 0:
         raise ValueError(
             f"{name}: derivative_clip must be positive; got {derivative_clip}. Use None for exact gradients."
+        )
+    if not 0 <= surrogate_width < math.inf:
+        raise ValueError(
+            f"{name}: surrogate_width must be finite and at least 0; got {surrogate_width}. Use 0 for exact gradients."
         )

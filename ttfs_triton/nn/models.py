@@ -158,6 +158,7 @@ def _neuron_options(config: NetworkConfig) -> dict[str, Any]:
     return {
         "psp_persistence": config.psp_persistence,
         "derivative_clip": config.derivative_clip,
+        "surrogate_width": config.surrogate_width,
         "backend": config.backend,
     }
 

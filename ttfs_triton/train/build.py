@@ -90,6 +90,7 @@ def build_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
                 readout=config.readout or "potential_start",
                 psp_persistence=config.psp_persistence,
                 derivative_clip=config.derivative_clip,
+                surrogate_width=config.surrogate_width,
                 bias=config.bias,
                 weight_standardisation=config.weight_standardisation,
                 initial_gain=config.initial_gain,

@@ -71,6 +71,8 @@ class TrainConfig(BaseModel):
     """σ: 1 is the paper's ReL-PSP neuron, 0 the two-phase neuron."""
     derivative_clip: float | None = Field(11.0, gt=0)
     """Bound on the local derivatives of a spike time; None is exact."""
+    surrogate_width: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Neurons short of a spike by less than this learn too, σ > 0; 0 is the exact gradient, which lets neurons die."""
     bias: bool = True
     """Give each neuron a learned initial membrane potential."""
     weight_standardisation: bool = True

@@ -15,11 +15,19 @@ from ttfs_kernels.triton_backend.problem import Problem
 
 
 def linear_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, psp_persistence: float, with_gain: bool, backend: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    psp_persistence: float,
+    surrogate_width: float,
+    with_gain: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     """(y [M, N], gain [M, N] or None) from x [M, K] and weight [N, K]."""
     problem = Problem.of_linear(x, weight, psp_persistence)
-    y, gain = _forward(problem, x.contiguous(), weight.contiguous(), bias, psp_persistence, with_gain, backend)
+    y, gain = _forward(
+        problem, x.contiguous(), weight.contiguous(), bias, psp_persistence, surrogate_width, with_gain, backend
+    )
     shape = (problem.batch, problem.out_channels)
     return y.view(shape), None if gain is None else gain.view(shape)
 
@@ -32,13 +40,17 @@ def linear_backward(
     weight: Tensor,
     psp_persistence: float,
     derivative_clip: float,
+    surrogate_width: float,
     needs: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, None where not needed."""
     problem = Problem.of_linear(x, weight, psp_persistence)
     grad, x, y, weight = (tensor.contiguous() for tensor in (grad, x, y, weight))
-    return _backward(problem, grad, x, y, weight, gain, psp_persistence, derivative_clip, needs, backend)
+    gain = None if gain is None else gain.contiguous()
+    return _backward(
+        problem, grad, x, y, weight, gain, psp_persistence, derivative_clip, surrogate_width, needs, backend
+    )
 
 
 def conv2d_forward(
@@ -47,12 +59,13 @@ def conv2d_forward(
     bias: Tensor | None,
     geometry: Geometry,
     psp_persistence: float,
+    surrogate_width: float,
     with_gain: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     """(y, gain or None), both [B, N, P, Q] channels-last, from x [B, C, H, W] and weight [N, C / groups, R, S]."""
     problem = Problem.of_conv2d(x, weight, geometry, psp_persistence)
-    y, gain = _forward(problem, _rows(x), _rows(weight), bias, psp_persistence, with_gain, backend)
+    y, gain = _forward(problem, _rows(x), _rows(weight), bias, psp_persistence, surrogate_width, with_gain, backend)
     return y.permute(0, 3, 1, 2), None if gain is None else gain.permute(0, 3, 1, 2)
 
 
@@ -65,6 +78,7 @@ def conv2d_backward(
     geometry: Geometry,
     psp_persistence: float,
     derivative_clip: float,
+    surrogate_width: float,
     needs: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -73,7 +87,7 @@ def conv2d_backward(
     grad, x, y, weight = (_rows(tensor) for tensor in (grad, x, y, weight))
     gain = None if gain is None else _rows(gain)
     grad_x, grad_w, grad_bias = _backward(
-        problem, grad, x, y, weight, gain, psp_persistence, derivative_clip, needs, backend
+        problem, grad, x, y, weight, gain, psp_persistence, derivative_clip, surrogate_width, needs, backend
     )
     grad_x, grad_w = (None if g is None else g.permute(0, 3, 1, 2) for g in (grad_x, grad_w))
     return grad_x, grad_w, grad_bias
@@ -90,12 +104,14 @@ def _forward(
     weight: Tensor,
     bias: Tensor | None,
     psp_persistence: float,
+    surrogate_width: float,
     with_gain: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
+    bias = None if bias is None else bias.contiguous()
     choice = _choose("forward", problem, x, backend)
     if choice.config is None:
-        return library.forward(problem, x, weight, bias, psp_persistence, with_gain)
+        return library.forward(problem, x, weight, bias, psp_persistence, with_gain, surrogate_width)
     y, gain = passes.forward(
         problem,
         x,
@@ -106,6 +122,7 @@ def _forward(
         choice.config,
         _precision(problem),
         device_of(x.device).chip,
+        surrogate_width,
     ).run()
     return y, gain
 
@@ -119,21 +136,23 @@ def _backward(
     gain: Tensor | None,
     psp_persistence: float,
     derivative_clip: float,
+    surrogate_width: float,
     needs: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     needs_x, needs_weight, needs_bias = needs
     h, late_h, grad_bias = passes.local_gradient(
-        problem, grad, y, gain, psp_persistence, derivative_clip, needs_weight, needs_bias
+        problem, grad, y, gain, psp_persistence, derivative_clip, needs_weight or surrogate_width > 0, needs_bias
     ).run()
     grad_x = grad_w = None
     precision = _precision(problem)
     if needs_x:
         choice = _choose("grad_x", problem, x, backend)
         if choice.config is None:
-            grad_x = library.grad_x(problem, h, x, weight)
+            grad_x = library.grad_x(problem, h, x, weight, late_h, surrogate_width)
         else:
-            (grad_x,) = passes.grad_x(problem, h, x, weight, choice.config, precision).run()
+            plan = passes.grad_x(problem, h, x, weight, choice.config, precision, late_h, surrogate_width)
+            (grad_x,) = plan.run()
     if needs_weight:
         choice = _choose("grad_w", problem, x, backend)
         if choice.config is None:

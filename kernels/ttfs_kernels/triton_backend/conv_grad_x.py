@@ -12,7 +12,7 @@ the stride put there.
 import triton
 import triton.language as tl
 
-from ttfs_kernels.triton_backend.rule import block_position
+from ttfs_kernels.triton_backend.rule import at_inputs, block_position
 
 
 @triton.jit
@@ -28,6 +28,7 @@ def first_tap(position, TAPS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.c
 @triton.jit
 def conv2d_grad_x(
     h_ptr,
+    late_h_ptr,
     w_ptr,
     x_ptr,
     grad_x_ptr,
@@ -38,6 +39,7 @@ def conv2d_grad_x(
     P,
     Q,
     N,
+    surrogate_width,
     R: tl.constexpr,
     S: tl.constexpr,
     STRIDE_H: tl.constexpr,
@@ -50,6 +52,7 @@ def conv2d_grad_x(
     STEP_W: tl.constexpr,
     GROUPS: tl.constexpr,
     MASKED: tl.constexpr,
+    SURROGATE: tl.constexpr,
     EVEN: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -61,6 +64,7 @@ def conv2d_grad_x(
     """BLOCK_M input positions of one residue class, BLOCK_N input channels; BLOCK_K is a step over output channels.
 
     Program (block, class, group of channels). STEP = stride / gcd(stride, dilation). EVEN: BLOCK_K divides N.
+    MASKED: 0 at silent inputs. SURROGATE: plus the gradient of the mask, late_h·w, where a spike may come or go.
     """
     class_h = tl.program_id(1) // STRIDE_W
     class_w = tl.program_id(1) % STRIDE_W
@@ -92,6 +96,7 @@ def conv2d_grad_x(
     channel = (group * N + n).to(tl.int64) if WIDE else group * N + n
     w_row = channel * (R * S * C)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    by_mask = tl.zeros((BLOCK_M, BLOCK_N) if SURROGATE else (1, 1), tl.float32)
     if STRIDE_H * STRIDE_W == 1:
         tl.assume(taps_h * taps_w > 0)
     tl.assume(N > 0)
@@ -113,9 +118,12 @@ def conv2d_grad_x(
             h = tl.load(h_ptr + h_at, mask=h_kept, other=0.0)
             w = tl.load(w_ptr + w_at, mask=w_kept, other=0.0)
             total = tl.dot(h, w, total, input_precision=PRECISION)
+            if SURROGATE:
+                late_h = tl.load(late_h_ptr + h_at, mask=h_kept, other=0.0)
+                by_mask = tl.dot(late_h, w, by_mask, input_precision=PRECISION)
     offsets = (((image * H + i) * W_in + j) * (C * GROUPS) + group * C)[:, None] + c[None, :]
     kept = (m < M)[:, None] & (c < C)[None, :]
     if MASKED:
         x = tl.load(x_ptr + offsets, mask=kept, other=0.0)
-        total = tl.where(x > 0, total, 0.0)
+        total = at_inputs(total, by_mask, x, surrogate_width, SURROGATE)
     tl.store(grad_x_ptr + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept)

@@ -81,9 +81,11 @@ def fire_potentials(
     gain_ptr,
     size,
     N,
+    surrogate_width,
     HAS_BIAS: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
+    SURROGATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The rule on potentials [M, N] that a library call made; W includes σ."""
@@ -94,7 +96,8 @@ def fire_potentials(
     if HAS_BIAS:
         A += tl.load(bias_ptr + i % N, mask=kept, other=0.0).to(tl.float32)
     if WITH_SLOPE:
-        y, gain = fire(A, tl.load(W_ptr + i, mask=kept, other=0.0).to(tl.float32))
+        W = tl.load(W_ptr + i, mask=kept, other=0.0).to(tl.float32)
+        y, gain = fire(A, W, surrogate_width, SURROGATE and WITH_GAIN)
         if WITH_GAIN:
             tl.store(gain_ptr + i, fits(gain, dtype), mask=kept)
     else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip
@@ -67,9 +68,13 @@ class Launch:
         return Launch(kernel, grid, arguments | sizes, config.num_warps, config.num_stages)
 
 
+# Not read from TRITON_INTERPRET: Triton has read it when it was first imported, and what came later changes nothing.
+_INTERPRETING = not isinstance(tl.zeros, triton.JITFunction)
+
+
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter; decided when Triton is first imported."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    return _INTERPRETING
 
 
 _devices: dict[torch.device, Device] = {}  # a plain dictionary: torch.compile traces through `unavailable`

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttfs_kernels.rule import vanishing
 from ttfs_kernels.triton_backend import gradient
 from ttfs_kernels.triton_backend.launch import Launch
 from ttfs_kernels.triton_backend.passes import ELEMENTS
@@ -18,7 +19,13 @@ from ttfs_kernels.triton_backend.problem import Problem
 
 
 def forward(
-    problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None, psp_persistence: float, with_gain: bool
+    problem: Problem,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    psp_persistence: float,
+    with_gain: bool,
+    surrogate_width: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """(y, gain): one contraction over [x; σ·mask], then the rule."""
     operand = _stack_mask(x, psp_persistence) if problem.with_slope else x
@@ -39,34 +46,57 @@ def forward(
         "gain_ptr": gain,
         "size": y.numel(),
         "N": problem.out_channels,
+        "surrogate_width": float(surrogate_width),
         "HAS_BIAS": bias is not None,
         "WITH_SLOPE": problem.with_slope,
         "WITH_GAIN": gain is not None,
+        "SURROGATE": surrogate_width > 0 and gain is not None,
         "BLOCK": ELEMENTS,
     }
     _run(gradient.fire_potentials, y.numel(), arguments)
     return y, gain
 
 
-def grad_x(problem: Problem, h: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of the activations, zero at silent inputs if σ > 0."""
-    if problem.is_matrix_product:
-        rows = h.view(-1, problem.out_channels) @ weight.view(problem.out_channels, problem.depth)
-        result = rows.view(x.shape)
-    else:
-        result = _convolution_backward(problem, h, x, weight, 0).permute(0, 2, 3, 1).contiguous()
+def grad_x(
+    problem: Problem,
+    h: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    late_h: Tensor | None = None,
+    surrogate_width: float = 0.0,
+) -> Tensor:
+    """The gradient of the activations, zero at silent inputs if σ > 0.
+
+    With `late_h` and a surrogate width: plus the gradient of the mask, both by one contraction.
+    """
+    if late_h is not None and surrogate_width > 0:
+        operand = torch.cat([x, x]) if not problem.is_matrix_product else x
+        by_activation, by_mask = _by_inputs(problem, _both(h), operand, weight).view(2, *x.shape)
+        return torch.where(x > 0, by_activation, 0).addcmul_(by_mask, vanishing(x, surrogate_width))
+    result = _by_inputs(problem, h, x, weight).view(x.shape)
     return torch.ops.aten.threshold_backward(result, x, 0) if problem.with_slope else result
+
+
+def _by_inputs(problem: Problem, h: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    if problem.is_matrix_product:
+        return h.view(-1, problem.out_channels) @ weight.view(problem.out_channels, problem.depth)
+    return _convolution_backward(problem, h, x, weight, 0).permute(0, 2, 3, 1).contiguous()
 
 
 def grad_w(problem: Problem, h: Tensor, late_h: Tensor | None, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of the weight: one contraction of [h; late_h] with [x; mask]."""
     if late_h is not None:
-        # Both are halves of one buffer, see `passes.local_gradient`.
-        h = h.as_strided((2 * h.shape[0], *h.shape[1:]), h.stride())
+        h = _both(h)
         x = _stack_mask(x, 1.0)
     if problem.is_matrix_product:
-        return h.view(-1, problem.out_channels).t() @ x.view(-1, problem.depth)
+        grad_weight = h.view(-1, problem.out_channels).t() @ x.view(-1, problem.depth)
+        return grad_weight.view(weight.shape)
     return _convolution_backward(problem, h, x, weight, 1).permute(0, 2, 3, 1).contiguous()
+
+
+def _both(h: Tensor) -> Tensor:
+    """[h; late_h]: halves of one buffer, see `passes.local_gradient`."""
+    return h.as_strided((2 * h.shape[0], *h.shape[1:]), h.stride())
 
 
 def _stack_mask(x: Tensor, psp_persistence: float) -> Tensor:

@@ -11,6 +11,7 @@ import triton.language as tl
 from ttfs_kernels.triton_backend.rule import (
     WEIGHTS_FIRST,
     accumulate,
+    at_inputs,
     block_position,
     contract_rows,
     separate,
@@ -32,9 +33,11 @@ def linear_forward(
     N,
     K,
     persistence,
+    surrogate_width,
     HAS_BIAS: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
+    SURROGATE: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     FORM: tl.constexpr,
@@ -66,20 +69,40 @@ def linear_forward(
         w_tile += BLOCK_K
     A, W = separate(A, W, FORM, BLOCK_M, BLOCK_N)
     store_spikes(
-        A, W, bias_ptr, y_ptr, gain_ptr, row, n, M, N, 0, N, persistence, AXIS, HAS_BIAS, WITH_SLOPE, WITH_GAIN
+        A,
+        W,
+        bias_ptr,
+        y_ptr,
+        gain_ptr,
+        row,
+        n,
+        M,
+        N,
+        0,
+        N,
+        persistence,
+        surrogate_width,
+        AXIS,
+        HAS_BIAS,
+        WITH_SLOPE,
+        WITH_GAIN,
+        SURROGATE,
     )
 
 
 @triton.jit
 def linear_grad_x(
     h_ptr,
+    late_h_ptr,
     w_ptr,
     x_ptr,
     grad_x_ptr,
     M,
     N,
     K,
+    surrogate_width,
     MASKED: tl.constexpr,
+    SURROGATE: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -87,29 +110,37 @@ def linear_grad_x(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """grad_x = h·w of BLOCK_M samples and BLOCK_N inputs; BLOCK_K is a step over the neurons. MASKED: 0 where x is."""
+    """grad_x = h·w of BLOCK_M samples and BLOCK_N inputs; BLOCK_K is a step over the neurons.
+
+    MASKED: 0 where x is silent. SURROGATE: plus the gradient of the mask, late_h·w, where a spike may come or go.
+    """
     block_m, block_k = block_position(tl.program_id(0), M, K, BLOCK_M, BLOCK_N, GROUP)
     m = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
     k = block_k * BLOCK_N + tl.arange(0, BLOCK_N)
     n = tl.arange(0, BLOCK_K)
     row = m.to(tl.int64) if WIDE else m
-    h_tile = h_ptr + (row * N)[:, None] + n[None, :]
+    h_at = (row * N)[:, None] + n[None, :]
     neuron = n.to(tl.int64) if WIDE else n
     w_tile = w_ptr + (neuron * K)[:, None] + k[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    by_mask = tl.zeros((BLOCK_M, BLOCK_N) if SURROGATE else (1, 1), tl.float32)
     tl.assume(N > 0)
     for start in range(0, N, BLOCK_K):
         inside = n < N - start
-        h = tl.load(h_tile, mask=(m < M)[:, None] & inside[None, :], other=0.0)
+        h_kept = (m < M)[:, None] & inside[None, :]
+        h = tl.load(h_ptr + h_at, mask=h_kept, other=0.0)
         w = tl.load(w_tile, mask=inside[:, None] & (k < K)[None, :], other=0.0)
         total = tl.dot(h, w, total, input_precision=PRECISION)
-        h_tile += BLOCK_K
+        if SURROGATE:
+            late_h = tl.load(late_h_ptr + h_at, mask=h_kept, other=0.0)
+            by_mask = tl.dot(late_h, w, by_mask, input_precision=PRECISION)
+        h_at += BLOCK_K
         w_tile += BLOCK_K * K
     offsets = (row * K)[:, None] + k[None, :]
     kept = (m < M)[:, None] & (k < K)[None, :]
     if MASKED:
         x = tl.load(x_ptr + offsets, mask=kept, other=0.0)
-        total = tl.where(x > 0, total, 0.0)
+        total = at_inputs(total, by_mask, x, surrogate_width, SURROGATE)
     tl.store(grad_x_ptr + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept)
 
 

@@ -49,6 +49,7 @@ def forward(
     config: Config,
     precision: str,
     chip: Chip,
+    surrogate_width: float = 0.0,
 ) -> Plan:
     """(y, gain): activations, and ∂a/∂A if asked for (None for σ = 0, which needs none).
 
@@ -65,9 +66,11 @@ def forward(
         "y_ptr": y,
         "gain_ptr": gain,
         "persistence": float(psp_persistence),
+        "surrogate_width": float(surrogate_width),
         "HAS_BIAS": bias is not None,
         "WITH_SLOPE": problem.with_slope,
         "WITH_GAIN": gain is not None,
+        "SURROGATE": surrogate_width > 0 and gain is not None,
         "WIDE": _wide(x, weight, y),
         "PRECISION": precision,
         "FORM": int(config.form),
@@ -132,15 +135,30 @@ def local_gradient(
     return Plan([*launches, _sum(sums, grad_bias)], (h, late_h, grad_bias))
 
 
-def grad_x(problem: Problem, h: Tensor, x: Tensor, weight: Tensor, config: Config, precision: str) -> Plan:
-    """(grad_x,): the gradient of the activations, zero at silent inputs if σ > 0."""
+def grad_x(
+    problem: Problem,
+    h: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    config: Config,
+    precision: str,
+    late_h: Tensor | None = None,
+    surrogate_width: float = 0.0,
+) -> Plan:
+    """(grad_x,): the gradient of the activations, zero at silent inputs if σ > 0.
+
+    With `late_h` and a surrogate width: plus the gradient of the mask.
+    """
     out = x.new_empty(x.shape, dtype=h.dtype)
     arguments = {
         "h_ptr": h,
+        "late_h_ptr": late_h,
         "w_ptr": weight,
         "x_ptr": x,
         "grad_x_ptr": out,
+        "surrogate_width": float(surrogate_width),
         "MASKED": problem.with_slope,
+        "SURROGATE": surrogate_width > 0 and late_h is not None,
         "WIDE": _wide(x, weight, h),
         "PRECISION": precision,
         "GROUP": config.group,

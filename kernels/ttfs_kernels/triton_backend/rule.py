@@ -4,7 +4,7 @@ The rule is that of `ttfs_kernels.rule`, operation by operation, so that both ba
 """
 
 # Triton's language is not Python's:
-# pyright: reportAssignmentType=false
+# pyright: reportAssignmentType=false, reportArgumentType=false
 import triton
 import triton.language as tl
 
@@ -15,19 +15,28 @@ STACKED = tl.constexpr(2)  # [activations; mask] stacked along the positions as 
 
 
 @triton.jit
-def fire(A, W):
+def fire(A, W, surrogate_width=0.0, SURROGATE: tl.constexpr = False):
     """Activation and gain = ∂a/∂A of a block of neurons (Eq. 7, 9); float32, any shape. NaN stays NaN.
 
-    A: membrane potential at the window's start. W: slope inside the window, times the PSP persistence.
+    A: membrane potential at the window's start. W: slope inside the window, times the PSP persistence. SURROGATE: the
+    gain of a silent neuron is `silent_derivative` of `ttfs_kernels.rule`, otherwise 0.
     """
     smallest: tl.constexpr = 5.9604644775390625e-08  # distance from 1 to the next smaller float32
     speed = 1 + W
+    above = A + speed - (1 - surrogate_width)
     speed = tl.where(speed < smallest, smallest, speed)
     crossing = tl.div_rn(1 - A, speed)
     crossing = tl.where(crossing < 0, 0.0, crossing)
     crossing = tl.where(crossing > 1, 1.0, crossing)
     inside = (crossing > 0) & (crossing < 1)
-    return 1 - crossing, tl.where(inside, tl.div_rn(1.0, speed), 0.0)
+    gain = tl.div_rn(1.0, speed)
+    if SURROGATE:
+        bound: tl.constexpr = 2.0  # SURROGATE_BOUND of `ttfs_kernels.rule`
+        near = tl.minimum(tl.maximum(tl.div_rn(above, surrogate_width), 0.0), 1.0)
+        silent = tl.where(crossing >= 1, near * tl.minimum(gain, bound), 0.0)
+    else:
+        silent = 0.0
+    return 1 - crossing, tl.where(inside, gain, silent)
 
 
 @triton.jit
@@ -41,6 +50,18 @@ def clamp_to_window(A):
 def spike_mask(x):
     """1 where an input spikes, else 0, in the dtype of x. This form compiles to four instructions for two elements."""
     return tl.where(x > 0, 1.0, 0.0).to(x.dtype)
+
+
+@triton.jit
+def at_inputs(by_activation, by_mask, x, surrogate_width, SURROGATE: tl.constexpr):
+    """Gradient of inputs: of their activations where they spike, of their mask where a spike may come or go.
+
+    SURROGATE: the mask counts by 1 − x/δ where x < δ, as in `vanishing` of `ttfs_kernels.rule`; otherwise not at all.
+    """
+    total = tl.where(x > 0, by_activation, 0.0)
+    if SURROGATE:
+        total += by_mask * tl.maximum(1 - tl.div_rn(x.to(tl.float32), surrogate_width), 0.0)
+    return total
 
 
 @triton.jit
@@ -131,10 +152,12 @@ def store_spikes(
     first_channel,
     row_stride,
     persistence,
+    surrogate_width,
     AXIS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
+    SURROGATE: tl.constexpr,
 ):
     """Epilogue of both forward kernels: initial potential, firing rule, stores.
 
@@ -148,7 +171,7 @@ def store_spikes(
     offsets = tl.expand_dims(m * row_stride, 1 - AXIS) + tl.expand_dims(first_channel + n, AXIS)
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     if WITH_SLOPE:
-        y, gain = fire(A, persistence * W)
+        y, gain = fire(A, persistence * W, surrogate_width, SURROGATE and WITH_GAIN)
         if WITH_GAIN:
             tl.store(gain_ptr + offsets, fits(gain, dtype), mask=kept)
     else:

@@ -1,0 +1,215 @@
+"""Layers whose sums are exact in every dtype, and runs of passes in which no stray read or write goes unseen.
+
+All values are small multiples of 1/8, so that products and their sums have no rounding, in whatever order they are
+added. What comes out must equal the rule on exact potentials bit for bit, at the firing borders too.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ttfs_kernels.rule import fire
+from ttfs_kernels.triton_backend.configs import Config
+from ttfs_kernels.triton_backend.formulation import Chip, Form, refused, triton_version
+from ttfs_kernels.triton_backend.launch import Device, device_of
+from ttfs_kernels.triton_backend.problem import Problem
+
+# The interpreter multiplies bfloat16 wrongly.
+DTYPES = (torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu))
+PERSISTENCES = (1.0, 0.3, 0.0)
+FENCE = 64  # elements on either side of a tensor; keeps its alignment
+
+# Sides of different lengths, so that no two are taken for each other.
+BLOCKS = (Config(32, 16, 16, 4, 1, group=1), Config(16, 32, 16, 4, 2, group=2), Config(16, 16, 32, 4, 3))
+
+LINEAR = {
+    "ones": Problem(1, 1, 1, 1, 1),
+    "short": Problem(3, 1, 1, 17, 3),
+    "tall": Problem(65, 1, 1, 3, 17),
+    "wide": Problem(17, 1, 1, 65, 33),
+    "even": Problem(32, 1, 1, 32, 16),
+    "empty": Problem(0, 1, 1, 5, 7),
+}
+CONV2D = {
+    "one_tap": Problem(2, 3, 5, 17, 3),
+    "one_channel": Problem(1, 3, 3, 1, 1, (2, 2)),
+    "few_channels": Problem(2, 5, 4, 3, 17, (3, 3), padding=(1, 1)),
+    "uneven_channels": Problem(1, 4, 3, 17, 20, (3, 3), padding=(1, 1)),
+    "even_channels": Problem(2, 4, 4, 32, 16, (2, 2)),
+    "row_kernel": Problem(2, 3, 6, 18, 5, (1, 3), padding=(0, 2)),
+    "column_kernel": Problem(1, 6, 3, 3, 18, (3, 1), (1, 2), (3, 0)),
+    "tall_kernel": Problem(1, 7, 5, 2, 3, (5, 2), (2, 1), (1, 0)),
+    "padding_outside": Problem(1, 1, 2, 4, 3, (2, 3), padding=(3, 2)),
+    "gaps": Problem(1, 8, 7, 3, 17, (2, 1), (3, 2)),
+    "gaps_many_channels": Problem(1, 7, 8, 16, 3, (1, 2), (2, 3)),
+    "dilation": Problem(1, 6, 7, 17, 4, (2, 2), (1, 1), (1, 0), (2, 3)),
+    "stride_and_dilation": Problem(1, 7, 9, 3, 4, (3, 3), (2, 3), (1, 2), (2, 1)),
+    "stride_divides_dilation": Problem(2, 7, 6, 16, 5, (2, 3), (2, 2), (0, 1), (2, 2)),
+    "groups": Problem(1, 4, 5, 34, 6, (2, 2), (2, 1), (1, 1), groups=2),
+    "groups_of_few": Problem(1, 5, 4, 9, 51, (2, 2), padding=(0, 1), groups=3),
+    "grouped_one_tap": Problem(2, 3, 2, 34, 34, groups=2),
+    "depthwise": Problem(2, 4, 5, 5, 5, (3, 3), (1, 2), (1, 1), groups=5),
+    "empty": Problem(0, 4, 4, 17, 3, (3, 3), padding=(1, 1)),
+}
+
+
+def each(problems: dict[str, Problem]) -> pytest.MarkDecorator:
+    """A test of each problem with some dtype and some blocks."""
+    options = cycle([(dtype, blocks) for blocks in BLOCKS for dtype in (torch.float16, torch.float32)])
+    rows = [pytest.param(problem, *next(options), id=name) for name, problem in problems.items()]
+    return pytest.mark.parametrize(("problem", "dtype", "blocks"), rows)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> Problem:
+    """Any geometry, small."""
+    groups = draw(st.sampled_from([1, 1, 2, 5]))
+    inputs, outputs = (groups * draw(st.sampled_from([1, 3, 16, 17])) for _ in range(2))
+    pairs = [draw(st.tuples(*2 * [st.integers(low, 3)])) for low in (1, 1, 0, 1)]
+    kernel, stride, padding, dilation = pairs
+    least = [max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) for i in (0, 1)]
+    height, width = (draw(st.integers(size, size + 3)) for size in least)
+    batch = draw(st.integers(0, 2))
+    return Problem(batch, height, width, inputs, outputs, kernel, stride, padding, dilation, groups)
+
+
+class Layer(NamedTuple):
+    """Operands of all passes, as rows in memory on the device: x [B, H, W, C], weight [N, R, S, C], h [B, P, Q, N]."""
+
+    problem: Problem
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    h: Tensor
+    late_h: Tensor
+
+
+def exact_layer(problem: Problem, device: torch.device) -> Layer:
+    """Random multiples of 1/8; of the inputs about 40 % are silent and 10 % saturated."""
+    maps = (problem.batch, problem.height, problem.width, problem.in_channels)
+    weights = (problem.out_channels, *problem.kernel, problem.group_inputs)
+    outputs = (problem.batch, *problem.out_size, problem.out_channels)
+    torch.manual_seed(0)
+
+    def multiples(shape: tuple[int, ...], least: int, most: int, dtype: torch.dtype = problem.dtype) -> Tensor:
+        return fenced((torch.randint(least, most + 1, shape) / 8).to(device, dtype))
+
+    x = multiples(maps, -6, 8)
+    x.clamp_min_(0)
+    bias = multiples((problem.out_channels,), -4, 4, torch.float32)
+    return Layer(problem, x, multiples(weights, -4, 4), bias, multiples(outputs, -8, 8), multiples(outputs, -8, 8))
+
+
+def fenced(tensor: Tensor, new_empty: Callable[..., Tensor] = Tensor.new_empty) -> Tensor:
+    """A contiguous copy with NaN before and behind it in memory: what is read there spoils the result."""
+    memory = new_empty(tensor, tensor.numel() + 2 * FENCE).fill_(float("nan"))
+    return memory[FENCE : FENCE + tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
+@contextmanager
+def fenced_memory() -> Iterator[None]:
+    """New tensors hold NaN until they are written to, and nothing may be written around them."""
+    real_new_empty, fences = Tensor.new_empty, []
+
+    def new_empty(self: Tensor, *size: Any, **options: Any) -> Tensor:
+        tensor = fenced(real_new_empty(self, *size, **options).fill_(float("nan")), real_new_empty)
+        memory = tensor.as_strided((tensor.numel() + 2 * FENCE,), (1,), 0)
+        fences.extend((memory[:FENCE], memory[-FENCE:]))
+        return tensor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "new_empty", new_empty)
+        patch.setattr(torch, "empty_like", lambda like: new_empty(like, like.shape))
+        yield
+    assert all(fence.isnan().all() for fence in fences), "something was written around a tensor"
+
+
+def run(pass_: Callable[[], Any], layer: Layer) -> Any:
+    """What a pass returns, on the CPU, from fenced memory; its operands must not change."""
+    operands = layer[1:]
+    copies = [tensor.clone() for tensor in operands]
+    with fenced_memory():
+        result = pass_()
+        if hasattr(result, "run"):
+            result = result.run()
+    assert all(torch.equal(ours, copy) for ours, copy in zip(operands, copies, strict=True))
+    results = result if isinstance(result, tuple) else (result,)
+    return tuple(None if tensor is None else tensor.cpu() for tensor in results)
+
+
+def chip_for(device: torch.device, form: Form) -> Chip:
+    """Of the GPU; in the interpreter one that takes every form. Skips forms that the GPU refuses."""
+    if device.type != "cuda":
+        return Chip("cuda", 80)
+    chip = device_of(device).chip
+    reason = refused(form, chip, triton_version())
+    if reason is not None:
+        pytest.skip(reason)
+    return chip
+
+
+def device_for(device: torch.device, architecture: int, processors: int = 4) -> Device:
+    """The GPU; in the interpreter a made-up one. Skips architectures that are not the GPU's."""
+    if device.type != "cuda":
+        return Device("made up", Chip("cuda", architecture), processors)
+    ours = device_of(device)
+    if ours.chip != Chip("cuda", architecture):
+        pytest.skip(f"{ours.chip} is not sm_{architecture}")
+    return ours
+
+
+def expected_forward(layer: Layer, persistence: float, has_bias: bool) -> tuple[Tensor, Tensor]:
+    """(y, gain) from exact potentials, rounded once; float16 gains end at the largest float16."""
+    x = _maps(layer.x)
+    slope = _convolve(layer.problem, (x > 0).double(), layer).float()
+    potential = _convolve(layer.problem, x, layer).float()
+    if has_bias:
+        potential += layer.bias.cpu()
+    y, gain = fire(potential, persistence * slope)
+    if persistence == 0:
+        y = potential.clamp(0, 1)
+    dtype = layer.problem.dtype
+    if dtype == torch.float16:
+        gain = gain.clamp_max(torch.finfo(dtype).max)
+    return y.to(dtype), gain.to(dtype)
+
+
+def expected_grad_x(layer: Layer) -> Tensor:
+    x = _maps(layer.x).requires_grad_()
+    grad = _gradient(layer, x, _maps(layer.weight), x, layer.h)
+    if layer.problem.with_slope:
+        grad = torch.where(x > 0, grad, 0.0)
+    return _rows(grad).to(layer.problem.dtype)
+
+
+def expected_grad_w(layer: Layer) -> Tensor:
+    x, weight = _maps(layer.x), _maps(layer.weight).requires_grad_()
+    grad = _gradient(layer, x, weight, weight, layer.h)
+    if layer.problem.with_slope:
+        grad = grad + _gradient(layer, (x > 0).double(), weight, weight, layer.late_h)
+    return _rows(grad).to(layer.problem.dtype)
+
+
+def _convolve(problem: Problem, x: Tensor, layer: Layer) -> Tensor:
+    return _rows(F.conv2d(x, _maps(layer.weight), None, *problem.geometry))
+
+
+def _gradient(layer: Layer, x: Tensor, weight: Tensor, wanted: Tensor, h: Tensor) -> Tensor:
+    y = F.conv2d(x, weight, None, *layer.problem.geometry)
+    return torch.autograd.grad(y, wanted, _maps(h))[0]
+
+
+def _maps(rows: Tensor) -> Tensor:
+    """[B, H, W, C] → [B, C, H, W] in float64 on the CPU, with strides of its own."""
+    return rows.cpu().double().permute(0, 3, 1, 2).contiguous()
+
+
+def _rows(maps: Tensor) -> Tensor:
+    return maps.detach().permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,52 @@
+"""Every test of this folder runs on the GPU if there is one, else in Triton's interpreter on the CPU."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ttfs_kernels import backends
+from ttfs_kernels.triton_backend import choice
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the tensors of a test are."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_interpreter() -> Iterator[None]:
+    """Without the interpreter's check of every integer sum for overflow, which takes half of its time."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    options = interpreter_builder.options
+    interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
+    yield
+    interpreter_builder.options = options
+
+
+@pytest.fixture(autouse=True)
+def _choices_of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No tuned table, whoever runs the tests, and no choice of an earlier test or of the environment."""
+    monkeypatch.setenv("TTFS_KERNELS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(choice, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(backends, "_choice", "auto")
+    monkeypatch.setattr(backends, "_source", "default")
+    choice.forget()
+    yield
+    choice.forget()
+
+
+@pytest.fixture(autouse=True)
+def _exact_float32() -> Iterator[None]:
+    """Float32 products in full precision, ours and the library's."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
+    yield
+    for switch, precision in zip(switches, before, strict=True):
+        switch.fp32_precision = precision

@@ -1,0 +1,146 @@
+"""Forward kernels on exact potentials, bit for bit: every form, geometry and option."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.kernels.triton.common import (
+    BLOCKS,
+    CONV2D,
+    DTYPES,
+    LINEAR,
+    PERSISTENCES,
+    Layer,
+    chip_for,
+    convolutions,
+    each,
+    exact_layer,
+    expected_forward,
+    fenced,
+    run,
+)
+from ttfs_kernels.triton_backend import passes
+from ttfs_kernels.triton_backend.configs import Config
+from ttfs_kernels.triton_backend.formulation import Chip, Form
+from ttfs_kernels.triton_backend.problem import Problem
+
+
+def check_forward(
+    layer: Layer,
+    config: Config,
+    chip: Chip,
+    persistence: float = 1.0,
+    bias: Tensor | None = None,
+    with_gain: bool = True,
+    precision: str = "ieee",
+) -> None:
+    problem = layer.problem
+    y, gain = run(
+        lambda: passes.forward(problem, layer.x, layer.weight, bias, persistence, with_gain, config, precision, chip),
+        layer,
+    )
+    expected_y, expected_gain = expected_forward(layer, persistence, bias is not None)
+    assert torch.equal(y, expected_y)
+    assert (gain is not None) == (with_gain and problem.with_slope)
+    if gain is not None:
+        assert torch.equal(gain, expected_gain)
+
+
+@pytest.mark.parametrize("form", Form)
+@each(LINEAR | CONV2D)
+def test_forward_is_exact(device, problem, dtype, blocks, form):
+    layer = exact_layer(dataclasses.replace(problem, dtype=dtype), device)
+    check_forward(layer, dataclasses.replace(blocks, form=form), chip_for(device, form), bias=layer.bias)
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("persistence", PERSISTENCES)
+@pytest.mark.parametrize(("has_bias", "with_gain"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize("name", ["short", "few_channels", "groups"])
+def test_forward_takes_every_option(device, name, dtype, form, persistence, has_bias, with_gain):
+    problem = dataclasses.replace((LINEAR | CONV2D)[name], dtype=dtype, with_slope=persistence != 0)
+    layer = exact_layer(problem, device)
+    config = dataclasses.replace(BLOCKS[1], form=form)
+    chip = chip_for(device, form)
+    check_forward(layer, config, chip, persistence, layer.bias if has_bias else None, with_gain)
+
+
+@settings(max_examples=60)
+@given(
+    problem=convolutions(),
+    form=st.sampled_from(Form),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    blocks=st.sampled_from(BLOCKS),
+    persistence=st.sampled_from(PERSISTENCES),
+    wide=st.booleans(),
+)
+def test_forward_is_exact_anywhere(device, problem, form, dtype, blocks, persistence, wide):
+    layer = exact_layer(dataclasses.replace(problem, dtype=dtype, with_slope=persistence != 0), device)
+    with pytest.MonkeyPatch.context() as patch:
+        if wide:
+            patch.setattr(passes, "WIDE", 1)
+        check_forward(layer, dataclasses.replace(blocks, form=form), chip_for(device, form), persistence)
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("name", ["uneven_channels", "few_channels", "groups", "wide"])
+def test_forward_is_exact_with_64_bit_offsets(device, monkeypatch, name, form):
+    monkeypatch.setattr(passes, "WIDE", 1)
+    layer = exact_layer((LINEAR | CONV2D)[name], device)
+    check_forward(layer, dataclasses.replace(BLOCKS[0], form=form), chip_for(device, form), bias=layer.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_forward_takes_a_bias_of_any_dtype(device, dtype):
+    layer = exact_layer(LINEAR["short"], device)
+    form = Form.WEIGHTS_FIRST
+    config = dataclasses.replace(BLOCKS[0], form=form)
+    check_forward(layer, config, chip_for(device, form), bias=layer.bias.to(dtype))
+
+
+def test_forward_takes_tensors_anywhere_in_memory(device):
+    """Not aligned to 16 bytes, as slices of a batch may be."""
+    layer = exact_layer(LINEAR["wide"], device)
+    odd = [fenced(torch.cat([t.flatten()[:1], t.flatten()]))[1:].view(t.shape) for t in layer[1:]]
+    config = dataclasses.replace(BLOCKS[2], form=Form.WEIGHTS_FIRST)
+    layer = Layer(layer.problem, *odd)
+    assert layer.x.data_ptr() % 16
+    check_forward(layer, config, chip_for(device, Form.WEIGHTS_FIRST), bias=layer.bias)
+
+
+def test_gain_of_float16_ends_at_its_largest_number(device):
+    """1 + W = 2⁻¹⁷, so that gain = 2¹⁷; the neuron crosses in the middle of the window."""
+    problem = Problem(1, 1, 1, 2, 1, dtype=torch.float16)
+    x = torch.ones(1, 1, 1, 2, dtype=torch.float16, device=device)
+    weight = torch.tensor([-1.0, 2.0**-17], dtype=torch.float16, device=device).view(1, 1, 1, 2)
+    bias = torch.tensor([2.0 - 2.0**-17 - 2.0**-18], device=device)
+    form = Form.WEIGHTS_FIRST
+    config = dataclasses.replace(BLOCKS[0], form=form)
+    y, gain = passes.forward(problem, x, weight, bias, 1.0, True, config, "ieee", chip_for(device, form)).run()
+    assert y.item() == 0.5
+    assert gain.item() == 65504
+
+
+@pytest.mark.parametrize("name", ["wide", "uneven_channels"])
+def test_neurons_with_nan_inputs_are_nan(device, name):
+    """A diverged network must show: NaN is neither silence nor a spike."""
+    layer = exact_layer((LINEAR | CONV2D)[name], device)
+    layer.x[0] = float("nan")
+    form = Form.WEIGHTS_FIRST
+    config = dataclasses.replace(BLOCKS[0], form=form)
+    chip = chip_for(device, form)
+    y = passes.forward(layer.problem, layer.x, layer.weight, None, 1.0, False, config, "ieee", chip).run()[0]
+    assert y[0].isnan().all()
+
+
+def test_no_neurons_need_no_launch(device):
+    problem = CONV2D["empty"]
+    layer = exact_layer(problem, device)
+    config = dataclasses.replace(BLOCKS[0], form=Form.WEIGHTS_FIRST)
+    plan = passes.forward(problem, layer.x, layer.weight, None, 1.0, True, config, "ieee", Chip("cuda", 80))
+    assert plan.launches == []

@@ -1,0 +1,195 @@
+"""Kernels of the backward pass on sums that are exact, bit for bit: every geometry, orientation and option."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.triton.common import (
+    BLOCKS,
+    CONV2D,
+    DTYPES,
+    LINEAR,
+    Layer,
+    convolutions,
+    device_for,
+    each,
+    exact_layer,
+    expected_grad_w,
+    expected_grad_x,
+    run,
+)
+from ttfs_kernels.triton_backend import passes
+from ttfs_kernels.triton_backend.configs import Config
+from ttfs_kernels.triton_backend.launch import Device
+from ttfs_kernels.triton_backend.problem import Problem
+
+ARCHITECTURES = pytest.mark.parametrize("architecture", [80, 90])
+SLOPES = pytest.mark.parametrize("with_slope", [True, False])
+
+
+def check_grad_x(layer: Layer, config: Config, precision: str = "ieee") -> None:
+    problem, x, weight, _, h, _ = layer
+    (grad_x,) = run(lambda: passes.grad_x(problem, h, x, weight, config, precision), layer)
+    assert torch.equal(grad_x, expected_grad_x(layer))
+
+
+def check_grad_w(layer: Layer, config: Config, device: Device, precision: str = "ieee") -> None:
+    problem, x, _, _, h, late_h = layer
+    late = late_h if problem.with_slope else None
+    (grad_w,) = run(lambda: passes.grad_w(problem, h, late, x, config, precision, device), layer)
+    assert torch.equal(grad_w, expected_grad_w(layer))
+
+
+@each(LINEAR | CONV2D)
+def test_grad_x_is_exact(device, problem, dtype, blocks):
+    check_grad_x(exact_layer(dataclasses.replace(problem, dtype=dtype), device), blocks)
+
+
+@ARCHITECTURES
+@each(LINEAR | CONV2D)
+def test_grad_w_is_exact(device, problem, dtype, blocks, architecture):
+    layer = exact_layer(dataclasses.replace(problem, dtype=dtype), device)
+    check_grad_w(layer, blocks, device_for(device, architecture))
+
+
+@SLOPES
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["short", "few_channels", "even_channels", "groups"])
+def test_grad_x_takes_every_option(device, name, dtype, with_slope):
+    problem = dataclasses.replace((LINEAR | CONV2D)[name], dtype=dtype, with_slope=with_slope)
+    check_grad_x(exact_layer(problem, device), BLOCKS[1])
+
+
+@SLOPES
+@ARCHITECTURES
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["short", "few_channels", "even_channels", "groups"])
+def test_grad_w_takes_every_option(device, name, dtype, with_slope, architecture):
+    problem = dataclasses.replace((LINEAR | CONV2D)[name], dtype=dtype, with_slope=with_slope)
+    check_grad_w(exact_layer(problem, device), BLOCKS[1], device_for(device, architecture))
+
+
+@ARCHITECTURES
+@pytest.mark.parametrize("splits", [0, 1, 2, 3, 100])
+@pytest.mark.parametrize("name", ["tall", "few_channels", "even_channels", "groups", "depthwise"])
+def test_grad_w_is_exact_in_splits(device, monkeypatch, name, splits, architecture):
+    """Splits of one step, so that few positions make many; 0 is one for every free processor."""
+    monkeypatch.setattr(passes, "STEPS_PER_SPLIT", 1)
+    problem = dataclasses.replace((LINEAR | CONV2D)[name], dtype=torch.float16)
+    layer = exact_layer(problem, device)
+    config = dataclasses.replace(BLOCKS[0], splits=splits)
+    processors = device_for(device, architecture, processors=100)
+    plan = passes.grad_w(problem, layer.h, layer.late_h, layer.x, config, "ieee", processors)
+    assert len(plan.launches) == (1 if splits == 1 else 2)
+    check_grad_w(layer, config, processors)
+
+
+@settings(max_examples=40)
+@given(
+    problem=convolutions(),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    blocks=st.sampled_from(BLOCKS),
+    with_slope=st.booleans(),
+    splits=st.integers(0, 3),
+    wide=st.booleans(),
+)
+@ARCHITECTURES
+def test_gradients_are_exact_anywhere(device, architecture, problem, dtype, blocks, with_slope, splits, wide):
+    layer = exact_layer(dataclasses.replace(problem, dtype=dtype, with_slope=with_slope), device)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "STEPS_PER_SPLIT", 1)
+        if wide:
+            patch.setattr(passes, "WIDE", 1)
+        check_grad_x(layer, blocks)
+        check_grad_w(layer, dataclasses.replace(blocks, splits=splits), device_for(device, architecture))
+
+
+@ARCHITECTURES
+@pytest.mark.parametrize("name", ["uneven_channels", "few_channels", "stride_and_dilation", "groups", "wide"])
+def test_gradients_are_exact_with_64_bit_offsets(device, monkeypatch, name, architecture):
+    monkeypatch.setattr(passes, "WIDE", 1)
+    layer = exact_layer((LINEAR | CONV2D)[name], device)
+    check_grad_x(layer, BLOCKS[0])
+    check_grad_w(layer, BLOCKS[0], device_for(device, architecture))
+
+
+@pytest.mark.parametrize("name", ["gaps", "gaps_many_channels"])
+def test_inputs_that_no_field_reaches_have_no_gradient(device, name):
+    """Between fields that are further apart than they are large; every element is still written."""
+    problem = dataclasses.replace(CONV2D[name], with_slope=False)
+    layer = exact_layer(problem, device)
+    (grad_x,) = run(lambda: passes.grad_x(problem, layer.h, layer.x, layer.weight, BLOCKS[0], "ieee"), layer)
+    reached = [
+        [i % step < taps and i < (size - taps) // step * step + taps for i in range(size)]
+        for size, taps, step in zip((problem.height, problem.width), problem.kernel, problem.stride, strict=True)
+    ]
+    outside = ~torch.tensor(reached[0])[:, None] | ~torch.tensor(reached[1])[None, :]
+    assert outside.any()
+    assert not grad_x[:, outside].any()
+
+
+def test_no_positions_give_a_weight_gradient_of_zero(device):
+    layer = exact_layer(CONV2D["empty"], device)
+    problem, x, weight, _, h, late_h = layer
+    (grad_w,) = run(lambda: passes.grad_w(problem, h, late_h, x, BLOCKS[0], "ieee", device_for(device, 90)), layer)
+    assert grad_w.shape == weight.shape
+    assert not grad_w.any()
+
+
+@given(
+    rows=st.integers(1, 10**6),
+    blocks=st.integers(1, 500),
+    block_k=st.sampled_from([16, 32, 64]),
+    wanted=st.integers(0, 200),
+    processors=st.integers(1, 200),
+)
+def test_splits_cover_all_rows_and_none_is_empty(rows, blocks, block_k, wanted, processors):
+    splits, rows_per_split = passes._split(rows, blocks, Config(16, 16, block_k, 4, 1, splits=wanted), processors)
+    assert (splits - 1) * rows_per_split < rows <= splits * rows_per_split
+    assert rows_per_split % block_k == 0
+    assert splits == 1 or rows_per_split >= passes.STEPS_PER_SPLIT * block_k
+    assert splits <= (wanted or -(-2 * processors // blocks))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("persistence", "clip"), [(1.0, 11.0), (0.3, 0.5), (0.3, float("inf")), (0.0, float("inf"))])
+@pytest.mark.parametrize(("rows", "channels"), [(1, 1), (3, 17), (65, 3), (300, 17), (17, 130), (0, 5)])
+def test_local_gradient_is_exact(device, rows, channels, dtype, persistence, clip):
+    """h = g·min(gain, clip) and late_h = σ·g·min((1 − a)·gain, clip); grad_bias sums what was stored of h."""
+    problem = Problem(rows, 1, 1, 1, channels, dtype=dtype, with_slope=persistence != 0)
+    layer = exact_layer(problem, device)
+    grad = layer.h
+    y = layer.late_h.clamp_(0, 1)
+    gain = torch.where((y > 0) & (y < 1), torch.randint(1, 20, y.shape).to(y), 0.0)
+    layer = layer._replace(weight=gain)  # so that it is watched
+    if persistence == 0:
+        gain = None
+
+    precise = [t.float().cpu() for t in (grad, y, layer.weight)]
+    if gain is None:
+        expected, expected_late = torch.where((precise[1] > 0) & (precise[1] < 1), precise[0], 0.0), None
+    else:
+        expected = precise[0] * precise[2].clamp_max(clip)
+        expected_late = persistence * (precise[0] * ((1 - precise[1]) * precise[2]).clamp_max(clip))
+    expected = expected.to(dtype)
+
+    def local(with_late: bool, with_bias: bool):
+        return run(
+            lambda: passes.local_gradient(problem, grad, y, gain, persistence, clip, with_late, with_bias), layer
+        )
+
+    h, late_h, grad_bias = local(True, True)
+    assert torch.equal(h, expected)
+    assert grad_bias.dtype == torch.float32
+    assert torch.equal(grad_bias, expected.double().sum((0, 1, 2)).float())
+    if expected_late is None:
+        assert late_h is None
+    else:
+        assert torch.equal(late_h, expected_late.to(dtype))
+    h, late_h, grad_bias = local(False, False)
+    assert torch.equal(h, expected)
+    assert late_h is None
+    assert grad_bias is None
