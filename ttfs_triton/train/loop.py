@@ -18,6 +18,7 @@ from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.evaluate import Evaluation, EvaluationStopped, evaluate
 from ttfs_triton.train.interrupt import Interrupted, StopRequest
+from ttfs_triton.train.kernels import tune_kernels
 from ttfs_triton.train.position import EpochTotals, Position
 from ttfs_triton.train.processes import sum_over_processes
 from ttfs_triton.train.run_folder import RunFolder
@@ -87,6 +88,7 @@ class Trainer:
             NonFiniteLossError: before the update that would have spoilt the weights.
         """
         total = self.config.epochs * self.steps_per_epoch
+        tune_kernels(self.network, self.accelerator, self._batches(0).micro_batch_size, self.display.say)
         self.display.start(total, self.position.step)
         try:
             while self.position.epoch < self.config.epochs:

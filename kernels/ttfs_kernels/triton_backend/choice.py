@@ -133,6 +133,12 @@ def table(device: Device) -> list[Entry]:
     return _tables[device.name]
 
 
+def use(device: Device, entries: list[Entry]) -> None:
+    """Choose by these measurements instead of by the device's tables, until `forget`."""
+    forget()
+    _tables[device.name] = entries
+
+
 def distance(a: Problem, b: Problem) -> float:
     """How far two shapes are apart, in doublings, at most over their sizes; inf if they differ in kind."""
     kinds = [

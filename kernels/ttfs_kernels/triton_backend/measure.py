@@ -1,0 +1,391 @@
+"""Time our kernels and the library on a GPU, pass by pass, and keep the results where `choice.py` looks them up.
+
+Nothing is timed before its result agrees with float64. Times are those of the GPU: it is kept busy while the calls
+are queued, so that no waiting for Python is in them, and its caches are cold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttfs_kernels.rule import fire
+from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Entry, forget, read_table
+from ttfs_kernels.triton_backend.configs import Config, candidates, default_config
+from ttfs_kernels.triton_backend.formulation import triton_version
+from ttfs_kernels.triton_backend.launch import Device, device_of, float32_precision, unavailable
+from ttfs_kernels.triton_backend.problem import PASSES, Problem
+
+Timer = Callable[[Callable[[], object]], float]  # milliseconds of a call
+Results = tuple[Tensor, ...]
+
+SILENT = 0.4  # share of silent inputs
+CHECKED = 8  # images of a batch that are compared with float64
+WARM_UP, REPEATS = 3, 20
+CACHE_BYTES = 1 << 28  # more than any GPU's second-level cache
+BUSY_CYCLES = 2_000_000  # about a millisecond: longer than queueing a call
+# Relative error of a rounded result. Float32: sums of thousands of products; libraries also transform their operands.
+ROUNDING = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 2.0**-18}
+TF32_ROUNDING = 2.0**-10
+BORDER = 0.01  # potentials that rounding to 16 bits may carry across a firing border
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Random operands of all passes of a layer, as rows in memory.
+
+    Few potentials are near the firing borders, where rounding decides whether a neuron fires. Some channels are silent
+    and some saturated, by their bias; the others fire inside the window.
+
+    Attributes:
+        x: [B, H, W, C] activations, of which about 40 % are 0.
+        weight: [N, R, S, C / groups].
+        bias: [N] float32.
+        h, late_h: [B, P, Q, N], halves of one allocation; `late_h` is None for σ = 0.
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    h: Tensor
+    late_h: Tensor | None
+
+    def from_images(self, images: Tensor) -> Operands:
+        """The same, with a gradient from some images of the batch alone."""
+        pair = torch.zeros(2, *self.h.shape, dtype=self.h.dtype, device=self.h.device)
+        pair[0, images] = self.h[images]
+        if self.late_h is None:
+            return replace(self, h=pair[0])
+        pair[1, images] = self.late_h[images]
+        return replace(self, h=pair[0], late_h=pair[1])
+
+
+def random_operands(problem: Problem, device: torch.device, seed: int = 0) -> Operands:
+    """Operands of a layer; the same for a seed and device type."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, generator=generator)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, device=device, generator=generator)
+
+    images = (problem.batch, problem.height, problem.width, problem.in_channels)
+    # Half a threshold from all inputs that fire, and little noise: 0 < A < 1 and A + W > 0 without bias.
+    drive = 0.5 / ((1 - SILENT) * problem.depth) + 0.1 / problem.depth**0.5 * normal(
+        problem.out_channels, *problem.kernel, problem.group_inputs
+    )
+    kinds = uniform(problem.out_channels)
+    pair = normal(2, problem.batch, *problem.out_size, problem.out_channels).to(problem.dtype)
+    return Operands(
+        (uniform(*images) * (uniform(*images) > SILENT)).to(problem.dtype),
+        drive.to(problem.dtype),
+        1.5 * (kinds > 0.9).float() - 1.5 * (kinds < 0.3).float(),
+        pair[0],
+        pair[1] if problem.with_slope else None,
+    )
+
+
+def checked_images(batch: int, device: torch.device) -> Tensor:
+    """Indices of the images that are compared with float64, from the first to the last."""
+    return torch.linspace(0, max(0, batch - 1), min(batch, CHECKED), device=device).round().long()
+
+
+def compare(found: Tensor, expected: Tensor, precision: str) -> tuple[float, bool]:
+    """Largest error in units of the expected values' root mean square, and whether rounding explains the errors.
+
+    Args:
+        found: in the dtype whose rounding is allowed.
+        expected: float64, same shape; NaN where nothing is compared.
+        precision: of float32 products, "ieee" or "tf32".
+    """
+    if found.shape != expected.shape:
+        return float("inf"), False
+    kept = ~expected.isnan()
+    if not kept.any():
+        return float("inf"), False
+    expected = expected[kept]
+    rounding = TF32_ROUNDING if found.dtype == torch.float32 and precision == "tf32" else ROUNDING[found.dtype]
+    scale = expected.square().mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+    error = (found[kept].double() - expected) / scale
+    largest = error.abs().max().item()
+    # Written so that a NaN that was found agrees with nothing.
+    return largest, largest <= 24 * rounding and error.square().mean().sqrt().item() <= 3 * rounding
+
+
+def gpu_times_ms(
+    run: Callable[[], object], prepare: Callable[[], object] | None = None, repeats: int = REPEATS
+) -> list[float]:
+    """Times of `run` on the current GPU, measured by events; `prepare` runs before each and is not counted."""
+    for _ in range(WARM_UP):
+        if prepare is not None:
+            prepare()
+        run()
+    cache = torch.empty(CACHE_BYTES, dtype=torch.int8, device="cuda")
+    pairs = []
+    for _ in range(repeats):
+        if prepare is not None:
+            prepare()
+        cache.zero_()
+        torch.cuda._sleep(BUSY_CYCLES)
+        pairs.append(tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)))
+        pairs[-1][0].record()
+        run()
+        pairs[-1][1].record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in pairs]
+
+
+def gpu_ms(run: Callable[[], object]) -> float:
+    """Median of `gpu_times_ms`."""
+    return median(gpu_times_ms(run))
+
+
+def measure_entry(
+    which: str,
+    problem: Problem,
+    device: torch.device,
+    precision: str,
+    *,
+    thorough: bool = True,
+    time_ms: Timer = gpu_ms,
+    report: Callable[[str], None] | None = None,
+) -> Entry | None:
+    """Time our kernel, in every candidate configuration or in the default one, and the library, on one pass.
+
+    Args:
+        which: "forward", "grad_x" or "grad_w".
+        problem: the layer.
+        device: a GPU, or the CPU under Triton's interpreter.
+        precision: of float32 products, "ieee" or "tf32"; PyTorch must be set to the same.
+        thorough: all candidate configurations, not the default one alone.
+        time_ms: milliseconds of a call.
+        report: gets one line that says what was found.
+    Returns:
+        The fastest configuration with its time and the library's; None if no configuration both runs and agrees.
+    Raises:
+        RuntimeError: the library's result disagrees with float64.
+    """
+    from triton.errors import TritonError
+
+    this = device_of(device)
+    operands = random_operands(problem, device)
+    images = checked_images(problem.batch, device)
+    checked = operands.from_images(images) if which == "grad_w" else operands
+    expected = _expected(which, problem, operands, images)
+
+    def agrees(results: Results) -> bool:
+        some = results if which == "grad_w" else tuple(result[images] for result in results)
+        return all(compare(*pair, precision)[1] for pair in zip(some, expected, strict=True))
+
+    if not agrees(_library(which, problem, checked)()):
+        raise RuntimeError(
+            f"measure_entry: the library's {which} of {problem.to_dict()} must agree with float64; it does not. "
+            "Please report this with your versions of PyTorch and cuDNN."
+        )
+    library_ms = time_ms(_library(which, problem, operands))
+    times: dict[Config, float] = {}
+    failures: Counter[str] = Counter()
+    configs = [default_config(which, problem, this.chip, precision)]
+    if thorough:
+        configs = candidates(which, problem, this.chip, precision, triton_version())
+    for config in configs:
+        try:
+            if agrees(_kernels(which, problem, checked, config, precision, this)()):
+                times[config] = time_ms(_kernels(which, problem, operands, config, precision, this))
+            else:
+                failures["wrong"] += 1
+        except (TritonError, RuntimeError):  # too large for this chip, or not to be built
+            failures["cannot run"] += 1
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # raises if the GPU itself failed: nothing after that can be trusted
+    best = min(times, key=lambda config: times[config], default=None)
+    if report is not None:
+        report(_line(which, problem, precision, None if best is None else (best, times[best]), library_ms, failures))
+    return None if best is None else Entry(which, problem, precision, best, times[best], library_ms)
+
+
+def tune(
+    problems: Iterable[Problem],
+    path: Path,
+    *,
+    device: torch.device | None = None,
+    timer: Timer | None = None,
+    report: Callable[[str], None] | None = None,
+) -> list[Entry]:
+    """Measure every pass of every layer that a table lacks, and write the table after each, so that none is lost.
+
+    Float32 products are measured in the precision that PyTorch is set to. Choices made so far are forgotten.
+
+    Args:
+        problems: layers; those of one shape are measured once.
+        path: the table, `choice.table_paths(...)[0]` to be found by this user's programs.
+        device: default: the current GPU.
+        timer: milliseconds of a call. Default: `gpu_ms`.
+        report: gets one line a measurement.
+    Returns:
+        All entries of the table, the old ones first.
+    Raises:
+        RuntimeError: Triton kernels cannot run on the device.
+        ValueError: `path` is another kind of file.
+    """
+    if device is None:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    problems = list(dict.fromkeys(problems))
+    for problem in problems:
+        reason = unavailable(device, problem.dtype)
+        if reason is not None:
+            raise RuntimeError(f"tune: device must be able to run Triton kernels; {reason}. Nothing was measured.")
+    wanted = [(which, problem, _precision(problem)) for problem in problems for which in PASSES]
+    return complete(path, wanted, device, timer=timer, report=report)
+
+
+def complete(
+    path: Path,
+    wanted: Iterable[tuple[str, Problem, str]],
+    device: torch.device,
+    *,
+    thorough: bool = True,
+    timer: Timer | None = None,
+    report: Callable[[str], None] | None = None,
+) -> list[Entry]:
+    """As `tune`, for some passes: (pass, layer, precision) each, PyTorch being set to that precision."""
+    entries = {(entry.which, entry.problem, entry.precision): entry for entry in read_table(path)}
+    for which, problem, precision in wanted:
+        if (which, problem, precision) in entries:
+            continue
+        time_ms = timer or gpu_ms
+        entry = measure_entry(which, problem, device, precision, thorough=thorough, time_ms=time_ms, report=report)
+        if entry is not None:
+            entries[which, problem, precision] = entry
+            write_table(path, entries.values(), device_of(device))
+    forget()
+    return list(entries.values())
+
+
+def write_table(path: Path, entries: Iterable[Entry], device: Device) -> None:
+    """Replace a table as a whole: a reader finds the old one or the new one, never a part."""
+    about = {
+        "format_version": FORMAT_VERSION,
+        "device": device.name,
+        "torch": torch.__version__,
+        "triton": ".".join(map(str, triton_version())),
+        "cudnn": torch.backends.cudnn.version(),
+    }
+    head = "".join(f' "{key}": {json.dumps(value)},\n' for key, value in about.items())
+    lines = ",\n".join(f"  {json.dumps(entry.to_dict())}" for entry in entries)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(f'{{\n{head} "entries": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _precision(problem: Problem) -> str:
+    if problem.dtype != torch.float32:
+        return "ieee"
+    return float32_precision("linear" if problem.is_matrix_product else "conv2d")
+
+
+def _expected(which: str, problem: Problem, operands: Operands, images: Tensor) -> Results:
+    """Float64 results: of some images, or for grad_w from some images."""
+    x = _maps(operands.x[images])
+    weight = _maps(operands.weight)
+    mask = (x > 0).double()
+    if which == "forward":
+        A = F.conv2d(x, weight, operands.bias.double(), *problem.geometry)
+        if not problem.with_slope:
+            return (_rows(A.clamp(0, 1)),)
+        W = F.conv2d(mask, weight, None, *problem.geometry)
+        y, gain = fire(A, W)
+        # The gain jumps where a neuron just fires, or just fires at once.
+        at_border = ((A + W).abs() < BORDER) | ((A - 1).abs() < BORDER)
+        return _rows(y), _rows(gain.masked_fill(at_border, torch.nan))
+    h = _maps(operands.h[images])
+    if which == "grad_x":
+        grad = _gradients(problem, h, x, weight)[0]
+        return (_rows(grad * mask if problem.with_slope else grad),)
+    grad = _gradients(problem, h, x, weight)[1]
+    if operands.late_h is not None:
+        grad = grad + _gradients(problem, _maps(operands.late_h[images]), mask, weight)[1]
+    return (_rows(grad),)
+
+
+def _maps(rows: Tensor) -> Tensor:
+    return rows.double().permute(0, 3, 1, 2)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    return maps.permute(0, 2, 3, 1)
+
+
+def _gradients(problem: Problem, h: Tensor, x: Tensor, weight: Tensor) -> Sequence[Tensor]:
+    stride, padding, dilation, groups = problem.geometry
+    return torch.ops.aten.convolution_backward(
+        h, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [True, True, False]
+    )
+
+
+def _library(which: str, problem: Problem, operands: Operands) -> Callable[[], Results]:
+    from ttfs_kernels.triton_backend import library
+
+    x, weight, h = operands.x, operands.weight, operands.h
+    if which == "forward":
+        persistence = float(problem.with_slope)
+        return lambda: _present(library.forward(problem, x, weight, operands.bias, persistence, True))
+    if which == "grad_x":
+        return lambda: (library.grad_x(problem, h, x, weight),)
+    return lambda: (library.grad_w(problem, h, operands.late_h, x, weight).view(weight.shape),)
+
+
+def _kernels(
+    which: str, problem: Problem, operands: Operands, config: Config, precision: str, device: Device
+) -> Callable[[], Results]:
+    """A call of one plan, whose outputs are allocated once."""
+    from ttfs_kernels.triton_backend import passes
+
+    x, weight, h = operands.x, operands.weight, operands.h
+    if which == "forward":
+        persistence, chip = float(problem.with_slope), device.chip
+        plan = passes.forward(problem, x, weight, operands.bias, persistence, True, config, precision, chip)
+    elif which == "grad_x":
+        plan = passes.grad_x(problem, h, x, weight, config, precision)
+    else:
+        plan = passes.grad_w(problem, h, operands.late_h, x, config, precision, device)
+    return lambda: _present(plan.run())
+
+
+def _present(results: Sequence[Tensor | None]) -> Results:
+    return tuple(result for result in results if result is not None)
+
+
+def _line(
+    which: str,
+    problem: Problem,
+    precision: str,
+    best: tuple[Config, float] | None,
+    library_ms: float,
+    failures: Counter[str],
+) -> str:
+    size = f"{problem.in_channels}→{problem.out_channels}"
+    if not problem.is_matrix_product:
+        size += f" {'×'.join(map(str, problem.kernel))} on {problem.height}×{problem.width}"
+    dtype = "tf32" if precision == "tf32" else str(problem.dtype).removeprefix("torch.")
+    ours = "no kernel"
+    if best is not None:
+        config, time_ms = best
+        blocks = f"{config.block_m}×{config.block_n}×{config.block_k}"
+        ours = f"{time_ms:.4f} ms ({blocks}, {config.num_warps} warps, {config.num_stages} stages)"
+    left_out = "".join(f", {count} {kind}" for kind, count in failures.items())
+    return f"{which} {size}, batch {problem.batch}, {dtype}: ours {ours}, library {library_ms:.4f} ms{left_out}"
