@@ -31,9 +31,7 @@ def tune_kernels(network: TTFSNetwork, accelerator: Accelerator, batch_size: int
         choose_kernels(network, accelerator, images, say)
 
 
-def choose_kernels(
-    network: TTFSNetwork, accelerator: Accelerator, images: Tensor, say: Callable[[str], None]
-) -> None:
+def choose_kernels(network: TTFSNetwork, accelerator: Accelerator, images: Tensor, say: Callable[[str], None]) -> None:
     """As `tune_kernels`, for images [N, channels, height, width] on any device."""
     shared: list[Any] = [None]
     if accelerator.is_main_process:

@@ -64,7 +64,11 @@ def default_config(which: str, problem: Problem, chip: Chip, precision: str) -> 
         chip: what it runs on.
         precision: of float32 products, "ieee" or "tf32".
     """
-    return _fitted(_largest(which, _columns(which, problem), problem.dtype, chip, precision), which, problem)
+    config = _largest(which, _columns(which, problem), problem.dtype, chip, precision)
+    if which == "forward" and _joint_steps(problem):
+        # Every element of such a step has its own address: with 128 positions, the loop spills registers.
+        config = dataclasses.replace(config, block_m=64)
+    return _fitted(config, which, problem)
 
 
 def candidates(which: str, problem: Problem, chip: Chip, precision: str, version: tuple[int, int]) -> list[Config]:
@@ -90,7 +94,7 @@ def _columns(which: str, problem: Problem) -> int:
         return problem.group_outputs
     if which == "grad_x":
         return problem.group_inputs
-    return problem.depth if problem.group_inputs < FEW_CHANNELS else problem.group_inputs
+    return problem.depth if _joint_steps(problem) else problem.group_inputs
 
 
 def _largest(which: str, columns: int, dtype: torch.dtype, chip: Chip, precision: str) -> Config:
@@ -99,7 +103,8 @@ def _largest(which: str, columns: int, dtype: torch.dtype, chip: Chip, precision
         # Without tensor cores (ieee), a block is as large as registers allow.
         if precision == "ieee":
             return Config(64, 64, 16, 8, 2, form)
-        return Config(128, 64, 32, 8, 3, form)
+        # Three stages of tf32 do not fit into the 64 KiB of shared memory of AMD's compute units.
+        return Config(128, 64, 32, 8, 2 if chip.vendor == "hip" else 3, form)
     if chip.vendor == "hip":
         return Config(128, 128 if columns > 64 else 64, 32, 8 if columns > 64 else 4, 2, form)
     asynchronous = chip.has_wgmma or chip.has_tensor_memory
@@ -117,9 +122,8 @@ def _fitted(config: Config, which: str, problem: Problem) -> Config:
         "grad_x": problem.batch * problem.height * problem.width,
         "grad_w": problem.group_outputs,
     }[which]
-    few = problem.group_inputs < FEW_CHANNELS and not problem.is_matrix_product
     depth = {
-        "forward": problem.depth if few or problem.is_matrix_product else problem.group_inputs,
+        "forward": problem.depth if _joint_steps(problem) else problem.group_inputs,
         "grad_x": problem.group_outputs,
         "grad_w": problem.rows,
     }[which]
@@ -129,6 +133,11 @@ def _fitted(config: Config, which: str, problem: Problem) -> Config:
         block_n=min(config.block_n, _power_of_two(_columns(which, problem))),
         block_k=min(config.block_k, _power_of_two(depth)),
     )
+
+
+def _joint_steps(problem: Problem) -> bool:
+    """Whether steps run over the joint index (r, s, c), since channels are few."""
+    return problem.group_inputs < FEW_CHANNELS and not problem.is_matrix_product
 
 
 def _power_of_two(size: int) -> int:

@@ -5,15 +5,17 @@ Triton must not be interpreting (TRITON_INTERPRET unset), and its bundled assemb
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import io
+import math
 import re
 import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,12 +23,41 @@ from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Launch
 
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-# Shared memory of a processor and of one program, KiB; registers and warps are the same on all.
-SHARED_KIB = {80: (164, 163), 86: (100, 99), 89: (100, 99), 90: (228, 227), 100: (228, 227), 120: (100, 99)}
-REGISTERS, WARPS, PROGRAMS = 65536, 64, 32
+
+
+class Limits(NamedTuple):
+    """What the programs on a processor share.
+
+    Attributes:
+        registers: 32-bit ones of all warps; a thread takes multiples of `registers_unit`.
+        warps, programs: at once.
+        shared_kib: shared memory; a program leaves `reserved_kib` of it to the system.
+        tensor_columns: columns of tensor memory.
+    """
+
+    registers: int
+    registers_unit: int
+    warps: int
+    programs: int
+    shared_kib: int
+    reserved_kib: int
+    tensor_columns: int = 0
+
+
+# CUDA's programming guide, compute capabilities. LLVM's guide to AMDGPU: gfx942 has four units, each of 512 registers a
+# thread and of 8 warps.
+LIMITS: dict[int | str, Limits] = {
+    80: Limits(65536, 8, 64, 32, 164, 1),
+    86: Limits(65536, 8, 48, 16, 100, 1),
+    89: Limits(65536, 8, 48, 24, 100, 1),
+    90: Limits(65536, 8, 64, 32, 228, 1),
+    100: Limits(65536, 8, 64, 32, 228, 1, 512),
+    "gfx942": Limits(4 * 512 * 64, 8, 32, 16, 64, 0),
+}
 # ptxas: asynchronous products were serialised, for one reason or another.
 SERIALISED = re.compile(r"C75(?:1[0-7])")
 TENSOR_CORE = re.compile(r"^(HGMMA|HMMA|IMMA|UTCHMMA|UTCOMMA|v_mfma_\w+|v_smfmac_\w+)")
+MULTIPLY_ADD = re.compile(r"^(FFMA2?|v_(pk_)?fmac?_f32\w*)$")
 
 
 @dataclass(frozen=True)
@@ -35,18 +66,19 @@ class MachineCode:
 
     Attributes:
         registers: a thread.
-        spilled_bytes: a thread; None where the compiler does not say.
+        spilled_bytes: a thread stores and loads, each place in the code counted once.
         shared_kib: of a program.
-        programs_per_processor: that fit at once by registers, shared memory and warps; None if not modelled.
+        programs_per_processor: that fit at once by registers, shared memory, tensor memory and warps; 0 if a program
+            does not fit; None if the chip's limits are not known here.
         tensor_core: tensor-core instructions of the whole kernel.
-        loop: instructions of the main loop by opcode (without modifiers).
+        loop: instructions of the main loop by opcode (without modifiers); of the whole kernel if it has one step only.
         loop_register_operands, loop_shared_operands: HGMMA of the main loop, by where their first operand is.
         loop_spills: loads and stores of spilled registers in the main loop.
         serialised: messages of the assembler that say so.
     """
 
     registers: int
-    spilled_bytes: int | None
+    spilled_bytes: int
     shared_kib: float
     programs_per_processor: int | None
     tensor_core: int
@@ -125,23 +157,22 @@ def compile_launch(launch: Launch, chip: Chip) -> Any:
 def inspect(launch: Launch, chip: Chip) -> MachineCode:
     """Compile a launch and read what came out."""
     compiled, log = compile_launch(launch, chip)
-    if chip.vendor == "hip":
-        return _read_amdgcn(compiled.asm["amdgcn"], compiled.metadata.shared)
-    return _read_cubin(compiled.asm["cubin"], log, compiled.metadata.shared, launch.num_warps, chip)
+    read = _read_amdgcn if chip.vendor == "hip" else _read_cubin
+    return read(compiled, log, chip)
 
 
-def _read_cubin(cubin: bytes, log: str, shared: int, num_warps: int, chip: Chip) -> MachineCode:
+def _read_cubin(compiled: Any, log: str, chip: Chip) -> MachineCode:
     registers = int(_found(r"Used (\d+) registers", log))
     spilled = int(_found(r"(\d+) bytes spill stores", log)) + int(_found(r"(\d+) bytes spill loads", log))
-    lines = [line for line in _disassemble(cubin) if line[1] != "NOP"]
-    loop = _main_loop(lines)
+    lines = [line for line in _disassemble(compiled.asm["cubin"]) if line[1] != "NOP"]
+    loop = _main_loop(lines, _backward_branches(lines))
     products = [text for _, name, text in loop if name == "HGMMA"]
     in_registers = sum(re.match(r"\S+ R\d+, R\d+", text) is not None for text in products)
     return MachineCode(
         registers,
         spilled,
-        shared / 1024,
-        _programs_per_processor(registers, shared, num_warps, chip),
+        compiled.metadata.shared / 1024,
+        programs_per_processor(chip, registers, compiled.metadata),
         sum(TENSOR_CORE.match(name) is not None for _, name, _ in lines),
         Counter(name for _, name, _ in loop),
         in_registers,
@@ -176,34 +207,60 @@ def _disassemble(cubin: bytes) -> list[Line]:
     return lines
 
 
-def _main_loop(lines: list[Line]) -> list[Line]:
-    """The innermost loop with the most tensor-core instructions, or with the most multiply-adds if there are none."""
-    loops = []
-    for address, name, text in lines:
+def _backward_branches(lines: list[Line]) -> list[tuple[int, int]]:
+    addresses = [address for address, _, _ in lines]
+    spans = []
+    for index, (_, name, text) in enumerate(lines):
         target = re.search(r"0x([0-9a-f]+)$", text) if name == "BRA" else None
-        if target is not None and int(target[1], 16) < address:
-            start = int(target[1], 16)
-            loops.append([line for line in lines if start <= line[0] <= address])
-
-    def products(loop: list[Line]) -> tuple[int, int, int]:
-        tensor_core = sum(TENSOR_CORE.match(name) is not None for _, name, _ in loop)
-        return tensor_core, sum(name == "FFMA" for _, name, _ in loop), -len(loop)
-
-    return max(loops, key=products, default=[])
+        if target is not None and int(target[1], 16) < addresses[index]:
+            spans.append((bisect.bisect_left(addresses, int(target[1], 16)), index))
+    return spans
 
 
-def _programs_per_processor(registers: int, shared: int, num_warps: int, chip: Chip) -> int | None:
-    if chip.architecture not in SHARED_KIB:
+def _main_loop(lines: list[Line], spans: list[tuple[int, int]]) -> list[Line]:
+    """The innermost loop with the most tensor-core instructions, or with the most multiply-adds if there are none.
+
+    All lines if no loop holds a product: those of a single step are no loop.
+
+    Args:
+        lines: of the whole kernel.
+        spans: indices of the first and last line of each loop.
+    """
+
+    def products(loop: list[Line]) -> tuple[int, int]:
+        tensor_core, multiply_add = (
+            sum(pattern.match(name) is not None for _, name, _ in loop) for pattern in (TENSOR_CORE, MULTIPLY_ADD)
+        )
+        return tensor_core, 0 if tensor_core else multiply_add
+
+    loops = [lines[first : last + 1] for first, last in spans]
+    best = max(loops, key=lambda loop: (products(loop), -len(loop)), default=[])
+    return best if any(products(best)) else lines
+
+
+def programs_per_processor(chip: Chip, registers: int, metadata: Any) -> int | None:
+    """How many programs fit on a processor at once.
+
+    Args:
+        chip: which limits.
+        registers: a thread.
+        metadata: Triton's; num_warps, shared (bytes) and tmem_size (columns, where there is tensor memory).
+    """
+    limits = LIMITS.get(chip.architecture)
+    if limits is None:
         return None
-    processor, program = SHARED_KIB[int(chip.architecture)]
-    if shared > program * 1024:
-        return 0
-    # Registers come in 256 a warp; a program reserves 1 KiB of shared memory for the system.
-    by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * num_warps)
-    return min(by_registers, processor * 1024 // (shared + 1024), WARPS // num_warps, PROGRAMS)
+    taken = math.ceil(registers / limits.registers_unit) * limits.registers_unit * chip.warp_size * metadata.num_warps
+    shared = metadata.shared + 1024 * limits.reserved_kib
+    fit = [limits.programs, limits.warps // metadata.num_warps, limits.registers // max(1, taken)]
+    fit.append(1024 * limits.shared_kib // max(1, shared))
+    if columns := getattr(metadata, "tmem_size", 0):
+        fit.append(limits.tensor_columns // columns)
+    return min(fit)
 
 
-def _read_amdgcn(text: str, shared: int) -> MachineCode:
+def _read_amdgcn(compiled: Any, log: str, chip: Chip) -> MachineCode:
+    text = compiled.asm["amdgcn"]
+
     def metadata(key: str) -> int:
         return int(_found(rf"\.{key}:\s*(\d+)", text))
 
@@ -215,21 +272,18 @@ def _read_amdgcn(text: str, shared: int) -> MachineCode:
             labels[label[1]] = len(lines)
         elif code := re.match(r"^\t([a-z]\w+)(.*)", line):
             lines.append((len(lines), code[1], f"{code[1]} {code[2].strip()}"))
-    loops = []
+    spans = []
     for index, name, code in lines:
         target = re.search(r"(\.LBB\w+)", code) if name.startswith(("s_cbranch", "s_branch")) else None
         if target is not None and labels.get(target[1], index) < index:
-            loops.append(lines[labels[target[1]] : index + 1])
-    loop = max(
-        loops,
-        key=lambda loop: (sum(TENSOR_CORE.match(name) is not None for _, name, _ in loop), -len(loop)),
-        default=[],
-    )
+            spans.append((labels[target[1]], index))
+    loop = _main_loop(lines, spans)
+    registers = metadata("vgpr_count")  # those for accumulators (agpr_count) included
     return MachineCode(
-        metadata("vgpr_count") + metadata("agpr_count"),
+        registers,
         4 * metadata("vgpr_spill_count"),
-        shared / 1024,
-        None,
+        compiled.metadata.shared / 1024,
+        programs_per_processor(chip, registers, compiled.metadata),
         sum(TENSOR_CORE.match(name) is not None for _, name, _ in lines),
         Counter(name for _, name, _ in loop),
         0,

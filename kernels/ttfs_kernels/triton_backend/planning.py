@@ -12,15 +12,24 @@ from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import Problem
 
 
-def plan_pass(which: str, problem: Problem, config: Config, precision: str, device: Device) -> Plan:
+def plan_pass(
+    which: str,
+    problem: Problem,
+    config: Config | None,
+    precision: str,
+    device: Device,
+    *,
+    surrogate_width: float = 0.0,
+) -> Plan:
     """The plan of one pass with a bias and gradients.
 
     Args:
-        which: "forward", "grad_x" or "grad_w".
+        which: "forward", "grad_x", "grad_w", or "local_gradient" for what comes before both.
         problem: the layer.
-        config: blocks.
+        config: blocks; None for "local_gradient", whose blocks are always the same.
         precision: of float32 products, "ieee" or "tf32".
         device: what it is planned for.
+        surrogate_width: above 0, silent neurons have a derivative too, unless σ = 0. Changes forward and grad_x.
     """
 
     def empty(*shape: int) -> Tensor:
@@ -30,9 +39,15 @@ def plan_pass(which: str, problem: Problem, config: Config, precision: str, devi
     weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
     h = empty(problem.batch, *problem.out_size, problem.out_channels)
     persistence = 1.0 if problem.with_slope else 0.0
+    late_h = h if problem.with_slope else None
+    if which == "local_gradient":
+        return passes.local_gradient(problem, h, h, late_h, persistence, 1.0, True, True)
+    assert config is not None
     if which == "forward":
         bias = torch.empty(problem.out_channels, device="meta")
-        return passes.forward(problem, x, weight, bias, persistence, True, config, precision, device.chip)
+        return passes.forward(
+            problem, x, weight, bias, persistence, True, config, precision, device.chip, surrogate_width
+        )
     if which == "grad_x":
-        return passes.grad_x(problem, h, x, weight, config, precision)
-    return passes.grad_w(problem, h, h if problem.with_slope else None, x, config, precision, device)
+        return passes.grad_x(problem, h, x, weight, config, precision, late_h, surrogate_width)
+    return passes.grad_w(problem, h, late_h, x, config, precision, device)

@@ -1,0 +1,249 @@
+"""Our kernels compiled for GPUs that need not be there: what the machine code is, and what must not be built.
+
+Launches that Triton would build alike are compiled once. A kernel is refused if its asynchronous products are
+serialised, if its main loop spills registers or feeds products from registers and from shared memory (a race on
+sm_90; any register operand is one before Triton 3.9), if it does not fit on a processor, or if it should use tensor
+cores and does not.
+"""
+
+import math
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal
+
+import torch
+from _kernels_cases import FORMATS, Layer, Number
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ttfs_kernels.triton_backend.configs import Config, default_config
+from ttfs_kernels.triton_backend.formulation import FIRST_CLEAN_STACKED, Chip, Form, Version, triton_version
+from ttfs_kernels.triton_backend.launch import Device, Launch
+from ttfs_kernels.triton_backend.machine_code import MachineCode, inspect
+from ttfs_kernels.triton_backend.passes import Plan
+from ttfs_kernels.triton_backend.planning import plan_pass
+from ttfs_kernels.triton_backend.problem import PASSES, Problem
+
+Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
+TARGETS: dict[Target, Device] = {
+    "sm_80": Device("A100", Chip("cuda", 80), 108),
+    "sm_90": Device("H100", Chip("cuda", 90), 132),
+    "sm_100": Device("B200", Chip("cuda", 100), 148),
+    "gfx942": Device("MI300X", Chip("hip", "gfx942"), 304),
+}
+WHICH = ("forward", "local_gradient", "grad_x", "grad_w")
+SURROGATE_WIDTH = 0.5  # any above 0 is compiled alike
+HEADINGS = "dtype σ|kernel|blocks|warps|stages|reg|spill|KiB|fit|MMA|others|RS/SS|verdict|layers".split("|")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch of a pass, described so that another process can plan it again.
+
+    Attributes:
+        config: blocks; None for kernels whose blocks are always the same.
+        surrogate: whether silent neurons have a derivative too.
+        index: of the launch in its plan.
+        layers: names of all layers that launch it so.
+    """
+
+    target: Target
+    number: Number
+    which: str
+    problem: Problem
+    config: Config | None
+    surrogate: bool
+    index: int
+    layers: list[str] = field(default_factory=list, compare=False)
+
+    def launch(self) -> Launch:
+        return self.plan().launches[self.index]
+
+    def plan(self) -> Plan:
+        device, precision = TARGETS[self.target], FORMATS[self.number].precision
+        width = SURROGATE_WIDTH if self.surrogate else 0.0
+        return plan_pass(self.which, self.problem, self.config, precision, device, surrogate_width=width)
+
+
+def default_kernels(
+    layers: Sequence[Layer],
+    targets: Sequence[Target],
+    numbers: Sequence[Number],
+    sigmas: Sequence[float],
+    batch: int,
+) -> list[Kernel]:
+    """Every kernel of the default configurations, those that compile alike once."""
+    found: dict[tuple, Kernel] = {}
+    for target, number, sigma, layer, which in product(targets, numbers, sigmas, layers, WHICH):
+        problem = layer.problem(batch, number, sigma)
+        config = None
+        if which in PASSES:
+            config = default_config(which, problem, TARGETS[target].chip, FORMATS[number].precision)
+        for surrogate in (False, True) if sigma > 0 else (False,):
+            plan = Kernel(target, number, which, problem, config, surrogate, 0).plan()
+            for index, launch in enumerate(plan.launches):
+                kernel = Kernel(target, number, which, problem, config, surrogate, index)
+                kernel = found.setdefault((target, number, *signature(launch)), kernel)
+                if layer.name not in kernel.layers:
+                    kernel.layers.append(layer.name)
+    return list(found.values())
+
+
+def signature(launch: Launch) -> tuple:
+    """What Triton compiles a launch for: constants, dtypes, and of whole numbers their width and divisibility."""
+    parameters = []
+    for parameter in launch.kernel.params:
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            parameters.append(("constant", value))
+        elif isinstance(value, torch.Tensor):
+            parameters.append(("tensor", value.dtype))
+        elif isinstance(value, int):
+            parameters.append(("int", value >= 2**31, value % 16 == 0))
+        else:
+            parameters.append(("float",))
+    return launch.kernel.__name__, tuple(parameters), launch.num_warps, launch.num_stages
+
+
+def build(kernel: Kernel) -> MachineCode | str:
+    """The machine code of a kernel, or why there is none."""
+    try:
+        return inspect(kernel.launch(), TARGETS[kernel.target].chip)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+def build_all(kernels: list[Kernel], workers: int) -> Iterator[MachineCode | str]:
+    """`build` of all kernels, in order, with a progress bar."""
+    with Progress() as progress:
+        task = progress.add_task("compiling", total=len(kernels))
+        if workers == 1:
+            for kernel in kernels:
+                yield build(kernel)
+                progress.advance(task)
+            return
+        # A fresh interpreter for each: forked ones would inherit PyTorch's threads.
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for code in pool.map(build, kernels):
+                yield code
+                progress.advance(task)
+
+
+def refusals(code: MachineCode, chip: Chip, version: Version, wants_tensor_cores: bool) -> list[str]:
+    """Why a kernel must not be built; empty if it may."""
+    reasons = []
+    if code.serialised:
+        reasons.append(f"serialised ({' '.join(code.serialised)})")
+    if code.loop_spills:
+        reasons.append(f"{code.loop_spills} spills in the loop")
+    if code.mixes_operands:
+        reasons.append("mixes register and shared operands")
+    elif chip.has_wgmma and code.loop_register_operands and version < FIRST_CLEAN_STACKED:
+        reasons.append("register operands")
+    if wants_tensor_cores and not code.tensor_core:
+        reasons.append("no tensor cores")
+    if code.programs_per_processor == 0:
+        reasons.append("does not fit")
+    return reasons
+
+
+def row(kernel: Kernel, code: MachineCode | str) -> dict[str, Any]:
+    """One line of the table."""
+    launch = kernel.launch()
+    sizes = [launch.arguments[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if name in launch.arguments]
+    contraction = len(sizes) == 3
+    about = {
+        "target": kernel.target,
+        "dtype": FORMATS[kernel.number].name,
+        "sigma": int(kernel.problem.with_slope),
+        "surrogate": int(kernel.surrogate),
+        "pass": kernel.which,
+        "kernel": launch.kernel.__name__,
+        "layers": " ".join(kernel.layers),
+        "blocks": "×".join(map(str, sizes)),
+        "form": Form(launch.arguments["FORM"]).name.lower() if "FORM" in launch.arguments else "",
+        "warps": launch.num_warps,
+        "stages": launch.num_stages,
+    }
+    if isinstance(code, str):
+        return about | dict.fromkeys(CODE_COLUMNS, "") | {"verdict": f"refused: cannot be built, {code}"}
+    needed = contraction and kernel.number != "fp32"
+    reasons = refusals(code, TARGETS[kernel.target].chip, triton_version(), needed)
+    return about | measured(code) | {"verdict": f"refused: {', '.join(reasons)}" if reasons else "ok"}
+
+
+def measured(code: MachineCode) -> dict[str, Any]:
+    """Machine code as columns; empty where it is not known."""
+    others = code.others_per_product
+    values = (
+        code.registers,
+        code.spilled_bytes,
+        round(code.shared_kib, 1),
+        "" if code.programs_per_processor is None else code.programs_per_processor,
+        code.tensor_core,
+        code.loop_instructions,
+        code.loop_tensor_core,
+        round(others, 1) if math.isfinite(others) else "",
+        code.loop_register_operands,
+        code.loop_shared_operands,
+        code.loop_spills,
+        " ".join(f"{name} {count}" for name, count in code.loop.most_common(8)),
+        " ".join(code.serialised),
+    )
+    return dict(zip(CODE_COLUMNS, values, strict=True))
+
+
+CODE_COLUMNS = (
+    "registers",
+    "spilled_bytes",
+    "shared_kib",
+    "programs_per_processor",
+    "tensor_core",
+    "loop_instructions",
+    "loop_tensor_core",
+    "others_per_product",
+    "loop_register_operands",
+    "loop_shared_operands",
+    "loop_spills",
+    "loop_mix",
+    "serialised",
+)
+
+
+def show(console: Console, rows: list[dict[str, Any]]) -> None:
+    """One table a chip; then what is refused. δ marks kernels with the surrogate derivative."""
+    for target in dict.fromkeys(row["target"] for row in rows):
+        table = Table(title=f"{target}, default blocks", title_justify="left", box=box.SIMPLE, show_edge=False)
+        for heading in HEADINGS:
+            left = heading in ("dtype σ", "kernel", "verdict", "layers")
+            table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+        for line in (row for row in rows if row["target"] == target):
+            first, *others = line["layers"].split()
+            operands = f"{line['loop_register_operands']}/{line['loop_shared_operands']}"
+            table.add_row(
+                what(line),
+                line["kernel"],
+                line["blocks"],
+                *(str(line[key]) for key in ("warps", "stages", "registers", "spilled_bytes", "shared_kib")),
+                *(str(line[key]) for key in ("programs_per_processor", "tensor_core", "others_per_product")),
+                operands if target == "sm_90" else "",
+                line["verdict"].split(":")[0],
+                f"{first} +{len(others)}" if others else first,
+            )
+        console.print(table)
+    refused = [line for line in rows if line["verdict"] != "ok"]
+    console.print(f"{len(rows)} kernels compiled, {len(refused)} refused")
+    for line in refused:
+        where = f"{line['target']} {what(line)} {line['kernel']} {line['blocks']} {line['layers']}"
+        console.print(f"  {where}: {line['verdict']}", soft_wrap=True, highlight=False)
+
+
+def what(line: dict[str, Any]) -> str:
+    """Number format and σ, with δ for the surrogate derivative."""
+    number = next(number for number, form in FORMATS.items() if form.name == line["dtype"])
+    return f"{number} {line['sigma']}{'δ' if line['surrogate'] else ''}"
