@@ -16,6 +16,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
+# Samples counted together on a CPU: of 0.2 to 3 MiB, the fastest on an EPYC with 1 MiB of cache a core.
+PART_BYTES = 3 << 19
+
+
 class SpikeCounter:
     """Counts the spikes of one layer.
 
@@ -44,11 +48,20 @@ class SpikeCounter:
     def update(self, activations: Tensor) -> None:
         """Add a batch: [N, *shape] activations in [0, 1], where 0 is silent and 1 fired at the window's start."""
         # Channels innermost: a view of channels-last activations, over which sums are eight times faster on a CPU.
-        # Float sums of zeros and ones are exact to 2²⁴ and, unlike comparisons, vectorised; nan counts as silent.
         flat = rearrange(activations.detach(), "n c ... -> n (... c)")
-        self._spikes.add_(flat.sign().sum(0, dtype=torch.float32).nan_to_num(0).long())
-        self._saturated.add_(flat.floor().sum(1, dtype=torch.float32).nan_to_num(0).long().sum())
+        parts = _parts(flat)
+        active = torch.empty_like(parts[0])
+        for part in parts:
+            self.add(part, active[: len(part)])
         self._samples.add_(flat.shape[0])
+
+    def add(self, activations: Tensor, active: Tensor) -> None:
+        """Add samples [n, neurons], channels innermost; leaves 1 in `active` where a neuron fired and 0 elsewhere."""
+        # Float sums of zeros and ones are exact to 2²⁴ and, unlike comparisons, vectorised; nan counts as silent.
+        saturated = torch.floor(activations, out=active).sum(1, dtype=torch.float32)
+        self._saturated.add_(saturated.nan_to_num(0).long().sum())
+        torch.sign(activations, out=active)
+        self._spikes.add_(active.sum(0, dtype=torch.float32).nan_to_num(0).long())
 
     def reset(self) -> None:
         """Set all counts to zero."""
@@ -148,7 +161,7 @@ def collect_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor] | No
         return []
     counts = torch.cat([counter.flat() for _, counter in named])
     counts = (reduce(counts) if reduce is not None else counts).cpu()
-    statistics, names = [], _short_names([name for name, _ in named])
+    statistics, names = [], short_names([name for name, _ in named])
     for name, (_, counter) in zip(names, named, strict=True):
         neurons = counter._spikes.numel()
         (saturated, samples), spikes, counts = counts[:2].tolist(), counts[2 : 2 + neurons], counts[2 + neurons :]
@@ -180,7 +193,14 @@ def _counters(model: nn.Module) -> list[tuple[str, SpikeCounter]]:
     return found
 
 
-def _short_names(names: list[str]) -> list[str]:
+def _parts(flat: Tensor) -> Sequence[Tensor]:
+    """Samples by as many as a CPU's cache holds, since they are read several times; elsewhere all at once."""
+    if flat.device.type != "cpu" or torch.compiler.is_compiling():
+        return (flat,)
+    return flat.split(max(1, PART_BYTES // max(1, flat.element_size() * flat.shape[1])))
+
+
+def short_names(names: Sequence[str]) -> list[str]:
     """Names without the components that wrappers and containers add: "module.features.conv1" → "conv1"."""
     wrappers = {"module", "_orig_mod", "features"}
     return [".".join(part for part in name.split(".") if part not in wrappers) for name in names]

@@ -1,0 +1,106 @@
+"""How many time steps and weight bits a trained network needs, and how fast the simulator is.
+
+    python recipes/train_cnn_mnist.py --output-dir runs/mnist
+    python bench/simulation.py runs/mnist
+
+Simulates the run's best weights on the whole test set at every pair of time steps and weight bits, after the closed form
+itself, and times both engines ("summed" solves for each crossing, "stepped" ticks the clock; the same results) on its
+first images. The energy is that of ANP-I's synaptic operations, the chip of the neuron's authors.
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from _record import ROOT, environment, write
+from accelerate import Accelerator
+from rich.console import Console
+
+from ttfs_triton.evaluation import LoadError, load_network, test_images
+from ttfs_triton.hardware import Simulation, estimate, simulate, sweep
+from ttfs_triton.train.batches import EvaluationBatches
+from ttfs_triton.train.evaluate import evaluate
+
+
+@dataclasses.dataclass
+class Options:
+    """Sweep over time steps and weight bits."""
+
+    run: tyro.conf.Positional[Path]
+    """A run's folder, or its weights."""
+    data_dir: Path | None = None
+    """Local folder of the data set. Default: as the run was trained."""
+    steps: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+    weight_bits: tuple[int, ...] = (2, 3, 4, 6, 8, 16)
+    chip: str = "anp_i"
+    max_test_samples: int | None = None
+    timed_images: int = 500
+    batch_size: int = 250
+    threads: int | None = None
+    output: Path = ROOT / "bench" / "results"
+    name: str = "mnist"
+    """Of the files: simulation-NAME.csv, .json, .svg."""
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    try:
+        loaded = load_network(options.run)
+        data = test_images(loaded, data_dir=options.data_dir, max_samples=options.max_test_samples)
+    except (LoadError, ValueError, OSError) as error:
+        sys.exit(f"simulation: {error}")
+    network = loaded.network
+    batches = EvaluationBatches(data, None, options.batch_size)
+    about = environment(torch.device("cpu"))
+    closed = evaluate(network, batches, Accelerator(cpu=True))
+    print(f"closed form: {closed.accuracy:.2%} of {closed.images:,} images, {closed.first_spike_accuracy:.2%} by spike")
+
+    def price(found: Simulation) -> float:
+        total = estimate(
+            found.counts,
+            options.chip,
+            steps=found.settings.steps,
+            psp_persistence=network.config.psp_persistence,
+            readout=network.config.readout,
+            activity=found.activity,
+        ).total
+        return float("nan") if total is None else total.nominal
+
+    found = sweep(network, batches, steps=options.steps, weight_bits=options.weight_bits, price=price)
+    Console().print(found.table())
+    rows: list[dict[str, Any]] = [dataclasses.asdict(row) for row in found.rows]
+    for row in rows:
+        row["points_lost"] = round(100 * (closed.accuracy - row["accuracy"]), 3)
+    throughput = {engine: images_per_second(options, network, data, engine) for engine in ("summed", "stepped")}
+    for engine, speed in throughput.items():
+        print(f"{engine}: {speed:,.0f} images / s at 64 steps, 8 bits")
+    about |= {
+        "network": network.config.to_dict(),
+        "chip": options.chip,
+        "images": closed.images,
+        "closed_form": {"accuracy": closed.accuracy, "first_spike_accuracy": closed.first_spike_accuracy},
+        "images_per_second": throughput,
+    }
+    name = f"simulation-{options.name}"
+    about["command"] = f"python bench/simulation.py runs/{options.name}"
+    for path in [*write(options.output, name, rows, about), found.plot(options.output / f"{name}.svg")]:
+        print(f"written: {path}")
+
+
+def images_per_second(options: Options, network: torch.nn.Module, data: Any, engine: Any) -> float:
+    """Speed of an engine after a batch of warm-up."""
+    batches = EvaluationBatches(data, torch.arange(min(options.timed_images, len(data))), options.batch_size)
+    simulate(network, [batches[0]], engine=engine)
+    start = time.perf_counter()
+    simulate(network, batches, engine=engine)
+    return round(len(batches.indices) / (time.perf_counter() - start), 1)
+
+
+if __name__ == "__main__":
+    main()

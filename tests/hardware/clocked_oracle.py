@@ -1,0 +1,170 @@
+"""Clock-driven neurons with plain loops over steps and synapses, in Python's integers: what the simulator is tested
+against. Nothing of the package.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+FRACTION = 2**16
+
+
+@dataclass
+class Work:
+    """What neurons did."""
+
+    synaptic_operations: int = 0
+    integration_updates: int = 0
+    firing_updates: int = 0
+    compares: int = 0
+    state_reads: int = 0
+    state_writes: int = 0
+
+    def __iadd__(self, other: Work) -> Work:
+        for name in vars(self):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
+
+
+@dataclass
+class Neurons:
+    """A layer of equal neurons.
+
+    Attributes:
+        units: weight unit of each channel, threshold heights.
+        initial: potential of each channel, threshold heights.
+    """
+
+    weights: np.ndarray
+    units: np.ndarray
+    initial: np.ndarray
+    steps: int
+    middle: bool = True
+    gating: bool = True
+    psp_persistence: float = 1.0
+    threshold: float = 1.0
+    window: float = 1.0
+    work: Work = field(default_factory=Work)
+
+    def stamps(self, indices: np.ndarray) -> np.ndarray:
+        """Steps of spikes from the indices of their instants; the steps of the window if silent."""
+        steps = [step for _, step in self.instants()]
+        return np.array([*steps, steps[-1] + 1])[indices]
+
+    def instants(self) -> list[tuple[int, int]]:
+        """(half steps, stamp) of each comparison."""
+        first = [(0, 0)]
+        if self.middle:
+            return first + [
+                (2 * k + 1, k)
+                for k in range(math.ceil(self.window * self.steps))
+                if 2 * k + 1 < 2 * self.window * self.steps
+            ]
+        return [(2 * k, k) for k in range(math.ceil(self.window * self.steps))]
+
+    def run(self, events: list[tuple[int, int]], channel: int, last: int | None = None) -> tuple[int | None, int, int]:
+        """One neuron: events are (step, weight); it stops behind instant `last` at the latest, −1 to never compare.
+
+        Returns the index of the instant of its spike, and potential and slope before its own window.
+        """
+        work, slope, arrived = self.work, 0, False
+        potential = round(self.initial[channel] * self.steps / self.units[channel])
+        for step in range(self.steps):
+            for _, weight in (event for event in events if event[0] == step):
+                slope, arrived = slope + weight, True
+                work.synaptic_operations += 1
+                work.state_reads += 1
+                work.state_writes += 1
+            if arrived or not self.gating:
+                potential += slope
+                work.integration_updates += 1
+                work.state_reads += 2
+                work.state_writes += 1
+        return self._fire(potential, slope, channel, arrived or not self.gating, last), potential, slope
+
+    def _fire(self, potential: int, slope: int, channel: int, moves: bool, last: int | None) -> int | None:
+        work, fired, before = self.work, None, 0
+        decrement = round(FRACTION * self.threshold / (self.units[channel] * self.window))
+        height = round(decrement * 2 * self.steps * self.window)
+        share = round(self.psp_persistence * FRACTION)
+        value = potential * 2 * FRACTION
+        for index, (now, _) in enumerate(self.instants()):
+            if last is not None and index > last:
+                break
+            if now > 0 and share and moves:
+                value += slope * share * (now - before)
+                work.firing_updates += 1
+                work.state_reads += 1
+                work.state_writes += 1
+            before = now
+            work.compares += 1
+            work.state_reads += 1
+            if fired is None and value >= height - decrement * now:
+                fired = index
+                if self.gating:
+                    break
+        return fired
+
+
+def linear(
+    neurons: Neurons, steps: np.ndarray, last: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of instants [N, C_out] (their number if silent), potentials and slopes; from stamps [N, C_in] of inputs.
+
+    Args:
+        last: [N], see `Neurons.run`; the same for all neurons of a sample.
+    """
+    outputs = [np.zeros((len(steps), len(neurons.weights)), np.int64) for _ in range(3)]
+    for n, k in np.ndindex(outputs[0].shape):
+        events = [(int(step), int(w)) for step, w in zip(steps[n], neurons.weights[k], strict=True)]
+        events = [event for event in events if event[0] < neurons.steps]
+        _store(outputs, (n, k), neurons.run(events, k, None if last is None else int(last[n])), neurons)
+    return outputs[0], outputs[1], outputs[2]
+
+
+def conv2d(
+    neurons: Neurons,
+    steps: np.ndarray,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> np.ndarray:
+    """Indices of instants [N, C_out, P, Q], from stamps [N, C_in, H, W] of the inputs."""
+    samples, _, height, width = steps.shape
+    out_channels, group_channels, rows, columns = neurons.weights.shape
+    out = [
+        (size + 2 * padding[i] - dilation[i] * (kernel - 1) - 1) // stride[i] + 1
+        for i, (size, kernel) in enumerate(((height, rows), (width, columns)))
+    ]
+    outputs = [np.zeros((samples, out_channels, *out), np.int64) for _ in range(3)]
+    for n, k, p, q in np.ndindex(outputs[0].shape):
+        group, events = k // (out_channels // groups), []
+        for c, r, s in np.ndindex(group_channels, rows, columns):
+            i, j = p * stride[0] - padding[0] + r * dilation[0], q * stride[1] - padding[1] + s * dilation[1]
+            if 0 <= i < height and 0 <= j < width:
+                step = int(steps[n, group * group_channels + c, i, j])
+                if step < neurons.steps:
+                    events.append((step, int(neurons.weights[k, c, r, s])))
+        _store(outputs, (n, k, p, q), neurons.run(events, k), neurons)
+    return outputs[0]
+
+
+def earliest(steps: np.ndarray, kernel: int, stride: int) -> np.ndarray:
+    """Earliest stamp of each patch of [N, C, H, W]."""
+    samples, channels, height, width = steps.shape
+    out = np.zeros((samples, channels, (height - kernel) // stride + 1, (width - kernel) // stride + 1), np.int64)
+    for n, c, p, q in np.ndindex(out.shape):
+        out[n, c, p, q] = steps[n, c, p * stride : p * stride + kernel, q * stride : q * stride + kernel].min()
+    return out
+
+
+def _store(
+    outputs: list[np.ndarray], place: tuple[int, ...], found: tuple[int | None, int, int], neurons: Neurons
+) -> None:
+    index, potential, slope = found
+    outputs[0][place] = len(neurons.instants()) if index is None else index
+    outputs[1][place], outputs[2][place] = potential, slope

@@ -1,0 +1,90 @@
+"""What a trained network would cost on a chip: exact counts, an energy model with open assumptions, a simulator."""
+
+from ttfs_triton.hardware.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
+from ttfs_triton.hardware.break_even import BreakEven, break_even_firing_share, break_even_rate
+from ttfs_triton.hardware.chip import Capacity, Chip
+from ttfs_triton.hardware.chip_files import available_chips, load_chip
+from ttfs_triton.hardware.compare import PUBLISHED, Comparison, compare
+from ttfs_triton.hardware.counter import count, counting
+from ttfs_triton.hardware.counts import Counts, InputCounts, LayerCounts
+from ttfs_triton.hardware.energy import estimate, estimate_with
+from ttfs_triton.hardware.event_driven import event_driven
+from ttfs_triton.hardware.memory import Memory
+from ttfs_triton.hardware.power import power_uw
+from ttfs_triton.hardware.prices import Price, Range
+from ttfs_triton.hardware.report import Report, Term
+from ttfs_triton.hardware.report_plots import draw_accuracy, draw_chips, draw_layers, draw_sensitivity
+from ttfs_triton.hardware.report_tables import (
+    chips_table,
+    comparison_table,
+    csv_rows,
+    format_energy,
+    print_report,
+    report_table,
+    sensitivity_table,
+    write_csv,
+)
+from ttfs_triton.hardware.run_options import RunOptions
+from ttfs_triton.hardware.sensitivity import Swing, sensitivity
+from ttfs_triton.hardware.simulation import Simulation, SimulationSettings
+from ttfs_triton.hardware.simulator import simulate
+from ttfs_triton.hardware.stages import Stage, network_stages
+from ttfs_triton.hardware.sweep import Sweep, SweepRow, sweep
+from ttfs_triton.hardware.sweep_plot import draw_sweep
+from ttfs_triton.hardware.tally import LayerActivity
+
+__all__ = [
+    "PUBLISHED",
+    "BreakEven",
+    "Capacity",
+    "Chip",
+    "Comparison",
+    "Counts",
+    "InputCounts",
+    "LayerActivity",
+    "LayerCounts",
+    "Memory",
+    "Price",
+    "Range",
+    "RateCode",
+    "Report",
+    "RunOptions",
+    "Simulation",
+    "SimulationSettings",
+    "Stage",
+    "Sweep",
+    "SweepRow",
+    "Swing",
+    "Term",
+    "available_chips",
+    "break_even_firing_share",
+    "break_even_rate",
+    "chips_table",
+    "compare",
+    "comparison_table",
+    "count",
+    "counting",
+    "csv_rows",
+    "dense_ann",
+    "draw_accuracy",
+    "draw_chips",
+    "draw_layers",
+    "draw_sensitivity",
+    "draw_sweep",
+    "estimate",
+    "estimate_with",
+    "event_driven",
+    "format_energy",
+    "load_chip",
+    "network_stages",
+    "power_uw",
+    "print_report",
+    "rate_coded",
+    "report_table",
+    "sensitivity",
+    "sensitivity_table",
+    "simulate",
+    "sweep",
+    "write_csv",
+    "zero_skipping_ann",
+]

@@ -1,0 +1,177 @@
+"""Prices: typed numbers with unit, range, status and source, and the few units they come in.
+
+An unpublished price is None, which is not zero: what it would be multiplied with is reported beside the total.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+Status = Literal["measured", "fitted", "simulated", "derived", "assumed", "unpublished"]
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+"""From the strongest to the weakest."""
+
+# dimension: {unit: size in the dimension's first unit}. 1 µW · 1 µs = 1 pJ, and 1 µW/MHz = 1 pJ a clock cycle.
+UNITS: dict[str, dict[str, float]] = {
+    "energy": {"pJ": 1.0, "fJ": 1e-3, "nJ": 1e3, "µJ": 1e6, "mJ": 1e9, "J": 1e12},
+    "power": {"µW": 1.0, "nW": 1e-3, "mW": 1e3, "W": 1e6},
+    "power per frequency": {"µW/MHz": 1.0, "nW/MHz": 1e-3, "mW/MHz": 1e3},
+    "frequency": {"MHz": 1.0, "kHz": 1e-3, "GHz": 1e3},
+    "time": {"µs": 1.0, "ns": 1e-3, "ms": 1e3, "s": 1e6},
+    "memory": {"B": 1.0, "kB": 1024.0, "MB": 1024.0**2},
+}
+_DIMENSION = {unit: dimension for dimension, units in UNITS.items() for unit in units}
+
+
+def dimension(unit: str) -> str:
+    """What a unit measures: a key of `UNITS`.
+
+    Args:
+        unit: "pJ", "mW", "µW/MHz", ...; "uJ" and the Greek letter "μJ" mean "µJ".
+    Raises:
+        ValueError: the unit is not in `UNITS`.
+    """
+    known = _DIMENSION.get(_spelled(unit))
+    if known is None:
+        raise ValueError(f"dimension: unit must be one of {', '.join(_DIMENSION)}; got {unit}. Convert it first.")
+    return known
+
+
+def convert(value: float, unit: str, to: str) -> float:
+    """A number in another unit of the same dimension.
+
+    Raises:
+        ValueError: a unit is not known, or they measure different things.
+    """
+    if dimension(unit) != dimension(to):
+        raise ValueError(
+            f"convert: unit must measure {dimension(to)}, as {to} does; got {unit}. It measures {dimension(unit)}."
+        )
+    sizes = UNITS[dimension(unit)]
+    return value * sizes[_spelled(unit)] / sizes[_spelled(to)]
+
+
+@dataclass(frozen=True)
+class Price:
+    """One number a chip is described by, with what is known about it.
+
+    Attributes:
+        value: nominal, in `unit`; None if it is unpublished.
+        low, high: range that the sources leave open, in `unit`. Default: the value.
+        unit: one of `UNITS`.
+        status: "measured" on silicon, "fitted" to measurements, "simulated" before silicon, "derived" from published
+            numbers, "assumed", or "unpublished".
+        source: where it was published; for an unpublished one, where one would look.
+        note: what it holds, and under which conditions.
+    Raises:
+        ValueError: not low ≤ value ≤ high, a negative or infinite number, an unknown unit or status, no source, or a
+            value that does not go with the status.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    status: Status = "assumed"
+    source: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if _spelled(self.unit) not in _DIMENSION:
+            _refuse("unit", f"be one of {', '.join(_DIMENSION)}", self.unit or "none")
+        object.__setattr__(self, "unit", _spelled(self.unit))
+        if self.status not in STATUSES:
+            _refuse("status", f"be one of {', '.join(STATUSES)}", self.status)
+        if not self.source.strip():
+            _refuse("source", "say where the number was published", "none")
+        if (self.value is None) != (self.status == "unpublished"):
+            _refuse("value", "be None exactly if status is unpublished", f"{self.value} with status {self.status}")
+        for name in ("value", "low", "high"):
+            number = getattr(self, name)
+            if number is None:
+                continue
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
+                _refuse(name, "be a finite number, at least 0", number)
+        if self.value is None:
+            if (self.low, self.high) != (None, None):
+                _refuse("low and high", "be None where value is", (self.low, self.high))
+            return
+        low, high = (self.value if bound is None else bound for bound in (self.low, self.high))
+        if not low <= self.value <= high:
+            _refuse("value", "be within low and high", f"{low} ≤ {self.value} ≤ {high}")
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+
+    @property
+    def dimension(self) -> str:
+        """What it measures: a key of `UNITS`."""
+        return dimension(self.unit)
+
+    @property
+    def amount(self) -> Range | None:
+        """Low, nominal and high in the first unit of its dimension (pJ, µW, MHz, µs, B); None if unpublished."""
+        if self.value is None or self.low is None or self.high is None:
+            return None
+        base = next(iter(UNITS[self.dimension]))
+        return Range(*(convert(number, self.unit, base) for number in (self.low, self.value, self.high)))
+
+    def in_unit(self, unit: str) -> Price:
+        """The same price in another unit of its dimension.
+
+        Raises:
+            ValueError: the unit measures something else.
+        """
+        numbers = {
+            name: None if number is None else convert(number, self.unit, unit)
+            for name, number in (("value", self.value), ("low", self.low), ("high", self.high))
+        }
+        convert(0.0, self.unit, unit)  # an unpublished price must have a fitting unit too
+        return replace(self, unit=unit, **numbers)
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "unpublished"
+        span = f" ({self.low:g} to {self.high:g})" if self.low != self.high else ""
+        return f"{self.value:g}{span} {self.unit}, {self.status}"
+
+
+@dataclass(frozen=True)
+class Range:
+    """A sum of products with the same unit: all low, all nominal, all high.
+
+    Attributes:
+        low, nominal, high: `low` has every price at its low end at once, `high` at its high end.
+    """
+
+    low: float
+    nominal: float
+    high: float
+
+    def __add__(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.nominal + other.nominal, self.high + other.high)
+
+    def scaled(self, factor: float) -> Range:
+        """The range times a factor, at least 0."""
+        return Range(self.low * factor, self.nominal * factor, self.high * factor)
+
+    def to_dict(self) -> dict[str, float]:
+        """{"low", "nominal", "high"}."""
+        return {"low": self.low, "nominal": self.nominal, "high": self.high}
+
+
+def weakest(statuses: Iterable[Status]) -> Status | None:
+    """The status that says least of several; None of none."""
+    return max(statuses, key=STATUSES.index, default=None)
+
+
+def _spelled(unit: str) -> str:
+    """Micro is spelled µ (U+00B5) here; u and the Greek letter mean the same."""
+    return unit.replace("μ", "µ").replace("uJ", "µJ").replace("uW", "µW").replace("us", "µs")
+
+
+def _refuse(name: str, rule: str, value: object) -> None:
+    raise ValueError(f"Price: {name} must {rule}; got {value}.")

@@ -1,0 +1,87 @@
+"""Weights as signed integers of few bits, and initial potentials in the unit of the membrane potential."""
+
+import torch
+from torch import Tensor
+
+# Units below this many threshold heights are rounded up to it: no synapse needs them, a channel of zeros gets a unit,
+# and the integers of a layer stay within their registers.
+SMALLEST_UNIT = 2.0**-30
+
+# Weights without quantisation are integers too, as fine beside the largest one as float32 is.
+UNQUANTISED_BITS = 24
+
+
+class QuantisedWeight:
+    """Integer weights and their units; weight ≈ integers · unit.
+
+    Attributes:
+        integers: shape of the weight, float32 that holds whole numbers, |integers| ≤ limit.
+        unit: [C_out] float64, threshold heights of one step of the integers; the same everywhere if per tensor.
+        limit: largest integer, 2^(bits − 1) − 1.
+    """
+
+    def __init__(self, integers: Tensor, unit: Tensor, limit: int) -> None:
+        self.integers, self.unit, self.limit = integers, unit, limit
+        self._copies: dict[torch.dtype, Tensor] = {integers.dtype: integers}
+
+    def integers_as(self, dtype: torch.dtype) -> Tensor:
+        """The integers in another floating point type; converted once."""
+        if dtype not in self._copies:
+            self._copies[dtype] = self.integers.to(dtype)
+        return self._copies[dtype]
+
+    def dequantise(self) -> Tensor:
+        """The weights that the integers stand for, float64."""
+        return self.integers.double() * _per_channel(self.unit, self.integers)
+
+
+def quantise_weight(weight: Tensor, bits: int | None, *, per_channel: bool = True) -> QuantisedWeight:
+    """Round weights to signed integers, symmetrically: zero stays zero, the largest weight becomes ±(2^(bits−1) − 1).
+
+    No weight moves by more than half a unit. Two bits are {−1, 0, 1}.
+
+    Args:
+        weight: [C_out, ...], floating point, in threshold heights.
+        bits: 2 to 16, sign included; None for 24, which is as fine as float32 beside the largest weight.
+        per_channel: one unit per output channel; otherwise one for all.
+    Returns:
+        Integers and units, on the device of `weight`.
+    Raises:
+        ValueError: bits out of range, or weights that are not finite.
+    """
+    check_bits("quantise_weight", bits)
+    weight = weight.detach().double()
+    largest = weight.abs().flatten(1).amax(1)
+    if not bool(largest.isfinite().all()):
+        raise ValueError(f"quantise_weight: weight must be finite; got {largest.max().item()}. Train again.")
+    if not per_channel:
+        largest = largest.max().expand_as(largest)
+    limit = 2 ** ((UNQUANTISED_BITS if bits is None else bits) - 1) - 1
+    unit = (largest / limit).clamp_min(SMALLEST_UNIT)
+    return QuantisedWeight((weight / _per_channel(unit, weight)).round().float(), unit, limit)
+
+
+def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int) -> Tensor:
+    """Initial membrane potentials as integers: [C_out] int64, in the unit of a potential, weight unit · step.
+
+    Args:
+        potential: [C_out] or a number for all channels, in threshold heights.
+        unit: [C_out] of the weights.
+        steps: of a window.
+    Raises:
+        ValueError: potentials that are not finite.
+    """
+    potential = torch.as_tensor(potential, device=unit.device).detach().double()
+    if not bool(potential.isfinite().all()):
+        raise ValueError(f"quantise_potential: potential must be finite; got {potential.tolist()}. Train again.")
+    return (potential * steps / unit).round().long()
+
+
+def check_bits(function: str, bits: int | None) -> None:
+    """Raise ValueError, in the name of a function, unless bits are 2 to 16 or None."""
+    if bits is not None and not 2 <= bits <= 16:
+        raise ValueError(f"{function}: weight_bits must be 2 to 16, or None; got {bits}.")
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *(1,) * (like.dim() - 1))

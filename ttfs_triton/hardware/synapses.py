@@ -1,0 +1,57 @@
+"""Which synapses exist: fan-out of every input neuron, exact at borders, stride, dilation and groups."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
+
+
+class FanOut(NamedTuple):
+    """Fan-out of a layer's inputs, as a product: a convolution's input at (channel, row, column) reaches
+    rows[row] · columns[column] · channels neurons; a fully connected layer's reaches `channels`.
+
+    Attributes:
+        rows: [height] int64, output rows that an input row takes part in, one count for each tap.
+        columns: [width] int64, the same for columns.
+        channels: output channels that an input channel reaches (those of its group), or output features.
+        inputs: input channels, or input features.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    channels: int
+    inputs: int
+
+    @property
+    def synapses(self) -> int:
+        """Connections of the layer; those into padding do not exist."""
+        return int(self.rows.sum()) * int(self.columns.sum()) * self.channels * self.inputs
+
+
+def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> FanOut:
+    """Fan-out of a layer's inputs.
+
+    Args:
+        layer: convolution or fully connected layer.
+        input_size: (height, width) of the maps it reads, or () for a fully connected layer.
+    Raises:
+        TypeError: a layer that is neither.
+    """
+    if isinstance(layer, WeightedConv2d):
+        rows, columns = (_taps(layer, input_size[axis], axis) for axis in (0, 1))
+        return FanOut(rows, columns, layer.out_channels // layer.groups, layer.in_channels)
+    if isinstance(layer, WeightedLinear):
+        one = torch.ones(1, dtype=torch.int64)
+        return FanOut(one, one, layer.out_features, layer.in_features)
+    raise TypeError(f"fan_out: layer must be a convolution or fully connected; got {type(layer).__name__}.")
+
+
+def _taps(layer: WeightedConv2d, size: int, axis: int) -> Tensor:
+    """How many (output position, tap) pairs read each of `size` input positions."""
+    kernel, stride, dilation = layer.kernel_size[axis], layer.stride[axis], layer.dilation[axis]
+    padding = layer.padding[axis]
+    outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    read = torch.arange(outputs)[:, None] * stride + torch.arange(kernel) * dilation - padding
+    return torch.bincount(read[(read >= 0) & (read < size)], minlength=size)
