@@ -20,7 +20,7 @@ from _record import ROOT, environment, write
 from accelerate import Accelerator
 from rich.console import Console
 
-from ttfs_triton.evaluation import LoadError, load_network, test_images
+from ttfs_triton.evaluation import LoadError, load_network, load_test_images
 from ttfs_triton.hardware import Simulation, estimate, simulate, sweep
 from ttfs_triton.train.batches import EvaluationBatches
 from ttfs_triton.train.evaluate import evaluate
@@ -52,7 +52,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     try:
         loaded = load_network(options.run)
-        data = test_images(loaded, data_dir=options.data_dir, max_samples=options.max_test_samples)
+        data = load_test_images(loaded, data_dir=options.data_dir, max_samples=options.max_test_samples)
     except (LoadError, ValueError, OSError) as error:
         sys.exit(f"simulation: {error}")
     network = loaded.network

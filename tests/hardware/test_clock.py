@@ -33,6 +33,12 @@ def test_encode_rounds_to_nearest_or_late(compare_at, activations, remaining):
     assert clock.remaining(clock.encode(torch.tensor(activations, dtype=torch.float64))).tolist() == remaining
 
 
+def test_encode_gives_instants():
+    activations = torch.tensor([1.0, 0.9, 0.6, 0.0])
+    assert Clock(4, "middle").encode(activations).tolist() == [0, 1, 3, 5]
+    assert Clock(4, "start").encode(activations).tolist() == [0, 1, 2, 4]
+
+
 @settings(max_examples=50, deadline=None)
 @given(COMPARE_AT, st.integers(1, 300), st.integers(0, 10**6))
 def test_encode_error_is_at_most_a_step(compare_at, steps, seed):

@@ -195,3 +195,7 @@ def test_earliest_input_of_padded_groups():
     found = simulated.earliest_input(x)
     assert found[0, 0].tolist() == [[0, 0, 0], [0, 7, 0], [0, 0, 0]]
     assert found[0, 1].tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    dilated, _ = clocked(DFTConv2d(2, 2, 2, dilation=2, groups=2), Clock(8))
+    x = torch.zeros(1, 2, 3, 4)
+    x[0, 0, 1, 1], x[0, 0, 2, 3] = 7, 3  # only the second lies on a tap
+    assert dilated.earliest_input(x).tolist() == [[[[0, 3]], [[0, 0]]]]

@@ -11,7 +11,7 @@ from ttfs_triton.train.data import ImageData, load_images
 KEYS = ("dataset", "data_dir", "image_column", "label_column", "image_size", "max_bad_images", "streaming")
 
 
-def test_images(
+def load_test_images(
     loaded: LoadedNetwork,
     *,
     dataset: str | None = None,
@@ -35,7 +35,7 @@ def test_images(
         values |= {"dataset": dataset, "data_dir": data_dir}
     if values.get("dataset") is None and values.get("data_dir") is None:
         raise ValueError(
-            f"test_images: {loaded.weights} must have a run's config.yaml that names its data; there is none. "
+            f"load_test_images: {loaded.weights} must have a run's config.yaml that names its data; there is none. "
             "Give --data-dir or --dataset."
         )
     folder = values.pop("data_dir", None)
@@ -51,9 +51,9 @@ def test_images(
     config = loaded.network.config
     expected, found = (config.in_channels, *config.image_size), data.shape[1:]
     if expected != found:
-        raise ValueError(f"test_images: images must be {expected} (channels, height, width); got {found}.")
+        raise ValueError(f"load_test_images: images must be {expected} (channels, height, width); got {found}.")
     if len(data.class_names) != config.classes:
-        raise ValueError(f"test_images: data must have {config.classes} classes; got {len(data.class_names)}.")
+        raise ValueError(f"load_test_images: data must have {config.classes} classes; got {len(data.class_names)}.")
     return data
 
 

@@ -174,8 +174,9 @@ class Counts:
 
 
 def _layer(values: Mapping[str, Any]) -> LayerCounts:
-    values = {key: value for key, value in values.items() if key not in ("neurons", "silent")}
-    return LayerCounts(**values | {"histogram": tuple(values.get("histogram", ()))})
+    given: dict[str, Any] = {key: value for key, value in values.items() if key not in ("neurons", "silent")}
+    given["histogram"] = tuple(given.get("histogram", ()))
+    return LayerCounts(**given)
 
 
 def _share(layers: Sequence[LayerCounts]) -> float:

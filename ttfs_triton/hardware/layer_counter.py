@@ -35,7 +35,8 @@ class LayerCounter(SpikeCounter):
         self, name: str, layer: WeightedLayer, histogram_bins: int, histogram_samples: int, by_sample: bool
     ) -> None:
         super().__init__((), output=isinstance(layer, Readout))
-        self.name, self.layer, self.kind = name, layer, _kind(layer)
+        self.name, self.layer = name, layer
+        self.kind: Kind = _kind(layer)
         self.real_inputs = False
         self._bins, self._histogram_samples, self._by_sample = histogram_bins, histogram_samples, by_sample
         self.reset()

@@ -56,9 +56,10 @@ def simulate(
         weight_bits: 2 to 16, sign included; None leaves weights as fine as float32.
         per_channel: one weight unit per output channel; otherwise one per layer.
         compare_at: "middle" compares in the middle of each step (and at the window's start), which rounds spike times
-            to the nearest step; "start" compares at the start of each step, so that spikes are late by up to a step.
-            Errors of "start" all point one way and add up over layers: "middle" needs half the steps or fewer for the
-            same accuracy, and costs one more compare a neuron.
+            to the nearest step; "start" compares at the start of each step, so that spikes are late by up to a step,
+            and errors add up over layers. "middle" costs one more compare a neuron and is better at few steps: CNN1 on
+            the bundled images (89.1 % by the closed form), 8 bits, gives 88.4 against 86.3 % at 8 steps (by the first
+            spike 83.5 against 68.1 %); from 64 steps on there is no difference.
         gating: neurons rest until their first input spike and from their own spike on; changes `activity` alone.
         engine: "stepped" ticks the clock; "summed" computes the same integers by one contraction a layer and by
             solving for the crossing. Results are equal, bit for bit.

@@ -1,0 +1,61 @@
+"""The command line of `recipes/evaluate.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EvaluationOptions(BaseModel):
+    """Which network, which images, which hardware. Positional: the run or checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    network: Annotated[Path, tyro.conf.Positional]
+    """A run's folder, one with config.json and model.safetensors, or a .safetensors file with config.json beside it."""
+
+    # ---- data
+    dataset: str | None = None
+    """Hub data set, or "sample". Default: as the run was trained."""
+    data_dir: Path | None = None
+    """Local folder with parquet files or class folders of images; no network is used."""
+    max_test_samples: int | None = Field(None, ge=1)
+    """Use only this many test images: a quick look."""
+    batch_size: int = Field(250, ge=1)
+    """Images a batch."""
+
+    # ---- hardware
+    chip: tuple[str, ...] = ("anp_i", "lemaire45:int8")
+    """Chips to price the counts on: names of presets, TOML files of yours, or "all". Alternatives are compared on the
+    first that prices an ANN's multiplications."""
+    steps: int = Field(32, ge=1)
+    """Time steps a window, of the simulation and of the energy."""
+    weight_bits: int | None = Field(8, ge=2, le=16)
+    """Bits of a weight in the simulation; None leaves weights as they are."""
+    gating: bool = True
+    """Neurons rest before their first input spike and behind their own."""
+    implementation: Literal["clock_driven", "closed_form"] = "clock_driven"
+    """How neurons are priced: adding up in every step, or by one multiply-accumulate a spike and a division."""
+    rate_steps: int = Field(8, ge=1)
+    """Time steps of the rate-coded network in the comparison."""
+    rate: float = Field(0.1, gt=0, le=1)
+    """Its mean spikes a neuron and step."""
+    simulation: bool = True
+    """Run the network as hardware would, in integers. Neurons' work then comes from there."""
+    sweep: bool = False
+    """Also simulate at 4 to 128 steps and 2 to 16 bits; 36 simulations."""
+
+    # ---- output
+    output_dir: Path | None = None
+    """Write evaluation.json, energy.csv, sweep.csv and figures there; must not hold an evaluation already."""
+    report: Path | None = None
+    """Write one self-contained HTML page there."""
+    overwrite: bool = False
+    """Replace what is at --output-dir and --report."""
+    sample: int = Field(0, ge=0)
+    """Test image whose spikes the report shows."""
+    cpu: bool = False
+    """Use the CPU even where there is a GPU."""

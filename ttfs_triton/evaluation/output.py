@@ -1,0 +1,138 @@
+"""What an evaluation writes: figures as JSON and CSV, pictures, one page for readers."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ttfs_triton.evaluation.options import EvaluationOptions
+from ttfs_triton.hardware import draw_chips, draw_layers, draw_sensitivity, draw_sweep, sensitivity, write_csv
+from ttfs_triton.train.atomic import write_json
+from ttfs_triton.train.batches import to_float
+from ttfs_triton.train.run import device_name, versions
+
+if TYPE_CHECKING:
+    from ttfs_triton.evaluation.run import Found
+
+MAIN_FILE = "evaluation.json"
+
+
+def check_output(options: EvaluationOptions) -> None:
+    """Refuse what would be lost or cannot be written, before any work.
+
+    Raises:
+        ValueError: an evaluation is there already, or matplotlib is missing for a page.
+    """
+    for path in (options.output_dir and options.output_dir / MAIN_FILE, options.report):
+        if path is not None and path.exists() and not options.overwrite:
+            raise ValueError(f"evaluate: {path} must not exist; it does. Replace it by --overwrite, or name another.")
+    if options.report is not None:
+        if options.report.suffix != ".html":
+            raise ValueError(f"evaluate: --report must end in .html; got {options.report}.")
+        if find_spec("matplotlib") is None:
+            raise ValueError("evaluate: --report must have matplotlib; found none. Run: pip install matplotlib.")
+
+
+def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
+    """Write the folder, if asked for: evaluation.json, energy.csv, sweep.csv, and figures where matplotlib is there."""
+    folder = options.output_dir
+    if folder is None:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / MAIN_FILE, write_csv(folder / "energy.csv", *found.reports)]
+    if found.sweep is not None:
+        found.sweep.to_csv(folder / "sweep.csv")
+        paths.append(folder / "sweep.csv")
+    if find_spec("matplotlib") is not None:
+        first = found.reports[0]
+        if first.total is not None:
+            paths.append(draw_layers(first, folder / "energy-layers.svg"))
+            if swings := sensitivity(first):  # none if every price is a single figure
+                paths.append(draw_sensitivity(swings, folder / "energy-sensitivity.svg"))
+        if any(report.total is not None for report in found.reports):
+            paths.append(draw_chips(found.reports, folder / "energy-chips.svg"))
+        if found.sweep is not None:
+            paths.append(draw_sweep(found.sweep, folder / "sweep.svg"))
+    write_json(folder / MAIN_FILE, figures(found))
+    return paths
+
+
+def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
+    """Write the page, if asked for."""
+    if options.report is None:
+        return []
+    from ttfs_triton.report import ReportData, spikes_of, write_report  # needs what draws
+
+    network, evaluation = found.loaded.network, found.evaluation
+    image, label = (
+        to_float(found.data.images_at(torch.tensor([options.sample])))[0],
+        int(found.data.labels[options.sample]),
+    )
+    device = next(network.parameters()).device
+    prediction = int(network.eval()(image[None].to(device)).argmax())
+    data = ReportData(
+        title=found.loaded.run.name if found.loaded.run is not None else found.loaded.weights.stem,
+        network=network.config.to_dict(),
+        dataset=found.data.name if not Path(found.data.name).is_absolute() else Path(found.data.name).name,
+        images=evaluation.images,
+        accuracy=evaluation.accuracy,
+        first_spike_accuracy=evaluation.first_spike_accuracy,
+        ties=evaluation.ties,
+        no_spike=evaluation.no_spike,
+        counts=found.counts,
+        image=image.cpu(),
+        raster=spikes_of(network, image),
+        label=found.loaded.class_names[label],
+        prediction=found.loaded.class_names[prediction],
+        reports=found.reports,
+        comparison=found.comparison,
+        simulation=found.simulation,
+        sweep=found.sweep,
+        facts=facts(found),
+    )
+    options.report.parent.mkdir(parents=True, exist_ok=True)
+    return [write_report(options.report, data)]
+
+
+def facts(found: Found) -> dict[str, str]:
+    """Where, when and how."""
+    device = next(found.loaded.network.parameters()).device
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": device_name(device),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "command": shlex.join(["python", "recipes/evaluate.py", *(_without_path(word) for word in sys.argv[1:])]),
+    }
+
+
+def figures(found: Found) -> dict[str, Any]:
+    """All figures as JSON values."""
+    evaluation, simulation = found.evaluation, found.simulation
+    return {
+        "network": found.loaded.network.config.to_dict(),
+        "dataset": Path(found.data.name).name,
+        "images": evaluation.images,
+        "accuracy": evaluation.accuracy,
+        "first_spike_accuracy": evaluation.first_spike_accuracy,
+        "ties": evaluation.ties,
+        "no_spike": evaluation.no_spike,
+        "sparsity": evaluation.sparsity,
+        "sparsity_with_outputs": evaluation.sparsity_with_outputs,
+        "counts": found.counts.to_dict(),
+        "simulation": None if simulation is None else simulation.to_dict(),
+        "energy": [report.to_dict() for report in found.reports],
+        "comparison": [report.to_dict() for report in found.comparison.reports],
+        "sweep": None if found.sweep is None else found.sweep.to_dict(),
+        "about": facts(found),
+    }
+
+
+def _without_path(word: str) -> str:
+    """Folders of this machine say nothing to readers."""
+    return Path(word).name if word.startswith("/") else word
