@@ -1,16 +1,15 @@
-"""Our synaptic operations beside those of NeuroBench and Sinabs, on binary masks, where all three define the same thing.
+"""Our synaptic operations beside those of NeuroBench and Sinabs, on binary masks, where all define the same thing.
 
     pip install -e '.[counters]'
     python bench/public_counters.py
 
-Each convolution and fully connected layer, random ones and those of CNN1, gets the same random 0/1 spikes: as a layer of
-ours, and as the PyTorch layer of the same sizes. Exit status 1 if a figure differs that should not.
+Each convolution and fully connected layer, those of CNN1 and odd ones, gets the same random 0/1 spikes: as a layer of
+ours, and as the PyTorch layer of the same sizes. Exit status 1 if the figures differ.
 
-Where they differ on networks with spike times, and why ours does not:
-- NeuroBench takes inputs other than −1, 0 and 1 for real values and counts multiply-accumulates: spike times are charged
-  as an ANN. Give it masks.
-- Sinabs multiplies the fan-out with the values: a spike with activation 0.3 is three tenths of an operation. Give it masks.
-- Both call a non-zero value a spike: coded as times with inf for silent neurons, silence counts and a spike at 0 does not.
+Where they would differ on networks with spike times, and why ours does not:
+- NeuroBench takes inputs other than −1, 0 and 1 for real values, so spike times are charged as multiply-accumulates.
+- Sinabs multiplies fan-out with values: a spike with activation 0.3 is three tenths of an operation.
+- Both call non-zero values spikes: of spike times with inf for silence, silence counts and a spike at 0 does not.
 """
 
 import dataclasses

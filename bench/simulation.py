@@ -3,8 +3,8 @@
     python recipes/train_cnn_mnist.py --output-dir runs/mnist
     python bench/simulation.py runs/mnist
 
-Simulates the run's best weights on the whole test set at every pair of time steps and weight bits, after the closed form
-itself, and times both engines ("summed" solves for each crossing, "stepped" ticks the clock; the same results) on its
+Simulates the run's best weights on the whole test set at every pair of time steps and weight bits, beside the closed
+form, and times both engines ("summed" solves for each crossing, "stepped" ticks the clock; the same results) on its
 first images. The energy is that of ANP-I's synaptic operations, the chip of the neuron's authors.
 """
 

@@ -132,8 +132,8 @@ def test_no_samples_are_rejected():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": ()}, r"steps and weight_bits must not be empty; got \(\) and \(8,\)"),
-        ({"weight_bits": ()}, r"steps and weight_bits must not be empty; got \(4,\) and \(\)"),
+        ({"steps": ()}, "steps and weight_bits must not be empty; got nothing"),
+        ({"weight_bits": ()}, "steps and weight_bits must not be empty; got nothing"),
         ({"steps": (4, 0)}, "steps must be 1 to 4096; got 0"),
         ({"weight_bits": (8, 17)}, "weight_bits must be 2 to 16, or None; got 17"),
         ({"compare_at": "end"}, "compare_at must be one of"),

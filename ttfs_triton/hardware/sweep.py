@@ -140,31 +140,23 @@ def sweep(
         ValueError: nothing to sweep over, an iterator, no samples, or other samples in a later pass; and as `simulate`.
         NotImplementedError: as `simulate`.
     """
-    steps, weight_bits = tuple(steps), tuple(weight_bits)
-    if not steps or not weight_bits:
-        raise ValueError(f"sweep: steps and weight_bits must not be empty; got {steps} and {weight_bits}.")
-    for number in steps:
-        for bits in weight_bits:
-            check_settings("sweep", SimulationSettings(number, bits, per_channel, compare_at, gating))
-    if isinstance(batches, Iterator):
-        raise ValueError(
-            f"sweep: batches must be able to be gone through again; got {type(batches).__name__}, which ends after one "
-            "pass. Pass a DataLoader, or list(batches)."
-        )
+    grid = [
+        [SimulationSettings(number, bits, per_channel, compare_at, gating) for number in steps] for bits in weight_bits
+    ]
+    _check(grid, batches)
     stages, rows, samples = network_stages(model), [], None
     with _progress_bar(progress) as bar:
         task = bar.add_task("", total=None)
-        for place, bits in enumerate(weight_bits):
+        for place, settings in enumerate(grid):
+            bits, done = settings[0].weight_bits, 0
             weights = quantise_stages(stages, bits, per_channel)
-            settings = [SimulationSettings(number, bits, per_channel, compare_at, gating) for number in steps]
             simulators = [Simulator(stages, weights, each) for each in settings]
-            done = 0
             for batch in batches:
                 images, labels = images_and_labels(batch)
                 for simulator in simulators:
                     simulator.add(images, labels)
                 done += len(images)
-                total = None if samples is None else samples * len(weight_bits)
+                total = None if samples is None else samples * len(grid)
                 bar.update(task, description=f"{bits_label(bits)} bits", total=total, completed=place * done + done)
             if samples not in (None, done):
                 raise ValueError(
@@ -180,6 +172,19 @@ def sweep(
 def bits_label(bits: int | None) -> str:
     """Weight bits in words: "8", or "float" for unquantised weights."""
     return "float" if bits is None else str(bits)
+
+
+def _check(grid: Sequence[Sequence[SimulationSettings]], batches: Iterable[Any]) -> None:
+    if not grid or not grid[0]:
+        raise ValueError("sweep: steps and weight_bits must not be empty; got nothing to sweep over.")
+    for settings in grid:
+        for each in settings:
+            check_settings("sweep", each)
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            f"sweep: batches must be able to be gone through again; got {type(batches).__name__}, which ends after one "
+            "pass. Pass a DataLoader, or list(batches)."
+        )
 
 
 def _row(found: Simulation, price: Price | None) -> SweepRow:

@@ -55,7 +55,7 @@ def draw_sweep(sweep: Sweep, path: Path | str) -> Path:
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator
     except ImportError as error:
         raise RuntimeError(
             'draw_sweep: matplotlib must be installed; got none. Run pip install "ttfs-triton[plot]".'
@@ -70,16 +70,18 @@ def draw_sweep(sweep: Sweep, path: Path | str) -> Path:
         axes[0].set_xscale("log", base=2)
         axes[0].set_xticks(steps, [str(number) for number in steps], minor=False)
         axes[0].set(xlabel="time steps of a window", ylabel="accuracy")
-        axes[0].legend(frameon=False, fontsize=9, title="weight bits", title_fontsize=9, alignment="left")
         axes[0].set_title("Accuracy against time steps")
         if priced:
             plain = FuncFormatter(lambda value, _: f"{value:g}")
             _draw_lines(axes[1], sweep, lambda row: (row.energy_pj or 0.0) / 1e6)
             axes[1].set_xscale("log")
+            axes[1].xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
             axes[1].xaxis.set_major_formatter(plain)
             axes[1].xaxis.set_minor_formatter(plain)
             axes[1].set(xlabel="energy of a sample, µJ")
             axes[1].set_title("Accuracy against energy")
+        lines, labels = axes[0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside right upper", frameon=False, title="weight bits", alignment="left")
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     return path
 

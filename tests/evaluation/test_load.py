@@ -1,0 +1,69 @@
+"""Networks from runs and weights, and what cannot be loaded."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from ttfs_triton.evaluation import LoadError, load_network, load_test_images
+
+
+def test_run_folder_and_weights_give_the_same_network(trained):
+    run, _ = trained
+    loaded = load_network(run)
+    assert (loaded.run, loaded.dataset, loaded.class_names) == (run, "images", ["a", "b", "c", "d"])
+    assert not loaded.network.training
+    images = torch.rand(3, 1, 8, 8)
+    for path in (run / "best", run / "best" / "model.safetensors"):
+        again = load_network(path)
+        assert again.run is None
+        assert torch.equal(again.network(images), loaded.network(images))
+
+
+def test_test_images_are_those_of_the_run(trained):
+    run, data = trained
+    images = load_test_images(load_network(run))
+    assert (len(images), images.split) == (45, "test")
+    assert len(load_test_images(load_network(run / "best"), data_dir=data, max_samples=7)) == 7
+    with pytest.raises(ValueError, match="Give --data-dir or --dataset"):
+        load_test_images(load_network(run / "best"))
+    with pytest.raises(ValueError, match="images must be"):
+        load_test_images(load_network(run), dataset="sample")
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return shutil.copytree(trained[0] / "best", tmp_path / "copy")
+
+
+def test_refuses_what_is_not_there(tmp_path, copy):
+    with pytest.raises(LoadError, match="there is nothing at"):
+        load_network(tmp_path / "nowhere")
+    with pytest.raises(LoadError, match=r"must hold best/model\.safetensors"):
+        load_network(tmp_path)
+    (tmp_path / "weights.pt").write_bytes(b"pickle")
+    with pytest.raises(LoadError, match=r"a folder or a \.safetensors file"):
+        load_network(tmp_path / "weights.pt")
+    (copy / "config.json").unlink()
+    with pytest.raises(LoadError, match="must say what network the weights are of"):
+        load_network(copy)
+
+
+def test_refuses_damaged_files(copy):
+    weights, config = copy / "model.safetensors", copy / "config.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LoadError, match="must be a whole safetensors file"):
+        load_network(copy)
+    weights.write_bytes(whole)
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"format_version": 99}))
+    with pytest.raises(LoadError, match=r"Upgrade ttfs-triton"):
+        load_network(copy)
+    config.write_text(json.dumps(values | {"network": values["network"] | {"specification": "5C3-P2-8"}}))
+    with pytest.raises(LoadError, match="must hold the network of"):
+        load_network(copy)
+    config.write_text("{")
+    with pytest.raises(LoadError, match="must be what training wrote"):
+        load_network(copy)

@@ -1,0 +1,66 @@
+"""Small networks that the simulator's tests run, and equality of simulations."""
+
+import torch
+from torch import nn
+
+from tests.nn.common import randomised
+from ttfs_triton.nn import (
+    DFTConv2d,
+    DFTLinear,
+    EarliestSpikePool2d,
+    FirstSpikeReadout,
+    LatencyEncoder,
+    PotentialReadout,
+)
+
+READOUTS = {
+    "start": lambda sigma: PotentialReadout(5, 3, psp_persistence=sigma),
+    "end": lambda sigma: PotentialReadout(5, 3, at="end", psp_persistence=sigma),
+    "first_spike": lambda sigma: FirstSpikeReadout(5, 3, psp_persistence=sigma, threshold=4.0, initial_potential=1.0),
+    "wide": lambda sigma: FirstSpikeReadout(
+        5, 3, psp_persistence=sigma, threshold=2.0, window=1.3, initial_potential=0
+    ),
+}
+
+
+def linear_network(weight, readout=None, *, bias=0.0, sigma=1.0):
+    """A latency encoder, one hidden layer with these weights, a readout."""
+    weight = torch.tensor(weight)
+    layer = DFTLinear(*weight.shape[::-1], weight_standardisation=False, psp_persistence=sigma)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.fill_(bias)
+    return nn.Sequential(LatencyEncoder(), layer, readout or PotentialReadout(len(weight), 2))
+
+
+def readout_with(weight, kind=FirstSpikeReadout, **options):
+    """A readout with these weights and no bias."""
+    weight = torch.tensor(weight)
+    readout = kind(*weight.shape[::-1], bias=False, weight_standardisation=False, **options)
+    with torch.no_grad():
+        readout.weight.copy_(weight)
+    return readout
+
+
+def small_network(seed, sigma=1.0, readout=None):
+    """Padding, stride, groups, pooling and both kinds of layers, in few neurons."""
+    network = nn.Sequential(
+        LatencyEncoder(max_value=2.0),
+        DFTConv2d(2, 4, 3, padding=1, groups=2, psp_persistence=sigma),
+        EarliestSpikePool2d(2, 1),
+        nn.Dropout(),
+        DFTConv2d(4, 3, (2, 3), stride=2, padding=(0, 1), psp_persistence=sigma),
+        nn.Flatten(),
+        DFTLinear(12, 5, psp_persistence=sigma),
+        readout or PotentialReadout(5, 3, psp_persistence=sigma),
+    )
+    return randomised(network, seed)
+
+
+def assert_same(one, other):
+    for name in ("samples", "correct", "first_spike_correct", "ties", "no_spike", "counts", "activity"):
+        assert getattr(one, name) == getattr(other, name)
+    for name in ("predictions", "first_spike_predictions", "latency_steps"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+    for name, stamps in one.spike_steps.items():
+        assert torch.equal(stamps, other.spike_steps[name])
