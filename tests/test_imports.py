@@ -16,8 +16,10 @@ FOLDERS = ("kernels/ttfs_kernels", "ttfs_triton", "recipes", "bench", "docs")
 ABOVE = {
     "ttfs_kernels": ("ttfs_triton", "recipes", "bench", "docs", "tests"),
     "ttfs_triton": ("recipes", "bench", "docs", "tests"),
-    "ttfs_triton.nn": ("ttfs_triton.convert", "ttfs_triton.hardware", "ttfs_triton.train"),
-    "ttfs_triton.hardware": ("ttfs_triton.train",),
+    "ttfs_triton.nn": tuple(f"ttfs_triton.{name}" for name in ("convert", "evaluation", "hardware", "report", "train")),
+    "ttfs_triton.hardware": ("ttfs_triton.evaluation", "ttfs_triton.report", "ttfs_triton.train"),
+    "ttfs_triton.report": ("ttfs_triton.evaluation", "ttfs_triton.train"),
+    "ttfs_triton.train": ("ttfs_triton.evaluation", "ttfs_triton.hardware", "ttfs_triton.report"),
     "recipes": ("bench", "docs", "tests"),
     "bench": ("docs", "tests"),
     "docs": ("tests",),

@@ -134,7 +134,7 @@ class Readout(WeightedLinear):
         with torch.autocast(x.device.type, enabled=False):
             x, weight = self.synapses(x.to(self.weight.dtype))
             if at == "end":
-                x = x + self.psp_persistence * (x > 0)
+                x = x + self.psp_persistence * (x > 0).to(x.dtype)
             return F.linear(x, weight, self.bias)
 
     def potential_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
