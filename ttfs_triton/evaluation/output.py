@@ -67,14 +67,14 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
     """Write the page, if asked for."""
     if options.report is None:
         return []
-    from ttfs_triton.report import ReportData, spikes_of, write_report  # needs what draws
+    from ttfs_triton.report import ReportData, Sample, spikes_of, write_report  # needs what draws
 
     network, evaluation = found.loaded.network, found.evaluation
     image, label = (
         to_float(found.data.images_at(torch.tensor([options.sample])))[0],
         int(found.data.labels[options.sample]),
     )
-    device = next(network.parameters()).device
+    device, names = next(network.parameters()).device, found.loaded.class_names
     prediction = int(network.eval()(image[None].to(device)).argmax())
     data = ReportData(
         title=found.loaded.run.name if found.loaded.run is not None else found.loaded.weights.stem,
@@ -86,11 +86,14 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
         ties=evaluation.ties,
         no_spike=evaluation.no_spike,
         counts=found.counts,
-        image=image.cpu(),
-        raster=spikes_of(network, image),
-        label=found.loaded.class_names[label],
-        prediction=found.loaded.class_names[prediction],
-        reports=found.reports,
+        sample=Sample(
+            image=image.cpu(),
+            spikes=spikes_of(network, image),
+            label=names[label],
+            prediction=names[prediction],
+            class_names=tuple(names),
+        ),
+        energy=found.reports,
         comparison=found.comparison,
         simulation=found.simulation,
         sweep=found.sweep,

@@ -28,7 +28,7 @@ def count(
     batches: Iterable[Tensor] | Iterable[tuple[Tensor, ...]],
     *,
     histogram_bins: int = 50,
-    histogram_samples: int = 1000,
+    histogram_samples: int = 250,
     by_sample: bool = True,
     accelerator: Accelerator | None = None,
 ) -> Counts:
@@ -63,7 +63,7 @@ def count(
 
 @contextmanager
 def counting(
-    model: nn.Module, *, histogram_bins: int = 50, histogram_samples: int = 1000, by_sample: bool = True
+    model: nn.Module, *, histogram_bins: int = 50, histogram_samples: int = 250, by_sample: bool = True
 ) -> Iterator[Counter]:
     """Count in every forward pass inside the `with` block; arguments and errors as of `count`.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ttfs_triton.hardware.counts import InputCounts, Kind, LayerCounts
@@ -72,8 +73,7 @@ class LayerCounter(SpikeCounter):
 
     def add(self, activations: Tensor, active: Tensor) -> None:
         super().add(activations, active)
-        by_place = active.view(len(active), -1, self.shape[0]).sum(2, dtype=torch.float32)
-        self._parts.append((by_place, activations.sum(1, dtype=torch.float32)))
+        self._parts.append((_sum_channels(active, self.shape[0]), activations.sum(1, dtype=torch.float32)))
 
     def arrive(self, inputs: Tensor, before: LayerCounter | None) -> None:
         """Add a batch of inputs, [N, channels, height, width] or [N, features], behind the layer `before`."""
@@ -193,4 +193,12 @@ def _nonzero_by_place(layer: WeightedLayer, inputs: Tensor, real: bool) -> Tenso
     active = inputs.sign()
     if real:
         active = active.abs_()
-    return active.sum(1, dtype=torch.float32).view(len(inputs), -1)
+    return _sum_channels(rearrange(active, "n c ... -> n (... c)"), active.shape[1])
+
+
+def _sum_channels(active: Tensor, channels: int) -> Tensor:
+    """Zeros and ones [N, places · channels], channels innermost, to sums [N, places] float32."""
+    by_place = active.view(len(active), -1, channels)
+    if active.dtype == torch.float32:
+        return by_place @ active.new_ones(channels)  # exact whatever the products' precision; faster than a sum
+    return by_place.sum(2, dtype=torch.float32)

@@ -15,7 +15,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-
 # Samples counted together on a CPU: of 0.2 to 3 MiB, the fastest on an EPYC with 1 MiB of cache a core.
 PART_BYTES = 3 << 19
 

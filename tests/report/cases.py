@@ -1,0 +1,43 @@
+"""A small network and everything a report can show of it."""
+
+import functools
+
+import torch
+
+from ttfs_triton.hardware import RateCode, RunOptions, compare, count, estimate, simulate, sweep
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.report import ReportData, Sample, spikes_of
+
+
+@functools.cache
+def small_network() -> TTFSNetwork:
+    torch.manual_seed(0)
+    return TTFSNetwork(NetworkConfig("4C3-P2-12", image_size=(8, 8), classes=3)).eval()
+
+
+@functools.cache
+def full_report() -> ReportData:
+    network = small_network()
+    torch.manual_seed(1)
+    images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
+    batches = [(images, labels)]
+    counts = count(network, batches)
+    chips = ("lemaire45:int8", "loihi", "truenorth")
+    return ReportData(
+        title="small network",
+        network=network.config.to_dict(),
+        dataset="noise",
+        images=6,
+        accuracy=0.5,
+        first_spike_accuracy=1 / 3,
+        ties=1,
+        no_spike=0,
+        counts=counts,
+        sample=Sample(images[0], spikes_of(network, images[0]), "cat", "dog", ("cat", "dog", "cow")),
+        energy=tuple(estimate(counts, chip, steps=8) for chip in chips),
+        chip="loihi",
+        comparison=compare(counts, "lemaire45:int8", RunOptions(steps=8), rate_codes=[RateCode(16, 0.1)]),
+        simulation=simulate(network, batches, steps=8),
+        sweep=sweep(network, batches, steps=(4, 8), weight_bits=(4, None), progress=False),
+        facts={"torch": "2.13", "command": "evaluate runs/small"},
+    )

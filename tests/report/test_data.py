@@ -1,0 +1,95 @@
+"""What a report refuses, and its numbers in words."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.report.cases import full_report
+from ttfs_triton.report import Sample
+from ttfs_triton.report.text import interval, linked, number, percent, ratio, small_percent
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"title": " "}, "title must not be empty"),
+        ({"images": 0}, "images must be at least 1"),
+        ({"accuracy": 99.5}, r"accuracy must be a share in \[0, 1\]; got 99.5"),
+        ({"first_spike_accuracy": float("nan")}, "first_spike_accuracy must be a share"),
+        ({"ties": 7}, "ties must be a number of the 6 images; got 7"),
+        ({"no_spike": -1}, "no_spike must be a number of the 6 images"),
+        ({"chip": "abacus"}, "chip must have an estimate .*; got abacus"),
+    ],
+)
+def test_report_data_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(full_report(), **changes)
+
+
+def test_sample_refuses_batches_and_no_spikes():
+    with pytest.raises(ValueError, match=r"image must be \[channels, height, width\]"):
+        Sample(torch.rand(4, 4), full_report().sample.spikes, "a", "b")
+    with pytest.raises(ValueError, match="spikes must hold at least one layer"):
+        Sample(torch.rand(1, 4, 4), (), "a", "b")
+
+
+def test_headline_energy_is_the_first_with_a_price():
+    data = dataclasses.replace(full_report(), chip=None)
+    assert data.headline_energy is data.energy[0]
+    assert full_report().headline_energy.chip.name == "loihi"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (31.42, "31.4"),
+        (0.5, "0.5"),
+        (916.04, "916"),
+        (2.5e15, "2,500 trillion"),
+        (30791.6, "30,792"),
+        (1_234_567, "1.23 million"),
+        (3e9, "3 billion"),
+    ],
+)
+def test_number_reads_well(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0%"), (1e-6, "< 0.01%"), (0.00634, "0.63%"), (0.2455, "24.6%"), (float("nan"), "–"), (1.0, "100.0%")],
+)
+def test_small_percent_reads_well(value, text):
+    assert small_percent(value) == text
+
+
+def test_percent_and_ratio_read_well():
+    assert (percent(0.9954), percent(None)) == ("99.54%", "–")
+    assert (ratio(5.7412), ratio(1830.4), ratio(None)) == ("5.74", "1,830", "–")
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        (
+            "README (github.com/a/b); x",
+            'README (<a href="https://github.com/a/b" rel="noopener">github.com/a/b</a>); x',
+        ),
+        (
+            "<b> https://x.org/?a&b.",
+            '&lt;b&gt; <a href="https://x.org/?a&amp;b" rel="noopener">https://x.org/?a&amp;b</a>.',
+        ),
+        ('javascript:alert("1")', "javascript:alert(&#34;1&#34;)"),
+    ],
+)
+def test_linked_escapes_and_links(text, html):
+    assert linked(text) == html
+
+
+def test_interval_is_wilsons():
+    low, high = interval(0.5, 10)
+    assert (low, high) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
+    assert interval(1.0, 10)[1] == pytest.approx(1)

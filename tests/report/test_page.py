@@ -1,0 +1,235 @@
+"""The page: whole, self-contained, and without what the data lack."""
+
+import base64
+import dataclasses
+import importlib.util
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.report.cases import full_report
+from ttfs_triton.report import LayerSpikes, Sample, page, render_report, write_report
+from ttfs_triton.report.figures import histograms_svg, raster_svg
+
+pytest.importorskip("matplotlib", reason="figures need matplotlib")
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+SECTIONS = ["headline", "activity", "raster", "histograms", "energy", "comparison", "steps", "sources", "made"]
+HOSTILE = '<script>alert("$x_$")</script>'
+
+
+class Page(HTMLParser):
+    """Tags, sections and texts; refuses tags that are not closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def named(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def sections(self):
+        return [attributes["id"] for attributes in self.named("section")]
+
+
+@pytest.fixture(scope="module")
+def text():
+    return render_report(full_report())
+
+
+def test_page_has_every_section_in_order(text):
+    assert Page(text).sections == SECTIONS
+
+
+@pytest.mark.parametrize(
+    ("lacking", "gone"),
+    [
+        ({"sample": None}, {"raster"}),
+        ({"energy": (), "chip": None}, {"energy"}),
+        ({"comparison": None}, {"comparison"}),
+        ({"sweep": None}, set()),
+        ({"simulation": None}, set()),
+        ({"sweep": None, "simulation": None}, {"steps"}),
+        ({"facts": {}}, set()),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
+)
+def test_page_leaves_out_what_is_missing(lacking, gone):
+    found = Page(render_report(dataclasses.replace(full_report(), **lacking)))
+    assert found.sections == [name for name in SECTIONS if name not in gone]
+    assert "None" not in " ".join(found.texts)
+
+
+def test_page_without_histograms_has_no_histogram_section():
+    data = full_report()
+    layers = tuple(dataclasses.replace(layer, histogram=()) for layer in data.counts.layers)
+    counts = dataclasses.replace(data.counts, layers=layers)
+    assert "histograms" not in Page(render_report(dataclasses.replace(data, counts=counts))).sections
+
+
+def test_page_loads_nothing(text):
+    found = Page(text)
+    assert not found.named("script")
+    assert not found.named("link")
+    for tag, attributes in found.tags:
+        for name, value in attributes.items():
+            if tag != "a" and name != "aria-label":
+                assert "http" not in (value or ""), (tag, name)
+            if name in ("src", "xlink:href", "srcset"):
+                assert value.startswith(("data:image/png;base64,", "#")), (tag, name)
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "@import" not in style
+    assert "url(" not in style
+
+
+def test_page_is_accessible(text):
+    found = Page(text)
+    assert found.named("html") == [{"lang": "en"}]
+    assert len(found.named("h1")) == 1
+    assert len(found.named("h2")) == len(SECTIONS)
+    assert all(attributes.get("alt") for attributes in found.named("img"))
+    assert all(attributes.get("scope") in ("row", "col") for attributes in found.named("th"))
+    assert len(found.named("caption")) == len(found.named("table")) > 5
+    figures = [attributes for attributes in found.named("div") if attributes.get("role") == "img"]
+    assert len(figures) == len(found.named("svg")) == len(found.named("figure")) == 4
+    assert all(len(attributes["aria-label"]) > 20 for attributes in figures)
+    assert "width=device-width" in found.named("meta")[1]["content"]
+
+
+def test_page_identifiers_are_unique(text):
+    identifiers = [attributes["id"] for _, attributes in Page(text).tags if "id" in attributes]
+    assert len(set(identifiers)) == len(identifiers)
+    for reference in re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', text):
+        assert "".join(reference) in identifiers
+
+
+def test_page_shows_the_figures(text):
+    words = " ".join(Page(text).texts)
+    for figure in ("50.00%", "33.33%", "1 tied", f"{full_report().counts.sparsity:.3f}", "evaluate runs/small"):
+        assert figure in words
+
+
+def test_page_escapes_hostile_names():
+    data = full_report()
+    counts = dataclasses.replace(
+        data.counts, layers=tuple(dataclasses.replace(layer, name=HOSTILE) for layer in data.counts.layers)
+    )
+    spikes = tuple(dataclasses.replace(layer, name=HOSTILE) for layer in data.sample.spikes)
+    sample = Sample(data.sample.image, spikes, HOSTILE, HOSTILE, (HOSTILE,) * 3)
+    chip = dataclasses.replace(data.energy[0].chip, name=HOSTILE, description=HOSTILE)
+    energy = (dataclasses.replace(data.energy[0], chip=chip, assumptions=(HOSTILE,), warnings=(HOSTILE,)),)
+    hostile = dataclasses.replace(
+        data,
+        **dict(title=HOSTILE, dataset=HOSTILE, network=data.network | {"specification": HOSTILE}, counts=counts),
+        **dict(sample=sample, energy=energy, chip=HOSTILE, facts={HOSTILE: HOSTILE}),
+    )
+    text = render_report(hostile)
+    assert not Page(text).named("script")
+    assert "<script" not in text
+    assert HOSTILE in " ".join(Page(text).texts)
+
+
+def test_page_is_the_same_twice(text):
+    assert render_report(full_report()) == text
+
+
+def test_page_stays_small_with_many_spikes():
+    torch.manual_seed(0)
+    layers = [LayerSpikes(f"conv{i}", i, 20_000, torch.arange(6_000), i + torch.rand(6_000)) for i in range(17)]
+    assert len(raster_svg(layers)) < 1_000_000
+
+
+def test_raster_of_silent_readout_has_no_first_spike():
+    silent = LayerSpikes("readout", 1, 10, torch.tensor([], dtype=torch.int64), torch.tensor([]))
+    layers = [LayerSpikes("input", 0, 4, torch.arange(4), torch.rand(4)), silent]
+    assert "first output spike" not in raster_svg(layers)
+    data = dataclasses.replace(full_report(), sample=Sample(torch.rand(3, 4, 4), tuple(layers), "a", "b"))
+    assert "No output neuron fires." in render_report(data)
+
+
+def test_histograms_of_silent_layers_are_left_out():
+    counts = full_report().counts
+    layers = (dataclasses.replace(counts.layers[0], histogram=(0, 0)), *counts.layers[1:])
+    drawn = histograms_svg(dataclasses.replace(counts, layers=layers))
+    assert counts.layers[0].name not in drawn
+    assert counts.layers[1].name in drawn
+
+
+def test_energy_of_one_chip_is_a_table_only():
+    data = full_report()
+    found = Page(render_report(dataclasses.replace(data, energy=data.energy[1:2])))
+    assert "energy" in found.sections
+    assert len(found.named("figure")) == 3
+
+
+def test_sources_link_to_addresses():
+    data = full_report()
+    report = dataclasses.replace(data.energy[0], assumptions=("see https://example.org/a?b=1&c=2",))
+    found = Page(render_report(dataclasses.replace(data, energy=(report,), chip=None)))
+    assert "https://example.org/a?b=1&c=2" in [attributes["href"] for attributes in found.named("a")]
+
+
+def test_energy_without_any_price_is_a_dash():
+    data = full_report()
+    terms = tuple(dataclasses.replace(term, price=None) for term in data.energy[0].terms)
+    report = dataclasses.replace(data.energy[0], terms=terms)
+    text = render_report(dataclasses.replace(data, energy=(report,), chip=report.chip.name))
+    assert f"{report.chip.name} has no price" in text
+    assert "energy of an image" not in render_report(dataclasses.replace(data, energy=(report,), chip=None))
+
+
+def test_sample_image_keeps_its_pixels(text):
+    encoded = re.search(r'<img src="data:image/png;base64,([^"]*)"', text).group(1)
+    pixels = torch.tensor(list(Image.open(io.BytesIO(base64.b64decode(encoded))).tobytes()))
+    assert pixels.equal((full_report().sample.image * 255).round().long().flatten())
+
+
+def test_write_report_replaces_the_file(tmp_path, text):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    assert write_report(path, full_report()) == path
+    assert path.read_text(encoding="utf-8") == text
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize("broken", ["page_context", "os.replace"])
+def test_write_report_that_fails_leaves_the_old_file(tmp_path, monkeypatch, broken):
+    def fail(*_):
+        raise OSError("broken")
+
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    monkeypatch.setattr(f"{page.__name__}.{broken}", fail)
+    with pytest.raises(OSError, match="broken"):
+        write_report(path, full_report())
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_write_report_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(RuntimeError, match=r"matplotlib must be installed; found none. pip install"):
+        write_report(tmp_path / "report.html", full_report())
+    assert list(tmp_path.iterdir()) == []

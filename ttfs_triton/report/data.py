@@ -1,0 +1,114 @@
+"""What a report shows of one evaluated network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ttfs_triton.hardware.compare import Comparison
+from ttfs_triton.hardware.counts import Counts
+from ttfs_triton.hardware.report import Report
+from ttfs_triton.hardware.simulation import Simulation
+from ttfs_triton.hardware.sweep import Sweep
+from ttfs_triton.report.raster import LayerSpikes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what the network did with it.
+
+    Attributes:
+        image: [channels, height, width], in [0, 1].
+        spikes: of all layers, as `spikes_of` gives them.
+        label: name of its class.
+        prediction: name of the class that the network decided for.
+        class_names: one name an output neuron, to name the first output spike; empty names it by its number.
+    Raises:
+        ValueError: an image of another shape, or no layers.
+    """
+
+    image: Tensor
+    spikes: tuple[LayerSpikes, ...]
+    label: str
+    prediction: str
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spikes", tuple(self.spikes))
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        if self.image.ndim != 3:
+            raise ValueError(f"Sample: image must be [channels, height, width]; got {list(self.image.shape)}.")
+        if not self.spikes:
+            raise ValueError("Sample: spikes must hold at least one layer; got none. Take those of spikes_of.")
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """One network, evaluated on one data set. What is None or empty is left out of the report.
+
+    Attributes:
+        title: of the page.
+        network: its configuration, `NetworkConfig.to_dict()`.
+        dataset: name.
+        images: evaluated.
+        accuracy, first_spike_accuracy: shares of images, by the readout's potentials and by the first output spike.
+        ties: images with several first output spikes at the same time.
+        no_spike: images without an output spike.
+        counts: of `count`.
+        sample: an image for the raster.
+        energy: one estimate a chip.
+        chip: whose energy is among the headline figures. Default: the first one with a price.
+        comparison: with other ways of computing the network.
+        simulation: on the clock, with quantised weights.
+        sweep: over time steps and weight bits.
+        facts: how the report was made (versions, device, date, command), in the order in which they are shown.
+    Raises:
+        ValueError: no title, no images, a share outside [0, 1], more ties than images, or a chip without an estimate.
+    """
+
+    title: str
+    network: Mapping[str, Any]
+    dataset: str
+    images: int
+    accuracy: float
+    first_spike_accuracy: float
+    ties: int
+    no_spike: int
+    counts: Counts
+    sample: Sample | None = None
+    energy: tuple[Report, ...] = ()
+    chip: str | None = None
+    comparison: Comparison | None = None
+    simulation: Simulation | None = None
+    sweep: Sweep | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "energy", tuple(self.energy))
+        if not self.title.strip():
+            _refuse("title", "not be empty", repr(self.title))
+        if self.images < 1 or self.counts.samples < 1:
+            _refuse("images", "be at least 1, evaluated and counted", f"{self.images} and {self.counts.samples}")
+        for name in ("accuracy", "first_spike_accuracy"):
+            if not 0 <= getattr(self, name) <= 1:
+                _refuse(name, "be a share in [0, 1]", getattr(self, name))
+        for name in ("ties", "no_spike"):
+            if not 0 <= getattr(self, name) <= self.images:
+                _refuse(name, f"be a number of the {self.images} images", getattr(self, name))
+        chips = [report.chip.name for report in self.energy]
+        if self.chip is not None and self.chip not in chips:
+            _refuse("chip", f"have an estimate ({', '.join(chips) or 'there is none'})", self.chip)
+
+    @property
+    def headline_energy(self) -> Report | None:
+        """The estimate among the headline figures: that of `chip`, or the first one with a price."""
+        if self.chip is not None:
+            return next(report for report in self.energy if report.chip.name == self.chip)
+        return next((report for report in self.energy if report.total is not None), None)
+
+
+def _refuse(name: str, rule: str, value: object) -> None:
+    raise ValueError(f"ReportData: {name} must {rule}; got {value}.")
