@@ -2,10 +2,10 @@
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate import Accelerator
 
@@ -24,11 +24,12 @@ def network() -> torch.nn.Module:
     return cnn1(width=0.25, initial_gain=2.0)
 
 
-def share(rank: int, port: int, folder: str) -> None:
+def share(rank: int, folder: str) -> None:
     """One of two processes: four samples or three."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+    # A file, since a free port may be taken by somebody else before it is used.
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/rendezvous", 2), rank=rank, world_size=2)
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     # Neurons that never fired in one process may have in the other; histograms add up.
@@ -38,10 +39,7 @@ def share(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_count_what_one_does(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(share, (port, str(tmp_path)), nprocs=2)
+    mp.spawn(share, (str(tmp_path),), nprocs=2)
     ours, theirs = (Counts.from_dict(json.loads((tmp_path / f"{rank}.json").read_text())) for rank in (0, 1))
     assert ours == theirs
     alone = count(network(), [samples()])

@@ -46,8 +46,10 @@ class LayerCounter(SpikeCounter):
         super().reset()
         self.sample_spikes: list[Tensor] = []
         self.sample_nonzero_macs: list[Tensor] = []
-        self._parts: list[tuple[Tensor, Tensor]] = []
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self._output: tuple[Tensor, Tensor] | None = None
+        # Whether the next layer reads these very outputs, not pooled; seen in the first batch.
+        self._read_directly = False
         self._in_histogram = 0
         self._counted = False
         self._fan_out: FanOut | None = None
@@ -64,25 +66,29 @@ class LayerCounter(SpikeCounter):
             self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=activations.device)
         self._parts = []
         super().update(activations)
-        by_place = torch.cat([active for active, _ in self._parts])
-        self._summed_activation += torch.cat([total for _, total in self._parts]).sum(dtype=torch.float64)
+        spikes, total, by_place = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
+        self._summed_activation += total.sum(dtype=torch.float64)
         self._output = (activations, by_place)
         if self._by_sample:
-            self.sample_spikes.append(by_place.sum(1).long())
+            self.sample_spikes.append(spikes.long())
         self._add_to_histogram(activations)
 
     def add(self, activations: Tensor, active: Tensor) -> None:
         super().add(activations, active)
-        self._parts.append((_sum_channels(active, self.shape[0]), activations.sum(1, dtype=torch.float32)))
+        by_place = _sum_channels(active, self.shape[0] if self._read_directly else active.shape[1])
+        spikes = by_place.sum(1)
+        self._parts.append((spikes, activations.sum(1, dtype=torch.float32), by_place))
 
     def arrive(self, inputs: Tensor, before: LayerCounter | None) -> None:
         """Add a batch of inputs, [N, channels, height, width] or [N, features], behind the layer `before`."""
         if self._fan_out is None:
             self._prepare_synapses(inputs)
         assert self._fan_out is not None
+        by_place = None
         if before is not None and before._output is not None and before._output[0] is inputs:
-            by_place = before._output[1]  # not pooled: counted already when these spikes were outputs
-        else:
+            by_place = before._output[1] if before._read_directly else None
+            before._read_directly = True  # not pooled: from the next batch on, counted when they are outputs
+        if by_place is None:
             by_place = _nonzero_by_place(self.layer, inputs, self.real_inputs)
         # Sums along a row stay below 2²⁴, where float32 is exact; those over rows need not.
         by_row = by_place.view(len(by_place), len(self._rows), -1)
