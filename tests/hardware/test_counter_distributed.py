@@ -27,6 +27,7 @@ def network() -> torch.nn.Module:
 def share(rank: int, folder: str) -> None:
     """One of two processes: four samples or three."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # asked for, not used
     torch.set_num_threads(1)
     # A file, since a free port may be taken by somebody else before it is used.
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/rendezvous", 2), rank=rank, world_size=2)
