@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -15,18 +14,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ttfs_triton.evaluation.data import load_test_images
+from ttfs_triton.evaluation.found import Found
 from ttfs_triton.evaluation.load import LoadedNetwork, LoadError, load_network
 from ttfs_triton.evaluation.options import EvaluationOptions
 from ttfs_triton.evaluation.output import check_output, write_output, write_page
 from ttfs_triton.hardware import (
     Chip,
-    Comparison,
-    Counts,
     RateCode,
-    Report,
     RunOptions,
     Simulation,
-    Sweep,
     available_chips,
     chips_table,
     compare,
@@ -42,30 +38,7 @@ from ttfs_triton.hardware import (
 from ttfs_triton.train.batches import EvaluationBatches, evaluation_batches
 from ttfs_triton.train.data import ImageData
 from ttfs_triton.train.display import layer_table
-from ttfs_triton.train.evaluate import Evaluation, evaluate
-
-
-@dataclass(frozen=True)
-class Found:
-    """Everything that an evaluation found.
-
-    Attributes:
-        loaded, data: what was scored on what.
-        evaluation: accuracy of the closed form.
-        counts: of the closed form.
-        reports: energy on each chip; of the simulated network if it was simulated.
-        comparison: with alternatives, on the first chip that prices those, else on the first.
-        simulation, sweep: None if not asked for.
-    """
-
-    loaded: LoadedNetwork
-    data: ImageData
-    evaluation: Evaluation
-    counts: Counts
-    reports: tuple[Report, ...]
-    comparison: Comparison
-    simulation: Simulation | None
-    sweep: Sweep | None
+from ttfs_triton.train.evaluate import evaluate
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:

@@ -6,8 +6,9 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ttfs_triton.hardware.plot_style import INK, STYLE
 from ttfs_triton.hardware.prices import Range
 from ttfs_triton.hardware.report import Report
 from ttfs_triton.hardware.sensitivity import Swing
@@ -18,21 +19,6 @@ if TYPE_CHECKING:
 # Okabe-Ito colours, which differ for the colour-blind and in print; hatches tell terms apart beyond eight.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7A7A7A")
 HATCHES = ("", "///", "...")
-INK = "#222222"
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "ttfs-triton",
-    "figure.facecolor": "white",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 UNITS = (("pJ", 1.0), ("nJ", 1e3), ("µJ", 1e6), ("mJ", 1e9), ("J", 1e12))
 
 

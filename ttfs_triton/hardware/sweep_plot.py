@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ttfs_triton.hardware.plot_style import INK, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,23 +23,6 @@ LINES = (
     ("#E69F00", "P"),
     ("#56B4E9", "X"),
 )
-INK = "#222222"
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "sweep",
-    "figure.facecolor": "white",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-}
 
 
 def draw_sweep(sweep: Sweep, path: Path | str) -> Path:
