@@ -9,26 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
+from ttfs_triton.hardware.plot_style import INK, STYLE
+
 # Okabe-Ito colours; markers tell the lines apart as well.
-OURS, FIRST, SECOND, INK = ("#0072B2", "o"), ("#C24E00", "s"), ("#7A7A7A", "^"), "#222222"
+OURS, FIRST, SECOND = ("#0072B2", "o"), ("#C24E00", "s"), ("#7A7A7A", "^")
 TIMES = {"closed form": OURS, "causal set": FIRST, "causal set, chunked": SECOND}
 SILENCE = {DYNAMIC: OURS, FIXED: FIRST, FIXED_FREE: SECOND}
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "causal_set",
-    "figure.facecolor": "white",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-}
 
 
 def draw(path: Path, rows: list[dict[str, Any]], silence: list[dict[str, Any]]) -> Path:

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,19 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "commit": commit(),
         "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *portable(sys.argv[1:])]),
     }
+
+
+def portable(arguments: Sequence[str]) -> list[str]:
+    """A command line without what is true of one machine only: where results went, and folders above what was read."""
+    words: list[str] = []
+    skip = False
+    for word in arguments:
+        if not skip and word.partition("=")[0] != "--output":
+            words.append(Path(word).name if os.path.isabs(word) else word)
+        skip = word == "--output"
+    return words
 
 
 def commit() -> str:

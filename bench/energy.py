@@ -58,8 +58,6 @@ def main() -> None:
         sys.exit(f"energy: {error}")
     rows = [row for name, network, batches in found for row in price(options, name, network, batches)]
     about = environment(torch.device("cpu"))
-    words = [f"runs/{run.name}" for run in options.runs] + (["--random-vgg16 DATA"] if options.random_vgg16 else [])
-    about["command"] = " ".join(["python bench/energy.py", *words])
     about |= {"samples": options.samples, "steps": options.steps, "weight_bits": options.weight_bits}
     for path in write(options.output, "energy", rows, about):
         print(f"written: {path}")

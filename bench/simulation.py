@@ -88,7 +88,6 @@ def main() -> None:
         "images_per_second": throughput,
     }
     name = f"simulation-{options.name}"
-    about["command"] = f"python bench/simulation.py runs/{options.name}"
     for path in [*write(options.output, name, rows, about), found.plot(options.output / f"{name}.svg")]:
         print(f"written: {path}")
 
