@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.train.atomic import write_json
+from ttfs_triton.atomic import write_json
 from ttfs_triton.train.checkpoint import (
     CheckpointError,
     clean_partial,

@@ -12,7 +12,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ttfs_triton.train.atomic import tensor_bytes
+from ttfs_triton.atomic import tensor_bytes
 from ttfs_triton.train.states import (
     from_json,
     pack_optimizer,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ttfs_triton.atomic import write_text
 from ttfs_triton.report.data import ReportData
 from ttfs_triton.report.text import linked
 from ttfs_triton.report.view import page_context
@@ -26,17 +26,7 @@ def write_report(path: Path, data: ReportData) -> Path:
         OSError: the file cannot be written; the old one, if any, is untouched.
     """
     path = Path(path)
-    page = render_report(data).encode()
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with open(aside, "wb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    write_text(path, render_report(data))
     return path
 
 

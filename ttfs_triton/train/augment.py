@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ttfs_triton.pixels import pixel_layout, to_float
 from ttfs_triton.train.autoaugment import auto_augment, torchvision_transforms
 
 
@@ -137,15 +138,6 @@ class Augmentation:
         return result
 
 
-def to_float(images: Tensor) -> Tensor:
-    """Pixel values as activations: [n, C, height, width] uint8 -> float32 in [0, 1], channels last if C > 1."""
-    return images.to(torch.float32, memory_format=_layout(images)).div_(255)
-
-
-def _layout(images: Tensor) -> torch.memory_format:
-    return torch.channels_last if images.shape[1] > 1 else torch.contiguous_format
-
-
 def _integers(high: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randint(high, shape, generator=generator)
 
@@ -177,7 +169,7 @@ def _rotate(images: Tensor, angle: Tensor) -> Tensor:
     grid = functional.affine_grid(rotation.view(-1, 2, 3), list(images.shape), align_corners=False)
     rotated = functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     # The four weights may add up to a little more than 1.
-    return rotated.clamp_(max=1).contiguous(memory_format=_layout(images))
+    return rotated.clamp_(max=1).contiguous(memory_format=pixel_layout(images))
 
 
 def _cut_out(images: Tensor, centre: Tensor, side: int, fill: float) -> Tensor:

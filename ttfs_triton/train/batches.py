@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ttfs_triton.train.augment import Augmentation, to_float
+from ttfs_triton.pixels import to_float
+from ttfs_triton.train.augment import Augmentation
 
 Batch = tuple[Tensor, Tensor]
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
-from ttfs_triton.train.atomic import PARTIAL, hidden_name, sync_folder, tensor_bytes, write_synced
+from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, tensor_bytes, write_synced
 from ttfs_triton.train.states import (
     from_json,
     pack_optimizer,
@@ -170,7 +170,7 @@ def clean_partial(folder: Path) -> None:
     Call it at start-up, before `latest_checkpoint`, from the only process that writes there.
 
     Args:
-        folder: `<run>/checkpoints`, or any folder with files of `ttfs_triton.train.atomic`; need not exist.
+        folder: `<run>/checkpoints`, or any folder with files of `ttfs_triton.atomic`; need not exist.
     """
     folder = Path(folder)
     for path in sorted(folder.glob(".*-*")):

@@ -17,16 +17,17 @@ import datasets
 import numpy as np
 import psutil
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+
+from ttfs_triton.pixels import image_pixels
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 512  # rows read at a time
 _GROUP = 32  # images decoded by a thread at a time
-_GRAYSCALE_MODES = ("1", "L", "LA")
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _MEMORY_FRACTION = 0.8  # of the available memory, for the pixels
 
@@ -112,18 +113,7 @@ def decode_image(encoded: dict[str, Any] | None, size: tuple[int, int] | None = 
     if not source:
         raise ValueError("no image")
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-        image: Image.Image = file
-        if "exif" in file.info:
-            image = ImageOps.exif_transpose(file)
-        if image.mode in ("I", "F"):
-            raise ValueError(f"pixel mode {image.mode} has no 8-bit meaning")
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = image.convert("L" if image.mode in _GRAYSCALE_MODES else "RGB")
-        if size is not None and image.size != (size[1], size[0]):
-            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+        return image_pixels(file, size)
 
 
 class _Decoder:

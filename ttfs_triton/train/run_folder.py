@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ttfs_triton.train.atomic import write_json, write_tensors, write_text
+from ttfs_triton.atomic import write_json, write_tensors, write_text
 from ttfs_triton.train.checkpoint import clean_partial
 from ttfs_triton.train.config import TrainConfig
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, load_file
 
-from ttfs_triton.train.atomic import tensor_bytes, write_bytes, write_json, write_tensors, write_text
+from ttfs_triton.atomic import tensor_bytes, write_bytes, write_json, write_tensors, write_text
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 
