@@ -1,0 +1,96 @@
+"""From whatever a checkpoint file holds to plain named tensors: containers opened, wrappers' prefixes removed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ttfs_triton.convert.errors import WeightsError
+
+# Where training scripts put the weights. An average of the weights is what such a script scores, so it comes first.
+CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model_state", "model", "net")
+# What DistributedDataParallel, torch.compile and modules that hold the network put in front of every name.
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+
+
+@dataclass(frozen=True)
+class CleanTensors:
+    """Named tensors, and how they were found.
+
+    Attributes:
+        tensors: by name, without prefixes.
+        steps: what was opened, removed and left, in words.
+    """
+
+    tensors: dict[str, Tensor]
+    steps: tuple[str, ...]
+
+
+def clean(content: object) -> CleanTensors:
+    """Find the tensors in the content of a file.
+
+    Containers (`state_dict`, `model`, `net`, ..., nested too) are opened; a prefix that every name begins with
+    (`module.`, `_orig_mod.`, `model.`, ..., repeated too) is removed.
+
+    Args:
+        content: a mapping of names to tensors, or of names to anything with such a mapping in it.
+    Raises:
+        WeightsError: there is no such mapping; tensors that are sparse, quantised, complex or without data; or values
+            that are not finite.
+    """
+    steps: list[str] = []
+    mapping = _open(content, steps)
+    tensors: dict[str, Tensor] = {}
+    for name, value in mapping.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise WeightsError(
+                f"clean: weights must be named tensors only; got {type(value).__name__} under {name!r}. "
+                "Save model.state_dict()."
+            )
+        tensors[name] = value.detach()
+    if not tensors:
+        raise WeightsError("clean: weights must hold tensors; got none.")
+    tensors = _without_prefixes(tensors, steps)
+    for name, tensor in tensors.items():
+        _check(name, tensor)
+    return CleanTensors(tensors, tuple(steps))
+
+
+def _open(content: object, steps: list[str]) -> Mapping[object, object]:
+    """The innermost container; `steps` says which, and what lay beside it."""
+    while True:
+        if not isinstance(content, Mapping):
+            raise WeightsError(
+                f"clean: weights must be a mapping of names to tensors; got {type(content).__name__}. "
+                "Save model.state_dict(), not the model."
+            )
+        found = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
+        if found is None or any(isinstance(value, Tensor) and value.dim() > 0 for value in content.values()):
+            return content
+        beside = sorted(str(name) for name in content if name != found)
+        steps.append(f"opened {found}" + (f", left {', '.join(beside)}" if beside else ""))
+        content = content[found]
+
+
+def _without_prefixes(tensors: dict[str, Tensor], steps: list[str]) -> dict[str, Tensor]:
+    while True:
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) and name != p for name in tensors)), None)
+        if prefix is None:
+            return tensors
+        steps.append(f"removed the prefix {prefix}")
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        raise WeightsError(
+            f"clean: {name} must be a dense tensor of real numbers; got {tensor.dtype}, {tensor.layout} on "
+            f"{tensor.device}. Save plain floating point weights."
+        )
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        count = int((~tensor.isfinite()).sum())
+        raise WeightsError(
+            f"clean: {name} must be finite; got {count} of {tensor.numel()} values that are not. "
+            "The training diverged or the file is damaged."
+        )

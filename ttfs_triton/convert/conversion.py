@@ -1,0 +1,264 @@
+"""From trained weights to a spiking network, and to the artificial network that it is compared with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ttfs_triton.convert.errors import ConversionError
+from ttfs_triton.convert.folded import FoldedANN
+from ttfs_triton.convert.layers import FoldedLayer, fold_layers
+from ttfs_triton.convert.layouts import Layout, check_layers, describe, is_own, own_layout, unused_keys
+from ttfs_triton.convert.report import ConversionReport
+from ttfs_triton.convert.reporting import make_report
+from ttfs_triton.convert.source import Weights, open_weights
+from ttfs_triton.convert.vgg import vgg_layout
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification
+from ttfs_triton.nn.specification import Convolution
+
+# Fields of the network's configuration that the weights leave open; all others are the source's.
+FREE = frozenset(
+    "encoder max_value mean std readout psp_persistence derivative_clip surrogate_width bias initial_gain dropout "
+    "backend".split()
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` made of some weights.
+
+    Attributes:
+        ann: the source network, folded; float32. It reads the same images as `network`.
+        network: the spiking network with the same weights, in evaluation mode; not calibrated.
+        weights: the source.
+        report: where every tensor went and came from.
+    """
+
+    ann: FoldedANN
+    network: TTFSNetwork
+    weights: Weights
+    report: ConversionReport
+
+
+def convert(
+    source: str | Path | Weights,
+    *,
+    sha256: str | None = None,
+    config: NetworkConfig | None = None,
+    classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    replace_head: bool = False,
+    seed: int = 0,
+    keep_standardisation: bool = True,
+    input_normalisation: Literal["configuration", "weights"] = "configuration",
+    inexact_borders: bool = False,
+    batch_norm_epsilon: float = 1e-5,
+    **overrides: Any,
+) -> Converted:
+    """Make a spiking network of trained weights: recognise, fold, copy.
+
+    Nothing is left at random and nothing is dropped in silence: a tensor of the source that fits nowhere, or a
+    parameter that nothing fits, stops the conversion. Weights are copied, not calibrated: a network with
+    psp_persistence above 0, or from a source without bounded activations, needs calibration or training before it
+    computes anything like the source.
+
+    Args:
+        source: what `open_weights` reads, or what it gave.
+        sha256: see `open_weights`.
+        config: network of the source, where it is one of ours without a config.json beside it.
+        classes: number of classes wanted. Default: the source's.
+        image_size: side, or (height, width), of the images. Default: the source's.
+        replace_head: draw a new readout for `classes` from `seed`; without it, another number is an error.
+        seed: of that draw.
+        keep_standardisation: keep standardised weights as they are, with their gains, for further training; if False,
+            or where the source has plain ones, the network has plain weights.
+        input_normalisation: leave mean and std to the configuration (exact), or fold them into the first convolution.
+        inexact_borders: accept that the latter changes what a padded first convolution computes at the borders.
+        batch_norm_epsilon: of the source's batch norms, which no state dict says.
+        **overrides: fields of `NetworkConfig` that the weights leave open: encoder, max_value, mean, std (the
+            source's, in place of those assumed), readout, psp_persistence, derivative_clip, surrogate_width, bias,
+            initial_gain, dropout, backend.
+    Raises:
+        WeightsError: the source cannot be read.
+        ConversionError: names or shapes are of no known network or do not fit together; another number of classes
+            without `replace_head`; options that exclude each other.
+        ValueError: a value out of range, see `NetworkConfig`.
+    """
+    weights = source if isinstance(source, Weights) else open_weights(source, sha256=sha256)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    layout = recognise(weights, config, size)
+    if classes is not None and classes != layout.config.classes and not replace_head:
+        raise ConversionError(
+            f"convert: classes must be {layout.config.classes}, as {weights.name} has; got {classes}. "
+            "Give replace_head=True (--replace-head) to draw a new readout."
+        )
+    notes = [*weights.steps, *layout.assumptions]
+    source_config = _with_statistics(layout, overrides)
+    fold_input = input_normalisation == "weights" and source_config.encoder == "analog"
+    standardised = keep_standardisation and all(layer.weight_gain for layer in layout.layers)
+    if fold_input and standardised:
+        standardised = False
+        notes.append("weight standardisation folded, since mean and std are folded into the first layer")
+    initial_gain = float(overrides.get("initial_gain", source_config.initial_gain))
+    layers = fold_layers(
+        layout,
+        weights.tensors,
+        keep_standardisation=standardised,
+        epsilon=batch_norm_epsilon,
+        statistics=_statistics(source_config, inexact_borders) if fold_input else None,
+        head=(classes or source_config.classes, initial_gain, seed) if replace_head else None,
+    )
+    if fold_input:
+        notes.append("mean and std folded into conv1" + (", inexact at its borders" if inexact_borders else ""))
+    target = _target_config(source_config, layers, classes, standardised, fold_input, overrides)
+    ann = FoldedANN(target, _plain_tensors(layers), layout.bound)
+    network = _network(target, layers)
+    if layout.config.neuron == "dft":
+        notes.append("the source is a spiking network already; its weights are copied")
+    report = make_report(weights, layout, layers, network, notes, seed)
+    return Converted(ann, network, weights, report)
+
+
+def recognise(weights: Weights, config: NetworkConfig | None, image_size: tuple[int, int] | None) -> Layout:
+    """The layout of some weights, checked: every tensor accounted for, every shape right.
+
+    Args:
+        weights: see `open_weights`.
+        config: of a network of ours without a config.json.
+        image_size: (height, width) to convert for, or None.
+    Raises:
+        ConversionError: unknown, incomplete, superfluous or misshapen tensors, by name.
+    """
+    tensors = weights.tensors
+    if is_own(tensors):
+        beside = _own_config(weights)
+        if beside is None and config is None:
+            raise ConversionError(
+                f"convert: {weights.name} must have a config.json beside it, as training writes; it has none. "
+                "Keep both together."
+            )
+        own = beside or config
+        assert own is not None
+        if image_size is not None and image_size != own.image_size:
+            raise ConversionError(
+                f"convert: image_size must be {own.image_size}, as {weights.name} was trained; got {image_size}."
+            )
+        layout = own_layout(tensors, own)
+    else:
+        found = vgg_layout(tensors, weights.config, image_size)
+        if found is None:
+            raise ConversionError(
+                f"convert: {weights.name} must hold a network of ours, a VGG of torchvision, timm or the known CIFAR "
+                f"projects, or the paper's; got {describe(tensors)}. Rename the tensors to one of these layouts."
+            )
+        layout = found
+    check_layers(layout, tensors)
+    unused = unused_keys(layout, tensors)
+    if unused:
+        raise ConversionError(
+            f"convert: every tensor must belong to {layout.config.specification} ({layout.name}); nothing takes "
+            f"{describe(tensors, unused)}. Remove them if they are not part of the network."
+        )
+    return layout
+
+
+def _own_config(weights: Weights) -> NetworkConfig | None:
+    if weights.config is None or "network" not in weights.config:
+        return None
+    try:
+        return NetworkConfig.from_dict(weights.config["network"])
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f"convert: config.json beside {weights.name} must say its network; {error}") from error
+
+
+def _with_statistics(layout: Layout, overrides: Mapping[str, Any]) -> NetworkConfig:
+    """The source's configuration, with the mean and std that the caller knows better."""
+    wrong = sorted(set(overrides) - FREE)
+    if wrong:
+        raise ConversionError(
+            f"convert: overrides must be among {', '.join(sorted(FREE))}; got {', '.join(wrong)}. The rest is what "
+            "the weights say."
+        )
+    known = {name: overrides[name] for name in ("mean", "std") if overrides.get(name) is not None}
+    if known and layout.config.encoder == "latency":
+        raise ConversionError("convert: mean and std must not be given for a source that reads pixels as they are.")
+    return layout.config.replace(**known)
+
+
+def _statistics(config: NetworkConfig, inexact_borders: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std to fold, if folding is exact or accepted."""
+    first = parse_specification(config.specification)[0]
+    assert isinstance(first, Convolution)  # as in every network with an analog encoder
+    mean = config.mean or (0.0,) * config.in_channels
+    if first.padding > 0 and any(mean) and not inexact_borders:
+        raise ConversionError(
+            'convert: input_normalisation must be "configuration" for a padded first convolution; got "weights". '
+            "Its padding is the mean image; with mean and std in the weights it would be black, and borders would "
+            "change. Give inexact_borders=True (--inexact-borders) to accept that."
+        )
+    return mean, config.std or (1.0,) * config.in_channels
+
+
+def _target_config(
+    source: NetworkConfig,
+    layers: list[FoldedLayer],
+    classes: int | None,
+    standardised: bool,
+    fold_input: bool,
+    overrides: Mapping[str, Any],
+) -> NetworkConfig:
+    has_bias = any(layer.bias is not None for layer in layers)
+    if overrides.get("bias") is False and has_bias:
+        raise ConversionError(
+            "convert: bias must be True for a source with biases or batch norm; got False. They would be lost."
+        )
+    values = {
+        "neuron": "dft",
+        "batch_norm": False,
+        "bias": has_bias,
+        "weight_standardisation": standardised,
+        "classes": classes or source.classes,
+        **overrides,
+    }
+    encoder = values.get("encoder", source.encoder)
+    if fold_input:
+        values |= {"mean": None, "std": None}
+    elif encoder == "latency" and source.encoder == "analog" and (source.mean or source.std):
+        raise ConversionError(
+            'convert: encoder must be "analog" for a source with mean and std; got "latency". Give '
+            'input_normalisation="weights" to fold them.'
+        )
+    else:
+        values |= {"mean": source.mean, "std": source.std}
+    return source.replace(**values)
+
+
+def _plain_tensors(layers: list[FoldedLayer]) -> dict[str, Tensor]:
+    """Tensors of the folded network; a layer without bias gets zeros."""
+    tensors: dict[str, Tensor] = {}
+    for layer in layers:
+        tensors[f"{layer.name}.weight"] = layer.weight.float()
+        zeros = torch.zeros(layer.weight.shape[0])
+        tensors[f"{layer.name}.bias"] = zeros if layer.bias is None else layer.bias.float()
+    return tensors
+
+
+def _network(config: NetworkConfig, layers: list[FoldedLayer]) -> TTFSNetwork:
+    """The spiking network with these weights; the caller's random numbers are not used up."""
+    with torch.random.fork_rng(devices=[]):
+        network = TTFSNetwork(config)
+    state: dict[str, Tensor] = {}
+    for layer in layers:
+        prefix = layer.name if layer.name == "readout" else f"features.{layer.name}"
+        kept = config.weight_standardisation
+        state[f"{prefix}.weight"] = layer.raw_weight if kept else layer.weight
+        if kept:
+            assert layer.weight_gain is not None
+            state[f"{prefix}.weight_gain"] = layer.weight_gain
+        if config.bias:
+            state[f"{prefix}.bias"] = torch.zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
+    network.load_state_dict(state)
+    return network.eval()

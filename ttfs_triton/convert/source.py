@@ -1,0 +1,164 @@
+"""Weights from a file, a folder or the Hub, read so that nothing in them can run."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ttfs_triton.convert.clean import clean
+from ttfs_triton.convert.download import FoundFile, download
+from ttfs_triton.convert.errors import WeightsError
+
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".th")
+WEIGHT_SUFFIXES = (".safetensors", *PICKLED)
+# In a folder or repository, the first that exists; "best/" is that of a run.
+STANDARD_NAMES = ("best/model.safetensors", "model.safetensors", "pytorch_model.bin")
+_HUB_NAME = re.compile(
+    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?"
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Named tensors and where they are from.
+
+    Attributes:
+        tensors: by name, on the CPU, cleaned by `ttfs_triton.convert.clean.clean`.
+        name: of the source as it may be passed on: the Hub repository, or the file's name without its folders.
+        file: where the weights lie on this machine.
+        format: "safetensors" or "pickle" (tensors only).
+        sha256: of the file, hexadecimal.
+        revision: commit of the Hub repository, None for a local file.
+        config: content of the config.json beside the weights, None without one.
+        steps: containers opened and prefixes removed, in words.
+    """
+
+    tensors: dict[str, Tensor]
+    name: str
+    file: Path
+    format: str
+    sha256: str
+    revision: str | None = None
+    config: Mapping[str, Any] | None = None
+    steps: tuple[str, ...] = ()
+
+
+def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
+    """Read weights from this machine or the Hub.
+
+    Args:
+        source: a .safetensors file; a file that torch.save wrote (.bin, .pt, .pth, .pkl, ...), of which tensors and
+            plain containers are read and nothing else; a folder (a run's, or one with model.safetensors or
+            pytorch_model.bin); or a Hub repository, `org/name`, `org/name@revision` or `org/name/file@revision`, of
+            which safetensors are preferred.
+        sha256: what the file must hash to, hexadecimal. Default: the Hub's own hash, where it keeps one; a local file
+            is then not checked.
+    Raises:
+        WeightsError: nothing there, no network, no access, a file that is damaged, that is not what `sha256` says, or
+            that holds more than tensors; or weights that are not finite.
+
+    Without a hash a flipped bit in a number cannot be noticed: neither format has a checksum over its payload. What is
+    noticed: truncation, a damaged header, names and shapes that do not fit, infinities and NaN.
+    """
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise WeightsError(f"open_weights: sha256 must be 64 hexadecimal digits; got {sha256!r}.")
+    found = _find(source)
+    digest = _hash(found.file)
+    for expected, origin in ((sha256, "as given"), (found.sha256, "as the Hub says")):
+        if expected is not None and digest != expected.lower():
+            raise WeightsError(
+                f"open_weights: {found.name} must have the SHA-256 {expected.lower()}, {origin}; got {digest}. "
+                "The file is damaged or another one; get it again."
+            )
+    content, kind = _read(found.file)
+    try:
+        cleaned = clean(content)
+    except WeightsError as error:
+        raise WeightsError(f"open_weights: {found.name} cannot be used: {error}") from error
+    config = _read_config(found.config)
+    return Weights(cleaned.tensors, found.name, found.file, kind, digest, found.revision, config, cleaned.steps)
+
+
+def _find(source: str | Path) -> FoundFile:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _local(path, path.name)
+    if path.is_dir():
+        for name in STANDARD_NAMES:
+            if (path / name).is_file():
+                return _local(path / name, path.resolve().name)
+        others = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
+        raise WeightsError(
+            f"open_weights: {path} must hold {', '.join(STANDARD_NAMES)}; got "
+            f"{', '.join(others) or 'no weights'}. {'Name one of these files.' if others else 'Give another folder.'}"
+        )
+    match = _HUB_NAME.fullmatch(str(source))
+    if match is None:
+        raise WeightsError(
+            f"open_weights: source must be a file, a folder or a Hub repository (org/name[@revision]); there is "
+            f"nothing at {source}."
+        )
+    return download(match["repository"], match["file"], match["revision"], STANDARD_NAMES, WEIGHT_SUFFIXES)
+
+
+def _local(file: Path, name: str) -> FoundFile:
+    config = file.with_name("config.json")
+    return FoundFile(file, name, config if config.is_file() else None)
+
+
+def _hash(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"open_weights: {file} must be readable; {error}.") from error
+
+
+def _read(file: Path) -> tuple[object, str]:
+    """Content and format, by the file's suffix."""
+    if file.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(str(file)), "safetensors"
+        except (OSError, safetensors.SafetensorError) as error:
+            raise WeightsError(f"open_weights: {file} must be a whole safetensors file; {error}.") from error
+    if file.suffix not in PICKLED:
+        raise WeightsError(
+            f"open_weights: weights must end in .safetensors, {', '.join(PICKLED)}; got {file.name}. "
+            "Save them as safetensors."
+        )
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True), "pickle"
+    except Exception as error:  # whatever a damaged or hostile file provokes in the unpickler
+        raise WeightsError(_pickle_problem(file, str(error))) from error
+
+
+def _pickle_problem(file: Path, problem: str) -> str:
+    """In our words: PyTorch's own advise to load the file without protection."""
+    asked = re.search(r"GLOBAL (\S+)", problem) or re.search(r"[Uu]nsupported (?:global|class|operand) (\S+)", problem)
+    if asked is not None:
+        return (
+            f"open_weights: {file} must hold tensors only; it asks for {asked[1]}, which was refused: nothing of it "
+            "ran. Save model.state_dict() as safetensors where the file is from."
+        )
+    first_line = problem.strip().split("\n")[0].split(". ")[0]
+    return f"open_weights: {file} must be a whole file of tensors that torch.save wrote; {first_line}."
+
+
+def _read_config(path: Path | None) -> Mapping[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise WeightsError(f"open_weights: {path} must be JSON; {error}. Mend or remove it.") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"open_weights: {path} must hold a JSON object; got {type(config).__name__}.")
+    return config
