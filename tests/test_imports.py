@@ -12,14 +12,22 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("kernels/ttfs_kernels", "ttfs_triton", "recipes", "bench", "docs")
 
+
+def within_package(*names: str) -> tuple[str, ...]:
+    return tuple(f"ttfs_triton.{name}" for name in names)
+
+
 # What modules under a name must not import. All entries that match a module apply.
 ABOVE = {
     "ttfs_kernels": ("ttfs_triton", "recipes", "bench", "docs", "tests"),
     "ttfs_triton": ("recipes", "bench", "docs", "tests"),
-    "ttfs_triton.nn": tuple(f"ttfs_triton.{name}" for name in ("convert", "evaluation", "hardware", "report", "train")),
-    "ttfs_triton.hardware": ("ttfs_triton.evaluation", "ttfs_triton.report", "ttfs_triton.train"),
-    "ttfs_triton.report": ("ttfs_triton.evaluation", "ttfs_triton.train"),
-    "ttfs_triton.train": ("ttfs_triton.evaluation", "ttfs_triton.hardware", "ttfs_triton.report"),
+    "ttfs_triton.nn": within_package("convert", "evaluation", "export", "hardware", "hub", "report", "train"),
+    "ttfs_triton.hardware": within_package("convert", "evaluation", "export", "hub", "report", "train"),
+    "ttfs_triton.hub": within_package("convert", "evaluation", "export", "report", "train"),
+    "ttfs_triton.convert": within_package("evaluation", "export", "report", "train"),
+    "ttfs_triton.export": within_package("convert", "evaluation", "report", "train"),
+    "ttfs_triton.report": within_package("convert", "evaluation", "export", "train"),
+    "ttfs_triton.train": within_package("convert", "evaluation", "export", "report"),
     "recipes": ("bench", "docs", "tests"),
     "bench": ("docs", "tests"),
     "docs": ("tests",),
@@ -82,7 +90,8 @@ def test_imports_point_down() -> None:
         ("ttfs_triton/nn/__init__.py", "from .. import hardware"),
         ("ttfs_triton/nn/layers.py", "def later():\n    import ttfs_triton.train.loop"),
         ("ttfs_triton/hardware/energy.py", "from ttfs_triton.train import loop"),
-        ("ttfs_triton/hub.py", "from recipes import quickstart"),
+        ("ttfs_triton/hub/model.py", "from ttfs_triton.train import TrainConfig"),
+        ("ttfs_triton/hub/card.py", "from recipes import quickstart"),
         ("bench/train_step.py", "import tests.oracles"),
     ],
 )
@@ -118,9 +127,10 @@ def test_kernels_folder_is_not_a_package() -> None:
     [
         "import ttfs_triton, ttfs_triton.train",
         "import ttfs_triton.nn; assert 'ttfs_triton.train' not in sys.modules",
+        "import ttfs_triton; assert not {'ttfs_triton.hub', 'huggingface_hub'} & set(sys.modules); ttfs_triton.TTFSModel",
         "import ttfs_kernels; assert 'ttfs_triton' not in sys.modules",
     ],
-    ids=["everything", "nn_without_train", "kernels_without_networks"],
+    ids=["everything", "nn_without_train", "networks_without_hub", "kernels_without_networks"],
 )
 def test_import_needs_neither_gpu_nor_triton(code: str) -> None:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}

@@ -12,12 +12,13 @@ from ttfs_triton.evaluation import LoadError, load_network, load_test_images
 def test_run_folder_and_weights_give_the_same_network(trained):
     run, _ = trained
     loaded = load_network(run)
-    assert (loaded.run, loaded.dataset, loaded.class_names) == (run, "images", ["a", "b", "c", "d"])
+    assert (loaded.files.run, loaded.files.name, loaded.description.dataset) == (run, "run", "images")
+    assert loaded.network.class_names == ("a", "b", "c", "d")
     assert not loaded.network.training
     images = torch.rand(3, 1, 8, 8)
     for path in (run / "best", run / "best" / "model.safetensors"):
         again = load_network(path)
-        assert again.run is None
+        assert (again.files.run, again.files.name) == (None, "best")
         assert torch.equal(again.network(images), loaded.network(images))
 
 
@@ -26,7 +27,7 @@ def test_test_images_are_those_of_the_run(trained):
     images = load_test_images(load_network(run))
     assert (len(images), images.split) == (45, "test")
     assert len(load_test_images(load_network(run / "best"), data_dir=data, max_samples=7)) == 7
-    with pytest.raises(ValueError, match="Give --data-dir or --dataset"):
+    with pytest.raises(ValueError, match="must name a data set on the Hub; got 'images'. Give --data-dir"):
         load_test_images(load_network(run / "best"))
     with pytest.raises(ValueError, match="images must be"):
         load_test_images(load_network(run), dataset="sample")
@@ -62,7 +63,7 @@ def test_refuses_damaged_files(copy):
     with pytest.raises(LoadError, match=r"Upgrade ttfs-triton"):
         load_network(copy)
     config.write_text(json.dumps(values | {"network": values["network"] | {"specification": "5C3-P2-8"}}))
-    with pytest.raises(LoadError, match="must hold the network of"):
+    with pytest.raises(LoadError, match=r"must hold the network of its config\.json"):
         load_network(copy)
     config.write_text("{")
     with pytest.raises(LoadError, match="must be what training wrote"):

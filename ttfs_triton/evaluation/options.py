@@ -14,14 +14,19 @@ class EvaluationOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    network: Annotated[Path, tyro.conf.Positional]
-    """A run's folder, one with config.json and model.safetensors, or a .safetensors file with config.json beside it."""
+    network: Annotated[str, tyro.conf.Positional]
+    """A run's folder, one with config.json and model.safetensors, a .safetensors file with config.json beside it, or
+    owner/name[@revision] on the Hub."""
 
     # ---- data
     dataset: str | None = None
     """Hub data set, or "sample". Default: as the run was trained."""
     data_dir: Path | None = None
     """Local folder with parquet files or class folders of images; no network is used."""
+    image_column: str | None = None
+    """Column of the images. Default: detected (image, img)."""
+    label_column: str | None = None
+    """Column of the labels. Default: detected (label, fine_label)."""
     max_test_samples: int | None = Field(None, ge=1)
     """Use only this many test images: a quick look."""
     batch_size: int = Field(250, ge=1)

@@ -72,10 +72,10 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
         to_float(found.data.images_at(torch.tensor([options.sample])))[0],
         int(found.data.labels[options.sample]),
     )
-    device, names = next(network.parameters()).device, found.loaded.class_names
+    device, names = next(network.parameters()).device, found.loaded.network.class_names
     prediction = int(network.eval()(image[None].to(device)).argmax())
     data = ReportData(
-        title=found.loaded.run.name if found.loaded.run is not None else found.loaded.weights.stem,
+        title=found.loaded.files.name,
         network=network.config.to_dict(),
         dataset=found.data.name if not Path(found.data.name).is_absolute() else Path(found.data.name).name,
         images=evaluation.images,

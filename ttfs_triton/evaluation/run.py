@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from ttfs_triton.evaluation.data import load_test_images
 from ttfs_triton.evaluation.found import Found
-from ttfs_triton.evaluation.load import LoadedNetwork, LoadError, load_network
+from ttfs_triton.evaluation.load import LoadedNetwork, load_network
 from ttfs_triton.evaluation.options import EvaluationOptions
 from ttfs_triton.evaluation.output import check_output, write_output, write_page
 from ttfs_triton.hardware import (
@@ -50,7 +50,7 @@ def main(description: str | None, arguments: Sequence[str] | None = None) -> Non
         _exit(f"{'-'.join(map(str, problem['loc']))}: {problem['msg']}; got {problem['input']!r}.")
     try:
         run(options)
-    except (LoadError, ValueError, RuntimeError, OSError, NotImplementedError) as error:
+    except (ValueError, RuntimeError, OSError) as error:  # LoadError, HubError and NotImplementedError among them
         _exit(str(error))
 
 
@@ -58,7 +58,7 @@ def run(options: EvaluationOptions) -> Found:
     """Evaluate as asked, print tables, write files.
 
     Raises:
-        LoadError: there is no such network.
+        LoadError, HubError: there is no such network.
         ValueError, OSError: unusable data, chips or output; found before the network runs.
         NotImplementedError: an analog network cannot be simulated; give --no-simulation.
     """
@@ -66,7 +66,7 @@ def run(options: EvaluationOptions) -> Found:
     loaded = load_network(options.network)
     if loaded.network.config.neuron == "ann":
         raise ValueError(
-            f"evaluate: network must spike for counts of spikes to be priced; got an ANN in {loaded.weights}. "
+            f"evaluate: network must spike for counts of spikes to be priced; got an ANN in {loaded.files.weights}. "
             "Train one with --neuron dft."
         )
     chips = [load_chip(name) for name in (available_chips() if "all" in options.chip else options.chip)]
@@ -77,6 +77,8 @@ def run(options: EvaluationOptions) -> Found:
         loaded,
         dataset=options.dataset,
         data_dir=options.data_dir,
+        image_column=options.image_column,
+        label_column=options.label_column,
         max_samples=options.max_test_samples,
         progress=True,
     )
@@ -109,7 +111,7 @@ def _find(
         )
     run_options = _run_options(options, loaded, simulation)
     priced = counts if simulation is None else simulation.counts
-    name = loaded.run.name if loaded.run is not None else loaded.weights.stem
+    name = loaded.files.name
     reports = tuple(estimate_with(priced, chip, run_options, network=name) for chip in chips)
     code = RateCode(options.rate_steps, options.rate)
     multiplying = [chip for chip in chips if dense_ann(priced, chip, options=run_options).total is not None]

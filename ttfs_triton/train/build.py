@@ -1,14 +1,17 @@
 """From a configuration to data, network and optimizer."""
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from ttfs_triton.hub import BaseModel, LoadError, ModelDescription
+from ttfs_triton.hub.weights import read_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
 from ttfs_triton.train.augment import Augmentation
@@ -109,13 +112,28 @@ def build_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
 
 def load_weights(network: TTFSNetwork, config: TrainConfig) -> None:
     """Load `config.weights` into a network, strictly: every tensor used, every parameter found."""
+    assert config.weights is not None
     try:
-        tensors = safetensors.torch.load_file(str(config.weights))
+        tensors = read_weights(config.weights)
         network.load_state_dict(tensors)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ConfigError(f"weights: {config.weights} must be a whole safetensors file; {error}") from error
+    except LoadError as error:
+        raise ConfigError(f"weights: {error}") from error
     except RuntimeError as error:
         raise ConfigError(f"weights: {config.weights} does not fit {config.model}: {error}") from error
+
+
+def base_model(weights: Path) -> BaseModel:
+    """What a network that starts from these weights is based on: what they were made from, if their config.json knows.
+
+    Raises:
+        ConfigError: there is a config.json beside them that cannot be read.
+    """
+    try:
+        beside = weights.with_name("config.json")
+        known = ModelDescription.read(beside).base_model if beside.is_file() else None
+    except LoadError as error:
+        raise ConfigError(f"weights: {error}") from error
+    return known or BaseModel(file=weights.name, sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
 
 
 def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ttfs_triton.hub import ModelDescription
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
 from ttfs_triton.train.batches import Batch, EpochBatches, evaluation_batches, train_loader
-from ttfs_triton.train.build import RunData, build_augmentation, build_network, build_optimizer
+from ttfs_triton.train.build import RunData, base_model, build_augmentation, build_network, build_optimizer
 from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.display import Display
@@ -24,8 +25,6 @@ from ttfs_triton.train.processes import sum_over_processes
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.schedule import make_schedule
 from ttfs_triton.train.states import pack_optimizer, pack_random_states, unpack_optimizer, unpack_random_states
-
-BEST_FORMAT_VERSION = 1
 
 
 class NonFiniteLossError(RuntimeError):
@@ -74,6 +73,7 @@ class Trainer:
         self.schedule = make_schedule(self.bare_optimizer, config, self.steps_per_epoch)
         self._sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, correct, images
         self._last_checkpoint = "none yet"
+        self._base_model = None if config.weights is None else base_model(config.weights)
 
     @property
     def scored_network(self) -> TTFSNetwork:
@@ -274,22 +274,23 @@ class Trainer:
         self._sums.zero_()
         # Best weights before the checkpoint that names their epoch: a kill in between repeats the epoch, bit by bit.
         if best and self.accelerator.is_main_process:
-            self.folder.write_best(
-                {name: value.detach().cpu() for name, value in self.scored_network.state_dict().items()},
-                {
-                    "format_version": BEST_FORMAT_VERSION,
-                    "network": self.scored_network.config.to_dict(),
-                    "class_names": self.data.train.class_names,
-                    # A local folder goes by its name: the path says nothing to whom the weights are passed on.
-                    "dataset": self.config.data_dir.resolve().name if self.config.data_dir else self.config.dataset,
-                },
-            )
+            self.folder.write_best(self.scored_network.state_dict(), self._description())
         self._save()
         if self.accelerator.is_main_process:
             self.folder.write_metrics(position.metrics)
         scalars = {f"epoch/{key}": value for key, value in line.items() if isinstance(value, int | float)}
         self.accelerator.log(scalars, step=position.step)
         self.display.epoch(line, self.config.epochs, best)
+
+    def _description(self) -> ModelDescription:
+        config = self.config
+        return ModelDescription.of(
+            self.scored_network.config,
+            class_names=self.data.train.class_names,
+            # A local folder goes by its name: the path says nothing to whom the weights are passed on.
+            dataset=config.data_dir.resolve().name if config.data_dir else config.dataset,
+            base_model=self._base_model,
+        )
 
     def _stop(self) -> None:
         self._save()

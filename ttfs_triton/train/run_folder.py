@@ -12,9 +12,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from ttfs_triton.atomic import write_json, write_tensors, write_text
+from ttfs_triton.atomic import write_json, write_text
+from ttfs_triton.hub import ModelDescription
+from ttfs_triton.hub.weights import write_weights
 from ttfs_triton.train.checkpoint import clean_partial
 from ttfs_triton.train.config import TrainConfig
 
@@ -83,11 +85,11 @@ class RunFolder:
         """Write all epochs so far; whole, so that a resumed run neither doubles nor misses one."""
         write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
-    def write_best(self, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    def write_best(self, tensors: dict[str, Tensor], description: ModelDescription) -> None:
         """Write the best weights and what is needed to rebuild their network."""
         self.best_weights.parent.mkdir(exist_ok=True)
-        write_json(self.best_config, config)
-        write_tensors(self.best_weights, tensors, {"format": "pt"})
+        description.write(self.best_config)
+        write_weights(self.best_weights, tensors)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the final figures; a run with a summary has ended."""

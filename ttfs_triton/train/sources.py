@@ -28,7 +28,7 @@ SPLIT_NAMES = {
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _class_folders(files: Sequence[Path]) -> datasets.Dataset:
 
 
 def _hub_rows(dataset: str | None, names: Sequence[str]) -> Rows:
-    if dataset is None or not _HUB_NAME.fullmatch(dataset):
+    if dataset is None or not HUB_NAME.fullmatch(dataset):
         raise ValueError(
             f'load_images: dataset must be "{SAMPLE}" or a Hub name such as ylecun/mnist; got {dataset!r}. '
             "For a local folder use --data-dir."

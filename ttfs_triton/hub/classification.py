@@ -1,0 +1,148 @@
+"""What a network says about images: classes, and when which output neuron fired."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ttfs_triton.nn import FirstSpikeDecision, LatencyEncoder, TTFSNetwork
+from ttfs_triton.nn.weighted import WeightedLayer
+
+Decision = Literal["readout", "first_spike"]
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One of the likeliest classes.
+
+    Attributes:
+        label, class_name: of the class.
+        probability: softmax of the logits; not calibrated.
+    """
+
+    label: int
+    class_name: str
+    probability: float
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    """What a network says about one image. Times are counted from the image's start.
+
+    Attributes:
+        label, class_name: of the class decided for.
+        top: the likeliest classes, the one decided for first.
+        logits: [classes], what the decision compares: potentials of the output neurons in threshold heights, or minus
+            their spike times in the time in which their ramp falls by one.
+        decision: "readout", as the network was trained, or "first_spike", by the earliest output spike.
+        decision_time: when the answer is there, in windows; None for an ANN, as are all of the following.
+        decision_time_ms: the same in milliseconds, if the window's length is known.
+        spike_times: [classes], of the output neurons, in windows, inf for a silent one.
+        first_spike: class of the earliest output spike; None if none fired.
+        tie: several output neurons fired first, at the same time.
+    """
+
+    label: int
+    class_name: str
+    top: tuple[ClassScore, ...]
+    logits: Tensor
+    decision: Decision
+    decision_time: float | None = None
+    decision_time_ms: float | None = None
+    spike_times: Tensor | None = None
+    first_spike: int | None = None
+    tie: bool | None = None
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{score.class_name} {score.probability:.1%}" for score in self.top)
+        text = f"Classification({self.class_name} by {self.decision.replace('_', ' ')}; {scores}"
+        if self.decision_time is not None:
+            text += f"; decided after {self.decision_time:.2f} windows"
+        if self.decision_time_ms is not None:
+            text += f" ({self.decision_time_ms:.3g} ms)"
+        if self.spike_times is not None:
+            earliest = "none" if self.first_spike is None else f"{self.spike_times.min().item():.2f} windows"
+            text += f"; first output spike: {earliest}{', a tie' if self.tie else ''}"
+        return text + ")"
+
+
+@torch.no_grad()
+def classify_batch(
+    network: TTFSNetwork,
+    images: Tensor,
+    class_names: Sequence[str],
+    *,
+    top_k: int,
+    decision: Decision,
+    window_ms: float | None,
+) -> list[Classification]:
+    """Classify a batch; arguments as of `TTFSModel.classify`, images as the network takes them."""
+    hidden = network.hidden(images)
+    logits = network.readout(hidden).float()
+    if network.config.neuron == "ann":
+        return [_classification(row, class_names, top_k, decision) for row in logits.cpu()]
+    spikes = FirstSpikeDecision(*(value.cpu() for value in network.readout.decide(hidden)))
+    readout, start = network.readout, windows_before_readout(network)
+    if decision == "first_spike":
+        logits = spikes.spike_times.clamp(max=readout.window) * (-readout.threshold / readout.window)
+    found = []
+    for place, row in enumerate(logits.cpu()):
+        times, silent = spikes.spike_times[place].double(), bool(spikes.no_spike[place])
+        if decision == "first_spike" or network.config.readout == "first_spike":
+            after = readout.window if silent else times.min().item()
+        else:
+            after = 0.0 if network.config.readout == "potential_start" else 1.0
+        found.append(
+            _classification(
+                row,
+                class_names,
+                top_k,
+                decision,
+                label=int(spikes.prediction[place]) if decision == "first_spike" else None,
+                decision_time=start + after,
+                decision_time_ms=None if window_ms is None else (start + after) * window_ms,
+                spike_times=start + times,
+                first_spike=None if silent else int(times.argmin()),
+                tie=bool(spikes.tie[place]),
+            )
+        )
+    return found
+
+
+def _classification(
+    logits: Tensor, names: Sequence[str], top_k: int, decision: Decision, label: int | None = None, **times: Any
+) -> Classification:
+    order: list[int] = logits.argsort(descending=True, stable=True).tolist()
+    label = order[0] if label is None else label
+    order = [label, *(other for other in order if other != label)]
+    shares = logits.double().softmax(0).tolist()
+    top = tuple(ClassScore(place, names[place], shares[place]) for place in order[:top_k])
+    return Classification(label, names[label], top, logits, decision, **times)
+
+
+def windows_before_readout(network: TTFSNetwork) -> int:
+    """Windows that pass before the output neurons' one starts: one for each layer that fires, the encoder included."""
+    return sum(isinstance(layer, LatencyEncoder | WeightedLayer) for layer in network.features)
+
+
+def check_options(top_k: int, decision: str, window_ms: float | None, batch_size: int, network: TTFSNetwork) -> None:
+    """Refuse what `classify` cannot do.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    if not 1 <= top_k:
+        raise ValueError(f"classify: top_k must be at least 1; got {top_k}.")
+    if decision not in ("readout", "first_spike"):
+        raise ValueError(f'classify: decision must be "readout" or "first_spike"; got {decision!r}.')
+    if decision == "first_spike" and network.config.neuron == "ann":
+        raise ValueError('classify: decision must be "readout" for an ANN, which never fires; got "first_spike".')
+    if window_ms is not None and not (window_ms > 0 and math.isfinite(window_ms)):
+        raise ValueError(f"classify: window_ms must be positive and finite; got {window_ms}.")
+    if batch_size < 1:
+        raise ValueError(f"classify: batch_size must be at least 1; got {batch_size}.")
