@@ -134,14 +134,13 @@ def recognise(weights: Weights, config: NetworkConfig | None, image_size: tuple[
     """
     tensors = weights.tensors
     if is_own(tensors):
-        beside = _own_config(weights)
-        if beside is None and config is None:
+        description = weights.description()
+        own = config if description is None else description.network
+        if own is None:
             raise ConversionError(
                 f"convert: {weights.name} must have a config.json beside it, as training writes; it has none. "
                 "Keep both together."
             )
-        own = beside or config
-        assert own is not None
         if image_size is not None and image_size != own.image_size:
             raise ConversionError(
                 f"convert: image_size must be {own.image_size}, as {weights.name} was trained; got {image_size}."
@@ -163,15 +162,6 @@ def recognise(weights: Weights, config: NetworkConfig | None, image_size: tuple[
             f"{describe(tensors, unused)}. Remove them if they are not part of the network."
         )
     return layout
-
-
-def _own_config(weights: Weights) -> NetworkConfig | None:
-    if weights.config is None or "network" not in weights.config:
-        return None
-    try:
-        return NetworkConfig.from_dict(weights.config["network"])
-    except (TypeError, ValueError) as error:
-        raise ConversionError(f"convert: config.json beside {weights.name} must say its network; {error}") from error
 
 
 def _with_statistics(layout: Layout, overrides: Mapping[str, Any]) -> NetworkConfig:

@@ -63,6 +63,11 @@ class ConversionReport:
     targets: tuple[TargetEntry, ...]
     notes: tuple[str, ...]
 
+    @property
+    def head_replaced(self) -> bool:
+        """Whether the readout was drawn anew, so that its classes are no longer the source's."""
+        return any(entry.status == "replaced" for entry in self.sources)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
         return {

@@ -3,19 +3,20 @@
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ttfs_triton.convert.clean import clean
-from ttfs_triton.convert.download import FoundFile, download
+from ttfs_triton.convert.download import FoundFile, download_weights
 from ttfs_triton.convert.errors import WeightsError
+from ttfs_triton.hub import BaseModel, LoadError, ModelDescription
+from ttfs_triton.hub.weights import read_weights
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".th")
 WEIGHT_SUFFIXES = (".safetensors", *PICKLED)
@@ -36,7 +37,7 @@ class Weights:
         file: where the weights lie on this machine.
         format: "safetensors" or "pickle" (tensors only).
         sha256: of the file, hexadecimal.
-        revision: commit of the Hub repository, None for a local file.
+        repository, revision: on the Hub, and its commit; None for a local file.
         config: content of the config.json beside the weights, None without one.
         steps: containers opened and prefixes removed, in words.
     """
@@ -46,9 +47,29 @@ class Weights:
     file: Path
     format: str
     sha256: str
+    repository: str | None = None
     revision: str | None = None
     config: Mapping[str, Any] | None = None
     steps: tuple[str, ...] = ()
+
+    def description(self) -> ModelDescription | None:
+        """What the config.json beside the weights says, if this package wrote it.
+
+        Raises:
+            WeightsError: it is damaged or from a newer version.
+        """
+        if self.config is None or "format_version" not in self.config:
+            return None
+        try:
+            return ModelDescription.from_dict(self.config)
+        except LoadError as error:
+            raise WeightsError(f"open_weights: config.json beside {self.name} must be whole; {error}") from error
+
+    def base_model(self) -> BaseModel:
+        """These weights as the origin of others; if they were made from some themselves, those."""
+        description = self.description()
+        known = None if description is None else description.base_model
+        return known or BaseModel(self.file.name, self.sha256, self.repository, self.revision)
 
 
 def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
@@ -59,13 +80,13 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
             plain containers are read and nothing else; a folder (a run's, or one with model.safetensors or
             pytorch_model.bin); or a Hub repository, `org/name`, `org/name@revision` or `org/name/file@revision`, of
             which safetensors are preferred.
-        sha256: what the file must hash to, hexadecimal. Default: the Hub's own hash, where it keeps one; a local file
-            is then not checked.
+        sha256: what the file must hash to, hexadecimal. Default: the Hub's own hash, where it keeps one.
     Raises:
         WeightsError: nothing there, no network, no access, a file that is damaged, that is not what `sha256` says, or
             that holds more than tensors; or weights that are not finite.
 
-    Without a hash a flipped bit in a number cannot be noticed: neither format has a checksum over its payload. What is
+    Files that this package or torch.save wrote carry checksums, which are verified (not those of PyTorch before 1.6).
+    Other safetensors have none over their numbers: without a hash, a flipped bit there cannot be noticed. What is
     noticed: truncation, a damaged header, names and shapes that do not fit, infinities and NaN.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
@@ -78,20 +99,30 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
                 f"open_weights: {found.name} must have the SHA-256 {expected.lower()}, {origin}; got {digest}. "
                 "The file is damaged or another one; get it again."
             )
-    content, kind = _read(found.file)
+    content, kind = _read(found.file, verified=sha256 is not None or found.sha256 is not None)
     try:
         cleaned = clean(content)
     except WeightsError as error:
         raise WeightsError(f"open_weights: {found.name} cannot be used: {error}") from error
     config = _read_config(found.config)
-    return Weights(cleaned.tensors, found.name, found.file, kind, digest, found.revision, config, cleaned.steps)
+    return Weights(
+        cleaned.tensors,
+        found.name,
+        found.file,
+        kind,
+        digest,
+        found.repository,
+        found.revision,
+        config,
+        cleaned.steps,
+    )
 
 
 def _find(source: str | Path) -> FoundFile:
     path = Path(source).expanduser()
-    if path.is_file():
+    if str(source) and path.is_file():
         return _local(path, path.name)
-    if path.is_dir():
+    if str(source) and path.is_dir():
         for name in STANDARD_NAMES:
             if (path / name).is_file():
                 return _local(path / name, path.resolve().name)
@@ -106,7 +137,7 @@ def _find(source: str | Path) -> FoundFile:
             f"open_weights: source must be a file, a folder or a Hub repository (org/name[@revision]); there is "
             f"nothing at {source}."
         )
-    return download(match["repository"], match["file"], match["revision"], STANDARD_NAMES, WEIGHT_SUFFIXES)
+    return download_weights(match["repository"], match["file"], match["revision"], STANDARD_NAMES, WEIGHT_SUFFIXES)
 
 
 def _local(file: Path, name: str) -> FoundFile:
@@ -122,22 +153,44 @@ def _hash(file: Path) -> str:
         raise WeightsError(f"open_weights: {file} must be readable; {error}.") from error
 
 
-def _read(file: Path) -> tuple[object, str]:
-    """Content and format, by the file's suffix."""
+def _read(file: Path, *, verified: bool) -> tuple[object, str]:
+    """Content and format, by the file's suffix; `verified` says that a hash vouches for it."""
     if file.suffix == ".safetensors":
         try:
-            return safetensors.torch.load_file(str(file)), "safetensors"
-        except (OSError, safetensors.SafetensorError) as error:
-            raise WeightsError(f"open_weights: {file} must be a whole safetensors file; {error}.") from error
+            return read_weights(file), "safetensors"
+        except LoadError as error:
+            raise WeightsError(f"open_weights: {error}") from error
     if file.suffix not in PICKLED:
         raise WeightsError(
             f"open_weights: weights must end in .safetensors, {', '.join(PICKLED)}; got {file.name}. "
             "Save them as safetensors."
         )
+    if zipfile.is_zipfile(file):
+        _check_zip(file, verified=verified)
     try:
         return torch.load(file, map_location="cpu", weights_only=True), "pickle"
     except Exception as error:  # whatever a damaged or hostile file provokes in the unpickler
         raise WeightsError(_pickle_problem(file, str(error))) from error
+
+
+def _check_zip(file: Path, *, verified: bool) -> None:
+    """Refuse programs, and entries that differ from their CRC-32, which torch.save writes and torch.load ignores."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+            damaged = None if verified or script else archive.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise WeightsError(f"open_weights: {file} must be a whole file that torch.save wrote; {error}.") from error
+    if script:
+        raise WeightsError(
+            f"open_weights: {file} must hold tensors only; it is a TorchScript program, which was not loaded. "
+            "Save model.state_dict() as safetensors where the file is from."
+        )
+    if damaged is not None:
+        raise WeightsError(
+            f"open_weights: {file} must be as it was written; {damaged} in it fails its checksum. Get it again, or "
+            "give the SHA-256 that it should have."
+        )
 
 
 def _pickle_problem(file: Path, problem: str) -> str:
