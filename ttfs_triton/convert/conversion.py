@@ -1,4 +1,9 @@
-"""From trained weights to a spiking network, and to the artificial network that it is compared with."""
+"""From trained weights to a spiking network, and to the artificial network that it is compared with.
+
+With psp_persistence = 0 and a source whose activations are clamped to [0, 1], the two compute the same. With the slope
+of the membrane potential persisting (psp_persistence above 0), or with activations above 1, the copied weights are a
+start only: calibrate or train them.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,10 +65,8 @@ def convert(
 ) -> Converted:
     """Make a spiking network of trained weights: recognise, fold, copy.
 
-    Nothing is left at random and nothing is dropped in silence: a tensor of the source that fits nowhere, or a
-    parameter that nothing fits, stops the conversion. Weights are copied, not calibrated: a network with
-    psp_persistence above 0, or from a source without bounded activations, needs calibration or training before it
-    computes anything like the source.
+    Nothing is drawn at random unasked and nothing is dropped: a tensor that fits nowhere stops the conversion. Weights
+    are copied, not calibrated; see the module.
 
     Args:
         source: what `open_weights` reads, or what it gave.
@@ -73,8 +76,7 @@ def convert(
         image_size: side, or (height, width), of the images. Default: the source's.
         replace_head: draw a new readout for `classes` from `seed`; without it, another number is an error.
         seed: of that draw.
-        keep_standardisation: keep standardised weights as they are, with their gains, for further training; if False,
-            or where the source has plain ones, the network has plain weights.
+        keep_standardisation: keep standardised weights and their gains, for further training; plain ones stay plain.
         input_normalisation: leave mean and std to the configuration (exact), or fold them into the first convolution.
         inexact_borders: accept that the latter changes what a padded first convolution computes at the borders.
         batch_norm_epsilon: of the source's batch norms, which no state dict says.
@@ -89,48 +91,40 @@ def convert(
     """
     weights = source if isinstance(source, Weights) else open_weights(source, sha256=sha256)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    layout = recognise(weights, config, size)
-    if classes is not None and classes != layout.config.classes and not replace_head:
-        raise ConversionError(
-            f"convert: classes must be {layout.config.classes}, as {weights.name} has; got {classes}. "
-            "Give replace_head=True (--replace-head) to draw a new readout."
-        )
-    notes = [*weights.steps, *layout.assumptions]
+    layout = recognise(weights, config, size, None if replace_head else classes)
     source_config = _with_statistics(layout, overrides)
     fold_input = input_normalisation == "weights" and source_config.encoder == "analog"
-    standardised = keep_standardisation and all(layer.weight_gain for layer in layout.layers)
-    if fold_input and standardised:
-        standardised = False
-        notes.append("weight standardisation folded, since mean and std are folded into the first layer")
-    initial_gain = float(overrides.get("initial_gain", source_config.initial_gain))
+    # Standardised weights have mean 0 over a neuron's inputs, which dividing by std would end.
+    standardised = keep_standardisation and not fold_input and all(layer.weight_gain for layer in layout.layers)
     layers = fold_layers(
         layout,
         weights.tensors,
         keep_standardisation=standardised,
         epsilon=batch_norm_epsilon,
         statistics=_statistics(source_config, inexact_borders) if fold_input else None,
-        head=(classes or source_config.classes, initial_gain, seed) if replace_head else None,
+        head=_head(source_config, classes, overrides, seed) if replace_head else None,
     )
-    if fold_input:
-        notes.append("mean and std folded into conv1" + (", inexact at its borders" if inexact_borders else ""))
     target = _target_config(source_config, layers, classes, standardised, fold_input, overrides)
-    ann = FoldedANN(target, _plain_tensors(layers), layout.bound)
     network = _network(target, layers)
-    if layout.config.neuron == "dft":
-        notes.append("the source is a spiking network already; its weights are copied")
-    report = make_report(weights, layout, layers, network, notes, seed)
-    return Converted(ann, network, weights, report)
+    ann = FoldedANN(target, _plain_tensors(layers), layout.bound)
+    return Converted(ann, network, weights, make_report(weights, layout, layers, network, seed))
 
 
-def recognise(weights: Weights, config: NetworkConfig | None, image_size: tuple[int, int] | None) -> Layout:
+def recognise(
+    weights: Weights,
+    config: NetworkConfig | None = None,
+    image_size: tuple[int, int] | None = None,
+    classes: int | None = None,
+) -> Layout:
     """The layout of some weights, checked: every tensor accounted for, every shape right.
 
     Args:
         weights: see `open_weights`.
         config: of a network of ours without a config.json.
         image_size: (height, width) to convert for, or None.
+        classes: that it must have, or None.
     Raises:
-        ConversionError: unknown, incomplete, superfluous or misshapen tensors, by name.
+        ConversionError: unknown, incomplete, superfluous or misshapen tensors, by name; other images or classes.
     """
     tensors = weights.tensors
     if is_own(tensors):
@@ -161,6 +155,11 @@ def recognise(weights: Weights, config: NetworkConfig | None, image_size: tuple[
             f"convert: every tensor must belong to {layout.config.specification} ({layout.name}); nothing takes "
             f"{describe(tensors, unused)}. Remove them if they are not part of the network."
         )
+    if classes not in (None, layout.config.classes):
+        raise ConversionError(
+            f"convert: classes must be {layout.config.classes}, as {weights.name} has; got {classes}. "
+            "Give replace_head=True (--replace-head) to draw a new readout."
+        )
     return layout
 
 
@@ -190,6 +189,13 @@ def _statistics(config: NetworkConfig, inexact_borders: bool) -> tuple[tuple[flo
             "change. Give inexact_borders=True (--inexact-borders) to accept that."
         )
     return mean, config.std or (1.0,) * config.in_channels
+
+
+def _head(
+    config: NetworkConfig, classes: int | None, overrides: Mapping[str, Any], seed: int
+) -> tuple[int, float, int]:
+    """Classes, initial gain and seed of a new readout."""
+    return classes or config.classes, float(overrides.get("initial_gain", config.initial_gain)), seed
 
 
 def _target_config(

@@ -24,7 +24,7 @@ class ConvertOptions(BaseModel):
     sha256: str | None = None
     """Refuse the file if it has another SHA-256."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel that the source was trained with, pixels in [0, 1]. Default: as the source's project does."""
+    """Mean of each channel that the source was trained with, pixels in [0, 1]. Default: as its project does."""
     std: tuple[float, ...] | None = None
     """Standard deviation likewise."""
     batch_norm_epsilon: float = Field(1e-5, gt=0)

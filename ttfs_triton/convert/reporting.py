@@ -14,7 +14,6 @@ def make_report(
     layout: Layout,
     layers: Sequence[FoldedLayer],
     network: TTFSNetwork,
-    notes: Sequence[str],
     seed: int,
 ) -> ConversionReport:
     """The report; see `ConversionReport`.
@@ -23,7 +22,6 @@ def make_report(
         weights, layout: the source.
         layers: folded, in the layout's order.
         network: what they became.
-        notes: in words.
         seed: of a drawn readout.
     """
     pairs = list(zip(layout.layers, layers, strict=True))
@@ -48,8 +46,19 @@ def make_report(
         specification=layout.config.specification,
         sources=tuple(entries[key] for key in weights.tensors),
         targets=tuple(targets),
-        notes=tuple(notes),
+        notes=tuple(_notes(weights, layout, layers, network)),
     )
+
+
+def _notes(weights: Weights, layout: Layout, layers: Sequence[FoldedLayer], network: TTFSNetwork) -> list[str]:
+    notes = [*weights.steps, *layout.assumptions]
+    if any("mean and std of the images" in layer.folded for layer in layers):
+        notes.append(f"mean and std folded into {layers[0].name}; inexact at borders that it pads")
+    if layout.config.weight_standardisation and not network.config.weight_standardisation:
+        notes.append("standardised weights folded into plain ones")
+    if layout.config.neuron == "dft":
+        notes.append("the source is a spiking network; its weights are copied")
+    return notes
 
 
 def _path(source: SourceLayer) -> str:

@@ -1,0 +1,160 @@
+"""Networks of other projects, small and with random weights, and their files."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ttfs_triton.convert import FoldedANN, Weights
+
+PLAN = (4, "M", 6, "M", 8, 8, "M", 8, 8, "M", 10, 10, "M")  # VGG11, narrow
+SHORT = (5, "M", 6, 6, "M")
+
+
+def features(plan: Sequence[int | str] = PLAN, batch_norm: bool = True, channels: int = 3) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for item in plan:
+        if isinstance(item, str):
+            layers.append(nn.MaxPool2d(2))
+            continue
+        norm = [nn.BatchNorm2d(item)] if batch_norm else []
+        layers += [nn.Conv2d(channels, item, 3, padding=1), *norm, nn.ReLU()]
+        channels = item
+    return layers
+
+
+def classifier(inputs: int, hidden: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(hidden, classes),
+    )
+
+
+class Named(nn.Module):
+    """Modules by name, one after the other."""
+
+    def __init__(self, **modules: nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.children():
+            x = module(x)
+        return x
+
+
+def chenyaofo(classes: int = 10) -> nn.Module:
+    return Named(features=nn.Sequential(*features()), flatten=nn.Flatten(), classifier=classifier(10, 10, classes))
+
+
+def huyvnphan(classes: int = 10, side: int = 1, batch_norm: bool = True, hidden: int = 12) -> nn.Module:
+    """Also torchvision's, with side=7."""
+    return Named(
+        features=nn.Sequential(*features(batch_norm=batch_norm)),
+        avgpool=nn.AdaptiveAvgPool2d(side),
+        flatten=nn.Flatten(),
+        classifier=classifier(10 * side**2, hidden, classes),
+    )
+
+
+def kuangliu(classes: int = 10) -> nn.Module:
+    layers = nn.Sequential(*features(), nn.AvgPool2d(1, 1))
+    return Named(features=layers, flatten=nn.Flatten(), classifier=nn.Linear(10, classes))
+
+
+def edadaltocg(classes: int = 10) -> nn.Module:
+    head = nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(10, classes)))
+    return Named(features=nn.Sequential(*features()), pre_logits=nn.Identity(), head=head)
+
+
+class _Convolution(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.cnn = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cnn(x)
+
+
+class _Linear(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+def paper(classes: int = 10) -> nn.Module:
+    """As an ANN: ReLU clamped to [0, 1], no biases."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for item in PLAN:
+        if isinstance(item, str):
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [_Convolution(channels, item), nn.Hardtanh(0, 1)]
+            channels = item
+    dense = nn.Sequential(_Linear(10, 12), nn.Hardtanh(0, 1), _Linear(12, 9), nn.Hardtanh(0, 1), _Linear(9, classes))
+    return Named(conv=nn.Sequential(*layers), flatten=nn.Flatten(), fc=dense)
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """In evaluation mode, with weights that keep activations alive and batch norms that do something."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(tensor: Tensor, low: float, high: float) -> None:
+        tensor.data.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = (6 / module.weight[0].numel()) ** 0.5
+            fill(module.weight, -bound, bound)
+            if module.bias is not None:
+                fill(module.bias, -0.3, 0.3)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            fill(module.running_mean, -0.5, 0.5)
+            fill(module.running_var, 0.2, 2)
+            if module.affine:
+                fill(module.weight, -0.5, 1.5)
+                fill(module.bias, -0.3, 0.3)
+    return model.eval()
+
+
+def weights_of(tensors: Mapping[str, Tensor] | nn.Module, config: Mapping[str, Any] | None = None) -> Weights:
+    """Weights as if read from a file."""
+    if isinstance(tensors, nn.Module):
+        tensors = tensors.state_dict()
+    return Weights(
+        {name: tensor.detach() for name, tensor in tensors.items()},
+        "file.pt",
+        Path("file.pt"),
+        "pickle",
+        "0" * 64,
+        config=config,
+    )
+
+
+def normalised(ann: FoldedANN, images: Tensor) -> Tensor:
+    """The images as the source network gets them."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (ann.config.mean, ann.config.std))
+    return (images - mean) / std
+
+
+@torch.no_grad()
+def assert_same_logits(ann: FoldedANN, source: nn.Module, images: Tensor, tolerance: float = 1e-4) -> None:
+    """The folded network computes the source network's logits, which differ between images and classes."""
+    expected = source(normalised(ann, images))
+    assert expected.std(0).max() > 10 * tolerance
+    torch.testing.assert_close(ann(images), expected, atol=tolerance, rtol=tolerance)
