@@ -1,0 +1,153 @@
+"""`recipes/export.py`: load, translate, write, say what the format cannot hold, and check in another program."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import torch
+import tyro
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ttfs_triton.atomic import write_bytes
+from ttfs_triton.evaluation import LoadedNetwork, load_network, load_test_images
+from ttfs_triton.export.compare import Comparison, compare_nir, compare_onnx
+from ttfs_triton.export.extras import require
+from ttfs_triton.export.nir_graph import not_expressed, to_nir
+from ttfs_triton.export.onnx_graph import to_onnx
+from ttfs_triton.export.options import ExportOptions
+from ttfs_triton.pixels import to_float
+
+Check = Callable[[Tensor], Comparison]
+
+
+def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the recipe: parse, export, exit with a plain message where the user can mend what went wrong."""
+    try:
+        options = tyro.cli(ExportOptions, args=arguments, description=description, prog="export.py")
+    except ValidationError as error:
+        problem = error.errors()[0]
+        _exit(f"{'-'.join(map(str, problem['loc']))}: {problem['msg']}; got {problem['input']!r}.")
+    try:
+        run(options)
+    except (ValueError, RuntimeError, OSError) as error:
+        _exit(str(error))
+
+
+def run(options: ExportOptions) -> Comparison | None:
+    """Export as asked and print what was written.
+
+    Returns:
+        The check's result, if there was to be one.
+    Raises:
+        ValueError: an output that exists, options that do not fit the format, no such network, or unusable images.
+        RuntimeError: a package is missing, or the Hub cannot be reached; nothing has been written.
+        NotImplementedError: the format cannot hold this network.
+        OSError: the file cannot be written; the one that was there is left as it was.
+    """
+    _check_options(options)
+    loaded = load_network(options.network)
+    images, labels = _images(options, loaded) if options.check else (None, None)
+    data, said, check = (_nir if options.format == "nir" else _onnx)(options, loaded)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(options.output, data)
+    print(f"written: {options.output}, {len(data):,} bytes, {options.format.upper()}")
+    if said:
+        print("What the format does not hold:")
+        print("\n".join(f"  - {sentence}" for sentence in said))
+    if images is None:
+        return None
+    comparison = check(images)
+    show(comparison, labels, Console())
+    return comparison
+
+
+def _check_options(options: ExportOptions) -> None:
+    """Raise before any work if the file cannot be written, or an option means nothing for its format."""
+    if options.output.exists() and not options.overwrite:
+        raise ValueError(f"export: output must not exist; got {options.output}, which does. Replace it by --overwrite.")
+    if options.output.is_dir():
+        raise ValueError(f"export: output must be a file; got the folder {options.output}.")
+    defaults = ExportOptions.model_fields
+    for name, own in (("steps", "nir"), ("time_constant", "nir"), ("hidden", "onnx")):
+        if options.format != own and getattr(options, name) != defaults[name].default:
+            flag = name.replace("_", "-")
+            raise ValueError(f"export: --{flag} must go with --format {own}; got --format {options.format}.")
+    if not options.check and (options.dataset is not None or options.data_dir is not None):
+        raise ValueError("export: --dataset and --data-dir must go with --check; got no --check.")
+    require("export", options.format, options.format)
+    if options.check:
+        for module in ("onnxruntime",) if options.format == "onnx" else ("nirtorch", "snntorch"):
+            require("export", module, options.format)
+
+
+def _onnx(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, list[str], Check]:
+    network, names, dataset = loaded.network, loaded.network.class_names, loaded.description.dataset or ""
+    data = to_onnx(network, class_names=names, dataset=dataset, hidden=options.hidden).SerializeToString()
+    return data, [], lambda images: compare_onnx(data, network, images)
+
+
+def _nir(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, list[str], Check]:
+    nir = require("export", "nir", "nir")
+    network, names, dataset = loaded.network, loaded.network.class_names, loaded.description.dataset or ""
+    graph = to_nir(
+        network, steps=options.steps, time_constant=options.time_constant, class_names=names, dataset=dataset
+    )
+    file = io.BytesIO()
+    nir.write(file, graph)
+    data = file.getvalue()
+    return data, not_expressed(network), lambda images: compare_nir(nir.read(io.BytesIO(data)), network, images)
+
+
+def _images(options: ExportOptions, loaded: LoadedNetwork) -> tuple[Tensor, Tensor | None]:
+    """Test images and labels where they are named, else random pixels."""
+    config = loaded.network.config
+    if options.dataset is None and options.data_dir is None:
+        generator = torch.Generator().manual_seed(0)
+        shape = (options.check_images, config.in_channels, *config.image_size)
+        return torch.rand(shape, generator=generator) * config.max_value, None
+    data = load_test_images(
+        loaded, dataset=options.dataset, data_dir=options.data_dir, max_samples=options.check_images, progress=True
+    )
+    return to_float(data.images_at(torch.arange(len(data)))), data.labels
+
+
+def show(comparison: Comparison, labels: Tensor | None, console: Console) -> None:
+    """Print a comparison; with labels, accuracies too."""
+    kind = "random" if labels is None else "test"
+    table = Table(title=f"{comparison.program} beside PyTorch: {comparison.images:,} {kind} images")
+    for column in ("layer", "spikes", "|Δt| mean", "|Δt| largest", "fires in one only", "fires again"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for layer in comparison.times:
+        table.add_row(
+            layer.layer,
+            f"{layer.spikes:,}",
+            f"{layer.mean:.2g}",
+            f"{layer.largest:.2g}",
+            f"{layer.one_sided:.2%}",
+            f"{layer.repeated:,}",
+        )
+    if comparison.times:
+        table.caption = "times in windows"
+        console.print(table)
+    lines = []
+    if comparison.logits is not None:
+        lines.append(f"largest difference of logits  {comparison.logits:.2g}")
+    lines.append(f"same decisions                {comparison.same_decisions:,} of {comparison.images:,}")
+    if comparison.ties:
+        lines.append(f"earliest spikes tied          {comparison.ties:,} images, decided for the lower class")
+    if labels is not None:
+        there = (comparison.predictions == labels).float().mean().item()
+        here = (comparison.decided_here == labels).float().mean().item()
+        lines.append(f"accuracy                      {there:.2%} there, {here:.2%} here")
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _exit(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,127 @@
+"""The world around an exported NIR graph: its input step by step, and what its output decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttfs_triton.export.nir_clock import Clock
+from ttfs_triton.nn.config import NetworkConfig
+
+SILENT = -1
+
+
+class SpikeDecision(NamedTuple):
+    """What the output spikes of a graph decide, for N images.
+
+    Attributes:
+        prediction: [N] int64, class of the earliest spike (of several, the lowest class), −1 without any.
+        spike_times: [N, classes] float32, from the output window's start, in windows; inf for silent neurons.
+        tie: [N] bool, several neurons fired first in the same step.
+    """
+
+    prediction: Tensor
+    spike_times: Tensor
+    tie: Tensor
+
+
+def input_frames(images: Tensor, config: NetworkConfig, clock: Clock) -> Iterator[Tensor]:
+    """What a graph gets, step by step: the image's spikes, behind them the clock's.
+
+    Args:
+        images: [N, channels, height, width] floating point, as the network takes them.
+        config: of the network.
+        clock: of the graph, of as many channels as the images.
+    Yields:
+        [N, clock.channels, height, width], dtype of `images`, `clock.total_steps` times; a new tensor each time.
+    Raises:
+        ValueError: images of another shape.
+    """
+    if images.dim() != 4 or tuple(images.shape[1:]) != clock.image_shape:
+        raise ValueError(
+            f"input_frames: images must have shape [N, {', '.join(map(str, clock.image_shape))}]; "
+            f"got {tuple(images.shape)}."
+        )
+    shown = _analog_frames(images, config, clock) if clock.analog else _spike_frames(images, config, clock)
+    for step in range(clock.total_steps):
+        frame = images.new_zeros(len(images), clock.channels, *clock.image_shape[1:])
+        if (image := shown(step)) is not None:
+            frame[:, : clock.image_shape[0]] = image
+        frame[:, clock.channels_at(step)] = 1
+        yield frame
+
+
+def _spike_frames(images: Tensor, config: NetworkConfig, clock: Clock) -> Callable[[int], Tensor | None]:
+    activation = (images / config.max_value).clamp(0, 1)
+    # A spike that would be rounded to the window's end stays in it.
+    steps = ((1 - activation) * clock.steps).round().clamp_max(clock.steps - 1)
+    steps = torch.where(activation > 0, steps, SILENT)
+    return lambda step: (steps == step).to(images.dtype) if step < clock.steps else None
+
+
+def _analog_frames(images: Tensor, config: NetworkConfig, clock: Clock) -> Callable[[int], Tensor | None]:
+    if config.mean is not None:
+        images = images - images.new_tensor(config.mean).view(-1, 1, 1)
+    if config.std is not None:
+        images = images / images.new_tensor(config.std).view(-1, 1, 1)
+    return {0: images, clock.steps: -images}.get
+
+
+class FirstSpikes:
+    """First spikes of neurons, from their spikes step by step.
+
+    Attributes:
+        step: of each neuron's first spike, int64; −1 is silent. None before the first step.
+        count: of each neuron's spikes, int64.
+        steps: that have passed.
+    """
+
+    def __init__(self) -> None:
+        self.step: Tensor | None = None
+        self.count: Tensor | None = None
+        self.steps = 0
+
+    def update(self, spikes: Tensor) -> None:
+        """Take the next step; spikes [N, ...], anything but zero is one."""
+        fired = spikes.detach() != 0
+        if self.step is None or self.count is None:
+            self.step = torch.full_like(fired, SILENT, dtype=torch.int64)
+            self.count = torch.zeros_like(self.step)
+        self.step = torch.where(fired & (self.step == SILENT), self.steps, self.step)
+        self.count = self.count + fired
+        self.steps += 1
+
+    def times(self, clock: Clock, window: int) -> Tensor:
+        """Spike times [N, ...] float32 from a window's start, in windows; inf for silent neurons.
+
+        Raises:
+            ValueError: fewer steps have passed than a run has.
+        """
+        if self.step is None or self.steps < clock.total_steps:
+            raise ValueError(
+                f"FirstSpikes.times: all {clock.total_steps} steps of a run must have passed; got {self.steps}."
+            )
+        times = (self.step - window * clock.steps).float() / clock.steps
+        return torch.where(self.step == SILENT, torch.inf, times)
+
+
+def decide(output: Iterable[Tensor], clock: Clock) -> SpikeDecision:
+    """Read a graph's output.
+
+    Args:
+        output: [N, classes] spikes of each step, from the first to the last.
+        clock: of the graph.
+    Raises:
+        ValueError: there are fewer steps than a run has.
+    """
+    first = FirstSpikes()
+    for spikes in output:
+        first.update(spikes)
+    times = first.times(clock, clock.windows)
+    earliest, prediction = times.min(dim=1)
+    silent = earliest == torch.inf
+    tie = ((times == earliest[:, None]).sum(dim=1) > 1) & ~silent
+    return SpikeDecision(torch.where(silent, SILENT, prediction), times, tie)

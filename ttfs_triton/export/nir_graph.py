@@ -1,0 +1,332 @@
+"""A network as a NIR graph that computes its spike times, windows and falling thresholds included.
+
+NIR has leaky neurons, fixed thresholds, no maximum and no time-dependent parameter. What it has is enough:
+
+* A ReL-PSP neuron adds its weighted input spikes up twice. That is a `CubaLIF` whose time constants are much longer
+  than the run; the error is about windows / `time_constant`, times the gate below.
+* The ramp 1 − s is an input spike of weight 1 at the window's start; an initial potential is one that builds up during
+  the window before. Both come from clock channels beside the image (`nir_clock`).
+* A neuron fires in its window only: its threshold is higher by a gate G than it can ever reach, a clock spike lifts the
+  potential by G at the window's start, another stops its rise at the window's end. G follows from the sum of the
+  positive weights. After its spike the neuron is at 0 and cannot reach the raised threshold again: one spike, whether
+  a simulator resets to zero or subtracts the threshold.
+* The persistence σ < 1: relay neurons repeat each input spike at the window's start, and take (1 − σ)·w off the slope.
+* Earliest-spike pooling: `SumPool2d`, then neurons that a clock spike lifts so far that the first spike fires them, and
+  all others cannot do it again.
+
+Parameters follow the discrete convention that the importers of SpikingJelly, snnTorch and snn-mlir share: a spike is 1
+for one step of 0.1 ms, w_in = τ_syn / step, R = τ_mem / step, v_leak = v_reset = 0, one threshold a node. So synapses
+keep the trained weights. Neurons that only count spikes, for relays and pools, are a `CubaLIF` with τ_syn = step: of
+the `IF` that would do, R is 1 for some importers and 1 / step for others.
+
+Without the gate a threshold could only fall all the time, and a neuron would fire whenever its potential meets it: in a
+CNN1 trained on MNIST (σ = 0.25), 5, 24 and 83 % of the spikes of its three hidden layers would then come before their
+window, and 2, 11 and 40 % of the neurons would fire at another step, or not at all (100 test images, 64 steps).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ttfs_triton.export.extras import require
+from ttfs_triton.export.nir_clock import STEP_S, Clock, clock_weights, sampling
+from ttfs_triton.export.onnx_graph import check_network
+from ttfs_triton.export.synapses import plain_synapses
+from ttfs_triton.hardware.stages import Stage, network_stages
+from ttfs_triton.nn.coding import AnalogEncoder
+from ttfs_triton.nn.models import TTFSNetwork
+from ttfs_triton.nn.pooling import EarliestSpikePool2d
+from ttfs_triton.nn.readout import PotentialReadout, Readout
+from ttfs_triton.nn.weighted import WeightedConv2d
+
+if TYPE_CHECKING:
+    import nir
+
+FORMAT_VERSION = 1
+MOST_STEPS = 4096
+
+
+def to_nir(
+    network: TTFSNetwork,
+    *,
+    steps: int = 64,
+    time_constant: float = 1e6,
+    class_names: Sequence[str] | None = None,
+    dataset: str = "",
+) -> nir.NIRGraph:
+    """Translate a spiking network.
+
+    Input [channels, height, width] a step: the image's spikes, behind them the clock's, each of which fills its plane;
+    `ttfs_triton.export.drive` makes both. Output [classes] a step: spikes of the readout on its own ramp, the earliest
+    of which is the class, as `network.decide` has it.
+
+    Spike times are rounded to steps, and rounding errors add up through the layers: they shrink with 1 / `steps`.
+
+    Args:
+        network: spiking; evaluated as trained, standardisation folded.
+        steps: of a window, 2 to 4096; a step is 0.1 ms.
+        time_constant: τ of synapses and membranes, in windows.
+        class_names: one a class, kept in the metadata. Default: numbers.
+        dataset: name of the training data, for the metadata.
+    Returns:
+        The graph. Its metadata hold what NIR cannot: clock, configuration, class names, and `not_expressed`.
+    Raises:
+        TypeError, ValueError: not a `TTFSNetwork`, or an option out of range.
+        NotImplementedError: an analog network, groups or kernels that are not square (nir would infer wrong shapes),
+            or padding that makes maps larger than the image.
+        RuntimeError: nir is not installed.
+    Source: Wei et al., ICCV 2023, Eq. 2-7; Pedersen et al., "Neuromorphic intermediate representation", 2024.
+    """
+    names = check_network("to_nir", network, class_names)
+    if not 2 <= steps <= MOST_STEPS:
+        raise ValueError(f"to_nir: steps must be 2 to {MOST_STEPS}; got {steps}.")
+    if not time_constant >= 1:
+        raise ValueError(f"to_nir: time_constant must be at least 1 window; got {time_constant}.")
+    module = require("to_nir", "nir", "nir")
+    config, stages = network.config, network_stages(network)
+    layers = [stage for stage in stages if stage.kind != "latency"]
+    clock = Clock(
+        steps=steps,
+        windows=len(layers),
+        readout_steps=math.ceil(network.readout.window * steps),
+        image_shape=(config.in_channels, *config.image_size),
+        analog=stages[0].kind == "analog",
+    )
+    build = _Build(module, clock, time_constant * steps * STEP_S)
+    build.start()
+    for window, stage in enumerate(layers, 1):
+        build.layer(stage, window, last=window == len(layers))
+    metadata = {
+        "producer": "ttfs-triton",
+        "format_version": str(FORMAT_VERSION),
+        "network": json.dumps(config.to_dict()),
+        "class_names": json.dumps(names, ensure_ascii=False),
+        "dataset": dataset,
+        "step_s": repr(STEP_S),
+        "window_s": repr(steps * STEP_S),
+        "time_constant_windows": repr(time_constant),
+        "psp_persistence": repr(config.psp_persistence),
+        "not_expressed": json.dumps(not_expressed(network), ensure_ascii=False),
+        **clock.to_metadata(),
+    }
+    return build.graph(metadata)
+
+
+def not_expressed(network: TTFSNetwork) -> list[str]:
+    """What a NIR graph does not hold of a network, in sentences for the user."""
+    said = [
+        "Windows: NIR has none. The graph needs the clock spikes that its metadata describe, beside the image.",
+        "Time is in steps: spike times are rounded to the nearest one.",
+    ]
+    if network.config.encoder == "latency":
+        said.append("The latency encoder: the input is spikes; pixel p fires (1 - p / max_value) of a window late.")
+    else:
+        said.append(
+            "Normalisation: the input is (pixel - mean) / std, shown in the first step and taken back in the first "
+            "step of the next window; real numbers, not spikes."
+        )
+    if isinstance(network.readout, PotentialReadout):
+        said.append("Logits: the readout fires on its ramp and the earliest spike decides, as network.decide() does.")
+    else:
+        said.append("Logits: they are minus the spike times of the output.")
+    said.append("Without any output spike, network.decide() takes the highest potential; the graph stays undecided.")
+    return said
+
+
+@dataclass
+class _Build:
+    """A graph in the making; `value` is the node whose spikes the next layer reads, `shape` theirs."""
+
+    nir: Any
+    clock: Clock
+    tau_s: float
+    nodes: dict[str, Any] = field(default_factory=dict)
+    edges: list[tuple[str, str]] = field(default_factory=list)
+    value: str = ""
+    shape: tuple[int, ...] = ()
+
+    def add(self, name: str, node: Any, *sources: str) -> str:
+        self.nodes[name] = node
+        self.edges += [(source, name) for source in sources]
+        return name
+
+    def start(self) -> None:
+        """The input, its image channels, and the clock as a vector, for layers without maps."""
+        channels, height, width = self.clock.image_shape
+        everything = np.eye(self.clock.channels, dtype=np.float32)
+        self.add("input", self.nir.Input(np.array([self.clock.channels, height, width])))
+        self.value = self.add("image", self.convolution(everything[:channels], (height, width)), "input")
+        self.shape = self.clock.image_shape
+        self.add("clock_pixel", self.convolution(everything, (1, 1)), "input")
+        self.add("clock", self.flatten((self.clock.channels, 1, 1)), "clock_pixel")
+
+    def layer(self, stage: Stage, window: int, *, last: bool) -> None:
+        layer, name = stage.weighted, stage.name
+        self.route(stage, window - 1)
+        weight, bias = plain_synapses(layer)
+        bias = np.zeros(len(weight), np.float32) if bias is None else bias
+        persistence, height, ramp = _neuron(layer)
+        if isinstance(layer, Readout):
+            bias = bias + np.float32(layer.initial_potential)
+        source, graded = self.value, isinstance(layer, AnalogEncoder)
+        excitation = _graded_excitation(layer, weight) if isinstance(layer, AnalogEncoder) else _excitation(weight)
+        inputs = [self.synapses(name, stage, weight, source)]
+        shape = self.shape_behind(stage, weight)
+        if persistence < 1 and not graded:  # graded inputs are taken back by the host
+            relays = self.relays(f"{name}_relay", source, window)
+            taken = -np.float32(1 - persistence) * weight
+            inputs.append(self.synapses(f"{name}_persistence", stage, taken, relays))
+        steepest = persistence * excitation + ramp
+        gate = _gate(max(excitation + max(0.0, float(bias.max())), steepest) - height)
+        stop = None if last else steepest
+        weights = clock_weights(self.clock, window, bias, ramp, gate, stop)
+        inputs.append(self.from_clock(f"{name}_clock", weights, shape))
+        neuron = self.integrators(shape, (height + gate) * self.clock.steps)
+        self.value, self.shape = self.add(f"{name}_neuron", neuron, *inputs), shape
+        if last:
+            self.add("output", self.nir.Output(np.array(shape)), self.value)
+
+    def route(self, stage: Stage, window: int) -> None:
+        """Pooling and flattening in front of a layer, of spikes that come in a window."""
+        for place, module in enumerate(stage.route, 1):
+            name = f"{stage.name}_route{place}"
+            if isinstance(module, EarliestSpikePool2d):
+                self.pool(name, module, window)
+            elif isinstance(module, nn.Flatten) and len(self.shape) > 1:
+                self.value = self.add(name, self.flatten(self.shape), self.value)
+                self.shape = (math.prod(self.shape),)
+
+    def pool(self, name: str, pool: EarliestSpikePool2d, window: int) -> None:
+        kernel, stride = np.array(pool.kernel_size), np.array(pool.stride)
+        if kernel[0] != kernel[1]:
+            raise NotImplementedError(f"to_nir: pools must be square; got {pool.kernel_size} ({name}).")
+        size = (np.array(self.shape[1:]) - kernel) // stride + 1
+        node = self.nir.SumPool2d(kernel_size=kernel, stride=stride, padding=np.array([0, 0]))
+        self.shape = (self.shape[0], *(int(length) for length in size))
+        summed = self.add(name, node, self.value)
+        places = int(kernel.prod())
+        lift = self.from_clock(f"{name}_clock", self.at_start(window, places), self.shape)
+        self.value = self.add(f"{name}_neuron", self.counters(places + 0.5), summed, lift)
+
+    def relays(self, name: str, source: str, window: int) -> str:
+        """Neurons that fire at the window's start if, and only if, their input has spiked."""
+        start = self.from_clock(f"{name}_clock", self.at_start(window, 1), self.shape)
+        return self.add(name, self.counters(1.5), source, start)
+
+    def at_start(self, window: int, weight: float) -> np.ndarray:
+        """Weights on the clock of neurons like the present ones that hear a window's start."""
+        weights = np.zeros((self.shape[0], self.clock.channels), np.float32)
+        weights[:, self.clock.border(window)] = weight
+        return weights
+
+    def synapses(self, name: str, stage: Stage, weight: np.ndarray, source: str) -> str:
+        layer = stage.weighted
+        if not isinstance(layer, WeightedConv2d):
+            return self.add(name, self.nir.Linear(weight=weight), source)
+        if layer.groups != 1 or layer.kernel_size[0] != layer.kernel_size[1]:
+            raise NotImplementedError(
+                f"to_nir: convolutions must have one group and square kernels, since nir infers other shapes wrongly; "
+                f"got groups {layer.groups} and kernel {layer.kernel_size} ({stage.name})."
+            )
+        node = self.nir.Conv2d(
+            input_shape=self.shape[1:],
+            weight=weight,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=1,
+            bias=np.zeros(len(weight), np.float32),
+        )
+        return self.add(name, node, source)
+
+    def shape_behind(self, stage: Stage, weight: np.ndarray) -> tuple[int, ...]:
+        layer = stage.weighted
+        if not isinstance(layer, WeightedConv2d):
+            return (len(weight),)
+        with torch.no_grad():
+            maps = torch.empty(1, *self.shape, device="meta")
+            kernel = torch.empty(weight.shape, device="meta")
+            found = nn.functional.conv2d(maps, kernel, None, layer.stride, layer.padding, layer.dilation)
+        return tuple(found.shape[1:])
+
+    def from_clock(self, name: str, weights: np.ndarray, shape: tuple[int, ...]) -> str:
+        """Weights [C_out, channels] on the clock, at every place of a map."""
+        if len(shape) == 1:
+            return self.add(name, self.nir.Linear(weight=weights), "clock")
+        return self.add(name, self.convolution(weights, (shape[1], shape[2])), "input")
+
+    def convolution(self, weights: np.ndarray, places: tuple[int, int]) -> Any:
+        """From the input's channels to maps of `places`: one tap, anywhere in a plane."""
+        height, width = self.clock.image_shape[1:]
+        kernel, strides = sampling((height, width), places)
+        taps = np.zeros((*weights.shape, kernel, kernel), np.float32)
+        taps[:, :, 0, 0] = weights
+        return self.nir.Conv2d(
+            input_shape=(height, width),
+            weight=taps,
+            stride=strides,
+            padding=(0, 0),
+            dilation=(1, 1),
+            groups=1,
+            bias=np.zeros(len(weights), np.float32),
+        )
+
+    def flatten(self, shape: tuple[int, ...]) -> Any:
+        return self.nir.Flatten(input_type={"input": np.array(shape)}, start_dim=-len(shape), end_dim=-1)
+
+    def integrators(self, shape: tuple[int, ...], threshold: float) -> Any:
+        """Neurons that add their input up twice: once to a slope, then to a potential."""
+        return self.neurons(shape, threshold, self.tau_s)
+
+    def counters(self, threshold: float) -> Any:
+        """Neurons like the present ones that add their input up once."""
+        return self.neurons(self.shape, threshold, STEP_S)
+
+    def neurons(self, shape: tuple[int, ...], threshold: float, tau_syn_s: float) -> Any:
+        def full(value: float) -> np.ndarray:
+            return np.full(shape, value, np.float64)  # float32 would put τ_syn below a step, which is refused
+
+        return self.nir.CubaLIF(
+            tau_syn=full(tau_syn_s),
+            tau_mem=full(self.tau_s),
+            r=full(self.tau_s / STEP_S),
+            v_leak=full(0),
+            v_threshold=full(threshold),
+            v_reset=full(0),
+            w_in=full(tau_syn_s / STEP_S),
+        )
+
+    def graph(self, metadata: dict[str, str]) -> nir.NIRGraph:
+        return self.nir.NIRGraph(nodes=self.nodes, edges=self.edges, metadata=metadata)
+
+
+def _neuron(layer: nn.Module) -> tuple[float, float, float]:
+    """σ, the ramp's height, and what it falls in a window."""
+    if isinstance(layer, Readout):
+        return layer.psp_persistence, layer.threshold, layer.threshold / layer.window
+    return float(getattr(layer, "psp_persistence", 0.0)), 1.0, 1.0
+
+
+def _excitation(weight: np.ndarray) -> float:
+    """The most that all inputs together can add to a neuron's slope: to its potential in a window."""
+    return float(np.clip(weight, 0, None).reshape(len(weight), -1).sum(1).max())
+
+
+def _graded_excitation(layer: AnalogEncoder, weight: np.ndarray) -> float:
+    """The same for normalised pixels in [0, 1]."""
+    mean, std = (values.detach().cpu().flatten().numpy() for values in (layer.mean, layer.std))
+    largest = np.maximum(np.abs(0 - mean), np.abs(1 - mean)) / std
+    return _excitation(np.abs(weight) * largest[:, None, None])
+
+
+def _gate(above_threshold: float) -> float:
+    """G, at least 1 more than a potential can exceed the threshold by outside its window; a power of two."""
+    return 2.0 ** math.ceil(math.log2(max(above_threshold, 0.0) + 1))
