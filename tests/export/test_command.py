@@ -1,0 +1,126 @@
+"""`recipes/export.py` from start to finish."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.export.common import small_network
+from ttfs_triton.export.command import main
+from ttfs_triton.hub import TTFSModel
+
+ROOT = Path(__file__).parents[2]
+pytest.importorskip("onnxruntime", reason="checking ONNX needs onnxruntime")
+pytest.importorskip("snntorch", reason="checking NIR needs snnTorch")
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A saved network for the bundled images."""
+    network = small_network(
+        specification="2C5s4-8", in_channels=1, image_size=(28, 28), classes=10, psp_persistence=0.25
+    )
+    TTFSModel.from_network(network, dataset="digits").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def export(model, *flags):
+    main("Export.", [str(model), *map(str, flags)])
+
+
+@pytest.mark.parametrize(("format", "program"), [("onnx", "onnxruntime"), ("nir", "snnTorch")])
+def test_writes_and_checks_with_random_and_test_images(model, tmp_path, capsys, format, program):
+    file = tmp_path / "made" / f"model.{format}"
+    export(model, "--format", format, "--output", file, "--check", "--check-images", "6")
+    shown = capsys.readouterr().out
+    assert f"written: {file}, {file.stat().st_size:,} bytes, {format.upper()}" in shown
+    assert f"{program} " in shown
+    assert "6 random images" in shown
+    assert ("same decisions                6 of 6" in shown) or format == "nir"  # where output spikes may tie
+    assert ("What the format does not hold" in shown) == (format == "nir")
+    assert str(tmp_path).encode() not in file.read_bytes()
+    export(model, "--format", format, "--output", file, "--overwrite", "--check", "--dataset", "sample")
+    shown = capsys.readouterr().out
+    assert "20 test images" in shown
+    assert "accuracy" in shown
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_hidden_layers_and_steps_are_options(model, tmp_path, capsys):
+    import nir
+    import onnx
+
+    export(model, "--format", "onnx", "--output", tmp_path / "a.onnx", "--hidden")
+    outputs = [output.name for output in onnx.load(tmp_path / "a.onnx").graph.output]
+    assert outputs == ["logits", "spike_times", "encoder", "conv1", "fc1"]
+    export(model, "--format", "nir", "--output", tmp_path / "a.nir", "--steps", "8", "--time-constant", "100")
+    metadata = nir.read(tmp_path / "a.nir").metadata
+    assert (metadata["window_s"], metadata["time_constant_windows"]) == ("0.0008", "100.0")
+    assert metadata["dataset"] == "digits"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--format", "onnx", "--steps", "8"], "--steps must go with --format nir"),
+        (["--format", "onnx", "--time-constant", "10"], "--time-constant must go with --format nir"),
+        (["--format", "nir", "--hidden"], "--hidden must go with --format onnx"),
+        (["--format", "onnx", "--dataset", "sample"], "--dataset and --data-dir must go with --check"),
+        (["--format", "nir", "--steps", "1"], "steps"),
+    ],
+)
+def test_bad_options_are_refused(model, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit, match="2"):
+        export(model, "--output", tmp_path / "out", *flags)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten_unasked(model, tmp_path, capsys):
+    file = tmp_path / "model.onnx"
+    file.write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        export(model, "--format", "onnx", "--output", file)
+    assert "Replace it by --overwrite" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        export(model, "--format", "onnx", "--output", tmp_path, "--overwrite")
+    assert "output must be a file" in capsys.readouterr().err
+    assert file.read_text() == "mine"
+
+
+def test_failures_leave_the_old_file(tmp_path, capsys):
+    network = small_network(neuron="ann")
+    TTFSModel.from_network(network).save_pretrained(tmp_path / "ann")
+    file = tmp_path / "model.nir"
+    file.write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        export(tmp_path / "ann", "--format", "nir", "--output", file, "--overwrite")
+    assert "model must consist of spiking layers" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        export(tmp_path / "nowhere", "--format", "nir", "--output", file, "--overwrite")
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("format", "package", "flags"),
+    [("onnx", "onnx", []), ("onnx", "onnxruntime", ["--check"]), ("nir", "nir", []), ("nir", "snntorch", ["--check"])],
+)
+def test_missing_packages_are_named(model, tmp_path, capsys, monkeypatch, format, package, flags):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match="2"):
+        export(model, "--format", format, "--output", tmp_path / "out", *flags)
+    shown = capsys.readouterr().err
+    assert f"{package} must be installed" in shown
+    assert f"pip install 'ttfs-triton[{format}]'" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipe_explains_itself(capsys):
+    recipe = runpy.run_path(str(ROOT / "recipes" / "export.py"), run_name="recipe")
+    with pytest.raises(SystemExit, match="0"):
+        recipe["main"](recipe["__doc__"], ["--help"])
+    shown = capsys.readouterr().out
+    assert "recipes/export.py runs/mnist --format onnx" in shown
+    for flag in ("--format", "--steps", "--check", "--hidden", "--overwrite"):
+        assert flag in shown

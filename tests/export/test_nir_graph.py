@@ -1,0 +1,177 @@
+"""NIR graphs: files, and what snnTorch makes of them."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tests.export.common import images_for, small_network
+from ttfs_triton.export import Clock, compare_nir, decide, input_frames, to_nir
+from ttfs_triton.export.compare import import_into_snntorch
+from ttfs_triton.export.drive import FirstSpikes
+from ttfs_triton.export.synapses import plain_synapses
+from ttfs_triton.nn import DFTConv2d, EarliestSpikePool2d, FirstSpikeReadout, NetworkConfig
+
+nir = pytest.importorskip("nir", reason="exporting to NIR needs nir")
+pytest.importorskip("snntorch", reason="running NIR needs snnTorch")
+
+
+def read_back(graph):
+    file = io.BytesIO()
+    nir.write(file, graph)
+    return nir.read(io.BytesIO(file.getvalue()))
+
+
+def test_files_keep_everything_bit_for_bit():
+    network = small_network(psp_persistence=0.25)
+    graph = to_nir(network, steps=16, class_names=["a", "b", "ç"], dataset="digits")
+    found = read_back(graph)
+    assert found.metadata == graph.metadata
+    assert sorted(found.edges) == sorted(graph.edges)
+    assert found.nodes.keys() == graph.nodes.keys()
+    for name, node in graph.nodes.items():
+        for key, value in vars(node).items():
+            if isinstance(value, np.ndarray):
+                assert np.array_equal(getattr(found.nodes[name], key), value), (name, key)
+    for name in ("conv1", "conv2", "fc1"):
+        weight, _ = plain_synapses(network.features.get_submodule(name))
+        assert np.array_equal(found.nodes[name].weight, weight)
+
+
+def test_metadata_say_what_nir_cannot():
+    network = small_network(psp_persistence=0.25)
+    metadata = to_nir(network, steps=16, class_names=["a", "b", "c"], dataset="digits").metadata
+    assert NetworkConfig.from_dict(json.loads(metadata["network"])) == network.config
+    assert json.loads(metadata["class_names"]) == ["a", "b", "c"]
+    assert (metadata["dataset"], metadata["psp_persistence"], metadata["window_s"]) == ("digits", "0.25", "0.0016")
+    assert Clock.from_metadata(metadata) == Clock(16, 4, 16, (2, 9, 8), False)
+    sentences = " ".join(json.loads(metadata["not_expressed"]))
+    for word in ("Windows", "steps", "latency encoder", "Logits"):
+        assert word in sentences
+    analog = small_network(encoder="analog", readout="first_spike")
+    sentences = " ".join(json.loads(to_nir(analog).metadata["not_expressed"]))
+    assert "Normalisation" in sentences
+    assert "minus the spike times" in sentences
+
+
+def first_spikes(graph, network, images, name):
+    """First spikes of a node in snnTorch."""
+    module, first, clock = import_into_snntorch(graph), FirstSpikes(), Clock.from_metadata(graph.metadata)
+    module.get_submodule(name).register_forward_hook(lambda _module, _inputs, spikes: first.update(spikes))
+    with torch.no_grad():
+        decide((module(frame)[0] for frame in input_frames(images, network.config, clock)), clock)
+    return first, clock
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.4, 1.0])
+def test_neurons_fire_in_the_step_that_the_discrete_rule_says(sigma):
+    network, steps = small_network(psp_persistence=sigma), 20
+    images = images_for(network, samples=8)
+    first, clock = first_spikes(to_nir(network, steps=steps), network, images, "conv1_neuron")
+    inputs = ((1 - images.double()) * steps).round().clamp_max(steps - 1)
+    activation = torch.where(images > 0, 1 - inputs / steps, 0.0)
+    weight, bias = (torch.from_numpy(array).double() for array in plain_synapses(network.features.conv1))
+    A = torch.nn.functional.conv2d(activation, weight, bias, padding=1)
+    W = sigma * torch.nn.functional.conv2d((activation > 0).double(), weight, padding=1)
+    step = torch.arange(steps).double().view(-1, 1, 1, 1, 1)
+    excess = A + W * (step + 1) / steps + (step + 0.5) / steps - 1
+    expected = torch.where((excess > 0).any(0), (excess > 0).double().argmax(0).double(), torch.inf)
+    clear = excess.abs().amin(0) > 1e-4  # float32 decides the rest
+    assert clear.float().mean() > 0.99
+    assert 0.1 < torch.isfinite(expected).float().mean() < 0.9
+    found = (first.times(clock, 1) * steps).double()
+    torch.testing.assert_close(found[clear], expected[clear], rtol=0, atol=1e-3)
+    assert first.count.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("sigma", "config"),
+    [
+        (0.0, {"readout": "first_spike"}),
+        (0.25, {"max_value": 2.0}),
+        (1.0, {"specification": "4C3-P2-6", "bias": False}),
+        (0.25, {"encoder": "analog", "mean": (0.4, 0.5), "std": (0.3, 0.3)}),
+        (0.25, {"specification": "P2-6-5", "readout": "potential_end"}),
+        (1.0, {"specification": "3C3-P3s2-8"}),
+    ],
+)
+def test_spike_times_approach_the_closed_form(sigma, config):
+    network = small_network(psp_persistence=sigma, scale=0.6, **config)
+    images = images_for(network, samples=8)
+    coarse, fine = (compare_nir(read_back(to_nir(network, steps=steps)), network, images) for steps in (8, 64))
+    assert fine.times[0].mean < 0.25 * coarse.times[0].mean  # an eighth, had all spikes clear crossings
+    assert fine.times[0].one_sided < 0.03
+    assert fine.times[-1].largest < 1.5 / 64
+    for layer in fine.times:  # deeper layers jump where an input comes too late to count
+        assert layer.repeated == 0
+        assert layer.spikes > 10
+        assert layer.mean < 0.03, layer.layer
+        assert layer.one_sided < 0.15, layer.layer
+    assert fine.same_decisions + fine.ties >= 7
+    assert fine.program.startswith("snnTorch")
+
+
+def test_error_shrinks_with_the_time_constant():
+    network = small_network(psp_persistence=0.25, scale=0.6)
+    images = images_for(network, samples=4)
+    errors = [
+        compare_nir(to_nir(network, steps=16, time_constant=tau), network, images).times[0].mean
+        for tau in (30.0, 300.0, 1e6)
+    ]
+    assert errors[0] > 2 * errors[1] > 2 * errors[2]
+    assert errors[2] < 0.3 / 16  # what rounding to steps leaves: a quarter of one
+
+
+def test_neurons_keep_to_their_windows():
+    network = small_network(psp_persistence=1.0, scale=1.5)
+    images = images_for(network, samples=8)
+    graph = to_nir(network, steps=16)
+    for window, name in enumerate(("conv1", "conv2", "fc1"), 1):
+        first, _ = first_spikes(graph, network, images, f"{name}_neuron")
+        fired = first.step[first.step >= 0]
+        assert len(fired) > 10
+        assert fired.min() >= 16 * window
+        assert fired.max() < 16 * (window + 1)
+        assert first.count.max() == 1
+
+
+def test_wide_output_windows_run_to_their_end():
+    network = small_network(psp_persistence=0.25, scale=0.6)
+    network.readout = FirstSpikeReadout(6, 3, psp_persistence=0.25, threshold=4.0, window=1.5, initial_potential=1.0)
+    network.eval()
+    graph = to_nir(network, steps=32)
+    assert Clock.from_metadata(graph.metadata).total_steps == 32 * 4 + 48
+    compared = compare_nir(graph, network, images_for(network, samples=8)).times[-1]
+    assert compared.mean < 0.5 / 32
+    assert compared.one_sided == 0
+
+
+def test_refuses_what_it_cannot_say():
+    with pytest.raises(TypeError, match="to_nir: network must be a TTFSNetwork; got Linear"):
+        to_nir(torch.nn.Linear(2, 2))
+    network = small_network()
+    for steps in (1, 4097):
+        with pytest.raises(ValueError, match=f"to_nir: steps must be 2 to 4096; got {steps}"):
+            to_nir(network, steps=steps)
+    with pytest.raises(ValueError, match="time_constant must be at least 1 window"):
+        to_nir(network, time_constant=0.5)
+    with pytest.raises(NotImplementedError, match="model must consist of spiking layers"):
+        to_nir(small_network(neuron="ann"))
+    with pytest.raises(NotImplementedError, match="maps must be sampled from the image"):
+        to_nir(small_network(specification="4C3p3-5"))
+    network.features.conv1 = DFTConv2d(2, 4, 3, padding=1, groups=2)
+    with pytest.raises(NotImplementedError, match=r"one group and square kernels.* got groups 2"):
+        to_nir(network)
+    network = small_network()
+    network.features.pool1 = EarliestSpikePool2d((2, 1), 2)
+    with pytest.raises(NotImplementedError, match=r"pools must be square; got \(2, 1\)"):
+        to_nir(network)
+
+
+def test_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nir", None)
+    with pytest.raises(RuntimeError, match=r"to_nir: nir must be installed; .* pip install 'ttfs-triton\[nir\]'"):
+        to_nir(small_network())

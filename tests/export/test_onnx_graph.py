@@ -1,0 +1,138 @@
+"""The closed form in onnxruntime."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.export.common import images_for, small_network
+from ttfs_triton.export import to_onnx
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+
+onnx = pytest.importorskip("onnx", reason="exporting to ONNX needs onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="running ONNX needs onnxruntime")
+
+
+def run(network, images, **options):
+    """Outputs by name."""
+    session = onnxruntime.InferenceSession(to_onnx(network, **options).SerializeToString())
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True))
+
+
+def assert_same(network, images):
+    found, decision = run(network, images), network.decide(images)
+    with torch.no_grad():
+        # float64, so that the error is onnxruntime's and not the sum of both.
+        expected = TTFSNetwork(network.config).double().eval()
+        expected.load_state_dict(network.state_dict())
+        np.testing.assert_allclose(found["logits"], expected(images.double()), rtol=1e-5, atol=2e-5)
+    np.testing.assert_array_equal(np.isinf(found["spike_times"]), decision.spike_times.isinf())
+    np.testing.assert_allclose(found["spike_times"], decision.spike_times.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("readout", ["potential_start", "potential_end", "first_spike"])
+@pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])
+def test_readouts_agree(readout, sigma):
+    network = small_network(readout=readout, psp_persistence=sigma, max_value=2.0)
+    assert_same(network, images_for(network))
+
+
+@given(
+    specification=st.sampled_from(["3C3p0s2-P2s1-4", "2C1-3C3-P2", "5C2p1s3", "4C3-7-5"]),
+    standardised=st.booleans(),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+    samples=st.integers(1, 5),
+)
+@settings(max_examples=12)
+def test_shapes_and_options_agree(specification, standardised, bias, seed, samples):
+    network = small_network(seed, specification, weight_standardisation=standardised, bias=bias)
+    assert_same(network, images_for(network, samples, seed))
+
+
+@pytest.mark.parametrize("mean", [None, (0.4, 0.5)])
+def test_analog_encoder_normalises(mean):
+    network = small_network(encoder="analog", mean=mean, std=None if mean is None else (0.2, 0.3))
+    assert_same(network, images_for(network))
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("encoder", ["analog", "latency"])
+def test_analog_networks_have_logits_only(batch_norm, encoder):
+    network = small_network(neuron="ann", batch_norm=batch_norm, encoder=encoder)
+    images = images_for(network)
+    found = run(network, images)
+    assert list(found) == ["logits"]
+    np.testing.assert_allclose(found["logits"], network(images).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_hidden_activations_are_outputs_on_request():
+    network = small_network()
+    images = images_for(network)
+    found = run(network, images, hidden=True)
+    assert list(found) == ["logits", "spike_times", "encoder", "conv1", "conv2", "fc1"]
+    value = images
+    with torch.no_grad():
+        for name, layer in network.features.named_children():
+            value = layer(value)
+            if name in found:
+                np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5)
+
+
+def test_borders_are_decided_as_here():
+    # One input x = 1 or 0, weight w, initial potential b: A = w + b, W = w, on A = 1, A + W = 0 and around.
+    weights = torch.tensor([[1.0, 0.5, 0.25, -0.5, -0.25, 0.0]]).T
+    biases = torch.tensor([0.0, 0.5, -0.5, 1.0, 1.25, 0.0])
+    config = {"in_channels": 1, "image_size": (1, 1), "weight_standardisation": False}
+    network = small_network(specification="6", **config)
+    with torch.no_grad():
+        network.features.fc1.weight.copy_(weights)
+        network.features.fc1.bias.copy_(biases)
+    images = torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)
+    found = run(network, images, hidden=True)["fc1"]
+    np.testing.assert_array_equal(found[0], [1, 1, 0, 0, 1, 0])
+    np.testing.assert_array_equal(found[0], network.features(images)[0].detach())
+    np.testing.assert_array_equal(found[1], network.features(images)[1].detach())
+
+
+def test_model_is_standard_and_says_what_it_is():
+    network = small_network(psp_persistence=0.25)
+    model = to_onnx(network, class_names=["a", "b", "ç"], dataset="digits")
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} == {""}
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert NetworkConfig.from_dict(json.loads(metadata["network"])) == network.config
+    assert json.loads(metadata["class_names"]) == ["a", "b", "ç"]
+    assert (metadata["dataset"], metadata["psp_persistence"]) == ("digits", "0.25")
+    assert metadata["format_version"] == "1"
+    shapes = {
+        value.name: [dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        for value in [*model.graph.input, *model.graph.output]
+    }
+    assert shapes == {"images": ["N", 2, 9, 8], "logits": ["N", 3], "spike_times": ["N", 3]}
+    # Both contractions of a layer read one weight.
+    users = [node for node in model.graph.node if "conv2.weight" in node.input]
+    assert [node.op_type for node in users] == ["Conv", "Conv"]
+
+
+def test_refuses_what_is_no_network():
+    with pytest.raises(TypeError, match="to_onnx: network must be a TTFSNetwork; got Linear"):
+        to_onnx(torch.nn.Linear(2, 2))
+    network = small_network()
+    with pytest.raises(ValueError, match=r"class_names must have one name a class \(3\); got 2"):
+        to_onnx(network, class_names=["a", "b"])
+    network.features.conv2 = torch.nn.Conv2d(4, 5, 3)
+    with pytest.raises(TypeError, match=r"layers must be those of ttfs_triton.nn; got Conv2d \(conv2\)"):
+        to_onnx(network)
+
+
+def test_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(RuntimeError, match=r"to_onnx: onnx must be installed; .* pip install 'ttfs-triton\[onnx\]'"):
+        to_onnx(small_network())
