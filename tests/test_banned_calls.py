@@ -54,6 +54,12 @@ def test_project_has_no_banned_calls() -> None:
     assert found == []
 
 
+def test_pickled_weights_are_read_in_one_place_only() -> None:
+    files = (file for folder in FOLDERS if folder != "tests" for file in (ROOT / folder).rglob("*.py"))
+    found = {str(file.relative_to(ROOT)) for file in files if "torch.load(" in file.read_text(encoding="utf-8")}
+    assert found == {"ttfs_triton/convert/source.py"}
+
+
 @pytest.mark.parametrize(
     "source",
     [  # planted violations, as text: none of it runs

@@ -28,7 +28,7 @@ ABOVE = {
     "ttfs_triton.evaluation": within_package("convert", "export"),
     "ttfs_triton.export": within_package("convert", "report", "train"),
     "ttfs_triton.report": within_package("convert", "evaluation", "export", "train"),
-    "ttfs_triton.train": within_package("convert", "evaluation", "export", "report"),
+    "ttfs_triton.train": within_package("evaluation", "export", "report"),
     "recipes": ("bench", "docs", "tests"),
     "bench": ("docs", "tests"),
     "docs": ("tests",),

@@ -83,10 +83,11 @@ def _without_prefixes(tensors: dict[str, Tensor], steps: list[str]) -> dict[str,
 
 
 def _check(name: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+    plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_complex() or tensor.is_meta)
+    if not plain or tensor.numel() == 0:
         raise WeightsError(
-            f"clean: {name} must be a dense tensor of real numbers; got {tensor.dtype}, {tensor.layout} on "
-            f"{tensor.device}. Save plain floating point weights."
+            f"clean: {name} must be a dense tensor of real numbers; got {tensor.dtype}, {tensor.layout}, "
+            f"{list(tensor.shape)} on {tensor.device}. Save plain floating point weights."
         )
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         count = int((~tensor.isfinite()).sum())

@@ -1,8 +1,6 @@
 """From a configuration to data, network and optimizer."""
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,13 +8,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ttfs_triton.hub import BaseModel, LoadError, ModelDescription
-from ttfs_triton.hub.weights import read_weights
+from ttfs_triton.hub import BaseModel
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
 from ttfs_triton.train.augment import Augmentation
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.data import ImageData, load_images, train_validation_split
+from ttfs_triton.train.start import load_weights
 
 SPECIFICATIONS: dict[str, tuple[str, Literal["latency", "analog"]]] = {
     "cnn1": (CNN1, "latency"),
@@ -68,7 +66,7 @@ def load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
     return RunData(train, test, *train_validation_split(train, config.validation_fraction, config.seed))
 
 
-def build_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
+def build_network(config: TrainConfig, data: RunData) -> tuple[TTFSNetwork, BaseModel | None]:
     """The network for these images, initialised from `config.seed` and, if given, from `config.weights`.
 
     Raises:
@@ -105,35 +103,7 @@ def build_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if config.weights is not None:
-        load_weights(network, config)
-    return network
-
-
-def load_weights(network: TTFSNetwork, config: TrainConfig) -> None:
-    """Load `config.weights` into a network, strictly: every tensor used, every parameter found."""
-    assert config.weights is not None
-    try:
-        tensors = read_weights(config.weights)
-        network.load_state_dict(tensors)
-    except LoadError as error:
-        raise ConfigError(f"weights: {error}") from error
-    except RuntimeError as error:
-        raise ConfigError(f"weights: {config.weights} does not fit {config.model}: {error}") from error
-
-
-def base_model(weights: Path) -> BaseModel:
-    """What a network that starts from these weights is based on: what they were made from, if their config.json knows.
-
-    Raises:
-        ConfigError: there is a config.json beside them that cannot be read.
-    """
-    try:
-        beside = weights.with_name("config.json")
-        known = ModelDescription.read(beside).base_model if beside.is_file() else None
-    except LoadError as error:
-        raise ConfigError(f"weights: {error}") from error
-    return known or BaseModel(file=weights.name, sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
+    return network, None if config.weights is None else load_weights(network, config.weights)
 
 
 def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 
 class TrainConfig(BaseModel):
@@ -81,8 +81,9 @@ class TrainConfig(BaseModel):
     """Scale of the initial weights, as a factor on Kaiming's."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability that a spike of a fully connected layer is dropped in training."""
-    weights: Path | None = None
-    """Start from this safetensors file (same network, also as an ANN)."""
+    weights: str | None = None
+    """Start from these weights: a run's folder, a file, or a Hub repository, org/name[/file][@revision]. Of the same
+    network, also as an ANN with batch norm, or of a known VGG; see recipes/convert.py for what more can be changed."""
     backend: Literal["auto", "triton", "torch"] = "auto"
     """Kernels."""
 
@@ -143,6 +144,11 @@ class TrainConfig(BaseModel):
     """Optimiser steps between two samples of the layers' activity in training."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
 
     @model_validator(mode="after")
     def _combinations(self) -> "TrainConfig":

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ttfs_triton.hub import ModelDescription
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
 from ttfs_triton.train.batches import Batch, EpochBatches, evaluation_batches, train_loader
-from ttfs_triton.train.build import RunData, base_model, build_augmentation, build_network, build_optimizer
+from ttfs_triton.train.build import RunData, build_augmentation, build_network, build_optimizer
 from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.display import Display
@@ -57,7 +57,7 @@ class Trainer:
     ) -> None:
         self.config, self.accelerator, self.data, self.folder = config, accelerator, data, folder
         self.display, self.stop = display, stop
-        self.network: TTFSNetwork = build_network(config, data)
+        self.network, self._base_model = build_network(config, data)
         model = accelerator.prepare_model(self.network)
         self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
         # The bare optimizer steps the schedule and is saved; the wrapper around it knows about loss scaling.
@@ -73,7 +73,6 @@ class Trainer:
         self.schedule = make_schedule(self.bare_optimizer, config, self.steps_per_epoch)
         self._sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, correct, images
         self._last_checkpoint = "none yet"
-        self._base_model = None if config.weights is None else base_model(config.weights)
 
     @property
     def scored_network(self) -> TTFSNetwork:

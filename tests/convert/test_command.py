@@ -1,0 +1,167 @@
+"""The recipe: a folder that training and evaluation read, whole or not at all."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.convert import sources
+from tests.convert.sources import randomised
+from tests.convert.test_conversion import ours
+from ttfs_triton.convert import command, convert
+from ttfs_triton.evaluation import load_network
+from ttfs_triton.hub import BaseModel, ModelDescription
+from ttfs_triton.hub.weights import write_weights
+
+
+@pytest.fixture
+def vgg(tmp_path):
+    path = tmp_path / "vgg.pth"
+    torch.save({"net": {f"module.{k}": v for k, v in randomised(sources.kuangliu()).state_dict().items()}}, path)
+    return path
+
+
+@pytest.fixture
+def ann(tmp_path):
+    """A folder with an ANN of ours as training writes it."""
+    network = ours(batch_norm=True)
+    (tmp_path / "ann").mkdir()
+    write_weights(tmp_path / "ann" / "model.safetensors", network.state_dict())
+    description = ModelDescription.of(network.config, class_names=list("abcde"), dataset="letters")
+    description.write(tmp_path / "ann" / "config.json")
+    return tmp_path / "ann"
+
+
+def test_recipe_writes_what_evaluation_loads(vgg, tmp_path, capsys):
+    folder = tmp_path / "runs" / "converted"
+    command.main(None, [str(vgg), "--output-dir", str(folder), "--psp-persistence", "0.25"])
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "conversion.json", "model.safetensors"]
+    loaded = load_network(folder)
+    converted = convert(vgg, psp_persistence=0.25)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded.network(images), converted.network(images))
+    assert loaded.network.config == converted.network.config
+    assert json.loads((folder / "conversion.json").read_text()) == converted.report.to_dict()
+    description = ModelDescription.read(folder / "config.json")
+    assert description.base_model == BaseModel("vgg.pth", converted.weights.sha256)
+    out = capsys.readouterr().out
+    assert "kuangliu/pytorch-cifar" in out
+    assert "removed the prefix module." in out
+    assert "written: " in out
+
+
+def test_names_of_classes_are_kept_unless_the_head_is_new(ann, tmp_path):
+    command.main(None, [str(ann), "--output-dir", str(tmp_path / "kept")])
+    kept = ModelDescription.read(tmp_path / "kept" / "config.json")
+    assert (kept.class_names, kept.dataset) == (tuple("abcde"), "letters")
+    options = ["--classes", "2", "--replace-head", "--no-keep-standardisation"]
+    command.main(None, [str(ann), "--output-dir", str(tmp_path / "new"), *options])
+    new = ModelDescription.read(tmp_path / "new" / "config.json")
+    assert (new.class_names, new.dataset) == (("0", "1"), None)
+    assert (kept.network.weight_standardisation, new.network.weight_standardisation) == (True, False)
+
+
+def test_origin_is_handed_on_through_two_conversions(vgg, tmp_path):
+    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "one")])
+    command.main(None, [str(tmp_path / "one"), "--output-dir", str(tmp_path / "two")])
+    one, two = (ModelDescription.read(tmp_path / name / "config.json") for name in ("one", "two"))
+    assert one.base_model == two.base_model
+    assert one.network == two.network
+
+
+def test_flags_reach_the_conversion(vgg, tmp_path):
+    flags = "--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --readout first_spike --batch-norm-epsilon 1e-3 --encoder latency"
+    flags += " --input-normalisation weights --inexact-borders"
+    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags.split()])
+    config = load_network(tmp_path / "out").network.config
+    assert (config.mean, config.encoder, config.readout) == (None, "latency", "first_spike")
+
+
+def test_empty_folder_is_filled(vgg, tmp_path):
+    (tmp_path / "out").mkdir()
+    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("occupied", ["file", "folder"])
+def test_occupied_folder_is_refused_before_any_work(tmp_path, occupied, capsys):
+    path = tmp_path / "out"
+    if occupied == "file":
+        path.write_text("mine")
+    else:
+        path.mkdir()
+        (path / "mine").touch()
+    with pytest.raises(SystemExit) as stopped:
+        command.main(None, [str(tmp_path / "not even looked for"), "--output-dir", str(path)])
+    assert stopped.value.code == 2
+    assert "output_dir must not hold anything" in capsys.readouterr().err
+    assert path.read_text() == "mine" if occupied == "file" else list(path.iterdir()) == [path / "mine"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "flags", "message"),
+    [
+        ("truncate", [], "must be a whole file"),
+        ("flip", [], "fails its checksum"),
+        ("nothing", ["--sha256", "0" * 64], "must have the SHA-256 0000"),
+        ("nothing", ["--classes", "3"], "classes must be 10"),
+        ("nothing", ["--image-size", "64"], "image_size must be 32"),
+        ("extra", [], "every tensor must belong to"),
+        ("missing", [], "features.4.weight"),
+        ("remove", [], "source must be a file"),
+        ("nothing", ["--psp-persistence", "2"], "less than or equal to 1"),
+        ("nothing", ["--mean", "0.1"], "mean must have one entry per channel"),
+    ],
+)
+def test_mistakes_end_in_a_message_and_leave_nothing(vgg, tmp_path, spoil, flags, message, capsys):
+    content = vgg.read_bytes()
+    if spoil == "truncate":
+        vgg.write_bytes(content[:-2000])
+    elif spoil == "flip":
+        middle = len(content) // 2
+        vgg.write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
+    elif spoil == "remove":
+        vgg.unlink()
+    elif spoil in ("extra", "missing"):
+        tensors = sources.kuangliu().state_dict()
+        tensors["extra"] = torch.ones(2)
+        if spoil == "missing":
+            del tensors["extra"]
+            tensors["features.4.weight"] = tensors.pop("features.4.weight")[:, :2]
+        torch.save(tensors, vgg)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("failing", ["write_weights", "write_json", "sync_folder"])
+def test_failed_write_leaves_nothing_half(vgg, tmp_path, failing, monkeypatch):
+    converted = convert(vgg)
+
+    def fail(*arguments):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(command, failing, fail)
+    with pytest.raises(OSError, match="no space left"):
+        command.write_folder(converted, tmp_path / "out")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == (["out", "vgg.pth"] if failing == "sync_folder" else ["vgg.pth"])
+
+
+def test_more_can_be_said_in_conversion_json(vgg, tmp_path):
+    command.write_folder(convert(vgg), tmp_path / "out", {"calibration": {"images": 3}})
+    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"] == {"images": 3}
+
+
+def test_weights_written_are_plain_safetensors(vgg, tmp_path):
+    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out")])
+    tensors = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.float32}
+    assert tensors.keys() == convert(vgg).network.state_dict().keys()

@@ -1,0 +1,161 @@
+"""Weights that a run starts from: exact, converted, or refused before anything is written."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from tests.convert import sources
+from tests.convert.sources import randomised
+from ttfs_triton.convert import convert
+from ttfs_triton.hub import BaseModel, ModelDescription
+from ttfs_triton.hub.weights import write_weights
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.train import ConfigError
+from ttfs_triton.train.start import load_weights
+
+ANN = NetworkConfig(
+    "6C3-P2-8C3-P2-12",
+    in_channels=3,
+    image_size=(8, 8),
+    classes=4,
+    encoder="analog",
+    mean=(0.4, 0.5, 0.6),
+    std=(0.2, 0.3, 0.4),
+    neuron="ann",
+)
+
+
+def trained(config: NetworkConfig) -> TTFSNetwork:
+    """A network with batch norms, gains and biases that do something."""
+    network = TTFSNetwork(config).eval()
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point() and tensor.dim() == 1:
+                tensor.uniform_(0.1 if name.endswith("bias") else 0.5, 1.5)
+    return network
+
+
+def save(network: TTFSNetwork, folder, config: bool = True):
+    """As the trainer keeps its best weights."""
+    (folder / "best").mkdir(parents=True)
+    write_weights(folder / "best" / "model.safetensors", network.state_dict())
+    if config:
+        ModelDescription.of(network.config).write(folder / "best" / "config.json")
+    return folder
+
+
+def target(config: NetworkConfig = ANN, **changes) -> TTFSNetwork:
+    """A spiking network as a training configuration asks for, whose images have another mean."""
+    values = {"neuron": "dft", "batch_norm": False, "psp_persistence": 0.0, "mean": (0.1, 0.1, 0.1)}
+    return TTFSNetwork(config.replace(**(values | changes))).eval()
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("standardised", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("config", [False, True], ids=["bare", "configured"])
+def test_run_of_an_ann_starts_the_spiking_network(tmp_path, batch_norm, standardised, kept, config):
+    ann = trained(ANN.replace(batch_norm=batch_norm, weight_standardisation=standardised))
+    source = save(ann, tmp_path / "run", config)
+    network = target(weight_standardisation=kept and standardised, mean=ANN.mean)
+    base = load_weights(network, str(source if config else source / "best" / "model.safetensors"))
+    assert base.file == "model.safetensors"
+    images = torch.rand(5, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), ann(images), atol=1e-5, rtol=1e-5)
+
+
+def test_images_are_normalised_as_the_weights_are_used_to(tmp_path):
+    for batch_norm in (False, True):
+        ann = trained(ANN.replace(batch_norm=batch_norm))
+        network = target(psp_persistence=0.0, dropout=0.5)
+        load_weights(network, str(save(ann, tmp_path / str(batch_norm))))
+        assert (network.config.mean, network.config.std) == (ANN.mean, ANN.std)
+        assert network.config.dropout == 0.5
+        images = torch.rand(5, 3, 8, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(network(images), ann(images), atol=1e-5, rtol=1e-5)
+
+
+def test_normalisation_without_a_configuration_stays(tmp_path):
+    network = target()
+    load_weights(network, str(save(trained(ANN), tmp_path / "run", config=False) / "best" / "model.safetensors"))
+    assert network.config.mean == (0.1, 0.1, 0.1)
+
+
+def test_network_of_another_project_starts_a_run(tmp_path):
+    source = randomised(sources.kuangliu())
+    torch.save({"net": source.state_dict()}, tmp_path / "vgg.pth")
+    converted = convert(tmp_path / "vgg.pth")
+    network = target(converted.network.config, mean=(0, 0, 0), readout="potential_end", psp_persistence=0.25)
+    base = load_weights(network, str(tmp_path / "vgg.pth"))
+    assert base == BaseModel("vgg.pth", converted.weights.sha256)
+    for name, value in converted.network.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value)
+    assert network.config == converted.network.config.replace(readout="potential_end", psp_persistence=0.25)
+    torch.testing.assert_close(network.features.conv1.mean.flatten(), torch.tensor([0.4914, 0.4822, 0.4465]))
+
+
+def test_converted_folder_starts_a_run_and_hands_its_origin_on(tmp_path):
+    base = BaseModel("vgg.pth", "1" * 64)
+    folder = save(trained(ANN), tmp_path / "run")
+    description = ModelDescription.read(folder / "best" / "config.json").replace(base_model=base)
+    description.write(folder / "best" / "config.json")
+    assert load_weights(target(), str(folder)) == base
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"specification": "6C3-8C3-P2-P2-12"}, r"specification must be 6C3-P2-8C3-P2-12, .*--model 6C3-P2-8C3-P2-12"),
+        ({"width": 2.0}, "specification must be"),
+        ({"encoder": "latency", "mean": None, "std": None}, "encoder must be analog, .*--encoder analog"),
+        ({"neuron": "ann", "batch_norm": True, "weight_standardisation": False}, "batch_norm must be False"),
+        ({"classes": 5}, "classes must be 4"),
+        ({"image_size": (12, 12)}, r"image_size must be \(8, 8\)"),
+        ({"bias": False}, "bias must be True"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_weights_of_another_network_are_refused(tmp_path, changes, problem):
+    source = save(trained(ANN.replace(batch_norm=True)), tmp_path / "run")
+    network = target(**changes)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ConfigError, match=f"weights: .*run does not fit .*{problem}"):
+        load_weights(network, str(source))
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_plain_weights_cannot_be_standardised(tmp_path):
+    source = save(trained(ANN.replace(batch_norm=True, weight_standardisation=False)), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"weight_standardisation must be False, .*--no-weight-standardisation"):
+        load_weights(target(weight_standardisation=True), str(source))
+
+
+def test_bare_weights_of_other_shapes_are_named(tmp_path):
+    tensors = trained(ANN).state_dict()
+    tensors["features.conv2.weight"] = tensors["features.conv2.weight"][:, :3]
+    write_weights(tmp_path / "w.safetensors", tensors)
+    problem = r"features\.conv2\.weight: \[8, 3, 3, 3\], conv2 needs \[8, 6, 3, 3\]"
+    with pytest.raises(ConfigError, match=problem):
+        load_weights(target(), str(tmp_path / "w.safetensors"))
+
+
+def test_unreadable_weights_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="weights: open_weights: source must be a file"):
+        load_weights(target(), str(tmp_path / "nothing"))
+    source = save(trained(ANN), tmp_path / "run")
+    values = json.loads((source / "best" / "config.json").read_text())
+    (source / "best" / "config.json").write_text(json.dumps(values | {"format_version": 99}))
+    with pytest.raises(ConfigError, match=r"weights: .*Upgrade ttfs-triton"):
+        load_weights(target(), str(source))
+
+
+def test_settings_of_training_are_kept(tmp_path):
+    wanted = {"psp_persistence": 0.5, "surrogate_width": 0.1, "derivative_clip": 3.0, "readout": "first_spike"}
+    network = target(**wanted)
+    load_weights(network, str(save(trained(ANN.replace(batch_norm=True)), tmp_path / "run")))
+    kept = dataclasses.asdict(network.config)
+    assert {name: kept[name] for name in wanted} == wanted

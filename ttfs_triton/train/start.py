@@ -1,0 +1,118 @@
+"""Weights that a run starts from: its own kind as they are, an ANN's or another project's converted."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ttfs_triton.convert import ConversionError, Weights, WeightsError, convert, open_weights
+from ttfs_triton.hub import BaseModel
+from ttfs_triton.nn import AnalogEncoder, NetworkConfig, TTFSNetwork, parse_specification
+from ttfs_triton.nn.specification import Convolution, Dense, Token
+from ttfs_triton.train.config import ConfigError
+
+
+def load_weights(network: TTFSNetwork, source: str) -> BaseModel:
+    """Load weights into a network, strictly: every tensor used or folded, every parameter found.
+
+    Tensors of exactly the network's names and shapes are copied, from a spiking network or its analog twin. Others are
+    converted first: an ANN of ours with batch norm or standardised weights, or a known network of another project. What
+    neither names nor shapes fix stays as the network has it, but for mean and std of the images, which are those that
+    the weights were trained with.
+
+    Args:
+        network: changed in place.
+        source: what `open_weights` reads.
+    Returns:
+        What the network is based on now.
+    Raises:
+        ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
+    """
+    try:
+        weights = open_weights(source)
+        description = weights.description()
+        if _shapes(weights.tensors) == _shapes(network.state_dict()):
+            tensors, trained = weights.tensors, None if description is None else description.network
+        else:
+            tensors, trained = _convert(network.config, weights)
+            _check_same(network, tensors)
+        base_model = weights.base_model()
+    except WeightsError as error:
+        raise ConfigError(f"weights: {error}") from error
+    except ConversionError as error:
+        raise ConfigError(f"weights: {source} does not fit {network.config.specification}: {error}") from error
+    network.load_state_dict(tensors)
+    if trained is not None:
+        _take_statistics(network, trained)
+    return base_model
+
+
+def _convert(target: NetworkConfig, weights: Weights) -> tuple[dict[str, Tensor], NetworkConfig]:
+    """The tensors of the converted network, and its configuration, which must be `target`'s in all that counts."""
+    assumed = target.replace(
+        neuron="ann",
+        readout="potential_start",
+        batch_norm=any(".batch_norm." in key for key in weights.tensors),
+        weight_standardisation=any(key.endswith(".weight_gain") for key in weights.tensors),
+    )
+    converted = convert(
+        weights,
+        config=assumed,
+        classes=target.classes,
+        image_size=target.image_size,
+        keep_standardisation=target.weight_standardisation,
+        bias=target.bias,
+    )
+    found = converted.network.config
+    for name, flag, same in (
+        ("specification", f"--model {found.specification}", _structure(found) == _structure(target)),
+        ("encoder", f"--encoder {found.encoder}", found.encoder == target.encoder),
+        ("batch_norm", "--no-batch-norm", not target.batch_norm),
+        (
+            "weight_standardisation",
+            "--no-weight-standardisation",
+            found.weight_standardisation == target.weight_standardisation,
+        ),
+    ):
+        if not same:
+            value, mine = (getattr(config, name) for config in (found, target))
+            raise ConversionError(f"{name} must be {value}, as {weights.name} gives; got {mine}. Give {flag}.")
+    return converted.network.state_dict(), found
+
+
+def _structure(config: NetworkConfig) -> tuple[object, ...]:
+    """Hidden layers at their true sizes, and what the first one reads."""
+
+    def at_width(token: Token) -> Token:
+        if isinstance(token, Convolution):
+            return dataclasses.replace(token, channels=config.scaled(token.channels))
+        return Dense(config.scaled(token.features)) if isinstance(token, Dense) else token
+
+    return (*map(at_width, parse_specification(config.specification)), config.in_channels, config.image_size)
+
+
+def _check_same(network: TTFSNetwork, tensors: Mapping[str, Tensor]) -> None:
+    wanted, got = _shapes(network.state_dict()), _shapes(tensors)
+    problems = [
+        f"{key}: {got.get(key, 'missing')}, not {wanted.get(key, 'wanted')}"
+        for key in sorted({*wanted, *got})
+        if wanted.get(key) != got.get(key)
+    ]
+    if problems:
+        raise ConversionError(f"its converted tensors must be those of the network; got {'; '.join(problems[:12])}.")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _take_statistics(network: TTFSNetwork, trained: NetworkConfig) -> None:
+    """Normalise images as the weights' network did: mean and std of other images would shift every potential."""
+    first = network.features[0]
+    if not isinstance(first, AnalogEncoder) or trained.encoder != "analog":
+        return
+    for buffer, values, default in ((first.mean, trained.mean, 0.0), (first.std, trained.std, 1.0)):
+        buffer.copy_(torch.tensor(values or [default] * trained.in_channels).view_as(buffer))
+    network.config = network.config.replace(mean=trained.mean, std=trained.std)
