@@ -56,14 +56,23 @@ class FoldedANN(nn.Module):
         self._run(images, found)
         return found
 
-    def _run(self, images: Tensor, hidden: dict[str, Tensor]) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
+        """What the first layer reads: normalised images, clamped to [0, 1] for a latency encoder."""
         x = (images - self.mean) / self.std
-        if self.config.encoder == "latency":
-            x = x.clamp(0, 1)
+        return x.clamp(0, 1) if self.config.encoder == "latency" else x
+
+    def run_layer(self, name: str, x: Tensor) -> Tensor:
+        """One of `layers` and what its neurons make of it: [N, ...] activations, logits behind the readout."""
+        layer = self.layers[name]
+        x = layer(x)
+        hidden = isinstance(layer, nn.Conv2d | nn.Linear) and name != "readout"
+        return x.clamp(0, self.bound) if hidden else x
+
+    def _run(self, images: Tensor, hidden: dict[str, Tensor]) -> Tensor:
+        x = self.encode(images)
         for name, layer in self.layers.items():
-            x = layer(x)
+            x = self.run_layer(name, x)
             if isinstance(layer, nn.Conv2d | nn.Linear) and name != "readout":
-                x = x.clamp(0, self.bound)
                 hidden[name] = x
         return x
 

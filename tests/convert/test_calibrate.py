@@ -1,0 +1,129 @@
+"""Initial potentials that bring a spiking network closest to its ANN."""
+
+import copy
+
+import pytest
+import torch
+
+from tests.convert import sources
+from tests.convert.sources import randomised, weights_of
+from ttfs_triton.convert import ConversionError, Converted, convert
+from ttfs_triton.convert.calibrate import calibrate
+from ttfs_triton.convert.fit_range import fit_range
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+
+IMAGES = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def pair(psp_persistence: float = 1.0, **more) -> Converted:
+    return fit_range(
+        convert(weights_of(randomised(sources.kuangliu())), psp_persistence=psp_persistence, **more), IMAGES
+    )
+
+
+def own(standardised: bool, encoder: str = "latency") -> Converted:
+    torch.manual_seed(1)
+    config = NetworkConfig(
+        "6C3-P2-8C3-16",
+        in_channels=3,
+        image_size=(12, 12),
+        classes=4,
+        encoder=encoder,
+        neuron="ann",
+        weight_standardisation=standardised,
+    )
+    return convert(weights_of(TTFSNetwork(config)), config=config, psp_persistence=1.0)
+
+
+def test_calibration_brings_layers_closer():
+    both = pair()
+    layers = calibrate(both.network, both.ann, IMAGES)
+    assert [layer.name for layer in layers] == list(both.ann.hidden(IMAGES))
+    first, *others = layers
+    assert first.before == pytest.approx(1)  # analog in both
+    assert first.shift == 0
+    assert all(layer.after > layer.before for layer in others)
+
+
+def test_initial_potential_is_the_best_of_a_fine_scan():
+    """First spiking layer, one channel at a time, in float64."""
+    both = own(standardised=False)
+    images = IMAGES[:, :, :12, :12]
+    plain = copy.deepcopy(both.network.features.conv1)
+    calibrate(both.network, both.ann, images, samples=10**9)
+    x, target = images.double(), both.ann.hidden(images)["conv1"].double()
+    weight = plain.weight.double()
+    potential = torch.nn.functional.conv2d(x, weight, padding=1)
+    slope = torch.nn.functional.conv2d((x > 0).double(), weight, padding=1)
+
+    def error(initial: torch.Tensor) -> torch.Tensor:
+        start = potential + initial.view(-1, 1, 1)
+        crossing = torch.where(start + slope > 0, (start + slope) / (1 + slope), 0.0)
+        activations = torch.where(start >= 1, 1.0, crossing)
+        return (activations - target).square().mean((0, 2, 3))
+
+    scan = torch.stack([error(plain.bias.double() + step) for step in torch.linspace(-2, 2, 513, dtype=torch.float64)])
+    torch.testing.assert_close(error(both.network.features.conv1.bias.double()), scan.amin(0), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("standardised", [True, False])
+def test_only_initial_potentials_of_spiking_layers_change(standardised):
+    both = own(standardised, "analog")
+    before = {name: tensor.clone() for name, tensor in both.network.state_dict().items()}
+    layers = calibrate(both.network, both.ann, IMAGES[:, :, :12, :12])
+    changed = {name for name, tensor in both.network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"features.conv2.bias", "features.fc1.bias"}
+    for layer in layers[1:]:
+        name = f"features.{layer.name}.bias"
+        change = (both.network.state_dict()[name] - before[name]).mean().item()
+        assert layer.shift == pytest.approx(change, abs=1e-6)
+        assert change != 0
+
+
+def test_network_without_persistence_stays_as_it_is():
+    both = pair(psp_persistence=0.0)
+    before = copy.deepcopy(both.network.state_dict())
+    layers = calibrate(both.network, both.ann, IMAGES)
+    for name, tensor in both.network.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], atol=2 / 256, rtol=0)
+    assert all(layer.after == pytest.approx(1, abs=1e-3) for layer in layers)
+
+
+def test_batches_and_mode_do_not_matter():
+    one, other = pair(), pair()
+    other.network.train()
+    calibrate(one.network, one.ann, IMAGES, samples=10**9)
+    calibrate(other.network, other.ann, IMAGES, samples=10**9, batch_size=7)
+    assert other.network.training
+    for mine, theirs in zip(one.network.parameters(), other.network.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2 / 256, rtol=0)
+
+
+def test_progress_names_each_spiking_layer():
+    both, names = pair(), []
+    calibrate(both.network, both.ann, IMAGES, progress=names.append)
+    assert names == [f"conv{number}" for number in range(2, 9)]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: convert(weights_of(randomised(sources.kuangliu()))), "clamped to .0, 1.; got an upper bound of None"),
+        (lambda: convert(weights_of(randomised(sources.paper()))), "initial potentials; got bias=False"),
+    ],
+)
+def test_pairs_that_cannot_be_calibrated_are_refused(make, message):
+    both = make()
+    with pytest.raises(ConversionError, match=message):
+        calibrate(both.network, both.ann, IMAGES)
+
+
+def test_other_networks_and_no_images_are_refused():
+    both, others = pair(), own(True)
+    with pytest.raises(ConversionError, match="must have the layers of the network"):
+        calibrate(both.network, others.ann, IMAGES)
+    with pytest.raises(ConversionError, match="at least one image"):
+        calibrate(both.network, both.ann, IMAGES[:0])
+    ann = TTFSNetwork(both.network.config.replace(neuron="ann"))
+    with pytest.raises(ConversionError, match="spiking neurons with initial potentials; got an ANN"):
+        calibrate(ann, both.ann, IMAGES)

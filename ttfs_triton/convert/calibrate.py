@@ -1,0 +1,164 @@
+"""Calibrate a spiking network against the ANN that its weights come from: initial potentials, layer by layer.
+
+With psp_persistence σ > 0 a copied neuron fires by (A + σW)/(1 + σW) where the ANN has A. The slope W, the sum of the
+weights of all active inputs, is below 0 in most neurons of a trained ANN, so copied neurons fire too late or never, and
+every layer adds to it. A higher initial potential makes up for the mean of that. It is one number a channel, found on a
+few hundred images, and leaves the weights, standardised or not, as they are.
+
+`bench/conversion.py` compares it with a gain a channel, centred weights, and fitting all weights of a layer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ttfs_kernels.rule import fire
+from ttfs_triton.convert.correlation import layer_correlations
+from ttfs_triton.convert.errors import ConversionError
+from ttfs_triton.convert.folded import FoldedANN
+from ttfs_triton.nn import DFTConv2d, DFTLinear, LatencyEncoder, TTFSNetwork
+
+# Grids of 17 initial potentials, each eight times finer than the one before. The first reaches two threshold heights
+# up and down, the last resolves 1/256 of one.
+REACH, POINTS, GRIDS = 2.0, 17, 3
+
+
+@dataclass(frozen=True)
+class LayerCalibration:
+    """What calibration did to a layer.
+
+    Attributes:
+        name: of the layer.
+        before, after: correlation of its activations with the ANN's, in [−1, 1]; None where either is constant.
+        shift: mean change of the initial potential over channels, in threshold heights; 0 for a layer left alone.
+    """
+
+    name: str
+    before: float | None
+    after: float | None
+    shift: float
+
+
+@torch.no_grad()
+def calibrate(
+    network: TTFSNetwork,
+    ann: FoldedANN,
+    images: Tensor,
+    *,
+    batch_size: int = 64,
+    samples: int = 8192,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda name: None,
+) -> tuple[LayerCalibration, ...]:
+    """Choose initial potentials that bring each layer's activations closest to the ANN's (least squares), in place.
+
+    Layers follow one another: each sees what those before it, calibrated, make of the images. Analog layers and the
+    readout are left alone. Both networks' activations of a layer and of the next are held in memory.
+
+    Args:
+        network: spiking network with the weights of `ann`, in any mode; its initial potentials are changed in place.
+        ann: reference, with activations clamped to [0, 1].
+        images: [N, in_channels, height, width], as the networks read them; 256 are enough.
+        batch_size: images that run at once.
+        samples: outputs of a channel that decide, drawn among all positions of all images.
+        seed: of that draw.
+        progress: told each layer's name before it is calibrated.
+    Returns:
+        One entry a hidden layer, in their order.
+    Raises:
+        ConversionError: activations of the ANN are not clamped; the network is not of spiking neurons with initial
+            potentials, or has other layers than the ANN; there are no images.
+    """
+    _check(network, ann, images)
+    training = network.training
+    network.eval()
+    before = layer_correlations(network, ann, images, batch_size)
+    generator, shifts = torch.Generator().manual_seed(seed), {}
+    spiking = list(images.split(batch_size))
+    analog = [ann.encode(batch) for batch in spiking]
+    for name, layer in network.features.named_children():
+        if not isinstance(layer, LatencyEncoder):  # done by `encode`
+            analog = [ann.run_layer(name, batch) for batch in analog]
+        if isinstance(layer, DFTConv2d | DFTLinear):
+            progress(name)
+            shifts[name] = _choose_initial_potentials(layer, spiking, analog, samples, generator)
+        spiking = [layer(batch) for batch in spiking]
+    after = layer_correlations(network, ann, images, batch_size)
+    network.train(training)
+    return tuple(LayerCalibration(name, before[name], after[name], shifts.get(name, 0.0)) for name in before)
+
+
+def _check(network: TTFSNetwork, ann: FoldedANN, images: Tensor) -> None:
+    if network.config.neuron != "dft" or not network.config.bias:
+        found = "an ANN" if network.config.neuron != "dft" else "bias=False"
+        raise ConversionError(
+            f"calibrate: network must be of spiking neurons with initial potentials; got {found}. "
+            "Convert with bias=True."
+        )
+    if ann.bound != 1:
+        raise ConversionError(
+            f"calibrate: ann must have activations clamped to [0, 1]; got an upper bound of {ann.bound}. "
+            "Use fit_range first."
+        )
+    if network.config.specification != ann.config.specification:
+        raise ConversionError(
+            f"calibrate: ann must have the layers of the network, {network.config.specification}; got "
+            f"{ann.config.specification}."
+        )
+    if len(images) == 0:
+        raise ConversionError("calibrate: images must hold at least one image; got none.")
+
+
+def _choose_initial_potentials(
+    layer: DFTConv2d | DFTLinear, inputs: list[Tensor], targets: list[Tensor], samples: int, generator: torch.Generator
+) -> float:
+    """Search every channel's at once; returns the mean change."""
+    assert layer.bias is not None
+    share = min(1.0, samples / sum(rows_of(target).shape[0] for target in targets))
+    chosen = [_sample(layer, x, target, share, generator) for x, target in zip(inputs, targets, strict=True)]
+    potential, slope, wanted = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+    first = layer.bias.float().clone()
+    best, reach = first, REACH
+    error = _squared_error(potential, slope, wanted, best)
+    for _ in range(GRIDS):
+        centre = best
+        for step in torch.linspace(-reach, reach, POINTS).tolist():
+            candidate = centre + step
+            its_error = _squared_error(potential, slope, wanted, candidate)
+            best, error = torch.where(its_error < error, candidate, best), torch.minimum(error, its_error)
+        reach *= 2 / (POINTS - 1)
+    layer.bias.copy_(best)
+    return (best - first).mean().item()
+
+
+def _sample(
+    layer: DFTConv2d | DFTLinear, x: Tensor, target: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A without initial potential, σW and the ANN's activation, each [rows, channels], at some positions of a batch."""
+    contract = _contraction(layer)
+    rows = rows_of(target)
+    kept = torch.randperm(len(rows), generator=generator)[: max(1, round(share * len(rows)))].to(x.device)
+    potential, slope = contract(x), layer.psp_persistence * contract((x > 0).to(x.dtype))
+    return rows_of(potential)[kept].float(), rows_of(slope)[kept].float(), rows[kept].float()
+
+
+def _contraction(layer: DFTConv2d | DFTLinear) -> Callable[[Tensor], Tensor]:
+    weight = layer.effective_weight()
+    if isinstance(layer, DFTLinear):
+        return lambda x: F.linear(x, weight)
+    return lambda x: F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def rows_of(activations: Tensor) -> Tensor:
+    """[N, C, height, width] or [N, C] as [rows, C]."""
+    return rearrange(activations, "n c h w -> (n h w) c") if activations.dim() == 4 else activations
+
+
+def _squared_error(potential: Tensor, slope: Tensor, wanted: Tensor, initial: Tensor) -> Tensor:
+    """Mean squared difference [C] of the activations, for an initial potential [C]."""
+    activations, _ = fire(potential + initial, slope)
+    return (activations - wanted).square().mean(0)
