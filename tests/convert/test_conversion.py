@@ -155,8 +155,9 @@ def test_hidden_activations_are_those_of_every_layer_before_pooling():
 
 def test_plain_relu_is_not_bounded():
     source = randomised(sources.chenyaofo())
-    ann = convert(weights_of(source)).ann
-    assert ann.hidden(torch.rand(2, 3, 32, 32))["conv1"].max() > 1
+    converted = convert(weights_of(source))
+    assert converted.ann.hidden(torch.rand(2, 3, 32, 32))["conv1"].max() > 1
+    assert any("activations of the source are not bounded" in note for note in converted.report.notes)
 
 
 def test_folded_network_needs_every_tensor():

@@ -118,10 +118,11 @@ def test_compiled_network_trains_like_the_eager_one(config, tmp_path, monkeypatc
         torch.testing.assert_close(value, compiled[name], atol=1e-5, rtol=0)
 
 
-def test_start_from_ann_weights(config, tmp_path):
-    ann = change(config, neuron="ann", ema_decay=0.0, epochs=4)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_start_from_ann_weights(config, tmp_path, batch_norm):
+    ann = change(config, neuron="ann", batch_norm=batch_norm, ema_decay=0.0, epochs=4)
     train(ann)
-    weights = config.output_dir / "best/model.safetensors"
+    weights = config.output_dir if batch_norm else config.output_dir / "best/model.safetensors"
     summary = train(change(config, psp_persistence=0.0, weights=weights, lr=1e-9, output_dir=tmp_path / "snn"))
     ann_summary = json.loads((config.output_dir / "summary.json").read_text())
     assert summary["test_accuracy"] == ann_summary["test_accuracy"]

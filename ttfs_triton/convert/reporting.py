@@ -56,6 +56,8 @@ def _notes(weights: Weights, layout: Layout, layers: Sequence[FoldedLayer], netw
         notes.append(f"mean and std folded into {layers[0].name}; inexact at borders that it pads")
     if layout.config.weight_standardisation and not network.config.weight_standardisation:
         notes.append("standardised weights folded into plain ones")
+    if layout.bound is None:
+        notes.append("activations of the source are not bounded, spikes saturate at 1: calibrate or train the network")
     if layout.config.neuron == "dft":
         notes.append("the source is a spiking network; its weights are copied")
     return notes
