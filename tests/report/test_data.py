@@ -7,7 +7,7 @@ import torch
 
 from tests.report.cases import full_report
 from ttfs_triton.report import Sample
-from ttfs_triton.report.text import interval, linked, number, percent, ratio, small_percent
+from ttfs_triton.report.text import linked
 
 
 @pytest.mark.parametrize(
@@ -41,37 +41,6 @@ def test_headline_energy_is_the_first_with_a_price():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "–"),
-        (0, "0"),
-        (31.42, "31.4"),
-        (0.5, "0.5"),
-        (916.04, "916"),
-        (2.5e15, "2,500 trillion"),
-        (30791.6, "30,792"),
-        (1_234_567, "1.23 million"),
-        (3e9, "3 billion"),
-    ],
-)
-def test_number_reads_well(value, text):
-    assert number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0, "0%"), (1e-6, "< 0.01%"), (0.00634, "0.63%"), (0.2455, "24.6%"), (float("nan"), "–"), (1.0, "100.0%")],
-)
-def test_small_percent_reads_well(value, text):
-    assert small_percent(value) == text
-
-
-def test_percent_and_ratio_read_well():
-    assert (percent(0.9954), percent(None)) == ("99.54%", "–")
-    assert (ratio(5.7412), ratio(1830.4), ratio(None)) == ("5.74", "1,830", "–")
-
-
-@pytest.mark.parametrize(
     ("text", "html"),
     [
         (
@@ -87,9 +56,3 @@ def test_percent_and_ratio_read_well():
 )
 def test_linked_escapes_and_links(text, html):
     assert linked(text) == html
-
-
-def test_interval_is_wilsons():
-    low, high = interval(0.5, 10)
-    assert (low, high) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
-    assert interval(1.0, 10)[1] == pytest.approx(1)

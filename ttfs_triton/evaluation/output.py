@@ -116,6 +116,7 @@ def figures(found: Found) -> dict[str, Any]:
     """All figures as JSON values."""
     evaluation, simulation = found.evaluation, found.simulation
     return {
+        "weights_sha256": found.loaded.files.sha256,
         "network": found.loaded.network.config.to_dict(),
         "dataset": Path(found.data.name).name,
         "images": evaluation.images,

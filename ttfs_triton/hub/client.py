@@ -14,6 +14,12 @@ from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImp
 from ttfs_triton.hub.errors import HubError
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+# Errors of this machine, such as a full disk, are not among them.
+_ERRORS = (
+    *(errors.HFValidationError, errors.LocalTokenNotFoundError, errors.OfflineModeIsEnabled),
+    *(errors.EntryNotFoundError, errors.RevisionResolutionError, errors.FileMetadataError),
+    *(errors.HfHubHTTPError, HTTPError, ConnectionError, TimeoutError),
+)
 _TOKEN = re.compile(r"hf_\w+")
 
 
@@ -22,8 +28,12 @@ def hub_errors(function: str, repo_id: str) -> Iterator[None]:
     """Within its `with` block, what goes wrong between here and the Hub becomes a `HubError` that says what to do."""
     try:
         yield
-    except (errors.HFValidationError, errors.HfHubHTTPError, HTTPError, OSError) as error:
+    except _ERRORS as error:
         raise HubError(f"{function}: {_reason(error, repo_id)}") from error
+    except RuntimeError as error:  # around what broke the upload of a large file
+        if isinstance(error, HubError) or not isinstance(error.__cause__, _ERRORS):
+            raise
+        raise HubError(f"{function}: {_reason(error.__cause__, repo_id)}") from error
 
 
 def _reason(error: Exception, repo_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,12 @@ class ModelFiles:
     run: Path | None = None
     repo_id: str | None = None
     commit: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights' file, hexadecimal."""
+        with open(self.weights, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
     def name(self) -> str:
@@ -77,7 +84,7 @@ def find_model(
             local_files_only=local_files_only,
         )
     except HubError as error:
-        raise HubError(f"{error} There is no local folder {path} either.") from error
+        raise HubError(f"{error} There is no local folder {path} either.") from error.__cause__
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise LoadError(f"load: {name} must hold {CONFIG} and {WEIGHTS} (commit {folder.name}); it lacks {file}.")

@@ -174,6 +174,34 @@ class TTFSModel(
         except (LoadError, OSError):
             return False
 
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]  # private unless said otherwise
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        license: str | None = None,
+        commit_message: str = "Publish model",
+    ) -> str:
+        """Publish this model as it is, with a card without results; `recipes/publish.py` takes those from a run.
+
+        Args:
+            repo_id: "owner/name"; made if need be.
+            private: only for you, and the members of your organisation, to see.
+            token: Default: that of `hf auth login`, or HF_TOKEN.
+            license: of the model, by the Hub's short name, such as "apache-2.0". Default: none is stated.
+            commit_message: first line of the commit.
+        Returns:
+            The address of the commit.
+        Raises:
+            HubError: no token, no right to write there, a repository of another visibility, or no connection.
+        """
+        from ttfs_triton.hub.publish import publish_model  # needs what writes cards
+
+        return publish_model(
+            self, repo_id, private=private, token=token, license=license, commit_message=commit_message
+        )
+
     @overload
     def classify(
         self,

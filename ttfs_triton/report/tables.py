@@ -12,7 +12,7 @@ from ttfs_triton.hardware.report import Report
 from ttfs_triton.hardware.report_tables import format_energy, format_range
 from ttfs_triton.hardware.simulation import Simulation
 from ttfs_triton.hardware.sweep import Sweep, SweepRow, bits_label
-from ttfs_triton.report.text import number, percent, ratio, small_percent
+from ttfs_triton.wording import number, percent, ratio, small_percent
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ttfs_triton.hardware.report import Report
 from ttfs_triton.hardware.report_tables import format_energy
 from ttfs_triton.report import figures, tables
 from ttfs_triton.report.data import ReportData, Sample
-from ttfs_triton.report.text import interval, number, percent, small_percent
+from ttfs_triton.wording import interval, number, percent, small_percent
 
 READOUTS = {
     "potential_start": "highest potential at the window's start",

@@ -84,6 +84,8 @@ class TrainConfig(BaseModel):
     weights: str | None = None
     """Start from these weights: a run's folder, a file, or a Hub repository, org/name[/file][@revision]. Of the same
     network, also as an ANN with batch norm, or of a known VGG; see recipes/convert.py for what more can be changed."""
+    calibration_images: int = Field(256, ge=0)
+    """Training images on which a network with an ANN's weights is calibrated before training. 0: not at all."""
     backend: Literal["auto", "triton", "torch"] = "auto"
     """Kernels."""
 
@@ -145,6 +147,16 @@ class TrainConfig(BaseModel):
     trackers: tuple[str, ...] = ()
     """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""
 
+    # ---- Hub
+    push_to_hub: bool = False
+    """Publish the best weights, with a model card, when the run has ended. Rights are checked before it starts."""
+    hub_repo_id: str | None = None
+    """Where to publish: owner/name, made if need be."""
+    hub_private: bool = True
+    """Only you, and the members of your organisation, can see it."""
+    hub_license: str | None = None
+    """Licence of the model by the Hub's short name, such as apache-2.0. Default: none is stated."""
+
     @field_validator("weights", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
@@ -156,6 +168,8 @@ class TrainConfig(BaseModel):
             raise ValueError("batch_norm works with neuron: ann only; use weight_standardisation for spiking neurons")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other")
+        if self.push_to_hub and self.hub_repo_id is None:
+            raise ValueError("push_to_hub needs hub_repo_id, owner/name")
         if self.schedule == "milestones" and not self.milestones:
             raise ValueError("schedule: milestones needs milestones, e.g. [50, 150, 240]")
         if list(self.milestones) != sorted(set(self.milestones)):
@@ -176,7 +190,7 @@ class TrainConfig(BaseModel):
 # Keys that may differ between a run and its continuation: they change neither weights nor metrics.
 FREE_ON_RESUME = frozenset(
     "resume overwrite output_dir num_workers checkpoint_steps keep_checkpoints log_steps trackers data_dir "
-    "evaluation_batch_size max_bad_images".split()
+    "evaluation_batch_size max_bad_images push_to_hub hub_repo_id hub_private hub_license".split()
 )
 
 

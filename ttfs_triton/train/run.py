@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import ProjectConfiguration
 
+from ttfs_triton.hardware import Counts, counting
+from ttfs_triton.hub.weights import load_weights
 from ttfs_triton.train.build import load_data
 from ttfs_triton.train.cli import parse_config
 from ttfs_triton.train.config import ConfigError, TrainConfig
@@ -22,6 +23,8 @@ from ttfs_triton.train.display import Display, layer_rows
 from ttfs_triton.train.evaluate import Evaluation, EvaluationStopped
 from ttfs_triton.train.interrupt import Interrupted, StopRequest
 from ttfs_triton.train.loop import NonFiniteLossError, Trainer
+from ttfs_triton.train.processes import ask_main_process
+from ttfs_triton.train.publishing import check_account_of, open_repository_of, publish_run
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 
 
@@ -59,8 +62,10 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
     accelerator = make_accelerator(config)
     display = Display(accelerator.is_main_process)
     folder = _agree_on_folder(config, accelerator, name)
+    check_account_of(config, accelerator)
     if (summary := folder.read_summary()) is not None and config.resume:
         display.say(f"This run has ended already: {folder.path}")
+        publish_run(config, folder.path, accelerator, display)
         return summary
     try:
         data = load_data(config, accelerator)
@@ -68,6 +73,7 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
         raise ConfigError(str(error)) from error
     stop = StopRequest(accelerator)
     trainer = Trainer(config, accelerator, data, folder, display, stop)
+    open_repository_of(config, accelerator)
     if accelerator.is_main_process:
         folder.prepare(config)
     accelerator.wait_for_everyone()
@@ -85,6 +91,7 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\nGo on with: {_command(folder)}", stopped.received) from None
     accelerator.end_training()
+    publish_run(config, folder.path, accelerator, display)
     return summary
 
 
@@ -115,21 +122,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -> RunFolder:
     """The main process chooses and checks the folder; the others follow, also into its error."""
-    answer: list[Any] = [None, None]
-    if accelerator.is_main_process:
+
+    def choose() -> str:
         path = config.output_dir or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        try:
-            if config.resume and config.output_dir is None:
-                raise RunFolderError("--resume must know the run to go on with. Add --output-dir runs/NAME.")
-            RunFolder(path).check(resume=config.resume, overwrite=config.overwrite)
-            answer[0] = str(path)
-        except RunFolderError as error:
-            answer[1] = str(error)
-    if accelerator.num_processes > 1:
-        broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise RunFolderError(answer[1])
-    return RunFolder(Path(answer[0]))
+        if config.resume and config.output_dir is None:
+            raise RunFolderError("--resume must know the run to go on with. Add --output-dir runs/NAME.")
+        RunFolder(path).check(resume=config.resume, overwrite=config.overwrite)
+        return str(path)
+
+    return RunFolder(Path(ask_main_process(accelerator, choose, RunFolderError)))
 
 
 def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
@@ -144,15 +145,18 @@ def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
     processes = trainer.accelerator.num_processes
     where = f"{device_name(trainer.accelerator.device)}{f' × {processes}' if processes > 1 else ''}"
     start = f"resumed after step {trainer.position.step}" if resumed else f"{config.epochs} epochs"
+    if trainer.start is not None and trainer.start.calibration is not None:
+        display.console.print(trainer.start.calibration.table())
     display.say(f"{where}, {start}, run folder {trainer.folder.path}")
 
 
 def _score(trainer: Trainer) -> dict[str, Any]:
     """Load the best weights, score the test images once, write the summary."""
     network, folder, accelerator = trainer.scored_network, trainer.folder, trainer.accelerator
-    network.load_state_dict(safetensors.torch.load_file(str(folder.best_weights)))
-    evaluation = trainer.evaluate(network, test=True)
-    summary = make_summary(trainer, evaluation)
+    load_weights(network, folder.best_weights)
+    with counting(network, histogram_bins=0, by_sample=False) as counter:
+        evaluation = trainer.evaluate(network, test=True)
+    summary = make_summary(trainer, evaluation, counter.counts(accelerator))
     if accelerator.is_main_process:
         folder.write_summary(summary)
     trainer.display.result(summary, evaluation.layers)
@@ -161,7 +165,7 @@ def _score(trainer: Trainer) -> dict[str, Any]:
     return summary
 
 
-def make_summary(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
+def make_summary(trainer: Trainer, test: Evaluation, counts: Counts) -> dict[str, Any]:
     """Final figures of a run, as JSON values."""
     config, metrics = trainer.config, trainer.position.metrics
     best = metrics[trainer.position.best_epoch - 1]
@@ -178,6 +182,7 @@ def make_summary(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
         "sparsity": test.sparsity,
         "sparsity_with_outputs": test.sparsity_with_outputs,
         "per_layer": layer_rows(test.layers),
+        "counts": counts.to_dict(),
         "epochs": len(metrics),
         "seconds_per_epoch": seconds / len(metrics),
         "images_per_second": images / seconds,

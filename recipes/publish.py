@@ -1,0 +1,9 @@
+"""Publish a trained network on the Hugging Face Hub, with a model card made from its run.
+
+python recipes/publish.py runs/mnist --repo-id YOU/mnist-cnn1 --dry-run
+"""
+
+from ttfs_triton.hub.command import main
+
+if __name__ == "__main__":
+    main(__doc__)

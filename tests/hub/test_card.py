@@ -1,0 +1,216 @@
+"""The card: what stands in it, what never does, and that the Hub can read it."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+
+from tests.hub.test_facts import change
+from ttfs_triton.hub import BaseModel, TTFSModel, find_model
+from ttfs_triton.hub.card import RESULTS_FILE, code, eval_results, render_card, words
+from ttfs_triton.hub.facts import ModelFacts, read_facts
+from ttfs_triton.hub.package import ALLOWED, make_package
+from ttfs_triton.nn import NetworkConfig
+
+
+@pytest.fixture(scope="module")
+def facts(trained):
+    return read_facts(find_model(trained))
+
+
+@pytest.fixture(scope="module")
+def full(facts):
+    """The same, as if all test images of a data set on the Hub had been scored."""
+    data = dataclasses.replace(facts.data, id="ylecun/mnist", name="MNIST", test_images=100)
+    return dataclasses.replace(facts, data=data, settings=dict(facts.settings) | {"max_test_samples": None})
+
+
+def sections(card):
+    return re.findall(r"^##+ (.*)$", card, re.MULTILINE)
+
+
+def test_card_has_its_sections_and_no_leftovers(facts):
+    card = render_card(facts, "org/name")
+    assert sections(card) == [
+        *("How to use it", "Results", "What it would cost on a chip", "The network", "Training", "Base model", "Data"),
+        *("Limits", "Citation"),
+    ]
+    for leftover in ("{{", "{%", "None", "nan", "\n\n\n", "Undefined"):
+        assert leftover not in card.partition("---\n\n")[2].replace("None: trained from random weights", ""), leftover
+    assert render_card(facts, "org/name") == card
+
+
+def test_figures_are_those_of_the_run(facts):
+    card = render_card(facts, "org/name", license="mit", chips=["odin"])
+    assert f"**{facts.results.accuracy:.2%}**" in card
+    assert "| odin |" in card
+    assert "anp" not in card
+    assert "32 steps a window" in card
+    for layer in ("conv1", "fc1", "readout"):
+        assert f"| {layer} |" in card
+    assert facts.weights_sha256 in card
+    assert "Licence of the model: mit" in card
+    assert "Licence: MIT. Source: Xiao" in card
+    assert "not known to be the whole test set" in card  # 100 of 1,000
+
+
+def test_tables_have_as_many_cells_as_headers(facts):
+    widths = {}
+    for line in render_card(facts, "org/name").splitlines():
+        if line.startswith("|"):
+            widths.setdefault("table", len(re.findall(r"(?<!\\)\|", line)))
+            assert len(re.findall(r"(?<!\\)\|", line)) == widths["table"], line
+        else:
+            widths.clear()
+
+
+def test_metadata_are_what_the_hub_reads(full):
+    card = ModelCard(render_card(full, "org/name", license="mit"))
+    data = card.data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("ttfs-triton", "image-classification", "mit")
+    assert data.datasets == ["ylecun/mnist"]
+    assert {"spiking-neural-network", "time-to-first-spike"} <= set(data.tags)
+    figures = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert figures["accuracy"] == full.results.accuracy
+    assert figures["sparsity"] == pytest.approx(full.results.sparsity, abs=1e-6)
+    assert {(result.dataset_type, result.dataset_split) for result in data.eval_results} == {("ylecun/mnist", "test")}
+
+
+def test_results_file_is_what_leaderboards_read(full):
+    (entry,) = parse_eval_result_entries(yaml.safe_load(eval_results(full)))
+    assert (entry.dataset_id, entry.value) == ("ylecun/mnist", pytest.approx(100 * full.results.accuracy))
+    assert RESULTS_FILE in make_package(full, "org/name").files
+
+
+def test_parts_of_a_test_set_are_no_results_for_leaderboards(facts, full):
+    local = dataclasses.replace(full.data, id=None)
+    larger = dataclasses.replace(full.data, test_images=1000)
+    cut = dict(full.settings) | {"max_test_samples": 100}
+    for each in (
+        facts,
+        dataclasses.replace(full, data=local),
+        dataclasses.replace(full, data=larger),
+        dataclasses.replace(full, settings=cut),
+        dataclasses.replace(full, results=None),
+    ):
+        assert eval_results(each) is None
+        assert RESULTS_FILE not in make_package(each, "org/name").files
+
+
+def test_models_without_results_say_so():
+    model = TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8), in_channels=3, classes=30, encoder="analog"))
+    card = render_card(ModelFacts(model), "org/name")
+    assert "Not evaluated." in card
+    assert "Not estimated: it was not evaluated." in card
+    assert "Nothing is known about its accuracy" in card
+    assert "not recorded" in card
+    assert "Licence: not known." in card
+    assert ModelCard(card).data.eval_results in (None, [])
+
+
+def test_counts_that_are_missing_are_told(facts):
+    card = render_card(dataclasses.replace(facts, results=dataclasses.replace(facts.results, counts=None)), "org/name")
+    assert "Not estimated: spikes and operations were not counted" in card
+
+
+def test_analog_networks_are_not_called_spiking(facts):
+    config = NetworkConfig("4C3-P2-8", image_size=(8, 8), neuron="ann")
+    card = render_card(dataclasses.replace(facts, model=TTFSModel(config)), "org/name")
+    assert "An artificial network" in card
+    assert "What it would cost" not in card
+    assert "σ =" not in card
+    assert "spiking-neural-network" not in ModelCard(card).data.tags
+
+
+def test_class_names_and_base_models_are_shown(facts):
+    base = BaseModel("vgg.safetensors", "ab" * 32, "org/vgg", "cd" * 20)
+    model = TTFSModel(facts.model.config, class_names=[f"class {place}" for place in range(10)], base_model=base)
+    card = render_card(dataclasses.replace(facts, model=model), "org/name")
+    assert "Classes: class 0, class 1" in card
+    assert f"`org/vgg` at `{'cd' * 20}`, file `vgg.safetensors`, SHA-256 `{'ab' * 32}`" in card
+    assert ModelCard(card).data.base_model == "org/vgg"
+    local = TTFSModel(facts.model.config, base_model=BaseModel("mine.safetensors", "ab" * 32))
+    card = render_card(dataclasses.replace(facts, model=local), "org/name")
+    assert "the local weights `mine.safetensors`" in card
+    assert ModelCard(card).data.base_model is None
+
+
+SECRETS = ("alice", "hf_abcdefghijklmnop", "wandb", "node17.example", "10.1.2.3", "/home", "secret-project")
+
+
+def test_nothing_of_this_machine_is_published(run, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnop")
+    monkeypatch.setenv("USER", "alice")
+    monkeypatch.setenv("HOSTNAME", "node17.example")
+    change(
+        run / "config.yaml",
+        dataset="alice/secret-project",
+        data_dir="/home/alice/secret-project",
+        output_dir="/home/alice/runs/secret-project",
+        weights="/home/alice/secret-project.safetensors",
+        trackers=["wandb"],
+        hub_repo_id="alice/secret-project",
+        token="hf_abcdefghijklmnop",
+        host="node17.example",
+    )
+    change(
+        run / "summary.json", host="node17.example", address="10.1.2.3", user="alice", command="/home/alice/train.py"
+    )
+    versions = json.loads((run / "summary.json").read_text())["versions"]
+    change(run / "summary.json", versions=versions | {"alice-private-package": "1.0"})
+    change(run / "best" / "config.json", dataset="secret-project")
+    (run / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "host": "node17.example", "lr": "/home/alice"}) + "\n")
+    (run / "best" / ".env").write_text("HF_TOKEN=hf_abcdefghijklmnop")
+    package = make_package(read_facts(find_model(run)), "org/name")
+    assert set(package.files) <= set(ALLOWED)
+    for name, content in package.files.items():
+        for secret in SECRETS:
+            assert secret.encode() not in content, f"{secret} in {name}"
+
+
+def test_hostile_names_stay_text(facts):
+    hostile = 'a`b|c](http://x)<img src="x">\n---\n# d {{ e }} *f*'
+    model = TTFSModel(facts.model.config, class_names=[f"{hostile}{place}" for place in range(10)])
+    layers = tuple(dataclasses.replace(layer, name=hostile) for layer in facts.results.layers)
+    results = dataclasses.replace(facts.results, layers=layers)
+    data = dataclasses.replace(facts.data, name=hostile, licence=hostile, source=hostile)
+    changed = dataclasses.replace(
+        facts, model=model, results=results, data=data, device=hostile, settings={"model": f"```{hostile}"}
+    )
+    card = render_card(changed, "org/name")
+    body = card.partition("---\n\n")[2]
+    assert "<img" not in re.sub(r"\\<img", "", re.sub(r"(?s)```yaml.*?```", "", body))
+    assert not re.search(r"^# d", body, re.MULTILINE)
+    assert sections(card)[-1] == "Citation"
+    assert ModelCard(card).data.library_name == "ttfs-triton"
+
+
+def test_words_and_code_are_harmless():
+    assert words("a |`*_[x](y)<b>\n\n#") == r"a \|\`\*\_\[x\](y)\<b\> \#"
+    assert code("a`b\n|c") == r"a'b \|c"
+
+
+def test_package_holds_the_model_bit_for_bit(facts, trained, tmp_path):
+    weights = (trained / "best" / "model.safetensors").read_bytes()
+    package = make_package(facts, "org/name", weights=weights)
+    assert make_package(facts, "org/name").files == package.files
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes(package.files[name])
+    loaded = TTFSModel.from_pretrained(tmp_path)
+    assert loaded.config == facts.model.config
+    assert loaded.class_names == facts.model.class_names
+    assert [(name, size) for name, size, _ in package.rows()] == [(n, len(c)) for n, c in package.files.items()]
+
+
+def test_choice_of_kernels_is_not_published(facts):
+    model = TTFSModel(facts.model.config.replace(backend="torch"))
+    package = make_package(dataclasses.replace(facts, model=model), "org/name")
+    assert json.loads(package.files["config.json"])["network"]["backend"] == "auto"
+
+
+def test_unknown_chips_are_refused(facts):
+    with pytest.raises(ValueError, match="nowhere"):
+        render_card(facts, "org/name", chips=["nowhere"])

@@ -1,0 +1,122 @@
+"""`classify`: classes, spike times of the output neurons and the decision's time, against the layers by hand."""
+
+import math
+
+import pytest
+import torch
+
+from ttfs_triton import TTFSModel
+from ttfs_triton.nn import NetworkConfig
+
+
+def make(readout="potential_end", **values):
+    config = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, readout=readout, psp_persistence=0.5, **values)
+    return TTFSModel(config, class_names=["a", "b", "c", "d"]).eval()
+
+
+@pytest.mark.parametrize("encoder", ["latency", "analog"])
+@pytest.mark.parametrize(("readout", "after"), [("potential_start", 0), ("potential_end", 1), ("first_spike", None)])
+def test_decision_and_its_time(encoder, readout, after):
+    model, images = make(readout, encoder=encoder), torch.rand(5, 1, 8, 8)
+    with torch.no_grad():
+        logits, spikes = model(images), model.decide(images)
+    windows = 3 if encoder == "latency" else 2  # input (latency only), conv1, fc1; then the output neurons
+    found = model.classify(images, window_ms=2.0)
+    for place, each in enumerate(found):
+        assert torch.equal(each.logits, logits[place])
+        assert (each.label, each.class_name) == (int(logits[place].argmax()), "abcd"[int(logits[place].argmax())])
+        assert torch.allclose(each.spike_times, windows + spikes.spike_times[place].double())
+        expected = windows + after if after is not None else each.spike_times.min().item()
+        assert each.decision_time == pytest.approx(expected)
+        assert each.decision_time_ms == pytest.approx(2 * expected)
+        assert (each.first_spike, each.tie) == (int(spikes.spike_times[place].argmin()), bool(spikes.tie[place]))
+
+
+def test_first_spike_decides_when_asked_to():
+    model, images = make(), torch.rand(5, 1, 8, 8)
+    spikes = model.decide(images)
+    for place, each in enumerate(model.classify(images, decision="first_spike")):
+        assert each.label == int(spikes.prediction[place]) == each.top[0].label == each.first_spike
+        assert each.decision_time == pytest.approx(3 + spikes.spike_times[place].min().item())
+        scores = torch.softmax(-20 * spikes.spike_times[place], 0)
+        assert each.top[0].probability == pytest.approx(scores.max().item(), abs=1e-6)
+        assert each.decision_time_ms is None
+
+
+def force(model, weights, biases):
+    """Output neurons that see nothing of the image but their initial potentials."""
+    with torch.no_grad():
+        model.fold_standardisation()
+        model.readout.weight.fill_(weights)
+        model.readout.bias.copy_(torch.tensor(biases))
+    return model.classify(torch.rand(1, 8, 8), decision="first_spike")
+
+
+def test_ties_are_told():
+    found = force(make(), 0.0, [1.0, 3.0, 3.0, -5.0])
+    assert (found.label, found.first_spike, found.tie) == (1, 1, True)
+    assert "a tie" in repr(found)
+
+
+def test_no_output_spike_is_told():
+    found = force(make(), 0.0, [-30.0, -20.0, -25.0, -40.0])
+    assert (found.label, found.first_spike, found.tie) == (1, None, False)
+    assert found.top[0].label == 1
+    assert torch.isinf(found.spike_times).all()
+    assert found.decision_time == 4  # the end of the output neurons' window
+    assert "first output spike: none" in repr(found)
+
+
+def test_top_classes_are_sorted_shares():
+    found = make().classify(torch.rand(1, 8, 8), top_k=3)
+    shares = [score.probability for score in found.top]
+    assert len(shares) == 3
+    assert shares == sorted(shares, reverse=True)
+    everything = make().classify(torch.rand(1, 8, 8), top_k=99).top
+    assert sum(score.probability for score in everything) == pytest.approx(1)
+    assert sorted(score.class_name for score in everything) == ["a", "b", "c", "d"]
+
+
+def test_batches_do_not_matter_and_mode_comes_back():
+    model, images = make(dropout=0.5).train(), torch.rand(7, 1, 8, 8)
+    whole, parts = model.classify(images), model.classify(list(images), batch_size=3)
+    assert model.training
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one.logits, other.logits)
+    assert model.classify([]) == []
+
+
+def test_analog_twin_has_no_times():
+    model = make("potential_start", neuron="ann")
+    found = model.classify(torch.rand(1, 8, 8))
+    assert (found.decision_time, found.spike_times, found.first_spike, found.tie) == (None, None, None, None)
+    assert "windows" not in repr(found)
+    with pytest.raises(ValueError, match='decision must be "readout" for an ANN'):
+        model.classify(torch.rand(1, 8, 8), decision="first_spike")
+
+
+def test_other_precisions_classify():
+    model = make().double()
+    image = torch.rand(1, 8, 8)
+    torch.testing.assert_close(model.classify(image).logits, model(image[None].double())[0].detach().float())
+
+
+def test_repr_reads_well():
+    text = repr(make().classify(torch.rand(1, 8, 8), window_ms=5, top_k=1))
+    assert text.startswith("Classification(")
+    assert "decided after 4.00 windows (20 ms); first output spike: 3." in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "classify: top_k must be at least 1; got 0"),
+        ({"decision": "vote"}, 'classify: decision must be "readout" or "first_spike"; got \'vote\''),
+        ({"window_ms": 0}, "classify: window_ms must be positive and finite; got 0"),
+        ({"window_ms": math.inf}, "window_ms must be positive and finite"),
+        ({"batch_size": 0}, "classify: batch_size must be at least 1; got 0"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make().classify(torch.rand(1, 8, 8), **options)

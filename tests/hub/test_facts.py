@@ -1,0 +1,103 @@
+"""What is read from a run and its evaluation."""
+
+import json
+
+import pytest
+import yaml
+
+from ttfs_triton.evaluation.run import main as evaluate
+from ttfs_triton.hub import LoadError, find_model
+from ttfs_triton.hub.facts import PUBLISHED_SETTINGS, read_facts
+from ttfs_triton.train import TrainConfig
+
+# Keys of a run that say where and how it ran here, or what is published elsewhere: data set, base model.
+KEPT_HERE = set(
+    "dataset data_dir image_column label_column max_bad_images streaming num_workers weights backend output_dir resume "
+    "overwrite cpu evaluation_batch_size checkpoint_steps keep_checkpoints log_steps statistics_steps trackers "
+    "push_to_hub hub_repo_id hub_private hub_license".split()
+)
+
+
+def change(path, **values):
+    read, write = (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    path.write_text(write(read(path.read_text()) | values))
+
+
+def test_every_setting_is_published_or_kept():
+    assert set(PUBLISHED_SETTINGS) | KEPT_HERE == set(TrainConfig.model_fields)
+    assert not set(PUBLISHED_SETTINGS) & KEPT_HERE
+
+
+def test_facts_of_a_run(trained):
+    summary = json.loads((trained / "summary.json").read_text())
+    facts = read_facts(find_model(trained))
+    results = facts.results
+    assert (results.accuracy, results.images) == (summary["test_accuracy"], 100)
+    assert results.sparsity == results.counts.sparsity == summary["sparsity"]
+    assert [layer.name for layer in results.layers] == ["conv1", "fc1", "readout"]
+    for layer, counts in zip(results.layers, results.counts.layers, strict=True):
+        assert layer.active == pytest.approx(counts.sparsity)
+        assert layer.neurons == counts.neurons_per_sample
+    assert facts.settings["model"] == "4C5-P4-16"
+    assert (facts.epochs, facts.best_epoch, len(facts.metrics)) == (1, 1, 1)
+    assert facts.metrics[0]["layer_sparsity"].keys() == {"conv1", "fc1", "readout"}
+    assert not facts.unrecorded_base
+
+
+def test_weights_alone_have_no_results(trained):
+    facts = read_facts(find_model(trained / "best"))
+    assert (facts.results, facts.settings, facts.metrics) == (None, {}, [])
+    assert facts.data.recorded == "sample"
+
+
+def test_evaluation_replaces_the_results(run, tmp_path):
+    evaluate(
+        "Evaluate.", [str(run), "--cpu", "--steps", "8", "--max-test-samples", "50", "--output-dir", f"{tmp_path}/e"]
+    )
+    for path in (tmp_path / "e", tmp_path / "e" / "evaluation.json"):
+        results = read_facts(find_model(run), evaluation=path).results
+        assert (results.images, results.counts.samples) == (50, 50)
+        assert (results.simulation["steps"], results.simulation["weight_bits"]) == (8, 8)
+    change(tmp_path / "e" / "evaluation.json", weights_sha256="00")
+    with pytest.raises(LoadError, match="must be an evaluation of these weights; it is of others"):
+        read_facts(find_model(run), evaluation=tmp_path / "e")
+    with pytest.raises(LoadError, match=r"evaluate\.py --output-dir writes it"):
+        read_facts(find_model(run), evaluation=tmp_path / "nowhere")
+
+
+def test_runs_without_counts_are_read(run):
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["counts"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    results = read_facts(find_model(run)).results
+    assert results.counts is None
+    assert len(results.layers) == 3
+
+
+def test_base_models_that_nobody_wrote_down_are_told(run):
+    change(run / "config.yaml", weights="/home/alice/other.safetensors")
+    assert read_facts(find_model(run)).unrecorded_base
+
+
+def test_whatever_is_no_figure_stays_out_of_the_metrics(run):
+    lines = [{"epoch": 1, "val_loss": float("inf"), "host": "here", "train_loss": "alice", "lr": True}]
+    (run / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    assert read_facts(find_model(run)).metrics == [{"epoch": 1, "lr": None, "train_loss": None, "val_loss": None}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("summary.json", None, r"summary\.json must be there and readable; .* go on with it by --resume"),
+        ("summary.json", "{", "must be there and readable"),
+        ("summary.json", "[1]", "must hold an object; got list"),
+        ("summary.json", '{"test_accuracy": 0.5}', "must be what was written there; KeyError"),
+        ("config.yaml", "a: [", "must be the run's configuration"),
+        ("config.yaml", "- 1", "must hold `key: value` lines; got list"),
+        ("metrics.jsonl", "nothing", "must hold one JSON object a line"),
+    ],
+)
+def test_damaged_runs_are_refused(run, name, content, message):
+    (run / name).unlink() if content is None else (run / name).write_text(content)
+    with pytest.raises(LoadError, match=message):
+        read_facts(find_model(run))

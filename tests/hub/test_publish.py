@@ -1,0 +1,138 @@
+"""Publishing: rights before work, one commit, and what a failure leaves behind."""
+
+import pytest
+
+from tests.hub.client import Client, Raised, environment
+from tests.hub.server import Repository
+from ttfs_triton.hub import HubError
+from ttfs_triton.hub.account import check_account
+from ttfs_triton.hub.command import main
+from ttfs_triton.hub.publish import publish
+
+MAIN = (
+    "from ttfs_triton.hub.command import main; import sys; sys.argv = ['recipes/publish.py', *{0!r}]; main('', {0!r})"
+)
+
+
+def changed(hub):
+    """Requests that change something."""
+    return [line for line in hub.paths() if not line.startswith(("GET", "HEAD")) and "validate-yaml" not in line]
+
+
+def test_public_only_when_asked_to(hub, client, trained):
+    shown = client.run(MAIN.format([str(trained), "--repo-id", "org/open", "--public"]))
+    assert not hub.repositories["org/open"].private
+    assert "published for everybody" in shown
+    shown = client.run(MAIN.format([str(trained), "--repo-id", "org/closed"]))
+    assert hub.repositories["org/closed"].private
+    assert "published privately" in shown
+
+
+def test_one_commit_replaces_what_is_stale(hub, client, trained):
+    old = {"README.md": b"old card", ".eval_results/ttfs-triton.yaml": b"old", "notes.txt": b"mine"}
+    hub.repositories["org/old"] = Repository(True, {"0" * 40: {}, "1" * 40: old})
+    client.run(f"publish({str(trained)!r}, 'org/old')")
+    files = hub.files("org/old")
+    assert len(hub.repositories["org/old"].commits) == 3
+    assert files["README.md"].startswith(b"---\n")
+    assert ".eval_results/ttfs-triton.yaml" not in files  # not the whole test set
+    assert files["notes.txt"] == b"mine"
+
+
+def test_same_again_sends_no_weights(hub, client, trained):
+    client.run(f"publish({str(trained)!r}, 'org/again')")
+    hub.paths()
+    client.run(f"publish({str(trained)!r}, 'org/again')")
+    assert not any(line.startswith("PUT") for line in hub.paths())
+
+
+def test_dry_run_talks_to_nobody(hub, client, trained):
+    hub.paths()
+    shown = client.run(MAIN.format([str(trained), "--repo-id", "org/dry", "--dry-run"]))
+    assert [line for line in hub.paths() if "agent-harnesses" not in line] == []
+    for part in ("model.safetensors", "config.json", "# dry", "dry run: nothing was sent to org/dry"):
+        assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "token", "message"),
+    [
+        ("org/new", "hf_wrong", "org/new must be open to you and your token valid; the Hub says no"),
+        ("org/new", "hf_reader", "the token must be one that may write; a token may only read"),
+        ("other/new", "hf_writer", "repo_id must belong to alice or org or locked; got 'other/new'"),
+        ("locked/new", "hf_writer", "locked/new must be open to your token for this; the Hub forbids it"),
+        ("locked/there", "hf_writer", "locked/there must be open to your token for this; the Hub forbids it"),
+        ("org/public", "hf_writer", "org/public must be private, as asked; it is public. Ask for a public one"),
+        ("new", "hf_writer", "repo_id must be owner/name; got 'new'"),
+        ("org/../new", "hf_writer", "repo_id must be owner/name"),
+    ],
+)
+def test_rights_are_found_out_before_anything_is_sent(hub, client, trained, repo_id, token, message):
+    hub.repositories["locked/there"] = Repository(True)
+    hub.repositories["org/public"] = Repository(False)
+    before = {name: dict(repository.commits) for name, repository in hub.repositories.items()}
+    hub.paths()
+    with pytest.raises(Raised, match=f"HubError: publish: {message}") as raised:
+        client.run(f"publish({str(trained)!r}, {repo_id!r}, token={token!r})")
+    assert "hf_" not in str(raised.value)
+    assert set(changed(hub)) <= {"POST /api/repos/create"}
+    assert {name: repository.commits for name, repository in hub.repositories.items()} == before
+
+
+def test_private_repositories_do_not_become_public_unasked(hub, client, trained):
+    hub.repositories["org/hidden"] = Repository(True)
+    with pytest.raises(Raised, match="org/hidden must be public, as asked; it is private"):
+        client.run(f"publish({str(trained)!r}, 'org/hidden', private=False)")
+
+
+def test_wrong_files_are_found_out_before_a_repository_is_made(hub, client, tmp_path):
+    with pytest.raises(Raised, match="LoadError"):
+        client.run(f"publish({str(tmp_path)!r}, 'org/nothing')")
+    assert "org/nothing" not in hub.repositories
+
+
+def test_missing_token_is_told(hub, trained, tmp_path):
+    process = Client(environment(hub.url, tmp_path))
+    try:
+        with pytest.raises(Raised, match=r"publish: a token must be there; found none\. Run `hf auth login`"):
+            process.run(f"from ttfs_triton.hub.publish import publish; publish({str(trained)!r}, 'org/new')")
+    finally:
+        process.close()
+
+
+@pytest.mark.parametrize("where", ["PUT /lfs", "POST .*/commit/main"])
+def test_interrupted_upload_changes_nothing_and_goes_on(hub, client, run, where):
+    repo_id = f"org/cut-{where[:3].lower()}"
+    (run / "best" / "marker").write_text("untouched")
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
+    hub.objects.clear()
+    hub.drop = where
+    with pytest.raises(Raised) as raised:
+        client.run(MAIN.format([str(run), "--repo-id", repo_id]))
+    message = str(raised.value)
+    assert f"publish: the Hub must answer for {repo_id}" in message
+    assert f"Nothing has changed in {repo_id}; {run} is as it was. Go on with:" in message
+    assert f"recipes/publish.py {run} --repo-id {repo_id}" in message
+    assert hub.files(repo_id) == {}
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
+    hub.drop = None
+    client.run(MAIN.format([str(run), "--repo-id", repo_id]))
+    assert hub.files(repo_id)["model.safetensors"] == (run / "best" / "model.safetensors").read_bytes()
+
+
+def test_command_reports_mistakes_plainly(trained, capsys):
+    for arguments, message in (
+        ([str(trained), "--repo-id", "name", "--dry-run"], "error: publish: repo_id must be owner/name"),
+        ([f"{trained}/nowhere", "--repo-id", "a/b", "--dry-run"], "error: load: path must exist"),
+        ([str(trained), "--repo-id", "a/b", "--dry-run", "--chip", "nowhere"], "nowhere"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main("Publish.", arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_names_are_checked_without_a_network(trained):
+    with pytest.raises(HubError, match="repo_id must be owner/name"):
+        publish(trained, "name", dry_run=True)
+    with pytest.raises(HubError, match="repo_id must be owner/name"):
+        check_account("name")

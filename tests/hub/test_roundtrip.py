@@ -1,0 +1,143 @@
+"""Publish over HTTP, load in other processes: the same logits bit for bit; and what the Hub says no to."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from tests.hub.client import Client, Raised, environment
+from ttfs_triton import TTFSModel
+
+IMAGE = "torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))"
+DIGEST = f"import hashlib; print(hashlib.sha256(model({IMAGE}).detach().numpy().tobytes()).hexdigest())"
+
+
+@pytest.fixture(scope="module")
+def logits(trained):
+    """Digest of the logits of the trained network, in this process."""
+    images = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    return hashlib.sha256(TTFSModel.from_pretrained(trained)(images).detach().numpy().tobytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def published(trained, hub, client):
+    """Name of the repository with the trained network."""
+    client.run(f"found = publish({str(trained)!r}, 'org/model', license='mit'); print(found.url)")
+    return "org/model"
+
+
+@pytest.fixture(scope="module")
+def offline(hub, home):
+    """A process with the same cache and no network."""
+    process = Client(environment(hub.url, home, HF_HUB_OFFLINE="1"))
+    process.run("from ttfs_triton.hub import *; import torch")
+    yield process
+    process.close()
+
+
+def test_new_process_gets_the_same_logits(trained, client, logits, tmp_path):
+    client.run(f"model = TTFSModel.from_pretrained({str(trained)!r})")
+    assert client.run(DIGEST).strip() == logits
+    client.run(f"model.save_pretrained({str(tmp_path)!r}); model = TTFSModel.from_pretrained({str(tmp_path)!r})")
+    assert client.run(DIGEST).strip() == logits
+
+
+def test_published_files_are_the_runs(published, hub, trained):
+    files = hub.files(published)
+    assert hub.repositories[published].private
+    assert files["model.safetensors"] == (trained / "best" / "model.safetensors").read_bytes()
+    assert set(files) == {"model.safetensors", "config.json", "README.md", "training.yaml", "metrics.jsonl"}
+    assert ModelCard(files["README.md"].decode()).data.license == "mit"
+    assert json.loads(files["config.json"])["dataset"] == "sample"
+
+
+def test_hub_gives_the_same_logits(published, hub, client, logits):
+    first = list(hub.repositories[published].commits)[1]
+    for source in (f"'{published}'", f"'{published}@main'", f"'{published}', revision={first!r}"):
+        client.run(f"model = TTFSModel.from_pretrained({source}); assert not model.training")
+        assert client.run(DIGEST).strip() == logits
+    assert client.run("print(model.description.dataset, model.description.library['name'])") == "sample ttfs-triton\n"
+
+
+def test_code_on_the_card_runs(published, hub, client, tmp_path):
+    (code,) = [part.partition("```")[0] for part in hub.files(published)["README.md"].decode().split("```python\n")[1:]]
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    shown = client.run(f"import os; os.chdir({str(tmp_path)!r})\n{code}")
+    assert shown.startswith("Classification(")
+
+
+def test_cache_serves_without_a_network(published, client, offline, hub, logits):
+    client.run(f"TTFSModel.from_pretrained({published!r})")
+    hub.log.clear()
+    offline.run(f"model = TTFSModel.from_pretrained({published!r})")
+    assert offline.run(DIGEST).strip() == logits
+    assert hub.log == []
+
+
+def test_offline_says_what_is_missing(offline):
+    with pytest.raises(Raised, match=r"HubError: download: org/other must be in the cache while HF_HUB_OFFLINE is set"):
+        offline.run("TTFSModel.from_pretrained('org/other')")
+    with pytest.raises(Raised, match="HubError: publish: the Hub must be reachable; HF_HUB_OFFLINE is set"):
+        offline.run("TTFSModel(model.config).push_to_hub('org/other')")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("'org/nothing'", "org/nothing must exist on the Hub, .* There is no local folder org/nothing either"),
+        ("'org/model@nothing'", "revision must exist in org/model; it does not"),
+        ("'org/model', token='hf_wrong'", "org/model must be open to you and your token valid"),
+        ("'org/model', token='hf_guest'", "org/model must exist on the Hub, and hold the file"),
+        ("'org/model', token=False", "org/model must be open to you and your token valid"),
+        ("'org/mo..del'", r"repo_id must be a valid name, owner/name; got 'org/mo\.\.del'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told(published, client, tmp_path, source, message):
+    with pytest.raises(Raised, match=f"^HubError: download: {message}"):
+        client.run(f"TTFSModel.from_pretrained({source}, cache_dir={str(tmp_path)!r})")
+
+
+def test_repositories_without_a_model_are_told(hub, client):
+    client.run("import huggingface_hub as h; h.create_repo('org/empty', private=True)")
+    with pytest.raises(Raised, match=r"LoadError: load: org/empty must hold config\.json and model\.safetensors"):
+        client.run("TTFSModel.from_pretrained('org/empty')")
+
+
+def test_damaged_downloads_are_told(published, hub, client, trained):
+    files = dict(hub.files(published))
+    files["model.safetensors"] = files["model.safetensors"][:-1] + b"\xff"
+    hub.repositories["org/damaged"] = type(hub.repositories[published])(True, {"1" * 40: files})
+    with pytest.raises(Raised, match=r"LoadError: load: .* its checksum differs"):
+        client.run("TTFSModel.from_pretrained('org/damaged')")
+
+
+def test_connection_that_breaks_is_told(published, hub, client, tmp_path):
+    hub.drop = "/api/models/org/model"
+    with pytest.raises(Raised, match=r"HubError: download: .*org/model"):
+        client.run(f"TTFSModel.from_pretrained('org/model', cache_dir={str(tmp_path)!r})")
+
+
+def test_recipe_evaluates_what_is_on_the_hub(published, client, trained):
+    summary = json.loads((trained / "summary.json").read_text())
+    command = ["org/model", "--cpu", "--no-simulation", "--max-test-samples", "100"]
+    shown = client.run(f"from ttfs_triton.evaluation.run import main; main('', {command!r})")
+    assert f"accuracy                 {summary['test_accuracy']:.2%}" in shown
+    assert "100 images" in shown
+
+
+def test_model_without_a_run_is_pushed(hub, client, logits):
+    url = client.run(
+        "model = TTFSModel.from_pretrained('org/model')\n"
+        "print(model.push_to_hub('alice/pushed', license='mit'))\n"
+        "model = TTFSModel.from_pretrained('alice/pushed')"
+    )
+    assert url.startswith(f"{hub.url}/alice/pushed/commit/")
+    assert hub.repositories["alice/pushed"].private
+    assert set(hub.files("alice/pushed")) == {"model.safetensors", "config.json", "README.md"}
+    assert b"Not evaluated." in hub.files("alice/pushed")["README.md"]
+    assert client.run(DIGEST).strip() == logits

@@ -1,0 +1,174 @@
+"""The model card: README.md with metadata, and the same results as the Hub's leaderboards read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+)
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ttfs_triton.hub.classification import windows_before_readout
+from ttfs_triton.hub.client import REPOSITORY
+from ttfs_triton.hub.description import LIBRARY
+from ttfs_triton.hub.energy import CHIPS, STEPS, energy_rows
+from ttfs_triton.hub.facts import ModelFacts, Results
+from ttfs_triton.hub.model import PAPER, TAGS
+from ttfs_triton.wording import interval, number, percent, small_percent
+
+RESULTS_FILE = ".eval_results/ttfs-triton.yaml"
+READOUTS = {
+    "potential_start": "highest membrane potential of the output neurons at their window's start",
+    "potential_end": "highest membrane potential of the output neurons at their window's end",
+    "first_spike": "first output spike",
+}
+
+
+def render_card(facts: ModelFacts, repo_id: str, *, license: str | None = None, chips: Sequence[str] = CHIPS) -> str:
+    """README.md: YAML metadata, then text. The same facts give the same card.
+
+    Args:
+        facts: of the model.
+        repo_id: where it will be, "owner/name".
+        license: of the model, by the Hub's short name; None states none.
+        chips: to price the counts on.
+    Raises:
+        ValueError: an unknown chip, or metadata that are no YAML.
+    """
+    environment = Environment(
+        loader=PackageLoader("ttfs_triton.hub", "."),
+        autoescape=False,  # Markdown; `words` makes texts of others harmless
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "small": small_percent, "number": number, "words": words, "code": code}
+    body = environment.get_template("card.md").render(_context(facts, repo_id, license, chips))
+    metadata = card_metadata(facts, repo_id, license)
+    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
+    return str(card)
+
+
+def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -> ModelCardData:
+    """The metadata of the card, results in the `model-index` form among them."""
+    base = facts.model.description.base_model
+    spikes = [] if facts.model.config.neuron == "ann" else TAGS[:-1]
+    return ModelCardData(
+        license=license,
+        library_name=LIBRARY,
+        pipeline_tag="image-classification",
+        tags=[*spikes, "image-classification", "pytorch_model_hub_mixin", "model_hub_mixin"],
+        datasets=[facts.data.id] if facts.data.id else None,
+        base_model=base.name if base is not None and base.name and REPOSITORY.fullmatch(base.name) else None,
+        metrics=["accuracy"] if facts.results else None,
+        model_name=repo_id.rpartition("/")[2],
+        eval_results=[] if facts.results is None else _model_index(facts, facts.results),
+        ignore_metadata_errors=False,
+    )
+
+
+def _model_index(facts: ModelFacts, results: Results) -> list[EvalResult]:
+    metrics = {"accuracy": ("Accuracy", results.accuracy)}
+    if facts.model.config.neuron != "ann":
+        metrics["first_spike_accuracy"] = ("Accuracy by the first output spike", results.first_spike_accuracy)
+        metrics["sparsity"] = ("Spikes a hidden neuron", results.sparsity)
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=facts.data.id or "unknown",
+            dataset_name=facts.data.name,
+            dataset_split="test",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 6),
+        )
+        for kind, (name, value) in metrics.items()
+    ]
+
+
+def eval_results(facts: ModelFacts) -> str | None:
+    """Content of `RESULTS_FILE`; None unless the whole test set of a data set on the Hub was scored."""
+    results, data = facts.results, facts.data
+    if results is None or data.id is None or not is_complete(facts):
+        return None
+    entry = EvalResultEntry(
+        dataset_id=data.id,
+        task_id="image-classification",
+        value=round(100 * results.accuracy, 4),
+        notes=f"accuracy in percent over {results.images} test images"
+        + (", read from a local copy" if data.local else ""),
+    )
+    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+
+
+def is_complete(facts: ModelFacts) -> bool:
+    """Whether all test images were scored, as far as is known."""
+    if facts.results is None or facts.settings.get("max_test_samples") is not None:
+        return False
+    return facts.data.test_images in (None, facts.results.images)
+
+
+def words(text: Any) -> str:
+    """Text of others inside a card: one line, without marks that would end a table cell, a link or a code span."""
+    line = " ".join(str(text).split())
+    return "".join("\\" + mark if mark in "\\`*_[]<>|#" else mark for mark in line)
+
+
+def code(text: Any) -> str:
+    """Text of others inside a code span: one line, without backticks."""
+    return " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
+
+
+def code_block(text: str) -> str:
+    """Text of others inside a fenced block, which it cannot end."""
+    return text.replace("```", "").strip()
+
+
+def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequence[str]) -> dict[str, Any]:
+    config, results = facts.model.config, facts.results
+    spiking = config.neuron != "ann"
+    counts = results.counts if results is not None and spiking else None
+    names = facts.model.class_names
+    return {
+        "title": repo_id.rpartition("/")[2],
+        "repo_id": repo_id,
+        "license": license,
+        "paper": PAPER,
+        "version": facts.versions.get(LIBRARY, facts.model.description.library.get("version", "")),
+        "spiking": spiking,
+        "config": config,
+        "readout": READOUTS[config.readout],
+        "channels": {1: "grayscale", 3: "colour (RGB)"}.get(config.in_channels, f"{config.in_channels} channels"),
+        "windows": None if not spiking else _windows(facts),
+        "parameters": sum(parameter.numel() for parameter in facts.model.parameters()),
+        "names": names,
+        "numbered": names == tuple(str(place) for place in range(len(names))),
+        "data": facts.data,
+        "results": results,
+        "complete": is_complete(facts),
+        "interval": None if results is None else interval(results.accuracy, results.images),
+        "total": None if counts is None else counts.total(),
+        "samples": None if counts is None else counts.samples,
+        "energy": None if counts is None else energy_rows(counts, config, chips),
+        "steps": STEPS,
+        "facts": facts,
+        "settings": _settings(facts),
+        "base": facts.model.description.base_model,
+    }
+
+
+def _settings(facts: ModelFacts) -> str:
+    used = {key: value for key, value in facts.settings.items() if value not in (None, False, 0, [], ())}
+    return code_block(yaml.safe_dump(used, sort_keys=False)) if used else ""
+
+
+def _windows(facts: ModelFacts) -> int:
+    """Windows from the image's start until the decision can be read."""
+    return windows_before_readout(facts.model) + (facts.model.config.readout != "potential_start")

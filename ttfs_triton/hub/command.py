@@ -1,0 +1,100 @@
+"""The command line of `recipes/publish.py`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import tyro
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+
+from ttfs_triton.hub.account import check_account, open_repository
+from ttfs_triton.hub.energy import CHIPS
+from ttfs_triton.hub.errors import HubError
+from ttfs_triton.hub.package import Package
+from ttfs_triton.hub.publish import publish, upload
+
+
+class PublishOptions(BaseModel):
+    """Which run, and where to. Positional: the run's folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run that has ended, or one with config.json and model.safetensors."""
+    repo_id: str
+    """owner/name on the Hub; made if need be."""
+    public: bool = False
+    """Let everybody see it. Default: only you, and the members of your organisation, can."""
+    dry_run: bool = False
+    """Show the files and the card; nothing is sent, nobody is asked."""
+    license: str | None = None
+    """Licence of the model by the Hub's short name, such as apache-2.0. Default: none is stated."""
+    dataset: str | None = None
+    """What it was trained on (a Hub name), where the run knows a local folder only."""
+    evaluation: Path | None = None
+    """Folder that recipes/evaluate.py --output-dir wrote; its figures replace those of training."""
+    chip: tuple[str, ...] = CHIPS
+    """Chips of the energy table: names of presets, or TOML files of yours."""
+    commit_message: str = "Publish model"
+    """First line of the commit."""
+
+
+def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the recipe: parse, check, publish; exit with a plain message where the user can mend it."""
+    try:
+        options = tyro.cli(PublishOptions, args=arguments, description=description, prog="publish.py")
+    except ValidationError as error:
+        problem = error.errors()[0]
+        _exit(f"{'-'.join(map(str, problem['loc']))}: {problem['msg']}; got {problem['input']!r}.")
+    try:
+        run(options, Console(soft_wrap=True))
+    except (ValueError, RuntimeError, OSError) as error:  # LoadError and HubError among them
+        _exit(str(error))
+
+
+def run(options: PublishOptions, console: Console) -> None:
+    """Check rights, make the files, show them, send them unless it is a dry run.
+
+    Raises:
+        HubError, LoadError, ValueError: as `publish` does.
+    """
+    if not options.dry_run:
+        check_account(options.repo_id)
+    found = publish(
+        options.run,
+        options.repo_id,
+        dry_run=True,
+        evaluation=options.evaluation,
+        dataset=options.dataset,
+        license=options.license,
+        chips=options.chip,
+    )
+    console.print(files_list(found.package), markup=False, highlight=False)
+    if options.dry_run:
+        console.print(found.package.card, markup=False, highlight=False)
+        console.print(f"dry run: nothing was sent to {options.repo_id}", markup=False, highlight=False)
+        return
+    open_repository(options.repo_id, private=not options.public)
+    try:
+        url = upload(found.package, options.repo_id, commit_message=options.commit_message)
+    except HubError as error:
+        raise HubError(
+            f"{error}\nNothing has changed in {options.repo_id}; {options.run} is as it was. Go on with:\n"
+            f"{shlex.join([Path(sys.executable).name, *sys.argv])}"
+        ) from error
+    console.print(f"published {'for everybody' if options.public else 'privately'}: {url}", highlight=False)
+
+
+def files_list(package: Package) -> str:
+    """A line for each file: SHA-256, size, name."""
+    return "\n".join(f"{sha256}  {size:>12,} bytes  {name}" for name, size, sha256 in package.rows())
+
+
+def _exit(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

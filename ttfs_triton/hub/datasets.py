@@ -1,0 +1,124 @@
+"""What a card may say about the data: known data sets with their licences, and which one a run was trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ttfs_triton.hub.client import REPOSITORY
+from ttfs_triton.nn import NetworkConfig
+
+SAMPLE = "sample"
+_FASHION = "Xiao, Rasul and Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017"
+_CIFAR = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A data set as a card names it.
+
+    Attributes:
+        id: on the Hub, or None.
+        name: for readers.
+        licence: in words, or None if not known.
+        source: whom to cite, or "".
+        test_images: in the whole test set, or None if not known.
+        local: read from a local copy.
+        shape: (channels, height, width, classes) of the original, or None if not known.
+    """
+
+    id: str | None
+    name: str
+    licence: str | None = None
+    source: str = ""
+    test_images: int | None = None
+    local: bool = False
+    shape: tuple[int, int, int, int] | None = None
+
+    @property
+    def recorded(self) -> str | None:
+        """What a published config.json calls it: enough to load it again, and nothing local."""
+        return self.id or (SAMPLE if self.name == KNOWN[SAMPLE].name else None)
+
+
+UNNAMED = TrainingData(None, "a data set that is not named")
+KNOWN = {
+    data.id or SAMPLE: data
+    for data in (
+        TrainingData(
+            None,
+            "the sample of Fashion-MNIST that comes with ttfs-triton",
+            "MIT",
+            _FASHION,
+            1000,
+            shape=(1, 28, 28, 10),
+        ),
+        TrainingData(
+            "ylecun/mnist",
+            "MNIST",
+            "CC BY-SA 3.0 as its authors state it",
+            "LeCun, Cortes and Burges, The MNIST Database of Handwritten Digits",
+            10_000,
+            shape=(1, 28, 28, 10),
+        ),
+        TrainingData("zalando-datasets/fashion_mnist", "Fashion-MNIST", "MIT", _FASHION, 10_000, shape=(1, 28, 28, 10)),
+        TrainingData(
+            "uoft-cs/cifar10",
+            "CIFAR-10",
+            "none that is formal; published for research, cite the source",
+            _CIFAR,
+            10_000,
+            shape=(3, 32, 32, 10),
+        ),
+        TrainingData(
+            "uoft-cs/cifar100",
+            "CIFAR-100",
+            "none that is formal; published for research, cite the source",
+            _CIFAR,
+            10_000,
+            shape=(3, 32, 32, 100),
+        ),
+    )
+}
+
+
+def training_data(
+    settings: Mapping[str, Any], recorded: str | None, network: NetworkConfig, stated: str | None = None
+) -> TrainingData:
+    """The data set of a run, without the name or path of any local folder.
+
+    A local folder counts as a copy of the data set that the run's configuration names if that is a known one whose
+    channels, size and number of classes are the network's. Otherwise nothing is claimed about it.
+
+    Args:
+        settings: the run's configuration; empty for bare weights.
+        recorded: what config.json says.
+        network: for which images it is.
+        stated: what the user says it is, which decides.
+    Raises:
+        ValueError: `stated` is no name on the Hub.
+    """
+    if stated is not None and stated != SAMPLE and not REPOSITORY.fullmatch(stated):
+        raise ValueError(f'publish: dataset must be "{SAMPLE}" or owner/name on the Hub; got {stated!r}.')
+    local = settings.get("data_dir") is not None
+    name = stated or settings.get("dataset") or (None if settings else recorded)
+    known = KNOWN.get(str(name))
+    shape = (network.in_channels, *network.image_size, network.classes)
+    if stated is None and local and (known is None or known.shape != shape):
+        return TrainingData(None, "a local data set", local=True)
+    if known is not None:
+        return dataclasses.replace(known, local=local)
+    if name is not None and REPOSITORY.fullmatch(str(name)):
+        return TrainingData(str(name), str(name), local=local)
+    return UNNAMED
+
+
+def without_paths(value: Any) -> Any:
+    """A setting as it may be published: a path becomes the name of its file."""
+    if isinstance(value, str) and (re.match(r"[/~\\]|[A-Za-z]:[/\\]|\.\.?/", value)):
+        return Path(value.replace("\\", "/")).name
+    return value

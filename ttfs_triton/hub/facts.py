@@ -1,0 +1,213 @@
+"""What is known about a model that is to be published, read from its run and its evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ttfs_triton.hardware import Counts
+from ttfs_triton.hub.datasets import UNNAMED, TrainingData, training_data, without_paths
+from ttfs_triton.hub.errors import LoadError
+from ttfs_triton.hub.locate import ModelFiles
+from ttfs_triton.hub.model import TTFSModel
+
+# Keys of a run's configuration that others need to repeat it. The rest says where and how it ran here.
+PUBLISHED_SETTINGS = (
+    *("validation_fraction", "max_train_samples", "max_test_samples", "image_size"),
+    *("crop_padding", "crop_fill", "flip", "shift", "rotation", "auto_augment", "cutout"),
+    *("model", "width", "neuron", "batch_norm", "encoder", "readout", "psp_persistence", "derivative_clip"),
+    *("surrogate_width", "bias", "weight_standardisation", "initial_gain", "dropout"),
+    *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
+    *("warmup", "milestones", "milestone_factor", "gradient_clip", "label_smoothing", "ema_decay"),
+    *("seed", "mixed_precision", "compile"),
+)
+_VERSIONS = ("python", "ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors")
+_METRICS = (
+    *("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_first_spike_accuracy"),
+    *("sparsity", "sparsity_with_outputs", "layer_sparsity", "seconds", "images_per_second"),
+)
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """Activity of a layer: neurons, spikes an image, and shares of its neurons."""
+
+    name: str
+    neurons: int
+    spikes: float
+    active: float
+    saturated: float
+    never_active: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """Figures over test images.
+
+    Attributes:
+        accuracy, first_spike_accuracy: shares, by the readout and by the earliest output spike.
+        images: scored.
+        ties, no_spike: images with several first output spikes, and without any.
+        sparsity: hidden spikes over hidden neurons.
+        layers: activity, the readout last.
+        counts: exact, or None if the run did not count.
+        simulation: "accuracy", "steps" and "weight_bits" of an integer simulation, or None.
+    """
+
+    accuracy: float
+    first_spike_accuracy: float
+    images: int
+    ties: int
+    no_spike: int
+    sparsity: float
+    layers: tuple[LayerRow, ...] = ()
+    counts: Counts | None = None
+    simulation: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model and what is known about it. Nothing here names this machine, its users or its folders.
+
+    Attributes:
+        model: loaded, in evaluation mode.
+        weights_sha256: of the file, hexadecimal; None for a model that was not loaded from one.
+        data: that it was trained on.
+        results: None if it was not evaluated.
+        settings: of training, by `PUBLISHED_SETTINGS`; empty if it was not trained here.
+        versions: of Python and packages.
+        device: that trained it, or "".
+        epochs, best_epoch, val_accuracy, seconds_per_epoch: of training, or None.
+        metrics: one entry an epoch.
+        unrecorded_base: training started from other weights, of which nothing was written down.
+    """
+
+    model: TTFSModel
+    weights_sha256: str | None = None
+    data: TrainingData = UNNAMED
+    results: Results | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+    epochs: int | None = None
+    best_epoch: int | None = None
+    val_accuracy: float | None = None
+    seconds_per_epoch: float | None = None
+    metrics: Sequence[Mapping[str, Any]] = ()
+    unrecorded_base: bool = False
+
+
+def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: str | None = None) -> ModelFacts:
+    """Load a model and all that is written down about it.
+
+    Args:
+        files: of the model.
+        evaluation: folder or evaluation.json that `recipes/evaluate.py` wrote; its figures replace those of training.
+        dataset: what it was trained on, if the run does not say.
+    Raises:
+        LoadError: damaged or unfinished; or an evaluation of other weights.
+        ValueError: `dataset` is no name on the Hub.
+    """
+    model = TTFSModel.from_files(files)
+    sha256 = files.sha256
+    settings, summary, metrics = {}, {}, []
+    if files.run is not None:
+        settings = _yaml(files.run / "config.yaml")
+        summary = _json(files.run / "summary.json", "A run writes it when it ends: go on with it by --resume.")
+        metrics = _metrics(files.run / "metrics.jsonl")
+    results = _results(summary, "test_", files.weights) if summary else None
+    if evaluation is not None:
+        results = _evaluated(evaluation / "evaluation.json" if evaluation.is_dir() else evaluation, sha256)
+    return ModelFacts(
+        model=model,
+        weights_sha256=sha256,
+        data=training_data(settings, model.description.dataset, model.config, dataset),
+        results=results,
+        settings={key: without_paths(settings[key]) for key in PUBLISHED_SETTINGS if key in settings},
+        versions={name: str(summary["versions"][name]) for name in _VERSIONS if name in summary.get("versions", {})},
+        device=str(summary.get("device", "")),
+        epochs=summary.get("epochs"),
+        best_epoch=summary.get("best_epoch"),
+        val_accuracy=summary.get("val_accuracy"),
+        seconds_per_epoch=summary.get("seconds_per_epoch"),
+        metrics=metrics,
+        unrecorded_base=settings.get("weights") is not None and model.description.base_model is None,
+    )
+
+
+def _evaluated(path: Path, sha256: str) -> Results:
+    found = _json(path, "recipes/evaluate.py --output-dir writes it.")
+    if found.get("weights_sha256") != sha256:
+        raise LoadError(f"publish: {path} must be an evaluation of these weights; it is of others. Evaluate them.")
+    return _results(found, "", path)
+
+
+def _results(found: Mapping[str, Any], prefix: str, path: Path) -> Results:
+    try:
+        counts, simulation = found.get("counts"), found.get("simulation")
+        return Results(
+            accuracy=float(found[f"{prefix}accuracy"]),
+            first_spike_accuracy=float(found[f"{prefix}first_spike_accuracy"]),
+            images=int(found["images" if not prefix else f"{prefix}images"]),
+            ties=int(found["ties"]),
+            no_spike=int(found["no_spike"]),
+            sparsity=float(found["sparsity"]),
+            layers=tuple(map(_layer, found["per_layer"] if prefix else found["counts"]["layers"])),
+            counts=None if counts is None else Counts.from_dict(counts),
+            simulation=simulation and {key: simulation[key] for key in ("accuracy", "steps", "weight_bits")},
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise LoadError(f"publish: the figures beside {path} must be what was written there; {error!r}.") from error
+
+
+def _layer(found: Mapping[str, Any]) -> LayerRow:
+    """A layer of a run's summary, or of counts: both sum over samples."""
+    samples = found["samples"]
+    neurons = found.get("neurons_per_sample", found["neurons"])
+    never = found.get("never_active_per_sample", found.get("never_active"))
+    active, saturated = (found[key] / (neurons * samples) for key in ("spikes", "saturated"))
+    return LayerRow(str(found["name"]), neurons, found["spikes"] / samples, active, saturated, never / neurons)
+
+
+def _json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LoadError(f"publish: {path} must be there and readable; {error}. {remedy}") from error
+    if not isinstance(found, dict):
+        raise LoadError(f"publish: {path} must hold an object; got {type(found).__name__}.")
+    return found
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LoadError(f"publish: {path} must be the run's configuration; {error}.") from error
+    if not isinstance(found, dict):
+        raise LoadError(f"publish: {path} must hold `key: value` lines; got {type(found).__name__}.")
+    return found
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """Figures by epoch; none if there are none. Whatever is no figure stays here."""
+    if not path.is_file():
+        return []
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LoadError(f"publish: {path} must hold one JSON object a line; {error}.") from error
+    return [{key: _figures(line[key]) for key in _METRICS if key in line} for line in lines]
+
+
+def _figures(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _figures(entry) for key, entry in value.items()}
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number and math.isfinite(value) else None

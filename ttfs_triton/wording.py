@@ -1,0 +1,54 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """A share as "99.54%"; "–" if it is not known."""
+    if share is None or not math.isfinite(share):
+        return "–"
+    return f"{100 * share:.{digits}f}%"
+
+
+def small_percent(share: float | None) -> str:
+    """A share that may be tiny: "24.6%", "0.63%", "< 0.01%", "0%"."""
+    if share is None or not math.isfinite(share):
+        return "–"
+    if 0 < share < 1e-4:
+        return "< 0.01%"
+    return "0%" if share == 0 else percent(share, 1 if share >= 0.0995 else 2)
+
+
+def number(value: float | None) -> str:
+    """A count, or a mean of counts: "30,791", "31.4", "1.23 million"; "–" if it is not known."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {word}" if abs(value) < 999.5 * size else f"{value / size:,.0f} {word}"
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2g}"
+
+
+def ratio(value: float | None) -> str:
+    """A factor: "0.31", "12.4", "1,830"; "–" if it is not known."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def interval(share: float, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % confidence interval of a share found in independent trials.
+
+    Args:
+        share: in [0, 1].
+        trials: at least 1.
+    Source: Wilson, JASA 22 (1927).
+    """
+    z = 1.959964
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
