@@ -48,11 +48,15 @@ def test_metadata_say_what_nir_cannot():
     assert json.loads(metadata["class_names"]) == ["a", "b", "c"]
     assert (metadata["dataset"], metadata["psp_persistence"], metadata["window_s"]) == ("digits", "0.25", "0.0016")
     assert Clock.from_metadata(metadata) == Clock(16, 4, 16, (2, 9, 8), False)
+    assert "border k = 0 to 4 spikes in step k S, after k = 1 to 4 in step k S + 1" in metadata["input"]
+    assert "from step 64 to 79" in metadata["output"]
     sentences = " ".join(json.loads(metadata["not_expressed"]))
     for word in ("Windows", "steps", "latency encoder", "Logits"):
         assert word in sentences
     analog = small_network(encoder="analog", readout="first_spike")
-    sentences = " ".join(json.loads(to_nir(analog).metadata["not_expressed"]))
+    metadata = to_nir(analog).metadata
+    assert "(pixel - mean) / std in step 0" in metadata["input"]
+    sentences = " ".join(json.loads(metadata["not_expressed"]))
     assert "Normalisation" in sentences
     assert "minus the spike times" in sentences
 

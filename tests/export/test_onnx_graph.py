@@ -43,7 +43,7 @@ def test_readouts_agree(readout, sigma):
 
 
 @given(
-    specification=st.sampled_from(["3C3p0s2-P2s1-4", "2C1-3C3-P2", "5C2p1s3", "4C3-7-5"]),
+    specification=st.sampled_from(["3C3p0s2-P2s1-4", "2C2p0-3C3-P2", "5C2p1s3", "4C3-7-5"]),
     standardised=st.booleans(),
     bias=st.booleans(),
     seed=st.integers(0, 99),
@@ -51,6 +51,7 @@ def test_readouts_agree(readout, sigma):
 )
 @settings(max_examples=12)
 def test_shapes_and_options_agree(specification, standardised, bias, seed, samples):
+    # No 1×1 kernels: over two channels, standardised weights add up to zero, on the border of firing at all.
     network = small_network(seed, specification, weight_standardisation=standardised, bias=bias)
     assert_same(network, images_for(network, samples, seed))
 

@@ -28,7 +28,7 @@ class ExportOptions(BaseModel):
     steps: int = Field(64, ge=2, le=4096)
     """Steps a window; a step is 0.1 ms."""
     time_constant: float = Field(1e6, ge=1)
-    """Time constants of the neurons, in windows. They should not leak at all; shorter ones cost accuracy."""
+    """Time constants of the neurons, in windows. They should not leak at all; below 10,000 it shows."""
 
     # ---- ONNX
     hidden: bool = False
