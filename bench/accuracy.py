@@ -10,18 +10,15 @@ training; with --jobs they include what the rows take from each other.
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
 import tyro
-from _record import ROOT, commit, write
+from _record import ROOT, write
+from _training import read_run, train
 from rich.console import Console
 from rich.table import Table
 
@@ -78,8 +75,14 @@ def main() -> None:
     recipe, rows = SUITES[options.suite]
     chosen = {name: flags for name, flags in rows.items() if not options.rows or name.startswith(options.rows)}
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda row: train_row(options, recipe, *row), chosen.items()))
-    summaries = {name: json.loads(path.read_text()) for name in rows if (path := summary_of(options, name)).is_file()}
+        list(
+            pool.map(
+                lambda name: train(recipe, chosen[name], folder_of(options, name), options.data_dir, options.threads),
+                chosen,
+            )
+        )
+    found = {name: read_run(folder_of(options, name)) for name in rows}
+    summaries = {name: summary for name, summary in found.items() if summary is not None}
     table = {line["row"]: line for line in read_table(options.suite)}
     table |= {
         name: {
@@ -95,7 +98,7 @@ def main() -> None:
             "seed": summary["seed"],
             "device": summary["device"],
             **{package: summary["versions"].get(package, "") for package in ("torch", "ttfs-triton")},
-            "commit": commit_of(options, name).read_text(),
+            "commit": summary["commit"],
             "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
             "command": " ".join(["python", f"recipes/{recipe}.py", *rows[name]]),
         }
@@ -116,37 +119,9 @@ def read_table(suite: str) -> list[dict[str, Any]]:
     return json.loads(path.read_text())["rows"] if path.is_file() else []
 
 
-def summary_of(options: Options, name: str) -> Path:
-    """Where the figures of a row are once it has been trained."""
-    folder = "".join(c if c.isalnum() or c in ".=" else "-" for c in name)
-    return options.runs / options.suite / folder / "summary.json"
-
-
-def commit_of(options: Options, name: str) -> Path:
-    """File with the commit at which a row's training began."""
-    folder = summary_of(options, name).parent
-    return folder.with_name(f"{folder.name}.commit")
-
-
-def train_row(options: Options, recipe: str, name: str, flags: Sequence[str]) -> None:
-    """Train a row unless that has been done; its output goes to a log file beside the run's folder."""
-    summary = summary_of(options, name)
-    folder = summary.parent
-    if summary.is_file():
-        return
-    command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--output-dir", str(folder), *flags]
-    if options.data_dir is not None:
-        command += ["--data-dir", str(options.data_dir)]
-    if (folder / "config.yaml").is_file():
-        command.append("--resume")
-    else:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        commit_of(options, name).write_text(commit())
-    threads = {} if options.threads is None else {"OMP_NUM_THREADS": str(options.threads)}
-    log = folder.with_name(f"{folder.name}.log")
-    print(f"{name}: training, log in {log}", flush=True)
-    with log.open("a") as output:
-        subprocess.run(command, check=True, stdout=output, stderr=subprocess.STDOUT, env=os.environ | threads)
+def folder_of(options: Options, name: str) -> Path:
+    """The run's folder of a row."""
+    return options.runs / options.suite / "".join(c if c.isalnum() or c in ".=" else "-" for c in name)
 
 
 def show(lines: list[dict[str, Any]]) -> None:

@@ -1,9 +1,11 @@
 """Initial potentials that bring a spiking network closest to its ANN."""
 
 import copy
+import io
 
 import pytest
 import torch
+from rich.console import Console
 
 from tests.convert import sources
 from tests.convert.sources import randomised, weights_of
@@ -37,7 +39,7 @@ def own(standardised: bool, encoder: str = "latency") -> Converted:
 
 def test_calibration_brings_layers_closer():
     both = pair()
-    layers = calibrate(both.network, both.ann, IMAGES)
+    layers = calibrate(both.network, both.ann, IMAGES).layers
     assert [layer.name for layer in layers] == list(both.ann.hidden(IMAGES))
     first, *others = layers
     assert first.before == pytest.approx(1)  # analog in both
@@ -70,7 +72,7 @@ def test_initial_potential_is_the_best_of_a_fine_scan():
 def test_only_initial_potentials_of_spiking_layers_change(standardised):
     both = own(standardised, "analog")
     before = {name: tensor.clone() for name, tensor in both.network.state_dict().items()}
-    layers = calibrate(both.network, both.ann, IMAGES[:, :, :12, :12])
+    layers = calibrate(both.network, both.ann, IMAGES[:, :, :12, :12]).layers
     changed = {name for name, tensor in both.network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"features.conv2.bias", "features.fc1.bias"}
     for layer in layers[1:]:
@@ -83,7 +85,7 @@ def test_only_initial_potentials_of_spiking_layers_change(standardised):
 def test_network_without_persistence_stays_as_it_is():
     both = pair(psp_persistence=0.0)
     before = copy.deepcopy(both.network.state_dict())
-    layers = calibrate(both.network, both.ann, IMAGES)
+    layers = calibrate(both.network, both.ann, IMAGES).layers
     for name, tensor in both.network.state_dict().items():
         torch.testing.assert_close(tensor, before[name], atol=2 / 256, rtol=0)
     assert all(layer.after == pytest.approx(1, abs=1e-3) for layer in layers)
@@ -127,3 +129,17 @@ def test_other_networks_and_no_images_are_refused():
     ann = TTFSNetwork(both.network.config.replace(neuron="ann"))
     with pytest.raises(ConversionError, match="spiking neurons with initial potentials; got an ANN"):
         calibrate(ann, both.ann, IMAGES)
+
+
+def test_calibration_is_shown_and_written():
+    both = pair()
+    found = calibrate(both.network, both.ann, IMAGES)
+    written = found.to_dict()
+    assert written["images"] == len(IMAGES)
+    assert [layer["name"] for layer in written["layers"]] == [layer.name for layer in found.layers]
+    console = Console(width=100, file=io.StringIO())
+    console.print(found.table())
+    shown = console.file.getvalue()
+    for layer in found.layers:
+        assert f"{layer.after:.3f}" in shown
+        assert f"{layer.shift:+.3f}" in shown

@@ -10,7 +10,7 @@ from tests.convert import sources
 from tests.convert.sources import randomised
 from ttfs_triton.convert import convert
 from ttfs_triton.hub import BaseModel, ModelDescription
-from ttfs_triton.hub.weights import write_weights
+from ttfs_triton.hub.weights import read_weights, write_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError
 from ttfs_triton.train.start import load_weights
@@ -60,7 +60,7 @@ def test_run_of_an_ann_starts_the_spiking_network(tmp_path, batch_norm, standard
     ann = trained(ANN.replace(batch_norm=batch_norm, weight_standardisation=standardised))
     source = save(ann, tmp_path / "run", config)
     network = target(weight_standardisation=kept and standardised, mean=ANN.mean)
-    base = load_weights(network, str(source if config else source / "best" / "model.safetensors"))
+    base = load_weights(network, str(source if config else source / "best" / "model.safetensors")).base_model
     assert base.file == "model.safetensors"
     images = torch.rand(5, 3, 8, 8)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_network_of_another_project_starts_a_run(tmp_path):
     torch.save({"net": source.state_dict()}, tmp_path / "vgg.pth")
     converted = convert(tmp_path / "vgg.pth")
     network = target(converted.network.config, mean=(0, 0, 0), readout="potential_end", psp_persistence=0.25)
-    base = load_weights(network, str(tmp_path / "vgg.pth"))
+    base = load_weights(network, str(tmp_path / "vgg.pth")).base_model
     assert base == BaseModel("vgg.pth", converted.weights.sha256)
     for name, value in converted.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
@@ -103,7 +103,7 @@ def test_converted_folder_starts_a_run_and_hands_its_origin_on(tmp_path):
     folder = save(trained(ANN), tmp_path / "run")
     description = ModelDescription.read(folder / "best" / "config.json").replace(base_model=base)
     description.write(folder / "best" / "config.json")
-    assert load_weights(target(), str(folder)) == base
+    assert load_weights(target(), str(folder)).base_model == base
 
 
 @pytest.mark.parametrize(
@@ -159,3 +159,50 @@ def test_settings_of_training_are_kept(tmp_path):
     load_weights(network, str(save(trained(ANN.replace(batch_norm=True)), tmp_path / "run")))
     kept = dataclasses.asdict(network.config)
     assert {name: kept[name] for name in wanted} == wanted
+
+
+def test_network_with_an_anns_weights_is_calibrated(tmp_path):
+    ann = trained(ANN)
+    source = str(save(ann, tmp_path / "run"))
+    images = torch.rand(16, 3, 8, 8)
+    copied, calibrated = target(psp_persistence=1.0), target(psp_persistence=1.0)
+    assert load_weights(copied, source).calibration is None
+    found = load_weights(calibrated, source, images).calibration
+    assert found is not None
+    assert [layer.name for layer in found.layers] == ["conv1", "conv2", "fc1"]
+    assert found.layers[-1].after > found.layers[-1].before
+    with torch.no_grad():
+        errors = [(network(images) - ann(images)).square().mean().item() for network in (copied, calibrated)]
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("neuron", ["dft", "ann"])
+def test_weights_of_its_own_kind_are_not_calibrated(tmp_path, neuron):
+    config = ANN.replace(neuron=neuron, psp_persistence=1.0)
+    source = save(trained(config), tmp_path / "run")
+    network = TTFSNetwork(config)
+    assert load_weights(network, str(source), torch.rand(4, 3, 8, 8)).calibration is None
+    for name, tensor in read_weights(source / "best" / "model.safetensors").items():
+        assert torch.equal(tensor, network.state_dict()[name])
+
+
+def test_exact_conversion_is_not_calibrated(tmp_path):
+    source = save(trained(ANN), tmp_path / "run")
+    assert load_weights(target(psp_persistence=0.0), str(source), torch.rand(4, 3, 8, 8)).calibration is None
+
+
+def test_plain_relu_is_scaled_into_range(tmp_path):
+    source = randomised(sources.kuangliu())
+    torch.save(source.state_dict(), tmp_path / "vgg.pth")
+    config = convert(tmp_path / "vgg.pth").network.config.replace(psp_persistence=0.0)
+    images = torch.rand(16, 3, 32, 32)
+    network = TTFSNetwork(config)
+    found = load_weights(network, str(tmp_path / "vgg.pth"), images).calibration
+    assert found is not None
+    assert all(layer.after is not None and layer.after > 0.999 for layer in found.layers)
+
+
+def test_calibration_needs_initial_potentials(tmp_path):
+    source = save(trained(ANN.replace(bias=False)), tmp_path / "run")
+    with pytest.raises(ConfigError, match="bias must be True to calibrate"):
+        load_weights(target(bias=False, psp_persistence=1.0), str(source), torch.rand(4, 3, 8, 8))

@@ -9,7 +9,6 @@ few hundred images, and leaves the weights, standardised or not, as they are.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ttfs_kernels.rule import fire
+from ttfs_triton.convert.calibration import Calibration, LayerCalibration
 from ttfs_triton.convert.correlation import layer_correlations
 from ttfs_triton.convert.errors import ConversionError
 from ttfs_triton.convert.folded import FoldedANN
@@ -25,22 +25,6 @@ from ttfs_triton.nn import DFTConv2d, DFTLinear, LatencyEncoder, TTFSNetwork
 # Grids of 17 initial potentials, each eight times finer than the one before. The first reaches two threshold heights
 # up and down, the last resolves 1/256 of one.
 REACH, POINTS, GRIDS = 2.0, 17, 3
-
-
-@dataclass(frozen=True)
-class LayerCalibration:
-    """What calibration did to a layer.
-
-    Attributes:
-        name: of the layer.
-        before, after: correlation of its activations with the ANN's, in [−1, 1]; None where either is constant.
-        shift: mean change of the initial potential over channels, in threshold heights; 0 for a layer left alone.
-    """
-
-    name: str
-    before: float | None
-    after: float | None
-    shift: float
 
 
 @torch.no_grad()
@@ -53,7 +37,7 @@ def calibrate(
     samples: int = 8192,
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
-) -> tuple[LayerCalibration, ...]:
+) -> Calibration:
     """Choose initial potentials that bring each layer's activations closest to the ANN's (least squares), in place.
 
     Layers follow one another: each sees what those before it, calibrated, make of the images. Analog layers and the
@@ -68,7 +52,7 @@ def calibrate(
         seed: of that draw.
         progress: told each layer's name before it is calibrated.
     Returns:
-        One entry a hidden layer, in their order.
+        What it did to each hidden layer.
     Raises:
         ConversionError: activations of the ANN are not clamped; the network is not of spiking neurons with initial
             potentials, or has other layers than the ANN; there are no images.
@@ -89,7 +73,8 @@ def calibrate(
         spiking = [layer(batch) for batch in spiking]
     after = layer_correlations(network, ann, images, batch_size)
     network.train(training)
-    return tuple(LayerCalibration(name, before[name], after[name], shifts.get(name, 0.0)) for name in before)
+    layers = tuple(LayerCalibration(name, before[name], after[name], shifts.get(name, 0.0)) for name in before)
+    return Calibration(layers, len(images))
 
 
 def _check(network: TTFSNetwork, ann: FoldedANN, images: Tensor) -> None:

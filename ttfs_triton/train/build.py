@@ -8,13 +8,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ttfs_triton.hub import BaseModel
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
 from ttfs_triton.train.augment import Augmentation
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.data import ImageData, load_images, train_validation_split
-from ttfs_triton.train.start import load_weights
+from ttfs_triton.train.start import Start, load_weights
 
 SPECIFICATIONS: dict[str, tuple[str, Literal["latency", "analog"]]] = {
     "cnn1": (CNN1, "latency"),
@@ -66,9 +65,17 @@ def load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
     return RunData(train, test, *train_validation_split(train, config.validation_fraction, config.seed))
 
 
-def build_network(config: TrainConfig, data: RunData) -> tuple[TTFSNetwork, BaseModel | None]:
+def build_network(
+    config: TrainConfig, data: RunData, device: torch.device | None = None, *, calibrated: bool = True
+) -> tuple[TTFSNetwork, Start | None]:
     """The network for these images, initialised from `config.seed` and, if given, from `config.weights`.
 
+    Args:
+        config, data: the run.
+        device: to calibrate on; the network itself is on the CPU. Default: the CPU.
+        calibrated: calibrate it where the weights are an ANN's; needless if a checkpoint follows.
+    Returns:
+        The network, and where its weights come from; None if they were drawn.
     Raises:
         ConfigError: the weights are not those of this network, or the options exclude each other.
     """
@@ -103,7 +110,17 @@ def build_network(config: TrainConfig, data: RunData) -> tuple[TTFSNetwork, Base
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return network, None if config.weights is None else load_weights(network, config.weights)
+    if config.weights is None:
+        return network, None
+    images = calibration_images(config, data) if calibrated and config.calibration_images else None
+    return network, load_weights(network, config.weights, images if images is None else images.to(device))
+
+
+def calibration_images(config: TrainConfig, data: RunData) -> Tensor:
+    """Training images drawn by the seed, [config.calibration_images, C, height, width], float32 in [0, 1]."""
+    generator = torch.Generator().manual_seed(config.seed)
+    drawn = torch.randperm(len(data.train_indices), generator=generator)[: config.calibration_images]
+    return data.train.images_at(data.train_indices[drawn]).float() / 255
 
 
 def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:

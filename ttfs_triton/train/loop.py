@@ -57,7 +57,9 @@ class Trainer:
     ) -> None:
         self.config, self.accelerator, self.data, self.folder = config, accelerator, data, folder
         self.display, self.stop = display, stop
-        self.network, self._base_model = build_network(config, data)
+        # A checkpoint replaces the weights, so that a resumed run need not calibrate them again.
+        fresh = not config.resume or latest_checkpoint(folder.checkpoints) is None
+        self.network, self.start = build_network(config, data, accelerator.device, calibrated=fresh)
         model = accelerator.prepare_model(self.network)
         self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
         # The bare optimizer steps the schedule and is saved; the wrapper around it knows about loss scaling.
@@ -288,7 +290,7 @@ class Trainer:
             class_names=self.data.train.class_names,
             # A local folder goes by its name: the path says nothing to whom the weights are passed on.
             dataset=config.data_dir.resolve().name if config.data_dir else config.dataset,
-            base_model=self._base_model,
+            base_model=None if self.start is None else self.start.base_model,
         )
 
     def _stop(self) -> None:

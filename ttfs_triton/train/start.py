@@ -2,41 +2,71 @@
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ttfs_triton.convert import ConversionError, Weights, WeightsError, convert, open_weights
+from ttfs_triton.convert import (
+    Calibration,
+    ConversionError,
+    Converted,
+    Weights,
+    WeightsError,
+    calibrate,
+    convert,
+    fit_range,
+    open_weights,
+)
 from ttfs_triton.hub import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, TTFSNetwork, parse_specification
 from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError
 
 
-def load_weights(network: TTFSNetwork, source: str) -> BaseModel:
+@dataclass(frozen=True)
+class Start:
+    """Where a network comes from.
+
+    Attributes:
+        base_model: what it is based on.
+        calibration: None if it was not calibrated.
+    """
+
+    base_model: BaseModel
+    calibration: Calibration | None
+
+
+def load_weights(network: TTFSNetwork, source: str, images: Tensor | None = None) -> Start:
     """Load weights into a network, strictly: every tensor used or folded, every parameter found.
 
     Tensors of exactly the network's names and shapes are copied, from a spiking network or its analog twin. Others are
     converted first: an ANN of ours with batch norm or standardised weights, or a known network of another project. What
     neither names nor shapes fix stays as the network has it, but for mean and std of the images, which are those that
-    the weights were trained with.
+    the weights were trained with. A spiking network with an ANN's weights is calibrated.
 
     Args:
         network: changed in place.
         source: what `open_weights` reads.
-    Returns:
-        What the network is based on now.
+        images: to calibrate on, [N, in_channels, height, width] in [0, 1], on the device to compute on. None leaves the
+            weights as they are.
     Raises:
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
     try:
         weights = open_weights(source)
         description = weights.description()
+        converted, calibration = None, None
         if _shapes(weights.tensors) == _shapes(network.state_dict()):
             tensors, trained = weights.tensors, None if description is None else description.network
         else:
-            tensors, trained = _convert(network.config, weights)
+            converted = _convert(network.config, weights)
+            tensors, trained = converted.network.state_dict(), converted.network.config
             _check_same(network, tensors)
+        analog = converted is not None or (trained is not None and trained.neuron == "ann")
+        if images is not None and analog and network.config.neuron == "dft":
+            converted, calibration = _calibrate(converted or _convert(network.config, weights), images)
+            tensors = converted.network.state_dict()
         base_model = weights.base_model()
     except WeightsError as error:
         raise ConfigError(f"weights: {error}") from error
@@ -45,11 +75,23 @@ def load_weights(network: TTFSNetwork, source: str) -> BaseModel:
     network.load_state_dict(tensors)
     if trained is not None:
         _take_statistics(network, trained)
-    return base_model
+    return Start(base_model, calibration)
 
 
-def _convert(target: NetworkConfig, weights: Weights) -> tuple[dict[str, Tensor], NetworkConfig]:
-    """The tensors of the converted network, and its configuration, which must be `target`'s in all that counts."""
+def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration | None]:
+    """The network brought as close to its ANN as initial potentials can; at σ = 0 it is as close as it gets."""
+    if converted.network.config.psp_persistence == 0 and converted.ann.bound is not None:
+        return converted, None
+    if not converted.network.config.bias:
+        raise ConversionError("bias must be True to calibrate; got False. Give --bias or --calibration-images 0.")
+    converted.network.to(images.device)
+    converted.ann.to(images.device)
+    converted = fit_range(converted, images)
+    return converted, calibrate(converted.network, converted.ann, images)
+
+
+def _convert(target: NetworkConfig, weights: Weights) -> Converted:
+    """The converted network; its configuration must be `target`'s in all that counts."""
     assumed = target.replace(
         neuron="ann",
         readout="potential_start",
@@ -63,6 +105,7 @@ def _convert(target: NetworkConfig, weights: Weights) -> tuple[dict[str, Tensor]
         image_size=target.image_size,
         keep_standardisation=target.weight_standardisation,
         bias=target.bias,
+        psp_persistence=target.psp_persistence,
     )
     found = converted.network.config
     for name, flag, same in (
@@ -78,7 +121,7 @@ def _convert(target: NetworkConfig, weights: Weights) -> tuple[dict[str, Tensor]
         if not same:
             value, mine = (getattr(config, name) for config in (found, target))
             raise ConversionError(f"{name} must be {value}, as {weights.name} gives; got {mine}. Give {flag}.")
-    return converted.network.state_dict(), found
+    return converted
 
 
 def _structure(config: NetworkConfig) -> tuple[object, ...]:
