@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
+from tests.train.conftest import write_parquet  # noqa: F401
 from ttfs_triton.evaluation import LoadError, load_network, load_test_images
 
 
@@ -27,10 +29,27 @@ def test_test_images_are_those_of_the_run(trained):
     images = load_test_images(load_network(run))
     assert (len(images), images.split) == (45, "test")
     assert len(load_test_images(load_network(run / "best"), data_dir=data, max_samples=7)) == 7
-    with pytest.raises(ValueError, match="must name a data set on the Hub; got 'images'. Give --data-dir"):
+    with pytest.raises(ValueError, match="must name a data set on the Hub; got 'images'"):
         load_test_images(load_network(run / "best"))
     with pytest.raises(ValueError, match="images must be"):
         load_test_images(load_network(run), dataset="sample")
+
+
+def test_classes_must_be_in_the_order_of_the_network(trained, tmp_path, write_parquet):  # noqa: F811
+    pixels = np.zeros((4, 8, 8), dtype=np.uint8)
+    write_parquet(tmp_path / "test.parquet", pixels, [0, 1, 2, 3], names=["b", "a", "c", "d"])
+    with pytest.raises(ValueError, match=r"must be in the order \['a', 'b', .*; got \['b', 'a', "):
+        load_test_images(load_network(trained[0]), data_dir=tmp_path)
+
+
+def test_columns_can_be_named(trained, tmp_path, write_parquet):  # noqa: F811
+    pixels, names = np.zeros((4, 8, 8), dtype=np.uint8), ["a", "b", "c", "d"]
+    write_parquet(
+        tmp_path / "test.parquet", pixels, [0, 1, 2, 3], names=names, image="picture", more={"label2": [0, 0, 0, 0]}
+    )
+    network = load_network(trained[0])
+    images = load_test_images(network, data_dir=tmp_path, image_column="picture", label_column="label")
+    assert images.labels.tolist() == [0, 1, 2, 3]
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import pytest
 
+from ttfs_triton.data.sources import SAMPLE
 from ttfs_triton.hub.datasets import KNOWN, training_data, without_paths
 from ttfs_triton.nn import NetworkConfig
-from ttfs_triton.train.sources import SAMPLE
 
 MNIST = NetworkConfig("4C3-P2-8", image_size=(28, 28), classes=10)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import ttfs_triton
 from ttfs_triton.atomic import write_json
 from ttfs_triton.hub.errors import LoadError
 from ttfs_triton.nn import NetworkConfig
@@ -91,7 +91,9 @@ class ModelDescription:
     preprocessing: Preprocessing
     dataset: str | None = None
     base_model: BaseModel | None = None
-    library: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"name": LIBRARY, "version": _version()})
+    library: Mapping[str, str] = dataclasses.field(
+        default_factory=lambda: {"name": LIBRARY, "version": ttfs_triton.__version__}
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
@@ -133,7 +135,7 @@ class ModelDescription:
         """The description as JSON values."""
         return {
             "format_version": FORMAT_VERSION,
-            "library": {"name": LIBRARY, "version": _version()},
+            "library": _library(),
             "network": self.network.to_dict(),
             "preprocessing": dataclasses.asdict(self.preprocessing) | {"size": list(self.preprocessing.size)},
             "class_names": list(self.class_names),
@@ -202,11 +204,8 @@ class ModelDescription:
         write_json(path, self.to_dict())
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version(LIBRARY)
-    except importlib.metadata.PackageNotFoundError:  # a source tree that was never installed
-        return "unknown"
+def _library() -> dict[str, str]:
+    return {"name": LIBRARY, "version": ttfs_triton.__version__}
 
 
 def _shown(values: Any) -> str:

@@ -22,7 +22,7 @@ PUBLISHED_SETTINGS = (
     *("validation_fraction", "max_train_samples", "max_test_samples", "image_size"),
     *("crop_padding", "crop_fill", "flip", "shift", "rotation", "auto_augment", "cutout"),
     *("model", "width", "neuron", "batch_norm", "encoder", "readout", "psp_persistence", "derivative_clip"),
-    *("surrogate_width", "bias", "weight_standardisation", "initial_gain", "dropout"),
+    *("surrogate_width", "bias", "weight_standardisation", "initial_gain", "dropout", "calibration_images"),
     *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
     *("warmup", "milestones", "milestone_factor", "gradient_clip", "label_smoothing", "ema_decay"),
     *("seed", "mixed_precision", "compile"),
