@@ -35,8 +35,8 @@ from rich.table import Table
 from torch import Tensor
 
 from ttfs_kernels import dft_linear
+from ttfs_triton.data.images import load_images
 from ttfs_triton.nn import activation_to_spike_time
-from ttfs_triton.train.data import load_images
 
 CLOSED_FORM, SEARCH, CHUNKED = "closed form", "causal set", "causal set, chunked"
 # A chunk's tensors should stay in a CPU core's caches, and should fill a GPU. On one busy core (AVX-512, 2 MiB of

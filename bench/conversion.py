@@ -26,9 +26,9 @@ from rich.table import Table
 from torch import Tensor
 
 from ttfs_triton.convert import Converted, calibrate, convert, layer_correlations
+from ttfs_triton.data.images import ImageData, load_images, train_validation_split
 from ttfs_triton.nn import TTFSNetwork, sparsity
 from ttfs_triton.train.batches import evaluation_batches
-from ttfs_triton.train.data import ImageData, load_images, train_validation_split
 from ttfs_triton.train.evaluate import Evaluation, evaluate
 
 SHORT = "--width 0.5 --no-auto-augment --cutout 0 --num-workers 0 --mixed-precision bf16".split()

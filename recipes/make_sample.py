@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from ttfs_triton.train.data import load_images
-from ttfs_triton.train.sources import SAMPLE_FOLDER
+from ttfs_triton.data.images import load_images
+from ttfs_triton.data.sources import SAMPLE_FOLDER
 
 DATASET = "zalando-datasets/fashion_mnist"
 CLASS_NAMES = [

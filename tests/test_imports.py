@@ -21,8 +21,9 @@ def within_package(*names: str) -> tuple[str, ...]:
 ABOVE = {
     "ttfs_kernels": ("ttfs_triton", "recipes", "bench", "docs", "tests"),
     "ttfs_triton": ("recipes", "bench", "docs", "tests"),
-    "ttfs_triton.nn": within_package("convert", "evaluation", "export", "hardware", "hub", "report", "train"),
-    "ttfs_triton.hardware": within_package("convert", "evaluation", "export", "hub", "report", "train"),
+    "ttfs_triton.data": within_package("convert", "evaluation", "export", "hardware", "hub", "nn", "report", "train"),
+    "ttfs_triton.nn": within_package("convert", "data", "evaluation", "export", "hardware", "hub", "report", "train"),
+    "ttfs_triton.hardware": within_package("convert", "data", "evaluation", "export", "hub", "report", "train"),
     "ttfs_triton.hub": within_package("convert", "evaluation", "export", "report", "train"),
     "ttfs_triton.convert": within_package("evaluation", "export", "report", "train"),
     "ttfs_triton.evaluation": within_package("convert", "export"),

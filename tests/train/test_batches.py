@@ -4,6 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ttfs_triton.data.decode import InMemoryImages
+from ttfs_triton.data.images import ImageData, load_images
 from ttfs_triton.train.augment import Augmentation
 from ttfs_triton.train.batches import (
     EpochBatches,
@@ -12,8 +14,6 @@ from ttfs_triton.train.batches import (
     evaluation_loader,
     train_loader,
 )
-from ttfs_triton.train.data import ImageData, load_images
-from ttfs_triton.train.decode import InMemoryImages
 
 AUGMENTATION = Augmentation(crop_padding=2, crop_fill=128, flip=True, shift=1, rotation=10, cutout=3)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import yaml
 
+from ttfs_triton.data.images import ImageData, load_images
+from ttfs_triton.data.sources import HUB_NAME, SAMPLE
 from ttfs_triton.evaluation.load import LoadedNetwork
-from ttfs_triton.train.data import ImageData, load_images
-from ttfs_triton.train.sources import HUB_NAME, SAMPLE
 
 # What a run's configuration says about its data, by the arguments of `load_images`.
 KEYS = ("dataset", "data_dir", "image_column", "label_column", "image_size", "max_bad_images", "streaming")

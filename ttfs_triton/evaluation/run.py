@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
+from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.data import load_test_images
 from ttfs_triton.evaluation.found import Found
 from ttfs_triton.evaluation.load import LoadedNetwork, load_network
@@ -36,7 +37,6 @@ from ttfs_triton.hardware import (
     sweep,
 )
 from ttfs_triton.train.batches import EvaluationBatches, evaluation_batches
-from ttfs_triton.train.data import ImageData
 from ttfs_triton.train.display import layer_table
 from ttfs_triton.train.evaluate import evaluate
 

@@ -15,13 +15,13 @@ from rich.table import Table
 from torch import Tensor
 
 from ttfs_triton.atomic import write_bytes
+from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluation import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.export.compare import Comparison, compare_nir, compare_onnx
 from ttfs_triton.export.extras import require
 from ttfs_triton.export.nir_graph import not_expressed, to_nir
 from ttfs_triton.export.onnx_graph import to_onnx
 from ttfs_triton.export.options import ExportOptions
-from ttfs_triton.pixels import to_float
 
 Check = Callable[[Tensor], Comparison]
 

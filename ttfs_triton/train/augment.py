@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ttfs_triton.pixels import pixel_layout, to_float
+from ttfs_triton.data.pixels import pixel_layout, to_float
 from ttfs_triton.train.autoaugment import auto_augment, torchvision_transforms
 
 

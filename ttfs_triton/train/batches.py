@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ttfs_triton.pixels import to_float
+from ttfs_triton.data.pixels import to_float
 from ttfs_triton.train.augment import Augmentation
 
 Batch = tuple[Tensor, Tensor]
 
 
 class IndexedImages(Protocol):
-    """What batches are made from (`ttfs_triton.train.data.ImageData`)."""
+    """What batches are made from (`ttfs_triton.data.images.ImageData`)."""
 
     @property
     def labels(self) -> Tensor:

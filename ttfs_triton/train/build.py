@@ -8,11 +8,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from ttfs_triton.data.images import ImageData, load_images, train_validation_split
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
 from ttfs_triton.train.augment import Augmentation
 from ttfs_triton.train.config import ConfigError, TrainConfig
-from ttfs_triton.train.data import ImageData, load_images, train_validation_split
 from ttfs_triton.train.start import Start, load_weights
 
 SPECIFICATIONS: dict[str, tuple[str, Literal["latency", "analog"]]] = {

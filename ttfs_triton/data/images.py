@@ -1,4 +1,4 @@
-"""Images and labels in memory, their splits, and the batches of an epoch as a pure function of seed and position."""
+"""Images and labels of one split of a data set, and the split of training images for validation."""
 
 from __future__ import annotations
 
@@ -14,26 +14,8 @@ import pyarrow
 import torch
 from torch import Tensor
 
-from ttfs_triton.train.batches import (
-    EpochBatches,
-    EvaluationBatches,
-    evaluation_batches,
-    evaluation_loader,
-    train_loader,
-)
-from ttfs_triton.train.decode import EncodedImages, InMemoryImages, decode_rows
-from ttfs_triton.train.sources import Rows, find_rows, image_column, label_column
-
-__all__ = [
-    "EpochBatches",
-    "EvaluationBatches",
-    "ImageData",
-    "evaluation_batches",
-    "evaluation_loader",
-    "load_images",
-    "train_loader",
-    "train_validation_split",
-]
+from ttfs_triton.data.decode import EncodedImages, InMemoryImages, decode_rows
+from ttfs_triton.data.sources import Rows, find_rows, image_column, label_column
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ttfs_triton.train import decode
-from ttfs_triton.train.decode import EncodedImages, InMemoryImages, decode_image, decode_rows
+from ttfs_triton.data import decode
+from ttfs_triton.data.decode import EncodedImages, InMemoryImages, decode_image, decode_rows
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> dict:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ttfs_triton.train.data import load_images
-from ttfs_triton.train.sources import SAMPLE_FOLDER
+from ttfs_triton.data.images import load_images
+from ttfs_triton.data.sources import SAMPLE_FOLDER
 
 SPLITS = {"train": 600, "test": 100}  # images a class
 SCRIPT = Path(__file__).parents[2] / "recipes" / "make_sample.py"

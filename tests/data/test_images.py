@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ttfs_triton.train.data import ImageData, load_images, train_validation_split
-from ttfs_triton.train.decode import EncodedImages, InMemoryImages
+from ttfs_triton.data.decode import EncodedImages, InMemoryImages
+from ttfs_triton.data.images import ImageData, load_images, train_validation_split
 
 
 def with_labels(labels: list[int]) -> ImageData:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ttfs_triton.pixels import image_pixels, to_float
+from ttfs_triton.data.pixels import image_pixels, to_float
 
 
 def test_to_float_is_exact_at_both_ends():

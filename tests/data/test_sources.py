@@ -5,8 +5,8 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import constants as hub_constants
 from PIL import Image
 
-from ttfs_triton.train import sources
-from ttfs_triton.train.sources import Rows, find_rows
+from ttfs_triton.data import sources
+from ttfs_triton.data.sources import Rows, find_rows
 
 
 def labels(rows: Rows) -> list[int]:
