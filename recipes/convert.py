@@ -1,7 +1,7 @@
 """Make a spiking network of a trained ANN: one of ours, or a VGG of torchvision, timm and other projects.
 
-python recipes/convert.py runs/ann --output-dir runs/converted
-python recipes/convert.py timm/vgg16_bn.tv_in1k --classes 10 --replace-head --image-size 32 --output-dir runs/converted
+python recipes/convert.py runs/ann --dataset uoft-cs/cifar10 --output-dir runs/converted
+python recipes/convert.py timm/vgg16_bn.tv_in1k --data-dir IMAGES --image-size 64 --output-dir runs/converted
 """
 
 from ttfs_triton.convert.command import main

@@ -1,6 +1,7 @@
 """The recipe: a folder that training and evaluation read, whole or not at all."""
 
 import json
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -13,6 +14,9 @@ from ttfs_triton.convert import command, convert
 from ttfs_triton.evaluation import load_network
 from ttfs_triton.hub import BaseModel, ModelDescription
 from ttfs_triton.hub.weights import write_weights
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+
+COPY = ["--no-calibrate"]
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def ann(tmp_path):
 
 def test_recipe_writes_what_evaluation_loads(vgg, tmp_path, capsys):
     folder = tmp_path / "runs" / "converted"
-    command.main(None, [str(vgg), "--output-dir", str(folder), "--psp-persistence", "0.25"])
+    command.main(None, [str(vgg), "--output-dir", str(folder), "--psp-persistence", "0.25", *COPY])
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "conversion.json", "model.safetensors"]
     loaded = load_network(folder)
     converted = convert(vgg, psp_persistence=0.25)
@@ -43,7 +47,7 @@ def test_recipe_writes_what_evaluation_loads(vgg, tmp_path, capsys):
     with torch.no_grad():
         assert torch.equal(loaded.network(images), converted.network(images))
     assert loaded.network.config == converted.network.config
-    assert json.loads((folder / "conversion.json").read_text()) == converted.report.to_dict()
+    assert json.loads((folder / "conversion.json").read_text()) == converted.report.to_dict() | {"calibration": None}
     description = ModelDescription.read(folder / "config.json")
     assert description.base_model == BaseModel("vgg.pth", converted.weights.sha256)
     out = capsys.readouterr().out
@@ -53,19 +57,19 @@ def test_recipe_writes_what_evaluation_loads(vgg, tmp_path, capsys):
 
 
 def test_names_of_classes_are_kept_unless_the_head_is_new(ann, tmp_path):
-    command.main(None, [str(ann), "--output-dir", str(tmp_path / "kept")])
+    command.main(None, [str(ann), "--output-dir", str(tmp_path / "kept"), *COPY])
     kept = ModelDescription.read(tmp_path / "kept" / "config.json")
     assert (kept.class_names, kept.dataset) == (tuple("abcde"), "letters")
     options = ["--classes", "2", "--replace-head", "--no-keep-standardisation"]
-    command.main(None, [str(ann), "--output-dir", str(tmp_path / "new"), *options])
+    command.main(None, [str(ann), "--output-dir", str(tmp_path / "new"), *options, *COPY])
     new = ModelDescription.read(tmp_path / "new" / "config.json")
     assert (new.class_names, new.dataset) == (("0", "1"), None)
     assert (kept.network.weight_standardisation, new.network.weight_standardisation) == (True, False)
 
 
 def test_origin_is_handed_on_through_two_conversions(vgg, tmp_path):
-    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "one")])
-    command.main(None, [str(tmp_path / "one"), "--output-dir", str(tmp_path / "two")])
+    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "one"), *COPY])
+    command.main(None, [str(tmp_path / "one"), "--output-dir", str(tmp_path / "two"), *COPY])
     one, two = (ModelDescription.read(tmp_path / name / "config.json") for name in ("one", "two"))
     assert one.base_model == two.base_model
     assert one.network == two.network
@@ -74,14 +78,14 @@ def test_origin_is_handed_on_through_two_conversions(vgg, tmp_path):
 def test_flags_reach_the_conversion(vgg, tmp_path):
     flags = "--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --readout first_spike --batch-norm-epsilon 1e-3 --encoder latency"
     flags += " --input-normalisation weights --inexact-borders"
-    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags.split()])
+    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags.split(), *COPY])
     config = load_network(tmp_path / "out").network.config
     assert (config.mean, config.encoder, config.readout) == (None, "latency", "first_spike")
 
 
 def test_empty_folder_is_filled(vgg, tmp_path):
     (tmp_path / "out").mkdir()
-    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out")])
+    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *COPY])
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
@@ -94,7 +98,7 @@ def test_occupied_folder_is_refused_before_any_work(tmp_path, occupied, capsys):
         path.mkdir()
         (path / "mine").touch()
     with pytest.raises(SystemExit) as stopped:
-        command.main(None, [str(tmp_path / "not even looked for"), "--output-dir", str(path)])
+        command.main(None, [str(tmp_path / "not even looked for"), "--output-dir", str(path), *COPY])
     assert stopped.value.code == 2
     assert "output_dir must not hold anything" in capsys.readouterr().err
     assert path.read_text() == "mine" if occupied == "file" else list(path.iterdir()) == [path / "mine"]
@@ -133,7 +137,7 @@ def test_mistakes_end_in_a_message_and_leave_nothing(vgg, tmp_path, spoil, flags
         torch.save(tensors, vgg)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(SystemExit) as stopped:
-        command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags])
+        command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags, *COPY])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert message in error
@@ -161,7 +165,55 @@ def test_more_can_be_said_in_conversion_json(vgg, tmp_path):
 
 
 def test_weights_written_are_plain_safetensors(vgg, tmp_path):
-    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out")])
+    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *COPY])
     tensors = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
     assert {value.dtype for value in tensors.values()} == {torch.float32}
     assert tensors.keys() == convert(vgg).network.state_dict().keys()
+
+
+def test_recipe_calibrates_on_images(vgg, tmp_path, capsys):
+    images = Path(command.__file__).parents[1] / "sample"
+    flags = ["--data-dir", str(images), "--calibration-images", "24", "--cpu"]
+    source = tmp_path / "ann"
+    source.mkdir()
+    network = TTFSNetwork(NetworkConfig("6C3-P2-8C3-P2-12", neuron="ann"))
+    write_weights(source / "model.safetensors", network.state_dict())
+    ModelDescription.of(network.config).write(source / "config.json")
+    command.main(None, [str(source), "--output-dir", str(tmp_path / "out"), *flags])
+    written = json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"]
+    assert written["images"] == 24
+    assert [layer["name"] for layer in written["layers"]] == ["conv1", "conv2", "fc1"]
+    out = capsys.readouterr().out
+    assert "Calibrated on 24 images" in out
+    assert f"{written['layers'][-1]['after']:.3f}" in out
+    loaded = load_network(tmp_path / "out").network
+    shifts = [layer["shift"] for layer in written["layers"]]
+    biases = [loaded.features.get_submodule(name).bias.mean().item() for name in ("conv1", "conv2", "fc1")]
+    assert biases == pytest.approx(shifts, abs=1e-6)
+
+
+def test_exact_conversion_needs_no_images(ann, tmp_path):
+    command.main(None, [str(ann), "--output-dir", str(tmp_path / "out"), "--psp-persistence", "0"])
+    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"] is None
+
+
+def test_spiking_source_is_not_calibrated(tmp_path):
+    source = tmp_path / "spiking"
+    source.mkdir()
+    network = TTFSNetwork(NetworkConfig("6C3-P2-12"))
+    write_weights(source / "model.safetensors", network.state_dict())
+    ModelDescription.of(network.config).write(source / "config.json")
+    command.main(None, [str(source), "--output-dir", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [([], "must name images to calibrate on"), (["--dataset", "sample"], "images must have 3 channels")],
+)
+def test_calibration_needs_fitting_images(vgg, tmp_path, flags, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

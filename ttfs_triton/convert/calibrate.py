@@ -1,9 +1,9 @@
 """Calibrate a spiking network against the ANN that its weights come from: initial potentials, layer by layer.
 
 With psp_persistence σ > 0 a copied neuron fires by (A + σW)/(1 + σW) where the ANN has A. The slope W, the sum of the
-weights of all active inputs, is below 0 in most neurons of a trained ANN, so copied neurons fire too late or never, and
-every layer adds to it. A higher initial potential makes up for the mean of that. It is one number a channel, found on a
-few hundred images, and leaves the weights, standardised or not, as they are.
+weights of all active inputs, is far from 0 in a trained ANN: neurons that the ANN has silent rise into the threshold,
+or active ones never meet it, and every layer adds to it. Another initial potential makes up for the mean of that. It is
+one number a channel, found on a few hundred images, and leaves the weights, standardised or not, as they are.
 
 `bench/conversion.py` compares it with a gain a channel, centred weights, and fitting all weights of a layer.
 """

@@ -9,14 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import tyro
 from pydantic import ValidationError
 from rich.console import Console
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json
+from ttfs_triton.convert.calibrate import calibrate
+from ttfs_triton.convert.calibration import Calibration
 from ttfs_triton.convert.conversion import Converted, convert
 from ttfs_triton.convert.errors import ConversionError
+from ttfs_triton.convert.fit_range import fit_range
 from ttfs_triton.convert.options import ConvertOptions
+from ttfs_triton.data.images import load_images
 from ttfs_triton.hub import ModelDescription
 from ttfs_triton.hub.weights import write_weights
 
@@ -54,13 +59,54 @@ def run(options: ConvertOptions) -> Converted:
         input_normalisation=options.input_normalisation,
         inexact_borders=options.inexact_borders,
         batch_norm_epsilon=options.batch_norm_epsilon,
+        **({"bias": True} if options.calibrate else {}),
         **_overrides(options),
     )
     console = Console()
     console.print(converted.report.table())
-    write_folder(converted, options.output_dir)
+    calibration = None
+    if options.calibrate and converted.needs_calibration:
+        converted, calibration = _calibrated(options, converted, console)
+        console.print(calibration.table())
+    write_folder(converted, options.output_dir, {"calibration": None if calibration is None else calibration.to_dict()})
     console.print(f"written: {options.output_dir}", markup=False, highlight=False, soft_wrap=True)
     return converted
+
+
+def _calibrated(options: ConvertOptions, converted: Converted, console: Console) -> tuple[Converted, Calibration]:
+    """The network calibrated on training images, on the GPU where there is one."""
+    if options.dataset is None and options.data_dir is None:
+        raise ConversionError(
+            "convert: --data-dir or --dataset must name images to calibrate on; got neither. "
+            "Give one of them, or --no-calibrate."
+        )
+    config = converted.network.config
+    data = load_images(
+        options.dataset,
+        options.data_dir,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        image_size=config.image_size,
+        streaming=True,
+        progress=True,
+    )
+    if data.shape[1] != config.in_channels:
+        raise ConversionError(
+            f"convert: images must have {config.in_channels} channels, as the network; got {data.shape[1]}."
+        )
+    drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(options.seed))
+    device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
+    images = data.images_at(drawn[: options.calibration_images]).float().to(device) / 255
+    with console.status("calibrating") as status:
+        converted.network.to(device)
+        converted.ann.to(device)
+        converted = fit_range(converted, images, percentile=options.percentile)
+        calibration = calibrate(
+            converted.network, converted.ann, images, progress=lambda name: status.update(f"calibrating {name}")
+        )
+    converted.network.cpu()
+    converted.ann.cpu()
+    return converted, calibration
 
 
 def check_folder(folder: Path) -> None:

@@ -47,6 +47,15 @@ class Converted:
     weights: Weights
     report: ConversionReport
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the source is an ANN that the copied network does not compute: with a slope that persists, or with
+        activations above 1. A network whose weights were trained to spike is left as it is."""
+        source = self.weights.description()
+        if source is not None and source.network.neuron == "dft" and source.network.psp_persistence > 0:
+            return False
+        return self.ann.bound is None or self.network.config.psp_persistence > 0
+
 
 def convert(
     source: str | Path | Weights,

@@ -36,7 +36,7 @@ class ConvertOptions(BaseModel):
     replace_head: bool = False
     """Draw a new output layer."""
     seed: int = Field(0, ge=0)
-    """Seed of that draw."""
+    """Seed of what is drawn: the output layer, calibration images."""
     image_size: int | None = Field(None, ge=1)
     """Height and width of the images. Default: the source's."""
     psp_persistence: float | None = Field(None, ge=0, le=1)
@@ -53,3 +53,21 @@ class ConvertOptions(BaseModel):
     """Leave mean and std to the first layer's configuration, or fold them into its weights."""
     inexact_borders: bool = False
     """Accept that the latter changes the borders of padded maps."""
+
+    # ---- calibration
+    calibrate: bool = True
+    """Choose initial potentials, layer by layer, that bring spikes closest to the ANN's activations; needs images."""
+    dataset: str | None = None
+    """Hub data set whose training images to calibrate on, or "sample"."""
+    data_dir: Path | None = None
+    """Local folder with them: parquet files or class folders."""
+    image_column: str | None = None
+    """Column of the images. Default: detected."""
+    label_column: str | None = None
+    """Column of the labels. Default: detected."""
+    calibration_images: int = Field(256, ge=1)
+    """How many, drawn by the seed."""
+    percentile: float = Field(99.9, gt=0, le=100)
+    """Of a channel's activations that becomes 1, for an ANN whose ReLU has no upper bound."""
+    cpu: bool = False
+    """Calibrate on the CPU even where there is a GPU."""

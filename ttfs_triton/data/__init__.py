@@ -1,5 +1,4 @@
-"""Images and labels: from the Hub, parquet files or folders, decoded once, pixel by pixel as they are."""
+"""Images and labels: from the Hub, parquet files or folders, decoded once, pixel by pixel as they are.
 
-from ttfs_triton.data.images import ImageData, load_images, train_validation_split
-
-__all__ = ["ImageData", "load_images", "train_validation_split"]
+Nothing is imported here: networks that classify need `pixels` only, not what reads data sets.
+"""

@@ -63,10 +63,12 @@ def load_weights(network: TTFSNetwork, source: str, images: Tensor | None = None
             converted = _convert(network.config, weights)
             tensors, trained = converted.network.state_dict(), converted.network.config
             _check_same(network, tensors)
-        analog = converted is not None or (trained is not None and trained.neuron == "ann")
-        if images is not None and analog and network.config.neuron == "dft":
-            converted, calibration = _calibrate(converted or _convert(network.config, weights), images)
-            tensors = converted.network.state_dict()
+        known_ann = converted is not None or (trained is not None and trained.neuron == "ann")
+        if images is not None and known_ann and network.config.neuron == "dft":
+            converted = converted or _convert(network.config, weights)
+            if converted.needs_calibration:
+                converted, calibration = _calibrate(converted, images)
+                tensors = converted.network.state_dict()
         base_model = weights.base_model()
     except WeightsError as error:
         raise ConfigError(f"weights: {error}") from error
@@ -78,10 +80,8 @@ def load_weights(network: TTFSNetwork, source: str, images: Tensor | None = None
     return Start(base_model, calibration)
 
 
-def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration | None]:
-    """The network brought as close to its ANN as initial potentials can; at σ = 0 it is as close as it gets."""
-    if converted.network.config.psp_persistence == 0 and converted.ann.bound is not None:
-        return converted, None
+def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:
+    """The network brought as close to its ANN as initial potentials can."""
     if not converted.network.config.bias:
         raise ConversionError("bias must be True to calibrate; got False. Give --bias or --calibration-images 0.")
     converted.network.to(images.device)
