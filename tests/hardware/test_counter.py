@@ -23,6 +23,7 @@ from ttfs_triton.nn import (
     cnn1,
     collect_statistics,
     record_statistics,
+    reset_statistics,
     sparsity,
     vgg11,
     vgg16,
@@ -281,6 +282,49 @@ def test_bfloat16_counts_are_exact():
     hook.remove()
     assert counts.layers[0].spikes == int((outputs[0] > 0).sum())
     assert outputs[0].dtype == torch.bfloat16
+
+
+def test_many_batches_count_as_one():
+    # More than wait to be added up together, and an empty one.
+    model = random_network(cnn1(width=0.25))
+    (images,) = batches_of(40)
+    many = count(model, [*images.split(1), images[:0]])
+    whole = count(model, [images])
+    for one, other in zip(many.layers, whole.layers, strict=True):
+        one, other = one.to_dict(), other.to_dict()
+        assert one.pop("summed_spike_time") == pytest.approx(other.pop("summed_spike_time"), abs=1e-3)
+        assert one == other
+    assert many.spikes_by_sample == whole.spikes_by_sample
+    assert many.synaptic_operations_by_sample == whole.synaptic_operations_by_sample
+
+
+def test_operations_beyond_float32_are_exact():
+    # 4096 · 4097 products of every sample: the odd ones are not float32 values.
+    layer = DFTConv2d(1, 1, 1, bias=False, weight_standardisation=False)
+    x = torch.ones(2, 1, 4096, 4097)
+    x[1, 0, 0, 0] = 0
+    counts = count(nn.Sequential(layer), [x], histogram_bins=0)
+    assert counts.synaptic_operations_by_sample == (4096 * 4097, 4096 * 4097 - 1)
+
+
+def test_statistics_inside_are_those_of_the_counter():
+    # What an evaluation does: the layers' own statistics rest, and nothing is counted twice.
+    model = random_network(cnn1(width=0.25)).eval()
+    batches = batches_of(5, 3)
+
+    def statistics():
+        reset_statistics(model)
+        with record_statistics(model), torch.no_grad():
+            for batch in batches:
+                model(batch)
+        return collect_statistics(model)
+
+    plain = statistics()
+    with counting(model) as counter:
+        assert statistics() == plain
+    assert [layer.spikes for layer in counter.counts().layers] == [layer.active for layer in plain]
+    assert counter.counts() == count(model, batches)
+    assert statistics() == plain
 
 
 def test_refuses():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts import Counts
 from ttfs_triton.hardware.layer_counter import InputCounter, LayerCounter
+from ttfs_triton.hardware.scratch import Scratch
 from ttfs_triton.nn.coding import LatencyEncoder
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
@@ -39,7 +40,8 @@ def count(
             in evaluation mode and comes back in the mode it had.
         batches: images [N, ...], or tuples that start with them, as the model takes them; moved to its device.
         histogram_bins: bins of the spike-time histograms; 0 for none.
-        histogram_samples: samples of each process that go into them; histograms cost more than all else.
+        histogram_samples: the first samples of each process go into them, since histograms cost more than all else.
+            Even of 128 neurons of which every third fires, 250 samples leave about 200 spikes a bin, good to 7 %.
         by_sample: keep spikes and synaptic operations of each sample.
         accelerator: sums over its processes, each of which must count other samples. Default: this process alone.
     Returns:
@@ -88,11 +90,12 @@ class Counter:
                 f"count: model must have layers of ttfs_triton.nn; got {type(model).__name__}. Build it from those."
             )
         names = short_names([name for name, _ in named])
+        scratch = Scratch()
         self._layers = [
-            LayerCounter(name, layer, histogram_bins, histogram_samples, by_sample)
+            LayerCounter(name, layer, histogram_bins, histogram_samples, by_sample, scratch)
             for name, (_, layer) in zip(names, named, strict=True)
         ]
-        self._input, self._by_sample = InputCounter(), by_sample
+        self._input, self._by_sample = InputCounter(scratch), by_sample
         self._encoders = [module for module in model.modules() if isinstance(module, LatencyEncoder)]
         self._order: list[LayerCounter] = []
         self._undo: list[Callable[[], None]] = []
@@ -113,7 +116,6 @@ class Counter:
         self._undo.clear()
         for counter in self._layers:
             counter.recording = False
-            counter.forget_output()
 
     def _encode(self, _: nn.Module, __: tuple[Tensor, ...], activations: Tensor) -> None:
         self._input.update(activations)
@@ -124,11 +126,7 @@ class Counter:
             before = self._order[-1] if self._order else None
             counter.real_inputs = counter.kind in ("analog", "ann") or (before is not None and before.kind == "ann")
             self._order.append(counter)
-        place = self._order.index(counter)
-        before = self._order[place - 1] if place else None
-        counter.arrive(inputs[0], before)
-        if before is not None:
-            before.forget_output()
+        counter.arrive(inputs[0])
 
     def counts(self, accelerator: Accelerator | None = None) -> Counts:
         """Read the counts: the one transfer to the host.
@@ -145,15 +143,15 @@ class Counter:
         times = torch.stack([counter.summed_spike_time() for counter in self._order])
         if accelerator is not None and accelerator.num_processes > 1:
             sums, times = (torch.as_tensor(accelerator.reduce(values, "sum")) for values in (sums, times))
-        *read, encoder = (part.tolist() for part in sums.split([len(vector) for vector in vectors]))
-        samples = [values[0] for values in read]
+        *read, encoder = sums.cpu().split([len(vector) for vector in vectors])
+        samples = [int(values[0]) for values in read]
         if len(set(samples)) > 1 or len(self._order) < len(self._layers):
             ran = ", ".join(f"{counter.name} {number}" for counter, number in zip(self._order, samples, strict=True))
             raise ValueError(
                 f"count: each layer must run once for each sample, in a row; samples were {ran}; "
                 f"layers in the model: {', '.join(counter.name for counter in self._layers)}."
             )
-        active = [values[3] for values in read[1:]] + [0]  # spikes that reach the next layer, behind pooling
+        active = [int(values[3]) for values in read[1:]] + [0]  # spikes that reach the next layer, behind pooling
         layers = tuple(
             counter.read(values, time, delivered)
             for counter, values, time, delivered in zip(self._order, read, times.tolist(), active, strict=True)
@@ -164,11 +162,11 @@ class Counter:
         """Spikes and synaptic operations of each sample."""
         if not self._by_sample:
             return (), ()
-        spikes = torch.stack([torch.cat(counter.sample_spikes) for counter in self._order]).sum(0)
+        spikes = torch.stack([counter.spikes_by_sample() for counter in self._order]).sum(0)
         operations = torch.zeros_like(spikes)
         for counter in self._order:
             if not counter.real_inputs:
-                operations += torch.cat(counter.sample_nonzero_macs)
+                operations += counter.operations_by_sample()
         found = [spikes.tolist(), operations.tolist()]
         if accelerator is not None and accelerator.num_processes > 1:
             found = [gather_object(values) for values in found]
