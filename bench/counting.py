@@ -5,7 +5,8 @@
 Evaluation is the trainer's: images from uint8 in memory, forward pass, loss, decisions, the layers' own statistics.
 Counting around it adds operations, figures by sample and histograms (of a tenth of the samples). "forward" is the pass
 alone, the least that counting can be compared with. All take turns, round by round; ratios are medians over the rounds'
-own ratios. Weights are random: counting costs the same whatever the neurons do.
+own ratios, of time by the clock and of time on the processor: on a CPU that other programs use too, the second tells
+more. Weights are random: counting costs the same whatever the neurons do.
 """
 
 import dataclasses
@@ -116,39 +117,45 @@ def measure(options: Options, model: str, sigma: float) -> list[dict[str, Any]]:
         "forward, counted": counted(forward, **tenth),
         "forward, counted, no histograms": counted(forward, histogram_bins=0),
     }
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for number in track(range(options.rounds + 1), f"{model}, σ = {sigma:g}", transient=True):
-        for name, work in contenders.items():
-            seconds = seconds_of(work, options.device == "cuda")
+        # In turns forwards and backwards: how the one before left the memory is worth percents.
+        for name in list(contenders)[:: 1 if number % 2 else -1]:
+            seconds = seconds_of(contenders[name], options.device == "cuda")
             if number:  # the first round warms up
                 times[name].append(seconds)
-    return [
-        {
-            "model": model,
-            "sigma": sigma,
-            "batch_size": size,
-            "contender": name,
-            "ms_p50": round(1e3 * median(own), 3),
-            "images_per_second": round(samples / median(own), 1),
-            "ratio": round(median(a / b for a, b in zip(own, times[name.split(",")[0]], strict=True)), 4),
-        }
-        for name, own in times.items()
-    ]
+    rows = []
+    for name, own in times.items():
+        clock, processor = zip(*own, strict=True)
+        clock_ratio, processor_ratio = ratios(own, times[name.split(",")[0]])
+        row = {"model": model, "sigma": sigma, "batch_size": size, "contender": name}
+        row |= {"ms_p50": round(1e3 * median(clock), 3), "images_per_second": round(samples / median(clock), 1)}
+        row |= {"ratio": clock_ratio, "cpu_ms_p50": round(1e3 * median(processor), 3), "cpu_ratio": processor_ratio}
+        rows.append(row)
+    return rows
+
+
+def ratios(own: list[tuple[float, float]], base: list[tuple[float, float]]) -> tuple[float, float]:
+    """Medians over rounds of each round's ratio, by the clock and on the processor."""
+    clock, processor = zip(
+        *([a / b for a, b in zip(*pair, strict=True)] for pair in zip(own, base, strict=True)), strict=True
+    )
+    return round(median(clock), 4), round(median(processor), 4)
 
 
 @torch.no_grad()
-def seconds_of(work: Callable[[], None], cuda: bool) -> float:
-    """Seconds until it is done on the device, too."""
-    start = time.perf_counter()
+def seconds_of(work: Callable[[], None], cuda: bool) -> tuple[float, float]:
+    """Seconds until it is done, on the device, too: by the clock, and of all processor cores in this program."""
+    start = time.perf_counter(), time.process_time()
     work()
     if cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def show(rows: list[dict[str, Any]], note: str) -> None:
     """The rows as a table."""
-    table = Table("network", "", "ms", "images / s", "ratio", title=note, title_justify="left")
+    table = Table("network", "", "ms", "images / s", "ratio", "CPU ms", "ratio", title=note, title_justify="left")
     for column in table.columns[2:]:
         column.justify = "right"
     for row in rows:
@@ -158,6 +165,8 @@ def show(rows: list[dict[str, Any]], note: str) -> None:
             f"{row['ms_p50']:.1f}",
             f"{row['images_per_second']:,.0f}",
             f"{row['ratio']:.3f}",
+            f"{row['cpu_ms_p50']:.1f}",
+            f"{row['cpu_ratio']:.3f}",
         )
     console = Console()
     console.print(table)
