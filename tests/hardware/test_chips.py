@@ -109,23 +109,42 @@ def test_odin_power_matches_measurements(clock_mhz, synops_per_second, published
     assert power.nominal == pytest.approx(published_uw, rel=3e-3)
 
 
-# Akopyan et al., 2015, Fig. 17: 0.8 V, 1,048,576 neurons with 128 active synapses each.
+# Akopyan et al., 2015, Fig. 17: 0.8 V, 1,048,576 neurons with 128 active synapses each; powers printed to 1 mW. The
+# first and the last point are fitted, the middle one is held out.
 TRUENORTH_MW = {11.58: 68, 20.07: 71, 95.93: 94}
 TRUENORTH_SYNAPSES = 1_048_576 * 128
+TRUENORTH_FITTED = (11.58, 95.93)
+
+
+def truenorth_fit(first_mw, last_mw):
+    """Energy of a synaptic operation in pJ and static power in mW, of a line through both fitted points."""
+    first_hertz, last_hertz = TRUENORTH_FITTED
+    synop_pj = (last_mw - first_mw) * 1e9 / (TRUENORTH_SYNAPSES * (last_hertz - first_hertz))
+    return synop_pj, first_mw - synop_pj * 1e-9 * TRUENORTH_SYNAPSES * first_hertz
+
+
+def test_truenorth_prices_follow_from_two_points():
+    chip = load_chip("truenorth")
+    first, last = (TRUENORTH_MW[hertz] for hertz in TRUENORTH_FITTED)
+    nominal, flattest, steepest = (truenorth_fit(first + rounding, last - rounding) for rounding in (0.0, 0.5, -0.5))
+    for key, fitted, *bounds in zip(("synop", "leakage_power"), nominal, flattest, steepest, strict=True):
+        price = chip.prices[key]
+        # To the four digits that the file has.
+        expected = tuple(float(f"{value:.4g}") for value in (fitted, *sorted(bounds)))
+        assert (price.value, price.low, price.high) == expected
+    text = " ".join(chip.notes)
+    assert all(f"{TRUENORTH_MW[hertz]} mW at {hertz} Hz" in text for hertz in TRUENORTH_MW)
 
 
 def test_truenorth_power_predicts_a_held_out_point():
-    # The first and the last point were fitted. Of the middle one, published to 1 mW, the fit misses 0.41 mW, 0.58 %.
     chip = load_chip("truenorth")
-    error = {
-        hertz: power_uw(chip, synops_per_second=TRUENORTH_SYNAPSES * hertz).nominal / (1000 * milliwatts) - 1
-        for hertz, milliwatts in TRUENORTH_MW.items()
-    }
-    assert abs(error[11.58]) < 1e-3
-    assert abs(error[95.93]) < 1e-3
-    assert abs(error[20.07]) < 6e-3
-    bounds = power_uw(chip, synops_per_second=TRUENORTH_SYNAPSES * 20.07)
-    assert bounds.low <= 71_000 <= bounds.high  # the rounding of the fitted points covers it
+    power = {hertz: power_uw(chip, synops_per_second=TRUENORTH_SYNAPSES * hertz) for hertz in TRUENORTH_MW}
+    error = {hertz: power[hertz].nominal / (1000 * milliwatts) - 1 for hertz, milliwatts in TRUENORTH_MW.items()}
+    assert all(abs(error[hertz]) < 1e-4 for hertz in TRUENORTH_FITTED)
+    # The error of the exact line through the fitted points, to which the digits of the file add nothing.
+    assert error[20.07] == pytest.approx(-0.0054, abs=5e-5)
+    assert round(power[20.07].nominal / 1000) == TRUENORTH_MW[20.07]
+    assert power[20.07].low <= 71_000 <= power[20.07].high
 
 
 def test_truenorth_average_misses_where_the_marginal_price_holds():

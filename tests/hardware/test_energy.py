@@ -188,7 +188,7 @@ def test_static_power_is_charged_over_the_latency():
     assert report.latency_us == 2 * 16 * 1000  # a layer with two windows, and one more; ticks of 1 ms
     static = report.of_kind("static")
     assert static is not None
-    assert static.nominal == pytest.approx(64.4e3 * 32e3)
+    assert static.nominal == pytest.approx(64.43e3 * 32e3)
     odin = estimate(dense_network(), "odin", steps=4, step_us=2, clock_mhz=10).by_term()
     assert odin["leakage"] is not None
     assert odin["idle power"] is not None
