@@ -13,14 +13,23 @@ from tests.hub.client import Client, Raised, environment
 from ttfs_triton import TTFSModel
 
 IMAGE = "torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))"
-DIGEST = f"import hashlib; print(hashlib.sha256(model({IMAGE}).detach().numpy().tobytes()).hexdigest())"
+# The order of sums, and so the last bits, depend on the number of threads: one, in every process.
+DIGEST = (
+    "import hashlib; torch.set_num_threads(1); "
+    f"print(hashlib.sha256(model({IMAGE}).detach().numpy().tobytes()).hexdigest())"
+)
 
 
 @pytest.fixture(scope="module")
 def logits(trained):
     """Digest of the logits of the trained network, in this process."""
     images = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    return hashlib.sha256(TTFSModel.from_pretrained(trained)(images).detach().numpy().tobytes()).hexdigest()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return hashlib.sha256(TTFSModel.from_pretrained(trained)(images).detach().numpy().tobytes()).hexdigest()
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
