@@ -6,7 +6,7 @@ import torch
 
 from tests.export.common import images_for, small_network
 from ttfs_triton.export.synapses import plain_synapses
-from ttfs_triton.hardware.stages import network_stages
+from ttfs_triton.hardware.simulation.stages import network_stages
 from ttfs_triton.nn import ANNConv2d, ANNLinear
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ttfs_triton.export.drive import FirstSpikes, decide, input_frames
 from ttfs_triton.export.extras import require
 from ttfs_triton.export.nir_clock import Clock
-from ttfs_triton.hardware.stages import network_stages
+from ttfs_triton.hardware.simulation.stages import network_stages
 from ttfs_triton.nn.models import TTFSNetwork
 
 if TYPE_CHECKING:

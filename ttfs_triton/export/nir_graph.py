@@ -40,7 +40,7 @@ from ttfs_triton.export.extras import require
 from ttfs_triton.export.nir_clock import STEP_S, Clock, clock_weights, sampling
 from ttfs_triton.export.onnx_graph import check_network
 from ttfs_triton.export.synapses import plain_synapses
-from ttfs_triton.hardware.stages import Stage, network_stages
+from ttfs_triton.hardware.simulation.stages import Stage, network_stages
 from ttfs_triton.nn.coding import AnalogEncoder
 from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.pooling import EarliestSpikePool2d

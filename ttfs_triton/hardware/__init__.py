@@ -1,20 +1,20 @@
 """What a trained network would cost on a chip: exact counts, an energy model with open assumptions, a simulator."""
 
-from ttfs_triton.hardware.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
-from ttfs_triton.hardware.break_even import BreakEven, break_even_firing_share, break_even_rate
-from ttfs_triton.hardware.chip import Capacity, Chip
-from ttfs_triton.hardware.chip_files import available_chips, load_chip
-from ttfs_triton.hardware.compare import PUBLISHED, Comparison, compare
-from ttfs_triton.hardware.counter import count, counting
-from ttfs_triton.hardware.counts import Counts, InputCounts, LayerCounts
-from ttfs_triton.hardware.energy import estimate, estimate_with
-from ttfs_triton.hardware.event_driven import event_driven
-from ttfs_triton.hardware.memory import Memory
-from ttfs_triton.hardware.power import power_uw
-from ttfs_triton.hardware.prices import Price, Range
-from ttfs_triton.hardware.report import Report, Term
-from ttfs_triton.hardware.report_plots import draw_accuracy, draw_chips, draw_layers, draw_sensitivity
-from ttfs_triton.hardware.report_tables import (
+from ttfs_triton.hardware.counts.activity import LayerActivity
+from ttfs_triton.hardware.counts.counter import count, counting
+from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
+from ttfs_triton.hardware.energy.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
+from ttfs_triton.hardware.energy.break_even import BreakEven, break_even_firing_share, break_even_rate
+from ttfs_triton.hardware.energy.chip import Capacity, Chip
+from ttfs_triton.hardware.energy.chip_files import available_chips, load_chip
+from ttfs_triton.hardware.energy.compare import PUBLISHED, Comparison, compare
+from ttfs_triton.hardware.energy.energy import estimate, estimate_with
+from ttfs_triton.hardware.energy.memory import Memory
+from ttfs_triton.hardware.energy.power import power_uw
+from ttfs_triton.hardware.energy.prices import Price, Range
+from ttfs_triton.hardware.energy.report import Report, Term
+from ttfs_triton.hardware.energy.report_plots import draw_accuracy, draw_chips, draw_layers, draw_sensitivity
+from ttfs_triton.hardware.energy.report_tables import (
     chips_table,
     comparison_table,
     csv_rows,
@@ -24,14 +24,14 @@ from ttfs_triton.hardware.report_tables import (
     sensitivity_table,
     write_csv,
 )
-from ttfs_triton.hardware.run_options import RunOptions
-from ttfs_triton.hardware.sensitivity import Swing, sensitivity
-from ttfs_triton.hardware.simulation import Simulation, SimulationSettings
-from ttfs_triton.hardware.simulator import simulate
-from ttfs_triton.hardware.stages import Stage, network_stages
-from ttfs_triton.hardware.sweep import Sweep, SweepRow, sweep
-from ttfs_triton.hardware.sweep_plot import draw_sweep
-from ttfs_triton.hardware.tally import LayerActivity
+from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.sensitivity import Swing, sensitivity
+from ttfs_triton.hardware.simulation.event_driven import event_driven
+from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
+from ttfs_triton.hardware.simulation.simulator import simulate
+from ttfs_triton.hardware.simulation.stages import Stage, network_stages
+from ttfs_triton.hardware.simulation.sweep import Sweep, SweepRow, sweep
+from ttfs_triton.hardware.simulation.sweep_plot import draw_sweep
 
 __all__ = [
     "PUBLISHED",

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ttfs_triton.hardware.compare import Comparison
-from ttfs_triton.hardware.counts import Counts
-from ttfs_triton.hardware.report import Report
-from ttfs_triton.hardware.simulation import Simulation
-from ttfs_triton.hardware.sweep import Sweep
+from ttfs_triton.hardware.counts.counts import Counts
+from ttfs_triton.hardware.energy.compare import Comparison
+from ttfs_triton.hardware.energy.report import Report
+from ttfs_triton.hardware.simulation.simulation import Simulation
+from ttfs_triton.hardware.simulation.sweep import Sweep
 from ttfs_triton.report.raster import LayerSpikes
 
 

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ttfs_triton.hardware.counts import Counts
-from ttfs_triton.hardware.report import Report
-from ttfs_triton.hardware.report_plots import COLOURS
-from ttfs_triton.hardware.report_tables import format_energy
-from ttfs_triton.hardware.sweep import Sweep, bits_label
-from ttfs_triton.hardware.sweep_plot import LINES
+from ttfs_triton.hardware.counts.counts import Counts
+from ttfs_triton.hardware.energy.report import Report
+from ttfs_triton.hardware.energy.report_plots import COLOURS
+from ttfs_triton.hardware.energy.report_tables import format_energy
+from ttfs_triton.hardware.simulation.sweep import Sweep, bits_label
+from ttfs_triton.hardware.simulation.sweep_plot import LINES
 from ttfs_triton.report.raster import LayerSpikes
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.hardware.stages import Stage, network_stages
+from ttfs_triton.hardware.simulation.stages import Stage, network_stages
 from ttfs_triton.nn.readout import Readout
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ttfs_triton.hardware.counts import Counts
-from ttfs_triton.hardware.report import Report
-from ttfs_triton.hardware.report_tables import format_energy
+from ttfs_triton.hardware.counts.counts import Counts
+from ttfs_triton.hardware.energy.report import Report
+from ttfs_triton.hardware.energy.report_tables import format_energy
 from ttfs_triton.report import figures, tables
 from ttfs_triton.report.data import ReportData, Sample
 from ttfs_triton.wording import interval, number, percent, small_percent

@@ -1,0 +1,346 @@
+"""Estimates: every term counted by hand, sums, and that what has no price is in none of them."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.hardware.energy.energy_cases import convolutional_network, dense_network, scaled
+from ttfs_triton.hardware.counts.counts import Counts
+from ttfs_triton.hardware.energy.chip import Chip
+from ttfs_triton.hardware.energy.chip_files import available_chips, load_chip
+from ttfs_triton.hardware.energy.energy import estimate, estimate_with
+from ttfs_triton.hardware.energy.prices import Price
+from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.simulation.simulator import simulate
+from ttfs_triton.nn import cnn1
+
+CHIPS = st.sampled_from(available_chips())
+STEPS = st.integers(1, 64)
+
+
+def counted(report, layer=None):
+    """Counts of a report by term, over all layers or of one."""
+    found = {}
+    for term in report.terms:
+        if layer in (None, term.layer):
+            found[term.name] = found.get(term.name, 0) + (term.count or 0)
+    return found
+
+
+def close(energy, low, nominal, high):
+    assert (energy.low, energy.nominal, energy.high) == pytest.approx((low, nominal, high))
+
+
+# ---- counts by hand
+
+
+def test_clock_driven_counts_of_a_dense_network():
+    report = estimate(dense_network(), "horowitz45:fp32", steps=8)
+    # Hidden: 4 neurons, 8 steps of integration and 8 of firing, with a comparison more at the window's start.
+    assert counted(report, "fc1") == {
+        "synaptic operations": 20,
+        "neuron additions": 64,
+        "threshold comparisons": 36,
+        "weight reads": 20 + 4,
+        "state reads": 20 + 64 + 32 + 36,
+        "state writes": 20 + 64 + 8,
+    }
+    # The readout integrates two neurons for 8 steps.
+    assert counted(report, "readout") == {
+        "synaptic operations": 3,
+        "neuron additions": 16,
+        "weight reads": 3 + 2,
+        "state reads": 3 + 16 + 16,
+        "state writes": 3 + 16 + 4,
+    }
+    close(report.compute_only, *[0.9 * (20 + 64 + 36 + 3 + 16)] * 3)
+
+
+def test_gating_puts_neurons_to_sleep_that_have_fired():
+    counts, steps = dense_network(), 8
+    # Of both samples: 5 silent neurons wait 8 steps; spikes after 0, 2 and 4 steps, the later two a step more.
+    waiting = (5 * steps + 0 + 2 + 4 + 2) / 2
+    gated = counted(estimate(counts, "horowitz45:int8", steps=steps, gating=True), "fc1")
+    assert gated["neuron additions"] == pytest.approx(4 * steps + waiting)
+    assert gated["threshold comparisons"] == pytest.approx(waiting + 4)
+
+
+def test_without_persistence_no_slope_is_added_while_firing():
+    found = counted(estimate(dense_network(), "horowitz45:int8", steps=8, psp_persistence=0.0), "fc1")
+    assert found["neuron additions"] == 32
+    assert found["threshold comparisons"] == 36
+    halved = counted(estimate(dense_network(), "horowitz45:int8", steps=8, psp_persistence=0.5), "fc1")
+    assert halved["slope persistence"] == 4
+
+
+def test_closed_form_multiplies_and_divides():
+    report = estimate(dense_network(), "horowitz45:fp32", implementation="closed_form")
+    assert counted(report, "fc1") == {
+        "synaptic operations, Σ w·x": 20,
+        "synaptic operations, Σ w": 20,
+        "divisions": 4,
+        "threshold comparisons": 8,
+        "weight reads": 24,
+        "state reads": 40 + 8,
+        "state writes": 40 + 8,
+    }
+    assert counted(report, "readout")["synaptic operations, Σ w·x"] == 3
+    assert "divisions" not in counted(report, "readout")
+    close(report.compute_only, *[20 * (4.6 + 0.9) + 4 * 26.3 + 8 * 0.9 + 3 * 4.6] * 3)
+    assert "multiplications and divisions, not accumulates only" in report.assumptions[0]
+
+
+def test_closed_form_without_persistence_is_one_multiply_accumulate():
+    report = estimate(dense_network(), "horowitz45:fp32", implementation="closed_form", psp_persistence=0.0)
+    assert {term.price_name for term in report.terms if term.layer == "fc1" and term.kind == "compute"} == {
+        "multiply_accumulate",
+        "compare",
+    }
+
+
+@pytest.mark.parametrize("implementation", ["clock_driven", "closed_form"])
+def test_analog_layer_is_multiply_accumulates(implementation):
+    report = estimate(convolutional_network(), "horowitz45:fp32", steps=4, implementation=implementation)
+    found = counted(report, "conv1")
+    assert found["multiply-accumulates"] == 1936
+    assert "neuron additions" not in found
+    assert counted(report, "conv2").get("multiply-accumulates") is None
+
+
+@pytest.mark.parametrize(
+    ("readout", "additions", "compares", "windows"),
+    [("potential_start", 8, None, 2), ("potential_end", 16, None, 3), ("first_spike", 16, 2 * (4 + 1), 3)],
+)
+def test_readout_works_until_its_decision(readout, additions, compares, windows):
+    report = estimate(dense_network(), "horowitz45:fp32", steps=4, readout=readout, step_us=10)
+    found = counted(report, "readout")
+    assert (found["neuron additions"], found.get("threshold comparisons")) == (additions, compares)
+    assert report.latency_us == windows * 4 * 10
+
+
+@pytest.mark.parametrize(("persistence", "readout"), [(1.0, "potential_start"), (0.0, "potential_start")])
+def test_work_of_neurons_equals_a_simulation(persistence, readout):
+    model = cnn1(16, 1, 10, width=0.25, psp_persistence=persistence)
+    simulation = simulate(model, [torch.rand(3, 1, 16, 16)], steps=8, gating=False)
+    formula = estimate(simulation.counts, "lemaire45:int8", steps=8, psp_persistence=persistence)
+    exact = estimate(
+        simulation.counts, "lemaire45:int8", steps=8, psp_persistence=persistence, activity=simulation.activity
+    )
+    assert counted(formula) == pytest.approx(counted(exact))
+
+
+def test_work_of_gated_neurons_is_near_a_simulation():
+    model = cnn1(16, 1, 10, width=0.25)
+    simulation = simulate(model, [torch.rand(8, 1, 16, 16)], steps=32, gating=True)
+    formula = counted(estimate(simulation.counts, "horowitz45:int8", steps=32, gating=True))
+    exact = counted(estimate(simulation.counts, "horowitz45:int8", steps=32, activity=simulation.activity))
+    assert formula["threshold comparisons"] == pytest.approx(exact["threshold comparisons"], rel=0.02)
+    assert formula["neuron additions"] >= exact["neuron additions"]  # they also rest until their first input
+
+
+# ---- prices
+
+
+def test_memory_is_priced_by_what_holds_it():
+    report = estimate(dense_network(), "lemaire45:int8", steps=8)
+    reads = next(term for term in report.terms if (term.layer, term.name) == ("fc1", "weight reads"))
+    assert reads.price is not None
+    assert (reads.count, reads.price.value) == (20, 10)  # 32 bytes: the smallest memory
+    assert report.compute_only is not None
+    assert report.memory_included is not None
+    assert report.memory_included.nominal > report.compute_only.nominal
+    assert counted(report, "fc1")["addressing"] == 20
+    without = estimate(dense_network(), "lemaire45:int8", steps=8, memory=False)
+    assert without.memory_included is None
+    assert without.total == report.compute_only
+
+
+def test_wider_numbers_need_more_memory():
+    few, many = (estimate(convolutional_network(), "lemaire45:int8", steps=4, weight_bits=bits) for bits in (2, 16))
+    assert few.total is not None
+    assert many.total is not None
+    assert few.total.low < many.total.low
+
+
+def test_event_chip_prices_synaptic_operations_by_layer():
+    report = estimate(convolutional_network(), "loihi_board", steps=4, hops_per_spike=2, messages_per_spike=3)
+    prices = {(term.layer, term.name): term.price_name for term in report.terms}
+    assert prices["conv2", "synaptic operations"] == "synop_conv"
+    assert prices["readout", "synaptic operations"] == "synop"
+    found = counted(report, "conv2")
+    assert (found["spikes out"], found["messages"], found["hops"]) == (128, 3 * 64, 2 * 64)
+    # 512 neurons, 2 windows of 4 steps, all awake; the analog layer and the readout sleep through one of the two.
+    assert "idle neurons" not in found
+    assert counted(report)["idle neurons"] == 256 * 4 + 10 * 4
+    assert "idle neurons" not in counted(estimate(convolutional_network(), "loihi_board", steps=4, idle=False))
+
+
+def test_input_spikes_are_messages_too():
+    assert counted(estimate(dense_network(), "loihi", steps=4), "input")["messages"] == 5
+
+
+def test_static_power_is_charged_over_the_latency():
+    report = estimate(convolutional_network(), "truenorth", steps=16)
+    assert report.latency_us == 2 * 16 * 1000  # a layer with two windows, and one more; ticks of 1 ms
+    static = report.of_kind("static")
+    assert static is not None
+    assert static.nominal == pytest.approx(64.43e3 * 32e3)
+    odin = estimate(dense_network(), "odin", steps=4, step_us=2, clock_mhz=10).by_term()
+    assert odin["leakage"] is not None
+    assert odin["idle power"] is not None
+    assert odin["leakage"].nominal == pytest.approx(27.3 * 16)
+    assert odin["idle power"].nominal == pytest.approx(1.78 * 10 * 16)
+    given = estimate(dense_network(), "odin", implementation="closed_form", latency_us=3)
+    assert given.of_kind("static").nominal == pytest.approx(3 * (27.3 + 1.78 * 75))
+
+
+def test_idle_power_needs_a_clock():
+    odin = load_chip("odin")
+    without = dataclasses.replace(odin, prices={key: p for key, p in odin.prices.items() if key != "clock"})
+    report = estimate(dense_network(), without, steps=4, step_us=1)
+    (missing,) = (term for term in report.unpriced if term.price_name == "idle_power")
+    assert missing.note == "the clock is not known: give clock_mhz"
+
+
+def test_scope_keeps_memory_from_being_charged_twice():
+    report = estimate(dense_network(), "loihi", steps=4)
+    assert report.of_kind("memory") is None
+    assert report.compute_only is None
+    assert any("compute alone cannot be told apart" in line for line in report.assumptions)
+
+
+def test_whole_chip_average_is_all_there_is():
+    average = load_chip("odin").alternatives["synop_average"]
+    chip = Chip("odin at one point", "75 MHz", "whole-chip average", {"synop": average})
+    report = estimate(dense_network(), chip, steps=4, step_us=1)
+    assert {term.price_name for term in report.terms} == {"synop"}
+    assert report.total is not None
+    assert report.total.nominal == pytest.approx(12.7 * 23)
+
+
+def test_unpriced_terms_are_beside_the_total():
+    report = estimate(convolutional_network(), "anp_i", steps=4)
+    names = {term.name for term in report.unpriced}
+    assert names == {"multiply-accumulates", "neuron updates", "leakage"}
+    assert report.total is not None
+    assert report.total.nominal == pytest.approx(1.5 * 6640)
+    assert report.by_layer()["conv1"] is None
+    assert report.status == "measured"
+
+
+def test_nothing_with_a_price_is_no_total():
+    unknown = Price(None, unit="pJ", status="unpublished", source="nowhere")
+    chip = Chip("secret", "no figures", "including fetch", {"synop": unknown})
+    report = estimate(dense_network(), chip, steps=4)
+    assert report.total is None
+    assert report.status is None
+    assert len(report.unpriced) == len(report.terms) > 0
+
+
+def test_capacity_and_weight_bits_are_warned_of():
+    report = estimate(convolutional_network(), "odin", steps=4)
+    assert report.warnings == (
+        "778 neurons exceed the 256 of one odin: at least 4 chips; static power is of one",
+        "weights of 8 bits exceed the 3 bits of odin",
+    )
+    counts = dense_network()
+    large = dataclasses.replace(counts.layers[0], weights=4096 * 4096, synapses=4096 * 4096)
+    network = dataclasses.replace(counts, layers=(large, counts.layers[1]))
+    (warning,) = estimate(network, "lemaire45:fp32", steps=4).warnings
+    assert warning == "fc1: 64.0 MB exceed the largest memory that lemaire45:fp32 prices (1 MB)"
+    assert estimate(dense_network(), "truenorth", steps=4).warnings == ()
+
+
+def test_report_is_json():
+    report = estimate(convolutional_network(), "loihi", steps=4, network="small")
+    values = json.loads(json.dumps(report.to_dict()))
+    assert values["network"] == "small"
+    assert values["energy_pj"]["compute_only"] is None
+    assert values["energy_pj"]["total"]["nominal"] == pytest.approx(report.total.nominal)
+    unpriced = [term for term in values["terms"] if term["energy_pj"] is None]
+    assert {term["term"] for term in unpriced} == {"hops", "multiply-accumulates", "leakage"}
+    assert values["unpriced"] == ["hops (hop)", "leakage (leakage_power)", "multiply-accumulates (multiply_accumulate)"]
+
+
+# ---- properties
+
+
+@given(CHIPS, STEPS, st.booleans(), st.sampled_from([0.0, 0.25, 1.0]), st.sampled_from(["clock_driven", "closed_form"]))
+def test_total_is_the_sum_of_terms_in_order(chip, steps, gating, persistence, implementation):
+    options = RunOptions(steps, implementation, gating, persistence, step_us=1.0)
+    report = estimate_with(convolutional_network(), chip, options)
+    energies = [term.energy for term in report.terms if term.energy is not None]
+    if not energies:  # a closed form on a chip that prices synaptic operations only, and no static power
+        assert report.total is None
+        return
+    assert report.total is not None
+    assert report.total.nominal == pytest.approx(sum(energy.nominal for energy in energies))
+    assert report.total.low <= report.total.nominal <= report.total.high
+    assert all(energy.low <= energy.nominal <= energy.high for energy in energies)
+    for parts in (report.by_layer(), report.by_term(), report.by_price()):
+        assert sum(part.nominal for part in parts.values() if part) == pytest.approx(report.total.nominal)
+    assert all(term.price is None or term.price.value is None or term.count is None for term in report.unpriced)
+
+
+@given(CHIPS, STEPS, st.integers(1, 50), st.booleans())
+def test_energy_is_of_one_sample(chip, steps, samples, gating):
+    one = estimate(convolutional_network(), chip, steps=steps, gating=gating)
+    many = estimate(scaled(convolutional_network(), samples), chip, steps=steps, gating=gating)
+    assert many.samples == samples
+    assert many.total.nominal == pytest.approx(one.total.nominal)
+
+
+@given(CHIPS, st.floats(0, 1000))
+def test_energy_is_linear_in_prices(name, factor):
+    chip = load_chip(name)
+
+    def cheaper(price):
+        numbers = (None if number is None else number * factor for number in (price.value, price.low, price.high))
+        return dataclasses.replace(price, **dict(zip(("value", "low", "high"), numbers, strict=True)))
+
+    prices = {key: p if key in ("clock", "step_time") else cheaper(p) for key, p in chip.prices.items()}
+    options = {"steps": 4, "memory": False, "step_us": 1.0}
+    before = estimate(convolutional_network(), chip, **options).total
+    after = estimate(convolutional_network(), dataclasses.replace(chip, prices=prices), **options).total
+    assert after.nominal == pytest.approx(before.nominal * factor)
+
+
+# ---- refusals
+
+
+def test_counts_are_refused():
+    with pytest.raises(ValueError, match="estimate: counts must be of at least one sample and layer; got 0 and 0"):
+        estimate(Counts(0, ()), "loihi", steps=4)
+    counts = dense_network()
+    ann = dataclasses.replace(counts, layers=tuple(dataclasses.replace(own, kind="ann") for own in counts.layers))
+    with pytest.raises(ValueError, match=r"estimate: counts must be of a spiking network; got analog layers"):
+        estimate(ann, "loihi", steps=4)
+    simulation = simulate(cnn1(16, width=0.25), [torch.rand(1, 1, 16, 16)], steps=4)
+    with pytest.raises(ValueError, match="estimate: activity must be of layers fc1, readout; got conv1, conv2"):
+        estimate(dense_network(), "loihi", steps=4, activity=simulation.activity)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, 'steps must be given for implementation="clock_driven"; got None'),
+        ({"steps": 0}, "steps must be a whole number, at least 1; got 0"),
+        ({"steps": 2.5}, "steps must be a whole number, at least 1; got 2.5"),
+        ({"steps": 4, "weight_bits": 0}, "weight_bits must be a whole number, at least 1; got 0"),
+        (
+            {"steps": 4, "implementation": "analog"},
+            "implementation must be one of clock_driven, .*; got analog",
+        ),
+        ({"steps": 4, "readout": "start"}, "readout must be one of potential_start, .*; got start"),
+        ({"steps": 4, "psp_persistence": 1.5}, r"psp_persistence must be in \[0, 1\]; got 1.5"),
+        ({"steps": 4, "hops_per_spike": -1}, "hops_per_spike must be finite and at least 0; got -1"),
+        ({"steps": 4, "step_us": float("inf")}, "step_us must be finite and at least 0; got inf"),
+    ],
+)
+def test_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=f"RunOptions: {message}"):
+        estimate(dense_network(), "loihi", **options)

@@ -1,0 +1,83 @@
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from ttfs_triton.hardware.simulation.quantise import SMALLEST_UNIT, quantise_potential, quantise_weight
+
+BITS = st.sampled_from([2, 3, 4, 8, 12, 16, None])
+
+
+def weights(seed: int, channels: int = 4, scale: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.logspace(-3, 0, channels, dtype=torch.float64)[:, None, None, None]
+    return scale * spread * torch.randn(channels, 3, 2, 3, generator=generator, dtype=torch.float64)
+
+
+@settings(max_examples=40, deadline=None)
+@given(BITS, st.booleans(), st.integers(0, 10**6), st.sampled_from([1e-12, 1e-3, 1.0, 50.0]))
+def test_quantise_weight_is_symmetric_and_within_half_a_unit(bits, per_channel, seed, scale):
+    weight = weights(seed, scale=scale)
+    found = quantise_weight(weight, bits, per_channel=per_channel)
+    unit = found.unit.view(-1, 1, 1, 1)
+    assert ((weight - found.dequantise()).abs() <= unit / 2 * (1 + 1e-12)).all()
+    assert torch.equal(found.integers, found.integers.round())
+    assert found.integers.abs().max() <= found.limit == 2 ** ((bits or 24) - 1) - 1
+    opposite = quantise_weight(-weight, bits, per_channel=per_channel)
+    assert torch.equal(opposite.integers, -found.integers)
+    assert torch.equal(opposite.unit, found.unit)
+    largest, above_floor = found.integers.abs().flatten(1).amax(1), found.unit > SMALLEST_UNIT
+    assert (
+        (largest[above_floor] == found.limit).all()
+        if per_channel
+        else largest.max() == found.limit or not above_floor.any()
+    )
+    assert per_channel or len(found.unit.unique()) == 1
+
+
+def test_quantise_weight_two_bits_are_minus_one_zero_one():
+    found = quantise_weight(torch.tensor([[-1.0, -0.51, -0.49, 0.0, 0.3, 0.9]]), 2)
+    assert found.integers.tolist() == [[-1, -1, 0, 0, 0, 1]]
+    assert found.unit.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("bits", [2, 16, None])
+def test_quantise_weight_zero_channel_stays_zero(bits, per_channel):
+    found = quantise_weight(torch.tensor([[0.0, 0.0], [0.5, -0.25]]), bits, per_channel=per_channel)
+    assert found.integers[0].tolist() == [0, 0]
+    assert found.unit.isfinite().all()
+    assert (found.unit >= SMALLEST_UNIT).all()
+    assert quantise_weight(torch.zeros(2, 3), bits, per_channel=per_channel).dequantise().abs().max() == 0
+
+
+def test_quantise_weight_unquantised_is_as_fine_as_float32():
+    weight = weights(0)[-1:]
+    error = (quantise_weight(weight, None).dequantise() - weight).abs().max()
+    assert error <= weight.abs().max() * 2.0**-24 * (1 + 1e-6)
+
+
+def test_integers_as_converts_once():
+    found = quantise_weight(weights(0), 8)
+    assert found.integers_as(torch.float32) is found.integers
+    assert found.integers_as(torch.float64) is found.integers_as(torch.float64)
+
+
+def test_quantise_potential_uses_the_unit_of_the_potential():
+    unit = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    assert quantise_potential(torch.tensor([1.0, -0.3]), unit, 4).tolist() == [8, -5]
+    assert quantise_potential(1.0, unit, 4).tolist() == [8, 16]
+
+
+@pytest.mark.parametrize("bits", [1, 17, 0])
+def test_quantise_weight_rejects_bits(bits):
+    with pytest.raises(ValueError, match=f"quantise_weight: weight_bits must be 2 to 16, or None; got {bits}"):
+        quantise_weight(torch.ones(1, 1), bits)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_quantise_rejects_values_that_are_not_finite(value):
+    with pytest.raises(ValueError, match=f"quantise_weight: weight must be finite; got {value}"):
+        quantise_weight(torch.tensor([[1.0, value]]), 8)
+    with pytest.raises(ValueError, match="quantise_potential: potential must be finite; got"):
+        quantise_potential(torch.tensor([value]), torch.ones(1), 4)

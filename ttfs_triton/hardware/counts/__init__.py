@@ -1,0 +1,1 @@
+"""What a running network did, as exact integers."""

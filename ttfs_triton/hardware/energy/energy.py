@@ -1,0 +1,234 @@
+"""Energy of one sample of a spiking network on a chip: counts times prices.
+
+Pooling for the earliest spike is not charged: it compares times that are at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ttfs_triton.hardware.counts.activity import LayerActivity
+from ttfs_triton.hardware.counts.counts import Counts
+from ttfs_triton.hardware.energy.chip import Chip
+from ttfs_triton.hardware.energy.chip_files import as_chip
+from ttfs_triton.hardware.energy.operations import (
+    LayerAverages,
+    Ledger,
+    event_memory,
+    multiplications,
+    neuron_updates,
+    neuron_work,
+    preset,
+    spikes_out,
+    synaptic_operations,
+)
+from ttfs_triton.hardware.energy.power import latency, static_power
+from ttfs_triton.hardware.energy.report import Report
+from ttfs_triton.hardware.energy.run_options import Implementation, ReadoutTime, RunOptions
+
+
+def estimate(
+    counts: Counts,
+    chip: Chip | str | Path,
+    *,
+    steps: int | None = None,
+    implementation: Implementation = "clock_driven",
+    gating: bool = False,
+    psp_persistence: float = 1.0,
+    readout: ReadoutTime = "potential_start",
+    activity: Sequence[LayerActivity] | None = None,
+    weight_bits: int | None = None,
+    state_bits: int | None = None,
+    memory: bool = True,
+    idle: bool = True,
+    messages_per_spike: float = 1.0,
+    hops_per_spike: float | None = None,
+    step_us: float | None = None,
+    latency_us: float | None = None,
+    clock_mhz: float | None = None,
+    network: str = "network",
+) -> Report:
+    """Energy of one sample, in pJ, by layer and term.
+
+    *Clock-driven*, as event chips do it: a synaptic operation adds a weight to a slope; an awake neuron adds its slope
+    to its potential in each step of its two windows, and compares in the second. The readout integrates for a window.
+
+    *Closed form*: a synaptic operation is an accumulate (Σ w) and a multiply-accumulate (Σ w·x), a neuron a divide and
+    two comparisons: "accumulates only" is then false. Without persistence, and in a readout that is read at its
+    window's start, there is no slope: a multiply-accumulate only, no divide.
+
+    An analog first layer is multiply-accumulates either way. Memory traffic is charged, without reuse, where the chip
+    prices it outside a synaptic operation; static power over the latency, which is (layers + 1) windows.
+
+    Args:
+        counts: of a spiking network.
+        chip: a `Chip`, or what `load_chip` takes.
+        steps, ..., clock_mhz: see `RunOptions`.
+        network: name for tables.
+    Returns:
+        Terms, sums, assumptions and warnings. Terms without a price are in no sum.
+    Raises:
+        ValueError: counts of an ANN or of no samples, an unknown chip, or an option out of range.
+    Source: neuron, Wei et al., ICCV 2023, Eq. 5–7; memory traffic, Lemaire et al., ICONIP 2022.
+    """
+    options = RunOptions(
+        steps=steps,
+        implementation=implementation,
+        gating=gating,
+        psp_persistence=psp_persistence,
+        readout=readout,
+        activity=activity,
+        weight_bits=weight_bits,
+        state_bits=state_bits,
+        memory=memory,
+        idle=idle,
+        messages_per_spike=messages_per_spike,
+        hops_per_spike=hops_per_spike,
+        step_us=step_us,
+        latency_us=latency_us,
+        clock_mhz=clock_mhz,
+    )
+    return estimate_with(counts, chip, options, network=network)
+
+
+def estimate_with(counts: Counts, chip: Chip | str | Path, options: RunOptions, *, network: str = "network") -> Report:
+    """`estimate` with its options in one object.
+
+    Raises:
+        ValueError: as `estimate` does.
+    """
+    layers = averages(counts)
+    if any(layer.kind == "ann" for layer in layers):
+        _refuse("counts", "be of a spiking network", "analog layers", "Use dense_ann or zero_skipping_ann.")
+    unknown = sorted({found.name for found in options.activity or ()} - {layer.name for layer in layers})
+    if unknown:
+        _refuse("activity", f"be of layers {', '.join(layer.name for layer in layers)}", ", ".join(unknown))
+    return spiking_report(network, layers, counts.input.spikes / counts.samples, as_chip(chip), options, counts.samples)
+
+
+def spiking_report(
+    network: str, layers: Sequence[LayerAverages], input_spikes: float, chip: Chip, options: RunOptions, samples: int
+) -> Report:
+    """The report of `estimate`, from averages over samples."""
+    ledger = Ledger.of(chip, options)
+    windows = sum(layer.kind == "spiking" for layer in layers) + 1 + options.extra_windows
+    spikes_out(ledger, "input", 0.0, input_spikes, options)
+    for layer in layers:
+        if options.implementation == "clock_driven":
+            _clock_driven(ledger, layer, options, windows, samples)
+        else:
+            _closed_form(ledger, layer, options)
+        if layer.kind != "readout":
+            spikes_out(ledger, layer.name, layer.spikes, layer.delivered, options)
+    latency_us = latency(chip, options, windows)
+    static_power(ledger, latency_us, options.clock_mhz)
+    return Report(
+        network=network,
+        implementation=options.implementation.replace("_", "-"),
+        chip=chip,
+        samples=samples,
+        terms=tuple(ledger.terms),
+        assumptions=(*_assumptions(options, windows, latency_us), *about(ledger)),
+        warnings=outgrown(ledger, layers),
+        latency_us=latency_us,
+    )
+
+
+def _clock_driven(ledger: Ledger, layer: LayerAverages, options: RunOptions, windows: int, samples: int) -> None:
+    work = neuron_work(layer, options, samples)
+    if layer.kind == "analog":  # a potential without a slope waits for the threshold
+        multiplications(ledger, layer, layer.dense_macs)
+    else:
+        synaptic_operations(ledger, layer)
+        preset(ledger, layer, words=2)
+    neuron_updates(ledger, layer, work)
+    if ledger.chip.arithmetic and layer.kind == "spiking" and 0 < options.psp_persistence < 1:
+        ledger.charge(layer.name, "slope persistence", "compute", layer.neurons, "multiply_accumulate")
+    if options.idle and "neuron_idle" in ledger.chip.prices:
+        assert options.steps is not None
+        idle = max(0.0, options.steps * windows * layer.neurons - work.steps)
+        ledger.charge(layer.name, "idle neurons", "compute", idle, "neuron_idle")
+
+
+def _closed_form(ledger: Ledger, layer: LayerAverages, options: RunOptions) -> None:
+    name, neurons = layer.name, layer.neurons
+    if layer.kind == "analog":
+        multiplications(ledger, layer, layer.dense_macs)
+        ledger.charge(name, "threshold comparisons", "compute", 2 * neurons, "compare")
+        return
+    fires = layer.kind != "readout" or options.readout == "first_spike"
+    slope = options.psp_persistence > 0 and (fires or options.readout == "potential_end")
+    ledger.charge(name, "synaptic operations, Σ w·x", "compute", layer.synops, "multiply_accumulate")
+    if slope:
+        ledger.charge(name, "synaptic operations, Σ w", "compute", layer.synops, "accumulate")
+    if fires and slope:
+        ledger.charge(name, "divisions", "compute", neurons, "divide")
+    if fires:
+        ledger.charge(name, "threshold comparisons", "compute", 2 * neurons, "compare")
+    words = 1 + slope
+    event_memory(ledger, layer, layer.synops, words)
+    preset(ledger, layer, words)
+    ledger.access(name, "state reads", neurons * words, neurons * words, ledger.state_bits)
+
+
+def averages(counts: Counts) -> tuple[LayerAverages, ...]:
+    """Averages over samples, layer by layer.
+
+    Raises:
+        ValueError: nothing was counted.
+    """
+    if counts.samples < 1 or not counts.layers:
+        _refuse("counts", "be of at least one sample and layer", f"{counts.samples} and {len(counts.layers)}")
+    return tuple(LayerAverages.of(layer, first=index == 0) for index, layer in enumerate(counts.layers))
+
+
+def about(ledger: Ledger) -> list[str]:
+    """What holds for every report on this chip, in sentences."""
+    chip = ledger.chip
+    lines = [f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}"]
+    if not ledger.memory:
+        lines.append("memory traffic is left out")
+    elif chip.holds("memory"):
+        lines.append("memory traffic is inside the price of a synaptic operation: compute alone cannot be told apart")
+    elif chip.memory is not None:
+        packing = "numbers packed into words" if chip.memory.packed else "one access a number"
+        lines.append(
+            f"memory of each layer: {ledger.weight_bits}-bit weights, {ledger.state_bits}-bit states, {packing}"
+        )
+    return [*lines, *chip.notes]
+
+
+def outgrown(ledger: Ledger, layers: Sequence[LayerAverages]) -> tuple[str, ...]:
+    """Where the network does not fit, in sentences."""
+    chip, capacity, lines = ledger.chip, ledger.chip.capacity, []
+    for name in ("neurons", "synapses"):
+        there, needed = getattr(capacity, name), sum(getattr(layer, name) for layer in layers)
+        if there is not None and needed > there:
+            chips = f"at least {-(-needed // there):,} chips; static power is of one"
+            lines.append(f"{needed:,} {name} exceed the {there:,} of one {chip.name}: {chips}")
+    if capacity.weight_bits is not None and ledger.weight_bits > capacity.weight_bits:
+        lines.append(f"weights of {ledger.weight_bits} bits exceed the {capacity.weight_bits} bits of {chip.name}")
+    for layer, size in ledger.outgrown.items():
+        assert chip.memory is not None
+        largest = chip.memory.points[-1][0]
+        priced = f"the largest memory that {chip.name} prices ({largest / 2**20:g} MB)"
+        lines.append(f"{layer}: {size / 2**20:,.1f} MB exceed {priced}")
+    return tuple(lines)
+
+
+def _assumptions(options: RunOptions, windows: int, latency_us: float | None) -> list[str]:
+    if options.implementation == "closed_form":
+        lines = ["closed form: multiplications and divisions, not accumulates only"]
+    else:
+        after = "sleep" if options.gating else "stay awake"
+        lines = [
+            f"clock-driven, {options.steps} steps a window; neurons that have fired {after} until their window ends"
+        ]
+    if latency_us is not None:
+        lines.append(f"latency {latency_us:,.4g} µs ({windows} windows)")
+    return lines
+
+
+def _refuse(name: str, rule: str, value: object, remedy: str = "") -> None:
+    raise ValueError(f"estimate: {name} must {rule}; got {value}. {remedy}".rstrip())

@@ -1,0 +1,163 @@
+"""Energy of one sample: terms, each a count times a price, and their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any, Literal
+
+from ttfs_triton.hardware.energy.chip import Chip
+from ttfs_triton.hardware.energy.prices import Price, Range, Status, weakest
+
+Kind = Literal["compute", "memory", "communication", "static"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One line of an estimate.
+
+    Attributes:
+        layer: whose; "chip" for static power, "input" for spikes of the encoder.
+        name: of the operation, in words.
+        kind: "compute", "memory", "communication" or "static".
+        count: operations a sample, or microseconds for static power; None if it is not known.
+        price: of one, pJ or µW (which is pJ a microsecond); None if the chip states none.
+        price_name: key of `PRICES`, or "memory".
+        note: what is missing, if something is.
+    """
+
+    layer: str
+    name: str
+    kind: Kind
+    count: float | None
+    price: Price | None
+    price_name: str
+    note: str = ""
+
+    @property
+    def energy(self) -> Range | None:
+        """pJ a sample; None, which is not zero, if count or price is not known."""
+        amount = None if self.price is None else self.price.amount
+        return None if amount is None or self.count is None else amount.scaled(self.count)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values; energies in pJ."""
+        amount = None if self.price is None else self.price.amount
+        return {
+            "layer": self.layer,
+            "term": self.name,
+            "kind": self.kind,
+            "count": self.count,
+            "price": self.price_name,
+            "price_pj": None if amount is None else amount.to_dict(),
+            "energy_pj": None if self.energy is None else self.energy.to_dict(),
+            "status": "unpublished" if self.price is None else self.price.status,
+            "source": "" if self.price is None else self.price.source,
+            "note": self.note or ("" if self.price is None else self.price.note),
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a network would need for one sample. All energies are pJ.
+
+    Sums have every price at its low end at once, at its nominal value, and at its high end. Terms without a price are
+    in none of them, but in `unpriced`.
+
+    Attributes:
+        network: its name.
+        implementation: how neurons, or the ANN, are computed.
+        chip: whose prices were used.
+        samples: that were counted; energies are of one.
+        terms: in the order of the layers, static power last.
+        assumptions: what the figures depend on, in sentences.
+        warnings: what speaks against them, in sentences.
+        latency_us: of a sample; None if not known.
+    """
+
+    network: str
+    implementation: str
+    chip: Chip
+    samples: int
+    terms: tuple[Term, ...]
+    assumptions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    latency_us: float | None = None
+
+    @property
+    def total(self) -> Range | None:
+        """All terms that have a price; None if none has."""
+        return _sum(self.terms)
+
+    @property
+    def compute_only(self) -> Range | None:
+        """Arithmetic alone; None where a chip's price of a synaptic operation holds more than that."""
+        return self.of_kind("compute") if self.chip.arithmetic else None
+
+    @property
+    def memory_included(self) -> Range | None:
+        """Arithmetic and memory traffic; None if memory is left out or has no price."""
+        if self.chip.holds("memory"):
+            return self.of_kind("compute")
+        return self.of_kind("compute", "memory") if self.of_kind("memory") else None
+
+    def of_kind(self, *kinds: Kind) -> Range | None:
+        """The terms of some kinds; None if none of them has a price."""
+        return _sum(term for term in self.terms if term.kind in kinds)
+
+    @property
+    def unpriced(self) -> tuple[Term, ...]:
+        """Terms whose price or count is not known: they are in no sum."""
+        return tuple(term for term in self.terms if term.energy is None)
+
+    @property
+    def status(self) -> Status | None:
+        """The weakest status of the prices in the total; None if there are none."""
+        return weakest(term.price.status for term in self.terms if term.energy is not None and term.price is not None)
+
+    def by_layer(self) -> dict[str, Range | None]:
+        """Energy of each layer, in order; None where no term of it has a price."""
+        return self._by(lambda term: term.layer)
+
+    def by_term(self) -> dict[str, Range | None]:
+        """Energy of each kind of operation over all layers; None where it has no price."""
+        return self._by(lambda term: term.name)
+
+    def by_price(self) -> dict[str, Range | None]:
+        """Energy that hangs on each price; None where there is none."""
+        return self._by(lambda term: term.price_name)
+
+    def _by(self, key: Callable[[Term], str]) -> dict[str, Range | None]:
+        names = dict.fromkeys(key(term) for term in self.terms)
+        return {name: _sum(term for term in self.terms if key(term) == name) for name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values; an unknown energy is None."""
+        sums = {name: getattr(self, name) for name in ("compute_only", "memory_included", "total")}
+        return {
+            "network": self.network,
+            "implementation": self.implementation,
+            "chip": {
+                "name": self.chip.name,
+                "description": self.chip.description,
+                "node_nm": self.chip.node_nm,
+                "voltage_v": self.chip.voltage_v,
+                "synop_scope": self.chip.synop_scope,
+            },
+            "samples": self.samples,
+            "energy_pj": {name: value.to_dict() if value else None for name, value in sums.items()},
+            "by_layer_pj": {name: value.to_dict() if value else None for name, value in self.by_layer().items()},
+            "status": self.status,
+            "latency_us": self.latency_us,
+            "unpriced": sorted({f"{term.name} ({term.price_name})" for term in self.unpriced}),
+            "assumptions": list(self.assumptions),
+            "warnings": list(self.warnings),
+            "terms": [term.to_dict() for term in self.terms],
+        }
+
+
+def _sum(terms: Iterable[Term]) -> Range | None:
+    energies = [term.energy for term in terms if term.energy is not None]
+    return reduce(add, energies) if energies else None

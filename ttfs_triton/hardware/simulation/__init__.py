@@ -1,0 +1,1 @@
+"""A network run as hardware would: on a clock, in integers, or event by event."""

@@ -1,0 +1,121 @@
+"""Exact event-driven reference in float64, for small networks: no clock, no closed form of the whole layer.
+
+Each neuron sorts the spikes that reach it by time, its potential is integrated from event to event, and the crossing
+with the falling threshold is solved on the piece where it lies.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ttfs_triton.hardware.simulation.stages import Stage, network_stages
+from ttfs_triton.nn.coding import AnalogEncoder
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
+from ttfs_triton.nn.readout import PotentialReadout, Readout
+from ttfs_triton.nn.weighted import WeightedConv2d
+
+
+class EventDrivenRun(NamedTuple):
+    """Spikes of a network, for N samples; the unit of time is a window.
+
+    Attributes:
+        spike_times: for each stage by name, [N, ...] float64 times from the image's start, before pooling; inf for
+            silent neurons. Stage l fires in [l, l + 1); a readout on its own ramp, θ·(1 − s/S), in [l, l + S).
+        potential: [N, classes] float64, in threshold heights: what the readout's logits are, of a `PotentialReadout`;
+            the potential at the output window's start, V₀ included, of a `FirstSpikeReadout`.
+    """
+
+    spike_times: dict[str, Tensor]
+    potential: Tensor
+
+
+@torch.no_grad()
+def event_driven(model: nn.Module, images: Tensor) -> EventDrivenRun:
+    """Run a network event by event.
+
+    Memory and time grow with neurons · fan-in, since every neuron sorts its own events.
+
+    Args:
+        model: see `network_stages`.
+        images: [N, ...] as the model takes them.
+    Raises:
+        NotImplementedError, ValueError: as `network_stages`.
+    Source: Wei et al., ICCV 2023, Eq. 2-7.
+    """
+    stages = network_stages(model)
+    spike_times: dict[str, Tensor] = {}
+    values = images.to(next(model.parameters()).device).double()
+    potential = values.new_empty(0)
+    for window, stage in enumerate(stages):
+        if window:
+            # Pooling keeps the largest: the earliest spike of negative times; a silent neuron is −inf.
+            values = -stage.deliver(-values)
+            membrane, shape = _integrate(stage, values, window)
+            values = (window + _crossing(stage, *membrane)).reshape(shape)
+            potential = _read_out(stage, *membrane).reshape(shape)
+        else:
+            values = _encode(stage, stage.deliver(values))
+        spike_times[stage.name] = values
+    return EventDrivenRun(spike_times, potential)
+
+
+def _encode(stage: Stage, images: Tensor) -> Tensor:
+    layer = stage.layer
+    if isinstance(layer, AnalogEncoder):
+        weight, bias = stage.synapses()
+        images = (images - layer.mean.double()) / layer.std.double()
+        activation = F.conv2d(images, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups).clamp(
+            0, 1
+        )
+    else:
+        activation = layer(images)
+    return torch.where(activation > 0, 1 - activation, torch.inf)
+
+
+def _integrate(stage: Stage, times: Tensor, window: int) -> tuple[tuple[Tensor, Tensor], torch.Size]:
+    """Potential and slope at the firing window's start, [N, G, C, L] for L places of G groups, and the layer's shape.
+
+    Events lie along dimension 3 of [N, G, C, K, L]; those of silent inputs and of padding come last, with weight 0.
+    """
+    layer, (weight, bias) = stage.weighted, stage.synapses()
+    groups, shape = 1, [len(times), len(weight)]
+    if isinstance(layer, WeightedConv2d):
+        groups, (rows, columns) = layer.groups, layer.padding
+        padded = F.pad(times, (columns, columns, rows, rows), value=torch.inf)
+        for axis in (0, 1):
+            span = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+            shape.append((padded.shape[2 + axis] - span) // layer.stride[axis] + 1)
+        times = F.unfold(padded.clamp_max(window), layer.kernel_size, layer.dilation, 0, layer.stride)
+    else:
+        times = times.clamp_max(window)[:, :, None]
+    times, order = times.unflatten(1, (groups, 1, -1)).sort(3)
+    weight = weight.reshape(1, groups, len(weight) // groups, -1, 1)
+    size = (*times.shape[:2], weight.shape[2], *times.shape[3:])
+    weight = weight.expand(size).gather(3, order.expand(size))
+    slope = torch.where(times < window, weight, 0.0).cumsum(3)  # behind each event
+    duration = torch.cat([times[:, :, :, 1:], torch.full_like(times[:, :, :, :1], window)], 3) - times
+    potential = (slope * duration).sum(3)
+    if bias is not None:
+        potential = potential + bias.view(groups, -1, 1)
+    if isinstance(layer, Readout):
+        potential = potential + layer.initial_potential
+    assert isinstance(layer, DFTConv2d | DFTLinear | Readout)
+    return (potential, layer.psp_persistence * slope[:, :, :, -1]), torch.Size(shape)
+
+
+def _crossing(stage: Stage, potential: Tensor, slope: Tensor) -> Tensor:
+    """Times from the window's start at which potentials meet the ramp, inf if they do not."""
+    threshold, end = (stage.layer.threshold, stage.layer.window) if isinstance(stage.layer, Readout) else (1.0, 1.0)
+    closing_speed = slope + threshold / end
+    crossing = (threshold - potential) / torch.where(closing_speed > 0, closing_speed, torch.nan)
+    inside = torch.where(crossing < end, crossing, torch.inf)  # nan is not
+    return torch.where(potential >= threshold, 0.0, inside)
+
+
+def _read_out(stage: Stage, potential: Tensor, slope: Tensor) -> Tensor:
+    if not isinstance(stage.layer, PotentialReadout):
+        return potential
+    potential = potential - stage.layer.initial_potential
+    return potential + slope if stage.layer.at == "end" else potential

@@ -1,0 +1,116 @@
+"""What a simulation found."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ttfs_triton.hardware.counts.activity import LayerActivity
+from ttfs_triton.hardware.counts.counts import Counts
+from ttfs_triton.hardware.simulation.clock import CompareAt
+
+Engine = Literal["summed", "stepped"]
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """How a network is simulated; see `simulate`.
+
+    Attributes:
+        steps: of a window.
+        weight_bits: sign included, or None.
+        per_channel: one weight unit per output channel.
+        compare_at: "middle" or "start" of a step.
+        gating: neurons rest before their first input spike and behind their own.
+        engine: "summed" or "stepped".
+    """
+
+    steps: int = 64
+    weight_bits: int | None = 8
+    per_channel: bool = True
+    compare_at: CompareAt = "middle"
+    gating: bool = True
+    engine: Engine = "summed"
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Decisions, counts and spike times of a simulated network.
+
+    Attributes:
+        settings: that it ran with.
+        samples: simulated.
+        predictions: [samples] int64, class with the highest membrane potential: at the output window's end for
+            `PotentialReadout(at="end")`, at its start for every other readout.
+        first_spike_predictions: [samples] int64, class of the earliest output spike; of several in the same step, the
+            lowest class; without any, the class with the highest potential at the output window's end.
+        correct, first_spike_correct: predictions that equal the labels; None without labels.
+        ties: samples with several output neurons in the earliest step.
+        no_spike: samples without an output spike.
+        latency_steps: [samples] int64, steps from the image's start to the first output spike's time stamp, or to the
+            output window's end without any.
+        potential_latency_steps: steps from the image's start until the potentials of `predictions` can be read.
+        counts: as `count` gives them, of the simulated spikes; a step's stamp k counts as time k/steps, histograms have
+            one bin a step, "saturated" is step 0. Spikes of a `PotentialReadout` are those on the hidden layers' ramp,
+            as in the statistics of the network.
+        activity: cycles and state accesses, one entry per layer of `counts`. A readout works until the decision it
+            was trained for: a `PotentialReadout` to the start or end of its window, without a compare; a
+            `FirstSpikeReadout` until its first spike (with gating), comparing.
+        spike_steps: for each stage by name, [n, ...] int32 steps in [0, steps) on the CPU, before pooling; `steps` (of
+            a readout: the steps of its window) for silent neurons. None unless asked for. Of a readout, spikes
+            on the ramp on which the first spike decides.
+    """
+
+    settings: SimulationSettings
+    samples: int
+    predictions: Tensor
+    first_spike_predictions: Tensor
+    correct: int | None
+    first_spike_correct: int | None
+    ties: int
+    no_spike: int
+    latency_steps: Tensor
+    potential_latency_steps: int
+    counts: Counts
+    activity: tuple[LayerActivity, ...]
+    spike_steps: dict[str, Tensor] | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of samples that the highest potential gets right; None without labels."""
+        return None if self.correct is None else self.correct / self.samples
+
+    @property
+    def first_spike_accuracy(self) -> float | None:
+        """Share of samples that the earliest output spike gets right; None without labels."""
+        return None if self.first_spike_correct is None else self.first_spike_correct / self.samples
+
+    @property
+    def mean_latency_steps(self) -> float:
+        """Mean of `latency_steps`."""
+        return float(self.latency_steps.double().mean())
+
+    @property
+    def latency_histogram(self) -> dict[int, int]:
+        """Samples by their latency in steps; latencies that occur, in order."""
+        values, samples = self.latency_steps.unique(return_counts=True)
+        return dict(zip(values.tolist(), samples.tolist(), strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as JSON values, without predictions and spike times by sample."""
+        return {
+            **dataclasses.asdict(self.settings),
+            "samples": self.samples,
+            "accuracy": self.accuracy,
+            "first_spike_accuracy": self.first_spike_accuracy,
+            "ties": self.ties,
+            "no_spike": self.no_spike,
+            "mean_latency_steps": self.mean_latency_steps,
+            "latency_histogram": {str(steps): samples for steps, samples in self.latency_histogram.items()},
+            "potential_latency_steps": self.potential_latency_steps,
+            "counts": self.counts.to_dict(),
+            "activity": [
+                dataclasses.asdict(layer) | {"neuron_updates": layer.neuron_updates} for layer in self.activity
+            ],
+        }

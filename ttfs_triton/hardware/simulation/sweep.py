@@ -1,0 +1,223 @@
+"""How many time steps and weight bits a trained network needs: simulations over a grid, in one call."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import nn
+
+from ttfs_triton.hardware.simulation.clock import CompareAt
+from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
+from ttfs_triton.hardware.simulation.simulator import Simulator, check_settings, images_and_labels, quantise_stages
+from ttfs_triton.hardware.simulation.stages import network_stages
+
+Price = Callable[[Simulation], float]
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """Figures of one simulation.
+
+    Attributes:
+        steps: of a window.
+        weight_bits: None is unquantised.
+        accuracy, first_spike_accuracy: shares; None without labels.
+        spikes: of the hidden layers, a sample.
+        synaptic_operations: of all layers, a sample.
+        latency_steps: mean steps from the image's start to the first output spike.
+        ties: share of samples with several output neurons in the earliest step.
+        energy_pj: a sample, as `price` gave it; None without.
+    """
+
+    steps: int
+    weight_bits: int | None
+    accuracy: float | None
+    first_spike_accuracy: float | None
+    spikes: float
+    synaptic_operations: float
+    latency_steps: float
+    ties: float
+    energy_pj: float | None
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(SweepRow))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Rows of a sweep, by weight bits, then steps.
+
+    Attributes:
+        samples: in each simulation.
+        rows: one for each pair.
+    """
+
+    samples: int
+    rows: tuple[SweepRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as JSON values."""
+        return {"samples": self.samples, "rows": [dataclasses.asdict(row) for row in self.rows]}
+
+    def to_csv(self, path: Path | str | None = None) -> str:
+        """The rows as CSV; unknown figures, and the bits of unquantised weights, are empty.
+
+        Args:
+            path: of a file to write as well; None writes none.
+        """
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in self.rows)
+        if path is not None:
+            Path(path).write_text(text.getvalue(), encoding="utf-8")
+        return text.getvalue()
+
+    def table(self) -> Table:
+        """The rows for a terminal, `rich.print(sweep.table())`.
+
+        Spikes, synaptic operations ("synops"), latency in steps and energy are those of a sample.
+        """
+        headers = ["bits", "steps", "accuracy", "first spike", "ties", "spikes", "synops", "latency"]
+        priced = any(row.energy_pj is not None for row in self.rows)
+        table = Table(*headers, *(["energy, µJ"] if priced else []), title=f"{self.samples:,} samples")
+        for column in table.columns:
+            column.justify = "right"
+        for before, row in zip((None, *self.rows), self.rows, strict=False):
+            if before is not None and before.weight_bits != row.weight_bits:
+                table.add_section()
+            figures = [bits_label(row.weight_bits), str(row.steps)]
+            figures += [_share(row.accuracy), _share(row.first_spike_accuracy), _share(row.ties)]
+            figures += [f"{row.spikes:,.0f}", f"{row.synaptic_operations:,.0f}", f"{row.latency_steps:,.1f}"]
+            table.add_row(*figures, *([_energy(row.energy_pj)] if priced else []))
+        return table
+
+    def plot(self, path: Path | str) -> Path:
+        """Draw accuracy against steps, and against energy if priced; see `draw_sweep`."""
+        from ttfs_triton.hardware.simulation.sweep_plot import draw_sweep
+
+        return draw_sweep(self, path)
+
+
+@torch.no_grad()
+def sweep(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    steps: Sequence[int] = (4, 8, 16, 32, 64, 128),
+    weight_bits: Sequence[int | None] = (2, 3, 4, 6, 8, 16),
+    per_channel: bool = True,
+    compare_at: CompareAt = "middle",
+    gating: bool = True,
+    price: Price | None = None,
+    progress: bool | None = None,
+) -> Sweep:
+    """Simulate a network at every pair of time steps and weight bits.
+
+    Weights are quantised once for each number of bits; each batch is loaded once for each number of bits and then run
+    at all numbers of steps. So `batches` is gone through len(weight_bits) times.
+
+    Args:
+        model, per_channel, compare_at, gating: as in `simulate`.
+        batches: as in `simulate`, but able to be gone through again with the same samples, in any order: a list or a
+            DataLoader, not a generator.
+        steps: of a window.
+        weight_bits: 2 to 16, or None for unquantised.
+        price: energy in picojoules of a sample, from a simulation: its counts (sums over its samples), the work of its
+            neurons, and its settings (steps, weight bits).
+        progress: show a progress bar; None shows one on a terminal.
+    Returns:
+        A row for each pair.
+    Raises:
+        ValueError: nothing to sweep over, an iterator, no samples, or other samples in a later pass; and as `simulate`.
+        NotImplementedError: as `simulate`.
+    """
+    grid = [
+        [SimulationSettings(number, bits, per_channel, compare_at, gating) for number in steps] for bits in weight_bits
+    ]
+    _check(grid, batches)
+    stages, rows, samples = network_stages(model), [], None
+    with _progress_bar(progress) as bar:
+        task = bar.add_task("", total=None)
+        for place, settings in enumerate(grid):
+            bits, done = settings[0].weight_bits, 0
+            weights = quantise_stages(stages, bits, per_channel)
+            simulators = [Simulator(stages, weights, each) for each in settings]
+            for batch in batches:
+                images, labels = images_and_labels(batch)
+                for simulator in simulators:
+                    simulator.add(images, labels)
+                done += len(images)
+                total = None if samples is None else samples * len(grid)
+                bar.update(task, description=f"{bits_label(bits)} bits", total=total, completed=place * done + done)
+            if samples not in (None, done):
+                raise ValueError(
+                    f"sweep: batches must give the same samples in each pass; got {samples}, then {done}. "
+                    "Pass a list, or a DataLoader."
+                )
+            samples = done
+            rows += [_row(simulator.result(), price) for simulator in simulators]
+    assert samples is not None
+    return Sweep(samples, tuple(rows))
+
+
+def bits_label(bits: int | None) -> str:
+    """Weight bits in words: "8", or "float" for unquantised weights."""
+    return "float" if bits is None else str(bits)
+
+
+def _check(grid: Sequence[Sequence[SimulationSettings]], batches: Iterable[Any]) -> None:
+    if not grid or not grid[0]:
+        raise ValueError("sweep: steps and weight_bits must not be empty; got nothing to sweep over.")
+    for settings in grid:
+        for each in settings:
+            check_settings("sweep", each)
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            f"sweep: batches must be able to be gone through again; got {type(batches).__name__}, which ends after one "
+            "pass. Pass a DataLoader, or list(batches)."
+        )
+
+
+def _row(found: Simulation, price: Price | None) -> SweepRow:
+    counts, samples = found.counts, found.samples
+    return SweepRow(
+        steps=found.settings.steps,
+        weight_bits=found.settings.weight_bits,
+        accuracy=found.accuracy,
+        first_spike_accuracy=found.first_spike_accuracy,
+        spikes=sum(layer.spikes for layer in counts.layers if layer.kind != "readout") / samples,
+        synaptic_operations=sum(layer.synaptic_operations for layer in counts.layers) / samples,
+        latency_steps=found.mean_latency_steps,
+        ties=found.ties / samples,
+        energy_pj=None if price is None else float(price(found)),
+    )
+
+
+def _progress_bar(shown: bool | None) -> Progress:
+    console = Console(stderr=True, force_terminal=True if shown else None)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (console.is_terminal if shown is None else shown),
+        transient=True,
+    )
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2%}"
+
+
+def _energy(value_pj: float | None) -> str:
+    return "–" if value_pj is None else f"{value_pj / 1e6:,.3g}"

@@ -1,0 +1,117 @@
+"""What a simulated layer did, summed on its device: spikes, deliveries, and the cycles of clock-driven neurons."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ttfs_triton.hardware.counts.activity import LayerActivity
+from ttfs_triton.hardware.counts.counts import Kind, LayerCounts
+from ttfs_triton.hardware.counts.synapses import fan_out
+from ttfs_triton.hardware.simulation.clock import Clock
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
+
+
+class LayerTally:
+    """Sums of one layer over batches; read once, at the end."""
+
+    def __init__(self, name: str, kind: Kind, layer: WeightedLayer, clock: Clock, window: float, gating: bool) -> None:
+        self.name, self.layer, self.gating = name, layer, gating
+        self.kind: Kind = kind
+        self._clock, self._never = clock, len(clock.instants(window))
+        self._window_steps = clock.steps * window
+        device = layer.weight.device
+        self.histogram = torch.zeros(self._never + 1, dtype=torch.int64, device=device)
+        self.inputs_active, self.operations, self.integration, self.firing, self.compares = torch.zeros(
+            5, 1, dtype=torch.int64, device=device
+        )
+        self.ever = torch.zeros(0, dtype=torch.bool, device=device)
+        self.sample_spikes: list[Tensor] = []
+        self.sample_operations: list[Tensor] = []
+        self.samples = self.inputs_per_sample = self.synapses = 0
+        self._reach = torch.zeros(0)
+
+    def add_inputs(self, inputs: Tensor) -> None:
+        """Add a batch of inputs [N, ...]: what is not zero meets the synapses."""
+        if not self.samples:
+            reach = fan_out(self.layer, tuple(inputs.shape[2:]) if isinstance(self.layer, WeightedConv2d) else ())
+            self._reach = (torch.outer(reach.rows, reach.columns) * reach.channels).flatten().to(inputs.device)
+            self.inputs_per_sample, self.synapses = math.prod(inputs.shape[1:]), reach.synapses
+        self.samples += len(inputs)
+        places = (inputs != 0).sum(1).reshape(len(inputs), -1)
+        operations = (places * self._reach).sum(1)
+        self.inputs_active += places.sum()
+        self.operations += operations.sum()
+        self.sample_operations.append(operations)
+
+    def add_integration(self, earliest: Tensor, channels: int) -> None:
+        """Add the integration window's updates: `ClockedLayer.earliest_input`, each for so many channels."""
+        cycles = earliest.sum(dtype=torch.float64).long() if self.gating else earliest.numel() * self._clock.steps
+        self.integration += cycles * channels
+
+    def add_spikes(self, instant: Tensor) -> None:
+        """Add a batch of spikes [N, ...], by the indices of their instants."""
+        flat = instant.flatten()
+        self.histogram.scatter_add_(0, flat, self.histogram.new_ones(1).expand_as(flat))
+        fired = (instant < self._never).flatten(1)
+        self.ever = fired.any(0) | self.ever if self.ever.numel() else fired.any(0)
+        self.sample_spikes.append(fired.sum(1))
+
+    def add_firing(self, instant: Tensor, slope: Tensor | None) -> None:
+        """Add the firing window's compares and updates.
+
+        Args:
+            instant: [N, C, ...] indices of the instants at which neurons fire, and rest from then on.
+            slope: `ClockedLayer.earliest_input`, 0 where a neuron has no slope; None if no neuron's slope persists.
+        """
+        compares = (instant + 1).clamp_max_(self._never) if self.gating else torch.full_like(instant, self._never)
+        self.compares += compares.sum()
+        if slope is not None:
+            updates = compares.sub_(1).unflatten(1, (slope.shape[1], -1)).sum(2)
+            self.firing += (updates.masked_fill_(slope == 0, 0) if self.gating else updates).sum()
+
+    def add_end_of_window(self, slope: Tensor, channels: int) -> None:
+        """Add updates to the firing window's end of neurons that do not compare; arguments as of `add_integration`."""
+        neurons = (slope > 0).sum() if self.gating else slope.numel()
+        self.firing += neurons * channels * self._clock.steps
+
+    def counts(self, delivered: int) -> LayerCounts:
+        """Counts, given how many of this layer's spikes reached the next."""
+        steps = self._clock.step_of(torch.arange(self._never)).tolist()
+        at_instant = self.histogram[:-1].tolist()
+        histogram = [0] * (max(steps) + 1)
+        for step, spikes in zip(steps, at_instant, strict=True):
+            histogram[step] += spikes
+        operations, dense = int(self.operations), self.synapses * self.samples
+        real = self.kind == "analog"
+        return LayerCounts(
+            name=self.name,
+            kind=self.kind,
+            samples=self.samples,
+            neurons_per_sample=self.ever.numel(),
+            inputs_per_sample=self.inputs_per_sample,
+            synapses=self.synapses,
+            weights=self.layer.weight.numel(),
+            biases=0 if self.layer.bias is None else self.layer.bias.numel(),
+            spikes=sum(histogram),
+            spikes_delivered=delivered,
+            inputs_active=int(self.inputs_active),
+            synaptic_operations=0 if real else operations,
+            nonzero_macs=operations,
+            analog_macs=dense if real else 0,
+            dense_macs=dense,
+            saturated=histogram[0],
+            never_active_per_sample=int((~self.ever).sum()),
+            summed_spike_time=sum(step * spikes for step, spikes in enumerate(histogram)) / self._window_steps,
+            histogram=tuple(histogram),
+            histogram_samples=self.samples,
+        )
+
+    def activity(self) -> LayerActivity:
+        """Cycles and state accesses."""
+        operations = 0 if self.kind == "analog" else int(self.operations)
+        integration, firing, compares = int(self.integration), int(self.firing), int(self.compares)
+        # An update of the firing window shares its read of the potential with the compare that follows it; updates of
+        # a potential that is only read out have none.
+        reads = operations + 2 * integration + firing + max(compares, firing)
+        return LayerActivity(self.name, integration, firing, compares, reads, operations + integration + firing)
