@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 
 from ttfs_triton.hardware.counts.histogram import count_whole_numbers, count_whole_numbers_anywhere, spike_histogram
-from ttfs_triton.hardware.counts.scratch import Scratch
 from ttfs_triton.nn import statistics
 
 
@@ -19,7 +18,7 @@ def test_histogram_matches_numpy(samples, neurons, bins, seed):
     x[x > 0.9] = 1.0
     distance = x.double() * bins
     x[((distance - distance.round()).abs() < 1e-4) & (x < 1)] = 0.0  # float32 may put those on either side
-    found = spike_histogram(x, bins, Scratch())
+    found = spike_histogram(x, bins)
     expected, _ = np.histogram(x[x > 0].double().numpy(), bins, (0, 1))
     assert found.tolist() == expected[::-1].tolist()
     assert found.sum() == (x > 0).sum()
@@ -27,27 +26,27 @@ def test_histogram_matches_numpy(samples, neurons, bins, seed):
 
 def test_spike_at_a_border_belongs_to_the_earlier_bin():
     # Times 0, 1/4, 1/2, 3/4 start bins; the time before each is nearer than float32 tells.
-    found = spike_histogram(torch.tensor([[1.0, 0.75, 0.5, 0.25]]), 4, Scratch())
+    found = spike_histogram(torch.tensor([[1.0, 0.75, 0.5, 0.25]]), 4)
     assert found.tolist() == [2, 1, 1, 0]
 
 
 def test_smallest_activation_is_a_spike_and_nan_is_none():
     x = torch.tensor([[0.0, torch.finfo(torch.float32).tiny, torch.nan]])
-    assert spike_histogram(x, 5, Scratch()).tolist() == [0, 0, 0, 0, 1]
+    assert spike_histogram(x, 5).tolist() == [0, 0, 0, 0, 1]
 
 
 def test_low_precision_is_binned_in_float32():
     # 49.02, and 49 in bfloat16, which is one bin later.
     x = torch.tensor([[0.98046875]], dtype=torch.bfloat16)
-    assert spike_histogram(x, 50, Scratch()).tolist()[0] == 1
+    assert spike_histogram(x, 50).tolist()[0] == 1
 
 
 def test_parts_add_up(monkeypatch):
     torch.manual_seed(0)
     x = torch.rand(9, 31)
-    whole = spike_histogram(x, 10, Scratch())
+    whole = spike_histogram(x, 10)
     monkeypatch.setattr(statistics, "PART_BYTES", 2 * 4 * 31)
-    assert torch.equal(spike_histogram(x, 10, Scratch()), whole)
+    assert torch.equal(spike_histogram(x, 10), whole)
 
 
 @pytest.mark.parametrize("number", [2, 52, 128, 129, 400])
@@ -55,7 +54,7 @@ def test_parts_add_up(monkeypatch):
 def test_both_ways_to_count_agree(number, length):
     torch.manual_seed(length)
     values = torch.randint(0, number, (length,)).float()
-    found = count_whole_numbers(values, number, Scratch())
-    expected = count_whole_numbers_anywhere(values, number, Scratch())
+    found = count_whole_numbers(values, number)
+    expected = count_whole_numbers_anywhere(values, number)
     assert found[1:].tolist() == expected[1:].tolist()
     assert found[0] - expected[0] == (length % 2 if number <= 128 else 0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.counts.layer_counter import InputCounter, LayerCounter
-from ttfs_triton.hardware.counts.scratch import Scratch
+from ttfs_triton.hardware.counts.scratch import reserve
 from ttfs_triton.nn.coding import LatencyEncoder
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
@@ -90,12 +90,12 @@ class Counter:
                 f"count: model must have layers of ttfs_triton.nn; got {type(model).__name__}. Build it from those."
             )
         names = short_names([name for name, _ in named])
-        scratch = Scratch()
+        reserve()
         self._layers = [
-            LayerCounter(name, layer, histogram_bins, histogram_samples, by_sample, scratch)
+            LayerCounter(name, layer, histogram_bins, histogram_samples, by_sample)
             for name, (_, layer) in zip(names, named, strict=True)
         ]
-        self._input, self._by_sample = InputCounter(scratch), by_sample
+        self._input, self._by_sample = InputCounter(), by_sample
         self._encoders = [module for module in model.modules() if isinstance(module, LatencyEncoder)]
         self._order: list[LayerCounter] = []
         self._undo: list[Callable[[], None]] = []

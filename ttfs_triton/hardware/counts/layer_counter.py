@@ -10,7 +10,7 @@ from torch import Tensor
 from ttfs_triton.hardware.counts.counts import InputCounts, Kind, LayerCounts
 from ttfs_triton.hardware.counts.histogram import spike_histogram
 from ttfs_triton.hardware.counts.masks import WORDS, SpikeMasks, add_bytes
-from ttfs_triton.hardware.counts.scratch import Scratch
+from ttfs_triton.hardware.counts.scratch import scratch
 from ttfs_triton.hardware.counts.synapses import FanOut, fan_out
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder
@@ -42,14 +42,12 @@ class LayerCounter(SpikeCounter):
         histogram_bins: int,
         histogram_samples: int,
         by_sample: bool,
-        scratch: Scratch,
     ) -> None:
         super().__init__((), output=isinstance(layer, Readout))
         self.name, self.layer = name, layer
         self.kind: Kind = _kind(layer)
         self.real_inputs = False
         self._bins, self._histogram_samples, self._by_sample = histogram_bins, histogram_samples, by_sample
-        self._scratch = scratch
         self.reset()
 
     def reset(self) -> None:
@@ -85,7 +83,7 @@ class LayerCounter(SpikeCounter):
         self._outputs.append((activation, masks))
         room = min(self._histogram_samples - self._in_histogram, len(flat)) if self._bins else 0
         if room > 0:
-            self._histogram += spike_histogram(flat[:room], self._bins, self._scratch)
+            self._histogram += spike_histogram(flat[:room], self._bins)
             self._in_histogram += room
         if len(self._outputs) == BATCHES:
             self._add_up()
@@ -97,11 +95,11 @@ class LayerCounter(SpikeCounter):
         if isinstance(self.layer, AnalogEncoder):
             inputs = inputs - self.layer.mean  # what its synapses read
         flat = channels_innermost(inputs.detach())
-        size = max(1, min(samples_at_once(flat), len(flat)))
-        scratch = self._scratch.empty(size, flat.shape[1], torch.float32, flat.device)
+        size = min(samples_at_once(flat), max(1, len(flat)))
+        memory = scratch(size, flat.shape[1], torch.float32, flat.device)
         sums = torch.empty(1 if self._reach is None else 2, len(flat), dtype=self._exact, device=flat.device)
         for part, *out in zip(*(tensor.split(size) for tensor in (flat, *sums)), strict=True):
-            active = torch.ne(part, 0, out=scratch[: len(part)])
+            active = torch.ne(part, 0, out=memory[: len(part)])
             torch.sum(active, 1, dtype=self._exact, out=out[0])
             if self._reach is not None:
                 torch.sum(active.mul_(self._reach), 1, dtype=self._exact, out=out[1])
@@ -201,17 +199,19 @@ class LayerCounter(SpikeCounter):
 class InputCounter:
     """Spikes of a latency encoder."""
 
-    def __init__(self, scratch: Scratch) -> None:
-        self._neurons, self._sums, self._scratch = 0, torch.zeros(2, dtype=torch.int64), scratch
+    def __init__(self) -> None:
+        self._neurons, self._sums = 0, torch.zeros(2, dtype=torch.int64)
 
     def update(self, activations: Tensor) -> None:
         """Add a batch of activations [N, ...]."""
         flat = activations.detach().flatten(1)
         self._neurons = flat.shape[1]
-        rounded = self._scratch.empty(len(flat), self._neurons, flat.dtype, flat.device)
+        size = min(samples_at_once(flat), max(1, len(flat)))
+        memory = scratch(size, self._neurons, flat.dtype, flat.device)
         sums = torch.empty(2, len(flat), dtype=torch.float32, device=flat.device)
-        for out, operation in zip(sums, (torch.ceil, torch.floor), strict=True):
-            torch.sum(operation(flat, out=rounded), 1, dtype=torch.float32, out=out)
+        for part, *out in zip(*(tensor.split(size) for tensor in (flat, *sums)), strict=True):
+            torch.sum(torch.ceil(part, out=memory[: len(part)]), 1, dtype=torch.float32, out=out[0])
+            torch.sum(torch.floor(part, out=memory[: len(part)]), 1, dtype=torch.float32, out=out[1])
         self._sums = self._sums.to(flat.device) + sums.nan_to_num_(0).long().sum(1)
 
     def sums(self) -> Tensor:
