@@ -38,3 +38,18 @@ def test_two_processes_score_every_image_once(runs):
     assert one["test_accuracy"] == two["test_accuracy"]
     assert [layer["samples"] for layer in two["per_layer"]] == [45] * len(two["per_layer"])
     assert metrics(runs[0])[0]["train_accuracy"] == metrics(runs[1])[0]["train_accuracy"]
+
+
+def test_two_processes_start_from_an_ann_as_one_does(runs):
+    folder = runs[0].parent
+    result = run(folder, folder / "images", folder / "ann", settings=f"{SETTINGS}neuron: ann\n")
+    assert result.returncode == 0, result.stderr
+    found = []
+    for processes in (1, 2):
+        output, weights = folder / f"from-ann-{processes}", f"{SETTINGS}weights: {folder / 'ann'}\n"
+        result = run(folder, folder / "images", output, settings=weights, processes=processes)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("Calibrated on 130 images") == 1
+        found.append(best(output))
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], atol=1e-5, rtol=0)

@@ -1,6 +1,7 @@
 """The trainer as a whole: what a run leaves behind, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from accelerate.state import AcceleratorState
 
 from tests.train.runs import SETTINGS, best, last, make_images, metrics, run
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, TrainConfig, train
+from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, TrainConfig, start, train
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,27 @@ def test_start_from_ann_weights(config, tmp_path, batch_norm):
     summary = train(change(config, psp_persistence=0.0, weights=weights, lr=1e-9, output_dir=tmp_path / "snn"))
     ann_summary = json.loads((config.output_dir / "summary.json").read_text())
     assert summary["test_accuracy"] == ann_summary["test_accuracy"]
+
+
+def test_calibrated_run_resumes_from_its_checkpoint(config, tmp_path, monkeypatch, capsys):
+    train(change(config, neuron="ann", ema_decay=0.0))
+    capsys.readouterr()
+    spiking = change(config, weights=config.output_dir, keep_checkpoints=9, output_dir=tmp_path / "snn")
+    train(spiking)
+    assert "Calibrated on 128 images" in capsys.readouterr().out
+    uninterrupted = best(spiking.output_dir)
+    (spiking.output_dir / "summary.json").unlink()
+    for path in sorted((spiking.output_dir / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+
+    def again(*arguments, **options):
+        raise AssertionError("the checkpoint holds the weights")
+
+    monkeypatch.setattr(start, "calibrate", again)
+    train(change(spiking, resume=True))
+    assert "resumed after step" in capsys.readouterr().out
+    for name, value in best(spiking.output_dir).items():
+        assert torch.equal(value, uninterrupted[name])
 
 
 def test_weights_that_do_not_fit_are_refused(config, tmp_path):
