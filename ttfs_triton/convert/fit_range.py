@@ -56,7 +56,8 @@ def fit_range(
     if not network.config.bias:
         state = {name: tensor for name, tensor in state.items() if not name.endswith(".bias")}
     network.load_state_dict(state)
-    return dataclasses.replace(converted, ann=FoldedANN(ann.config, tensors, bound=1.0))
+    # Its buffers are made on the CPU.
+    return dataclasses.replace(converted, ann=FoldedANN(ann.config, tensors, bound=1.0).to(ann.mean.device))
 
 
 def _reached(
