@@ -3,7 +3,7 @@
     python bench/conversion.py --data-dir DIR          CIFAR-10, VGG11 at half width
 
 Trains the ANNs of `recipes/pretrain_ann.py` (ten epochs; batch norm is folded), converts them at several σ, scores the
-whole test set before and after calibration, then fine-tunes for an epoch. Training from scratch gets at least the time
+whole test set before and after calibration, then fine-tunes for an epoch, or three. Training from scratch gets at least the time
 of fine-tuning (an epoch and calibration against two epochs), and of everything (ten epochs of an ANN and one of a
 spiking network, 5/3 as expensive by operations, against seven). With --alternatives, also other ways to calibrate, on
 validation images. Runs that have ended are kept, unfinished ones go on. Rates were chosen on validation images.
@@ -35,7 +35,7 @@ SHORT = "--width 0.5 --no-auto-augment --cutout 0 --num-workers 0 --mixed-precis
 ANN = [*SHORT, "--model", "vgg11", "--epochs", "10"]
 BATCH_NORM = "--no-weight-standardisation --batch-norm --lr 1e-3".split()
 SPIKING = [*SHORT, "--readout", "potential_start"]
-FINE_TUNED = [*SPIKING, "--epochs", "1", "--lr"]
+FINE_TUNED, LONGER = ([*SPIKING, "--epochs", epochs, "--lr"] for epochs in ("1", "3"))
 
 # Name → what is trained, from what: (recipe, flags, name of the ANN or None).
 STANDARDISED, NORMALISED = "ANN, standardised weights", "ANN, batch norm"
@@ -44,6 +44,12 @@ RUNS: dict[str, tuple[str, list[str], str | None]] = {
     NORMALISED: ("pretrain_ann", [*ANN, *BATCH_NORM], None),
     "fine-tuned": ("train_vgg11_cifar10", [*FINE_TUNED, "2e-3"], STANDARDISED),
     "fine-tuned, σ = 0.25": ("train_vgg11_cifar10", [*FINE_TUNED, "2e-3", "--psp-persistence", "0.25"], STANDARDISED),
+    "fine-tuned for 3 epochs": ("train_vgg11_cifar10", [*LONGER, "2e-3"], STANDARDISED),
+    "fine-tuned for 3 epochs, σ = 0.25": (
+        "train_vgg11_cifar10",
+        [*LONGER, "2e-3", "--psp-persistence", "0.25"],
+        STANDARDISED,
+    ),
     "fine-tuned, not calibrated": (
         "train_vgg11_cifar10",
         [*FINE_TUNED, "2e-3", "--calibration-images", "0"],
