@@ -3,10 +3,10 @@
     python bench/conversion.py --data-dir DIR          CIFAR-10, VGG11 at half width
 
 Trains the ANNs of `recipes/pretrain_ann.py` (ten epochs; batch norm is folded), converts them at several σ, scores the
-whole test set before and after calibration, then fine-tunes for an epoch, or three. Training from scratch gets at least the time
-of fine-tuning (an epoch and calibration against two epochs), and of everything (ten epochs of an ANN and one of a
-spiking network, 5/3 as expensive by operations, against seven). With --alternatives, also other ways to calibrate, on
-validation images. Runs that have ended are kept, unfinished ones go on. Rates were chosen on validation images.
+whole test set before and after calibration, then fine-tunes for an epoch, or three. Training from scratch gets at least
+the time of fine-tuning (an epoch and calibration against two epochs), and of everything (ten epochs of an ANN and one
+of a spiking network, 5/3 as expensive by operations, against seven). With --alternatives, also other ways to calibrate,
+on validation images. Runs that have ended are kept, unfinished ones go on. Rates were chosen on validation images.
 """
 
 import dataclasses
