@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttfs_kernels.rule import fire
 from ttfs_triton.convert import Converted, calibrate
@@ -78,7 +78,7 @@ def _layer_by_layer(converted: Converted, images: Tensor):
 
 
 def _contract(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:
-    if isinstance(layer, nn.Module) and isinstance(layer, DFTLinear):
+    if isinstance(layer, DFTLinear):
         return F.linear(x, weight)
     return F.conv2d(x, weight, None, layer.stride, layer.padding)
 

@@ -135,7 +135,6 @@ def conversion_rows(name: str, folder: Path, some: Tensor, test: ImageData) -> l
     rows = [make_row(name, None, "trained", summary["test_accuracy"], summary["sparsity"], seconds)]
     for sigma in SIGMAS:
         converted = convert(folder, psp_persistence=sigma)
-        start = time.perf_counter()
         copied = score(converted.network, test)
         correlation = last_correlation(converted, some)
         rows.append(make_row(name, sigma, "copied", copied.accuracy, sparsity(copied.layers), 0.0, correlation))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import tyro
-from pydantic import ValidationError
 from rich.console import Console
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json
+from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.calibrate import calibrate
 from ttfs_triton.convert.calibration import Calibration
 from ttfs_triton.convert.conversion import Converted, convert
@@ -28,15 +26,14 @@ from ttfs_triton.hub.weights import write_weights
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Entry point of the recipe: parse, convert, exit with a plain message where the user can mend what went wrong."""
-    try:
-        options = tyro.cli(ConvertOptions, args=arguments, description=description, prog="convert.py")
-    except ValidationError as error:
-        problem = error.errors()[0]
-        _exit(f"{'-'.join(map(str, problem['loc']))}: {problem['msg']}; got {problem['input']!r}.")
-    try:
-        run(options)
-    except (ValueError, OSError) as error:
-        _exit(str(error))
+    run_command(
+        ConvertOptions,
+        run,
+        prog="convert.py",
+        description=description,
+        arguments=arguments,
+        errors=(ValueError, OSError),
+    )
 
 
 def run(options: ConvertOptions) -> Converted:
@@ -157,8 +154,3 @@ def describe(converted: Converted) -> ModelDescription:
 def _overrides(options: ConvertOptions) -> dict[str, Any]:
     names = ("mean", "std", "psp_persistence", "readout", "encoder")
     return {name: value for name in names if (value := getattr(options, name)) is not None}
-
-
-def _exit(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)

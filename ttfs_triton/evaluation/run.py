@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import tyro
 from accelerate import Accelerator
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
+from ttfs_triton.command_line import run_command
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.data import load_test_images
 from ttfs_triton.evaluation.found import Found
@@ -43,15 +41,8 @@ from ttfs_triton.train.evaluate import evaluate
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Entry point of the recipe: parse, evaluate, exit with a plain message where the user can mend what went wrong."""
-    try:
-        options = tyro.cli(EvaluationOptions, args=arguments, description=description, prog="evaluate.py")
-    except ValidationError as error:
-        problem = error.errors()[0]
-        _exit(f"{'-'.join(map(str, problem['loc']))}: {problem['msg']}; got {problem['input']!r}.")
-    try:
-        run(options)
-    except (ValueError, RuntimeError, OSError) as error:  # LoadError, HubError and NotImplementedError among them
-        _exit(str(error))
+    # LoadError, HubError and NotImplementedError are among the errors that are told plainly.
+    run_command(EvaluationOptions, run, prog="evaluate.py", description=description, arguments=arguments)
 
 
 def run(options: EvaluationOptions) -> Found:
@@ -177,8 +168,3 @@ def show(found: Found, console: Console) -> None:
     console.print(comparison_table(found.comparison))
     if len(found.reports) > 1:
         console.print(chips_table(found.reports))
-
-
-def _exit(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)

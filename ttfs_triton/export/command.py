@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 import torch
-import tyro
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from ttfs_triton.atomic import write_bytes
+from ttfs_triton.command_line import run_command
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluation import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.export.compare import Comparison, compare_nir, compare_onnx
@@ -28,15 +25,7 @@ Check = Callable[[Tensor], Comparison]
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Entry point of the recipe: parse, export, exit with a plain message where the user can mend what went wrong."""
-    try:
-        options = tyro.cli(ExportOptions, args=arguments, description=description, prog="export.py")
-    except ValidationError as error:
-        problem = error.errors()[0]
-        _exit(f"{'-'.join(map(str, problem['loc']))}: {problem['msg']}; got {problem['input']!r}.")
-    try:
-        run(options)
-    except (ValueError, RuntimeError, OSError) as error:
-        _exit(str(error))
+    run_command(ExportOptions, run, prog="export.py", description=description, arguments=arguments)
 
 
 def run(options: ExportOptions) -> Comparison | None:
@@ -146,8 +135,3 @@ def show(comparison: Comparison, labels: Tensor | None, console: Console) -> Non
         here = (comparison.decided_here == labels).float().mean().item()
         lines.append(f"accuracy                      {there:.2%} there, {here:.2%} here")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
-def _exit(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)

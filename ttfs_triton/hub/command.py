@@ -6,12 +6,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import tyro
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
+from ttfs_triton.command_line import run_command
 from ttfs_triton.hub.account import check_account, open_repository
 from ttfs_triton.hub.energy import CHIPS
 from ttfs_triton.hub.errors import HubError
@@ -46,15 +47,14 @@ class PublishOptions(BaseModel):
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Entry point of the recipe: parse, check, publish; exit with a plain message where the user can mend it."""
-    try:
-        options = tyro.cli(PublishOptions, args=arguments, description=description, prog="publish.py")
-    except ValidationError as error:
-        problem = error.errors()[0]
-        _exit(f"{'-'.join(map(str, problem['loc']))}: {problem['msg']}; got {problem['input']!r}.")
-    try:
-        run(options, Console(soft_wrap=True))
-    except (ValueError, RuntimeError, OSError) as error:  # LoadError and HubError among them
-        _exit(str(error))
+    console = Console(soft_wrap=True)
+    run_command(
+        PublishOptions,
+        lambda options: run(options, console),
+        prog="publish.py",
+        description=description,
+        arguments=arguments,
+    )
 
 
 def run(options: PublishOptions, console: Console) -> None:
@@ -93,8 +93,3 @@ def run(options: PublishOptions, console: Console) -> None:
 def files_list(package: Package) -> str:
     """A line for each file: SHA-256, size, name."""
     return "\n".join(f"{sha256}  {size:>12,} bytes  {name}" for name, size, sha256 in package.rows())
-
-
-def _exit(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
