@@ -186,6 +186,14 @@ def test_weights_of_its_own_kind_are_not_calibrated(tmp_path, neuron):
         assert torch.equal(tensor, network.state_dict()[name])
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_bare_weights_are_calibrated_if_they_must_be_an_anns(tmp_path, batch_norm):
+    source = save(trained(ANN.replace(batch_norm=batch_norm)), tmp_path / "run", config=False)
+    network = target(weight_standardisation=False, psp_persistence=1.0)
+    found = load_weights(network, str(source / "best" / "model.safetensors"), torch.rand(8, 3, 8, 8))
+    assert (found.calibration is not None) == batch_norm
+
+
 def test_exact_conversion_is_not_calibrated(tmp_path):
     source = save(trained(ANN), tmp_path / "run")
     assert load_weights(target(psp_persistence=0.0), str(source), torch.rand(4, 3, 8, 8)).calibration is None

@@ -50,8 +50,10 @@ class Converted:
     @property
     def needs_calibration(self) -> bool:
         """Whether the source is an ANN that the copied network does not compute: with a slope that persists, or with
-        activations above 1. A network whose weights were trained to spike is left as it is."""
-        source = self.weights.description()
+        activations above 1. Weights that were trained to spike, or may have been, are left as they are."""
+        source, tensors = self.weights.description(), self.weights.tensors
+        if source is None and is_own(tensors) and not any(".batch_norm." in key for key in tensors):
+            return False  # of ours, without a config.json that says which kind
         if source is not None and source.network.neuron == "dft" and source.network.psp_persistence > 0:
             return False
         return self.ann.bound is None or self.network.config.psp_persistence > 0
