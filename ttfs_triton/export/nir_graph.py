@@ -19,9 +19,8 @@ for one step of 0.1 ms, w_in = τ_syn / step, R = τ_mem / step, v_leak = v_rese
 keep the trained weights. Neurons that only count spikes, for relays and pools, are a `CubaLIF` with τ_syn = step: of
 the `IF` that would do, R is 1 for some importers and 1 / step for others.
 
-Without the gate a threshold could only fall all the time, and a neuron would fire whenever its potential meets it: in a
-CNN1 trained on MNIST (σ = 0.25), 5, 24 and 83 % of the spikes of its three hidden layers would then come before their
-window, and 2, 11 and 40 % of the neurons would fire at another step, or not at all (100 test images, 64 steps).
+Without the gate a threshold could only fall all the time, and a neuron would fire whenever its potential meets it: many
+spikes of deep layers would come before their window.
 """
 
 from __future__ import annotations
