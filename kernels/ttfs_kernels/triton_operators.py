@@ -11,12 +11,20 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry
-from ttfs_kernels.registration import differentiate, new_bias_gradient, new_channels_last, register_autocast
+from ttfs_kernels.registration import (
+    differentiate,
+    fake,
+    new_bias_gradient,
+    new_channels_last,
+    operator,
+    register_autocast,
+    register_autograd,
+)
 
 Three = tuple[Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("ttfs::blockwise_linear", mutates_args=())
+@operator("blockwise_linear", formula=True)
 def _linear(
     x: Tensor,
     weight: Tensor,
@@ -33,13 +41,13 @@ def _linear(
     return y, x.new_empty(0) if gain is None else gain
 
 
-@_linear.register_fake
+@fake("blockwise_linear")
 def _(x, weight, bias, psp_persistence, derivative_clip, surrogate_width, with_gain, backend):
     shape = (x.shape[0], weight.shape[0])
     return x.new_empty(shape), x.new_empty(shape if with_gain and psp_persistence != 0.0 else 0)
 
 
-@torch.library.custom_op("ttfs::blockwise_linear_backward", mutates_args=())
+@operator("blockwise_linear_backward")
 def _linear_backward(
     grad: Tensor,
     x: Tensor,
@@ -69,7 +77,7 @@ def _linear_backward(
     return _three(grads, grad)
 
 
-@_linear_backward.register_fake
+@fake("blockwise_linear_backward")
 def _(grad, x, y, gain, weight, psp_persistence, derivative_clip, surrogate_width, needs, backend):
     return (
         grad.new_empty(x.shape) if needs[0] else grad.new_empty(0),
@@ -78,7 +86,7 @@ def _(grad, x, y, gain, weight, psp_persistence, derivative_clip, surrogate_widt
     )
 
 
-@torch.library.custom_op("ttfs::blockwise_conv2d", mutates_args=())
+@operator("blockwise_conv2d", formula=True)
 def _conv2d(
     x: Tensor,
     weight: Tensor,
@@ -102,7 +110,7 @@ def _conv2d(
     return y, x.new_empty(0) if gain is None else gain
 
 
-@_conv2d.register_fake
+@fake("blockwise_conv2d")
 def _(
     x,
     weight,
@@ -122,7 +130,7 @@ def _(
     return y, torch.empty_like(y) if with_gain and psp_persistence != 0.0 else x.new_empty(0)
 
 
-@torch.library.custom_op("ttfs::blockwise_conv2d_backward", mutates_args=())
+@operator("blockwise_conv2d_backward")
 def _conv2d_backward(
     grad: Tensor,
     x: Tensor,
@@ -149,7 +157,7 @@ def _conv2d_backward(
     return _three(grads, grad)
 
 
-@_conv2d_backward.register_fake
+@fake("blockwise_conv2d_backward")
 def _(
     grad,
     x,
@@ -193,10 +201,10 @@ def _save(ctx, inputs, output) -> None:
     ctx.other_inputs = len(inputs) - 3
 
 
-_linear.register_autograd(
-    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.blockwise_linear_backward, grad), setup_context=_save
+register_autograd(
+    "blockwise_linear", lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.blockwise_linear_backward.default, grad), _save
 )
-_conv2d.register_autograd(
-    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.blockwise_conv2d_backward, grad), setup_context=_save
+register_autograd(
+    "blockwise_conv2d", lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.blockwise_conv2d_backward.default, grad), _save
 )
 register_autocast("blockwise_linear", "blockwise_conv2d")
