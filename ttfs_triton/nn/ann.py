@@ -70,10 +70,9 @@ class ANNConv2d(WeightedConv2d):
         norm = nn.BatchNorm2d(out_channels, device=device, dtype=dtype) if batch_norm else None
         self.batch_norm = _with_gain(norm, initial_gain)
 
-    def forward(self, x: Tensor) -> Tensor:
-        potential = F.conv2d(
-            x, self.effective_weight(), self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        weight = self.effective_weight() if weight is None else weight
+        potential = F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         if self.batch_norm is not None:
             potential = self.batch_norm(potential)
         # A copy only behind one-channel images, whose layout is ambiguous.
@@ -118,8 +117,8 @@ class ANNLinear(WeightedLinear):
         norm = nn.BatchNorm1d(out_features, device=device, dtype=dtype) if batch_norm else None
         self.batch_norm = _with_gain(norm, initial_gain)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, weight = self.synapses(x)
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        x, weight = self.synapses(x, weight)
         potential = F.linear(x, weight, self.bias)
         if self.batch_norm is not None:
             potential = self.batch_norm(potential)

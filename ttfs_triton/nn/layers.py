@@ -70,10 +70,10 @@ class DFTConv2d(WeightedConv2d):
         self.psp_persistence, self.derivative_clip = psp_persistence, derivative_clip
         self.surrogate_width, self.backend = surrogate_width, backend
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         activations = dft_conv2d(
             x,
-            self.effective_weight(),
+            self.effective_weight() if weight is None else weight,
             self.bias,
             stride=self.stride,
             padding=self.padding,
@@ -136,8 +136,8 @@ class DFTLinear(WeightedLinear):
         self.psp_persistence, self.derivative_clip = psp_persistence, derivative_clip
         self.surrogate_width, self.backend = surrogate_width, backend
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, weight = self.synapses(x)
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        x, weight = self.synapses(x, weight)
         activations = dft_linear(
             x,
             weight,

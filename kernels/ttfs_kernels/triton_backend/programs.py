@@ -207,8 +207,8 @@ def _warn_once(kernels: Sequence[Any]) -> None:
         _warned = True
         kinds = ", ".join(sorted({type(kernel).__name__ for kernel in kernels}))
         warnings.warn(
-            f"ttfs_kernels: a launch must return a compiled kernel; got {kinds}. Every call goes through Triton's front "
-            "end, which takes longer. Please report this with your version of Triton.",
+            f"ttfs_kernels: a launch must return a compiled kernel; got {kinds}. Every call goes through Triton's "
+            "front end, which takes longer. Please report this with your version of Triton.",
             stacklevel=2,
         )
 
