@@ -265,10 +265,11 @@ class Trainer:
                 "layer_sparsity": {layer.name: layer.active_fraction for layer in evaluation.layers},
             }
         line |= {"seconds": totals.seconds, "images_per_second": totals.images / totals.seconds}
-        best = evaluation is None or evaluation.accuracy > position.best_accuracy
+        best = evaluation is None or position.is_best(evaluation.accuracy, evaluation.loss)
         if best:
             position.best_epoch = position.epoch + 1
-            position.best_accuracy = evaluation.accuracy if evaluation is not None else -1.0
+        if best and evaluation is not None:
+            position.best_accuracy, position.best_loss = evaluation.accuracy, evaluation.loss
         position.metrics.append(line)
         position.epoch += 1
         position.step_in_epoch, position.totals = 0, EpochTotals()

@@ -24,7 +24,8 @@ class Position:
         step: optimiser steps done in all.
         totals: of the current epoch.
         metrics: one line for each completed epoch.
-        best_epoch, best_accuracy: best on the validation images so far; epochs count from 1, 0 is none yet.
+        best_epoch, best_accuracy, best_loss: best on the validation images so far; epochs count from 1, 0 is none yet.
+            A checkpoint from before ties were broken by loss has no loss: None.
     """
 
     epoch: int = 0
@@ -34,6 +35,16 @@ class Position:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
     best_accuracy: float = -1.0
+    best_loss: float | None = None
+
+    def is_best(self, accuracy: float, loss: float) -> bool:
+        """Whether validation figures are the best so far: by accuracy, then loss, then the later epoch.
+
+        A few thousand held-out images often give several epochs one accuracy; the first of them is the least trained.
+        """
+        if accuracy != self.best_accuracy or self.best_loss is None:
+            return accuracy >= self.best_accuracy
+        return loss <= self.best_loss
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
