@@ -62,6 +62,6 @@ def home(tmp_path_factory):
 def client(hub, home):
     """A process logged in as alice, who may write to alice/ and org/."""
     process = Client(environment(hub.url, home, HF_TOKEN="hf_writer"))
-    process.run("from ttfs_triton.hub import *; from ttfs_triton.hub.publish import publish; import torch")
+    process.run("from ttfs_triton.model import *; from ttfs_triton.hub.publish import publish; import torch")
     yield process
     process.close()

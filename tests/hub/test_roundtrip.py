@@ -43,7 +43,7 @@ def published(trained, hub, client):
 def offline(hub, home):
     """A process with the same cache and no network."""
     process = Client(environment(hub.url, home, HF_HUB_OFFLINE="1"))
-    process.run("from ttfs_triton.hub import *; import torch")
+    process.run("from ttfs_triton.model import *; import torch")
     yield process
     process.close()
 

@@ -6,14 +6,9 @@ from torch import Tensor
 
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData, load_images
+from ttfs_triton.scoring.batches import EvaluationBatches, evaluation_loader
 from ttfs_triton.train.augment import Augmentation
-from ttfs_triton.train.batches import (
-    EpochBatches,
-    EvaluationBatches,
-    evaluation_batches,
-    evaluation_loader,
-    train_loader,
-)
+from ttfs_triton.train.batches import EpochBatches, train_loader
 
 AUGMENTATION = Augmentation(crop_padding=2, crop_fill=128, flip=True, shift=1, rotation=10, cutout=3)
 
@@ -148,14 +143,14 @@ def test_loaders_leave_the_global_random_state_alone(num_workers):
     before = torch.get_rng_state()
     augmentation = Augmentation(crop_padding=2, flip=True, auto_augment=True)
     list(train_loader(epoch(augmentation=augmentation), num_workers=num_workers))
-    list(evaluation_loader(evaluation_batches(numbered(5), None, 2), num_workers=num_workers))
+    list(evaluation_loader(EvaluationBatches(numbered(5), None, 2), num_workers=num_workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @given(n=st.integers(0, 40), world_size=st.integers(1, 9), batch_size=st.integers(1, 12), first=st.integers(0, 5))
 def test_evaluation_batches_share_every_image_exactly_once(n, world_size, batch_size, first):
     data, indices = numbered(50), torch.arange(first, first + n)
-    shares = [evaluation_batches(data, indices, batch_size, rank, world_size) for rank in range(world_size)]
+    shares = [EvaluationBatches(data, indices, batch_size, rank, world_size) for rank in range(world_size)]
     labels = [label for share in shares for _, batch in share for label in batch.tolist()]
     assert labels == indices.tolist()
     counts = [len(share.indices) for share in shares]
@@ -167,7 +162,7 @@ def test_evaluation_batches_share_every_image_exactly_once(n, world_size, batch_
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_loader_gives_images_and_labels(num_workers):
-    batches = evaluation_batches(numbered(7, 3), None, 3)
+    batches = EvaluationBatches(numbered(7, 3), None, 3)
     images, labels = join(list(evaluation_loader(batches, num_workers)))
     assert labels.tolist() == list(range(7))
     assert images.dtype == torch.float32
@@ -175,7 +170,7 @@ def test_evaluation_loader_gives_images_and_labels(num_workers):
 
 
 def test_evaluation_loader_of_an_empty_share_is_empty():
-    assert list(evaluation_loader(evaluation_batches(numbered(1), None, 3, rank=0, world_size=2))) == []
+    assert list(evaluation_loader(EvaluationBatches(numbered(1), None, 3, rank=0, world_size=2))) == []
 
 
 @pytest.mark.parametrize(("batch_size", "world_size", "accumulation"), [(12, 5, 1), (12, 2, 4), (0, 1, 1)])

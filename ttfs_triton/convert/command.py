@@ -20,8 +20,8 @@ from ttfs_triton.convert.errors import ConversionError
 from ttfs_triton.convert.fit_range import fit_range
 from ttfs_triton.convert.options import ConvertOptions
 from ttfs_triton.data.images import load_images
-from ttfs_triton.hub import ModelDescription
-from ttfs_triton.hub.weights import write_weights
+from ttfs_triton.model import ModelDescription
+from ttfs_triton.model.weights import write_weights
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:

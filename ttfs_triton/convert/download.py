@@ -8,8 +8,8 @@ from pathlib import Path
 import huggingface_hub
 
 from ttfs_triton.convert.errors import WeightsError
-from ttfs_triton.hub import HubError
-from ttfs_triton.hub.client import download, hub_errors
+from ttfs_triton.model import HubError
+from ttfs_triton.model.client import download, hub_errors
 
 
 @dataclass(frozen=True)

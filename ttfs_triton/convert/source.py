@@ -15,8 +15,8 @@ from torch import Tensor
 from ttfs_triton.convert.clean import clean
 from ttfs_triton.convert.download import FoundFile, download_weights
 from ttfs_triton.convert.errors import WeightsError
-from ttfs_triton.hub import BaseModel, LoadError, ModelDescription
-from ttfs_triton.hub.weights import read_weights
+from ttfs_triton.model import BaseModel, LoadError, ModelDescription
+from ttfs_triton.model.weights import read_weights
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".th")
 WEIGHT_SUFFIXES = (".safetensors", *PICKLED)

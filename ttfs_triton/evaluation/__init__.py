@@ -2,6 +2,6 @@
 
 from ttfs_triton.evaluation.data import load_test_images
 from ttfs_triton.evaluation.load import LoadedNetwork, load_network
-from ttfs_triton.hub import LoadError
+from ttfs_triton.model import LoadError
 
 __all__ = ["LoadError", "LoadedNetwork", "load_network", "load_test_images"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttfs_triton.hub import ModelDescription, ModelFiles, TTFSModel, find_model
+from ttfs_triton.model import ModelDescription, ModelFiles, TTFSModel, find_model
 
 
 @dataclass(frozen=True)

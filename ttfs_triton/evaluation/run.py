@@ -23,20 +23,18 @@ from ttfs_triton.hardware import (
     RunOptions,
     Simulation,
     available_chips,
-    chips_table,
     compare,
-    comparison_table,
     counting,
     dense_ann,
     estimate_with,
     load_chip,
-    report_table,
     simulate,
     sweep,
 )
-from ttfs_triton.train.batches import EvaluationBatches, evaluation_batches
-from ttfs_triton.train.display import layer_table
-from ttfs_triton.train.evaluate import evaluate
+from ttfs_triton.report import chips_table, comparison_table, report_table
+from ttfs_triton.scoring.batches import EvaluationBatches
+from ttfs_triton.scoring.evaluate import evaluate
+from ttfs_triton.scoring.layers import layer_table
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
@@ -86,7 +84,7 @@ def _find(
     options: EvaluationOptions, loaded: LoadedNetwork, data: ImageData, chips: list[Chip], accelerator: Accelerator
 ) -> Found:
     network = loaded.network.to(accelerator.device)
-    batches = evaluation_batches(data, None, options.batch_size)
+    batches = EvaluationBatches(data, None, options.batch_size)
     with Progress(transient=True) as bar, counting(network) as counter:
         task = bar.add_task("test images", total=len(data))
         evaluation = evaluate(network, batches, accelerator, on_batch=lambda images: bar.advance(task, images))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from huggingface_hub import HfApi, constants, get_token
 
-from ttfs_triton.hub.client import REPOSITORY, hub_errors
-from ttfs_triton.hub.errors import HubError
+from ttfs_triton.model.client import REPOSITORY, hub_errors
+from ttfs_triton.model.errors import HubError
 
 
 def check_target(repo_id: str, *, private: bool = True, token: str | None = None) -> None:

@@ -15,12 +15,12 @@ from huggingface_hub import (
 )
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ttfs_triton.hub.classification import windows_before_readout
-from ttfs_triton.hub.client import REPOSITORY
-from ttfs_triton.hub.description import LIBRARY
-from ttfs_triton.hub.energy import CHIPS, STEPS, energy_rows
 from ttfs_triton.hub.facts import ModelFacts, Results
-from ttfs_triton.hub.model import PAPER, TAGS
+from ttfs_triton.model.classification import windows_before_readout
+from ttfs_triton.model.client import REPOSITORY
+from ttfs_triton.model.description import LIBRARY
+from ttfs_triton.model.model import PAPER, TAGS
+from ttfs_triton.report.energy_rows import CHIPS, STEPS, energy_rows
 from ttfs_triton.wording import interval, number, percent, small_percent
 
 RESULTS_FILE = ".eval_results/ttfs-triton.yaml"

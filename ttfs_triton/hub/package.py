@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import yaml
 
 from ttfs_triton.hub.card import RESULTS_FILE, eval_results, render_card
-from ttfs_triton.hub.description import ModelDescription
-from ttfs_triton.hub.energy import CHIPS
 from ttfs_triton.hub.facts import ModelFacts
-from ttfs_triton.hub.locate import CONFIG, WEIGHTS
-from ttfs_triton.hub.weights import weight_bytes
+from ttfs_triton.model.description import ModelDescription
+from ttfs_triton.model.locate import CONFIG, WEIGHTS
+from ttfs_triton.model.weights import weight_bytes
+from ttfs_triton.report.energy_rows import CHIPS
 
 ALLOWED = (WEIGHTS, CONFIG, "README.md", RESULTS_FILE, "training.yaml", "metrics.jsonl")
 

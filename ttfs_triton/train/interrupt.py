@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from accelerate import Accelerator
 
-from ttfs_triton.train.processes import sum_over_processes
+from ttfs_triton.scoring.processes import sum_over_processes
 
 
 class Interrupted(Exception):

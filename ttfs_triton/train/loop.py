@@ -10,18 +10,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ttfs_triton.hub import ModelDescription
+from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
-from ttfs_triton.train.batches import Batch, EpochBatches, evaluation_batches, train_loader
+from ttfs_triton.scoring.batches import Batch, EvaluationBatches
+from ttfs_triton.scoring.evaluate import Evaluation, EvaluationStopped, evaluate
+from ttfs_triton.scoring.processes import sum_over_processes
+from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.build import RunData, build_augmentation, build_network, build_optimizer
 from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.display import Display
-from ttfs_triton.train.evaluate import Evaluation, EvaluationStopped, evaluate
 from ttfs_triton.train.interrupt import Interrupted, StopRequest
 from ttfs_triton.train.kernels import tune_kernels
 from ttfs_triton.train.position import EpochTotals, Position
-from ttfs_triton.train.processes import sum_over_processes
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.schedule import make_schedule
 from ttfs_triton.train.states import pack_optimizer, pack_random_states, unpack_optimizer, unpack_random_states
@@ -226,7 +227,7 @@ class Trainer:
             EvaluationStopped: a signal asked to stop.
         """
         accelerator = self.accelerator
-        batches = evaluation_batches(
+        batches = EvaluationBatches(
             self.data.test if test else self.data.train,
             None if test else self.data.validation_indices,
             self.config.evaluation_batch_size,

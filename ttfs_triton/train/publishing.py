@@ -7,12 +7,12 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ttfs_triton.hub import HubError
 from ttfs_triton.hub.account import check_account, open_repository
 from ttfs_triton.hub.publish import publish
+from ttfs_triton.model import HubError
+from ttfs_triton.scoring.processes import ask_main_process
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.display import Display
-from ttfs_triton.train.processes import ask_main_process
 
 
 def check_account_of(config: TrainConfig, accelerator: Accelerator) -> None:

@@ -1,8 +1,6 @@
 """A run from start to finish, and the command line around it."""
 
-import importlib.metadata
 import json
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -15,15 +13,17 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from ttfs_triton.hardware import Counts, counting
-from ttfs_triton.hub.weights import load_weights
+from ttfs_triton.model.weights import load_weights
+from ttfs_triton.scoring.evaluate import Evaluation, EvaluationStopped
+from ttfs_triton.scoring.layers import layer_rows
+from ttfs_triton.scoring.machine import device_name, versions
+from ttfs_triton.scoring.processes import ask_main_process
 from ttfs_triton.train.build import load_data
 from ttfs_triton.train.cli import parse_config
 from ttfs_triton.train.config import ConfigError, TrainConfig
-from ttfs_triton.train.display import Display, layer_rows
-from ttfs_triton.train.evaluate import Evaluation, EvaluationStopped
+from ttfs_triton.train.display import Display
 from ttfs_triton.train.interrupt import Interrupted, StopRequest
 from ttfs_triton.train.loop import NonFiniteLossError, Trainer
-from ttfs_triton.train.processes import ask_main_process
 from ttfs_triton.train.publishing import check_account_of, open_repository_of, publish_run
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 
@@ -193,35 +193,6 @@ def make_summary(trainer: Trainer, test: Evaluation, counts: Counts) -> dict[str
         "processes": trainer.accelerator.num_processes,
         "mixed_precision": trainer.accelerator.mixed_precision,
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of what decides the numbers."""
-    found = {"python": platform.python_version()}
-    for package in ("ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def device_name(device: torch.device) -> str:
-    """What the run computes on, such as "NVIDIA H100" or "CPU Intel(R) Xeon(R), 2 threads"."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return device.type
-    return f"CPU {_processor()}, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _scalar(value: Any) -> bool | int | float | str:

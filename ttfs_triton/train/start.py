@@ -18,7 +18,7 @@ from ttfs_triton.convert import (
     fit_range,
     open_weights,
 )
-from ttfs_triton.hub import BaseModel
+from ttfs_triton.model import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, TTFSNetwork, parse_specification
 from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_triton.atomic import tensor_bytes, write_bytes
-from ttfs_triton.hub.errors import LoadError
+from ttfs_triton.model.errors import LoadError
 
 CHECKSUM = "tensors_sha256"  # key in the file's metadata
 

@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttfs_triton.hub.client import REPOSITORY, download
-from ttfs_triton.hub.errors import HubError, LoadError
+from ttfs_triton.model.client import REPOSITORY, download
+from ttfs_triton.model.errors import HubError, LoadError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

@@ -11,7 +11,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  # no answer at all
 
-from ttfs_triton.hub.errors import HubError
+from ttfs_triton.model.errors import HubError
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 # Errors of this machine, such as a full disk, are not among them.

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import ttfs_triton
 from ttfs_triton.atomic import write_json
-from ttfs_triton.hub.errors import LoadError
+from ttfs_triton.model.errors import LoadError
 from ttfs_triton.nn import NetworkConfig
 
 FORMAT_VERSION = 2

@@ -9,8 +9,8 @@ from PIL import Image
 
 from ttfs_triton.data.decode import decode_image
 from ttfs_triton.data.pixels import to_float
-from ttfs_triton.hub import Preprocessing
-from ttfs_triton.hub.images import network_input, split_images
+from ttfs_triton.model import Preprocessing
+from ttfs_triton.model.images import network_input, split_images
 
 GRAY, COLOUR = Preprocessing((6, 5), "L"), Preprocessing((6, 5), "RGB")
 

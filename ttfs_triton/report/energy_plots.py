@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ttfs_triton.hardware.energy.prices import Range
 from ttfs_triton.hardware.energy.report import Report
 from ttfs_triton.hardware.energy.sensitivity import Swing
-from ttfs_triton.hardware.plot_style import INK, STYLE
+from ttfs_triton.report.style import INK, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from tests.hardware.energy.energy_cases import convolutional_network
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.energy import estimate
 from ttfs_triton.hardware.energy.prices import Price
-from ttfs_triton.hardware.energy.report_plots import draw_accuracy, draw_chips, draw_layers, draw_sensitivity
 from ttfs_triton.hardware.energy.sensitivity import sensitivity
+from ttfs_triton.report.energy_plots import draw_accuracy, draw_chips, draw_layers, draw_sensitivity
 
 UNKNOWN = Price(None, unit="pJ", status="unpublished", source="nowhere")
 SECRET = Chip("secret", "no figures", "including fetch", {"synop": UNKNOWN})

@@ -11,12 +11,12 @@ from huggingface_hub import PyTorchModelHubMixin
 from PIL import Image
 
 from ttfs_triton.atomic import write_bytes
-from ttfs_triton.hub.classification import Classification, Decision, check_options, classify_batch
-from ttfs_triton.hub.description import LIBRARY, BaseModel, ModelDescription
-from ttfs_triton.hub.errors import LoadError
-from ttfs_triton.hub.images import ImageLike, network_input, split_images
-from ttfs_triton.hub.locate import CONFIG, WEIGHTS, ModelFiles, find_model
-from ttfs_triton.hub.weights import load_weights, weight_bytes
+from ttfs_triton.model.classification import Classification, Decision, check_options, classify_batch
+from ttfs_triton.model.description import LIBRARY, BaseModel, ModelDescription
+from ttfs_triton.model.errors import LoadError
+from ttfs_triton.model.images import ImageLike, network_input, split_images
+from ttfs_triton.model.locate import CONFIG, WEIGHTS, ModelFiles, find_model
+from ttfs_triton.model.weights import load_weights, weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 TAGS = ["spiking-neural-network", "time-to-first-spike", "neuromorphic", "image-classification"]

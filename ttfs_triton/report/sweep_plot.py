@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttfs_triton.hardware.plot_style import INK, STYLE
+from ttfs_triton.report.style import INK, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ttfs_triton.hub import BaseModel, LoadError, ModelDescription, Preprocessing
+from ttfs_triton.model import BaseModel, LoadError, ModelDescription, Preprocessing
 from ttfs_triton.nn import NetworkConfig
 
 NETWORK = NetworkConfig("4C3-P2-8", image_size=(8, 6), classes=3, psp_persistence=0.5)

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ttfs_triton.data.pixels import image_pixels, to_float
-from ttfs_triton.hub.description import Preprocessing
+from ttfs_triton.model.description import Preprocessing
 
 ImageLike = Image.Image | np.ndarray | Tensor | str | Path
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode "L"

@@ -15,8 +15,8 @@ from ttfs_triton.nn import (
     reset_statistics,
     sparsity,
 )
-from ttfs_triton.train.batches import EvaluationBatches, evaluation_loader
-from ttfs_triton.train.processes import sum_over_processes
+from ttfs_triton.scoring.batches import EvaluationBatches, evaluation_loader
+from ttfs_triton.scoring.processes import sum_over_processes
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.compare import compare
 from ttfs_triton.hardware.energy.energy import estimate
 from ttfs_triton.hardware.energy.prices import Price, Range
-from ttfs_triton.hardware.energy.report_tables import (
+from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.sensitivity import sensitivity
+from ttfs_triton.report.energy_tables import (
     chips_table,
     comparison_table,
     csv_rows,
@@ -22,8 +24,6 @@ from ttfs_triton.hardware.energy.report_tables import (
     sensitivity_table,
     write_csv,
 )
-from ttfs_triton.hardware.energy.run_options import RunOptions
-from ttfs_triton.hardware.energy.sensitivity import sensitivity
 
 
 def shown(renderable):

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ttfs_triton.hub import LoadError
-from ttfs_triton.hub.weights import checksum, load_weights, read_weights, weight_bytes, write_weights
+from ttfs_triton.model import LoadError
+from ttfs_triton.model.weights import checksum, load_weights, read_weights, weight_bytes, write_weights
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ttfs_triton.hardware import Counts, RunOptions, dense_ann, estimate_with, load_chip
-from ttfs_triton.hardware.energy.report_tables import format_range
 from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.report.energy_tables import format_range
 
 CHIPS = ("anp_i", "lemaire45:int8", "odin", "loihi")
 STEPS = 32

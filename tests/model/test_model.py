@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import ttfs_triton
-from ttfs_triton.hub import BaseModel, LoadError, TTFSModel, find_model
+from ttfs_triton.model import BaseModel, LoadError, TTFSModel, find_model
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 CONFIG = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, dropout=0.5)
@@ -109,7 +109,7 @@ def test_half_written_models_do_not_load(model, tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("ttfs_triton.hub.model.write_bytes", full)
+    monkeypatch.setattr("ttfs_triton.model.model.write_bytes", full)
     with pytest.raises(OSError, match="no space left"):
         other.save_pretrained(tmp_path / "a", overwrite=True)
     with pytest.raises(LoadError, match="must say what network the weights are of"):
