@@ -158,7 +158,7 @@ class Trainer:
                 accelerator.backward(loss / len(micro_batches))
             loss_sum += loss.detach()
             correct = (logits.detach().argmax(1) == labels).sum()
-            self._sums += torch.stack([loss.detach() * len(labels), correct, torch.tensor(len(labels))]).to(device)
+            self._sums += torch.stack([loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
         self._refuse_non_finite(loss_sum, micro_batches)
         self.optimizer.step()
         self.schedule.step()
