@@ -102,8 +102,8 @@ def test_accumulation_gives_the_same_weights(config, tmp_path):
     ],
     ids=lambda values: "-".join(values),
 )
-def test_options_train(config, values):
-    summary = train(change(config, epochs=2, **values))
+def test_options_train(config, values, device):
+    summary = train(change(config, epochs=2, cpu=device.type == "cpu", **values))
     assert 0.25 < summary["test_accuracy"] <= 1
     assert metrics(config.output_dir)[1]["train_loss"] < metrics(config.output_dir)[0]["train_loss"]
 
