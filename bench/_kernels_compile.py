@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ttfs_kernels import Neuron
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import FIRST_CLEAN_STACKED, Chip, Form, Version, triton_version
 from ttfs_kernels.triton_backend.launch import Device, Launch
@@ -66,8 +67,8 @@ class Kernel:
 
     def plan(self) -> Plan:
         device, precision = TARGETS[self.target], FORMATS[self.number].precision
-        width = SURROGATE_WIDTH if self.surrogate else 0.0
-        return plan_pass(self.which, self.problem, self.config, precision, device, surrogate_width=width)
+        neuron = Neuron(surrogate_width=SURROGATE_WIDTH if self.surrogate else 0.0)
+        return plan_pass(self.which, self.problem, self.config, precision, device, neuron=neuron)
 
 
 def default_kernels(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ttfs_kernels import rule
+from ttfs_kernels import Neuron, rule
 from ttfs_kernels.rule import fire, fire_
 
 
@@ -86,11 +86,11 @@ def test_fire_in_place_equals_fire(monkeypatch, block, dtype, has_bias):
     A, W = potentials.to(precise)
     activations, gains = fire(A if bias is None else A + bias, W)
     derivatives = potentials.clone()
-    in_place = fire_(derivatives, bias, math.inf, 0.0, with_derivatives=True)
+    in_place = fire_(derivatives, bias, Neuron(derivative_clip=None), with_derivatives=True)
     assert torch.equal(in_place, activations.to(dtype))
     assert torch.equal(derivatives[0], gains.to(dtype))
     torch.testing.assert_close(derivatives[1], ((1 - activations) * gains).to(dtype))
-    assert torch.equal(fire_(potentials.clone(), bias, 11.0, 0.0, with_derivatives=False), in_place)
+    assert torch.equal(fire_(potentials.clone(), bias, Neuron(), with_derivatives=False), in_place)
 
 
 def test_fire_in_place_bounds_each_derivative():
@@ -98,11 +98,11 @@ def test_fire_in_place_bounds_each_derivative():
     A, W = torch.tensor([[0.875]]), torch.tensor([[-0.75]])
     a, gain = fire(A, W)
     assert (a.item(), gain.item()) == (0.5, 4.0)
-    for bound, expected in ((math.inf, (4.0, 2.0)), (3.0, (3.0, 2.0)), (1.0, (1.0, 1.0))):
+    for bound, expected in ((None, (4.0, 2.0)), (3.0, (3.0, 2.0)), (1.0, (1.0, 1.0))):
         derivatives = torch.stack([A, W])
-        fire_(derivatives, None, bound, 0.0, with_derivatives=True)
+        fire_(derivatives, None, Neuron(derivative_clip=bound), with_derivatives=True)
         assert tuple(derivatives.flatten().tolist()) == expected
 
 
 def test_fire_in_place_without_neurons():
-    assert fire_(torch.empty(2, 0, 3), None, 11.0, 0.0, with_derivatives=True).shape == (0, 3)
+    assert fire_(torch.empty(2, 0, 3), None, Neuron(), with_derivatives=True).shape == (0, 3)

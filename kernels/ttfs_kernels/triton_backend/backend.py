@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import library, passes
 from ttfs_kernels.triton_backend.choice import Choice, choose
 from ttfs_kernels.triton_backend.launch import device_of, float32_precision
@@ -18,16 +19,13 @@ def linear_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    psp_persistence: float,
-    surrogate_width: float,
+    neuron: Neuron,
     with_gain: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     """(y [M, N], gain [M, N] or None) from x [M, K] and weight [N, K]."""
-    problem = Problem.of_linear(x, weight, psp_persistence)
-    y, gain = _forward(
-        problem, x.contiguous(), weight.contiguous(), bias, psp_persistence, surrogate_width, with_gain, backend
-    )
+    problem = Problem.of_linear(x, weight, neuron)
+    y, gain = _forward(problem, x.contiguous(), weight.contiguous(), bias, neuron, with_gain, backend)
     shape = (problem.batch, problem.out_channels)
     return y.view(shape), None if gain is None else gain.view(shape)
 
@@ -38,19 +36,15 @@ def linear_backward(
     y: Tensor,
     gain: Tensor | None,
     weight: Tensor,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Neuron,
     needs: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, None where not needed."""
-    problem = Problem.of_linear(x, weight, psp_persistence)
+    problem = Problem.of_linear(x, weight, neuron)
     grad, x, y, weight = (tensor.contiguous() for tensor in (grad, x, y, weight))
     gain = None if gain is None else gain.contiguous()
-    return _backward(
-        problem, grad, x, y, weight, gain, psp_persistence, derivative_clip, surrogate_width, needs, backend
-    )
+    return _backward(problem, grad, x, y, weight, gain, neuron, needs, backend)
 
 
 def conv2d_forward(
@@ -58,14 +52,13 @@ def conv2d_forward(
     weight: Tensor,
     bias: Tensor | None,
     geometry: Geometry,
-    psp_persistence: float,
-    surrogate_width: float,
+    neuron: Neuron,
     with_gain: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     """(y, gain or None), both [B, N, P, Q] channels-last, from x [B, C, H, W] and weight [N, C / groups, R, S]."""
-    problem = Problem.of_conv2d(x, weight, geometry, psp_persistence)
-    y, gain = _forward(problem, _rows(x), _rows(weight), bias, psp_persistence, surrogate_width, with_gain, backend)
+    problem = Problem.of_conv2d(x, weight, geometry, neuron)
+    y, gain = _forward(problem, _rows(x), _rows(weight), bias, neuron, with_gain, backend)
     return y.permute(0, 3, 1, 2), None if gain is None else gain.permute(0, 3, 1, 2)
 
 
@@ -76,19 +69,15 @@ def conv2d_backward(
     gain: Tensor | None,
     weight: Tensor,
     geometry: Geometry,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Neuron,
     needs: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x and weight, channels-last, and of the bias; None where not needed."""
-    problem = Problem.of_conv2d(x, weight, geometry, psp_persistence)
+    problem = Problem.of_conv2d(x, weight, geometry, neuron)
     grad, x, y, weight = (_rows(tensor) for tensor in (grad, x, y, weight))
     gain = None if gain is None else _rows(gain)
-    grad_x, grad_w, grad_bias = _backward(
-        problem, grad, x, y, weight, gain, psp_persistence, derivative_clip, surrogate_width, needs, backend
-    )
+    grad_x, grad_w, grad_bias = _backward(problem, grad, x, y, weight, gain, neuron, needs, backend)
     grad_x, grad_w = (None if g is None else g.permute(0, 3, 1, 2) for g in (grad_x, grad_w))
     return grad_x, grad_w, grad_bias
 
@@ -103,26 +92,24 @@ def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    psp_persistence: float,
-    surrogate_width: float,
+    neuron: Neuron,
     with_gain: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     bias = None if bias is None else bias.contiguous()
     choice = _choose("forward", problem, x, backend)
     if choice.config is None:
-        return library.forward(problem, x, weight, bias, psp_persistence, with_gain, surrogate_width)
+        return library.forward(problem, x, weight, bias, neuron, with_gain)
     y, gain = passes.forward(
         problem,
         x,
         weight,
         bias,
-        psp_persistence,
+        neuron,
         with_gain,
         choice.config,
         _precision(problem),
         device_of(x.device).chip,
-        surrogate_width,
     ).run()
     return y, gain
 
@@ -134,24 +121,22 @@ def _backward(
     y: Tensor,
     weight: Tensor,
     gain: Tensor | None,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Neuron,
     needs: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     needs_x, needs_weight, needs_bias = needs
     h, late_h, grad_bias = passes.local_gradient(
-        problem, grad, y, gain, psp_persistence, derivative_clip, needs_weight or surrogate_width > 0, needs_bias
+        problem, grad, y, gain, neuron, needs_weight or neuron.has_surrogate, needs_bias
     ).run()
     grad_x = grad_w = None
     precision = _precision(problem)
     if needs_x:
         choice = _choose("grad_x", problem, x, backend)
         if choice.config is None:
-            grad_x = library.grad_x(problem, h, x, weight, late_h, surrogate_width)
+            grad_x = library.grad_x(problem, h, x, weight, late_h, neuron)
         else:
-            plan = passes.grad_x(problem, h, x, weight, choice.config, precision, late_h, surrogate_width)
+            plan = passes.grad_x(problem, h, x, weight, choice.config, precision, late_h, neuron)
             (grad_x,) = plan.run()
     if needs_weight:
         choice = _choose("grad_w", problem, x, backend)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire
 from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Entry, forget, read_table
 from ttfs_kernels.triton_backend.configs import Config, candidates, default_config
@@ -342,8 +343,8 @@ def _library(which: str, problem: Problem, operands: Operands) -> Callable[[], R
 
     x, weight, h = operands.x, operands.weight, operands.h
     if which == "forward":
-        persistence = float(problem.with_slope)
-        return lambda: _present(library.forward(problem, x, weight, operands.bias, persistence, True))
+        neuron = Neuron(float(problem.with_slope))
+        return lambda: _present(library.forward(problem, x, weight, operands.bias, neuron, True))
     if which == "grad_x":
         return lambda: (library.grad_x(problem, h, x, weight),)
     return lambda: (library.grad_w(problem, h, operands.late_h, x, weight).view(weight.shape),)
@@ -357,8 +358,8 @@ def _kernels(
 
     x, weight, h = operands.x, operands.weight, operands.h
     if which == "forward":
-        persistence, chip = float(problem.with_slope), device.chip
-        plan = passes.forward(problem, x, weight, operands.bias, persistence, True, config, precision, chip)
+        neuron, chip = Neuron(float(problem.with_slope)), device.chip
+        plan = passes.forward(problem, x, weight, operands.bias, neuron, True, config, precision, chip)
     elif which == "grad_x":
         plan = passes.grad_x(problem, h, x, weight, config, precision)
     else:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
+from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import passes
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.launch import Device
@@ -19,7 +22,7 @@ def plan_pass(
     precision: str,
     device: Device,
     *,
-    surrogate_width: float = 0.0,
+    neuron: Neuron = Neuron(),
 ) -> Plan:
     """The plan of one pass with a bias and gradients.
 
@@ -29,7 +32,7 @@ def plan_pass(
         config: blocks; None for "local_gradient", whose blocks are always the same.
         precision: of float32 products, "ieee" or "tf32".
         device: what it is planned for.
-        surrogate_width: above 0, silent neurons have a derivative too, unless σ = 0. Changes forward and grad_x.
+        neuron: what the kernels are compiled for beyond `problem`: with a surrogate, forward and grad_x do more.
     """
 
     def empty(*shape: int) -> Tensor:
@@ -38,16 +41,15 @@ def plan_pass(
     x = empty(problem.batch, problem.height, problem.width, problem.in_channels)
     weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
     h = empty(problem.batch, *problem.out_size, problem.out_channels)
-    persistence = 1.0 if problem.with_slope else 0.0
+    if not problem.with_slope:
+        neuron = dataclasses.replace(neuron, psp_persistence=0.0)
     late_h = h if problem.with_slope else None
     if which == "local_gradient":
-        return passes.local_gradient(problem, h, h, late_h, persistence, 1.0, True, True)
+        return passes.local_gradient(problem, h, h, late_h, neuron, True, True)
     assert config is not None
     if which == "forward":
         bias = torch.empty(problem.out_channels, device="meta")
-        return passes.forward(
-            problem, x, weight, bias, persistence, True, config, precision, device.chip, surrogate_width
-        )
+        return passes.forward(problem, x, weight, bias, neuron, True, config, precision, device.chip)
     if which == "grad_x":
-        return passes.grad_x(problem, h, x, weight, config, precision, late_h, surrogate_width)
+        return passes.grad_x(problem, h, x, weight, config, precision, late_h, neuron)
     return passes.grad_w(problem, h, late_h, x, config, precision, device)

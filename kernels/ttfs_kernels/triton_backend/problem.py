@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.neuron import Neuron
 
 PASSES = ("forward", "grad_x", "grad_w")
 
@@ -41,12 +42,12 @@ class Problem:
     with_slope: bool = True
 
     @staticmethod
-    def of_linear(x: Tensor, weight: Tensor, psp_persistence: float) -> Problem:
+    def of_linear(x: Tensor, weight: Tensor, neuron: Neuron) -> Problem:
         """From x [M, K] and weight [N, K]."""
-        return Problem(x.shape[0], 1, 1, x.shape[1], weight.shape[0], dtype=x.dtype, with_slope=psp_persistence != 0.0)
+        return Problem(x.shape[0], 1, 1, x.shape[1], weight.shape[0], dtype=x.dtype, with_slope=neuron.has_slope)
 
     @staticmethod
-    def of_conv2d(x: Tensor, weight: Tensor, geometry: Geometry, psp_persistence: float) -> Problem:
+    def of_conv2d(x: Tensor, weight: Tensor, geometry: Geometry, neuron: Neuron) -> Problem:
         """From x [B, C, H, W] and weight [N, C / groups, R, S]."""
         stride, padding, dilation = (_pair(value) for value in geometry[:3])
         batch, channels, height, width = x.shape
@@ -62,7 +63,7 @@ class Problem:
             dilation,
             geometry.groups,
             x.dtype,
-            psp_persistence != 0.0,
+            neuron.has_slope,
         )
 
     @property

@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton
 
+from ttfs_kernels import Neuron
 from ttfs_kernels.triton_backend import passes, rule
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import (
@@ -60,9 +61,9 @@ def test_racing_forms_are_not_launched():
     x, weight = torch.empty(1, 1, 1, 4, device="meta"), torch.empty(2, 1, 1, 4, device="meta")
     config = Config(16, 16, 16, 4, 1, Form.ACTIVATIONS_FIRST)
     with pytest.raises(RuntimeError, match="ACTIVATIONS_FIRST is a register race on sm_90 with every Triton version"):
-        passes.forward(problem, x, weight, None, 1.0, True, config, "ieee", HOPPER)
+        passes.forward(problem, x, weight, None, Neuron(), True, config, "ieee", HOPPER)
     safe = dataclasses.replace(config, form=default_form(HOPPER))
-    assert passes.forward(problem, x, weight, None, 1.0, True, safe, "ieee", HOPPER).launches
+    assert passes.forward(problem, x, weight, None, Neuron(), True, safe, "ieee", HOPPER).launches
 
 
 def test_refusal_says_which_form_is_safe():

@@ -21,6 +21,7 @@ from tests.kernels.triton.common import (
     expected_grad_x,
     run,
 )
+from ttfs_kernels import Neuron
 from ttfs_kernels.triton_backend import passes
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.launch import Device
@@ -178,7 +179,8 @@ def test_local_gradient_is_exact(device, rows, channels, dtype, persistence, cli
 
     def local(with_late: bool, with_bias: bool):
         return run(
-            lambda: passes.local_gradient(problem, grad, y, gain, persistence, clip, with_late, with_bias), layer
+            lambda: passes.local_gradient(problem, grad, y, gain, Neuron(persistence, clip), with_late, with_bias),
+            layer,
         )
 
     h, late_h, grad_bias = local(True, True)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from ttfs_kernels import Neuron
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import Chip, Form, default_form
 from ttfs_kernels.triton_backend.launch import Device, Launch
@@ -51,10 +52,10 @@ def launches(target: str) -> Iterator[tuple[str, Launch]]:
     device = DEVICES[target]
     for name in NAMES:
         problem, which = name.split()[:2]
-        width = 0.5 if name.endswith(SURROGATE) else 0.0
+        neuron = Neuron(surrogate_width=0.5 if name.endswith(SURROGATE) else 0.0)
         precision = "tf32" if problem == "tf32" else "ieee"
         config = default_config(which, PROBLEMS[problem], device.chip, precision)
-        plan = plan_pass(which, PROBLEMS[problem], config, precision, device, surrogate_width=width)
+        plan = plan_pass(which, PROBLEMS[problem], config, precision, device, neuron=neuron)
         yield name, plan.launches[0]
     if target == "sm_90":
         problem = PROBLEMS["linear"]
