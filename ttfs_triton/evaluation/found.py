@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.load import LoadedNetwork
 from ttfs_triton.hardware import Comparison, Counts, Report, Simulation, Sweep
-from ttfs_triton.scoring.evaluate import Evaluation
+from ttfs_triton.scoring import Evaluation
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ttfs_triton.evaluation.found import Found
 from ttfs_triton.evaluation.options import EvaluationOptions
 from ttfs_triton.hardware import sensitivity
 from ttfs_triton.report import draw_chips, draw_layers, draw_sensitivity, draw_sweep, write_csv
-from ttfs_triton.scoring.machine import device_name, versions
+from ttfs_triton.scoring import device_name, versions
 
 MAIN_FILE = "evaluation.json"
 

@@ -32,9 +32,7 @@ from ttfs_triton.hardware import (
     sweep,
 )
 from ttfs_triton.report import chips_table, comparison_table, report_table
-from ttfs_triton.scoring.batches import EvaluationBatches
-from ttfs_triton.scoring.evaluate import evaluate
-from ttfs_triton.scoring.layers import layer_table
+from ttfs_triton.scoring import EvaluationBatches, evaluate, layer_table
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
