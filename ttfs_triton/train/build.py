@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ttfs_triton.data.images import ImageData, load_images, train_validation_split
+from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
 from ttfs_triton.train.augment import Augmentation
@@ -112,15 +112,10 @@ def build_network(
         raise ConfigError(str(error)) from error
     if config.weights is None:
         return network, None
-    images = calibration_images(config, data) if calibrated and config.calibration_images else None
-    return network, load_weights(network, config.weights, images if images is None else images.to(device))
-
-
-def calibration_images(config: TrainConfig, data: RunData) -> Tensor:
-    """Training images drawn by the seed, [config.calibration_images, C, height, width], float32 in [0, 1]."""
-    generator = torch.Generator().manual_seed(config.seed)
-    drawn = torch.randperm(len(data.train_indices), generator=generator)[: config.calibration_images]
-    return data.train.images_at(data.train_indices[drawn]).float() / 255
+    images = None
+    if calibrated and config.calibration_images:
+        images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
+    return network, load_weights(network, config.weights, images)
 
 
 def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -13,7 +13,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from ttfs_triton.hardware import Counts, counting
-from ttfs_triton.model.weights import load_weights
+from ttfs_triton.model.weights import read_weights_into
 from ttfs_triton.scoring.evaluate import Evaluation, EvaluationStopped
 from ttfs_triton.scoring.layers import layer_rows
 from ttfs_triton.scoring.machine import device_name, versions
@@ -153,7 +153,7 @@ def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
 def _score(trainer: Trainer) -> dict[str, Any]:
     """Load the best weights, score the test images once, write the summary."""
     network, folder, accelerator = trainer.scored_network, trainer.folder, trainer.accelerator
-    load_weights(network, folder.best_weights)
+    read_weights_into(network, folder.best_weights)
     with counting(network, histogram_bins=0, by_sample=False) as counter:
         evaluation = trainer.evaluate(network, test=True)
     summary = make_summary(trainer, evaluation, counter.counts(accelerator))
