@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import torch
 from _kernels_cases import FORMATS, Layer, Number
+from _machine_code import MachineCode, inspect
+from _planning import plan_pass
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
@@ -25,9 +27,7 @@ from ttfs_kernels import Neuron
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import FIRST_CLEAN_STACKED, Chip, Form, Version, triton_version
 from ttfs_kernels.triton_backend.launch import Device, Launch
-from ttfs_kernels.triton_backend.machine_code import MachineCode, inspect
 from ttfs_kernels.triton_backend.passes import Plan
-from ttfs_kernels.triton_backend.planning import plan_pass
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]

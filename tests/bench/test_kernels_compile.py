@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.modules import BENCH, machine_code
 from ttfs_kernels.triton_backend.formulation import Chip
-from ttfs_kernels.triton_backend.machine_code import MachineCode
 
-BENCH = Path(__file__).parents[2] / "bench"
+MachineCode = machine_code.MachineCode
 LINEAR = {"name": "f", "height": 1, "width": 1, "in_channels": 128, "out_channels": 32}
 CONV2D = {"name": "c", "height": 8, "width": 8, "in_channels": 32, "out_channels": 32, "kernel": [3, 3]}
 SM_90, GFX942 = Chip("cuda", 90), Chip("hip", "gfx942")

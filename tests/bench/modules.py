@@ -1,0 +1,17 @@
+"""Modules of `bench/` for tests that need them at their top.
+
+The folder does not stay on the path: it holds a `kernels`, which is another project's name.
+"""
+
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "bench"
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(BENCH))
+    import _machine_code as machine_code
+    import _planning as planning
+
+__all__ = ["BENCH", "machine_code", "planning"]
