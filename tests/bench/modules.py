@@ -11,7 +11,9 @@ BENCH = Path(__file__).parents[2] / "bench"
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(BENCH))
+    import _kernels_plan as kernels_plan
     import _machine_code as machine_code
+    import _plan_model as plan_model
     import _planning as planning
 
-__all__ = ["BENCH", "machine_code", "planning"]
+__all__ = ["BENCH", "kernels_plan", "machine_code", "plan_model", "planning"]
