@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+PIN ?=
 
 ifeq ($(strip $(VENV)),)
 RUN := $(PYTHON)
@@ -13,15 +14,15 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -e '.[dev]'
+	$(RUN) -m pip install -e '.[dev]' $(PIN)
 	@touch $@
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check bench gpu
+.PHONY: help train test test-versions check bench gpu
 
 help:  ## show this list
-	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 	@printf '%s\n' '' \
 	  '  ARGS="..."        more arguments, e.g. make train ARGS="--epochs 3"' \
 	  '  PYTHON=python3.12 the interpreter that makes .venv' \
@@ -33,6 +34,13 @@ train: $(READY)  ## train a spiking CNN on the bundled images, about two minutes
 
 test: $(READY)  ## run the tests
 	$(RUN) -m pytest $(ARGS)
+
+# The oldest and the newest pair that is supported; Triton 3.6 interprets kernels with NumPy before 2.3 only.
+test-versions:  ## run the tests with PyTorch 2.11 and 2.15, in environments of their own (14 GB)
+	@status=0; \
+	$(MAKE) test VENV=.venv-torch-2.15 PIN='torch==2.15.0 triton==3.9.0' || status=1; \
+	$(MAKE) test VENV=.venv-torch-2.11 PIN='torch==2.11.0 triton==3.6.0 numpy==2.2.6' || status=1; \
+	exit $$status
 
 check: $(READY)  ## lint, formatting, types
 	$(RUN) -m ruff check
