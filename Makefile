@@ -50,10 +50,5 @@ check: $(READY)  ## lint, formatting, types
 bench: $(READY)  ## time a training step on the CPU
 	$(RUN) bench/train_step.py --device cpu $(ARGS)
 
-gpu: $(READY)  ## on a GPU: test the kernels, tune them, run all benchmarks
-	$(RUN) -m pytest tests/kernels $(ARGS)
-	$(RUN) bench/kernels.py --tune --output kernels/ttfs_kernels/triton_backend/tuning
-	$(RUN) bench/kernels.py
-	$(RUN) bench/train_step.py --device cuda --batch-size 256
-	$(RUN) bench/causal_set.py --device cuda
-	$(RUN) bench/peers.py --device cuda --batch-size 128
+gpu: $(READY)  ## on a GPU: smoke, tests, tuning, benchmarks; in stages that can be resumed
+	$(RUN) bench/gpu.py $(ARGS)
