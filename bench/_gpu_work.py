@@ -114,13 +114,15 @@ def candidates() -> list[tuple[int, str, int]]:
         (index, which, len(configs(problem, which)))
         for index, problem in enumerate(problems())
         for which in ("forward", "grad_x", "grad_w")
+        if which == "grad_x" or not problem.surrogate
     ]
 
 
 def problems() -> list:
     from _kernels_cases import load
 
-    return [layer.problem(BATCH, "bf16", 1.0) for layer in load(ROOT / "bench" / "shapes.json")]
+    layers = load(ROOT / "bench" / "shapes.json")
+    return [layer.problem(BATCH, "bf16", 1.0, surrogate=surrogate) for layer in layers for surrogate in (False, True)]
 
 
 def configs(problem, which: str) -> list:
@@ -234,7 +236,7 @@ def model(output: str) -> int:
     measured = {(row["case"].rpartition("-b")[0], row["pass"]): 1e3 * float(row["ms_p50"]) for row in rows}
     pairs = []
     for layer in load(ROOT / "bench" / "shapes.json"):
-        costs = dict(planned.ours(layer.problem(BATCH, "bf16", 1.0), "bf16", False, Machine()))
+        costs = dict(planned.ours(layer.problem(BATCH, "bf16", 1.0), "bf16", Machine()))
         local = costs["local_gradient"].us  # a measured backward pass begins with it
         for which in ("forward", "grad_x", "grad_w"):
             if (layer.name, which) in measured:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -59,7 +59,9 @@ class Network:
     parameters: int
 
 
-def read(model: Literal["vgg16", "vgg11", "cnn1"], batch: int, number: Number, sigma: float) -> Network:
+def read(
+    model: Literal["vgg16", "vgg11", "cnn1"], batch: int, number: Number, sigma: float, *, surrogate: bool = False
+) -> Network:
     """Layers of a network, on the meta device: no memory, no GPU."""
     with torch.device("meta"):
         network: TTFSNetwork = getattr(models, model)()
@@ -72,7 +74,9 @@ def read(model: Literal["vgg16", "vgg11", "cnn1"], batch: int, number: Number, s
                 found.pools.append((inputs[0].numel(), output.numel()))
             elif isinstance(module, WeightedLayer):
                 spiking = isinstance(module, DFTConv2d | DFTLinear)
-                problem = problem_of(module, inputs[0].shape, dtype, sigma > 0 and spiking)
+                problem = problem_of(module, inputs[0].shape, dtype)
+                with_slope = spiking and sigma > 0
+                problem = replace(problem, with_slope=with_slope, surrogate=with_slope and surrogate)
                 (found.spiking if spiking else found.analog).append((name, problem))
                 found.weights.append(module.weight.numel())
 
@@ -85,17 +89,17 @@ def read(model: Literal["vgg16", "vgg11", "cnn1"], batch: int, number: Number, s
     return found
 
 
-def problem_of(layer: WeightedLayer, shape: torch.Size, dtype: torch.dtype, with_slope: bool) -> Problem:
+def problem_of(layer: WeightedLayer, shape: torch.Size, dtype: torch.dtype) -> Problem:
     """The shape of a layer on inputs [N, C, H, W] or [N, K]."""
     if isinstance(layer, WeightedConv2d):
         sizes = (shape[0], *shape[2:], layer.in_channels, layer.out_channels, layer.kernel_size)
         geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        return Problem(*sizes, *geometry, dtype, with_slope)
+        return Problem(*sizes, *geometry, dtype)
     assert isinstance(layer, WeightedLinear)
-    return Problem(shape[0], 1, 1, layer.in_features, layer.out_features, dtype=dtype, with_slope=with_slope)
+    return Problem(shape[0], 1, 1, layer.in_features, layer.out_features, dtype=dtype)
 
 
-def plan(network: Network, number: Number, surrogate: bool, machine: Machine) -> list[Part]:
+def plan(network: Network, number: Number, machine: Machine) -> list[Part]:
     """Everything that a training step launches, for each provider."""
     parts = []
     for name, problem in network.analog:
@@ -103,8 +107,8 @@ def plan(network: Network, number: Number, surrogate: bool, machine: Machine) ->
     # The encoder's input needs no gradient.
     parts = [part for part in parts if part.pass_ != "grad_x"]
     for name, problem in network.spiking:
-        parts += [Part(name, which, OURS, cost) for which, cost in ours(problem, number, surrogate, machine)]
-        parts += [Part(name, which, STACKED, cost) for which, cost in stacked(problem, number, surrogate, machine)]
+        parts += [Part(name, which, OURS, cost) for which, cost in ours(problem, number, machine)]
+        parts += [Part(name, which, STACKED, cost) for which, cost in stacked(problem, machine)]
         parts += [Part(name, which, ANN, cost) for which, cost in ann(problem, machine)]
     for which, provider, cost in whole(network, machine):
         parts.append(Part(WHOLE, which, provider, cost))
@@ -115,24 +119,21 @@ def device(machine: Machine) -> Device:
     return Device(machine.name, Chip("cuda", 90), machine.processors)
 
 
-def ours(problem: Problem, number: Number, surrogate: bool, machine: Machine) -> Iterator[tuple[str, Cost]]:
+def ours(problem: Problem, number: Number, machine: Machine) -> Iterator[tuple[str, Cost]]:
     """Our kernels with their default blocks."""
     here, precision = device(machine), FORMATS[number].precision
-    width = 0.5 if surrogate else 0.0
     yield from local(problem, here, machine)
     for which in PASSES:
         config = default_config(which, problem, here.chip, precision)
-        launches = plan_pass(which, problem, config, precision, here, surrogate_width=width).launches
-        executed = executed_flops(which, problem, config, surrogate=surrogate)
-        twice = 2 if surrogate and which == "grad_x" and problem.with_slope else 1
-        contractions = 2 if problem.with_slope and which != "grad_x" else twice
+        launches = plan_pass(which, problem, config, precision, here).launches
+        executed = executed_flops(which, problem, config, surrogate=problem.surrogate)
         main, *others = launches
         # Each block of results reads both sides of its products from the second-level cache, step by step.
         tile = main.arguments["BLOCK_M"], main.arguments["BLOCK_N"]
-        shared = contractions if which != "grad_w" and twice == 1 else 1
-        cache = executed / (2 * shared * math.prod(tile)) * sum(tile) * problem.dtype.itemsize
-        dense = problem.flops(which) * twice
-        cost = products(machine, math.prod(main.grid), executed, dense, moved(main), cache)
+        # The forward pass's two products share them; the others' have one side of their own each.
+        pairs = executed / 2 / math.prod(tile) / (2 if which == "forward" and problem.with_slope else 1)
+        cache = pairs * sum(tile) * problem.dtype.itemsize
+        cost = products(machine, math.prod(main.grid), executed, problem.flops(which), moved(main), cache)
         yield which, sum((elementwise_launch(machine, launch) for launch in others), cost)
 
 
@@ -163,7 +164,7 @@ def moved(launch: Launch) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def stacked(problem: Problem, number: Number, surrogate: bool, machine: Machine) -> Iterator[tuple[str, Cost]]:
+def stacked(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
     """`triton_backend.library` in all passes; the local gradient is ours."""
     size = problem.dtype.itemsize
     inputs, outputs, weights = (count * size for count in elements(problem))
@@ -178,12 +179,12 @@ def stacked(problem: Problem, number: Number, surrogate: bool, machine: Machine)
         twice * inputs + weights + twice * outputs,
     )
     yield "forward", stack + call + elementwise(machine, 2 * twice * outputs)
-    doubled = 2 if surrogate and problem.with_slope else 1
+    doubled = 2 if problem.surrogate else 1
     call = library_products(
         machine,
         doubled * problem.batch * problem.height * problem.width,
         problem.group_inputs,
-        doubled * problem.flops("grad_x"),
+        problem.flops("grad_x"),
         doubled * (outputs + inputs) + weights,
     )
     masks = elementwise(machine, 3 * inputs).times(1 if doubled == 1 else 3) if problem.with_slope else Cost()

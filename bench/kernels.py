@@ -33,6 +33,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -206,25 +207,30 @@ def time(options: Options, layers: list[Layer]) -> int:
 
 
 def tune(options: Options, layers: list[Layer]) -> int:
-    """Complete the table of this GPU."""
+    """Complete the table of this GPU; 1 if a result was wrong that must be right."""
     from ttfs_kernels.triton_backend.choice import Entry, cache_folder
     from ttfs_kernels.triton_backend.measure import tune
 
     device = torch.device(options.device)
     path = (options.output or cache_folder()) / f"{table_name(device)}.json"
     console = wide_console()
+    say = partial(console.print, soft_wrap=True)
     entries: list[Entry] = []
+    faults: list[str] = []
     for number in options.dtypes or ("bf16", "fp16", "fp32"):
-        pairs = product(options.sigma or (1.0,), layers)
-        problems = [layer.problem(options.batch_size or 256, number, sigma) for sigma, layer in pairs]
+        cases = product(options.sigma or (1.0,), layers, (False, True))
+        batch = options.batch_size or 256
+        problems = [layer.problem(batch, number, sigma, surrogate=surrogate) for sigma, layer, surrogate in cases]
         with products(number):
             try:
-                entries = tune(problems, path, device=device, report=lambda line: console.print(line, soft_wrap=True))
+                entries = tune(problems, path, device=device, report=say, fault=faults.append)
             except (RuntimeError, ValueError) as error:
                 sys.exit(f"kernels: {error}")
     faster = sum(entry.triton_ms <= entry.library_ms for entry in entries)
-    console.print(f"{path} holds {len(entries)} measurements; ours is the faster in {faster}", soft_wrap=True)
-    return 0
+    say(f"{path} holds {len(entries)} measurements; ours is the faster in {faster}")
+    for line in faults:
+        say(line)
+    return int(bool(faults))
 
 
 def compile_only(options: Options, layers: list[Layer]) -> int:
@@ -253,8 +259,8 @@ def plan(options: Options) -> int:
 
     (number,), (sigma,) = options.dtypes or ("bf16",), options.sigma or (1.0,)
     batch = options.batch_size or 256
-    network = planned.read(options.model, batch, number, sigma)
-    parts = planned.plan(network, number, options.surrogate, options.machine)
+    network = planned.read(options.model, batch, number, sigma, surrogate=options.surrogate)
+    parts = planned.plan(network, number, options.machine)
     totals = planned.totals(parts)
     note = f"{options.model}, batch {batch}, {number}, σ = {sigma:g}, {options.machine.name}"
     planned.show(wide_console(), parts, totals, note)

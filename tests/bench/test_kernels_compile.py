@@ -125,7 +125,7 @@ from _kernels_cases import load
 layers = load(Path({str(tmp_path / "shapes.json")!r}))
 found = default_kernels(layers, ["sm_80", "sm_90"], ["bf16", "fp16"], [1.0, 0.0], 64)
 print(json.dumps([
-    (k.target, k.number, k.problem.with_slope, k.surrogate, k.which, k.launch().kernel.__name__, k.layers)
+    (k.target, k.number, k.problem.with_slope, k.problem.surrogate, k.which, k.launch().kernel.__name__, k.layers)
     for k in found
 ]))
 """

@@ -57,11 +57,12 @@ def test_costs_add_up():
 
 @pytest.mark.parametrize("surrogate", [False, True])
 def test_a_layer_s_passes(surrogate):
+    layer = dataclasses.replace(CONV2D, surrogate=surrogate)
     passes = {
-        provider: dict(cost(CONV2D))
+        provider: dict(cost(layer))
         for provider, cost in {
-            "ours": lambda problem: kernels_plan.ours(problem, "bf16", surrogate, SMALL),
-            "stacked": lambda problem: kernels_plan.stacked(problem, "bf16", surrogate, SMALL),
+            "ours": lambda problem: kernels_plan.ours(problem, "bf16", SMALL),
+            "stacked": lambda problem: kernels_plan.stacked(problem, SMALL),
             "ANN": lambda problem: kernels_plan.ann(problem, SMALL),
         }.items()
     }
@@ -98,7 +99,7 @@ def test_a_network_s_layers():
 
 def test_totals_are_those_of_the_parts():
     network = kernels_plan.read("cnn1", 16, "bf16", 1.0)
-    parts = kernels_plan.plan(network, "bf16", False, Machine())
+    parts = kernels_plan.plan(network, "bf16", Machine())
     totals = kernels_plan.totals(parts)
     assert totals["ANN"]["ratio_to_ann"] == 1
     for provider, values in totals.items():

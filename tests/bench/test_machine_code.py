@@ -19,7 +19,6 @@ import pytest
 import torch
 
 from tests.bench.modules import machine_code, planning
-from ttfs_kernels import Neuron
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import Chip, Form, default_form
 from ttfs_kernels.triton_backend.launch import Device, Launch
@@ -51,11 +50,11 @@ def launches(target: str) -> Iterator[tuple[str, Launch]]:
     """The contraction of every pass in its default configuration; on sm_90 also two that must not be built."""
     device = DEVICES[target]
     for name in NAMES:
-        problem, which = name.split()[:2]
-        neuron = Neuron(surrogate_width=0.5 if name.endswith(SURROGATE) else 0.0)
-        precision = "tf32" if problem == "tf32" else "ieee"
-        config = default_config(which, PROBLEMS[problem], device.chip, precision)
-        plan = planning.plan_pass(which, PROBLEMS[problem], config, precision, device, neuron=neuron)
+        kind, which = name.split()[:2]
+        problem = dataclasses.replace(PROBLEMS[kind], surrogate=name.endswith(SURROGATE))
+        precision = "tf32" if kind == "tf32" else "ieee"
+        config = default_config(which, problem, device.chip, precision)
+        plan = planning.plan_pass(which, problem, config, precision, device)
         yield name, plan.launches[0]
     if target == "sm_90":
         problem = PROBLEMS["linear"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.kernels.triton.common import Layer, exact_layer, expected_forward, expected_grad_w, expected_grad_x, run
+from ttfs_kernels import Neuron
 from ttfs_kernels.rule import vanishing
 from ttfs_kernels.triton_backend import passes
 from ttfs_kernels.triton_backend.configs import default_config
@@ -20,7 +21,7 @@ from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import Problem
 
 REPEATS = int(os.environ.get("TTFS_REPEATS", "1000"))
-SURROGATE_WIDTH = 0.5
+SURROGATE = Neuron(surrogate_width=0.5)
 THREE = {"kernel": (3, 3), "padding": (1, 1)}
 LARGE = {
     "narrow": Problem(16, 32, 32, 64, 64, **THREE),
@@ -56,11 +57,11 @@ def plan(which: str, layer: Layer, device: torch.device) -> Plan:
     here = device_of(device)
     config = default_config(which.removesuffix("_surrogate"), problem, here.chip, "ieee")
     if which == "forward":
-        return passes.forward(problem, x, weight, bias, 1.0, True, config, "ieee", here.chip)
+        return passes.forward(problem, x, weight, bias, Neuron(), True, config, "ieee", here.chip)
     if which == "grad_x":
         return passes.grad_x(problem, h, x, weight, config, "ieee")
     if which == "grad_x_surrogate":
-        return passes.grad_x(problem, h, x, weight, config, "ieee", late_h, SURROGATE_WIDTH)
+        return passes.grad_x(problem, h, x, weight, config, "ieee", late_h, SURROGATE)
     return passes.grad_w(problem, h, late_h, x, config, "ieee", here)
 
 
@@ -77,7 +78,7 @@ def expected(which: str, layer: Layer) -> tuple[Tensor, ...]:
         expected_grad_x(layer._replace(problem=every_input, h=h)) for h in (layer.h, layer.late_h)
     )
     x = layer.x.cpu().double()
-    return ((by_activation * (x > 0) + by_mask * vanishing(x, SURROGATE_WIDTH)).to(layer.problem.dtype),)
+    return ((by_activation * (x > 0) + by_mask * vanishing(x, SURROGATE)).to(layer.problem.dtype),)
 
 
 def differing(launches: Plan, right: tuple[Tensor, ...], repeats: int) -> int:
