@@ -46,6 +46,22 @@ def test_measures_each_layer_and_leaves_the_run_alone(network, monkeypatch, tmp_
     assert all(torch.equal(now, then) for now, then in zip(network.parameters(), before, strict=True))
 
 
+def test_a_wrong_result_is_reported_and_the_run_goes_on(network, monkeypatch, tmp_path):
+    from ttfs_kernels.triton_backend import choice, library, measure
+
+    monkeypatch.setenv("TTFS_KERNELS_CACHE", str(tmp_path))
+    choice.forget()
+    monkeypatch.setattr(measure, "gpu_ms", lambda run: 1.0)
+    real = library.grad_w
+    monkeypatch.setattr(library, "grad_w", lambda *arguments: 2 * real(*arguments))
+    lines = []
+    choose_kernels(network.train(), Accelerator(cpu=True), torch.rand(5, 1, 6, 6), lines.append)
+    assert sum("the library's grad_w of" in line for line in lines) == 2
+    assert sum(line.endswith("library wrong") for line in lines) == 2
+    network(torch.rand(5, 1, 6, 6)).sum().backward()
+    choice.forget()
+
+
 def test_does_nothing_on_a_cpu(network, monkeypatch):
     monkeypatch.setattr(ttfs_kernels, "tune", lambda **_: pytest.fail("tuned"))
     tune_kernels(network, Accelerator(cpu=True), 4, print)

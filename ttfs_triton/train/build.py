@@ -204,7 +204,8 @@ def tune_kernels(network: TTFSNetwork, accelerator: Accelerator, batch_size: int
     """Choose, for every pass of a network, the faster of our kernel and a library call; on a GPU only.
 
     The main process times what no table covers, seconds a layer, and keeps it in the user's table; the others get its
-    table, so that all choose alike. Weights and random numbers are not touched.
+    table, so that all choose alike. Weights and random numbers are not touched. A result that is wrong, ours or the
+    library's, is reported and not chosen where the other is right; the run goes on.
 
     Args:
         network: on the accelerator's device.
@@ -229,7 +230,7 @@ def choose_kernels(network: TTFSNetwork, accelerator: Accelerator, images: Tenso
             logits = network.eval()(images)
         network.train(training)
         torch.autograd.grad(logits.float().sum(), list(network.parameters()), allow_unused=True)
-        shared[0] = ttfs_kernels.tune(report=say)
+        shared[0] = ttfs_kernels.tune(report=say, fault=say)
     if accelerator.num_processes > 1:
         broadcast_object_list(shared)
     ttfs_kernels.use_measurements(shared[0])

@@ -11,16 +11,10 @@ from hypothesis import strategies as st
 from tests.kernels.triton.common import convolutions
 from ttfs_kernels import Neuron
 from ttfs_kernels.contraction import Geometry
-from ttfs_kernels.triton_backend.configs import Config
-from ttfs_kernels.triton_backend.formulation import Chip, Form
-from ttfs_kernels.triton_backend.launch import Device
-from ttfs_kernels.triton_backend.planning import plan_pass
-from ttfs_kernels.triton_backend.problem import PASSES, Problem
+from ttfs_kernels.triton_backend.problem import Problem
 
 # 2 images of 8×6, kernel 3×1, stride 2×1, padding 1×0: maps of 4×6; 2 groups of 5 inputs and 3 outputs.
 LAYER = Problem(2, 8, 6, 10, 6, (3, 1), (2, 1), (1, 0), groups=2, dtype=torch.float16)
-HOPPER = Device("made up", Chip("cuda", 90), 132)
-CONFIG = Config(64, 64, 32, 4, 2, Form.WEIGHTS_FIRST)
 
 
 def test_sizes_by_hand():
@@ -93,26 +87,3 @@ def test_problems_may_leave_out_defaults():
 def test_unknown_problems_are_refused(values, error):
     with pytest.raises(error):
         Problem.from_dict(values)
-
-
-@pytest.mark.parametrize("which", PASSES)
-@pytest.mark.parametrize(("batch", "wide"), [(2047, False), (2048, True), (4096, True)])
-def test_offsets_have_64_bits_from_two_gibi_elements(which, batch, wide):
-    """2048 images of 128×128×64 are 2³¹ elements; planned without memory."""
-    problem = Problem(batch, 128, 128, 64, 64, (3, 3), padding=(1, 1), dtype=torch.float16)
-    launch = plan_pass(which, problem, CONFIG, "ieee", HOPPER).launches[0]
-    assert launch.arguments["WIDE"] == wide
-
-
-@pytest.mark.parametrize("which", PASSES)
-def test_plans_cover_the_layer(which):
-    """One program a block: of output positions, input positions, or weights; and groups."""
-    problem = Problem(8, 16, 16, 128, 192, (3, 3), padding=(1, 1), groups=2, dtype=torch.float16)
-    positions = 8 * 16 * 16 // 64
-    expected = {
-        "forward": (positions * 2, 2),  # 96 channels in blocks of 64
-        "grad_x": (positions, 1, 2),
-        "grad_w": (2 * 9, 8, 2),  # in 8 splits, for two programs on each of 132 processors
-    }
-    plan = plan_pass(which, problem, CONFIG, "ieee", HOPPER)
-    assert plan.launches[0].grid == expected[which]

@@ -18,15 +18,14 @@ from typing import Any
 import pytest
 import torch
 
-from ttfs_kernels import Neuron
+from tests.bench.modules import machine_code, planning
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import Chip, Form, default_form
 from ttfs_kernels.triton_backend.launch import Device, Launch
-from ttfs_kernels.triton_backend.machine_code import MachineCode, _main_loop, compile_launch, programs_per_processor
-from ttfs_kernels.triton_backend.planning import plan_pass
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
-ROOT = Path(__file__).parents[3]
+MachineCode = machine_code.MachineCode
+ROOT = Path(__file__).parents[2]
 DEVICES = {
     "sm_80": Device("A100", Chip("cuda", 80), 108),
     "sm_90": Device("H100", Chip("cuda", 90), 132),
@@ -51,35 +50,33 @@ def launches(target: str) -> Iterator[tuple[str, Launch]]:
     """The contraction of every pass in its default configuration; on sm_90 also two that must not be built."""
     device = DEVICES[target]
     for name in NAMES:
-        problem, which = name.split()[:2]
-        neuron = Neuron(surrogate_width=0.5 if name.endswith(SURROGATE) else 0.0)
-        precision = "tf32" if problem == "tf32" else "ieee"
-        config = default_config(which, PROBLEMS[problem], device.chip, precision)
-        plan = plan_pass(which, PROBLEMS[problem], config, precision, device, neuron=neuron)
+        kind, which = name.split()[:2]
+        problem = dataclasses.replace(PROBLEMS[kind], surrogate=name.endswith(SURROGATE))
+        precision = "tf32" if kind == "tf32" else "ieee"
+        config = default_config(which, problem, device.chip, precision)
+        plan = planning.plan_pass(which, problem, config, precision, device)
         yield name, plan.launches[0]
     if target == "sm_90":
         problem = PROBLEMS["linear"]
         # Planned for a chip where the form is safe: planning refuses it for this one.
         config = default_config("forward", problem, DEVICES["sm_80"].chip, "ieee")
         assert config.form == Form.ACTIVATIONS_FIRST
-        yield "racing", plan_pass("forward", problem, config, "ieee", DEVICES["sm_80"]).launches[0]
+        yield "racing", planning.plan_pass("forward", problem, config, "ieee", DEVICES["sm_80"]).launches[0]
         starved = Config(128, 128, 64, 4, 3, Form.WEIGHTS_FIRST)
-        yield "starved", plan_pass("forward", problem, starved, "ieee", device).launches[0]
+        yield "starved", planning.plan_pass("forward", problem, starved, "ieee", device).launches[0]
 
 
 def main(target: str) -> None:
     """Print the machine code of all launches, as JSON."""
-    from ttfs_kernels.triton_backend.machine_code import inspect
-
     chip = DEVICES[target].chip
-    print(json.dumps({name: vars(inspect(launch, chip)) for name, launch in launches(target)}))
+    print(json.dumps({name: vars(machine_code.inspect(launch, chip)) for name, launch in launches(target)}))
 
 
 def built(target: str) -> dict[str, MachineCode]:
     """Machine code of all launches."""
     done = compile_all(target)
     assert done.returncode == 0, done.stderr
-    return {name: machine_code(values) for name, values in json.loads(done.stdout).items()}
+    return {name: from_json(values) for name, values in json.loads(done.stdout).items()}
 
 
 @cache
@@ -96,7 +93,7 @@ def compile_all(target: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def machine_code(values: dict[str, Any]) -> MachineCode:
+def from_json(values: dict[str, Any]) -> MachineCode:
     values |= {"loop": Counter(values["loop"]), "serialised": tuple(values["serialised"])}
     return MachineCode(**values)
 
@@ -158,10 +155,10 @@ def test_serialised_products_and_spills_are_recognised():
 
 def test_interpreted_kernels_cannot_be_compiled(monkeypatch):
     problem = Problem(4, 1, 1, 8, 8)
-    launch = plan_pass("forward", problem, Config(16, 16, 16, 4, 1), "ieee", DEVICES["sm_80"]).launches[0]
+    launch = planning.plan_pass("forward", problem, Config(16, 16, 16, 4, 1), "ieee", DEVICES["sm_80"]).launches[0]
     interpreted = dataclasses.replace(launch, kernel=lambda: None)
     with pytest.raises(RuntimeError, match="kernels must not be interpreted; start without TRITON_INTERPRET"):
-        compile_launch(interpreted, DEVICES["sm_80"].chip)
+        machine_code.compile_launch(interpreted, DEVICES["sm_80"].chip)
 
 
 @pytest.mark.parametrize(
@@ -185,12 +182,12 @@ def test_interpreted_kernels_cannot_be_compiled(monkeypatch):
 )
 def test_programs_that_fit_by_hand(target, registers, warps, shared, columns, programs):
     metadata = SimpleNamespace(num_warps=warps, shared=shared, tmem_size=columns)
-    assert programs_per_processor(DEVICES[target].chip, registers, metadata) == programs
+    assert machine_code.programs_per_processor(DEVICES[target].chip, registers, metadata) == programs
 
 
 def test_programs_on_an_unknown_chip():
     metadata = SimpleNamespace(num_warps=4, shared=0, tmem_size=0)
-    assert programs_per_processor(Chip("hip", "gfx90a"), 64, metadata) is None
+    assert machine_code.programs_per_processor(Chip("hip", "gfx90a"), 64, metadata) is None
 
 
 def test_main_loop_is_the_innermost_with_the_most_products():
@@ -198,7 +195,7 @@ def test_main_loop_is_the_innermost_with_the_most_products():
     lines = [(index, name, name) for index, name in enumerate(names)]
 
     def loop(*spans: tuple[int, int]) -> list[int]:
-        return [address for address, _, _ in _main_loop(lines, list(spans))]
+        return [address for address, _, _ in machine_code._main_loop(lines, list(spans))]
 
     assert loop((1, 6), (3, 6), (7, 8)) == [3, 4, 5, 6]
     assert loop((0, 8), (3, 6)) == list(range(9))

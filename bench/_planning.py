@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
@@ -14,6 +12,8 @@ from ttfs_kernels.triton_backend.launch import Device
 from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import Problem
 
+SURROGATE_WIDTH = 0.5  # any above 0 is compiled alike
+
 
 def plan_pass(
     which: str,
@@ -21,8 +21,6 @@ def plan_pass(
     config: Config | None,
     precision: str,
     device: Device,
-    *,
-    neuron: Neuron = Neuron(),
 ) -> Plan:
     """The plan of one pass with a bias and gradients.
 
@@ -32,7 +30,6 @@ def plan_pass(
         config: blocks; None for "local_gradient", whose blocks are always the same.
         precision: of float32 products, "ieee" or "tf32".
         device: what it is planned for.
-        neuron: what the kernels are compiled for beyond `problem`: with a surrogate, forward and grad_x do more.
     """
 
     def empty(*shape: int) -> Tensor:
@@ -41,8 +38,7 @@ def plan_pass(
     x = empty(problem.batch, problem.height, problem.width, problem.in_channels)
     weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
     h = empty(problem.batch, *problem.out_size, problem.out_channels)
-    if not problem.with_slope:
-        neuron = dataclasses.replace(neuron, psp_persistence=0.0)
+    neuron = Neuron(float(problem.with_slope), surrogate_width=SURROGATE_WIDTH if problem.surrogate else 0.0)
     late_h = h if problem.with_slope else None
     if which == "local_gradient":
         return passes.local_gradient(problem, h, h, late_h, neuron, True, True)
