@@ -135,15 +135,7 @@ def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, .
 
 def build_augmentation(config: TrainConfig) -> Augmentation:
     """The augmentation of the training images."""
-    return Augmentation(
-        crop_padding=config.crop_padding,
-        crop_fill=config.crop_fill,
-        flip=config.flip,
-        shift=config.shift,
-        auto_augment=config.auto_augment,
-        rotation=config.rotation,
-        cutout=config.cutout,
-    )
+    return Augmentation(**config.model_dump(include=set(Augmentation.model_fields)))
 
 
 def build_optimizer(config: TrainConfig, network: TTFSNetwork) -> Optimizer:
