@@ -146,7 +146,12 @@ def build_optimizer(config: TrainConfig, network: TTFSNetwork) -> Optimizer:
     groups = [group for group in groups if group["params"]]
     # Fused: one pass over weights and moments instead of ten, on CPU and GPU alike.
     if config.optimizer == "sgd":
-        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+        optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+        if config.momentum > 0:
+            # Fused SGD takes fresh memory for them in its first step, and leaves it as it is if that step is skipped.
+            for parameter in network.parameters():
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     kind = AdamW if config.optimizer == "adamw" else Adam
     return kind(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
 
