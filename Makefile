@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+PIN ?=
 
 ifeq ($(strip $(VENV)),)
 RUN := $(PYTHON)
@@ -13,15 +14,15 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -e '.[dev]'
+	$(RUN) -m pip install -e '.[dev]' $(PIN)
 	@touch $@
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check bench gpu
+.PHONY: help train test test-versions check bench gpu
 
 help:  ## show this list
-	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 	@printf '%s\n' '' \
 	  '  ARGS="..."        more arguments, e.g. make train ARGS="--epochs 3"' \
 	  '  PYTHON=python3.12 the interpreter that makes .venv' \
@@ -34,6 +35,13 @@ train: $(READY)  ## train a spiking CNN on the bundled images, about two minutes
 test: $(READY)  ## run the tests
 	$(RUN) -m pytest $(ARGS)
 
+# The oldest and the newest pair that is supported; Triton 3.6 interprets kernels with NumPy before 2.3 only.
+test-versions:  ## run the tests with PyTorch 2.11 and 2.15, in environments of their own (14 GB)
+	@status=0; \
+	$(MAKE) test VENV=.venv-torch-2.15 PIN='torch==2.15.0 triton==3.9.0' || status=1; \
+	$(MAKE) test VENV=.venv-torch-2.11 PIN='torch==2.11.0 triton==3.6.0 numpy==2.2.6' || status=1; \
+	exit $$status
+
 check: $(READY)  ## lint, formatting, types
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
@@ -42,10 +50,5 @@ check: $(READY)  ## lint, formatting, types
 bench: $(READY)  ## time a training step on the CPU
 	$(RUN) bench/train_step.py --device cpu $(ARGS)
 
-gpu: $(READY)  ## on a GPU: test the kernels, tune them, run all benchmarks
-	$(RUN) -m pytest tests/kernels $(ARGS)
-	$(RUN) bench/kernels.py --tune --output kernels/ttfs_kernels/triton_backend/tuning
-	$(RUN) bench/kernels.py
-	$(RUN) bench/train_step.py --device cuda --batch-size 256
-	$(RUN) bench/causal_set.py --device cuda
-	$(RUN) bench/peers.py --device cuda --batch-size 128
+gpu: $(READY)  ## on a GPU: smoke, tests, tuning, benchmarks; in stages that can be resumed
+	$(RUN) bench/gpu.py $(ARGS)

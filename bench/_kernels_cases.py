@@ -12,7 +12,7 @@ import torch
 from ttfs_kernels.triton_backend.problem import Problem
 
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
-SETTINGS = ("batch", "dtype", "with_slope")  # of a problem; the command line says
+SETTINGS = ("batch", "dtype", "with_slope", "surrogate")  # of a problem; the command line says
 
 
 class Format(NamedTuple):
@@ -45,8 +45,9 @@ class Layer:
     networks: tuple[str, ...]
     fields: dict[str, Any]
 
-    def problem(self, batch: int, number: Number, sigma: float) -> Problem:
+    def problem(self, batch: int, number: Number, sigma: float, *, surrogate: bool = False) -> Problem:
         settings = {"batch": batch, "dtype": FORMATS[number].dtype, "with_slope": sigma > 0}
+        settings["surrogate"] = surrogate and sigma > 0
         return Problem.from_dict(self.fields | settings)
 
 

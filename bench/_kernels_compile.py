@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import torch
 from _kernels_cases import FORMATS, Layer, Number
+from _machine_code import MachineCode, inspect
+from _planning import plan_pass
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
@@ -24,9 +26,7 @@ from rich.table import Table
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import FIRST_CLEAN_STACKED, Chip, Form, Version, triton_version
 from ttfs_kernels.triton_backend.launch import Device, Launch
-from ttfs_kernels.triton_backend.machine_code import MachineCode, inspect
 from ttfs_kernels.triton_backend.passes import Plan
-from ttfs_kernels.triton_backend.planning import plan_pass
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
@@ -37,7 +37,6 @@ TARGETS: dict[Target, Device] = {
     "gfx942": Device("MI300X", Chip("hip", "gfx942"), 304),
 }
 WHICH = ("forward", "local_gradient", "grad_x", "grad_w")
-SURROGATE_WIDTH = 0.5  # any above 0 is compiled alike
 HEADINGS = "dtype σ|kernel|blocks|warps|stages|reg|spill|KiB|fit|MMA|others|RS/SS|verdict|layers".split("|")
 
 
@@ -47,7 +46,6 @@ class Kernel:
 
     Attributes:
         config: blocks; None for kernels whose blocks are always the same.
-        surrogate: whether silent neurons have a derivative too.
         index: of the launch in its plan.
         layers: names of all layers that launch it so.
     """
@@ -57,7 +55,6 @@ class Kernel:
     which: str
     problem: Problem
     config: Config | None
-    surrogate: bool
     index: int
     layers: list[str] = field(default_factory=list, compare=False)
 
@@ -66,8 +63,7 @@ class Kernel:
 
     def plan(self) -> Plan:
         device, precision = TARGETS[self.target], FORMATS[self.number].precision
-        width = SURROGATE_WIDTH if self.surrogate else 0.0
-        return plan_pass(self.which, self.problem, self.config, precision, device, surrogate_width=width)
+        return plan_pass(self.which, self.problem, self.config, precision, device)
 
 
 def default_kernels(
@@ -80,14 +76,14 @@ def default_kernels(
     """Every kernel of the default configurations, those that compile alike once."""
     found: dict[tuple, Kernel] = {}
     for target, number, sigma, layer, which in product(targets, numbers, sigmas, layers, WHICH):
-        problem = layer.problem(batch, number, sigma)
-        config = None
-        if which in PASSES:
-            config = default_config(which, problem, TARGETS[target].chip, FORMATS[number].precision)
         for surrogate in (False, True) if sigma > 0 else (False,):
-            plan = Kernel(target, number, which, problem, config, surrogate, 0).plan()
+            problem = layer.problem(batch, number, sigma, surrogate=surrogate)
+            config = None
+            if which in PASSES:
+                config = default_config(which, problem, TARGETS[target].chip, FORMATS[number].precision)
+            plan = Kernel(target, number, which, problem, config, 0).plan()
             for index, launch in enumerate(plan.launches):
-                kernel = Kernel(target, number, which, problem, config, surrogate, index)
+                kernel = Kernel(target, number, which, problem, config, index)
                 kernel = found.setdefault((target, number, *signature(launch)), kernel)
                 if layer.name not in kernel.layers:
                     kernel.layers.append(layer.name)
@@ -161,7 +157,7 @@ def row(kernel: Kernel, code: MachineCode | str) -> dict[str, Any]:
         "target": kernel.target,
         "dtype": FORMATS[kernel.number].name,
         "sigma": int(kernel.problem.with_slope),
-        "surrogate": int(kernel.surrogate),
+        "surrogate": int(kernel.problem.surrogate),
         "pass": kernel.which,
         "kernel": launch.kernel.__name__,
         "layers": " ".join(kernel.layers),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttfs_kernels import dft_conv2d, dft_linear
+from ttfs_kernels import Neuron, dft_conv2d, dft_linear
 from ttfs_kernels.reference import compose_conv2d, compose_linear
 from ttfs_kernels.rule import fire
 from ttfs_kernels.triton_backend.problem import Problem
@@ -65,7 +65,7 @@ def compile_(contender: Contender, device: torch.device) -> Contender:
 
 
 def ours(problem: Problem, sigma: float, backend: str) -> Forward:
-    options: dict[str, Any] = {"psp_persistence": sigma, "derivative_clip": CLIP, "backend": backend}
+    options: dict[str, Any] = {"neuron": Neuron(sigma, CLIP), "backend": backend}
     if is_linear(problem):
         return lambda x, weight, bias: dft_linear(x, weight, bias, **options)
     return lambda x, weight, bias: dft_conv2d(x, weight, bias, **geometry(problem), **options)
@@ -106,7 +106,7 @@ class StackedLibrary(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, problem: Problem, sigma: float) -> Tensor:
         from ttfs_kernels.triton_backend import library
 
-        y, gain = library.forward(problem, x, weight, bias, sigma, True)
+        y, gain = library.forward(problem, x, weight, bias, Neuron(sigma), True)
         ctx.save_for_backward(x, weight, y, gain)
         ctx.problem, ctx.sigma = problem, sigma
         return y
@@ -118,7 +118,7 @@ class StackedLibrary(torch.autograd.Function):
         x, weight, y, gain = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         plan = passes.local_gradient(
-            ctx.problem, grads[0].contiguous(), y, gain, ctx.sigma, CLIP, needs_weight, needs_bias
+            ctx.problem, grads[0].contiguous(), y, gain, Neuron(ctx.sigma, CLIP), needs_weight, needs_bias
         )
         h, late_h, grad_bias = plan.run()
         grad_x = library.grad_x(ctx.problem, h, x, weight) if needs_x else None

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ttfs_kernels import dft_linear
+from ttfs_kernels import Neuron, dft_linear
 from ttfs_triton.data.images import load_images
 from ttfs_triton.nn import activation_to_spike_time
 
@@ -221,7 +221,7 @@ def check(x: Tensor, weight: Tensor, backend: str) -> None:
         DisagreementError: it does not.
     """
     x, weight = x.requires_grad_(), weight.requires_grad_()
-    y = dft_linear(x, weight, derivative_clip=None, backend=backend)
+    y = dft_linear(x, weight, neuron=Neuron(derivative_clip=None), backend=backend)
     inputs = torch.cat([1 - x, torch.ones_like(x[:, :1])], dim=1)
     inputs = inputs.masked_fill(torch.cat([x == 0, torch.zeros_like(x[:, :1]).bool()], dim=1), torch.inf)
     synapses = torch.cat([weight, torch.ones_like(weight[:, :1])], dim=1)

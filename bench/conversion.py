@@ -28,8 +28,8 @@ from torch import Tensor
 from ttfs_triton.convert import Converted, calibrate, convert, layer_correlations
 from ttfs_triton.data.images import ImageData, load_images, train_validation_split
 from ttfs_triton.nn import TTFSNetwork, sparsity
-from ttfs_triton.train.batches import evaluation_batches
-from ttfs_triton.train.evaluate import Evaluation, evaluate
+from ttfs_triton.scoring.batches import EvaluationBatches
+from ttfs_triton.scoring.evaluate import Evaluation, evaluate
 
 SHORT = "--width 0.5 --no-auto-augment --cutout 0 --num-workers 0 --mixed-precision bf16".split()
 ANN = [*SHORT, "--model", "vgg11", "--epochs", "10"]
@@ -199,7 +199,7 @@ def compare_calibrations(folder: Path, some: Tensor, images: ImageData, validati
 
 
 def score(network: TTFSNetwork, images: ImageData, indices: Tensor | None = None) -> Evaluation:
-    return evaluate(network, evaluation_batches(images, indices, 500), Accelerator(cpu=True))
+    return evaluate(network, EvaluationBatches(images, indices, 500), Accelerator(cpu=True))
 
 
 def last_correlation(converted: Converted, some: Tensor) -> float | None:

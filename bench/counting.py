@@ -28,8 +28,8 @@ from torch import Tensor
 
 from ttfs_triton.hardware import counting
 from ttfs_triton.nn import cnn1, vgg11, vgg16
-from ttfs_triton.train.batches import EvaluationBatches
-from ttfs_triton.train.evaluate import evaluate
+from ttfs_triton.scoring.batches import EvaluationBatches
+from ttfs_triton.scoring.evaluate import evaluate
 
 MODELS = {"cnn1": cnn1, "vgg11": vgg11, "vgg16": vgg16}
 PLAIN, FORWARD = "evaluation", "forward"

@@ -22,10 +22,11 @@ from rich.console import Console
 
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluation import LoadError, load_network, load_test_images
-from ttfs_triton.hardware import RunOptions, available_chips, chips_table, dense_ann, estimate_with, simulate
+from ttfs_triton.hardware import RunOptions, available_chips, dense_ann, estimate_with, simulate
 from ttfs_triton.hardware.energy.prices import Range
 from ttfs_triton.nn import TTFSNetwork, vgg16
-from ttfs_triton.train.batches import EvaluationBatches
+from ttfs_triton.report import chips_table
+from ttfs_triton.scoring.batches import EvaluationBatches
 
 
 @dataclasses.dataclass

@@ -1,9 +1,10 @@
-"""Our kernels layer by layer: timed against four baselines, tuned, or compiled without a GPU.
+"""Our kernels layer by layer: timed against four baselines, tuned, or compiled or planned without a GPU.
 
     python bench/kernels.py                                   # times; without a GPU only what needs none
     python bench/kernels.py --compiled --dtypes bf16          # on a CPU: also the baselines under torch.compile
     python bench/kernels.py --tune --dtypes bf16              # a table for backend="auto" on this GPU
     python bench/kernels.py --compile-only --targets sm_90    # registers, spills, instructions; needs no GPU
+    python bench/kernels.py --plan                            # a training step by a model; needs no GPU
 
 Times: all layers of CNN1, VGG11 and VGG16, the passes forward, grad_x, grad_w, and forward with backward. Ours is
 "triton" (our kernels in every pass) and "auto" (what users get: the faster provider by the tuned table, the library
@@ -18,21 +19,29 @@ the same run; what is not counted are the local gradients between the passes.
 Tuning tries all candidate configurations of our kernels, each compared with float64 first, and goes on where it was
 stopped. The table goes where this user's programs find it, unless --output names another folder.
 
+A default configuration that is wrong or does not run ends it with exit status 1, when all the rest has been measured.
+
 --compile-only refuses kernels whose code must not be built; then the exit status is 1. See `_kernels_compile.py`.
+
+--plan measures nothing: it counts the launches, programs, operations and bytes of a training step of --model, ours, the
+stacked library calls and the plain ANN, and says how long a model thinks they take on an H100: products at 450 TFLOP/s
+when all 132 processors are busy, libraries in tiles of 128×128, memory at 2.8 TB/s, loops over memory at 200 cycles of
+1.65 GHz a step, at least 2 µs a launch. Host time is left out. See `_plan_model.py`; --machine.* changes its numbers.
 """
 
 import dataclasses
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from _kernels_cases import FORMATS, Layer, Number, load, products
+from _plan_model import Machine
 from _record import ROOT, environment, write
 from rich.console import Console
 from rich.progress import track
@@ -47,12 +56,14 @@ COLUMNS = (
 
 @dataclasses.dataclass
 class Options:
-    """Time, tune or compile our kernels."""
+    """Time, tune, compile or plan our kernels."""
 
     tune: bool = False
     """Time the candidate configurations and write a table for backend="auto"; needs a GPU."""
     compile_only: bool = False
     """Compile the default configurations for --targets and judge the machine code; needs no GPU."""
+    plan: bool = False
+    """Count what a training step of --model launches, and model its time; needs no GPU."""
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
     shapes: Path = ROOT / "bench" / "shapes.json"
     """Layers: name, and fields of `ttfs_kernels.triton_backend.problem.Problem` without batch and dtype."""
@@ -68,6 +79,12 @@ class Options:
     """Also the baselines under torch.compile, some minutes a layer. Default: if there is a GPU."""
     threads: int | None = None
     """CPU threads. Default: PyTorch's choice."""
+    model: Literal["vgg16", "vgg11", "cnn1"] = "vgg16"
+    """Network to plan."""
+    machine: Machine = dataclasses.field(default_factory=Machine)
+    """GPU to plan for."""
+    surrogate: bool = False
+    """Plan neurons that learn just short of a spike, as the recipes train them: grad_x has two contractions."""
     targets: tuple[Target, ...] | None = None
     """Chips to compile for. Default: all."""
     workers: int | None = None
@@ -79,6 +96,8 @@ class Options:
 
 
 def main() -> None:
+    import tyro  # here: `gpu.py` calls what is below where there is none
+
     options = tyro.cli(Options, description=__doc__)
     refuse(options)
     try:
@@ -88,6 +107,8 @@ def main() -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True
+    if options.plan:
+        sys.exit(plan(options))
     if options.compile_only:
         sys.exit(compile_only(options, layers))
     sys.exit(tune(options, layers) if options.tune else time(options, layers))
@@ -97,15 +118,26 @@ def refuse(options: Options) -> None:
     """Leave with a message if the options contradict each other or cannot be measured here."""
     if find_spec("triton") is None:
         sys.exit("kernels: Triton must be installed; found none. Run: pip install triton (on Linux).")
-    if options.tune and options.compile_only:
-        sys.exit("kernels: --tune and --compile-only must not be given together; got both. Give one of them.")
-    if options.device == "cuda" and not torch.cuda.is_available() and not options.compile_only:
+    chosen = [f"--{name.replace('_', '-')}" for name in ("tune", "compile_only", "plan") if getattr(options, name)]
+    if len(chosen) > 1:
+        sys.exit(f"kernels: {' and '.join(chosen)} must not be given together; got both. Give one of them.")
+    if options.device == "cuda" and not torch.cuda.is_available() and not (options.compile_only or options.plan):
         sys.exit("kernels: --device cuda must have a GPU that PyTorch can use; found none. Use --device cpu.")
     if options.tune and options.device != "cuda":
         sys.exit('kernels: --tune must have a GPU; got --device cpu. Without a table, backend="auto" is the library.')
     for name in ("targets", "workers"):
         if getattr(options, name) is not None and not options.compile_only:
             sys.exit(f"kernels: --{name} must come with --compile-only; got it alone. Add --compile-only.")
+    for name, default in (("model", "vgg16"), ("machine", Machine()), ("surrogate", False)):
+        if getattr(options, name) != default and not options.plan:
+            sys.exit(f"kernels: --{name} must come with --plan; got it alone. Add --plan.")
+    if options.plan and len(options.dtypes or ("bf16",)) + len(options.sigma or (1.0,)) > 2:
+        sys.exit("kernels: --plan must have one of --dtypes and one of --sigma; got more. Plan them one by one.")
+    if options.plan and {"fp32", "tf32"} & set(options.dtypes or ()):
+        sys.exit(
+            "kernels: --plan must have 16 bits, which its model is for; got --dtypes "
+            f"{' '.join(options.dtypes or ())}. Give bf16 or fp16."
+        )
     for name in ("targets", "dtypes", "sigma"):
         if getattr(options, name) == ():
             sys.exit(f"kernels: --{name} must name at least one; got none. Leave it out for the default.")
@@ -116,7 +148,7 @@ def refuse(options: Options) -> None:
     for sigma in options.sigma or ():
         if not 0 <= sigma <= 1:
             sys.exit(f"kernels: --sigma must lie in [0, 1]; got {sigma}. 1 is the paper's neuron, 0 the two-phase one.")
-    timing = not options.tune and not options.compile_only
+    timing = not chosen
     if timing and options.device == "cpu" and {"fp16", "tf32"} & set(options.dtypes or ()):
         sys.exit(f"kernels: --dtypes must be bf16 or fp32 on a CPU; got {' '.join(options.dtypes or ())}.")
     if timing and options.plot and find_spec("matplotlib") is None:
@@ -175,25 +207,30 @@ def time(options: Options, layers: list[Layer]) -> int:
 
 
 def tune(options: Options, layers: list[Layer]) -> int:
-    """Complete the table of this GPU."""
+    """Complete the table of this GPU; 1 if a result was wrong that must be right."""
     from ttfs_kernels.triton_backend.choice import Entry, cache_folder
     from ttfs_kernels.triton_backend.measure import tune
 
     device = torch.device(options.device)
     path = (options.output or cache_folder()) / f"{table_name(device)}.json"
     console = wide_console()
+    say = partial(console.print, soft_wrap=True)
     entries: list[Entry] = []
+    faults: list[str] = []
     for number in options.dtypes or ("bf16", "fp16", "fp32"):
-        pairs = product(options.sigma or (1.0,), layers)
-        problems = [layer.problem(options.batch_size or 256, number, sigma) for sigma, layer in pairs]
+        cases = product(options.sigma or (1.0,), layers, (False, True))
+        batch = options.batch_size or 256
+        problems = [layer.problem(batch, number, sigma, surrogate=surrogate) for sigma, layer, surrogate in cases]
         with products(number):
             try:
-                entries = tune(problems, path, device=device, report=lambda line: console.print(line, soft_wrap=True))
+                entries = tune(problems, path, device=device, report=say, fault=faults.append)
             except (RuntimeError, ValueError) as error:
                 sys.exit(f"kernels: {error}")
     faster = sum(entry.triton_ms <= entry.library_ms for entry in entries)
-    console.print(f"{path} holds {len(entries)} measurements; ours is the faster in {faster}", soft_wrap=True)
-    return 0
+    say(f"{path} holds {len(entries)} measurements; ours is the faster in {faster}")
+    for line in faults:
+        say(line)
+    return int(bool(faults))
 
 
 def compile_only(options: Options, layers: list[Layer]) -> int:
@@ -214,6 +251,26 @@ def compile_only(options: Options, layers: list[Layer]) -> int:
     for path in write(options.output or ROOT / "bench" / "results", "kernels-compile-only", rows, about):
         print(f"written: {path}")
     return int(any(row["verdict"] != "ok" for row in rows))
+
+
+def plan(options: Options) -> int:
+    """Write and show the plan of a training step."""
+    import _kernels_plan as planned
+
+    (number,), (sigma,) = options.dtypes or ("bf16",), options.sigma or (1.0,)
+    batch = options.batch_size or 256
+    network = planned.read(options.model, batch, number, sigma, surrogate=options.surrogate)
+    parts = planned.plan(network, number, options.machine)
+    totals = planned.totals(parts)
+    note = f"{options.model}, batch {batch}, {number}, σ = {sigma:g}, {options.machine.name}"
+    planned.show(wide_console(), parts, totals, note)
+    few = [f"{part.layer} {part.pass_}" for part in planned.few_programs(parts)]
+    about = versions(torch.device("cpu")) | {"is": "a model, not a measurement", "options": plain(options)}
+    about |= {"totals": totals, "few_programs": few}
+    name = f"kernels-plan-{options.machine.name}" + ("" if options.model == "vgg16" else f"-{options.model}")
+    for path in write(options.output or ROOT / "bench" / "results", name, [planned.row(p) for p in parts], about):
+        print(f"written: {path}")
+    return 0
 
 
 def table_name(device: torch.device) -> str:

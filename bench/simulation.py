@@ -22,8 +22,9 @@ from rich.console import Console
 
 from ttfs_triton.evaluation import LoadError, load_network, load_test_images
 from ttfs_triton.hardware import Simulation, estimate, simulate, sweep
-from ttfs_triton.train.batches import EvaluationBatches
-from ttfs_triton.train.evaluate import evaluate
+from ttfs_triton.report import draw_sweep
+from ttfs_triton.scoring.batches import EvaluationBatches
+from ttfs_triton.scoring.evaluate import evaluate
 
 
 @dataclasses.dataclass
@@ -88,7 +89,7 @@ def main() -> None:
         "images_per_second": throughput,
     }
     name = f"simulation-{options.name}"
-    for path in [*write(options.output, name, rows, about), found.plot(options.output / f"{name}.svg")]:
+    for path in [*write(options.output, name, rows, about), draw_sweep(found, options.output / f"{name}.svg")]:
         print(f"written: {path}")
 
 

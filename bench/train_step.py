@@ -18,7 +18,6 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
-import tyro
 from _contenders import ANN, COMPOSITION, Contender, build
 from _measure import DisagreementError, Step, check, peak_mib
 from _record import ROOT, environment, write
@@ -63,7 +62,13 @@ class Options:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    import tyro  # here: `gpu.py` calls `run` where there is none
+
+    run(tyro.cli(Options, description=__doc__))
+
+
+def run(options: Options) -> None:
+    """Check, time, show and write."""
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit("train_step: --device cuda must have a GPU that PyTorch can use; found none. Use --device cpu.")

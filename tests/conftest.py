@@ -1,6 +1,7 @@
-"""The same random numbers and no time limits in every test, so that a failure can be repeated anywhere."""
+"""The same random numbers and no time limits in every test, so that a failure can be repeated anywhere; devices."""
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -15,13 +16,52 @@ settings.register_profile("ttfs", deadline=None)
 settings.load_profile("ttfs")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=("virtual",),
+        help="virtual: only tests that take `device`, on a CUDA device that is not there (tests/virtual_cuda)",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a GPU that Triton supports; skipped elsewhere")
+    config.addinivalue_line("markers", "slow: left out unless asked for with -m slow")
+    if config.getoption("--device") == "virtual":
+        # Interpreted kernels are slow: tests that want them say so. Tuning them writes no table of the user's.
+        os.environ.setdefault("TTFS_KERNELS_BACKEND", "torch")
+        os.environ["TTFS_KERNELS_CACHE"] = tempfile.mkdtemp(prefix="ttfs-")
+        from tests.virtual_cuda import install
+
+        install()  # before anything runs a backward pass
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    virtual, slow = config.getoption("--device") == "virtual", "slow" in config.getoption("-m")
+    kept, left_out = [], []
+    for item in items:
+        wanted = not virtual or _on_cuda(item)
+        wanted = wanted and (slow or item.get_closest_marker("slow") is None)
+        (kept if wanted else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
+
+
+def _on_cuda(item: pytest.Item) -> bool:
+    case = getattr(item, "callspec", None)
+    return case is not None and case.params.get("device") == "cuda"
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and the first CUDA device: a real one, or with `--device virtual` one that is not there."""
+    return torch.device("cpu") if request.param == "cpu" else torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -17,26 +17,35 @@ def within_package(*names: str) -> tuple[str, ...]:
     return tuple(f"ttfs_triton.{name}" for name in names)
 
 
+# From the ground up.
+ROOMS = ("data", "nn", "hardware", "model", "scoring", "report", "convert", "hub", "train", "evaluation", "export")
+
 # What modules under a name must not import. All entries that match a module apply.
 ABOVE = {
     "ttfs_kernels": ("ttfs_triton", "recipes", "bench", "docs", "tests"),
     "ttfs_triton": ("recipes", "bench", "docs", "tests"),
-    "ttfs_triton.data": within_package("convert", "evaluation", "export", "hardware", "hub", "nn", "report", "train"),
-    "ttfs_triton.nn": within_package("convert", "data", "evaluation", "export", "hardware", "hub", "report", "train"),
-    "ttfs_triton.hardware": within_package("convert", "data", "evaluation", "export", "hub", "report", "train"),
+    "ttfs_triton.data": within_package(*ROOMS[1:]),
+    "ttfs_triton.nn": within_package("data", *ROOMS[2:]),
+    "ttfs_triton.hardware": within_package("data", *ROOMS[3:]),
     "ttfs_triton.hardware.counts": within_package("hardware.energy", "hardware.simulation"),
     "ttfs_triton.hardware.energy": within_package("hardware.simulation"),
     "ttfs_triton.hardware.simulation": within_package("hardware.energy"),
-    "ttfs_triton.hub": within_package("convert", "evaluation", "export", "report", "train"),
-    "ttfs_triton.convert": within_package("evaluation", "export", "report", "train"),
-    "ttfs_triton.evaluation": within_package("convert", "export"),
-    "ttfs_triton.export": within_package("convert", "report", "train"),
-    "ttfs_triton.report": within_package("convert", "evaluation", "export", "train"),
-    "ttfs_triton.train": within_package("evaluation", "export", "report"),
+    "ttfs_triton.model": within_package("hardware", *ROOMS[4:]),
+    "ttfs_triton.scoring": within_package("hardware", "model", *ROOMS[5:]),
+    "ttfs_triton.report": within_package("model", "scoring", *ROOMS[6:]),
+    "ttfs_triton.convert": within_package("hardware", "scoring", "report", *ROOMS[7:]),
+    "ttfs_triton.hub": within_package("convert", "scoring", *ROOMS[8:]),
+    "ttfs_triton.train": within_package("report", "evaluation", "export"),
+    "ttfs_triton.evaluation": within_package("convert", "hub", "train", "export"),
+    "ttfs_triton.export": within_package("convert", "hub", "report", "scoring", "train"),
     "recipes": ("bench", "docs", "tests"),
     "bench": ("docs", "tests"),
     "docs": ("tests",),
 }
+
+
+# The one arrow up, taken when the method is called: users of the Hub expect `model.push_to_hub`.
+ALLOWED = {("ttfs_triton.model.model", "ttfs_triton.hub.publish.publish_model")}
 
 
 def module_name(path: Path, root: Path) -> str:
@@ -76,7 +85,7 @@ def upward_imports(root: Path) -> list[str]:
         found += [
             f"{path.relative_to(root)}:{line}: {module} imports {name}"
             for line, name in imported_names(path, module)
-            if any(within(name, prefix) for prefix in forbidden)
+            if any(within(name, prefix) for prefix in forbidden) and (module, name) not in ALLOWED
         ]
     return found
 
@@ -95,7 +104,7 @@ def test_imports_point_down() -> None:
         ("ttfs_triton/nn/__init__.py", "from .. import hardware"),
         ("ttfs_triton/nn/layers.py", "def later():\n    import ttfs_triton.train.loop"),
         ("ttfs_triton/hardware/energy.py", "from ttfs_triton.train import loop"),
-        ("ttfs_triton/hub/model.py", "from ttfs_triton.train import TrainConfig"),
+        ("ttfs_triton/model/model.py", "from ttfs_triton.train import TrainConfig"),
         ("ttfs_triton/hub/card.py", "from recipes import quickstart"),
         ("bench/train_step.py", "import tests.oracles"),
     ],

@@ -1,6 +1,5 @@
 """Arguments of the public functions: normalised, or refused before any work starts."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -20,29 +19,6 @@ def pair(function: str, name: str, value: int | Sequence[int], smallest: int) ->
         f"{function}: {name} must be an integer or two integers ≥ {smallest}; got {value!r}. "
         f"Give one number for both directions or (rows, columns)."
     )
-
-
-def check_scalars(
-    function: str, psp_persistence: float, derivative_clip: float | None, surrogate_width: float
-) -> float:
-    """Validate the scalars; the clip as a float, inf for None."""
-    if not 0.0 <= psp_persistence <= 1.0:
-        raise ValueError(
-            f"{function}: psp_persistence must lie in [0, 1]; got {psp_persistence}. "
-            "1 is the paper's ReL-PSP neuron, 0 the two-phase neuron."
-        )
-    if not 0.0 <= surrogate_width < math.inf:
-        raise ValueError(
-            f"{function}: surrogate_width must be finite and at least 0; got {surrogate_width}. "
-            "0 gives the exact event-driven gradient."
-        )
-    if derivative_clip is None:
-        return math.inf
-    if not derivative_clip > 0:
-        raise ValueError(
-            f"{function}: derivative_clip must be positive or None; got {derivative_clip}. None gives exact gradients."
-        )
-    return float(derivative_clip)
 
 
 def check_tensors(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

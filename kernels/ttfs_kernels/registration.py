@@ -1,7 +1,7 @@
 """What the registered operators of both backends share: definition, fake outputs, autograd formula, autocast.
 
-Operators are defined by `torch.library.Library`, not by `torch.library.custom_op`: its wrappers take 60 µs of a call
-with gradients, as long as everything else from the public function to the launch of a kernel.
+Operators are defined by `torch.library.Library`, not by `torch.library.custom_op`, whose wrappers take longer than
+all else from the public function to the launch of a kernel (`bench/host_time.py`).
 """
 
 from collections.abc import Callable

@@ -16,6 +16,8 @@ before the division, so s = 0 exactly if A ≥ 1, with an infinite A and W too. 
 import torch
 from torch import Tensor
 
+from ttfs_kernels.neuron import Neuron
+
 aten = torch.ops.aten
 
 # Elements of a block: the operands of the rule in float32 stay in a core's second-level cache. Measured on one core
@@ -26,19 +28,19 @@ BLOCK_ELEMENTS = 1 << 17
 SURROGATE_BOUND = 2.0
 
 
-def silent_derivative(A: Tensor, W: Tensor, surrogate_width: float) -> Tensor:
+def silent_derivative(A: Tensor, W: Tensor, neuron: Neuron) -> Tensor:
     """Derivative of a silent neuron's activation by both its potentials: shape of A.
 
     (1 + (A + W)/δ)·min(1/(1 + W), 2) where −δ < A + W ≤ 0, the membrane potential at the window's end; else 0.
     """
     closing_speed = (1 + W).clamp_min(_smallest_closing_speed(A.dtype))
-    near = (1 + (A + W) / surrogate_width).clamp(0, 1) * (1 / closing_speed).clamp_max(SURROGATE_BOUND)
+    near = (1 + (A + W) / neuron.surrogate_width).clamp(0, 1) * (1 / closing_speed).clamp_max(SURROGATE_BOUND)
     return torch.where((1 - A).clamp_min(0) / closing_speed >= 1, near, torch.zeros_like(near))
 
 
-def vanishing(x: Tensor, surrogate_width: float) -> Tensor:
+def vanishing(x: Tensor, neuron: Neuron) -> Tensor:
     """Share of an input's mask in its gradient: 1 − x/δ where x < δ, so 1 if it is silent; else 0. Shape of x."""
-    return (1 - x / surrogate_width).clamp_min(0)
+    return (1 - x / neuron.surrogate_width).clamp_min(0)
 
 
 def fire(A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,8 +65,7 @@ def fire(A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
 def fire_(
     potentials: Tensor,
     bias: Tensor | None,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Neuron,
     with_derivatives: bool,
 ) -> Tensor:
     """Fire, and turn the potentials into the local derivatives in place.
@@ -73,8 +74,7 @@ def fire_(
         potentials: [2, neurons, channels] contiguous; [0] holds A without its initial potential, [1] holds W.
             Overwritten: with derivatives by ∂a/∂A and ∂a/∂W, otherwise by scratch.
         bias: [channels] initial membrane potential, or None.
-        derivative_clip: bound on each of the local derivatives; inf = exact.
-        surrogate_width: δ; 0 leaves silent neurons without derivatives.
+        neuron: its derivatives' clip and surrogate.
         with_derivatives: whether a gradient will be asked for.
     Returns:
         [neurons, channels] activations, dtype of `potentials`. 16-bit potentials are computed with in float32.
@@ -86,7 +86,7 @@ def fire_(
     for start in range(0, neurons, block):
         here = slice(start, start + block)
         A, W = potentials[:, here]
-        _fire_block_(A, W, bias, activations[here], derivative_clip, surrogate_width, with_derivatives)
+        _fire_block_(A, W, bias, activations[here], neuron, with_derivatives)
     return activations
 
 
@@ -95,8 +95,7 @@ def _fire_block_(
     W: Tensor,
     bias: Tensor | None,
     activations: Tensor,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Neuron,
     with_derivatives: bool,
 ) -> None:
     """`fire` with as few passes as eager PyTorch allows; no booleans, whose kernels are not vectorised on CPU."""
@@ -106,8 +105,9 @@ def _fire_block_(
         potential.add_(bias)
     closing_speed = slope.add_(1)
     near = None
-    if with_derivatives and surrogate_width > 0:
-        near = torch.add(potential, closing_speed).sub_(1 - surrogate_width).div_(surrogate_width).clamp_(0, 1)
+    if with_derivatives and neuron.has_surrogate:
+        width = neuron.surrogate_width
+        near = torch.add(potential, closing_speed).sub_(1 - width).div_(width).clamp_(0, 1)
     closing_speed.clamp_min_(_smallest_closing_speed(precise))
     crossing = torch.rsub(potential, 1).clamp_min_(0).div_(closing_speed).clamp_max_(1)
     if with_derivatives:
@@ -123,9 +123,9 @@ def _fire_block_(
         if near is not None:
             potential.add_(near)
             slope.add_(near)
-        if derivative_clip != float("inf"):
-            potential.clamp_max_(derivative_clip)
-            slope.clamp_max_(derivative_clip)
+        if neuron.derivative_clip is not None:
+            potential.clamp_max_(neuron.derivative_clip)
+            slope.clamp_max_(neuron.derivative_clip)
         if precise != A.dtype:
             A.copy_(potential)
             W.copy_(slope)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry, convolve, gradient_of_input, gradient_of_weight
+from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_, vanishing
 
 aten = torch.ops.aten
@@ -23,20 +24,18 @@ def conv2d_forward(
     weight: Tensor,
     bias: Tensor | None,
     geometry: Geometry,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Neuron,
     with_derivatives: bool,
 ) -> Three:
     """(activations, stacked input, stacked derivatives); the last two are empty where nothing needs them."""
-    if psp_persistence == 0.0:
+    if not neuron.has_slope:
         x = x.contiguous(memory_format=torch.channels_last)
         return convolve(x, weight, _like(x, bias), geometry).clamp_(0, 1), _none(x), _none(x)
-    stacked = _stack_mask(x, psp_persistence)
+    stacked = _stack_mask(x, neuron.psp_persistence)
     potentials = convolve(stacked, weight, None, geometry)
     pair, channels, rows, columns = potentials.shape
     flat = potentials.permute(0, 2, 3, 1).view(2, pair // 2 * rows * columns, channels)
-    activations = fire_(flat, bias, derivative_clip, surrogate_width, with_derivatives)
+    activations = fire_(flat, bias, neuron, with_derivatives)
     activations = activations.view(pair // 2, rows, columns, channels).permute(0, 3, 1, 2)
     return (activations, stacked, potentials) if with_derivatives else (activations, _none(x), _none(x))
 
@@ -47,8 +46,7 @@ def conv2d_backward(
     saved: Tensor,
     weight: Tensor,
     geometry: Geometry,
-    psp_persistence: float,
-    surrogate_width: float,
+    neuron: Neuron,
     needs: Sequence[bool],
 ) -> Three:
     """Gradients of x, weight and bias; empty where not needed.
@@ -57,7 +55,7 @@ def conv2d_backward(
     """
     needs_x, needs_weight, needs_bias = needs
     grad_x, grad_weight, grad_bias = _none(grad), _none(grad), _none(grad)
-    if psp_persistence == 0.0:
+    if not neuron.has_slope:
         x = x.contiguous(memory_format=torch.channels_last)
         h = h_values = _inside(grad, saved)
     else:
@@ -65,9 +63,9 @@ def conv2d_backward(
         h_values = _first_half(h)
     if needs_x:
         # With a surrogate, both halves in one contraction: the gradients of activations and of the mask.
-        by_both = psp_persistence != 0.0 and surrogate_width > 0
+        by_both = neuron.has_surrogate
         grad_x = gradient_of_input(h if by_both else h_values, x if by_both else x[: len(grad)], weight, geometry)
-        grad_x = _at_inputs(grad_x, x, psp_persistence, surrogate_width)
+        grad_x = _at_inputs(grad_x, x, neuron)
     if needs_weight:
         grad_weight = gradient_of_weight(h, x, weight, geometry)
     if needs_bias:
@@ -79,18 +77,16 @@ def linear_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Neuron,
     with_derivatives: bool,
 ) -> Three:
     """As `conv2d_forward`, for x [rows, in_features]."""
-    if psp_persistence == 0.0:
+    if not neuron.has_slope:
         return F.linear(x, weight, _like(x, bias)).clamp_(0, 1), _none(x), _none(x)
-    stacked = _stack_mask(x, psp_persistence)
+    stacked = _stack_mask(x, neuron.psp_persistence)
     potentials = F.linear(stacked, weight)
     flat = potentials.view(2, x.shape[0], weight.shape[0])
-    activations = fire_(flat, bias, derivative_clip, surrogate_width, with_derivatives)
+    activations = fire_(flat, bias, neuron, with_derivatives)
     return (activations, stacked, potentials) if with_derivatives else (activations, _none(x), _none(x))
 
 
@@ -99,21 +95,19 @@ def linear_backward(
     x: Tensor,
     saved: Tensor,
     weight: Tensor,
-    psp_persistence: float,
-    surrogate_width: float,
+    neuron: Neuron,
     needs: Sequence[bool],
 ) -> Three:
     """As `conv2d_backward`, for grad [rows, out_features]."""
     needs_x, needs_weight, needs_bias = needs
     grad_x, grad_weight, grad_bias = _none(grad), _none(grad), _none(grad)
-    if psp_persistence == 0.0:
+    if not neuron.has_slope:
         h = h_values = _inside(grad, saved)
     else:
         h = _scale(grad, saved)
         h_values = _first_half(h)
     if needs_x:
-        by_both = psp_persistence != 0.0 and surrogate_width > 0
-        grad_x = _at_inputs((h if by_both else h_values) @ weight, x, psp_persistence, surrogate_width)
+        grad_x = _at_inputs((h if neuron.has_surrogate else h_values) @ weight, x, neuron)
     if needs_weight:
         grad_weight = h.t() @ x
     if needs_bias:
@@ -155,21 +149,21 @@ def _scale(grad: Tensor, derivatives: Tensor) -> Tensor:
     return scaled
 
 
-def _at_inputs(grad_x: Tensor, x: Tensor, psp_persistence: float, surrogate_width: float) -> Tensor:
+def _at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
     """The gradient of the input from what the contraction returned, in place; `x` is stacked if σ > 0.
 
     Zero where x is silent: the mask [x > 0] is constant there. With a surrogate, `grad_x` is stacked, and the gradient
     of the mask counts where a spike could appear or vanish. σ = 0 has no mask, like any ANN.
     """
-    if psp_persistence == 0.0:
+    if not neuron.has_slope:
         return grad_x
     values = _first_half(x)
-    if surrogate_width == 0.0:
+    if not neuron.has_surrogate:
         return aten.threshold_backward.grad_input(grad_x, values, 0, grad_input=grad_x)
     by_activation, by_mask = grad_x.tensor_split(2)
-    by_mask.mul_(vanishing(values, surrogate_width))
-    if psp_persistence != 1.0:
-        by_mask.mul_(psp_persistence)
+    by_mask.mul_(vanishing(values, neuron))
+    if neuron.psp_persistence != 1.0:
+        by_mask.mul_(neuron.psp_persistence)
     result = aten.threshold_backward(by_activation, values, 0)
     return result.add_(by_mask)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ttfs_kernels import torch_backend
 from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.registration import (
     differentiate,
     fake,
@@ -27,21 +28,17 @@ def _linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Sequence[float],
     with_derivatives: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch_backend.linear_forward(
-        x, weight, bias, psp_persistence, derivative_clip, surrogate_width, with_derivatives
-    )
+    return torch_backend.linear_forward(x, weight, bias, Neuron.unpack(neuron), with_derivatives)
 
 
 @fake("dft_linear")
-def _(x, weight, bias, psp_persistence, derivative_clip, surrogate_width, with_derivatives):
+def _(x, weight, bias, neuron, with_derivatives):
     rows, outputs = x.shape[0], weight.shape[0]
     y = x.new_empty(rows, outputs)
-    if psp_persistence == 0.0 or not with_derivatives:
+    if not (with_derivatives and Neuron.unpack(neuron).has_slope):
         return y, x.new_empty(0), x.new_empty(0)
     return y, x.new_empty(2 * rows, x.shape[1]), x.new_empty(2 * rows, outputs)
 
@@ -52,15 +49,14 @@ def _linear_backward(
     x: Tensor,
     saved: Tensor,
     weight: Tensor,
-    psp_persistence: float,
-    surrogate_width: float,
+    neuron: Sequence[float],
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch_backend.linear_backward(grad, x, saved, weight, psp_persistence, surrogate_width, needs)
+    return torch_backend.linear_backward(grad, x, saved, weight, Neuron.unpack(neuron), needs)
 
 
 @fake("dft_linear_backward")
-def _(grad, x, saved, weight, psp_persistence, surrogate_width, needs):
+def _(grad, x, saved, weight, neuron, needs):
     return (
         grad.new_empty(grad.shape[0], weight.shape[1]) if needs[0] else grad.new_empty(0),
         grad.new_empty(weight.shape) if needs[1] else grad.new_empty(0),
@@ -77,35 +73,19 @@ def _conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Sequence[float],
     with_derivatives: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     geometry = Geometry(stride, padding, dilation, groups)
-    return torch_backend.conv2d_forward(
-        x, weight, bias, geometry, psp_persistence, derivative_clip, surrogate_width, with_derivatives
-    )
+    return torch_backend.conv2d_forward(x, weight, bias, geometry, Neuron.unpack(neuron), with_derivatives)
 
 
 @fake("dft_conv2d")
-def _(
-    x,
-    weight,
-    bias,
-    stride,
-    padding,
-    dilation,
-    groups,
-    psp_persistence,
-    derivative_clip,
-    surrogate_width,
-    with_derivatives,
-):
+def _(x, weight, bias, stride, padding, dilation, groups, neuron, with_derivatives):
     rows, columns = Geometry(stride, padding, dilation, groups).map_size(x.shape[2:], weight.shape[2:])
     batch, channels = x.shape[0], weight.shape[0]
     y = new_channels_last(x, batch, channels, rows, columns)
-    if psp_persistence == 0.0 or not with_derivatives:
+    if not (with_derivatives and Neuron.unpack(neuron).has_slope):
         return y, x.new_empty(0), x.new_empty(0)
     stacked = new_channels_last(x, 2 * batch, *x.shape[1:])
     return y, stacked, new_channels_last(x, 2 * batch, channels, rows, columns)
@@ -121,16 +101,15 @@ def _conv2d_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    psp_persistence: float,
-    surrogate_width: float,
+    neuron: Sequence[float],
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     geometry = Geometry(stride, padding, dilation, groups)
-    return torch_backend.conv2d_backward(grad, x, saved, weight, geometry, psp_persistence, surrogate_width, needs)
+    return torch_backend.conv2d_backward(grad, x, saved, weight, geometry, Neuron.unpack(neuron), needs)
 
 
 @fake("dft_conv2d_backward")
-def _(grad, x, saved, weight, stride, padding, dilation, groups, psp_persistence, surrogate_width, needs):
+def _(grad, x, saved, weight, stride, padding, dilation, groups, neuron, needs):
     return (
         new_channels_last(grad, grad.shape[0], *x.shape[1:]) if needs[0] else grad.new_empty(0),
         new_channels_last(grad, *weight.shape) if needs[1] else grad.new_empty(0),
@@ -142,13 +121,13 @@ def _(grad, x, saved, weight, stride, padding, dilation, groups, psp_persistence
 
 
 def _save(ctx, inputs, output) -> None:
-    x, weight, bias, *options, psp_persistence, _, surrogate_width, _ = inputs
+    x, weight, bias, *options, _ = inputs
     y, stacked, derivatives = output
     ctx.mark_non_differentiable(stacked, derivatives)
     ctx.set_materialize_grads(False)
-    kept = (x, y) if psp_persistence == 0.0 else (stacked, derivatives)
+    kept = (stacked, derivatives) if Neuron.unpack(options[-1]).has_slope else (x, y)
     ctx.save_for_backward(*kept, weight)
-    ctx.options = (*options, psp_persistence, surrogate_width)
+    ctx.options = tuple(options)
     ctx.last_options = ()
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.other_inputs = len(inputs) - 3

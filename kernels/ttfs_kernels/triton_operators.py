@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.registration import (
     differentiate,
     fake,
@@ -29,22 +30,20 @@ def _linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Sequence[float],
     with_gain: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     from ttfs_kernels.triton_backend import backend as triton_backend
 
-    y, gain = triton_backend.linear_forward(x, weight, bias, psp_persistence, surrogate_width, with_gain, backend)
+    y, gain = triton_backend.linear_forward(x, weight, bias, Neuron.unpack(neuron), with_gain, backend)
     return y, x.new_empty(0) if gain is None else gain
 
 
 @fake("blockwise_linear")
-def _(x, weight, bias, psp_persistence, derivative_clip, surrogate_width, with_gain, backend):
+def _(x, weight, bias, neuron, with_gain, backend):
     shape = (x.shape[0], weight.shape[0])
-    return x.new_empty(shape), x.new_empty(shape if with_gain and psp_persistence != 0.0 else 0)
+    return x.new_empty(shape), x.new_empty(shape if with_gain and Neuron.unpack(neuron).has_slope else 0)
 
 
 @operator("blockwise_linear_backward")
@@ -54,31 +53,19 @@ def _linear_backward(
     y: Tensor,
     gain: Tensor,
     weight: Tensor,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Sequence[float],
     needs: Sequence[bool],
     backend: str,
 ) -> Three:
     from ttfs_kernels.triton_backend import backend as triton_backend
 
-    grads = triton_backend.linear_backward(
-        grad,
-        x,
-        y,
-        _present(gain, psp_persistence),
-        weight,
-        psp_persistence,
-        derivative_clip,
-        surrogate_width,
-        needs,
-        backend,
-    )
+    properties = Neuron.unpack(neuron)
+    grads = triton_backend.linear_backward(grad, x, y, _present(gain, properties), weight, properties, needs, backend)
     return _three(grads, grad)
 
 
 @fake("blockwise_linear_backward")
-def _(grad, x, y, gain, weight, psp_persistence, derivative_clip, surrogate_width, needs, backend):
+def _(grad, x, y, gain, weight, neuron, needs, backend):
     return (
         grad.new_empty(x.shape) if needs[0] else grad.new_empty(0),
         grad.new_empty(weight.shape) if needs[1] else grad.new_empty(0),
@@ -95,39 +82,22 @@ def _conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Sequence[float],
     with_gain: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     from ttfs_kernels.triton_backend import backend as triton_backend
 
     geometry = Geometry(stride, padding, dilation, groups)
-    y, gain = triton_backend.conv2d_forward(
-        x, weight, bias, geometry, psp_persistence, surrogate_width, with_gain, backend
-    )
+    y, gain = triton_backend.conv2d_forward(x, weight, bias, geometry, Neuron.unpack(neuron), with_gain, backend)
     return y, x.new_empty(0) if gain is None else gain
 
 
 @fake("blockwise_conv2d")
-def _(
-    x,
-    weight,
-    bias,
-    stride,
-    padding,
-    dilation,
-    groups,
-    psp_persistence,
-    derivative_clip,
-    surrogate_width,
-    with_gain,
-    backend,
-):
+def _(x, weight, bias, stride, padding, dilation, groups, neuron, with_gain, backend):
     rows, columns = Geometry(stride, padding, dilation, groups).map_size(x.shape[2:], weight.shape[2:])
     y = new_channels_last(x, x.shape[0], weight.shape[0], rows, columns)
-    return y, torch.empty_like(y) if with_gain and psp_persistence != 0.0 else x.new_empty(0)
+    return y, torch.empty_like(y) if with_gain and Neuron.unpack(neuron).has_slope else x.new_empty(0)
 
 
 @operator("blockwise_conv2d_backward")
@@ -141,39 +111,22 @@ def _conv2d_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Sequence[float],
     needs: Sequence[bool],
     backend: str,
 ) -> Three:
     from ttfs_kernels.triton_backend import backend as triton_backend
 
     geometry = Geometry(stride, padding, dilation, groups)
-    gain_or_none = _present(gain, psp_persistence)
+    properties = Neuron.unpack(neuron)
     grads = triton_backend.conv2d_backward(
-        grad, x, y, gain_or_none, weight, geometry, psp_persistence, derivative_clip, surrogate_width, needs, backend
+        grad, x, y, _present(gain, properties), weight, geometry, properties, needs, backend
     )
     return _three(grads, grad)
 
 
 @fake("blockwise_conv2d_backward")
-def _(
-    grad,
-    x,
-    y,
-    gain,
-    weight,
-    stride,
-    padding,
-    dilation,
-    groups,
-    psp_persistence,
-    derivative_clip,
-    surrogate_width,
-    needs,
-    backend,
-):
+def _(grad, x, y, gain, weight, stride, padding, dilation, groups, neuron, needs, backend):
     return (
         new_channels_last(grad, *x.shape) if needs[0] else grad.new_empty(0),
         new_channels_last(grad, *weight.shape) if needs[1] else grad.new_empty(0),
@@ -181,8 +134,8 @@ def _(
     )
 
 
-def _present(gain: Tensor, psp_persistence: float) -> Tensor | None:
-    return None if psp_persistence == 0.0 else gain
+def _present(gain: Tensor, neuron: Neuron) -> Tensor | None:
+    return gain if neuron.has_slope else None
 
 
 def _three(grads: tuple[Tensor | None, Tensor | None, Tensor | None], like: Tensor) -> Three:

@@ -10,7 +10,12 @@ import torch
 from ttfs_kernels.backends import why_no_triton
 
 
-def tune(*, thorough: bool = False, report: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+def tune(
+    *,
+    thorough: bool = False,
+    report: Callable[[str], None] | None = None,
+    fault: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
     """Time every pass that this process has used on the current GPU and that no table covers.
 
     Call it after a first forward and backward pass. Our kernel and the library call are compared with float64, then
@@ -19,11 +24,13 @@ def tune(*, thorough: bool = False, report: Callable[[str], None] | None = None)
     Args:
         thorough: try all candidate blocks of our kernel, minutes a layer, instead of the default ones, seconds a layer.
         report: gets one line a measurement.
+        fault: gets one line for each result that must agree with float64 and does not, the library's or that of our
+            kernel in its default blocks; what is wrong is not chosen where the other is right.
     Returns:
         All measurements of this GPU as plain values, for `use_measurements` in the other processes of a distributed
         program: then all choose alike. Empty where Triton kernels cannot run: there is nothing to choose.
     Raises:
-        RuntimeError: a library result disagrees with float64.
+        RuntimeError: a result disagrees with float64, and `fault` is None.
         OSError: the table cannot be written.
     Example:
         >>> network(images).sum().backward()
@@ -43,7 +50,7 @@ def tune(*, thorough: bool = False, report: Callable[[str], None] | None = None)
     ]
     if unmeasured:
         path = choice.table_paths(this)[0]
-        measure.complete(path, unmeasured, device, thorough=thorough, report=report)
+        measure.complete(path, unmeasured, device, thorough=thorough, report=report, fault=fault)
     return [entry.to_dict() for entry in choice.table(this)]
 
 

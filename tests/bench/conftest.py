@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-BENCH = Path(__file__).parents[2] / "bench"
+from tests.bench.modules import BENCH
 
 
 @pytest.fixture

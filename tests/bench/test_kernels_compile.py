@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.modules import BENCH, machine_code
 from ttfs_kernels.triton_backend.formulation import Chip
-from ttfs_kernels.triton_backend.machine_code import MachineCode
 
-BENCH = Path(__file__).parents[2] / "bench"
+MachineCode = machine_code.MachineCode
 LINEAR = {"name": "f", "height": 1, "width": 1, "in_channels": 128, "out_channels": 32}
 CONV2D = {"name": "c", "height": 8, "width": 8, "in_channels": 32, "out_channels": 32, "kernel": [3, 3]}
 SM_90, GFX942 = Chip("cuda", 90), Chip("hip", "gfx942")
@@ -125,7 +125,7 @@ from _kernels_cases import load
 layers = load(Path({str(tmp_path / "shapes.json")!r}))
 found = default_kernels(layers, ["sm_80", "sm_90"], ["bf16", "fp16"], [1.0, 0.0], 64)
 print(json.dumps([
-    (k.target, k.number, k.problem.with_slope, k.surrogate, k.which, k.launch().kernel.__name__, k.layers)
+    (k.target, k.number, k.problem.with_slope, k.problem.surrogate, k.which, k.launch().kernel.__name__, k.layers)
     for k in found
 ]))
 """

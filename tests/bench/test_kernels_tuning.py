@@ -98,16 +98,65 @@ def test_what_is_wrong_is_neither_timed_nor_chosen(device, monkeypatch, which, c
     assert said[0].endswith("library 5.0000 ms, 1 wrong")
 
 
-def test_what_cannot_run_is_left_out(device, monkeypatch):
-    def too_large(y: Tensor) -> Tensor:
-        raise RuntimeError("out of resources")
+def too_large(y: Tensor) -> Tensor:
+    raise RuntimeError("out of resources")
 
-    spoil(monkeypatch, "forward", FIRST, too_large)
+
+def test_what_cannot_run_is_left_out(device, monkeypatch):
+    spoil(monkeypatch, "forward", SECOND, too_large)
     clock, said = Clock(5.0, 3.0, 4.0), []
     entry = measure.measure_entry("forward", LINEAR, device, "ieee", time_ms=clock, report=said.append)
     assert entry is not None
-    assert (entry.config, len(clock.timed)) == (SECOND, 3)
+    assert (entry.config, len(clock.timed)) == (FIRST, 3)
     assert said[0].endswith(", 1 cannot run")
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("change", [lambda y: y + 1, too_large], ids=["wrong", "cannot_run"])
+def test_the_default_must_be_right(device, monkeypatch, which, change):
+    """Programs take it without a table: it ends the measurement, or is reported and the others are measured."""
+    spoil(monkeypatch, which, FIRST, change)
+    with pytest.raises(
+        RuntimeError, match=f"measure_entry: our kernel's {which} of .* must run and agree with float64"
+    ):
+        measure.measure_entry(which, LINEAR, device, "ieee", time_ms=Clock(5.0, 3.0, 4.0))
+    faults = []
+    entry = measure.measure_entry(which, LINEAR, device, "ieee", time_ms=Clock(5.0, 3.0, 4.0), fault=faults.append)
+    assert entry is not None
+    assert (entry.config, entry.triton_ms) == (SECOND, 3.0)
+    assert len(faults) == 1
+    assert faults[0].startswith(f"measure_entry: our kernel's {which}")
+
+
+@pytest.mark.parametrize("problem", [LINEAR, CONV2D], ids=["linear", "conv2d"])
+def test_the_surrogate_is_measured(device, monkeypatch, problem):
+    """With its own products and its own entry in grad_x alone; what is timed has both."""
+    with_surrogate = dataclasses.replace(problem, surrogate=True)
+    assert measure.measure_entry("forward", with_surrogate, device, "ieee", time_ms=Clock(1.0)) is not None
+    clocks = [Clock(5.0, 3.0, 2.0, 4.0) for _ in range(2)]
+    entries = [
+        measure.measure_entry("grad_x", layer, device, "ieee", time_ms=clock)
+        for layer, clock in zip((problem, with_surrogate), clocks, strict=True)
+    ]
+    assert [entry.problem for entry in entries] == [problem, with_surrogate]
+    plain, surrogate = ([results[0] for results in clock.timed] for clock in clocks)
+    for ours in surrogate:
+        torch.testing.assert_close(ours, surrogate[0], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(ours, plain[0])
+    spoil(monkeypatch, "grad_x", FIRST, lambda grad: plain[1])  # as if the surrogate were forgotten
+    with pytest.raises(RuntimeError, match=r"our kernel's grad_x of .*'surrogate': True"):
+        measure.measure_entry("grad_x", with_surrogate, device, "ieee", time_ms=Clock(1.0))
+
+
+def test_tuning_measures_both_kinds_of_grad_x(device, tmp_path):
+    layers = [LINEAR, dataclasses.replace(LINEAR, surrogate=True)]
+    entries = measure.tune(layers, tmp_path / "table.json", device=device, timer=Clock(1.0))
+    assert [(entry.which, entry.problem.surrogate) for entry in entries] == [
+        ("forward", False),
+        ("grad_x", False),
+        ("grad_w", False),
+        ("grad_x", True),
+    ]
 
 
 def test_without_any_right_candidate_there_is_no_entry(device, monkeypatch, tmp_path):
@@ -115,20 +164,31 @@ def test_without_any_right_candidate_there_is_no_entry(device, monkeypatch, tmp_
     spoil(monkeypatch, "forward", FIRST, lambda y: y + 1)
     said = []
     path = tmp_path / "table.json"
-    entries = measure.tune([LINEAR], path, device=device, timer=Clock(1.0), report=said.append)
+    faults = []
+    entries = measure.tune([LINEAR], path, device=device, timer=Clock(1.0), report=said.append, fault=faults.append)
     assert [entry.which for entry in entries] == ["grad_x", "grad_w"]
     assert read_table(path) == entries
+    assert len(faults) == 1
     assert "ours no kernel, library 1.0000 ms, 1 wrong" in said[0]
 
 
 @pytest.mark.parametrize("which", PASSES)
-def test_a_wrong_library_ends_the_measurement(device, monkeypatch, which):
+def test_a_wrong_library_is_not_chosen(device, monkeypatch, which, tmp_path):
+    """It ends the measurement, or is reported; then ours is chosen, whatever its time. The table is strict JSON."""
     real = getattr(library, which)
     monkeypatch.setattr(library, which, lambda *arguments: doubled(real(*arguments)))
     clock = Clock(1.0)
-    with pytest.raises(RuntimeError, match=f"the library's {which} of .* must agree with float64; it does not"):
+    with pytest.raises(RuntimeError, match=f"the library's {which} of .* must run and agree with float64; it does not"):
         measure.measure_entry(which, LINEAR, device, "ieee", time_ms=clock)
     assert not clock.timed
+    path, faults, said = choice.table_paths(device_of(device))[0], [], []
+    wanted = [(which, LINEAR, "ieee")]
+    (entry,) = measure.complete(path, wanted, device, timer=Clock(9.0), report=said.append, fault=faults.append)
+    assert (entry.library_ms, len(faults)) == (float("inf"), 1)
+    assert said[0].endswith(", library wrong")
+    json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert read_table(path) == [entry]
+    assert choose(which, LINEAR, device_of(device), "ieee", "auto") == Choice(FIRST, "measured")
 
 
 def doubled(result):
@@ -247,8 +307,9 @@ def test_tuned_layers_are_found_again(device, kernels, monkeypatch, tmp_path, ca
     this = device_of(device)
     if to_folder:
         monkeypatch.setattr(choice, "SHIPPED", tmp_path / "tuning")
-    # Three passes of one layer; ours is faster in the first two.
-    monkeypatch.setattr(measure, "gpu_ms", Clock(2.0, 1.5, 1.0, 3.0, 2.0, 3.0, 3.0, 1.0, 1.0, 5.0, 5.0, 4.0))
+    # Three passes of one layer, and grad_x with the surrogate derivative; ours is faster in the first two.
+    times = (2.0, 1.5, 1.0, 3.0, 2.0, 3.0, 3.0, 1.0, 1.0, 5.0, 5.0, 4.0, 1.0, 2.0, 3.0, 4.0)
+    monkeypatch.setattr(measure, "gpu_ms", Clock(*times))
     sizes = {"height": 4, "width": 3, "in_channels": 3, "out_channels": 5, "kernel": [3, 2]}
     layers = [kernels.Layer("c", (), sizes)]
     options = kernels.Options(device=device.type, batch_size=2, dtypes=("fp32",))
@@ -258,12 +319,24 @@ def test_tuned_layers_are_found_again(device, kernels, monkeypatch, tmp_path, ca
     assert kernels.tune(options, layers) == 0
     path = (tmp_path / ("tuning" if to_folder else "cache")) / f"{kernels.table_name(device)}.json"
     assert path in choice.table_paths(this)
-    assert len(read_table(path)) == 3
+    assert len(read_table(path)) == 4
     assert choose("forward", problem, this, "ieee", "auto") == Choice(SECOND, "measured")
     assert choose("grad_x", problem, this, "ieee", "auto") == Choice(THIRD, "measured")
     assert choose("grad_w", problem, this, "ieee", "auto") == Choice(None, "measured")
     assert choose("grad_w", problem, this, "ieee", "triton") == Choice(THIRD, "measured")
-    assert f"{path.name} holds 3 measurements; ours is the faster in 2" in capsys.readouterr().out.replace("\n", "")
+    assert f"{path.name} holds 4 measurements; ours is the faster in 2" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_wrong_default_fails_the_run_when_all_is_measured(device, kernels, monkeypatch, tmp_path, capsys):
+    spoil(monkeypatch, "grad_x", FIRST, lambda y: y + 1)
+    monkeypatch.setattr(measure, "gpu_ms", Clock(1.0))
+    layers = [kernels.Layer("f", (), {"height": 1, "width": 1, "in_channels": 5, "out_channels": 7})]
+    options = kernels.Options(device=device.type, batch_size=2, dtypes=("fp32",), output=tmp_path)
+    assert kernels.tune(options, layers) == 1
+    assert len(read_table(tmp_path / f"{kernels.table_name(device)}.json")) == 4
+    said = capsys.readouterr().out
+    assert "measure_entry: our kernel's grad_x of" in said
+    assert said.count("must run and agree with float64") == 2  # with the surrogate derivative and without
 
 
 def test_tuning_that_fails_says_so(kernels, device, monkeypatch, tmp_path):
@@ -286,7 +359,8 @@ def test_gpu_times_are_the_gpu_s_own():
 
 def test_make_gpu_tunes_into_the_package(kernels):
     """The folder where the package looks, and which its wheel holds."""
+    import _gpu_work
+
     root = Path(kernels.__file__).parents[1]
-    shipped = Path(choice.__file__).with_name("tuning").relative_to(root)
-    assert f"bench/kernels.py --tune --output {shipped}\n" in (root / "Makefile").read_text(encoding="utf-8")
+    assert _gpu_work.TABLES == Path(choice.__file__).with_name("tuning")
     assert '"triton_backend/tuning/*.json"' in (root / "pyproject.toml").read_text(encoding="utf-8")

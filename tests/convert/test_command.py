@@ -12,8 +12,8 @@ from tests.convert.sources import randomised
 from tests.convert.test_conversion import ours
 from ttfs_triton.convert import command, convert
 from ttfs_triton.evaluation import load_network
-from ttfs_triton.hub import BaseModel, ModelDescription
-from ttfs_triton.hub.weights import write_weights
+from ttfs_triton.model import BaseModel, ModelDescription
+from ttfs_triton.model.weights import write_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 COPY = ["--no-calibrate"]

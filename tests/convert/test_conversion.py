@@ -10,7 +10,7 @@ from tests.convert import sources
 from tests.convert.sources import assert_same_logits, randomised, weights_of
 from ttfs_triton.convert import ConversionError, FoldedANN, convert
 from ttfs_triton.convert.vgg import CIFAR10, CIFAR100, CIFAR100_CHENYAOFO, CIFAR100_PAPER, IMAGENET
-from ttfs_triton.hub import ModelDescription
+from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.models import VGG11
 

@@ -10,7 +10,7 @@ from tests.convert import sources
 from tests.convert.sources import weights_of
 from ttfs_triton.convert import ConversionError, convert
 from ttfs_triton.convert.conversion import recognise
-from ttfs_triton.hub import ModelDescription
+from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 PROJECTS = [sources.chenyaofo, sources.huyvnphan, sources.kuangliu, sources.edadaltocg, sources.paper]

@@ -9,7 +9,7 @@ from rich.console import Console
 from tests.convert import sources
 from tests.convert.sources import randomised, weights_of
 from ttfs_triton.convert import convert
-from ttfs_triton.hub import ModelDescription
+from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from tests.convert import sources
 from tests.hub.server import HubServer, Repository
 from ttfs_triton.convert import WeightsError, open_weights
-from ttfs_triton.hub import BaseModel, ModelDescription
-from ttfs_triton.hub.weights import write_weights
+from ttfs_triton.model import BaseModel, ModelDescription
+from ttfs_triton.model.weights import write_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 TENSORS = {"a.weight": torch.arange(600.0).view(20, 30), "a.bias": torch.ones(20)}

@@ -8,7 +8,7 @@ import pytest
 
 from tests.export.common import small_network
 from ttfs_triton.export.command import main
-from ttfs_triton.hub import TTFSModel
+from ttfs_triton.model import TTFSModel
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("onnxruntime", reason="checking ONNX needs onnxruntime")

@@ -5,9 +5,9 @@ import json
 import pytest
 import yaml
 
-from ttfs_triton.evaluation.run import main as evaluate
-from ttfs_triton.hub import LoadError, find_model
+from ttfs_triton.evaluation.command import main as evaluate
 from ttfs_triton.hub.facts import PUBLISHED_SETTINGS, read_facts
+from ttfs_triton.model import LoadError, find_model
 from ttfs_triton.train import TrainConfig
 
 # Keys of a run that say where and how it ran here, or what is published elsewhere: data set, base model.

@@ -22,11 +22,6 @@ PAIR = "must be an integer or two integers ≥"
 LINEAR_SHAPES = "x must be [..., in_features] and weight [out_features, in_features]; got"
 CONV_SHAPES = "x must be [batch, in_channels, height, width] and weight [out_channels, in_channels / groups"
 REFUSALS = [
-    *both("psp_persistence must lie in [0, 1]; got 1.5", psp_persistence=1.5),
-    *both("psp_persistence must lie in [0, 1]; got -0.1", psp_persistence=-0.1),
-    *both("psp_persistence must lie in [0, 1]; got nan", psp_persistence=float("nan")),
-    *both("derivative_clip must be positive or None; got 0", derivative_clip=0),
-    *both("derivative_clip must be positive or None; got nan", derivative_clip=float("nan")),
     *both("backend must be one of auto, triton, torch; got 'cuda'", backend="cuda"),
     (dft_linear, (ROWS, MATRIX.T), {}, ValueError, f"{LINEAR_SHAPES} [2, 4] and [4, 6]"),
     (dft_linear, (ROWS, MATRIX[0]), {}, ValueError, f"{LINEAR_SHAPES} [2, 4] and [4]"),

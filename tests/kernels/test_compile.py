@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.kernels.test_operators import KINDS, apply, arguments
+from ttfs_kernels import Neuron
 
 
 @KINDS
@@ -15,7 +16,7 @@ def test_compiles_in_one_graph(kind, psp_persistence, autocast):
 
     def layer(x, weight, bias):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return apply(kind, x, weight, bias, psp_persistence=psp_persistence).float()
+            return apply(kind, x, weight, bias, neuron=Neuron(psp_persistence)).float()
 
     def results(function):
         y = function(x, weight, bias)

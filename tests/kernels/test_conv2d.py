@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.kernels import oracle
 from tests.kernels.common import activations, assert_matches_oracle, away_from_borders, weights
-from ttfs_kernels import contraction, dft_conv2d
+from ttfs_kernels import Neuron, contraction, dft_conv2d
 
 DTYPES = (torch.float64, torch.float32)
 
@@ -63,8 +63,7 @@ def test_conv2d_matches_float64(case, dtype, has_bias, psp_persistence, derivati
             padding=case.padding,
             dilation=case.dilation,
             groups=case.groups,
-            psp_persistence=psp_persistence,
-            derivative_clip=derivative_clip,
+            neuron=Neuron(psp_persistence, derivative_clip),
         )
         assert y.is_contiguous(memory_format=torch.channels_last)
         arrays = [None if t is None else t.detach().double().numpy() for t in (x, weight, bias)]
@@ -106,7 +105,7 @@ def test_conv2d_gradcheck(psp_persistence):
     assert kept.float().mean() > 0.9
 
     def layer(x, weight, bias):
-        y = dft_conv2d(x, weight, bias, padding=1, psp_persistence=psp_persistence, derivative_clip=None)
+        y = dft_conv2d(x, weight, bias, padding=1, neuron=Neuron(psp_persistence, None))
         return y[kept]
 
     assert torch.autograd.gradcheck(layer, (x, weight, bias))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.kernels.common import activations, weights
-from ttfs_kernels import dft_conv2d, dft_linear
+from ttfs_kernels import Neuron, dft_conv2d, dft_linear
 
 
 class Network(nn.Module):
@@ -23,7 +23,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = dft_conv2d(x, self.kernel, self.potential, padding=1)
-        return dft_linear(hidden.flatten(1), self.matrix, psp_persistence=0.25)
+        return dft_linear(hidden.flatten(1), self.matrix, neuron=Neuron(0.25))
 
 
 def batch() -> Tensor:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.kernels import oracle
 from tests.kernels.common import activations, assert_matches_oracle, away_from_borders, weights
-from ttfs_kernels import dft_linear
+from ttfs_kernels import Neuron, dft_linear
 
 sizes = st.sampled_from([1, 3, 17])
 
@@ -28,7 +28,7 @@ def test_linear_matches_float64(batch, in_features, out_features, dtype, has_bia
     x = activations(batch, in_features, dtype=dtype).requires_grad_()
     weight = weights(out_features, in_features, dtype=dtype).requires_grad_()
     bias = (torch.randn(out_features, dtype=dtype) / 2).requires_grad_() if has_bias else None
-    y = dft_linear(x, weight, bias, psp_persistence=psp_persistence, derivative_clip=derivative_clip)
+    y = dft_linear(x, weight, bias, neuron=Neuron(psp_persistence, derivative_clip))
     arrays = [None if t is None else t.detach().double().numpy() for t in (x, weight, bias)]
 
     def expect(grad):
@@ -62,7 +62,7 @@ def test_linear_gradcheck(psp_persistence):
     assert kept.float().mean() > 0.9
 
     def layer(x, weight):
-        return dft_linear(x, weight, psp_persistence=psp_persistence, derivative_clip=None)[kept]
+        return dft_linear(x, weight, neuron=Neuron(psp_persistence, None))[kept]
 
     assert torch.autograd.gradcheck(layer, (x, weight))
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.kernels.common import activations, weights
-from ttfs_kernels import dft_conv2d, dft_linear
+from ttfs_kernels import Neuron, dft_conv2d, dft_linear
 
 PERSISTENCES = pytest.mark.parametrize("psp_persistence", [0.0, 0.25, 1.0])
 KINDS = pytest.mark.parametrize("kind", ["linear", "conv2d"])
@@ -34,7 +34,9 @@ def test_opcheck(kind, psp_persistence, channels_last):
         operator, geometry = torch.ops.ttfs.dft_conv2d.default, ([2, 1], [1, 0], [1, 1], 1)
         if channels_last:
             x, weight = (t.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, weight))
-    result = torch.library.opcheck(operator, (x, weight, bias, *geometry, psp_persistence, 11.0, 0.5, True))
+    result = torch.library.opcheck(
+        operator, (x, weight, bias, *geometry, Neuron(psp_persistence, 11.0, 0.5).pack(), True)
+    )
     assert set(result.values()) == {"SUCCESS"}
 
 
@@ -44,7 +46,7 @@ def test_saturated_and_silent_neurons_have_no_gradient(kind, psp_persistence):
     x, weight, _ = arguments(kind)
     for potential, expected in ((50.0, 1.0), (-50.0, 0.0)):
         bias = torch.full((6,), potential, requires_grad=True)
-        y = apply(kind, x, weight, bias, psp_persistence=psp_persistence)
+        y = apply(kind, x, weight, bias, neuron=Neuron(psp_persistence))
         assert (y == expected).all()
         for gradient in torch.autograd.grad(y.sum(), (x, weight, bias)):
             assert not gradient.any()
@@ -54,7 +56,7 @@ def test_saturated_and_silent_neurons_have_no_gradient(kind, psp_persistence):
 @PERSISTENCES
 def test_silent_inputs_have_no_gradient_where_there_is_a_mask(kind, psp_persistence):
     x, weight, bias = arguments(kind)
-    (grad_x,) = torch.autograd.grad(apply(kind, x, weight, bias, psp_persistence=psp_persistence).sum(), (x,))
+    (grad_x,) = torch.autograd.grad(apply(kind, x, weight, bias, neuron=Neuron(psp_persistence)).sum(), (x,))
     assert grad_x[x > 0].any()
     assert bool(grad_x[x == 0].any()) == (psp_persistence == 0)
 
@@ -64,7 +66,7 @@ def test_silent_inputs_have_no_gradient_where_there_is_a_mask(kind, psp_persiste
 def test_two_phase_neurons_are_clamped_convolutions_bit_for_bit(kind, has_bias):
     """Where the contraction is a convolution; products over columns sum in another order."""
     x, weight, bias = arguments(kind, has_bias)
-    ours = apply(kind, x, weight, bias, psp_persistence=0.0)
+    ours = apply(kind, x, weight, bias, neuron=Neuron(0.0))
     if kind == "linear":
         potential = F.linear(x, weight, bias)
     else:
@@ -84,7 +86,7 @@ def test_maps_and_their_gradients_are_channels_last(psp_persistence, side, chann
     for layout in (torch.channels_last, torch.contiguous_format):
         x = activations(2, channels, side, side).contiguous(memory_format=layout).requires_grad_()
         weight = weights(3, channels, 3, 3).contiguous(memory_format=layout).requires_grad_()
-        y = dft_conv2d(x, weight, padding=1, psp_persistence=psp_persistence)
+        y = dft_conv2d(x, weight, padding=1, neuron=Neuron(psp_persistence))
         assert y.is_contiguous(memory_format=torch.channels_last)
         for gradient in torch.autograd.grad(y.sum(), (x, weight)):
             assert gradient.is_contiguous(memory_format=torch.channels_last)
@@ -95,7 +97,7 @@ def test_maps_and_their_gradients_are_channels_last(psp_persistence, side, chann
 def test_strides_do_not_matter(kind, psp_persistence):
     x, weight, bias = arguments(kind)
     assert bias is not None
-    options = {"psp_persistence": psp_persistence}
+    options = {"neuron": Neuron(psp_persistence)}
 
     def results(x, weight, bias, grad_of):
         y = apply(kind, x, weight, bias, **options)
@@ -123,7 +125,7 @@ def test_inputs_are_never_written_to(kind, psp_persistence):
     tensors = [t.requires_grad_(False) for t in arguments(kind) if t is not None]
     copies = [t.clone() for t in tensors]
     x, weight, bias = (t.requires_grad_() for t in tensors)
-    y = apply(kind, x, weight, bias, psp_persistence=psp_persistence)
+    y = apply(kind, x, weight, bias, neuron=Neuron(psp_persistence))
     before, grad = y.clone(), torch.randn_like(y)
     grad_before = grad.clone()
     first = torch.autograd.grad(y, (x, weight, bias), grad, retain_graph=True)
@@ -138,11 +140,11 @@ def test_gradients_come_in_any_combination(kind, psp_persistence):
     x, weight, bias = arguments(kind)
     assert bias is not None
     complete = torch.autograd.grad(
-        apply(kind, x, weight, bias, psp_persistence=psp_persistence).sum(), (x, weight, bias)
+        apply(kind, x, weight, bias, neuron=Neuron(psp_persistence)).sum(), (x, weight, bias)
     )
     for chosen in ((0,), (1,), (2,), (0, 2)):
         parts = [t.detach().requires_grad_(i in chosen) for i, t in enumerate((x, weight, bias))]
-        y = apply(kind, *parts, psp_persistence=psp_persistence)
+        y = apply(kind, *parts, neuron=Neuron(psp_persistence))
         gradients = torch.autograd.grad(y.sum(), [parts[i] for i in chosen])
         for i, gradient in zip(chosen, gradients, strict=True):
             assert torch.equal(gradient, complete[i])
@@ -152,17 +154,17 @@ def test_gradients_come_in_any_combination(kind, psp_persistence):
 @PERSISTENCES
 def test_inference_equals_training(kind, psp_persistence):
     x, weight, bias = arguments(kind)
-    y = apply(kind, x, weight, bias, psp_persistence=psp_persistence)
+    y = apply(kind, x, weight, bias, neuron=Neuron(psp_persistence))
     with torch.inference_mode():
-        assert torch.equal(apply(kind, x, weight, bias, psp_persistence=psp_persistence), y)
-    assert not apply(kind, x.detach(), weight.detach(), None, psp_persistence=psp_persistence).requires_grad
+        assert torch.equal(apply(kind, x, weight, bias, neuron=Neuron(psp_persistence)), y)
+    assert not apply(kind, x.detach(), weight.detach(), None, neuron=Neuron(psp_persistence)).requires_grad
 
 
 @PERSISTENCES
 def test_empty_batch(psp_persistence):
     x = torch.empty(0, 4, 6, 6, requires_grad=True)
     weight, bias = weights(3, 4, 3, 3).requires_grad_(), torch.zeros(3, requires_grad=True)
-    y = dft_conv2d(x, weight, bias, psp_persistence=psp_persistence)
+    y = dft_conv2d(x, weight, bias, neuron=Neuron(psp_persistence))
     assert y.shape == (0, 3, 4, 4)
     gradients = torch.autograd.grad(y.sum(), (x, weight, bias))
     assert [tuple(g.shape) for g in gradients] == [(0, 4, 6, 6), (3, 4, 3, 3), (3,)]
@@ -173,7 +175,7 @@ def test_empty_batch(psp_persistence):
 @PERSISTENCES
 def test_second_derivatives_are_refused(kind, psp_persistence):
     x, weight, bias = arguments(kind)
-    y = apply(kind, x, weight, bias, psp_persistence=psp_persistence)
+    y = apply(kind, x, weight, bias, neuron=Neuron(psp_persistence))
     (grad_x,) = torch.autograd.grad(y.sum(), (x,), create_graph=True)
     with pytest.raises(RuntimeError, match=f"dft_{kind}_backward.* no autograd formula was registered"):
         grad_x.sum().backward()
@@ -187,7 +189,7 @@ def test_nan_reaches_every_result_that_depends_on_it(kind, psp_persistence):
     x = x.detach()
     x[0] = float("nan")
     tensors = (x.requires_grad_(), weight, bias)
-    y = apply(kind, *tensors, psp_persistence=psp_persistence)
+    y = apply(kind, *tensors, neuron=Neuron(psp_persistence))
     assert y[0].isnan().all()
     assert y[1:].isfinite().all()
     grad_x, grad_weight, grad_bias = torch.autograd.grad(y, tensors, torch.ones_like(y))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.kernels.common import activations, weights
-from ttfs_kernels import dft_conv2d, dft_linear
+from ttfs_kernels import Neuron, dft_conv2d, dft_linear
 from ttfs_kernels.reference import compose_conv2d, compose_linear
 
 
@@ -24,9 +24,8 @@ def test_composition_agrees_with_operator(kind, has_bias, psp_persistence):
     weight = weights(*weight_shape, dtype=torch.float64).requires_grad_()
     bias = (torch.randn(6, dtype=torch.float64) / 2).requires_grad_() if has_bias else None
     wanted = (x, weight) if bias is None else (x, weight, bias)
-    options |= {"psp_persistence": psp_persistence}
-    ours = operator(x, weight, bias, derivative_clip=None, **options)
-    theirs = composition(x, weight, bias, **options)
+    ours = operator(x, weight, bias, neuron=Neuron(psp_persistence, None), **options)
+    theirs = composition(x, weight, bias, psp_persistence=psp_persistence, **options)
     torch.testing.assert_close(ours, theirs)
     grad = torch.randn_like(ours)
     grad_x, *parameters = torch.autograd.grad(ours, wanted, grad)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ttfs_kernels import rule
+from ttfs_kernels import Neuron, rule
 from ttfs_kernels.rule import fire, fire_
 
 
@@ -86,11 +86,11 @@ def test_fire_in_place_equals_fire(monkeypatch, block, dtype, has_bias):
     A, W = potentials.to(precise)
     activations, gains = fire(A if bias is None else A + bias, W)
     derivatives = potentials.clone()
-    in_place = fire_(derivatives, bias, math.inf, 0.0, with_derivatives=True)
+    in_place = fire_(derivatives, bias, Neuron(derivative_clip=None), with_derivatives=True)
     assert torch.equal(in_place, activations.to(dtype))
     assert torch.equal(derivatives[0], gains.to(dtype))
     torch.testing.assert_close(derivatives[1], ((1 - activations) * gains).to(dtype))
-    assert torch.equal(fire_(potentials.clone(), bias, 11.0, 0.0, with_derivatives=False), in_place)
+    assert torch.equal(fire_(potentials.clone(), bias, Neuron(), with_derivatives=False), in_place)
 
 
 def test_fire_in_place_bounds_each_derivative():
@@ -98,14 +98,14 @@ def test_fire_in_place_bounds_each_derivative():
     A, W = torch.tensor([[0.875]]), torch.tensor([[-0.75]])
     a, gain = fire(A, W)
     assert (a.item(), gain.item()) == (0.5, 4.0)
-    for bound, expected in ((math.inf, (4.0, 2.0)), (3.0, (3.0, 2.0)), (1.0, (1.0, 1.0))):
+    for bound, expected in ((None, (4.0, 2.0)), (3.0, (3.0, 2.0)), (1.0, (1.0, 1.0))):
         derivatives = torch.stack([A, W])
-        fire_(derivatives, None, bound, 0.0, with_derivatives=True)
+        fire_(derivatives, None, Neuron(derivative_clip=bound), with_derivatives=True)
         assert tuple(derivatives.flatten().tolist()) == expected
 
 
 def test_fire_in_place_without_neurons():
-    assert fire_(torch.empty(2, 0, 3), None, 11.0, 0.0, with_derivatives=True).shape == (0, 3)
+    assert fire_(torch.empty(2, 0, 3), None, Neuron(), with_derivatives=True).shape == (0, 3)
 
 
 INFINITE = (math.inf, 1e38, 2.0)
@@ -120,7 +120,7 @@ def test_neurons_above_the_threshold_fire_at_once_however_large_their_potentials
     assert (activations == 1).all()
     assert (gains == 0).all()
     derivatives = torch.stack([A, W])[:, None]
-    assert (fire_(derivatives, None, 11.0, surrogate_width, with_derivatives=True) == 1).all()
+    assert (fire_(derivatives, None, Neuron(surrogate_width=surrogate_width), with_derivatives=True) == 1).all()
     assert (derivatives == 0).all()
 
 
@@ -133,5 +133,5 @@ def test_nan_potentials_are_never_hidden(dtype, surrogate_width, derivative_clip
     A, W = torch.tensor([*pairs, (-math.inf, math.inf)]).to(dtype).t()
     assert all(values.isnan().all() for values in fire(A, W))
     derivatives = torch.stack([A, W])[:, None]
-    assert fire_(derivatives, None, derivative_clip, surrogate_width, with_derivatives=True).isnan().all()
+    assert fire_(derivatives, None, Neuron(1.0, derivative_clip, surrogate_width), with_derivatives=True).isnan().all()
     assert derivatives.isnan().all()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttfs_kernels import dft_conv2d, dft_linear
+from ttfs_kernels import Neuron, dft_conv2d, dft_linear
 from ttfs_kernels.rule import fire, silent_derivative, vanishing
 
 CONVOLUTION = {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "groups": 2}
@@ -39,11 +39,11 @@ def expected(x: Tensor, weight: Tensor, bias: Tensor, upstream: Tensor, sigma: f
     W = sigma * contract(mask, weight)
     with torch.no_grad():
         y, gain = fire(A, W)
-        near = silent_derivative(A, W, width)
+        near = silent_derivative(A, W, Neuron(surrogate_width=width))
         by_A, by_W = (gain + near).clamp_max(clip), ((1 - y) * gain + near).clamp_max(clip)
     total = (upstream * (by_A * A + by_W * W)).sum()
     by_x, by_mask, *others = torch.autograd.grad(total, (x, mask, weight, bias))
-    return [torch.where(x > 0, by_x, 0) + vanishing(x, width) * by_mask, *others]
+    return [torch.where(x > 0, by_x, 0) + vanishing(x, Neuron(surrogate_width=width)) * by_mask, *others]
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv2d"])
@@ -55,10 +55,9 @@ def test_gradients_are_those_of_the_formulas(kind, sigma, clip, width, backend):
         pytest.importorskip("triton")
     device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
     x, weight, bias = (t.to(device).detach().requires_grad_() for t in tensors(kind, torch.float32))
-    options = {"psp_persistence": sigma, "derivative_clip": clip, "surrogate_width": width, "backend": backend}
-    y = apply(x, weight, bias, **options)
+    y = apply(x, weight, bias, neuron=Neuron(sigma, clip, width), backend=backend)
     # The surrogate changes what is learned, not what is computed.
-    assert torch.equal(y, apply(x, weight, bias, **options | {"surrogate_width": 0.0}))
+    assert torch.equal(y, apply(x, weight, bias, neuron=Neuron(sigma, clip), backend=backend))
     upstream = torch.randn_like(y)
     gradients = torch.autograd.grad(y, (x, weight, bias), upstream)
     formulas = expected(x, weight, bias, upstream, sigma, clip or float("inf"), width)
@@ -71,11 +70,14 @@ def test_silent_derivative_by_hand():
     W = torch.tensor([0.1, 0.1, 0.1, -0.8, -3.0, -0.3, -3.0], dtype=torch.float64)
     # short by 0.1 · at δ · fires · short by 0.4, gain bounded · saturated · short by 0.4 · falls away
     values = [0.8 / 1.1, 0.0, 0.0, 0.2 * 2, 0.0, 0.2 / 0.7, 0.0]
-    torch.testing.assert_close(silent_derivative(A, W, 0.5), torch.tensor(values, dtype=torch.float64))
+    torch.testing.assert_close(
+        silent_derivative(A, W, Neuron(surrogate_width=0.5)), torch.tensor(values, dtype=torch.float64)
+    )
 
 
 def test_vanishing_by_hand():
-    torch.testing.assert_close(vanishing(torch.tensor([0.0, 0.1, 0.5, 0.9]), 0.5), torch.tensor([1.0, 0.8, 0.0, 0.0]))
+    shares = vanishing(torch.tensor([0.0, 0.1, 0.5, 0.9]), Neuron(surrogate_width=0.5))
+    torch.testing.assert_close(shares, torch.tensor([1.0, 0.8, 0.0, 0.0]))
 
 
 @pytest.mark.parametrize("function", [dft_linear, dft_conv2d])
@@ -84,7 +86,7 @@ def test_a_silent_layer_learns_only_with_a_surrogate(function):
     weight = torch.zeros(2, 3, *x.shape[2:][:1], *x.shape[2:][:1], requires_grad=True)
     bias = torch.tensor([-0.1, -0.9])
     for width, learns in ((0.0, [False, False]), (0.5, [True, False])):
-        y = function(x, weight, bias, surrogate_width=width)
+        y = function(x, weight, bias, neuron=Neuron(surrogate_width=width))
         (gradient,) = torch.autograd.grad(y.sum(), weight)
         assert not y.any()
         assert [bool(channel.any()) for channel in gradient] == learns
@@ -95,7 +97,7 @@ def test_two_phase_neurons_have_no_surrogate(kind):
     x, weight, bias = tensors(kind, torch.float32)
     gradients = []
     for width in (0.0, 0.5):
-        y = apply(x, weight, bias, psp_persistence=0.0, surrogate_width=width)
+        y = apply(x, weight, bias, neuron=Neuron(0.0, surrogate_width=width))
         gradients.append(torch.autograd.grad(y.sum(), (x, weight, bias)))
     for exact, surrogate in zip(*gradients, strict=True):
         assert torch.equal(exact, surrogate)

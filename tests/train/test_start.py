@@ -9,8 +9,8 @@ import torch
 from tests.convert import sources
 from tests.convert.sources import randomised
 from ttfs_triton.convert import convert
-from ttfs_triton.hub import BaseModel, ModelDescription
-from ttfs_triton.hub.weights import read_weights, write_weights
+from ttfs_triton.model import BaseModel, ModelDescription
+from ttfs_triton.model.weights import read_weights, write_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError
 from ttfs_triton.train.start import load_weights

@@ -13,12 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ttfs_triton.convert.errors import ConversionError
-from ttfs_triton.convert.folded import FoldedANN
-from ttfs_triton.convert.layers import FoldedLayer, fold_layers
+from ttfs_triton.convert.clean import ConversionError
+from ttfs_triton.convert.fold import FoldedANN, FoldedLayer, fold_layers
 from ttfs_triton.convert.layouts import Layout, check_layers, describe, is_own, own_layout, unused_keys
-from ttfs_triton.convert.report import ConversionReport
-from ttfs_triton.convert.reporting import make_report
+from ttfs_triton.convert.report import ConversionReport, make_report
 from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.convert.vgg import vgg_layout
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification
@@ -99,6 +97,19 @@ def convert(
         ConversionError: names or shapes are of no known network or do not fit together; another number of classes
             without `replace_head`; options that exclude each other.
         ValueError: a value out of range, see `NetworkConfig`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from torch import nn
+        >>> features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        >>> vgg = nn.ModuleDict({"features": features, "classifier": nn.Linear(4 * 4 * 4, 10)})  # of 8×8 images
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save(vgg.state_dict(), f"{folder}/vgg.pth")
+        ...     converted = convert(f"{folder}/vgg.pth", psp_persistence=0.25)
+        >>> converted.network.config.specification, converted.report.layout, converted.needs_calibration
+        ('4C3-P2', 'kuangliu/pytorch-cifar', True)
+        >>> converted.network(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 10])
     """
     weights = source if isinstance(source, Weights) else open_weights(source, sha256=sha256)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size

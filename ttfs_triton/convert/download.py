@@ -7,9 +7,9 @@ from pathlib import Path
 
 import huggingface_hub
 
-from ttfs_triton.convert.errors import WeightsError
-from ttfs_triton.hub import HubError
-from ttfs_triton.hub.client import download, hub_errors
+from ttfs_triton.convert.clean import WeightsError
+from ttfs_triton.model.description import CONFIG
+from ttfs_triton.model.download import HubError, download, hub_errors
 
 
 @dataclass(frozen=True)
@@ -84,4 +84,4 @@ def _found(folder: Path, file: str, name: str, repository: str) -> FoundFile:
 
 
 def _config_beside(file: str) -> str:
-    return f"{file.rpartition('/')[0]}/config.json".removeprefix("/")
+    return f"{file.rpartition('/')[0]}/{CONFIG}".removeprefix("/")

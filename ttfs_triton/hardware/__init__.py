@@ -13,17 +13,6 @@ from ttfs_triton.hardware.energy.memory import Memory
 from ttfs_triton.hardware.energy.power import power_uw
 from ttfs_triton.hardware.energy.prices import Price, Range
 from ttfs_triton.hardware.energy.report import Report, Term
-from ttfs_triton.hardware.energy.report_plots import draw_accuracy, draw_chips, draw_layers, draw_sensitivity
-from ttfs_triton.hardware.energy.report_tables import (
-    chips_table,
-    comparison_table,
-    csv_rows,
-    format_energy,
-    print_report,
-    report_table,
-    sensitivity_table,
-    write_csv,
-)
 from ttfs_triton.hardware.energy.run_options import RunOptions
 from ttfs_triton.hardware.energy.sensitivity import Swing, sensitivity
 from ttfs_triton.hardware.simulation.event_driven import event_driven
@@ -31,7 +20,6 @@ from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSet
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.hardware.simulation.stages import Stage, network_stages
 from ttfs_triton.hardware.simulation.sweep import Sweep, SweepRow, sweep
-from ttfs_triton.hardware.simulation.sweep_plot import draw_sweep
 
 __all__ = [
     "PUBLISHED",
@@ -59,32 +47,19 @@ __all__ = [
     "available_chips",
     "break_even_firing_share",
     "break_even_rate",
-    "chips_table",
     "compare",
-    "comparison_table",
     "count",
     "counting",
-    "csv_rows",
     "dense_ann",
-    "draw_accuracy",
-    "draw_chips",
-    "draw_layers",
-    "draw_sensitivity",
-    "draw_sweep",
     "estimate",
     "estimate_with",
     "event_driven",
-    "format_energy",
     "load_chip",
     "network_stages",
     "power_uw",
-    "print_report",
     "rate_coded",
-    "report_table",
     "sensitivity",
-    "sensitivity_table",
     "simulate",
     "sweep",
-    "write_csv",
     "zero_skipping_ann",
 ]

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from huggingface_hub import HfApi, constants, get_token
 
-from ttfs_triton.hub.client import REPOSITORY, hub_errors
-from ttfs_triton.hub.errors import HubError
-
-
-def check_target(repo_id: str, *, private: bool = True, token: str | None = None) -> None:
-    """Make sure that a model can be published: `check_account`, then `open_repository`."""
-    check_account(repo_id, token=token)
-    open_repository(repo_id, private=private, token=token)
+from ttfs_triton.model.download import REPOSITORY, HubError, hub_errors
 
 
 def check_account(repo_id: str, *, token: str | None = None) -> None:

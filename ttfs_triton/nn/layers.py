@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ttfs_kernels import dft_conv2d, dft_linear
+from ttfs_kernels import Neuron, dft_conv2d, dft_linear
 from ttfs_triton.nn.weighted import Size, WeightedConv2d, WeightedLinear
 
 
@@ -79,9 +79,7 @@ class DFTConv2d(WeightedConv2d):
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
-            psp_persistence=self.psp_persistence,
-            derivative_clip=self.derivative_clip,
-            surrogate_width=self.surrogate_width,
+            neuron=Neuron(self.psp_persistence, self.derivative_clip, self.surrogate_width),
             backend=self.backend,
         )
         return self.record(activations)
@@ -142,9 +140,7 @@ class DFTLinear(WeightedLinear):
             x,
             weight,
             self.bias,
-            psp_persistence=self.psp_persistence,
-            derivative_clip=self.derivative_clip,
-            surrogate_width=self.surrogate_width,
+            neuron=Neuron(self.psp_persistence, self.derivative_clip, self.surrogate_width),
             backend=self.backend,
         )
         return self.record(activations)

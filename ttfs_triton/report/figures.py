@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.report import Report
-from ttfs_triton.hardware.energy.report_plots import COLOURS
-from ttfs_triton.hardware.energy.report_tables import format_energy
 from ttfs_triton.hardware.simulation.sweep import Sweep, bits_label
-from ttfs_triton.hardware.simulation.sweep_plot import LINES
+from ttfs_triton.report.energy_plots import COLOURS
+from ttfs_triton.report.energy_tables import format_energy
 from ttfs_triton.report.raster import LayerSpikes
+from ttfs_triton.report.sweep_plot import LINES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ from ttfs_triton.hardware.counts.counts import Counts, LayerCounts
 from ttfs_triton.hardware.energy.compare import Comparison
 from ttfs_triton.hardware.energy.prices import Range, Status, weakest
 from ttfs_triton.hardware.energy.report import Report
-from ttfs_triton.hardware.energy.report_tables import format_energy, format_range
 from ttfs_triton.hardware.simulation.simulation import Simulation
 from ttfs_triton.hardware.simulation.sweep import Sweep, SweepRow, bits_label
+from ttfs_triton.report.energy_tables import format_energy, format_range
 from ttfs_triton.wording import number, percent, ratio, small_percent
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.report import Report
-from ttfs_triton.hardware.energy.report_tables import format_energy
 from ttfs_triton.report import figures, tables
 from ttfs_triton.report.data import ReportData, Sample
+from ttfs_triton.report.energy_tables import format_energy
 from ttfs_triton.wording import interval, number, percent, small_percent
 
 READOUTS = {

@@ -8,30 +8,13 @@ One process, several, and a resumed run see the same images.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ttfs_triton.data.pixels import to_float
+from ttfs_triton.scoring.batches import Batch, IndexedImages, check_rank, indexed_loader
 from ttfs_triton.train.augment import Augmentation
-
-Batch = tuple[Tensor, Tensor]
-
-
-class IndexedImages(Protocol):
-    """What batches are made from (`ttfs_triton.data.images.ImageData`)."""
-
-    @property
-    def labels(self) -> Tensor:
-        """[N], int64."""
-        ...
-
-    def images_at(self, indices: Tensor) -> Tensor:
-        """[b, C, height, width], uint8."""
-        ...
 
 
 class EpochBatches(Dataset[Batch]):
@@ -67,7 +50,7 @@ class EpochBatches(Dataset[Batch]):
         accumulation: int = 1,
         augmentation: Augmentation | None = None,
     ) -> None:
-        _check_rank("EpochBatches", rank, world_size)
+        check_rank("EpochBatches", rank, world_size)
         if batch_size < 1 or batch_size % (world_size * accumulation):
             raise ValueError(
                 f"EpochBatches: batch_size must be a multiple of processes times accumulation steps; got {batch_size} "
@@ -109,51 +92,6 @@ class EpochBatches(Dataset[Batch]):
         return self.augmentation.apply(images, parameters[rows]), self.data.labels[chosen]
 
 
-class EvaluationBatches(Dataset[Batch]):
-    """This process's share of the images, each exactly once over all processes, in order.
-
-    Args:
-        data: images and labels.
-        indices: [n], int64, the images to score; None: all.
-        batch_size: images in a batch of this process; the last one may be smaller.
-        rank: number of this process.
-        world_size: number of processes. Shares differ by at most one image, and may be empty.
-    Raises:
-        ValueError: batch_size is not positive, or rank and world_size do not fit.
-    """
-
-    def __init__(
-        self, data: IndexedImages, indices: Tensor | None, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        _check_rank("EvaluationBatches", rank, world_size)
-        if batch_size < 1:
-            raise ValueError(f"EvaluationBatches: batch_size must be at least 1; got {batch_size}. Raise it.")
-        chosen = torch.arange(len(data.labels)) if indices is None else indices
-        n = len(chosen)
-        self.data, self.batch_size = data, batch_size
-        self.indices = chosen[n * rank // world_size : n * (rank + 1) // world_size]
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __getitem__(self, index: int) -> Batch:
-        """Images [b, C, height, width], float32 in [0, 1], and labels [b], int64."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"EvaluationBatches: index must be in 0 to {len(self) - 1}; got {index}.")
-        chosen = self.indices[index * self.batch_size :][: self.batch_size]
-        return to_float(self.data.images_at(chosen)), self.data.labels[chosen]
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (self[index] for index in range(len(self)))
-
-
-def evaluation_batches(
-    data: IndexedImages, indices: Tensor | None, batch_size: int, rank: int = 0, world_size: int = 1
-) -> EvaluationBatches:
-    """This process's share of the images as batches; see `EvaluationBatches`."""
-    return EvaluationBatches(data, indices, batch_size, rank, world_size)
-
-
 def train_loader(
     batches: EpochBatches, start_step: int = 0, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Batch]:
@@ -170,30 +108,7 @@ def train_loader(
     if not 0 <= start_step <= batches.steps:
         raise ValueError(f"train_loader: start_step must be in 0 to {batches.steps}; got {start_step}. Lower it.")
     first = start_step * batches.accumulation
-    return _loader(batches, range(first, len(batches)), num_workers, pin_memory)
-
-
-def evaluation_loader(batches: EvaluationBatches, num_workers: int = 0, pin_memory: bool = False) -> DataLoader[Batch]:
-    """The batches of `evaluation_batches`, built by worker processes; see `train_loader`."""
-    return _loader(batches, range(len(batches)), num_workers, pin_memory)
-
-
-def _loader(batches: Dataset[Batch], order: range, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
-    # Its own generator: otherwise every epoch would take a number from the global one, and a resumed run another.
-    generator = torch.Generator().manual_seed(0)
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=order,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        generator=generator,
-    )
-
-
-def _check_rank(function: str, rank: int, world_size: int) -> None:
-    if not 0 <= rank < world_size:
-        raise ValueError(f"{function}: rank must be in 0 to world_size - 1; got {rank} of {world_size}.")
+    return indexed_loader(batches, range(first, len(batches)), num_workers, pin_memory)
 
 
 def _generator(*key: object) -> torch.Generator:

@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ttfs_triton.nn import LayerStatistics
+from ttfs_triton.scoring import layer_table
 
 
 class Display:
@@ -69,44 +69,3 @@ class Display:
             f"{summary['images_per_second']:.0f} images/s",
         ]
         self.say("\n".join(lines))
-
-
-def layer_table(layers: Sequence[LayerStatistics]) -> Table:
-    """A row for each layer: neurons, spikes a sample, and what share of the neurons does what."""
-    table = Table("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for layer in layers:
-        table.add_row(
-            layer.name,
-            f"{layer.neurons:,}",
-            f"{layer.active / max(1, layer.samples):,.1f}",
-            *(
-                f"{share:.2%}"
-                for share in (
-                    layer.active_fraction,
-                    layer.saturated_fraction,
-                    layer.silent_fraction,
-                    layer.never_active_fraction,
-                )
-            ),
-        )
-    return table
-
-
-def layer_rows(layers: Sequence[LayerStatistics]) -> list[dict[str, Any]]:
-    """The same figures as JSON values: counts summed over the samples."""
-    return [
-        {
-            "name": layer.name,
-            "neurons": layer.neurons,
-            "samples": layer.samples,
-            "spikes": layer.active,
-            "saturated": layer.saturated,
-            "silent": layer.silent,
-            "never_active": layer.never_active,
-            "sparsity": layer.active_fraction,
-            "output": layer.output,
-        }
-        for layer in layers
-    ]

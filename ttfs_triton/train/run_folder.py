@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from ttfs_triton.atomic import write_json, write_text
-from ttfs_triton.hub import ModelDescription
-from ttfs_triton.hub.weights import write_weights
+from ttfs_triton.model import ModelDescription
+from ttfs_triton.model.weights import write_weights
 from ttfs_triton.train.checkpoint import clean_partial
 from ttfs_triton.train.config import TrainConfig
 

@@ -13,12 +13,11 @@ from ttfs_triton.convert import (
     Converted,
     Weights,
     WeightsError,
-    calibrate,
+    calibrate_converted,
     convert,
-    fit_range,
     open_weights,
 )
-from ttfs_triton.hub import BaseModel
+from ttfs_triton.model import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, TTFSNetwork, parse_specification
 from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError
@@ -84,10 +83,7 @@ def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibra
     """The network brought as close to its ANN as initial potentials can."""
     if not converted.network.config.bias:
         raise ConversionError("bias must be True to calibrate; got False. Give --bias or --calibration-images 0.")
-    converted.network.to(images.device)
-    converted.ann.to(images.device)
-    converted = fit_range(converted, images)
-    return converted, calibrate(converted.network, converted.ann, images)
+    return calibrate_converted(converted, images)
 
 
 def _convert(target: NetworkConfig, weights: Weights) -> Converted:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import library, passes
 from ttfs_kernels.triton_backend.choice import Choice, choose
 from ttfs_kernels.triton_backend.launch import device_of, float32_precision
@@ -25,15 +26,14 @@ def linear_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    psp_persistence: float,
-    surrogate_width: float,
+    neuron: Neuron,
     with_gain: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     """(y [M, N], gain [M, N] or None) from x [M, K] and weight [N, K]."""
-    options = (psp_persistence, surrogate_width, with_gain, backend)
+    options = (neuron, with_gain, backend)
     key = ("linear", x.shape, weight.shape, *_kinds(x, bias), *options)
-    run = remembered(key, lambda: _forward(Problem.of_linear(x, weight, psp_persistence), x.device, *options))
+    run = remembered(key, lambda: _forward(Problem.of_linear(x, weight, neuron), x.device, *options))
     return run(x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous())
 
 
@@ -43,16 +43,14 @@ def linear_backward(
     y: Tensor,
     gain: Tensor | None,
     weight: Tensor,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Neuron,
     needs: Sequence[bool],
     backend: str,
 ) -> Gradients:
     """Gradients of x, weight and bias, None where not needed."""
-    options = (psp_persistence, derivative_clip, surrogate_width, tuple(needs), backend)
+    options = (neuron, tuple(needs), backend)
     key = ("linear backward", x.shape, weight.shape, *_kinds(x, grad), *options)
-    run = remembered(key, lambda: _backward(Problem.of_linear(x, weight, psp_persistence), x.device, *options))
+    run = remembered(key, lambda: _backward(Problem.of_linear(x, weight, neuron), x.device, *options))
     gain = None if gain is None else gain.contiguous()
     return run(grad.contiguous(), x.contiguous(), y.contiguous(), gain, weight.contiguous())
 
@@ -62,16 +60,15 @@ def conv2d_forward(
     weight: Tensor,
     bias: Tensor | None,
     geometry: Geometry,
-    psp_persistence: float,
-    surrogate_width: float,
+    neuron: Neuron,
     with_gain: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     """(y, gain or None), both [B, N, P, Q] channels-last, from x [B, C, H, W] and weight [N, C / groups, R, S]."""
-    options = (psp_persistence, surrogate_width, with_gain, backend)
+    options = (neuron, with_gain, backend)
     key = ("conv2d", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups)
     key += (*_kinds(x, bias), *options)
-    run = remembered(key, lambda: _forward(Problem.of_conv2d(x, weight, geometry, psp_persistence), x.device, *options))
+    run = remembered(key, lambda: _forward(Problem.of_conv2d(x, weight, geometry, neuron), x.device, *options))
     return run(_channels_last(x), _channels_last(weight), None if bias is None else bias.contiguous())
 
 
@@ -82,19 +79,15 @@ def conv2d_backward(
     gain: Tensor | None,
     weight: Tensor,
     geometry: Geometry,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Neuron,
     needs: Sequence[bool],
     backend: str,
 ) -> Gradients:
     """Gradients of x and weight, channels-last, and of the bias; None where not needed."""
-    options = (psp_persistence, derivative_clip, surrogate_width, tuple(needs), backend)
+    options = (neuron, tuple(needs), backend)
     key = ("conv2d backward", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups)
     key += (*_kinds(x, grad), *options)
-    run = remembered(
-        key, lambda: _backward(Problem.of_conv2d(x, weight, geometry, psp_persistence), x.device, *options)
-    )
+    run = remembered(key, lambda: _backward(Problem.of_conv2d(x, weight, geometry, neuron), x.device, *options))
     gain = None if gain is None else _channels_last(gain)
     return run(_channels_last(grad), _channels_last(x), _channels_last(y), gain, _channels_last(weight))
 
@@ -126,8 +119,7 @@ def _shaped(result: Tensor | None, like: Tensor) -> Tensor | None:
 def _forward(
     problem: Problem,
     device: torch.device,
-    psp_persistence: float,
-    surrogate_width: float,
+    neuron: Neuron,
     with_gain: bool,
     backend: str,
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -137,13 +129,13 @@ def _forward(
 
     def by_library(x: Tensor, weight: Tensor, bias: Tensor | None):
         operands = _rows(x), _rows(weight), bias
-        results = library.forward(problem, *operands, psp_persistence, with_gain, surrogate_width)
+        results = library.forward(problem, *operands, neuron, with_gain)
         return tuple(_shaped(result, x) for result in results)
 
     def plan(x: Tensor, weight: Tensor, bias: Tensor | None) -> Plan:
         assert choice.config is not None
         operands = _rows(x), _rows(weight), bias
-        options = psp_persistence, with_gain, choice.config, precision, chip, surrogate_width
+        options = neuron, with_gain, choice.config, precision, chip
         launches, results = passes.forward(problem, *operands, *options)
         return Plan(launches, tuple(_shaped(result, x) for result in results))
 
@@ -153,9 +145,7 @@ def _forward(
 def _backward(
     problem: Problem,
     device: torch.device,
-    psp_persistence: float,
-    derivative_clip: float,
-    surrogate_width: float,
+    neuron: Neuron,
     needs: tuple[bool, bool, bool],
     backend: str,
 ) -> Callable[..., Gradients]:
@@ -170,13 +160,13 @@ def _backward(
 
     def plan_local(grad: Tensor, y: Tensor, gain: Tensor | None) -> Plan:
         tensors = _rows(grad), _rows(y), None if gain is None else _rows(gain)
-        with_late = needs_weight or surrogate_width > 0
-        return passes.local_gradient(problem, *tensors, psp_persistence, derivative_clip, with_late, needs_bias)
+        with_late = needs_weight or neuron.has_surrogate
+        return passes.local_gradient(problem, *tensors, neuron, with_late, needs_bias)
 
     def plan_x(h: Tensor, late_h: Tensor | None, x: Tensor, weight: Tensor) -> Plan:
         config = configs["grad_x"]
         assert config is not None
-        plan = passes.grad_x(problem, h, _rows(x), _rows(weight), config, precision, late_h, surrogate_width)
+        plan = passes.grad_x(problem, h, _rows(x), _rows(weight), config, precision, late_h, neuron)
         return Plan(plan.launches, (_shaped(plan.outputs[0], x),))
 
     def plan_w(h: Tensor, late_h: Tensor | None, x: Tensor, weight: Tensor) -> Plan:
@@ -203,7 +193,7 @@ def _backward(
         assert h is not None
         grad_x = grad_w = None
         if needs_x and configs["grad_x"] is None:
-            grad_x = _shaped(library.grad_x(problem, h, _rows(x), _rows(weight), late_h, surrogate_width), x)
+            grad_x = _shaped(library.grad_x(problem, h, _rows(x), _rows(weight), late_h, neuron), x)
         elif needs_x:
             (grad_x,) = by_kernel_x(h, late_h, x, weight)
         if needs_weight and configs["grad_w"] is None:

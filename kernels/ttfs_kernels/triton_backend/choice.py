@@ -35,7 +35,10 @@ class Choice(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One measurement of a table: the best blocks of our kernel, its time and the library's in milliseconds."""
+    """One measurement of a table: the best blocks of our kernel, its time and the library's in milliseconds.
+
+    The library's time is inf, null in JSON, where its result was wrong.
+    """
 
     which: str
     problem: Problem
@@ -52,14 +55,15 @@ class Entry(NamedTuple):
             "precision": self.precision,
             "config": self.config.to_dict(),
             "triton_ms": self.triton_ms,
-            "library_ms": self.library_ms,
+            "library_ms": None if math.isinf(self.library_ms) else self.library_ms,
         }
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Entry:
         """The inverse of `to_dict`."""
         problem, config = Problem.from_dict(values["problem"]), Config.from_dict(values["config"])
-        times = float(values["triton_ms"]), float(values["library_ms"])
+        library_ms = values["library_ms"]
+        times = float(values["triton_ms"]), math.inf if library_ms is None else float(library_ms)
         return Entry(values["pass"], problem, values["precision"], config, *times)
 
 
@@ -77,7 +81,7 @@ def choose(which: str, problem: Problem, device: Device, precision: str, backend
         precision: of float32 products, "ieee" or "tf32".
         backend: "triton" (our kernel) or "auto".
     """
-    key = (which, problem, device, precision, backend)
+    key = (which, problem.of_pass(which), device, precision, backend)
     choice = _choices.get(key)
     if choice is None:
         choice = _choices[key] = _look_up(*key)
@@ -144,7 +148,17 @@ def use(device: Device, entries: list[Entry]) -> None:
 def distance(a: Problem, b: Problem) -> float:
     """How far two shapes are apart, in doublings, at most over their sizes; inf if they differ in kind."""
     kinds = [
-        (p.kernel, p.stride, p.padding, p.dilation, p.groups, p.dtype, p.with_slope, p.height == p.width == 1)
+        (
+            p.kernel,
+            p.stride,
+            p.padding,
+            p.dilation,
+            p.groups,
+            p.dtype,
+            p.with_slope,
+            p.surrogate,
+            p.height == p.width == 1,
+        )
         for p in (a, b)
     ]
     if kinds[0] != kinds[1]:

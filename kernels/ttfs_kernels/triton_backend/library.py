@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import vanishing
 from ttfs_kernels.triton_backend import gradient
 from ttfs_kernels.triton_backend.launch import Launch
@@ -23,12 +24,11 @@ def forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    psp_persistence: float,
+    neuron: Neuron,
     with_gain: bool,
-    surrogate_width: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """(y, gain): one contraction over [x; σ·mask], then the rule."""
-    operand = _stack_mask(x, psp_persistence) if problem.with_slope else x
+    operand = _stack_mask(x, neuron.psp_persistence) if problem.with_slope else x
     if problem.is_matrix_product:
         potentials = F.linear(operand.view(-1, problem.depth), weight.view(problem.out_channels, problem.depth))
     else:
@@ -46,11 +46,11 @@ def forward(
         "gain_ptr": gain,
         "size": y.numel(),
         "N": problem.out_channels,
-        "surrogate_width": float(surrogate_width),
+        "surrogate_width": float(neuron.surrogate_width),
         "HAS_BIAS": bias is not None,
         "WITH_SLOPE": problem.with_slope,
         "WITH_GAIN": gain is not None,
-        "SURROGATE": surrogate_width > 0 and gain is not None,
+        "SURROGATE": neuron.has_surrogate and gain is not None,
         "BLOCK": ELEMENTS,
     }
     _run(gradient.fire_potentials, y.numel(), arguments)
@@ -63,17 +63,17 @@ def grad_x(
     x: Tensor,
     weight: Tensor,
     late_h: Tensor | None = None,
-    surrogate_width: float = 0.0,
+    neuron: Neuron = Neuron(),
 ) -> Tensor:
     """The gradient of the activations, zero at silent inputs if σ > 0.
 
-    With `late_h` and a surrogate width: plus the gradient of the mask, both by one contraction.
+    With `late_h` and a surrogate: plus the gradient of the mask, both by one contraction.
     """
-    if late_h is not None and surrogate_width > 0:
+    if late_h is not None and neuron.has_surrogate:
         operand = torch.cat([x, x]) if not problem.is_matrix_product else x
         by_activation, by_mask = _by_inputs(problem, _both(h), operand, weight).view(2, *x.shape)
         by_activation = torch.ops.aten.threshold_backward(by_activation, x, 0)
-        return by_activation.addcmul_(by_mask, vanishing(x, surrogate_width))
+        return by_activation.addcmul_(by_mask, vanishing(x, neuron))
     result = _by_inputs(problem, h, x, weight).view(x.shape)
     return torch.ops.aten.threshold_backward(result, x, 0) if problem.with_slope else result
 

@@ -7,6 +7,7 @@ are queued, so that no waiting for Python is in them, and its caches are cold.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -18,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttfs_kernels.rule import fire
+from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.rule import fire, silent_derivative, vanishing
 from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Entry, forget, read_table
-from ttfs_kernels.triton_backend.configs import Config, candidates, default_config
+from ttfs_kernels.triton_backend.configs import Config, candidates
 from ttfs_kernels.triton_backend.formulation import triton_version
 from ttfs_kernels.triton_backend.launch import Device, device_of, float32_precision, unavailable
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
@@ -32,7 +34,8 @@ SILENT = 0.4  # share of silent inputs
 CHECKED = 8  # images of a batch that are compared with float64
 WARM_UP, REPEATS = 3, 20
 CACHE_BYTES = 1 << 28  # more than any GPU's second-level cache
-BUSY_CYCLES = 2_000_000  # about a millisecond: longer than queueing a call
+BUSY_CYCLES = 10_000_000  # five milliseconds or more: longer than queueing a backward pass
+SURROGATE_WIDTH = 0.5  # the recipes'
 # Relative error of a rounded result. Float32: sums of thousands of products; libraries also transform their operands.
 ROUNDING = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 2.0**-18}
 TF32_ROUNDING = 2.0**-10
@@ -159,6 +162,7 @@ def measure_entry(
     thorough: bool = True,
     time_ms: Timer = gpu_ms,
     report: Callable[[str], None] | None = None,
+    fault: Callable[[str], None] | None = None,
 ) -> Entry | None:
     """Time our kernel, in every candidate configuration or in the default one, and the library, on one pass.
 
@@ -170,10 +174,13 @@ def measure_entry(
         thorough: all candidate configurations, not the default one alone.
         time_ms: milliseconds of a call.
         report: gets one line that says what was found.
+        fault: gets one line for each result that must agree with float64 and does not: the library's, and that of our
+            kernel in its default configuration. The measurement goes on.
     Returns:
-        The fastest configuration with its time and the library's; None if no configuration both runs and agrees.
+        The fastest configuration with its time and the library's, inf if that is wrong; None if no configuration both
+        runs and agrees.
     Raises:
-        RuntimeError: the library's result disagrees with float64.
+        RuntimeError: a result that must agree does not, and `fault` is None; or the GPU itself failed.
     """
     from triton.errors import TritonError
 
@@ -187,18 +194,24 @@ def measure_entry(
         some = results if which == "grad_w" else tuple(result[images] for result in results)
         return all(compare(*pair, precision)[1] for pair in zip(some, expected, strict=True))
 
-    if not agrees(_library(which, problem, checked)()):
-        raise RuntimeError(
-            f"measure_entry: the library's {which} of {problem.to_dict()} must agree with float64; it does not. "
-            "Please report this with your versions of PyTorch and cuDNN."
+    def blame(who: str, advice: str) -> None:
+        message = (
+            f"measure_entry: {who} {which} of {problem.to_dict()} must run and agree with float64; it does not. "
+            f"Please report this with your versions of {advice}."
         )
-    library_ms = time_ms(_library(which, problem, operands))
+        if fault is None:
+            raise RuntimeError(message)
+        fault(message)
+
+    library_ms = math.inf
+    if agrees(_library(which, problem, checked)()):
+        library_ms = time_ms(_library(which, problem, operands))
+    else:
+        blame("the library's", "PyTorch and cuDNN")
     times: dict[Config, float] = {}
     failures: Counter[str] = Counter()
-    configs = [default_config(which, problem, this.chip, precision)]
-    if thorough:
-        configs = candidates(which, problem, this.chip, precision, triton_version())
-    for config in configs:
+    default, *others = candidates(which, problem, this.chip, precision, triton_version())
+    for config in (default, *others) if thorough else (default,):
         try:
             if agrees(_kernels(which, problem, checked, config, precision, this)()):
                 times[config] = time_ms(_kernels(which, problem, operands, config, precision, this))
@@ -208,6 +221,8 @@ def measure_entry(
             failures["cannot run"] += 1
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # raises if the GPU itself failed: nothing after that can be trusted
+    if default not in times:
+        blame("our kernel's", "the GPU, PyTorch and Triton")
     best = min(times, key=lambda config: times[config], default=None)
     if report is not None:
         report(_line(which, problem, precision, None if best is None else (best, times[best]), library_ms, failures))
@@ -221,6 +236,7 @@ def tune(
     device: torch.device | None = None,
     timer: Timer | None = None,
     report: Callable[[str], None] | None = None,
+    fault: Callable[[str], None] | None = None,
 ) -> list[Entry]:
     """Measure every pass of every layer that a table lacks, and write the table after each, so that none is lost.
 
@@ -232,10 +248,11 @@ def tune(
         device: default: the current GPU.
         timer: milliseconds of a call. Default: `gpu_ms`.
         report: gets one line a measurement.
+        fault: gets one line for each result that is wrong, see `measure_entry`.
     Returns:
         All entries of the table, the old ones first.
     Raises:
-        RuntimeError: Triton kernels cannot run on the device.
+        RuntimeError: Triton kernels cannot run on the device; or as `measure_entry`.
         ValueError: `path` is another kind of file.
     """
     if device is None:
@@ -245,8 +262,8 @@ def tune(
         reason = unavailable(device, problem.dtype)
         if reason is not None:
             raise RuntimeError(f"tune: device must be able to run Triton kernels; {reason}. Nothing was measured.")
-    wanted = [(which, problem, _precision(problem)) for problem in problems for which in PASSES]
-    return complete(path, wanted, device, timer=timer, report=report)
+    wanted = [(which, problem.of_pass(which), _precision(problem)) for problem in problems for which in PASSES]
+    return complete(path, wanted, device, timer=timer, report=report, fault=fault)
 
 
 def complete(
@@ -257,14 +274,15 @@ def complete(
     thorough: bool = True,
     timer: Timer | None = None,
     report: Callable[[str], None] | None = None,
+    fault: Callable[[str], None] | None = None,
 ) -> list[Entry]:
     """As `tune`, for some passes: (pass, layer, precision) each, PyTorch being set to that precision."""
     entries = {(entry.which, entry.problem, entry.precision): entry for entry in read_table(path)}
     for which, problem, precision in wanted:
         if (which, problem, precision) in entries:
             continue
-        time_ms = timer or gpu_ms
-        entry = measure_entry(which, problem, device, precision, thorough=thorough, time_ms=time_ms, report=report)
+        options = {"thorough": thorough, "time_ms": timer or gpu_ms, "report": report, "fault": fault}
+        entry = measure_entry(which, problem, device, precision, **options)
         if entry is not None:
             entries[which, problem, precision] = entry
             write_table(path, entries.values(), device_of(device))
@@ -309,13 +327,20 @@ def _expected(which: str, problem: Problem, operands: Operands, images: Tensor) 
             return (_rows(A.clamp(0, 1)),)
         W = F.conv2d(mask, weight, None, *problem.geometry)
         y, gain = fire(A, W)
+        if problem.surrogate:
+            gain = gain + silent_derivative(A, W, _neuron(problem))
         # The gain jumps where a neuron just fires, or just fires at once.
         at_border = ((A + W).abs() < BORDER) | ((A - 1).abs() < BORDER)
         return _rows(y), _rows(gain.masked_fill(at_border, torch.nan))
     h = _maps(operands.h[images])
     if which == "grad_x":
         grad = _gradients(problem, h, x, weight)[0]
-        return (_rows(grad * mask if problem.with_slope else grad),)
+        if problem.with_slope:
+            grad = grad * mask
+        if problem.surrogate and operands.late_h is not None:
+            by_mask = _gradients(problem, _maps(operands.late_h[images]), x, weight)[0]
+            grad = grad + by_mask * vanishing(x, _neuron(problem))
+        return (_rows(grad),)
     grad = _gradients(problem, h, x, weight)[1]
     if operands.late_h is not None:
         grad = grad + _gradients(problem, _maps(operands.late_h[images]), mask, weight)[1]
@@ -337,15 +362,19 @@ def _gradients(problem: Problem, h: Tensor, x: Tensor, weight: Tensor) -> Sequen
     )
 
 
+def _neuron(problem: Problem) -> Neuron:
+    return Neuron(float(problem.with_slope), surrogate_width=SURROGATE_WIDTH if problem.surrogate else 0.0)
+
+
 def _library(which: str, problem: Problem, operands: Operands) -> Callable[[], Results]:
     from ttfs_kernels.triton_backend import library
 
     x, weight, h = operands.x, operands.weight, operands.h
+    neuron = _neuron(problem)
     if which == "forward":
-        persistence = float(problem.with_slope)
-        return lambda: _present(library.forward(problem, x, weight, operands.bias, persistence, True))
+        return lambda: _present(library.forward(problem, x, weight, operands.bias, neuron, True))
     if which == "grad_x":
-        return lambda: (library.grad_x(problem, h, x, weight),)
+        return lambda: (library.grad_x(problem, h, x, weight, operands.late_h, neuron),)
     return lambda: (library.grad_w(problem, h, operands.late_h, x, weight).view(weight.shape),)
 
 
@@ -356,11 +385,11 @@ def _kernels(
     from ttfs_kernels.triton_backend import passes
 
     x, weight, h = operands.x, operands.weight, operands.h
+    neuron = _neuron(problem)
     if which == "forward":
-        persistence, chip = float(problem.with_slope), device.chip
-        plan = passes.forward(problem, x, weight, operands.bias, persistence, True, config, precision, chip)
+        plan = passes.forward(problem, x, weight, operands.bias, neuron, True, config, precision, device.chip)
     elif which == "grad_x":
-        plan = passes.grad_x(problem, h, x, weight, config, precision)
+        plan = passes.grad_x(problem, h, x, weight, config, precision, operands.late_h, neuron)
     else:
         plan = passes.grad_w(problem, h, operands.late_h, x, config, precision, device)
     return lambda: _present(plan.run())
@@ -388,4 +417,7 @@ def _line(
         blocks = f"{config.block_m}×{config.block_n}×{config.block_k}"
         ours = f"{time_ms:.4f} ms ({blocks}, {config.num_warps} warps, {config.num_stages} stages)"
     left_out = "".join(f", {count} {kind}" for kind, count in failures.items())
-    return f"{which} {size}, batch {problem.batch}, {dtype}: ours {ours}, library {library_ms:.4f} ms{left_out}"
+    if problem.surrogate:
+        dtype += ", surrogate"
+    library = "wrong" if math.isinf(library_ms) else f"{library_ms:.4f} ms"
+    return f"{which} {size}, batch {problem.batch}, {dtype}: ours {ours}, library {library}{left_out}"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import gradient
 from ttfs_kernels.triton_backend.configs import FEW_CHANNELS, SMALLEST_BLOCK, Config
 from ttfs_kernels.triton_backend.conv_forward import conv2d_forward
@@ -47,12 +48,11 @@ def forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    psp_persistence: float,
+    neuron: Neuron,
     with_gain: bool,
     config: Config,
     precision: str,
     chip: Chip,
-    surrogate_width: float = 0.0,
 ) -> Plan:
     """(y, gain): activations, and ∂a/∂A if asked for (None for σ = 0, which needs none).
 
@@ -68,12 +68,12 @@ def forward(
         "bias_ptr": bias,
         "y_ptr": y,
         "gain_ptr": gain,
-        "persistence": float(psp_persistence),
-        "surrogate_width": float(surrogate_width),
+        "persistence": float(neuron.psp_persistence),
+        "surrogate_width": float(neuron.surrogate_width),
         "HAS_BIAS": bias is not None,
         "WITH_SLOPE": problem.with_slope,
         "WITH_GAIN": gain is not None,
-        "SURROGATE": surrogate_width > 0 and gain is not None,
+        "SURROGATE": neuron.has_surrogate and gain is not None,
         "WIDE": _wide(x, weight, y),
         "PRECISION": precision,
         "FORM": int(config.form),
@@ -96,8 +96,7 @@ def local_gradient(
     grad: Tensor,
     y: Tensor,
     gain: Tensor | None,
-    psp_persistence: float,
-    derivative_clip: float,
+    neuron: Neuron,
     with_late: bool,
     with_bias: bool,
 ) -> Plan:
@@ -125,8 +124,8 @@ def local_gradient(
             "M": rows,
             "N": channels,
             "rows_per_program": rows_per_program,
-            "persistence": float(psp_persistence),
-            "clip": float(derivative_clip),
+            "persistence": float(neuron.psp_persistence),
+            "clip": neuron.derivative_bound,
             "WITH_SLOPE": problem.with_slope,
             "WITH_BIAS": with_bias,
             "WITH_LATE": late_h is not None,
@@ -149,11 +148,11 @@ def grad_x(
     config: Config,
     precision: str,
     late_h: Tensor | None = None,
-    surrogate_width: float = 0.0,
+    neuron: Neuron = Neuron(),
 ) -> Plan:
     """(grad_x,): the gradient of the activations, zero at silent inputs if σ > 0.
 
-    With `late_h` and a surrogate width: plus the gradient of the mask.
+    With `late_h` and a surrogate: plus the gradient of the mask.
     """
     out = x.new_empty(x.shape, dtype=h.dtype)
     arguments = {
@@ -162,9 +161,9 @@ def grad_x(
         "w_ptr": weight,
         "x_ptr": x,
         "grad_x_ptr": out,
-        "surrogate_width": float(surrogate_width),
+        "surrogate_width": float(neuron.surrogate_width),
         "MASKED": problem.with_slope,
-        "SURROGATE": surrogate_width > 0 and late_h is not None,
+        "SURROGATE": neuron.has_surrogate and late_h is not None,
         "WIDE": _wide(x, weight, h),
         "PRECISION": precision,
         "GROUP": config.group,

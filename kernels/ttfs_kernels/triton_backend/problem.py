@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.neuron import Neuron
 
 PASSES = ("forward", "grad_x", "grad_w")
 
@@ -25,6 +26,7 @@ class Problem:
         groups: blocks of channels that are not connected with each other.
         dtype: of activations and weights.
         with_slope: whether σ > 0, so that there are two contractions.
+        surrogate: whether silent neurons have a derivative too, so that grad_x has two contractions.
     """
 
     batch: int
@@ -39,14 +41,15 @@ class Problem:
     groups: int = 1
     dtype: torch.dtype = torch.float32
     with_slope: bool = True
+    surrogate: bool = False
 
     @staticmethod
-    def of_linear(x: Tensor, weight: Tensor, psp_persistence: float) -> Problem:
+    def of_linear(x: Tensor, weight: Tensor, neuron: Neuron) -> Problem:
         """From x [M, K] and weight [N, K]."""
-        return Problem(x.shape[0], 1, 1, x.shape[1], weight.shape[0], dtype=x.dtype, with_slope=psp_persistence != 0.0)
+        return Problem(x.shape[0], 1, 1, x.shape[1], weight.shape[0], dtype=x.dtype, **_kind(neuron))
 
     @staticmethod
-    def of_conv2d(x: Tensor, weight: Tensor, geometry: Geometry, psp_persistence: float) -> Problem:
+    def of_conv2d(x: Tensor, weight: Tensor, geometry: Geometry, neuron: Neuron) -> Problem:
         """From x [B, C, H, W] and weight [N, C / groups, R, S]."""
         stride, padding, dilation = (_pair(value) for value in geometry[:3])
         batch, channels, height, width = x.shape
@@ -62,7 +65,7 @@ class Problem:
             dilation,
             geometry.groups,
             x.dtype,
-            psp_persistence != 0.0,
+            **_kind(neuron),
         )
 
     @property
@@ -100,9 +103,13 @@ class Problem:
         plain = self.kernel == self.stride == self.dilation == (1, 1) and self.padding == (0, 0)
         return plain and self.groups == 1
 
+    def of_pass(self, which: str) -> Problem:
+        """This layer as one of its passes sees it: the surrogate derivative changes the work of grad_x alone."""
+        return self if which == "grad_x" or not self.surrogate else dataclasses.replace(self, surrogate=False)
+
     def flops(self, which: str) -> int:
         """Floating point operations of a pass: 2 a multiply-accumulate, both contractions."""
-        contractions = 2 if self.with_slope and which != "grad_x" else 1
+        contractions = 2 if self.with_slope and (which != "grad_x" or self.surrogate) else 1
         return 2 * contractions * self.rows * self.out_channels * self.depth
 
     def bytes(self, which: str) -> int:
@@ -113,7 +120,7 @@ class Problem:
         pair = 2 if self.with_slope else 1
         elements = {
             "forward": inputs + weights + pair * outputs,
-            "grad_x": outputs + weights + (2 if self.with_slope else 1) * inputs,
+            "grad_x": (2 if self.surrogate else 1) * outputs + weights + pair * inputs,
             "grad_w": pair * outputs + inputs + weights,
         }
         return elements[which] * self.dtype.itemsize
@@ -144,3 +151,7 @@ class Problem:
 def _pair(values: Any) -> tuple[int, int]:
     rows, columns = values
     return int(rows), int(columns)
+
+
+def _kind(neuron: Neuron) -> dict[str, bool]:
+    return {"with_slope": neuron.has_slope, "surrogate": neuron.has_surrogate}

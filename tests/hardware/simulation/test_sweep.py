@@ -11,8 +11,8 @@ from torch import nn
 from tests.nn.common import randomised
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.hardware.simulation.sweep import COLUMNS, sweep
-from ttfs_triton.hardware.simulation.sweep_plot import draw_sweep
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
+from ttfs_triton.report.sweep_plot import draw_sweep
 
 IMAGES, LABELS = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
 BATCHES = [(IMAGES[:12], LABELS[:12]), (IMAGES[12:], LABELS[12:])]
@@ -73,16 +73,16 @@ def test_sweep_without_labels_or_price(tmp_path):
     console.print(found.table())
     assert "energy" not in console.export_text()
     with pytest.raises(ValueError, match="draw_sweep: sweep must have accuracies; got none"):
-        found.plot(tmp_path / "sweep.svg")
+        draw_sweep(found, tmp_path / "sweep.svg")
 
 
 @pytest.mark.parametrize("price", [None, lambda simulation: 1e6 * simulation.settings.steps], ids=["plain", "priced"])
 def test_plot_has_a_line_for_each_number_of_bits(tmp_path, price):
-    path = small_sweep(price=price).plot(tmp_path / "sweep.svg")
+    path = draw_sweep(small_sweep(price=price), tmp_path / "sweep.svg")
     drawing = path.read_text(encoding="utf-8")
     for colour in ("#0072b2", "#c24e00", "#009e73"):
         assert colour in drawing
-    assert small_sweep(price=price).plot(str(tmp_path / "sweep.png")).stat().st_size > 1000
+    assert draw_sweep(small_sweep(price=price), str(tmp_path / "sweep.png")).stat().st_size > 1000
 
 
 def test_plot_names_the_missing_package(tmp_path, monkeypatch):

@@ -155,6 +155,13 @@ def chip_for(device: torch.device, form: Form) -> Chip:
     return chip
 
 
+def allowed_forms() -> list[Form]:
+    """Forms that are built here: hypothesis must not draw one that is refused, for a skip ends the whole test."""
+    if not torch.cuda.is_available():
+        return list(Form)
+    return [form for form in Form if refused(form, device_of(torch.device("cuda", 0)).chip, triton_version()) is None]
+
+
 def device_for(device: torch.device, architecture: int, processors: int = 4) -> Device:
     """The GPU; in the interpreter a made-up one. Skips architectures that are not the GPU's."""
     if device.type != "cuda":

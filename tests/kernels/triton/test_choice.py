@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ttfs_kernels import dft_linear, ops
+from ttfs_kernels import Neuron, dft_linear, ops
 from ttfs_kernels.triton_backend import choice
 from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Choice, Entry, choose, distance, read_table
 from ttfs_kernels.triton_backend.configs import Config, default_config
@@ -204,7 +204,7 @@ def test_layers_run_with_what_was_chosen(device, monkeypatch):
     expected = dft_linear(x, weight, backend="torch")
     this = device_of(device)
     small = Config(16, 16, 16, 4, 1, Form.WEIGHTS_FIRST)
-    problem = Problem.of_linear(x, weight, 1.0)
+    problem = Problem.of_linear(x, weight, Neuron())
     write(choice.table_paths(this)[0], *(Entry(which, problem, "ieee", small, 1.0, 2.0) for which in PASSES))
     monkeypatch.setattr(ops, "operators_for", lambda *_: ("blockwise", "auto"))
     y = dft_linear(x, weight)

@@ -6,6 +6,8 @@ import pytest
 import torch
 import triton
 
+from tests.kernels.triton import common
+from ttfs_kernels import Neuron
 from ttfs_kernels.triton_backend import passes, rule
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import (
@@ -18,6 +20,7 @@ from ttfs_kernels.triton_backend.formulation import (
     triton_version,
     two_accumulators,
 )
+from ttfs_kernels.triton_backend.launch import Device
 from ttfs_kernels.triton_backend.problem import Problem
 
 AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE_BLACKWELL = (Chip("cuda", sm) for sm in (80, 89, 90, 100, 120))
@@ -60,9 +63,9 @@ def test_racing_forms_are_not_launched():
     x, weight = torch.empty(1, 1, 1, 4, device="meta"), torch.empty(2, 1, 1, 4, device="meta")
     config = Config(16, 16, 16, 4, 1, Form.ACTIVATIONS_FIRST)
     with pytest.raises(RuntimeError, match="ACTIVATIONS_FIRST is a register race on sm_90 with every Triton version"):
-        passes.forward(problem, x, weight, None, 1.0, True, config, "ieee", HOPPER)
+        passes.forward(problem, x, weight, None, Neuron(), True, config, "ieee", HOPPER)
     safe = dataclasses.replace(config, form=default_form(HOPPER))
-    assert passes.forward(problem, x, weight, None, 1.0, True, safe, "ieee", HOPPER).launches
+    assert passes.forward(problem, x, weight, None, Neuron(), True, safe, "ieee", HOPPER).launches
 
 
 def test_refusal_says_which_form_is_safe():
@@ -93,3 +96,14 @@ def test_triton_version_must_be_numbers(monkeypatch):
 def test_chips_have_a_name_and_a_warp_size(chip, name, warp):
     assert str(chip) == name
     assert chip.warp_size == warp
+
+
+def test_property_tests_draw_no_form_that_the_gpu_refuses(monkeypatch):
+    """A skip inside would end the whole test at the first refused form."""
+    hopper = Device("made up", Chip("cuda", 90), 132)
+    monkeypatch.setattr(common.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(common, "device_of", lambda device: hopper)
+    assert Form.ACTIVATIONS_FIRST not in common.allowed_forms()
+    assert Form.WEIGHTS_FIRST in common.allowed_forms()
+    monkeypatch.setattr(common, "device_of", lambda device: hopper._replace(chip=Chip("cuda", 80)))
+    assert common.allowed_forms() == list(Form)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.bench.modules import planning
 from tests.kernels.triton.common import (
     BLOCKS,
     CONV2D,
@@ -22,10 +23,10 @@ from tests.kernels.triton.common import (
     expected_grad_x,
     run,
 )
+from ttfs_kernels import Neuron
 from ttfs_kernels.triton_backend import passes
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.launch import Device
-from ttfs_kernels.triton_backend.planning import plan_pass
 from ttfs_kernels.triton_backend.problem import Problem
 
 ARCHITECTURES = pytest.mark.parametrize("architecture", [80, 90])
@@ -183,7 +184,8 @@ def test_local_gradient_is_exact(device, monkeypatch, rows, channels, dtype, per
 
     def local(with_late: bool, with_bias: bool):
         return run(
-            lambda: passes.local_gradient(problem, grad, y, gain, persistence, clip, with_late, with_bias), layer
+            lambda: passes.local_gradient(problem, grad, y, gain, Neuron(persistence, clip), with_late, with_bias),
+            layer,
         )
 
     h, late_h, grad_bias = local(True, True)
@@ -204,7 +206,9 @@ def test_bias_gradients_of_large_layers_are_summed_in_parallel():
     """Few enough programs along the rows for one tile to sum them, and more than one channel block for that tile."""
     for rows, channels in ((256 * 32 * 32, 64), (256 * 4 * 4, 512), (256, 4096)):
         problem = Problem(rows, 1, 1, 32, channels, dtype=torch.bfloat16)
-        first, second = plan_pass("local_gradient", problem, None, "ieee", device_for(torch.device("cpu"), 90)).launches
+        first, second = planning.plan_pass(
+            "local_gradient", problem, None, "ieee", device_for(torch.device("cpu"), 90)
+        ).launches
         assert math.prod(first.grid) >= min(passes.ROW_PROGRAMS, rows * channels // passes.TILE)
         assert second.arguments["splits"] == first.grid[0] <= passes.ROW_PROGRAMS
         assert second.arguments["splits"] <= second.arguments["ROWS"]

@@ -19,6 +19,7 @@ from tests.kernels.triton.common import (
     expected_grad_x,
     run,
 )
+from ttfs_kernels import Neuron
 from ttfs_kernels.triton_backend import library, passes
 from ttfs_kernels.triton_backend.formulation import Form
 
@@ -40,14 +41,16 @@ def test_library_forward_is_exact(device, problem, dtype, blocks, persistence):
     problem = dataclasses.replace(problem, dtype=dtype, with_slope=persistence != 0)
     layer = exact_layer(problem, device)
     for bias in (None, layer.bias):
-        y, gain = run(lambda b=bias: library.forward(problem, layer.x, layer.weight, b, persistence, True), layer)
+        y, gain = run(
+            lambda b=bias: library.forward(problem, layer.x, layer.weight, b, Neuron(persistence), True), layer
+        )
         expected_y, expected_gain = expected_forward(layer, persistence, bias is not None)
         assert_exact(y, expected_y, device)
         if problem.with_slope:
             assert_exact(gain, expected_gain, device)
         else:
             assert gain is None
-    assert library.forward(problem, layer.x, layer.weight, None, persistence, False)[1] is None
+    assert library.forward(problem, layer.x, layer.weight, None, Neuron(persistence), False)[1] is None
 
 
 @each(LINEAR | CONV2D)
@@ -74,9 +77,9 @@ def test_library_forward_is_near_ours(device, name, dtype):
     form = Form.WEIGHTS_FIRST
     config = dataclasses.replace(BLOCKS[0], form=form)
     ours, our_gain = passes.forward(
-        problem, layer.x, weight, layer.bias, 0.3, True, config, "ieee", chip_for(device, form)
+        problem, layer.x, weight, layer.bias, Neuron(0.3), True, config, "ieee", chip_for(device, form)
     ).run()
-    theirs, their_gain = library.forward(problem, layer.x, weight, layer.bias, 0.3, True)
+    theirs, their_gain = library.forward(problem, layer.x, weight, layer.bias, Neuron(0.3), True)
     clear = (our_gain < 5) & (their_gain < 5)
     assert clear.float().mean() > 0.8
     eps = torch.finfo(dtype).eps

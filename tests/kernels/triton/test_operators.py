@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from tests.kernels.test_operators import KINDS, PERSISTENCES, apply, arguments
-from ttfs_kernels import dft_linear, ops
+from ttfs_kernels import Neuron, dft_linear, ops
 
 # Allocation, views, and layout copies; what Triton's interpreter does to reach a tensor's memory is among them.
 ALLOWED = {
@@ -31,7 +31,7 @@ def schema(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, persistenc
     """The registered operator and its arguments."""
     operator = getattr(torch.ops.ttfs, f"blockwise_{kind}").default
     values = {"x": x, "weight": weight, "bias": bias, "stride": [2, 1], "padding": [1, 0], "dilation": [1, 1]}
-    values |= {"groups": 1, "psp_persistence": persistence, "derivative_clip": 11.0, "surrogate_width": 0.0}
+    values |= {"groups": 1, "neuron": Neuron(persistence).pack()}
     values |= {"with_gain": True, "backend": backend}
     return operator, tuple(values[argument.name] for argument in operator._schema.arguments)
 
@@ -56,7 +56,7 @@ def test_opcheck(device, kind, psp_persistence, channels_last, backend):
 def test_providers_equal_the_torch_backend(device, monkeypatch, kind, psp_persistence, backend):
     """Our kernels, and the library behind the same operators: "auto", where nobody has measured."""
     x, weight, bias = on(device, "linear" if kind == "linear" else "conv2d")
-    options: dict = {"psp_persistence": psp_persistence}
+    options: dict = {"neuron": Neuron(psp_persistence)}
     if kind.startswith("1x1"):
         weight = weight.detach()[:, :, :1, :1].requires_grad_()
         options["stride"] = 2 if "stride" in kind else 1
@@ -81,7 +81,7 @@ def test_maps_and_their_gradients_are_channels_last(device, psp_persistence, sid
         x = torch.rand(2, channels, side, side, device=device).contiguous(memory_format=layout).requires_grad_()
         weight = torch.randn(3, channels, kernel, kernel, device=device)
         weight = weight.contiguous(memory_format=layout).requires_grad_()
-        y = apply("conv2d", x, weight, None, padding=1, psp_persistence=psp_persistence, backend="triton")
+        y = apply("conv2d", x, weight, None, padding=1, neuron=Neuron(psp_persistence), backend="triton")
         assert y.is_contiguous(memory_format=torch.channels_last)
         for gradient in torch.autograd.grad(y.sum(), (x, weight)):
             assert gradient.is_contiguous(memory_format=torch.channels_last)
@@ -94,7 +94,7 @@ def test_strides_do_not_matter(device, kind, psp_persistence):
     assert bias is not None
 
     def results(x, weight, bias, grad_of):
-        y = apply(kind, x, weight, bias, psp_persistence=psp_persistence, backend="triton")
+        y = apply(kind, x, weight, bias, neuron=Neuron(psp_persistence), backend="triton")
         return y, *torch.autograd.grad(y, (x, weight, bias), grad_of(y))
 
     expected = results(x, weight, bias, torch.ones_like)
@@ -115,7 +115,7 @@ def test_inputs_are_never_written_to(device, kind, psp_persistence):
     x, weight, bias = on(device, kind)
     assert bias is not None
     copies = [t.detach().clone() for t in (x, weight, bias)]
-    y = apply(kind, x, weight, bias, psp_persistence=psp_persistence, backend="triton")
+    y = apply(kind, x, weight, bias, neuron=Neuron(psp_persistence), backend="triton")
     grad = torch.randn_like(y)
     before = y.detach().clone(), grad.clone()
     first = torch.autograd.grad(y, (x, weight, bias), grad, retain_graph=True)
@@ -128,7 +128,7 @@ def test_inputs_are_never_written_to(device, kind, psp_persistence):
 @PERSISTENCES
 def test_gradients_come_in_any_combination(device, kind, psp_persistence):
     tensors = on(device, kind)
-    options = {"psp_persistence": psp_persistence, "backend": "triton"}
+    options = {"neuron": Neuron(psp_persistence), "backend": "triton"}
     complete = torch.autograd.grad(apply(kind, *tensors, **options).sum(), tensors)
     for chosen in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2)):
         parts = [t.detach().requires_grad_(i in chosen) for i, t in enumerate(tensors) if t is not None]
@@ -142,7 +142,7 @@ def test_gradients_come_in_any_combination(device, kind, psp_persistence):
 @PERSISTENCES
 def test_inference_equals_training(device, kind, psp_persistence):
     x, weight, bias = on(device, kind)
-    options = {"psp_persistence": psp_persistence, "backend": "triton"}
+    options = {"neuron": Neuron(psp_persistence), "backend": "triton"}
     y = apply(kind, x, weight, bias, **options)
     with torch.inference_mode():
         assert torch.equal(apply(kind, x, weight, bias, **options), y)
@@ -176,7 +176,7 @@ def test_nan_reaches_every_result_that_depends_on_it(
     x = x.detach()
     x[0] = float("nan")
     tensors = (x.requires_grad_(), weight, bias)
-    y = apply(kind, *tensors, psp_persistence=psp_persistence, surrogate_width=surrogate_width)
+    y = apply(kind, *tensors, neuron=Neuron(psp_persistence, surrogate_width=surrogate_width))
     assert y[0].isnan().all()
     assert y[1:].isfinite().all()
     grad_x, grad_weight, grad_bias = torch.autograd.grad(y, tensors, torch.ones_like(y))
@@ -243,7 +243,7 @@ def test_library_calls_are_seen(device, kind):
 @pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)])
 def test_autocast_returns_its_dtype_and_float32_gradients(device, kind, psp_persistence, dtype):
     x, weight, bias = on(device, kind)
-    options = {"psp_persistence": psp_persistence, "backend": "triton"}
+    options = {"neuron": Neuron(psp_persistence), "backend": "triton"}
     with torch.autocast(device.type, dtype):
         y = apply(kind, x, weight, bias, **options)
     assert y.dtype == dtype
@@ -277,7 +277,7 @@ def test_compiles_in_one_graph(device, kind, psp_persistence, autocast):
 
     def layer(x, weight, bias):
         with torch.autocast(device.type, torch.float16, enabled=autocast):
-            return apply(kind, x, weight, bias, psp_persistence=psp_persistence, backend="triton").float()
+            return apply(kind, x, weight, bias, neuron=Neuron(psp_persistence), backend="triton").float()
 
     def results(function):
         y = function(x, weight, bias)

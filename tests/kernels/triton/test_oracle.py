@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.kernels import oracle
 from tests.kernels.common import activations, away_from_borders, weights
 from tests.kernels.triton.common import convolutions
-from ttfs_kernels import dft_conv2d, dft_linear
+from ttfs_kernels import Neuron, dft_conv2d, dft_linear
 
 DTYPES = st.sampled_from([torch.float32, torch.float16])
 PERSISTENCES = st.sampled_from([1.0, 0.3, 0.0])
@@ -84,7 +84,7 @@ def test_linear_matches_float64(device, rows, inputs, outputs, dtype, has_bias, 
     x = activations(rows, inputs, dtype=dtype).to(device).requires_grad_()
     weight = weights(outputs, inputs, dtype=dtype).to(device).requires_grad_()
     bias = (torch.randn(outputs) / 2).to(device, dtype).requires_grad_() if has_bias else None
-    y = dft_linear(x, weight, bias, psp_persistence=persistence, derivative_clip=clip, backend="triton")
+    y = dft_linear(x, weight, bias, neuron=Neuron(persistence, clip), backend="triton")
 
     def neurons():
         return oracle.linear_neurons((rows, inputs), (outputs, inputs))
@@ -115,8 +115,7 @@ def test_conv2d_matches_float64(device, problem, dtype, has_bias, persistence, c
         weight,
         bias,
         **{key: geometry[key] for key in ("stride", "padding", "dilation", "groups")},
-        psp_persistence=persistence,
-        derivative_clip=clip,
+        neuron=Neuron(persistence, clip),
         backend="triton",
     )
     assert y.is_contiguous(memory_format=torch.channels_last)

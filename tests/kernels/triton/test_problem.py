@@ -9,17 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels.triton.common import convolutions
+from ttfs_kernels import Neuron
 from ttfs_kernels.contraction import Geometry
-from ttfs_kernels.triton_backend.configs import Config
-from ttfs_kernels.triton_backend.formulation import Chip, Form
-from ttfs_kernels.triton_backend.launch import Device
-from ttfs_kernels.triton_backend.planning import plan_pass
-from ttfs_kernels.triton_backend.problem import PASSES, Problem
+from ttfs_kernels.triton_backend.problem import Problem
 
 # 2 images of 8×6, kernel 3×1, stride 2×1, padding 1×0: maps of 4×6; 2 groups of 5 inputs and 3 outputs.
 LAYER = Problem(2, 8, 6, 10, 6, (3, 1), (2, 1), (1, 0), groups=2, dtype=torch.float16)
-HOPPER = Device("made up", Chip("cuda", 90), 132)
-CONFIG = Config(64, 64, 32, 4, 2, Form.WEIGHTS_FIRST)
 
 
 def test_sizes_by_hand():
@@ -46,8 +41,8 @@ def test_floors_by_hand(with_slope):
 
 def test_problems_are_read_from_tensors():
     x, weight = torch.empty(2, 10, 8, 6, dtype=torch.float16), torch.empty(6, 5, 3, 1, dtype=torch.float16)
-    assert Problem.of_conv2d(x, weight, Geometry([2, 1], (1, 0), torch.Size([1, 1]), 2), 1.0) == LAYER
-    linear = Problem.of_linear(torch.empty(3, 4), torch.empty(5, 4), 0.0)
+    assert Problem.of_conv2d(x, weight, Geometry([2, 1], (1, 0), torch.Size([1, 1]), 2), Neuron()) == LAYER
+    linear = Problem.of_linear(torch.empty(3, 4), torch.empty(5, 4), Neuron(0.0))
     assert linear == Problem(3, 1, 1, 4, 5, with_slope=False)
     assert linear.is_matrix_product
     assert (linear.rows, linear.depth) == (3, 4)
@@ -92,26 +87,3 @@ def test_problems_may_leave_out_defaults():
 def test_unknown_problems_are_refused(values, error):
     with pytest.raises(error):
         Problem.from_dict(values)
-
-
-@pytest.mark.parametrize("which", PASSES)
-@pytest.mark.parametrize(("batch", "wide"), [(2047, False), (2048, True), (4096, True)])
-def test_offsets_have_64_bits_from_two_gibi_elements(which, batch, wide):
-    """2048 images of 128×128×64 are 2³¹ elements; planned without memory."""
-    problem = Problem(batch, 128, 128, 64, 64, (3, 3), padding=(1, 1), dtype=torch.float16)
-    launch = plan_pass(which, problem, CONFIG, "ieee", HOPPER).launches[0]
-    assert launch.arguments["WIDE"] == wide
-
-
-@pytest.mark.parametrize("which", PASSES)
-def test_plans_cover_the_layer(which):
-    """One program a block: of output positions, input positions, or weights; and groups."""
-    problem = Problem(8, 16, 16, 128, 192, (3, 3), padding=(1, 1), groups=2, dtype=torch.float16)
-    positions = 8 * 16 * 16 // 64
-    expected = {
-        "forward": (positions * 2, 2),  # 96 channels in blocks of 64
-        "grad_x": (positions, 1, 2),
-        "grad_w": (2 * 9, 8, 2),  # in 8 splits, for two programs on each of 132 processors
-    }
-    plan = plan_pass(which, problem, CONFIG, "ieee", HOPPER)
-    assert plan.launches[0].grid == expected[which]

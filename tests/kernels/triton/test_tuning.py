@@ -86,7 +86,7 @@ def test_measurements_of_another_process_replace_the_tables(device, times):
 def test_thorough_tries_all_candidates(device, monkeypatch):
     calls = []
 
-    def entry(which, problem, device, precision, *, thorough, time_ms, report):
+    def entry(which, problem, device, precision, *, thorough, time_ms, report, fault):
         calls.append(thorough)
 
     monkeypatch.setattr(measure, "measure_entry", entry)

@@ -139,7 +139,7 @@ class Counter:
         if not self._order:
             raise ValueError("count: batches must not be empty; got none.")
         vectors = [counter.sums() for counter in (*self._order, self._input)]
-        sums = torch.cat(vectors)
+        sums = torch.cat([vector.to(vectors[0].device) for vector in vectors])  # the encoder's wait on the CPU for one
         times = torch.stack([counter.summed_spike_time() for counter in self._order])
         if accelerator is not None and accelerator.num_processes > 1:
             sums, times = (torch.as_tensor(accelerator.reduce(values, "sum")) for values in (sums, times))

@@ -100,12 +100,6 @@ class Sweep:
             table.add_row(*figures, *([_energy(row.energy_pj)] if priced else []))
         return table
 
-    def plot(self, path: Path | str) -> Path:
-        """Draw accuracy against steps, and against energy if priced; see `draw_sweep`."""
-        from ttfs_triton.hardware.simulation.sweep_plot import draw_sweep
-
-        return draw_sweep(self, path)
-
 
 @torch.no_grad()
 def sweep(

@@ -1,0 +1,333 @@
+"""A training step as launches, layer by layer: ours, the stacked library calls, and the plain ANN, by `_plan_model`."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from _kernels_cases import FORMATS, Number
+from _plan_model import Cost, Machine, elementwise, library_products, products
+from _planning import plan_pass
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from ttfs_kernels.triton_backend.configs import default_config
+from ttfs_kernels.triton_backend.formulation import Chip
+from ttfs_kernels.triton_backend.launch import Device, Launch
+from ttfs_kernels.triton_backend.problem import PASSES, Problem
+from ttfs_kernels.triton_backend.work import executed_flops
+from ttfs_triton.nn import DFTConv2d, DFTLinear, EarliestSpikePool2d, TTFSNetwork, models
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
+
+OURS, STACKED, ANN = "ours", "stacked", "ANN"
+PROVIDERS = (OURS, STACKED, ANN)
+SPIKING = (OURS, STACKED)
+WHOLE = "network"
+WIDE_BYTES = 4  # of parameters and moments, float32
+# Launches of a pass of PyTorch's batch_norm, and how often they move the weights: once for the sums, once to apply.
+STANDARDISE = {"forward": (2, 2), "backward": (2, 3)}
+
+
+class Part(NamedTuple):
+    """What a provider runs for a pass of a layer."""
+
+    layer: str
+    pass_: str
+    provider: str
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Network:
+    """What of a network the plan needs.
+
+    Attributes:
+        spiking: (name, shape) of the layers of ours.
+        analog: the same of the encoder's convolution, whichever provider runs the rest.
+        pools: (elements in, elements out) of each.
+        weights: elements of each standardised layer's weights.
+        parameters: all elements that the optimiser updates.
+    """
+
+    spiking: list[tuple[str, Problem]]
+    analog: list[tuple[str, Problem]]
+    pools: list[tuple[int, int]]
+    weights: list[int]
+    parameters: int
+
+
+def read(
+    model: Literal["vgg16", "vgg11", "cnn1"], batch: int, number: Number, sigma: float, *, surrogate: bool = False
+) -> Network:
+    """Layers of a network, on the meta device: no memory, no GPU."""
+    with torch.device("meta"):
+        network: TTFSNetwork = getattr(models, model)()
+    found = Network([], [], [], [], sum(p.numel() for p in network.parameters()))
+    dtype = FORMATS[number].dtype
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if isinstance(module, EarliestSpikePool2d):
+                found.pools.append((inputs[0].numel(), output.numel()))
+            elif isinstance(module, WeightedLayer):
+                spiking = isinstance(module, DFTConv2d | DFTLinear)
+                problem = problem_of(module, inputs[0].shape, dtype)
+                with_slope = spiking and sigma > 0
+                problem = replace(problem, with_slope=with_slope, surrogate=with_slope and surrogate)
+                (found.spiking if spiking else found.analog).append((name, problem))
+                found.weights.append(module.weight.numel())
+
+        return hook
+
+    for name, module in network.features.named_children():
+        module.register_forward_hook(note(name))
+    config = network.config
+    network.hidden(torch.empty(batch, config.in_channels, *config.image_size, device="meta"))
+    return found
+
+
+def problem_of(layer: WeightedLayer, shape: torch.Size, dtype: torch.dtype) -> Problem:
+    """The shape of a layer on inputs [N, C, H, W] or [N, K]."""
+    if isinstance(layer, WeightedConv2d):
+        sizes = (shape[0], *shape[2:], layer.in_channels, layer.out_channels, layer.kernel_size)
+        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        return Problem(*sizes, *geometry, dtype)
+    assert isinstance(layer, WeightedLinear)
+    return Problem(shape[0], 1, 1, layer.in_features, layer.out_features, dtype=dtype)
+
+
+def plan(network: Network, number: Number, machine: Machine) -> list[Part]:
+    """Everything that a training step launches, for each provider."""
+    parts = []
+    for name, problem in network.analog:
+        parts += [Part(name, which, provider, cost) for provider in PROVIDERS for which, cost in ann(problem, machine)]
+    # The encoder's input needs no gradient.
+    parts = [part for part in parts if part.pass_ != "grad_x"]
+    for name, problem in network.spiking:
+        parts += [Part(name, which, OURS, cost) for which, cost in ours(problem, number, machine)]
+        parts += [Part(name, which, STACKED, cost) for which, cost in stacked(problem, machine)]
+        parts += [Part(name, which, ANN, cost) for which, cost in ann(problem, machine)]
+    for which, provider, cost in whole(network, machine):
+        parts.append(Part(WHOLE, which, provider, cost))
+    return parts
+
+
+def device(machine: Machine) -> Device:
+    return Device(machine.name, Chip("cuda", 90), machine.processors)
+
+
+def ours(problem: Problem, number: Number, machine: Machine) -> Iterator[tuple[str, Cost]]:
+    """Our kernels with their default blocks."""
+    here, precision = device(machine), FORMATS[number].precision
+    yield from local(problem, here, machine)
+    for which in PASSES:
+        config = default_config(which, problem, here.chip, precision)
+        launches = plan_pass(which, problem, config, precision, here).launches
+        executed = executed_flops(which, problem, config, surrogate=problem.surrogate)
+        main, *others = launches
+        # Each block of results reads both sides of its products from the second-level cache, step by step.
+        tile = main.arguments["BLOCK_M"], main.arguments["BLOCK_N"]
+        # The forward pass's two products share them; the others' have one side of their own each.
+        pairs = executed / 2 / math.prod(tile) / (2 if which == "forward" and problem.with_slope else 1)
+        cache = pairs * sum(tile) * problem.dtype.itemsize
+        cost = products(machine, math.prod(main.grid), executed, problem.flops(which), moved(main), cache)
+        yield which, sum((elementwise_launch(machine, launch) for launch in others), cost)
+
+
+def local(problem: Problem, here: Device, machine: Machine) -> Iterator[tuple[str, Cost]]:
+    """The local gradient and the bias's, which all of ours share; the second by what its own launches cost."""
+    first, *sums = plan_pass("local_gradient", problem, None, "ieee", here).launches
+    yield "local_gradient", elementwise_launch(machine, first)
+    yield "bias_gradient", sum((elementwise_launch(machine, launch) for launch in sums), Cost())
+
+
+def elementwise_launch(machine: Machine, launch: Launch) -> Cost:
+    return elementwise(machine, moved(launch), math.prod(launch.grid), serial_steps(launch))
+
+
+def serial_steps(launch: Launch) -> int:
+    """Steps of a program's loop, of the kernels in `gradient.py`."""
+    arguments = launch.arguments
+    if "splits" in arguments:
+        return math.ceil(arguments["splits"] / arguments.get("ROWS", 1))
+    if "rows_per_program" in arguments:
+        return math.ceil(min(arguments["rows_per_program"], arguments["M"]) / arguments["BLOCK_M"])
+    return 1
+
+
+def moved(launch: Launch) -> int:
+    """Bytes of a launch's tensors, each once."""
+    tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, torch.Tensor)}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def stacked(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
+    """`triton_backend.library` in all passes; the local gradient is ours."""
+    size = problem.dtype.itemsize
+    inputs, outputs, weights = (count * size for count in elements(problem))
+    twice = 2 if problem.with_slope else 1
+    yield from local(problem, device(machine), machine)
+    stack = elementwise(machine, 3 * inputs) if problem.with_slope else Cost()
+    call = library_products(
+        machine,
+        twice * problem.rows,
+        problem.group_outputs,
+        problem.flops("forward"),
+        twice * inputs + weights + twice * outputs,
+    )
+    yield "forward", stack + call + elementwise(machine, 2 * twice * outputs)
+    doubled = 2 if problem.surrogate else 1
+    call = library_products(
+        machine,
+        doubled * problem.batch * problem.height * problem.width,
+        problem.group_inputs,
+        problem.flops("grad_x"),
+        doubled * (outputs + inputs) + weights,
+    )
+    masks = elementwise(machine, 3 * inputs).times(1 if doubled == 1 else 3) if problem.with_slope else Cost()
+    yield "grad_x", call + masks
+    call = library_products(
+        machine,
+        problem.group_outputs,
+        problem.depth,
+        problem.flops("grad_w"),
+        twice * (outputs + inputs) + weights,
+        split=True,
+    )
+    yield "grad_w", stack + call
+
+
+def ann(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
+    """The same layer in PyTorch with one contraction a pass, a bias and a clamped ReLU."""
+    size = problem.dtype.itemsize
+    inputs, outputs, weights = (count * size for count in elements(problem))
+    flops = 2 * problem.rows * problem.out_channels * problem.depth
+    moved = inputs + outputs + weights
+    forward = library_products(machine, problem.rows, problem.group_outputs, flops, moved)
+    # A convolution adds its bias in a launch of its own, a matrix product in its epilogue; then the clamp.
+    bias = elementwise(machine, 2 * outputs) if not problem.is_matrix_product else Cost()
+    yield "forward", forward + bias + elementwise(machine, 2 * outputs)
+    yield "local_gradient", elementwise(machine, 3 * outputs)
+    yield "bias_gradient", elementwise(machine, outputs)
+    positions = problem.batch * problem.height * problem.width
+    yield "grad_x", library_products(machine, positions, problem.group_inputs, flops, moved)
+    yield (
+        "grad_w",
+        library_products(machine, problem.group_outputs, problem.depth, flops, moved, split=True),
+    )
+
+
+def elements(problem: Problem) -> tuple[int, int, int]:
+    """Of the inputs, the outputs and the weights."""
+    inputs = problem.batch * problem.height * problem.width * problem.in_channels
+    return inputs, problem.rows * problem.out_channels, problem.out_channels * problem.depth
+
+
+def whole(network: Network, machine: Machine) -> Iterator[tuple[str, str, Cost]]:
+    """What is not of one layer's passes: (pass, provider, cost)."""
+    size = 2
+    pooling = Cost()
+    for inputs, outputs in network.pools:
+        # Activations and 64-bit indices of their places, then the gradient of every input.
+        pooling += elementwise(machine, size * (inputs + outputs) + 8 * outputs)
+        pooling += elementwise(machine, size * (inputs + outputs) + 8 * outputs)
+    casts = standardisation = Cost()
+    for weights in network.weights:
+        # To 16 bits for the products, and their gradient back.
+        casts += elementwise(machine, (WIDE_BYTES + size) * weights).times(2)
+        for launches, passes in STANDARDISE.values():
+            each = elementwise(machine, WIDE_BYTES * weights * (passes + 1) // launches)
+            standardisation += each.times(launches)
+    # Adam: parameter, gradient and two moments are read, all but the gradient written.
+    optimiser = elementwise(machine, 7 * WIDE_BYTES * network.parameters)
+    for provider in PROVIDERS:
+        yield "pooling", provider, pooling
+        yield "casts", provider, casts
+        yield "optimiser", provider, optimiser
+    for provider in SPIKING:
+        yield "weight_standardisation", provider, standardisation
+
+
+def row(part: Part) -> dict[str, Any]:
+    """One line of the table; empty where there are no products."""
+    cost = part.cost
+    return {
+        "layer": part.layer,
+        "pass": part.pass_,
+        "provider": part.provider,
+        "launches": cost.launches,
+        "programs": cost.programs,
+        "waves": cost.waves,
+        "executed_gflop": round(cost.executed / 1e9, 3) if cost.executed else "",
+        "dense_gflop": round(cost.dense / 1e9, 3) if cost.dense else "",
+        "mib": round(cost.moved / 2**20, 3),
+        "model_us": round(cost.us, 2),
+        "cache_us": round(cost.cache_us, 2) if cost.cache_us else "",
+        "limit": cost.limit,
+    }
+
+
+def totals(parts: list[Part]) -> dict[str, dict[str, Any]]:
+    """Of a step, by provider."""
+    ann_us = sum(part.cost.us for part in parts if part.provider == ANN)
+    found = {}
+    for provider in PROVIDERS:
+        own = [part for part in parts if part.provider == provider]
+        cost = sum((part.cost for part in own), Cost())
+        bias_us = sum(part.cost.us for part in own if part.pass_ == "bias_gradient")
+        found[provider] = {
+            "executed_tflop": round(cost.executed / 1e12, 4),
+            "dense_tflop": round(cost.dense / 1e12, 4),
+            "launches": cost.launches,
+            "gib": round(cost.moved / 2**30, 3),
+            "model_us": round(cost.us, 1),
+            "ratio_to_ann": round(cost.us / ann_us, 3),
+            "bias_gradient_share": round(bias_us / cost.us, 4),
+            "model_us_with_cache": round(sum(max(part.cost.us, part.cost.cache_us) for part in own), 1),
+        }
+    return found
+
+
+def few_programs(parts: list[Part], enough: int = 128) -> list[Part]:
+    """Our products with fewer programs than processors need, where the layer has that much work.
+
+    It has if blocks of 64×64 would give as many: results, or for a weight's gradient its reduction, can be cut so far.
+    """
+    return [
+        part
+        for part in parts
+        if part.provider == OURS
+        and part.cost.executed
+        and part.cost.programs < enough
+        and part.cost.executed >= enough * 2 * 64 * 64 * 256
+    ]
+
+
+def show(console: Console, parts: list[Part], found: dict[str, dict[str, Any]], note: str) -> None:
+    """Ours layer by layer beside the others' times, then the totals."""
+    table = Table(title=f"MODEL, not measured: {note}", title_justify="left", box=box.SIMPLE, show_edge=False)
+    headings = "layer|pass|launches|programs|waves|GFLOP|dense|MiB|µs|limit|cache µs|stacked µs|ANN µs".split("|")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < 2 or heading == "limit" else "right", no_wrap=True)
+    others = {(part.layer, part.pass_, part.provider): part.cost.us for part in parts}
+    for part in parts:
+        if part.provider != OURS:
+            continue
+        line = row(part)
+        numbers = ("launches", "programs", "waves", "executed_gflop", "dense_gflop", "mib", "model_us", "limit")
+        rivals = [others.get((part.layer, part.pass_, rival)) for rival in (STACKED, ANN)]
+        table.add_row(
+            part.layer,
+            part.pass_,
+            *(str(line[key]) for key in numbers),
+            str(line["cache_us"]),
+            *("" if us is None else f"{us:.2f}" for us in rivals),
+        )
+    console.print(table)
+    for provider, values in found.items():
+        console.print(f"{provider}: " + ", ".join(f"{key} {value}" for key, value in values.items()), soft_wrap=True)
+    for part in few_programs(parts):
+        console.print(f"few programs: {part.layer} {part.pass_}, {part.cost.programs}")

@@ -1,0 +1,51 @@
+"""Plans on the meta device: what a pass would launch, without memory and without a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.triton_backend import passes
+from ttfs_kernels.triton_backend.configs import Config
+from ttfs_kernels.triton_backend.launch import Device
+from ttfs_kernels.triton_backend.passes import Plan
+from ttfs_kernels.triton_backend.problem import Problem
+
+SURROGATE_WIDTH = 0.5  # any above 0 is compiled alike
+
+
+def plan_pass(
+    which: str,
+    problem: Problem,
+    config: Config | None,
+    precision: str,
+    device: Device,
+) -> Plan:
+    """The plan of one pass with a bias and gradients.
+
+    Args:
+        which: "forward", "grad_x", "grad_w", or "local_gradient" for what comes before both.
+        problem: the layer.
+        config: blocks; None for "local_gradient", whose blocks are always the same.
+        precision: of float32 products, "ieee" or "tf32".
+        device: what it is planned for.
+    """
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=problem.dtype, device="meta")
+
+    x = empty(problem.batch, problem.height, problem.width, problem.in_channels)
+    weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
+    h = empty(problem.batch, *problem.out_size, problem.out_channels)
+    neuron = Neuron(float(problem.with_slope), surrogate_width=SURROGATE_WIDTH if problem.surrogate else 0.0)
+    late_h = h if problem.with_slope else None
+    if which == "local_gradient":
+        return passes.local_gradient(problem, h, h, late_h, neuron, True, True)
+    assert config is not None
+    if which == "forward":
+        bias = torch.empty(problem.out_channels, device="meta")
+        return passes.forward(problem, x, weight, bias, neuron, True, config, precision, device.chip)
+    if which == "grad_x":
+        return passes.grad_x(problem, h, x, weight, config, precision, late_h, neuron)
+    return passes.grad_w(problem, h, late_h, x, config, precision, device)

@@ -1,0 +1,85 @@
+"""The neuron: its properties, their defaults and ranges, told in this one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """A neuron with a dynamic firing threshold: how it fires and how it is differentiated.
+
+    Handed on whole, from layers to the firing rule: what a property means stands here and in the rule, nowhere else.
+
+    Attributes:
+        psp_persistence: σ, the share of each postsynaptic potential's slope that persists while the neuron fires, in
+            [0, 1]. 1 is the paper's ReL-PSP neuron, 0 the two-phase neuron, a = clamp(A, 0, 1) by one contraction.
+        derivative_clip: bound on both local derivatives, as in the published training code; None = exact. Unused at
+            σ = 0, where they are 1.
+        surrogate_width: δ. The exact gradient knows spikes that move, none that appear or vanish. With δ > 0 a silent
+            neuron whose potential at the window's end, A + W, is within δ below 0 has a derivative, up to
+            min(1/(1 + W), 2) at the border; and an input x < δ also gets (1 − x/δ) of its mask's gradient. Unused at
+            σ = 0. 0 = exact.
+    Raises:
+        ValueError: a property out of its range.
+    Source: Wei et al., ICCV 2023, Eq. 5 to 7, 9, 10.
+    Example:
+        >>> Neuron(psp_persistence=0.25)
+        Neuron(psp_persistence=0.25, derivative_clip=11.0, surrogate_width=0.0)
+        >>> Neuron(psp_persistence=2)
+        Traceback (most recent call last):
+        ValueError: Neuron: psp_persistence must lie in [0, 1]; got 2. 1 is the paper's ReL-PSP neuron, 0 the \
+two-phase neuron.
+    """
+
+    psp_persistence: float = 1.0
+    derivative_clip: float | None = 11.0
+    surrogate_width: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.psp_persistence <= 1.0:
+            raise ValueError(
+                f"Neuron: psp_persistence must lie in [0, 1]; got {self.psp_persistence}. "
+                "1 is the paper's ReL-PSP neuron, 0 the two-phase neuron."
+            )
+        if self.derivative_clip is not None and not self.derivative_clip > 0:
+            raise ValueError(
+                f"Neuron: derivative_clip must be positive or None; got {self.derivative_clip}. "
+                "None gives exact gradients."
+            )
+        if not 0.0 <= self.surrogate_width < math.inf:
+            raise ValueError(
+                f"Neuron: surrogate_width must be finite and at least 0; got {self.surrogate_width}. "
+                "0 gives the exact event-driven gradient."
+            )
+
+    @property
+    def has_slope(self) -> bool:
+        """Whether potentials change inside the window (σ > 0): two contractions instead of one."""
+        return self.psp_persistence > 0
+
+    @property
+    def has_surrogate(self) -> bool:
+        """Whether spikes that could appear or vanish have derivatives."""
+        return self.has_slope and self.surrogate_width > 0
+
+    @property
+    def derivative_bound(self) -> float:
+        """`derivative_clip` as a number: inf for exact."""
+        return math.inf if self.derivative_clip is None else float(self.derivative_clip)
+
+    def pack(self) -> list[float]:
+        """As plain numbers, which is what a registered operator's schema carries; inf stands for None."""
+        values = [getattr(self, name) for name in _NAMES]
+        return [math.inf if value is None else float(value) for value in values]
+
+    @staticmethod
+    def unpack(values: Sequence[float]) -> Neuron:
+        """The inverse of `pack`."""
+        return Neuron(*[None if value == math.inf else value for value in values])
+
+
+_NAMES = tuple(field.name for field in dataclasses.fields(Neuron))

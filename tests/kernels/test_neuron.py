@@ -1,0 +1,49 @@
+"""The neuron's ranges, each refusal by its message, and its way through an operator's schema."""
+
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ttfs_kernels import Neuron
+
+NAN = math.nan
+REFUSALS = [
+    *(({"psp_persistence": sigma}, f"psp_persistence must lie in [0, 1]; got {sigma}") for sigma in (1.5, -0.1, NAN)),
+    *(({"derivative_clip": clip}, f"derivative_clip must be positive or None; got {clip}") for clip in (0, -1.0, NAN)),
+    *(
+        ({"surrogate_width": width}, f"surrogate_width must be finite and at least 0; got {width}")
+        for width in (-0.5, math.inf, NAN)
+    ),
+]
+
+
+@pytest.mark.parametrize(("properties", "message"), REFUSALS)
+def test_neuron_refuses_properties_out_of_range(properties, message):
+    with pytest.raises(ValueError, match=re.escape(f"Neuron: {message}")):
+        Neuron(**properties)
+
+
+@given(
+    st.builds(
+        Neuron,
+        psp_persistence=st.floats(0, 1),
+        derivative_clip=st.none() | st.floats(0, 1e30, exclude_min=True),
+        surrogate_width=st.floats(0, 1e30),
+    )
+)
+def test_neuron_survives_packing(neuron):
+    assert Neuron.unpack(neuron.pack()) == neuron
+
+
+def test_neuron_without_clip_packs_as_infinity():
+    assert Neuron(derivative_clip=None).pack() == [1.0, math.inf, 0.0]
+    assert Neuron(derivative_clip=math.inf).derivative_bound == Neuron(derivative_clip=None).derivative_bound
+
+
+def test_neuron_has_a_surrogate_only_with_a_slope():
+    assert not Neuron(psp_persistence=0, surrogate_width=0.5).has_surrogate
+    assert Neuron(surrogate_width=0.5).has_surrogate
+    assert not Neuron().has_surrogate

@@ -1,0 +1,124 @@
+"""Layers large enough for default blocks, in bfloat16, again and again: what only a GPU can get wrong.
+
+Tensor cores, asynchronous copies and their barriers come in with whole blocks; a race shows in one launch of many. All
+sums are exact, so every launch must equal float64 bit for bit. TTFS_REPEATS says how many launches, 1,000 if unset.
+"""
+
+import dataclasses
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.triton.common import Layer, exact_layer, expected_forward, expected_grad_w, expected_grad_x, run
+from ttfs_kernels import Neuron
+from ttfs_kernels.rule import vanishing
+from ttfs_kernels.triton_backend import passes
+from ttfs_kernels.triton_backend.configs import default_config
+from ttfs_kernels.triton_backend.launch import device_of
+from ttfs_kernels.triton_backend.passes import Plan
+from ttfs_kernels.triton_backend.problem import Problem
+
+REPEATS = int(os.environ.get("TTFS_REPEATS", "1000"))
+SURROGATE = Neuron(surrogate_width=0.5)
+THREE = {"kernel": (3, 3), "padding": (1, 1)}
+LARGE = {
+    "narrow": Problem(16, 32, 32, 64, 64, **THREE),
+    "first_layer": Problem(16, 32, 32, 3, 64, **THREE),
+    "wide": Problem(64, 8, 8, 256, 256, **THREE),
+    "small_maps": Problem(256, 2, 2, 512, 512, **THREE),
+    "stride": Problem(64, 16, 16, 128, 256, **THREE, stride=(2, 2)),
+    "uneven_stride": Problem(32, 15, 17, 64, 128, (3, 3), (3, 2), (1, 0)),
+    "eight_channels": Problem(64, 8, 8, 96, 200, **THREE),
+    "four_channels": Problem(64, 8, 8, 100, 100, **THREE),
+    "odd_channels": Problem(64, 8, 8, 97, 129, **THREE),
+    "groups": Problem(64, 8, 8, 128, 128, **THREE, groups=2),
+    "dilation": Problem(64, 8, 8, 64, 64, (3, 3), padding=(2, 2), dilation=(2, 2)),
+    "one_tap": Problem(64, 8, 8, 128, 256),
+    "linear": Problem(256, 1, 1, 512, 4096),
+    "square": Problem(256, 1, 1, 4096, 4096),
+    "odd_linear": Problem(255, 1, 1, 1001, 503),
+    # The last batch of a data set is smaller.
+    "last_batch": Problem(100, 4, 4, 256, 512, **THREE),
+    "last_image": Problem(1, 8, 8, 256, 256, **THREE),
+    "last_row": Problem(1, 1, 1, 4096, 4096),
+    # Small enough for a sanitiser.
+    "sanitised_conv2d": Problem(4, 8, 8, 64, 128, **THREE),
+    "sanitised_stride": Problem(4, 9, 8, 72, 64, **THREE, stride=(2, 2)),
+    "sanitised_linear": Problem(128, 1, 1, 192, 130),
+}
+PASSES = ("forward", "grad_x", "grad_x_surrogate", "grad_w")
+
+
+def plan(which: str, layer: Layer, device: torch.device) -> Plan:
+    """A pass with its default blocks."""
+    problem, x, weight, bias, h, late_h = layer
+    here = device_of(device)
+    config = default_config(which.removesuffix("_surrogate"), problem, here.chip, "ieee")
+    if which == "forward":
+        return passes.forward(problem, x, weight, bias, Neuron(), True, config, "ieee", here.chip)
+    if which == "grad_x":
+        return passes.grad_x(problem, h, x, weight, config, "ieee")
+    if which == "grad_x_surrogate":
+        return passes.grad_x(problem, h, x, weight, config, "ieee", late_h, SURROGATE)
+    return passes.grad_w(problem, h, late_h, x, config, "ieee", here)
+
+
+def expected(which: str, layer: Layer) -> tuple[Tensor, ...]:
+    """Float64 results, rounded once."""
+    if which == "forward":
+        return expected_forward(layer, 1.0, True)
+    if which == "grad_x":
+        return (expected_grad_x(layer),)
+    if which == "grad_w":
+        return (expected_grad_w(layer),)
+    every_input = dataclasses.replace(layer.problem, dtype=torch.float64, with_slope=False)
+    by_activation, by_mask = (
+        expected_grad_x(layer._replace(problem=every_input, h=h)) for h in (layer.h, layer.late_h)
+    )
+    x = layer.x.cpu().double()
+    return ((by_activation * (x > 0) + by_mask * vanishing(x, SURROGATE)).to(layer.problem.dtype),)
+
+
+def differing(launches: Plan, right: tuple[Tensor, ...], repeats: int) -> int:
+    """Elements that are not right, over all launches; results hold NaN before each."""
+    outputs = [output for output in launches.outputs if output is not None]
+    wrong = torch.zeros((), dtype=torch.int64, device=outputs[0].device)
+    right = tuple(tensor.to(wrong.device) for tensor in right)
+    for _ in range(repeats):
+        for output in outputs:
+            output.fill_(torch.nan)
+        launches.run()
+        for output, tensor in zip(outputs, right, strict=True):
+            wrong += (output.view_as(tensor) != tensor).sum()
+    return int(wrong)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("name", LARGE)
+def test_default_blocks_are_exact_in_every_launch(device, name, which):
+    layer = exact_layer(dataclasses.replace(LARGE[name], dtype=torch.bfloat16), device)
+    right = expected(which, layer)
+    for found, tensor in zip(run(lambda: plan(which, layer, device), layer), right, strict=True):
+        assert torch.equal(found.view_as(tensor), tensor)
+    assert differing(plan(which, layer, device), right, REPEATS) == 0
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize(
+    "problem",
+    [Problem(2, 4, 4, 16, 18, **THREE, dtype=torch.float16), Problem(5, 1, 1, 20, 17, dtype=torch.float16)],
+    ids=["conv2d", "linear"],
+)
+def test_the_check_is_right_and_finds_one_wrong_element(device, problem, which):
+    """Also in the interpreter, on layers that it can do."""
+    layer = exact_layer(problem, device)
+    right = expected(which, layer)
+    launches = plan(which, layer, device)
+    assert differing(launches, right, 2) == 0
+    right[0].flatten()[3] += 1
+    assert differing(launches, right, 3) == 3
+    unwritten = Plan([], launches.outputs)
+    assert differing(unwritten, right, 1) == sum(tensor.numel() for tensor in right)

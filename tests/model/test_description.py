@@ -1,0 +1,106 @@
+"""config.json: what it holds, what older ones did, and what is refused."""
+
+import json
+
+import pytest
+
+from ttfs_triton.model import BaseModel, LoadError, ModelDescription, Preprocessing
+from ttfs_triton.nn import NetworkConfig
+
+NETWORK = NetworkConfig("4C3-P2-8", image_size=(8, 6), classes=3, psp_persistence=0.5)
+BASE = BaseModel("model.safetensors", "ab" * 32, "org/name", "cd" * 20)
+# What training wrote before there was a format 2.
+FORMAT_1 = {
+    "format_version": 1,
+    "network": NETWORK.to_dict(),
+    "class_names": ["a", "b", "c"],
+    "dataset": "images",
+}
+
+
+@pytest.fixture
+def values():
+    return ModelDescription.of(NETWORK, class_names=["a", "b", "c"], dataset="sample", base_model=BASE).to_dict()
+
+
+def test_description_survives_a_file(tmp_path):
+    description = ModelDescription.of(NETWORK, class_names=["a", "b", "ç"], dataset="sample", base_model=BASE)
+    description.write(tmp_path / "config.json")
+    assert ModelDescription.read(tmp_path / "config.json") == description
+    values = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert values["preprocessing"] == {"size": [8, 6], "mode": "L", "divisor": 255.0, "resize": "bilinear"}
+    assert set(values["library"]) == {"name", "version"}
+
+
+def test_format_1_keeps_loading():
+    description = ModelDescription.from_dict(FORMAT_1)
+    assert description.network == NETWORK
+    assert (description.class_names, description.dataset) == (("a", "b", "c"), "images")
+    assert description.preprocessing == Preprocessing((8, 6), "L")
+    assert description.base_model is None
+    assert ModelDescription.from_dict(FORMAT_1 | {"class_names": []}).class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (NETWORK, Preprocessing((8, 6), "L")),
+        (NETWORK.replace(in_channels=3), Preprocessing((8, 6), "RGB")),
+        (NETWORK.replace(in_channels=2), Preprocessing((8, 6), None)),
+        (NETWORK.replace(max_value=255.0), Preprocessing((8, 6), "L", 1.0)),
+    ],
+)
+def test_preprocessing_follows_from_the_network(network, expected):
+    assert Preprocessing.of(network) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, r"format_version must be 1 to 2; got 99\. Upgrade ttfs-triton"),
+        ({"format_version": 0}, "format_version must be 1 to 2; got 0"),
+        ({"format_version": "2"}, "values must be an object with a format_version"),
+        ({"licence": "mit"}, "keys must be among .* got licence"),
+        ({"network": {"specification": "4C3", "colour": 1}}, "values must describe a network; NetworkConfig.from_dict"),
+        ({"network": {"specification": "4Q3"}}, "values must describe a network"),
+        ({"class_names": ["a", "b"]}, "class_names must be 3 strings, one a class"),
+        ({"class_names": [0, 1, 2]}, "class_names must be 3 strings"),
+        ({"preprocessing": {"size": [9, 9], "mode": "L"}}, r"preprocessing must give the network's \(8, 6\) in mode L"),
+        ({"preprocessing": {"size": [8, 6], "mode": "HSV"}}, 'mode must be "L", "RGB" or None'),
+        ({"preprocessing": {"size": [8, 6], "mode": "L", "resize": "cubic"}}, 'resize must be "bilinear"'),
+        ({"preprocessing": {"size": [8, 6], "mode": "L", "divisor": 0}}, "divisor must be positive; got 0"),
+        ({"preprocessing": {"size": [8, -6], "mode": "L"}}, "size must be two positive sizes"),
+        ({"preprocessing": {"colour": 1}}, "values must describe a network"),
+        ({"base_model": {"file": "a"}}, "values must describe a network"),
+    ],
+)
+def test_wrong_values_are_refused(values, change, message):
+    with pytest.raises(LoadError, match=message):
+        ModelDescription.from_dict(values | change)
+
+
+@pytest.mark.parametrize("key", ["network", "preprocessing", "library"])
+def test_missing_keys_are_named(values, key):
+    del values[key]
+    with pytest.raises(LoadError, match=f"values must have the key '{key}'"):
+        ModelDescription.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", r"config\.json must be what training wrote; it is no JSON"),
+        (b"\xff\xfe\xff", "it is no JSON"),
+        (b"[1]", "values must be an object with a format_version; got list"),
+        (b'{"a": ' * 100_000, "it is no JSON"),
+    ],
+)
+def test_files_that_are_no_description_are_refused(tmp_path, content, message):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(LoadError, match=message):
+        ModelDescription.read(tmp_path / "config.json")
+
+
+def test_missing_file_says_what_it_is_for(tmp_path):
+    with pytest.raises(LoadError, match="must say what network the weights are of; there is none"):
+        ModelDescription.read(tmp_path / "config.json")

@@ -1,0 +1,123 @@
+"""What users call images, as the network's input; equal to what training feeds it."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ttfs_triton.data.decode import decode_image
+from ttfs_triton.data.pixels import to_float
+from ttfs_triton.model import Preprocessing
+from ttfs_triton.model.images import network_input, split_images
+
+GRAY, COLOUR = Preprocessing((6, 5), "L"), Preprocessing((6, 5), "RGB")
+
+
+def pixels(height=6, width=5, channels=3):
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def one(image, preprocessing=COLOUR, channels=3):
+    found = network_input([image], preprocessing, channels)
+    assert found.dtype == torch.float32
+    return found[0]
+
+
+def forms(array):
+    """The same pixels in all forms that are accepted."""
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    found = {"array": array, "tensor": tensor, "floats": tensor.float().div(255), "image": image}
+    if array.shape[2] == 1:
+        found |= {"flat array": array[:, :, 0], "flat tensor": tensor[0], "flat floats": tensor[0].float().div(255)}
+    return found
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_all_forms_are_the_same_image(channels):
+    array = pixels(channels=channels)
+    expected = to_float(torch.from_numpy(array).permute(2, 0, 1)[None])[0]
+    for name, image in forms(array).items():
+        assert torch.equal(one(image, GRAY if channels == 1 else COLOUR, channels), expected), name
+
+
+@pytest.mark.parametrize("size", [(6, 5), (13, 17), (3, 2)])
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "RGBA"])
+def test_files_are_read_as_in_training(tmp_path, size, mode):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(*size)).convert(mode).save(buffer, "PNG")
+    (tmp_path / "a.png").write_bytes(buffer.getvalue())
+    trained = decode_image({"bytes": buffer.getvalue(), "path": None}, (6, 5))
+    expected = to_float(torch.from_numpy(np.array(trained)).permute(2, 0, 1)[None])[0].expand(3, -1, -1)
+    assert torch.equal(one(tmp_path / "a.png"), expected)
+    assert torch.equal(one(str(tmp_path / "a.png")), expected)
+
+
+@pytest.mark.parametrize("size", [(6, 5), (13, 17)])
+@pytest.mark.parametrize(("channels", "preprocessing", "wanted"), [(3, GRAY, 1), (1, COLOUR, 3), (3, COLOUR, 3)])
+def test_real_values_are_converted_as_pixels_are_but_for_rounding(size, channels, preprocessing, wanted):
+    array = pixels(*size, channels)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    found = one(tensor.float().div(255), preprocessing, wanted)
+    expected = one(tensor, preprocessing, wanted)
+    torch.testing.assert_close(found, expected, atol=1.5 / 255, rtol=0)
+
+
+def test_gradients_do_not_follow():
+    image = torch.rand(3, 6, 5, requires_grad=True)
+    assert not one(image).requires_grad
+
+
+def test_divisor_scales():
+    found = one(np.full((6, 5), 51, dtype=np.uint8), Preprocessing((6, 5), "L", 1.0), 1)
+    torch.testing.assert_close(found, torch.full((1, 6, 5), 51.0))
+
+
+def test_channels_that_are_no_colours_need_tensors():
+    preprocessing = Preprocessing((6, 5), None)
+    image = torch.rand(2, 6, 5)
+    assert torch.equal(one(image, preprocessing, 2), image)
+    whole = torch.randint(0, 256, (2, 6, 5), dtype=torch.uint8)
+    assert torch.equal(one(whole, preprocessing, 2), whole.float() / 255)
+    with pytest.raises(ValueError, match="image 0 must be a tensor: this network's channels are no colours"):
+        one(Image.new("L", (5, 6)), preprocessing, 2)
+    with pytest.raises(ValueError, match=r"must have shape .* with C = 2; got \(3, 6, 5\)"):
+        one(torch.rand(3, 6, 5), preprocessing, 2)
+    with pytest.raises(ValueError, match=r"must be \(6, 5\) pixels, 2 channels"):
+        one(torch.zeros(2, 8, 8, dtype=torch.uint8), preprocessing, 2)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (torch.zeros(3, 6, 5, dtype=torch.int64), TypeError, r"must be uint8, or floating point .* got torch\.int64"),
+        (torch.full((3, 6, 5), 255.0), ValueError, r"values in \[0, 1\]; got 255 to 255\. Divide 8-bit pixels by 255"),
+        (torch.full((3, 6, 5), float("nan")), ValueError, r"values in \[0, 1\]"),
+        (torch.zeros(6, 5, 3), ValueError, r"must have shape \[C, height, width\] with C = 1 or 3; got \(6, 5, 3\)"),
+        (torch.zeros(4), ValueError, "must have shape"),
+        (torch.zeros(3, 0, 5), ValueError, "must have shape"),
+        (np.zeros((3, 6, 5), np.uint8), ValueError, r"must have shape \[height, width\] or \[height, width, C\]"),
+        (np.zeros((6, 5, 3), np.float32), TypeError, "must be uint8 as an array; got float32. Give real values as"),
+        (Image.new("F", (5, 6)), ValueError, "pixel mode F has no 8-bit meaning"),
+        (7, TypeError, "must be a Pillow image, a path, a uint8 array or a tensor; got int"),
+        ("nowhere.png", ValueError, r"must exist; there is no file nowhere\.png"),
+        (__file__, ValueError, "must be readable"),
+    ],
+)
+def test_what_is_no_image_is_refused(image, error, message):
+    with pytest.raises(error, match=f"classify: image 1 .*{message}|classify: image 1 {message}"):
+        network_input([torch.rand(3, 6, 5), image], COLOUR, 3)
+
+
+def test_one_image_a_list_or_a_batch():
+    image = Image.new("L", (5, 6))
+    assert split_images(image) == ([image], True)
+    assert split_images("a.png") == (["a.png"], True)
+    assert split_images([image, "a.png"]) == ([image, "a.png"], False)
+    assert split_images(()) == ([], False)
+    assert split_images(torch.zeros(3, 6, 5))[1]
+    for batch in (torch.zeros(2, 3, 6, 5), np.zeros((2, 6, 5, 3), np.uint8)):
+        found, single = split_images(batch)
+        assert (len(found), single) == (2, False)

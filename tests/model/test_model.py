@@ -1,0 +1,145 @@
+"""`TTFSModel`: saving, finding and loading, bit for bit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ttfs_triton
+from ttfs_triton.model import BaseModel, LoadError, TTFSModel, find_model
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+
+CONFIG = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, dropout=0.5)
+
+
+@pytest.fixture
+def model():
+    return TTFSModel(CONFIG, class_names=list("abcd"), dataset="sample", base_model=BaseModel("a", "b")).eval()
+
+
+def assert_same_model(one, other):
+    assert one.description == other.description
+    assert one.state_dict().keys() == other.state_dict().keys()
+    for name, tensor in one.state_dict().items():
+        assert tensor.dtype == other.state_dict()[name].dtype
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_top_level_name():
+    assert ttfs_triton.TTFSModel is TTFSModel
+    with pytest.raises(AttributeError, match="has no attribute 'TTFSNet'"):
+        ttfs_triton.TTFSNet  # noqa: B018
+
+
+def test_state_dict_is_the_networks(model):
+    assert model.state_dict().keys() == TTFSNetwork(CONFIG).state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+def test_model_survives_a_folder(model, tmp_path, kind):
+    model.to(kind).save_pretrained(tmp_path / "a")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["config.json", "model.safetensors"]
+    loaded = TTFSModel.from_pretrained(tmp_path / "a")
+    assert_same_model(loaded, model)
+    assert not loaded.training
+    loaded.save_pretrained(tmp_path / "b")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_run_its_best_folder_and_its_weights_are_the_same_model(trained):
+    best = load_file(trained / "best" / "model.safetensors")
+    for path in (trained, str(trained), trained / "best", trained / "best" / "model.safetensors"):
+        model = TTFSModel.from_pretrained(path)
+        assert all(torch.equal(tensor, best[name]) for name, tensor in model.state_dict().items())
+        assert model.description.dataset == "sample"
+    assert find_model(trained).name == "run"
+    assert find_model(trained / "best" / "model.safetensors").name == "best"
+
+
+def test_compiled_parts_save_plainly(model, tmp_path):
+    expected = model.state_dict()
+    model.features = torch.compile(model.features, backend="eager")
+    assert any("_orig_mod" in name for name in model.state_dict())
+    model.save_pretrained(tmp_path / "a")
+    loaded = TTFSModel.from_pretrained(tmp_path / "a")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_folded_network_saves_what_it_is(model, tmp_path):
+    model.fold_standardisation()
+    model.save_pretrained(tmp_path / "a")
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(TTFSModel.from_pretrained(tmp_path / "a")(images), model(images))
+
+
+def test_copy_of_a_network(model):
+    network = TTFSNetwork(CONFIG).double()
+    copy = TTFSModel.from_network(network, class_names=list("wxyz"))
+    images = torch.rand(2, 1, 8, 8).double()
+    assert not copy.training
+    assert copy.class_names == tuple("wxyz")
+    assert torch.equal(copy(images), network.eval()(images))
+    with torch.no_grad():
+        copy.readout.weight.zero_()
+    assert network.readout.weight.abs().sum() > 0
+
+
+def test_another_model_is_never_replaced_unasked(model, tmp_path):
+    model.save_pretrained(tmp_path / "a")
+    model.save_pretrained(tmp_path / "a")  # the same again
+    before = (tmp_path / "a" / "config.json").read_bytes()
+    same_weights = TTFSModel(CONFIG.replace(dropout=0.0), class_names=list("abcd"))
+    same_weights.load_state_dict(model.state_dict())
+    for other in (TTFSModel(CONFIG), same_weights):
+        with pytest.raises(ValueError, match=r"save_directory must hold no other model; got .* Give overwrite=True"):
+            other.save_pretrained(tmp_path / "a")
+    assert (tmp_path / "a" / "config.json").read_bytes() == before
+    assert_same_model(TTFSModel.from_pretrained(tmp_path / "a"), model)
+    same_weights.save_pretrained(tmp_path / "a", overwrite=True)
+    assert TTFSModel.from_pretrained(tmp_path / "a").config.dropout == 0
+
+
+def test_half_written_models_do_not_load(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "a")
+    other = TTFSModel(CONFIG, class_names=list("abcd"))
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("ttfs_triton.model.model.write_bytes", full)
+    with pytest.raises(OSError, match="no space left"):
+        other.save_pretrained(tmp_path / "a", overwrite=True)
+    with pytest.raises(LoadError, match="must say what network the weights are of"):
+        TTFSModel.from_pretrained(tmp_path / "a")
+
+
+def test_weights_of_another_network_are_refused(model, tmp_path):
+    model.save_pretrained(tmp_path / "a")
+    config = tmp_path / "a" / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"network": values["network"] | {"specification": "5C3-P2-8"}}))
+    with pytest.raises(LoadError, match=r"must hold the network of its config\.json"):
+        TTFSModel.from_pretrained(tmp_path / "a")
+
+
+def test_what_is_not_there_is_refused(tmp_path, trained):
+    for source, message in (
+        (tmp_path / "nowhere", "there is nothing at"),
+        ("./nowhere/at/all", "there is nothing at"),
+        ("org/model.safetensors", "there is nothing at"),
+        (tmp_path, r"must hold best/model\.safetensors \(a run\) or model\.safetensors; it has neither"),
+        (__file__, r"path must be a folder or a \.safetensors file"),
+    ):
+        with pytest.raises(LoadError, match=message):
+            TTFSModel.from_pretrained(source)
+    with pytest.raises(LoadError, match="revision must be None for a local model; got 'main'"):
+        TTFSModel.from_pretrained(trained, revision="main")
+    with pytest.raises(LoadError, match="revision must be given once"):
+        TTFSModel.from_pretrained("org/name@one", revision="two")
+    shutil.copytree(trained / "best", tmp_path / "copy")
+    (tmp_path / "copy" / "config.json").unlink()
+    with pytest.raises(LoadError, match="must say what network"):
+        TTFSModel.from_pretrained(tmp_path / "copy")

@@ -1,0 +1,196 @@
+"""`torch.cuda` for one device that is not there."""
+
+import time
+import types
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch.optim import optimizer
+from torch.utils import _foreach_utils
+
+from tests.virtual_cuda import guard
+from tests.virtual_cuda.tensors import VirtualMode, VirtualTensor, inner, is_cuda
+from tests.virtual_cuda.watch import count, memory
+
+NAME = "virtual CUDA device"
+CAPABILITY = (9, 0)
+MEMORY = 80 << 30
+PROPERTIES = types.SimpleNamespace(
+    name=NAME,
+    major=CAPABILITY[0],
+    minor=CAPABILITY[1],
+    total_memory=MEMORY,
+    multi_processor_count=132,
+    shared_memory_per_block_optin=232448,
+    warp_size=32,
+    gcnArchName="",
+    L2_cache_size=50 << 20,
+)
+_installed = False
+
+
+def install() -> None:
+    """Give this process one CUDA device for the rest of its life. Before the first backward pass.
+
+    Raises:
+        RuntimeError: there is a real one, or no C++ compiler.
+    """
+    global _installed
+    if _installed:
+        return
+    if torch.cuda.is_available():
+        raise RuntimeError("install: there must be no GPU; got one. Set CUDA_VISIBLE_DEVICES= to hide it.")
+    guard.install()
+    for name, value in _replacements().items():
+        # torch.compile refuses one function under two names: each gets its own.
+        setattr(torch.cuda, name, value if isinstance(value, type) else _own(value))
+    torch.cuda.device.__enter__ = lambda self: None  # type: ignore[method-assign]
+    torch.cuda.device.__exit__ = lambda self, *_: False  # type: ignore[method-assign]
+    torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
+    torch.Generator = _Generator  # type: ignore[misc]
+    for types_ in (_foreach_utils._foreach_supported_types, optimizer._foreach_supported_types):
+        types_.append(VirtualTensor)
+    # These build CPU tensors behind the back of dispatch modes.
+    torch.tensor, torch.as_tensor = _tensor, _as_tensor
+    _unwrap_in_triton()
+    VirtualMode().__enter__()
+    _installed = True
+
+
+def installed() -> bool:
+    """Whether this process has the virtual device."""
+    return _installed
+
+
+def _own(function: Any) -> Any:
+    return lambda *args, **kwargs: function(*args, **kwargs)
+
+
+def _replacements() -> dict[str, Any]:
+    def nothing(*_: Any, **__: Any) -> None: ...
+
+    def reset_peak(*_: Any) -> None:
+        memory.peak = memory.live
+
+    state = torch.zeros(16, dtype=torch.uint8)
+    return {
+        "_lazy_init": nothing,
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "_is_in_bad_fork": lambda: False,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": nothing,
+        "get_device_name": lambda *_: NAME,
+        "get_device_capability": lambda *_: CAPABILITY,
+        "get_device_properties": lambda *_: PROPERTIES,
+        "is_bf16_supported": lambda *_, **__: True,
+        "synchronize": lambda *_: count("synchronisations", "synchronize"),
+        "empty_cache": nothing,
+        "_sleep": nothing,
+        # Random numbers on the device are the CPU generator's.
+        "manual_seed": nothing,
+        "manual_seed_all": nothing,
+        "initial_seed": lambda: 0,
+        "get_rng_state": lambda *_: state.clone(),
+        "get_rng_state_all": lambda: [state.clone()],
+        "set_rng_state": nothing,
+        "set_rng_state_all": nothing,
+        "current_stream": lambda *_: _Stream(),
+        "default_stream": lambda *_: _Stream(),
+        "Stream": _Stream,
+        "Event": _Event,
+        "stream": lambda _: nullcontext(),
+        "is_current_stream_capturing": lambda: False,
+        "memory_allocated": lambda *_: memory.live,
+        "max_memory_allocated": lambda *_: memory.peak,
+        "reset_peak_memory_stats": reset_peak,
+        "mem_get_info": lambda *_: (MEMORY - memory.live, MEMORY),
+        "power_draw": lambda *_: 0,
+    }
+
+
+class _Stream:
+    cuda_stream = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def synchronize(self) -> None:
+        count("synchronisations", "stream")
+
+    def wait_stream(self, _: Any) -> None: ...
+
+    def wait_event(self, _: Any) -> None: ...
+
+    def record_event(self, *_: Any) -> "_Event":
+        return _Event()
+
+    def query(self) -> bool:
+        return True
+
+
+class _Event:
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def record(self, *_: Any) -> None:
+        self.seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        count("synchronisations", "event")
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end: "_Event") -> float:
+        return (end.seconds - self.seconds) * 1e3
+
+
+class _OfGenerator(type(torch.Generator)):
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, _REAL_GENERATOR)
+
+
+_REAL_GENERATOR, _REAL_TENSOR, _REAL_AS_TENSOR = torch.Generator, torch.tensor, torch.as_tensor
+
+
+class _Generator(_REAL_GENERATOR, metaclass=_OfGenerator):
+    """A CPU generator, whatever the device."""
+
+    def __new__(cls, device: Any = "cpu") -> Any:
+        return _REAL_GENERATOR("cpu")
+
+
+def _tensor(data: Any, *, dtype=None, device=None, requires_grad=False, pin_memory=False):
+    made = _REAL_TENSOR(data, dtype=dtype)
+    made = made.to(device) if is_cuda(device) else made
+    return made.requires_grad_() if requires_grad else made
+
+
+def _as_tensor(data: Any, dtype=None, device=None):
+    if isinstance(data, torch.Tensor):
+        return data.to(device=device or data.device, dtype=dtype or data.dtype)
+    return _tensor(data, dtype=dtype, device=device) if is_cuda(device) else _REAL_AS_TENSOR(data, dtype=dtype)
+
+
+def _unwrap_in_triton() -> None:
+    """Interpreted kernels work on the CPU tensors behind virtual ones."""
+    try:
+        from triton.runtime.interpreter import GridExecutor
+    except ImportError:
+        return
+    call = GridExecutor.__call__
+
+    def on_the_cpu(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from torch.utils._python_dispatch import _disable_current_modes
+
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        virtual = [value is not inner(value) for value in tensors]
+        if any(virtual):
+            count("launches", self.fn.__name__)
+            if not all(virtual):
+                raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
+        with _disable_current_modes():
+            return call(self, *map(inner, args), **{key: inner(value) for key, value in kwargs.items()})
+
+    GridExecutor.__call__ = on_the_cpu

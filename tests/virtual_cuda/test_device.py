@@ -1,0 +1,102 @@
+"""The virtual device itself: it must refuse and count what a real one refuses and waits for."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.virtual_cuda import installed, recording
+from tests.virtual_cuda.watch import memory
+
+
+@pytest.fixture
+def virtual(device: torch.device) -> torch.device:
+    if not installed():
+        pytest.skip("needs --device virtual")
+    return device
+
+
+@pytest.mark.parametrize(
+    "meet",
+    [
+        lambda x: x + torch.zeros(3),
+        lambda x: torch.zeros(3).add_(x),
+        lambda x: torch.cat([x, torch.zeros(3)]),
+        lambda x: torch.stack([x.sum(), torch.tensor(1.0)]),
+        lambda x: F.linear(x, torch.zeros(2, 3)),
+        lambda x: torch.zeros(3)[x.long()],
+        lambda x: torch.where(x > 0, x, torch.zeros(3)),
+    ],
+)
+def test_tensors_of_two_devices_do_not_meet(virtual, meet):
+    with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+        meet(torch.ones(3, device=virtual))
+
+
+def test_scalars_and_indices_may_come_from_the_host(virtual):
+    x = torch.arange(3.0, device=virtual)
+    assert (x * torch.tensor(2.0)).is_cuda
+    assert x[torch.tensor([2, 0])].tolist() == [2, 0]
+    with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
+        x.numpy()
+
+
+def test_integers_have_no_products(virtual):
+    x = torch.ones(2, 2, dtype=torch.int64, device=virtual)
+    with pytest.raises(RuntimeError, match="not implemented for 'torch"):
+        x @ x
+
+
+@pytest.mark.parametrize(
+    ("wait", "times"),
+    [
+        (lambda x: x.sum().item(), 1),
+        (lambda x: x.tolist(), 1),
+        (lambda x: bool((x > 0).any()), 1),
+        (lambda x: x[x > 0], 1),
+        (lambda x: x.nonzero(), 1),
+        (lambda x: x.cpu(), 1),
+        (lambda x: x.to("cpu", non_blocking=True), 0),
+        (lambda x: torch.zeros(3).to(x.device), 1),
+        (lambda x: torch.zeros(3).to(x.device, non_blocking=True), 0),
+        (lambda x: torch.tensor(3, device=x.device), 1),
+        (lambda x: torch.full((), 3, device=x.device), 0),
+        (lambda x: x.repeat_interleave(2).sum() * 2 + x.add_(1).view(3, 1).mean(), 0),
+        (lambda x: torch.cuda.synchronize(), 1),
+    ],
+)
+def test_what_waits_for_the_device_is_counted(virtual, wait, times):
+    x = torch.ones(3, device=virtual)
+    with recording() as record:
+        wait(x)
+    assert record.synchronisations.total() == times
+
+
+def test_operators_and_bytes_of_a_step(virtual):
+    before = memory.live
+    layer = nn.Linear(4, 2).to(virtual)
+    x = torch.ones(8, 4, device=virtual)
+    assert memory.live - before == 4 * (4 * 2 + 2 + 8 * 4)
+    with recording() as record, torch.no_grad():
+        y = layer(x)
+        y.view(2, 8).clamp_(0, 1)
+    assert record.operators == {"addmm": 1, "clamp_": 1}
+    assert record.peak_bytes == memory.live
+    del layer, x, y
+    assert memory.live == before
+
+
+def test_modules_move_copy_and_learn(virtual):
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    there = copy.deepcopy(network).to(virtual)
+    x = torch.rand(3, 1, 4, 4)
+    for net, images in ((network, x), (there, x.to(virtual))):
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
+        net(images).square().mean().backward()
+        optimizer.step()
+    for ours, theirs in zip(network.parameters(), there.parameters(), strict=True):
+        assert theirs.is_cuda
+        assert torch.equal(ours, theirs.cpu())
+    assert network.to(virtual)(x.to(virtual)).is_cuda

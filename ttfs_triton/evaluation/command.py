@@ -1,0 +1,164 @@
+"""Score a trained network, count, price, simulate; show it, write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import Progress
+
+from ttfs_triton.command_line import run_command
+from ttfs_triton.data.images import ImageData
+from ttfs_triton.evaluation.load import LoadedNetwork, load_network, load_test_images
+from ttfs_triton.evaluation.options import EvaluationOptions, Found
+from ttfs_triton.evaluation.output import check_output, write_output, write_page
+from ttfs_triton.hardware import (
+    Chip,
+    RateCode,
+    RunOptions,
+    Simulation,
+    available_chips,
+    compare,
+    counting,
+    dense_ann,
+    estimate_with,
+    load_chip,
+    simulate,
+    sweep,
+)
+from ttfs_triton.report import chips_table, comparison_table, report_table
+from ttfs_triton.scoring import EvaluationBatches, evaluate, layer_table
+
+
+def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the recipe: parse, evaluate, exit with a plain message where the user can mend what went wrong."""
+    # LoadError, HubError and NotImplementedError are among the errors that are told plainly.
+    run_command(EvaluationOptions, run, prog="evaluate.py", description=description, arguments=arguments)
+
+
+def run(options: EvaluationOptions) -> Found:
+    """Evaluate as asked, print tables, write files.
+
+    Raises:
+        LoadError, HubError: there is no such network.
+        ValueError, OSError: unusable data, chips or output; found before the network runs.
+        NotImplementedError: an analog network cannot be simulated; give --no-simulation.
+    """
+    check_output(options)
+    loaded = load_network(options.network)
+    if loaded.network.config.neuron == "ann":
+        raise ValueError(
+            f"evaluate: network must spike for counts of spikes to be priced; got an ANN in {loaded.files.weights}. "
+            "Train one with --neuron dft."
+        )
+    chips = [load_chip(name) for name in (available_chips() if "all" in options.chip else options.chip)]
+    accelerator = Accelerator(cpu=options.cpu or not torch.cuda.is_available())
+    if accelerator.num_processes > 1:
+        raise ValueError("evaluate: must run in one process; start it plainly, python recipes/evaluate.py.")
+    data = load_test_images(
+        loaded,
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        max_samples=options.max_test_samples,
+        progress=True,
+    )
+    if options.sample >= len(data):
+        raise ValueError(f"evaluate: sample must be below {len(data)}, the number of images; got {options.sample}.")
+    found = _find(options, loaded, data, chips, accelerator)
+    show(found, Console())
+    for path in [*write_output(options, found), *write_page(options, found)]:
+        print(f"written: {path}")
+    return found
+
+
+def _find(
+    options: EvaluationOptions, loaded: LoadedNetwork, data: ImageData, chips: list[Chip], accelerator: Accelerator
+) -> Found:
+    network = loaded.network.to(accelerator.device)
+    batches = EvaluationBatches(data, None, options.batch_size)
+    with Progress(transient=True) as bar, counting(network) as counter:
+        task = bar.add_task("test images", total=len(data))
+        evaluation = evaluate(network, batches, accelerator, on_batch=lambda images: bar.advance(task, images))
+    counts = counter.counts()
+    simulation = None
+    if options.simulation:
+        simulation = simulate(
+            network,
+            _shown(batches, "simulation"),
+            steps=options.steps,
+            weight_bits=options.weight_bits,
+            gating=options.gating,
+        )
+    run_options = _run_options(options, loaded, simulation)
+    priced = counts if simulation is None else simulation.counts
+    name = loaded.files.name
+    reports = tuple(estimate_with(priced, chip, run_options, network=name) for chip in chips)
+    code = RateCode(options.rate_steps, options.rate)
+    multiplying = [chip for chip in chips if dense_ann(priced, chip, options=run_options).total is not None]
+    comparison = compare(priced, (multiplying or chips)[0], run_options, rate_codes=[code], network=name)
+    swept = None
+    if options.sweep:
+
+        def price(found: Simulation) -> float:
+            total = estimate_with(found.counts, chips[0], _run_options(options, loaded, found)).total
+            return float("nan") if total is None else total.nominal
+
+        swept = sweep(network, batches, gating=options.gating, price=price)
+    return Found(loaded, data, evaluation, counts, reports, comparison, simulation, swept)
+
+
+def _shown(batches: EvaluationBatches, name: str) -> Any:
+    """The batches, with a bar on a terminal."""
+    with Progress(transient=True) as bar:
+        yield from bar.track(batches, total=len(batches), description=name)
+
+
+def _run_options(options: EvaluationOptions, loaded: LoadedNetwork, simulation: Simulation | None) -> RunOptions:
+    config, closed = loaded.network.config, options.implementation == "closed_form"
+    return RunOptions(
+        steps=None if closed else (options.steps if simulation is None else simulation.settings.steps),
+        implementation=options.implementation,
+        gating=options.gating and not closed,
+        psp_persistence=config.psp_persistence,
+        readout=config.readout,
+        activity=None if simulation is None or closed else simulation.activity,
+    )
+
+
+def show(found: Found, console: Console) -> None:
+    """Tables and figures on a terminal."""
+    evaluation, simulation = found.evaluation, found.simulation
+    table = layer_table(evaluation.layers)
+    table.title = f"{found.data.name}, {found.data.split}: {evaluation.images:,} images"
+    console.print(table)
+    samples, total = found.counts.samples, found.counts.total()
+    lines = [
+        f"accuracy                 {evaluation.accuracy:.2%}",
+        f"  by the first spike     {evaluation.first_spike_accuracy:.2%}  ({evaluation.ties} ties)",
+        f"sparsity                 {evaluation.sparsity:.4f}  hidden spikes / hidden neurons",
+        f"spikes                   {total['spikes'] / samples:,.0f} an image, "
+        f"{total['spikes_delivered'] / samples:,.0f} delivered behind pooling",
+        f"synaptic operations      {total['synaptic_operations'] / samples:,.0f} an image, of "
+        f"{total['dense_macs'] / samples:,.0f} in the dense ANN",
+    ]
+    if total["analog_macs"]:
+        lines.append(f"analog multiplications   {total['analog_macs'] / samples:,.0f} an image, in the first layer")
+    if simulation is not None:
+        bits = simulation.settings.weight_bits
+        lines.append(
+            f"simulated                {simulation.accuracy or 0:.2%} at {simulation.settings.steps} steps and "
+            f"{'unrounded weights' if bits is None else f'{bits} bits'}, {simulation.first_spike_accuracy or 0:.2%} by "
+            f"the first spike, which comes after {simulation.mean_latency_steps:,.0f} steps"
+        )
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    if found.sweep is not None:
+        console.print(found.sweep.table())
+    console.print(report_table(found.reports[0]))
+    console.print(comparison_table(found.comparison))
+    if len(found.reports) > 1:
+        console.print(chips_table(found.reports))

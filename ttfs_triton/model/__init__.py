@@ -1,0 +1,21 @@
+"""Networks as files, here or on the Hugging Face Hub: saving, loading, classifying."""
+
+from ttfs_triton.model.classification import Classification, ClassScore
+from ttfs_triton.model.description import BaseModel, ModelDescription, Preprocessing
+from ttfs_triton.model.download import HubError
+from ttfs_triton.model.locate import ModelFiles, find_model
+from ttfs_triton.model.model import TTFSModel
+from ttfs_triton.model.weights import LoadError
+
+__all__ = [
+    "BaseModel",
+    "ClassScore",
+    "Classification",
+    "HubError",
+    "LoadError",
+    "ModelDescription",
+    "ModelFiles",
+    "Preprocessing",
+    "TTFSModel",
+    "find_model",
+]

@@ -1,0 +1,294 @@
+"""A network that saves itself, loads itself, publishes itself, and classifies images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, overload
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from PIL import Image
+
+from ttfs_triton.atomic import write_bytes
+from ttfs_triton.model.classification import Classification, Decision, check_options, classify_batch
+from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, BaseModel, ModelDescription
+from ttfs_triton.model.images import ImageLike, network_input, split_images
+from ttfs_triton.model.locate import ModelFiles, find_model
+from ttfs_triton.model.weights import WEIGHTS, LoadError, read_weights_into, weight_bytes
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+
+
+class TTFSModel(
+    TTFSNetwork,
+    PyTorchModelHubMixin,
+    library_name=LIBRARY,
+    pipeline_tag="image-classification",
+    tags=list(TAGS),
+    paper_url=PAPER,
+):
+    """A `TTFSNetwork` with the names of its classes and the preprocessing of its images; same state dict.
+
+    Args:
+        config: the network.
+        class_names, dataset, base_model: see `ModelDescription`.
+    Raises:
+        ValueError: as `TTFSNetwork` and `ModelDescription` do.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from ttfs_triton.nn import NetworkConfig
+        >>> config = NetworkConfig("4C3-P2-16", image_size=(8, 8), classes=2)
+        >>> model = TTFSModel(config, class_names=["cat", "dog"])
+        >>> with TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     loaded = TTFSModel.from_pretrained(folder)
+        >>> loaded.class_names, torch.equal(loaded.readout.weight, model.readout.weight)
+        (('cat', 'dog'), True)
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        *,
+        class_names: Sequence[str] | None = None,
+        dataset: str | None = None,
+        base_model: BaseModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        self._description = ModelDescription.of(config, class_names=class_names, dataset=dataset, base_model=base_model)
+
+    @property
+    def description(self) -> ModelDescription:
+        """What config.json holds."""
+        return self._description.replace(network=self.config)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a class."""
+        return self._description.class_names
+
+    @classmethod
+    def from_network(
+        cls,
+        network: TTFSNetwork,
+        *,
+        class_names: Sequence[str] | None = None,
+        dataset: str | None = None,
+        base_model: BaseModel | None = None,
+    ) -> Self:
+        """A copy of a network, in evaluation mode, on the same device and in the same precision.
+
+        Args:
+            network: whose configuration and weights are taken.
+            class_names, dataset, base_model: see `ModelDescription`.
+        """
+        model = cls(network.config, class_names=class_names, dataset=dataset, base_model=base_model)
+        parameter = next(network.parameters())
+        tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in network.state_dict().items()}
+        model.to(parameter.device, parameter.dtype).load_state_dict(tensors)
+        return model.eval()
+
+    @classmethod
+    def from_description(cls, description: ModelDescription) -> Self:
+        """A model with fresh weights from what config.json holds."""
+        model = cls(description.network)
+        model._description = description
+        return model
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # arguments that were silently ignored
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> Self:
+        """A trained model, in evaluation mode (`model.train()` to go on training), in the precision it was saved in.
+
+        Strict: every tensor of the file is used, every parameter is found, and a checksum is verified.
+
+        Args:
+            pretrained_model_name_or_path: repository "owner/name" (also with "@revision"), a run's folder (its best
+                weights are taken), a folder with config.json and model.safetensors, or a .safetensors file beside its
+                config.json. What exists locally is never looked for on the Hub.
+            revision: branch, tag or commit, of a repository.
+            device: where the model goes.
+            token, cache_dir, force_download, local_files_only: as of `huggingface_hub.snapshot_download`.
+        Raises:
+            LoadError: no such folder or file, damaged files, or weights of another network.
+            HubError: no such repository, no right to read it, or no connection and nothing in the cache.
+        """
+        files = find_model(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        return cls.from_files(files).to(device)
+
+    @classmethod
+    def from_files(cls, files: ModelFiles) -> Self:
+        """`from_pretrained` from files that were found already.
+
+        Raises:
+            LoadError: damaged files, or weights of another network.
+        """
+        model = cls.from_description(ModelDescription.read(files.config))
+        read_weights_into(model, files.weights)
+        return model.eval()
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # no card without results; no push
+        self, save_directory: str | Path, *, overwrite: bool = False
+    ) -> None:
+        """Write config.json and model.safetensors; loading them gives the same model bit for bit.
+
+        Args:
+            save_directory: made if need be. Other files in it are left alone.
+            overwrite: replace another model that is there.
+        Raises:
+            ValueError: another model is there; nothing has been written.
+            OSError: the files cannot be written; no half-written file is left.
+        """
+        folder, weights = Path(save_directory), weight_bytes(self.state_dict())
+        config, file = folder / CONFIG, folder / WEIGHTS
+        if not overwrite and not self._same(config, file, weights):
+            raise ValueError(
+                f"save_pretrained: save_directory must hold no other model; got {folder}, which does. "
+                "Give overwrite=True to replace it, or another folder."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        config.unlink(missing_ok=True)  # a kill in between must not leave weights under another network's name
+        write_bytes(file, weights)
+        self.description.write(config)
+
+    def _same(self, config: Path, file: Path, weights: bytes) -> bool:
+        """Whether a folder holds no model, or this one."""
+        if not (config.exists() or file.exists()):
+            return True
+        try:
+            found = ModelDescription.read(config).replace(library=self.description.library)
+            return found == self.description and file.read_bytes() == weights
+        except (LoadError, OSError):
+            return False
+
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]  # private unless said otherwise
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        license: str | None = None,
+        commit_message: str = "Publish model",
+    ) -> str:
+        """Publish this model as it is, with a card without results; `recipes/publish.py` takes those from a run.
+
+        Args:
+            repo_id: "owner/name"; made if need be.
+            private: only for you, and the members of your organisation, to see.
+            token: Default: that of `hf auth login`, or HF_TOKEN.
+            license: of the model, by the Hub's short name, such as "apache-2.0". Default: none is stated.
+            commit_message: first line of the commit.
+        Returns:
+            The address of the commit.
+        Raises:
+            HubError: no token, no right to write there, a repository of another visibility, or no connection.
+        """
+        from ttfs_triton.hub.publish import publish_model  # needs what writes cards
+
+        return publish_model(
+            self, repo_id, private=private, token=token, license=license, commit_message=commit_message
+        )
+
+    @overload
+    def classify(
+        self,
+        images: Image.Image | str | Path,
+        *,
+        top_k: int = ...,
+        decision: Decision = ...,
+        window_ms: float | None = ...,
+        batch_size: int = ...,
+    ) -> Classification: ...
+
+    @overload
+    def classify(
+        self,
+        images: Sequence[ImageLike],
+        *,
+        top_k: int = ...,
+        decision: Decision = ...,
+        window_ms: float | None = ...,
+        batch_size: int = ...,
+    ) -> list[Classification]: ...
+
+    @overload
+    def classify(
+        self,
+        images: Any,
+        *,
+        top_k: int = ...,
+        decision: Decision = ...,
+        window_ms: float | None = ...,
+        batch_size: int = ...,
+    ) -> Any: ...
+
+    def classify(
+        self,
+        images: Any,
+        *,
+        top_k: int = 5,
+        decision: Decision = "readout",
+        window_ms: float | None = None,
+        batch_size: int = 64,
+    ) -> Classification | list[Classification]:
+        """Classify images: convert colours and size as in training, run the network in evaluation mode, decide.
+
+        Args:
+            images: one image or a list: Pillow images, paths, uint8 arrays [height, width, C], tensors
+                [C, height, width] (uint8, or floating point in [0, 1]); or a batch, [N, height, width, C] as an array,
+                [N, C, height, width] as a tensor.
+            top_k: classes to list, at most as many as there are.
+            decision: "readout", the decision that accuracy is scored by, or "first_spike", the earliest output spike.
+            window_ms: length of a window, to have the decision's time in milliseconds too.
+            batch_size: images that run together.
+        Returns:
+            A `Classification` for one image, else a list of them.
+        Raises:
+            TypeError, ValueError: images or options that cannot be used.
+
+        Example:
+            >>> from ttfs_triton.nn import NetworkConfig
+            >>> config = NetworkConfig("4C3-P2-16", image_size=(8, 8), classes=2)
+            >>> model = TTFSModel(config, class_names=["cat", "dog"])
+            >>> found = model.classify(torch.rand(3, 1, 8, 8), window_ms=1.0)
+            >>> [score.class_name for score in found[0].top] in (["cat", "dog"], ["dog", "cat"])
+            True
+            >>> found[0].decision_time, found[0].decision_time_ms  # three layers fire before the output's potential
+            (3.0, 3.0)
+        """
+        check_options(top_k, decision, window_ms, batch_size, self)
+        single, one = split_images(images)
+        inputs = network_input(single, self._description.preprocessing, self.config.in_channels) if single else []
+        parameter, was_training = next(self.parameters()), self.training
+        found: list[Classification] = []
+        self.eval()
+        try:
+            for start in range(0, len(inputs), batch_size):
+                found += classify_batch(
+                    self,
+                    inputs[start : start + batch_size].to(parameter.device, parameter.dtype),  # type: ignore[union-attr]
+                    self.class_names,
+                    top_k=top_k,
+                    decision=decision,
+                    window_ms=window_ms,
+                )
+        finally:
+            self.train(was_training)
+        return found[0] if one else found

@@ -1,0 +1,24 @@
+"""Scoring a network over a set of images: batches, accuracy, activity, and what it ran on."""
+
+from ttfs_triton.scoring.batches import EvaluationBatches
+from ttfs_triton.scoring.evaluate import (
+    Evaluation,
+    EvaluationStopped,
+    evaluate,
+    layer_rows,
+    layer_table,
+    sum_over_processes,
+)
+from ttfs_triton.scoring.machine import device_name, versions
+
+__all__ = [
+    "Evaluation",
+    "EvaluationBatches",
+    "EvaluationStopped",
+    "device_name",
+    "evaluate",
+    "layer_rows",
+    "layer_table",
+    "sum_over_processes",
+    "versions",
+]

@@ -1,0 +1,172 @@
+"""Accuracy, loss and activity of a network over a set of images: exact, over any number of processes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from rich.table import Table
+from torch import Tensor
+
+from ttfs_triton.nn import (
+    LayerStatistics,
+    TTFSNetwork,
+    collect_statistics,
+    record_statistics,
+    reset_statistics,
+    sparsity,
+)
+from ttfs_triton.scoring.batches import EvaluationBatches, evaluation_loader
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one pass over a set of images.
+
+    Attributes:
+        correct, images: counts over all processes; every image is scored once. Decided by the readout's score.
+        loss: mean cross entropy.
+        first_spike_correct: right decisions if the earliest output spike decides.
+        ties, no_spike: images for which several output neurons fire first together, or none fires.
+        layers: activity of each layer, the readout included.
+    """
+
+    correct: int
+    images: int
+    loss: float
+    first_spike_correct: int
+    ties: int
+    no_spike: int
+    layers: list[LayerStatistics]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images classified rightly, in [0, 1]."""
+        return self.correct / self.images
+
+    @property
+    def first_spike_accuracy(self) -> float:
+        """Share of images classified rightly by the earliest output spike."""
+        return self.first_spike_correct / self.images
+
+    @property
+    def sparsity(self) -> float:
+        """Hidden spikes over hidden neurons, before pooling."""
+        return sparsity(self.layers)
+
+    @property
+    def sparsity_with_outputs(self) -> float:
+        """Spikes over neurons, the output layer included."""
+        return sparsity(self.layers, with_outputs=True)
+
+
+class EvaluationStopped(Exception):
+    """Evaluation was cut short because the run was asked to stop."""
+
+
+@torch.no_grad()
+def evaluate(
+    network: TTFSNetwork,
+    batches: EvaluationBatches,
+    accelerator: Accelerator,
+    *,
+    num_workers: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> Evaluation:
+    """Score a network on this process's share of the images, and sum over processes.
+
+    Args:
+        network: unwrapped; left in the mode, training or evaluation, in which it came.
+        batches: this process's share.
+        accelerator: for device, autocast and the sum.
+        num_workers: processes that prepare batches.
+        stop: asked before each batch, in this process alone; true ends the evaluation after all processes agree.
+        on_batch: called with the number of images scored.
+    Raises:
+        EvaluationStopped: some process was asked to stop.
+    """
+    device = accelerator.device
+    sums = torch.zeros(6, dtype=torch.float64, device=device)
+    stopped = torch.zeros((), dtype=torch.float64, device=device)
+    was_training = network.training
+    network.eval()
+    reset_statistics(network)
+    try:
+        with record_statistics(network), accelerator.autocast():
+            for images, labels in evaluation_loader(batches, num_workers, pin_memory=device.type == "cuda"):
+                if stop():
+                    stopped += 1
+                    break
+                images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                hidden = network.hidden(images)
+                logits, decision = network.readout(hidden).float(), network.readout.decide(hidden)
+                sums += torch.stack(
+                    [
+                        torch.tensor(len(labels), device=device),
+                        (logits.argmax(1) == labels).sum(),
+                        F.cross_entropy(logits, labels, reduction="sum"),
+                        (decision.prediction == labels).sum(),
+                        decision.tie.sum(),
+                        decision.no_spike.sum(),
+                    ]
+                ).double()
+                on_batch(len(labels))
+    finally:
+        network.train(was_training)
+    *totals, stops = sum_over_processes(accelerator, torch.cat([sums, stopped.view(1)])).tolist()
+    if stops:
+        raise EvaluationStopped
+    images, correct, loss, first_spike_correct, ties, no_spike = totals
+    layers = collect_statistics(network, lambda counts: sum_over_processes(accelerator, counts))
+    return Evaluation(
+        int(correct), int(images), loss / images, int(first_spike_correct), int(ties), int(no_spike), layers
+    )
+
+
+def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Sum a tensor over all processes; every process gets the result, `values` stays as it is."""
+    return cast(Tensor, accelerator.reduce(values.clone(), "sum"))
+
+
+def layer_table(layers: Sequence[LayerStatistics]) -> Table:
+    """A row for each layer: neurons, spikes a sample, and what share of the neurons does what."""
+    table = Table("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            f"{layer.neurons:,}",
+            f"{layer.active / max(1, layer.samples):,.1f}",
+            *(
+                f"{share:.2%}"
+                for share in (
+                    layer.active_fraction,
+                    layer.saturated_fraction,
+                    layer.silent_fraction,
+                    layer.never_active_fraction,
+                )
+            ),
+        )
+    return table
+
+
+def layer_rows(layers: Sequence[LayerStatistics]) -> list[dict[str, Any]]:
+    """The same figures as JSON values: counts summed over the samples."""
+    return [
+        {
+            "name": layer.name,
+            "neurons": layer.neurons,
+            "samples": layer.samples,
+            "spikes": layer.active,
+            "saturated": layer.saturated,
+            "silent": layer.silent,
+            "never_active": layer.never_active,
+            "sparsity": layer.active_fraction,
+            "output": layer.output,
+        }
+        for layer in layers
+    ]
