@@ -115,7 +115,7 @@ def test_occupied_folder_is_refused_before_any_work(tmp_path, occupied, capsys):
         ("extra", [], "every tensor must belong to"),
         ("missing", [], "features.4.weight"),
         ("remove", [], "source must be a file"),
-        ("nothing", ["--psp-persistence", "2"], "less than or equal to 1"),
+        ("nothing", ["--psp-persistence", "2"], "psp_persistence must lie in [0, 1]; got 2"),
         ("nothing", ["--mean", "0.1"], "mean must have one entry per channel"),
     ],
 )

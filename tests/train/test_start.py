@@ -1,6 +1,5 @@
 """Weights that a run starts from: exact, converted, or refused before anything is written."""
 
-import dataclasses
 import json
 
 import pytest
@@ -154,11 +153,10 @@ def test_unreadable_weights_are_refused(tmp_path):
 
 
 def test_settings_of_training_are_kept(tmp_path):
-    wanted = {"neuron": Neuron(0.5, 3.0, 0.1), "readout": "first_spike"}
-    network = target(**wanted)
+    neuron = Neuron(0.5, 3.0, 0.1)
+    network = target(neuron=neuron, readout="first_spike")
     load_weights(network, str(save(trained(ANN.replace(batch_norm=True)), tmp_path / "run")))
-    kept = dataclasses.asdict(network.config)
-    assert {name: kept[name] for name in wanted} == wanted
+    assert (network.config.neuron, network.config.readout) == (neuron, "first_spike")
 
 
 def test_network_with_an_anns_weights_is_calibrated(tmp_path):
