@@ -33,7 +33,7 @@ def neurons(layer, quantised, clock):
         np.zeros(len(quantised.unit)) if layer.bias is None else layer.bias.detach().double().numpy(),
         clock.steps,
         middle=clock.compare_at == "middle",
-        neuron=layer.neuron,
+        psp_persistence=layer.neuron.psp_persistence,
     )
 
 

@@ -37,7 +37,7 @@ def neurons_of(layer, *, steps, bits, compare_at, gating, **ramp):
         steps,
         middle=compare_at == "middle",
         gating=gating,
-        neuron=layer.neuron,
+        psp_persistence=layer.neuron.psp_persistence,
         **ramp,
     )
 
