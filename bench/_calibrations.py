@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ttfs_kernels.rule import fire
 from ttfs_triton.convert import Converted, calibrate
-from ttfs_triton.convert.calibrate import rows_of
+from ttfs_triton.convert.fit_range import rows_of
 from ttfs_triton.nn import DFTConv2d, DFTLinear
 
 Layer = DFTConv2d | DFTLinear

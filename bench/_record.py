@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ttfs_triton.scoring.machine import processor_name
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -20,12 +22,7 @@ def machine(device: torch.device) -> str:
     """Name of the GPU, or of the CPU with its cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = names[0] if names else name
-    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{processor_name()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 python recipes/evaluate.py runs/mnist --chip anp_i --steps 32 --report report.html
 """
 
-from ttfs_triton.evaluation.run import main
+from ttfs_triton.evaluation.command import main
 
 if __name__ == "__main__":
     main(__doc__)

@@ -7,10 +7,8 @@ Run twice, it writes the same bytes. Images are PNGs without compression of thei
 them is smaller than each one deflated.
 """
 
-from __future__ import annotations
-
-import argparse
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -19,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from pydantic import BaseModel, ConfigDict
 
+from ttfs_triton.command_line import run_command
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.sources import SAMPLE_FOLDER
 
@@ -39,6 +39,17 @@ CLASS_NAMES = [
 SAMPLES = {"train": 6_000, "test": 1_000}
 
 
+class SampleOptions(BaseModel):
+    """Where from and where to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data_dir: Path | None = None
+    """Local copy of Fashion-MNIST. Default: the Hub."""
+    output_dir: Path = SAMPLE_FOLDER
+    """Folder for train.parquet and test.parquet."""
+
+
 def encode(pixels: np.ndarray) -> bytes:
     """PNG file of a grayscale image, [height, width] uint8."""
     buffer = io.BytesIO()
@@ -46,7 +57,7 @@ def encode(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def make_split(split: str, data_dir: str | None, output_dir: Path) -> Path:
+def make_split(split: str, data_dir: Path | None, output_dir: Path) -> Path:
     """Choose and write one split; the rows stay in their original order."""
     data = load_images(DATASET, data_dir, split=split, max_samples=SAMPLES[split], max_bad_images=0)
     counts = torch.bincount(data.labels, minlength=len(CLASS_NAMES)).tolist()
@@ -63,16 +74,17 @@ def make_split(split: str, data_dir: str | None, output_dir: Path) -> Path:
     return path
 
 
-def main() -> None:
+def make(options: SampleOptions) -> None:
     """Write both splits and print their sizes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", help="local copy of Fashion-MNIST; default: the Hub")
-    parser.add_argument("--output-dir", type=Path, default=SAMPLE_FOLDER)
-    arguments = parser.parse_args()
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
     for split in SAMPLES:
-        path = make_split(split, arguments.data_dir, arguments.output_dir)
+        path = make_split(split, options.data_dir, options.output_dir)
         print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: parse, make, exit with a plain message where the user can mend what went wrong."""
+    run_command(SampleOptions, make, prog="make_sample.py", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

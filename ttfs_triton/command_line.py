@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 import tyro
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -29,21 +30,25 @@ def run_command(
         prog: the recipe's file name.
         description: shown by `--help`.
         arguments: command line without the program's name. Default: sys.argv[1:].
-        errors: of `run` that the user can mend: their text is printed, not where they come from.
+        errors: of `run` that the user can mend.
     Raises:
         SystemExit: with code 2, for options that are not valid and for such errors.
     """
-    try:
-        parsed = tyro.cli(options, args=arguments, description=description, prog=prog)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        _exit(f"{'-'.join(map(str, problem['loc']))}: {problem['msg']}; got {problem['input']!r}.")
-    try:
+    parsed = tyro.cli(options, args=arguments, description=description, prog=prog)
+    with plain_errors(*errors):
         run(parsed)
+
+
+@contextmanager
+def plain_errors(*errors: type[Exception]) -> Iterator[None]:
+    """End the program where one of these errors leaves the block: its text is printed, not where it came from.
+
+    Raises:
+        SystemExit: with the error's `exit_code`, if it has one, else with 2.
+    """
+    try:
+        yield
     except errors as error:
-        _exit(str(error))
-
-
-def _exit(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+        code = getattr(error, "exit_code", 2)
+        print(f"error: {error}" if code == 2 else error, file=sys.stderr)
+        raise SystemExit(code) from error

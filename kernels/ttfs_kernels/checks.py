@@ -11,12 +11,14 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def pair(function: str, name: str, value: int | Sequence[int], smallest: int) -> list[int]:
     """`value` as [rows, columns]; ValueError unless one or two integers of at least `smallest`."""
     values = list(value) if isinstance(value, Sequence) else [value, value]
-    if len(values) != 2 or any(not isinstance(v, int) or v < smallest for v in values):
-        raise ValueError(
-            f"{function}: {name} must be an integer or two integers ≥ {smallest}; got {value!r}. "
-            f"Give one number for both directions or (rows, columns)."
-        )
-    return values
+    if len(values) == 2:
+        rows, columns = values
+        if isinstance(rows, int) and isinstance(columns, int) and rows >= smallest and columns >= smallest:
+            return values
+    raise ValueError(
+        f"{function}: {name} must be an integer or two integers ≥ {smallest}; got {value!r}. "
+        f"Give one number for both directions or (rows, columns)."
+    )
 
 
 def check_tensors(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

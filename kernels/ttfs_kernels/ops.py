@@ -43,7 +43,8 @@ def dft_linear(
     """
     check_linear(x, weight, bias)
     family, *selection = operators_for("dft_linear", backend, x)
-    operator = torch.ops.ttfs.blockwise_linear if family == "blockwise" else torch.ops.ttfs.dft_linear
+    operators = torch.ops.ttfs
+    operator = operators.blockwise_linear.default if family == "blockwise" else operators.dft_linear.default
     rows = x.reshape(-1, x.shape[-1])
     with_derivatives = _needs_gradient(x, weight, bias)
     y = operator(rows, weight, bias, neuron.pack(), with_derivatives, *selection)[0]
@@ -84,7 +85,8 @@ def dft_conv2d(
     dilation = pair("dft_conv2d", "dilation", dilation, 1)
     check_conv2d(x, weight, bias, padding, dilation, groups)
     family, *selection = operators_for("dft_conv2d", backend, x)
-    operator = torch.ops.ttfs.blockwise_conv2d if family == "blockwise" else torch.ops.ttfs.dft_conv2d
+    operators = torch.ops.ttfs
+    operator = operators.blockwise_conv2d.default if family == "blockwise" else operators.dft_conv2d.default
     geometry = stride, padding, dilation, groups
     with_derivatives = _needs_gradient(x, weight, bias)
     return operator(x, weight, bias, *geometry, neuron.pack(), with_derivatives, *selection)[0]

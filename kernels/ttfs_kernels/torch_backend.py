@@ -57,7 +57,7 @@ def conv2d_backward(
     grad_x, grad_weight, grad_bias = _none(grad), _none(grad), _none(grad)
     if not neuron.has_slope:
         x = x.contiguous(memory_format=torch.channels_last)
-        h = h_values = aten.hardtanh_backward(grad, saved, 0, 1)
+        h = h_values = _inside(grad, saved)
     else:
         h = _scale(grad, saved)
         h_values = _first_half(h)
@@ -102,7 +102,7 @@ def linear_backward(
     needs_x, needs_weight, needs_bias = needs
     grad_x, grad_weight, grad_bias = _none(grad), _none(grad), _none(grad)
     if not neuron.has_slope:
-        h = h_values = aten.hardtanh_backward(grad, saved, 0, 1)
+        h = h_values = _inside(grad, saved)
     else:
         h = _scale(grad, saved)
         h_values = _first_half(h)
@@ -118,6 +118,11 @@ def linear_backward(
 def _none(like: Tensor) -> Tensor:
     """Stands for an output that nobody needs; operators may return neither None nor one tensor twice."""
     return like.new_empty(0)
+
+
+def _inside(grad: Tensor, activations: Tensor) -> Tensor:
+    """`grad` where 0 < a < 1, else 0; NaN where a is NaN, which hardtanh_backward takes for inside."""
+    return aten.hardtanh_backward(grad, activations, 0, 1).add_(activations, alpha=0)
 
 
 def _stack_mask(x: Tensor, psp_persistence: float) -> Tensor:

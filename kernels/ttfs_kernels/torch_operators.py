@@ -12,10 +12,18 @@ from torch import Tensor
 from ttfs_kernels import torch_backend
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.registration import differentiate, new_bias_gradient, new_channels_last, register_autocast
+from ttfs_kernels.registration import (
+    differentiate,
+    fake,
+    new_bias_gradient,
+    new_channels_last,
+    operator,
+    register_autocast,
+    register_autograd,
+)
 
 
-@torch.library.custom_op("ttfs::dft_linear", mutates_args=())
+@operator("dft_linear", formula=True)
 def _linear(
     x: Tensor,
     weight: Tensor,
@@ -26,7 +34,7 @@ def _linear(
     return torch_backend.linear_forward(x, weight, bias, Neuron.unpack(neuron), with_derivatives)
 
 
-@_linear.register_fake
+@fake("dft_linear")
 def _(x, weight, bias, neuron, with_derivatives):
     rows, outputs = x.shape[0], weight.shape[0]
     y = x.new_empty(rows, outputs)
@@ -35,7 +43,7 @@ def _(x, weight, bias, neuron, with_derivatives):
     return y, x.new_empty(2 * rows, x.shape[1]), x.new_empty(2 * rows, outputs)
 
 
-@torch.library.custom_op("ttfs::dft_linear_backward", mutates_args=())
+@operator("dft_linear_backward")
 def _linear_backward(
     grad: Tensor,
     x: Tensor,
@@ -47,7 +55,7 @@ def _linear_backward(
     return torch_backend.linear_backward(grad, x, saved, weight, Neuron.unpack(neuron), needs)
 
 
-@_linear_backward.register_fake
+@fake("dft_linear_backward")
 def _(grad, x, saved, weight, neuron, needs):
     return (
         grad.new_empty(grad.shape[0], weight.shape[1]) if needs[0] else grad.new_empty(0),
@@ -56,7 +64,7 @@ def _(grad, x, saved, weight, neuron, needs):
     )
 
 
-@torch.library.custom_op("ttfs::dft_conv2d", mutates_args=())
+@operator("dft_conv2d", formula=True)
 def _conv2d(
     x: Tensor,
     weight: Tensor,
@@ -72,7 +80,7 @@ def _conv2d(
     return torch_backend.conv2d_forward(x, weight, bias, geometry, Neuron.unpack(neuron), with_derivatives)
 
 
-@_conv2d.register_fake
+@fake("dft_conv2d")
 def _(x, weight, bias, stride, padding, dilation, groups, neuron, with_derivatives):
     rows, columns = Geometry(stride, padding, dilation, groups).map_size(x.shape[2:], weight.shape[2:])
     batch, channels = x.shape[0], weight.shape[0]
@@ -83,7 +91,7 @@ def _(x, weight, bias, stride, padding, dilation, groups, neuron, with_derivativ
     return y, stacked, new_channels_last(x, 2 * batch, channels, rows, columns)
 
 
-@torch.library.custom_op("ttfs::dft_conv2d_backward", mutates_args=())
+@operator("dft_conv2d_backward")
 def _conv2d_backward(
     grad: Tensor,
     x: Tensor,
@@ -100,7 +108,7 @@ def _conv2d_backward(
     return torch_backend.conv2d_backward(grad, x, saved, weight, geometry, Neuron.unpack(neuron), needs)
 
 
-@_conv2d_backward.register_fake
+@fake("dft_conv2d_backward")
 def _(grad, x, saved, weight, stride, padding, dilation, groups, neuron, needs):
     return (
         new_channels_last(grad, grad.shape[0], *x.shape[1:]) if needs[0] else grad.new_empty(0),
@@ -125,10 +133,10 @@ def _save(ctx, inputs, output) -> None:
     ctx.other_inputs = len(inputs) - 3
 
 
-_linear.register_autograd(
-    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.dft_linear_backward, grad), setup_context=_save
+register_autograd(
+    "dft_linear", lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.dft_linear_backward.default, grad), _save
 )
-_conv2d.register_autograd(
-    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.dft_conv2d_backward, grad), setup_context=_save
+register_autograd(
+    "dft_conv2d", lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.dft_conv2d_backward.default, grad), _save
 )
 register_autocast("dft_linear", "dft_conv2d")

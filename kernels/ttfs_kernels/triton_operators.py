@@ -12,12 +12,20 @@ from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.registration import differentiate, new_bias_gradient, new_channels_last, register_autocast
+from ttfs_kernels.registration import (
+    differentiate,
+    fake,
+    new_bias_gradient,
+    new_channels_last,
+    operator,
+    register_autocast,
+    register_autograd,
+)
 
 Three = tuple[Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("ttfs::blockwise_linear", mutates_args=())
+@operator("blockwise_linear", formula=True)
 def _linear(
     x: Tensor,
     weight: Tensor,
@@ -32,13 +40,13 @@ def _linear(
     return y, x.new_empty(0) if gain is None else gain
 
 
-@_linear.register_fake
+@fake("blockwise_linear")
 def _(x, weight, bias, neuron, with_gain, backend):
     shape = (x.shape[0], weight.shape[0])
     return x.new_empty(shape), x.new_empty(shape if with_gain and Neuron.unpack(neuron).has_slope else 0)
 
 
-@torch.library.custom_op("ttfs::blockwise_linear_backward", mutates_args=())
+@operator("blockwise_linear_backward")
 def _linear_backward(
     grad: Tensor,
     x: Tensor,
@@ -56,7 +64,7 @@ def _linear_backward(
     return _three(grads, grad)
 
 
-@_linear_backward.register_fake
+@fake("blockwise_linear_backward")
 def _(grad, x, y, gain, weight, neuron, needs, backend):
     return (
         grad.new_empty(x.shape) if needs[0] else grad.new_empty(0),
@@ -65,7 +73,7 @@ def _(grad, x, y, gain, weight, neuron, needs, backend):
     )
 
 
-@torch.library.custom_op("ttfs::blockwise_conv2d", mutates_args=())
+@operator("blockwise_conv2d", formula=True)
 def _conv2d(
     x: Tensor,
     weight: Tensor,
@@ -85,14 +93,14 @@ def _conv2d(
     return y, x.new_empty(0) if gain is None else gain
 
 
-@_conv2d.register_fake
+@fake("blockwise_conv2d")
 def _(x, weight, bias, stride, padding, dilation, groups, neuron, with_gain, backend):
     rows, columns = Geometry(stride, padding, dilation, groups).map_size(x.shape[2:], weight.shape[2:])
     y = new_channels_last(x, x.shape[0], weight.shape[0], rows, columns)
     return y, torch.empty_like(y) if with_gain and Neuron.unpack(neuron).has_slope else x.new_empty(0)
 
 
-@torch.library.custom_op("ttfs::blockwise_conv2d_backward", mutates_args=())
+@operator("blockwise_conv2d_backward")
 def _conv2d_backward(
     grad: Tensor,
     x: Tensor,
@@ -117,7 +125,7 @@ def _conv2d_backward(
     return _three(grads, grad)
 
 
-@_conv2d_backward.register_fake
+@fake("blockwise_conv2d_backward")
 def _(grad, x, y, gain, weight, stride, padding, dilation, groups, neuron, needs, backend):
     return (
         new_channels_last(grad, *x.shape) if needs[0] else grad.new_empty(0),
@@ -146,10 +154,14 @@ def _save(ctx, inputs, output) -> None:
     ctx.other_inputs = len(inputs) - 3
 
 
-_linear.register_autograd(
-    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.blockwise_linear_backward, grad), setup_context=_save
+register_autograd(
+    "blockwise_linear",
+    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.blockwise_linear_backward.default, grad),
+    _save,
 )
-_conv2d.register_autograd(
-    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.blockwise_conv2d_backward, grad), setup_context=_save
+register_autograd(
+    "blockwise_conv2d",
+    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.blockwise_conv2d_backward.default, grad),
+    _save,
 )
 register_autocast("blockwise_linear", "blockwise_conv2d")

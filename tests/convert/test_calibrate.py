@@ -1,4 +1,4 @@
-"""Initial potentials that bring a spiking network closest to its ANN."""
+"""Initial potentials that bring a spiking network closest to its ANN, and how close its layers are."""
 
 import copy
 import io
@@ -8,10 +8,16 @@ import torch
 from rich.console import Console
 
 from tests.convert import sources
-from tests.convert.sources import randomised, weights_of
-from ttfs_triton.convert import ConversionError, Converted, convert
-from ttfs_triton.convert.calibrate import calibrate
-from ttfs_triton.convert.fit_range import fit_range
+from tests.convert.sources import SHORT, Named, classifier, features, randomised, weights_of
+from ttfs_triton.convert import (
+    ConversionError,
+    Converted,
+    calibrate,
+    calibrate_converted,
+    convert,
+    fit_range,
+    layer_correlations,
+)
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 IMAGES = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -143,3 +149,59 @@ def test_calibration_is_shown_and_written():
     for layer in found.layers:
         assert f"{layer.after:.3f}" in shown
         assert f"{layer.shift:+.3f}" in shown
+
+
+def test_calibrating_a_converted_network_fits_its_range_first():
+    by_hand = pair()
+    expected = calibrate(by_hand.network, by_hand.ann, IMAGES)
+    found, calibration = calibrate_converted(convert(weights_of(randomised(sources.kuangliu()))), IMAGES)
+    assert calibration == expected
+    assert found.ann.bound == 1
+    for mine, theirs in zip(found.network.parameters(), by_hand.network.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def short(psp_persistence: float):
+    source = randomised(
+        Named(
+            features=torch.nn.Sequential(*features(SHORT)),
+            flatten=torch.nn.Flatten(),
+            classifier=classifier(6 * 16, 96, 4),
+        )
+    )
+    return convert(weights_of(source), psp_persistence=psp_persistence, image_size=16)
+
+
+@pytest.mark.parametrize("batch_size", [5, 64])
+def test_correlation_is_that_of_all_activations(batch_size):
+    images = torch.rand(12, 3, 16, 16)
+    pair = fit_range(short(1.0), images)
+    found = layer_correlations(pair.network, pair.ann, images, batch_size)
+    activations = pair.ann.hidden(images)
+    assert list(found) == list(activations)
+    x = images
+    for name, layer in pair.network.features.named_children():
+        x = layer(x)
+        if name in found:
+            both = torch.stack([x.flatten(), activations[name].flatten()]).detach().double()
+            value = found[name]
+            assert value is not None
+            assert value == pytest.approx(torch.corrcoef(both)[0, 1].item(), abs=1e-6)
+
+
+def test_correlation_without_persistence_is_one():
+    images = torch.rand(8, 3, 16, 16)
+    pair = fit_range(short(0.0), images)
+    values = layer_correlations(pair.network, pair.ann, images).values()
+    assert values
+    assert all(value == pytest.approx(1, abs=1e-6) for value in values)
+
+
+def test_correlation_of_a_constant_layer_is_none():
+    images = torch.rand(4, 3, 16, 16)
+    pair = fit_range(short(1.0), images)
+    with torch.no_grad():
+        pair.network.features.conv2.bias.fill_(-100.0)
+    found = layer_correlations(pair.network, pair.ann, images)
+    assert found["conv1"] is not None
+    assert found["conv2"] is None

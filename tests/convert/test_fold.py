@@ -7,46 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttfs_triton.convert import ConversionError
-from ttfs_triton.convert.fold import (
-    BatchNorm,
-    fold_average_pool,
-    fold_batch_norm,
-    fold_batch_norm_bias,
-    fold_input_normalisation,
-)
+from ttfs_triton.convert.fold import batch_norm_of, fold_average_pool, fold_input_normalisation
 
 sizes = st.integers(1, 5)
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@given(channels=sizes, inputs=sizes, seed=st.integers(0, 99), bias=st.booleans(), affine=st.booleans())
-def test_batch_norm_folds_into_a_convolution(channels, inputs, seed, bias, affine):
-    weight, x = normal(channels, inputs, 3, 3, seed=seed), normal(2, inputs, 6, 5, seed=seed + 1)
-    shift = normal(channels, seed=seed + 2) if bias else None
-    gamma, beta = (normal(channels, seed=seed + 3), normal(channels, seed=seed + 4)) if affine else (None, None)
-    mean, var = normal(channels, seed=seed + 5), normal(channels, seed=seed + 6) ** 2
-    norm = BatchNorm(mean, var, gamma, beta, 1e-3)
-    folded_weight, folded_bias = fold_batch_norm(weight, shift, norm)
-    expected = F.batch_norm(F.conv2d(x, weight, shift, padding=1), mean, var, gamma, beta, eps=1e-3)
-    torch.testing.assert_close(F.conv2d(x, folded_weight, folded_bias, padding=1), expected)
-    torch.testing.assert_close(fold_batch_norm_bias(shift, norm), folded_bias)
-
-
-@given(channels=sizes, inputs=sizes, seed=st.integers(0, 99))
-def test_batch_norm_folds_into_a_linear_layer(channels, inputs, seed):
-    weight, x = normal(channels, inputs, seed=seed), normal(3, inputs, seed=seed + 1)
-    mean, var = normal(channels, seed=seed + 5), normal(channels, seed=seed + 6) ** 2
-    folded_weight, folded_bias = fold_batch_norm(weight, None, BatchNorm(mean, var, None, None))
-    torch.testing.assert_close(F.linear(x, folded_weight, folded_bias), F.batch_norm(F.linear(x, weight), mean, var))
-
-
-def test_folding_float32_computes_in_float64():
-    weight, bias = fold_batch_norm(torch.ones(1, 1), None, BatchNorm(torch.ones(1), torch.ones(1), None, None))
-    assert weight.dtype == bias.dtype == torch.float64
-    torch.testing.assert_close(weight, torch.tensor([[(1 + 1e-5) ** -0.5]], dtype=torch.float64), rtol=1e-14, atol=0)
 
 
 @given(side=sizes, height=sizes, width=sizes, channels=sizes, seed=st.integers(0, 99))
@@ -76,10 +43,10 @@ def test_input_normalisation_folds_without_padding(inputs, seed, bias):
 def test_epsilon_must_be_positive(epsilon):
     tensors = {"n.running_mean": torch.ones(2), "n.running_var": torch.ones(2)}
     with pytest.raises(ConversionError, match="batch_norm_epsilon must be positive"):
-        BatchNorm.of(tensors, "n", epsilon)
+        batch_norm_of(tensors, "n", epsilon)
 
 
 def test_negative_variance_is_refused():
     tensors = {"n.running_mean": torch.ones(2), "n.running_var": torch.tensor([1.0, -0.5])}
     with pytest.raises(ConversionError, match=r"n\.running_var must not be negative; got -0\.5"):
-        BatchNorm.of(tensors, "n", 1e-5)
+        batch_norm_of(tensors, "n", 1e-5)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ttfs_triton.data.decode import EncodedImages, InMemoryImages
-from ttfs_triton.data.images import ImageData, load_images, train_validation_split
+from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
 
 
 def with_labels(labels: list[int]) -> ImageData:
@@ -218,3 +218,16 @@ def test_train_validation_split_without_validation():
 def test_train_validation_split_rejects_what_leaves_nothing(validation):
     with pytest.raises(ValueError, match=f"validation must leave images to train on; got {validation} of 3 images"):
         train_validation_split(with_labels([0, 1, 1]), validation, 0)
+
+
+def test_draw_images_draws_by_the_seed_among_those_named():
+    pixels = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1)
+    data = ImageData(InMemoryImages(pixels), torch.zeros(20, dtype=torch.int64), ["a"], "a/b", "train", "0")
+    some = (draw_images(data, 5, seed=1, among=torch.arange(10, 20)) * 255).flatten()
+    assert some.dtype == torch.float32
+    assert set(some.tolist()) < set(range(10, 20))
+    assert torch.equal(some, (draw_images(data, 5, seed=1, among=torch.arange(10, 20)) * 255).flatten())
+    assert not torch.equal(some, (draw_images(data, 5, seed=2, among=torch.arange(10, 20)) * 255).flatten())
+    everything = draw_images(data, 100, seed=1)
+    assert everything.shape == (20, 1, 1, 1)
+    torch.testing.assert_close(everything.flatten().sort().values, torch.arange(20) / 255)

@@ -1,6 +1,5 @@
 import hashlib
 import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -84,7 +83,7 @@ def test_make_sample_writes_the_same_bytes_twice(make_sample, tmp_path, random_i
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
         for split in SPLITS:
-            make_sample.make_split(split, str(tmp_path / "source"), tmp_path / folder)
+            make_sample.make_split(split, tmp_path / "source", tmp_path / folder)
     for split, per_class in (("train", 2), ("test", 1)):
         first = (tmp_path / "first" / f"{split}.parquet").read_bytes()
         assert first == (tmp_path / "second" / f"{split}.parquet").read_bytes()
@@ -96,12 +95,9 @@ def test_make_sample_writes_the_same_bytes_twice(make_sample, tmp_path, random_i
             assert known[image.numpy().tobytes()] == int(label)
 
 
-def test_make_sample_of_the_sample_is_the_sample(make_sample, tmp_path, monkeypatch, capsys):
+def test_make_sample_of_the_sample_is_the_sample(make_sample, tmp_path, capsys):
     make_sample.SAMPLES = {"test": 1000}
-    monkeypatch.setattr(
-        sys, "argv", ["make_sample.py", "--data-dir", str(SAMPLE_FOLDER), "--output-dir", str(tmp_path / "new")]
-    )
-    make_sample.main()
+    make_sample.main(["--data-dir", str(SAMPLE_FOLDER), "--output-dir", str(tmp_path / "new")])
     assert "test.parquet: " in capsys.readouterr().out
     new = load_images(None, tmp_path / "new", split="test")
     assert new.fingerprint == load_images("sample", split="test").fingerprint
@@ -111,7 +107,7 @@ def test_make_sample_rejects_a_source_that_is_not_balanced(make_sample, tmp_path
     make_sample.SAMPLES = {"train": 20}
     write_parquet(tmp_path / "train.parquet", random_images(40, 1, 28, 28), [i % 9 for i in range(40)])
     with pytest.raises(ValueError, match=r"the source must be Fashion-MNIST, balanced; got .* Check --data-dir"):
-        make_sample.make_split("train", str(tmp_path), tmp_path)
+        make_sample.make_split("train", tmp_path, tmp_path)
 
 
 def test_make_sample_encodes_without_loss(make_sample, tmp_path, random_images):

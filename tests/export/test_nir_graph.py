@@ -12,7 +12,7 @@ from tests.export.common import images_for, small_network
 from ttfs_triton.export import Clock, compare_nir, decide, input_frames, to_nir
 from ttfs_triton.export.compare import import_into_snntorch
 from ttfs_triton.export.drive import FirstSpikes
-from ttfs_triton.export.synapses import plain_synapses
+from ttfs_triton.export.shared import synapse_arrays
 from ttfs_triton.nn import DFTConv2d, EarliestSpikePool2d, FirstSpikeReadout, NetworkConfig
 
 nir = pytest.importorskip("nir", reason="exporting to NIR needs nir")
@@ -37,7 +37,7 @@ def test_files_keep_everything_bit_for_bit():
             if isinstance(value, np.ndarray):
                 assert np.array_equal(getattr(found.nodes[name], key), value), (name, key)
     for name in ("conv1", "conv2", "fc1"):
-        weight, _ = plain_synapses(network.features.get_submodule(name))
+        weight, _ = synapse_arrays(network.features.get_submodule(name))
         assert np.array_equal(found.nodes[name].weight, weight)
 
 
@@ -77,7 +77,7 @@ def test_neurons_fire_in_the_step_that_the_discrete_rule_says(sigma):
     first, clock = first_spikes(to_nir(network, steps=steps), network, images, "conv1_neuron")
     inputs = ((1 - images.double()) * steps).round().clamp_max(steps - 1)
     activation = torch.where(images > 0, 1 - inputs / steps, 0.0)
-    weight, bias = (torch.from_numpy(array).double() for array in plain_synapses(network.features.conv1))
+    weight, bias = (torch.from_numpy(array).double() for array in synapse_arrays(network.features.conv1))
     A = torch.nn.functional.conv2d(activation, weight, bias, padding=1)
     W = sigma * torch.nn.functional.conv2d((activation > 0).double(), weight, padding=1)
     step = torch.arange(steps).double().view(-1, 1, 1, 1, 1)

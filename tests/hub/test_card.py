@@ -9,9 +9,8 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from tests.hub.test_facts import change
-from ttfs_triton.hub.card import RESULTS_FILE, code, eval_results, render_card, words
+from ttfs_triton.hub.card import ALLOWED, RESULTS_FILE, code, eval_results, make_package, render_card, words
 from ttfs_triton.hub.facts import ModelFacts, read_facts
-from ttfs_triton.hub.package import ALLOWED, make_package
 from ttfs_triton.model import BaseModel, TTFSModel, find_model
 from ttfs_triton.nn import NetworkConfig
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from ttfs_triton.evaluation.run import main as evaluate
+from ttfs_triton.evaluation.command import main as evaluate
 from ttfs_triton.hub.facts import PUBLISHED_SETTINGS, read_facts
 from ttfs_triton.model import LoadError, find_model
 from ttfs_triton.train import TrainConfig

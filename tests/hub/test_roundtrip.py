@@ -134,7 +134,7 @@ def test_connection_that_breaks_is_told(published, hub, client, tmp_path):
 def test_recipe_evaluates_what_is_on_the_hub(published, client, trained):
     summary = json.loads((trained / "summary.json").read_text())
     command = ["org/model", "--cpu", "--no-simulation", "--max-test-samples", "100"]
-    shown = client.run(f"from ttfs_triton.evaluation.run import main; main('', {command!r})")
+    shown = client.run(f"from ttfs_triton.evaluation.command import main; main('', {command!r})")
     assert f"accuracy                 {summary['test_accuracy']:.2%}" in shown
     assert "100 images" in shown
 

@@ -179,3 +179,21 @@ def test_second_derivatives_are_refused(kind, psp_persistence):
     (grad_x,) = torch.autograd.grad(y.sum(), (x,), create_graph=True)
     with pytest.raises(RuntimeError, match=f"dft_{kind}_backward.* no autograd formula was registered"):
         grad_x.sum().backward()
+
+
+@KINDS
+@PERSISTENCES
+def test_nan_reaches_every_result_that_depends_on_it(kind, psp_persistence):
+    """A NaN input, seen by all neurons of one row: their activations, and every gradient that they have a part in."""
+    x, weight, bias = arguments(kind)
+    x = x.detach()
+    x[0] = float("nan")
+    tensors = (x.requires_grad_(), weight, bias)
+    y = apply(kind, *tensors, neuron=Neuron(psp_persistence))
+    assert y[0].isnan().all()
+    assert y[1:].isfinite().all()
+    grad_x, grad_weight, grad_bias = torch.autograd.grad(y, tensors, torch.ones_like(y))
+    assert grad_x[0].isnan().all()
+    assert grad_x[1:].isfinite().all()
+    assert grad_weight.isnan().all()
+    assert grad_bias.isnan().all()

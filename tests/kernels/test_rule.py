@@ -106,3 +106,32 @@ def test_fire_in_place_bounds_each_derivative():
 
 def test_fire_in_place_without_neurons():
     assert fire_(torch.empty(2, 0, 3), None, Neuron(), with_derivatives=True).shape == (0, 3)
+
+
+INFINITE = (math.inf, 1e38, 2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("surrogate_width", [0.0, 0.5])
+def test_neurons_above_the_threshold_fire_at_once_however_large_their_potentials(dtype, surrogate_width):
+    """Also where 16-bit sums overflowed: A ≥ 1 is decided before anything is divided."""
+    A, W = torch.tensor(list(itertools.product(INFINITE, (*INFINITE, *(-w for w in INFINITE))))).to(dtype).t()
+    activations, gains = fire(A, W)
+    assert (activations == 1).all()
+    assert (gains == 0).all()
+    derivatives = torch.stack([A, W])[:, None]
+    assert (fire_(derivatives, None, Neuron(surrogate_width=surrogate_width), with_derivatives=True) == 1).all()
+    assert (derivatives == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("surrogate_width", [0.0, 0.5])
+@pytest.mark.parametrize("derivative_clip", [11.0, math.inf])
+def test_nan_potentials_are_never_hidden(dtype, surrogate_width, derivative_clip):
+    others = (*INFINITE, *(-v for v in INFINITE), 0.5, -0.3, 0.0, math.nan)
+    pairs = [pair for v in others for pair in ((math.nan, v), (v, math.nan))]
+    A, W = torch.tensor([*pairs, (-math.inf, math.inf)]).to(dtype).t()
+    assert all(values.isnan().all() for values in fire(A, W))
+    derivatives = torch.stack([A, W])[:, None]
+    assert fire_(derivatives, None, Neuron(1.0, derivative_clip, surrogate_width), with_derivatives=True).isnan().all()
+    assert derivatives.isnan().all()

@@ -1,6 +1,5 @@
 """One small trained network."""
 
-from tests.hub.conftest import run, trained
-from tests.train.conftest import _own_cache
+from tests.trained import _own_cache, run, trained
 
 __all__ = ["_own_cache", "run", "trained"]

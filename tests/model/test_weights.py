@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ttfs_triton.model import LoadError
-from ttfs_triton.model.weights import checksum, load_weights, read_weights, weight_bytes, write_weights
+from ttfs_triton.model.weights import checksum, read_weights, read_weights_into, weight_bytes, write_weights
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
 def test_network_takes_the_precision_of_the_file(tmp_path, network, kind):
     other = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(kind)
     write_weights(tmp_path / "a", other.state_dict())
-    load_weights(network, tmp_path / "a")
+    read_weights_into(network, tmp_path / "a")
     assert_same(network.state_dict(), other.state_dict())
 
 
@@ -115,4 +115,4 @@ def test_loading_is_strict(tmp_path, network, change, message):
     change(tensors)
     write_weights(tmp_path / "a", tensors)
     with pytest.raises(LoadError, match=f"(?s){message}"):
-        load_weights(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), tmp_path / "a")
+        read_weights_into(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), tmp_path / "a")

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ttfs_triton.train.augment import Augmentation, AugmentationParameters
-from ttfs_triton.train.autoaugment import auto_augment
+from ttfs_triton.train.augment import Augmentation, AugmentationParameters, auto_augment
 
 
 def batch(n: int = 8, channels: int = 3, height: int = 9, width: int = 7, seed: int = 0) -> Tensor:

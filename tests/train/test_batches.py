@@ -1,12 +1,9 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
 
+from tests.scoring.common import join, numbered
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData, load_images
-from ttfs_triton.scoring.batches import EvaluationBatches, evaluation_loader
 from ttfs_triton.train.augment import Augmentation
 from ttfs_triton.train.batches import EpochBatches, train_loader
 
@@ -16,20 +13,9 @@ AUGMENTATION = Augmentation(crop_padding=2, crop_fill=128, flip=True, shift=1, r
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
 
 
-def numbered(n: int, channels: int = 1) -> ImageData:
-    """Image i and label i carry the number i."""
-    pixels = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 8, 8, channels).contiguous()
-    return ImageData(InMemoryImages(pixels), torch.arange(n), [str(i) for i in range(n)], "a/b", "train", "0")
-
-
 def epoch(n: int = 50, channels: int = 3, **options: object) -> EpochBatches:
     arguments = {"batch_size": 12, "seed": 5, "epoch": 1, "augmentation": AUGMENTATION, **options}
     return EpochBatches(numbered(n, channels), torch.arange(n), **arguments)  # type: ignore[arg-type]
-
-
-def join(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    images, labels = zip(*batches, strict=True)
-    return torch.cat(images), torch.cat(labels)
 
 
 def test_epoch_batches_are_images_in_the_unit_interval_with_their_labels():
@@ -139,38 +125,11 @@ def test_train_loader_workers_change_nothing(tmp_path, random_images, write_parq
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_loaders_leave_the_global_random_state_alone(num_workers):
+def test_train_loader_leaves_the_global_random_state_alone(num_workers):
     before = torch.get_rng_state()
     augmentation = Augmentation(crop_padding=2, flip=True, auto_augment=True)
     list(train_loader(epoch(augmentation=augmentation), num_workers=num_workers))
-    list(evaluation_loader(EvaluationBatches(numbered(5), None, 2), num_workers=num_workers))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@given(n=st.integers(0, 40), world_size=st.integers(1, 9), batch_size=st.integers(1, 12), first=st.integers(0, 5))
-def test_evaluation_batches_share_every_image_exactly_once(n, world_size, batch_size, first):
-    data, indices = numbered(50), torch.arange(first, first + n)
-    shares = [EvaluationBatches(data, indices, batch_size, rank, world_size) for rank in range(world_size)]
-    labels = [label for share in shares for _, batch in share for label in batch.tolist()]
-    assert labels == indices.tolist()
-    counts = [len(share.indices) for share in shares]
-    assert max(counts) - min(counts) <= 1
-    for share, count in zip(shares, counts, strict=True):
-        assert len(share) == len(list(share)) == -(-count // batch_size)
-        assert all(1 <= len(batch) <= batch_size for _, batch in share)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_evaluation_loader_gives_images_and_labels(num_workers):
-    batches = EvaluationBatches(numbered(7, 3), None, 3)
-    images, labels = join(list(evaluation_loader(batches, num_workers)))
-    assert labels.tolist() == list(range(7))
-    assert images.dtype == torch.float32
-    assert torch.equal(images, (labels / 255).view(7, 1, 1, 1).expand(7, 3, 8, 8))
-
-
-def test_evaluation_loader_of_an_empty_share_is_empty():
-    assert list(evaluation_loader(EvaluationBatches(numbered(1), None, 3, rank=0, world_size=2))) == []
 
 
 @pytest.mark.parametrize(("batch_size", "world_size", "accumulation"), [(12, 5, 1), (12, 2, 4), (0, 1, 1)])
@@ -186,24 +145,15 @@ def test_epoch_batches_reject_a_batch_larger_than_the_data():
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(-1, 2), (2, 2), (0, 0)])
-def test_batches_reject_a_rank_outside_the_world(rank, world_size):
+def test_epoch_batches_reject_a_rank_outside_the_world(rank, world_size):
     with pytest.raises(ValueError, match=f"EpochBatches: rank must be in .*; got {rank} of {world_size}"):
         epoch(rank=rank, world_size=world_size)
-    with pytest.raises(ValueError, match=f"EvaluationBatches: rank must be in .*; got {rank} of {world_size}"):
-        EvaluationBatches(numbered(3), None, 2, rank, world_size)
-
-
-def test_evaluation_batches_reject_an_empty_batch():
-    with pytest.raises(ValueError, match="EvaluationBatches: batch_size must be at least 1; got 0"):
-        EvaluationBatches(numbered(3), None, 0)
 
 
 @pytest.mark.parametrize("index", [-1, 4])
-def test_batches_reject_an_index_outside(index):
+def test_epoch_batches_reject_an_index_outside(index):
     with pytest.raises(IndexError, match=f"EpochBatches: index must be in 0 to 3; got {index}"):
         epoch()[index]
-    with pytest.raises(IndexError, match=f"EvaluationBatches: index must be in 0 to 3; got {index}"):
-        EvaluationBatches(numbered(4), None, 1)[index]
 
 
 @pytest.mark.parametrize("start_step", [-1, 5])

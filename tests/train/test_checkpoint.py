@@ -19,12 +19,9 @@ from ttfs_triton.train.checkpoint import (
     clean_partial,
     latest_checkpoint,
     load_checkpoint,
-    pack_optimizer,
-    pack_random_states,
     save_checkpoint,
-    unpack_optimizer,
-    unpack_random_states,
 )
+from ttfs_triton.train.states import pack_optimizer, unpack_optimizer
 
 
 def content(step: int, size: int = 5) -> dict[str, dict[str, Tensor]]:
@@ -59,34 +56,30 @@ def test_round_trip_of_training(tmp_path: Path) -> None:
         )
         return network, torch.optim.AdamW(network.parameters(), lr=1e-2)
 
-    def train(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        for _ in range(3):
+    def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            torch.manual_seed(step)
             optimizer.zero_grad()
             network(torch.rand(2, 3, 6, 6)).square().sum().backward()
             optimizer.step()
 
     network, optimizer = make()
-    train(network, optimizer)
+    train(network, optimizer, range(3))
     optimizer_tensors, optimizer_state = pack_optimizer(optimizer)
     path = save_checkpoint(
         tmp_path / "run" / "checkpoints",
         3,
-        tensors={
-            "model": network.state_dict(),
-            "optimizer": optimizer_tensors,
-            "random": pack_random_states(),
-        },
+        tensors={"model": network.state_dict(), "optimizer": optimizer_tensors},
         state={"optimizer": optimizer_state, "best": (0.1 + 0.2, math.inf), "epoch": None},
         keep_last=1,
     )
-    train(network, optimizer)
+    train(network, optimizer, range(3, 6))
 
     resumed, resumed_optimizer = make()
     loaded = load_checkpoint(path)
     resumed.load_state_dict(loaded.tensors["model"])
     unpack_optimizer(resumed_optimizer, loaded.tensors["optimizer"], loaded.state["optimizer"])
-    unpack_random_states(loaded.tensors["random"])
-    train(resumed, resumed_optimizer)
+    train(resumed, resumed_optimizer, range(3, 6))
     assert path == tmp_path / "run" / "checkpoints" / "step-00000003"
     assert (loaded.step, loaded.state["best"], loaded.state["epoch"]) == (3, (0.1 + 0.2, math.inf), None)
     for own, expected in zip(resumed.parameters(), network.parameters(), strict=True):

@@ -9,9 +9,9 @@ import pytest
 from tests.hub.client import Client, Raised, environment
 from tests.hub.server import HubServer, Repository
 from tests.train.runs import SETTINGS, command, make_images
-from ttfs_triton.scoring.processes import ask_main_process
 from ttfs_triton.train import ConfigError
 from ttfs_triton.train.config import make_config
+from ttfs_triton.train.processes import ask_main_process
 
 ONE_EPOCH = "\nepochs: 1\n"
 

@@ -1,11 +1,8 @@
 import json
-import logging
 import math
-import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
@@ -13,14 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ttfs_triton.atomic import tensor_bytes
-from ttfs_triton.train.states import (
-    from_json,
-    pack_optimizer,
-    pack_random_states,
-    to_json,
-    unpack_optimizer,
-    unpack_random_states,
-)
+from ttfs_triton.train.states import Position, from_json, pack_optimizer, to_json, unpack_optimizer
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "adam": lambda p: Adam(p, lr=1 / 3, betas=(0.8, 1 / 3)),
@@ -182,66 +172,6 @@ def test_unpack_optimizer_rejects_tensors_of_another_state(change: str) -> None:
         unpack_optimizer(AdamW(network.parameters()), tensors, json_state)
 
 
-def draw() -> list[float]:
-    """Every kind of draw, the cached second normal of Python and NumPy included."""
-    return [
-        random.gauss(0, 1),
-        random.random(),
-        float(np.random.standard_normal()),
-        float(np.random.randint(1 << 30)),
-        torch.randn(()).item(),
-        float(torch.randint(1 << 30, ()).item()),
-    ]
-
-
-@pytest.mark.parametrize("draws_before", [0, 1, 2])
-def test_random_states_round_trip(draws_before: int) -> None:
-    random.seed(1)
-    np.random.seed(2)
-    torch.manual_seed(3)
-    for _ in range(draws_before):
-        draw()
-    saved = load(tensor_bytes(pack_random_states()))
-    expected = [draw() for _ in range(400)]  # beyond the 624 words of a Mersenne twister
-    unpack_random_states(saved)
-    assert [draw() for _ in range(400)] == expected
-
-
-def test_pack_random_states_is_a_copy() -> None:
-    saved = pack_random_states()
-    before = {name: tensor.clone() for name, tensor in saved.items()}
-    for _ in range(700):
-        draw()
-    assert all(torch.equal(saved[name], before[name]) for name in saved)
-
-
-def test_random_states_of_cuda_devices(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    states = [torch.tensor([index], dtype=torch.uint8) for index in range(3)]
-    restored: dict[int, Tensor] = {}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda index: states[index])
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, index: restored.update({index: state}))
-    saved = pack_random_states()
-    unpack_random_states(saved)
-    assert restored == dict(enumerate(states))
-    assert caplog.records == []
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    restored.clear()
-    with caplog.at_level(logging.WARNING):
-        unpack_random_states(saved)
-    assert restored == dict(enumerate(states[:2]))
-    assert "saved with 3 CUDA devices and are restored with 2" in caplog.text
-
-
-def test_unpack_random_states_rejects_missing_generator() -> None:
-    saved = pack_random_states()
-    del saved["torch"]
-    with pytest.raises(ValueError, match=r"unpack_random_states: .*every generator's state; got none for \['torch'\]"):
-        unpack_random_states(saved)
-
-
 def test_json_round_trip_is_exact() -> None:
     value = {
         "floats": [0.1 + 0.2, 5e-324, -0.0, 1.7976931348623157e308, 1e22],
@@ -263,3 +193,20 @@ def test_to_json_rejects_other_keys_and_values() -> None:
         to_json({"a": {3: 4}})
     with pytest.raises(TypeError, match=r"to_json: state\.a\[1\] must be a JSON value; got Tensor"):
         to_json({"a": [1, torch.zeros(1)]})
+
+
+@pytest.mark.parametrize(
+    ("best", "figures", "expected"),
+    [
+        ((-1.0, None), (0.0, 2.3), True),  # the first epoch, whatever it reached
+        ((0.99, 0.04), (0.98, 0.01), False),
+        ((0.98, 0.01), (0.99, 0.04), True),
+        ((0.99, 0.04), (0.99, 0.03), True),
+        ((0.99, 0.03), (0.99, 0.04), False),
+        ((0.99, 0.03), (0.99, 0.03), True),  # the later of two that are equal
+        ((0.99, None), (0.99, 0.03), True),  # a checkpoint that knows no loss
+    ],
+)
+def test_position_is_best_by_accuracy_then_loss_then_epoch(best, figures, expected):
+    position = Position(best_accuracy=best[0], best_loss=best[1])
+    assert position.is_best(*figures) is expected

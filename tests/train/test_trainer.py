@@ -1,18 +1,21 @@
 """The trainer as a whole: what a run leaves behind, and what it refuses."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import yaml
 from accelerate.state import AcceleratorState
 
-from tests.train.runs import SETTINGS, best, last, make_images, metrics, run
+from tests.train.runs import SETTINGS, assert_same_run, best, last, make_images, metrics, run
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, TrainConfig, start, train
+from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +152,27 @@ def test_calibrated_run_resumes_from_its_checkpoint(config, tmp_path, monkeypatc
     assert "resumed after step" in capsys.readouterr().out
     for name, value in best(spiking.output_dir).items():
         assert torch.equal(value, uninterrupted[name])
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["now", "with_random_states"])
+def test_resumed_run_needs_no_random_states(config, tmp_path, earlier):
+    """Whatever state the generators are in; earlier versions saved it beside the rest."""
+    run = change(config, checkpoint_steps=3, keep_checkpoints=99)
+    train(run)
+    uninterrupted = shutil.copytree(run.output_dir, tmp_path / "uninterrupted")
+    checkpoints = run.output_dir / "checkpoints"
+    (run.output_dir / "summary.json").unlink()
+    for path in sorted(checkpoints.iterdir())[2:]:  # in the middle of an epoch
+        shutil.rmtree(path)
+    if earlier:
+        whole = load_checkpoint(latest_checkpoint(checkpoints))
+        tensors = whole.tensors | {"random": {"torch": torch.get_rng_state(), "python.words": torch.zeros(626)}}
+        save_checkpoint(checkpoints, whole.step, tensors=tensors, state=whole.state, keep_last=9)
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    train(change(run, resume=True))
+    assert_same_run(run.output_dir, uninterrupted)
 
 
 def test_weights_that_do_not_fit_are_refused(config, tmp_path):

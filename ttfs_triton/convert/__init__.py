@@ -1,12 +1,16 @@
 """Weights from elsewhere: trained artificial networks, of ours and of other projects, as spiking networks."""
 
-from ttfs_triton.convert.calibrate import calibrate
-from ttfs_triton.convert.calibration import Calibration, LayerCalibration
+from ttfs_triton.convert.calibrate import (
+    Calibration,
+    LayerCalibration,
+    calibrate,
+    calibrate_converted,
+    layer_correlations,
+)
+from ttfs_triton.convert.clean import ConversionError, WeightsError
 from ttfs_triton.convert.conversion import Converted, convert
-from ttfs_triton.convert.correlation import layer_correlations
-from ttfs_triton.convert.errors import ConversionError, WeightsError
 from ttfs_triton.convert.fit_range import fit_range
-from ttfs_triton.convert.folded import FoldedANN
+from ttfs_triton.convert.fold import FoldedANN
 from ttfs_triton.convert.report import ConversionReport, SourceEntry, TargetEntry
 from ttfs_triton.convert.source import Weights, open_weights
 
@@ -22,6 +26,7 @@ __all__ = [
     "Weights",
     "WeightsError",
     "calibrate",
+    "calibrate_converted",
     "convert",
     "fit_range",
     "layer_correlations",

@@ -8,23 +8,96 @@ one number a channel, found on a few hundred images, and leaves the weights, sta
 `bench/conversion.py` compares it with a gain a channel, centred weights, and fitting all weights of a layer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from rich.table import Table
 from torch import Tensor
 
 from ttfs_kernels.rule import fire
-from ttfs_triton.convert.calibration import Calibration, LayerCalibration
-from ttfs_triton.convert.correlation import layer_correlations
-from ttfs_triton.convert.errors import ConversionError
-from ttfs_triton.convert.folded import FoldedANN
+from ttfs_triton.convert.clean import ConversionError
+from ttfs_triton.convert.conversion import Converted
+from ttfs_triton.convert.fit_range import fit_range, rows_of
+from ttfs_triton.convert.fold import FoldedANN
 from ttfs_triton.nn import DFTConv2d, DFTLinear, LatencyEncoder, TTFSNetwork
+from ttfs_triton.nn.weighted import WeightedLayer
 
 # Grids of 17 initial potentials, each eight times finer than the one before. The first reaches two threshold heights
 # up and down, the last resolves 1/256 of one.
 REACH, POINTS, GRIDS = 2.0, 17, 3
+
+
+@dataclass(frozen=True)
+class LayerCalibration:
+    """What calibration did to a layer.
+
+    Attributes:
+        name: of the layer.
+        before, after: correlation of its activations with the ANN's, in [−1, 1]; None where either is constant.
+        shift: mean change of the initial potential over channels, in threshold heights; 0 for a layer left alone.
+    """
+
+    name: str
+    before: float | None
+    after: float | None
+    shift: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration did to a network.
+
+    Attributes:
+        layers: hidden layers in their order.
+        images: how many decided.
+    """
+
+    layers: tuple[LayerCalibration, ...]
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"images": self.images, "layers": [asdict(layer) for layer in self.layers]}
+
+    def table(self) -> Table:
+        """For a terminal."""
+        table = Table("layer", title=f"Calibrated on {self.images} images", title_justify="left")
+        for heading in ("correlation\nwith the ANN", "\ncalibrated", "mean change of\ninitial potential"):
+            table.add_column(heading, justify="right")
+        for layer in self.layers:
+            table.add_row(layer.name, _text(layer.before), _text(layer.after), f"{layer.shift:+.3f}")
+        return table
+
+
+def calibrate_converted(
+    converted: Converted,
+    images: Tensor,
+    *,
+    percentile: float = 99.9,
+    progress: Callable[[str], None] = lambda name: None,
+) -> tuple[Converted, Calibration]:
+    """`fit_range`, then `calibrate`, on the images' device: all that brings a converted network to its source.
+
+    Args:
+        converted: as `convert` gave, on the CPU; its network is changed in place.
+        images: see `calibrate`, on the device to compute on.
+        percentile: see `fit_range`.
+        progress: see `calibrate`.
+    Returns:
+        The networks, on the CPU again, and what calibration did.
+    Raises:
+        ConversionError: as `fit_range` and `calibrate`.
+    """
+    converted.network.to(images.device)
+    converted.ann.to(images.device)
+    converted = fit_range(converted, images, percentile=percentile)
+    calibration = calibrate(converted.network, converted.ann, images, progress=progress)
+    converted.network.cpu()
+    converted.ann.cpu()
+    return converted, calibration
 
 
 @torch.no_grad()
@@ -138,12 +211,54 @@ def _contraction(layer: DFTConv2d | DFTLinear) -> Callable[[Tensor], Tensor]:
     return lambda x: F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
-def rows_of(activations: Tensor) -> Tensor:
-    """[N, C, height, width] or [N, C] as [rows, C]."""
-    return rearrange(activations, "n c h w -> (n h w) c") if activations.dim() == 4 else activations
-
-
 def _squared_error(potential: Tensor, slope: Tensor, wanted: Tensor, initial: Tensor) -> Tensor:
     """Mean squared difference [C] of the activations, for an initial potential [C]."""
     activations, _ = fire(potential + initial, slope)
     return (activations - wanted).square().mean(0)
+
+
+@torch.no_grad()
+def layer_correlations(
+    network: TTFSNetwork, ann: FoldedANN, images: Tensor, batch_size: int = 64
+) -> dict[str, float | None]:
+    """Correlation of each hidden layer's activations with the ANN's, over all neurons and images, before pooling.
+
+    Args:
+        network: in the mode, training or evaluation, that is meant.
+        ann: with the same layers.
+        images: [N, in_channels, height, width], as the networks read them.
+        batch_size: images that run at once.
+    Returns:
+        Pearson's coefficient by name of the layer, in [−1, 1]; None where either side is constant.
+    """
+    moments: dict[str, Tensor] = {}
+    for batch in images.split(batch_size):
+        for name, spiking, analog in _side_by_side(network, ann, batch):
+            pairs = torch.stack([spiking.flatten(), analog.flatten()]).double()
+            sums = torch.cat(
+                [torch.tensor([float(pairs.shape[1])]), pairs.sum(1).cpu(), (pairs @ pairs.T).view(-1).cpu()]
+            )
+            moments[name] = moments.get(name, torch.zeros_like(sums)) + sums
+    return {name: _pearson(*sums.tolist()) for name, sums in moments.items()}
+
+
+def _side_by_side(network: TTFSNetwork, ann: FoldedANN, images: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, spiking, analog) activations of each hidden layer with weights."""
+    spiking, analog = images, ann.encode(images)
+    for name, layer in network.features.named_children():
+        spiking = layer(spiking)
+        if isinstance(layer, LatencyEncoder):
+            continue  # done by `encode`
+        analog = ann.run_layer(name, analog)
+        if isinstance(layer, WeightedLayer):
+            yield name, spiking, analog
+
+
+def _pearson(count: float, x: float, y: float, xx: float, xy: float, _: float, yy: float) -> float | None:
+    covariance, spread = xy - x * y / count, (xx - x * x / count) * (yy - y * y / count)
+    # Rounding leaves about 1e-16 of the squares where nothing varies.
+    return covariance / spread**0.5 if spread > 1e-20 * xx * yy and xx * yy > 0 else None
+
+
+def _text(correlation: float | None) -> str:
+    return "constant" if correlation is None else f"{correlation:.3f}"

@@ -6,12 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ttfs_triton.convert.errors import WeightsError
-
 # Where training scripts put the weights. An average of the weights is what such a script scores, so it comes first.
 CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model_state", "model", "net")
 # What DistributedDataParallel, torch.compile and modules that hold the network put in front of every name.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+
+
+class ConversionError(ValueError):
+    """Weights that cannot become the network asked for; nothing has been written."""
+
+
+class WeightsError(ConversionError):
+    """Weights that cannot be read: not there, not reachable, damaged, or not plain tensors."""
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,85 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json
 from ttfs_triton.command_line import run_command
-from ttfs_triton.convert.calibrate import calibrate
-from ttfs_triton.convert.calibration import Calibration
+from ttfs_triton.convert.calibrate import Calibration, calibrate_converted
+from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.conversion import Converted, convert
-from ttfs_triton.convert.errors import ConversionError
-from ttfs_triton.convert.fit_range import fit_range
-from ttfs_triton.convert.options import ConvertOptions
-from ttfs_triton.data.images import load_images
+from ttfs_triton.data.images import draw_images, load_images
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.weights import write_weights
+
+
+class ConvertOptions(BaseModel):
+    """What to convert, into what, where to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Annotated[str, tyro.conf.Positional]
+    """A run's folder, a file of weights (.safetensors; .bin, .pt, .pth, .pkl, of which only tensors are read), or a Hub
+    repository: org/name[/file][@revision]."""
+    output_dir: Path
+    """Folder for model.safetensors, config.json and conversion.json; must not hold anything."""
+
+    # ---- source
+    sha256: str | None = None
+    """Refuse the file if it has another SHA-256."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel that the source was trained with, pixels in [0, 1]. Default: as its project does."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation likewise."""
+    batch_norm_epsilon: float = Field(1e-5, gt=0)
+    """Of the source's batch norms; weights do not say it."""
+
+    # ---- network
+    classes: int | None = Field(None, ge=1)
+    """Number of classes. Default: the source's; another needs --replace-head."""
+    replace_head: bool = False
+    """Draw a new output layer."""
+    seed: int = Field(0, ge=0)
+    """Seed of what is drawn: the output layer, calibration images."""
+    image_size: int | None = Field(None, ge=1)
+    """Height and width of the images. Default: the source's."""
+    psp_persistence: float | None = Field(None, ge=0, le=1)
+    """σ: 1 is the paper's neuron, 0 the two-phase neuron, which computes what an ANN with clamped ReLU does. Default:
+    the source's, or 1."""
+    readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
+    """Output neurons' potential at their window's start or end, or their first spike. Default: the source's, or the
+    potential at the start."""
+    encoder: Literal["latency", "analog"] | None = None
+    """latency: pixels are spike times; needs --input-normalisation weights where the source has mean and std."""
+    keep_standardisation: bool = True
+    """Keep standardised weights with their gains, for further training, instead of folding them."""
+    input_normalisation: Literal["configuration", "weights"] = "configuration"
+    """Leave mean and std to the first layer's configuration, or fold them into its weights."""
+    inexact_borders: bool = False
+    """Accept that the latter changes the borders of padded maps."""
+
+    # ---- calibration
+    calibrate: bool = True
+    """Choose initial potentials, layer by layer, that bring spikes closest to the ANN's activations; needs images."""
+    dataset: str | None = None
+    """Hub data set whose training images to calibrate on, or "sample"."""
+    data_dir: Path | None = None
+    """Local folder with them: parquet files or class folders."""
+    image_column: str | None = None
+    """Column of the images. Default: detected."""
+    label_column: str | None = None
+    """Column of the labels. Default: detected."""
+    calibration_images: int = Field(256, ge=1)
+    """How many, drawn by the seed."""
+    percentile: float = Field(99.9, gt=0, le=100)
+    """Of a channel's activations that becomes 1, for an ANN whose ReLU has no upper bound."""
+    cpu: bool = False
+    """Calibrate on the CPU even where there is a GPU."""
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
@@ -91,19 +154,15 @@ def _calibrated(options: ConvertOptions, converted: Converted, console: Console)
         raise ConversionError(
             f"convert: images must have {config.in_channels} channels, as the network; got {data.shape[1]}."
         )
-    drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(options.seed))
     device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
-    images = data.images_at(drawn[: options.calibration_images]).float().to(device) / 255
+    images = draw_images(data, options.calibration_images, options.seed).to(device)
     with console.status("calibrating") as status:
-        converted.network.to(device)
-        converted.ann.to(device)
-        converted = fit_range(converted, images, percentile=options.percentile)
-        calibration = calibrate(
-            converted.network, converted.ann, images, progress=lambda name: status.update(f"calibrating {name}")
+        return calibrate_converted(
+            converted,
+            images,
+            percentile=options.percentile,
+            progress=lambda name: status.update(f"calibrating {name}"),
         )
-    converted.network.cpu()
-    converted.ann.cpu()
-    return converted, calibration
 
 
 def check_folder(folder: Path) -> None:
@@ -130,7 +189,7 @@ def write_folder(converted: Converted, folder: Path, more: dict[str, Any] | None
     try:
         aside.mkdir()
         write_weights(aside / "model.safetensors", converted.network.state_dict())
-        describe(converted).write(aside / "config.json")
+        description_of(converted).write(aside / "config.json")
         write_json(aside / "conversion.json", converted.report.to_dict() | (more or {}))
         os.replace(aside, folder)  # an empty folder may be there
     except BaseException:
@@ -139,7 +198,7 @@ def write_folder(converted: Converted, folder: Path, more: dict[str, Any] | None
     sync_folder(folder.parent)
 
 
-def describe(converted: Converted) -> ModelDescription:
+def description_of(converted: Converted) -> ModelDescription:
     """The network's config.json, with the source's class names where the classes are still the source's."""
     config, source = converted.network.config, converted.weights.description()
     kept = source is not None and not converted.report.head_replaced

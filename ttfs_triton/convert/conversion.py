@@ -13,12 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ttfs_triton.convert.errors import ConversionError
-from ttfs_triton.convert.folded import FoldedANN
-from ttfs_triton.convert.layers import FoldedLayer, fold_layers
+from ttfs_triton.convert.clean import ConversionError
+from ttfs_triton.convert.fold import FoldedANN, FoldedLayer, fold_layers
 from ttfs_triton.convert.layouts import Layout, check_layers, describe, is_own, own_layout, unused_keys
-from ttfs_triton.convert.report import ConversionReport
-from ttfs_triton.convert.reporting import make_report
+from ttfs_triton.convert.report import ConversionReport, make_report
 from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.convert.vgg import vgg_layout
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import huggingface_hub
 
-from ttfs_triton.convert.errors import WeightsError
-from ttfs_triton.model import HubError
-from ttfs_triton.model.client import download, hub_errors
+from ttfs_triton.convert.clean import WeightsError
+from ttfs_triton.model.download import HubError, download, hub_errors
 
 
 @dataclass(frozen=True)

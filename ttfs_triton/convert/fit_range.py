@@ -8,12 +8,12 @@ networks to efficient event-driven networks for image classification", 2017.
 import dataclasses
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from ttfs_triton.convert.calibrate import rows_of
+from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.conversion import Converted
-from ttfs_triton.convert.errors import ConversionError
-from ttfs_triton.convert.folded import FoldedANN
+from ttfs_triton.convert.fold import FoldedANN
 
 
 @torch.no_grad()
@@ -58,6 +58,11 @@ def fit_range(
     network.load_state_dict(state)
     # Its buffers are made on the CPU.
     return dataclasses.replace(converted, ann=FoldedANN(ann.config, tensors, bound=1.0).to(ann.mean.device))
+
+
+def rows_of(activations: Tensor) -> Tensor:
+    """[N, C, height, width] or [N, C] as [rows, C]."""
+    return rearrange(activations, "n c h w -> (n h w) c") if activations.dim() == 4 else activations
 
 
 def _reached(

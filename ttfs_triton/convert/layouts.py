@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ttfs_triton.convert.errors import ConversionError
+from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttfs_triton.convert.clean import clean
+from ttfs_triton.convert.clean import WeightsError, clean
 from ttfs_triton.convert.download import FoundFile, download_weights
-from ttfs_triton.convert.errors import WeightsError
 from ttfs_triton.model import BaseModel, LoadError, ModelDescription
 from ttfs_triton.model.weights import read_weights
 

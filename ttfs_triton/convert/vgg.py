@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ttfs_triton.convert.errors import ConversionError
+from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.layouts import AveragePool, Layout, SourceLayer, describe
 from ttfs_triton.nn import NetworkConfig
 

@@ -148,6 +148,22 @@ def train_validation_split(data: ImageData, validation: float | int, seed: int) 
     return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
 
 
+def draw_images(data: ImageData, count: int, seed: int, among: Tensor | None = None) -> Tensor:
+    """Some images to calibrate on, drawn by the seed.
+
+    Args:
+        data: to draw from.
+        count: how many, at most.
+        seed: of the draw.
+        among: [n], int64, indices of the images that may be drawn. Default: all.
+    Returns:
+        [count, C, height, width], float32 in [0, 1].
+    """
+    among = torch.arange(len(data)) if among is None else among
+    drawn = torch.randperm(len(among), generator=torch.Generator().manual_seed(seed))[:count]
+    return data.images_at(among[drawn]).float() / 255
+
+
 def _stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:
     """`count` positions, ascending, in class proportions (largest remainder)."""
     sizes = torch.bincount(labels)

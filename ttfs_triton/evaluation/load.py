@@ -1,9 +1,17 @@
-"""A trained network from a run's folder, from its weights, or from the Hub."""
+"""A trained network from a run's folder, from its weights, or from the Hub; and the images that it is scored on."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from ttfs_triton.data.images import ImageData, load_images
+from ttfs_triton.data.sources import HUB_NAME, SAMPLE
 from ttfs_triton.model import ModelDescription, ModelFiles, TTFSModel, find_model
+
+# What a run's configuration says about its data, by the arguments of `load_images`.
+KEYS = ("dataset", "data_dir", "image_column", "label_column", "image_size", "max_bad_images", "streaming")
 
 
 @dataclass(frozen=True)
@@ -36,3 +44,66 @@ def load_network(source: str | Path) -> LoadedNetwork:
     """
     files = find_model(source)
     return LoadedNetwork(TTFSModel.from_files(files), files)
+
+
+def load_test_images(
+    loaded: LoadedNetwork,
+    *,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    max_samples: int | None = None,
+    progress: bool = False,
+) -> ImageData:
+    """The test split that a network was trained beside, or another one.
+
+    Args:
+        loaded: whose run, or else its config.json, says which data, image size and columns to take.
+        dataset, data_dir: a Hub name or a local folder in their place.
+        image_column, label_column: columns in place of those found by their names.
+        max_samples: use only the first ones.
+        progress: show a bar while images are decoded.
+    Raises:
+        ValueError: nothing says which data; or images of another shape or other classes than the network has.
+        OSError, RuntimeError: data that cannot be had.
+    """
+    values = _configured(loaded)
+    if dataset is not None or data_dir is not None:
+        values |= {"dataset": dataset, "data_dir": data_dir}
+    values |= {key: name for key, name in (("image_column", image_column), ("label_column", label_column)) if name}
+    if values.get("dataset") is None and values.get("data_dir") is None:
+        raise ValueError(
+            f"load_test_images: {loaded.files.config} must name a data set on the Hub; got "
+            f"{loaded.description.dataset!r}. Give --data-dir or --dataset."
+        )
+    folder = values.pop("data_dir", None)
+    data = load_images(
+        values.pop("dataset", None),
+        None if folder is None else Path(folder),
+        split="test",
+        like=None,
+        max_samples=max_samples,
+        progress=progress,
+        **values,
+    )
+    config = loaded.network.config
+    expected, found = (config.in_channels, *config.image_size), data.shape[1:]
+    if expected != found:
+        raise ValueError(f"load_test_images: images must be {expected} (channels, height, width); got {found}.")
+    if len(data.class_names) != config.classes:
+        raise ValueError(f"load_test_images: data must have {config.classes} classes; got {len(data.class_names)}.")
+    names = list(loaded.network.class_names)
+    if names != data.class_names and sorted(names) == sorted(data.class_names):
+        raise ValueError(f"load_test_images: classes must be in the order {names}; got {data.class_names}.")
+    return data
+
+
+def _configured(loaded: LoadedNetwork) -> dict[str, Any]:
+    """What the run's configuration says about its data, or else what was published with the weights."""
+    path = None if loaded.files.run is None else loaded.files.run / "config.yaml"
+    if path is None or not path.is_file():
+        name, size = loaded.description.dataset or "", loaded.network.config.image_size
+        return {"image_size": size} | ({"dataset": name} if name == SAMPLE or HUB_NAME.fullmatch(name) else {})
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return {key: values[key] for key in KEYS if values.get(key) is not None}

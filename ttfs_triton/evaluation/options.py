@@ -1,12 +1,18 @@
-"""The command line of `recipes/evaluate.py`."""
+"""What is asked of an evaluation, and what it found on its way to the terminal, files and the page."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
+
+from ttfs_triton.data.images import ImageData
+from ttfs_triton.evaluation.load import LoadedNetwork
+from ttfs_triton.hardware import Comparison, Counts, Report, Simulation, Sweep
+from ttfs_triton.scoring import Evaluation
 
 
 class EvaluationOptions(BaseModel):
@@ -64,3 +70,26 @@ class EvaluationOptions(BaseModel):
     """Test image whose spikes the report shows."""
     cpu: bool = False
     """Use the CPU even where there is a GPU."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything that an evaluation found.
+
+    Attributes:
+        loaded, data: what was scored on what.
+        evaluation: accuracy of the closed form.
+        counts: of the closed form.
+        reports: energy on each chip; of the simulated network if it was simulated.
+        comparison: with alternatives, on the first chip that prices those, else on the first.
+        simulation, sweep: None if not asked for.
+    """
+
+    loaded: LoadedNetwork
+    data: ImageData
+    evaluation: Evaluation
+    counts: Counts
+    reports: tuple[Report, ...]
+    comparison: Comparison
+    simulation: Simulation | None
+    sweep: Sweep | None

@@ -13,11 +13,10 @@ import torch
 
 from ttfs_triton.atomic import write_json
 from ttfs_triton.data.pixels import to_float
-from ttfs_triton.evaluation.found import Found
-from ttfs_triton.evaluation.options import EvaluationOptions
+from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.hardware import sensitivity
 from ttfs_triton.report import draw_chips, draw_layers, draw_sensitivity, draw_sweep, write_csv
-from ttfs_triton.scoring.machine import device_name, versions
+from ttfs_triton.scoring import device_name, versions
 
 MAIN_FILE = "evaluation.json"
 

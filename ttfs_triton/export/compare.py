@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_triton.export.drive import FirstSpikes, decide, input_frames
-from ttfs_triton.export.extras import require
 from ttfs_triton.export.nir_clock import Clock
+from ttfs_triton.export.shared import require
 from ttfs_triton.hardware.simulation.stages import network_stages
 from ttfs_triton.nn.models import TTFSNetwork
 

@@ -35,10 +35,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ttfs_triton.export.extras import require
 from ttfs_triton.export.nir_clock import STEP_S, Clock, clock_weights, sampling
-from ttfs_triton.export.onnx_graph import check_network
-from ttfs_triton.export.synapses import plain_synapses
+from ttfs_triton.export.shared import check_network, require, synapse_arrays
 from ttfs_triton.hardware.simulation.stages import Stage, network_stages
 from ttfs_triton.nn.coding import AnalogEncoder
 from ttfs_triton.nn.models import TTFSNetwork
@@ -181,7 +179,7 @@ class _Build:
     def layer(self, stage: Stage, window: int, *, last: bool) -> None:
         layer, name = stage.weighted, stage.name
         self.route(stage, window - 1)
-        weight, bias = plain_synapses(layer)
+        weight, bias = synapse_arrays(layer)
         bias = np.zeros(len(weight), np.float32) if bias is None else bias
         persistence, height, ramp = _neuron(layer)
         if isinstance(layer, Readout):

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from ttfs_triton.export.extras import require
-from ttfs_triton.export.synapses import plain_synapses
+from ttfs_triton.export.shared import check_network, require, synapse_arrays
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
@@ -78,21 +77,6 @@ def to_onnx(
     return model
 
 
-def check_network(function: str, network: nn.Module, class_names: Sequence[str] | None) -> list[str]:
-    """The class names, by default numbers.
-
-    Raises:
-        TypeError, ValueError: in the name of `function`, a network of another kind or names that do not fit it.
-    """
-    if not isinstance(network, TTFSNetwork):
-        raise TypeError(f"{function}: network must be a TTFSNetwork; got {type(network).__name__}.")
-    classes = network.config.classes
-    names = [str(number) for number in range(classes)] if class_names is None else list(class_names)
-    if len(names) != classes:
-        raise ValueError(f"{function}: class_names must have one name a class ({classes}); got {len(names)}.")
-    return names
-
-
 def _input_text(network: TTFSNetwork) -> str:
     config = network.config
     if config.encoder == "latency":
@@ -157,7 +141,7 @@ def _contractions(
     graph: _Graph, name: str, layer: WeightedConv2d | WeightedLinear, value: str, persistence: float
 ) -> tuple[str, str | None]:
     """A = Σ w·x + b and σ·W, W = Σ w·[x > 0]; no W if σ = 0."""
-    weight, bias = plain_synapses(layer)
+    weight, bias = synapse_arrays(layer)
     synapses = [graph.constant(f"{name}.weight", weight)]
     biased = synapses if bias is None else [*synapses, graph.constant(f"{name}.bias", bias)]
     if isinstance(layer, WeightedConv2d):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from huggingface_hub import HfApi, constants, get_token
 
-from ttfs_triton.model.client import REPOSITORY, hub_errors
-from ttfs_triton.model.errors import HubError
+from ttfs_triton.model.download import REPOSITORY, HubError, hub_errors
 
 
 def check_target(repo_id: str, *, private: bool = True, token: str | None = None) -> None:

@@ -1,8 +1,11 @@
-"""The model card: README.md with metadata, and the same results as the Hub's leaderboards read them."""
+"""What is published: the model card with metadata and results, and the other files, each made here, none copied."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -17,13 +20,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ttfs_triton.hub.facts import ModelFacts, Results
 from ttfs_triton.model.classification import windows_before_readout
-from ttfs_triton.model.client import REPOSITORY
-from ttfs_triton.model.description import LIBRARY
-from ttfs_triton.model.model import PAPER, TAGS
+from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, ModelDescription
+from ttfs_triton.model.download import REPOSITORY
+from ttfs_triton.model.weights import WEIGHTS, weight_bytes
 from ttfs_triton.report.energy_rows import CHIPS, STEPS, energy_rows
 from ttfs_triton.wording import interval, number, percent, small_percent
 
 RESULTS_FILE = ".eval_results/ttfs-triton.yaml"
+ALLOWED = (WEIGHTS, CONFIG, "README.md", RESULTS_FILE, "training.yaml", "metrics.jsonl")
 READOUTS = {
     "potential_start": "highest membrane potential of the output neurons at their window's start",
     "potential_end": "highest membrane potential of the output neurons at their window's end",
@@ -172,3 +176,58 @@ def _settings(facts: ModelFacts) -> str:
 def _windows(facts: ModelFacts) -> int:
     """Windows from the image's start until the decision can be read."""
     return windows_before_readout(facts.model) + (facts.model.config.readout != "potential_start")
+
+
+@dataclass(frozen=True)
+class Package:
+    """Files by their names in the repository, `ALLOWED` ones only."""
+
+    files: Mapping[str, bytes]
+
+    def rows(self) -> list[tuple[str, int, str]]:
+        """(name, bytes, SHA-256) of each file."""
+        return [(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in self.files.items()]
+
+    @property
+    def card(self) -> str:
+        """README.md."""
+        return self.files["README.md"].decode()
+
+
+def make_package(
+    facts: ModelFacts,
+    repo_id: str,
+    *,
+    weights: bytes | None = None,
+    license: str | None = None,
+    chips: Sequence[str] = CHIPS,
+) -> Package:
+    """The files of a model.
+
+    Args:
+        facts: of the model.
+        repo_id: where it goes, "owner/name".
+        weights: content of its file, to publish it as it is. Default: written anew.
+        license, chips: as for `render_card`.
+    Raises:
+        ValueError: an unknown chip.
+    """
+    files = {
+        WEIGHTS: weight_bytes(facts.model.state_dict()) if weights is None else weights,
+        CONFIG: (json.dumps(_published(facts).to_dict(), indent=2, ensure_ascii=False) + "\n").encode(),
+        "README.md": render_card(facts, repo_id, license=license, chips=chips).encode(),
+    }
+    if (results := eval_results(facts)) is not None:
+        files[RESULTS_FILE] = results.encode()
+    if facts.settings:
+        files["training.yaml"] = yaml.safe_dump(dict(facts.settings), sort_keys=False, allow_unicode=True).encode()
+    if facts.metrics:
+        files["metrics.jsonl"] = "".join(json.dumps(line) + "\n" for line in facts.metrics).encode()
+    assert set(files) <= set(ALLOWED)
+    return Package(files)
+
+
+def _published(facts: ModelFacts) -> ModelDescription:
+    """config.json without what is this machine's: the choice of kernels, the name of a local folder."""
+    description = facts.model.description
+    return description.replace(network=description.network.replace(backend="auto"), dataset=facts.data.recorded)

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from ttfs_triton.command_line import run_command
 from ttfs_triton.hub.account import check_account, open_repository
-from ttfs_triton.hub.package import Package
+from ttfs_triton.hub.card import Package
 from ttfs_triton.hub.publish import publish, upload
-from ttfs_triton.model.errors import HubError
+from ttfs_triton.model.download import HubError
 from ttfs_triton.report.energy_rows import CHIPS
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ttfs_triton.model.client import REPOSITORY
+from ttfs_triton.model.download import REPOSITORY
 from ttfs_triton.nn import NetworkConfig
 
 SAMPLE = "sample"

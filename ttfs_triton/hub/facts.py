@@ -13,9 +13,9 @@ import yaml
 
 from ttfs_triton.hardware import Counts
 from ttfs_triton.hub.datasets import UNNAMED, TrainingData, training_data, without_paths
-from ttfs_triton.model.errors import LoadError
 from ttfs_triton.model.locate import ModelFiles
 from ttfs_triton.model.model import TTFSModel
+from ttfs_triton.model.weights import LoadError
 
 # Keys of a run's configuration that others need to repeat it. The rest says where and how it ran here.
 PUBLISHED_SETTINGS = (

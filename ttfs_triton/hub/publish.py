@@ -9,9 +9,9 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ttfs_triton.hub.account import check_account, check_name, check_target, open_repository
+from ttfs_triton.hub.card import ALLOWED, Package, make_package
 from ttfs_triton.hub.facts import ModelFacts, read_facts
-from ttfs_triton.hub.package import ALLOWED, Package, make_package
-from ttfs_triton.model.client import hub_errors
+from ttfs_triton.model.download import hub_errors
 from ttfs_triton.model.locate import find_model
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.report.energy_rows import CHIPS

@@ -11,11 +11,17 @@ from typing import Any, NoReturn
 
 import ttfs_triton
 from ttfs_triton.atomic import write_json
-from ttfs_triton.model.errors import LoadError
+from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import NetworkConfig
 
+CONFIG = "config.json"
 FORMAT_VERSION = 2
 LIBRARY = "ttfs-triton"
+TAGS = ["spiking-neural-network", "time-to-first-spike", "neuromorphic", "image-classification"]
+PAPER = (
+    "https://openaccess.thecvf.com/content/ICCV2023/html/Wei_Temporal-Coded_Spiking_Neural_Networks_with_Dynamic_"
+    "Firing_Threshold_Learning_with_ICCV_2023_paper.html"
+)
 _MODES = {1: "L", 3: "RGB"}
 
 

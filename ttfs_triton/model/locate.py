@@ -6,10 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttfs_triton.model.client import REPOSITORY, download
-from ttfs_triton.model.errors import HubError, LoadError
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+from ttfs_triton.model.description import CONFIG
+from ttfs_triton.model.download import REPOSITORY, HubError, download
+from ttfs_triton.model.weights import WEIGHTS, LoadError
 
 
 @dataclass(frozen=True)

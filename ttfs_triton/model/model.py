@@ -12,18 +12,11 @@ from PIL import Image
 
 from ttfs_triton.atomic import write_bytes
 from ttfs_triton.model.classification import Classification, Decision, check_options, classify_batch
-from ttfs_triton.model.description import LIBRARY, BaseModel, ModelDescription
-from ttfs_triton.model.errors import LoadError
+from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, BaseModel, ModelDescription
 from ttfs_triton.model.images import ImageLike, network_input, split_images
-from ttfs_triton.model.locate import CONFIG, WEIGHTS, ModelFiles, find_model
-from ttfs_triton.model.weights import load_weights, weight_bytes
+from ttfs_triton.model.locate import ModelFiles, find_model
+from ttfs_triton.model.weights import WEIGHTS, LoadError, read_weights_into, weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-
-TAGS = ["spiking-neural-network", "time-to-first-spike", "neuromorphic", "image-classification"]
-PAPER = (
-    "https://openaccess.thecvf.com/content/ICCV2023/html/Wei_Temporal-Coded_Spiking_Neural_Networks_with_Dynamic_"
-    "Firing_Threshold_Learning_with_ICCV_2023_paper.html"
-)
 
 
 class TTFSModel(
@@ -137,7 +130,7 @@ class TTFSModel(
             LoadError: damaged files, or weights of another network.
         """
         model = cls.from_description(ModelDescription.read(files.config))
-        load_weights(model, files.weights)
+        read_weights_into(model, files.weights)
         return model.eval()
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # no card without results; no push

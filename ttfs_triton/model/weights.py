@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_triton.atomic import tensor_bytes, write_bytes
-from ttfs_triton.model.errors import LoadError
 
+WEIGHTS = "model.safetensors"
 CHECKSUM = "tensors_sha256"  # key in the file's metadata
+
+
+class LoadError(ValueError):
+    """Files that hold no network of ours: says what was looked for and where."""
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -69,7 +73,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def read_weights_into(network: nn.Module, path: Path) -> None:
     """Load a file into a network, strictly: every tensor used, every parameter found. The network takes its precision.
 
     Raises:

@@ -1,8 +1,14 @@
 """Scoring a network over a set of images: batches, accuracy, activity, and what it ran on."""
 
 from ttfs_triton.scoring.batches import EvaluationBatches
-from ttfs_triton.scoring.evaluate import Evaluation, EvaluationStopped, evaluate
-from ttfs_triton.scoring.layers import layer_rows, layer_table
+from ttfs_triton.scoring.evaluate import (
+    Evaluation,
+    EvaluationStopped,
+    evaluate,
+    layer_rows,
+    layer_table,
+    sum_over_processes,
+)
 from ttfs_triton.scoring.machine import device_name, versions
 
 __all__ = [
@@ -13,5 +19,6 @@ __all__ = [
     "evaluate",
     "layer_rows",
     "layer_table",
+    "sum_over_processes",
     "versions",
 ]

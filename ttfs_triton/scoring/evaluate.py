@@ -1,11 +1,14 @@
 """Accuracy, loss and activity of a network over a set of images: exact, over any number of processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from rich.table import Table
+from torch import Tensor
 
 from ttfs_triton.nn import (
     LayerStatistics,
@@ -16,7 +19,6 @@ from ttfs_triton.nn import (
     sparsity,
 )
 from ttfs_triton.scoring.batches import EvaluationBatches, evaluation_loader
-from ttfs_triton.scoring.processes import sum_over_processes
 
 
 @dataclass(frozen=True)
@@ -122,3 +124,49 @@ def evaluate(
     return Evaluation(
         int(correct), int(images), loss / images, int(first_spike_correct), int(ties), int(no_spike), layers
     )
+
+
+def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Sum a tensor over all processes; every process gets the result, `values` stays as it is."""
+    return cast(Tensor, accelerator.reduce(values.clone(), "sum"))
+
+
+def layer_table(layers: Sequence[LayerStatistics]) -> Table:
+    """A row for each layer: neurons, spikes a sample, and what share of the neurons does what."""
+    table = Table("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            f"{layer.neurons:,}",
+            f"{layer.active / max(1, layer.samples):,.1f}",
+            *(
+                f"{share:.2%}"
+                for share in (
+                    layer.active_fraction,
+                    layer.saturated_fraction,
+                    layer.silent_fraction,
+                    layer.never_active_fraction,
+                )
+            ),
+        )
+    return table
+
+
+def layer_rows(layers: Sequence[LayerStatistics]) -> list[dict[str, Any]]:
+    """The same figures as JSON values: counts summed over the samples."""
+    return [
+        {
+            "name": layer.name,
+            "neurons": layer.neurons,
+            "samples": layer.samples,
+            "spikes": layer.active,
+            "saturated": layer.saturated,
+            "silent": layer.silent,
+            "never_active": layer.never_active,
+            "sparsity": layer.active_fraction,
+            "output": layer.output,
+        }
+        for layer in layers
+    ]

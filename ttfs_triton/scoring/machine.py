@@ -24,10 +24,11 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type
-    return f"CPU {_processor()}, {torch.get_num_threads()} threads"
+    return f"CPU {processor_name()}, {torch.get_num_threads()} threads"
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """Model of the CPU, such as "Intel(R) Xeon(R) Platinum 8481C"."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,8 +1,8 @@
 """Training: configuration, data, loop, checkpoints. `main` is the entry point of a recipe, `train` of a program."""
 
 from ttfs_triton.train.config import ConfigError, TrainConfig
-from ttfs_triton.train.interrupt import Interrupted
 from ttfs_triton.train.loop import NonFiniteLossError
+from ttfs_triton.train.processes import Interrupted
 from ttfs_triton.train.run import main, train
 from ttfs_triton.train.run_folder import RunFolderError
 

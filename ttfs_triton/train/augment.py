@@ -7,15 +7,17 @@ only its own slice of the parameters: the images do not depend on how many proce
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 from ttfs_triton.data.pixels import pixel_layout, to_float
-from ttfs_triton.train.autoaugment import auto_augment, torchvision_transforms
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def _window(images: Tensor, offset: Tensor | None, padding: int, fill: int, flip
         columns = torch.where(flip[:, None], width - 1 - columns, columns)
     if offset is not None:
         rows, columns = rows + offset[:, :1], columns + offset[:, 1:]
-        images = functional.pad(images, (padding,) * 4, value=fill)
+        images = pad(images, (padding,) * 4, value=fill)
     # Whole pixels are gathered from channels-last memory: one index serves all channels.
     pixels = images.permute(0, 2, 3, 1).contiguous()
     padded_height, padded_width, channels = pixels.shape[1:]
@@ -166,8 +168,8 @@ def _rotate(images: Tensor, angle: Tensor) -> Tensor:
     cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     # Sampling coordinates run from -1 to 1 on both axes, so the aspect ratio enters the off-diagonal terms.
     rotation = torch.stack([cosine, -sine * height / width, zero, sine * width / height, cosine, zero], dim=1)
-    grid = functional.affine_grid(rotation.view(-1, 2, 3), list(images.shape), align_corners=False)
-    rotated = functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    grid = affine_grid(rotation.view(-1, 2, 3), list(images.shape), align_corners=False)
+    rotated = grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     # The four weights may add up to a little more than 1.
     return rotated.clamp_(max=1).contiguous(memory_format=pixel_layout(images))
 
@@ -179,3 +181,47 @@ def _cut_out(images: Tensor, centre: Tensor, side: int, fill: float) -> Tensor:
     in_rows = (row >= first[:, :1]) & (row < first[:, :1] + side)
     in_columns = (column >= first[:, 1:]) & (column < first[:, 1:] + side)
     return images.masked_fill_((in_rows[:, :, None] & in_columns[:, None, :])[:, None], fill)
+
+
+def auto_augment(images: Tensor, seeds: Tensor, fill: int = 0) -> Tensor:
+    """Apply one sub-policy of the CIFAR-10 AutoAugment policy to each image, through torchvision.
+
+    Args:
+        images: [n, C, height, width], uint8, C = 1 or 3.
+        seeds: [n], int64. An image's result depends on its own seed only.
+        fill: pixel value, 0 to 255, of the border that geometric operations uncover.
+    Returns:
+        [n, C, height, width], uint8. The global random state is left as it was.
+
+    Source: Cubuk et al., "AutoAugment", CVPR 2019, Table 7.
+    """
+    policy = _cifar10_policy(fill, images.shape[1])
+    # The policy takes its random numbers from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        augmented = []
+        for image, seed in zip(images, seeds.tolist(), strict=True):
+            torch.default_generator.manual_seed(seed)
+            augmented.append(policy(image))
+    return torch.stack(augmented)
+
+
+def torchvision_transforms() -> ModuleType:
+    """The module `torchvision.transforms.v2`.
+
+    Raises:
+        RuntimeError: torchvision is not installed.
+    """
+    try:
+        from torchvision.transforms import v2
+    except ImportError as error:
+        raise RuntimeError(
+            "Augmentation: torchvision must be installed for auto_augment; got no such package. "
+            "Run `pip install 'ttfs-triton[vision]'`, or switch auto_augment off."
+        ) from error
+    return v2
+
+
+@functools.cache
+def _cifar10_policy(fill: int, channels: int) -> Callable[[Tensor], Tensor]:
+    v2 = torchvision_transforms()
+    return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=[float(fill)] * channels)

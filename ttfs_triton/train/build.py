@@ -1,14 +1,19 @@
-"""From a configuration to data, network and optimizer."""
+"""From a configuration to what a run is made of: data, network, augmentation, optimizer, schedule, kernels."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
-from ttfs_triton.data.images import ImageData, load_images, train_validation_split
+import ttfs_kernels
+from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
 from ttfs_triton.train.augment import Augmentation
@@ -22,6 +27,9 @@ SPECIFICATIONS: dict[str, tuple[str, Literal["latency", "analog"]]] = {
 }
 # Enough images for channel statistics to four digits.
 STATISTICS_IMAGES = 10_000
+# As torch's OneCycleLR: start at peak / 25, end at start / 10⁴.
+ONE_CYCLE_START = 1 / 25
+ONE_CYCLE_END = ONE_CYCLE_START / 1e4
 
 
 @dataclass(frozen=True)
@@ -112,15 +120,10 @@ def build_network(
         raise ConfigError(str(error)) from error
     if config.weights is None:
         return network, None
-    images = calibration_images(config, data) if calibrated and config.calibration_images else None
-    return network, load_weights(network, config.weights, images if images is None else images.to(device))
-
-
-def calibration_images(config: TrainConfig, data: RunData) -> Tensor:
-    """Training images drawn by the seed, [config.calibration_images, C, height, width], float32 in [0, 1]."""
-    generator = torch.Generator().manual_seed(config.seed)
-    drawn = torch.randperm(len(data.train_indices), generator=generator)[: config.calibration_images]
-    return data.train.images_at(data.train_indices[drawn]).float() / 255
+    images = None
+    if calibrated and config.calibration_images:
+        images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
+    return network, load_weights(network, config.weights, images)
 
 
 def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -154,3 +157,80 @@ def build_optimizer(config: TrainConfig, network: TTFSNetwork) -> Optimizer:
         return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
     kind = AdamW if config.optimizer == "adamw" else Adam
     return kind(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+
+
+def build_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int) -> LambdaLR:
+    """The learning rate of a run, by optimiser step; not to be prepared by accelerate, which steps once a process."""
+    total = config.epochs * steps_per_epoch
+    return LambdaLR(optimizer, rate_factor(config, total, steps_per_epoch))
+
+
+def rate_factor(config: TrainConfig, total: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Factor on the peak rate as a function of the number of optimiser steps done, for `total` steps in all."""
+    warmup = config.warmup * total
+    milestones = [epoch * steps_per_epoch for epoch in config.milestones]
+
+    def one_cycle(step: int) -> float:
+        peak = warmup - 1
+        if step < peak:
+            return _cosine(ONE_CYCLE_START, 1.0, step / peak)
+        return _cosine(1.0, ONE_CYCLE_END, _progress(step, max(0.0, peak), total))
+
+    def cosine(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return _cosine(1.0, 0.0, _progress(step, warmup, total))
+
+    def by_milestones(step: int) -> float:
+        return config.milestone_factor ** sum(step >= milestone for milestone in milestones)
+
+    def constant(step: int) -> float:
+        return 1.0
+
+    return {"one_cycle": one_cycle, "cosine": cosine, "milestones": by_milestones, "constant": constant}[
+        config.schedule
+    ]
+
+
+def _progress(step: int, warmup: float, total: int) -> float:
+    return min(1.0, (step - warmup) / max(1.0, total - 1 - warmup))
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def tune_kernels(network: TTFSNetwork, accelerator: Accelerator, batch_size: int, say: Callable[[str], None]) -> None:
+    """Choose, for every pass of a network, the faster of our kernel and a library call; on a GPU only.
+
+    The main process times what no table covers, seconds a layer, and keeps it in the user's table; the others get its
+    table, so that all choose alike. Weights and random numbers are not touched. A result that is wrong, ours or the
+    library's, is reported and not chosen where the other is right; the run goes on.
+
+    Args:
+        network: on the accelerator's device.
+        accelerator: processes, device, precision.
+        batch_size: images a process and micro-batch.
+        say: shows a line.
+    """
+    if accelerator.device.type == "cuda":
+        images = torch.zeros(
+            batch_size, network.config.in_channels, *network.config.image_size, device=accelerator.device
+        )
+        choose_kernels(network, accelerator, images, say)
+
+
+def choose_kernels(network: TTFSNetwork, accelerator: Accelerator, images: Tensor, say: Callable[[str], None]) -> None:
+    """As `tune_kernels`, for images [N, channels, height, width] on any device."""
+    shared: list[Any] = [None]
+    if accelerator.is_main_process:
+        training = network.training
+        # One pass in each direction tells which passes there are; without dropout it draws no random numbers.
+        with accelerator.autocast():
+            logits = network.eval()(images)
+        network.train(training)
+        torch.autograd.grad(logits.float().sum(), list(network.parameters()), allow_unused=True)
+        shared[0] = ttfs_kernels.tune(report=say, fault=say)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(shared)
+    ttfs_kernels.use_measurements(shared[0])

@@ -20,27 +20,7 @@ from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, tensor_bytes, write_synced
-from ttfs_triton.train.states import (
-    from_json,
-    pack_optimizer,
-    pack_random_states,
-    to_json,
-    unpack_optimizer,
-    unpack_random_states,
-)
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "clean_partial",
-    "latest_checkpoint",
-    "load_checkpoint",
-    "pack_optimizer",
-    "pack_random_states",
-    "save_checkpoint",
-    "unpack_optimizer",
-    "unpack_random_states",
-]
+from ttfs_triton.train.states import from_json, to_json
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ttfs_triton.nn import LayerStatistics
-from ttfs_triton.scoring.layers import layer_table
+from ttfs_triton.scoring import layer_table
 
 
 class Display:

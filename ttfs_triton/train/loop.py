@@ -12,20 +12,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
-from ttfs_triton.scoring.batches import Batch, EvaluationBatches
-from ttfs_triton.scoring.evaluate import Evaluation, EvaluationStopped, evaluate
-from ttfs_triton.scoring.processes import sum_over_processes
+from ttfs_triton.scoring import Evaluation, EvaluationBatches, EvaluationStopped, evaluate, sum_over_processes
+from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.batches import EpochBatches, train_loader
-from ttfs_triton.train.build import RunData, build_augmentation, build_network, build_optimizer
+from ttfs_triton.train.build import (
+    RunData,
+    build_augmentation,
+    build_network,
+    build_optimizer,
+    build_schedule,
+    tune_kernels,
+)
 from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.display import Display
-from ttfs_triton.train.interrupt import Interrupted, StopRequest
-from ttfs_triton.train.kernels import tune_kernels
-from ttfs_triton.train.position import EpochTotals, Position
+from ttfs_triton.train.processes import Interrupted, StopRequest
 from ttfs_triton.train.run_folder import RunFolder
-from ttfs_triton.train.schedule import make_schedule
-from ttfs_triton.train.states import pack_optimizer, pack_random_states, unpack_optimizer, unpack_random_states
+from ttfs_triton.train.states import EpochTotals, Position, pack_optimizer, unpack_optimizer
 
 
 class NonFiniteLossError(RuntimeError):
@@ -73,7 +76,7 @@ class Trainer:
             )
         self.position = Position()
         self.steps_per_epoch = self._batches(0).steps
-        self.schedule = make_schedule(self.bare_optimizer, config, self.steps_per_epoch)
+        self.schedule = build_schedule(self.bare_optimizer, config, self.steps_per_epoch)
         self._sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, correct, images
         self._last_checkpoint = "none yet"
 
@@ -308,11 +311,7 @@ class Trainer:
         self._gather_totals()
         if self.accelerator.is_main_process:
             optimizer_tensors, optimizer_state = pack_optimizer(self.bare_optimizer)
-            tensors: dict[str, dict[str, Tensor]] = {
-                "model": self.network.state_dict(),
-                "optimizer": optimizer_tensors,
-                "random": pack_random_states(),
-            }
+            tensors: dict[str, dict[str, Tensor]] = {"model": self.network.state_dict(), "optimizer": optimizer_tensors}
             if self.average is not None:
                 tensors["average"] = self.average.state_dict()
             state = {
@@ -352,7 +351,6 @@ class Trainer:
             )
         self.network.load_state_dict(checkpoint.tensors["model"])
         unpack_optimizer(self.bare_optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
-        unpack_random_states(checkpoint.tensors["random"])
         if self.average is not None:
             self.average.load_state_dict(checkpoint.tensors["average"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:

@@ -1,30 +1,32 @@
 """A run from start to finish, and the command line around it."""
 
 import json
+import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
+from ttfs_triton.command_line import plain_errors
 from ttfs_triton.hardware import Counts, counting
-from ttfs_triton.model.weights import load_weights
-from ttfs_triton.scoring.evaluate import Evaluation, EvaluationStopped
-from ttfs_triton.scoring.layers import layer_rows
-from ttfs_triton.scoring.machine import device_name, versions
-from ttfs_triton.scoring.processes import ask_main_process
+from ttfs_triton.hub.account import check_account, open_repository
+from ttfs_triton.hub.publish import publish
+from ttfs_triton.model import HubError
+from ttfs_triton.model.weights import read_weights_into
+from ttfs_triton.scoring import Evaluation, EvaluationStopped, device_name, layer_rows, versions
 from ttfs_triton.train.build import load_data
 from ttfs_triton.train.cli import parse_config
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.display import Display
-from ttfs_triton.train.interrupt import Interrupted, StopRequest
 from ttfs_triton.train.loop import NonFiniteLossError, Trainer
-from ttfs_triton.train.publishing import check_account_of, open_repository_of, publish_run
+from ttfs_triton.train.processes import Interrupted, StopRequest, ask_main_process
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 
 
@@ -36,12 +38,8 @@ def main(recipe: Path, description: str | None, arguments: Sequence[str] | None 
         description: shown by `--help`.
         arguments: command line without the program's name. Default: sys.argv[1:].
     """
-    try:
+    with plain_errors(ConfigError, RunFolderError, NonFiniteLossError, Interrupted):
         train(parse_config(recipe, description or "", arguments), name=recipe.stem)
-    except (ConfigError, RunFolderError, NonFiniteLossError) as error:
-        _exit(str(error), 2)
-    except Interrupted as stopped:
-        _exit(str(stopped), stopped.exit_code)
 
 
 def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
@@ -62,10 +60,11 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
     accelerator = make_accelerator(config)
     display = Display(accelerator.is_main_process)
     folder = _agree_on_folder(config, accelerator, name)
-    check_account_of(config, accelerator)
+    # Rights are found out before data are loaded: token and name now, the repository as soon as the run can begin.
+    _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
     if (summary := folder.read_summary()) is not None and config.resume:
         display.say(f"This run has ended already: {folder.path}")
-        publish_run(config, folder.path, accelerator, display)
+        _publish(config, folder.path, accelerator, display)
         return summary
     try:
         data = load_data(config, accelerator)
@@ -73,7 +72,7 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
         raise ConfigError(str(error)) from error
     stop = StopRequest(accelerator)
     trainer = Trainer(config, accelerator, data, folder, display, stop)
-    open_repository_of(config, accelerator)
+    _ask_hub(config, accelerator, partial(open_repository, str(config.hub_repo_id), private=config.hub_private))
     if accelerator.is_main_process:
         folder.prepare(config)
     accelerator.wait_for_everyone()
@@ -91,7 +90,7 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\nGo on with: {_command(folder)}", stopped.received) from None
     accelerator.end_training()
-    publish_run(config, folder.path, accelerator, display)
+    _publish(config, folder.path, accelerator, display)
     return summary
 
 
@@ -133,6 +132,33 @@ def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -
     return RunFolder(Path(ask_main_process(accelerator, choose, RunFolderError)))
 
 
+def _ask_hub(config: TrainConfig, accelerator: Accelerator, check: Callable[[], object]) -> None:
+    """Let the main process check, if the run is to be published; a refusal ends all processes."""
+    if not config.push_to_hub:
+        return
+    try:
+        ask_main_process(accelerator, check, HubError)
+    except HubError as error:
+        raise ConfigError(f"push_to_hub: {error}") from error
+
+
+def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, display: Display) -> None:
+    """Publish a run that has ended, if asked for. If that fails, say how to do it by hand; the run has succeeded."""
+    if not (config.push_to_hub and accelerator.is_main_process):
+        return
+    repo_id = str(config.hub_repo_id)
+    try:
+        found = publish(run, repo_id, private=config.hub_private, license=config.hub_license)
+    except Exception as error:  # whatever it is, training must not seem to have failed
+        words = ["python", "recipes/publish.py", str(run), "--repo-id", repo_id]
+        words += ["--public"] if not config.hub_private else []
+        words += ["--license", config.hub_license] if config.hub_license else []
+        message = f"warning: the run is complete, but it was not published. {error}\nPublish it by: {shlex.join(words)}"
+        print(message, file=sys.stderr)
+        return
+    display.say(f"published                {found.url}")
+
+
 def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
     config, data = trainer.config, trainer.data
     parameters = sum(p.numel() for p in trainer.network.parameters())
@@ -153,7 +179,7 @@ def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
 def _score(trainer: Trainer) -> dict[str, Any]:
     """Load the best weights, score the test images once, write the summary."""
     network, folder, accelerator = trainer.scored_network, trainer.folder, trainer.accelerator
-    load_weights(network, folder.best_weights)
+    read_weights_into(network, folder.best_weights)
     with counting(network, histogram_bins=0, by_sample=False) as counter:
         evaluation = trainer.evaluate(network, test=True)
     summary = make_summary(trainer, evaluation, counter.counts(accelerator))
@@ -201,8 +227,3 @@ def _scalar(value: Any) -> bool | int | float | str:
 
 def _command(folder: RunFolder) -> str:
     return f"python {sys.argv[0]} --output-dir {folder.path} --resume"
-
-
-def _exit(message: str, code: int) -> NoReturn:
-    print(f"error: {message}" if code == 2 else message, file=sys.stderr)
-    raise SystemExit(code)

@@ -13,9 +13,8 @@ from ttfs_triton.convert import (
     Converted,
     Weights,
     WeightsError,
-    calibrate,
+    calibrate_converted,
     convert,
-    fit_range,
     open_weights,
 )
 from ttfs_triton.model import BaseModel
@@ -84,10 +83,7 @@ def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibra
     """The network brought as close to its ANN as initial potentials can."""
     if not converted.network.config.bias:
         raise ConversionError("bias must be True to calibrate; got False. Give --bias or --calibration-images 0.")
-    converted.network.to(images.device)
-    converted.ann.to(images.device)
-    converted = fit_range(converted, images)
-    return converted, calibrate(converted.network, converted.ann, images)
+    return calibrate_converted(converted, images)
 
 
 def _convert(target: NetworkConfig, weights: Weights) -> Converted:

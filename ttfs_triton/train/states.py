@@ -1,19 +1,71 @@
-"""Optimizer and random states as named tensors plus JSON: exact, and readable without pickle."""
+"""Where a run stands: its position, and its optimizer as named tensors plus JSON, exact and readable without pickle.
 
-import logging
+Random states are no part of it: whatever is drawn is drawn from a generator seeded by the position.
+"""
+
 import math
-import random
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-logger = logging.getLogger(__name__)
-
 _TUPLE, _FLOAT = "__tuple__", "__float__"
+
+
+@dataclass
+class EpochTotals:
+    """Sums over the steps of the epoch so far, over all processes."""
+
+    loss: float = 0.0
+    correct: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Position:
+    """Progress of a run: enough, with the seed, to go on with the very next batch.
+
+    Attributes:
+        epoch: epochs completed and evaluated.
+        step_in_epoch: optimiser steps done in the current epoch.
+        step: optimiser steps done in all.
+        totals: of the current epoch.
+        metrics: one line for each completed epoch.
+        best_epoch, best_accuracy, best_loss: best on the validation images so far; epochs count from 1, 0 is none yet.
+            A checkpoint from before ties were broken by loss has no loss: None.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    totals: EpochTotals = field(default_factory=EpochTotals)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_loss: float | None = None
+
+    def is_best(self, accuracy: float, loss: float) -> bool:
+        """Whether validation figures are the best so far: by accuracy, then loss, then the later epoch.
+
+        A few thousand held-out images often give several epochs one accuracy; the first of them is the least trained.
+        """
+        if accuracy != self.best_accuracy or self.best_loss is None:
+            return accuracy >= self.best_accuracy
+        return loss <= self.best_loss
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Position":
+        """The position that `to_dict` gave."""
+        others = {key: value for key, value in values.items() if key != "totals"}
+        return cls(totals=EpochTotals(**values["totals"]), **others)
 
 
 def to_json(value: Any, where: str = "state") -> Any:
@@ -133,61 +185,6 @@ def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], json_s
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def pack_random_states() -> dict[str, Tensor]:
-    """The states of all global random generators: Python, NumPy, torch on the CPU and on each CUDA device.
-
-    Returns:
-        name → CPU tensor; independent copies.
-    """
-    version, words, gauss = random.getstate()
-    _, np_words, np_position, np_has_gauss, np_gauss = np.random.get_state()
-    tensors = {
-        "python.words": torch.tensor([version, *words], dtype=torch.int64),
-        "python.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
-        "numpy.words": torch.from_numpy(np.asarray(np_words, dtype=np.int64)),
-        "numpy.position": torch.tensor([np_position, np_has_gauss], dtype=torch.int64),
-        "numpy.gauss": torch.tensor([np_gauss], dtype=torch.float64),
-        "torch": torch.get_rng_state(),
-    }
-    for index in range(_cuda_devices()):
-        tensors[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
-    return tensors
-
-
-def unpack_random_states(tensors: Mapping[str, Tensor]) -> None:
-    """Restore what `pack_random_states` returned.
-
-    A different number of CUDA devices is logged as a warning: draws on devices without a counterpart differ.
-
-    Args:
-        tensors: from `pack_random_states`, straight or through a file.
-    Raises:
-        ValueError: the state of a generator is missing; nothing is restored then.
-    """
-    needed = {"python.words", "python.gauss", "numpy.words", "numpy.position", "numpy.gauss", "torch"}
-    if missing := sorted(needed - tensors.keys()):
-        raise ValueError(
-            f"unpack_random_states: tensors must hold every generator's state; got none for {missing}. "
-            "Pass what pack_random_states returned."
-        )
-    version, *words = tensors["python.words"].tolist()
-    random.setstate((version, tuple(words), next(iter(tensors["python.gauss"].tolist()), None)))
-    position, has_gauss = tensors["numpy.position"].tolist()
-    np_words = tensors["numpy.words"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", np_words, position, has_gauss, tensors["numpy.gauss"].item()))
-    torch.set_rng_state(tensors["torch"])
-    saved, present = sum(name.startswith("cuda.") for name in tensors), _cuda_devices()
-    if saved != present:
-        logger.warning(
-            "random states were saved with %d CUDA devices and are restored with %d: "
-            "draws on the others will differ from the run that was saved",
-            saved,
-            present,
-        )
-    for index in range(min(saved, present)):
-        torch.cuda.set_rng_state(tensors[f"cuda.{index}"], index)
-
-
 def _unwrap(optimizer: Any) -> Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
@@ -202,7 +199,3 @@ def _require_equal(what: str, own: Any, saved: Any) -> None:
             f"unpack_optimizer: {what} must be what was saved, {saved}; got {own}. "
             "Build model and optimizer from the configuration of the saved run."
         )
-
-
-def _cuda_devices() -> int:
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,8 +1,11 @@
-"""Forward and backward of both operators: layouts, the choice of a provider for each pass, nothing else."""
+"""Forward and backward of both operators: layouts, the choice of a provider for each pass, nothing else.
+
+A pass is planned once for all calls that agree in their key: shapes, dtypes, device and options. See `programs.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +15,11 @@ from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import library, passes
 from ttfs_kernels.triton_backend.choice import Choice, choose
 from ttfs_kernels.triton_backend.launch import device_of, float32_precision
+from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import Problem
+from ttfs_kernels.triton_backend.programs import Repeated, remembered
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def linear_forward(
@@ -24,10 +31,10 @@ def linear_forward(
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     """(y [M, N], gain [M, N] or None) from x [M, K] and weight [N, K]."""
-    problem = Problem.of_linear(x, weight, neuron)
-    y, gain = _forward(problem, x.contiguous(), weight.contiguous(), bias, neuron, with_gain, backend)
-    shape = (problem.batch, problem.out_channels)
-    return y.view(shape), None if gain is None else gain.view(shape)
+    options = (neuron, with_gain, backend)
+    key = ("linear", x.shape, weight.shape, *_kinds(x, bias), *options)
+    run = remembered(key, lambda: _forward(Problem.of_linear(x, weight, neuron), x.device, *options))
+    return run(x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous())
 
 
 def linear_backward(
@@ -39,12 +46,13 @@ def linear_backward(
     neuron: Neuron,
     needs: Sequence[bool],
     backend: str,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> Gradients:
     """Gradients of x, weight and bias, None where not needed."""
-    problem = Problem.of_linear(x, weight, neuron)
-    grad, x, y, weight = (tensor.contiguous() for tensor in (grad, x, y, weight))
+    options = (neuron, tuple(needs), backend)
+    key = ("linear backward", x.shape, weight.shape, *_kinds(x, grad), *options)
+    run = remembered(key, lambda: _backward(Problem.of_linear(x, weight, neuron), x.device, *options))
     gain = None if gain is None else gain.contiguous()
-    return _backward(problem, grad, x, y, weight, gain, neuron, needs, backend)
+    return run(grad.contiguous(), x.contiguous(), y.contiguous(), gain, weight.contiguous())
 
 
 def conv2d_forward(
@@ -57,9 +65,11 @@ def conv2d_forward(
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     """(y, gain or None), both [B, N, P, Q] channels-last, from x [B, C, H, W] and weight [N, C / groups, R, S]."""
-    problem = Problem.of_conv2d(x, weight, geometry, neuron)
-    y, gain = _forward(problem, _rows(x), _rows(weight), bias, neuron, with_gain, backend)
-    return y.permute(0, 3, 1, 2), None if gain is None else gain.permute(0, 3, 1, 2)
+    options = (neuron, with_gain, backend)
+    key = ("conv2d", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups)
+    key += (*_kinds(x, bias), *options)
+    run = remembered(key, lambda: _forward(Problem.of_conv2d(x, weight, geometry, neuron), x.device, *options))
+    return run(_channels_last(x), _channels_last(weight), None if bias is None else bias.contiguous())
 
 
 def conv2d_backward(
@@ -72,84 +82,131 @@ def conv2d_backward(
     neuron: Neuron,
     needs: Sequence[bool],
     backend: str,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> Gradients:
     """Gradients of x and weight, channels-last, and of the bias; None where not needed."""
-    problem = Problem.of_conv2d(x, weight, geometry, neuron)
-    grad, x, y, weight = (_rows(tensor) for tensor in (grad, x, y, weight))
-    gain = None if gain is None else _rows(gain)
-    grad_x, grad_w, grad_bias = _backward(problem, grad, x, y, weight, gain, neuron, needs, backend)
-    grad_x, grad_w = (None if g is None else g.permute(0, 3, 1, 2) for g in (grad_x, grad_w))
-    return grad_x, grad_w, grad_bias
+    options = (neuron, tuple(needs), backend)
+    key = ("conv2d backward", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups)
+    key += (*_kinds(x, grad), *options)
+    run = remembered(key, lambda: _backward(Problem.of_conv2d(x, weight, geometry, neuron), x.device, *options))
+    gain = None if gain is None else _channels_last(gain)
+    return run(_channels_last(grad), _channels_last(x), _channels_last(y), gain, _channels_last(weight))
 
 
-def _rows(maps: Tensor) -> Tensor:
-    """[B, C, H, W] → contiguous [B, H, W, C]: a view if it is channels-last."""
-    return maps.permute(0, 2, 3, 1).contiguous()
+def _kinds(x: Tensor, other: Tensor | None) -> tuple[object, ...]:
+    """What a plan depends on beside shapes and options."""
+    precisions = None
+    if x.dtype == torch.float32:
+        precisions = float32_precision("linear"), float32_precision("conv2d")
+    return x.dtype, x.device, None if other is None else other.dtype, precisions
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    return maps.contiguous(memory_format=torch.channels_last)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Channels-last maps [B, C, H, W] → [B, H, W, C], a view; other tensors as they are."""
+    return tensor.permute(0, 2, 3, 1).contiguous() if tensor.dim() == 4 else tensor
+
+
+def _shaped(result: Tensor | None, like: Tensor) -> Tensor | None:
+    """A result [B, H, W, C] as the operand it belongs to has its dimensions: maps, or rows."""
+    if result is None:
+        return None
+    return result.permute(0, 3, 1, 2) if like.dim() == 4 else result.view(result.shape[0], result.shape[-1])
 
 
 def _forward(
     problem: Problem,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    device: torch.device,
     neuron: Neuron,
     with_gain: bool,
     backend: str,
-) -> tuple[Tensor, Tensor | None]:
-    bias = None if bias is None else bias.contiguous()
-    choice = _choose("forward", problem, x, backend)
-    if choice.config is None:
-        return library.forward(problem, x, weight, bias, neuron, with_gain)
-    y, gain = passes.forward(
-        problem,
-        x,
-        weight,
-        bias,
-        neuron,
-        with_gain,
-        choice.config,
-        _precision(problem),
-        device_of(x.device).chip,
-    ).run()
-    return y, gain
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """From operands to (y, gain), for all operands of this shape and device."""
+    choice = _choose("forward", problem, device, backend)
+    chip, precision = device_of(device).chip, _precision(problem)
+
+    def by_library(x: Tensor, weight: Tensor, bias: Tensor | None):
+        operands = _rows(x), _rows(weight), bias
+        results = library.forward(problem, *operands, neuron, with_gain)
+        return tuple(_shaped(result, x) for result in results)
+
+    def plan(x: Tensor, weight: Tensor, bias: Tensor | None) -> Plan:
+        assert choice.config is not None
+        operands = _rows(x), _rows(weight), bias
+        options = neuron, with_gain, choice.config, precision, chip
+        launches, results = passes.forward(problem, *operands, *options)
+        return Plan(launches, tuple(_shaped(result, x) for result in results))
+
+    return by_library if choice.config is None else Repeated(plan)
 
 
 def _backward(
     problem: Problem,
-    grad: Tensor,
-    x: Tensor,
-    y: Tensor,
-    weight: Tensor,
-    gain: Tensor | None,
+    device: torch.device,
     neuron: Neuron,
-    needs: Sequence[bool],
+    needs: tuple[bool, bool, bool],
     backend: str,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> Callable[..., Gradients]:
+    """From (grad, x, y, gain, weight) to gradients, for all operands of this shape and device."""
     needs_x, needs_weight, needs_bias = needs
-    h, late_h, grad_bias = passes.local_gradient(
-        problem, grad, y, gain, neuron, needs_weight or neuron.has_surrogate, needs_bias
-    ).run()
-    grad_x = grad_w = None
+    configs = {
+        which: _choose(which, problem, device, backend).config
+        for which, needed in (("grad_x", needs_x), ("grad_w", needs_weight))
+        if needed
+    }
     precision = _precision(problem)
-    if needs_x:
-        choice = _choose("grad_x", problem, x, backend)
-        if choice.config is None:
-            grad_x = library.grad_x(problem, h, x, weight, late_h, neuron)
-        else:
-            plan = passes.grad_x(problem, h, x, weight, choice.config, precision, late_h, neuron)
-            (grad_x,) = plan.run()
-    if needs_weight:
-        choice = _choose("grad_w", problem, x, backend)
-        if choice.config is None:
-            grad_w = library.grad_w(problem, h, late_h, x, weight)
-        else:
-            plan = passes.grad_w(problem, h, late_h, x, choice.config, precision, device_of(x.device))
-            (grad_w,) = plan.run()
-    return grad_x, grad_w, grad_bias
+
+    def plan_local(grad: Tensor, y: Tensor, gain: Tensor | None) -> Plan:
+        tensors = _rows(grad), _rows(y), None if gain is None else _rows(gain)
+        with_late = needs_weight or neuron.has_surrogate
+        return passes.local_gradient(problem, *tensors, neuron, with_late, needs_bias)
+
+    def plan_x(h: Tensor, late_h: Tensor | None, x: Tensor, weight: Tensor) -> Plan:
+        config = configs["grad_x"]
+        assert config is not None
+        plan = passes.grad_x(problem, h, _rows(x), _rows(weight), config, precision, late_h, neuron)
+        return Plan(plan.launches, (_shaped(plan.outputs[0], x),))
+
+    def plan_w(h: Tensor, late_h: Tensor | None, x: Tensor, weight: Tensor) -> Plan:
+        config = configs["grad_w"]
+        assert config is not None
+        plan = passes.grad_w(problem, h, late_h, _rows(x), config, precision, device_of(device))
+        return Plan(plan.launches, (_shaped(plan.outputs[0], weight),))
+
+    def plan_all(grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, weight: Tensor) -> Plan:
+        plans = [plan_local(grad, y, gain)]
+        h, late_h, grad_bias = plans[0].outputs
+        assert h is not None
+        plans += [plan(h, late_h, x, weight) for plan, needed in ((plan_x, needs_x), (plan_w, needs_weight)) if needed]
+        grads = iter([plan.outputs[0] for plan in plans[1:]])
+        launches = [launch for plan in plans for launch in plan.launches]
+        return Plan(launches, (next(grads) if needs_x else None, next(grads) if needs_weight else None, grad_bias))
+
+    if None not in configs.values():
+        return Repeated(plan_all)
+    local, by_kernel_x, by_kernel_w = Repeated(plan_local), Repeated(plan_x), Repeated(plan_w)
+
+    def by_both(grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, weight: Tensor) -> Gradients:
+        h, late_h, grad_bias = local(grad, y, gain)
+        assert h is not None
+        grad_x = grad_w = None
+        if needs_x and configs["grad_x"] is None:
+            grad_x = _shaped(library.grad_x(problem, h, _rows(x), _rows(weight), late_h, neuron), x)
+        elif needs_x:
+            (grad_x,) = by_kernel_x(h, late_h, x, weight)
+        if needs_weight and configs["grad_w"] is None:
+            grad_w = _shaped(library.grad_w(problem, h, late_h, _rows(x), _rows(weight)), weight)
+        elif needs_weight:
+            (grad_w,) = by_kernel_w(h, late_h, x, weight)
+        return grad_x, grad_w, grad_bias
+
+    return by_both
 
 
-def _choose(which: str, problem: Problem, x: Tensor, backend: str) -> Choice:
-    return choose(which, problem, device_of(x.device), _precision(problem), backend)
+def _choose(which: str, problem: Problem, device: torch.device, backend: str) -> Choice:
+    return choose(which, problem, device_of(device), _precision(problem), backend)
 
 
 def _precision(problem: Problem) -> str:

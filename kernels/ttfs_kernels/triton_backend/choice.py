@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ttfs_kernels.triton_backend import programs
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import refused, triton_version
 from ttfs_kernels.triton_backend.launch import Device
@@ -96,6 +97,7 @@ def forget() -> None:
     """Read tables again and choose anew."""
     _choices.clear()
     _tables.clear()
+    programs.forget()
 
 
 def table_paths(device: Device) -> list[Path]:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ttfs_kernels.triton_backend.rule import clamp_to_window, fire, fits
+from ttfs_kernels.triton_backend.rule import at_most, clamp_to_window, fire, fits
 
 
 @triton.jit
@@ -16,6 +16,7 @@ def local_gradient(
     bias_sum_ptr,
     M,
     N,
+    rows_per_program,
     persistence,
     clip,
     WITH_SLOPE: tl.constexpr,
@@ -24,42 +25,49 @@ def local_gradient(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """h = grad·∂a/∂A, late_h = σ·grad·∂a/∂W (Eq. 9, 10; both derivatives clipped), and the sums of h over BLOCK_M rows.
+    """h = grad·∂a/∂A, late_h = σ·grad·∂a/∂W (Eq. 9, 10; both derivatives clipped), and the sums of h of each program.
 
-    All [M, N]; bias_sum [ceil(M / BLOCK_M), N] float32. Without slope (σ = 0), ∂a/∂A is 1 where 0 < y < 1.
+    All [M, N]; bias_sum [programs along M, N] float32. Without slope (σ = 0), ∂a/∂A is 1 where 0 < y < 1. NaN stays
+    NaN. A program takes `rows_per_program` rows, BLOCK_M at a time, and sums over them once, after its loop.
     """
-    block = tl.program_id(0)
-    m = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    program = tl.program_id(0)
+    first = program * rows_per_program
+    last = tl.minimum(first + rows_per_program, M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offsets = m.to(tl.int64)[:, None] * N + n[None, :]
-    kept = (m < M)[:, None] & (n < N)[None, :]
-    grad = tl.load(grad_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
-    y = tl.load(y_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
     dtype: tl.constexpr = h_ptr.dtype.element_ty
-    if WITH_SLOPE:
-        gain = tl.load(gain_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
-        h = (grad * tl.minimum(gain, clip)).to(dtype)
-        if WITH_LATE:
-            late_h = persistence * (grad * tl.minimum((1 - y) * gain, clip))
-            tl.store(late_h_ptr + offsets, late_h.to(dtype), mask=kept)
-    else:
-        h = tl.where((y > 0) & (y < 1), grad, 0.0).to(dtype)
-    tl.store(h_ptr + offsets, h, mask=kept)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(first, last, BLOCK_M):
+        m = start + tl.arange(0, BLOCK_M)
+        offsets = m.to(tl.int64)[:, None] * N + n[None, :]
+        kept = (m < last)[:, None] & (n < N)[None, :]
+        grad = tl.load(grad_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
+        if WITH_SLOPE:
+            gain = tl.load(gain_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
+            h = (grad * at_most(gain, clip)).to(dtype)
+            if WITH_LATE:
+                late_h = persistence * (grad * at_most((1 - y) * gain, clip))
+                tl.store(late_h_ptr + offsets, late_h.to(dtype), mask=kept)
+        else:
+            h = tl.where((y <= 0) | (y >= 1), 0.0, grad)
+            h = tl.where(y == y, h, y).to(dtype)
+        tl.store(h_ptr + offsets, h, mask=kept)
+        if WITH_BIAS:
+            total += h.to(tl.float32)
     if WITH_BIAS:
-        sums = tl.sum(h.to(tl.float32), axis=0)
-        tl.store(bias_sum_ptr + block.to(tl.int64) * N + n, sums, mask=n < N)
+        tl.store(bias_sum_ptr + program.to(tl.int64) * N + n, tl.sum(total, axis=0), mask=n < N)
 
 
 @triton.jit
-def sum_splits(parts_ptr, out_ptr, splits, size, BLOCK: tl.constexpr):
-    """out = the sum of parts [splits, size] over the splits, in their order: the same bits in every run."""
+def sum_splits(parts_ptr, out_ptr, splits, size, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """out = the sum of parts [splits, size] over the splits, ROWS of them at a time, in an order that never changes."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    part = parts_ptr + i
-    for _ in range(splits):
-        total += tl.load(part, mask=i < size, other=0.0)
-        part += size
-    tl.store(out_ptr + i, total.to(out_ptr.dtype.element_ty), mask=i < size)
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in range(0, splits, ROWS):
+        row = start + tl.arange(0, ROWS)
+        kept = (row < splits)[:, None] & (i < size)[None, :]
+        total += tl.load(parts_ptr + row.to(tl.int64)[:, None] * size + i[None, :], mask=kept, other=0.0)
+    tl.store(out_ptr + i, tl.sum(total, axis=0).to(out_ptr.dtype.element_ty), mask=i < size)
 
 
 @triton.jit

@@ -49,12 +49,12 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 1
 
-    def run(self) -> None:
-        """Launch on the device of the first tensor, on its current stream."""
+    def run(self) -> Any:
+        """Launch on the device of the first tensor, on its current stream; what Triton returns, its compiled kernel."""
         tensor = next(value for value in self.arguments.values() if isinstance(value, torch.Tensor))
         # Triton launches on the current device, which need not be the tensor's.
         with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
-            self.kernel[self.grid](**self.arguments, **self.options)
+            return self.kernel[self.grid](**self.arguments, **self.options)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def grad_x(
     if late_h is not None and neuron.has_surrogate:
         operand = torch.cat([x, x]) if not problem.is_matrix_product else x
         by_activation, by_mask = _by_inputs(problem, _both(h), operand, weight).view(2, *x.shape)
-        return torch.where(x > 0, by_activation, 0).addcmul_(by_mask, vanishing(x, neuron))
+        by_activation = torch.ops.aten.threshold_backward(by_activation, x, 0)
+        return by_activation.addcmul_(by_mask, vanishing(x, neuron))
     result = _by_inputs(problem, h, x, weight).view(x.shape)
     return torch.ops.aten.threshold_backward(result, x, 0) if problem.with_slope else result
 

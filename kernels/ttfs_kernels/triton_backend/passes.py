@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import gradient
-from ttfs_kernels.triton_backend.configs import FEW_CHANNELS, Config
+from ttfs_kernels.triton_backend.configs import FEW_CHANNELS, SMALLEST_BLOCK, Config
 from ttfs_kernels.triton_backend.conv_forward import conv2d_forward
 from ttfs_kernels.triton_backend.conv_grad_w import conv2d_grad_w
 from ttfs_kernels.triton_backend.conv_grad_x import conv2d_grad_x
@@ -24,6 +24,9 @@ from ttfs_kernels.triton_backend.linear import linear_forward, linear_grad_w, li
 from ttfs_kernels.triton_backend.problem import Problem
 
 ELEMENTS = 1024  # of a block of the element-wise kernels
+TILE = 4096  # elements that a program of the local gradient, or of a sum over splits, holds at once
+ROW_PROGRAMS = 256  # at most, of the local gradient: two for each processor of a large GPU, and one tile to sum them
+FULL_GRID = 128  # programs below which a sum over splits takes smaller blocks: about the processors of a large GPU
 WIDE = 2**31  # elements from which offsets need 64 bits
 STEPS_PER_SPLIT = 4  # at least, so that a split fills its pipeline
 
@@ -100,8 +103,10 @@ def local_gradient(
     """(h, late_h, grad_bias): what the contractions of the backward pass read, and the float32 sum of h."""
     rows, channels = problem.rows, problem.out_channels
     block_n = min(128, 1 << max(4, (channels - 1).bit_length()))
-    block_m = 4096 // block_n
-    blocks = math.ceil(rows / block_m)
+    block_m = TILE // block_n
+    steps = math.ceil(rows / block_m)
+    rows_per_program = max(1, math.ceil(steps / ROW_PROGRAMS)) * block_m
+    blocks = math.ceil(rows / rows_per_program)
     # One allocation: a library contracts both in one call.
     pair = grad.new_empty(2 if with_late and problem.with_slope else 1, *grad.shape)
     h, late_h = pair[0], pair[1] if len(pair) == 2 else None
@@ -118,6 +123,7 @@ def local_gradient(
             "bias_sum_ptr": sums,
             "M": rows,
             "N": channels,
+            "rows_per_program": rows_per_program,
             "persistence": float(neuron.psp_persistence),
             "clip": neuron.derivative_bound,
             "WITH_SLOPE": problem.with_slope,
@@ -227,8 +233,14 @@ def _split(rows: int, blocks: int, config: Config, processors: int) -> tuple[int
 
 
 def _sum(parts: Tensor, out: Tensor) -> Launch:
-    arguments = {"parts_ptr": parts, "out_ptr": out, "splits": parts.shape[0], "size": out.numel(), "BLOCK": ELEMENTS}
-    return Launch(gradient.sum_splits, (math.ceil(out.numel() / ELEMENTS),), arguments)
+    """The sum over splits, in blocks small enough to fill the processors; their order depends on the shape alone."""
+    splits, size = parts.shape[0], out.numel()
+    block = ELEMENTS
+    while block > SMALLEST_BLOCK and math.ceil(size / block) < FULL_GRID:
+        block //= 2
+    rows = min(TILE // block, 1 << max(0, splits - 1).bit_length())
+    arguments = {"parts_ptr": parts, "out_ptr": out, "splits": splits, "size": size, "ROWS": rows, "BLOCK": block}
+    return Launch(gradient.sum_splits, (math.ceil(size / block),), arguments)
 
 
 def _out_shape(problem: Problem) -> tuple[int, ...]:

@@ -15,8 +15,14 @@ STACKED = tl.constexpr(2)  # [activations; mask] stacked along the positions as 
 
 
 @triton.jit
+def at_most(value, bound):
+    """The smaller of both; NaN stays NaN, which `tl.minimum` would hide."""
+    return tl.where(value > bound, bound, value)
+
+
+@triton.jit
 def fire(A, W, surrogate_width=0.0, SURROGATE: tl.constexpr = False):
-    """Activation and gain = ∂a/∂A of a block of neurons (Eq. 7, 9); float32, any shape. NaN stays NaN.
+    """Activation and gain = ∂a/∂A of a block of neurons (Eq. 7, 9); float32, any shape. NaN stays NaN, in both.
 
     A: membrane potential at the window's start. W: slope inside the window, times the PSP persistence. SURROGATE: the
     gain of a silent neuron is `silent_derivative` of `ttfs_kernels.rule`, otherwise 0.
@@ -25,10 +31,9 @@ def fire(A, W, surrogate_width=0.0, SURROGATE: tl.constexpr = False):
     speed = 1 + W
     above = A + speed - (1 - surrogate_width)
     speed = tl.where(speed < smallest, smallest, speed)
-    crossing = tl.div_rn(1 - A, speed)
-    crossing = tl.where(crossing < 0, 0.0, crossing)
-    crossing = tl.where(crossing > 1, 1.0, crossing)
-    inside = (crossing > 0) & (crossing < 1)
+    missing = 1 - A
+    missing = tl.where(missing < 0, 0.0, missing)  # A ≥ 1 is decided here, however large A and W are
+    crossing = at_most(tl.div_rn(missing, speed), 1.0)
     gain = tl.div_rn(1.0, speed)
     if SURROGATE:
         bound: tl.constexpr = 2.0  # SURROGATE_BOUND of `ttfs_kernels.rule`
@@ -36,7 +41,8 @@ def fire(A, W, surrogate_width=0.0, SURROGATE: tl.constexpr = False):
         silent = tl.where(crossing >= 1, near * tl.minimum(gain, bound), 0.0)
     else:
         silent = 0.0
-    return 1 - crossing, tl.where(inside, gain, silent)
+    gain = tl.where((crossing <= 0) | (crossing >= 1), silent, gain)
+    return 1 - crossing, tl.where(crossing == crossing, gain, crossing)
 
 
 @triton.jit
@@ -58,7 +64,7 @@ def at_inputs(by_activation, by_mask, x, surrogate_width, SURROGATE: tl.constexp
 
     SURROGATE: the mask counts by 1 − x/δ where x < δ, as in `vanishing` of `ttfs_kernels.rule`; otherwise not at all.
     """
-    total = tl.where(x > 0, by_activation, 0.0)
+    total = tl.where(x <= 0, 0.0, by_activation)
     if SURROGATE:
         total += by_mask * tl.maximum(1 - tl.div_rn(x.to(tl.float32), surrogate_width), 0.0)
     return total
@@ -68,7 +74,7 @@ def at_inputs(by_activation, by_mask, x, surrogate_width, SURROGATE: tl.constexp
 def fits(value, dtype: tl.constexpr):
     """`value` bounded by the largest float16 if that is how it will be stored: a gain may exceed it."""
     if dtype == tl.float16:
-        value = tl.minimum(value, 65504.0)
+        value = at_most(value, 65504.0)
     return value.to(dtype)
 
 

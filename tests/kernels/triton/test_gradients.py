@@ -1,12 +1,14 @@
 """Kernels of the backward pass on sums that are exact, bit for bit: every geometry, orientation and option."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.bench.modules import planning
 from tests.kernels.triton.common import (
     BLOCKS,
     CONV2D,
@@ -158,8 +160,11 @@ def test_splits_cover_all_rows_and_none_is_empty(rows, blocks, block_k, wanted, 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("persistence", "clip"), [(1.0, 11.0), (0.3, 0.5), (0.3, float("inf")), (0.0, float("inf"))])
 @pytest.mark.parametrize(("rows", "channels"), [(1, 1), (3, 17), (65, 3), (300, 17), (17, 130), (0, 5)])
-def test_local_gradient_is_exact(device, rows, channels, dtype, persistence, clip):
+@pytest.mark.parametrize("programs", [256, 3])
+def test_local_gradient_is_exact(device, monkeypatch, rows, channels, dtype, persistence, clip, programs):
     """h = g·min(gain, clip) and late_h = σ·g·min((1 − a)·gain, clip); grad_bias sums what was stored of h."""
+    monkeypatch.setattr(passes, "TILE", 256 if programs == 3 else 4096)
+    monkeypatch.setattr(passes, "ROW_PROGRAMS", programs)
     problem = Problem(rows, 1, 1, 1, channels, dtype=dtype, with_slope=persistence != 0)
     layer = exact_layer(problem, device)
     grad = layer.h
@@ -195,3 +200,25 @@ def test_local_gradient_is_exact(device, rows, channels, dtype, persistence, cli
     assert torch.equal(h, expected)
     assert late_h is None
     assert grad_bias is None
+
+
+def test_bias_gradients_of_large_layers_are_summed_in_parallel():
+    """Few enough programs along the rows for one tile to sum them, and more than one channel block for that tile."""
+    for rows, channels in ((256 * 32 * 32, 64), (256 * 4 * 4, 512), (256, 4096)):
+        problem = Problem(rows, 1, 1, 32, channels, dtype=torch.bfloat16)
+        first, second = planning.plan_pass(
+            "local_gradient", problem, None, "ieee", device_for(torch.device("cpu"), 90)
+        ).launches
+        assert math.prod(first.grid) >= min(passes.ROW_PROGRAMS, rows * channels // passes.TILE)
+        assert second.arguments["splits"] == first.grid[0] <= passes.ROW_PROGRAMS
+        assert second.arguments["splits"] <= second.arguments["ROWS"]
+        assert second.grid[0] >= min(passes.FULL_GRID, channels // 16)
+
+
+@given(splits=st.integers(1, 300), size=st.integers(1, 3000))
+@settings(max_examples=30)
+def test_sums_over_splits_are_exact(device, splits, size):
+    parts = (torch.randint(-8, 9, (splits, size)) / 8).to(device)
+    out = torch.full((size,), torch.nan, device=device)
+    passes._sum(parts, out).run()
+    assert torch.equal(out, parts.double().sum(0).float())

@@ -165,6 +165,41 @@ def test_linear_keeps_leading_dimensions(device, shape):
 
 
 @KINDS
+@PERSISTENCES
+@pytest.mark.parametrize("surrogate_width", [0.0, 0.5])
+@pytest.mark.parametrize("backend", ["triton", "auto"])
+def test_nan_reaches_every_result_that_depends_on_it(
+    device, monkeypatch, kind, psp_persistence, surrogate_width, backend
+):
+    monkeypatch.setattr(ops, "operators_for", lambda *_: ("blockwise", backend))
+    x, weight, bias = on(device, kind)
+    x = x.detach()
+    x[0] = float("nan")
+    tensors = (x.requires_grad_(), weight, bias)
+    y = apply(kind, *tensors, neuron=Neuron(psp_persistence, surrogate_width=surrogate_width))
+    assert y[0].isnan().all()
+    assert y[1:].isfinite().all()
+    grad_x, grad_weight, grad_bias = torch.autograd.grad(y, tensors, torch.ones_like(y))
+    assert grad_x[0].isnan().all()
+    assert grad_x[1:].isfinite().all()
+    assert grad_weight.isnan().all()
+    assert grad_bias.isnan().all()
+
+
+@KINDS
+@pytest.mark.parametrize("backend", ["triton", "auto"])
+def test_overflown_potentials_fire_at_once(device, monkeypatch, kind, backend):
+    """A and W beyond the largest float16, as a library call returns them."""
+    monkeypatch.setattr(ops, "operators_for", lambda *_: ("blockwise", backend))
+    x, weight, bias = (t.detach().half() for t in on(device, kind) if t is not None)
+    x, weight = torch.ones_like(x).requires_grad_(), torch.full_like(weight, 6e4).requires_grad_()
+    y = apply(kind, x, weight, bias.requires_grad_())
+    assert (y == 1).all()
+    for gradient in torch.autograd.grad(y, (x, weight, bias), torch.ones_like(y)):
+        assert not gradient.any()
+
+
+@KINDS
 def test_second_derivatives_are_refused(device, kind):
     x, weight, bias = on(device, kind)
     y = apply(kind, x, weight, bias, backend="triton")

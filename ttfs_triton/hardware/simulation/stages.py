@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder
+from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
@@ -54,14 +55,7 @@ class Stage:
         Returns:
             weight [C_out, ...] and bias [C_out] or None, float64, detached.
         """
-        weight, bias = self.weighted.effective_weight().detach().double(), self.weighted.bias
-        bias = None if bias is None else bias.detach().double()
-        norm = getattr(self.layer, "batch_norm", None)
-        if norm is None:
-            return weight, bias
-        assert bias is None, "a layer with batch norm has no bias of its own"
-        gain = norm.weight.detach().double() * (norm.running_var.double() + norm.eps).rsqrt()
-        return weight * gain.view(-1, 1, 1, 1), norm.bias.detach().double() - norm.running_mean.double() * gain
+        return plain_synapses(self.weighted)
 
     def deliver(self, spikes: Tensor) -> Tensor:
         """Spikes of the stage before, or images, as this layer gets them: pooled, flattened.

@@ -12,10 +12,8 @@ from rich.progress import Progress
 
 from ttfs_triton.command_line import run_command
 from ttfs_triton.data.images import ImageData
-from ttfs_triton.evaluation.data import load_test_images
-from ttfs_triton.evaluation.found import Found
-from ttfs_triton.evaluation.load import LoadedNetwork, load_network
-from ttfs_triton.evaluation.options import EvaluationOptions
+from ttfs_triton.evaluation.load import LoadedNetwork, load_network, load_test_images
+from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.evaluation.output import check_output, write_output, write_page
 from ttfs_triton.hardware import (
     Chip,
@@ -32,9 +30,7 @@ from ttfs_triton.hardware import (
     sweep,
 )
 from ttfs_triton.report import chips_table, comparison_table, report_table
-from ttfs_triton.scoring.batches import EvaluationBatches
-from ttfs_triton.scoring.evaluate import evaluate
-from ttfs_triton.scoring.layers import layer_table
+from ttfs_triton.scoring import EvaluationBatches, evaluate, layer_table
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:

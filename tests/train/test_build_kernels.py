@@ -11,7 +11,7 @@ from accelerate import Accelerator
 import ttfs_kernels
 from tests.train.runs import environment
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.train.kernels import choose_kernels, tune_kernels
+from ttfs_triton.train.build import choose_kernels, tune_kernels
 
 pytest.importorskip("triton")
 
@@ -72,7 +72,7 @@ import json, sys
 import torch
 from accelerate import Accelerator
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.train.kernels import choose_kernels
+from ttfs_triton.train.build import choose_kernels
 from ttfs_kernels.triton_backend import choice, measure
 
 accelerator = Accelerator(cpu=True)

@@ -5,7 +5,7 @@ import torch
 from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 
 from ttfs_triton.train import TrainConfig
-from ttfs_triton.train.schedule import make_schedule, rate_factor
+from ttfs_triton.train.build import build_schedule, rate_factor
 
 
 def optimizer(lr: float = 0.1) -> torch.optim.Optimizer:
@@ -14,7 +14,7 @@ def optimizer(lr: float = 0.1) -> torch.optim.Optimizer:
 
 def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:
     sgd = optimizer(config.lr)
-    schedule = make_schedule(sgd, config, steps_per_epoch)
+    schedule = build_schedule(sgd, config, steps_per_epoch)
     found = []
     for _ in range(config.epochs * steps_per_epoch):
         found.append(sgd.param_groups[0]["lr"])

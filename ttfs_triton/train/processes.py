@@ -1,13 +1,15 @@
-"""SIGTERM and SIGINT as a request that the training loop honours at the next step."""
+"""What the processes of a run agree on: to stop, and what the main process alone finds out."""
 
 import signal
+from collections.abc import Callable
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from ttfs_triton.scoring.processes import sum_over_processes
+from ttfs_triton.scoring import sum_over_processes
 
 
 class Interrupted(Exception):
@@ -24,7 +26,10 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Within its `with` block, the first SIGTERM or SIGINT is noted, and a second one acts as usual."""
+    """SIGTERM and SIGINT as a request that the training loop honours at the next step.
+
+    Within its `with` block, the first SIGTERM or SIGINT is noted, and a second one acts as usual.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -55,3 +60,18 @@ class StopRequest:
             return self.received is not None
         flag = torch.tensor(int(self.received is not None), device=self.accelerator.device)
         return bool(sum_over_processes(self.accelerator, flag).item())
+
+
+def ask_main_process(accelerator: Accelerator, ask: Callable[[], Any], error: type[Exception]) -> Any:
+    """What `ask` returns in the main process, which alone calls it; if it raises `error` there, all processes do."""
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = ask()
+        except error as problem:
+            answer[1] = str(problem)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise error(answer[1])
+    return answer[0]

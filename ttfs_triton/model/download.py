@@ -1,4 +1,4 @@
-"""Talking to the Hub: its errors in plain words, and who may write where."""
+"""Files from the Hub, and what goes wrong with it in plain words."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  # no answer at all
 
-from ttfs_triton.model.errors import HubError
-
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 # Errors of this machine, such as a full disk, are not among them.
 _ERRORS = (
@@ -21,6 +19,10 @@ _ERRORS = (
     *(errors.HfHubHTTPError, HTTPError, ConnectionError, TimeoutError),
 )
 _TOKEN = re.compile(r"hf_\w+")
+
+
+class HubError(RuntimeError):
+    """The Hub cannot be reached or refuses, or there is no such repository; says what to do. Never holds a token."""
 
 
 @contextmanager

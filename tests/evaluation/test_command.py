@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ttfs_triton.evaluation.run import main
+from ttfs_triton.evaluation.command import main
 
 
 def evaluate(run, *flags):

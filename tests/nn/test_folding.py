@@ -1,0 +1,71 @@
+"""A layer with batch norm folded in computes what both compute, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ttfs_triton.nn import ANNConv2d, ANNLinear, DFTLinear
+from ttfs_triton.nn.folding import BatchNorm, plain_synapses
+
+sizes = st.integers(1, 5)
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(channels=sizes, inputs=sizes, seed=st.integers(0, 99), bias=st.booleans(), affine=st.booleans())
+def test_batch_norm_folds_into_a_convolution(channels, inputs, seed, bias, affine):
+    weight, x = normal(channels, inputs, 3, 3, seed=seed), normal(2, inputs, 6, 5, seed=seed + 1)
+    shift = normal(channels, seed=seed + 2) if bias else None
+    gamma, beta = (normal(channels, seed=seed + 3), normal(channels, seed=seed + 4)) if affine else (None, None)
+    mean, var = normal(channels, seed=seed + 5), normal(channels, seed=seed + 6) ** 2
+    norm = BatchNorm(mean, var, gamma, beta, 1e-3)
+    folded_weight, folded_bias = norm.fold(weight, shift)
+    expected = F.batch_norm(F.conv2d(x, weight, shift, padding=1), mean, var, gamma, beta, eps=1e-3)
+    torch.testing.assert_close(F.conv2d(x, folded_weight, folded_bias, padding=1), expected)
+
+
+@given(channels=sizes, inputs=sizes, seed=st.integers(0, 99))
+def test_batch_norm_folds_into_a_linear_layer(channels, inputs, seed):
+    weight, x = normal(channels, inputs, seed=seed), normal(3, inputs, seed=seed + 1)
+    mean, var = normal(channels, seed=seed + 5), normal(channels, seed=seed + 6) ** 2
+    folded_weight, folded_bias = BatchNorm(mean, var, None, None).fold(weight, None)
+    torch.testing.assert_close(F.linear(x, folded_weight, folded_bias), F.batch_norm(F.linear(x, weight), mean, var))
+
+
+def test_folding_float32_computes_in_float64():
+    weight, bias = BatchNorm(torch.ones(1), torch.ones(1), None, None).fold(torch.ones(1, 1), None)
+    assert weight.dtype == bias.dtype == torch.float64
+    torch.testing.assert_close(weight, torch.tensor([[(1 + 1e-5) ** -0.5]], dtype=torch.float64), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: ANNConv2d(2, 4, 3, 2, 1, batch_norm=True), lambda: ANNLinear(6, 4, batch_norm=True)]
+)
+def test_batch_norm_of_a_layer_is_folded(make):
+    layer = make().double().eval()
+    norm = layer.batch_norm
+    for seed, values in enumerate((norm.running_mean, norm.weight.data, norm.bias.data)):
+        values.copy_(normal(4, seed=seed))
+    norm.running_var.copy_(normal(4, seed=3) ** 2)
+    weight, bias = plain_synapses(layer)
+    if isinstance(layer, ANNConv2d):
+        x = normal(3, 2, 7, 6, seed=4)
+        potential = F.conv2d(x, weight, bias, layer.stride, layer.padding)
+    else:
+        x = normal(3, 6, seed=4)
+        potential = F.linear(x, weight, bias)
+    torch.testing.assert_close(potential.clamp(0, 1), layer(x))
+
+
+@pytest.mark.parametrize("weight_standardisation", [True, False])
+def test_weights_without_batch_norm_are_those_of_the_layer(weight_standardisation):
+    layer = DFTLinear(5, 3, bias=False, weight_standardisation=weight_standardisation)
+    weight, bias = plain_synapses(layer)
+    assert weight.dtype == torch.float64
+    assert not weight.requires_grad
+    assert torch.equal(weight.float(), layer.effective_weight())
+    assert bias is None

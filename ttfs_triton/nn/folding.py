@@ -1,0 +1,64 @@
+"""Batch norm folded into the layer in front of it: the same network with one weight and one initial potential a layer.
+
+All of it is computed in float64 and is exact but for rounding.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ttfs_triton.nn.weighted import WeightedLayer
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Batch norm in evaluation: y = (x − mean) / √(var + epsilon) · weight + bias, per channel.
+
+    Attributes:
+        mean, var: [C], running statistics.
+        weight, bias: [C], or None for 1 and 0.
+        epsilon: not part of a state dict; PyTorch's default is 1e-5.
+    """
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    epsilon: float = 1e-5
+
+    def scale(self) -> Tensor:
+        """[C] float64, what the output is multiplied by."""
+        scale = (self.var.double() + self.epsilon).rsqrt()
+        return scale if self.weight is None else scale * self.weight.double()
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weight and initial potential of the layer that computes a layer and this batch norm behind it.
+
+        Args:
+            weight: [C, ...], of the convolution or fully connected layer.
+            bias: [C], or None.
+        Returns:
+            (weight, bias), shapes as above, float64.
+        """
+        scale = self.scale()
+        centred = -self.mean.double() if bias is None else bias.double() - self.mean.double()
+        shift = 0.0 if self.bias is None else self.bias.double()
+        return weight.double() * scale.view(-1, *[1] * (weight.dim() - 1)), centred * scale + shift
+
+
+@torch.no_grad()
+def plain_synapses(layer: WeightedLayer) -> tuple[Tensor, Tensor | None]:
+    """Weights and initial potentials that a layer computes with in evaluation mode, standardisation and batch norm
+    folded in: what other programs, hardware and its simulation get.
+
+    Args:
+        layer: on any device.
+    Returns:
+        weight [C_out, ...] and bias [C_out] or None, float64; without batch norm exactly what the layer uses.
+    """
+    weight, bias = layer.effective_weight().detach(), layer.bias
+    norm = getattr(layer, "batch_norm", None)
+    if norm is not None:
+        return BatchNorm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps).fold(weight, bias)
+    return weight.double(), None if bias is None else bias.detach().double()
