@@ -19,8 +19,8 @@ from ttfs_triton.convert.calibrate import Calibration, calibrate_converted
 from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.conversion import Converted, convert
 from ttfs_triton.data.images import draw_images, load_images
-from ttfs_triton.model import ModelDescription
-from ttfs_triton.model.weights import write_weights
+from ttfs_triton.model.description import CONFIG, ModelDescription
+from ttfs_triton.model.weights import WEIGHTS, write_weights
 
 
 class ConvertOptions(BaseModel):
@@ -188,8 +188,8 @@ def write_folder(converted: Converted, folder: Path, more: dict[str, Any] | None
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
-        write_weights(aside / "model.safetensors", converted.network.state_dict())
-        description_of(converted).write(aside / "config.json")
+        write_weights(aside / WEIGHTS, converted.network.state_dict())
+        description_of(converted).write(aside / CONFIG)
         write_json(aside / "conversion.json", converted.report.to_dict() | (more or {}))
         os.replace(aside, folder)  # an empty folder may be there
     except BaseException:

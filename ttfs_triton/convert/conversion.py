@@ -97,6 +97,19 @@ def convert(
         ConversionError: names or shapes are of no known network or do not fit together; another number of classes
             without `replace_head`; options that exclude each other.
         ValueError: a value out of range, see `NetworkConfig`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from torch import nn
+        >>> features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        >>> vgg = nn.ModuleDict({"features": features, "classifier": nn.Linear(4 * 4 * 4, 10)})  # of 8×8 images
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save(vgg.state_dict(), f"{folder}/vgg.pth")
+        ...     converted = convert(f"{folder}/vgg.pth", psp_persistence=0.25)
+        >>> converted.network.config.specification, converted.report.layout, converted.needs_calibration
+        ('4C3-P2', 'kuangliu/pytorch-cifar', True)
+        >>> converted.network(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 10])
     """
     weights = source if isinstance(source, Weights) else open_weights(source, sha256=sha256)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size

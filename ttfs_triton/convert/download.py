@@ -8,6 +8,7 @@ from pathlib import Path
 import huggingface_hub
 
 from ttfs_triton.convert.clean import WeightsError
+from ttfs_triton.model.description import CONFIG
 from ttfs_triton.model.download import HubError, download, hub_errors
 
 
@@ -83,4 +84,4 @@ def _found(folder: Path, file: str, name: str, repository: str) -> FoundFile:
 
 
 def _config_beside(file: str) -> str:
-    return f"{file.rpartition('/')[0]}/config.json".removeprefix("/")
+    return f"{file.rpartition('/')[0]}/{CONFIG}".removeprefix("/")

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ttfs_triton.convert.clean import WeightsError, clean
 from ttfs_triton.convert.download import FoundFile, download_weights
-from ttfs_triton.model import BaseModel, LoadError, ModelDescription
-from ttfs_triton.model.weights import read_weights
+from ttfs_triton.model.description import CONFIG, BaseModel, ModelDescription
+from ttfs_triton.model.weights import WEIGHTS, LoadError, read_weights
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".th")
 WEIGHT_SUFFIXES = (".safetensors", *PICKLED)
 # In a folder or repository, the first that exists; "best/" is that of a run.
-STANDARD_NAMES = ("best/model.safetensors", "model.safetensors", "pytorch_model.bin")
+STANDARD_NAMES = (f"best/{WEIGHTS}", WEIGHTS, "pytorch_model.bin")
 _HUB_NAME = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?"
 )
@@ -140,7 +140,7 @@ def _find(source: str | Path) -> FoundFile:
 
 
 def _local(file: Path, name: str) -> FoundFile:
-    config = file.with_name("config.json")
+    config = file.with_name(CONFIG)
     return FoundFile(file, name, config if config.is_file() else None)
 
 

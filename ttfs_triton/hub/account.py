@@ -7,12 +7,6 @@ from huggingface_hub import HfApi, constants, get_token
 from ttfs_triton.model.download import REPOSITORY, HubError, hub_errors
 
 
-def check_target(repo_id: str, *, private: bool = True, token: str | None = None) -> None:
-    """Make sure that a model can be published: `check_account`, then `open_repository`."""
-    check_account(repo_id, token=token)
-    open_repository(repo_id, private=private, token=token)
-
-
 def check_account(repo_id: str, *, token: str | None = None) -> None:
     """Make sure that there is a valid token that may write under this owner's name. Changes nothing.
 

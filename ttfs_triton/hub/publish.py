@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from ttfs_triton.hub.account import check_account, check_name, check_target, open_repository
+from ttfs_triton.hub.account import check_account, check_name, open_repository
 from ttfs_triton.hub.card import ALLOWED, Package, make_package
 from ttfs_triton.hub.facts import ModelFacts, read_facts
 from ttfs_triton.model.download import hub_errors
@@ -76,7 +76,8 @@ def publish_model(
     model: TTFSModel, repo_id: str, *, private: bool, token: str | None, license: str | None, commit_message: str
 ) -> str:
     """`TTFSModel.push_to_hub`; returns the address of the commit."""
-    check_target(repo_id, private=private, token=token)
+    check_account(repo_id, token=token)
+    open_repository(repo_id, private=private, token=token)
     package = make_package(ModelFacts(model), repo_id, license=license)
     return upload(package, repo_id, token=token, commit_message=commit_message)
 

@@ -77,6 +77,10 @@ class BaseModel:
     revision: str | None = None
 
 
+def _library() -> dict[str, str]:
+    return {"name": LIBRARY, "version": ttfs_triton.__version__}
+
+
 @dataclass(frozen=True)
 class ModelDescription:
     """The content of a config.json.
@@ -90,6 +94,14 @@ class ModelDescription:
         library: name and version of the package that wrote it; `to_dict` writes those of this one.
     Raises:
         ValueError: as many class names as classes are needed; preprocessing must give what the network takes.
+
+    Example:
+        >>> network = NetworkConfig("4C3-P2-16", image_size=(8, 8), classes=2)
+        >>> description = ModelDescription.of(network, class_names=["cat", "dog"])
+        >>> description.preprocessing
+        Preprocessing(size=(8, 8), mode='L', divisor=255.0, resize='bilinear')
+        >>> ModelDescription.from_dict(description.to_dict()) == description
+        True
     """
 
     network: NetworkConfig
@@ -97,9 +109,7 @@ class ModelDescription:
     preprocessing: Preprocessing
     dataset: str | None = None
     base_model: BaseModel | None = None
-    library: Mapping[str, str] = dataclasses.field(
-        default_factory=lambda: {"name": LIBRARY, "version": ttfs_triton.__version__}
-    )
+    library: Mapping[str, str] = dataclasses.field(default_factory=_library)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
@@ -157,7 +167,7 @@ class ModelDescription:
             LoadError: a newer format, unknown or missing keys, or values that are not a network's.
         """
         if not isinstance(values, Mapping) or not isinstance(values.get("format_version"), int):
-            _refuse("values", "be an object with a format_version", _shown(values))
+            _refuse("values", "be an object with a format_version", f"{type(values).__name__} {values!r:.80}")
         version = values["format_version"]
         if not 1 <= version <= FORMAT_VERSION:
             _refuse("format_version", f"be 1 to {FORMAT_VERSION}", version, "Upgrade ttfs-triton.")
@@ -208,14 +218,6 @@ class ModelDescription:
             OSError: the file cannot be written.
         """
         write_json(path, self.to_dict())
-
-
-def _library() -> dict[str, str]:
-    return {"name": LIBRARY, "version": ttfs_triton.__version__}
-
-
-def _shown(values: Any) -> str:
-    return f"{type(values).__name__} {values!r:.80}"
 
 
 def _refuse(name: str, rule: str, value: object, remedy: str = "") -> NoReturn:

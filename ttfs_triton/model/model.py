@@ -34,6 +34,17 @@ class TTFSModel(
         class_names, dataset, base_model: see `ModelDescription`.
     Raises:
         ValueError: as `TTFSNetwork` and `ModelDescription` do.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from ttfs_triton.nn import NetworkConfig
+        >>> config = NetworkConfig("4C3-P2-16", image_size=(8, 8), classes=2)
+        >>> model = TTFSModel(config, class_names=["cat", "dog"])
+        >>> with TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     loaded = TTFSModel.from_pretrained(folder)
+        >>> loaded.class_names, torch.equal(loaded.readout.weight, model.readout.weight)
+        (('cat', 'dog'), True)
     """
 
     def __init__(
@@ -251,6 +262,16 @@ class TTFSModel(
             A `Classification` for one image, else a list of them.
         Raises:
             TypeError, ValueError: images or options that cannot be used.
+
+        Example:
+            >>> from ttfs_triton.nn import NetworkConfig
+            >>> config = NetworkConfig("4C3-P2-16", image_size=(8, 8), classes=2)
+            >>> model = TTFSModel(config, class_names=["cat", "dog"])
+            >>> found = model.classify(torch.rand(3, 1, 8, 8), window_ms=1.0)
+            >>> [score.class_name for score in found[0].top] in (["cat", "dog"], ["dog", "cat"])
+            True
+            >>> found[0].decision_time, found[0].decision_time_ms  # three layers fire before the output's potential
+            (3.0, 3.0)
         """
         check_options(top_k, decision, window_ms, batch_size, self)
         single, one = split_images(images)
