@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from ttfs_kernels.triton_backend.passes import WIDE
 from ttfs_kernels.triton_backend.problem import Problem
 
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
@@ -39,20 +40,25 @@ class Layer:
         name: kernel size, input and output channels, side of the maps; "c" is a convolution, "f" fully connected.
         networks: layers of networks that have this shape.
         fields: of `Problem`, without batch and dtype.
+        wide: whether the batch is so large that offsets into activations need 64 bits.
     """
 
     name: str
     networks: tuple[str, ...]
     fields: dict[str, Any]
+    wide: bool = False
 
     def problem(self, batch: int, number: Number, sigma: float, *, surrogate: bool = False) -> Problem:
+        if self.wide:
+            image = self.fields["height"] * self.fields["width"] * self.fields["in_channels"]
+            batch = max(batch, WIDE // image)
         settings = {"batch": batch, "dtype": FORMATS[number].dtype, "with_slope": sigma > 0}
         settings["surrogate"] = surrogate and sigma > 0
         return Problem.from_dict(self.fields | settings)
 
 
 def load(path: Path) -> list[Layer]:
-    """Layers of a file: a list of objects with `name`, optionally `layers`, and fields of `Problem`.
+    """Layers of a file: a list of objects with `name`, optionally `layers` and `wide`, and fields of `Problem`.
 
     Raises:
         ValueError: something else is in the file; OSError: it cannot be read.
@@ -60,10 +66,10 @@ def load(path: Path) -> list[Layer]:
     layers = []
     try:
         for values in json.loads(path.read_text(encoding="utf-8")):
-            fields = {key: value for key, value in values.items() if key not in ("name", "layers")}
+            fields = {key: value for key, value in values.items() if key not in ("name", "layers", "wide")}
             if unwanted := [key for key in SETTINGS if key in fields]:
                 raise ValueError(f"{', '.join(unwanted)} of {values['name']} belong on the command line")
-            layer = Layer(values["name"], tuple(values.get("layers", ())), fields)
+            layer = Layer(values["name"], tuple(values.get("layers", ())), fields, values.get("wide", False))
             if min(layer.problem(1, "fp32", 1).out_size) < 1:
                 raise ValueError(f"the kernel of {layer.name} is larger than its maps")
             layers.append(layer)

@@ -6,12 +6,14 @@ sm_90; any register operand is one before Triton 3.9), if it does not fit on a p
 cores and does not.
 """
 
+import json
 import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -154,6 +156,7 @@ def row(kernel: Kernel, code: MachineCode | str) -> dict[str, Any]:
     sizes = [launch.arguments[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if name in launch.arguments]
     contraction = len(sizes) == 3
     about = {
+        "triton": ".".join(map(str, triton_version())),
         "target": kernel.target,
         "dtype": FORMATS[kernel.number].name,
         "sigma": int(kernel.problem.with_slope),
@@ -171,6 +174,16 @@ def row(kernel: Kernel, code: MachineCode | str) -> dict[str, Any]:
     needed = contraction and kernel.number != "fp32"
     reasons = refusals(code, TARGETS[kernel.target].chip, triton_version(), needed)
     return about | measured(code) | {"verdict": f"refused: {', '.join(reasons)}" if reasons else "ok"}
+
+
+def others(path: Path, version: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of an earlier table that another Triton compiled, and the circumstances of those runs."""
+    if not path.is_file():
+        return [], []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    runs = [run for run in found.get("runs", []) if run["triton"] != version]
+    versions = {".".join(run["triton"].split(".")[:2]) for run in runs}
+    return [row for row in found["rows"] if row.get("triton") in versions], runs
 
 
 def measured(code: MachineCode) -> dict[str, Any]:

@@ -22,7 +22,8 @@ stopped. The table goes where this user's programs find it, unless --output name
 
 A default configuration that is wrong or does not run ends it with exit status 1, when all the rest has been measured.
 
---compile-only refuses kernels whose code must not be built; then the exit status is 1. See `_kernels_compile.py`.
+--compile-only refuses kernels whose code must not be built; then the exit status is 1. Without --shapes, it also takes
+those of shapes-compile.json. Rows of other Triton versions stay in its table. See `_kernels_compile.py`.
 
 --plan measures nothing: it counts the launches, programs, operations and bytes of a training step of --model, ours, the
 stacked library calls and the plain ANN, and says how long a model thinks they take on an H100: products at 450 TFLOP/s
@@ -47,6 +48,8 @@ from _record import ROOT, environment, write
 from rich.console import Console
 from rich.progress import track
 
+SHAPES = ROOT / "bench" / "shapes.json"
+HARD_SHAPES = ROOT / "bench" / "shapes-compile.json"  # channels off the grid, strides, offsets of 64 bits
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
 COLUMNS = (
     *("op", "case", "pass", "provider", "dtype", "layout", "ms_p50", "ms_p20", "ms_p80", "peak_mib", "floor_ms"),
@@ -66,7 +69,7 @@ class Options:
     plan: bool = False
     """Count what a training step of --model launches, and model its time; needs no GPU."""
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
-    shapes: Path = ROOT / "bench" / "shapes.json"
+    shapes: Path = SHAPES
     """Layers: name, and fields of `ttfs_kernels.triton_backend.problem.Problem` without batch and dtype."""
     batch_size: int | None = None
     """Default: 256, on a CPU 8."""
@@ -240,8 +243,10 @@ def compile_only(options: Options, layers: list[Layer]) -> int:
         # Triton decided when it was imported that kernels are interpreted: start anew.
         environment_ = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
         return subprocess.run([sys.executable, __file__, *sys.argv[1:]], env=environment_).returncode
-    from _kernels_compile import TARGETS, build_all, default_kernels, row, show
+    from _kernels_compile import TARGETS, build_all, default_kernels, others, row, show
 
+    if options.shapes == SHAPES:
+        layers = layers + load(HARD_SHAPES)
     targets, numbers = options.targets or tuple(TARGETS), options.dtypes or tuple(FORMATS)
     kernels = default_kernels(layers, targets, numbers, options.sigma or (1.0, 0.0), options.batch_size or 256)
     codes = build_all(kernels, min(options.workers or os.cpu_count() or 1, len(kernels)))
@@ -249,7 +254,9 @@ def compile_only(options: Options, layers: list[Layer]) -> int:
     console = wide_console()
     show(console, rows)
     about = versions(torch.device("cpu")) | {"options": plain(options)}
-    for path in write(options.output or ROOT / "bench" / "results", "kernels-compile-only", rows, about):
+    folder, name = options.output or ROOT / "bench" / "results", "kernels-compile-only"
+    kept, runs = others(folder / f"{name}.json", about["triton"])
+    for path in write(folder, name, kept + rows, {"runs": [*runs, about]}):
         print(f"written: {path}")
     return int(any(row["verdict"] != "ok" for row in rows))
 

@@ -77,7 +77,9 @@ def test_compiles_for_chips_that_are_not_there(tmp_path):
             assert float(row["shared_kib"]) > 0
     forms = {(row["target"], row["form"]) for row in rows if row["pass"] == "forward"}
     assert forms == {("sm_90", "weights_first"), ("gfx942", "activations_first")}
-    assert about["options"]["targets"] == ["sm_90", "gfx942"]
+    (run,) = about["runs"]
+    assert run["options"]["targets"] == ["sm_90", "gfx942"]
+    assert {row["triton"] for row in rows} == {".".join(run["triton"].split(".")[:2])}
     assert "10 kernels compiled, 0 refused" in said
 
 
@@ -145,6 +147,36 @@ print(json.dumps([
                 assert sorted(layer for kernel in chosen for layer in kernel[4]) == ["c", "d", "f", "g"]
                 # Sizes of matrix products are no constants.
                 assert any({"f", "g"} <= set(k[4]) for k in chosen)
+
+
+def test_rows_of_another_triton_stay(kernels, tmp_path):
+    from _kernels_compile import others
+
+    path = tmp_path / "kernels-compile-only.json"
+    assert others(path, "3.9.0") == ([], [])
+    runs = [{"triton": "3.6.0", "commit": "a"}, {"triton": "3.9.0", "commit": "b"}]
+    rows = [{"triton": version, "kernel": "k"} for version in ("3.6", "3.9", "3.6")]
+    path.write_text(json.dumps({"runs": runs, "rows": rows}), encoding="utf-8")
+    assert others(path, "3.9.0") == ([rows[0], rows[2]], [runs[0]])
+    assert others(path, "3.8.1") == (rows, runs)
+    path.write_text(json.dumps({"rows": [{"kernel": "of an older table"}]}), encoding="utf-8")
+    assert others(path, "3.9.0") == ([], [])
+
+
+def test_hard_shapes_are_compiled_too(kernels):
+    """Channels off the grid of 16, strides, and activations of 2³¹ elements, whose offsets need 64 bits."""
+    from _kernels_compile import Kernel, default_config
+
+    layers = kernels.load(kernels.HARD_SHAPES)
+    channels = {size for layer in layers for size in (layer.fields["in_channels"], layer.fields["out_channels"])}
+    assert any(size % 16 for size in channels)
+    assert any(layer.fields.get("stride") == [2, 2] for layer in layers)
+    for layer in layers:
+        problem = layer.problem(256, "bf16", 1.0)
+        for which in ("forward", "grad_x", "grad_w"):
+            config = default_config(which, problem, SM_90, "ieee")
+            launch = Kernel("sm_90", "bf16", which, problem, config, 0).launch()
+            assert launch.arguments["WIDE"] == layer.wide
 
 
 def code(**changes) -> MachineCode:

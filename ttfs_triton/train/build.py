@@ -104,17 +104,15 @@ def build_network(
                 mean=mean,
                 std=std,
                 readout=config.readout or "potential_start",
-                psp_persistence=config.psp_persistence,
-                derivative_clip=config.derivative_clip,
-                surrogate_width=config.surrogate_width,
+                neuron=config.spiking_neuron,
                 bias=config.bias,
                 weight_standardisation=config.weight_standardisation,
                 initial_gain=config.initial_gain,
-                neuron=config.neuron,
+                analog=config.neuron == "ann",
                 batch_norm=config.batch_norm,
                 dropout=config.dropout,
-                backend=config.backend,
-            )
+            ),
+            backend=config.backend,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

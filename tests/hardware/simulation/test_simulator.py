@@ -12,6 +12,7 @@ from tests.hardware.simulation.networks import READOUTS, assert_same, linear_net
 from tests.nn.common import activations
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn import (
+    Neuron,
     PotentialReadout,
     cnn1,
     vgg11,
@@ -36,8 +37,15 @@ def test_engines_are_equal(readout, sigma, compare_at, steps, bits, per_channel,
     assert_same(summed, stepped)
 
 
-def test_engines_are_equal_on_a_network_with_an_analog_encoder():
-    network = vgg11(width=1 / 16, batch_norm=False)
+def test_simulation_does_not_depend_on_the_device(device):
+    network, batch = small_network(2), (2 * torch.rand(6, 2, 5, 4), torch.arange(6) % 3)
+    ours = simulate(network, [batch], steps=8, keep_spike_times=True)
+    for engine in ("summed", "stepped"):  # integers: equal on every device
+        assert_same(ours, simulate(network.to(device), [batch], steps=8, keep_spike_times=True, engine=engine))
+
+
+def test_engines_are_equal_on_a_network_with_an_analog_encoder(device):
+    network = vgg11(width=1 / 16, batch_norm=False).to(device)
     images = torch.rand(3, 3, 32, 32)
     assert_same(*(simulate(network, [images], steps=8, engine=e, keep_spike_times=True) for e in ("summed", "stepped")))
 
@@ -96,7 +104,7 @@ def test_potentials_are_read_at_the_start_or_end():
 
 
 def test_predictions_approach_the_closed_form():
-    network = cnn1(width=0.5, psp_persistence=0.0).eval()
+    network = cnn1(width=0.5, neuron=Neuron(0.0)).eval()
     images = torch.rand(100, 1, 28, 28)
     with torch.no_grad():
         potential, decided = network(images), network.decide(images)
