@@ -1,5 +1,6 @@
 """Ways to calibrate a copied network that `bench/conversion.py` compares: ours, and what did not pay."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -39,7 +40,8 @@ def fit_channels(converted: Converted, images: Tensor, *, what: str, steps: int 
         optimizer = torch.optim.Adam([{"params": [fitted[n].requires_grad_()], "lr": rates[n]} for n in what])
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
-            activations, _ = fire(gain * P - centre * X + initial, layer.psp_persistence * (gain * Q - centre * M))
+            slope = layer.neuron.psp_persistence * (gain * Q - centre * M)
+            activations, _ = fire(gain * P - centre * X + initial, slope)
             optimizer.zero_grad()
             (activations - wanted).square().mean(0).sum().backward()
             optimizer.step()
@@ -56,14 +58,15 @@ def fit_weights(converted: Converted, images: Tensor, *, steps: int = 100, batch
     for layer, x, target in _layer_by_layer(converted, images):
         optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
-        layer.surrogate_width = 0.5  # silent neurons learn, too
+        neuron = layer.neuron
+        layer.neuron = dataclasses.replace(neuron, surrogate_width=0.5)  # silent neurons learn, too
         for _ in range(steps):
             chosen = torch.randint(0, len(x), (batch_size,))
             optimizer.zero_grad()
             ((layer(x[chosen]) - target[chosen]).square().mean() * target.shape[1]).backward()
             optimizer.step()
             schedule.step()
-        layer.surrogate_width = 0.0
+        layer.neuron = neuron
 
 
 def _layer_by_layer(converted: Converted, images: Tensor):

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from torch import Tensor, nn
 
 from ttfs_kernels.reference import compose_conv2d, compose_linear
-from ttfs_triton.nn import DFTConv2d, DFTLinear, TTFSNetwork, models
+from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron, TTFSNetwork, models
 
 ANN = "ANN"
 COMPOSITION = "composition σ=1"
@@ -43,7 +43,7 @@ class Composed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
         if isinstance(layer, DFTLinear):
-            return compose_linear(x, layer.effective_weight(), layer.bias, psp_persistence=layer.psp_persistence)
+            return compose_linear(x, layer.effective_weight(), layer.bias, psp_persistence=layer.neuron.psp_persistence)
         return compose_conv2d(
             x,
             layer.effective_weight(),
@@ -52,7 +52,7 @@ class Composed(nn.Module):
             padding=layer.padding,
             dilation=layer.dilation,
             groups=layer.groups,
-            psp_persistence=layer.psp_persistence,
+            psp_persistence=layer.neuron.psp_persistence,
         )
 
 
@@ -79,13 +79,14 @@ def build(
     make = getattr(models, model)
     if image_size is not None:
         options["image_size"] = image_size
-    ann = make(neuron="ann", **options)
+    ann = make(analog=True, **options)
     contenders = [Contender(ANN, ann, 1.0)]
     for backend in backends:
         suffix = "" if backend == "auto" else f" {backend}"
         for psp_persistence, floor in ((0.0, 1.0), (0.25, 5 / 3), (1.0, 5 / 3)):
-            ours = make(psp_persistence=psp_persistence, backend=backend, **options)
-            twin = ann if psp_persistence == 0 else compose(make(psp_persistence=psp_persistence, **options))
+            neuron = Neuron(psp_persistence)
+            ours = make(neuron=neuron, backend=backend, **options)
+            twin = compose(make(neuron=neuron, **options)) if neuron.has_slope else ann
             contenders.append(Contender(f"DFT σ={psp_persistence:g}{suffix}", ours, floor, twin))
     contenders.append(Contender(COMPOSITION, compose(make(**options)), 5 / 3))
     if statistics:

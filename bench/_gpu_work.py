@@ -73,10 +73,10 @@ def step() -> int:
 
 def training(backend: str, **options) -> tuple[nn.Module, torch.optim.Optimizer, Tensor, Tensor]:
     """VGG16 as its recipe trains it, an optimiser, and a batch of noise with labels."""
-    from ttfs_triton.nn import models
+    from ttfs_triton.nn import Neuron, models
 
     torch.manual_seed(0)
-    settings = {"backend": backend, "surrogate_width": 0.5, "readout": "potential_end"} | options
+    settings = {"backend": backend, "neuron": Neuron(surrogate_width=0.5), "readout": "potential_end"} | options
     network = models.vgg16(**settings).cuda().train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
     images = torch.rand(BATCH, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
@@ -189,7 +189,7 @@ def epoch(output: str) -> int:
         if backend == "triton":
             (Path(output) / "profile.txt").write_text(profile(network, optimizer, images, labels), encoding="utf-8")
         del network, optimizer
-    network, optimizer, images, labels = training("torch", neuron="ann", surrogate_width=0.0, readout="potential_start")
+    network, optimizer, images, labels = training("torch", analog=True, readout="potential_start")
     speeds["ANN"] = images_per_second(partial(train, network, optimizer, images, labels))
     (Path(output) / "epoch.json").write_text(json.dumps(speeds | environment(torch.device("cuda")), indent=2))
     print("images/s: " + ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items()))

@@ -1,5 +1,6 @@
 """Training steps: what they compute (checked first), how long they take, how much memory they hold."""
 
+import dataclasses
 import os
 import sys
 import time
@@ -102,14 +103,14 @@ def check(step: Step) -> float | None:
 def _gradients(network: TTFSNetwork, step: Step, dtype: torch.dtype) -> tuple[float, Tensor]:
     """Loss, and all gradients as one float64 vector; exact ones, without the bound on derivatives."""
     layers = [module for module in network.modules() if isinstance(module, DFTConv2d | DFTLinear)]
-    bounds = [layer.derivative_clip for layer in layers]
+    neurons = [layer.neuron for layer in layers]
     for layer in layers:
-        layer.derivative_clip = None
+        layer.neuron = dataclasses.replace(layer.neuron, derivative_clip=None)
     network.zero_grad(set_to_none=True)
     loss = loss_of(network, step.images, step.labels, dtype)
     loss.backward()
-    for layer, bound in zip(layers, bounds, strict=True):
-        layer.derivative_clip = bound
+    for layer, neuron in zip(layers, neurons, strict=True):
+        layer.neuron = neuron
     gradients = [p.grad.flatten().double() for p in network.parameters() if p.grad is not None]
     network.zero_grad(set_to_none=True)
     return loss.item(), torch.cat(gradients)

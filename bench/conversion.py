@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ttfs_triton.convert import Converted, calibrate, convert, layer_correlations
 from ttfs_triton.data.images import ImageData, load_images, train_validation_split
-from ttfs_triton.nn import TTFSNetwork, sparsity
+from ttfs_triton.nn import Neuron, TTFSNetwork, sparsity
 from ttfs_triton.scoring.batches import EvaluationBatches
 from ttfs_triton.scoring.evaluate import Evaluation, evaluate
 
@@ -134,7 +134,7 @@ def conversion_rows(name: str, folder: Path, some: Tensor, test: ImageData) -> l
     seconds = summary["epochs"] * summary["seconds_per_epoch"]
     rows = [make_row(name, None, "trained", summary["test_accuracy"], summary["sparsity"], seconds)]
     for sigma in SIGMAS:
-        converted = convert(folder, psp_persistence=sigma)
+        converted = convert(folder, neuron=Neuron(sigma))
         copied = score(converted.network, test)
         correlation = last_correlation(converted, some)
         rows.append(make_row(name, sigma, "copied", copied.accuracy, sparsity(copied.layers), 0.0, correlation))
@@ -184,7 +184,7 @@ def compare_calibrations(folder: Path, some: Tensor, images: ImageData, validati
     """Every way to calibrate, at σ = 1, on the validation images."""
     rows = []
     for name, method in ALTERNATIVES.items():
-        converted = convert(folder, psp_persistence=1.0, keep_standardisation=False)
+        converted = convert(folder, neuron=Neuron(), keep_standardisation=False)
         torch.manual_seed(0)
         start = time.perf_counter()
         method(converted, some)

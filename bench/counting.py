@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ttfs_triton.hardware import counting
-from ttfs_triton.nn import cnn1, vgg11, vgg16
+from ttfs_triton.nn import Neuron, cnn1, vgg11, vgg16
 from ttfs_triton.scoring.batches import EvaluationBatches
 from ttfs_triton.scoring.evaluate import evaluate
 
@@ -86,7 +86,7 @@ def main() -> None:
 def measure(options: Options, model: str, sigma: float) -> list[dict[str, Any]]:
     """Rows of one network: plain evaluation, then each way of counting."""
     torch.manual_seed(0)
-    network = MODELS[model](psp_persistence=sigma).to(options.device).eval()
+    network = MODELS[model](neuron=Neuron(sigma)).to(options.device).eval()
     size = options.batch_size or (500 if model == "cnn1" else 50)
     samples = size * options.batches
     shape = (samples, network.config.in_channels, *network.config.image_size)

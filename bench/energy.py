@@ -84,7 +84,7 @@ def price(options: Options, name: str, network: TTFSNetwork, batches: Evaluation
     run = RunOptions(
         steps=options.steps,
         gating=True,
-        psp_persistence=config.psp_persistence,
+        psp_persistence=config.neuron.psp_persistence,
         readout=config.readout,
         activity=found.activity,
     )

@@ -67,7 +67,7 @@ def main() -> None:
             found.counts,
             options.chip,
             steps=found.settings.steps,
-            psp_persistence=network.config.psp_persistence,
+            psp_persistence=network.config.neuron.psp_persistence,
             readout=network.config.readout,
             activity=found.activity,
         ).total

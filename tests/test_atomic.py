@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, load_file
 
-from ttfs_triton.atomic import tensor_bytes, write_bytes, write_json, write_tensors, write_text
+from ttfs_triton.atomic import tensor_bytes, write_bytes, write_json, write_text
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 
@@ -27,7 +27,7 @@ def test_writers_replace_the_whole_file(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a", b"new")
     write_text(tmp_path / "b", "spike × time")
     write_json(tmp_path / "c", {"accuracy": 0.1 + 0.2, "none": None})
-    write_tensors(tmp_path / "d", {"weight": torch.arange(3)}, {"format": "pt"})
+    write_bytes(tmp_path / "d", tensor_bytes({"weight": torch.arange(3)}, {"format": "pt"}))
     assert (tmp_path / "a").read_bytes() == b"new"
     assert (tmp_path / "b").read_text(encoding="utf-8") == "spike × time"
     assert json.loads((tmp_path / "c").read_text()) == {"accuracy": 0.1 + 0.2, "none": None}
@@ -36,10 +36,10 @@ def test_writers_replace_the_whole_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_write_tensors_mode_follows_the_umask(tmp_path: Path, umask: int) -> None:
+def test_write_bytes_mode_follows_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        write_tensors(tmp_path / "a", {"weight": torch.zeros(2)})
+        write_bytes(tmp_path / "a", b"new")
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~umask

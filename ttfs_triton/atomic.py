@@ -47,11 +47,6 @@ def write_json(path: Path, obj: Any) -> None:
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """`write_bytes` of named tensors in the safetensors format; see `tensor_bytes`."""
-    write_bytes(path, tensor_bytes(tensors, metadata))
-
-
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """Serialise named tensors in the safetensors format.
 

@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,14 +17,14 @@ class Neuron:
     Handed on whole, from layers to the firing rule: what a property means stands here and in the rule, nowhere else.
 
     Attributes:
-        psp_persistence: σ, the share of each postsynaptic potential's slope that persists while the neuron fires, in
-            [0, 1]. 1 is the paper's ReL-PSP neuron, 0 the two-phase neuron, a = clamp(A, 0, 1) by one contraction.
+        psp_persistence: σ, the share of each postsynaptic potential's slope that persists while the neuron fires, from
+            0 to 1. 1 is the paper's ReL-PSP neuron, 0 the two-phase neuron, a = clamp(A, 0, 1) by one contraction.
         derivative_clip: bound on both local derivatives, as in the published training code; None = exact. Unused at
             σ = 0, where they are 1.
-        surrogate_width: δ. The exact gradient knows spikes that move, none that appear or vanish. With δ > 0 a silent
-            neuron whose potential at the window's end, A + W, is within δ below 0 has a derivative, up to
-            min(1/(1 + W), 2) at the border; and an input x < δ also gets (1 − x/δ) of its mask's gradient. Unused at
-            σ = 0. 0 = exact.
+        surrogate_width: δ, the width in which spikes that could appear or vanish have a gradient, too. 0 = exact, which
+            knows only spikes that move and lets neurons die. With δ > 0 a silent neuron whose potential at the window's
+            end, A + W, is within δ below 0 has a derivative, up to min(1/(1 + W), 2) at the border; and an input x < δ
+            also gets (1 − x/δ) of its mask's gradient. Unused at σ = 0.
     Raises:
         ValueError: a property out of its range.
     Source: Wei et al., ICCV 2023, Eq. 5 to 7, 9, 10.
@@ -79,7 +81,13 @@ two-phase neuron.
     @staticmethod
     def unpack(values: Sequence[float]) -> Neuron:
         """The inverse of `pack`."""
-        return Neuron(*[None if value == math.inf else value for value in values])
+        return _unpack(tuple(values))
+
+
+@lru_cache
+def _unpack(values: tuple[float, ...]) -> Neuron:  # remembered: every pass unpacks, and validating takes microseconds
+    properties: list[Any] = [None if value == math.inf else value for value in values]
+    return Neuron(*properties)
 
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Neuron))

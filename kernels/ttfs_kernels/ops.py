@@ -40,6 +40,13 @@ def dft_linear(
         ValueError, TypeError: shapes, dtypes or devices disagree.
         RuntimeError: the backend asked for cannot run here.
     Source: Wei et al., ICCV 2023, Eq. 5 to 7, 9, 10.
+    Example:
+        >>> x = torch.tensor([[0.5, 0.0, 1.0]])  # one input fires half-way, one not at all, one at once
+        >>> weight = torch.tensor([[0.5, 2.0, 0.25], [0.5, 2.0, -1.0]], requires_grad=True)
+        >>> y = dft_linear(x, weight, neuron=Neuron(psp_persistence=0.5))
+        >>> y  # A = 0.5, W = 0.375: (A + W) / (1 + W); the second neuron stays silent
+        tensor([[0.6364, 0.0000]], grad_fn=<ViewBackward0>)
+        >>> y.sum().backward()
     """
     check_linear(x, weight, bias)
     family, *selection = operators_for("dft_linear", backend, x)
@@ -79,6 +86,12 @@ def dft_conv2d(
     Returns:
         [batch, out_channels, rows, columns], dtype of x (under autocast, autocast's dtype), channels-last.
     Gradient, precision, errors, source: as in `dft_linear`.
+    Example:
+        >>> x, weight = torch.rand(8, 3, 32, 32), torch.randn(16, 3, 3, 3) / 5
+        >>> y = dft_conv2d(x, weight, stride=2, padding=1, neuron=Neuron(psp_persistence=0.25))
+        >>> y.shape, y.is_contiguous(memory_format=torch.channels_last)
+        (torch.Size([8, 16, 16, 16]), True)
+        >>> spikes = y > 0
     """
     stride = pair("dft_conv2d", "stride", stride, 1)
     padding = pair("dft_conv2d", "padding", padding, 0)

@@ -32,9 +32,10 @@ def tune(
     Raises:
         RuntimeError: a result disagrees with float64, and `fault` is None.
         OSError: the table cannot be written.
-    Example:
-        >>> network(images).sum().backward()
-        >>> ttfs_kernels.tune(report=print)
+    Example, on a GPU::
+
+        network(images).sum().backward()
+        ttfs_kernels.tune(report=print)
     """
     device = _current_device()
     if why_no_triton(device, torch.float32) is not None:

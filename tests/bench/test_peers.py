@@ -227,7 +227,7 @@ def test_neurons_fire_in_every_layer(peers):
 
 def small_ann() -> TTFSNetwork:
     config = NetworkConfig(
-        "4C3-P2-6C3-8", 2, (6, 6), 3, encoder="analog", neuron="ann", weight_standardisation=False, bias=False
+        "4C3-P2-6C3-8", 2, (6, 6), 3, encoder="analog", analog=True, weight_standardisation=False, bias=False
     )
     return TTFSNetwork(config)
 

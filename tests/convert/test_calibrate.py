@@ -18,15 +18,13 @@ from ttfs_triton.convert import (
     fit_range,
     layer_correlations,
 )
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 
 IMAGES = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def pair(psp_persistence: float = 1.0, **more) -> Converted:
-    return fit_range(
-        convert(weights_of(randomised(sources.kuangliu())), psp_persistence=psp_persistence, **more), IMAGES
-    )
+def pair(sigma: float = 1.0, **more) -> Converted:
+    return fit_range(convert(weights_of(randomised(sources.kuangliu())), neuron=Neuron(sigma), **more), IMAGES)
 
 
 def own(standardised: bool, encoder: str = "latency") -> Converted:
@@ -37,10 +35,10 @@ def own(standardised: bool, encoder: str = "latency") -> Converted:
         image_size=(12, 12),
         classes=4,
         encoder=encoder,
-        neuron="ann",
+        analog=True,
         weight_standardisation=standardised,
     )
-    return convert(weights_of(TTFSNetwork(config)), config=config, psp_persistence=1.0)
+    return convert(weights_of(TTFSNetwork(config)), config=config, neuron=Neuron(1.0))
 
 
 def test_calibration_brings_layers_closer():
@@ -89,7 +87,7 @@ def test_only_initial_potentials_of_spiking_layers_change(standardised):
 
 
 def test_network_without_persistence_stays_as_it_is():
-    both = pair(psp_persistence=0.0)
+    both = pair(sigma=0.0)
     before = copy.deepcopy(both.network.state_dict())
     layers = calibrate(both.network, both.ann, IMAGES).layers
     for name, tensor in both.network.state_dict().items():
@@ -132,7 +130,7 @@ def test_other_networks_and_no_images_are_refused():
         calibrate(both.network, others.ann, IMAGES)
     with pytest.raises(ConversionError, match="at least one image"):
         calibrate(both.network, both.ann, IMAGES[:0])
-    ann = TTFSNetwork(both.network.config.replace(neuron="ann"))
+    ann = TTFSNetwork(both.network.config.replace(analog=True))
     with pytest.raises(ConversionError, match="spiking neurons with initial potentials; got an ANN"):
         calibrate(ann, both.ann, IMAGES)
 
@@ -161,7 +159,7 @@ def test_calibrating_a_converted_network_fits_its_range_first():
         assert torch.equal(mine, theirs)
 
 
-def short(psp_persistence: float):
+def short(sigma: float):
     source = randomised(
         Named(
             features=torch.nn.Sequential(*features(SHORT)),
@@ -169,7 +167,7 @@ def short(psp_persistence: float):
             classifier=classifier(6 * 16, 96, 4),
         )
     )
-    return convert(weights_of(source), psp_persistence=psp_persistence, image_size=16)
+    return convert(weights_of(source), neuron=Neuron(sigma), image_size=16)
 
 
 @pytest.mark.parametrize("batch_size", [5, 64])

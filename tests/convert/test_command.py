@@ -14,7 +14,7 @@ from ttfs_triton.convert import command, convert
 from ttfs_triton.evaluation import load_network
 from ttfs_triton.model import BaseModel, ModelDescription
 from ttfs_triton.model.weights import write_weights
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 
 COPY = ["--no-calibrate"]
 
@@ -42,7 +42,7 @@ def test_recipe_writes_what_evaluation_loads(vgg, tmp_path, capsys):
     command.main(None, [str(vgg), "--output-dir", str(folder), "--psp-persistence", "0.25", *COPY])
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "conversion.json", "model.safetensors"]
     loaded = load_network(folder)
-    converted = convert(vgg, psp_persistence=0.25)
+    converted = convert(vgg, neuron=Neuron(0.25))
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.network(images), converted.network(images))
@@ -115,7 +115,7 @@ def test_occupied_folder_is_refused_before_any_work(tmp_path, occupied, capsys):
         ("extra", [], "every tensor must belong to"),
         ("missing", [], "features.4.weight"),
         ("remove", [], "source must be a file"),
-        ("nothing", ["--psp-persistence", "2"], "less than or equal to 1"),
+        ("nothing", ["--psp-persistence", "2"], "psp_persistence must lie in [0, 1]; got 2"),
         ("nothing", ["--mean", "0.1"], "mean must have one entry per channel"),
     ],
 )
@@ -176,7 +176,7 @@ def test_recipe_calibrates_on_images(vgg, tmp_path, capsys):
     flags = ["--data-dir", str(images), "--calibration-images", "24", "--cpu"]
     source = tmp_path / "ann"
     source.mkdir()
-    network = TTFSNetwork(NetworkConfig("6C3-P2-8C3-P2-12", neuron="ann"))
+    network = TTFSNetwork(NetworkConfig("6C3-P2-8C3-P2-12", analog=True))
     write_weights(source / "model.safetensors", network.state_dict())
     ModelDescription.of(network.config).write(source / "config.json")
     command.main(None, [str(source), "--output-dir", str(tmp_path / "out"), *flags])

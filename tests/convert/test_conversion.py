@@ -11,7 +11,7 @@ from tests.convert.sources import assert_same_logits, randomised, weights_of
 from ttfs_triton.convert import ConversionError, FoldedANN, convert
 from ttfs_triton.convert.vgg import CIFAR10, CIFAR100, CIFAR100_CHENYAOFO, CIFAR100_PAPER, IMAGENET
 from ttfs_triton.model import ModelDescription
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.nn.models import VGG11
 
 NARROW = "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2"
@@ -86,7 +86,7 @@ def test_timm_head_at_several_places_is_refused():
 
 def ours(**options) -> TTFSNetwork:
     values = {"specification": "6C3-P2-8C3p0-P2-12-9", "in_channels": 3, "image_size": (14, 14), "classes": 5}
-    values |= {"encoder": "analog", "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "neuron": "ann"}
+    values |= {"encoder": "analog", "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "analog": True}
     network = TTFSNetwork(NetworkConfig(**(values | options)))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -116,14 +116,14 @@ def own_weights(network: TTFSNetwork):
         {"encoder": "latency", "mean": None, "std": None, "max_value": 0.8},
         {"specification": "14-9", "encoder": "latency", "mean": None, "std": None},
         {"width": 0.5},
-        {"readout": "potential_start", "psp_persistence": 0.0, "neuron": "dft"},
+        {"readout": "potential_start", "neuron": Neuron(0.0), "analog": False},
     ],
     ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items() if key not in ("mean", "std")),
 )
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "folded"])
 def test_own_network_becomes_the_same_spiking_network(options, keep):
     source = ours(**options)
-    converted = convert(own_weights(source), keep_standardisation=keep, psp_persistence=0.0)
+    converted = convert(own_weights(source), keep_standardisation=keep, neuron=Neuron(0.0))
     network, images = converted.network, torch.rand(6, 3, 14, 14)
     with torch.no_grad():
         expected = source(images)
@@ -134,7 +134,7 @@ def test_own_network_becomes_the_same_spiking_network(options, keep):
         torch.testing.assert_close(hidden["fc2"], source.hidden(images), atol=1e-4, rtol=1e-4)
     assert converted.ann.bound == 1.0
     assert network.config.weight_standardisation == (keep and source.config.weight_standardisation)
-    assert (network.config.neuron, network.config.batch_norm) == ("dft", False)
+    assert (network.config.analog, network.config.batch_norm) == (False, False)
     assert not network.training
 
 
@@ -238,7 +238,7 @@ def test_unknown_mean_and_std_are_said():
 
 def test_input_normalisation_folds_exactly_without_padding():
     source = ours(specification="6C3p0-P2-8C3-12")
-    converted = convert(own_weights(source), input_normalisation="weights", encoder="latency", psp_persistence=0.0)
+    converted = convert(own_weights(source), input_normalisation="weights", encoder="latency", neuron=Neuron(0.0))
     config = converted.network.config
     assert (config.mean, config.std, config.encoder, config.weight_standardisation) == (None, None, "latency", False)
     images = torch.rand(4, 3, 14, 14)
@@ -300,12 +300,12 @@ def test_random_numbers_of_the_caller_are_left_alone():
 
 
 def test_overrides_reach_the_network():
-    values = {"psp_persistence": 0.3, "readout": "first_spike", "surrogate_width": 0.1, "dropout": 0.2, "bias": True}
+    values = {"neuron": Neuron(0.3, surrogate_width=0.1), "readout": "first_spike", "dropout": 0.2, "bias": True}
     config = convert(weights_of(sources.paper()), **values).network.config
     assert {name: getattr(config, name) for name in values} == values
 
 
-@pytest.mark.parametrize("name", ["specification", "neuron", "weight_standardisation", "width", "sigma"])
+@pytest.mark.parametrize("name", ["specification", "analog", "weight_standardisation", "width", "sigma"])
 def test_overrides_of_what_the_weights_say_are_refused(name):
     with pytest.raises(ConversionError, match=f"overrides must be among .*; got {name}"):
         convert(weights_of(sources.kuangliu()), **{name: 1})
@@ -336,7 +336,7 @@ def test_own_network_has_its_own_image_size():
 
 
 def test_spiking_source_is_copied_and_said():
-    source = ours(neuron="dft", psp_persistence=0.5)
+    source = ours(analog=False, neuron=Neuron(0.5))
     converted = convert(own_weights(source))
     assert converted.network.config == source.config
     for name, value in source.state_dict().items():

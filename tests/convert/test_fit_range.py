@@ -7,6 +7,7 @@ from tests.convert import sources
 from tests.convert.sources import randomised, weights_of
 from ttfs_triton.convert import ConversionError, FoldedANN, convert
 from ttfs_triton.convert.fit_range import fit_range
+from ttfs_triton.nn import Neuron
 
 IMAGES = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -35,7 +36,7 @@ def test_flattened_maps_are_scaled_channel_by_channel():
 
 
 def test_spiking_network_gets_the_same_weights():
-    after = fit_range(convert(weights_of(randomised(sources.kuangliu())), psp_persistence=0.0), IMAGES)
+    after = fit_range(convert(weights_of(randomised(sources.kuangliu())), neuron=Neuron(0.0)), IMAGES)
     torch.testing.assert_close(after.network(IMAGES), after.ann(IMAGES), atol=1e-4, rtol=1e-4)
 
 

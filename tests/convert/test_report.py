@@ -35,7 +35,7 @@ def test_report_accounts_for_everything(build, replace_head):
 
 
 def own(**options):
-    network = TTFSNetwork(NetworkConfig("3C3-P2-4", image_size=(6, 6), neuron="ann", **options))
+    network = TTFSNetwork(NetworkConfig("3C3-P2-4", image_size=(6, 6), analog=True, **options))
     return weights_of(network, ModelDescription.of(network.config).to_dict())
 
 

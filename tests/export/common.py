@@ -12,7 +12,7 @@ CONVOLUTIONAL = "4C3-P2-5C3p0-6"
 def small_network(seed: int = 0, specification: str = CONVOLUTIONAL, scale: float = 1.0, **config) -> TTFSNetwork:
     """A network in evaluation mode, all parameters drawn anew; running statistics of batch norm too."""
     values = {"specification": specification, "in_channels": 2, "image_size": (9, 8), "classes": 3} | config
-    network = TTFSNetwork(NetworkConfig.from_dict(values))
+    network = TTFSNetwork(NetworkConfig(**values))
     randomised(network, seed, scale)
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():

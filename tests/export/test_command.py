@@ -9,6 +9,7 @@ import pytest
 from tests.export.common import small_network
 from ttfs_triton.export.command import main
 from ttfs_triton.model import TTFSModel
+from ttfs_triton.nn import Neuron
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("onnxruntime", reason="checking ONNX needs onnxruntime")
@@ -19,7 +20,7 @@ pytest.importorskip("snntorch", reason="checking NIR needs snnTorch")
 def model(tmp_path):
     """A saved network for the bundled images."""
     network = small_network(
-        specification="2C5s4-8", in_channels=1, image_size=(28, 28), classes=10, psp_persistence=0.25
+        specification="2C5s4-8", in_channels=1, image_size=(28, 28), classes=10, neuron=Neuron(0.25)
     )
     TTFSModel.from_network(network, dataset="digits").save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -90,7 +91,7 @@ def test_nothing_is_overwritten_unasked(model, tmp_path, capsys):
 
 
 def test_failures_leave_the_old_file(tmp_path, capsys):
-    network = small_network(neuron="ann")
+    network = small_network(analog=True)
     TTFSModel.from_network(network).save_pretrained(tmp_path / "ann")
     file = tmp_path / "model.nir"
     file.write_text("mine")

@@ -13,7 +13,7 @@ from ttfs_triton.export import Clock, compare_nir, decide, input_frames, to_nir
 from ttfs_triton.export.compare import import_into_snntorch
 from ttfs_triton.export.drive import FirstSpikes
 from ttfs_triton.export.shared import synapse_arrays
-from ttfs_triton.nn import DFTConv2d, EarliestSpikePool2d, FirstSpikeReadout, NetworkConfig
+from ttfs_triton.nn import DFTConv2d, EarliestSpikePool2d, FirstSpikeReadout, NetworkConfig, Neuron
 
 nir = pytest.importorskip("nir", reason="exporting to NIR needs nir")
 pytest.importorskip("snntorch", reason="running NIR needs snnTorch")
@@ -26,7 +26,7 @@ def read_back(graph):
 
 
 def test_files_keep_everything_bit_for_bit():
-    network = small_network(psp_persistence=0.25)
+    network = small_network(neuron=Neuron(0.25))
     graph = to_nir(network, steps=16, class_names=["a", "b", "ç"], dataset="digits")
     found = read_back(graph)
     assert found.metadata == graph.metadata
@@ -42,7 +42,7 @@ def test_files_keep_everything_bit_for_bit():
 
 
 def test_metadata_say_what_nir_cannot():
-    network = small_network(psp_persistence=0.25)
+    network = small_network(neuron=Neuron(0.25))
     metadata = to_nir(network, steps=16, class_names=["a", "b", "c"], dataset="digits").metadata
     assert NetworkConfig.from_dict(json.loads(metadata["network"])) == network.config
     assert json.loads(metadata["class_names"]) == ["a", "b", "c"]
@@ -72,7 +72,7 @@ def first_spikes(graph, network, images, name):
 
 @pytest.mark.parametrize("sigma", [0.0, 0.4, 1.0])
 def test_neurons_fire_in_the_step_that_the_discrete_rule_says(sigma):
-    network, steps = small_network(psp_persistence=sigma), 20
+    network, steps = small_network(neuron=Neuron(sigma)), 20
     images = images_for(network, samples=8)
     first, clock = first_spikes(to_nir(network, steps=steps), network, images, "conv1_neuron")
     inputs = ((1 - images.double()) * steps).round().clamp_max(steps - 1)
@@ -103,7 +103,7 @@ def test_neurons_fire_in_the_step_that_the_discrete_rule_says(sigma):
     ],
 )
 def test_spike_times_approach_the_closed_form(sigma, config):
-    network = small_network(psp_persistence=sigma, scale=0.6, **config)
+    network = small_network(neuron=Neuron(sigma), scale=0.6, **config)
     images = images_for(network, samples=8)
     coarse, fine = (compare_nir(read_back(to_nir(network, steps=steps)), network, images) for steps in (8, 64))
     assert fine.times[0].mean < 0.25 * coarse.times[0].mean  # an eighth, had all spikes clear crossings
@@ -119,7 +119,7 @@ def test_spike_times_approach_the_closed_form(sigma, config):
 
 
 def test_error_shrinks_with_the_time_constant():
-    network = small_network(psp_persistence=0.25, scale=0.6)
+    network = small_network(neuron=Neuron(0.25), scale=0.6)
     images = images_for(network, samples=4)
     errors = [
         compare_nir(to_nir(network, steps=16, time_constant=tau), network, images).times[0].mean
@@ -130,7 +130,7 @@ def test_error_shrinks_with_the_time_constant():
 
 
 def test_neurons_keep_to_their_windows():
-    network = small_network(psp_persistence=1.0, scale=1.5)
+    network = small_network(neuron=Neuron(1.0), scale=1.5)
     images = images_for(network, samples=8)
     graph = to_nir(network, steps=16)
     for window, name in enumerate(("conv1", "conv2", "fc1"), 1):
@@ -143,8 +143,8 @@ def test_neurons_keep_to_their_windows():
 
 
 def test_wide_output_windows_run_to_their_end():
-    network = small_network(psp_persistence=0.25, scale=0.6)
-    network.readout = FirstSpikeReadout(6, 3, psp_persistence=0.25, threshold=4.0, window=1.5, initial_potential=1.0)
+    network = small_network(neuron=Neuron(0.25), scale=0.6)
+    network.readout = FirstSpikeReadout(6, 3, neuron=Neuron(0.25), threshold=4.0, window=1.5, initial_potential=1.0)
     network.eval()
     graph = to_nir(network, steps=32)
     assert Clock.from_metadata(graph.metadata).total_steps == 32 * 4 + 48
@@ -163,7 +163,7 @@ def test_refuses_what_it_cannot_say():
     with pytest.raises(ValueError, match="time_constant must be at least 1 window"):
         to_nir(network, time_constant=0.5)
     with pytest.raises(NotImplementedError, match="model must consist of spiking layers"):
-        to_nir(small_network(neuron="ann"))
+        to_nir(small_network(analog=True))
     with pytest.raises(NotImplementedError, match="maps must be sampled from the image"):
         to_nir(small_network(specification="4C3p3-5"))
     network.features.conv1 = DFTConv2d(2, 4, 3, padding=1, groups=2)

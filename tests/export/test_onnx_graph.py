@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.export.common import images_for, small_network
 from ttfs_triton.export import to_onnx
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 
 onnx = pytest.importorskip("onnx", reason="exporting to ONNX needs onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="running ONNX needs onnxruntime")
@@ -38,7 +38,7 @@ def assert_same(network, images):
 @pytest.mark.parametrize("readout", ["potential_start", "potential_end", "first_spike"])
 @pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])
 def test_readouts_agree(readout, sigma):
-    network = small_network(readout=readout, psp_persistence=sigma, max_value=2.0)
+    network = small_network(readout=readout, neuron=Neuron(sigma), max_value=2.0)
     assert_same(network, images_for(network))
 
 
@@ -65,7 +65,7 @@ def test_analog_encoder_normalises(mean):
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("encoder", ["analog", "latency"])
 def test_analog_networks_have_logits_only(batch_norm, encoder):
-    network = small_network(neuron="ann", batch_norm=batch_norm, encoder=encoder)
+    network = small_network(analog=True, batch_norm=batch_norm, encoder=encoder)
     images = images_for(network)
     found = run(network, images)
     assert list(found) == ["logits"]
@@ -102,7 +102,7 @@ def test_borders_are_decided_as_here():
 
 
 def test_model_is_standard_and_says_what_it_is():
-    network = small_network(psp_persistence=0.25)
+    network = small_network(neuron=Neuron(0.25))
     model = to_onnx(network, class_names=["a", "b", "ç"], dataset="digits")
     onnx.checker.check_model(model, full_check=True)
     assert {node.domain for node in model.graph.node} == {""}

@@ -116,7 +116,7 @@ def test_counts_that_are_missing_are_told(facts):
 
 
 def test_analog_networks_are_not_called_spiking(facts):
-    config = NetworkConfig("4C3-P2-8", image_size=(8, 8), neuron="ann")
+    config = NetworkConfig("4C3-P2-8", image_size=(8, 8), analog=True)
     card = render_card(dataclasses.replace(facts, model=TTFSModel(config)), "org/name")
     assert "An artificial network" in card
     assert "What it would cost" not in card
@@ -205,7 +205,7 @@ def test_package_holds_the_model_bit_for_bit(facts, trained, tmp_path):
 
 
 def test_choice_of_kernels_is_not_published(facts):
-    model = TTFSModel(facts.model.config.replace(backend="torch"))
+    model = TTFSModel(facts.model.config)
     package = make_package(dataclasses.replace(facts, model=model), "org/name")
     assert json.loads(package.files["config.json"])["network"]["backend"] == "auto"
 

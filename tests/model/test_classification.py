@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ttfs_triton import TTFSModel
-from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.nn import NetworkConfig, Neuron
 
 
 def make(readout="potential_end", **values):
-    config = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, readout=readout, psp_persistence=0.5, **values)
+    config = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, readout=readout, neuron=Neuron(0.5), **values)
     return TTFSModel(config, class_names=["a", "b", "c", "d"]).eval()
 
 
@@ -87,7 +87,7 @@ def test_batches_do_not_matter_and_mode_comes_back():
 
 
 def test_analog_twin_has_no_times():
-    model = make("potential_start", neuron="ann")
+    model = make("potential_start", analog=True)
     found = model.classify(torch.rand(1, 8, 8))
     assert (found.decision_time, found.spike_times, found.first_spike, found.tie) == (None, None, None, None)
     assert "windows" not in repr(found)

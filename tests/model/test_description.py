@@ -5,9 +5,9 @@ import json
 import pytest
 
 from ttfs_triton.model import BaseModel, LoadError, ModelDescription, Preprocessing
-from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.nn import NetworkConfig, Neuron
 
-NETWORK = NetworkConfig("4C3-P2-8", image_size=(8, 6), classes=3, psp_persistence=0.5)
+NETWORK = NetworkConfig("4C3-P2-8", image_size=(8, 6), classes=3, neuron=Neuron(0.5))
 BASE = BaseModel("model.safetensors", "ab" * 32, "org/name", "cd" * 20)
 # What training wrote before there was a format 2.
 FORMAT_1 = {

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.nn import NetworkConfig, Neuron
 
 ANALOG = {"specification": "8C3-P2-16", "in_channels": 3, "encoder": "analog"}
 
@@ -11,13 +11,35 @@ ANALOG = {"specification": "8C3-P2-16", "in_channels": 3, "encoder": "analog"}
 @pytest.mark.parametrize(
     "config",
     [
-        NetworkConfig("16C5-P2-128"),
-        NetworkConfig(**ANALOG, image_size=(32, 24), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), derivative_clip=None),
-        NetworkConfig("128", neuron="ann", batch_norm=True, dropout=0.5, width=0.5),
+        NetworkConfig("16C5-P2-128", neuron=Neuron(0.25, None, 0.5)),
+        NetworkConfig(
+            **ANALOG, image_size=(32, 24), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), neuron=Neuron(0.25, None)
+        ),
+        NetworkConfig("128", analog=True, batch_norm=True, dropout=0.5, width=0.5),
     ],
 )
 def test_config_goes_through_json(config):
     assert NetworkConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_config_is_written_flat():
+    """What files of every version hold; `backend` is written for older readers and has no meaning any more."""
+    written = NetworkConfig("128", neuron=Neuron(0.25, None), analog=True).to_dict()
+    assert " ".join(written) == (
+        "specification in_channels image_size classes width encoder max_value mean std readout psp_persistence "
+        "derivative_clip surrogate_width bias weight_standardisation initial_gain neuron batch_norm dropout backend"
+    )
+    assert (written["psp_persistence"], written["derivative_clip"], written["neuron"]) == (0.25, None, "ann")
+    assert NetworkConfig.from_dict(written | {"backend": "triton"}).to_dict() == written
+
+
+def test_old_configurations_without_newer_keys_load():
+    assert NetworkConfig.from_dict({"specification": "128", "psp_persistence": 0.5}).neuron == Neuron(0.5)
+
+
+def test_neuron_must_be_one():
+    with pytest.raises(ValueError, match=r"neuron must be a Neuron; got 'ann'\. Give analog=True"):
+        NetworkConfig("128", neuron="ann")
 
 
 def test_config_is_frozen_and_replaced():
@@ -43,21 +65,20 @@ def test_config_scales_sizes():
         ({"specification": "128", "encoder": "rate"}, "encoder must be one of latency, analog; got rate"),
         ({"specification": "128", "readout": "count"}, "readout must be one of"),
         ({"specification": "128", "neuron": "lif"}, "neuron must be one of dft, ann; got lif"),
-        ({"specification": "128", "backend": "jax"}, "backend must be one of"),
         ({"specification": "128", "encoder": "analog"}, "specification must start with a convolution"),
         ({**ANALOG, "max_value": 255.0}, "max_value must be 1 .* Use mean and std"),
         ({"specification": "128", "std": [0.5]}, "mean and std must be None .* Use max_value"),
-        ({"specification": "128", "batch_norm": True}, 'batch_norm must be False for neuron="dft"; got True'),
+        ({"specification": "128", "batch_norm": True}, "batch_norm must be False for a spiking network; got True"),
         (
             {"specification": "128", "neuron": "ann", "readout": "first_spike"},
-            'readout must be potential_start for neuron="ann"; got first_spike',
+            "readout must be potential_start for an analog network; got first_spike",
         ),
         ({"specification": "128", "in_channels": 0}, "in_channels must be at least 1; got 0"),
         ({"specification": "128", "image_size": [28]}, r"image_size must be two positive sizes.*got \(28,\)"),
         ({"specification": "128", "width": 0.0}, "width must be positive and finite; got 0.0"),
         ({"specification": "128", "initial_gain": float("inf")}, "initial_gain must be positive and finite; got inf"),
         ({"specification": "128", "derivative_clip": -1.0}, "derivative_clip must be positive or None; got -1.0"),
-        ({"specification": "128", "psp_persistence": 2.0}, r"psp_persistence must be in \[0, 1\]; got 2.0"),
+        ({"specification": "128", "psp_persistence": 2.0}, r"psp_persistence must lie in \[0, 1\]; got 2.0"),
         ({"specification": "128", "dropout": 1.0}, r"dropout must be in \[0, 1\); got 1.0"),
         ({**ANALOG, "mean": [0.5]}, r"mean must have one entry per channel \(3\); got \(0.5,\)"),
         ({**ANALOG, "std": [0.5, 0.0, 1.0]}, "std must be positive"),

@@ -12,6 +12,7 @@ from ttfs_triton.nn import (
     DFTLinear,
     FirstSpikeReadout,
     NetworkConfig,
+    Neuron,
     TTFSNetwork,
     cnn1,
     fold_weight_standardisation,
@@ -77,7 +78,7 @@ def test_wrong_images_are_refused():
 
 
 def test_network_matches_event_driven_neurons():
-    model = randomised(small(classes=3, psp_persistence=0.5).double(), seed=1, scale=1.5).eval()
+    model = randomised(small(classes=3, neuron=Neuron(0.5)).double(), seed=1, scale=1.5).eval()
     x = activations(2, 1, 10, 12, seed=2)
     values = x.numpy()
     for layer in (model.features.conv1, model.features.conv2):
@@ -105,7 +106,7 @@ def test_network_matches_event_driven_neurons():
 @pytest.mark.parametrize("readout", ["potential_start", "potential_end", "first_spike"])
 @pytest.mark.parametrize("encoder", ["latency", "analog"])
 def test_network_gradients_match_numeric_ones(readout, encoder):
-    model = small(classes=3, readout=readout, encoder=encoder, derivative_clip=None).double()
+    model = small(classes=3, readout=readout, encoder=encoder, neuron=Neuron(derivative_clip=None)).double()
     randomised(model, seed=3)
     x, target = activations(3, 1, 10, 12, seed=4), torch.tensor([0, 1, 2])
     assert_finite_differences(lambda: F.cross_entropy(model(x), target), list(model.parameters()), step=1e-7, seed=5)
@@ -118,7 +119,7 @@ def test_network_gradients_match_numeric_ones(readout, encoder):
         {},
         {"readout": "potential_end", "encoder": "analog"},
         {"readout": "first_spike", "dropout": 0.2},
-        {"neuron": "ann", "batch_norm": True},
+        {"analog": True, "batch_norm": True},
     ],
     ids=["latency", "analog", "first-spike", "ann"],
 )
@@ -133,10 +134,10 @@ def test_network_compiles_in_one_graph(options):
         assert compiled(x).dtype == torch.float32
 
 
-@pytest.mark.parametrize("neuron", ["dft", "ann"])
-def test_network_trains_in_bfloat16_autocast(neuron):
+@pytest.mark.parametrize("analog", [False, True])
+def test_network_trains_in_bfloat16_autocast(analog):
     torch.manual_seed(0)
-    model, x, target = small(neuron=neuron), torch.rand(16, 1, 10, 12), torch.arange(16) % 10
+    model, x, target = small(analog=analog), torch.rand(16, 1, 10, 12), torch.arange(16) % 10
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
     losses = []
     for _ in range(30):
@@ -149,7 +150,7 @@ def test_network_trains_in_bfloat16_autocast(neuron):
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"encoder": "analog"}, {"neuron": "ann", "batch_norm": True}])
+@pytest.mark.parametrize("options", [{}, {"encoder": "analog"}, {"analog": True, "batch_norm": True}])
 def test_maps_stay_channels_last(options):
     model, seen = small(**options), []
     for name, module in model.features.named_children():
@@ -177,18 +178,24 @@ def test_state_dict_round_trip_and_folding(fold):
 
 
 def test_options_reach_the_layers():
-    model = small(readout="first_spike", psp_persistence=0.25, derivative_clip=None, dropout=0.1, bias=False)
+    model = small(readout="first_spike", neuron=Neuron(0.25, None), dropout=0.1, bias=False)
     layer = model.features.fc1
     assert isinstance(layer, DFTLinear)
-    assert (layer.psp_persistence, layer.derivative_clip, layer.bias) == (0.25, None, None)
+    assert (layer.neuron, layer.bias) == (Neuron(0.25, None), None)
     assert isinstance(model.readout, FirstSpikeReadout)
-    assert model.readout.psp_persistence == 0.25
+    assert model.readout.neuron == layer.neuron
     # Dropout removes spikes of fully connected layers: fc1's inputs come from a convolution, the readout's from fc1.
     assert (layer.spike_dropout, model.readout.spike_dropout) == (0.0, 0.1)
-    ann = small(neuron="ann", batch_norm=True)
+    ann = small(analog=True, batch_norm=True)
     assert isinstance(ann.features.conv2, ANNConv2d)
     assert ann.features.conv2.batch_norm is not None
-    assert ann.readout.psp_persistence == 0.0
+    assert ann.readout.neuron.psp_persistence == 0.0
+
+
+def test_backend_reaches_the_spiking_layers():
+    model = TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(6, 6)), backend="torch")
+    assert [model.features.conv1.backend, model.features.fc1.backend] == ["torch", "torch"]
+    assert cnn1(width=0.25).features.conv1.backend == "auto"
 
 
 def test_networks_without_fully_connected_layers_flatten_before_the_readout():

@@ -10,6 +10,7 @@ from tests import oracles
 from tests.nn.common import activations, assert_finite_differences, randomised
 from ttfs_triton.nn import (
     FirstSpikeReadout,
+    Neuron,
     PotentialReadout,
     SpikeCounter,
     collect_statistics,
@@ -44,7 +45,7 @@ def test_potential_matches_spike_by_spike_sum(samples, in_features, classes, at,
         at=at,
         bias=bias,
         weight_standardisation=standardise,
-        psp_persistence=sigma,
+        neuron=Neuron(sigma),
         dtype=torch.float64,
     )
     randomised(readout, seed, scale=3.0)
@@ -74,7 +75,7 @@ def test_first_spikes_match_event_driven_neurons(samples, in_features, classes, 
         in_features,
         classes,
         bias=bias,
-        psp_persistence=sigma,
+        neuron=Neuron(sigma),
         threshold=threshold,
         window=window,
         initial_potential=initial_potential,
@@ -96,7 +97,7 @@ def test_first_spikes_match_event_driven_neurons(samples, in_features, classes, 
 
 @pytest.mark.parametrize("sigma", [0.0, 1.0])
 def test_first_spikes_are_within_a_tick_of_clock_driven_neurons(sigma):
-    readout = FirstSpikeReadout(10, 6, psp_persistence=sigma, threshold=4.0, window=2.0, initial_potential=1.0)
+    readout = FirstSpikeReadout(10, 6, neuron=Neuron(sigma), threshold=4.0, window=2.0, initial_potential=1.0)
     randomised(readout.double(), seed=1, scale=3.0)
     x = activations(5, 10, seed=2)
     ticked = oracles.output_spike_times(
@@ -116,7 +117,7 @@ def test_first_spikes_are_within_a_tick_of_clock_driven_neurons(sigma):
 
 @pytest.mark.parametrize("sigma", [0.0, 1.0])
 def test_first_spike_gradients_match_numeric_ones(sigma):
-    readout = FirstSpikeReadout(6, 4, psp_persistence=sigma, threshold=2.0, initial_potential=0.5, dtype=torch.float64)
+    readout = FirstSpikeReadout(6, 4, neuron=Neuron(sigma), threshold=2.0, initial_potential=0.5, dtype=torch.float64)
     randomised(readout, seed=3, scale=2.0)
     x = activations(5, 6, seed=4, silent=0.0, saturated=0.0).requires_grad_()
     times = readout.decide(x).spike_times
@@ -127,7 +128,7 @@ def test_first_spike_gradients_match_numeric_ones(sigma):
 
 @pytest.mark.parametrize("at", ["start", "end"])
 def test_potential_gradients_match_numeric_ones(at):
-    readout = randomised(PotentialReadout(6, 4, at=at, psp_persistence=0.5, dtype=torch.float64), seed=5)
+    readout = randomised(PotentialReadout(6, 4, at=at, neuron=Neuron(0.5), dtype=torch.float64), seed=5)
     x = activations(5, 6, seed=6)
     assert_finite_differences(lambda: readout(x).square().sum(), list(readout.parameters()))
 
@@ -163,7 +164,7 @@ def test_decision_reports_ties_and_missing_spikes():
 
 def test_potential_readout_decides_like_its_logits_without_slope():
     torch.manual_seed(0)
-    readout = PotentialReadout(32, 10, psp_persistence=0.0)
+    readout = PotentialReadout(32, 10, neuron=Neuron(0.0))
     x = activations(64, 32, seed=1).float()
     decision = readout.decide(x)
     assert torch.equal(decision.prediction, readout(x).argmax(1))
@@ -201,7 +202,7 @@ def test_output_spikes_are_counted_apart():
 
 
 def test_repr_shows_the_options():
-    assert "at=end, psp_persistence=0.5" in repr(PotentialReadout(4, 2, at="end", psp_persistence=0.5))
+    assert "at=end, neuron=Neuron(psp_persistence=0.5," in repr(PotentialReadout(4, 2, at="end", neuron=Neuron(0.5)))
     assert "threshold=20.0, window=1.0, initial_potential=10.0" in repr(FirstSpikeReadout(4, 2))
 
 
@@ -216,7 +217,6 @@ def test_repr_shows_the_options():
             lambda: FirstSpikeReadout(4, 2, initial_potential=20.0),
             r"initial_potential must be below threshold \(20.0\); got 20.0",
         ),
-        (lambda: PotentialReadout(4, 2, psp_persistence=-0.1), "PotentialReadout: psp_persistence must be in"),
     ],
 )
 def test_readouts_reject_bad_arguments(build, message):

@@ -46,7 +46,7 @@ def hidden_outputs(model, batches):
     ("model", "shape"),
     [
         (cnn1(image_size=12, width=0.25), (1, 12, 12)),
-        (cnn1(image_size=12, width=0.25, neuron="ann", batch_norm=True), (1, 12, 12)),
+        (cnn1(image_size=12, width=0.25, analog=True, batch_norm=True), (1, 12, 12)),
         (vgg11(width=1 / 32), (3, 32, 32)),
     ],
     ids=["cnn1", "cnn1-ann", "vgg11"],

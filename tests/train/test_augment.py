@@ -13,6 +13,8 @@ from torchvision.transforms import v2
 
 from ttfs_triton.train.augment import Augmentation, AugmentationParameters, auto_augment
 
+SEVERAL = {"crop_padding": 2, "crop_fill": 128, "flip": True, "shift": 1, "rotation": 10, "cutout": 3}
+
 
 def batch(n: int = 8, channels: int = 3, height: int = 9, width: int = 7, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
@@ -76,7 +78,15 @@ def cutout_reference(image: np.ndarray, centre: Tensor, side: int, fill: float) 
 def test_apply_equals_the_slow_reference(
     channels, height, width, crop, fill, flip, shift, rotation, cutout, cutout_fill, seed
 ):
-    augmentation = Augmentation(crop, fill, flip, shift, False, rotation, cutout, cutout_fill)
+    augmentation = Augmentation(
+        crop_padding=crop,
+        crop_fill=fill,
+        flip=flip,
+        shift=shift,
+        rotation=rotation,
+        cutout=cutout,
+        cutout_fill=cutout_fill,
+    )
     images = batch(5, channels, height, width, seed)
     before = images.clone()
     parameters = draw(augmentation, images, seed)
@@ -118,7 +128,7 @@ def test_apply_keeps_colour_images_channels_last(options):
 
 
 def test_apply_of_slices_equals_apply_of_the_batch():
-    augmentation, images = Augmentation(2, 128, True, 1, True, 10, 3), batch(12)
+    augmentation, images = Augmentation(**SEVERAL, auto_augment=True), batch(12)
     parameters = draw(augmentation, images)
     whole = augmentation.apply(images, parameters)
     parts = [augmentation.apply(images[rows], parameters[rows]) for rows in (slice(0, 5), slice(5, 6), slice(6, 12))]
@@ -126,7 +136,7 @@ def test_apply_of_slices_equals_apply_of_the_batch():
 
 
 def test_draw_is_a_function_of_the_generator_alone():
-    augmentation, images = Augmentation(2, 128, True, 1, False, 10, 3), batch(64)
+    augmentation, images = Augmentation(**SEVERAL), batch(64)
     torch.manual_seed(1)
     first = augmentation.apply(images, draw(augmentation, images, 7))
     torch.manual_seed(2)
@@ -197,12 +207,14 @@ def test_rotation_stays_in_the_unit_interval():
 
 @pytest.mark.parametrize("name", ["crop_padding", "shift", "rotation", "cutout"])
 def test_augmentation_rejects_negative_sizes(name):
-    with pytest.raises(ValueError, match=f"Augmentation: {name} must be at least 0; got -1"):
+    with pytest.raises(
+        ValueError, match=rf"Augmentation\n{name}\n +Input should be greater than or equal to 0 .*input_value=-1"
+    ):
         Augmentation(**{name: -1})
 
 
 @pytest.mark.parametrize("name", ["crop_fill", "cutout_fill"])
-@pytest.mark.parametrize("value", [-1, 256])
-def test_augmentation_rejects_fills_that_are_no_pixel_value(name, value):
-    with pytest.raises(ValueError, match=f"Augmentation: {name} must be a pixel value from 0 to 255; got {value}"):
+@pytest.mark.parametrize(("value", "rule"), [(-1, "greater than or equal to 0"), (256, "less than or equal to 255")])
+def test_augmentation_rejects_fills_that_are_no_pixel_value(name, value, rule):
+    with pytest.raises(ValueError, match=rf"Augmentation\n{name}\n +Input should be {rule} .*input_value={value}"):
         Augmentation(**{name: value})

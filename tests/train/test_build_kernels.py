@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 
 @pytest.fixture
 def network() -> TTFSNetwork:
-    return TTFSNetwork(NetworkConfig("2C3-P2-4", image_size=(6, 6), classes=3, dropout=0.5, backend="triton"))
+    return TTFSNetwork(NetworkConfig("2C3-P2-4", image_size=(6, 6), classes=3, dropout=0.5), backend="triton")
 
 
 def test_measures_each_layer_and_leaves_the_run_alone(network, monkeypatch, tmp_path):
@@ -78,7 +78,7 @@ from ttfs_kernels.triton_backend import choice, measure
 accelerator = Accelerator(cpu=True)
 rank, times = accelerator.process_index, iter([1.0, 2.0, 2.0, 1.0] * 3)  # ours loses, wins, loses, ...
 measure.gpu_ms = lambda run: next(times) if rank == 0 else sys.exit("only the main process may measure")
-network = TTFSNetwork(NetworkConfig("2C3-P2-4", image_size=(6, 6), classes=3, backend="triton"))
+network = TTFSNetwork(NetworkConfig("2C3-P2-4", image_size=(6, 6), classes=3), backend="triton")
 choose_kernels(network, accelerator, torch.rand(5, 1, 6, 6), print)
 network(torch.rand(5, 1, 6, 6)).sum().backward()
 chosen = [[*map(str, key[:2]), str(choice.choose(*key[:4], "auto"))] for key in list(choice.choices())]

@@ -1,6 +1,5 @@
 """Weights that a run starts from: exact, converted, or refused before anything is written."""
 
-import dataclasses
 import json
 
 import pytest
@@ -11,7 +10,7 @@ from tests.convert.sources import randomised
 from ttfs_triton.convert import convert
 from ttfs_triton.model import BaseModel, ModelDescription
 from ttfs_triton.model.weights import read_weights, write_weights
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.train import ConfigError
 from ttfs_triton.train.start import load_weights
 
@@ -23,7 +22,7 @@ ANN = NetworkConfig(
     encoder="analog",
     mean=(0.4, 0.5, 0.6),
     std=(0.2, 0.3, 0.4),
-    neuron="ann",
+    analog=True,
 )
 
 
@@ -48,7 +47,7 @@ def save(network: TTFSNetwork, folder, config: bool = True):
 
 def target(config: NetworkConfig = ANN, **changes) -> TTFSNetwork:
     """A spiking network as a training configuration asks for, whose images have another mean."""
-    values = {"neuron": "dft", "batch_norm": False, "psp_persistence": 0.0, "mean": (0.1, 0.1, 0.1)}
+    values = {"analog": False, "batch_norm": False, "neuron": Neuron(0.0), "mean": (0.1, 0.1, 0.1)}
     return TTFSNetwork(config.replace(**(values | changes))).eval()
 
 
@@ -70,7 +69,7 @@ def test_run_of_an_ann_starts_the_spiking_network(tmp_path, batch_norm, standard
 def test_images_are_normalised_as_the_weights_are_used_to(tmp_path):
     for batch_norm in (False, True):
         ann = trained(ANN.replace(batch_norm=batch_norm))
-        network = target(psp_persistence=0.0, dropout=0.5)
+        network = target(neuron=Neuron(0.0), dropout=0.5)
         load_weights(network, str(save(ann, tmp_path / str(batch_norm))))
         assert (network.config.mean, network.config.std) == (ANN.mean, ANN.std)
         assert network.config.dropout == 0.5
@@ -89,12 +88,12 @@ def test_network_of_another_project_starts_a_run(tmp_path):
     source = randomised(sources.kuangliu())
     torch.save({"net": source.state_dict()}, tmp_path / "vgg.pth")
     converted = convert(tmp_path / "vgg.pth")
-    network = target(converted.network.config, mean=(0, 0, 0), readout="potential_end", psp_persistence=0.25)
+    network = target(converted.network.config, mean=(0, 0, 0), readout="potential_end", neuron=Neuron(0.25))
     base = load_weights(network, str(tmp_path / "vgg.pth")).base_model
     assert base == BaseModel("vgg.pth", converted.weights.sha256)
     for name, value in converted.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
-    assert network.config == converted.network.config.replace(readout="potential_end", psp_persistence=0.25)
+    assert network.config == converted.network.config.replace(readout="potential_end", neuron=Neuron(0.25))
     torch.testing.assert_close(network.features.conv1.mean.flatten(), torch.tensor([0.4914, 0.4822, 0.4465]))
 
 
@@ -112,7 +111,7 @@ def test_converted_folder_starts_a_run_and_hands_its_origin_on(tmp_path):
         ({"specification": "6C3-8C3-P2-P2-12"}, r"specification must be 6C3-P2-8C3-P2-12, .*--model 6C3-P2-8C3-P2-12"),
         ({"width": 2.0}, "specification must be"),
         ({"encoder": "latency", "mean": None, "std": None}, "encoder must be analog, .*--encoder analog"),
-        ({"neuron": "ann", "batch_norm": True, "weight_standardisation": False}, "batch_norm must be False"),
+        ({"analog": True, "batch_norm": True, "weight_standardisation": False}, "batch_norm must be False"),
         ({"classes": 5}, "classes must be 4"),
         ({"image_size": (12, 12)}, r"image_size must be \(8, 8\)"),
         ({"bias": False}, "bias must be True"),
@@ -154,18 +153,17 @@ def test_unreadable_weights_are_refused(tmp_path):
 
 
 def test_settings_of_training_are_kept(tmp_path):
-    wanted = {"psp_persistence": 0.5, "surrogate_width": 0.1, "derivative_clip": 3.0, "readout": "first_spike"}
-    network = target(**wanted)
+    neuron = Neuron(0.5, 3.0, 0.1)
+    network = target(neuron=neuron, readout="first_spike")
     load_weights(network, str(save(trained(ANN.replace(batch_norm=True)), tmp_path / "run")))
-    kept = dataclasses.asdict(network.config)
-    assert {name: kept[name] for name in wanted} == wanted
+    assert (network.config.neuron, network.config.readout) == (neuron, "first_spike")
 
 
 def test_network_with_an_anns_weights_is_calibrated(tmp_path):
     ann = trained(ANN)
     source = str(save(ann, tmp_path / "run"))
     images = torch.rand(16, 3, 8, 8)
-    copied, calibrated = target(psp_persistence=1.0), target(psp_persistence=1.0)
+    copied, calibrated = target(neuron=Neuron(1.0)), target(neuron=Neuron(1.0))
     assert load_weights(copied, source).calibration is None
     found = load_weights(calibrated, source, images).calibration
     assert found is not None
@@ -176,9 +174,9 @@ def test_network_with_an_anns_weights_is_calibrated(tmp_path):
     assert errors[1] < errors[0]
 
 
-@pytest.mark.parametrize("neuron", ["dft", "ann"])
-def test_weights_of_its_own_kind_are_not_calibrated(tmp_path, neuron):
-    config = ANN.replace(neuron=neuron, psp_persistence=1.0)
+@pytest.mark.parametrize("analog", [False, True])
+def test_weights_of_its_own_kind_are_not_calibrated(tmp_path, analog):
+    config = ANN.replace(analog=analog, neuron=Neuron())
     source = save(trained(config), tmp_path / "run")
     network = TTFSNetwork(config)
     assert load_weights(network, str(source), torch.rand(4, 3, 8, 8)).calibration is None
@@ -189,20 +187,20 @@ def test_weights_of_its_own_kind_are_not_calibrated(tmp_path, neuron):
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_bare_weights_are_calibrated_if_they_must_be_an_anns(tmp_path, batch_norm):
     source = save(trained(ANN.replace(batch_norm=batch_norm)), tmp_path / "run", config=False)
-    network = target(weight_standardisation=False, psp_persistence=1.0)
+    network = target(weight_standardisation=False, neuron=Neuron(1.0))
     found = load_weights(network, str(source / "best" / "model.safetensors"), torch.rand(8, 3, 8, 8))
     assert (found.calibration is not None) == batch_norm
 
 
 def test_exact_conversion_is_not_calibrated(tmp_path):
     source = save(trained(ANN), tmp_path / "run")
-    assert load_weights(target(psp_persistence=0.0), str(source), torch.rand(4, 3, 8, 8)).calibration is None
+    assert load_weights(target(neuron=Neuron(0.0)), str(source), torch.rand(4, 3, 8, 8)).calibration is None
 
 
 def test_plain_relu_is_scaled_into_range(tmp_path):
     source = randomised(sources.kuangliu())
     torch.save(source.state_dict(), tmp_path / "vgg.pth")
-    config = convert(tmp_path / "vgg.pth").network.config.replace(psp_persistence=0.0)
+    config = convert(tmp_path / "vgg.pth").network.config.replace(neuron=Neuron(0.0))
     images = torch.rand(16, 3, 32, 32)
     network = TTFSNetwork(config)
     found = load_weights(network, str(tmp_path / "vgg.pth"), images).calibration
@@ -213,4 +211,4 @@ def test_plain_relu_is_scaled_into_range(tmp_path):
 def test_calibration_needs_initial_potentials(tmp_path):
     source = save(trained(ANN.replace(bias=False)), tmp_path / "run")
     with pytest.raises(ConfigError, match="bias must be True to calibrate"):
-        load_weights(target(bias=False, psp_persistence=1.0), str(source), torch.rand(4, 3, 8, 8))
+        load_weights(target(bias=False, neuron=Neuron(1.0)), str(source), torch.rand(4, 3, 8, 8))

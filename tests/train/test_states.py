@@ -108,20 +108,6 @@ def test_unpack_optimizer_copies_and_leaves_its_arguments_alone() -> None:
     assert json.dumps(json_state) == before
 
 
-def test_pack_optimizer_looks_through_a_wrapper() -> None:
-    class Wrapper:
-        def __init__(self, optimizer: Optimizer) -> None:
-            self.optimizer = optimizer
-
-    network = make_network()
-    optimizer: Any = Wrapper(Adam(network.parameters(), lr=0.5))
-    _, json_state = pack_optimizer(optimizer)
-    assert json_state["optimizer"] == "Adam"
-    resumed: Any = Wrapper(Adam(network.parameters(), lr=0.1))
-    unpack_optimizer(resumed, {}, json_state)
-    assert resumed.optimizer.param_groups[0]["lr"] == 0.5
-
-
 def test_pack_optimizer_rejects_state_outside_json() -> None:
     optimizer = SGD(make_network().parameters(), lr=1e-2)
     optimizer.param_groups[0]["hook"] = object()

@@ -6,9 +6,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.optim import optimizer
+from torch.utils import _foreach_utils
 
 from tests.virtual_cuda import guard
-from tests.virtual_cuda.tensors import VirtualMode, inner, is_cuda
+from tests.virtual_cuda.tensors import VirtualMode, VirtualTensor, inner, is_cuda
 from tests.virtual_cuda.watch import count, memory
 
 NAME = "virtual CUDA device"
@@ -47,6 +49,8 @@ def install() -> None:
     torch.cuda.device.__exit__ = lambda self, *_: False  # type: ignore[method-assign]
     torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
     torch.Generator = _Generator  # type: ignore[misc]
+    for types_ in (_foreach_utils._foreach_supported_types, optimizer._foreach_supported_types):
+        types_.append(VirtualTensor)
     # These build CPU tensors behind the back of dispatch modes.
     torch.tensor, torch.as_tensor = _tensor, _as_tensor
     _unwrap_in_triton()

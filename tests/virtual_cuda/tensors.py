@@ -98,6 +98,9 @@ def _run(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if operator.namespace == "ttfs" and (own := _implementation(operator)) is not None:
         with VirtualMode():  # its own operators are watched too
             return own(*args, **kwargs)
+    if torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd"):
+        with VirtualMode():
+            return operator.decompose(*args, **kwargs)
     name = operator._schema.name.split("::")[1]
     kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
     if operator is aten._to_copy.default:

@@ -151,8 +151,8 @@ def calibrate(
 
 
 def _check(network: TTFSNetwork, ann: FoldedANN, images: Tensor) -> None:
-    if network.config.neuron != "dft" or not network.config.bias:
-        found = "an ANN" if network.config.neuron != "dft" else "bias=False"
+    if network.config.analog or not network.config.bias:
+        found = "an ANN" if network.config.analog else "bias=False"
         raise ConversionError(
             f"calibrate: network must be of spiking neurons with initial potentials; got {found}. "
             "Convert with bias=True."
@@ -200,7 +200,7 @@ def _sample(
     contract = _contraction(layer)
     rows = rows_of(target)
     kept = torch.randperm(len(rows), generator=generator)[: max(1, round(share * len(rows)))].to(x.device)
-    potential, slope = contract(x), layer.psp_persistence * contract((x > 0).to(x.dtype))
+    potential, slope = contract(x), layer.neuron.psp_persistence * contract((x > 0).to(x.dtype))
     return rows_of(potential)[kept].float(), rows_of(slope)[kept].float(), rows[kept].float()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,9 +19,11 @@ from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.calibrate import Calibration, calibrate_converted
 from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.conversion import Converted, convert
+from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.data.images import draw_images, load_images
 from ttfs_triton.model.description import CONFIG, ModelDescription
 from ttfs_triton.model.weights import WEIGHTS, write_weights
+from ttfs_triton.nn import Neuron
 
 
 class ConvertOptions(BaseModel):
@@ -53,7 +56,7 @@ class ConvertOptions(BaseModel):
     """Seed of what is drawn: the output layer, calibration images."""
     image_size: int | None = Field(None, ge=1)
     """Height and width of the images. Default: the source's."""
-    psp_persistence: float | None = Field(None, ge=0, le=1)
+    psp_persistence: float | None = None
     """σ: 1 is the paper's neuron, 0 the two-phase neuron, which computes what an ANN with clamped ReLU does. Default:
     the source's, or 1."""
     readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
@@ -108,9 +111,9 @@ def run(options: ConvertOptions) -> Converted:
         OSError: the folder cannot be written; nothing is left of it.
     """
     check_folder(options.output_dir)
+    weights = open_weights(options.source, sha256=options.sha256)
     converted = convert(
-        options.source,
-        sha256=options.sha256,
+        weights,
         classes=options.classes,
         image_size=options.image_size,
         replace_head=options.replace_head,
@@ -120,7 +123,7 @@ def run(options: ConvertOptions) -> Converted:
         inexact_borders=options.inexact_borders,
         batch_norm_epsilon=options.batch_norm_epsilon,
         **({"bias": True} if options.calibrate else {}),
-        **_overrides(options),
+        **_overrides(options, weights),
     )
     console = Console()
     console.print(converted.report.table())
@@ -210,6 +213,11 @@ def description_of(converted: Converted) -> ModelDescription:
     )
 
 
-def _overrides(options: ConvertOptions) -> dict[str, Any]:
-    names = ("mean", "std", "psp_persistence", "readout", "encoder")
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
+def _overrides(options: ConvertOptions, weights: Weights) -> dict[str, Any]:
+    names = ("mean", "std", "readout", "encoder")
+    overrides = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.psp_persistence is not None:
+        source = weights.description()
+        neuron = Neuron() if source is None else source.network.neuron
+        overrides["neuron"] = dataclasses.replace(neuron, psp_persistence=options.psp_persistence)
+    return overrides

@@ -1,7 +1,7 @@
 """From trained weights to a spiking network, and to the artificial network that it is compared with.
 
-With psp_persistence = 0 and a source whose activations are clamped to [0, 1], the two compute the same. With the slope
-of the membrane potential persisting (psp_persistence above 0), or with activations above 1, the copied weights are a
+With σ = 0 and a source whose activations are clamped to [0, 1], the two compute the same. With the slope
+of the membrane potential persisting (σ above 0), or with activations above 1, the copied weights are a
 start only: calibrate or train them.
 """
 
@@ -23,10 +23,7 @@ from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification
 from ttfs_triton.nn.specification import Convolution
 
 # Fields of the network's configuration that the weights leave open; all others are the source's.
-FREE = frozenset(
-    "encoder max_value mean std readout psp_persistence derivative_clip surrogate_width bias initial_gain dropout "
-    "backend".split()
-)
+FREE = frozenset("encoder max_value mean std readout neuron bias initial_gain dropout".split())
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,9 @@ class Converted:
         source, tensors = self.weights.description(), self.weights.tensors
         if source is None and is_own(tensors) and not any(".batch_norm." in key for key in tensors):
             return False  # of ours, without a config.json that says which kind
-        if source is not None and source.network.neuron == "dft" and source.network.psp_persistence > 0:
+        if source is not None and not source.network.analog and source.network.neuron.has_slope:
             return False
-        return self.ann.bound is None or self.network.config.psp_persistence > 0
+        return self.ann.bound is None or self.network.config.neuron.has_slope
 
 
 def convert(
@@ -90,8 +87,7 @@ def convert(
         inexact_borders: accept that the latter changes what a padded first convolution computes at the borders.
         batch_norm_epsilon: of the source's batch norms, which no state dict says.
         **overrides: fields of `NetworkConfig` that the weights leave open: encoder, max_value, mean, std (the
-            source's, in place of those assumed), readout, psp_persistence, derivative_clip, surrogate_width, bias,
-            initial_gain, dropout, backend.
+            source's, in place of those assumed), readout, neuron, bias, initial_gain, dropout.
     Raises:
         WeightsError: the source cannot be read.
         ConversionError: names or shapes are of no known network or do not fit together; another number of classes
@@ -101,11 +97,12 @@ def convert(
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from torch import nn
+        >>> from ttfs_triton.nn import Neuron
         >>> features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
         >>> vgg = nn.ModuleDict({"features": features, "classifier": nn.Linear(4 * 4 * 4, 10)})  # of 8×8 images
         >>> with TemporaryDirectory() as folder:
         ...     torch.save(vgg.state_dict(), f"{folder}/vgg.pth")
-        ...     converted = convert(f"{folder}/vgg.pth", psp_persistence=0.25)
+        ...     converted = convert(f"{folder}/vgg.pth", neuron=Neuron(psp_persistence=0.25))
         >>> converted.network.config.specification, converted.report.layout, converted.needs_calibration
         ('4C3-P2', 'kuangliu/pytorch-cifar', True)
         >>> converted.network(torch.rand(2, 3, 8, 8)).shape
@@ -234,7 +231,7 @@ def _target_config(
             "convert: bias must be True for a source with biases or batch norm; got False. They would be lost."
         )
     values = {
-        "neuron": "dft",
+        "analog": False,
         "batch_norm": False,
         "bias": has_bias,
         "weight_standardisation": standardised,

@@ -175,7 +175,7 @@ def _notes(weights: Weights, layout: Layout, layers: Sequence[FoldedLayer], netw
         notes.append("standardised weights folded into plain ones")
     if layout.bound is None:
         notes.append("activations of the source are not bounded, spikes saturate at 1: calibrate or train the network")
-    if layout.config.neuron == "dft":
+    if not layout.config.analog:
         notes.append("the source is a spiking network; its weights are copied")
     return notes
 

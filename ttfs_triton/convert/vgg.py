@@ -239,7 +239,7 @@ def _config(
         std=std,
         bias=any(layer.bias for layer in chain.layers),
         weight_standardisation=False,
-        neuron="ann",
+        analog=True,
         batch_norm=any(layer.batch_norm for layer in chain.layers),
     )
     return network, assumptions

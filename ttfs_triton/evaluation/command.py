@@ -49,7 +49,7 @@ def run(options: EvaluationOptions) -> Found:
     """
     check_output(options)
     loaded = load_network(options.network)
-    if loaded.network.config.neuron == "ann":
+    if loaded.network.config.analog:
         raise ValueError(
             f"evaluate: network must spike for counts of spikes to be priced; got an ANN in {loaded.files.weights}. "
             "Train one with --neuron dft."
@@ -124,7 +124,7 @@ def _run_options(options: EvaluationOptions, loaded: LoadedNetwork, simulation: 
         steps=None if closed else (options.steps if simulation is None else simulation.settings.steps),
         implementation=options.implementation,
         gating=options.gating and not closed,
-        psp_persistence=config.psp_persistence,
+        psp_persistence=config.neuron.psp_persistence,
         readout=config.readout,
         activity=None if simulation is None or closed else simulation.activity,
     )

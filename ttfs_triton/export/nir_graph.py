@@ -39,6 +39,7 @@ from ttfs_triton.export.nir_clock import STEP_S, Clock, clock_weights, sampling
 from ttfs_triton.export.shared import check_network, require, synapse_arrays
 from ttfs_triton.hardware.simulation.stages import Stage, network_stages
 from ttfs_triton.nn.coding import AnalogEncoder
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import PotentialReadout, Readout
@@ -116,7 +117,7 @@ def _metadata(network: TTFSNetwork, clock: Clock) -> dict[str, str]:
         "producer": "ttfs-triton",
         "format_version": str(FORMAT_VERSION),
         "network": json.dumps(network.config.to_dict()),
-        "psp_persistence": repr(network.config.psp_persistence),
+        "psp_persistence": repr(network.config.neuron.psp_persistence),
         "step_s": repr(STEP_S),
         "window_s": repr(steps * STEP_S),
         "input": f"[channels, height, width] in each step, S = {steps}. Image channels: {image}. Behind them clock "
@@ -319,8 +320,9 @@ class _Build:
 def _neuron(layer: nn.Module) -> tuple[float, float, float]:
     """σ, the ramp's height, and what it falls in a window."""
     if isinstance(layer, Readout):
-        return layer.psp_persistence, layer.threshold, layer.threshold / layer.window
-    return float(getattr(layer, "psp_persistence", 0.0)), 1.0, 1.0
+        return layer.neuron.psp_persistence, layer.threshold, layer.threshold / layer.window
+    sigma = layer.neuron.psp_persistence if isinstance(layer, DFTConv2d | DFTLinear) else 0.0
+    return float(sigma), 1.0, 1.0
 
 
 def _excitation(weight: np.ndarray) -> float:

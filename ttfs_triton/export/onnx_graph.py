@@ -60,14 +60,14 @@ def to_onnx(
         if hidden and not isinstance(layer, EarliestSpikePool2d | nn.Flatten):
             outputs.append(value)
     config = network.config
-    outputs = [*_readout(graph, network.readout, value, spiking=config.neuron == "dft"), *outputs]
+    outputs = [*_readout(graph, network.readout, value, spiking=not config.analog), *outputs]
     model = graph.model(outputs, ["N", config.in_channels, *config.image_size])
     metadata = {
         "format_version": str(FORMAT_VERSION),
         "network": json.dumps(config.to_dict()),
         "class_names": json.dumps(names, ensure_ascii=False),
         "dataset": dataset,
-        "psp_persistence": repr(config.psp_persistence),
+        "psp_persistence": repr(config.neuron.psp_persistence),
         "window": "1.0; spike of layer l at time t: activation (l + 1) - t in [0, 1], 0 is silent",
         "input": _input_text(network),
         "outputs": "logits; spike_times in windows from the output window's start, inf is silent; activations by layer",
@@ -133,7 +133,7 @@ def _hidden_layer(graph: _Graph, name: str, layer: nn.Module, value: str) -> str
         potential, _ = _contractions(graph, name, layer, value, 0.0)
         return graph.add("Clip", name, potential, graph.number(0.0), graph.number(1.0))
     if isinstance(layer, DFTConv2d | DFTLinear):
-        return _fire(graph, name, *_contractions(graph, name, layer, value, layer.psp_persistence))
+        return _fire(graph, name, *_contractions(graph, name, layer, value, layer.neuron.psp_persistence))
     raise TypeError(f"to_onnx: layers must be those of ttfs_triton.nn; got {type(layer).__name__} ({name}).")
 
 
@@ -186,7 +186,7 @@ def _fire(graph: _Graph, name: str, potential: str, slope: str | None) -> str:
 
 def _readout(graph: _Graph, readout: Readout, value: str, *, spiking: bool) -> list[str]:
     """Names of the outputs: "logits" and, of spiking networks, "spike_times"."""
-    potential, slope = _contractions(graph, "readout", readout, value, readout.psp_persistence)
+    potential, slope = _contractions(graph, "readout", readout, value, readout.neuron.psp_persistence)
     times = _spike_times(graph, readout, potential, slope) if spiking else None
     if isinstance(readout, FirstSpikeReadout):
         assert times is not None, "an analog network has no first spike"

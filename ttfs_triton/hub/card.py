@@ -63,7 +63,7 @@ def render_card(facts: ModelFacts, repo_id: str, *, license: str | None = None, 
 def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -> ModelCardData:
     """The metadata of the card, results in the `model-index` form among them."""
     base = facts.model.description.base_model
-    spikes = [] if facts.model.config.neuron == "ann" else TAGS[:-1]
+    spikes = [] if facts.model.config.analog else TAGS[:-1]
     return ModelCardData(
         license=license,
         library_name=LIBRARY,
@@ -80,7 +80,7 @@ def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -
 
 def _model_index(facts: ModelFacts, results: Results) -> list[EvalResult]:
     metrics = {"accuracy": ("Accuracy", results.accuracy)}
-    if facts.model.config.neuron != "ann":
+    if not facts.model.config.analog:
         metrics["first_spike_accuracy"] = ("Accuracy by the first output spike", results.first_spike_accuracy)
         metrics["sparsity"] = ("Spikes a hidden neuron", results.sparsity)
     return [
@@ -137,7 +137,7 @@ def code_block(text: str) -> str:
 
 def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequence[str]) -> dict[str, Any]:
     config, results = facts.model.config, facts.results
-    spiking = config.neuron != "ann"
+    spiking = not config.analog
     counts = results.counts if results is not None and spiking else None
     names = facts.model.class_names
     return {
@@ -228,6 +228,5 @@ def make_package(
 
 
 def _published(facts: ModelFacts) -> ModelDescription:
-    """config.json without what is this machine's: the choice of kernels, the name of a local folder."""
-    description = facts.model.description
-    return description.replace(network=description.network.replace(backend="auto"), dataset=facts.data.recorded)
+    """config.json without what is this machine's: the name of a local folder."""
+    return facts.model.description.replace(dataset=facts.data.recorded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,15 @@ from ttfs_triton.hub.datasets import UNNAMED, TrainingData, training_data, witho
 from ttfs_triton.model.locate import ModelFiles
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.weights import LoadError
+from ttfs_triton.nn import Neuron
 
 # Keys of a run's configuration that others need to repeat it. The rest says where and how it ran here.
 PUBLISHED_SETTINGS = (
     *("validation_fraction", "max_train_samples", "max_test_samples", "image_size"),
     *("crop_padding", "crop_fill", "flip", "shift", "rotation", "auto_augment", "cutout"),
-    *("model", "width", "neuron", "batch_norm", "encoder", "readout", "psp_persistence", "derivative_clip"),
-    *("surrogate_width", "bias", "weight_standardisation", "initial_gain", "dropout", "calibration_images"),
+    *("model", "width", "neuron", "batch_norm", "encoder", "readout"),
+    *(field.name for field in dataclasses.fields(Neuron)),
+    *("bias", "weight_standardisation", "initial_gain", "dropout", "calibration_images"),
     *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
     *("warmup", "milestones", "milestone_factor", "gradient_clip", "label_smoothing", "ema_decay"),
     *("seed", "mixed_precision", "compile"),

@@ -84,7 +84,7 @@ def classify_batch(
     """Classify a batch; arguments as of `TTFSModel.classify`, images as the network takes them."""
     hidden = network.hidden(images)
     logits = network.readout(hidden).float()
-    if network.config.neuron == "ann":
+    if network.config.analog:
         return [_classification(row, class_names, top_k, decision) for row in logits.cpu()]
     spikes = FirstSpikeDecision(*(value.cpu() for value in network.readout.decide(hidden)))
     readout, start = network.readout, windows_before_readout(network)
@@ -140,7 +140,7 @@ def check_options(top_k: int, decision: str, window_ms: float | None, batch_size
         raise ValueError(f"classify: top_k must be at least 1; got {top_k}.")
     if decision not in ("readout", "first_spike"):
         raise ValueError(f'classify: decision must be "readout" or "first_spike"; got {decision!r}.')
-    if decision == "first_spike" and network.config.neuron == "ann":
+    if decision == "first_spike" and network.config.analog:
         raise ValueError('classify: decision must be "readout" for an ANN, which never fires; got "first_spike".')
     if window_ms is not None and not (window_ms > 0 and math.isfinite(window_ms)):
         raise ValueError(f"classify: window_ms must be positive and finite; got {window_ms}.")

@@ -1,5 +1,6 @@
 """Layers, readouts and networks with time-to-first-spike coding and a dynamic firing threshold (DFT)."""
 
+from ttfs_kernels import Neuron
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import (
     AnalogEncoder,
@@ -41,6 +42,7 @@ __all__ = [
     "LatencyEncoder",
     "LayerStatistics",
     "NetworkConfig",
+    "Neuron",
     "PotentialReadout",
     "SpikeCounter",
     "TTFSNetwork",

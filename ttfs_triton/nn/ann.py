@@ -1,14 +1,16 @@
 """The same layers as an artificial network: ReLU clamped to [0, 1], optional batch normalisation.
 
 They take the arguments of `DFTConv2d` and `DFTLinear`, so that a network can be compared with, or started from, its
-analog twin. With psp_persistence = 0 a spiking layer computes exactly what these compute without batch norm.
+analog twin. With σ = 0 a spiking layer computes exactly what these compute without batch norm.
 """
+
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttfs_triton.nn.weighted import Size, WeightedConv2d, WeightedLinear
+from ttfs_triton.nn.weighted import LinearOptions, Size, WeightedConv2d, WeightedLinear, WeightOptions
 
 
 def clamped_relu(potential: Tensor) -> Tensor:
@@ -16,10 +18,10 @@ def clamped_relu(potential: Tensor) -> Tensor:
     return F.hardtanh(potential, 0.0, 1.0)
 
 
-def _with_gain(norm: nn.BatchNorm1d | nn.BatchNorm2d | None, initial_gain: float) -> nn.Module | None:
+def _batch_norm(kind: type[nn.BatchNorm1d | nn.BatchNorm2d], weight: Tensor, initial_gain: float) -> nn.Module:
     """Start at standard deviation `initial_gain`: at 1, most maps are saturated behind two or three max pools."""
-    if norm is not None:
-        nn.init.constant_(norm.weight, initial_gain)
+    norm = kind(weight.shape[0], device=weight.device, dtype=weight.dtype)
+    nn.init.constant_(norm.weight, initial_gain)
     return norm
 
 
@@ -30,10 +32,10 @@ class ANNConv2d(WeightedConv2d):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in `torch.nn.Conv2d`.
-        bias: learn a bias per channel, from 0; with batch norm, which has its own, there is no second one.
-        weight_standardisation: as in `DFTConv2d`.
-        initial_gain: as in `DFTConv2d`; with batch norm, its initial weight.
         batch_norm: normalise over the batch before the clamp.
+        bias: learn a bias per channel, from 0; with batch norm, which has its own, there is no second one.
+        initial_gain: as in `DFTConv2d`; with batch norm, its initial weight.
+        weight_standardisation, device, dtype: as in `DFTConv2d`.
     """
 
     def __init__(
@@ -46,29 +48,13 @@ class ANNConv2d(WeightedConv2d):
         dilation: Size = 1,
         groups: int = 1,
         *,
-        bias: bool = True,
-        weight_standardisation: bool = True,
-        initial_gain: float = 0.5,
         batch_norm: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[WeightOptions],
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias=bias and not batch_norm,
-            weight_standardisation=weight_standardisation,
-            initial_gain=initial_gain,
-            device=device,
-            dtype=dtype,
-        )
-        norm = nn.BatchNorm2d(out_channels, device=device, dtype=dtype) if batch_norm else None
-        self.batch_norm = _with_gain(norm, initial_gain)
+        if batch_norm:
+            options["bias"] = False
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
+        self.batch_norm = _batch_norm(nn.BatchNorm2d, self.weight, self.initial_gain) if batch_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         potential = F.conv2d(
@@ -88,35 +74,17 @@ class ANNLinear(WeightedLinear):
 
     Args:
         in_features, out_features: as in `torch.nn.Linear`.
-        bias, weight_standardisation, initial_gain, batch_norm: as in `ANNConv2d`.
+        batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `ANNConv2d`.
         spike_dropout: as in `DFTLinear`.
     """
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        bias: bool = True,
-        weight_standardisation: bool = True,
-        initial_gain: float = 0.5,
-        batch_norm: bool = False,
-        spike_dropout: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, in_features: int, out_features: int, *, batch_norm: bool = False, **options: Unpack[LinearOptions]
     ) -> None:
-        super().__init__(
-            in_features,
-            out_features,
-            bias=bias and not batch_norm,
-            weight_standardisation=weight_standardisation,
-            initial_gain=initial_gain,
-            spike_dropout=spike_dropout,
-            device=device,
-            dtype=dtype,
-        )
-        norm = nn.BatchNorm1d(out_features, device=device, dtype=dtype) if batch_norm else None
-        self.batch_norm = _with_gain(norm, initial_gain)
+        if batch_norm:
+            options["bias"] = False
+        super().__init__(in_features, out_features, **options)
+        self.batch_norm = _batch_norm(nn.BatchNorm1d, self.weight, self.initial_gain) if batch_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         x, weight = self.synapses(x)

@@ -5,12 +5,13 @@ Layer l may fire only in the window [l·Tw, (l + 1)·Tw]. A spike at time t has 
 """
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ttfs_triton.nn.ann import ANNConv2d
-from ttfs_triton.nn.weighted import Size
+from ttfs_triton.nn.weighted import Size, WeightOptions
 
 
 def activation_to_spike_time(activation: Tensor, layer: int, window: float = 1.0) -> Tensor:
@@ -94,7 +95,7 @@ class AnalogEncoder(ANNConv2d):
         in_channels, out_channels, kernel_size, stride, padding: as in `torch.nn.Conv2d`.
         mean, std: per input channel, in units of the input; None is 0 and 1. They belong to the configuration, not
             to the state dict.
-        bias, weight_standardisation, initial_gain, batch_norm: as in `ANNConv2d`.
+        batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `ANNConv2d`.
     Raises:
         ValueError: mean or std do not have one entry per input channel, or std is not positive.
     """
@@ -112,33 +113,18 @@ class AnalogEncoder(ANNConv2d):
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        bias: bool = True,
-        weight_standardisation: bool = True,
-        initial_gain: float = 0.5,
         batch_norm: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[WeightOptions],
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            bias=bias,
-            weight_standardisation=weight_standardisation,
-            initial_gain=initial_gain,
-            batch_norm=batch_norm,
-            device=device,
-            dtype=dtype,
-        )
+        sizes = (in_channels, out_channels, kernel_size, stride, padding)
+        super().__init__(*sizes, batch_norm=batch_norm, **options)
         for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
             values = [default] * in_channels if values is None else list(values)
             if len(values) != in_channels:
                 raise ValueError(
                     f"AnalogEncoder: {name} must have one entry per input channel ({in_channels}); got {values}."
                 )
-            buffer = torch.tensor(values, device=device, dtype=dtype or torch.get_default_dtype())
+            buffer = torch.tensor(values, device=self.weight.device, dtype=self.weight.dtype)
             self.register_buffer(name, buffer.view(-1, 1, 1), persistent=False)
         if std is not None and not min(std) > 0:
             raise ValueError(f"AnalogEncoder: std must be positive; got {list(std)}.")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ttfs_kernels import Neuron
 from ttfs_triton.nn.specification import Convolution, parse_specification
 
 
@@ -24,19 +25,22 @@ class NetworkConfig:
         max_value: pixel value that fires first, latency encoder only.
         mean, std: per channel, in units of the pixels, analog encoder only.
         readout: "potential_start", "potential_end" or "first_spike"; see `ttfs_triton.nn.readout`.
-        psp_persistence: σ in [0, 1]; 1 is the paper's neuron, 0 the two-phase neuron.
-        derivative_clip: bound on both local derivatives of a neuron; None is the exact gradient.
-        surrogate_width: δ; above 0, neurons just short of a spike learn too; 0 is the exact gradient.
+        neuron: of every layer. An analog network keeps the one that its spiking twin is to have.
         bias: learn initial membrane potentials.
         weight_standardisation: standardise the weights of every layer; folds into plain weights.
         initial_gain: factor on the Kaiming initialisation.
-        neuron: "dft" (spiking, dynamic firing threshold) or "ann" (clamped ReLU).
-        batch_norm: normalise every hidden layer over the batch, neuron "ann" only.
+        analog: the artificial twin, clamped ReLU in place of spikes; in files neuron "ann", and "dft" otherwise.
+        batch_norm: normalise every hidden layer over the batch, analog networks only.
         dropout: probability that a spike of a fully connected hidden layer is dropped while training. The weights that
             read it are divided by 1 − dropout, not the activations: those are times.
-        backend: "auto", "torch" or "triton".
     Raises:
         ValueError: a value out of range, or options that exclude each other.
+    Example:
+        >>> config = NetworkConfig("16C5-P2-128", neuron=Neuron(psp_persistence=0.25))
+        >>> config.replace(classes=100).to_dict()["psp_persistence"]
+        0.25
+        >>> NetworkConfig.from_dict(config.to_dict()) == config
+        True
     """
 
     specification: str
@@ -49,16 +53,13 @@ class NetworkConfig:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     readout: Literal["potential_start", "potential_end", "first_spike"] = "potential_start"
-    psp_persistence: float = 1.0
-    derivative_clip: float | None = 11.0
-    surrogate_width: float = 0.0
+    neuron: Neuron = Neuron()
     bias: bool = True
     weight_standardisation: bool = True
     initial_gain: float = 0.5
-    neuron: Literal["dft", "ann"] = "dft"
+    analog: bool = False
     batch_norm: bool = False
     dropout: float = 0.0
-    backend: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("image_size", "mean", "std"):  # JSON has no tuples
@@ -75,8 +76,6 @@ class NetworkConfig:
         for name, choices in (
             ("encoder", ("latency", "analog")),
             ("readout", ("potential_start", "potential_end", "first_spike")),
-            ("neuron", ("dft", "ann")),
-            ("backend", ("auto", "torch", "triton")),
         ):
             if getattr(self, name) not in choices:
                 _refuse(name, f"be one of {', '.join(choices)}", getattr(self, name))
@@ -84,10 +83,12 @@ class NetworkConfig:
             _refuse("max_value", 'be 1 for encoder="analog"', self.max_value, "Use mean and std.")
         if self.encoder == "latency" and (self.mean is not None or self.std is not None):
             _refuse("mean and std", 'be None for encoder="latency"', (self.mean, self.std), "Use max_value.")
-        if self.neuron == "dft" and self.batch_norm:
-            _refuse("batch_norm", 'be False for neuron="dft"', True, "Use weight_standardisation.")
-        if self.neuron == "ann" and self.readout != "potential_start":
-            _refuse("readout", 'be potential_start for neuron="ann"', self.readout, "An analog network has no slope.")
+        if not isinstance(self.neuron, Neuron):
+            _refuse("neuron", "be a Neuron", repr(self.neuron), "Give analog=True for an analog network.")
+        if self.batch_norm and not self.analog:
+            _refuse("batch_norm", "be False for a spiking network", True, "Use weight_standardisation.")
+        if self.analog and self.readout != "potential_start":
+            _refuse("readout", "be potential_start for an analog network", self.readout, "It has no slope.")
 
     def _check_ranges(self) -> None:
         for name in ("in_channels", "classes"):
@@ -98,12 +99,6 @@ class NetworkConfig:
         for name in ("width", "max_value", "initial_gain"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 _refuse(name, "be positive and finite", getattr(self, name))
-        if self.derivative_clip is not None and not self.derivative_clip > 0:
-            _refuse("derivative_clip", "be positive or None", self.derivative_clip)
-        if not 0 <= self.psp_persistence <= 1:
-            _refuse("psp_persistence", "be in [0, 1]", self.psp_persistence)
-        if not 0 <= self.surrogate_width < math.inf:
-            _refuse("surrogate_width", "be finite and at least 0", self.surrogate_width)
         if not 0 <= self.dropout < 1:
             _refuse("dropout", "be in [0, 1)", self.dropout)
         for name in ("mean", "std"):
@@ -122,18 +117,31 @@ class NetworkConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as JSON values."""
-        values = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        """The configuration as JSON values, those of the neuron among the others.
+
+        "backend" says nothing: it was a setting of the machine and stays for readers of older versions.
+        """
+        flat: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Neuron):
+                flat |= dataclasses.asdict(value)
+            elif field.name == "analog":
+                flat["neuron"] = "ann" if value else "dft"
+            else:
+                flat[field.name] = list(value) if isinstance(value, tuple) else value
+        return flat | {"backend": "auto"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NetworkConfig":
-        """The configuration that `to_dict` gave.
+        """The configuration that `to_dict` gave, of this version or an older one.
 
         Raises:
             ValueError: unknown keys, a missing specification, or values that do not pass the checks above.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
+        properties = {field.name for field in dataclasses.fields(Neuron)}
+        own = {field.name for field in dataclasses.fields(cls)} - {"neuron", "analog"}
+        known = own | properties | {"neuron", "backend"}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(
@@ -141,7 +149,11 @@ class NetworkConfig:
             )
         if "specification" not in values:
             raise ValueError(f"NetworkConfig.from_dict: values must have a specification; got {sorted(values)}.")
-        return cls(**values)
+        kind = values.get("neuron", "dft")
+        if kind not in ("dft", "ann"):
+            raise ValueError(f"NetworkConfig.from_dict: neuron must be one of dft, ann; got {kind}.")
+        neuron = Neuron(**{name: values[name] for name in properties & set(values)})
+        return cls(neuron=neuron, analog=kind == "ann", **{name: values[name] for name in own & set(values)})
 
 
 def _refuse(name: str, rule: str, value: object, remedy: str = "") -> None:

@@ -6,16 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ttfs_kernels import Neuron
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
-from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, PotentialReadout, Readout
+from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, PotentialReadout, Readout, ReadoutOptions
 from ttfs_triton.nn.specification import Convolution, Dense, Pool, output_size, parse_specification
 from ttfs_triton.nn.standardise import fold_weight_standardisation
 from ttfs_triton.nn.statistics import SpikeCounter
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLinear
+from ttfs_triton.nn.weighted import LinearOptions, WeightedConv2d, WeightedLinear, WeightOptions
 
 CNN1 = "16C5-P2-32C5p0-P2-128"
 VGG11 = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2-4096-4096"
@@ -34,20 +35,31 @@ class TTFSNetwork(nn.Module):
 
     Args:
         config: the network; also kept as the attribute `config`.
+        backend: of the spiking layers on this machine: "auto", "torch" or "triton"; see `ttfs_kernels.dft_linear`.
     Attributes:
         features: hidden layers by name ("conv1", "pool1", ..., "fc1"), each with a `SpikeCounter`.
         readout: `PotentialReadout` or `FirstSpikeReadout`.
     Raises:
         ValueError: images are too small for the layers; the message names the token.
+    Example:
+        >>> network = TTFSNetwork(NetworkConfig("16C5-P2-128", image_size=(28, 28), classes=10))
+        >>> images = torch.rand(8, 1, 28, 28)
+        >>> network(images).shape  # logits: train them with cross entropy
+        torch.Size([8, 10])
+        >>> network.decide(images).spike_times.shape  # let the output neurons fire
+        torch.Size([8, 10])
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkConfig, *, backend: str = "auto") -> None:
         super().__init__()
         self.config = config
         layers, in_features = _hidden_layers(config)
         self.features = nn.Sequential(layers)
         self.readout = _readout(config, in_features)
         self.readout.statistics = SpikeCounter((config.classes,), output=True)
+        for layer in layers.values():
+            if isinstance(layer, DFTConv2d | DFTLinear):
+                layer.backend = backend
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -121,22 +133,23 @@ def _convolution(config: NetworkConfig, token: Convolution, channels: int, *, fi
     options = _weight_options(config)
     if first and config.encoder == "analog":
         return AnalogEncoder(*sizes, mean=config.mean, std=config.std, batch_norm=config.batch_norm, **options)
-    if config.neuron == "ann":
+    if config.analog:
         return ANNConv2d(*sizes, batch_norm=config.batch_norm, **options)
-    return DFTConv2d(*sizes, **_neuron_options(config), **options)
+    return DFTConv2d(*sizes, neuron=config.neuron, **options)
 
 
 def _dense(config: NetworkConfig, in_features: int, out_features: int, dropout: float) -> WeightedLinear:
-    options: dict[str, Any] = _weight_options(config) | {"spike_dropout": dropout}
-    if config.neuron == "ann":
+    options: LinearOptions = {**_weight_options(config), "spike_dropout": dropout}
+    if config.analog:
         return ANNLinear(in_features, out_features, batch_norm=config.batch_norm, **options)
-    return DFTLinear(in_features, out_features, **_neuron_options(config), **options)
+    return DFTLinear(in_features, out_features, neuron=config.neuron, **options)
 
 
 def _readout(config: NetworkConfig, in_features: int) -> Readout:
     behind_dense = isinstance(parse_specification(config.specification)[-1], Dense)
-    options: dict[str, Any] = _weight_options(config) | {
-        "psp_persistence": config.psp_persistence if config.neuron == "dft" else 0.0,
+    options: ReadoutOptions = {
+        **_weight_options(config),
+        "neuron": Neuron(psp_persistence=0.0) if config.analog else config.neuron,
         "spike_dropout": config.dropout if behind_dense else 0.0,
     }
     if config.readout == "first_spike":
@@ -146,7 +159,7 @@ def _readout(config: NetworkConfig, in_features: int) -> Readout:
     )
 
 
-def _weight_options(config: NetworkConfig) -> dict[str, Any]:
+def _weight_options(config: NetworkConfig) -> WeightOptions:
     return {
         "bias": config.bias,
         "weight_standardisation": config.weight_standardisation,
@@ -154,17 +167,13 @@ def _weight_options(config: NetworkConfig) -> dict[str, Any]:
     }
 
 
-def _neuron_options(config: NetworkConfig) -> dict[str, Any]:
-    return {
-        "psp_persistence": config.psp_persistence,
-        "derivative_clip": config.derivative_clip,
-        "surrogate_width": config.surrogate_width,
-        "backend": config.backend,
-    }
-
-
 def cnn1(
-    image_size: int | tuple[int, int] = 28, in_channels: int = 1, classes: int = 10, **overrides: Any
+    image_size: int | tuple[int, int] = 28,
+    in_channels: int = 1,
+    classes: int = 10,
+    *,
+    backend: str = "auto",
+    **overrides: Any,
 ) -> TTFSNetwork:
     """The paper's network for MNIST, 16C5-P2-32C5-P2-800-128-10 ("800" is the flattened size), latency encoder.
 
@@ -172,40 +181,61 @@ def cnn1(
         image_size: side of square images, or (height, width).
         in_channels: of the images.
         classes: number of classes.
+        backend: as in `TTFSNetwork`.
         **overrides: any other field of `NetworkConfig`.
+    Example:
+        >>> network = cnn1(neuron=Neuron(psp_persistence=0.25))
+        >>> network(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
     values: dict[str, Any] = {"specification": CNN1, "encoder": "latency"}
-    return _build(values, image_size, in_channels, classes, overrides)
+    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
 
 
 def vgg11(
-    image_size: int | tuple[int, int] = 32, in_channels: int = 3, classes: int = 10, **overrides: Any
+    image_size: int | tuple[int, int] = 32,
+    in_channels: int = 3,
+    classes: int = 10,
+    *,
+    backend: str = "auto",
+    **overrides: Any,
 ) -> TTFSNetwork:
     """VGG11 without batch norm, ending 512-4096-4096-classes; its first convolution is the analog encoder.
 
     Args:
-        image_size, in_channels, classes, **overrides: as in `cnn1`; `width=0.5` halves every hidden layer. Mean and std
-            are CIFAR-10's for three channels unless given.
+        image_size, in_channels, classes, backend, **overrides: as in `cnn1`; `width=0.5` halves every hidden layer.
+            Mean and std are CIFAR-10's for three channels unless given.
+    Example:
+        >>> network = vgg11(classes=100, width=0.125)
+        >>> network(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 100])
     """
-    return _build({"specification": VGG11, "encoder": "analog"}, image_size, in_channels, classes, overrides)
+    values: dict[str, Any] = {"specification": VGG11, "encoder": "analog"}
+    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
 
 
 def vgg16(
-    image_size: int | tuple[int, int] = 32, in_channels: int = 3, classes: int = 10, **overrides: Any
+    image_size: int | tuple[int, int] = 32,
+    in_channels: int = 3,
+    classes: int = 10,
+    *,
+    backend: str = "auto",
+    **overrides: Any,
 ) -> TTFSNetwork:
     """VGG16, as `vgg11`, with thirteen convolutions."""
-    return _build({"specification": VGG16, "encoder": "analog"}, image_size, in_channels, classes, overrides)
+    values: dict[str, Any] = {"specification": VGG16, "encoder": "analog"}
+    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
 
 
-def _build(
+def _config(
     defaults: dict[str, Any],
     image_size: int | tuple[int, int],
     in_channels: int,
     classes: int,
     overrides: dict[str, Any],
-) -> TTFSNetwork:
+) -> NetworkConfig:
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     values = defaults | {"image_size": size, "in_channels": in_channels, "classes": classes} | overrides
     if values["encoder"] == "analog" and in_channels == 3:
         values = {"mean": CIFAR10_MEAN, "std": CIFAR10_STD} | values
-    return TTFSNetwork(NetworkConfig.from_dict(values))
+    return NetworkConfig(**values)

@@ -15,6 +15,12 @@ class EarliestSpikePool2d(nn.Module):
     Args:
         kernel_size: patch size.
         stride: distance between patches; None means kernel_size.
+    Raises:
+        ValueError: a size that is not positive.
+    Example:
+        >>> spikes = torch.tensor([[[[0.2, 0.9], [0.0, 0.5]]]])  # 0 is silent, larger is earlier
+        >>> EarliestSpikePool2d(2)(spikes)
+        tensor([[[[0.9000]]]])
     """
 
     def __init__(self, kernel_size: Size, stride: Size | None = None) -> None:

@@ -13,14 +13,14 @@ tall ramp with neurons that start half-way up (θ = 20, V₀ = 10) keeps them aw
 window as long as every other one. These are the defaults.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttfs_triton.nn.layers import check_neuron
-from ttfs_triton.nn.weighted import WeightedLinear
+from ttfs_kernels import Neuron
+from ttfs_triton.nn.weighted import LinearOptions, WeightedLinear
 
 
 class FirstSpikeDecision(NamedTuple):
@@ -78,6 +78,15 @@ def first_spike_decision(
     return FirstSpikeDecision(torch.where(no_spike, highest_potential, prediction), spike_times, tie, no_spike)
 
 
+class ReadoutOptions(LinearOptions, total=False):
+    """Keywords of both readouts; see `PotentialReadout`."""
+
+    neuron: Neuron
+    threshold: float
+    window: float
+    initial_potential: float
+
+
 class Readout(WeightedLinear):
     """Base of both readouts: potential and slope of the output neurons, and the decision by first spike.
 
@@ -89,19 +98,13 @@ class Readout(WeightedLinear):
         in_features: int,
         classes: int,
         *,
-        bias: bool = True,
-        weight_standardisation: bool = True,
-        initial_gain: float = 0.5,
-        psp_persistence: float = 1.0,
-        spike_dropout: float = 0.0,
+        neuron: Neuron = Neuron(),
         threshold: float = 20.0,
         window: float = 1.0,
         initial_potential: float = 10.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[LinearOptions],
     ) -> None:
         name = type(self).__name__
-        check_neuron(name, psp_persistence)
         for key, value in (("threshold", threshold), ("window", window)):
             if not value > 0:
                 raise ValueError(f"{name}: {key} must be positive; got {value}.")
@@ -109,17 +112,8 @@ class Readout(WeightedLinear):
             raise ValueError(
                 f"{name}: initial_potential must be below threshold ({threshold}); got {initial_potential}."
             )
-        super().__init__(
-            in_features,
-            classes,
-            bias=bias,
-            weight_standardisation=weight_standardisation,
-            initial_gain=initial_gain,
-            spike_dropout=spike_dropout,
-            device=device,
-            dtype=dtype,
-        )
-        self.psp_persistence = psp_persistence
+        super().__init__(in_features, classes, **options)
+        self.neuron = neuron
         self.threshold, self.window, self.initial_potential = threshold, window, initial_potential
 
     def potential(self, x: Tensor, *, at: Literal["start", "end"] = "start") -> Tensor:
@@ -134,7 +128,7 @@ class Readout(WeightedLinear):
         with torch.autocast(x.device.type, enabled=False):
             x, weight = self.synapses(x.to(self.weight.dtype))
             if at == "end":
-                x = x + self.psp_persistence * (x > 0).to(x.dtype)
+                x = x + self.neuron.psp_persistence * (x > 0).to(x.dtype)
             return F.linear(x, weight, self.bias)
 
     def potential_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +139,7 @@ class Readout(WeightedLinear):
             potential = potential + self.initial_potential
             if self.bias is not None:
                 potential = potential + self.bias
-            return potential, self.psp_persistence * slope
+            return potential, self.neuron.psp_persistence * slope
 
     def decide(self, x: Tensor) -> FirstSpikeDecision:
         """Classify by the earliest output spike; x: [N, in_features], activations."""
@@ -166,10 +160,18 @@ class PotentialReadout(Readout):
     Args:
         in_features, classes: sizes.
         at: read at the output window's "start" (A) or "end" (A + σ·W).
-        bias, weight_standardisation, initial_gain, psp_persistence, spike_dropout: as in `DFTLinear`.
+        neuron: gives σ; the derivatives of a readout are exact.
         threshold, window, initial_potential: θ, S, V₀ of the ramp on which `decide` fires; not used for training.
+        bias, weight_standardisation, initial_gain, spike_dropout, device, dtype: as in `DFTLinear`.
     Raises:
         ValueError: `at` is neither "start" nor "end"; a size or a ramp parameter is out of range.
+    Example:
+        >>> readout = PotentialReadout(128, 10, at="end", neuron=Neuron(psp_persistence=0.25))
+        >>> spikes = torch.rand(4, 128)
+        >>> readout(spikes).shape  # logits
+        torch.Size([4, 10])
+        >>> readout.decide(spikes).prediction.shape  # by the earliest spike
+        torch.Size([4])
     """
 
     def __init__(
@@ -178,33 +180,11 @@ class PotentialReadout(Readout):
         classes: int,
         *,
         at: Literal["start", "end"] = "start",
-        bias: bool = True,
-        weight_standardisation: bool = True,
-        initial_gain: float = 0.5,
-        psp_persistence: float = 1.0,
-        spike_dropout: float = 0.0,
-        threshold: float = 20.0,
-        window: float = 1.0,
-        initial_potential: float = 10.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ReadoutOptions],
     ) -> None:
         if at not in ("start", "end"):
             raise ValueError(f'PotentialReadout: at must be "start" or "end"; got {at!r}.')
-        super().__init__(
-            in_features,
-            classes,
-            bias=bias,
-            weight_standardisation=weight_standardisation,
-            initial_gain=initial_gain,
-            psp_persistence=psp_persistence,
-            spike_dropout=spike_dropout,
-            threshold=threshold,
-            window=window,
-            initial_potential=initial_potential,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(in_features, classes, **options)
         self.at: Literal["start", "end"] = at
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,7 +200,7 @@ class PotentialReadout(Readout):
         return (1 - times).clamp(min=0)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, at={self.at}, psp_persistence={self.psp_persistence}"
+        return f"{super().extra_repr()}, at={self.at}, neuron={self.neuron}"
 
 
 class FirstSpikeReadout(Readout):
@@ -235,10 +215,17 @@ class FirstSpikeReadout(Readout):
         threshold: θ, height of the ramp at the window's start.
         window: S, where the ramp reaches zero, in windows of the hidden layers.
         initial_potential: V₀, where the potential of every class starts, in addition to its bias.
-        bias, weight_standardisation, initial_gain, psp_persistence, spike_dropout: as in `DFTLinear`.
+        neuron: gives σ; the derivatives of a readout are exact.
+        bias, weight_standardisation, initial_gain, spike_dropout, device, dtype: as in `DFTLinear`.
     Raises:
         ValueError: a size or a ramp parameter is out of range.
     Source: Wei et al., ICCV 2023, Eq. 8.
+    Example:
+        >>> readout = FirstSpikeReadout(128, 10)
+        >>> logits = readout(torch.rand(4, 128))
+        >>> loss = torch.nn.functional.cross_entropy(logits, torch.tensor([3, 1, 4, 1]))
+        >>> bool(((logits >= -20) & (logits <= 0)).all())
+        True
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -249,4 +236,4 @@ class FirstSpikeReadout(Readout):
 
     def extra_repr(self) -> str:
         ramp = f"threshold={self.threshold}, window={self.window}, initial_potential={self.initial_potential}"
-        return f"{super().extra_repr()}, psp_persistence={self.psp_persistence}, {ramp}"
+        return f"{super().extra_repr()}, neuron={self.neuron}, {ramp}"

@@ -1,6 +1,7 @@
 """Weights, initial potentials and their initialisation: what spiking and analog layers have in common."""
 
 import math
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,32 @@ from ttfs_triton.nn.statistics import SpikeCounter
 Size = int | tuple[int, int]
 
 
+class WeightOptions(TypedDict, total=False):
+    """Keywords of every layer with synapses; `WeightedLayer` says what they mean and their defaults."""
+
+    bias: bool
+    weight_standardisation: bool
+    initial_gain: float
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
+class LinearOptions(WeightOptions, total=False):
+    """Keywords of every fully connected layer; see `WeightedLinear`."""
+
+    spike_dropout: float
+
+
 class WeightedLayer(nn.Module):
     """Base of every layer with synapses: weights, optional bias, optional weight standardisation, spike counts.
 
+    Args:
+        weight_shape: [C_out, ...].
+        bias: learn an initial membrane potential per neuron or channel, from 0.
+        weight_standardisation: standardise weights over the fan-in, with a learned norm per channel; folds into
+            plain weights by `fold_weight_standardisation`.
+        initial_gain: factor on the Kaiming initialisation; see `reset_parameters`.
+        device, dtype: of the parameters, as in `torch.nn`.
     Attributes:
         weight: Parameter [C_out, ...]; use `effective_weight()` for what the synapses really are.
         bias: Parameter [C_out], initial membrane potential in threshold heights (starts at 0), or None.
@@ -29,11 +53,11 @@ class WeightedLayer(nn.Module):
         self,
         weight_shape: tuple[int, ...],
         *,
-        bias: bool,
-        weight_standardisation: bool,
-        initial_gain: float,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        bias: bool = True,
+        weight_standardisation: bool = True,
+        initial_gain: float = 0.5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -105,12 +129,7 @@ class WeightedConv2d(WeightedLayer):
         padding: Size = 0,
         dilation: Size = 1,
         groups: int = 1,
-        *,
-        bias: bool = True,
-        weight_standardisation: bool = True,
-        initial_gain: float = 0.5,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[WeightOptions],
     ) -> None:
         name = type(self).__name__
         if groups < 1 or in_channels % groups or out_channels % groups:
@@ -118,14 +137,7 @@ class WeightedConv2d(WeightedLayer):
                 f"{name}: groups must divide in_channels (={in_channels}) and out_channels (={out_channels}); "
                 f"got {groups}."
             )
-        super().__init__(
-            (out_channels, in_channels // groups, *pair(kernel_size)),
-            bias=bias,
-            weight_standardisation=weight_standardisation,
-            initial_gain=initial_gain,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__((out_channels, in_channels // groups, *pair(kernel_size)), **options)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, pair(kernel_size)
         self.stride, self.padding, self.dilation, self.groups = pair(stride), pair(padding), pair(dilation), groups
 
@@ -147,27 +159,11 @@ class WeightedLinear(WeightedLayer):
     """
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        bias: bool = True,
-        weight_standardisation: bool = True,
-        initial_gain: float = 0.5,
-        spike_dropout: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, in_features: int, out_features: int, *, spike_dropout: float = 0.0, **options: Unpack[WeightOptions]
     ) -> None:
         if not 0 <= spike_dropout < 1:
             raise ValueError(f"{type(self).__name__}: spike_dropout must be in [0, 1); got {spike_dropout}.")
-        super().__init__(
-            (out_features, in_features),
-            bias=bias,
-            weight_standardisation=weight_standardisation,
-            initial_gain=initial_gain,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__((out_features, in_features), **options)
         self.in_features, self.out_features, self.spike_dropout = in_features, out_features, spike_dropout
 
     def synapses(self, x: Tensor) -> tuple[Tensor, Tensor]:

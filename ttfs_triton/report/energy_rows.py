@@ -47,7 +47,8 @@ def energy_rows(counts: Counts, network: NetworkConfig, chips: Sequence[str] = C
     Raises:
         ValueError: an unknown chip.
     """
-    options = RunOptions(steps=STEPS, gating=True, psp_persistence=network.psp_persistence, readout=network.readout)
+    sigma = network.neuron.psp_persistence
+    options = RunOptions(steps=STEPS, gating=True, psp_persistence=sigma, readout=network.readout)
     rows = []
     for name in chips:
         chip = load_chip(name)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
@@ -48,19 +49,18 @@ class AugmentationParameters:
         )
 
 
-@dataclass(frozen=True)
-class Augmentation:
+class Augmentation(BaseModel):
     """Which augmentations are on, in the order in which they are applied; all are off by default.
 
     Attributes:
         crop_padding: pixels added on each side before a random crop of the original size. 0: no crop.
-        crop_fill: pixel value, 0 to 255, of that border, also of the border that AutoAugment uncovers.
+        crop_fill: pixel value of that border, also of the border that AutoAugment uncovers.
         flip: mirror left to right with probability 1/2.
         shift: move by up to this many pixels in each direction, the uncovered border is 0. 0: no shift.
         auto_augment: one sub-policy of the CIFAR-10 AutoAugment policy for each image (needs torchvision).
         rotation: rotate by up to this many degrees either way, bilinear, the uncovered border is 0.
         cutout: side in pixels of a square at a random centre, clipped at the image's border. 0: no Cutout.
-        cutout_fill: pixel value, 0 to 255, of that square.
+        cutout_fill: pixel value of that square.
 
     Raises:
         ValueError: a size or an angle is negative, or a fill value is outside 0 to 255.
@@ -69,26 +69,21 @@ class Augmentation:
     Source: DeVries & Taylor, 2017 (Cutout); Cubuk et al., CVPR 2019 (AutoAugment).
     """
 
-    crop_padding: int = 0
-    crop_fill: int = 0
-    flip: bool = False
-    shift: int = 0
-    auto_augment: bool = False
-    rotation: float = 0.0
-    cutout: int = 0
-    cutout_fill: int = 0
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def __post_init__(self) -> None:
-        for name in ("crop_padding", "shift", "rotation", "cutout"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"Augmentation: {name} must be at least 0; got {getattr(self, name)}. 0 is off.")
-        for name in ("crop_fill", "cutout_fill"):
-            if not 0 <= getattr(self, name) <= 255:
-                raise ValueError(
-                    f"Augmentation: {name} must be a pixel value from 0 to 255; got {getattr(self, name)}."
-                )
+    crop_padding: int = Field(0, ge=0)
+    crop_fill: int = Field(0, ge=0, le=255)
+    flip: bool = False
+    shift: int = Field(0, ge=0)
+    auto_augment: bool = False
+    rotation: float = Field(0.0, ge=0)
+    cutout: int = Field(0, ge=0)
+    cutout_fill: int = Field(0, ge=0, le=255)
+
+    def model_post_init(self, _: object) -> None:
+        """Look for torchvision now rather than in each worker process."""
         if self.auto_augment:
-            torchvision_transforms()  # now rather than in each worker process
+            torchvision_transforms()
 
     def draw(self, n: int, generator: torch.Generator, height: int, width: int) -> AugmentationParameters:
         """Draw the random parameters of `n` images.

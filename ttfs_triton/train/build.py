@@ -104,17 +104,15 @@ def build_network(
                 mean=mean,
                 std=std,
                 readout=config.readout or "potential_start",
-                psp_persistence=config.psp_persistence,
-                derivative_clip=config.derivative_clip,
-                surrogate_width=config.surrogate_width,
+                neuron=config.spiking_neuron,
                 bias=config.bias,
                 weight_standardisation=config.weight_standardisation,
                 initial_gain=config.initial_gain,
-                neuron=config.neuron,
+                analog=config.neuron == "ann",
                 batch_norm=config.batch_norm,
                 dropout=config.dropout,
-                backend=config.backend,
-            )
+            ),
+            backend=config.backend,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -135,15 +133,7 @@ def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, .
 
 def build_augmentation(config: TrainConfig) -> Augmentation:
     """The augmentation of the training images."""
-    return Augmentation(
-        crop_padding=config.crop_padding,
-        crop_fill=config.crop_fill,
-        flip=config.flip,
-        shift=config.shift,
-        auto_augment=config.auto_augment,
-        rotation=config.rotation,
-        cutout=config.cutout,
-    )
+    return Augmentation(**config.model_dump(include=set(Augmentation.model_fields)))
 
 
 def build_optimizer(config: TrainConfig, network: TTFSNetwork) -> Optimizer:
@@ -154,7 +144,12 @@ def build_optimizer(config: TrainConfig, network: TTFSNetwork) -> Optimizer:
     groups = [group for group in groups if group["params"]]
     # Fused: one pass over weights and moments instead of ten, on CPU and GPU alike.
     if config.optimizer == "sgd":
-        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+        optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+        if config.momentum > 0:
+            # Fused SGD takes fresh memory for them in its first step, and leaves it as it is if that step is skipped.
+            for parameter in network.parameters():
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     kind = AdamW if config.optimizer == "adamw" else Adam
     return kind(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
 

@@ -13,8 +13,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from torch import Tensor
@@ -27,6 +28,21 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 _DELETED, _REPLACED = "deleted", "replaced"
 _SUFFIX = ".safetensors"
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    size: int = Field(ge=0)
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    format_version: int
+    step: int = Field(ge=0)
+    files: dict[Annotated[str, Field(pattern=r"^\w[\w-]*\.(json|safetensors)$")], _File]  # none of another folder
 
 
 class CheckpointError(RuntimeError):
@@ -96,8 +112,8 @@ def save_checkpoint(
         files = {"state.json": _write_file(partial / "state.json", state_bytes)}
         for stem, named in tensors.items():
             files[stem + _SUFFIX] = _write_file(partial / (stem + _SUFFIX), tensor_bytes(named))
-        manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files}
-        write_synced(partial / "manifest.json", json.dumps(manifest, indent=1).encode())
+        manifest = _Manifest(format_version=FORMAT_VERSION, step=step, files=files)
+        write_synced(partial / "manifest.json", json.dumps(manifest.model_dump(), indent=1).encode())
         sync_folder(partial)
         _publish(partial, final, manifest)
     except BaseException:
@@ -119,13 +135,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     path = Path(path)
     manifest = _read_manifest(path)
-    content = {name: _read_file(path, name, entry) for name, entry in manifest["files"].items()}
+    content = {name: _read_file(path, name, entry) for name, entry in manifest.files.items()}
     try:
         state = from_json(json.loads(content.pop("state.json")))
         tensors = {name.removesuffix(_SUFFIX): from_safetensors(content.pop(name)) for name in list(content)}
     except (KeyError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"load_checkpoint: {path} cannot be decoded; got {error!r}.") from error
-    return Checkpoint(manifest["step"], tensors, state)
+    return Checkpoint(manifest.step, tensors, state)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -165,12 +181,12 @@ def clean_partial(folder: Path) -> None:
             path.unlink()
 
 
-def _write_file(path: Path, data: bytes) -> dict[str, Any]:
+def _write_file(path: Path, data: bytes) -> _File:
     write_synced(path, data)
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return _File(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
+def _publish(partial: Path, final: Path, manifest: _Manifest) -> None:
     """Give the finished folder its name, moving an older one of the same step out of the way."""
     if not final.exists():
         partial.rename(final)
@@ -221,63 +237,59 @@ def _numbered(folder: Path) -> list[tuple[int, Path]]:
 def _seems_whole(path: Path) -> bool:
     """Whether the manifest is readable and sizes agree: cheap enough for every save."""
     try:
-        for name, entry in _read_manifest(path)["files"].items():
+        for name, entry in _read_manifest(path).files.items():
             _check_size(path, name, entry)
     except CheckpointError:
         return False
     return True
 
 
-def _verify(path: Path) -> dict[str, Any]:
+def _verify(path: Path) -> _Manifest:
     """Check every file; return the manifest."""
     manifest = _read_manifest(path)
-    for name, entry in manifest["files"].items():
+    for name, entry in manifest.files.items():
         _check_size(path, name, entry)
         with open(path / name, "rb") as file:
             _check_digest(path, name, entry, hashlib.file_digest(file, "sha256").hexdigest())
     return manifest
 
 
-def _read_file(path: Path, name: str, entry: dict[str, Any]) -> bytes:
+def _read_file(path: Path, name: str, entry: _File) -> bytes:
     _check_size(path, name, entry)
     data = (path / name).read_bytes()
     _check_digest(path, name, entry, hashlib.sha256(data).hexdigest())
     return data
 
 
-def _check_size(path: Path, name: str, entry: dict[str, Any]) -> None:
+def _check_size(path: Path, name: str, entry: _File) -> None:
     if not (path / name).is_file():
         raise _damaged(path, f"{name} is missing")
-    if (size := (path / name).stat().st_size) != entry["size"]:
-        raise _damaged(path, f"{name} has {size} bytes where the manifest says {entry['size']}")
+    if (size := (path / name).stat().st_size) != entry.size:
+        raise _damaged(path, f"{name} has {size} bytes where the manifest says {entry.size}")
 
 
-def _check_digest(path: Path, name: str, entry: dict[str, Any], digest: str) -> None:
-    if digest != entry["sha256"]:
+def _check_digest(path: Path, name: str, entry: _File, digest: str) -> None:
+    if digest != entry.sha256:
         raise _damaged(path, f"{name} differs from its checksum")
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """Read and validate `manifest.json`: format version, step, plain file names with size and checksum."""
+def _read_manifest(path: Path) -> _Manifest:
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        version, step, files = manifest["format_version"], manifest["step"], manifest["files"]
-        entries = [(str(name), int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()]
+        manifest = _Manifest.model_validate_json((path / "manifest.json").read_bytes())
     except FileNotFoundError as error:
         raise _damaged(path, "manifest.json is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, f"manifest.json is not a manifest ({error!r})") from error
-    if version != FORMAT_VERSION:
+    except ValidationError as error:
+        problem = error.errors()[0]
+        message = f"manifest.json is not a manifest: {problem['msg']} at {list(problem['loc'])}"
+        raise _damaged(path, message) from error
+    if manifest.format_version != FORMAT_VERSION:
         raise CheckpointError(
-            f"load_checkpoint: format version of {path} must be {FORMAT_VERSION}; got {version!r}. "
+            f"load_checkpoint: format version of {path} must be {FORMAT_VERSION}; got {manifest.format_version}. "
             "Use the release that wrote it."
         )
-    for name, _, _ in entries:
-        if name in ("", ".", "..") or "/" in name or "\\" in name:
-            raise _damaged(path, f"manifest.json names {name!r}, which is not a file in the folder")
     named = re.fullmatch(r"step-(\d+)", path.name)
-    if not isinstance(step, int) or (named and int(named[1]) != step):
-        raise _damaged(path, f"manifest.json is of step {step!r}")
+    if named and int(named[1]) != manifest.step:
+        raise _damaged(path, f"manifest.json is of step {manifest.step}")
     return manifest
 
 

@@ -44,6 +44,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
         args=arguments,
         description=description,
         prog=f"{recipe.stem}.py",
+        config=(tyro.conf.OmitArgPrefixes,),
     )
     config = make_config(config.model_dump(exclude={"config"}), "the command line")
     if saved is not None and saved.is_file():

@@ -1,10 +1,24 @@
 """The configuration of a run: one flat, typed, validated object; each key is a YAML key and a command-line flag."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from ttfs_triton.nn import Neuron
+
+PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
 
 
 class TrainConfig(BaseModel):
@@ -67,12 +81,8 @@ class TrainConfig(BaseModel):
     readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
     """potential_*: membrane potential of the output layer at its window's start or end. first_spike: earliest spike
     wins. Default: the model's own."""
-    psp_persistence: float = Field(1.0, ge=0, le=1)
-    """σ: 1 is the paper's ReL-PSP neuron, 0 the two-phase neuron."""
-    derivative_clip: float | None = Field(11.0, gt=0)
-    """Bound on the local derivatives of a spike time; None is exact."""
-    surrogate_width: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Neurons short of a spike by less than this learn too, σ > 0; 0 is the exact gradient, which lets neurons die."""
+    spiking_neuron: Neuron = Neuron()
+    """Properties of spiking neurons; each is a key of its own."""
     bias: bool = True
     """Give each neuron a learned initial membrane potential."""
     weight_standardisation: bool = True
@@ -157,6 +167,22 @@ class TrainConfig(BaseModel):
     hub_license: str | None = None
     """Licence of the model by the Hub's short name, such as apache-2.0. Default: none is stated."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, values: Any) -> Any:
+        """The neuron from its flat keys."""
+        own = {name: values[name] for name in PROPERTIES if name in values}
+        others = {name: value for name, value in values.items() if name not in own}
+        return others | {"spiking_neuron": own} if own else others
+
+    @model_serializer(mode="wrap")
+    def _flatten(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The neuron as flat keys, in its place."""
+        flat: dict[str, Any] = {}
+        for name, value in handler(self).items():
+            flat |= value if name == "spiking_neuron" else {name: value}
+        return flat
+
     @field_validator("weights", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
@@ -228,11 +254,11 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"]) or "combination"
+            key = ".".join(str(part) for part in problem["loc"] if part != "spiking_neuron")
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
                 message = "there is no such key" + _suggestion(key)
-            lines.append(f"  {key}: {message}" + (f"; got {problem['input']!r}" if problem["loc"] else ""))
+            lines.append(f"  {key}: {message}; got {problem['input']!r}" if key else f"  {message}")
         raise ConfigError(f"{source} is not usable:\n" + "\n".join(lines)) from None
 
 
@@ -245,5 +271,5 @@ def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any
 def _suggestion(key: str) -> str:
     import difflib
 
-    close = difflib.get_close_matches(key.replace("-", "_"), TrainConfig.model_fields, n=1)
+    close = difflib.get_close_matches(key.replace("-", "_"), (*TrainConfig.model_fields, *PROPERTIES), n=1)
     return f", did you mean {close[0]}?" if close else ""

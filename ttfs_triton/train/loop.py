@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
@@ -29,10 +29,11 @@ from ttfs_triton.train.display import Display
 from ttfs_triton.train.processes import Interrupted, StopRequest
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.states import EpochTotals, Position, pack_optimizer, unpack_optimizer
+from ttfs_triton.train.update import FiniteGuard, make_average, update_average
 
 
 class NonFiniteLossError(RuntimeError):
-    """Loss or gradient became infinite or not a number; the weights are those before the step."""
+    """Loss or gradient became infinite or not a number; no update was made from that step on."""
 
 
 class Trainer:
@@ -68,15 +69,15 @@ class Trainer:
         self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
         # The bare optimizer steps the schedule and is saved; the wrapper around it knows about loss scaling.
         self.bare_optimizer = build_optimizer(config, self.network)
-        self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
         self.average: AveragedModel | None = None
         if config.ema_decay:
-            self.average = AveragedModel(
-                self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
-            )
+            self.average = make_average(self.network, config.ema_decay)
         self.position = Position()
         self.steps_per_epoch = self._batches(0).steps
+        # Before the wrapper, which in fp16 puts the step that it finds now in the place of the one that counts calls.
         self.schedule = build_schedule(self.bare_optimizer, config, self.steps_per_epoch)
+        self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
+        self._guard = FiniteGuard(self.bare_optimizer, accelerator.device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, correct, images
         self._last_checkpoint = "none yet"
 
@@ -90,7 +91,7 @@ class Trainer:
 
         Raises:
             Interrupted: a signal asked to stop; a checkpoint has been written.
-            NonFiniteLossError: before the update that would have spoilt the weights.
+            NonFiniteLossError: no update was made from the failing step on.
         """
         total = self.config.epochs * self.steps_per_epoch
         tune_kernels(self.network, self.accelerator, self._batches(0).micro_batch_size, self.display.say)
@@ -162,14 +163,14 @@ class Trainer:
             loss_sum += loss.detach()
             correct = (logits.detach().argmax(1) == labels).sum()
             self._sums += torch.stack([loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
-        self._refuse_non_finite(loss_sum, micro_batches)
+        self._watch(loss_sum)
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
-            self.average.update_parameters(self.network)
+            update_average(self.average, self.network)
 
-    def _refuse_non_finite(self, loss: Tensor, micro_batches: list[Batch]) -> None:
-        """Clip the gradient if asked to, and raise before the update if it or the loss is not finite."""
+    def _watch(self, loss: Tensor) -> None:
+        """Clip the gradient if asked to, and cancel the update if it or the loss is not finite."""
         config, accelerator = self.config, self.accelerator
         scaled = accelerator.scaler is not None  # fp16: infinite gradients are part of finding the scale
         if config.gradient_clip is not None:
@@ -179,28 +180,46 @@ class Trainer:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         # The gradient is the mean over processes, so all see the same norm; a loss alone would differ.
         verdict = loss if scaled else loss + 0 * norm
-        failures = (~torch.isfinite(verdict)).to(torch.float32)
+        failed = ~torch.isfinite(verdict)
         if scaled and accelerator.num_processes > 1:
-            failures = sum_over_processes(accelerator, failures)
-        if failures.item() == 0:
-            return
-        step = self.position.step + 1
+            failed = sum_over_processes(accelerator, failed.float()) > 0
+        self._guard.watch(loss, norm, failed)
+
+    def _read_sums(self) -> list[float]:
+        """Loss, right answers and images of the epoch so far, over all processes. Here the host waits for the device.
+
+        Raises:
+            NonFiniteLossError: a step since the last reading was cancelled.
+        """
+        sums = torch.cat([self._sums, self._guard.cancelled.view(1)])
+        *read, cancelled = sum_over_processes(self.accelerator, sums).tolist()
+        if cancelled:
+            self._refuse_non_finite()
+        return read
+
+    def _refuse_non_finite(self) -> None:
+        """Tell of the first step that was cancelled, and of the layers' activity with its images and weights."""
+        config, accelerator = self.config, self.accelerator
+        ago = max(0, int(self._guard.cancelled.item()) - 1)  # 0 where other processes alone know of it
+        step, step_in_epoch = self.position.step - ago, self.position.step_in_epoch - ago
+        images, _ = self._batches(self.position.epoch)[step_in_epoch * config.gradient_accumulation - 1]
         reset_statistics(self.network)
         with torch.no_grad(), record_statistics(self.network), accelerator.autocast():
-            self.network(micro_batches[-1][0].to(accelerator.device))
+            self.network(images.to(accelerator.device))
         layers = "\n".join(
             f"  {layer.name}: active {layer.active_fraction:.2%}, saturated {layer.saturated_fraction:.2%}, "
             f"silent {layer.silent_fraction:.2%}"
             for layer in collect_statistics(self.network)
         )
+        loss, norm = self._guard.loss.item(), self._guard.norm.item()
         raise NonFiniteLossError(
-            f"step {step} (epoch {self.position.epoch + 1}): loss {loss.item()}, gradient norm {norm.item()}; stopped "
+            f"step {step} (epoch {self.position.epoch + 1}): loss {loss}, gradient norm {norm}; stopped "
             f"before the update.\n{layers}\nLast good checkpoint: {self._last_checkpoint}. "
             "A lower --lr or --gradient-clip 1 usually helps."
         )
 
     def _report(self) -> None:
-        loss, correct, images = sum_over_processes(self.accelerator, self._sums).tolist()
+        loss, correct, images = self._read_sums()
         layers = collect_statistics(self.network)
         # This process's last sampled step is enough to watch; exact figures follow with each evaluation.
         figures = {
@@ -219,7 +238,7 @@ class Trainer:
         )
 
     def _gather_totals(self) -> None:
-        loss, correct, images = sum_over_processes(self.accelerator, self._sums).tolist()
+        loss, correct, images = self._read_sums()
         totals = self.position.totals
         totals.loss, totals.correct, totals.images = loss, int(correct), int(images)
 

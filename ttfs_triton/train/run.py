@@ -162,7 +162,7 @@ def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, display: 
 def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
     config, data = trainer.config, trainer.data
     parameters = sum(p.numel() for p in trainer.network.parameters())
-    neuron = "ANN" if config.neuron == "ann" else f"σ = {config.psp_persistence:g}"
+    neuron = "ANN" if config.neuron == "ann" else f"σ = {config.spiking_neuron.psp_persistence:g}"
     display.say(
         f"{config.model} ({parameters:,} parameters, {neuron}) on {data.train.name}: "
         f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "

@@ -62,8 +62,8 @@ def load_weights(network: TTFSNetwork, source: str, images: Tensor | None = None
             converted = _convert(network.config, weights)
             tensors, trained = converted.network.state_dict(), converted.network.config
             _check_same(network, tensors)
-        known_ann = converted is not None or (trained is not None and trained.neuron == "ann")
-        if images is not None and known_ann and network.config.neuron == "dft":
+        known_ann = converted is not None or (trained is not None and trained.analog)
+        if images is not None and known_ann and not network.config.analog:
             converted = converted or _convert(network.config, weights)
             if converted.needs_calibration:
                 converted, calibration = _calibrate(converted, images)
@@ -89,7 +89,7 @@ def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibra
 def _convert(target: NetworkConfig, weights: Weights) -> Converted:
     """The converted network; its configuration must be `target`'s in all that counts."""
     assumed = target.replace(
-        neuron="ann",
+        analog=True,
         readout="potential_start",
         batch_norm=any(".batch_norm." in key for key in weights.tensors),
         weight_standardisation=any(key.endswith(".weight_gain") for key in weights.tensors),
@@ -101,7 +101,7 @@ def _convert(target: NetworkConfig, weights: Weights) -> Converted:
         image_size=target.image_size,
         keep_standardisation=target.weight_standardisation,
         bias=target.bias,
-        psp_persistence=target.psp_persistence,
+        neuron=target.neuron,
     )
     found = converted.network.config
     for name, flag, same in (

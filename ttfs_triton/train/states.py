@@ -117,7 +117,7 @@ def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, A
     """Flatten an optimizer's state.
 
     Args:
-        optimizer: any torch optimizer, stepped or not; the `optimizer` inside a wrapper is used.
+        optimizer: any torch optimizer, stepped or not.
     Returns:
         tensors: `<parameter index>.<name>` (moments, step counts) and `group<index>.<name>` (a learning rate
             held in a tensor), sharing memory with the optimizer.
@@ -125,7 +125,6 @@ def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, A
     Raises:
         TypeError: the state holds something that is neither a tensor nor a JSON value.
     """
-    optimizer = _unwrap(optimizer)
     state_dict = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
 
@@ -153,7 +152,6 @@ def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], json_s
     Raises:
         ValueError: class, groups, parameter shapes or tensors do not fit; the optimizer is then unchanged.
     """
-    optimizer = _unwrap(optimizer)
     json_state = from_json(dict(json_state))
     parameters = _parameters(optimizer)
     groups = json_state["param_groups"]
@@ -183,10 +181,6 @@ def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], json_s
         moment = torch.empty_like(like, dtype=tensor.dtype, device=tensor.device)
         state[int(prefix)][key] = moment.copy_(tensor)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _unwrap(optimizer: Any) -> Optimizer:
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

@@ -19,6 +19,7 @@ from ttfs_triton.nn import (
     EarliestSpikePool2d,
     FirstSpikeReadout,
     LatencyEncoder,
+    Neuron,
     PotentialReadout,
     cnn1,
     collect_statistics,
@@ -169,9 +170,9 @@ def batches_of(*sizes, channels=1, size=28):
     return [torch.rand(n, channels, size, size) * (torch.rand(n, channels, size, size) > 0.5) for n in sizes]
 
 
-@pytest.mark.parametrize("neuron", ["dft", "ann"])
-def test_counts_are_those_of_the_layers_statistics(neuron):
-    model = random_network(cnn1(neuron=neuron, width=0.5))
+@pytest.mark.parametrize("analog", [False, True])
+def test_counts_are_those_of_the_layers_statistics(analog):
+    model = random_network(cnn1(analog=analog, width=0.5))
     batches = batches_of(5, 3)
     counts = count(model, batches)
     model.eval()
@@ -213,7 +214,7 @@ def test_histogram_knows_early_from_late():
 
 
 def test_ann_has_no_synaptic_operations():
-    model = random_network(cnn1(neuron="ann", width=0.5))
+    model = random_network(cnn1(analog=True, width=0.5))
     counts = count(model, batches_of(4))
     assert [layer.kind for layer in counts.layers] == ["ann", "ann", "ann", "readout"]
     total = counts.total()
@@ -342,7 +343,7 @@ def test_refuses():
 
 
 def test_readout_of_an_ann_reads_real_values():
-    network = nn.Sequential(ANNLinear(6, 4), PotentialReadout(4, 2, psp_persistence=0.0))
+    network = nn.Sequential(ANNLinear(6, 4), PotentialReadout(4, 2, neuron=Neuron(0.0)))
     counts = count(network, [torch.rand(5, 6)])
     assert math.isclose(counts.layers[1].analog_macs, 5 * 8)
     assert counts.layers[1].synaptic_operations == 0

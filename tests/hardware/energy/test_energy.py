@@ -16,7 +16,7 @@ from ttfs_triton.hardware.energy.energy import estimate, estimate_with
 from ttfs_triton.hardware.energy.prices import Price
 from ttfs_triton.hardware.energy.run_options import RunOptions
 from ttfs_triton.hardware.simulation.simulator import simulate
-from ttfs_triton.nn import cnn1
+from ttfs_triton.nn import Neuron, cnn1
 
 CHIPS = st.sampled_from(available_chips())
 STEPS = st.integers(1, 64)
@@ -124,7 +124,7 @@ def test_readout_works_until_its_decision(readout, additions, compares, windows)
 
 @pytest.mark.parametrize(("persistence", "readout"), [(1.0, "potential_start"), (0.0, "potential_start")])
 def test_work_of_neurons_equals_a_simulation(persistence, readout):
-    model = cnn1(16, 1, 10, width=0.25, psp_persistence=persistence)
+    model = cnn1(16, 1, 10, width=0.25, neuron=Neuron(persistence))
     simulation = simulate(model, [torch.rand(3, 1, 16, 16)], steps=8, gating=False)
     formula = estimate(simulation.counts, "lemaire45:int8", steps=8, psp_persistence=persistence)
     exact = estimate(

@@ -10,23 +10,22 @@ from ttfs_triton.nn import (
     EarliestSpikePool2d,
     FirstSpikeReadout,
     LatencyEncoder,
+    Neuron,
     PotentialReadout,
 )
 
 READOUTS = {
-    "start": lambda sigma: PotentialReadout(5, 3, psp_persistence=sigma),
-    "end": lambda sigma: PotentialReadout(5, 3, at="end", psp_persistence=sigma),
-    "first_spike": lambda sigma: FirstSpikeReadout(5, 3, psp_persistence=sigma, threshold=4.0, initial_potential=1.0),
-    "wide": lambda sigma: FirstSpikeReadout(
-        5, 3, psp_persistence=sigma, threshold=2.0, window=1.3, initial_potential=0
-    ),
+    "start": lambda sigma: PotentialReadout(5, 3, neuron=Neuron(sigma)),
+    "end": lambda sigma: PotentialReadout(5, 3, at="end", neuron=Neuron(sigma)),
+    "first_spike": lambda sigma: FirstSpikeReadout(5, 3, neuron=Neuron(sigma), threshold=4.0, initial_potential=1.0),
+    "wide": lambda sigma: FirstSpikeReadout(5, 3, neuron=Neuron(sigma), threshold=2.0, window=1.3, initial_potential=0),
 }
 
 
 def linear_network(weight, readout=None, *, bias=0.0, sigma=1.0):
     """A latency encoder, one hidden layer with these weights, a readout."""
     weight = torch.tensor(weight)
-    layer = DFTLinear(*weight.shape[::-1], weight_standardisation=False, psp_persistence=sigma)
+    layer = DFTLinear(*weight.shape[::-1], weight_standardisation=False, neuron=Neuron(sigma))
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.bias.fill_(bias)
@@ -46,13 +45,13 @@ def small_network(seed, sigma=1.0, readout=None):
     """Padding, stride, groups, pooling and both kinds of layers, in few neurons."""
     network = nn.Sequential(
         LatencyEncoder(max_value=2.0),
-        DFTConv2d(2, 4, 3, padding=1, groups=2, psp_persistence=sigma),
+        DFTConv2d(2, 4, 3, padding=1, groups=2, neuron=Neuron(sigma)),
         EarliestSpikePool2d(2, 1),
         nn.Dropout(),
-        DFTConv2d(4, 3, (2, 3), stride=2, padding=(0, 1), psp_persistence=sigma),
+        DFTConv2d(4, 3, (2, 3), stride=2, padding=(0, 1), neuron=Neuron(sigma)),
         nn.Flatten(),
-        DFTLinear(12, 5, psp_persistence=sigma),
-        readout or PotentialReadout(5, 3, psp_persistence=sigma),
+        DFTLinear(12, 5, neuron=Neuron(sigma)),
+        readout or PotentialReadout(5, 3, neuron=Neuron(sigma)),
     )
     return randomised(network, seed)
 

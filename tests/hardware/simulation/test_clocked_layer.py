@@ -12,7 +12,7 @@ from ttfs_triton.hardware.simulation.clock import Clock, Ramp
 from ttfs_triton.hardware.simulation.clocked_layer import ClockedLayer
 from ttfs_triton.hardware.simulation.exact import exact_products
 from ttfs_triton.hardware.simulation.quantise import quantise_weight
-from ttfs_triton.nn import DFTConv2d, DFTLinear
+from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron
 
 PAIR = st.tuples(st.integers(1, 2), st.integers(1, 2))
 SIGMAS = st.sampled_from([0.0, 0.25, 0.3, 1.0])
@@ -22,7 +22,7 @@ COMPARE_AT = st.sampled_from(["middle", "start"])
 
 def clocked(layer, clock, bits=8, per_channel=True):
     quantised = quantise_weight(layer.effective_weight(), bits, per_channel=per_channel)
-    return ClockedLayer(layer, quantised, clock, psp_persistence=layer.psp_persistence), quantised
+    return ClockedLayer(layer, quantised, clock, psp_persistence=layer.neuron.psp_persistence), quantised
 
 
 def neurons(layer, quantised, clock):
@@ -33,7 +33,7 @@ def neurons(layer, quantised, clock):
         np.zeros(len(quantised.unit)) if layer.bias is None else layer.bias.detach().double().numpy(),
         clock.steps,
         middle=clock.compare_at == "middle",
-        psp_persistence=layer.psp_persistence,
+        psp_persistence=layer.neuron.psp_persistence,
     )
 
 
@@ -60,7 +60,7 @@ def test_conv2d_engines_and_loops_agree(
 ):
     assume(all(4 + 2 * padding[i] > dilation[i] * (kernel[i] - 1) for i in (0, 1)))
     assume(kernel != (1, 1))
-    layer = DFTConv2d(2, 4, kernel, stride, padding, dilation, groups, psp_persistence=sigma)
+    layer = DFTConv2d(2, 4, kernel, stride, padding, dilation, groups, neuron=Neuron(sigma))
     clock = Clock(steps, compare_at)
     simulated, quantised = clocked(randomised(layer, seed), clock, bits, per_channel)
     x = remaining_steps(2, 2, 4, 4, steps=steps, seed=seed)
@@ -80,7 +80,7 @@ def test_conv2d_engines_and_loops_agree(
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 20), SIGMAS, BITS, COMPARE_AT, st.integers(1, 20), st.booleans(), st.integers(0, 10**6))
 def test_linear_engines_and_loops_agree(inputs, sigma, bits, compare_at, steps, bias, seed):
-    layer = DFTLinear(inputs, 5, psp_persistence=sigma, bias=bias, weight_standardisation=False)
+    layer = DFTLinear(inputs, 5, neuron=Neuron(sigma), bias=bias, weight_standardisation=False)
     clock = Clock(steps, compare_at)
     simulated, quantised = clocked(randomised(layer, seed), clock, bits)
     x = remaining_steps(3, inputs, steps=steps, seed=seed)
@@ -107,7 +107,7 @@ def closed_form_error(layer, clock, x, bits):
 
 def rounded(layer, simulated, quantised):
     """The layer with the weights and initial potentials that its integers stand for."""
-    same = type(layer)(*sizes(layer), weight_standardisation=False, psp_persistence=layer.psp_persistence).double()
+    same = type(layer)(*sizes(layer), weight_standardisation=False, neuron=layer.neuron).double()
     with torch.no_grad():
         same.weight.copy_(quantised.dequantise())
         same.bias.copy_(simulated.height(simulated.preset).flatten())
@@ -131,9 +131,9 @@ def sizes(layer):
 )
 def test_spike_time_error_is_at_most_a_step(convolution, compare_at, steps, sigma, bits, seed):
     if convolution:
-        layer, shape = DFTConv2d(2, 4, 3, 2, 1, psp_persistence=sigma), (4, 2, 7, 7)
+        layer, shape = DFTConv2d(2, 4, 3, 2, 1, neuron=Neuron(sigma)), (4, 2, 7, 7)
     else:
-        layer, shape = DFTLinear(30, 40, psp_persistence=sigma), (4, 30)
+        layer, shape = DFTLinear(30, 40, neuron=Neuron(sigma)), (4, 30)
     x = remaining_steps(*shape, steps=steps, seed=seed).double() / steps
     error = closed_form_error(randomised(layer.double(), seed), Clock(steps, compare_at), x, bits)
     tolerance = 1e-4 / steps  # σ and the ramp are kept to 16 binary places
@@ -146,7 +146,7 @@ def test_spike_time_error_is_at_most_a_step(convolution, compare_at, steps, sigm
 @pytest.mark.parametrize("compare_at", ["middle", "start"])
 @pytest.mark.parametrize("sigma", [0.0, 1.0])
 def test_mean_spike_time_error_halves_with_doubled_steps(compare_at, sigma):
-    layer = randomised(DFTLinear(50, 400, psp_persistence=sigma).double(), 0)
+    layer = randomised(DFTLinear(50, 400, neuron=Neuron(sigma)).double(), 0)
     x = (activations(20, 50, seed=1) * 8).round() / 8
     errors = [
         float(closed_form_error(layer, Clock(steps, compare_at), x, 8).abs().mean()) for steps in (8, 16, 32, 64, 128)

@@ -17,6 +17,7 @@ from ttfs_triton.nn import (
     EarliestSpikePool2d,
     FirstSpikeReadout,
     LatencyEncoder,
+    Neuron,
     PotentialReadout,
     activation_to_spike_time,
 )
@@ -29,12 +30,12 @@ def small_network(seed, sigma, readout, *, bias=True, stride=1, padding=1, group
     size = output_size(output_size(6, 3, stride, padding), 2, 2)
     layers = [
         LatencyEncoder(),
-        DFTConv2d(2, 4, 3, stride, padding, groups=groups, bias=bias, psp_persistence=sigma),
+        DFTConv2d(2, 4, 3, stride, padding, groups=groups, bias=bias, neuron=Neuron(sigma)),
         EarliestSpikePool2d(2),
         nn.Flatten(),
-        DFTLinear(4 * size**2, 6, bias=bias, psp_persistence=sigma),
+        DFTLinear(4 * size**2, 6, bias=bias, neuron=Neuron(sigma)),
         nn.Dropout(),
-        readout(6, 3, psp_persistence=sigma),
+        readout(6, 3, neuron=Neuron(sigma)),
     ]
     return randomised(nn.Sequential(*layers).double(), seed).eval()
 
@@ -87,8 +88,8 @@ def layer_input(network, x):
 
 
 def test_potential_at_the_end_and_own_ramp():
-    def readout(inputs, classes, psp_persistence):
-        options = dict(threshold=3.0, window=1.5, initial_potential=1.0, psp_persistence=psp_persistence)
+    def readout(inputs, classes, neuron):
+        options = dict(threshold=3.0, window=1.5, initial_potential=1.0, neuron=neuron)
         return PotentialReadout(inputs, classes, at="end", **options)
 
     network, x = small_network(0, 0.25, readout), activations(4, 2, 6, 6, seed=0)
@@ -99,7 +100,7 @@ def test_potential_at_the_end_and_own_ramp():
 
 
 def test_event_driven_equals_neuron_by_neuron():
-    layer = randomised(DFTLinear(8, 20, psp_persistence=0.3).double(), 0)
+    layer = randomised(DFTLinear(8, 20, neuron=Neuron(0.3)).double(), 0)
     network = nn.Sequential(LatencyEncoder(), layer, PotentialReadout(20, 2).double())
     x = activations(3, 8, seed=1)
     run, weight, bias = event_driven(network, x), layer.effective_weight().detach(), layer.bias.tolist()

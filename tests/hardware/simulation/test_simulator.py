@@ -12,6 +12,7 @@ from tests.hardware.simulation.networks import READOUTS, assert_same, linear_net
 from tests.nn.common import activations
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn import (
+    Neuron,
     PotentialReadout,
     cnn1,
     vgg11,
@@ -96,7 +97,7 @@ def test_potentials_are_read_at_the_start_or_end():
 
 
 def test_predictions_approach_the_closed_form():
-    network = cnn1(width=0.5, psp_persistence=0.0).eval()
+    network = cnn1(width=0.5, neuron=Neuron(0.0)).eval()
     images = torch.rand(100, 1, 28, 28)
     with torch.no_grad():
         potential, decided = network(images), network.decide(images)

@@ -84,7 +84,7 @@ def test_ann_layer_is_named(layer):
     with pytest.raises(NotImplementedError, match=what):
         network_stages(network)
     with pytest.raises(NotImplementedError, match=r"got ANNConv2d \(conv1\)"):
-        network_stages(cnn1(width=0.25, neuron="ann"))
+        network_stages(cnn1(width=0.25, analog=True))
 
 
 @pytest.mark.parametrize("module", [nn.AvgPool2d(2), nn.ReLU(), nn.Linear(4, 4)])

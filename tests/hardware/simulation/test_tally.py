@@ -37,7 +37,7 @@ def neurons_of(layer, *, steps, bits, compare_at, gating, **ramp):
         steps,
         middle=compare_at == "middle",
         gating=gating,
-        psp_persistence=layer.psp_persistence,
+        psp_persistence=layer.neuron.psp_persistence,
         **ramp,
     )
 
@@ -51,7 +51,7 @@ def read_out(readout, stamps, options):
         linear(work, stamps, instants.min(1) if options["gating"] else None)
         return work.stamps(instants), work.work
     linear(work, stamps, np.full(len(stamps), -1))
-    if readout.at == "end" and readout.psp_persistence:
+    if readout.at == "end" and readout.neuron.psp_persistence:
         moving = (stamps < options["steps"]).any(1).sum() if options["gating"] else len(stamps)
         updates = int(moving) * instants.shape[1] * options["steps"]
         work.work += Work(firing_updates=updates, state_reads=2 * updates, state_writes=updates)

@@ -102,7 +102,7 @@ def _integrate(stage: Stage, times: Tensor, window: int) -> tuple[tuple[Tensor, 
     if isinstance(layer, Readout):
         potential = potential + layer.initial_potential
     assert isinstance(layer, DFTConv2d | DFTLinear | Readout)
-    return (potential, layer.psp_persistence * slope[:, :, :, -1]), torch.Size(shape)
+    return (potential, layer.neuron.psp_persistence * slope[:, :, :, -1]), torch.Size(shape)
 
 
 def _crossing(stage: Stage, potential: Tensor, slope: Tensor) -> Tensor:

@@ -154,13 +154,13 @@ class Simulator:
                 layer,
                 weight,
                 self._clock,
-                psp_persistence=layer.psp_persistence,
+                psp_persistence=layer.neuron.psp_persistence,
                 initial_potential=layer.initial_potential,
                 threshold=max(1.0, layer.threshold),
                 window=max(1.0, layer.window),
             )
         assert isinstance(layer, DFTConv2d | DFTLinear)
-        return ClockedLayer(layer, weight, self._clock, psp_persistence=layer.psp_persistence)
+        return ClockedLayer(layer, weight, self._clock, psp_persistence=layer.neuron.psp_persistence)
 
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor | None = None) -> None:

@@ -1,0 +1,105 @@
+"""Operator calls, kernel launches, host synchronisations and bytes of a training step, on the virtual device.
+
+    python -m tests.virtual_cuda.step_calls
+
+A step of `recipes/train_vgg16_cifar10.yaml` by the trainer itself, after the first one. The network is a sixteenth as
+wide and the batch small, since kernels are interpreted here: calls do not depend on either, bytes do. Operators are
+calls that launch a kernel or a copy, those inside our own operators included; launches are those of Triton kernels.
+A step that counts spikes is "sampled".
+"""
+
+import os
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+import yaml
+
+from tests.virtual_cuda import Record, install, recording
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "train_vgg16_cifar10.yaml"
+STEPS, BATCH = 5, 4
+
+
+@dataclass
+class Options:
+    backends: tuple[Literal["torch", "triton"], ...] = ("torch", "triton")
+    """Kernels."""
+    output: Path = ROOT / "bench" / "results"
+    """Folder of the CSV and JSON files."""
+    name: str = "step_calls"
+    """Of the files."""
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    sys.path.insert(0, str(ROOT / "bench"))
+    from _record import environment, write
+
+    install()
+    rows, operators = [], {}
+    for backend in options.backends:
+        # The interpreter has no bfloat16 products; float16 has what else a GPU needs, the gradient scaler.
+        for precision in ("no", "bf16" if backend == "torch" else "fp16"):
+            for kind, record in measure(backend, precision).items():
+                rows.append(row(backend, precision, kind, record))
+                operators[f"{backend}, {precision}, {kind}"] = dict((record.operators + record.launches).most_common())
+                print(rows[-1])
+    about = environment(torch.device("cpu")) | {"operators": operators}
+    for path in write(options.output, options.name, rows, about):
+        print(f"written: {path}")
+
+
+def measure(backend: str, precision: str) -> dict[str, Record]:
+    """Records of a plain step and of a sampled one."""
+    from accelerate.state import AcceleratorState
+
+    from ttfs_triton.train import TrainConfig, loop, train
+
+    records: list[Record] = []
+    step = loop.Trainer._train_step
+
+    def watched(trainer: Any, micro_batches: Any) -> None:
+        with recording() as record:
+            step(trainer, micro_batches)
+        records.append(record)
+
+    changes = {"dataset": "sample", "image_size": 32, "width": 1 / 16, "batch_size": BATCH, "num_workers": 0}
+    changes |= {"max_train_samples": STEPS * BATCH, "max_test_samples": 10, "validation_fraction": 0, "epochs": 1}
+    changes |= {"statistics_steps": STEPS - 1, "backend": backend, "mixed_precision": precision}
+    loop.Trainer._train_step, before = watched, step  # type: ignore[method-assign]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            values = yaml.safe_load(RECIPE.read_text()) | changes | {"output_dir": Path(folder) / "run"}
+            train(TrainConfig(**values))
+    finally:
+        loop.Trainer._train_step = before  # type: ignore[method-assign]
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return {"plain": records[2], "sampled": records[STEPS - 1]}
+
+
+def row(backend: str, precision: str, kind: str, record: Record) -> dict[str, Any]:
+    waits: Counter[str] = record.synchronisations
+    return {
+        "case": f"vgg16-w0.0625-b{BATCH}",
+        "backend": backend,
+        "mixed_precision": precision,
+        "step": kind,
+        "operators": record.operators.total(),
+        "launches": record.launches.total(),
+        "synchronisations": waits.total(),
+        "waits_for": " ".join(f"{name}×{count}" for name, count in sorted(waits.items())),
+        "peak_mib": round(record.peak_bytes / 2**20, 2),
+    }
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ["TTFS_KERNELS_CACHE"] = tempfile.mkdtemp(prefix="ttfs-")
+    main()

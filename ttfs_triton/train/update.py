@@ -1,0 +1,67 @@
+"""What goes with an update, so that no step waits for the host: its cancellation, and the moving average."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+class FiniteGuard:
+    """Cancels all updates of an optimizer from the first step on whose loss or gradient is not finite.
+
+    The host learns of it when it next reads `cancelled`; weights and moments are then still those before that step.
+
+    Args:
+        optimizer: a fused one. Its kernels leave weights and moments alone where `optimizer.found_inf` is 1, which is
+            how gradient scaling skips a step without asking the device.
+        device: of its parameters.
+    Attributes:
+        cancelled: float64 scalar: how many steps, the first failing one included.
+        loss, norm: float32 scalars of the last step, or of the first failing one.
+    """
+
+    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+        self._failed = torch.zeros((), device=device)
+        self.cancelled = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss, self.norm = torch.zeros((), device=device), torch.zeros((), device=device)
+        optimizer.found_inf = self._failed  # type: ignore[attr-defined]
+        optimizer.register_step_pre_hook(self._join)
+
+    def watch(self, loss: Tensor, norm: Tensor, failed: Tensor) -> None:
+        """Note a step before its update.
+
+        Args:
+            loss, norm: scalars, of the step and of its gradient.
+            failed: bool scalar; true cancels this update and all that follow.
+        """
+        before = self._failed > 0
+        self.loss.copy_(torch.where(before, self.loss, loss))
+        self.norm.copy_(torch.where(before, self.norm, norm))
+        self._failed.copy_(before | failed)
+        self.cancelled.add_(self._failed)
+
+    def _join(self, optimizer: Optimizer, *_: object) -> None:
+        """A gradient scaler puts its own flag in the place of ours: both count."""
+        flag = getattr(optimizer, "found_inf", self._failed)
+        if flag is not self._failed:
+            optimizer.found_inf = torch.maximum(flag, self._failed)  # type: ignore[attr-defined]
+
+
+def make_average(network: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the network that follows it: after a step, decay × average + (1 − decay) × network."""
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def update_average(average: AveragedModel, network: nn.Module) -> None:
+    """`average.update_parameters(network)`, which from its second call on copies its counter from host to device."""
+    if average.n_averaged == 0:
+        average.update_parameters(network)
+        return
+    assert average.multi_avg_fn is not None
+    ours = [*average.module.parameters(), *average.module.buffers()]
+    theirs = [*network.parameters(), *network.buffers()]
+    for floating in (True, False):
+        pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0].is_floating_point() == floating]
+        if pairs:
+            average.multi_avg_fn([own for own, _ in pairs], [other for _, other in pairs], average.n_averaged)
+    average.n_averaged += 1
