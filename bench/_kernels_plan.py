@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ttfs_kernels.triton_backend.configs import default_config
+from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, Launch
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
-from ttfs_kernels.triton_backend.work import executed_flops
+from ttfs_kernels.triton_backend.work import cut, executed_flops, tap_steps, weight_blocks
 from ttfs_triton.nn import DFTConv2d, DFTLinear, EarliestSpikePool2d, TTFSNetwork, models
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
 
@@ -128,13 +128,27 @@ def ours(problem: Problem, number: Number, machine: Machine) -> Iterator[tuple[s
         launches = plan_pass(which, problem, config, precision, here).launches
         executed = executed_flops(which, problem, config)
         main, *others = launches
-        # Each block of results reads both sides of its products from the second-level cache, step by step.
+        # Each block of results reads both sides of its products from the second-level cache, step by step. The forward
+        # pass's two products share them; the others' have one side of their own each.
         tile = main.arguments["BLOCK_M"], main.arguments["BLOCK_N"]
-        # The forward pass's two products share them; the others' have one side of their own each.
         pairs = executed / 2 / math.prod(tile) / (2 if which == "forward" and problem.with_slope else 1)
         cache = pairs * sum(tile) * problem.dtype.itemsize
-        cost = products(machine, math.prod(main.grid), executed, problem.flops(which), moved(main), cache)
+        programs, longest = working(which, problem, config, main)
+        longest *= executed // max(1, cut(which, problem, config).steps)
+        dense = problem.flops(which)
+        cost = products(machine, programs, executed, dense, moved(main), longest=longest, cache_bytes=cache)
         yield which, sum((elementwise_launch(machine, launch) for launch in others), cost)
+
+
+def working(which: str, problem: Problem, config: Config, launch: Launch) -> tuple[int, int]:
+    """Programs of a launch that have something to do, and the steps of the longest."""
+    if which == "grad_w":
+        # Taps that are inside the map at fewer positions have fewer splits; the rest of the grid ends at once.
+        length = launch.arguments["steps_per_split"]
+        splits = sum(math.ceil(steps / length) for steps in tap_steps(problem, config))
+        return weight_blocks(problem, config) * splits, length
+    programs, _, longest = cut(which, problem, config)
+    return math.prod(launch.grid), longest if math.prod(launch.grid) == programs else 0
 
 
 def local(problem: Problem, here: Device, machine: Machine) -> Iterator[tuple[str, Cost]]:

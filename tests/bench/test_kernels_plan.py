@@ -25,6 +25,7 @@ def test_products_take_as_long_as_the_processor_with_most_programs():
     assert cost.us == pytest.approx(2.0)
     assert (cost.limit, cost.cache_us) == ("products", pytest.approx(3.0))
     assert plan_model.products(SMALL, 4, 4_000_000, 1, 1000).us == pytest.approx(1.0)
+    assert plan_model.products(SMALL, 4, 4_000_000, 1, 1000, longest=3_000_000).us == pytest.approx(3.0)
 
 
 def test_memory_loops_and_launches_limit_too():
