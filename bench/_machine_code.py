@@ -95,24 +95,29 @@ def compile_launch(launch: Launch, chip: Chip) -> Any:
     kernel = launch.kernel
     if not isinstance(kernel, triton.JITFunction):
         raise RuntimeError("compile_launch: kernels must not be interpreted; start without TRITON_INTERPRET.")
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    attributes: dict[tuple[int], list] = {}
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list] = {}
+
+    def describe(value: Any, path: tuple[int, ...], constant: bool) -> Any:
+        # As at a launch: None and 1 become constants, multiples of 16 and fresh allocations are known to be aligned.
+        if isinstance(value, tuple):
+            return tuple(describe(part, (*path, index), constant) for index, part in enumerate(value))
+        if constant or value is None or (isinstance(value, int) and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, torch.Tensor):
+            attributes[path] = [["tt.divisibility", 16]]
+            return POINTERS[value.dtype]
+        if isinstance(value, float):
+            return "fp32"
+        if value % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        return "i64" if value >= 2**31 else "i32"
+
     for index, parameter in enumerate(kernel.params):
         value = launch.arguments[parameter.name]
-        # As at a launch: None and 1 become constants, multiples of 16 and fresh allocations are known to be aligned.
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[parameter.name] = value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = "i64" if value >= 2**31 else "i32"
-            if value % 16 == 0:
-                attributes[(index,)] = [["tt.divisibility", 16]]
+        signature[parameter.name] = describe(value, (index,), parameter.is_constexpr)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget(chip.vendor, chip.architecture, chip.warp_size)
     log = io.StringIO()

@@ -1,7 +1,9 @@
 """The same random numbers and no time limits in every test, so that a failure can be repeated anywhere; devices."""
 
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -67,3 +69,11 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> Iterator[None]:
+    """accelerate keeps precision and device in a singleton, which would tie the tests to each other."""
+    yield
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)

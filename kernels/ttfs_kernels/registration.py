@@ -1,10 +1,11 @@
 """What the registered operators of both backends share: definition, fake outputs, autograd formula, autocast.
 
-Operators are defined by `torch.library.Library`, not by `torch.library.custom_op`: its wrappers take 60 µs of a call
-with gradients, as long as everything else from the public function to the launch of a kernel.
+Operators are defined by `torch.library.Library`, not by `torch.library.custom_op`, whose wrappers take longer than
+all else from the public function to the launch of a kernel (`bench/host_time.py`).
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -82,7 +83,9 @@ def differentiate(ctx, backward_operator, grad: Tensor | None) -> tuple[Tensor |
     needs = list(ctx.needs_input_grad[:3])
     if grad is None:
         return (None,) * (3 + ctx.other_inputs)
-    grads = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs, *ctx.last_options)
+    # Past the autograd key where no second derivatives are asked for: there it would only be called through Python.
+    with nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
+        grads = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs, *ctx.last_options)
     grad_x, grad_weight, grad_bias = (g if need else None for g, need in zip(grads, needs, strict=True))
     if grad_bias is not None:
         grad_bias = grad_bias.to(ctx.bias_dtype)

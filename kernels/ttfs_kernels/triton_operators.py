@@ -154,14 +154,10 @@ def _save(ctx, inputs, output) -> None:
     ctx.other_inputs = len(inputs) - 3
 
 
-register_autograd(
-    "blockwise_linear",
-    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.blockwise_linear_backward.default, grad),
-    _save,
-)
-register_autograd(
-    "blockwise_conv2d",
-    lambda ctx, grad, *_: differentiate(ctx, torch.ops.ttfs.blockwise_conv2d_backward.default, grad),
-    _save,
-)
+def _formula(backward_operator):
+    return lambda ctx, grad, *_: differentiate(ctx, backward_operator, grad)
+
+
+register_autograd("blockwise_linear", _formula(torch.ops.ttfs.blockwise_linear_backward.default), _save)
+register_autograd("blockwise_conv2d", _formula(torch.ops.ttfs.blockwise_conv2d_backward.default), _save)
 register_autocast("blockwise_linear", "blockwise_conv2d")

@@ -105,6 +105,20 @@ def test_batches_and_mode_do_not_matter():
         torch.testing.assert_close(mine, theirs, atol=2 / 256, rtol=0)
 
 
+def test_calibration_does_not_depend_on_the_device(device):
+    one, other = pair(), pair()
+    other.network.to(device)
+    other.ann.to(device)
+    other = fit_range(other, IMAGES.to(device))
+    layers = calibrate(one.network, one.ann, IMAGES, samples=10**9).layers
+    there = calibrate(other.network, other.ann, IMAGES.to(device), samples=10**9).layers
+    for ours, theirs in zip(layers, there, strict=True):
+        assert theirs.after == pytest.approx(ours.after, abs=1e-3)
+    for mine, theirs in zip(one.network.parameters(), other.network.parameters(), strict=True):
+        assert theirs.device == device
+        torch.testing.assert_close(mine, theirs.cpu(), atol=2 / 256, rtol=0)
+
+
 def test_progress_names_each_spiking_layer():
     both, names = pair(), []
     calibrate(both.network, both.ann, IMAGES, progress=names.append)

@@ -33,6 +33,15 @@ def test_figures_are_those_of_training(output, summary):
     assert [report["chip"]["name"] for report in found["energy"]] == ["anp_i", "lemaire45:int8"]
 
 
+def test_command_takes_the_gpu_where_there_is_one(trained, summary, tmp_path, device):
+    flags = ["--chip", "all", "--steps", "8", "--output-dir", tmp_path / "out", "--report", tmp_path / "page.html"]
+    main("Evaluate.", [str(trained[0]), *map(str, flags), *(["--cpu"] if device.type == "cpu" else [])])
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["accuracy"] == pytest.approx(summary["test_accuracy"], abs=1 / summary["test_images"])
+    assert found["sparsity"] == pytest.approx(summary["sparsity"], rel=1e-3)
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+
+
 def test_unpublished_prices_stay_empty(output):
     with (output / "energy.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -42,6 +42,12 @@ def test_readouts_agree(readout, sigma):
     assert_same(network, images_for(network))
 
 
+def test_network_on_a_device_is_written_the_same(device):
+    network = small_network(max_value=2.0)
+    before = to_onnx(network).SerializeToString()
+    assert to_onnx(network.to(device)).SerializeToString() == before
+
+
 @given(
     specification=st.sampled_from(["3C3p0s2-P2s1-4", "2C2p0-3C3-P2", "5C2p1s3", "4C3-7-5"]),
     standardised=st.booleans(),

@@ -86,6 +86,16 @@ def test_batches_do_not_matter_and_mode_comes_back():
     assert model.classify([]) == []
 
 
+def test_images_go_to_the_models_device(device):
+    model, images = make(), torch.rand(3, 1, 8, 8)
+    ours = model.classify(images)
+    for one, other in zip(ours, model.to(device).classify(images), strict=True):
+        torch.testing.assert_close(one.logits, other.logits)
+        torch.testing.assert_close(one.spike_times, other.spike_times)
+        assert other.logits.device.type == "cpu"
+        assert one.label == other.label
+
+
 def test_analog_twin_has_no_times():
     model = make("potential_start", analog=True)
     found = model.classify(torch.rand(1, 8, 8))

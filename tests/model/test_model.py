@@ -49,6 +49,13 @@ def test_model_survives_a_folder(model, tmp_path, kind):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_model_is_saved_from_and_loaded_to_a_device(model, tmp_path, device):
+    model.to(device).save_pretrained(tmp_path / "a")
+    assert_same_model(TTFSModel.from_pretrained(tmp_path / "a"), model.cpu())
+    loaded = TTFSModel.from_pretrained(tmp_path / "a", device=device)
+    assert {tensor.device for tensor in loaded.state_dict().values()} == {device}
+
+
 def test_run_its_best_folder_and_its_weights_are_the_same_model(trained):
     best = load_file(trained / "best" / "model.safetensors")
     for path in (trained, str(trained), trained / "best", trained / "best" / "model.safetensors"):

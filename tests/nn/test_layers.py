@@ -196,12 +196,13 @@ def test_state_dict_round_trip():
 
 
 @pytest.mark.parametrize("layer_type", [DFTLinear, DFTConv2d, ANNLinear, ANNConv2d])
-def test_layers_run_in_bfloat16_autocast(layer_type):
+def test_layers_run_in_bfloat16_autocast(layer_type, device):
     if layer_type in (DFTLinear, ANNLinear):
         layer, x = layer_type(16, 8), activations(4, 16, seed=1).float()
     else:
         layer, x = layer_type(4, 8, 3, padding=1), activations(2, 4, 6, 6, seed=1).float()
-    with torch.autocast("cpu", torch.bfloat16):
+    layer, x = layer.to(device), x.to(device)
+    with torch.autocast(device.type, torch.bfloat16):
         low = layer(x)
     low.float().sum().backward()
     assert low.dtype == torch.bfloat16

@@ -135,13 +135,14 @@ def test_network_compiles_in_one_graph(options):
 
 
 @pytest.mark.parametrize("analog", [False, True])
-def test_network_trains_in_bfloat16_autocast(analog):
+def test_network_trains_in_bfloat16_autocast(analog, device):
     torch.manual_seed(0)
-    model, x, target = small(analog=analog), torch.rand(16, 1, 10, 12), torch.arange(16) % 10
+    model, x, target = small(analog=analog).to(device), torch.rand(16, 1, 10, 12), torch.arange(16) % 10
+    x, target = x.to(device), target.to(device)
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
     losses = []
     for _ in range(30):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             loss = F.cross_entropy(model(x), target)
         optimiser.zero_grad()
         loss.backward()

@@ -147,9 +147,10 @@ def test_first_spike_times_cover_every_case():
         assert (gradient != 0).tolist() == [False, False, True, True, False, False, False]
 
 
-def test_decision_reports_ties_and_missing_spikes():
+def test_decision_reports_ties_and_missing_spikes(device):
     potential = torch.tensor([[0.1, 0.5, 0.2], [20.0, 25.0, 0.0], [-5.0, -4.0, -6.0], [1.0, 1.0, 0.0]])
     slope = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, -1.0, 3.0], [0.0, 0.0, 0.0]])
+    potential, slope = potential.to(device), slope.to(device)
     decision = first_spike_decision(potential, slope)
     # Clear; tied at the start although the potentials differ; no spike: -4, -5, -3 at the end; tied inside.
     assert decision.prediction.tolist() == [1, 0, 2, 0]

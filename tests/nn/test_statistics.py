@@ -51,13 +51,13 @@ def hidden_outputs(model, batches):
     ],
     ids=["cnn1", "cnn1-ann", "vgg11"],
 )
-def test_counts_match_brute_force(model, shape):
-    model.eval()
+def test_counts_match_brute_force(model, shape, device):
+    model = copy.deepcopy(model).eval().to(device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("weight_gain"):
                 parameter.mul_(3)  # some saturated neurons
-    batches = [activations(3, *shape, seed=seed).float() for seed in (1, 2)]
+    batches = [activations(3, *shape, seed=seed).float().to(device) for seed in (1, 2)]
     outputs = hidden_outputs(model, batches)
     with record_statistics(model):
         for batch in batches:

@@ -26,9 +26,9 @@ def test_evaluation_batches_share_every_image_exactly_once(n, world_size, batch_
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_evaluation_loader_gives_images_and_labels(num_workers):
+def test_evaluation_loader_gives_images_and_labels(num_workers, device):
     batches = EvaluationBatches(numbered(7, 3), None, 3)
-    images, labels = join(list(evaluation_loader(batches, num_workers)))
+    images, labels = join(list(evaluation_loader(batches, num_workers, pin_memory=device.type == "cuda")))
     assert labels.tolist() == list(range(7))
     assert images.dtype == torch.float32
     assert torch.equal(images, (labels / 255).view(7, 1, 1, 1).expand(7, 3, 8, 8))

@@ -8,9 +8,9 @@ import yaml
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from tests.train.runs import SETTINGS, last, make_images, metrics
+from tests.train.runs import SETTINGS, assert_same_run, last, make_images, metrics
 from tests.virtual_cuda import installed, recording
-from ttfs_triton.train import NonFiniteLossError, TrainConfig, loop, train
+from ttfs_triton.train import DeviceLostError, NonFiniteLossError, TrainConfig, loop, train
 from ttfs_triton.train.build import build_optimizer
 from ttfs_triton.train.update import FiniteGuard, make_average, update_average
 
@@ -18,12 +18,6 @@ from ttfs_triton.train.update import FiniteGuard, make_average, update_average
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, write_parquet):
     return make_images(tmp_path_factory.mktemp("images"), write_parquet)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
@@ -194,3 +188,32 @@ def test_average_is_pytorchs(device, batch_norm):
         theirs.update_parameters(network)
     for name, value in theirs.state_dict().items():
         assert torch.equal(value, ours.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."),
+    ],
+    ids=["failure", "memory"],
+)
+def test_run_whose_device_is_lost_goes_on_from_its_last_checkpoint(config, tmp_path, monkeypatch, error):
+    config = change(config, checkpoint_steps=2)
+    train(change(config, output_dir=tmp_path / "whole"))
+    cross_entropy, calls = torch.nn.functional.cross_entropy, []
+
+    def lost(*arguments, **options):
+        calls.append(None)
+        if len(calls) == 6:
+            raise error
+        return cross_entropy(*arguments, **options)
+
+    monkeypatch.setattr(loop.F, "cross_entropy", lost)
+    message = r"^train: .* got CUDA .*\. Last checkpoint: .*step-00000004\. Go on with: .*--resume$"
+    with pytest.raises(DeviceLostError, match=message):
+        train(config)
+    monkeypatch.undo()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(change(config, resume=True))
+    assert_same_run(tmp_path / "whole", config.output_dir)

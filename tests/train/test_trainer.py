@@ -10,7 +10,6 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 
 from tests.train.runs import SETTINGS, assert_same_run, best, last, make_images, metrics, run
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
@@ -21,13 +20,6 @@ from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, sav
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, write_parquet) -> Path:
     return make_images(tmp_path_factory.mktemp("images"), write_parquet)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    """accelerate keeps precision and device in a singleton, which would tie the tests to each other."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

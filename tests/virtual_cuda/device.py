@@ -51,6 +51,7 @@ def install() -> None:
     torch.Generator = _Generator  # type: ignore[misc]
     for types_ in (_foreach_utils._foreach_supported_types, optimizer._foreach_supported_types):
         types_.append(VirtualTensor)
+    torch.__future__.set_swap_module_params_on_conversion(True)  # nn.Module.to, in both directions
     # These build CPU tensors behind the back of dispatch modes.
     torch.tensor, torch.as_tensor = _tensor, _as_tensor
     _unwrap_in_triton()

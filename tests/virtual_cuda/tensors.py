@@ -1,11 +1,9 @@
 """Tensors that say cuda:0, keep their numbers in a CPU tensor, and refuse to meet CPU tensors as on a real device."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -24,6 +22,8 @@ NO_KERNEL = set(
 )
 # CUDA multiplies no integers.
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution", "convolution_backward"}
+# Operators made of others: PyTorch's, then ours too.
+COMPOSITE = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
 RESHAPES_IN_PLACE = {"set_", "resize_", "resize_as_", "t_", "transpose_", "squeeze_", "unsqueeze_", "as_strided_"}
 
 
@@ -95,12 +95,10 @@ def inner(value: Any) -> Any:
 
 
 def _run(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    if operator.namespace == "ttfs" and (own := _implementation(operator)) is not None:
-        with VirtualMode():  # its own operators are watched too
-            return own(*args, **kwargs)
-    if torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd"):
-        with VirtualMode():
-            return operator.decompose(*args, **kwargs)
+    for key in COMPOSITE if operator.namespace == "ttfs" else COMPOSITE[:1]:
+        if torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), key):
+            with VirtualMode():  # what it is made of is watched
+                return operator._op_dk(getattr(torch._C.DispatchKey, key), *args, **kwargs)
     name = operator._schema.name.split("::")[1]
     kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
     if operator is aten._to_copy.default:
@@ -128,12 +126,6 @@ def _run(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         return wrappers[id(value)] if id(value) in wrappers else VirtualTensor(value)
 
     return tree_map(wrap, result)
-
-
-def _implementation(operator: Any) -> Callable[..., Any] | None:
-    """The Python function behind an operator of ours; None for those that only PyTorch knows."""
-    definition = OPDEFS.get(operator._schema.name)
-    return None if definition is None else definition._init_fn
 
 
 def _cast(operator: Any, source: Tensor, kwargs: dict[str, Any]) -> Tensor:

@@ -9,6 +9,8 @@ from torch import nn
 
 from tests.virtual_cuda import installed, recording
 from tests.virtual_cuda.watch import memory
+from ttfs_kernels import dft_linear
+from ttfs_triton.nn import cnn1
 
 
 @pytest.fixture
@@ -100,3 +102,33 @@ def test_modules_move_copy_and_learn(virtual):
         assert theirs.is_cuda
         assert torch.equal(ours, theirs.cpu())
     assert network.to(virtual)(x.to(virtual)).is_cuda
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_what_our_operators_are_made_of_is_watched(virtual, backend):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    x, weight, bias = torch.rand(5, 16), torch.randn(4, 16), torch.zeros(4)
+    expected = dft_linear(x, weight, bias, backend="torch")
+    with recording() as record:
+        y = dft_linear(x.to(virtual), weight.to(virtual), bias.to(virtual), backend=backend)
+    assert y.is_cuda
+    torch.testing.assert_close(y.cpu(), expected, rtol=1e-5, atol=1e-5)
+    assert record.operators.total() + record.launches.total() > 3  # three are the copies
+    assert record.launches.total() == (backend == "triton")
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton", "auto"])
+def test_operands_on_two_devices_are_refused(virtual, backend):
+    x, weight = torch.rand(5, 16, device=virtual), torch.randn(4, 16)
+    with pytest.raises(ValueError, match=r"dft_linear: weight must be on the device of x \(cuda:0\); got cpu"):
+        dft_linear(x, weight, backend=backend)
+    network = cnn1(image_size=12, width=0.25).to(virtual)
+    with pytest.raises(ValueError, match=r"dft_conv2d: weight must be on the device of x \(cpu\); got cuda:0"):
+        network(torch.rand(1, 1, 12, 12))
+
+
+def test_dtype_without_kernels_is_refused(virtual):
+    x, weight = torch.rand(5, 16, device=virtual).double(), torch.randn(4, 16, device=virtual).double()
+    with pytest.raises(RuntimeError, match=r'backend="triton" must be able to run .*; float64 has no Triton kernel'):
+        dft_linear(x, weight, backend="triton")
+    assert dft_linear(x, weight, backend="auto").dtype == torch.float64

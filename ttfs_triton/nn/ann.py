@@ -56,10 +56,9 @@ class ANNConv2d(WeightedConv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
         self.batch_norm = _batch_norm(nn.BatchNorm2d, self.weight, self.initial_gain) if batch_norm else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        potential = F.conv2d(
-            x, self.effective_weight(), self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        weight = self.effective_weight() if weight is None else weight
+        potential = F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         if self.batch_norm is not None:
             potential = self.batch_norm(potential)
         # A copy only behind one-channel images, whose layout is ambiguous.
@@ -86,8 +85,8 @@ class ANNLinear(WeightedLinear):
         super().__init__(in_features, out_features, **options)
         self.batch_norm = _batch_norm(nn.BatchNorm1d, self.weight, self.initial_gain) if batch_norm else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, weight = self.synapses(x)
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        x, weight = self.synapses(x, weight)
         potential = F.linear(x, weight, self.bias)
         if self.batch_norm is not None:
             potential = self.batch_norm(potential)

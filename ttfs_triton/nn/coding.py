@@ -129,8 +129,8 @@ class AnalogEncoder(ANNConv2d):
         if std is not None and not min(std) > 0:
             raise ValueError(f"AnalogEncoder: std must be positive; got {list(std)}.")
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward((x - self.mean) / self.std)
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return super().forward((x - self.mean) / self.std, weight)
 
 
 def _check_window(function: str, layer: int, window: float) -> None:

@@ -52,10 +52,10 @@ class DFTConv2d(WeightedConv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
         self.neuron, self.backend = neuron, backend
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         activations = dft_conv2d(
             x,
-            self.effective_weight(),
+            self.effective_weight() if weight is None else weight,
             self.bias,
             stride=self.stride,
             padding=self.padding,
@@ -102,8 +102,8 @@ class DFTLinear(WeightedLinear):
         super().__init__(in_features, out_features, **options)
         self.neuron, self.backend = neuron, backend
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, weight = self.synapses(x)
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        x, weight = self.synapses(x, weight)
         return self.record(dft_linear(x, weight, self.bias, neuron=self.neuron, backend=self.backend))
 
     def extra_repr(self) -> str:

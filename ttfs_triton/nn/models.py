@@ -16,7 +16,7 @@ from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, Potent
 from ttfs_triton.nn.specification import Convolution, Dense, Pool, output_size, parse_specification
 from ttfs_triton.nn.standardise import fold_weight_standardisation
 from ttfs_triton.nn.statistics import SpikeCounter
-from ttfs_triton.nn.weighted import LinearOptions, WeightedConv2d, WeightedLinear, WeightOptions
+from ttfs_triton.nn.weighted import LinearOptions, WeightedConv2d, WeightedLinear, WeightOptions, effective_weights
 
 CNN1 = "16C5-P2-32C5p0-P2-128"
 VGG11 = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2-4096-4096"
@@ -73,7 +73,10 @@ class TTFSNetwork(nn.Module):
                 f"TTFSNetwork: images must have shape [N, {', '.join(map(str, expected))}]; got {tuple(images.shape)}. "
                 "Set in_channels and image_size in the configuration."
             )
-        return self.features(images.contiguous(memory_format=torch.channels_last))
+        activations = images.contiguous(memory_format=torch.channels_last)
+        for layer, weight in zip(self.features, effective_weights(self.features), strict=True):
+            activations = layer(activations) if weight is None else layer(activations, weight=weight)
+        return activations
 
     def decide(self, images: Tensor) -> FirstSpikeDecision:
         """Classify images by the earliest output spike, whichever readout the network was trained with."""

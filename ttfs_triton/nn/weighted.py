@@ -1,11 +1,13 @@
 """Weights, initial potentials and their initialisation: what spiking and analog layers have in common."""
 
 import math
+from collections.abc import Iterable
 from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from ttfs_kernels import standardise_weights
 from ttfs_triton.nn.standardise import standardise_weight
 from ttfs_triton.nn.statistics import SpikeCounter
 
@@ -166,9 +168,14 @@ class WeightedLinear(WeightedLayer):
         super().__init__((out_features, in_features), **options)
         self.in_features, self.out_features, self.spike_dropout = in_features, out_features, spike_dropout
 
-    def synapses(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input activations and weights of this pass: both as they are, or after dropout while training."""
-        weight = self.effective_weight()
+    def synapses(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Input activations and weights of this pass: both as they are, or after dropout while training.
+
+        Args:
+            x: [N, in_features].
+            weight: the effective weight, where it is known already. Default: `effective_weight()`.
+        """
+        weight = self.effective_weight() if weight is None else weight
         if not self.training or self.spike_dropout == 0:
             return x, weight
         kept = torch.rand_like(x, dtype=torch.float32) >= self.spike_dropout
@@ -177,6 +184,28 @@ class WeightedLinear(WeightedLayer):
     def extra_repr(self) -> str:
         text = f"{self.in_features}, {self.out_features}, {self.synapse_repr()}"
         return text if self.spike_dropout == 0 else f"{text}, spike_dropout={self.spike_dropout}"
+
+
+def effective_weights(modules: Iterable[nn.Module]) -> list[Tensor | None]:
+    """Standardised weights of layers, in as few kernel calls as `standardise_weights` needs for all of them.
+
+    Under autocast they may come in autocast's dtype, in which they are used. Hand each to its layer's `forward`.
+
+    Args:
+        modules: layers of a network, on one device, among others.
+    Returns:
+        For each module its `effective_weight()`; None if it has none, or no weight standardisation.
+    """
+    modules = list(modules)
+    layers = [layer for layer in modules if isinstance(layer, WeightedLayer) and layer.weight_gain is not None]
+    if not layers:
+        return [None] * len(modules)
+    weights, gains = [layer.weight for layer in layers], [layer.weight_gain for layer in layers]
+    device, dtype = weights[0].device.type, weights[0].dtype
+    if device != "cpu" and torch.is_autocast_enabled(device):  # on CPUs, it costs no less to cast where they are used
+        dtype = torch.get_autocast_dtype(device)
+    standardised = iter(standardise_weights(weights, gains, dtype=dtype))  # pyright: ignore[reportArgumentType]
+    return [next(standardised) if any(layer is other for other in layers) else None for layer in modules]
 
 
 def pair(value: Size) -> tuple[int, int]:

@@ -71,14 +71,14 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    crop_padding: int = Field(0, ge=0)
-    crop_fill: int = Field(0, ge=0, le=255)
+    crop_padding: int = Field(default=0, ge=0)
+    crop_fill: int = Field(default=0, ge=0, le=255)
     flip: bool = False
-    shift: int = Field(0, ge=0)
+    shift: int = Field(default=0, ge=0)
     auto_augment: bool = False
-    rotation: float = Field(0.0, ge=0)
-    cutout: int = Field(0, ge=0)
-    cutout_fill: int = Field(0, ge=0, le=255)
+    rotation: float = Field(default=0.0, ge=0)
+    cutout: int = Field(default=0, ge=0)
+    cutout_fill: int = Field(default=0, ge=0, le=255)
 
     def model_post_init(self, _: object) -> None:
         """Look for torchvision now rather than in each worker process."""

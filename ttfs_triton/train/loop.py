@@ -49,6 +49,7 @@ class Trainer:
     Attributes:
         network: the bare network; `model` is what is called in training (distributed, compiled).
         position: progress, saved with every checkpoint.
+        last_checkpoint: path of the newest one, for messages.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Trainer:
         self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
         self._guard = FiniteGuard(self.bare_optimizer, accelerator.device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, correct, images
-        self._last_checkpoint = "none yet"
+        self.last_checkpoint = "none yet"
 
     @property
     def scored_network(self) -> TTFSNetwork:
@@ -214,7 +215,7 @@ class Trainer:
         loss, norm = self._guard.loss.item(), self._guard.norm.item()
         raise NonFiniteLossError(
             f"step {step} (epoch {self.position.epoch + 1}): loss {loss}, gradient norm {norm}; stopped "
-            f"before the update.\n{layers}\nLast good checkpoint: {self._last_checkpoint}. "
+            f"before the update.\n{layers}\nLast good checkpoint: {self.last_checkpoint}. "
             "A lower --lr or --gradient-clip 1 usually helps."
         )
 
@@ -322,7 +323,7 @@ class Trainer:
         received = self.stop.received
         raise Interrupted(
             f"{received.name if received else 'another process'} received: stopped after step {self.position.step} "
-            f"(epoch {self.position.epoch + 1}), checkpoint {self._last_checkpoint}.",
+            f"(epoch {self.position.epoch + 1}), checkpoint {self.last_checkpoint}.",
             received,
         )
 
@@ -348,7 +349,7 @@ class Trainer:
                 state=state,
                 keep_last=self.config.keep_checkpoints,
             )
-            self._last_checkpoint = str(path)
+            self.last_checkpoint = str(path)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> bool:
@@ -380,7 +381,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             sums = [totals.loss, totals.correct, totals.images]
             self._sums += torch.tensor(sums, dtype=torch.float64, device=self._sums.device)
-        self._last_checkpoint = str(path)
+        self.last_checkpoint = str(path)
         if self.accelerator.is_main_process:
             self.folder.write_metrics(self.position.metrics)
         return True

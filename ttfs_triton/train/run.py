@@ -30,6 +30,10 @@ from ttfs_triton.train.processes import Interrupted, StopRequest, ask_main_proce
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 
 
+class DeviceLostError(RuntimeError):
+    """The GPU failed, or its memory was too small, in the middle of a run; what was saved is whole."""
+
+
 def main(recipe: Path, description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Entry point of a recipe: parse, train, exit with a plain message where the user can mend what went wrong.
 
@@ -38,7 +42,7 @@ def main(recipe: Path, description: str | None, arguments: Sequence[str] | None 
         description: shown by `--help`.
         arguments: command line without the program's name. Default: sys.argv[1:].
     """
-    with plain_errors(ConfigError, RunFolderError, NonFiniteLossError, Interrupted):
+    with plain_errors(ConfigError, RunFolderError, NonFiniteLossError, DeviceLostError, Interrupted):
         train(parse_config(recipe, description or "", arguments), name=recipe.stem)
 
 
@@ -54,6 +58,7 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
         ConfigError, RunFolderError: nothing has been written.
         Interrupted: a signal asked to stop; a checkpoint says how to go on.
         NonFiniteLossError: before the update that would have spoilt the weights.
+        DeviceLostError: the GPU failed; the message says how to go on.
     """
     if config.dataset is None and config.data_dir is None:
         raise ConfigError("give --dataset (a Hub name, or sample) or --data-dir (a local folder).")
@@ -89,6 +94,12 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
         raise Interrupted(message, stop.received) from None
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\nGo on with: {_command(folder)}", stopped.received) from None
+    except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DeviceLostError(
+            f"train: the device must last to the end; got {reason}. Last checkpoint: {trainer.last_checkpoint}. "
+            f"Go on with: {_command(folder)}"
+        ) from error
     accelerator.end_training()
     _publish(config, folder.path, accelerator, display)
     return summary

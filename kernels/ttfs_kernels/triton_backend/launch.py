@@ -39,7 +39,7 @@ class Launch:
     Attributes:
         kernel: Triton function.
         grid: programs on each axis.
-        arguments: by name; tensors, numbers and compile-time constants.
+        arguments: by name; tensors, numbers and compile-time constants, or tuples of such.
         num_warps, num_stages: as Triton takes them.
     """
 

@@ -91,6 +91,19 @@ def test_pooling_delivers_one_spike_of_a_patch():
     assert (second.inputs_active, second.synaptic_operations, second.spikes_delivered) == (2, 10, 0)
 
 
+@pytest.mark.parametrize("build", [cnn1, vgg11], ids=["latency", "analog"])
+def test_counts_do_not_depend_on_the_device(build, device):
+    torch.manual_seed(0)
+    network = build(width=1 / 16).eval()
+    images = torch.rand(5, network.config.in_channels, *network.config.image_size)
+    ours = count(network, images.split(3), histogram_bins=4, by_sample=True)
+    theirs = count(network.to(device), images.split(3), histogram_bins=4, by_sample=True)
+    # Spikes may fall to the other side of a border where another device sums in another order.
+    assert theirs.total()["spikes"] == pytest.approx(ours.total()["spikes"], rel=1e-3)
+    assert theirs.total()["synaptic_operations"] == pytest.approx(ours.total()["synaptic_operations"], rel=1e-3)
+    assert sum(theirs.spikes_by_sample) == theirs.total()["spikes"]
+
+
 @pytest.mark.parametrize(("bias", "spikes"), [(-9.0, 0), (2.0, 1)], ids=["all-silent", "all-saturated"])
 def test_all_alike(bias, spikes):
     network = nn.Sequential(

@@ -37,8 +37,15 @@ def test_engines_are_equal(readout, sigma, compare_at, steps, bits, per_channel,
     assert_same(summed, stepped)
 
 
-def test_engines_are_equal_on_a_network_with_an_analog_encoder():
-    network = vgg11(width=1 / 16, batch_norm=False)
+def test_simulation_does_not_depend_on_the_device(device):
+    network, batch = small_network(2), (2 * torch.rand(6, 2, 5, 4), torch.arange(6) % 3)
+    ours = simulate(network, [batch], steps=8, keep_spike_times=True)
+    for engine in ("summed", "stepped"):  # integers: equal on every device
+        assert_same(ours, simulate(network.to(device), [batch], steps=8, keep_spike_times=True, engine=engine))
+
+
+def test_engines_are_equal_on_a_network_with_an_analog_encoder(device):
+    network = vgg11(width=1 / 16, batch_norm=False).to(device)
     images = torch.rand(3, 3, 32, 32)
     assert_same(*(simulate(network, [images], steps=8, engine=e, keep_spike_times=True) for e in ("summed", "stepped")))
 

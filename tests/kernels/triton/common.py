@@ -138,7 +138,7 @@ def fenced_memory() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "new_empty", new_empty)
-        patch.setattr(torch, "empty_like", lambda like: new_empty(like, like.shape))
+        patch.setattr(torch, "empty_like", lambda like, **options: new_empty(like, like.shape, **options))
         yield
     assert all(fence.isnan().all() for fence in fences), "something was written around a tensor"
 

@@ -1,0 +1,266 @@
+"""Passes that are repeated by addresses alone give what planned ones give, for any operands.
+
+Without a GPU, a compiled kernel is stood in for by the interpreter at the same addresses; and in a process of its own
+by Triton's real compilation for a GPU that is not there, up to the launcher.
+"""
+
+import ctypes
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from triton.runtime import driver
+
+from tests.kernels.test_operators import KINDS, PERSISTENCES, apply
+from tests.kernels.triton.test_operators import on
+from ttfs_kernels import dft_linear, ops
+from ttfs_kernels.triton_backend import choice, launch, programs
+from ttfs_kernels.triton_backend.programs import Repeated
+
+ROOT = Path(__file__).parents[3]
+
+
+class Compiled:
+    """A launch that can be made again, by addresses: in memory, as the interpreter runs it."""
+
+    def __init__(self, launched: launch.Launch) -> None:
+        self.kernel, self.options = launched.kernel, launched.options
+        self.names = list(launched.arguments)
+        tensors = {name: value for name, value in launched.arguments.items() if isinstance(value, Tensor)}
+        self.tensors = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
+
+    def __getitem__(self, grid: tuple[int, int, int]):
+        def run(*values: Any, stream: int) -> None:
+            assert stream == 7
+            arguments = dict(zip(self.kernel.arg_names, values, strict=True))
+            assert not any(isinstance(value, Tensor) for value in values)
+            memory = {name: at_address(arguments[name], *about) for name, about in self.tensors.items()}
+            self.kernel[grid](**(arguments | memory), **self.options)
+
+        return run
+
+
+def at_address(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor over memory that others own."""
+    count = torch.Size(shape).numel()
+    return torch.frombuffer((ctypes.c_char * (count * dtype.itemsize)).from_address(address), dtype=dtype).view(shape)
+
+
+@pytest.fixture
+def repeating(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Launches return `Compiled`, and passes are repeated; the kernels that are planned are listed."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU has compiled kernels of its own")
+    planned: list[str] = []
+    real_run = launch.Launch.run
+
+    def run(self: launch.Launch) -> Compiled:
+        planned.append(self.kernel.__name__)
+        real_run(self)
+        return Compiled(self)
+
+    active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 7)
+    monkeypatch.setattr(driver, "_active", active)
+    monkeypatch.setattr(programs, "interpreting", lambda: False)
+    monkeypatch.setattr(launch.Launch, "run", run)
+    return planned
+
+
+def results(kind: str, tensors: tuple[Tensor, Tensor, Tensor], **options: Any) -> list[Tensor]:
+    """Activations and gradients, from a gradient that is the same in every call."""
+    y = apply(kind, *tensors, **options)
+    grad = torch.linspace(-1, 1, y.numel()).view(y.shape)
+    return [y, *torch.autograd.grad(y, tensors, grad)]
+
+
+def operands(device: torch.device, kind: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    x, weight, bias = on(device, kind)
+    assert bias is not None
+    return x, weight, bias
+
+
+@KINDS
+@PERSISTENCES
+@pytest.mark.parametrize("surrogate_width", [0.0, 0.5])
+@pytest.mark.parametrize("backend", ["triton", "auto"])
+def test_repeated_passes_equal_planned_ones(
+    device, monkeypatch, repeating, kind, psp_persistence, surrogate_width, backend
+):
+    """On other numbers, elsewhere in memory; "auto" takes the library for the contractions."""
+    monkeypatch.setattr(ops, "operators_for", lambda *_: ("blockwise", backend))
+    options = {"psp_persistence": psp_persistence, "surrogate_width": surrogate_width}
+    kept = [operands(device, kind, seed) for seed in range(3)]
+    first = results(kind, kept[0], **options)
+    expected = []
+    for tensors in kept:
+        choice.forget()
+        expected.append(results(kind, tensors, **options))
+    choice.forget()
+    results(kind, kept[0], **options)
+    repeating.clear()
+    for tensors, wanted in zip(kept, expected, strict=True):
+        for ours, theirs in zip(results(kind, tensors, **options), wanted, strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.stride() == theirs.stride()
+            assert ours.dtype == theirs.dtype
+    planned = set(repeating) - {"stack_mask", "fire_potentials"}  # around library calls
+    assert planned == set()
+    assert all(torch.equal(*pair) for pair in zip(first, expected[0], strict=True))
+
+
+@KINDS
+def test_outputs_are_not_made_in_memory_that_is_still_used(device, repeating, kind):
+    tensors = operands(device, kind, 0)
+    calls = [results(kind, tensors, backend="triton") for _ in range(3)]
+    places = [tensor.untyped_storage().data_ptr() for call in calls[1:] for tensor in call]
+    assert len(set(places)) == len(places)
+
+
+def test_programs_hold_no_tensors(device, repeating):
+    x = torch.rand(8, 16, device=device)
+    weight = torch.rand(16, 16, device=device)
+    for _ in range(2):
+        y = dft_linear(x, weight, backend="triton")
+    watched = [weakref.ref(tensor) for tensor in (x, weight, y)]
+    del x, weight, y
+    gc.collect()
+    assert [reference() for reference in watched] == [None] * 3
+
+
+def test_what_a_plan_depends_on_is_planned_anew(device, repeating):
+    def planned(rows: int = 8, outputs: int = 16, dtype: torch.dtype = torch.float32, **options: Any) -> list[str]:
+        repeating.clear()
+        x, weight = torch.rand(rows, 16, device=device).to(dtype), torch.rand(outputs, 16, device=device).to(dtype)
+        bias = torch.rand(outputs, device=device) if options.pop("bias", False) else None
+        dft_linear(x.requires_grad_(options.pop("grad", False)), weight, bias, backend="triton", **options)
+        return list(repeating)
+
+    assert planned() == ["linear_forward"]
+    assert planned() == []
+    for other in (
+        {"rows": 9},
+        {"outputs": 17},
+        {"dtype": torch.float16},
+        {"bias": True},
+        {"grad": True},
+        {"psp_persistence": 0.5},
+        {"psp_persistence": 0.0},
+        {"surrogate_width": 0.5},
+    ):
+        assert planned(**other) == ["linear_forward"]
+        assert planned(**other) == []
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    assert planned() == ["linear_forward"]
+    choice.forget()
+    assert planned() == ["linear_forward"]
+
+
+def test_addresses_that_are_no_multiples_of_16_go_through_the_front_end(device, repeating):
+    """Triton builds other code for them."""
+    weight = torch.rand(16, 16, device=device)
+    memory = torch.rand(8 * 16 + 1, device=device)
+    x, shifted = memory[:-1].view(8, 16), memory[1:].view(8, 16)
+    dft_linear(shifted, weight, backend="triton")
+    dft_linear(x, weight, backend="triton")
+    repeating.clear()
+    assert torch.equal(
+        dft_linear(shifted, weight, backend="triton"), dft_linear(shifted.clone(), weight, backend="triton")
+    )
+    assert repeating == ["linear_forward"]
+
+
+def test_operands_in_one_place_do_not_decide_which_is_which(device, repeating):
+    x, weight = torch.rand(16, 16, device=device), torch.rand(16, 16, device=device)
+    dft_linear(x, x, backend="triton")
+    ours = [dft_linear(x, weight, backend="triton") for _ in range(2)]
+    torch.testing.assert_close(ours[0], dft_linear(x, weight, backend="torch"))
+    assert torch.equal(*ours)
+
+
+def test_a_launch_that_returns_no_kernel_is_reported_once(device, monkeypatch, repeating):
+    """Another Triton may have another front end: then it is used for every call, and said."""
+    monkeypatch.setattr(programs, "_warned", False)
+    monkeypatch.setattr(launch.Launch, "run", lambda self: self.kernel[self.grid](**self.arguments, **self.options))
+    x, weight = torch.rand(8, 16, device=device), torch.rand(16, 16, device=device)
+    with pytest.warns(UserWarning, match="a launch must return a compiled kernel; got NoneType"):
+        y = dft_linear(x, weight, backend="triton")
+    assert torch.equal(dft_linear(x, weight, backend="triton"), y)
+    torch.testing.assert_close(y, dft_linear(x, weight, backend="torch"))
+
+
+def test_the_number_of_remembered_passes_is_bounded(monkeypatch):
+    monkeypatch.setattr(programs, "interpreting", lambda: False)
+    monkeypatch.setattr(programs, "LIMIT", 3)
+    made = []
+
+    def remember(key: int) -> int:
+        return programs.remembered(key, lambda: made.append(key) or (lambda: key))()
+
+    assert [remember(key) for key in (1, 2, 3, 3, 4, 4)] == [1, 2, 3, 3, 4, 4]
+    assert made == [1, 2, 3, 4]
+    assert len(programs._remembered) == 1
+
+
+def test_launches_reach_the_launcher():
+    """Compiled by Triton for a GPU that is not there: the second call hands over what the first one did."""
+    variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    paths = [ROOT, ROOT / "kernels", ROOT / "bench"]
+    variables |= {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    code = f"from {__name__} import hand_over; hand_over()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["linear", "conv2d"]
+
+
+def hand_over() -> None:
+    """In a process where Triton compiles: two equal calls of each operator, forward and backward."""
+    import _absent_gpu
+
+    from tests.kernels.test_operators import arguments
+
+    _absent_gpu.pretend()
+    for kind in ("linear", "conv2d"):
+        torch.manual_seed(0)
+        x, weight, bias = (t.detach() for t in arguments(kind) if t is not None)
+        tensors = tuple(tensor.requires_grad_() for tensor in (x.half(), weight.half(), bias))
+        kept = []
+        for _ in range(2):
+            _absent_gpu.launched.clear()
+            y = apply(kind, *tensors, backend="triton")
+            grads = torch.autograd.grad(y, tensors, torch.ones_like(y))
+            kept.append((list(_absent_gpu.launched), [y, *grads]))
+        (first, _), (second, made) = kept
+        assert len(first) == len(second) == 5, first
+        for planned, repeated in zip(first, second, strict=True):
+            assert planned[:2] == repeated[:2]
+            assert planned.arguments.keys() == repeated.arguments.keys()
+            for name, value in planned.arguments.items():
+                given = repeated.arguments[name]
+                if isinstance(value, Tensor):
+                    assert isinstance(given, int)
+                    assert given % 16 == value.data_ptr() % 16
+                else:
+                    assert given == value or given is value, name
+        forward, *backward = second
+        assert forward.arguments["y_ptr"] == backward[0].arguments["y_ptr"] == made[0].data_ptr()
+        assert backward[0].arguments["h_ptr"] == backward[2].arguments["h_ptr"] == backward[3].arguments["h_ptr"]
+        assert backward[1].arguments["parts_ptr"] == backward[0].arguments["bias_sum_ptr"]
+        assert [backward[i].arguments[name] for i, name in ((2, "grad_x_ptr"), (3, "out_ptr"), (1, "out_ptr"))] == [
+            tensor.data_ptr() for tensor in made[1:]
+        ]
+        print(kind)
+
+
+def test_a_pass_without_launches_is_planned_every_time(device, repeating):
+    empty = torch.empty(0, 16, device=device), torch.rand(4, 16, device=device)
+    assert [dft_linear(*empty, backend="triton").shape for _ in range(2)] == [(0, 4)] * 2
+    assert all(run.program is None for run in programs._remembered.values() if isinstance(run, Repeated))
