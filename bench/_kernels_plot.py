@@ -21,7 +21,7 @@ def draw(path: Path, rows: list[Row], note: str) -> Path:
     """Write the picture: a column for each dtype and σ, a row of panels for each pass."""
     columns = groups(rows)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.5 + 4.2 * len(columns), 9), layout="constrained")
+        figure = Figure(figsize=(1.5 + 4.2 * len(columns), 11), layout="constrained")
         panels = figure.subplots(len(PASSES), len(columns), sharex="col", sharey="row", squeeze=False)
         for column, ((dtype, sigma), chosen) in enumerate(columns.items()):
             for line, name in enumerate(PASSES):

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-PASSES = ("forward", "grad_x", "grad_w", "forward_backward")
+PASSES = ("forward", "grad_x", "grad_w", "grad_b", "forward_backward")
 PROVIDERS = (OURS, AUTO, TORCH, COMPOSITION, STACKED, COMPILED.format(COMPOSITION), COMPILED.format(STACKED))
 PROVIDERS = (*PROVIDERS, ANN, COMPILED.format(ANN))
 WITHOUT_RIVALS = (OURS, AUTO, TORCH)

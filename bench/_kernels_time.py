@@ -1,7 +1,8 @@
 """A layer's passes by every contender: compared with float64, then timed in turns, against measured ceilings.
 
-A pass is what autograd runs for it: grad_x is the backward pass when only the input needs a gradient. On a GPU, times
-are those of the GPU (see `ttfs_kernels.triton_backend.measure`): its caches are cold and Python is not waited for.
+A pass is what autograd runs for it: grad_x is the backward pass when only the input needs a gradient, grad_b, the
+local gradients and their sum, when only the bias needs one. On a GPU, times are those of the GPU (see
+`ttfs_kernels.triton_backend.measure`): its caches are cold and Python is not waited for.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from torch import Tensor
 from ttfs_kernels.triton_backend.measure import checked_images, compare, gpu_times_ms, random_operands
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
-WANTED = {"forward": (0, 1, 2), "grad_x": (0,), "grad_w": (1,), "forward_backward": (0, 1, 2)}
+WANTED = {"forward": (0, 1, 2), "grad_x": (0,), "grad_w": (1,), "grad_b": (2,), "forward_backward": (0, 1, 2)}
 CALLS = {"cuda": 10, "cpu": 1}  # a round
 
 
@@ -61,7 +62,7 @@ class Pass:
     def prepare(self) -> None:
         """What comes before the pass."""
         self.y = None
-        if self.name in ("grad_x", "grad_w"):
+        if self.name in ("grad_x", "grad_w", "grad_b"):
             self.y = self.contender.forward(*self.tensors)
 
     def run(self) -> None:

@@ -6,15 +6,16 @@
     python bench/kernels.py --compile-only --targets sm_90    # registers, spills, instructions; needs no GPU
     python bench/kernels.py --plan                            # a training step by a model; needs no GPU
 
-Times: all layers of CNN1, VGG11 and VGG16, the passes forward, grad_x, grad_w, and forward with backward. Ours is
-"triton" (our kernels in every pass) and "auto" (what users get: the faster provider by the tuned table, the library
-where there is none). The baselines: the composition that a user would write (two contractions and `torch.where`); the
-stacked library call, one contraction over activations and spike mask with fused element-wise kernels; both under
-torch.compile; and the same layer of an ANN, with fewer contractions. On a CPU, ours is the torch backend, which is the
-stacked call; Triton rows need a GPU and are left out. Every pass is compared with float64 first; one that fails is not
-timed, and the exit status is 1. The largest error is in units of the results' root mean square.
+Times: all layers of CNN1, VGG11 and VGG16, the passes forward, grad_x, grad_w, grad_b (local gradients and their sum),
+and forward with backward. Ours is "triton" (our kernels in every pass) and "auto" (what users get: the faster provider
+by the tuned table, the library where there is none). The baselines: the composition that a user would write (two
+contractions and `torch.where`); the stacked library call, one contraction over activations and spike mask with fused
+element-wise kernels; both under torch.compile; and the same layer of an ANN, with fewer contractions. On a CPU, ours is
+the torch backend, which is the stacked call; Triton rows need a GPU and are left out. Every pass is compared with
+float64 first; one that fails is not timed, and the exit status is 1. The largest error is in units of the results'
+root mean square.
 Floors are operations over the speed of a large matrix product, or bytes over that of a large copy, both measured in
-the same run; what is not counted are the local gradients between the passes.
+the same run; of forward with backward, they do not count the local gradients.
 
 Tuning tries all candidate configurations of our kernels, each compared with float64 first, and goes on where it was
 stopped. The table goes where this user's programs find it, unless --output names another folder.

@@ -20,7 +20,7 @@ LAYERS = [
     {"name": "c", "height": 5, "width": 4, "in_channels": 2, "out_channels": 4, "kernel": [3, 3], "padding": [1, 1]},
     {"name": "f", "height": 1, "width": 1, "in_channels": 96, "out_channels": 64},
 ]
-TIMED = ("forward", "grad_x", "grad_w", "forward_backward")
+TIMED = ("forward", "grad_x", "grad_w", "grad_b", "forward_backward")
 PROVIDERS = ("ours, torch", "composition", "ANN")
 
 
@@ -319,6 +319,7 @@ def test_check_finds_every_wrong_result(kernels, name):
         "forward": [True, False, True, True, True],
         "grad_x": [True, True, False, True, True],
         "grad_w": [True, True, True, False, True],
+        "grad_b": [True, True, True, True, False],
         "forward_backward": [True, False, False, False, False],
     }
     assert verdicts == right_verdicts[name]

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from tests.bench.modules import machine_code, planning
+from ttfs_kernels.triton_backend import standardisation
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import Chip, Form, default_form
 from ttfs_kernels.triton_backend.launch import Device, Launch
@@ -45,6 +46,7 @@ PROBLEMS = {
 }
 WITH_SURROGATE = ("few_channels", "narrow", "wide", "linear", "tf32")
 SURROGATE = " with surrogate"
+STANDARDISATION = ("standardise", "standardise_backward")
 NAMES = [
     *(f"{problem} {which}" for problem in PROBLEMS for which in PASSES),
     *(f"{problem} {which}{SURROGATE}" for problem in WITH_SURROGATE for which in ("forward", "grad_x")),
@@ -69,6 +71,17 @@ def launches(target: str) -> Iterator[tuple[str, Launch]]:
         yield "racing", planning.plan_pass("forward", problem, config, "ieee", DEVICES["sm_80"]).launches[0]
         starved = Config(128, 128, 64, 4, 3, Form.WEIGHTS_FIRST)
         yield "starved", planning.plan_pass("forward", problem, starved, "ieee", device).launches[0]
+    yield from zip(STANDARDISATION, standardisations(), strict=True)
+
+
+def standardisations() -> Iterator[Launch]:
+    """Forward and backward of the hidden layers of a VGG16."""
+    shapes = [(64, 3, 3, 3), (64, 64, 3, 3), (512, 256, 3, 3), *[(512, 512, 3, 3)] * 10, *[(4096, 4096)] * 2]
+    weights = [torch.empty(shape, device="meta") for shape in shapes]
+    gains, out = [torch.empty(len(w), device="meta") for w in weights], [w.bfloat16() for w in weights]
+    stats = standardisation.new_stats(weights)
+    yield from standardisation.forward_launches(weights, gains, out, stats, 1e-12)
+    yield from standardisation.backward_launches(out, weights, gains, weights, gains, stats)
 
 
 def main(target: str) -> None:
@@ -112,6 +125,15 @@ def test_defaults_compile_to_clean_loops(target, name):
     assert code.loop_tensor_core > 0
     assert code.programs_per_processor
     assert code.programs_per_processor > 0
+
+
+@pytest.mark.parametrize("target", DEVICES)
+@pytest.mark.parametrize("name", STANDARDISATION)
+def test_standardisation_of_many_layers_spills_nothing(target, name):
+    code = built(target)[name]
+    assert code.spilled_bytes == 0
+    assert code.programs_per_processor
+    assert code.programs_per_processor >= 4
 
 
 @pytest.mark.parametrize("target", DEVICES)

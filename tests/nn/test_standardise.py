@@ -127,3 +127,8 @@ def test_effective_weights_of_modules_without_any():
     weights = effective_weights([plain, standardised, pool])
     assert [weight is None for weight in weights] == [True, False, True]
     assert torch.equal(weights[1], standardised.effective_weight())
+
+
+def test_hidden_layers_run_without_memory():
+    network = cnn1(image_size=16, width=0.25).to("meta")
+    assert network.hidden(torch.rand(2, 1, 16, 16, device="meta")).shape == (2, 32)

@@ -201,9 +201,9 @@ def effective_weights(modules: Iterable[nn.Module]) -> list[Tensor | None]:
     if not layers:
         return [None] * len(modules)
     weights, gains = [layer.weight for layer in layers], [layer.weight_gain for layer in layers]
-    device, dtype = weights[0].device.type, weights[0].dtype
-    if device != "cpu" and torch.is_autocast_enabled(device):  # on CPUs, it costs no less to cast where they are used
-        dtype = torch.get_autocast_dtype(device)
+    dtype = weights[0].dtype
+    if weights[0].is_cuda and torch.is_autocast_enabled("cuda"):  # elsewhere they are cast where they are used
+        dtype = torch.get_autocast_dtype("cuda")
     standardised = iter(standardise_weights(weights, gains, dtype=dtype))  # pyright: ignore[reportArgumentType]
     return [next(standardised) if any(layer is other for other in layers) else None for layer in modules]
 

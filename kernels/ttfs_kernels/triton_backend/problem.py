@@ -115,7 +115,9 @@ class Problem:
         return self.group_inputs < FEW_CHANNELS and not self.is_matrix_product
 
     def flops(self, which: str) -> int:
-        """Floating point operations of a pass: 2 a multiply-accumulate, both contractions."""
+        """Floating point operations of a pass: 2 a multiply-accumulate, both contractions; none in "grad_b"."""
+        if which == "grad_b":
+            return 0
         contractions = 2 if self.with_slope and (which != "grad_x" or self.surrogate) else 1
         return 2 * contractions * self.rows * self.out_channels * self.depth
 
@@ -129,6 +131,7 @@ class Problem:
             "forward": inputs + weights + pair * outputs,
             "grad_x": (2 if self.surrogate else 1) * outputs + weights + pair * inputs,
             "grad_w": pair * outputs + inputs + weights,
+            "grad_b": (1 + pair) * outputs + self.out_channels,
         }
         return elements[which] * self.dtype.itemsize
 

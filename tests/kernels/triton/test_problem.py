@@ -37,6 +37,8 @@ def test_floors_by_hand(with_slope):
     assert layer.bytes("forward") == 2 * (960 + 90 + pair * 288)
     assert layer.bytes("grad_x") == 2 * (288 + 90 + pair * 960)
     assert layer.bytes("grad_w") == 2 * (pair * 288 + 960 + 90)
+    assert layer.flops("grad_b") == 0
+    assert layer.bytes("grad_b") == 2 * ((1 + pair) * 288 + 6)
 
 
 def test_problems_are_read_from_tensors():

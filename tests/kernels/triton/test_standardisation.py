@@ -1,10 +1,5 @@
 """Weight standardisation of many layers in one kernel call: against float64, in every layout, with its gradients."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +12,6 @@ from ttfs_kernels import standardise_weights
 from ttfs_kernels.triton_backend import standardisation
 from ttfs_kernels.triton_backend.launch import Launch
 
-ROOT = Path(__file__).parents[3]
 SHAPES = ((3, 5), (4, 7, 3, 3), (2, 1500), (4, 3, 1, 2), (1, 2))
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
@@ -180,28 +174,3 @@ def test_elsewhere_each_layer_has_a_normalisation_of_its_own(choice):
     double = [[tensor.detach().double() for tensor in tensors] for tensors in (weights, gains)]
     for ours, *pair in zip(standardise_weights(*double), *double, strict=True):
         torch.testing.assert_close(ours, by_definition(*pair))
-
-
-def test_compiles_for_gpus_that_are_not_there():
-    """No register spilled; in a process where Triton compiles."""
-    variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    code = f"from {__name__} import compile_all; compile_all()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [int(spilled) for spilled in done.stdout.split()] == [0] * 8
-
-
-def compile_all() -> None:
-    """Print the spilled bytes of both kernels on every target, for the layers of a VGG."""
-    from tests.kernels.triton.test_machine_code import DEVICES
-    from ttfs_kernels.triton_backend.machine_code import inspect
-    from ttfs_kernels.triton_backend.standardisation import backward_launches, forward_launches, new_stats
-
-    shapes = [(64, 3, 3, 3), (64, 64, 3, 3), (512, 256, 3, 3), *[(512, 512, 3, 3)] * 10, *[(4096, 4096)] * 2]
-    weights = [torch.empty(shape, device="meta") for shape in shapes]
-    gains, out = [weight[:, :1].flatten() for weight in weights], [weight.bfloat16() for weight in weights]
-    stats = new_stats(weights)
-    launches = forward_launches(weights, gains, out, stats, 1e-12)
-    launches += backward_launches(out, weights, gains, weights, gains, stats)
-    for device in DEVICES.values():
-        print(*(inspect(launch, device.chip).spilled_bytes for launch in launches))
