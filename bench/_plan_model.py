@@ -32,6 +32,7 @@ class Machine:
         memory_tb_s: that the memory moves.
         cache_tb_s: that the second-level cache moves.
         shortest_us: no launch takes less.
+        library_tile: side of the blocks of results of library calls; smaller ones would fill small layers better.
     """
 
     name: str = "h100"
@@ -41,9 +42,9 @@ class Machine:
     memory_tb_s: float = 2.8
     cache_tb_s: float = 5.5
     shortest_us: float = 2.0
+    library_tile: int = 128
 
 
-LIBRARY_TILE = 128
 CYCLES_PER_STEP = 200  # of a loop over memory
 PROGRAMS_PER_PROCESSOR = 16  # element-wise kernels, of four warps
 
@@ -111,7 +112,7 @@ def products(
 
 def library_products(machine: Machine, rows: int, columns: int, flops: int, moved: int, *, split: bool = False) -> Cost:
     """The same in a library, in tiles; `split` if its reduction is split until all processors are busy."""
-    tiles = math.ceil(rows / LIBRARY_TILE) * math.ceil(columns / LIBRARY_TILE)
+    tiles = math.ceil(rows / machine.library_tile) * math.ceil(columns / machine.library_tile)
     # A reduction can be cut so finely that the last wave is full, too.
     programs = math.ceil(tiles / machine.processors) * machine.processors if split else tiles
     return products(machine, programs, flops, flops, moved)
