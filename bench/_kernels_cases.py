@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ttfs_kernels.triton_backend.passes import WIDE
 from ttfs_kernels.triton_backend.problem import Problem
 
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
+WIDE = 2**31  # elements from which offsets need 64 bits
 SETTINGS = ("batch", "dtype", "with_slope", "surrogate")  # of a problem; the command line says
 
 

@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ttfs_kernels.triton_backend.configs import default_config
+from ttfs_kernels.triton_backend import standardisation as standardise
+from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, Launch
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
-from ttfs_kernels.triton_backend.work import executed_flops
+from ttfs_kernels.triton_backend.work import cut, executed_flops, tap_steps, weight_blocks
 from ttfs_triton.nn import DFTConv2d, DFTLinear, EarliestSpikePool2d, TTFSNetwork, models
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
 
@@ -27,8 +28,6 @@ PROVIDERS = (OURS, STACKED, ANN)
 SPIKING = (OURS, STACKED)
 WHOLE = "network"
 WIDE_BYTES = 4  # of parameters and moments, float32
-# Launches of a pass of PyTorch's batch_norm, and how often they move the weights: once for the sums, once to apply.
-STANDARDISE = {"forward": (2, 2), "backward": (2, 3)}
 
 
 class Part(NamedTuple):
@@ -48,14 +47,14 @@ class Network:
         spiking: (name, shape) of the layers of ours.
         analog: the same of the encoder's convolution, whichever provider runs the rest.
         pools: (elements in, elements out) of each.
-        weights: elements of each standardised layer's weights.
+        weights: shape [neurons, synapses] of each layer's.
         parameters: all elements that the optimiser updates.
     """
 
     spiking: list[tuple[str, Problem]]
     analog: list[tuple[str, Problem]]
     pools: list[tuple[int, int]]
-    weights: list[int]
+    weights: list[tuple[int, int]]
     parameters: int
 
 
@@ -78,7 +77,7 @@ def read(
                 with_slope = spiking and sigma > 0
                 problem = replace(problem, with_slope=with_slope, surrogate=with_slope and surrogate)
                 (found.spiking if spiking else found.analog).append((name, problem))
-                found.weights.append(module.weight.numel())
+                found.weights.append((module.weight.shape[0], module.weight[0].numel()))
 
         return hook
 
@@ -128,13 +127,27 @@ def ours(problem: Problem, number: Number, machine: Machine) -> Iterator[tuple[s
         launches = plan_pass(which, problem, config, precision, here).launches
         executed = executed_flops(which, problem, config)
         main, *others = launches
-        # Each block of results reads both sides of its products from the second-level cache, step by step.
+        # Each block of results reads both sides of its products from the second-level cache, step by step. The forward
+        # pass's two products share them; the others' have one side of their own each.
         tile = main.arguments["BLOCK_M"], main.arguments["BLOCK_N"]
-        # The forward pass's two products share them; the others' have one side of their own each.
         pairs = executed / 2 / math.prod(tile) / (2 if which == "forward" and problem.with_slope else 1)
         cache = pairs * sum(tile) * problem.dtype.itemsize
-        cost = products(machine, math.prod(main.grid), executed, problem.flops(which), moved(main), cache)
+        programs, longest = working(which, problem, config, main)
+        longest *= executed // max(1, cut(which, problem, config).steps)
+        dense = problem.flops(which)
+        cost = products(machine, programs, executed, dense, moved(main), longest=longest, cache_bytes=cache)
         yield which, sum((elementwise_launch(machine, launch) for launch in others), cost)
+
+
+def working(which: str, problem: Problem, config: Config, launch: Launch) -> tuple[int, int]:
+    """Programs of a launch that have something to do, and the steps of the longest."""
+    if which == "grad_w":
+        # Taps that are inside the map at fewer positions have fewer splits; the rest of the grid ends at once.
+        length = launch.arguments["steps_per_split"]
+        splits = sum(math.ceil(steps / length) for steps in tap_steps(problem, config))
+        return weight_blocks(problem, config) * splits, length
+    programs, _, longest = cut(which, problem, config)
+    return math.prod(launch.grid), longest if math.prod(launch.grid) == programs else 0
 
 
 def local(problem: Problem, here: Device, machine: Machine) -> Iterator[tuple[str, Cost]]:
@@ -149,10 +162,12 @@ def elementwise_launch(machine: Machine, launch: Launch) -> Cost:
 
 
 def serial_steps(launch: Launch) -> int:
-    """Steps of a program's loop, of the kernels in `gradient.py`."""
+    """Steps of a program's loop, of the kernels beside the products."""
     arguments = launch.arguments
     if "splits" in arguments:
         return math.ceil(arguments["splits"] / arguments.get("ROWS", 1))
+    if "FAN_IN" in arguments:
+        return 2 * math.ceil(max(arguments["FAN_IN"]) / arguments["BLOCK"])  # once for the sums, once to apply
     if "rows_per_program" in arguments:
         return math.ceil(min(arguments["rows_per_program"], arguments["M"]) / arguments["BLOCK_M"])
     return 1
@@ -160,8 +175,8 @@ def serial_steps(launch: Launch) -> int:
 
 def moved(launch: Launch) -> int:
     """Bytes of a launch's tensors, each once."""
-    tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, torch.Tensor)}
-    return sum(tensor.nbytes for tensor in tensors.values())
+    values = [value if isinstance(value, tuple) else (value,) for value in launch.arguments.values()]
+    return sum(tensor.nbytes for value in values for tensor in value if isinstance(tensor, torch.Tensor))
 
 
 def stacked(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
@@ -234,21 +249,30 @@ def whole(network: Network, machine: Machine) -> Iterator[tuple[str, str, Cost]]
         # Activations and 64-bit indices of their places, then the gradient of every input.
         pooling += elementwise(machine, size * (inputs + outputs) + 8 * outputs)
         pooling += elementwise(machine, size * (inputs + outputs) + 8 * outputs)
-    casts = standardisation = Cost()
-    for weights in network.weights:
+    casts = Cost()
+    for weights in map(math.prod, network.weights):
         # To 16 bits for the products, and their gradient back.
         casts += elementwise(machine, (WIDE_BYTES + size) * weights).times(2)
-        for launches, passes in STANDARDISE.values():
-            each = elementwise(machine, WIDE_BYTES * weights * (passes + 1) // launches)
-            standardisation += each.times(launches)
     # Adam: parameter, gradient and two moments are read, all but the gradient written.
     optimiser = elementwise(machine, 7 * WIDE_BYTES * network.parameters)
     for provider in PROVIDERS:
         yield "pooling", provider, pooling
-        yield "casts", provider, casts
         yield "optimiser", provider, optimiser
+    # Standardised weights are written in 16 bits.
+    yield "weight_casts", ANN, casts
     for provider in SPIKING:
-        yield "weight_standardisation", provider, standardisation
+        yield "weight_standardisation", provider, standardisation(network, machine)
+
+
+def standardisation(network: Network, machine: Machine) -> Cost:
+    """Of all layers' weights, forward and backward."""
+    weights = [torch.empty(shape, device="meta") for shape in network.weights]
+    gains = [weight.new_empty(weight.shape[0]) for weight in weights]
+    rounded = [torch.empty_like(weight, dtype=torch.bfloat16) for weight in weights]
+    stats = standardise.new_stats(weights)
+    launches = standardise.forward_launches(weights, gains, rounded, stats, 0.0)
+    launches += standardise.backward_launches(rounded, weights, gains, weights, gains, stats)
+    return sum((elementwise_launch(machine, launch) for launch in launches), Cost())
 
 
 def row(part: Part) -> dict[str, Any]:

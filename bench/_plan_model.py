@@ -3,7 +3,8 @@
 The model, H100's numbers by default:
 
 - Products run at what libraries reach there, 450 TFLOP/s, when every processor is busy: half of what its tensor cores
-  can at 1.65 GHz. A launch takes as long as the processor with the most programs: waves = ceil(programs / 132).
+  can at 1.65 GHz. A launch takes as long as the processor with the most programs: waves = ceil(programs / 132). Longer
+  programs start first, so that the average counts, unless one is longer than all that a processor has.
   Ours and the libraries' are given the same speed, so that what differs is operations and waves.
 - Libraries cut into tiles of 128×128. They split the reduction of a weight's gradient until all processors are busy.
 - Memory moves 2.8 TB/s; every operand is read once, every result written once. A launch takes the longer of both.
@@ -31,6 +32,7 @@ class Machine:
         memory_tb_s: that the memory moves.
         cache_tb_s: that the second-level cache moves.
         shortest_us: no launch takes less.
+        library_tile: side of the blocks of results of library calls; smaller ones would fill small layers better.
     """
 
     name: str = "h100"
@@ -40,9 +42,9 @@ class Machine:
     memory_tb_s: float = 2.8
     cache_tb_s: float = 5.5
     shortest_us: float = 2.0
+    library_tile: int = 128
 
 
-LIBRARY_TILE = 128
 CYCLES_PER_STEP = 200  # of a loop over memory
 PROGRAMS_PER_PROCESSOR = 16  # element-wise kernels, of four warps
 
@@ -91,17 +93,26 @@ class Cost:
         return sum((self for _ in range(count)), Cost())
 
 
-def products(machine: Machine, programs: int, executed: int, dense: int, moved: int, cache_bytes: float = 0.0) -> Cost:
-    """A launch of products, its operations spread evenly over its programs."""
+def products(
+    machine: Machine,
+    programs: int,
+    executed: int,
+    dense: int,
+    moved: int,
+    *,
+    longest: int = 0,
+    cache_bytes: float = 0.0,
+) -> Cost:
+    """A launch of products; `longest` is the operations of its longest program, 0 if all are alike."""
     waves = math.ceil(programs / machine.processors)
-    share = executed / max(1, programs)
-    product_us = waves * share * machine.processors / machine.product_tflops / 1e6
+    share = max(waves * executed / max(1, programs), longest)
+    product_us = share * machine.processors / machine.product_tflops / 1e6
     return _launch(machine, programs, waves, executed, dense, moved, product_us, 0.0, cache_bytes)
 
 
 def library_products(machine: Machine, rows: int, columns: int, flops: int, moved: int, *, split: bool = False) -> Cost:
     """The same in a library, in tiles; `split` if its reduction is split until all processors are busy."""
-    tiles = math.ceil(rows / LIBRARY_TILE) * math.ceil(columns / LIBRARY_TILE)
+    tiles = math.ceil(rows / machine.library_tile) * math.ceil(columns / machine.library_tile)
     # A reduction can be cut so finely that the last wave is full, too.
     programs = math.ceil(tiles / machine.processors) * machine.processors if split else tiles
     return products(machine, programs, flops, flops, moved)

@@ -25,6 +25,7 @@ def test_products_take_as_long_as_the_processor_with_most_programs():
     assert cost.us == pytest.approx(2.0)
     assert (cost.limit, cost.cache_us) == ("products", pytest.approx(3.0))
     assert plan_model.products(SMALL, 4, 4_000_000, 1, 1000).us == pytest.approx(1.0)
+    assert plan_model.products(SMALL, 4, 4_000_000, 1, 1000, longest=3_000_000).us == pytest.approx(3.0)
 
 
 def test_memory_loops_and_launches_limit_too():
@@ -88,7 +89,7 @@ def test_a_network_s_layers():
     assert network.spiking[2][1] == Problem(3, 1, 1, 800, 128, dtype=torch.bfloat16)
     assert network.analog == []
     assert network.pools == [(3 * 16 * 28 * 28, 3 * 16 * 14 * 14), (3 * 32 * 10 * 10, 3 * 32 * 5 * 5)]
-    assert network.weights == [16 * 25, 32 * 16 * 25, 800 * 128]
+    assert network.weights == [(16, 25), (32, 16 * 25), (128, 800)]
     deep = kernels_plan.read("vgg16", 256, "bf16", 1.0)
     assert [name for name, _ in deep.analog] == ["conv1"]
     assert len(deep.spiking) == 14
@@ -106,8 +107,18 @@ def test_totals_are_those_of_the_parts():
         own = [part for part in parts if part.provider == provider]
         assert values["launches"] == sum(part.cost.launches for part in own)
         assert values["model_us"] == round(sum(part.cost.us for part in own), 1)
-        assert {part.pass_ for part in own} >= {"optimiser", "pooling", "casts", "bias_gradient"}
-    assert [part.provider for part in parts if part.pass_ == "weight_standardisation"] == ["ours", "stacked"]
+        assert {part.pass_ for part in own} >= {"optimiser", "pooling", "bias_gradient"}
+    by_pass = {part.pass_: [other.provider for other in parts if other.pass_ == part.pass_] for part in parts}
+    assert by_pass["weight_standardisation"] == ["ours", "stacked"]
+    assert by_pass["weight_casts"] == ["ANN"]
+
+
+def test_standardisation_moves_every_weight_once_a_pass():
+    """Read in 32 bits and written in 16; then both gradients, weights too: 6 and 10 bytes a weight."""
+    network = kernels_plan.Network([], [], [], [(64, 1000), (10, 50_000)], 0)
+    cost = kernels_plan.standardisation(network, Machine())
+    assert cost.launches == 2
+    assert cost.moved == pytest.approx(16 * (64_000 + 500_000), rel=0.01)
 
 
 def test_few_programs_are_found():

@@ -55,13 +55,13 @@ def plan(which: str, layer: Layer, device: torch.device) -> Plan:
     """A pass with its default blocks."""
     problem, x, weight, bias, h, late_h = layer
     here = device_of(device)
-    config = default_config(which.removesuffix("_surrogate"), problem, here.chip, "ieee")
+    config = default_config(which.removesuffix("_surrogate"), problem, here.chip, "ieee", here.processors)
     if which == "forward":
         return passes.forward(problem, x, weight, bias, Neuron(), True, config, "ieee", here.chip)
     if which == "grad_x":
-        return passes.grad_x(problem, h, x, weight, config, "ieee")
+        return passes.grad_x(problem, h, x, weight, config, "ieee", processors=here.processors)
     if which == "grad_x_surrogate":
-        return passes.grad_x(problem, h, x, weight, config, "ieee", late_h, SURROGATE)
+        return passes.grad_x(problem, h, x, weight, config, "ieee", late_h, SURROGATE, here.processors)
     return passes.grad_w(problem, h, late_h, x, config, "ieee", here)
 
 
