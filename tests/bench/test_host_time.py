@@ -1,4 +1,4 @@
-"""`bench/host_time.py`: what becomes of the rounds, and what it refuses. What reaches the launcher: `test_programs.py`."""
+"""`bench/host_time.py`: what becomes of the rounds, and what it refuses. `test_programs.py` has the launcher."""
 
 import subprocess
 import sys
