@@ -102,7 +102,7 @@ def test_a_network_standardises_its_hidden_layers_in_one_call(monkeypatch):
 
     def layer_by_layer(images):
         x = images.contiguous(memory_format=torch.channels_last)
-        for layer in network.features:
+        for layer in network.features.children():
             x = layer(x)
         return network.readout(x)
 
