@@ -130,7 +130,8 @@ def configs(problem, which: str) -> list:
     from ttfs_kernels.triton_backend.formulation import triton_version
     from ttfs_kernels.triton_backend.launch import device_of
 
-    return candidates(which, problem, device_of(torch.device("cuda", 0)).chip, "ieee", triton_version())
+    here = device_of(torch.device("cuda", 0))
+    return candidates(which, problem, here.chip, "ieee", triton_version(), here.processors)
 
 
 def compile_one(job: tuple[int, str, int]) -> str:

@@ -82,7 +82,8 @@ def default_kernels(
             problem = layer.problem(batch, number, sigma, surrogate=surrogate)
             config = None
             if which in PASSES:
-                config = default_config(which, problem, TARGETS[target].chip, FORMATS[number].precision)
+                here = TARGETS[target]
+                config = default_config(which, problem, here.chip, FORMATS[number].precision, here.processors)
             plan = Kernel(target, number, which, problem, config, 0).plan()
             for index, launch in enumerate(plan.launches):
                 kernel = Kernel(target, number, which, problem, config, index)

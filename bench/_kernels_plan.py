@@ -124,9 +124,9 @@ def ours(problem: Problem, number: Number, machine: Machine) -> Iterator[tuple[s
     here, precision = device(machine), FORMATS[number].precision
     yield from local(problem, here, machine)
     for which in PASSES:
-        config = default_config(which, problem, here.chip, precision)
+        config = default_config(which, problem, here.chip, precision, here.processors)
         launches = plan_pass(which, problem, config, precision, here).launches
-        executed = executed_flops(which, problem, config, surrogate=problem.surrogate)
+        executed = executed_flops(which, problem, config)
         main, *others = launches
         # Each block of results reads both sides of its products from the second-level cache, step by step.
         tile = main.arguments["BLOCK_M"], main.arguments["BLOCK_N"]

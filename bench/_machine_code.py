@@ -8,52 +8,21 @@ from __future__ import annotations
 import bisect
 import contextlib
 import io
-import math
 import re
 import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Launch
+from ttfs_kernels.triton_backend.occupancy import fitting
 
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-
-
-class Limits(NamedTuple):
-    """What the programs on a processor share.
-
-    Attributes:
-        registers: 32-bit ones of all warps; a thread takes multiples of `registers_unit`.
-        warps, programs: at once.
-        shared_kib: shared memory; a program leaves `reserved_kib` of it to the system.
-        tensor_columns: columns of tensor memory.
-    """
-
-    registers: int
-    registers_unit: int
-    warps: int
-    programs: int
-    shared_kib: int
-    reserved_kib: int
-    tensor_columns: int = 0
-
-
-# CUDA's programming guide, compute capabilities. LLVM's guide to AMDGPU: gfx942 has four units, each of 512 registers a
-# thread and of 8 warps.
-LIMITS: dict[int | str, Limits] = {
-    80: Limits(65536, 8, 64, 32, 164, 1),
-    86: Limits(65536, 8, 48, 16, 100, 1),
-    89: Limits(65536, 8, 48, 24, 100, 1),
-    90: Limits(65536, 8, 64, 32, 228, 1),
-    100: Limits(65536, 8, 64, 32, 228, 1, 512),
-    "gfx942": Limits(4 * 512 * 64, 8, 32, 16, 64, 0),
-}
 # ptxas: asynchronous products were serialised, for one reason or another.
 SERIALISED = re.compile(r"C75(?:1[0-7])")
 TENSOR_CORE = re.compile(r"^(HGMMA|HMMA|IMMA|UTCHMMA|UTCOMMA|v_mfma_\w+|v_smfmac_\w+)")
@@ -251,16 +220,8 @@ def programs_per_processor(chip: Chip, registers: int, metadata: Any) -> int | N
         registers: a thread.
         metadata: Triton's; num_warps, shared (bytes) and tmem_size (columns, where there is tensor memory).
     """
-    limits = LIMITS.get(chip.architecture)
-    if limits is None:
-        return None
-    taken = math.ceil(registers / limits.registers_unit) * limits.registers_unit * chip.warp_size * metadata.num_warps
-    shared = metadata.shared + 1024 * limits.reserved_kib
-    fit = [limits.programs, limits.warps // metadata.num_warps, limits.registers // max(1, taken)]
-    fit.append(1024 * limits.shared_kib // max(1, shared))
-    if columns := getattr(metadata, "tmem_size", 0):
-        fit.append(limits.tensor_columns // columns)
-    return min(fit)
+    columns = getattr(metadata, "tmem_size", 0)
+    return fitting(chip, registers, metadata.num_warps, metadata.shared, columns)
 
 
 def _read_amdgcn(compiled: Any, log: str, chip: Chip) -> MachineCode:

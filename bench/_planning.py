@@ -47,5 +47,5 @@ def plan_pass(
         bias = torch.empty(problem.out_channels, device="meta")
         return passes.forward(problem, x, weight, bias, neuron, True, config, precision, device.chip)
     if which == "grad_x":
-        return passes.grad_x(problem, h, x, weight, config, precision, late_h, neuron)
+        return passes.grad_x(problem, h, x, weight, config, precision, late_h, neuron, device.processors)
     return passes.grad_w(problem, h, late_h, x, config, precision, device)

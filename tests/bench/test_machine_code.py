@@ -38,11 +38,16 @@ PROBLEMS = {
     "wide": Problem(64, 8, 8, 256, 512, (3, 3), (2, 2), (1, 1), dtype=torch.bfloat16),
     "linear": Problem(64, 1, 1, 512, 4096, dtype=torch.bfloat16),
     "tf32": Problem(64, 8, 8, 128, 256, (3, 3), padding=(1, 1)),
+    "small_maps": Problem(256, 2, 2, 512, 512, (3, 3), padding=(1, 1), dtype=torch.bfloat16),
+    "units_of_8": Problem(64, 16, 16, 96, 200, (3, 3), (2, 2), (1, 1), dtype=torch.bfloat16),
+    "units_of_4": Problem(64, 16, 16, 100, 100, (3, 3), padding=(1, 1), dtype=torch.bfloat16),
+    "short": Problem(256, 1, 1, 4096, 100, dtype=torch.bfloat16),
 }
+WITH_SURROGATE = ("few_channels", "narrow", "wide", "linear", "tf32")
 SURROGATE = " with surrogate"
 NAMES = [
     *(f"{problem} {which}" for problem in PROBLEMS for which in PASSES),
-    *(f"{problem} {which}{SURROGATE}" for problem in PROBLEMS for which in ("forward", "grad_x")),
+    *(f"{problem} {which}{SURROGATE}" for problem in WITH_SURROGATE for which in ("forward", "grad_x")),
 ]
 
 
@@ -53,13 +58,13 @@ def launches(target: str) -> Iterator[tuple[str, Launch]]:
         kind, which = name.split()[:2]
         problem = dataclasses.replace(PROBLEMS[kind], surrogate=name.endswith(SURROGATE))
         precision = "tf32" if kind == "tf32" else "ieee"
-        config = default_config(which, problem, device.chip, precision)
+        config = default_config(which, problem, device.chip, precision, device.processors)
         plan = planning.plan_pass(which, problem, config, precision, device)
         yield name, plan.launches[0]
     if target == "sm_90":
         problem = PROBLEMS["linear"]
         # Planned for a chip where the form is safe: planning refuses it for this one.
-        config = default_config("forward", problem, DEVICES["sm_80"].chip, "ieee")
+        config = default_config("forward", problem, DEVICES["sm_80"].chip, "ieee", 108)
         assert config.form == Form.ACTIVATIONS_FIRST
         yield "racing", planning.plan_pass("forward", problem, config, "ieee", DEVICES["sm_80"]).launches[0]
         starved = Config(128, 128, 64, 4, 3, Form.WEIGHTS_FIRST)
@@ -110,7 +115,7 @@ def test_defaults_compile_to_clean_loops(target, name):
 
 
 @pytest.mark.parametrize("target", DEVICES)
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("problem", WITH_SURROGATE)
 def test_surrogate_adds_one_product_to_grad_x(target, problem):
     """Twice the products a step; the forward pass has as many as without, and the rule is outside its loop."""
     codes = built(target)
@@ -135,6 +140,16 @@ def test_forward_is_built_in_the_form_of_its_chip(target, problem):
     chip = DEVICES[target].chip
     forms = {launch.arguments["FORM"] for name, launch in launches(target) if name.startswith(f"{problem} forward")}
     assert forms == {int(default_form(chip))}
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("problem", ["units_of_8", "units_of_4", "short"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_channels_that_are_no_multiple_of_16_are_copied_as_others_are(target, problem, which):
+    """Straight to shared memory, 8 or 16 bytes at once; a load to registers would be one an element."""
+    loop = built(target)[f"{problem} {which}"].loop
+    assert loop["LDGSTS"] > 0
+    assert loop["LDG"] == 0
 
 
 def test_the_racing_form_is_recognised():

@@ -14,15 +14,6 @@ CONFIG = Config(64, 64, 32, 4, 2, Form.WEIGHTS_FIRST)
 
 
 @pytest.mark.parametrize("which", PASSES)
-@pytest.mark.parametrize(("batch", "wide"), [(2047, False), (2048, True), (4096, True)])
-def test_offsets_have_64_bits_from_two_gibi_elements(which, batch, wide):
-    """2048 images of 128×128×64 are 2³¹ elements; planned without memory."""
-    problem = Problem(batch, 128, 128, 64, 64, (3, 3), padding=(1, 1), dtype=torch.float16)
-    launch = planning.plan_pass(which, problem, CONFIG, "ieee", HOPPER).launches[0]
-    assert launch.arguments["WIDE"] == wide
-
-
-@pytest.mark.parametrize("which", PASSES)
 def test_plans_cover_the_layer(which):
     """One program a block: of output positions, input positions, or weights; and groups."""
     problem = Problem(8, 16, 16, 128, 192, (3, 3), padding=(1, 1), groups=2, dtype=torch.float16)
@@ -30,7 +21,7 @@ def test_plans_cover_the_layer(which):
     expected = {
         "forward": (positions * 2, 2),  # 96 channels in blocks of 64
         "grad_x": (positions, 1, 2),
-        "grad_w": (2 * 9, 8, 2),  # in 8 splits, for two programs on each of 132 processors
+        "grad_w": (2 * 9, 8, 2),  # in 8 splits of 4 steps: 288 programs, of which 528 fit at once
     }
     plan = planning.plan_pass(which, problem, CONFIG, "ieee", HOPPER)
     assert plan.launches[0].grid == expected[which]

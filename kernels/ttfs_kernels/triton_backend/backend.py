@@ -166,7 +166,8 @@ def _backward(
     def plan_x(h: Tensor, late_h: Tensor | None, x: Tensor, weight: Tensor) -> Plan:
         config = configs["grad_x"]
         assert config is not None
-        plan = passes.grad_x(problem, h, _rows(x), _rows(weight), config, precision, late_h, neuron)
+        processors = device_of(device).processors
+        plan = passes.grad_x(problem, h, _rows(x), _rows(weight), config, precision, late_h, neuron, processors)
         return Plan(plan.launches, (_shaped(plan.outputs[0], x),))
 
     def plan_w(h: Tensor, late_h: Tensor | None, x: Tensor, weight: Tensor) -> Plan:

@@ -179,7 +179,7 @@ def _look_up(which: str, problem: Problem, device: Device, precision: str, backe
     apart, entry = min(entries, key=lambda pair: pair[0], default=(math.inf, None))
     if entry is None or apart > math.log2(NEAR):
         if backend == "triton":
-            return Choice(default_config(which, problem, device.chip, precision), "default")
+            return Choice(default_config(which, problem, device.chip, precision, device.processors), "default")
         return Choice(None, "unmeasured")
     reason = "measured" if entry.problem == problem else "near"
     if backend == "auto" and entry.library_ms < entry.triton_ms:

@@ -13,10 +13,13 @@ import torch
 
 from ttfs_kernels.triton_backend.formulation import Chip, Form, default_form, refused
 from ttfs_kernels.triton_backend.problem import Problem
+from ttfs_kernels.triton_backend.work import executed_flops, relative_time, skips
 
-# Channels of a group below which a step runs over the joint index (r, s, c).
-FEW_CHANNELS = 16
 SMALLEST_BLOCK = 16  # of a tensor core product
+PROCESSORS = 132  # where nothing else is known: those of an H100
+# Share of the operations from which on it pays to leave out taps outside the map: blocks of many images read shorter
+# runs of memory.
+WORTH_SKIPPING = 0.05
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class Config:
         num_warps, num_stages: of a program, of its software pipeline.
         form: of the forward contraction; the other passes do not use it.
         group: rows of blocks that are walked together.
-        splits: of grad_w's reduction; 0 = as many as fill the processors.
+        splits: of the reduction of grad_w, and of a fully connected layer's grad_x; 0 = as many as are best.
+        by_position: blocks are one position of many images, and skip the taps outside the map. Only of convolutions
+            whose steps have a tap of their own, see `work.skips`.
     """
 
     block_m: int
@@ -40,6 +45,7 @@ class Config:
     form: Form = Form.ACTIVATIONS_FIRST
     group: int = 8
     splits: int = 0
+    by_position: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -55,7 +61,7 @@ class Config:
         return Config(**{**values, "form": Form[values["form"].upper()]})
 
 
-def default_config(which: str, problem: Problem, chip: Chip, precision: str) -> Config:
+def default_config(which: str, problem: Problem, chip: Chip, precision: str, processors: int = PROCESSORS) -> Config:
     """The configuration of a pass where no tuned table says otherwise.
 
     Args:
@@ -63,17 +69,24 @@ def default_config(which: str, problem: Problem, chip: Chip, precision: str) -> 
         problem: the layer.
         chip: what it runs on.
         precision: of float32 products, "ieee" or "tf32".
+        processors: of the device; small layers get small blocks, so that most processors have one.
     """
-    config = _largest(which, _columns(which, problem), problem.dtype, chip, precision)
-    if which == "forward" and _joint_steps(problem):
-        # Every element of such a step has its own address: with 128 positions, the loop spills registers.
-        config = dataclasses.replace(config, block_m=64)
-    return _fitted(config, which, problem)
+    form = default_form(chip)
+    configs = [Config(*sizes, form) for sizes in _blocks(which, problem, chip, precision)]
+    configs = [_skipping(which, problem, _fitted(config, which, problem)) for config in configs]
+    return min(configs, key=lambda config: relative_time(which, problem, config, processors))
 
 
-def candidates(which: str, problem: Problem, chip: Chip, precision: str, version: tuple[int, int]) -> list[Config]:
+def candidates(
+    which: str,
+    problem: Problem,
+    chip: Chip,
+    precision: str,
+    version: tuple[int, int],
+    processors: int = PROCESSORS,
+) -> list[Config]:
     """Configurations worth timing; the default first, none twice, none of a refused form."""
-    default = default_config(which, problem, chip, precision)
+    default = default_config(which, problem, chip, precision, processors)
     half = 32 if problem.dtype.itemsize == 2 else 16
     tried = [default]
     for block_m, block_n in ((128, 128), (128, 64), (64, 128), (64, 64), (128, 32)):
@@ -84,8 +97,19 @@ def candidates(which: str, problem: Problem, chip: Chip, precision: str, version
                 for form in forms:
                     config = Config(block_m, block_n, block_k, warps, stages, form)
                     if refused(form, chip, version) is None:
-                        tried.append(_fitted(config, which, problem))
+                        plain = _fitted(config, which, problem)
+                        tried += [plain, _skipping(which, problem, plain, worth=0.0)]
     return list(dict.fromkeys(tried))
+
+
+def _skipping(which: str, problem: Problem, config: Config, worth: float = WORTH_SKIPPING) -> Config:
+    """Blocks of one position of many images, if they leave out more than a share of the operations; else the same."""
+    by_position = dataclasses.replace(config, by_position=True)
+    if not skips(problem, by_position):
+        return config
+    skipping = _fitted(by_position, which, problem)
+    plain = executed_flops(which, problem, config)
+    return skipping if executed_flops(which, problem, skipping) < (1 - worth) * plain else config
 
 
 def _columns(which: str, problem: Problem) -> int:
@@ -94,38 +118,51 @@ def _columns(which: str, problem: Problem) -> int:
         return problem.group_outputs
     if which == "grad_x":
         return problem.group_inputs
-    return problem.depth if _joint_steps(problem) else problem.group_inputs
+    return problem.depth if problem.joint_steps else problem.group_inputs
 
 
-def _largest(which: str, columns: int, dtype: torch.dtype, chip: Chip, precision: str) -> Config:
-    form = default_form(chip)
-    if dtype == torch.float32:
+Sizes = tuple[int, int, int, int, int]  # block_m, block_n, block_k, warps, stages
+
+
+def _blocks(which: str, problem: Problem, chip: Chip, precision: str) -> list[Sizes]:
+    """Blocks whose machine code is clean, the largest first; grad_w splits its reduction instead of its blocks."""
+    if problem.dtype == torch.float32:
         # Without tensor cores (ieee), a block is as large as registers allow.
         if precision == "ieee":
-            return Config(64, 64, 16, 8, 2, form)
+            return [(64, 64, 16, 8, 2)]
         # Three stages of tf32 do not fit into the 64 KiB of shared memory of AMD's compute units.
-        return Config(128, 64, 32, 8, 2 if chip.vendor == "hip" else 3, form)
+        return [(128, 64, 32, 8, 2 if chip.vendor == "hip" else 3)]
+    wide = _columns(which, problem) > 64
     if chip.vendor == "hip":
-        return Config(128, 128 if columns > 64 else 64, 32, 8 if columns > 64 else 4, 2, form)
-    asynchronous = chip.has_wgmma or chip.has_tensor_memory
-    depth = 64 if asynchronous else 32
-    if columns > 64:
-        return Config(128, 128, depth, 8, 3, form)
-    # Two of these programs share a processor.
-    return Config(128, 64, depth, 4 if not chip.has_tensor_memory else 8, 2 if which == "grad_w" else 3, form)
+        sizes = [(128, 128, 32, 8, 2), (128, 64, 32, 4, 2), (64, 64, 32, 4, 2)]
+    elif chip.has_tensor_memory:
+        sizes = [(128, 128, 64, 8, 3), (128, 64, 64, 8, 3), (64, 64, 64, 4, 3)]
+    elif chip.has_wgmma:
+        sizes = [(128, 128, 64, 8, 3), (128, 64, 64, 4, 3), (64, 64, 64, 4, 4)]
+    else:
+        sizes = [(128, 128, 32, 8, 3), (128, 64, 32, 4, 3), (64, 64, 32, 4, 4)]
+    if which == "grad_w":
+        m, n, k, warps, stages = sizes[0 if wide else 1]
+        return [(m, n, k, warps, stages if wide else 2)]
+    if which == "forward" and problem.joint_steps:
+        # Every element of such a step has its own address: with 128 positions, the loop spills registers.
+        m, n, k, warps, stages = sizes[0 if wide else 1]
+        return [(64, n, k, warps, stages)]
+    return sizes if wide else sizes[1:]
 
 
 def _fitted(config: Config, which: str, problem: Problem) -> Config:
     """Blocks no larger than what they cover."""
+    positions = problem.batch * problem.height * problem.width
     rows = {
-        "forward": problem.rows,
-        "grad_x": problem.batch * problem.height * problem.width,
+        "forward": problem.batch if config.by_position else problem.rows,
+        "grad_x": problem.batch if config.by_position else positions,
         "grad_w": problem.group_outputs,
     }[which]
     depth = {
-        "forward": problem.depth if _joint_steps(problem) else problem.group_inputs,
+        "forward": problem.depth if problem.joint_steps else problem.group_inputs,
         "grad_x": problem.group_outputs,
-        "grad_w": problem.rows,
+        "grad_w": problem.batch if config.by_position else problem.rows,
     }[which]
     return dataclasses.replace(
         config,
@@ -133,11 +170,6 @@ def _fitted(config: Config, which: str, problem: Problem) -> Config:
         block_n=min(config.block_n, _power_of_two(_columns(which, problem))),
         block_k=min(config.block_k, _power_of_two(depth)),
     )
-
-
-def _joint_steps(problem: Problem) -> bool:
-    """Whether steps run over the joint index (r, s, c), since channels are few."""
-    return problem.group_inputs < FEW_CHANNELS and not problem.is_matrix_product
 
 
 def _power_of_two(size: int) -> int:

@@ -2,6 +2,7 @@
 
 x is [B, H, W, C_total] (channels last), weight [N_total, R, S, C] with C inputs a group, y and gain [B, P, Q, N_total].
 A block is BLOCK_M output positions (m runs over B·P·Q) times BLOCK_N channels of one group; the depth is R·S·C.
+BY_POSITION: a block is one position (p, q) of BLOCK_M images instead, and leaves out the taps outside the map.
 """
 
 # Triton's language is not Python's:
@@ -9,6 +10,7 @@ A block is BLOCK_M output positions (m runs over B·P·Q) times BLOCK_N channels
 import triton
 import triton.language as tl
 
+from ttfs_kernels.triton_backend.maps import at_row, multiple, taps_inside
 from ttfs_kernels.triton_backend.rule import (
     WEIGHTS_FIRST,
     accumulate,
@@ -49,8 +51,10 @@ def conv2d_forward(
     WITH_GAIN: tl.constexpr,
     SURROGATE: tl.constexpr,
     FEW_CHANNELS: tl.constexpr,
+    BY_POSITION: tl.constexpr,
     EVEN: tl.constexpr,
-    WIDE: tl.constexpr,
+    UNIT_C: tl.constexpr,
+    UNIT_N: tl.constexpr,
     PRECISION: tl.constexpr,
     FORM: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -61,26 +65,43 @@ def conv2d_forward(
     """y and gain of one block; program (block, group of channels).
 
     FEW_CHANNELS: a step runs over the joint index (r, s, c), so that short channels do not leave it mostly empty.
-    EVEN: BLOCK_K divides C. WIDE: some offset needs 64 bits.
+    EVEN: BLOCK_K divides C. UNIT_C and UNIT_N divide C and N.
     """
     AXIS: tl.constexpr = 1 if FORM == WEIGHTS_FIRST else 0
+    C = multiple(C, UNIT_C)
+    N = multiple(N, UNIT_N)
     M = B * P * Q
-    block_m, block_n = block_position(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP)
+    image_blocks = tl.cdiv(B, BLOCK_M)
+    rows = P * Q * image_blocks * BLOCK_M if BY_POSITION else M
+    block_m, block_n = block_position(tl.program_id(0), rows, N, BLOCK_M, BLOCK_N, GROUP)
     group = tl.program_id(1)
-    m = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    lanes = tl.arange(0, BLOCK_M)
+    n = tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    q = m % Q
-    p = (m // Q) % P
-    image = m // (P * Q)
-    row = m.to(tl.int64) if WIDE else m
-    image = image.to(tl.int64) if WIDE else image
+    # Offsets count from the block's first image and first channel.
+    if BY_POSITION:
+        # Inner positions before those at the edge, which meet fewer taps: the longest programs start first.
+        p = ((block_m // image_blocks) // Q + PAD_H) % P
+        q = ((block_m // image_blocks) % Q + PAD_W) % Q
+        first_image = (block_m % image_blocks) * BLOCK_M
+        image = lanes
+        kept = lanes < B - first_image
+    else:
+        m = block_m * BLOCK_M + lanes
+        p = (m // Q) % P
+        q = m % Q
+        first_image = (block_m * BLOCK_M) // (P * Q)
+        image = m // (P * Q) - first_image
+        kept = m < M
     h0 = p * STRIDE_H - PAD_H
     w0 = q * STRIDE_W - PAD_W
     channels = C * GROUPS
-    x_row = ((image * H + h0) * W_in + w0) * channels + group * C
-    channel = (group * N + n).to(tl.int64) if WIDE else group * N + n
-    w_row = channel * (R * S * C)
+    x_ptr = at_row(x_ptr, first_image, H * W_in * channels) + group * C
+    x_row = ((image * H + h0) * W_in + w0) * channels
+    first_channel = group * N + block_n * BLOCK_N
+    w_ptr = at_row(w_ptr, first_channel, R * S * C)
+    w_row = n * (R * S * C)
+    n_kept = n < N - block_n * BLOCK_N
     A, W = zero_potentials(FORM, BLOCK_M, BLOCK_N)
     if FEW_CHANNELS:
         depth = R * S * C
@@ -93,22 +114,37 @@ def conv2d_forward(
             h = tl.expand_dims(h0, 1 - AXIS) + tl.expand_dims(r, AXIS)
             w_at = tl.expand_dims(w0, 1 - AXIS) + tl.expand_dims(s, AXIS)
             inside = (h >= 0) & (h < H) & (w_at >= 0) & (w_at < W_in)
-            inside &= tl.expand_dims(m < M, 1 - AXIS) & tl.expand_dims(joint < depth, AXIS)
+            inside &= tl.expand_dims(kept, 1 - AXIS) & tl.expand_dims(joint < depth, AXIS)
             shift = (r * W_in + s) * channels + joint % C
             x = tl.load(x_ptr + tl.expand_dims(x_row, 1 - AXIS) + tl.expand_dims(shift, AXIS), mask=inside, other=0.0)
-            w_kept = tl.expand_dims(n < N, AXIS) & tl.expand_dims(joint < depth, 1 - AXIS)
+            w_kept = tl.expand_dims(n_kept, AXIS) & tl.expand_dims(joint < depth, 1 - AXIS)
             w_at_joint = tl.expand_dims(w_row, AXIS) + tl.expand_dims(joint, 1 - AXIS)
             w = tl.load(w_ptr + w_at_joint, mask=w_kept, other=0.0)
             A, W = accumulate(x, w, A, W, FORM, WITH_SLOPE, PRECISION)
     else:
+        r_first = 0
+        s_first = 0
+        r_taps = R
+        s_taps = S
+        kept_x = kept
+        if BY_POSITION:
+            r_first, r_taps, some_h = taps_inside(h0, H, R, DILATION_H)
+            s_first, s_taps, some_w = taps_inside(w0, W_in, S, DILATION_W)
+            kept_x = lanes < (B - first_image) * (some_h * some_w)
+        tl.assume(r_taps * s_taps > 0)
         tl.assume(C > 0)
-        for tap in tl.range(R * S, flatten=True):
-            r = (tap // S) * DILATION_H
-            s = (tap % S) * DILATION_W
-            inside = (m < M) & (h0 + r >= 0) & (h0 + r < H) & (w0 + s >= 0) & (w0 + s < W_in)
+        for step in tl.range(r_taps * s_taps, flatten=True):
+            tap_h = r_first + step // s_taps
+            tap_w = s_first + step % s_taps
+            tap = tap_h * S + tap_w
+            r = tap_h * DILATION_H
+            s = tap_w * DILATION_W
+            inside = kept_x
+            if not BY_POSITION:
+                inside &= (h0 + r >= 0) & (h0 + r < H) & (w0 + s >= 0) & (w0 + s < W_in)
             for c in range(0, C, BLOCK_K):
                 x_kept = tl.expand_dims(inside, 1 - AXIS)
-                w_kept = tl.expand_dims(n < N, AXIS)
+                w_kept = tl.expand_dims(n_kept, AXIS)
                 if not EVEN:
                     x_kept &= tl.expand_dims(k < C - c, AXIS)
                     w_kept &= tl.expand_dims(k < C - c, 1 - AXIS)
@@ -118,17 +154,23 @@ def conv2d_forward(
                 w = tl.load(w_ptr + w_at_tap, mask=w_kept, other=0.0)
                 A, W = accumulate(x, w, A, W, FORM, WITH_SLOPE, PRECISION)
     A, W = separate(A, W, FORM, BLOCK_M, BLOCK_N)
+    row = image * (P * Q) + (p * Q + q) if BY_POSITION else lanes
+    first_row = first_image * (P * Q) if BY_POSITION else block_m * BLOCK_M
+    if HAS_BIAS:
+        bias_ptr += first_channel
+    if WITH_GAIN:
+        gain_ptr = at_row(gain_ptr, first_row, N * GROUPS) + first_channel
     store_spikes(
         A,
         W,
         bias_ptr,
-        y_ptr,
+        at_row(y_ptr, first_row, N * GROUPS) + first_channel,
         gain_ptr,
-        row,
+        tl.where(kept, row, M),
         n,
         M,
-        N,
-        group * N,
+        N - block_n * BLOCK_N,
+        0,
         N * GROUPS,
         persistence,
         surrogate_width,

@@ -4,7 +4,7 @@ h is [B, P, Q, N_total] (`gradient.py`), weight [N_total, R, S, C], x and grad_x
 
 With a stride, an input position meets only the taps r with r·dilation ≡ position + padding (mod stride). Positions
 are therefore taken by residue class, each with its own taps r0, r0 + step, …: no multiplication is by a zero that
-the stride put there.
+the stride put there. BY_POSITION: a block is one position of many images, and leaves out taps outside the map.
 """
 
 # Triton's language is not Python's:
@@ -12,6 +12,7 @@ the stride put there.
 import triton
 import triton.language as tl
 
+from ttfs_kernels.triton_backend.maps import at_row, multiple, taps_inside
 from ttfs_kernels.triton_backend.rule import at_inputs, block_position
 
 
@@ -53,8 +54,10 @@ def conv2d_grad_x(
     GROUPS: tl.constexpr,
     MASKED: tl.constexpr,
     SURROGATE: tl.constexpr,
+    BY_POSITION: tl.constexpr,
     EVEN: tl.constexpr,
-    WIDE: tl.constexpr,
+    UNIT_C: tl.constexpr,
+    UNIT_N: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -64,26 +67,42 @@ def conv2d_grad_x(
     """BLOCK_M input positions of one residue class, BLOCK_N input channels; BLOCK_K is a step over output channels.
 
     Program (block, class, group of channels). STEP = stride / gcd(stride, dilation). EVEN: BLOCK_K divides N.
-    MASKED: 0 at silent inputs. SURROGATE: plus the gradient of the mask, late_h·w, where a spike may come or go.
+    UNIT_C and UNIT_N divide C and N. MASKED: 0 at silent inputs. SURROGATE: plus the gradient of the mask,
+    late_h·w, where a spike may come or go.
     """
+    C = multiple(C, UNIT_C)
+    N = multiple(N, UNIT_N)
     class_h = tl.program_id(1) // STRIDE_W
     class_w = tl.program_id(1) % STRIDE_W
     rows = (H - class_h + STRIDE_H - 1) // STRIDE_H
     columns = (W_in - class_w + STRIDE_W - 1) // STRIDE_W
-    M = B * rows * columns
+    image_blocks = tl.cdiv(B, BLOCK_M)
+    images = image_blocks * BLOCK_M if BY_POSITION else B
+    M = images * rows * columns
     # The grid is that of the largest class, which is class 0.
-    largest = B * ((H + STRIDE_H - 1) // STRIDE_H) * ((W_in + STRIDE_W - 1) // STRIDE_W)
+    largest = images * ((H + STRIDE_H - 1) // STRIDE_H) * ((W_in + STRIDE_W - 1) // STRIDE_W)
     block_m, block_c = block_position(tl.program_id(0), largest, C, BLOCK_M, BLOCK_N, GROUP)
     if block_m * BLOCK_M >= M:
         return
     group = tl.program_id(2)
-    m = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = block_c * BLOCK_N + tl.arange(0, BLOCK_N)
+    lanes = tl.arange(0, BLOCK_M)
+    c = tl.arange(0, BLOCK_N)
     n = tl.arange(0, BLOCK_K)
-    j = class_w + (m % columns) * STRIDE_W
-    i = class_h + ((m // columns) % rows) * STRIDE_H
-    image = m // (rows * columns)
-    image = image.to(tl.int64) if WIDE else image
+    # Offsets count from the block's first image and first channels.
+    if BY_POSITION:
+        # Inner positions before those at the edge, which meet fewer taps: the longest programs start first.
+        i = class_h + (((block_m // image_blocks) // columns + PAD_H) % rows) * STRIDE_H
+        j = class_w + (((block_m // image_blocks) + PAD_W) % columns) * STRIDE_W
+        first_image = (block_m % image_blocks) * BLOCK_M
+        image = lanes
+        kept = lanes < B - first_image
+    else:
+        m = block_m * BLOCK_M + lanes
+        i = class_h + ((m // columns) % rows) * STRIDE_H
+        j = class_w + (m % columns) * STRIDE_W
+        first_image = (block_m * BLOCK_M) // (rows * columns)
+        image = m // (rows * columns) - first_image
+        kept = m < M
     r0 = first_tap(class_h + PAD_H, R, STRIDE_H, DILATION_H)
     s0 = first_tap(class_w + PAD_W, S, STRIDE_W, DILATION_W)
     taps_h = (R - r0 + STEP_H - 1) // STEP_H
@@ -91,24 +110,40 @@ def conv2d_grad_x(
     # Output position that the first tap meets; exact, and may be negative only where i + PAD < r0·DILATION.
     p0 = (i + PAD_H - r0 * DILATION_H) // STRIDE_H
     q0 = (j + PAD_W - s0 * DILATION_W) // STRIDE_W
+    P_SHIFT: tl.constexpr = STEP_H * DILATION_H // STRIDE_H
+    Q_SHIFT: tl.constexpr = STEP_W * DILATION_W // STRIDE_W
+    kept_h = kept
+    r_first = 0
+    s_first = 0
+    if BY_POSITION:
+        # Outputs are p0 − tap·P_SHIFT, so that from the map's other end they grow with the tap.
+        r_first, taps_h, some_h = taps_inside(P - 1 - p0, P, taps_h, P_SHIFT)
+        s_first, taps_w, some_w = taps_inside(Q - 1 - q0, Q, taps_w, Q_SHIFT)
+        kept_h = lanes < (B - first_image) * (some_h * some_w)
     channels = N * GROUPS
-    h_row = ((image * P + p0) * Q + q0) * channels + group * N
-    channel = (group * N + n).to(tl.int64) if WIDE else group * N + n
-    w_row = channel * (R * S * C)
+    h_ptr = at_row(h_ptr, first_image, P * Q * channels) + group * N
+    if SURROGATE:
+        late_h_ptr = at_row(late_h_ptr, first_image, P * Q * channels) + group * N
+    h_row = ((image * P + p0) * Q + q0) * channels
+    w_ptr = at_row(w_ptr, group * N, R * S * C) + block_c * BLOCK_N
+    w_row = n * (R * S * C)
+    c_kept = c < C - block_c * BLOCK_N
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     by_mask = tl.zeros((BLOCK_M, BLOCK_N) if SURROGATE else (1, 1), tl.float32)
     if STRIDE_H * STRIDE_W == 1:
         tl.assume(taps_h * taps_w > 0)
     tl.assume(N > 0)
     for tap in tl.range(taps_h * taps_w, flatten=True):
-        r = tap // taps_w
-        s = tap % taps_w
-        p_shift = r * (STEP_H * DILATION_H // STRIDE_H)
-        q_shift = s * (STEP_W * DILATION_W // STRIDE_W)
-        inside = (m < M) & (p0 >= p_shift) & (p0 - p_shift < P) & (q0 >= q_shift) & (q0 - q_shift < Q)
+        r = r_first + tap // taps_w
+        s = s_first + tap % taps_w
+        p_shift = r * P_SHIFT
+        q_shift = s * Q_SHIFT
+        inside = kept_h
+        if not BY_POSITION:
+            inside &= (p0 >= p_shift) & (p0 - p_shift < P) & (q0 >= q_shift) & (q0 - q_shift < Q)
         for start in range(0, N, BLOCK_K):
             h_kept = inside[:, None]
-            w_kept = (c < C)[None, :]
+            w_kept = c_kept[None, :]
             if not EVEN:
                 h_kept &= (n < N - start)[None, :]
                 w_kept &= (n < N - start)[:, None]
@@ -121,9 +156,10 @@ def conv2d_grad_x(
             if SURROGATE:
                 late_h = tl.load(late_h_ptr + h_at, mask=h_kept, other=0.0)
                 by_mask = tl.dot(late_h, w, by_mask, input_precision=PRECISION)
-    offsets = (((image * H + i) * W_in + j) * (C * GROUPS) + group * C)[:, None] + c[None, :]
-    kept = (m < M)[:, None] & (c < C)[None, :]
+    first = first_image.to(tl.int64) * (H * W_in * C * GROUPS) + group * C + block_c * BLOCK_N
+    offsets = (((image * H + i) * W_in + j) * (C * GROUPS))[:, None] + c[None, :]
+    kept_x = kept[:, None] & c_kept[None, :]
     if MASKED:
-        x = tl.load(x_ptr + offsets, mask=kept, other=0.0)
+        x = tl.load(x_ptr + first + offsets, mask=kept_x, other=0.0)
         total = at_inputs(total, by_mask, x, surrogate_width, SURROGATE)
-    tl.store(grad_x_ptr + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept)
+    tl.store(grad_x_ptr + first + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept_x)

@@ -8,6 +8,7 @@ x is [M, K], weight [N, K], y, gain, h and late_h [M, N]; all contiguous. h and 
 import triton
 import triton.language as tl
 
+from ttfs_kernels.triton_backend.maps import at_row, multiple
 from ttfs_kernels.triton_backend.rule import (
     WEIGHTS_FIRST,
     accumulate,
@@ -38,7 +39,8 @@ def linear_forward(
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
     SURROGATE: tl.constexpr,
-    WIDE: tl.constexpr,
+    UNIT_N: tl.constexpr,
+    UNIT_K: tl.constexpr,
     PRECISION: tl.constexpr,
     FORM: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -46,38 +48,45 @@ def linear_forward(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """y and gain of BLOCK_M samples and BLOCK_N neurons."""
+    """y and gain of BLOCK_M samples and BLOCK_N neurons. UNIT_N and UNIT_K divide N and K."""
     AXIS: tl.constexpr = 1 if FORM == WEIGHTS_FIRST else 0
+    N = multiple(N, UNIT_N)
+    K = multiple(K, UNIT_K)
     block_m, block_n = block_position(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP)
-    m = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Offsets count from the block's first sample and first neuron.
+    first = block_m * BLOCK_M
+    first_neuron = block_n * BLOCK_N
+    m = tl.arange(0, BLOCK_M)
+    n = tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    row = m.to(tl.int64) if WIDE else m
-    x_tile = x_ptr + tl.expand_dims(row * K, 1 - AXIS) + tl.expand_dims(k, AXIS)
-    neuron = n.to(tl.int64) if WIDE else n
-    w_tile = w_ptr + tl.expand_dims(neuron * K, AXIS) + tl.expand_dims(k, 1 - AXIS)
+    x_tile = at_row(x_ptr, first, K) + tl.expand_dims(m * K, 1 - AXIS) + tl.expand_dims(k, AXIS)
+    w_tile = at_row(w_ptr, first_neuron, K) + tl.expand_dims(n * K, AXIS) + tl.expand_dims(k, 1 - AXIS)
     A, W = zero_potentials(FORM, BLOCK_M, BLOCK_N)
     tl.assume(K > 0)
     for start in range(0, K, BLOCK_K):
         inside = k < K - start
-        x_kept = tl.expand_dims(m < M, 1 - AXIS) & tl.expand_dims(inside, AXIS)
-        w_kept = tl.expand_dims(n < N, AXIS) & tl.expand_dims(inside, 1 - AXIS)
+        x_kept = tl.expand_dims(m < M - first, 1 - AXIS) & tl.expand_dims(inside, AXIS)
+        w_kept = tl.expand_dims(n < N - first_neuron, AXIS) & tl.expand_dims(inside, 1 - AXIS)
         x = tl.load(x_tile, mask=x_kept, other=0.0)
         w = tl.load(w_tile, mask=w_kept, other=0.0)
         A, W = accumulate(x, w, A, W, FORM, WITH_SLOPE, PRECISION)
         x_tile += BLOCK_K
         w_tile += BLOCK_K
     A, W = separate(A, W, FORM, BLOCK_M, BLOCK_N)
+    if HAS_BIAS:
+        bias_ptr += first_neuron
+    if WITH_GAIN:
+        gain_ptr = at_row(gain_ptr, first, N) + first_neuron
     store_spikes(
         A,
         W,
         bias_ptr,
-        y_ptr,
+        at_row(y_ptr, first, N) + first_neuron,
         gain_ptr,
-        row,
+        m,
         n,
-        M,
-        N,
+        M - first,
+        N - first_neuron,
         0,
         N,
         persistence,
@@ -100,10 +109,13 @@ def linear_grad_x(
     M,
     N,
     K,
+    steps_per_split,
     surrogate_width,
     MASKED: tl.constexpr,
     SURROGATE: tl.constexpr,
-    WIDE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    UNIT_N: tl.constexpr,
+    UNIT_K: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -113,35 +125,83 @@ def linear_grad_x(
     """grad_x = h·w of BLOCK_M samples and BLOCK_N inputs; BLOCK_K is a step over the neurons.
 
     MASKED: 0 where x is silent. SURROGATE: plus the gradient of the mask, late_h·w, where a spike may come or go.
+    SPLIT: program (block, split) takes some of the steps; what it finds goes to parts [splits, M, K] float32, with
+    SURROGATE [splits, 2, M, K], for `sum_grad_x`. UNIT_N and UNIT_K divide N and K.
     """
+    N = multiple(N, UNIT_N)
+    K = multiple(K, UNIT_K)
     block_m, block_k = block_position(tl.program_id(0), M, K, BLOCK_M, BLOCK_N, GROUP)
-    m = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    k = block_k * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = tl.program_id(1)
+    # Offsets count from the block's first sample and first input.
+    first = block_m * BLOCK_M
+    first_input = block_k * BLOCK_N
+    m = tl.arange(0, BLOCK_M)
+    k = tl.arange(0, BLOCK_N)
     n = tl.arange(0, BLOCK_K)
-    row = m.to(tl.int64) if WIDE else m
-    h_at = (row * N)[:, None] + n[None, :]
-    neuron = n.to(tl.int64) if WIDE else n
-    w_tile = w_ptr + (neuron * K)[:, None] + k[None, :]
+    first_neuron = split * steps_per_split * BLOCK_K if SPLIT else 0
+    last_neuron = tl.minimum(first_neuron + steps_per_split * BLOCK_K, N) if SPLIT else N
+    h_at = (m * N)[:, None] + (first_neuron + n)[None, :]
+    h_ptr = at_row(h_ptr, first, N)
+    if SURROGATE:
+        late_h_ptr = at_row(late_h_ptr, first, N)
+    w_tile = at_row(w_ptr, split * steps_per_split * BLOCK_K, K) + first_input + (n * K)[:, None] + k[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     by_mask = tl.zeros((BLOCK_M, BLOCK_N) if SURROGATE else (1, 1), tl.float32)
-    tl.assume(N > 0)
-    for start in range(0, N, BLOCK_K):
-        inside = n < N - start
-        h_kept = (m < M)[:, None] & inside[None, :]
+    tl.assume(last_neuron > first_neuron)
+    for start in range(first_neuron, last_neuron, BLOCK_K):
+        inside = n < last_neuron - start
+        h_kept = (m < M - first)[:, None] & inside[None, :]
         h = tl.load(h_ptr + h_at, mask=h_kept, other=0.0)
-        w = tl.load(w_tile, mask=inside[:, None] & (k < K)[None, :], other=0.0)
+        w = tl.load(w_tile, mask=inside[:, None] & (k < K - first_input)[None, :], other=0.0)
         total = tl.dot(h, w, total, input_precision=PRECISION)
         if SURROGATE:
             late_h = tl.load(late_h_ptr + h_at, mask=h_kept, other=0.0)
             by_mask = tl.dot(late_h, w, by_mask, input_precision=PRECISION)
         h_at += BLOCK_K
         w_tile += BLOCK_K * K
-    offsets = (row * K)[:, None] + k[None, :]
-    kept = (m < M)[:, None] & (k < K)[None, :]
+    offsets = (m * K)[:, None] + k[None, :]
+    kept = (m < M - first)[:, None] & (k < K - first_input)[None, :]
+    if SPLIT:
+        PARTS: tl.constexpr = 2 if SURROGATE else 1
+        tl.store(at_row(grad_x_ptr, split * PARTS * M + first, K) + first_input + offsets, total, mask=kept)
+        if SURROGATE:
+            by_mask_ptr = at_row(grad_x_ptr, (split * PARTS + 1) * M + first, K) + first_input
+            tl.store(by_mask_ptr + offsets, by_mask, mask=kept)
+    else:
+        if MASKED:
+            x = tl.load(at_row(x_ptr, first, K) + first_input + offsets, mask=kept, other=0.0)
+            total = at_inputs(total, by_mask, x, surrogate_width, SURROGATE)
+        grad_x_ptr = at_row(grad_x_ptr, first, K) + first_input
+        tl.store(grad_x_ptr + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept)
+
+
+@triton.jit
+def sum_grad_x(
+    parts_ptr,
+    x_ptr,
+    grad_x_ptr,
+    splits,
+    size,
+    surrogate_width,
+    MASKED: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The splits of `linear_grad_x`, added in their order: the same bits in every run."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    kept = i < size
+    total = tl.zeros((BLOCK,), tl.float32)
+    by_mask = tl.zeros((BLOCK,), tl.float32)
+    for _ in range(splits):
+        total += tl.load(parts_ptr + i, mask=kept, other=0.0)
+        parts_ptr += size
+        if SURROGATE:
+            by_mask += tl.load(parts_ptr + i, mask=kept, other=0.0)
+            parts_ptr += size
     if MASKED:
-        x = tl.load(x_ptr + offsets, mask=kept, other=0.0)
+        x = tl.load(x_ptr + i, mask=kept, other=0.0)
         total = at_inputs(total, by_mask, x, surrogate_width, SURROGATE)
-    tl.store(grad_x_ptr + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept)
+    tl.store(grad_x_ptr + i, total.to(grad_x_ptr.dtype.element_ty), mask=kept)
 
 
 @triton.jit
@@ -153,11 +213,12 @@ def linear_grad_w(
     M,
     N,
     K,
-    rows_per_split,
+    steps_per_split,
     WITH_SLOPE: tl.constexpr,
     TWO_ACCUMULATORS: tl.constexpr,
     INPUTS_FIRST: tl.constexpr,
-    WIDE: tl.constexpr,
+    UNIT_N: tl.constexpr,
+    UNIT_K: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -166,35 +227,41 @@ def linear_grad_w(
 ):
     """One split of grad_w = hᵀ·x + late_hᵀ·[x > 0]: BLOCK_M neurons, BLOCK_N inputs, BLOCK_K samples a step.
 
-    out is [splits, N, K]; split i sums the samples from i·rows_per_split on.
+    out is [splits, N, K]. UNIT_N and UNIT_K divide N and K.
     """
     AXIS: tl.constexpr = 1 if INPUTS_FIRST else 0
+    N = multiple(N, UNIT_N)
+    K = multiple(K, UNIT_K)
     block_n, block_k = block_position(tl.program_id(0), N, K, BLOCK_M, BLOCK_N, GROUP)
-    n = block_n * BLOCK_M + tl.arange(0, BLOCK_M)
-    k = block_k * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Offsets count from the step's first sample and the block's first neuron and input.
+    first_neuron = block_n * BLOCK_M
+    first_input = block_k * BLOCK_N
+    n = tl.arange(0, BLOCK_M)
+    k = tl.arange(0, BLOCK_N)
+    m = tl.arange(0, BLOCK_K)
     split = tl.program_id(1)
-    first = split * rows_per_split
-    last = tl.minimum(first + rows_per_split, M)
+    first = split * steps_per_split
+    last = tl.minimum(first + steps_per_split, tl.cdiv(M, BLOCK_K))
+    h_at = tl.expand_dims(m * N, AXIS) + tl.expand_dims(n, 1 - AXIS)
+    x_at = tl.expand_dims(m * K, 1 - AXIS) + tl.expand_dims(k, AXIS)
+    n_kept = tl.expand_dims(n < N - first_neuron, 1 - AXIS)
+    k_kept = tl.expand_dims(k < K - first_input, AXIS)
     by_x, by_mask = zero_gradients(INPUTS_FIRST, BLOCK_M, BLOCK_N)
     tl.assume(last > first)
-    for start in range(first, last, BLOCK_K):
-        m = start + tl.arange(0, BLOCK_K)
-        row = m.to(tl.int64) if WIDE else m
-        h_at = tl.expand_dims(row * N, AXIS) + tl.expand_dims(n, 1 - AXIS)
-        h_kept = tl.expand_dims(m < last, AXIS) & tl.expand_dims(n < N, 1 - AXIS)
-        x_at = tl.expand_dims(row * K, 1 - AXIS) + tl.expand_dims(k, AXIS)
-        x_kept = tl.expand_dims(m < last, 1 - AXIS) & tl.expand_dims(k < K, AXIS)
-        h = tl.load(h_ptr + h_at, mask=h_kept, other=0.0)
-        x = tl.load(x_ptr + x_at, mask=x_kept, other=0.0)
+    for step in range(first, last):
+        row = step * BLOCK_K
+        h_kept = tl.expand_dims(m < M - row, AXIS) & n_kept
+        h = tl.load(at_row(h_ptr, row, N) + first_neuron + h_at, mask=h_kept, other=0.0)
+        x_kept = tl.expand_dims(m < M - row, 1 - AXIS) & k_kept
+        x = tl.load(at_row(x_ptr, row, K) + first_input + x_at, mask=x_kept, other=0.0)
         by_x = contract_rows(h, x, by_x, INPUTS_FIRST, PRECISION)
         if WITH_SLOPE:
-            late_h = tl.load(late_h_ptr + h_at, mask=h_kept, other=0.0)
+            late_h = tl.load(at_row(late_h_ptr, row, N) + first_neuron + h_at, mask=h_kept, other=0.0)
             if TWO_ACCUMULATORS:
                 by_mask = contract_rows(late_h, spike_mask(x), by_mask, INPUTS_FIRST, PRECISION)
             else:
                 by_x = contract_rows(late_h, spike_mask(x), by_x, INPUTS_FIRST, PRECISION)
     total = by_x + by_mask if TWO_ACCUMULATORS else by_x
-    neuron = (split * N + n).to(tl.int64)
-    out_at = tl.expand_dims(neuron * K, 1 - AXIS) + tl.expand_dims(k, AXIS)
-    kept = tl.expand_dims(n < N, 1 - AXIS) & tl.expand_dims(k < K, AXIS)
-    tl.store(out_ptr + out_at, total.to(out_ptr.dtype.element_ty), mask=kept)
+    out_ptr = at_row(out_ptr, split * N + first_neuron, K) + first_input
+    out_at = tl.expand_dims(n * K, 1 - AXIS) + tl.expand_dims(k, AXIS)
+    tl.store(out_ptr + out_at, total.to(out_ptr.dtype.element_ty), mask=n_kept & k_kept)

@@ -210,7 +210,7 @@ def measure_entry(
         blame("the library's", "PyTorch and cuDNN")
     times: dict[Config, float] = {}
     failures: Counter[str] = Counter()
-    default, *others = candidates(which, problem, this.chip, precision, triton_version())
+    default, *others = candidates(which, problem, this.chip, precision, triton_version(), this.processors)
     for config in (default, *others) if thorough else (default,):
         try:
             if agrees(_kernels(which, problem, checked, config, precision, this)()):
@@ -389,7 +389,7 @@ def _kernels(
     if which == "forward":
         plan = passes.forward(problem, x, weight, operands.bias, neuron, True, config, precision, device.chip)
     elif which == "grad_x":
-        plan = passes.grad_x(problem, h, x, weight, config, precision, operands.late_h, neuron)
+        plan = passes.grad_x(problem, h, x, weight, config, precision, operands.late_h, neuron, device.processors)
     else:
         plan = passes.grad_w(problem, h, operands.late_h, x, config, precision, device)
     return lambda: _present(plan.run())

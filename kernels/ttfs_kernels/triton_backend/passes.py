@@ -14,21 +14,22 @@ from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import gradient
-from ttfs_kernels.triton_backend.configs import FEW_CHANNELS, SMALLEST_BLOCK, Config
+from ttfs_kernels.triton_backend.configs import PROCESSORS, SMALLEST_BLOCK, Config
 from ttfs_kernels.triton_backend.conv_forward import conv2d_forward
-from ttfs_kernels.triton_backend.conv_grad_w import conv2d_grad_w
+from ttfs_kernels.triton_backend.conv_grad_w import conv2d_grad_w, sum_tap_splits
 from ttfs_kernels.triton_backend.conv_grad_x import conv2d_grad_x
 from ttfs_kernels.triton_backend.formulation import Chip, check_form, inputs_first, triton_version, two_accumulators
 from ttfs_kernels.triton_backend.launch import Device, Launch
-from ttfs_kernels.triton_backend.linear import linear_forward, linear_grad_w, linear_grad_x
+from ttfs_kernels.triton_backend.linear import linear_forward, linear_grad_w, linear_grad_x, sum_grad_x
+from ttfs_kernels.triton_backend.occupancy import estimate
 from ttfs_kernels.triton_backend.problem import Problem
+from ttfs_kernels.triton_backend.work import row_blocks, skips, split, tap_steps, weight_blocks
 
 ELEMENTS = 1024  # of a block of the element-wise kernels
 TILE = 4096  # elements that a program of the local gradient, or of a sum over splits, holds at once
 ROW_PROGRAMS = 256  # at most, of the local gradient: two for each processor of a large GPU, and one tile to sum them
 FULL_GRID = 128  # programs below which a sum over splits takes smaller blocks: about the processors of a large GPU
-WIDE = 2**31  # elements from which offsets need 64 bits
-STEPS_PER_SPLIT = 4  # at least, so that a split fills its pipeline
+LARGEST_UNIT = 16  # elements that a load may take at once, and more
 
 
 class Plan(NamedTuple):
@@ -74,19 +75,18 @@ def forward(
         "WITH_SLOPE": problem.with_slope,
         "WITH_GAIN": gain is not None,
         "SURROGATE": neuron.has_surrogate and gain is not None,
-        "WIDE": _wide(x, weight, y),
         "PRECISION": precision,
         "FORM": int(config.form),
         "GROUP": config.group,
     }
-    blocks = math.ceil(problem.rows / config.block_m) * math.ceil(problem.group_outputs / config.block_n)
     if problem.is_matrix_product:
-        arguments |= {"M": problem.rows, "N": problem.out_channels, "K": problem.depth}
-        launch = Launch.blocks(linear_forward, (blocks,), arguments, config)
+        blocks = math.ceil(problem.rows / config.block_m) * math.ceil(problem.group_outputs / config.block_n)
+        launch = Launch.blocks(linear_forward, (blocks,), arguments | _sizes(problem), config)
     else:
-        few = problem.group_inputs < FEW_CHANNELS
-        arguments |= _maps(problem) | _taps(problem)
-        arguments |= {"FEW_CHANNELS": few, "EVEN": problem.group_inputs % config.block_k == 0}
+        arguments |= _maps(problem) | _taps(problem) | {"BY_POSITION": skips(problem, config)}
+        blocks = row_blocks(problem, math.prod(problem.out_size), config)
+        blocks *= math.ceil(problem.group_outputs / config.block_n)
+        arguments |= {"FEW_CHANNELS": problem.joint_steps, "EVEN": problem.group_inputs % config.block_k == 0}
         launch = Launch.blocks(conv2d_forward, (blocks, problem.groups), arguments, config)
     return Plan([launch] if problem.rows else [], (y, gain))
 
@@ -149,12 +149,15 @@ def grad_x(
     precision: str,
     late_h: Tensor | None = None,
     neuron: Neuron = Neuron(),
+    processors: int = PROCESSORS,
 ) -> Plan:
     """(grad_x,): the gradient of the activations, zero at silent inputs if σ > 0.
 
     With `late_h` and a surrogate: plus the gradient of the mask.
     """
     out = x.new_empty(x.shape, dtype=h.dtype)
+    if x.numel() == 0:
+        return Plan([], (out,))
     arguments = {
         "h_ptr": h,
         "late_h_ptr": late_h,
@@ -164,25 +167,40 @@ def grad_x(
         "surrogate_width": float(neuron.surrogate_width),
         "MASKED": problem.with_slope,
         "SURROGATE": neuron.has_surrogate and late_h is not None,
-        "WIDE": _wide(x, weight, h),
         "PRECISION": precision,
         "GROUP": config.group,
     }
     if problem.is_matrix_product:
-        blocks = math.ceil(problem.rows / config.block_m) * math.ceil(problem.depth / config.block_n)
-        arguments |= {"M": problem.rows, "N": problem.out_channels, "K": problem.depth}
-        launch = Launch.blocks(linear_grad_x, (blocks,), arguments, config)
-    else:
-        largest_class = problem.batch * math.prod(
-            math.ceil(size / step) for size, step in zip((problem.height, problem.width), problem.stride, strict=True)
-        )
-        blocks = math.ceil(largest_class / config.block_m) * math.ceil(problem.group_inputs / config.block_n)
-        steps = [step // math.gcd(step, gap) for step, gap in zip(problem.stride, problem.dilation, strict=True)]
-        arguments |= _maps(problem) | _taps(problem) | {"STEP_H": steps[0], "STEP_W": steps[1]}
-        arguments["EVEN"] = problem.group_outputs % config.block_k == 0
-        classes = math.prod(problem.stride)
-        launch = Launch.blocks(conv2d_grad_x, (blocks, classes, problem.groups), arguments, config)
-    return Plan([launch] if x.numel() else [], (out,))
+        return _linear_grad_x(problem, arguments, config, processors)
+    positions = math.prod(
+        math.ceil(size / step) for size, step in zip((problem.height, problem.width), problem.stride, strict=True)
+    )
+    blocks = row_blocks(problem, positions, config) * math.ceil(problem.group_inputs / config.block_n)
+    steps = [step // math.gcd(step, gap) for step, gap in zip(problem.stride, problem.dilation, strict=True)]
+    arguments |= _maps(problem) | _taps(problem) | {"STEP_H": steps[0], "STEP_W": steps[1]}
+    arguments |= {"EVEN": problem.group_outputs % config.block_k == 0, "BY_POSITION": skips(problem, config)}
+    classes = math.prod(problem.stride)
+    return Plan([Launch.blocks(conv2d_grad_x, (blocks, classes, problem.groups), arguments, config)], (out,))
+
+
+def _linear_grad_x(problem: Problem, arguments: dict[str, Any], config: Config, processors: int) -> Plan:
+    """Blocks, and where they are few for the processors also splits of the neurons, which a second kernel adds."""
+    out, x, surrogate = arguments["grad_x_ptr"], arguments["x_ptr"], arguments["SURROGATE"]
+    blocks = math.ceil(problem.rows / config.block_m) * math.ceil(problem.depth / config.block_n)
+    steps = math.ceil(problem.out_channels / config.block_k)
+    splits, steps_per_split = split([steps], blocks, processors, config.splits, config.block_k)
+    arguments |= _sizes(problem) | {"steps_per_split": steps_per_split, "SPLIT": splits > 1}
+    if splits == 1:
+        return Plan([Launch.blocks(linear_grad_x, (blocks, 1), arguments, config)], (out,))
+    parts = out.new_empty((splits, 2 if surrogate else 1, out.numel()), dtype=torch.float32)
+    keys = ("x_ptr", "grad_x_ptr", "surrogate_width", "MASKED", "SURROGATE")
+    total = {key: arguments[key] for key in keys}
+    total |= {"parts_ptr": parts, "splits": splits, "size": out.numel(), "BLOCK": ELEMENTS}
+    launches = [
+        Launch.blocks(linear_grad_x, (blocks, splits), arguments | {"grad_x_ptr": parts}, config),
+        Launch(sum_grad_x, (math.ceil(x.numel() / ELEMENTS),), total),
+    ]
+    return Plan(launches, (out,))
 
 
 def grad_w(
@@ -195,41 +213,34 @@ def grad_w(
     out = h.new_empty(shape)
     if problem.rows == 0:
         return Plan([], (out.zero_(),))
-    few = problem.group_inputs < FEW_CHANNELS and not problem.is_matrix_product
-    taps = 1 if problem.is_matrix_product else math.prod(problem.kernel)
-    weights = problem.depth if few or problem.is_matrix_product else problem.group_inputs
-    blocks = math.ceil(problem.group_outputs / config.block_m) * math.ceil(weights / config.block_n)
-    blocks *= 1 if few else taps
-    splits, rows = _split(problem.rows, blocks * problem.groups, config, device.processors)
+    steps, blocks = tap_steps(problem, config), weight_blocks(problem, config)
+    slots = device.processors * estimate("grad_w", problem, config, device.chip)
+    splits, steps_per_split = split(steps, blocks, slots, config.splits, config.block_k)
     parts = out if splits == 1 else h.new_empty((splits, *shape), dtype=torch.float32)
     arguments = {
         "h_ptr": h,
         "late_h_ptr": late_h,
         "x_ptr": x,
         "out_ptr": parts,
-        "rows_per_split": rows,
+        "steps_per_split": steps_per_split,
         "WITH_SLOPE": problem.with_slope,
         "TWO_ACCUMULATORS": problem.with_slope and two_accumulators(device.chip),
         "INPUTS_FIRST": inputs_first(device.chip),
-        "WIDE": _wide(x, h),
         "PRECISION": precision,
     }
     if problem.is_matrix_product:
-        arguments |= {"M": problem.rows, "N": problem.out_channels, "K": problem.depth, "GROUP": config.group}
+        arguments |= _sizes(problem) | {"GROUP": config.group}
         launch = Launch.blocks(linear_grad_w, (blocks, splits), arguments, config)
     else:
-        arguments |= _maps(problem) | _taps(problem) | {"FEW_CHANNELS": few}
-        launch = Launch.blocks(conv2d_grad_w, (blocks, splits, problem.groups), arguments, config)
-    return Plan([launch] if splits == 1 else [launch, _sum(parts, out)], (out,))
-
-
-def _split(rows: int, blocks: int, config: Config, processors: int) -> tuple[int, int]:
-    """Number of splits, and rows of each but the last: enough programs for two a processor."""
-    steps = math.ceil(rows / config.block_k)
-    splits = config.splits or math.ceil(2 * processors / blocks)
-    splits = max(1, min(splits, steps // STEPS_PER_SPLIT))
-    rows_per_split = math.ceil(steps / splits) * config.block_k
-    return math.ceil(rows / rows_per_split), rows_per_split
+        arguments |= _maps(problem) | _taps(problem)
+        arguments |= {"FEW_CHANNELS": problem.joint_steps, "BY_POSITION": skips(problem, config)}
+        grid = (blocks // problem.groups * len(steps), splits, problem.groups)
+        launch = Launch.blocks(conv2d_grad_w, grid, arguments, config)
+    if splits == 1:
+        return Plan([launch], (out,))
+    if len(set(steps)) == 1:
+        return Plan([launch, _sum(parts, out)], (out,))
+    return Plan([launch, _sum_taps(parts, out, launch)], (out,))
 
 
 def _sum(parts: Tensor, out: Tensor) -> Launch:
@@ -241,6 +252,14 @@ def _sum(parts: Tensor, out: Tensor) -> Launch:
     rows = min(TILE // block, 1 << max(0, splits - 1).bit_length())
     arguments = {"parts_ptr": parts, "out_ptr": out, "splits": splits, "size": size, "ROWS": rows, "BLOCK": block}
     return Launch(gradient.sum_splits, (math.ceil(size / block),), arguments)
+
+
+def _sum_taps(parts: Tensor, out: Tensor, launch: Launch) -> Launch:
+    """The sum over splits of which some taps have fewer."""
+    arguments = {"parts_ptr": parts, "out_ptr": out, "splits": parts.shape[0], "size": out.numel(), "BLOCK": ELEMENTS}
+    names = [name for name in sum_tap_splits.arg_names if name not in arguments]
+    arguments |= {name: launch.arguments[name] for name in names}
+    return Launch(sum_tap_splits, (math.ceil(out.numel() / ELEMENTS),), arguments)
 
 
 def _out_shape(problem: Problem) -> tuple[int, ...]:
@@ -257,7 +276,16 @@ def _maps(problem: Problem) -> dict[str, int]:
         "P": rows,
         "Q": columns,
         "N": problem.group_outputs,
+        "UNIT_C": math.gcd(problem.group_inputs, LARGEST_UNIT),
+        "UNIT_N": math.gcd(problem.group_outputs, LARGEST_UNIT),
     }
+
+
+def _sizes(problem: Problem) -> dict[str, int]:
+    """Of a matrix product."""
+    neurons, synapses = problem.out_channels, problem.depth
+    units = {"UNIT_N": math.gcd(neurons, LARGEST_UNIT), "UNIT_K": math.gcd(synapses, LARGEST_UNIT)}
+    return {"M": problem.rows, "N": neurons, "K": synapses} | units
 
 
 def _taps(problem: Problem) -> dict[str, int]:
@@ -272,7 +300,3 @@ def _taps(problem: Problem) -> dict[str, int]:
         "DILATION_W": problem.dilation[1],
         "GROUPS": problem.groups,
     }
-
-
-def _wide(*tensors: Tensor) -> bool:
-    return any(tensor.numel() >= WIDE for tensor in tensors)

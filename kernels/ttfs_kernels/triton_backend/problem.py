@@ -13,6 +13,8 @@ from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 
 PASSES = ("forward", "grad_x", "grad_w")
+# Channels of a group below which a step runs over the joint index (r, s, c).
+FEW_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,11 @@ class Problem:
     def of_pass(self, which: str) -> Problem:
         """This layer as one of its passes sees it: the surrogate derivative changes the work of grad_x alone."""
         return self if which == "grad_x" or not self.surrogate else dataclasses.replace(self, surrogate=False)
+
+    @property
+    def joint_steps(self) -> bool:
+        """Whether steps run over the joint index (r, s, c), since channels are few."""
+        return self.group_inputs < FEW_CHANNELS and not self.is_matrix_product
 
     def flops(self, which: str) -> int:
         """Floating point operations of a pass: 2 a multiply-accumulate, both contractions."""

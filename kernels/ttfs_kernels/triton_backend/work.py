@@ -1,69 +1,183 @@
-"""What our kernels execute for a pass: blocks, their edges included, and the steps of each."""
+"""What our kernels execute for a pass: programs, and the steps of each, as the kernels themselves count them."""
 
 from __future__ import annotations
 
 import math
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
 
-from ttfs_kernels.triton_backend.configs import FEW_CHANNELS, Config
 from ttfs_kernels.triton_backend.problem import Problem
 
+if TYPE_CHECKING:
+    from ttfs_kernels.triton_backend.configs import Config
 
-def executed_flops(which: str, problem: Problem, config: Config, *, surrogate: bool = False) -> int:
+# Rows (of grad_w; synapses of grad_x) whose products take as long as writing a part and adding it again: 8 bytes an
+# element from the second-level cache, two products a row.
+PART_ROWS = 256
+# Products that take as long as bringing one element of an operand to them.
+ELEMENT_PRODUCTS = 16
+STEPS_PER_SPLIT = 4  # at least, so that a split fills its pipeline
+
+
+class Cut(NamedTuple):
+    """How a pass is cut.
+
+    Attributes:
+        programs: of all groups of channels.
+        steps: of all programs together; a step is one block of products.
+        longest: steps of the longest program.
+    """
+
+    programs: int
+    steps: int
+    longest: int
+
+
+def skips(problem: Problem, config: Config) -> bool:
+    """Whether blocks are one position of many images and leave out taps: where a step has one tap, of several."""
+    return config.by_position and not problem.is_matrix_product and not problem.joint_steps
+
+
+def executed_flops(which: str, problem: Problem, config: Config) -> int:
     """Floating point operations that tensor cores are given; `Problem.flops` counts what a dense pass needs.
 
     Args:
         which: "forward", "grad_x" or "grad_w".
         problem: the layer.
         config: its blocks.
-        surrogate: whether silent neurons have a derivative too, so that grad_x has two contractions.
     """
-    contractions = 2 if problem.with_slope and (which != "grad_x" or surrogate) else 1
-    products = {"forward": _forward, "grad_x": _grad_x, "grad_w": _grad_w}[which](problem, config)
-    return 2 * contractions * problem.groups * products
+    contractions = 2 if problem.with_slope and (which != "grad_x" or problem.surrogate) else 1
+    steps = cut(which, problem, config).steps
+    return 2 * contractions * steps * config.block_m * config.block_n * config.block_k
 
 
-def _forward(problem: Problem, config: Config) -> int:
-    block = _whole(problem.rows, config.block_m) * _whole(problem.group_outputs, config.block_n)
-    if _joint_steps(problem):
-        return block * _whole(problem.depth, config.block_k)
-    return block * math.prod(problem.kernel) * _whole(problem.group_inputs, config.block_k)
+def cut(which: str, problem: Problem, config: Config) -> Cut:
+    """Programs and steps of a pass, before its reduction is split."""
+    if which == "grad_w":
+        steps = tap_steps(problem, config)
+        programs = weight_blocks(problem, config)
+        return Cut(programs * len(steps), programs * sum(steps), max(steps))
+    if which == "forward":
+        depth = problem.depth if problem.joint_steps else problem.group_inputs
+        columns = problem.groups * math.ceil(problem.group_outputs / config.block_n)
+        taps = [_output_taps(problem, config, axis) for axis in (0, 1)]
+        rows = [(math.prod(problem.out_size), *taps)]
+    else:
+        depth = problem.group_outputs
+        columns = problem.groups * math.ceil(problem.group_inputs / config.block_n)
+        rows = [
+            (len(h) * len(w), h, w) for h, w in product(*([*_input_taps(problem, config, axis)] for axis in (0, 1)))
+        ]
+    depth = math.ceil(depth / config.block_k)
+    programs = steps = longest = 0
+    for positions, h, w in rows:
+        blocks = row_blocks(problem, positions, config) * columns
+        programs += blocks
+        if blocks:
+            steps += blocks * depth * sum(h) * sum(w) // (len(h) * len(w))
+            longest = max(longest, depth * max(h) * max(w))
+    return Cut(programs, steps, longest)
 
 
-def _grad_x(problem: Problem, config: Config) -> int:
-    block = _whole(problem.group_inputs, config.block_n) * _whole(problem.group_outputs, config.block_k)
-    classes = [
-        (_class_size(problem.height, i, problem.stride[0]), _class_size(problem.width, j, problem.stride[1]), i, j)
-        for i in range(problem.stride[0])
-        for j in range(problem.stride[1])
-    ]
-    return block * sum(
-        _whole(problem.batch * rows * columns, config.block_m) * _class_taps(problem, 0, i) * _class_taps(problem, 1, j)
-        for rows, columns, i, j in classes
-    )
+def relative_time(which: str, problem: Problem, config: Config, processors: int) -> float:
+    """What decides between blocks of forward or grad_x: the products of the busiest processor, and their operands.
+
+    Long programs start first, so that the processors end together unless one program is longer than the rest.
+    """
+    programs, steps, longest = cut(which, problem, config)
+    if programs == 0:
+        return 0.0
+    share = max(longest, math.ceil(programs / processors) * steps / programs)
+    if which == "grad_x" and problem.is_matrix_product:
+        splits, length = split([longest], programs, processors, config.splits, config.block_k)
+        part = PART_ROWS / config.block_k if splits > 1 else 0.0
+        share = math.ceil(programs * splits / processors) * (length + part)
+    m, n = config.block_m, config.block_n
+    return share * config.block_k * (m * n + ELEMENT_PRODUCTS * (m + n))
 
 
-def _grad_w(problem: Problem, config: Config) -> int:
-    rows = _whole(problem.rows, config.block_k) * _whole(problem.group_outputs, config.block_m)
-    if _joint_steps(problem):
-        return rows * _whole(problem.depth, config.block_n)
-    return rows * math.prod(problem.kernel) * _whole(problem.group_inputs, config.block_n)
+def row_blocks(problem: Problem, positions: int, config: Config) -> int:
+    """Blocks of positions of the whole batch, or of images at each position."""
+    if skips(problem, config):
+        return positions * math.ceil(problem.batch / config.block_m)
+    return math.ceil(problem.batch * positions / config.block_m)
 
 
-def _class_size(size: int, residue: int, stride: int) -> int:
-    """Input positions of a residue class along one axis."""
-    return max(0, math.ceil((size - residue) / stride))
+def weight_blocks(problem: Problem, config: Config) -> int:
+    """Blocks of grad_w for one tap; for all taps where steps are joint."""
+    weights = problem.depth if problem.joint_steps else problem.group_inputs
+    blocks = math.ceil(problem.group_outputs / config.block_m) * math.ceil(weights / config.block_n)
+    return problem.groups * blocks
 
 
-def _class_taps(problem: Problem, axis: int, residue: int) -> int:
-    """Taps that the input positions of a residue class meet along one axis."""
+def tap_steps(problem: Problem, config: Config) -> list[int]:
+    """Steps of grad_w for each of its taps; one number where the weights of a block have several taps."""
+    taps = 1 if problem.joint_steps else math.prod(problem.kernel)
+    if not skips(problem, config):
+        return taps * [math.ceil(problem.rows / config.block_k)]
+    images = math.ceil(problem.batch / config.block_k)
+    rows, columns = ([max(1, _positions(problem, axis, tap)) for tap in range(problem.kernel[axis])] for axis in (0, 1))
+    return [images * row * column for row, column in product(rows, columns)]
+
+
+def split(steps: list[int], blocks: int, slots: int, wanted: int, block_k: int) -> tuple[int, int]:
+    """(splits, steps of each) of a reduction: those whose waves of programs end first.
+
+    Args:
+        steps: of each tap; all taps have splits of one length, of which short ones have fewer.
+        blocks: programs of a tap before splitting.
+        slots: programs that the device holds at once.
+        wanted: splits of the longest tap; 0 for as many as are best.
+        block_k: rows of a step.
+    """
+    most = max(steps)
+    limit = max(1, most // STEPS_PER_SPLIT)
+
+    def cost(splits: int) -> float:
+        length = math.ceil(most / splits)
+        programs = blocks * sum(math.ceil(some / length) for some in steps)
+        waves = math.ceil(programs / slots)
+        part = PART_ROWS / block_k if splits > 1 else 0.0
+        return max(length, waves * sum(steps) * blocks / programs) + waves * part
+
+    enough = math.ceil(8 * slots / (blocks * len(steps)))
+    splits = min(wanted, limit) if wanted else min(range(1, min(limit, enough) + 1), key=cost)
+    length = math.ceil(most / splits)
+    return math.ceil(most / length), length
+
+
+def _output_taps(problem: Problem, config: Config, axis: int) -> list[int]:
+    """Taps that programs take at each output position of an axis."""
+    taps, size = problem.kernel[axis], (problem.height, problem.width)[axis]
+    if problem.joint_steps:
+        return [1]
+    if not skips(problem, config):
+        return problem.out_size[axis] * [taps]
     stride, padding, dilation = problem.stride[axis], problem.padding[axis], problem.dilation[axis]
-    return sum((residue + padding - tap * dilation) % stride == 0 for tap in range(problem.kernel[axis]))
+    return [
+        max(1, sum(0 <= position * stride - padding + tap * dilation < size for tap in range(taps)))
+        for position in range(problem.out_size[axis])
+    ]
 
 
-def _joint_steps(problem: Problem) -> bool:
-    return problem.group_inputs < FEW_CHANNELS and not problem.is_matrix_product
+def _input_taps(problem: Problem, config: Config, axis: int) -> list[list[int]]:
+    """Taps that programs take at each input position of an axis, by residue class of the stride."""
+    size, outputs = (problem.height, problem.width)[axis], problem.out_size[axis]
+    stride, padding, dilation = problem.stride[axis], problem.padding[axis], problem.dilation[axis]
+    classes = []
+    for residue in range(stride):
+        starts = [residue + padding - tap * dilation for tap in range(problem.kernel[axis])]
+        starts = [start for start in starts if start % stride == 0]
+        taps = []
+        for position in range(0, size - residue, stride):
+            inside = sum(0 <= (position + start) // stride < outputs for start in starts)
+            taps.append(max(min(1, len(starts)), inside) if skips(problem, config) else len(starts))
+        classes.append(taps)
+    return classes
 
 
-def _whole(size: int, block: int) -> int:
-    """`size`, rounded up to whole blocks."""
-    return math.ceil(size / block) * block
+def _positions(problem: Problem, axis: int, tap: int) -> int:
+    """Output positions of an axis at which a tap is inside the map."""
+    size = (problem.height, problem.width)[axis]
+    start = tap * problem.dilation[axis] - problem.padding[axis]
+    return sum(0 <= position * problem.stride[axis] + start < size for position in range(problem.out_size[axis]))

@@ -80,6 +80,18 @@ def convolutions(draw: st.DrawFn) -> Problem:
     return Problem(batch, height, width, inputs, outputs, kernel, stride, padding, dilation, groups)
 
 
+@st.composite
+def small_maps(draw: st.DrawFn) -> Problem:
+    """Maps of which the taps miss a large part, with batches smaller and larger than blocks."""
+    channels, outputs = (draw(st.sampled_from([16, 20, 33])) for _ in range(2))
+    kernel, padding = (draw(st.tuples(*2 * [st.integers(low, 3)])) for low in (1, 0))
+    stride, dilation = (draw(st.tuples(*2 * [st.integers(1, 2)])) for _ in range(2))
+    least = [max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) for i in (0, 1)]
+    height, width = (draw(st.integers(size, size + 1)) for size in least)
+    batch = draw(st.sampled_from([1, 5, 16, 35]))
+    return Problem(batch, height, width, channels, outputs, kernel, stride, padding, dilation)
+
+
 class Layer(NamedTuple):
     """Operands of all passes, as rows in memory on the device: x [B, H, W, C], weight [N, R, S, C], h [B, P, Q, N]."""
 

@@ -23,6 +23,7 @@ from tests.kernels.triton.common import (
     expected_forward,
     fenced,
     run,
+    small_maps,
 )
 from ttfs_kernels import Neuron
 from ttfs_kernels.triton_backend import passes
@@ -81,22 +82,19 @@ def test_forward_takes_every_option(device, name, dtype, form, persistence, has_
     dtype=st.sampled_from([torch.float32, torch.float16]),
     blocks=st.sampled_from(BLOCKS),
     persistence=st.sampled_from(PERSISTENCES),
-    wide=st.booleans(),
+    by_position=st.booleans(),
 )
-def test_forward_is_exact_anywhere(device, problem, form, dtype, blocks, persistence, wide):
+def test_forward_is_exact_anywhere(device, problem, form, dtype, blocks, persistence, by_position):
     layer = exact_layer(dataclasses.replace(problem, dtype=dtype, with_slope=persistence != 0), device)
-    with pytest.MonkeyPatch.context() as patch:
-        if wide:
-            patch.setattr(passes, "WIDE", 1)
-        check_forward(layer, dataclasses.replace(blocks, form=form), chip_for(device, form), persistence)
+    config = dataclasses.replace(blocks, form=form, by_position=by_position)
+    check_forward(layer, config, chip_for(device, form), persistence)
 
 
-@pytest.mark.parametrize("form", Form)
-@pytest.mark.parametrize("name", ["uneven_channels", "few_channels", "groups", "wide"])
-def test_forward_is_exact_with_64_bit_offsets(device, monkeypatch, name, form):
-    monkeypatch.setattr(passes, "WIDE", 1)
-    layer = exact_layer((LINEAR | CONV2D)[name], device)
-    check_forward(layer, dataclasses.replace(BLOCKS[0], form=form), chip_for(device, form), bias=layer.bias)
+@settings(max_examples=15)
+@given(problem=small_maps(), form=st.sampled_from(Form), blocks=st.sampled_from(BLOCKS))
+def test_forward_by_position_is_exact(device, problem, form, blocks):
+    layer = exact_layer(dataclasses.replace(problem, dtype=torch.float16), device)
+    check_forward(layer, dataclasses.replace(blocks, form=form, by_position=True), chip_for(device, form))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])

@@ -22,14 +22,16 @@ from tests.kernels.triton.common import (
     expected_grad_w,
     expected_grad_x,
     run,
+    small_maps,
 )
 from ttfs_kernels import Neuron
-from ttfs_kernels.triton_backend import passes
+from ttfs_kernels.triton_backend import passes, work
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.launch import Device
 from ttfs_kernels.triton_backend.problem import Problem
 
 ARCHITECTURES = pytest.mark.parametrize("architecture", [80, 90])
+SURROGATES = pytest.mark.parametrize("surrogate_width", [0.0, 0.5])
 SLOPES = pytest.mark.parametrize("with_slope", [True, False])
 
 
@@ -80,7 +82,8 @@ def test_grad_w_takes_every_option(device, name, dtype, with_slope, architecture
 @pytest.mark.parametrize("name", ["tall", "few_channels", "even_channels", "groups", "depthwise"])
 def test_grad_w_is_exact_in_splits(device, monkeypatch, name, splits, architecture):
     """Splits of one step, so that few positions make many; 0 is one for every free processor."""
-    monkeypatch.setattr(passes, "STEPS_PER_SPLIT", 1)
+    monkeypatch.setattr(work, "STEPS_PER_SPLIT", 1)
+    monkeypatch.setattr(work, "PART_ROWS", 0)
     problem = dataclasses.replace((LINEAR | CONV2D)[name], dtype=torch.float16)
     layer = exact_layer(problem, device)
     config = dataclasses.replace(BLOCKS[0], splits=splits)
@@ -97,26 +100,55 @@ def test_grad_w_is_exact_in_splits(device, monkeypatch, name, splits, architectu
     blocks=st.sampled_from(BLOCKS),
     with_slope=st.booleans(),
     splits=st.integers(0, 3),
-    wide=st.booleans(),
+    by_position=st.booleans(),
 )
 @ARCHITECTURES
-def test_gradients_are_exact_anywhere(device, architecture, problem, dtype, blocks, with_slope, splits, wide):
+def test_gradients_are_exact_anywhere(device, architecture, problem, dtype, blocks, with_slope, splits, by_position):
     layer = exact_layer(dataclasses.replace(problem, dtype=dtype, with_slope=with_slope), device)
+    config = dataclasses.replace(blocks, splits=splits, by_position=by_position)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "STEPS_PER_SPLIT", 1)
-        if wide:
-            patch.setattr(passes, "WIDE", 1)
-        check_grad_x(layer, blocks)
-        check_grad_w(layer, dataclasses.replace(blocks, splits=splits), device_for(device, architecture))
+        patch.setattr(work, "STEPS_PER_SPLIT", 1)
+        check_grad_x(layer, config)
+        check_grad_w(layer, config, device_for(device, architecture))
 
 
+@settings(max_examples=15)
+@given(problem=small_maps(), blocks=st.sampled_from(BLOCKS), splits=st.sampled_from([0, 1, 2, 5]))
 @ARCHITECTURES
-@pytest.mark.parametrize("name", ["uneven_channels", "few_channels", "stride_and_dilation", "groups", "wide"])
-def test_gradients_are_exact_with_64_bit_offsets(device, monkeypatch, name, architecture):
-    monkeypatch.setattr(passes, "WIDE", 1)
-    layer = exact_layer((LINEAR | CONV2D)[name], device)
-    check_grad_x(layer, BLOCKS[0])
-    check_grad_w(layer, BLOCKS[0], device_for(device, architecture))
+def test_gradients_by_position_are_exact(device, architecture, problem, blocks, splits):
+    """Taps then have splits of one length, some fewer than others."""
+    layer = exact_layer(dataclasses.replace(problem, dtype=torch.float16), device)
+    config = dataclasses.replace(blocks, splits=splits, by_position=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "STEPS_PER_SPLIT", 1)
+        check_grad_x(layer, config)
+        check_grad_w(layer, config, device_for(device, architecture))
+
+
+@SURROGATES
+@SLOPES
+@pytest.mark.parametrize("splits", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", ["tall", "wide"])
+def test_grad_x_of_linear_layers_is_exact_in_splits(device, monkeypatch, name, splits, with_slope, surrogate_width):
+    """0 splits are as many as fill the processors: two steps each."""
+    monkeypatch.setattr(work, "STEPS_PER_SPLIT", 1)
+    monkeypatch.setattr(work, "PART_ROWS", 0)
+    problem = dataclasses.replace(LINEAR[name], dtype=torch.float16, with_slope=with_slope)
+    layer = exact_layer(problem, device)
+    config = dataclasses.replace(BLOCKS[0], splits=splits)
+    late_h = layer.late_h if surrogate_width and with_slope else None
+
+    def grad_x(config: Config):
+        _, x, weight, _, h, _ = layer
+        return passes.grad_x(problem, h, x, weight, config, "ieee", late_h, Neuron(surrogate_width=surrogate_width))
+
+    plan = grad_x(config)
+    assert len(plan.launches) == (1 if splits == 1 else 2)
+    (ours,) = run(lambda: grad_x(config), layer)
+    (whole,) = run(lambda: grad_x(dataclasses.replace(config, splits=1)), layer)
+    assert torch.equal(ours, whole)
+    if late_h is None:
+        assert torch.equal(ours, expected_grad_x(layer))
 
 
 @pytest.mark.parametrize("name", ["gaps", "gaps_many_channels"])
@@ -140,21 +172,6 @@ def test_no_positions_give_a_weight_gradient_of_zero(device):
     (grad_w,) = run(lambda: passes.grad_w(problem, h, late_h, x, BLOCKS[0], "ieee", device_for(device, 90)), layer)
     assert grad_w.shape == weight.shape
     assert not grad_w.any()
-
-
-@given(
-    rows=st.integers(1, 10**6),
-    blocks=st.integers(1, 500),
-    block_k=st.sampled_from([16, 32, 64]),
-    wanted=st.integers(0, 200),
-    processors=st.integers(1, 200),
-)
-def test_splits_cover_all_rows_and_none_is_empty(rows, blocks, block_k, wanted, processors):
-    splits, rows_per_split = passes._split(rows, blocks, Config(16, 16, block_k, 4, 1, splits=wanted), processors)
-    assert (splits - 1) * rows_per_split < rows <= splits * rows_per_split
-    assert rows_per_split % block_k == 0
-    assert splits == 1 or rows_per_split >= passes.STEPS_PER_SPLIT * block_k
-    assert splits <= (wanted or -(-2 * processors // blocks))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
