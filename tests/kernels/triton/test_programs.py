@@ -21,7 +21,7 @@ from triton.runtime import driver
 
 from tests.kernels.test_operators import KINDS, PERSISTENCES, apply
 from tests.kernels.triton.test_operators import on
-from ttfs_kernels import dft_linear, ops
+from ttfs_kernels import Neuron, dft_linear, ops
 from ttfs_kernels.triton_backend import choice, launch, programs
 from ttfs_kernels.triton_backend.programs import Repeated
 
@@ -97,7 +97,7 @@ def test_repeated_passes_equal_planned_ones(
 ):
     """On other numbers, elsewhere in memory; "auto" takes the library for the contractions."""
     monkeypatch.setattr(ops, "operators_for", lambda *_: ("blockwise", backend))
-    options = {"psp_persistence": psp_persistence, "surrogate_width": surrogate_width}
+    options = {"neuron": Neuron(psp_persistence, surrogate_width=surrogate_width)}
     kept = [operands(device, kind, seed) for seed in range(3)]
     first = results(kind, kept[0], **options)
     expected = []
@@ -152,9 +152,9 @@ def test_what_a_plan_depends_on_is_planned_anew(device, repeating):
         {"dtype": torch.float16},
         {"bias": True},
         {"grad": True},
-        {"psp_persistence": 0.5},
-        {"psp_persistence": 0.0},
-        {"surrogate_width": 0.5},
+        {"neuron": Neuron(0.5)},
+        {"neuron": Neuron(0.0)},
+        {"neuron": Neuron(surrogate_width=0.5)},
     ):
         assert planned(**other) == ["linear_forward"]
         assert planned(**other) == []
