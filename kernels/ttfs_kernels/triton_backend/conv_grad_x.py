@@ -39,7 +39,7 @@ def conv2d_grad_x(
     P,
     Q,
     N,
-    surrogate_width,
+    properties,
     R: tl.constexpr,
     S: tl.constexpr,
     STRIDE_H: tl.constexpr,
@@ -125,5 +125,5 @@ def conv2d_grad_x(
     kept = (m < M)[:, None] & (c < C)[None, :]
     if MASKED:
         x = tl.load(x_ptr + offsets, mask=kept, other=0.0)
-        total = at_inputs(total, by_mask, x, surrogate_width, SURROGATE)
+        total = at_inputs(total, by_mask, x, properties, SURROGATE)
     tl.store(grad_x_ptr + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept)

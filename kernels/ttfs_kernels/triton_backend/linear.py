@@ -32,8 +32,7 @@ def linear_forward(
     M,
     N,
     K,
-    persistence,
-    surrogate_width,
+    properties,
     HAS_BIAS: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
@@ -80,8 +79,7 @@ def linear_forward(
         N,
         0,
         N,
-        persistence,
-        surrogate_width,
+        properties,
         AXIS,
         HAS_BIAS,
         WITH_SLOPE,
@@ -100,7 +98,7 @@ def linear_grad_x(
     M,
     N,
     K,
-    surrogate_width,
+    properties,
     MASKED: tl.constexpr,
     SURROGATE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -140,7 +138,7 @@ def linear_grad_x(
     kept = (m < M)[:, None] & (k < K)[None, :]
     if MASKED:
         x = tl.load(x_ptr + offsets, mask=kept, other=0.0)
-        total = at_inputs(total, by_mask, x, surrogate_width, SURROGATE)
+        total = at_inputs(total, by_mask, x, properties, SURROGATE)
     tl.store(grad_x_ptr + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept)
 
 
