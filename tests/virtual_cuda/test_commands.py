@@ -106,8 +106,8 @@ def ann(tmp_path_factory, cache):
 def test_float16_run_is_scored_counted_simulated_and_priced(trained, tmp_path, cache):
     summary = json.loads((trained / "summary.json").read_text())
     assert (summary["device"], summary["mixed_precision"]) == ("virtual CUDA device", "fp16")
-    flags = f"--chip all --steps 8 --output-dir {tmp_path / 'out'} --report {tmp_path / 'page.html'}"
-    run(f"recipes/evaluate.py {trained} {flags}", cache)
+    flags = f"--chip all --steps 8 --max-test-samples 20 --report {tmp_path / 'page.html'}"
+    run(f"recipes/evaluate.py {trained} {flags} --output-dir {tmp_path / 'out'}", cache)
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["images"] == 20
     assert found["simulation"]["steps"] == 8
