@@ -102,7 +102,8 @@ def compile_launch(launch: Launch, chip: Chip) -> Any:
     def describe(value: Any, path: tuple[int, ...], constant: bool) -> Any:
         # As at a launch: None and 1 become constants, multiples of 16 and fresh allocations are known to be aligned.
         if isinstance(value, tuple):
-            return tuple(describe(part, (*path, index), constant) for index, part in enumerate(value))
+            parts = [describe(part, (*path, index), constant) for index, part in enumerate(value)]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
         if constant or value is None or (isinstance(value, int) and value == 1):
             constants[path] = value
             return "constexpr"

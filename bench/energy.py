@@ -22,10 +22,9 @@ from rich.console import Console
 
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluation import LoadError, load_network, load_test_images
-from ttfs_triton.hardware import RunOptions, available_chips, dense_ann, estimate_with, simulate
-from ttfs_triton.hardware.energy.prices import Range
+from ttfs_triton.hardware import Range, RunOptions, available_chips, dense_ann, estimate, simulate
 from ttfs_triton.nn import TTFSNetwork, vgg16
-from ttfs_triton.report import chips_table
+from ttfs_triton.report import print_chips
 from ttfs_triton.scoring.batches import EvaluationBatches
 
 
@@ -79,36 +78,33 @@ def networks(options: Options) -> Iterable[tuple[str, TTFSNetwork, EvaluationBat
 
 def price(options: Options, name: str, network: TTFSNetwork, batches: EvaluationBatches) -> list[dict[str, Any]]:
     """Rows of one network, a chip each."""
-    found = simulate(network, batches, steps=options.steps, weight_bits=options.weight_bits)
-    config = network.config
+    simulated = simulate(network, batches, steps=options.steps, weight_bits=options.weight_bits)
     run = RunOptions(
         steps=options.steps,
         gating=True,
-        psp_persistence=config.neuron.psp_persistence,
-        readout=config.readout,
-        activity=found.activity,
+        activity=simulated.activity,
     )
-    reports = [estimate_with(found.counts, chip, run, network=name) for chip in available_chips()]
-    Console(width=120).print(chips_table(reports))
+    estimates = [estimate(simulated.counts, chip, run, network=name) for chip in available_chips()]
+    print_chips(estimates, Console(width=120))
     rows = []
-    for report in reports:
-        ann = dense_ann(found.counts, report.chip, options=run).total
+    for found in estimates:
+        ann = dense_ann(simulated.counts, found.chip, options=run).total
         rows.append(
             {
                 "network": name,
-                "images": found.samples,
-                "sparsity": round(found.counts.sparsity, 4),
-                "synaptic_operations": round(found.counts.total()["synaptic_operations"] / found.samples),
-                "chip": report.chip.name,
-                "compute_only_nj": nanojoules(report.compute_only),
-                "memory_included_nj": nanojoules(report.memory_included),
-                "total_nj": nanojoules(report.total),
-                "total_low_nj": "" if report.total is None else round(report.total.low / 1e3, 3),
-                "total_high_nj": "" if report.total is None else round(report.total.high / 1e3, 3),
+                "images": simulated.samples,
+                "sparsity": round(simulated.counts.sparsity, 4),
+                "synops": round(simulated.counts.total()["synops"] / simulated.samples),
+                "chip": found.chip.name,
+                "compute_only_nj": nanojoules(found.compute_only),
+                "memory_included_nj": nanojoules(found.memory_included),
+                "total_nj": nanojoules(found.total),
+                "total_low_nj": "" if found.total is None else round(found.total.low / 1e3, 3),
+                "total_high_nj": "" if found.total is None else round(found.total.high / 1e3, 3),
                 "dense_ann_total_nj": nanojoules(ann),
-                "status": report.status or "",
-                "unpriced": "; ".join(sorted({term.name for term in report.unpriced})),
-                "warnings": "; ".join(report.warnings),
+                "status": found.status or "",
+                "unpriced": "; ".join(sorted({term.name for term in found.unpriced})),
+                "warnings": "; ".join(found.warnings),
             }
         )
     return rows

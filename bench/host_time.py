@@ -19,8 +19,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,10 +28,6 @@ import tyro
 from _record import ROOT, commit, environment, write
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-
-CALLS, BATCHES, WARM_UP = 25, 40, 30
-MODES = ("forward, no gradients", "forward", "forward and backward")
 
 
 @dataclasses.dataclass
@@ -45,17 +39,12 @@ class Options:
     rounds: int = 5
     """Processes of each commit."""
     output: Path = ROOT / "bench" / "results"
-    measure: bool = False
-    """Only measure the package that Python finds, and print JSON; what the processes do."""
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if options.rounds < 1:
         sys.exit(f"host_time: --rounds must be at least 1; got {options.rounds}.")
-    if options.measure:
-        print(json.dumps(measure()))
-        return
     import triton
 
     with tempfile.TemporaryDirectory() as folder:
@@ -88,10 +77,10 @@ def extract(name: str, folder: Path) -> Path:
 
 
 def in_process(package: Path) -> list[dict[str, Any]]:
-    """What `measure` finds in a fresh process with a package."""
+    """What `_host_calls.py` finds in a fresh process with a package."""
     variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     variables |= {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--measure"]
+    command = [sys.executable, str(Path(__file__).with_name("_host_calls.py"))]
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"host_time: measuring {package} failed.\n{done.stderr}")
@@ -104,70 +93,6 @@ def over_rounds(key: str, rows: list[dict[str, Any]]) -> Any:
     if key.endswith("_lowest"):
         return min(values)
     return round(median(values), 1) if key.endswith("_median") else values[0]
-
-
-def measure() -> list[dict[str, Any]]:
-    """Rows of all layers and modes for the package that Python finds."""
-    import _absent_gpu
-
-    _absent_gpu.pretend()
-    rows = []
-    for name, layer, tensors in layers():
-        for mode in MODES:
-            run = call(layer, tensors, mode)
-            run()
-            _absent_gpu.launched.clear()
-            run()
-            launches, _absent_gpu.listening = len(_absent_gpu.launched), False
-            rows.append({"layer": name, "mode": mode, "launches": launches} | times_us(run))
-            _absent_gpu.listening = True
-    return rows
-
-
-def layers() -> list[tuple[str, Callable[..., Tensor], tuple[Tensor, Tensor, Tensor]]]:
-    """Name, function of (x, weight, bias), and operands; 16-bit activations and weights, as in mixed precision."""
-    from ttfs_kernels import dft_conv2d, dft_linear
-
-    def half(*shape: int) -> Tensor:
-        tensor = torch.rand(shape).half()
-        return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
-
-    convolution = half(4, 64, 8, 8), half(64, 64, 3, 3), torch.zeros(64)
-    linear = half(16, 512), half(512, 512), torch.zeros(512)
-    return [
-        ("3×3 convolution, 64 → 64", lambda *a: dft_conv2d(*a, padding=1, backend="triton"), convolution),
-        ("fully connected, 512 → 512", lambda *a: dft_linear(*a, backend="triton"), linear),
-    ]
-
-
-def call(layer: Callable[..., Tensor], tensors: tuple[Tensor, Tensor, Tensor], mode: str) -> Callable[[], object]:
-    """One call in a mode."""
-    if mode == MODES[0]:
-        return lambda: layer(*tensors)
-    operands = [tensor.detach().requires_grad_() for tensor in tensors]
-    if mode == MODES[1]:
-        return lambda: layer(*operands)
-    grad = torch.ones_like(layer(*operands))
-    return lambda: torch.autograd.grad(layer(*operands), operands, grad)
-
-
-def times_us(run: Callable[[], object]) -> dict[str, float]:
-    """Microseconds of a call: lowest and median of the batches, by the clock and by the thread's processor time."""
-    for _ in range(WARM_UP):
-        run()
-    clock, processor = [], []
-    for _ in range(BATCHES):
-        start = time.perf_counter(), time.thread_time()
-        for _ in range(CALLS):
-            run()
-        clock.append((time.perf_counter() - start[0]) / CALLS * 1e6)
-        processor.append((time.thread_time() - start[1]) / CALLS * 1e6)
-    return {
-        "clock_us_lowest": round(min(clock), 1),
-        "clock_us_median": round(median(clock), 1),
-        "processor_us_lowest": round(min(processor), 1),
-        "processor_us_median": round(median(processor), 1),
-    }
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from ttfs_triton.evaluation import LoadError, load_network, load_test_images
 from ttfs_triton.hardware import Simulation, estimate, simulate, sweep
-from ttfs_triton.report import draw_sweep
+from ttfs_triton.report import draw_sweep, on_terminal, sweep_details
 from ttfs_triton.scoring.batches import EvaluationBatches
 from ttfs_triton.scoring.evaluate import evaluate
 
@@ -67,14 +67,12 @@ def main() -> None:
             found.counts,
             options.chip,
             steps=found.settings.steps,
-            psp_persistence=network.config.neuron.psp_persistence,
-            readout=network.config.readout,
             activity=found.activity,
         ).total
         return float("nan") if total is None else total.nominal
 
     found = sweep(network, batches, steps=options.steps, weight_bits=options.weight_bits, price=price)
-    Console().print(found.table())
+    Console().print(on_terminal(sweep_details(found)))
     rows: list[dict[str, Any]] = [dataclasses.asdict(row) for row in found.rows]
     for row in rows:
         row["points_lost"] = round(100 * (closed.accuracy - row["accuracy"]), 3)

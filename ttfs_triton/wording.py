@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ttfs_triton.hardware.energy.prices import Range
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -38,6 +42,41 @@ def ratio(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def energy(pj: float | None) -> str:
+    """Picojoules in a unit that reads well: "12.3 nJ"; "–" if they are not known."""
+    if pj is None or not math.isfinite(pj):
+        return "–"
+    unit, size = energy_unit(pj)
+    return f"{pj / size:.3g} {unit}"
+
+
+def energy_range(amount: Range | None) -> str:
+    """ "1.2 µJ", "1.2 µJ (0.9 µJ to 2 µJ)", or "–" for an energy that is not known."""
+    if amount is None:
+        return "–"
+    low, high = energy(amount.low), energy(amount.high)
+    return energy(amount.nominal) + (f" ({low} to {high})" if low != high else "")
+
+
+def energy_unit(pj: float) -> tuple[str, float]:
+    """The unit in which an energy reads well, and its picojoules."""
+    units = (("pJ", 1.0), ("nJ", 1e3), ("µJ", 1e6), ("mJ", 1e9))
+    return next((entry for entry in units if abs(pj) < 999.5 * entry[1]), ("J", 1e12))
+
+
+def duration(us: float | None) -> str:
+    """Microseconds in a unit that reads well: "1.28 ms"; "–" if they are not known."""
+    if us is None:
+        return "–"
+    unit, size = next((entry for entry in (("µs", 1.0), ("ms", 1e3)) if us < 999.5 * entry[1]), ("s", 1e6))
+    return f"{us / size:.3g} {unit}"
+
+
+def weight_bits_label(bits: int | None) -> str:
+    """Weight bits of a simulation: "8", or "float" for unquantised weights."""
+    return "float" if bits is None else str(bits)
 
 
 def interval(share: float, trials: int) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -68,15 +69,14 @@ two-phase neuron.
         """Whether spikes that could appear or vanish have derivatives."""
         return self.has_slope and self.surrogate_width > 0
 
-    @property
-    def derivative_bound(self) -> float:
-        """`derivative_clip` as a number: inf for exact."""
-        return math.inf if self.derivative_clip is None else float(self.derivative_clip)
-
     def pack(self) -> list[float]:
         """As plain numbers, which is what a registered operator's schema carries; inf stands for None."""
         values = [getattr(self, name) for name in _NAMES]
         return [math.inf if value is None else float(value) for value in values]
+
+    def numbers(self) -> tuple[float, ...]:
+        """As `pack`, with the names of the properties: a kernel's argument, handed on whole to the rule."""
+        return _Numbers(*self.pack())
 
     @staticmethod
     def unpack(values: Sequence[float]) -> Neuron:
@@ -91,3 +91,4 @@ def _unpack(values: tuple[float, ...]) -> Neuron:  # remembered: every pass unpa
 
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Neuron))
+_Numbers = namedtuple("_Numbers", _NAMES)

@@ -27,7 +27,7 @@ def test_figures_are_those_of_training(output, summary):
     for key in ("sparsity", "sparsity_with_outputs"):
         assert found[key] == found["counts"][key] == summary[key]
     assert [layer["spikes"] for layer in found["counts"]["layers"]] == [
-        layer["spikes"] for layer in summary["per_layer"]
+        layer["spikes"] for layer in summary["counts"]["layers"]
     ]
     assert (found["simulation"]["steps"], found["simulation"]["weight_bits"]) == (8, 8)
     assert [report["chip"]["name"] for report in found["energy"]] == ["anp_i", "lemaire45:int8"]

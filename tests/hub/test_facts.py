@@ -1,6 +1,7 @@
 """What is read from a run and its evaluation."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -36,8 +37,7 @@ def test_facts_of_a_run(trained):
     assert results.sparsity == results.counts.sparsity == summary["sparsity"]
     assert [layer.name for layer in results.layers] == ["conv1", "fc1", "readout"]
     for layer, counts in zip(results.layers, results.counts.layers, strict=True):
-        assert layer.active == pytest.approx(counts.sparsity)
-        assert layer.neurons == counts.neurons_per_sample
+        assert layer is counts
     assert facts.settings["model"] == "4C5-P4-16"
     assert (facts.epochs, facts.best_epoch, len(facts.metrics)) == (1, 1, 1)
     assert facts.metrics[0]["layer_sparsity"].keys() == {"conv1", "fc1", "readout"}
@@ -65,13 +65,55 @@ def test_evaluation_replaces_the_results(run, tmp_path):
         read_facts(find_model(run), evaluation=tmp_path / "nowhere")
 
 
+def old(name):
+    """A file of the format before, of 6 images."""
+    return json.loads((Path(__file__).parent / "counts_format_1" / name).read_text())
+
+
+def test_summaries_of_format_1_are_read(run):
+    summary = old("summary.json")
+    (run / "summary.json").write_text(json.dumps(summary))
+    results = read_facts(find_model(run)).results
+    assert (results.counts.readout, results.counts.samples) == ("potential_end", 6)
+    for layer, was in zip(results.layers, summary["counts"]["layers"], strict=True):
+        assert (layer.neurons, layer.spikes, layer.never_active) == (
+            was["neurons_per_sample"],
+            was["spikes"],
+            was["never_active_per_sample"],
+        )
+        assert (layer.synops, layer.silent) == (was["synaptic_operations"], was["silent"])
+        assert layer.neuron.psp_persistence == 0.25
+
+
+def test_evaluations_of_format_1_are_read(run, tmp_path):
+    evaluation = old("evaluation.json") | {"weights_sha256": find_model(run).sha256}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    results = read_facts(find_model(run), evaluation=tmp_path).results
+    total, was = results.counts.total(), evaluation["counts"]["total"]
+    assert (total["synops"], total["neurons"]) == (was["synaptic_operations"], was["neurons_per_sample"])
+    assert results.counts.synops_by_sample == tuple(evaluation["counts"]["synaptic_operations_by_sample"])
+    assert results.sparsity == results.counts.sparsity
+
+
+def test_damaged_and_later_counts_are_refused(run):
+    summary = old("summary.json")
+    del summary["counts"]["layers"][0]["spikes"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(LoadError, match="counts of format 1 or 2; got KeyError"):
+        read_facts(find_model(run))
+    (run / "summary.json").write_text(json.dumps(summary | {"counts": {"format": 3}}))
+    with pytest.raises(LoadError, match="must be of format 2; got 3"):
+        read_facts(find_model(run))
+
+
 def test_runs_without_counts_are_read(run):
-    summary = json.loads((run / "summary.json").read_text())
+    summary = old("summary.json")
     del summary["counts"]
     (run / "summary.json").write_text(json.dumps(summary))
     results = read_facts(find_model(run)).results
     assert results.counts is None
-    assert len(results.layers) == 3
+    assert [layer.kind for layer in results.layers] == ["spiking", "spiking", "readout"]
+    assert results.layers[0].sparsity == summary["per_layer"][0]["sparsity"]
 
 
 def test_base_models_that_nobody_wrote_down_are_told(run):

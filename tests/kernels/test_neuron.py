@@ -40,7 +40,8 @@ def test_neuron_survives_packing(neuron):
 
 def test_neuron_without_clip_packs_as_infinity():
     assert Neuron(derivative_clip=None).pack() == [1.0, math.inf, 0.0]
-    assert Neuron(derivative_clip=math.inf).derivative_bound == Neuron(derivative_clip=None).derivative_bound
+    assert Neuron(0.25, None).numbers().derivative_clip == math.inf
+    assert Neuron(0.25, None).numbers().psp_persistence == 0.25
 
 
 def test_neuron_has_a_surrogate_only_with_a_slope():

@@ -190,13 +190,13 @@ def test_output_spikes_are_counted_apart():
         FirstSpikeReadout(12, 5, threshold=1.0, initial_potential=0.0, dtype=torch.float64),
     ):
         randomised(readout, seed=2, scale=3.0)
-        readout.statistics = SpikeCounter((5,), output=True)
+        readout.statistics = SpikeCounter((5,))
         with record_statistics(readout):
             readout(x)
         [counts] = collect_statistics(readout)
         times = oracles.output_spike_times(x.numpy(), *arrays(readout), threshold=1.0, ramp_end=1.0)
         assert counts.output
-        assert counts.active == np.isfinite(times).sum() > 0
+        assert counts.spikes == np.isfinite(times).sum() > 0
         assert counts.saturated == (times == 0).sum() > 0
         expected = np.where(np.isfinite(times), 1 - times, 0)
         np.testing.assert_allclose(readout.output_activations(x).detach().numpy(), expected, atol=1e-9)

@@ -66,15 +66,15 @@ def test_counts_match_brute_force(model, shape, device):
     assert [layer.name for layer in statistics] == [*outputs, "readout"]
     for layer in statistics[:-1]:
         active, saturated, never = brute_force(outputs[layer.name])
-        assert (layer.active, layer.saturated, layer.never_active) == (active, saturated, never)
+        assert (layer.spikes, layer.saturated, layer.never_active) == (active, saturated, never)
         assert layer.samples == 6
         assert layer.neurons == outputs[layer.name][0][0].numel()
         assert layer.silent == layer.neurons * 6 - active
-        assert not layer.output
-    assert statistics[-1].output
-    spikes, neurons = sum(s.active for s in statistics[:-1]), sum(s.neurons for s in statistics[:-1])
+        assert layer.kind != "readout"
+    assert statistics[-1].kind == "readout"
+    spikes, neurons = sum(s.spikes for s in statistics[:-1]), sum(s.neurons for s in statistics[:-1])
     assert sparsity(statistics) == spikes / (6 * neurons)
-    assert sparsity(statistics, with_outputs=True) == (spikes + statistics[-1].active) / (6 * (neurons + 10))
+    assert sparsity(statistics, with_outputs=True) == (spikes + statistics[-1].spikes) / (6 * (neurons + 10))
 
 
 def test_fractions():
@@ -83,8 +83,8 @@ def test_fractions():
     layer.statistics.prepare(torch.device("cpu"))
     layer.statistics.update(torch.tensor([[0.0, 1.0, 0.5, 0.0], [0.0, 1.0, 1.0, 0.25]]))
     [counts] = collect_statistics(layer)
-    assert (counts.active_fraction, counts.saturated_fraction) == (5 / 8, 3 / 8)
-    assert (counts.silent_fraction, counts.never_active_fraction) == (3 / 8, 1 / 4)
+    assert (counts.sparsity, counts.saturated_share) == (5 / 8, 3 / 8)
+    assert (counts.silent_share, counts.never_active_share) == (3 / 8, 1 / 4)
 
 
 def test_nothing_is_counted_outside_the_block():
@@ -100,7 +100,7 @@ def test_nothing_is_counted_outside_the_block():
     model(x)
     assert {layer.samples for layer in collect_statistics(model)} == {4}
     reset_statistics(model)
-    assert {layer.active for layer in collect_statistics(model)} == {0}
+    assert {layer.spikes for layer in collect_statistics(model)} == {0}
     assert math.isnan(sparsity(collect_statistics(model)))
 
 
@@ -133,7 +133,7 @@ def test_never_active_is_reduced_over_processes():
 
     [counts] = collect_statistics(first, reduce)
     assert calls == [torch.int64]
-    assert (counts.samples, counts.active, counts.saturated, counts.never_active) == (3, 3, 1, 1)
+    assert (counts.samples, counts.spikes, counts.saturated, counts.never_active) == (3, 3, 1, 1)
 
 
 def test_counting_changes_neither_outputs_nor_gradients_nor_the_state_dict():
@@ -175,7 +175,7 @@ def test_counting_survives_low_precision_and_nan():
     layer.statistics.update(torch.ones(1000, 3, dtype=torch.bfloat16))
     layer.statistics.update(torch.tensor([[math.nan, 1.0, 0.5]]))
     [counts] = collect_statistics(layer)
-    assert (counts.active, counts.samples) == (3002, 1001)
+    assert (counts.spikes, counts.samples) == (3002, 1001)
 
 
 def test_names_ignore_wrappers():

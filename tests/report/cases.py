@@ -6,7 +6,7 @@ import torch
 
 from ttfs_triton.hardware import RateCode, RunOptions, compare, count, estimate, simulate, sweep
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.report import ReportData, Sample, spikes_of
+from ttfs_triton.report import PageData, Sample, spikes_of
 
 
 @functools.cache
@@ -16,14 +16,14 @@ def small_network() -> TTFSNetwork:
 
 
 @functools.cache
-def full_report() -> ReportData:
+def full_report() -> PageData:
     network = small_network()
     torch.manual_seed(1)
     images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
     batches = [(images, labels)]
     counts = count(network, batches)
     chips = ("lemaire45:int8", "loihi", "truenorth")
-    return ReportData(
+    return PageData(
         title="small network",
         network=network.config.to_dict(),
         dataset="noise",

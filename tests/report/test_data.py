@@ -7,7 +7,7 @@ import torch
 
 from tests.report.cases import full_report
 from ttfs_triton.report import Sample
-from ttfs_triton.report.text import linked
+from ttfs_triton.report.page import linked
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.report.cases import full_report
-from ttfs_triton.report import LayerSpikes, Sample, page, render_report, write_report
+from ttfs_triton.report import LayerSpikes, Sample, page, render_page, write_page
 from ttfs_triton.report.figures import histograms_svg, raster_svg
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib")
@@ -56,7 +56,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def text():
-    return render_report(full_report())
+    return render_page(full_report())
 
 
 def test_page_has_every_section_in_order(text):
@@ -77,7 +77,7 @@ def test_page_has_every_section_in_order(text):
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )
 def test_page_leaves_out_what_is_missing(lacking, gone):
-    found = Page(render_report(dataclasses.replace(full_report(), **lacking)))
+    found = Page(render_page(dataclasses.replace(full_report(), **lacking)))
     assert found.sections == [name for name in SECTIONS if name not in gone]
     assert "None" not in " ".join(found.texts)
 
@@ -86,7 +86,7 @@ def test_page_without_histograms_has_no_histogram_section():
     data = full_report()
     layers = tuple(dataclasses.replace(layer, histogram=()) for layer in data.counts.layers)
     counts = dataclasses.replace(data.counts, layers=layers)
-    assert "histograms" not in Page(render_report(dataclasses.replace(data, counts=counts))).sections
+    assert "histograms" not in Page(render_page(dataclasses.replace(data, counts=counts))).sections
 
 
 def test_page_loads_nothing(text):
@@ -145,14 +145,14 @@ def test_page_escapes_hostile_names():
         **dict(title=HOSTILE, dataset=HOSTILE, network=data.network | {"specification": HOSTILE}, counts=counts),
         **dict(sample=sample, energy=energy, chip=HOSTILE, facts={HOSTILE: HOSTILE}),
     )
-    text = render_report(hostile)
+    text = render_page(hostile)
     assert not Page(text).named("script")
     assert "<script" not in text
     assert HOSTILE in " ".join(Page(text).texts)
 
 
 def test_page_is_the_same_twice(text):
-    assert render_report(full_report()) == text
+    assert render_page(full_report()) == text
 
 
 def test_page_stays_small_with_many_spikes():
@@ -166,7 +166,7 @@ def test_raster_of_silent_readout_has_no_first_spike():
     layers = [LayerSpikes("input", 0, 4, torch.arange(4), torch.rand(4)), silent]
     assert "first output spike" not in raster_svg(layers)
     data = dataclasses.replace(full_report(), sample=Sample(torch.rand(3, 4, 4), tuple(layers), "a", "b"))
-    assert "No output neuron fires." in render_report(data)
+    assert "No output neuron fires." in render_page(data)
 
 
 def test_histograms_of_silent_layers_are_left_out():
@@ -179,7 +179,7 @@ def test_histograms_of_silent_layers_are_left_out():
 
 def test_energy_of_one_chip_is_a_table_only():
     data = full_report()
-    found = Page(render_report(dataclasses.replace(data, energy=data.energy[1:2])))
+    found = Page(render_page(dataclasses.replace(data, energy=data.energy[1:2])))
     assert "energy" in found.sections
     assert len(found.named("figure")) == 3
 
@@ -187,7 +187,7 @@ def test_energy_of_one_chip_is_a_table_only():
 def test_sources_link_to_addresses():
     data = full_report()
     report = dataclasses.replace(data.energy[0], assumptions=("see https://example.org/a?b=1&c=2",))
-    found = Page(render_report(dataclasses.replace(data, energy=(report,), chip=None)))
+    found = Page(render_page(dataclasses.replace(data, energy=(report,), chip=None)))
     assert "https://example.org/a?b=1&c=2" in [attributes["href"] for attributes in found.named("a")]
 
 
@@ -195,9 +195,9 @@ def test_energy_without_any_price_is_a_dash():
     data = full_report()
     terms = tuple(dataclasses.replace(term, price=None) for term in data.energy[0].terms)
     report = dataclasses.replace(data.energy[0], terms=terms)
-    text = render_report(dataclasses.replace(data, energy=(report,), chip=report.chip.name))
+    text = render_page(dataclasses.replace(data, energy=(report,), chip=report.chip.name))
     assert f"{report.chip.name} has no price" in text
-    assert "energy of an image" not in render_report(dataclasses.replace(data, energy=(report,), chip=None))
+    assert "energy of an image" not in render_page(dataclasses.replace(data, energy=(report,), chip=None))
 
 
 def test_sample_image_keeps_its_pixels(text):
@@ -206,16 +206,16 @@ def test_sample_image_keeps_its_pixels(text):
     assert pixels.equal((full_report().sample.image * 255).round().long().flatten())
 
 
-def test_write_report_replaces_the_file(tmp_path, text):
+def test_write_page_replaces_the_file(tmp_path, text):
     path = tmp_path / "report.html"
     path.write_text("old")
-    assert write_report(path, full_report()) == path
+    assert write_page(path, full_report()) == path
     assert path.read_text(encoding="utf-8") == text
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
 
 
 @pytest.mark.parametrize("broken", [f"{page.__name__}.page_context", "ttfs_triton.atomic.os.replace"])
-def test_write_report_that_fails_leaves_the_old_file(tmp_path, monkeypatch, broken):
+def test_write_page_that_fails_leaves_the_old_file(tmp_path, monkeypatch, broken):
     def fail(*_):
         raise OSError("broken")
 
@@ -223,13 +223,13 @@ def test_write_report_that_fails_leaves_the_old_file(tmp_path, monkeypatch, brok
     path.write_text("old")
     monkeypatch.setattr(broken, fail)
     with pytest.raises(OSError, match="broken"):
-        write_report(path, full_report())
+        write_page(path, full_report())
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_write_report_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
+def test_write_page_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(RuntimeError, match=r"matplotlib must be installed; found none. pip install"):
-        write_report(tmp_path / "report.html", full_report())
+        write_page(tmp_path / "report.html", full_report())
     assert list(tmp_path.iterdir()) == []

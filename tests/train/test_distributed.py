@@ -36,7 +36,7 @@ def test_two_processes_score_every_image_once(runs):
     assert one["test_images"] == two["test_images"] == 45
     assert two["processes"] == 2
     assert one["test_accuracy"] == two["test_accuracy"]
-    assert [layer["samples"] for layer in two["per_layer"]] == [45] * len(two["per_layer"])
+    assert [layer["samples"] for layer in two["counts"]["layers"]] == [45] * len(two["counts"]["layers"])
     assert metrics(runs[0])[0]["train_accuracy"] == metrics(runs[1])[0]["train_accuracy"]
 
 

@@ -43,7 +43,7 @@ def test_run_learns_and_leaves_the_documented_folder(config):
     }
     assert json.loads((folder / "summary.json").read_text()) == summary
     documented = (
-        "test_accuracy val_accuracy sparsity sparsity_with_outputs per_layer epochs seconds_per_epoch "
+        "test_accuracy val_accuracy sparsity sparsity_with_outputs counts epochs seconds_per_epoch "
         "images_per_second seed versions device"
     )
     assert set(documented.split()) <= set(summary)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.virtual_cuda import guard
 from tests.virtual_cuda.tensors import VirtualMode, VirtualTensor, inner, is_cuda
@@ -183,15 +185,13 @@ def _unwrap_in_triton() -> None:
     call = GridExecutor.__call__
 
     def on_the_cpu(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from torch.utils._python_dispatch import _disable_current_modes
-
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
         virtual = [value is not inner(value) for value in tensors]
         if any(virtual):
             count("launches", self.fn.__name__)
             if not all(virtual):
                 raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
         with _disable_current_modes():
-            return call(self, *map(inner, args), **{key: inner(value) for key, value in kwargs.items()})
+            return call(self, *tree_map(inner, args), **tree_map(inner, kwargs))
 
     GridExecutor.__call__ = on_the_cpu

@@ -132,3 +132,5 @@ def test_dtype_without_kernels_is_refused(virtual):
     with pytest.raises(RuntimeError, match=r'backend="triton" must be able to run .*; float64 has no Triton kernel'):
         dft_linear(x, weight, backend="triton")
     assert dft_linear(x, weight, backend="auto").dtype == torch.float64
+    with pytest.raises(RuntimeError, match=r"dft_linear: .*; Triton's interpreter multiplies bfloat16 wrongly"):
+        dft_linear(x.bfloat16(), weight.bfloat16(), backend="triton")

@@ -24,12 +24,12 @@ from ttfs_triton.hardware import (
     compare,
     counting,
     dense_ann,
-    estimate_with,
+    estimate,
     load_chip,
     simulate,
     sweep,
 )
-from ttfs_triton.report import chips_table, comparison_table, report_table
+from ttfs_triton.report import on_terminal, print_chips, print_comparison, print_estimate, sweep_details
 from ttfs_triton.scoring import EvaluationBatches, evaluate, layer_table
 
 
@@ -94,10 +94,10 @@ def _find(
             weight_bits=options.weight_bits,
             gating=options.gating,
         )
-    run_options = _run_options(options, loaded, simulation)
+    run_options = _run_options(options, simulation)
     priced = counts if simulation is None else simulation.counts
     name = loaded.files.name
-    reports = tuple(estimate_with(priced, chip, run_options, network=name) for chip in chips)
+    estimates = tuple(estimate(priced, chip, run_options, network=name) for chip in chips)
     code = RateCode(options.rate_steps, options.rate)
     multiplying = [chip for chip in chips if dense_ann(priced, chip, options=run_options).total is not None]
     comparison = compare(priced, (multiplying or chips)[0], run_options, rate_codes=[code], network=name)
@@ -105,11 +105,11 @@ def _find(
     if options.sweep:
 
         def price(found: Simulation) -> float:
-            total = estimate_with(found.counts, chips[0], _run_options(options, loaded, found)).total
+            total = estimate(found.counts, chips[0], _run_options(options, found)).total
             return float("nan") if total is None else total.nominal
 
         swept = sweep(network, batches, gating=options.gating, price=price)
-    return Found(loaded, data, evaluation, counts, reports, comparison, simulation, swept)
+    return Found(loaded, data, evaluation, counts, estimates, comparison, simulation, swept)
 
 
 def _shown(batches: EvaluationBatches, name: str) -> Any:
@@ -118,14 +118,12 @@ def _shown(batches: EvaluationBatches, name: str) -> Any:
         yield from bar.track(batches, total=len(batches), description=name)
 
 
-def _run_options(options: EvaluationOptions, loaded: LoadedNetwork, simulation: Simulation | None) -> RunOptions:
-    config, closed = loaded.network.config, options.implementation == "closed_form"
+def _run_options(options: EvaluationOptions, simulation: Simulation | None) -> RunOptions:
+    closed = options.implementation == "closed_form"
     return RunOptions(
         steps=None if closed else (options.steps if simulation is None else simulation.settings.steps),
         implementation=options.implementation,
         gating=options.gating and not closed,
-        psp_persistence=config.neuron.psp_persistence,
-        readout=config.readout,
         activity=None if simulation is None or closed else simulation.activity,
     )
 
@@ -143,7 +141,7 @@ def show(found: Found, console: Console) -> None:
         f"sparsity                 {evaluation.sparsity:.4f}  hidden spikes / hidden neurons",
         f"spikes                   {total['spikes'] / samples:,.0f} an image, "
         f"{total['spikes_delivered'] / samples:,.0f} delivered behind pooling",
-        f"synaptic operations      {total['synaptic_operations'] / samples:,.0f} an image, of "
+        f"synaptic operations      {total['synops'] / samples:,.0f} an image, of "
         f"{total['dense_macs'] / samples:,.0f} in the dense ANN",
     ]
     if total["analog_macs"]:
@@ -157,8 +155,8 @@ def show(found: Found, console: Console) -> None:
         )
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     if found.sweep is not None:
-        console.print(found.sweep.table())
-    console.print(report_table(found.reports[0]))
-    console.print(comparison_table(found.comparison))
-    if len(found.reports) > 1:
-        console.print(chips_table(found.reports))
+        console.print(on_terminal(sweep_details(found.sweep)))
+    print_estimate(found.estimates[0], console)
+    print_comparison(found.comparison, console)
+    if len(found.estimates) > 1:
+        print_chips(found.estimates, console)

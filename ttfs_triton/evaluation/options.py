@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.load import LoadedNetwork
-from ttfs_triton.hardware import Comparison, Counts, Report, Simulation, Sweep
+from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
 from ttfs_triton.scoring import Evaluation
 
 
@@ -80,7 +80,7 @@ class Found:
         loaded, data: what was scored on what.
         evaluation: accuracy of the closed form.
         counts: of the closed form.
-        reports: energy on each chip; of the simulated network if it was simulated.
+        estimates: energy on each chip; of the simulated network if it was simulated.
         comparison: with alternatives, on the first chip that prices those, else on the first.
         simulation, sweep: None if not asked for.
     """
@@ -89,7 +89,7 @@ class Found:
     data: ImageData
     evaluation: Evaluation
     counts: Counts
-    reports: tuple[Report, ...]
+    estimates: tuple[Estimate, ...]
     comparison: Comparison
     simulation: Simulation | None
     sweep: Sweep | None

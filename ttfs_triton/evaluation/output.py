@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from ttfs_triton import report
 from ttfs_triton.atomic import write_json
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.hardware import sensitivity
-from ttfs_triton.report import draw_chips, draw_layers, draw_sensitivity, draw_sweep, write_csv
 from ttfs_triton.scoring import device_name, versions
 
 MAIN_FILE = "evaluation.json"
@@ -43,20 +43,20 @@ def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
     if folder is None:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / MAIN_FILE, write_csv(folder / "energy.csv", *found.reports)]
+    paths = [folder / MAIN_FILE, report.write_csv(folder / "energy.csv", *found.estimates)]
     if found.sweep is not None:
         found.sweep.to_csv(folder / "sweep.csv")
         paths.append(folder / "sweep.csv")
     if find_spec("matplotlib") is not None:
-        first = found.reports[0]
+        first = found.estimates[0]
         if first.total is not None:
-            paths.append(draw_layers(first, folder / "energy-layers.svg"))
+            paths.append(report.draw_layers(first, folder / "energy-layers.svg"))
             if swings := sensitivity(first):  # none if every price is a single figure
-                paths.append(draw_sensitivity(swings, folder / "energy-sensitivity.svg"))
-        if any(report.total is not None for report in found.reports):
-            paths.append(draw_chips(found.reports, folder / "energy-chips.svg"))
+                paths.append(report.draw_sensitivity(swings, folder / "energy-sensitivity.svg"))
+        if any(each.total is not None for each in found.estimates):
+            paths.append(report.draw_chips(found.estimates, folder / "energy-chips.svg"))
         if found.sweep is not None:
-            paths.append(draw_sweep(found.sweep, folder / "sweep.svg"))
+            paths.append(report.draw_sweep(found.sweep, folder / "sweep.svg"))
     write_json(folder / MAIN_FILE, figures(found))
     return paths
 
@@ -65,8 +65,6 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
     """Write the page, if asked for."""
     if options.report is None:
         return []
-    from ttfs_triton.report import ReportData, Sample, spikes_of, write_report  # needs what draws
-
     network, evaluation = found.loaded.network, found.evaluation
     image, label = (
         to_float(found.data.images_at(torch.tensor([options.sample])))[0],
@@ -74,7 +72,7 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
     )
     device, names = next(network.parameters()).device, found.loaded.network.class_names
     prediction = int(network.eval()(image[None].to(device)).argmax())
-    data = ReportData(
+    data = report.PageData(
         title=found.loaded.files.name,
         network=network.config.to_dict(),
         dataset=found.data.name if not Path(found.data.name).is_absolute() else Path(found.data.name).name,
@@ -84,21 +82,21 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
         ties=evaluation.ties,
         no_spike=evaluation.no_spike,
         counts=found.counts,
-        sample=Sample(
+        sample=report.Sample(
             image=image.cpu(),
-            spikes=spikes_of(network, image),
+            spikes=report.spikes_of(network, image),
             label=names[label],
             prediction=names[prediction],
             class_names=tuple(names),
         ),
-        energy=found.reports,
+        energy=found.estimates,
         comparison=found.comparison,
         simulation=found.simulation,
         sweep=found.sweep,
         facts=facts(found),
     )
     options.report.parent.mkdir(parents=True, exist_ok=True)
-    return [write_report(options.report, data)]
+    return [report.write_page(options.report, data)]
 
 
 def facts(found: Found) -> dict[str, str]:
@@ -128,8 +126,8 @@ def figures(found: Found) -> dict[str, Any]:
         "sparsity_with_outputs": evaluation.sparsity_with_outputs,
         "counts": found.counts.to_dict(),
         "simulation": None if simulation is None else simulation.to_dict(),
-        "energy": [report.to_dict() for report in found.reports],
-        "comparison": [report.to_dict() for report in found.comparison.reports],
+        "energy": [each.to_dict() for each in found.estimates],
+        "comparison": [each.to_dict() for each in found.comparison.estimates],
         "sweep": None if found.sweep is None else found.sweep.to_dict(),
         "about": facts(found),
     }

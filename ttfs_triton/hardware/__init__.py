@@ -1,20 +1,23 @@
 """What a trained network would cost on a chip: exact counts, an energy model with open assumptions, a simulator."""
 
-from ttfs_triton.hardware.counts.activity import LayerActivity
 from ttfs_triton.hardware.counts.counter import count, counting
-from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
+from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerActivity, LayerCounts, read_counts
 from ttfs_triton.hardware.energy.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
-from ttfs_triton.hardware.energy.break_even import BreakEven, break_even_firing_share, break_even_rate
-from ttfs_triton.hardware.energy.chip import Capacity, Chip
+from ttfs_triton.hardware.energy.chip import Capacity, Chip, Memory
 from ttfs_triton.hardware.energy.chip_files import available_chips, load_chip
-from ttfs_triton.hardware.energy.compare import PUBLISHED, Comparison, compare
-from ttfs_triton.hardware.energy.energy import estimate, estimate_with
-from ttfs_triton.hardware.energy.memory import Memory
+from ttfs_triton.hardware.energy.compare import (
+    PUBLISHED,
+    BreakEven,
+    Comparison,
+    break_even_firing_share,
+    break_even_rate,
+    compare,
+)
+from ttfs_triton.hardware.energy.estimate import Swing, estimate, sensitivity
+from ttfs_triton.hardware.energy.ledger import Estimate, Term
 from ttfs_triton.hardware.energy.power import power_uw
 from ttfs_triton.hardware.energy.prices import Price, Range
-from ttfs_triton.hardware.energy.report import Report, Term
 from ttfs_triton.hardware.energy.run_options import RunOptions
-from ttfs_triton.hardware.energy.sensitivity import Swing, sensitivity
 from ttfs_triton.hardware.simulation.event_driven import event_driven
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import simulate
@@ -28,6 +31,7 @@ __all__ = [
     "Chip",
     "Comparison",
     "Counts",
+    "Estimate",
     "InputCounts",
     "LayerActivity",
     "LayerCounts",
@@ -35,7 +39,6 @@ __all__ = [
     "Price",
     "Range",
     "RateCode",
-    "Report",
     "RunOptions",
     "Simulation",
     "SimulationSettings",
@@ -52,12 +55,12 @@ __all__ = [
     "counting",
     "dense_ann",
     "estimate",
-    "estimate_with",
     "event_driven",
     "load_chip",
     "network_stages",
     "power_uw",
     "rate_coded",
+    "read_counts",
     "sensitivity",
     "simulate",
     "sweep",

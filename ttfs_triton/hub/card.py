@@ -23,7 +23,7 @@ from ttfs_triton.model.classification import windows_before_readout
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, ModelDescription
 from ttfs_triton.model.download import REPOSITORY
 from ttfs_triton.model.weights import WEIGHTS, weight_bytes
-from ttfs_triton.report.energy_rows import CHIPS, STEPS, energy_rows
+from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_STEPS, card_rows
 from ttfs_triton.wording import interval, number, percent, small_percent
 
 RESULTS_FILE = ".eval_results/ttfs-triton.yaml"
@@ -35,7 +35,9 @@ READOUTS = {
 }
 
 
-def render_card(facts: ModelFacts, repo_id: str, *, license: str | None = None, chips: Sequence[str] = CHIPS) -> str:
+def render_card(
+    facts: ModelFacts, repo_id: str, *, license: str | None = None, chips: Sequence[str] = CARD_CHIPS
+) -> str:
     """README.md: YAML metadata, then text. The same facts give the same card.
 
     Args:
@@ -160,8 +162,8 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "interval": None if results is None else interval(results.accuracy, results.images),
         "total": None if counts is None else counts.total(),
         "samples": None if counts is None else counts.samples,
-        "energy": None if counts is None else energy_rows(counts, config, chips),
-        "steps": STEPS,
+        "energy": None if counts is None else card_rows(counts, chips),
+        "steps": CARD_STEPS,
         "facts": facts,
         "settings": _settings(facts),
         "base": facts.model.description.base_model,
@@ -200,7 +202,7 @@ def make_package(
     *,
     weights: bytes | None = None,
     license: str | None = None,
-    chips: Sequence[str] = CHIPS,
+    chips: Sequence[str] = CARD_CHIPS,
 ) -> Package:
     """The files of a model.
 

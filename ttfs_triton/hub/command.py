@@ -17,7 +17,7 @@ from ttfs_triton.hub.account import check_account, open_repository
 from ttfs_triton.hub.card import Package
 from ttfs_triton.hub.publish import publish, upload
 from ttfs_triton.model.download import HubError
-from ttfs_triton.report.energy_rows import CHIPS
+from ttfs_triton.report.energy_tables import CARD_CHIPS
 
 
 class PublishOptions(BaseModel):
@@ -39,7 +39,7 @@ class PublishOptions(BaseModel):
     """What it was trained on (a Hub name), where the run knows a local folder only."""
     evaluation: Path | None = None
     """Folder that recipes/evaluate.py --output-dir wrote; its figures replace those of training."""
-    chip: tuple[str, ...] = CHIPS
+    chip: tuple[str, ...] = CARD_CHIPS
     """Chips of the energy table: names of presets, or TOML files of yours."""
     commit_message: str = "Publish model"
     """First line of the commit."""

@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from ttfs_triton.hardware import Counts
+from ttfs_triton.hardware import Counts, read_counts
 from ttfs_triton.hub.datasets import UNNAMED, TrainingData, training_data, without_paths
 from ttfs_triton.model.locate import ModelFiles
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.weights import LoadError
-from ttfs_triton.nn import Neuron
+from ttfs_triton.nn import LayerStatistics, Neuron
 
 # Keys of a run's configuration that others need to repeat it. The rest says where and how it ran here.
 PUBLISHED_SETTINGS = (
@@ -35,18 +35,6 @@ _METRICS = (
     *("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_first_spike_accuracy"),
     *("sparsity", "sparsity_with_outputs", "layer_sparsity", "seconds", "images_per_second"),
 )
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """Activity of a layer: neurons, spikes an image, and shares of its neurons."""
-
-    name: str
-    neurons: int
-    spikes: float
-    active: float
-    saturated: float
-    never_active: float
 
 
 @dataclass(frozen=True)
@@ -69,7 +57,7 @@ class Results:
     ties: int
     no_spike: int
     sparsity: float
-    layers: tuple[LayerRow, ...] = ()
+    layers: tuple[LayerStatistics, ...] = ()
     counts: Counts | None = None
     simulation: Mapping[str, Any] | None = None
 
@@ -124,9 +112,9 @@ def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: st
         settings = _yaml(files.run / "config.yaml")
         summary = _json(files.run / "summary.json", "A run writes it when it ends: go on with it by --resume.")
         metrics = _metrics(files.run / "metrics.jsonl")
-    results = _results(summary, "test_", files.weights) if summary else None
+    results = _results(summary, "test_", files.weights, model) if summary else None
     if evaluation is not None:
-        results = _evaluated(evaluation / "evaluation.json" if evaluation.is_dir() else evaluation, sha256)
+        results = _evaluated(evaluation / "evaluation.json" if evaluation.is_dir() else evaluation, sha256, model)
     return ModelFacts(
         model=model,
         weights_sha256=sha256,
@@ -144,16 +132,18 @@ def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: st
     )
 
 
-def _evaluated(path: Path, sha256: str) -> Results:
+def _evaluated(path: Path, sha256: str, model: TTFSModel) -> Results:
     found = _json(path, "recipes/evaluate.py --output-dir writes it.")
     if found.get("weights_sha256") != sha256:
         raise LoadError(f"publish: {path} must be an evaluation of these weights; it is of others. Evaluate them.")
-    return _results(found, "", path)
+    return _results(found, "", path, model)
 
 
-def _results(found: Mapping[str, Any], prefix: str, path: Path) -> Results:
+def _results(found: Mapping[str, Any], prefix: str, path: Path, model: TTFSModel) -> Results:
     try:
         counts, simulation = found.get("counts"), found.get("simulation")
+        if counts is not None:
+            counts = read_counts(counts, neuron=model.config.neuron, readout=model.config.readout)
         return Results(
             accuracy=float(found[f"{prefix}accuracy"]),
             first_spike_accuracy=float(found[f"{prefix}first_spike_accuracy"]),
@@ -161,21 +151,19 @@ def _results(found: Mapping[str, Any], prefix: str, path: Path) -> Results:
             ties=int(found["ties"]),
             no_spike=int(found["no_spike"]),
             sparsity=float(found["sparsity"]),
-            layers=tuple(map(_layer, found["per_layer"] if prefix else found["counts"]["layers"])),
-            counts=None if counts is None else Counts.from_dict(counts),
+            layers=tuple(map(_layer, found["per_layer"])) if counts is None else counts.layers,
+            counts=counts,
             simulation=simulation and {key: simulation[key] for key in ("accuracy", "steps", "weight_bits")},
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise LoadError(f"publish: the figures beside {path} must be what was written there; {error!r}.") from error
 
 
-def _layer(found: Mapping[str, Any]) -> LayerRow:
-    """A layer of a run's summary, or of counts: both sum over samples."""
-    samples = found["samples"]
-    neurons = found.get("neurons_per_sample", found["neurons"])
-    never = found.get("never_active_per_sample", found.get("never_active"))
-    active, saturated = (found[key] / (neurons * samples) for key in ("spikes", "saturated"))
-    return LayerRow(str(found["name"]), neurons, found["spikes"] / samples, active, saturated, never / neurons)
+def _layer(found: Mapping[str, Any]) -> LayerStatistics:
+    """A layer in the summary of a run that did not count operations."""
+    kind = "readout" if found["output"] else "spiking"
+    values = {key: found[key] for key in ("name", "samples", "neurons", "spikes", "saturated", "never_active")}
+    return LayerStatistics(kind=kind, **values)
 
 
 def _json(path: Path, remedy: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ttfs_triton.hub.facts import ModelFacts, read_facts
 from ttfs_triton.model.download import hub_errors
 from ttfs_triton.model.locate import find_model
 from ttfs_triton.model.model import TTFSModel
-from ttfs_triton.report.energy_rows import CHIPS
+from ttfs_triton.report.energy_tables import CARD_CHIPS
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def publish(
     evaluation: Path | None = None,
     dataset: str | None = None,
     license: str | None = None,
-    chips: Sequence[str] = CHIPS,
+    chips: Sequence[str] = CARD_CHIPS,
     token: str | None = None,
     commit_message: str = "Publish model",
 ) -> Published:

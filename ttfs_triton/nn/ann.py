@@ -38,6 +38,8 @@ class ANNConv2d(WeightedConv2d):
         weight_standardisation, device, dtype: as in `DFTConv2d`.
     """
 
+    kind = "ann"
+
     def __init__(
         self,
         in_channels: int,
@@ -76,6 +78,8 @@ class ANNLinear(WeightedLinear):
         batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `ANNConv2d`.
         spike_dropout: as in `DFTLinear`.
     """
+
+    kind = "ann"
 
     def __init__(
         self, in_features: int, out_features: int, *, batch_norm: bool = False, **options: Unpack[LinearOptions]

@@ -100,6 +100,8 @@ class AnalogEncoder(ANNConv2d):
         ValueError: mean or std do not have one entry per input channel, or std is not positive.
     """
 
+    kind = "analog"
+
     mean: Tensor
     std: Tensor
 

@@ -56,7 +56,7 @@ class TTFSNetwork(nn.Module):
         layers, in_features = _hidden_layers(config)
         self.features = nn.Sequential(layers)
         self.readout = _readout(config, in_features)
-        self.readout.statistics = SpikeCounter((config.classes,), output=True)
+        self.readout.statistics = SpikeCounter((config.classes,))
         for layer in layers.values():
             if isinstance(layer, DFTConv2d | DFTLinear):
                 layer.backend = backend

@@ -93,6 +93,8 @@ class Readout(WeightedLinear):
     Computed in the precision of the weights, also under autocast: bfloat16 potentials would tie.
     """
 
+    kind = "readout"
+
     def __init__(
         self,
         in_features: int,

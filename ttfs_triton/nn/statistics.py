@@ -1,4 +1,4 @@
-"""Spikes per layer: active, saturated, silent and never-active neurons, counted on the device.
+"""Spikes per layer: saturated, silent and never-active neurons, counted on the device.
 
 Every layer of `ttfs_triton.nn` has an attribute `statistics`, None or a `SpikeCounter` made for the shape of its
 output. `TTFSNetwork` gives one to each of its layers; in a network of your own, assign
@@ -6,15 +6,25 @@ output. `TTFSNetwork` gives one to each of its layers; in a network of your own,
 `with record_statistics(model):`, with no transfer to the host and no break in a compiled graph.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-# Samples counted together on a CPU: of 0.2 to 3 MiB, the fastest on an EPYC with 1 MiB of cache a core.
+if TYPE_CHECKING:
+    from ttfs_triton.nn.weighted import WeightedLayer
+
+LayerKind = Literal["analog", "spiking", "ann", "readout"]
+"""What a layer with synapses is: "analog" reads real values and emits spikes, "spiking" reads and emits spikes, "ann"
+is real-valued throughout, "readout" is the output layer of any network."""
+
+# Samples counted together on a CPU: what fits its cache, and so needs no fresh memory each time, costs half.
 PART_BYTES = 3 << 19
 
 
@@ -26,12 +36,11 @@ class SpikeCounter:
 
     Attributes:
         shape: of one sample's activations, such as (channels, height, width) or (features,).
-        output: True for the readout, whose spikes are kept apart from those of hidden layers.
         recording: whether layers count now; set by `record_statistics`.
     """
 
-    def __init__(self, shape: Sequence[int], *, output: bool = False) -> None:
-        self.shape, self.output, self.recording = tuple(shape), output, False
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape, self.recording = tuple(shape), False
         self._spikes = torch.zeros(0, dtype=torch.int64)  # one count per neuron; allocated when recording starts
         self._saturated = torch.zeros((), dtype=torch.int64)
         self._samples = torch.zeros((), dtype=torch.int64)
@@ -44,18 +53,16 @@ class SpikeCounter:
         self._saturated, self._samples = self._saturated.to(device), self._samples.to(device)
 
     def update(self, activations: Tensor) -> None:
-        """Add a batch: [N, *shape] activations in [0, 1], where 0 is silent and 1 fired at the window's start."""
-        flat = channels_innermost(activations.detach())
-        parts = _parts(flat)
-        scratch = torch.empty_like(parts[0])
-        for part in parts:
-            out = scratch[: len(part)]
-            # Float sums of zeros and ones are exact to 2²⁴ and, unlike comparisons, vectorised; nan counts as silent.
-            saturated = torch.floor(part, out=out).sum(1, dtype=torch.float32)
-            self._saturated.add_(saturated.nan_to_num(0).long().sum())
-            active = torch.sign(part, out=out).sum(0, dtype=torch.float32)
-            self._spikes.add_(active.nan_to_num(0).long())
-        self._samples.add_(flat.shape[0])
+        """Add a batch: [N, *shape] activations in [0, 1]; 0 and nan are silent, 1 fired at the window's start."""
+        for part in in_parts(channels_innermost(activations.detach())):
+            self.add(part, where_fired(part))
+
+    def add(self, flat: Tensor, fired: Tensor) -> None:
+        """Add samples: activations [n, neurons] and, as zeros and ones, which neurons fired."""
+        saturated = torch.eq(flat, 1, out=torch.empty_like(flat))
+        self._saturated.add_(saturated.sum(1, dtype=torch.float32).long().sum())
+        self._spikes.add_(fired.sum(0, dtype=torch.float32).long())
+        self._samples.add_(len(flat))
 
     def reset(self) -> None:
         """Set all counts to zero."""
@@ -67,51 +74,52 @@ class SpikeCounter:
         return torch.cat([self._saturated.view(1), self._samples.view(1), self._spikes])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerStatistics:
-    """Spike counts of one layer over all recorded samples.
+    """Spikes of one layer. What its neurons are is of one sample, what they did is summed over all samples.
 
     Attributes:
         name: of the layer in the model.
-        neurons: per sample.
-        samples: recorded.
-        active: spikes, saturated ones included (a neuron fires at most once per sample).
+        kind: of the layer, see `LayerKind`.
+        samples: counted.
+        neurons: of the layer.
+        spikes: neurons that fired, saturated ones included (at most once a sample), or non-zero activations of an ANN;
+            before pooling. Of a readout, whose neurons need not fire for a decision: those that fire in its window.
         saturated: spikes at the window's very start (activation exactly 1).
-        never_active: neurons that fired for none of the samples.
-        output: True for the readout, False for hidden layers.
+        never_active: of the neurons, those that fired for none of the samples.
     """
 
     name: str
-    neurons: int
+    kind: LayerKind
     samples: int
-    active: int
+    neurons: int
+    spikes: int
     saturated: int
     never_active: int
-    output: bool = False
 
     @property
     def silent(self) -> int:
-        """Neurons, summed over samples, that did not fire."""
-        return self.neurons * self.samples - self.active
+        """Neurons that did not fire, summed over samples."""
+        return self.neurons * self.samples - self.spikes
 
     @property
-    def active_fraction(self) -> float:
-        """Spikes per neuron and sample: the layer's sparsity in the paper's sense, lower is sparser."""
-        return _ratio(self.active, self.neurons * self.samples)
+    def sparsity(self) -> float:
+        """Spikes per neuron and sample, in the paper's sense: lower is sparser."""
+        return _ratio(self.spikes, self.neurons * self.samples)
 
     @property
-    def saturated_fraction(self) -> float:
-        """Fraction of neurons that fired at the window's very start."""
+    def saturated_share(self) -> float:
+        """Share of neurons that fired at the window's very start."""
         return _ratio(self.saturated, self.neurons * self.samples)
 
     @property
-    def silent_fraction(self) -> float:
-        """Fraction of neurons that did not fire."""
+    def silent_share(self) -> float:
+        """Share of neurons that did not fire."""
         return _ratio(self.silent, self.neurons * self.samples)
 
     @property
-    def never_active_fraction(self) -> float:
-        """Fraction of the layer's neurons that fired for no sample."""
+    def never_active_share(self) -> float:
+        """Share of the layer's neurons that fired for no sample."""
         return _ratio(self.never_active, self.neurons)
 
 
@@ -121,7 +129,7 @@ def record_statistics(model: nn.Module, enabled: bool = True) -> Iterator[None]:
 
     Counts add up over blocks until `reset_statistics`. A compiled model has two graphs, with and without counting.
     """
-    counters = [(counter, counter.recording) for _, counter in _counters(model)]
+    counters = [(counter, counter.recording) for _, _, counter in _counters(model)]
     device = next(model.parameters()).device
     for counter, _ in counters:
         if enabled:
@@ -136,7 +144,7 @@ def record_statistics(model: nn.Module, enabled: bool = True) -> Iterator[None]:
 
 def reset_statistics(model: nn.Module) -> None:
     """Set the counts of every layer of `model` to zero."""
-    for _, counter in _counters(model):
+    for _, _, counter in _counters(model):
         counter.reset()
 
 
@@ -150,18 +158,26 @@ def collect_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor] | No
     Returns:
         One entry per layer, the readout last; an empty list if nothing was recorded.
     """
-    named = [(name, counter) for name, counter in _counters(model) if counter._spikes.numel() > 0]
+    named = [found for found in _counters(model) if found[2]._spikes.numel() > 0]
     if not named:
         return []
-    counts = torch.cat([counter.flat() for _, counter in named])
+    counts = torch.cat([counter.flat() for _, _, counter in named])
     counts = (reduce(counts) if reduce is not None else counts).cpu()
-    statistics, names = [], short_names([name for name, _ in named])
-    for name, (_, counter) in zip(names, named, strict=True):
+    statistics, names = [], short_names([name for name, _, _ in named])
+    for name, (_, layer, counter) in zip(names, named, strict=True):
         neurons = counter._spikes.numel()
         (saturated, samples), spikes, counts = counts[:2].tolist(), counts[2 : 2 + neurons], counts[2 + neurons :]
-        never_active = neurons - int(torch.count_nonzero(spikes))
-        active = int(spikes.sum())
-        statistics.append(LayerStatistics(name, neurons, samples, active, saturated, never_active, counter.output))
+        statistics.append(
+            LayerStatistics(
+                name=name,
+                kind=layer.kind,
+                samples=samples,
+                neurons=neurons,
+                spikes=int(spikes.sum()),
+                saturated=saturated,
+                never_active=neurons - int(torch.count_nonzero(spikes)),
+            )
+        )
     return statistics
 
 
@@ -174,16 +190,16 @@ def sparsity(statistics: Sequence[LayerStatistics], *, with_outputs: bool = Fals
     Returns:
         A fraction in [0, 1]; nan if nothing was recorded.
     """
-    layers = [layer for layer in statistics if with_outputs or not layer.output]
-    return _ratio(sum(layer.active for layer in layers), sum(layer.neurons * layer.samples for layer in layers))
+    layers = [layer for layer in statistics if with_outputs or layer.kind != "readout"]
+    return _ratio(sum(layer.spikes for layer in layers), sum(layer.neurons * layer.samples for layer in layers))
 
 
-def _counters(model: nn.Module) -> list[tuple[str, SpikeCounter]]:
+def _counters(model: nn.Module) -> list[tuple[str, WeightedLayer, SpikeCounter]]:
     found = []
     for name, module in model.named_modules():
         counter = getattr(module, "statistics", None)
         if isinstance(counter, SpikeCounter):
-            found.append((name, counter))
+            found.append((name, module, counter))
     return found
 
 
@@ -192,17 +208,19 @@ def channels_innermost(activations: Tensor) -> Tensor:
     return activations if activations.dim() == 2 else activations.movedim(1, -1).flatten(1)
 
 
-def samples_at_once(flat: Tensor) -> int:
-    """How many samples of [N, neurons] to read together: as many as a CPU's cache holds, since they are read several
-    times; elsewhere all.
+def where_fired(flat: Tensor) -> Tensor:
+    """1 where a neuron fired, 0 where it did not or is nan, in the type of the activations [N, neurons].
+
+    Float sums of zeros and ones are exact to 2²⁴ and five times as fast as those of a comparison's truth values.
     """
-    if flat.device.type != "cpu":
-        return max(1, len(flat))
-    return max(1, PART_BYTES // max(1, flat.element_size() * flat.shape[1]))
+    return torch.gt(flat, 0, out=torch.empty_like(flat))
 
 
-def _parts(flat: Tensor) -> Sequence[Tensor]:
-    return (flat,) if torch.compiler.is_compiling() else flat.split(samples_at_once(flat))
+def in_parts(flat: Tensor) -> Sequence[Tensor]:
+    """[N, neurons] in parts that a CPU's cache holds; elsewhere, and in compiled graphs, as it is."""
+    if flat.device.type != "cpu" or torch.compiler.is_compiling():
+        return (flat,)
+    return flat.split(max(1, PART_BYTES // max(1, flat.element_size() * flat.shape[1])))
 
 
 def short_names(names: Sequence[str]) -> list[str]:

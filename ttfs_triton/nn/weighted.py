@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable
-from typing import TypedDict, Unpack
+from typing import ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ttfs_kernels import standardise_weights
 from ttfs_triton.nn.standardise import standardise_weight
-from ttfs_triton.nn.statistics import SpikeCounter
+from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 
 Size = int | tuple[int, int]
 
@@ -41,12 +41,14 @@ class WeightedLayer(nn.Module):
         initial_gain: factor on the Kaiming initialisation; see `reset_parameters`.
         device, dtype: of the parameters, as in `torch.nn`.
     Attributes:
+        kind: of the layer, in counts of what it does.
         weight: Parameter [C_out, ...]; use `effective_weight()` for what the synapses really are.
         bias: Parameter [C_out], initial membrane potential in threshold heights (starts at 0), or None.
         weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
     """
 
+    kind: ClassVar[LayerKind] = "spiking"
     weight: nn.Parameter
     bias: nn.Parameter | None
     weight_gain: nn.Parameter | None

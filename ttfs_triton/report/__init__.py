@@ -1,39 +1,38 @@
 """What people look at: tables, plots, and one HTML page of an evaluated network, for a phone or a desktop."""
 
-from ttfs_triton.report.data import ReportData, Sample
-from ttfs_triton.report.energy_plots import draw_accuracy, draw_chips, draw_layers, draw_sensitivity
+from ttfs_triton.report.data import PageData, Sample
 from ttfs_triton.report.energy_tables import (
     chips_table,
     comparison_table,
     csv_rows,
-    format_energy,
-    print_report,
-    report_table,
-    sensitivity_table,
+    print_chips,
+    print_comparison,
+    print_estimate,
     write_csv,
 )
-from ttfs_triton.report.page import render_report, write_report
+from ttfs_triton.report.page import render_page, write_page
+from ttfs_triton.report.plots import draw_chips, draw_layers, draw_sensitivity, draw_sweep
 from ttfs_triton.report.raster import LayerSpikes, spikes_of
-from ttfs_triton.report.sweep_plot import draw_sweep
+from ttfs_triton.report.tables import on_terminal, sweep_details
 
 __all__ = [
     "LayerSpikes",
-    "ReportData",
+    "PageData",
     "Sample",
     "chips_table",
     "comparison_table",
     "csv_rows",
-    "draw_accuracy",
     "draw_chips",
     "draw_layers",
     "draw_sensitivity",
     "draw_sweep",
-    "format_energy",
-    "print_report",
-    "render_report",
-    "report_table",
-    "sensitivity_table",
+    "on_terminal",
+    "print_chips",
+    "print_comparison",
+    "print_estimate",
+    "render_page",
     "spikes_of",
+    "sweep_details",
     "write_csv",
-    "write_report",
+    "write_page",
 ]

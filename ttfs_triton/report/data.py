@@ -1,4 +1,4 @@
-"""What a report shows of one evaluated network."""
+"""What a page shows of one evaluated network."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ttfs_triton.hardware.counts.counts import Counts
-from ttfs_triton.hardware.energy.compare import Comparison
-from ttfs_triton.hardware.energy.report import Report
-from ttfs_triton.hardware.simulation.simulation import Simulation
-from ttfs_triton.hardware.simulation.sweep import Sweep
+from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
 from ttfs_triton.report.raster import LayerSpikes
 
 
@@ -46,8 +42,8 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class ReportData:
-    """One network, evaluated on one data set. What is None or empty is left out of the report.
+class PageData:
+    """One network, evaluated on one data set. What is None or empty is left out.
 
     Attributes:
         title: of the page.
@@ -64,7 +60,7 @@ class ReportData:
         comparison: with other ways of computing the network.
         simulation: on the clock, with quantised weights.
         sweep: over time steps and weight bits.
-        facts: how the report was made (versions, device, date, command), in the order in which they are shown.
+        facts: how the page was made (versions, device, date, command), in the order in which they are shown.
     Raises:
         ValueError: no title, no images, a share outside [0, 1], more ties than images, or a chip without an estimate.
     """
@@ -79,7 +75,7 @@ class ReportData:
     no_spike: int
     counts: Counts
     sample: Sample | None = None
-    energy: tuple[Report, ...] = ()
+    energy: tuple[Estimate, ...] = ()
     chip: str | None = None
     comparison: Comparison | None = None
     simulation: Simulation | None = None
@@ -98,17 +94,17 @@ class ReportData:
         for name in ("ties", "no_spike"):
             if not 0 <= getattr(self, name) <= self.images:
                 _refuse(name, f"be a number of the {self.images} images", getattr(self, name))
-        chips = [report.chip.name for report in self.energy]
+        chips = [found.chip.name for found in self.energy]
         if self.chip is not None and self.chip not in chips:
             _refuse("chip", f"have an estimate ({', '.join(chips) or 'there is none'})", self.chip)
 
     @property
-    def headline_energy(self) -> Report | None:
+    def headline_energy(self) -> Estimate | None:
         """The estimate among the headline figures: that of `chip`, or the first one with a price."""
         if self.chip is not None:
-            return next(report for report in self.energy if report.chip.name == self.chip)
-        return next((report for report in self.energy if report.total is not None), None)
+            return next(found for found in self.energy if found.chip.name == self.chip)
+        return next((found for found in self.energy if found.total is not None), None)
 
 
 def _refuse(name: str, rule: str, value: object) -> None:
-    raise ValueError(f"ReportData: {name} must {rule}; got {value}.")
+    raise ValueError(f"PageData: {name} must {rule}; got {value}.")

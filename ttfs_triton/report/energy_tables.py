@@ -1,111 +1,181 @@
-"""Estimates as tables on a terminal, and as CSV."""
+"""Estimates as tables, for terminal, page and card, and as CSV."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from ttfs_triton.hardware.energy.compare import PUBLISHED, Comparison
-from ttfs_triton.hardware.energy.prices import Range, Status, weakest
-from ttfs_triton.hardware.energy.report import Kind, Report
-from ttfs_triton.hardware.energy.sensitivity import Swing
+from ttfs_triton.hardware import PUBLISHED, Comparison, Counts, Estimate, RunOptions, dense_ann, estimate, load_chip
+from ttfs_triton.hardware.energy.ledger import TermKind
+from ttfs_triton.hardware.energy.prices import Status, weakest
+from ttfs_triton.report.tables import Table, on_terminal
+from ttfs_triton.wording import duration, energy, energy_range, ratio
 
 COLUMNS = ("network", "layer", "term", "count", "price_pj", "low_pj", "high_pj", "status", "source")
-KINDS: tuple[Kind, ...] = ("compute", "memory", "communication", "static")
+KINDS: tuple[TermKind, ...] = ("compute", "memory", "communication", "static")
+
+# Of a card's table.
+CARD_CHIPS = ("anp_i", "lemaire45:int8", "odin", "loihi")
+CARD_STEPS = 32
 
 
-def format_energy(pj: float) -> str:
-    """Picojoules in a unit that reads well: "12.3 nJ"."""
-    for unit, size in (("pJ", 1.0), ("nJ", 1e3), ("µJ", 1e6), ("mJ", 1e9)):
-        if abs(pj) < 999.5 * size:
-            return f"{pj / size:.3g} {unit}"
-    return f"{pj / 1e12:.3g} J"
+def missing(found: Estimate) -> list[str]:
+    """Names of terms that are in no sum."""
+    return list(dict.fromkeys(term.name for term in found.unpriced))
 
 
-def format_range(energy: Range | None) -> str:
-    """ "1.2 µJ", "1.2 µJ (0.9 µJ to 2 µJ)", or "–" for an energy that is not known."""
-    if energy is None:
-        return "–"
-    text, low, high = (format_energy(pj) for pj in (energy.nominal, energy.low, energy.high))
-    return text if low == high else f"{text} ({low} to {high})"
+def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
+    """The same by what they lack."""
+    why: dict[str, list[str]] = {}
+    for term in (term for found in estimates for term in found.unpriced):
+        names = why.setdefault(term.note or "no published price", [])
+        if term.name not in names:
+            names.append(term.name)
+    return why
 
 
-def report_table(report: Report) -> RenderableType:
-    """Layers against kinds of operations, the terms, then sums and what they depend on."""
-    layers = _table(
-        f"{report.network}, {report.implementation}, on {report.chip.name}: energy a sample", "layer", *KINDS
-    )
-    for layer in report.by_layer():
-        own = [term for term in report.terms if term.layer == layer]
-        part = Report(report.network, report.implementation, report.chip, report.samples, tuple(own))
-        layers.add_row(layer, *(_cell(part, kind) for kind in KINDS), format_range(part.total))
-    layers.add_section()
-    layers.add_row("all", *(_cell(report, kind) for kind in KINDS), format_range(report.total))
-    return Group(layers, _terms(report), _sums(report), Text(_small_print(report)))
-
-
-def comparison_table(comparison: Comparison) -> RenderableType:
-    """One row for each way of computing the network, the ratio to the first one, then break-even points."""
-    first = comparison.reports[0]
-    columns = ("compute only", "memory included", "all that has a price")
-    title = f"{first.network} on {first.chip.name}: energy a sample"
-    table = _table(title, "computed as", *columns, "ratio", "weakest status", total=False)
-    for report in comparison.reports:
-        ratio = report.total.nominal / first.total.nominal if report.total and first.total else None
-        table.add_row(
-            report.implementation,
-            *(format_range(energy) for energy in (report.compute_only, report.memory_included, report.total)),
-            "–" if ratio is None else f"{ratio:.3g}",
-            report.status or "–",
-        )
-    points = [comparison.firing_share, *comparison.rates.values()]
-    return Group(table, Text("\n".join(point.text for point in points)), Text(_small_print(*comparison.reports)))
-
-
-def chips_table(reports: Sequence[Report], *, published: bool = False) -> RenderableType:
+def chips_table(estimates: Sequence[Estimate], *, published: bool = False) -> Table:
     """One row a chip; `published` adds what others measured or simulated for VGG16 with one spike a neuron."""
-    table = _table("Energy a sample", "chip", "energy", "weakest status", "not priced, so not in it", total=False)
-    for report in reports:
-        missing = sorted({term.name for term in report.unpriced})
-        table.add_row(report.chip.name, format_range(report.total), report.status or "–", ", ".join(missing) or "–")
-    if published:
-        table.add_section()
-        for entry in PUBLISHED:
-            name = f"{entry.network}, {entry.data}: {entry.conditions}"
-            table.add_row(name, format_energy(entry.energy_uj * 1e6), "published", entry.source)
-    return Group(table, Text("\n".join(dict.fromkeys(line for report in reports for line in _warnings(report)))))
+    timed = any(found.latency_us is not None for found in estimates)
+    rows = []
+    for found in estimates:
+        latency = [duration(found.latency_us)] if timed else []
+        unpriced = ", ".join(missing(found)) or "nothing"
+        rows.append((found.chip.name, energy_range(found.total), *latency, found.status or "–", unpriced))
+    for entry in PUBLISHED if published else ():
+        name = f"{entry.network}, {entry.data}: {entry.conditions}"
+        latency = ["–"] if timed else []
+        rows.append((name, energy(entry.energy_uj * 1e6), *latency, "published", entry.source))
+    headers = ["chip", "energy", *(["latency"] if timed else []), "weakest status", "not priced, so not in it"]
+    caption = "Energy of an image at nominal prices; in brackets: all prices at their low end, all at their high end"
+    return Table(caption, tuple(headers), tuple(rows), (len(headers) - 1,))
 
 
-def sensitivity_table(swings: Sequence[Swing]) -> Table:
-    """One row a price: the total at its low and at its high end."""
-    table = _table("Total with one price at the end of its range", "price", "low", "nominal", "high", total=False)
-    for swing in swings:
-        table.add_row(swing.price_name, *(format_energy(pj) for pj in (swing.low, swing.nominal, swing.high)))
-    return table
+def comparison_table(comparison: Comparison) -> Table:
+    """One row for each way of computing the network, with the ratio to the first one."""
+    first = comparison.estimates[0]
+    rows = []
+    for found in comparison.estimates:
+        known = found.total is not None and first.total is not None and first.total.nominal > 0
+        times = found.total.nominal / first.total.nominal if known and found.total and first.total else None
+        sums = (energy_range(amount) for amount in (found.total, found.compute_only, found.memory_included))
+        rows.append((found.implementation, "–" if times is None else f"× {ratio(times)}", *sums, found.status or "–"))
+    headers = ("computed as", "ratio", "all that has a price", "compute only", "memory included", "weakest status")
+    return Table(f"Energy of an image on {first.chip.name}", headers, tuple(rows))
 
 
-def print_report(report: Report, console: Console | None = None) -> None:
-    """Print `report_table`."""
-    (console or Console()).print(report_table(report))
+def break_even(comparison: Comparison) -> list[str]:
+    """Where alternatives cost the same, in sentences."""
+    points = (comparison.firing_share, *comparison.rates.values())
+    return [f"{point.text[:1].upper()}{point.text[1:]}." for point in points]
 
 
-def csv_rows(report: Report) -> list[dict[str, Any]]:
+def layers_table(found: Estimate) -> Table:
+    """Layers against kinds of operations; sums in the last row."""
+    rows = []
+    for layer in found.by_layer():
+        own = tuple(term for term in found.terms if term.layer == layer)
+        part = Estimate(found.network, found.implementation, found.chip, found.samples, own)
+        rows.append((layer, *(_cell(part, kind) for kind in KINDS), energy_range(part.total)))
+    rows.append(("all", *(_cell(found, kind) for kind in KINDS), energy_range(found.total)))
+    caption = f"{found.network}, {found.implementation}, on {found.chip.name}: energy of an image"
+    return Table(caption, ("layer", *KINDS, "total"), tuple(rows))
+
+
+def _cell(found: Estimate, kind: TermKind) -> str:
+    amount = found.of_kind(kind)
+    if amount is not None:
+        return energy(amount.nominal)
+    return "–" if any(term.kind == kind for term in found.terms) else ""
+
+
+def terms_table(found: Estimate) -> Table:
+    """One row a kind of operation, over all layers."""
+    rows = []
+    for name, amount in found.by_term().items():
+        own = [term for term in found.terms if term.name == name]
+        counts = [term.count for term in own if term.count is not None]
+        count = f"{sum(counts):,.6g}" + (" µs" if own[0].kind == "static" else "") if counts else "–"
+        statuses: list[Status] = [term.price.status if term.price else "unpublished" for term in own]
+        prices = ", ".join(dict.fromkeys(term.price_name for term in own))
+        rows.append((name, own[0].kind, count, energy_range(amount), prices, weakest(statuses) or "–"))
+    return Table("Terms", ("term", "kind", "count", "energy", "price", "status"), tuple(rows))
+
+
+def sums_table(found: Estimate) -> Table:
+    """What is added up."""
+    rows = (
+        ("compute only", energy_range(found.compute_only)),
+        ("memory included", energy_range(found.memory_included)),
+        ("all that has a price", energy_range(found.total)),
+    )
+    return Table(f"Sums; weakest status {found.status or '–'}", ("what", "energy"), rows)
+
+
+def prices_table(estimates: Sequence[Estimate]) -> Table:
+    """Every price that estimates on one chip used: what it is, and where it comes from."""
+    statuses: dict[tuple[str, str], list[Status]] = {}
+    texts: dict[tuple[str, str], list[str]] = {}
+    for term in (term for found in estimates for term in found.terms):
+        key = (term.price_name, term.price.source if term.price else "–")
+        statuses.setdefault(key, []).append(term.price.status if term.price else "unpublished")
+        texts.setdefault(key, []).append(str(term.price).partition(",")[0] if term.price else "unpublished")
+    rows = [
+        (name.replace("_", " "), "; ".join(dict.fromkeys(texts[name, source])), weakest(own) or "–", source)
+        for (name, source), own in statuses.items()
+    ]
+    return Table("Prices", ("price of", "one costs", "status", "source"), tuple(rows), (1, 3))
+
+
+def small_print(*estimates: Estimate) -> list[str]:
+    """What figures depend on, what is in no sum, and what speaks against them, in sentences."""
+    lines = [line for found in estimates for line in found.assumptions]
+    for found in estimates:
+        who = f"{found.implementation}: " if len(estimates) > 1 else ""
+        lines += [f"not in any sum: {who}{', '.join(names)} ({why})" for why, names in why_missing(found).items()]
+    lines += [f"warning: {line}" for found in estimates for line in found.warnings]
+    return list(dict.fromkeys(lines))
+
+
+def print_estimate(found: Estimate, console: Console | None = None) -> None:
+    """Print one estimate: layers, terms, sums, and what they depend on."""
+    tables = (layers_table(found), terms_table(found), sums_table(found))
+    (console or Console()).print(Group(*map(on_terminal, tables), _list(small_print(found))))
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Print a comparison: the table, break-even points, and what they depend on."""
+    lines = [*break_even(comparison), *small_print(*comparison.estimates)]
+    (console or Console()).print(Group(on_terminal(comparison_table(comparison)), _list(lines)))
+
+
+def print_chips(estimates: Sequence[Estimate], console: Console | None = None) -> None:
+    """Print estimates on several chips, and warnings."""
+    warnings = [f"warning: {line}" for found in estimates for line in found.warnings]
+    (console or Console()).print(Group(on_terminal(chips_table(estimates)), _list(list(dict.fromkeys(warnings)))))
+
+
+def _list(lines: Sequence[str]) -> RenderableType:
+    return Text("\n".join(f"- {line}" for line in lines))
+
+
+def csv_rows(found: Estimate) -> list[dict[str, Any]]:
     """One row a term, with the keys `COLUMNS`; counts are of one sample, an unknown figure is empty.
 
     Static power counts microseconds, at a price in pJ a microsecond (µW).
     """
     rows = []
-    for term in report.terms:
+    for term in found.terms:
         amount = None if term.price is None else term.price.amount
         rows.append(
             {
-                "network": report.network,
+                "network": found.network,
                 "layer": term.layer,
                 "term": term.name,
                 "count": "" if term.count is None else f"{term.count:.10g}",
@@ -119,61 +189,45 @@ def csv_rows(report: Report) -> list[dict[str, Any]]:
     return rows
 
 
-def write_csv(path: str | Path, *reports: Report) -> Path:
-    """Write the rows of reports into one file; returns its path."""
+def write_csv(path: str | Path, *estimates: Estimate) -> Path:
+    """Write the rows of estimates into one file; returns its path."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list[str](COLUMNS), lineterminator="\n")
         writer.writeheader()
-        for report in reports:
-            writer.writerows(csv_rows(report))
+        for found in estimates:
+            writer.writerows(csv_rows(found))
     return Path(path)
 
 
-def _terms(report: Report) -> Table:
-    table = _table("Terms", "term", "kind", "count", "energy", "price", "status", total=False)
-    for name, energy in report.by_term().items():
-        own = [term for term in report.terms if term.name == name]
-        counts = [term.count for term in own if term.count is not None]
-        count = f"{sum(counts):,.6g}" + (" µs" if own[0].kind == "static" else "") if counts else "–"
-        statuses: list[Status] = [term.price.status if term.price else "unpublished" for term in own]
-        prices = ", ".join(dict.fromkeys(term.price_name for term in own))
-        table.add_row(name, own[0].kind, count, format_range(energy), prices, weakest(statuses) or "–")
-    return table
+@dataclass(frozen=True)
+class CardRow:
+    """Energy of an image on one chip, for a card.
+
+    Attributes:
+        estimate: clock-driven, `CARD_STEPS` steps a window.
+        cells: chip, all that has a price, compute only, with memory, dense ANN on the same chip, weakest status, terms
+            that are in no sum.
+        lines: what the figures depend on and what speaks against them, in sentences.
+    """
+
+    estimate: Estimate
+    cells: tuple[str, ...]
+    lines: tuple[str, ...]
 
 
-def _sums(report: Report) -> Table:
-    table = _table("Sums", "what", "energy", "weakest status", total=False)
-    table.add_row("compute only", format_range(report.compute_only), "")
-    table.add_row("memory included", format_range(report.memory_included), "")
-    table.add_row("all that has a price", format_range(report.total), report.status or "–")
-    return table
+def card_rows(counts: Counts, chips: Sequence[str] = CARD_CHIPS) -> list[CardRow]:
+    """Estimate on each chip.
 
-
-def _small_print(*reports: Report) -> str:
-    lines = [line for report in reports for line in report.assumptions]
-    for report in reports:
-        who = f"{report.implementation}: " if len(reports) > 1 else ""
-        missing: dict[str, list[str]] = {}
-        for term in report.unpriced:
-            missing.setdefault(term.note, []).append(term.name)
-        lines += [f"not in any sum: {who}{', '.join(dict.fromkeys(own))} ({why})" for why, own in missing.items()]
-    lines += [line for report in reports for line in _warnings(report)]
-    return "\n".join(f"- {line}" for line in dict.fromkeys(lines))
-
-
-def _warnings(report: Report) -> list[str]:
-    return [f"warning: {line}" for line in report.warnings]
-
-
-def _cell(report: Report, kind: Kind) -> str:
-    energy = report.of_kind(kind)
-    if energy is not None:
-        return format_energy(energy.nominal)
-    return "–" if any(term.kind == kind for term in report.terms) else ""
-
-
-def _table(title: str, first: str, *columns: str, total: bool = True) -> Table:
-    table = Table(first, *columns, *(["total"] if total else []), title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
+    Args:
+        counts: of a spiking network.
+        chips: what `load_chip` takes.
+    Raises:
+        ValueError: an unknown chip.
+    """
+    options, rows = RunOptions(steps=CARD_STEPS, gating=True), []
+    for chip in map(load_chip, chips):
+        found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
+        sums = (found.total, found.compute_only, found.memory_included, dense.total)
+        cells = (chip.name, *map(energy_range, sums), found.status or "–", ", ".join(missing(found)) or "nothing")
+        rows.append(CardRow(found, cells, (*found.assumptions, *found.warnings)))
+    return rows

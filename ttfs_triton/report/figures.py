@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ttfs_triton.hardware.counts.counts import Counts
-from ttfs_triton.hardware.energy.report import Report
-from ttfs_triton.hardware.simulation.sweep import Sweep, bits_label
-from ttfs_triton.report.energy_plots import COLOURS
-from ttfs_triton.report.energy_tables import format_energy
+from ttfs_triton.hardware import Counts, Estimate, Sweep
+from ttfs_triton.report.plots import COLOURS, STYLE, chips_on, priced, sweep_on
 from ttfs_triton.report.raster import LayerSpikes
-from ttfs_triton.report.sweep_plot import LINES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,21 +20,12 @@ if TYPE_CHECKING:
 WIDTH = 5.0  # inches; a phone shows them on about 4.5
 POINTS = ((64, 4.0), (1024, 2.5), (8192, 1.6))  # neurons of a layer at most, diameter of its points
 INK, PAPER = "#223344", "#fefdfc"  # drawn, then replaced by the page's text and background
-STYLE: dict[Any, Any] = {
+PAGE_STYLE: dict[Any, Any] = STYLE | {
     "svg.fonttype": "none",  # text stays text: small, sharp, in the page's font
     "text.parse_math": False,  # names are names, also with a dollar sign
     "font.family": "sans-serif",
-    "font.size": 11,
-    "axes.labelsize": 11,
-    "xtick.labelsize": 11,
-    "ytick.labelsize": 11,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), 11),
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "savefig.transparent": True,
     "savefig.dpi": 200,
 }
@@ -158,30 +144,19 @@ def _bound_height(axes: Axes, shares: Sequence[float]) -> None:
         )
 
 
-def energy_svg(reports: Sequence[Report]) -> str | None:
+def energy_svg(estimates: Sequence[Estimate]) -> str | None:
     """Total energy a chip with its range, on a logarithmic axis; None unless two chips have a price.
 
     Open markers are of totals that lack terms without a price.
 
     Args:
-        reports: one or several.
+        estimates: one or several.
     """
-    totals = [(report, report.total) for report in reports if report.total is not None and report.total.nominal > 0]
+    totals = priced(estimates)
     if len(totals) < 2:
         return None
     with _drawing("energy", 0.8 + 0.3 * len(totals)) as drawing:
-        axes = drawing.figure.subplots()
-        for row, (report, total) in enumerate(totals):
-            low = max(total.low, total.nominal * 1e-6)
-            if low < total.high:
-                axes.plot([low, total.high], [row, row], color=COLOURS[4], linewidth=5, alpha=0.6)
-            fill = PAPER if report.unpriced else COLOURS[4]
-            axes.plot([total.nominal], [row], "o", color=COLOURS[4], markersize=8, markerfacecolor=fill)
-        axes.set(xscale="log", xlabel="energy of an image")
-        axes.set_yticks(range(len(totals)), [report.chip.name for report, _ in totals])
-        axes.invert_yaxis()
-        _plain_log_axis(axes)
-        axes.grid(axis="x", color=INK, linewidth=0.5, alpha=0.2)
+        chips_on(drawing.figure.subplots(), totals, ink=INK, paper=PAPER, colour=COLOURS[4])
     return drawing.svg
 
 
@@ -195,32 +170,9 @@ def sweep_svg(sweep: Sweep) -> str | None:
         return None
     with _drawing("sweep", 3.4) as drawing:
         axes = drawing.figure.subplots()
-        for place, bits in enumerate(dict.fromkeys(row.weight_bits for row in sweep.rows)):
-            rows = sorted((row for row in sweep.rows if row.weight_bits == bits), key=lambda row: row.steps)
-            colour, marker = LINES[place % len(LINES)]
-            accuracies = [row.accuracy or 0.0 for row in rows]
-            axes.plot([row.steps for row in rows], accuracies, color=colour, marker=marker, label=bits_label(bits))
-        steps = sorted({row.steps for row in sweep.rows})
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(steps, [str(number) for number in steps])
-        axes.minorticks_off()
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
-        axes.set(xlabel="time steps of a window", ylabel="accuracy")
-        axes.grid(axis="y", color=INK, linewidth=0.5, alpha=0.2)
+        sweep_on(axes, sweep, ink=INK)
         axes.legend(frameon=False, title="weight bits", alignment="left", loc="lower right")
     return drawing.svg
-
-
-def _plain_log_axis(axes: Axes) -> None:
-    """Energies at decades; a narrow range gets some in between."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axes.get_xlim()
-    decades = math.log10(high / low)
-    steps, ticks = ((1, 2, 5) if decades < 1.3 else (1,)), max(2, min(6, int(decades)))
-    axes.xaxis.set_major_locator(LogLocator(10, subs=steps, numticks=6 if decades < 1.3 else ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_energy(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _ticks(at_most: int, *, integer: bool = False) -> Any:
@@ -235,7 +187,7 @@ def _drawing(name: str, height: float) -> Iterator[Drawing]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**PAGE_STYLE, "svg.hashsalt": name}):
         drawing = Drawing(Figure(figsize=(WIDTH, height), layout="constrained"))
         yield drawing
         text = io.StringIO()

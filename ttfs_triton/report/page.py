@@ -1,19 +1,22 @@
-"""The HTML report of one evaluated network: a single page that needs nothing but itself."""
+"""One evaluated network as an HTML page that needs nothing but itself."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from ttfs_triton.atomic import write_text
-from ttfs_triton.report.data import ReportData
-from ttfs_triton.report.text import linked
+from ttfs_triton.report.data import PageData
 from ttfs_triton.report.view import page_context
 
+ADDRESS = re.compile(r"(?:https?://|\b(?:github\.com|doi\.org|arxiv\.org)/)[\w./~%?&=#:+@-]*[\w/]")
 
-def write_report(path: Path, data: ReportData) -> Path:
+
+def write_page(path: Path, data: PageData) -> Path:
     """Write the page: whole, or not at all.
 
     Args:
@@ -26,11 +29,11 @@ def write_report(path: Path, data: ReportData) -> Path:
         OSError: the file cannot be written; the old one, if any, is untouched.
     """
     path = Path(path)
-    write_text(path, render_report(data))
+    write_text(path, render_page(data))
     return path
 
 
-def render_report(data: ReportData) -> str:
+def render_page(data: PageData) -> str:
     """The page as text; the same data give the same text.
 
     Args:
@@ -39,7 +42,7 @@ def render_report(data: ReportData) -> str:
         RuntimeError: matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise RuntimeError("write_report: matplotlib must be installed; found none. pip install 'ttfs-triton[plot]'")
+        raise RuntimeError("write_page: matplotlib must be installed; found none. pip install 'ttfs-triton[plot]'")
     environment = Environment(
         loader=PackageLoader("ttfs_triton.report", "."),
         autoescape=True,
@@ -49,3 +52,17 @@ def render_report(data: ReportData) -> str:
     )
     environment.filters["linked"] = linked
     return environment.get_template("page.html").render(page_context(data))
+
+
+def linked(text: str) -> Markup:
+    """Text as HTML, escaped, in which web addresses are links."""
+    parts, done = [], 0
+    for found in ADDRESS.finditer(text):
+        address = found.group()
+        target = address if address.startswith("http") else f"https://{address}"
+        parts += [
+            escape(text[done : found.start()]),
+            Markup('<a href="{}" rel="noopener">{}</a>').format(target, address),
+        ]
+        done = found.end()
+    return Markup("").join([*parts, escape(text[done:])])

@@ -1,18 +1,14 @@
-"""Tables of a report, as text and bars, ready to be laid out."""
+"""Tables as text and bars, ready to be laid out on a page or a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ttfs_triton.hardware.counts.counts import Counts, LayerCounts
-from ttfs_triton.hardware.energy.compare import Comparison
-from ttfs_triton.hardware.energy.prices import Range, Status, weakest
-from ttfs_triton.hardware.energy.report import Report
-from ttfs_triton.hardware.simulation.simulation import Simulation
-from ttfs_triton.hardware.simulation.sweep import Sweep, SweepRow, bits_label
-from ttfs_triton.report.energy_tables import format_energy, format_range
-from ttfs_triton.wording import number, percent, ratio, small_percent
+import rich.table
+
+from ttfs_triton.hardware import Counts, LayerCounts, Simulation, Sweep, SweepRow
+from ttfs_triton.wording import energy, number, percent, small_percent, weight_bits_label
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,16 @@ class Table:
     prose: tuple[int, ...] = ()
 
 
+def on_terminal(table: Table) -> rich.table.Table:
+    """The table for `rich.print`."""
+    laid_out = rich.table.Table(*table.headers, title=table.caption, title_justify="left")
+    for place, column in enumerate(laid_out.columns):
+        column.justify = "right" if place and place not in table.prose else "left"
+    for row in table.rows:
+        laid_out.add_row(*(cell if isinstance(cell, str) else cell.text for cell in row))
+    return laid_out
+
+
 def activity_table(counts: Counts) -> Table:
     """Spikes a layer."""
     return Table(
@@ -59,21 +65,21 @@ def _activity(layer: LayerCounts) -> tuple[str | Cell, ...]:
         layer.name,
         Cell(small_percent(layer.sparsity), _clamp(layer.sparsity)),
         number(layer.spikes / layer.samples),
-        number(layer.neurons_per_sample),
-        small_percent(_share(layer.saturated, layer.neurons)),
-        small_percent(_share(layer.silent, layer.neurons)),
-        small_percent(_share(layer.never_active_per_sample, layer.neurons_per_sample)),
+        number(layer.neurons),
+        small_percent(layer.saturated_share),
+        small_percent(layer.silent_share),
+        small_percent(layer.never_active_share),
     )
 
 
 def operations_table(counts: Counts) -> Table:
     """Synaptic operations a layer, against the multiply-accumulates of a dense network; sums in the last row."""
     rows = [
-        _operations(layer.name, layer.synaptic_operations, layer.analog_macs, layer.dense_macs, counts.samples)
+        _operations(layer.name, layer.synops, layer.analog_macs, layer.dense_macs, counts.samples)
         for layer in counts.layers
     ]
     total = counts.total()
-    sums = (total["synaptic_operations"], total["analog_macs"], total["dense_macs"])
+    sums = (total["synops"], total["analog_macs"], total["dense_macs"])
     headers = ("layer", "of dense", "synaptic operations", "MACs", "dense MACs")
     rows.append(_operations("all", *sums, counts.samples))
     if not total["analog_macs"]:
@@ -86,64 +92,6 @@ def _operations(name: str, synops: int, analog: int, dense: int, samples: int) -
     share = _share(synops + analog, dense)
     figures = (number(count / samples) for count in (synops, analog, dense))
     return (name, Cell(small_percent(share), _clamp(share)), *figures)
-
-
-def energy_table(reports: Sequence[Report]) -> Table:
-    """Energy a chip, the weakest status among its prices, and what has none."""
-    timed = any(report.latency_us is not None for report in reports)
-    rows = [
-        (
-            report.chip.name,
-            *_nominal_and_range(report.total),
-            *([_latency(report.latency_us)] if timed else []),
-            report.status or "–",
-            ", ".join(missing(report)) or "nothing",
-        )
-        for report in reports
-    ]
-    headers = ["chip", "energy", "range", *(["latency"] if timed else []), "weakest status", "not priced, so not in it"]
-    caption = "Energy of an image at nominal prices; range: all prices at their low end, all at their high end"
-    return Table(caption, tuple(headers), tuple(rows), (len(headers) - 1,))
-
-
-def _nominal_and_range(energy: Range | None) -> tuple[str, str]:
-    if energy is None:
-        return "–", "–"
-    nominal, low, high = (format_energy(pj) for pj in (energy.nominal, energy.low, energy.high))
-    return nominal, "–" if low == high else f"{low} to {high}"
-
-
-def missing(report: Report) -> list[str]:
-    """Names of terms that are in no sum."""
-    return list(dict.fromkeys(term.name for term in report.unpriced))
-
-
-def comparison_table(comparison: Comparison) -> Table:
-    """One row for each way of computing the network, with the ratio to the first one."""
-    first = comparison.reports[0].total
-    rows = []
-    for report in comparison.reports:
-        times = report.total.nominal / first.nominal if report.total and first and first.nominal > 0 else None
-        sums = (format_range(energy) for energy in (report.total, report.compute_only, report.memory_included))
-        rows.append((report.implementation, f"× {ratio(times)}" if times else "–", *sums, report.status or "–"))
-    headers = ("computed as", "ratio", "energy", "compute only", "with memory", "weakest status")
-    return Table(f"Energy of an image on {comparison.reports[0].chip.name}", headers, tuple(rows))
-
-
-def prices_table(reports: Sequence[Report]) -> Table:
-    """Every price that estimates on one chip used: what it is, and where it comes from."""
-    groups: dict[tuple[str, str], list[Status]] = {}
-    energies: dict[tuple[str, str], list[str]] = {}
-    for term in (term for report in reports for term in report.terms):
-        key = (term.price_name, term.price.source if term.price else "–")
-        groups.setdefault(key, []).append(term.price.status if term.price else "unpublished")
-        text = str(term.price).partition(",")[0] if term.price else "unpublished"
-        energies.setdefault(key, []).append(text)
-    rows = [
-        (name.replace("_", " "), "; ".join(dict.fromkeys(energies[name, source])), weakest(statuses) or "–", source)
-        for (name, source), statuses in groups.items()
-    ]
-    return Table("Prices", ("price of", "one costs", "status", "source"), tuple(rows), (1, 3))
 
 
 def simulation_table(found: Simulation) -> Table:
@@ -178,31 +126,23 @@ def sweep_table(sweep: Sweep) -> Table:
 
 def sweep_details(sweep: Sweep) -> Table:
     """All figures of a sweep."""
-    headers = ["steps", "bits", "by first spike", "ties", "spikes", "synaptic operations", "latency, steps"]
+    headers = ["bits", "steps", "accuracy", "by first spike", "ties", "spikes", "synops", "latency, steps"]
     priced = any(row.energy_pj is not None for row in sweep.rows)
     rows = tuple(_sweep_row(row, priced) for row in sweep.rows)
-    return Table("All figures; those of work are of an image", (*headers, *(["energy"] if priced else [])), rows)
+    caption = f"All figures over {number(sweep.samples)} images; those of work are of an image"
+    return Table(caption, (*headers, *(["energy"] if priced else [])), rows)
 
 
 def _sweep_row(row: SweepRow, priced: bool) -> tuple[str, ...]:
-    figures = [str(row.steps), bits_label(row.weight_bits), percent(row.first_spike_accuracy), small_percent(row.ties)]
-    figures += [number(row.spikes), number(row.synaptic_operations), f"{row.latency_steps:,.1f}"]
-    energy = "–" if row.energy_pj is None else format_energy(row.energy_pj)
-    return (*figures, *([energy] if priced else []))
+    figures = [weight_bits_label(row.weight_bits), str(row.steps), percent(row.accuracy)]
+    figures += [percent(row.first_spike_accuracy), small_percent(row.ties)]
+    figures += [number(row.spikes), number(row.synops), f"{row.latency_steps:,.1f}"]
+    return (*figures, *([energy(row.energy_pj)] if priced else []))
 
 
 def pairs_table(caption: str, pairs: Iterable[tuple[str, object]]) -> Table:
     """Names and values."""
     return Table(caption, ("what", "value"), tuple((name, str(value)) for name, value in pairs), (1,))
-
-
-def _latency(us: float | None) -> str:
-    if us is None:
-        return "–"
-    for unit, size in (("µs", 1.0), ("ms", 1e3)):
-        if us < 999.5 * size:
-            return f"{us / size:.3g} {unit}"
-    return f"{us / 1e6:.3g} s"
 
 
 def _share(part: float, whole: float) -> float:

@@ -1,4 +1,4 @@
-"""A report's data as what its page shows: texts, tables and figures, section by section."""
+"""What a page shows of its data: texts, tables and figures, section by section."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ttfs_triton.hardware.counts.counts import Counts
-from ttfs_triton.hardware.energy.report import Report
-from ttfs_triton.report import figures, tables
-from ttfs_triton.report.data import ReportData, Sample
-from ttfs_triton.report.energy_tables import format_energy
-from ttfs_triton.wording import interval, number, percent, small_percent
+from ttfs_triton.hardware import Counts, Estimate
+from ttfs_triton.report import energy_tables, figures, tables
+from ttfs_triton.report.data import PageData, Sample
+from ttfs_triton.wording import energy, interval, number, percent, small_percent
 
 READOUTS = {
     "potential_start": "highest potential at the window's start",
@@ -58,11 +56,11 @@ class Fineprint:
     warnings: tuple[str, ...]
 
 
-def page_context(data: ReportData) -> dict[str, Any]:
+def page_context(data: PageData) -> dict[str, Any]:
     """Everything that the template names; what the data lack is None or empty.
 
     Args:
-        data: of the report.
+        data: of the page.
     """
     sweep, simulation, comparison = data.sweep, data.simulation, data.comparison
     return {
@@ -76,22 +74,22 @@ def page_context(data: ReportData) -> dict[str, Any]:
         "sample": None if data.sample is None else sample_view(data.sample),
         "histograms": figures.histograms_svg(data.counts),
         "histograms_alt": _histograms_alt(data.counts),
-        "energy": tables.energy_table(data.energy) if data.energy else None,
+        "energy": energy_tables.chips_table(data.energy) if data.energy else None,
         "energy_figure": figures.energy_svg(data.energy),
         "energy_alt": _energy_alt(data.energy),
-        "comparison": None if comparison is None else tables.comparison_table(comparison),
-        "break_even": _break_even(data),
+        "comparison": None if comparison is None else energy_tables.comparison_table(comparison),
+        "break_even": [] if comparison is None else energy_tables.break_even(comparison),
         "simulation": None if simulation is None else tables.simulation_table(simulation),
         "sweep": None if sweep is None else tables.sweep_table(sweep),
         "sweep_details": None if sweep is None else tables.sweep_details(sweep),
         "sweep_figure": None if sweep is None else figures.sweep_svg(sweep),
         "fineprint": fineprint(data),
         "limits": limits(data),
-        "facts": tables.pairs_table("How this report was made", data.facts.items()) if data.facts else None,
+        "facts": tables.pairs_table("How this page was made", data.facts.items()) if data.facts else None,
     }
 
 
-def headlines(data: ReportData) -> list[Headline]:
+def headlines(data: PageData) -> list[Headline]:
     """The figures on top of the page."""
     low, high = interval(data.accuracy, data.images)
     found = [
@@ -104,28 +102,27 @@ def headlines(data: ReportData) -> list[Headline]:
         note = f"{settings.steps} time steps, {bits}" + (f"; {number(images)} images" if images != data.images else "")
         found.append(Headline("simulated in integers", percent(data.simulation.accuracy), note))
     found.append(Headline("sparsity", f"{data.counts.sparsity:.3f}", "spikes a hidden neuron; lower is sparser"))
-    report = data.headline_energy
-    if report is not None:
-        found.append(_energy_headline(report))
+    if data.headline_energy is not None:
+        found.append(_energy_headline(data.headline_energy))
     return found
 
 
-def _first_spike_note(data: ReportData) -> str:
+def _first_spike_note(data: PageData) -> str:
     return f"{number(data.ties)} tied, {number(data.no_spike)} without an output spike"
 
 
-def _energy_headline(report: Report) -> Headline:
-    total = report.total
+def _energy_headline(found: Estimate) -> Headline:
+    total = found.total
     if total is None:
-        return Headline("energy of an image", "–", f"{report.chip.name} has no price")
-    low, high = format_energy(total.low), format_energy(total.high)
-    note = report.chip.name + (f", {low} to {high}" if low != high else ", no range published")
-    missing = len(tables.missing(report))
-    note += f"; {report.status} prices" + (f"; {missing} terms not priced" if missing else "")
-    return Headline("energy of an image", format_energy(total.nominal), note)
+        return Headline("energy of an image", "–", f"{found.chip.name} has no price")
+    low, high = energy(total.low), energy(total.high)
+    note = found.chip.name + (f", {low} to {high}" if low != high else ", no range published")
+    missing = len(energy_tables.missing(found))
+    note += f"; {found.status} prices" + (f"; {missing} terms not priced" if missing else "")
+    return Headline("energy of an image", energy(total.nominal), note)
 
 
-def network_facts(data: ReportData) -> tables.Table:
+def network_facts(data: PageData) -> tables.Table:
     """Key facts of the network."""
     config, total = data.network, data.counts.total()
     height, width = config.get("image_size", ("?", "?"))
@@ -137,7 +134,7 @@ def network_facts(data: ReportData) -> tables.Table:
         ("encoder", config.get("encoder")),
         ("decision", READOUTS.get(str(config.get("readout")), config.get("readout"))),
         ("σ (psp_persistence)", config.get("psp_persistence")),
-        ("neurons", number(total["neurons_per_sample"])),
+        ("neurons", number(total["neurons"])),
         ("synapses", number(total["synapses"])),
         ("weights and biases", number(total["weights"] + total["biases"])),
     ]
@@ -179,30 +176,27 @@ def png_base64(image: Tensor) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def fineprint(data: ReportData) -> list[Fineprint]:
+def fineprint(data: PageData) -> list[Fineprint]:
     """What stands behind the estimates, the chosen chip first, then by chip; comparisons join their chip's."""
     chosen = data.headline_energy
-    reports = sorted(data.energy, key=lambda report: report is not chosen)
-    reports += [] if data.comparison is None else list(data.comparison.reports)
-    found = []
-    for name in dict.fromkeys(report.chip.name for report in reports):
-        own = [report for report in reports if report.chip.name == name]
-        missing: dict[str, list[str]] = {}
-        for term in (term for report in own for term in report.unpriced):
-            missing.setdefault(term.note or "no published price", []).append(term.name)
-        found.append(
+    estimates = sorted(data.energy, key=lambda found: found is not chosen)
+    estimates += [] if data.comparison is None else list(data.comparison.estimates)
+    chips = []
+    for name in dict.fromkeys(found.chip.name for found in estimates):
+        own = [found for found in estimates if found.chip.name == name]
+        chips.append(
             Fineprint(
                 name,
-                tables.prices_table(own),
-                tuple((", ".join(dict.fromkeys(terms)), why) for why, terms in missing.items()),
-                tuple(dict.fromkeys(line for report in own for line in report.assumptions)),
-                tuple(dict.fromkeys(line for report in own for line in report.warnings)),
+                energy_tables.prices_table(own),
+                tuple((", ".join(terms), why) for why, terms in energy_tables.why_missing(*own).items()),
+                tuple(dict.fromkeys(line for found in own for line in found.assumptions)),
+                tuple(dict.fromkeys(line for found in own for line in found.warnings)),
             )
         )
-    return found
+    return chips
 
 
-def limits(data: ReportData) -> list[str]:
+def limits(data: PageData) -> list[str]:
     """What the figures do not say, in sentences."""
     low, high = interval(data.accuracy, data.images)
     lines = [
@@ -225,13 +219,13 @@ def limits(data: ReportData) -> list[str]:
     return lines
 
 
-def _activity_note(data: ReportData) -> str:
+def _activity_note(data: PageData) -> str:
     counts = data.counts
     parts = [f"Means over {number(counts.samples)} images."]
-    if counts.input.neurons_per_sample:
-        share = counts.input.spikes / (counts.input.neurons_per_sample * counts.samples)
+    if counts.input.neurons:
+        share = counts.input.spikes / (counts.input.neurons * counts.samples)
         parts.append(
-            f"Of the {number(counts.input.neurons_per_sample)} input pixels, "
+            f"Of the {number(counts.input.neurons)} input pixels, "
             f"{number(counts.input.spikes / counts.samples)} spike ({small_percent(share)})."
         )
     parts.append(
@@ -249,17 +243,10 @@ def _histograms_alt(counts: Counts) -> str:
     return f"Histograms of spike times in the window, a picture a layer. Mean times in windows: {means}."
 
 
-def _energy_alt(reports: tuple[Report, ...]) -> str:
-    totals = [(report.total, report.chip.name) for report in reports if report.total is not None]
+def _energy_alt(estimates: tuple[Estimate, ...]) -> str:
+    totals = [(found.total, found.chip.name) for found in estimates if found.total is not None]
     if not totals:
         return ""
     low, high = (pick(totals, key=lambda entry: entry[0].nominal) for pick in (min, max))
-    ends = (f"{format_energy(total.nominal)} on {name}" for total, name in (low, high))
+    ends = (f"{energy(total.nominal)} on {name}" for total, name in (low, high))
     return f"Energy of an image by chip, with ranges, on a logarithmic axis: from {' to '.join(ends)}."
-
-
-def _break_even(data: ReportData) -> list[str]:
-    if data.comparison is None:
-        return []
-    points = (data.comparison.firing_share, *data.comparison.rates.values())
-    return [f"{point.text[:1].upper()}{point.text[1:]}." for point in points]

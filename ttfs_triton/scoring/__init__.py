@@ -5,7 +5,6 @@ from ttfs_triton.scoring.evaluate import (
     Evaluation,
     EvaluationStopped,
     evaluate,
-    layer_rows,
     layer_table,
     sum_over_processes,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "EvaluationStopped",
     "device_name",
     "evaluate",
-    "layer_rows",
     "layer_table",
     "sum_over_processes",
     "versions",

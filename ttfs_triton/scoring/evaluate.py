@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -140,33 +140,15 @@ def layer_table(layers: Sequence[LayerStatistics]) -> Table:
         table.add_row(
             layer.name,
             f"{layer.neurons:,}",
-            f"{layer.active / max(1, layer.samples):,.1f}",
+            f"{layer.spikes / max(1, layer.samples):,.1f}",
             *(
                 f"{share:.2%}"
                 for share in (
-                    layer.active_fraction,
-                    layer.saturated_fraction,
-                    layer.silent_fraction,
-                    layer.never_active_fraction,
+                    layer.sparsity,
+                    layer.saturated_share,
+                    layer.silent_share,
+                    layer.never_active_share,
                 )
             ),
         )
     return table
-
-
-def layer_rows(layers: Sequence[LayerStatistics]) -> list[dict[str, Any]]:
-    """The same figures as JSON values: counts summed over the samples."""
-    return [
-        {
-            "name": layer.name,
-            "neurons": layer.neurons,
-            "samples": layer.samples,
-            "spikes": layer.active,
-            "saturated": layer.saturated,
-            "silent": layer.silent,
-            "never_active": layer.never_active,
-            "sparsity": layer.active_fraction,
-            "output": layer.output,
-        }
-        for layer in layers
-    ]

@@ -208,8 +208,8 @@ class Trainer:
         with torch.no_grad(), record_statistics(self.network), accelerator.autocast():
             self.network(images.to(accelerator.device))
         layers = "\n".join(
-            f"  {layer.name}: active {layer.active_fraction:.2%}, saturated {layer.saturated_fraction:.2%}, "
-            f"silent {layer.silent_fraction:.2%}"
+            f"  {layer.name}: active {layer.sparsity:.2%}, saturated {layer.saturated_share:.2%}, "
+            f"silent {layer.silent_share:.2%}"
             for layer in collect_statistics(self.network)
         )
         loss, norm = self._guard.loss.item(), self._guard.norm.item()
@@ -286,7 +286,7 @@ class Trainer:
                 "val_first_spike_accuracy": evaluation.first_spike_accuracy,
                 "sparsity": evaluation.sparsity,
                 "sparsity_with_outputs": evaluation.sparsity_with_outputs,
-                "layer_sparsity": {layer.name: layer.active_fraction for layer in evaluation.layers},
+                "layer_sparsity": {layer.name: layer.sparsity for layer in evaluation.layers},
             }
         line |= {"seconds": totals.seconds, "images_per_second": totals.images / totals.seconds}
         best = evaluation is None or position.is_best(evaluation.accuracy, evaluation.loss)

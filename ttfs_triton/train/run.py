@@ -20,7 +20,7 @@ from ttfs_triton.hub.account import check_account, open_repository
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import HubError
 from ttfs_triton.model.weights import read_weights_into
-from ttfs_triton.scoring import Evaluation, EvaluationStopped, device_name, layer_rows, versions
+from ttfs_triton.scoring import Evaluation, EvaluationStopped, device_name, versions
 from ttfs_triton.train.build import load_data
 from ttfs_triton.train.cli import parse_config
 from ttfs_triton.train.config import ConfigError, TrainConfig
@@ -218,7 +218,6 @@ def make_summary(trainer: Trainer, test: Evaluation, counts: Counts) -> dict[str
         "best_epoch": trainer.position.best_epoch,
         "sparsity": test.sparsity,
         "sparsity_with_outputs": test.sparsity_with_outputs,
-        "per_layer": layer_rows(test.layers),
         "counts": counts.to_dict(),
         "epochs": len(metrics),
         "seconds_per_epoch": seconds / len(metrics),

@@ -6,6 +6,7 @@ A pass is planned once for all calls that agree in their key: shapes, dtypes, de
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ def _forward(
     neuron: Neuron,
     with_gain: bool,
     backend: str,
-) -> Callable[..., tuple[Tensor, Tensor | None]]:
+) -> Callable[..., Any]:
     """From operands to (y, gain), for all operands of this shape and device."""
     choice = _choose("forward", problem, device, backend)
     chip, precision = device_of(device).chip, _precision(problem)
@@ -146,9 +147,9 @@ def _backward(
     problem: Problem,
     device: torch.device,
     neuron: Neuron,
-    needs: tuple[bool, bool, bool],
+    needs: tuple[bool, ...],
     backend: str,
-) -> Callable[..., Gradients]:
+) -> Callable[..., Any]:
     """From (grad, x, y, gain, weight) to gradients, for all operands of this shape and device."""
     needs_x, needs_weight, needs_bias = needs
     configs = {

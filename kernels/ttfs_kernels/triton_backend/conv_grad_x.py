@@ -40,7 +40,7 @@ def conv2d_grad_x(
     P,
     Q,
     N,
-    surrogate_width,
+    properties,
     R: tl.constexpr,
     S: tl.constexpr,
     STRIDE_H: tl.constexpr,
@@ -161,5 +161,5 @@ def conv2d_grad_x(
     kept_x = kept[:, None] & c_kept[None, :]
     if MASKED:
         x = tl.load(x_ptr + first + offsets, mask=kept_x, other=0.0)
-        total = at_inputs(total, by_mask, x, surrogate_width, SURROGATE)
+        total = at_inputs(total, by_mask, x, properties, SURROGATE)
     tl.store(grad_x_ptr + first + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept_x)

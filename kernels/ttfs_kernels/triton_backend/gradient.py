@@ -17,8 +17,7 @@ def local_gradient(
     M,
     N,
     rows_per_program,
-    persistence,
-    clip,
+    properties,
     WITH_SLOPE: tl.constexpr,
     WITH_BIAS: tl.constexpr,
     WITH_LATE: tl.constexpr,
@@ -44,9 +43,10 @@ def local_gradient(
         y = tl.load(y_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
         if WITH_SLOPE:
             gain = tl.load(gain_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
-            h = (grad * at_most(gain, clip)).to(dtype)
+            h = (grad * at_most(gain, properties.derivative_clip)).to(dtype)
             if WITH_LATE:
-                late_h = persistence * (grad * at_most((1 - y) * gain, clip))
+                late_h = grad * at_most((1 - y) * gain, properties.derivative_clip)
+                late_h = properties.psp_persistence * late_h
                 tl.store(late_h_ptr + offsets, late_h.to(dtype), mask=kept)
         else:
             h = tl.where((y <= 0) | (y >= 1), 0.0, grad)
@@ -89,7 +89,7 @@ def fire_potentials(
     gain_ptr,
     size,
     N,
-    surrogate_width,
+    properties,
     HAS_BIAS: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
@@ -105,7 +105,7 @@ def fire_potentials(
         A += tl.load(bias_ptr + i % N, mask=kept, other=0.0).to(tl.float32)
     if WITH_SLOPE:
         W = tl.load(W_ptr + i, mask=kept, other=0.0).to(tl.float32)
-        y, gain = fire(A, W, surrogate_width, SURROGATE and WITH_GAIN)
+        y, gain = fire(A, W, properties, SURROGATE and WITH_GAIN)
         if WITH_GAIN:
             tl.store(gain_ptr + i, fits(gain, dtype), mask=kept)
     else:

@@ -102,14 +102,14 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why kernels cannot run on a device with a dtype, or None if they can; Triton is installed."""
     if dtype == torch.float64:
         return "float64 has no Triton kernel; use float32, or the torch backend"
-    if device.type == "cpu":
-        if not interpreting():
-            return "tensors are on the CPU, and TRITON_INTERPRET=1 was not set before the start"
-        if dtype == torch.bfloat16:
-            return "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 there"
-        return None
-    if device.type != "cuda":
+    if device.type not in ("cpu", "cuda"):
         return f"device {device.type!r} is not a CUDA or ROCm GPU"
+    if device.type == "cpu" and not interpreting():
+        return "tensors are on the CPU, and TRITON_INTERPRET=1 was not set before the start"
+    if interpreting() and dtype == torch.bfloat16:  # on a GPU too
+        return "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 there"
+    if device.type == "cpu":
+        return None
     chip = device_of(device).chip
     if chip.vendor == "cuda" and int(chip.architecture) < SMALLEST_CAPABILITY:
         return f"{chip} is older than sm_{SMALLEST_CAPABILITY}"

@@ -46,7 +46,7 @@ def forward(
         "gain_ptr": gain,
         "size": y.numel(),
         "N": problem.out_channels,
-        "surrogate_width": float(neuron.surrogate_width),
+        "properties": neuron.numbers(),
         "HAS_BIAS": bias is not None,
         "WITH_SLOPE": problem.with_slope,
         "WITH_GAIN": gain is not None,

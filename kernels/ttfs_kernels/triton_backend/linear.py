@@ -33,8 +33,7 @@ def linear_forward(
     M,
     N,
     K,
-    persistence,
-    surrogate_width,
+    properties,
     HAS_BIAS: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
@@ -89,8 +88,7 @@ def linear_forward(
         N - first_neuron,
         0,
         N,
-        persistence,
-        surrogate_width,
+        properties,
         AXIS,
         HAS_BIAS,
         WITH_SLOPE,
@@ -110,7 +108,7 @@ def linear_grad_x(
     N,
     K,
     steps_per_split,
-    surrogate_width,
+    properties,
     MASKED: tl.constexpr,
     SURROGATE: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -170,7 +168,7 @@ def linear_grad_x(
     else:
         if MASKED:
             x = tl.load(at_row(x_ptr, first, K) + first_input + offsets, mask=kept, other=0.0)
-            total = at_inputs(total, by_mask, x, surrogate_width, SURROGATE)
+            total = at_inputs(total, by_mask, x, properties, SURROGATE)
         grad_x_ptr = at_row(grad_x_ptr, first, K) + first_input
         tl.store(grad_x_ptr + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept)
 
@@ -182,7 +180,7 @@ def sum_grad_x(
     grad_x_ptr,
     splits,
     size,
-    surrogate_width,
+    properties,
     MASKED: tl.constexpr,
     SURROGATE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -200,7 +198,7 @@ def sum_grad_x(
             parts_ptr += size
     if MASKED:
         x = tl.load(x_ptr + i, mask=kept, other=0.0)
-        total = at_inputs(total, by_mask, x, surrogate_width, SURROGATE)
+        total = at_inputs(total, by_mask, x, properties, SURROGATE)
     tl.store(grad_x_ptr + i, total.to(grad_x_ptr.dtype.element_ty), mask=kept)
 
 

@@ -69,8 +69,7 @@ def forward(
         "bias_ptr": bias,
         "y_ptr": y,
         "gain_ptr": gain,
-        "persistence": float(neuron.psp_persistence),
-        "surrogate_width": float(neuron.surrogate_width),
+        "properties": neuron.numbers(),
         "HAS_BIAS": bias is not None,
         "WITH_SLOPE": problem.with_slope,
         "WITH_GAIN": gain is not None,
@@ -124,8 +123,7 @@ def local_gradient(
             "M": rows,
             "N": channels,
             "rows_per_program": rows_per_program,
-            "persistence": float(neuron.psp_persistence),
-            "clip": neuron.derivative_bound,
+            "properties": neuron.numbers(),
             "WITH_SLOPE": problem.with_slope,
             "WITH_BIAS": with_bias,
             "WITH_LATE": late_h is not None,
@@ -164,7 +162,7 @@ def grad_x(
         "w_ptr": weight,
         "x_ptr": x,
         "grad_x_ptr": out,
-        "surrogate_width": float(neuron.surrogate_width),
+        "properties": neuron.numbers(),
         "MASKED": problem.with_slope,
         "SURROGATE": neuron.has_surrogate and late_h is not None,
         "PRECISION": precision,
@@ -193,7 +191,7 @@ def _linear_grad_x(problem: Problem, arguments: dict[str, Any], config: Config, 
     if splits == 1:
         return Plan([Launch.blocks(linear_grad_x, (blocks, 1), arguments, config)], (out,))
     parts = out.new_empty((splits, 2 if surrogate else 1, out.numel()), dtype=torch.float32)
-    keys = ("x_ptr", "grad_x_ptr", "surrogate_width", "MASKED", "SURROGATE")
+    keys = ("x_ptr", "grad_x_ptr", "properties", "MASKED", "SURROGATE")
     total = {key: arguments[key] for key in keys}
     total |= {"parts_ptr": parts, "splits": splits, "size": out.numel(), "BLOCK": ELEMENTS}
     launches = [

@@ -80,14 +80,14 @@ class Program(NamedTuple):
     """The calls of a plan, for operands that are elsewhere in memory. Holds no tensor.
 
     Attributes:
-        driver, index: of the device, as Triton has them.
+        driver, device_index: of the device, as Triton has them.
         device: of all tensors.
         calls: in order; sources of their addresses are the operands, then the allocations.
         allocations, outputs: what the plan makes, and what of it is returned.
     """
 
     driver: Any
-    index: int
+    device_index: int
     device: torch.device
     calls: tuple[Call, ...]
     allocations: tuple[Allocation, ...]
@@ -152,7 +152,8 @@ def _program(plan: Plan, operands: Sequence[Tensor | None], kernels: Sequence[An
         calls.append(Call(kernel[(*launch.grid, 1, 1)[:3]], values, addresses))
     from triton.runtime import driver
 
-    device, active = present[0].device, driver.active
+    device = present[0].device
+    active: Any = driver.active
     index = active.get_current_device() if device.index is None else device.index
     return Program(active, index, device, tuple(calls), allocations, outputs)
 
@@ -184,8 +185,10 @@ def _allocations(
         views = {i: output for i in seen if (output := outputs[i]) is not None}
         whole = len(seen) == 1 and views[seen[0]].numel() == elements
         for i, view in views.items():
-            size, stride = tuple(view.shape), view.stride()
-            found[i] = Output(len(allocations), *(() if whole else (size, stride, view.storage_offset())))
+            found[i] = Output(len(allocations))
+            if not whole:
+                offset = int(view.storage_offset())
+                found[i] = Output(len(allocations), tuple(view.shape), view.stride(), offset)
         allocations.append(
             Allocation(tuple(views[seen[0]].shape), views[seen[0]].stride(), tensor.dtype)
             if whole

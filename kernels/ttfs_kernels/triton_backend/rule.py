@@ -21,15 +21,17 @@ def at_most(value, bound):
 
 
 @triton.jit
-def fire(A, W, surrogate_width=0.0, SURROGATE: tl.constexpr = False):
+def fire(A, W, properties=None, SURROGATE: tl.constexpr = False):
     """Activation and gain = ∂a/∂A of a block of neurons (Eq. 7, 9); float32, any shape. NaN stays NaN, in both.
 
     A: membrane potential at the window's start. W: slope inside the window, times the PSP persistence. SURROGATE: the
-    gain of a silent neuron is `silent_derivative` of `ttfs_kernels.rule`, otherwise 0.
+    gain of a silent neuron is `silent_derivative` of `ttfs_kernels.rule`, otherwise 0. properties: `Neuron.numbers`.
     """
     smallest: tl.constexpr = 5.9604644775390625e-08  # distance from 1 to the next smaller float32
     speed = 1 + W
-    above = A + speed - (1 - surrogate_width)
+    if SURROGATE:
+        width = properties.surrogate_width
+        near = tl.minimum(tl.maximum(tl.div_rn(A + speed - (1 - width), width), 0.0), 1.0)
     speed = tl.where(speed < smallest, smallest, speed)
     missing = 1 - A
     missing = tl.where(missing < 0, 0.0, missing)  # A ≥ 1 is decided here, however large A and W are
@@ -37,7 +39,6 @@ def fire(A, W, surrogate_width=0.0, SURROGATE: tl.constexpr = False):
     gain = tl.div_rn(1.0, speed)
     if SURROGATE:
         bound: tl.constexpr = 2.0  # SURROGATE_BOUND of `ttfs_kernels.rule`
-        near = tl.minimum(tl.maximum(tl.div_rn(above, surrogate_width), 0.0), 1.0)
         silent = tl.where(crossing >= 1, near * tl.minimum(gain, bound), 0.0)
     else:
         silent = 0.0
@@ -59,14 +60,14 @@ def spike_mask(x):
 
 
 @triton.jit
-def at_inputs(by_activation, by_mask, x, surrogate_width, SURROGATE: tl.constexpr):
+def at_inputs(by_activation, by_mask, x, properties, SURROGATE: tl.constexpr):
     """Gradient of inputs: of their activations where they spike, of their mask where a spike may come or go.
 
     SURROGATE: the mask counts by 1 − x/δ where x < δ, as in `vanishing` of `ttfs_kernels.rule`; otherwise not at all.
     """
     total = tl.where(x <= 0, 0.0, by_activation)
     if SURROGATE:
-        total += by_mask * tl.maximum(1 - tl.div_rn(x.to(tl.float32), surrogate_width), 0.0)
+        total += by_mask * tl.maximum(1 - tl.div_rn(x.to(tl.float32), properties.surrogate_width), 0.0)
     return total
 
 
@@ -157,8 +158,7 @@ def store_spikes(
     N,
     first_channel,
     row_stride,
-    persistence,
-    surrogate_width,
+    properties,
     AXIS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
@@ -177,7 +177,7 @@ def store_spikes(
     offsets = tl.expand_dims(m * row_stride, 1 - AXIS) + tl.expand_dims(first_channel + n, AXIS)
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     if WITH_SLOPE:
-        y, gain = fire(A, persistence * W, surrogate_width, SURROGATE and WITH_GAIN)
+        y, gain = fire(A, properties.psp_persistence * W, properties, SURROGATE and WITH_GAIN)
         if WITH_GAIN:
             tl.store(gain_ptr + offsets, fits(gain, dtype), mask=kept)
     else:

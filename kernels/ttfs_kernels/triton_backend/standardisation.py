@@ -5,7 +5,7 @@ device, and nothing that a captured graph could find changed. A program finds it
 """
 
 # Triton's language is not Python's:
-# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

@@ -2,12 +2,15 @@
 
 import dataclasses
 
-from ttfs_triton.hardware.counts.counts import Counts, InputCounts, Kind, LayerCounts
+from ttfs_kernels import Neuron
+from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
+from ttfs_triton.nn.statistics import LayerKind
 
 
-def layer(name: str, kind: Kind, *, samples: int = 1, **counts: float) -> LayerCounts:
+def layer(name: str, kind: LayerKind, *, samples: int = 1, **counts: float) -> LayerCounts:
     """Counts of one layer; those not given are 0."""
-    values = {field.name: 0 for field in dataclasses.fields(LayerCounts)} | {"histogram": ()} | counts
+    neuron = None if kind in ("analog", "ann") else Neuron()
+    values = {field.name: 0 for field in dataclasses.fields(LayerCounts)} | {"histogram": (), "neuron": neuron} | counts
     return LayerCounts(**values | {"name": name, "kind": kind, "samples": samples})
 
 
@@ -19,46 +22,53 @@ def dense_network() -> Counts:
     """
     hidden = layer(
         *("fc1", "spiking"),
-        **dict(samples=2, neurons_per_sample=4, inputs_per_sample=8, synapses=32, weights=32, biases=4),
-        **dict(spikes=3, spikes_delivered=3, inputs_active=10, synaptic_operations=40, nonzero_macs=40, dense_macs=64),
+        **dict(samples=2, neurons=4, inputs=8, synapses=32, weights=32, biases=4),
+        **dict(spikes=3, spikes_delivered=3, active_inputs=10, synops=40, nonzero_macs=40, dense_macs=64),
         **dict(saturated=1, summed_spike_time=0.75),
     )
     readout = layer(
         *("readout", "readout"),
-        **dict(samples=2, neurons_per_sample=2, inputs_per_sample=4, synapses=8, weights=8, biases=2),
-        **dict(spikes=2, inputs_active=3, synaptic_operations=6, nonzero_macs=6, dense_macs=16),
+        **dict(samples=2, neurons=2, inputs=4, synapses=8, weights=8, biases=2),
+        **dict(spikes=2, active_inputs=3, synops=6, nonzero_macs=6, dense_macs=16),
     )
-    return Counts(2, (hidden, readout), InputCounts(neurons_per_sample=8, spikes=10))
+    return Counts(2, (hidden, readout), InputCounts(neurons=8, spikes=10), "potential_start")
 
 
 def convolutional_network() -> Counts:
     """An analog 3×3 convolution (1 to 4 channels, 8×8), one with spikes (4 to 8 channels, 8×8, pooled), 10 classes."""
     analog = layer(
         *("conv1", "analog"),
-        **dict(neurons_per_sample=256, inputs_per_sample=64, synapses=1936, weights=36, biases=4, spikes=100),
-        **dict(spikes_delivered=100, inputs_active=60, analog_macs=1936, nonzero_macs=1800, dense_macs=1936),
+        **dict(neurons=256, inputs=64, synapses=1936, weights=36, biases=4, spikes=100),
+        **dict(spikes_delivered=100, active_inputs=60, analog_macs=1936, nonzero_macs=1800, dense_macs=1936),
         **dict(saturated=10, summed_spike_time=45.0),
     )
     spiking = layer(
         *("conv2", "spiking"),
-        **dict(neurons_per_sample=512, inputs_per_sample=256, synapses=15488, weights=288, biases=8, spikes=128),
-        **dict(spikes_delivered=64, inputs_active=100, synaptic_operations=6000, nonzero_macs=6000, dense_macs=15488),
+        **dict(neurons=512, inputs=256, synapses=15488, weights=288, biases=8, spikes=128),
+        **dict(spikes_delivered=64, active_inputs=100, synops=6000, nonzero_macs=6000, dense_macs=15488),
         **dict(saturated=8, summed_spike_time=60.0),
     )
     readout = layer(
         *("readout", "readout"),
-        **dict(neurons_per_sample=10, inputs_per_sample=128, synapses=1280, weights=1280, biases=10, spikes=4),
-        **dict(inputs_active=64, synaptic_operations=640, nonzero_macs=640, dense_macs=1280),
+        **dict(neurons=10, inputs=128, synapses=1280, weights=1280, biases=10, spikes=4),
+        **dict(active_inputs=64, synops=640, nonzero_macs=640, dense_macs=1280),
     )
-    return Counts(1, (analog, spiking, readout))
+    return Counts(1, (analog, spiking, readout), readout="potential_start")
 
 
 def scaled(counts: Counts, samples: int) -> Counts:
     """The same network over `samples` times as many samples that all do the same."""
-    per_layer = ("spikes", "spikes_delivered", "inputs_active", "synaptic_operations", "nonzero_macs", "analog_macs")
+    per_layer = ("spikes", "spikes_delivered", "active_inputs", "synops", "nonzero_macs", "analog_macs")
     per_layer += ("dense_macs", "saturated", "summed_spike_time", "samples")
     layers = tuple(
         dataclasses.replace(own, **{name: getattr(own, name) * samples for name in per_layer}) for own in counts.layers
     )
     encoder = dataclasses.replace(counts.input, spikes=counts.input.spikes * samples)
     return dataclasses.replace(counts, samples=counts.samples * samples, layers=layers, input=encoder)
+
+
+def of_neuron(counts: Counts, psp_persistence: float) -> Counts:
+    """The same counts, of another neuron."""
+    neuron = Neuron(psp_persistence=psp_persistence)
+    layers = (own if own.neuron is None else dataclasses.replace(own, neuron=neuron) for own in counts.layers)
+    return dataclasses.replace(counts, layers=tuple(layers))

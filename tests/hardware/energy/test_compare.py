@@ -6,15 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.hardware.energy.energy_cases import convolutional_network, dense_network
+from tests.hardware.energy.energy_cases import convolutional_network, dense_network, of_neuron
 from ttfs_triton.hardware.energy.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
-from ttfs_triton.hardware.energy.break_even import break_even_firing_share, break_even_rate
-from ttfs_triton.hardware.energy.compare import PUBLISHED, compare
-from ttfs_triton.hardware.energy.energy import estimate
+from ttfs_triton.hardware.energy.compare import PUBLISHED, break_even_firing_share, break_even_rate, compare
+from ttfs_triton.hardware.energy.estimate import estimate
 from ttfs_triton.hardware.energy.run_options import RunOptions
 
 ARITHMETIC = st.sampled_from(["horowitz45:fp32", "horowitz45:int8", "lemaire45:fp16", "lemaire45:int8"])
-EAGER = RunOptions(implementation="closed_form", psp_persistence=0.0)
+EAGER = RunOptions(implementation="closed_form")  # of a network without persistence
 
 
 def counted(report, name):
@@ -25,7 +24,7 @@ def firing_share(counts, factor):
     """Counts of a network whose hidden neurons fire `factor` times as often; the first layer's inputs stay."""
     first, *others = counts.layers
     spikes = ("spikes", "spikes_delivered", "saturated", "summed_spike_time")
-    arrivals = ("synaptic_operations", "nonzero_macs", "inputs_active")
+    arrivals = ("synops", "nonzero_macs", "active_inputs")
     layers = [dataclasses.replace(first, **{key: getattr(first, key) * factor for key in spikes})]
     layers += [
         dataclasses.replace(own, **{key: getattr(own, key) * factor for key in (*spikes, *arrivals)}) for own in others
@@ -61,7 +60,7 @@ def test_rate_coded_network_works_in_every_step():
 
 
 def test_rate_coded_network_takes_measured_figures():
-    code = RateCode(steps=10, synaptic_operations={"conv2": 500, "readout": 70}, spikes={"conv1": 30, "conv2": 40})
+    code = RateCode(steps=10, synops={"conv2": 500, "readout": 70}, spikes={"conv1": 30, "conv2": 40})
     report = rate_coded(convolutional_network(), "loihi_board", code)
     assert counted(report, "synaptic operations") == 570
     assert counted(report, "spikes out") == 70
@@ -80,9 +79,9 @@ def test_rate_coded_latency_counts_steps_and_layers():
     [
         ({"steps": 0, "rate": 0.1}, "steps must be at least 1; got 0"),
         ({"steps": 4, "rate": 1.5}, r"rate must be in \[0, 1\]; got 1.5"),
-        ({"steps": 4}, "rate must be given, or else synaptic_operations and spikes; got rate None"),
-        ({"steps": 4, "rate": 0.1, "synaptic_operations": {}, "spikes": {}}, "rate must be given, or else"),
-        ({"steps": 4, "spikes": {}}, "rate must be given, or else .* synaptic_operations None, spikes given"),
+        ({"steps": 4}, "rate must be given, or else synops and spikes; got rate None"),
+        ({"steps": 4, "rate": 0.1, "synops": {}, "spikes": {}}, "rate must be given, or else"),
+        ({"steps": 4, "spikes": {}}, "rate must be given, or else .* synops None, spikes given"),
     ],
 )
 def test_rate_code_is_refused(values, message):
@@ -92,11 +91,11 @@ def test_rate_code_is_refused(values, message):
 
 @given(ARITHMETIC)
 def test_break_even_firing_share_is_where_energies_meet(chip):
-    counts = convolutional_network()
+    counts = of_neuron(convolutional_network(), 0.0)
     point = break_even_firing_share(counts, chip, EAGER, measure="compute_only")
     assert point.value is not None
     moved = firing_share(counts, point.value / counts.sparsity)
-    ours = estimate(moved, chip, implementation="closed_form", psp_persistence=0.0).compute_only
+    ours = estimate(moved, chip, implementation="closed_form").compute_only
     assert ours.nominal == pytest.approx(dense_ann(counts, chip).compute_only.nominal)
 
 
@@ -122,7 +121,7 @@ def test_break_even_says_when_there_is_none():
     always = break_even_firing_share(dense_network(), "horowitz45:fp32", RunOptions(steps=1))
     assert always.value > 1
     assert always.text == "cheaper than the dense ANN at any firing share"
-    below = break_even_firing_share(convolutional_network(), "horowitz45:fp32", EAGER)
+    below = break_even_firing_share(of_neuron(convolutional_network(), 0.0), "horowitz45:fp32", EAGER)
     assert f"below a firing share of {below.value:.1%} (now 29.7%)" in below.text
     assert break_even_rate(dense_network(), "loihi", RunOptions(steps=4), rate_steps=999).value is None
     with pytest.raises(ValueError, match=r"break_even: measure must be one of compute_only, .*; got memory"):
@@ -135,10 +134,10 @@ def test_comparison_is_at_one_precision():
     comparison = compare(
         convolutional_network(), "lemaire45:int8", RunOptions(steps=8), ann_counts=ann, rate_codes=codes
     )
-    assert {report.chip.name for report in comparison.reports} == {"lemaire45:int8"}
-    names = [report.implementation for report in comparison.reports]
+    assert {report.chip.name for report in comparison.estimates} == {"lemaire45:int8"}
+    names = [report.implementation for report in comparison.estimates]
     assert names[:3] == ["clock-driven", "dense ANN", "zero-skipping ANN"]
-    assert counted(comparison.reports[2], "multiply-accumulates") == 1800 + 2 * 6640
+    assert counted(comparison.estimates[2], "multiply-accumulates") == 1800 + 2 * 6640
     assert set(comparison.rates) == {8, 16}
 
 

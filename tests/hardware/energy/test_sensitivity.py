@@ -4,9 +4,8 @@ import pytest
 
 from tests.hardware.energy.energy_cases import convolutional_network, dense_network
 from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.energy import estimate
+from ttfs_triton.hardware.energy.estimate import estimate, sensitivity
 from ttfs_triton.hardware.energy.prices import Price
-from ttfs_triton.hardware.energy.sensitivity import sensitivity
 
 
 def test_swings_are_the_ranges_of_prices():

@@ -10,8 +10,7 @@ from tests.hardware.simulation.clocked_oracle import Neurons, conv2d, linear
 from tests.nn.common import activations, randomised
 from ttfs_triton.hardware.simulation.clock import Clock, Ramp
 from ttfs_triton.hardware.simulation.clocked_layer import ClockedLayer
-from ttfs_triton.hardware.simulation.exact import exact_products
-from ttfs_triton.hardware.simulation.quantise import quantise_weight
+from ttfs_triton.hardware.simulation.integers import exact_products, quantise_weight
 from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron
 
 PAIR = st.tuples(st.integers(1, 2), st.integers(1, 2))

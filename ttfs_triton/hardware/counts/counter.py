@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.counts.layer_counter import InputCounter, LayerCounter
-from ttfs_triton.hardware.counts.scratch import reserve
+from ttfs_triton.hardware.counts.synapses import readout_time
 from ttfs_triton.nn.coding import LatencyEncoder
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
@@ -48,6 +48,13 @@ def count(
         Exact counts, summed over samples.
     Raises:
         ValueError: no batches, a model without layers of ours, or one whose layers do not run once each in a row.
+    Example:
+        >>> from ttfs_triton.nn import cnn1
+        >>> counts = count(cnn1(), [torch.rand(4, 1, 28, 28)])
+        >>> counts.samples, counts.layers[0].synapses
+        (4, 287296)
+        >>> 0 <= counts.sparsity <= 1
+        True
     """
     was_training = model.training
     model.eval()
@@ -90,12 +97,11 @@ class Counter:
                 f"count: model must have layers of ttfs_triton.nn; got {type(model).__name__}. Build it from those."
             )
         names = short_names([name for name, _ in named])
-        reserve()
         self._layers = [
             LayerCounter(name, layer, histogram_bins, histogram_samples, by_sample)
             for name, (_, layer) in zip(names, named, strict=True)
         ]
-        self._input, self._by_sample = InputCounter(), by_sample
+        self._input, self._by_sample = InputCounter(next(model.parameters()).device), by_sample
         self._encoders = [module for module in model.modules() if isinstance(module, LatencyEncoder)]
         self._order: list[LayerCounter] = []
         self._undo: list[Callable[[], None]] = []
@@ -124,7 +130,9 @@ class Counter:
         """Inputs on their way into a layer: count what its synapses do with them."""
         if counter not in self._order:
             before = self._order[-1] if self._order else None
-            counter.real_inputs = counter.kind in ("analog", "ann") or (before is not None and before.kind == "ann")
+            counter.real_inputs = counter.layer.kind in ("analog", "ann") or (
+                before is not None and before.layer.kind == "ann"
+            )
             self._order.append(counter)
         counter.arrive(inputs[0])
 
@@ -156,18 +164,26 @@ class Counter:
             counter.read(values, time, delivered)
             for counter, values, time, delivered in zip(self._order, read, times.tolist(), active, strict=True)
         )
-        return Counts(samples[0], layers, self._input.read(encoder), *self._samples(accelerator))
+        spikes, synops = self._samples(accelerator)
+        return Counts(
+            samples=samples[0],
+            layers=layers,
+            input=self._input.read(encoder),
+            readout=readout_time(self._order[-1].layer),
+            spikes_by_sample=spikes,
+            synops_by_sample=synops,
+        )
 
     def _samples(self, accelerator: Accelerator | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Spikes and synaptic operations of each sample."""
         if not self._by_sample:
             return (), ()
         spikes = torch.stack([counter.spikes_by_sample() for counter in self._order]).sum(0)
-        operations = torch.zeros_like(spikes)
+        synops = torch.zeros_like(spikes)
         for counter in self._order:
             if not counter.real_inputs:
-                operations += counter.operations_by_sample()
-        found = [spikes.tolist(), operations.tolist()]
+                synops += counter.products_by_sample()
+        found = [spikes.tolist(), synops.tolist()]
         if accelerator is not None and accelerator.num_processes > 1:
             found = [gather_object(values) for values in found]
         return tuple(found[0]), tuple(found[1])

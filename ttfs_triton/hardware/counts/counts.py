@@ -3,154 +3,194 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Kind = Literal["analog", "spiking", "ann", "readout"]
+from ttfs_kernels import Neuron
+from ttfs_triton.nn.statistics import LayerStatistics, sparsity
+
+ReadoutTime = Literal["potential_start", "potential_end", "first_spike"]
+"""When a decision is read: at the output window's start or end, or at the first output spike; as in `NetworkConfig`."""
 
 
-@dataclass(frozen=True)
-class LayerCounts:
-    """Counts of one layer with synapses, summed over all samples unless its name says otherwise.
+@dataclass(frozen=True, kw_only=True)
+class LayerCounts(LayerStatistics):
+    """Counts of one layer: its spikes, as `LayerStatistics` has them, and what its synapses did.
 
     What enters a layer is counted with the layer whose synapses it meets (operations), what leaves it with the layer
-    whose neurons fired (spikes).
+    whose neurons fired (spikes). What the layer is (neurons, inputs, synapses, weights, biases) is of one sample, what
+    it did is summed over all samples.
 
     Attributes:
-        name: of the layer in the model.
-        kind: "analog" (real-valued inputs, outputs are spikes), "spiking", "ann" (real-valued throughout) or "readout".
-        samples: counted.
-        neurons_per_sample: neurons of the layer.
-        inputs_per_sample: inputs of the layer, behind pooling; padding is none.
-        synapses: connections of one sample that exist, so without those into padding; a shared weight counts at each
-            position.
+        neuron: that was counted; None for real-valued neurons, which integrate nothing.
+        inputs: of the layer, behind pooling; padding is none.
+        synapses: connections that exist, so without those into padding; a shared weight counts at each position.
         weights, biases: numbers to store.
-        spikes: neurons that fired, or non-zero activations of an ANN; before pooling. Of a readout, whose neurons may
-            not fire for a decision: those that fire in its window.
-        spikes_delivered: those that reach the next layer, behind pooling; 0 for a readout.
-        inputs_active: non-zero inputs.
-        synaptic_operations: Σ over input spikes of their true fan-out, exact at borders, stride, dilation and groups;
-            0 where inputs are real-valued.
+        spikes_delivered: spikes that reach the next layer, behind pooling; 0 for a readout.
+        active_inputs: non-zero inputs.
+        synops: synaptic operations, Σ over input spikes of their true fan-out, exact at borders, stride, dilation and
+            groups; 0 where inputs are real-valued.
         nonzero_macs: the same sum over non-zero inputs whatever they are: what an ANN that skips zeros multiplies.
         analog_macs: multiply-accumulates of a layer with real-valued inputs, all of them; 0 for spiking inputs.
         dense_macs: multiply-accumulates of the same layer in a dense ANN: synapses × samples.
-        saturated: spikes at the window's very start.
-        never_active_per_sample: neurons that fired for none of the samples (a number of neurons, not of events).
         summed_spike_time: Σ over spikes of the time from the window's start, in windows.
         histogram: spikes by time from the window's start, in equal bins over the window, of the first
             `histogram_samples` samples; empty if not asked for.
         histogram_samples: samples in `histogram`.
+    Raises:
+        ValueError: a spiking layer without a neuron.
     """
 
-    name: str
-    kind: Kind
-    samples: int
-    neurons_per_sample: int
-    inputs_per_sample: int
+    neuron: Neuron | None
+    inputs: int
     synapses: int
     weights: int
     biases: int
-    spikes: int
     spikes_delivered: int
-    inputs_active: int
-    synaptic_operations: int
+    active_inputs: int
+    synops: int
     nonzero_macs: int
     analog_macs: int
     dense_macs: int
-    saturated: int
-    never_active_per_sample: int
     summed_spike_time: float
     histogram: tuple[int, ...] = ()
     histogram_samples: int = 0
 
-    @property
-    def neurons(self) -> int:
-        """Neurons, summed over samples."""
-        return self.neurons_per_sample * self.samples
-
-    @property
-    def silent(self) -> int:
-        """Neurons, summed over samples, that did not fire."""
-        return self.neurons - self.spikes
-
-    @property
-    def sparsity(self) -> float:
-        """Spikes per neuron and sample; lower is sparser."""
-        return self.spikes / self.neurons if self.neurons else float("nan")
+    def __post_init__(self) -> None:
+        if self.kind in ("spiking", "readout") and self.neuron is None:
+            raise ValueError(f"LayerCounts: neuron must be given for a {self.kind} layer; got None.")
 
     def to_dict(self) -> dict[str, Any]:
-        """All counts as JSON values, the derived ones too."""
-        values = dataclasses.asdict(self) | {"neurons": self.neurons, "silent": self.silent}
-        return values | {"histogram": list(self.histogram)}
+        """All counts as JSON values, and "silent"."""
+        return dataclasses.asdict(self) | {"silent": self.silent, "histogram": list(self.histogram)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LayerCounts:
+        """The counts that `to_dict` gave."""
+        given: dict[str, Any] = {key: value for key, value in values.items() if key != "silent"}
+        given["neuron"] = None if values["neuron"] is None else Neuron(**values["neuron"])
+        given["histogram"] = tuple(values["histogram"])
+        return cls(**given)
 
 
-# Keys of `Counts.to_dict()["total"]`: sums over layers.
+@dataclass(frozen=True)
+class LayerActivity:
+    """Work of a layer's clock-driven neurons beyond its synaptic operations, summed over samples.
+
+    With gating, a neuron rests until its first input spike and from its own spike on. Without, it works in every step
+    of its two windows.
+
+    Attributes:
+        name: of the layer.
+        integration_updates: additions of the slope to the potential in the integration window.
+        firing_updates: the same in the firing window; 0 if no slope persists (σ = 0).
+        compares: of the potential with the threshold.
+        state_reads, state_writes: of the words slope and potential. A synaptic operation reads and writes the slope; an
+            update reads both words and writes the potential; a compare without update reads the potential.
+    """
+
+    name: str
+    integration_updates: int
+    firing_updates: int
+    compares: int
+    state_reads: int
+    state_writes: int
+
+    @property
+    def neuron_updates(self) -> int:
+        """Updates in both windows."""
+        return self.integration_updates + self.firing_updates
+
+
+FORMAT = 2
+"""Of `Counts.to_dict`, and so of the counts in summary.json and evaluation.json. 1 said neither neuron nor readout."""
+
+# Keys of `Counts.total()`: sums over layers.
 SUMMED = (
-    *("neurons", "neurons_per_sample", "inputs_per_sample", "synapses", "weights", "biases", "spikes"),
-    *("spikes_delivered", "inputs_active", "synaptic_operations", "nonzero_macs", "analog_macs", "dense_macs"),
-    *("saturated", "silent", "never_active_per_sample", "summed_spike_time"),
+    *("neurons", "inputs", "synapses", "weights", "biases", "spikes", "spikes_delivered", "active_inputs", "synops"),
+    *("nonzero_macs", "analog_macs", "dense_macs", "saturated", "silent", "never_active", "summed_spike_time"),
 )
 
 
 @dataclass(frozen=True)
 class InputCounts:
-    """Spikes of a latency encoder, summed over all samples; all 0 if the first layer reads real values.
+    """Spikes of a latency encoder; all 0 if the first layer reads real values.
 
     Attributes:
-        neurons_per_sample: pixels times channels.
-        spikes: pixels that are not zero.
+        neurons: pixels times channels, of one sample.
+        spikes: pixels that are not zero, summed over all samples.
         saturated: those at the window's start.
     """
 
-    neurons_per_sample: int = 0
+    neurons: int = 0
     spikes: int = 0
     saturated: int = 0
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of a network over a set of samples.
+    """Counts of a network over a set of samples, and what was counted: its neurons are with the layers.
 
     Attributes:
         samples: counted; over all processes.
         layers: those with synapses, in the order in which they run; the readout last.
         input: spikes of a latency encoder, which has no synapses and is no hidden layer.
-        spikes_by_sample, synaptic_operations_by_sample: [samples] each, hidden layers and readout together; in no
-            particular order if several processes counted. Empty if not asked for.
+        readout: when the decision is read; None without a readout.
+        spikes_by_sample, synops_by_sample: [samples] each, hidden layers and readout together; in no particular order
+            if several processes counted. Empty if not asked for.
+    Raises:
+        ValueError: a readout layer, and nothing that says when it is read, or no such time.
+    Example:
+        >>> from ttfs_triton.hardware import count
+        >>> from ttfs_triton.nn import cnn1
+        >>> counts = count(cnn1(), [torch.rand(4, 1, 28, 28)])
+        >>> [layer.name for layer in counts.layers], counts.layers[0].neuron.psp_persistence
+        (['conv1', 'conv2', 'fc1', 'readout'], 1.0)
+        >>> counts.readout, counts.layers[0].neurons, counts.total()["dense_macs"] // counts.samples
+        ('potential_start', 12544, 1670976)
     """
 
     samples: int
     layers: tuple[LayerCounts, ...]
     input: InputCounts = InputCounts()
+    readout: ReadoutTime | None = None
     spikes_by_sample: tuple[int, ...] = ()
-    synaptic_operations_by_sample: tuple[int, ...] = ()
+    synops_by_sample: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.readout is None and any(layer.kind == "readout" for layer in self.layers):
+            raise ValueError("Counts: readout must say when the decision of a readout is read; got None.")
+        if self.readout not in (None, *get_args(ReadoutTime)):
+            raise ValueError(f"Counts: readout must be one of {', '.join(get_args(ReadoutTime))}; got {self.readout}.")
 
     @property
     def sparsity(self) -> float:
         """Hidden spikes over hidden neurons, before pooling, as the paper reports it; lower is sparser."""
-        return _share([layer for layer in self.layers if layer.kind != "readout"])
+        return sparsity(self.layers)
 
     @property
     def sparsity_with_outputs(self) -> float:
         """Spikes over neurons, the readout included."""
-        return _share(self.layers)
+        return sparsity(self.layers, with_outputs=True)
 
     def total(self) -> dict[str, Any]:
         """Sums over layers, by the keys of a layer."""
         return {key: sum(getattr(layer, key) for layer in self.layers) for key in SUMMED}
 
     def to_dict(self) -> dict[str, Any]:
-        """All counts as JSON values: "samples", "layers", "total", "input" and the figures by sample."""
+        """All counts as JSON values: "samples", "layers", "total", "input", "readout" and the figures by sample."""
         return {
+            "format": FORMAT,
             "samples": self.samples,
             "sparsity": self.sparsity,
             "sparsity_with_outputs": self.sparsity_with_outputs,
             "layers": [layer.to_dict() for layer in self.layers],
             "total": self.total(),
             "input": dataclasses.asdict(self.input),
+            "readout": self.readout,
             "spikes_by_sample": list(self.spikes_by_sample),
-            "synaptic_operations_by_sample": list(self.synaptic_operations_by_sample),
+            "synops_by_sample": list(self.synops_by_sample),
         }
 
     @classmethod
@@ -158,27 +198,59 @@ class Counts:
         """The counts that `to_dict` gave.
 
         Raises:
-            ValueError: a key is missing or is not known.
+            ValueError: another format, a key that is missing or is not known.
         """
+        if values.get("format") != FORMAT:
+            raise ValueError(
+                f"Counts.from_dict: values must be of format {FORMAT}; got {values.get('format')}. read_counts takes "
+                "format 1; a later one needs a later ttfs-triton."
+            )
         try:
-            layers = tuple(_layer(layer) for layer in values["layers"])
             return cls(
-                values["samples"],
-                layers,
-                InputCounts(**values["input"]),
-                tuple(values["spikes_by_sample"]),
-                tuple(values["synaptic_operations_by_sample"]),
+                samples=values["samples"],
+                layers=tuple(map(LayerCounts.from_dict, values["layers"])),
+                input=InputCounts(**values["input"]),
+                readout=values["readout"],
+                spikes_by_sample=tuple(values["spikes_by_sample"]),
+                synops_by_sample=tuple(values["synops_by_sample"]),
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"Counts.from_dict: values must be what to_dict gives; {error}.") from error
+            raise ValueError(f"Counts.from_dict: values must be what to_dict gives; got {error!r}.") from error
 
 
-def _layer(values: Mapping[str, Any]) -> LayerCounts:
-    given: dict[str, Any] = {key: value for key, value in values.items() if key not in ("neurons", "silent")}
-    given["histogram"] = tuple(given.get("histogram", ()))
-    return LayerCounts(**given)
+# Keys of a layer in format 1, by today's. There "neurons" was a sum over samples, and left out here.
+_KEYS_OF_FORMAT_1 = {
+    "neurons": "neurons_per_sample",
+    "inputs": "inputs_per_sample",
+    "active_inputs": "inputs_active",
+    "synops": "synaptic_operations",
+    "never_active": "never_active_per_sample",
+}
 
 
-def _share(layers: Sequence[LayerCounts]) -> float:
-    neurons = sum(layer.neurons for layer in layers)
-    return sum(layer.spikes for layer in layers) / neurons if neurons else float("nan")
+def read_counts(values: Mapping[str, Any], *, neuron: Neuron, readout: ReadoutTime) -> Counts:
+    """The counts in a summary.json or evaluation.json, in today's format or the one before.
+
+    Args:
+        values: of the file's key "counts".
+        neuron, readout: of the network, which format 1 does not say.
+    Raises:
+        ValueError: another format, or damaged.
+    """
+    if values.get("format", 1) != 1:
+        return Counts.from_dict(values)
+    try:
+        layers = [_layer_of_format_1(layer, neuron) for layer in values["layers"]]
+        encoder = {"neurons": values["input"]["neurons_per_sample"]}
+        encoder |= {key: values["input"][key] for key in ("spikes", "saturated")}
+        by_sample = values["synaptic_operations_by_sample"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"read_counts: values must be counts of format 1 or {FORMAT}; got {error!r}.") from error
+    today = {"format": FORMAT, "layers": layers, "input": encoder, "readout": readout, "synops_by_sample": by_sample}
+    return Counts.from_dict({**values, **today})
+
+
+def _layer_of_format_1(values: Mapping[str, Any], neuron: Neuron) -> dict[str, Any]:
+    known = {field.name for field in dataclasses.fields(LayerCounts)} - {"neuron"}
+    layer = {key: values[_KEYS_OF_FORMAT_1.get(key, key)] for key in known}
+    return layer | {"neuron": dataclasses.asdict(neuron) if values["kind"] in ("spiking", "readout") else None}

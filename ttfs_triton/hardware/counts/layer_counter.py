@@ -7,22 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from ttfs_triton.hardware.counts.counts import InputCounts, Kind, LayerCounts
-from ttfs_triton.hardware.counts.histogram import spike_histogram
-from ttfs_triton.hardware.counts.masks import WORDS, SpikeMasks, add_bytes
-from ttfs_triton.hardware.counts.scratch import scratch
-from ttfs_triton.hardware.counts.synapses import FanOut, fan_out
-from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
+from ttfs_triton.hardware.counts.counts import InputCounts, LayerCounts
+from ttfs_triton.hardware.counts.synapses import FanOut, described, fan_out
 from ttfs_triton.nn.coding import AnalogEncoder
-from ttfs_triton.nn.readout import Readout
-from ttfs_triton.nn.statistics import SpikeCounter, channels_innermost, samples_at_once
+from ttfs_triton.nn.statistics import SpikeCounter, channels_innermost, in_parts, where_fired
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 # Places in `LayerCounter.sums`, in front of the histogram.
-FIXED = ("samples", "spikes", "saturated", "inputs_active", "nonzero_macs", "histogram_samples")
-# Batches whose sums by sample wait to be added up together: behind a layer, with cold caches, an operation takes a CPU
-# 10 to 40 µs however little it does.
-BATCHES = 16
+FIXED = ("samples", "spikes", "saturated", "active_inputs", "nonzero_macs", "histogram_samples")
 
 
 class LayerCounter(SpikeCounter):
@@ -31,7 +23,6 @@ class LayerCounter(SpikeCounter):
     Attributes:
         name: of the layer.
         layer: whose synapses are counted.
-        kind: see `LayerCounts`.
         real_inputs: inputs are real values, not spikes; known when the layer runs first.
     """
 
@@ -43,87 +34,59 @@ class LayerCounter(SpikeCounter):
         histogram_samples: int,
         by_sample: bool,
     ) -> None:
-        super().__init__((), output=isinstance(layer, Readout))
+        super().__init__(())
         self.name, self.layer = name, layer
-        self.kind: Kind = _kind(layer)
         self.real_inputs = False
         self._bins, self._histogram_samples, self._by_sample = histogram_bins, histogram_samples, by_sample
         self.reset()
 
     def reset(self) -> None:
         super().reset()
-        self._outputs: list[tuple[Tensor, Tensor]] = []
-        self._inputs: list[Tensor] = []
+        device = self.layer.weight.device
+        self._summed_activation = torch.zeros((), dtype=torch.float64, device=device)
+        self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=device)
+        self._active_inputs, self._nonzero_macs = torch.zeros(2, dtype=torch.int64, device=device)
         self._spikes_by_sample: list[Tensor] = []
-        self._operations_by_sample: list[Tensor] = []
+        self._products_by_sample: list[Tensor] = []
         self._in_histogram = 0
-        self._masks: SpikeMasks | None = None
         self._fan_out: FanOut | None = None
 
     def prepare(self, device: torch.device) -> None:
         """Nothing to do before the first batch, which tells the layer's shape."""
 
     def update(self, activations: Tensor) -> None:
-        """Add a batch of outputs; see `SpikeCounter`. `nan` counts as a spike."""
-        flat = channels_innermost(activations.detach())
-        size = max(1, min(WORDS, samples_at_once(flat), len(flat)))
-        if self._masks is None:
+        """Add a batch of outputs; see `SpikeCounter`."""
+        if not self.shape:
             self.shape = tuple(activations.shape[1:])
-            super().prepare(flat.device)
-            self._summed_activation = torch.zeros((), dtype=torch.float64, device=flat.device)
-            self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=flat.device)
-        if self._masks is None or len(self._masks) < size:
-            self._masks = SpikeMasks(size, self._spikes)
-        activation = torch.empty(len(flat), dtype=torch.float32, device=flat.device)
-        masks = torch.empty(2, len(flat), self._masks.groups, dtype=torch.int64, device=flat.device)
-        for part, total, *sums in zip(*(tensor.split(size) for tensor in (flat, activation, *masks)), strict=True):
-            torch.sum(part, 1, dtype=torch.float32, out=total)
-            self._masks.add(part, *sums)
-        self._masks.flush()
-        self._outputs.append((activation, masks))
+            super().prepare(activations.device)
+        flat = channels_innermost(activations.detach())
+        for part in in_parts(flat):
+            fired = where_fired(part)
+            self.add(part, fired)
+            self._summed_activation += part.sum(1, dtype=torch.float32).sum(dtype=torch.float64)
+            if self._by_sample:
+                self._spikes_by_sample.append(fired.sum(1, dtype=torch.float32).long())
         room = min(self._histogram_samples - self._in_histogram, len(flat)) if self._bins else 0
-        if room > 0:
-            self._histogram += spike_histogram(flat[:room], self._bins)
-            self._in_histogram += room
-        if len(self._outputs) == BATCHES:
-            self._add_up()
+        for part in in_parts(flat[:room]):
+            self._histogram += spike_histogram(part, self._bins)
+        self._in_histogram += room
 
     def arrive(self, inputs: Tensor) -> None:
         """Add a batch of inputs, [N, channels, height, width] or [N, features]."""
         if self._fan_out is None:
             self._prepare_synapses(inputs)
+        assert self._fan_out is not None
         if isinstance(self.layer, AnalogEncoder):
             inputs = inputs - self.layer.mean  # what its synapses read
         flat = channels_innermost(inputs.detach())
-        size = min(samples_at_once(flat), max(1, len(flat)))
-        memory = scratch(size, flat.shape[1], torch.float32, flat.device)
-        sums = torch.empty(1 if self._reach is None else 2, len(flat), dtype=self._exact, device=flat.device)
-        for part, *out in zip(*(tensor.split(size) for tensor in (flat, *sums)), strict=True):
-            active = torch.ne(part, 0, out=memory[: len(part)])
-            torch.sum(active, 1, dtype=self._exact, out=out[0])
-            if self._reach is not None:
-                torch.sum(active.mul_(self._reach), 1, dtype=self._exact, out=out[1])
-        self._inputs.append(sums)
-
-    def _add_up(self) -> None:
-        """Add the sums that wait to the counts."""
-        if self._outputs:
-            activation, masks = zip(*self._outputs, strict=True)
-            spikes, saturated = add_bytes(torch.cat(masks, 1)).sum(2)
-            self._samples += len(spikes)
-            self._saturated += saturated.sum()
-            self._summed_activation += torch.cat(activation).sum(dtype=torch.float64)
-            if self._by_sample:
-                self._spikes_by_sample.append(spikes)
-        if self._inputs:
-            assert self._fan_out is not None
-            sums = torch.cat(self._inputs, 1).long()
-            operations = sums[-1] * self._fan_out.channels
-            self._inputs_active += sums[0].sum()
+        for part in in_parts(flat):
+            active = torch.ne(part, 0, out=torch.empty_like(part, dtype=torch.float32))
+            self._active_inputs += active.sum(1).long().sum()
+            reached = active if self._reach is None else active.mul_(self._reach)
+            operations = reached.sum(1, dtype=self._exact).long() * self._fan_out.channels
             self._nonzero_macs += operations.sum()
             if self._by_sample:
-                self._operations_by_sample.append(operations)
-        self._outputs, self._inputs = [], []
+                self._products_by_sample.append(operations)
 
     def _prepare_synapses(self, inputs: Tensor) -> None:
         convolution = isinstance(self.layer, WeightedConv2d)
@@ -131,88 +94,63 @@ class LayerCounter(SpikeCounter):
         # Fan-out of each input, channels innermost, divided by `channels`; None where that is 1 throughout.
         self._reach: Tensor | None = None
         if convolution:
-            by_place = torch.outer(found.rows, found.columns).flatten()
-            self._reach = by_place.repeat_interleave(found.inputs).to(inputs.device, torch.float32)
+            self._reach = found.places.repeat_interleave(found.inputs).to(inputs.device, torch.float32)
         # Below 2²⁴, sums of integers are exact in float32.
         self._exact = torch.float32 if found.synapses < found.channels << 24 else torch.float64
-        self._inputs_per_sample = math.prod(inputs.shape[1:])
-        self._inputs_active = torch.zeros((), dtype=torch.int64, device=inputs.device)
-        self._nonzero_macs = torch.zeros_like(self._inputs_active)
-
-    def flat(self) -> Tensor:
-        self._add_up()
-        return super().flat()
+        self._described = described(self.layer, found, inputs)
 
     def sums(self) -> Tensor:
         """All sums as one int64 vector: `FIXED`, the histogram, then spikes per neuron."""
-        self._add_up()
-        fixed = [self._samples, self._spikes.sum(), self._saturated, self._inputs_active, self._nonzero_macs]
+        fixed = [self._samples, self._spikes.sum(), self._saturated, self._active_inputs, self._nonzero_macs]
         fixed.append(torch.full_like(self._samples, self._in_histogram))
-        return torch.cat([torch.stack(fixed), self._histogram.view(-1), self._spikes])
+        return torch.cat([torch.stack(fixed), self._histogram, self._spikes])
 
     def summed_spike_time(self) -> Tensor:
         """Σ over spikes of 1 − activation, float64."""
-        self._add_up()
         return self._spikes.sum().double() - self._summed_activation
 
     def spikes_by_sample(self) -> Tensor:
         """[samples] int64, in the order of counting; for counters that keep it."""
-        self._add_up()
         return torch.cat(self._spikes_by_sample)
 
-    def operations_by_sample(self) -> Tensor:
+    def products_by_sample(self) -> Tensor:
         """[samples] int64, products with inputs that are not zero, in the order of counting."""
-        self._add_up()
-        return torch.cat(self._operations_by_sample)
+        return torch.cat(self._products_by_sample)
 
     def read(self, sums: Tensor, summed_spike_time: float, spikes_delivered: int) -> LayerCounts:
         """Counts from `sums()`, of one process or added up over several, on the CPU."""
         assert self._fan_out is not None
         fixed, histogram, spikes = sums.split([len(FIXED), self._bins, len(sums) - len(FIXED) - self._bins])
         found = dict(zip(FIXED, fixed.tolist(), strict=True))
-        samples, operations = found["samples"], found["nonzero_macs"]
+        samples, products = found["samples"], found["nonzero_macs"]
         dense = self._fan_out.synapses * samples
         return LayerCounts(
             name=self.name,
-            kind=self.kind,
-            samples=samples,
-            neurons_per_sample=len(spikes),
-            inputs_per_sample=self._inputs_per_sample,
-            synapses=self._fan_out.synapses,
-            weights=self.layer.weight.numel(),
-            biases=0 if self.layer.bias is None else self.layer.bias.numel(),
-            spikes=found["spikes"],
+            neurons=len(spikes),
+            **self._described,
+            **found,
             spikes_delivered=spikes_delivered,
-            inputs_active=found["inputs_active"],
-            synaptic_operations=0 if self.real_inputs else operations,
-            nonzero_macs=operations,
+            synops=0 if self.real_inputs else products,
             analog_macs=dense if self.real_inputs else 0,
             dense_macs=dense,
-            saturated=found["saturated"],
-            never_active_per_sample=int((spikes == 0).sum()),
+            never_active=int((spikes == 0).sum()),
             summed_spike_time=summed_spike_time,
             histogram=tuple(histogram.tolist()),
-            histogram_samples=found["histogram_samples"],
         )
 
 
 class InputCounter:
     """Spikes of a latency encoder."""
 
-    def __init__(self) -> None:
-        self._neurons, self._sums = 0, torch.zeros(2, dtype=torch.int64)
+    def __init__(self, device: torch.device) -> None:
+        self._neurons, self._sums = 0, torch.zeros(2, dtype=torch.int64, device=device)
 
     def update(self, activations: Tensor) -> None:
         """Add a batch of activations [N, ...]."""
         flat = activations.detach().flatten(1)
         self._neurons = flat.shape[1]
-        size = min(samples_at_once(flat), max(1, len(flat)))
-        memory = scratch(size, self._neurons, flat.dtype, flat.device)
-        sums = torch.empty(2, len(flat), dtype=torch.float32, device=flat.device)
-        for part, *out in zip(*(tensor.split(size) for tensor in (flat, *sums)), strict=True):
-            torch.sum(torch.ceil(part, out=memory[: len(part)]), 1, dtype=torch.float32, out=out[0])
-            torch.sum(torch.floor(part, out=memory[: len(part)]), 1, dtype=torch.float32, out=out[1])
-        self._sums = self._sums.to(flat.device) + sums.nan_to_num_(0).long().sum(1)
+        self._sums[0] += torch.count_nonzero(flat > 0)
+        self._sums[1] += torch.count_nonzero(flat == 1)
 
     def sums(self) -> Tensor:
         """[2] int64: spikes, saturated ones."""
@@ -223,9 +161,23 @@ class InputCounter:
         return InputCounts(self._neurons, *sums.tolist())
 
 
-def _kind(layer: WeightedLayer) -> Kind:
-    if isinstance(layer, Readout):
-        return "readout"
-    if isinstance(layer, AnalogEncoder):
-        return "analog"
-    return "ann" if isinstance(layer, ANNConv2d | ANNLinear) else "spiking"
+def spike_histogram(flat: Tensor, bins: int) -> Tensor:
+    """[bins] int64, spikes by time from the window's start, 1 − activation, in equal bins over the window.
+
+    Every spike is in one bin, no silent neuron in any. A spike at a border of bins belongs to the earlier one; as near
+    to it as float32 can tell, to either.
+
+    Args:
+        flat: [n, neurons] in [0, 1]; `nan` counts as silent.
+        bins: at least 1.
+    """
+    # Place 0 takes the silent, place k up to `bins` the activations in [(k − 1)/bins, k/bins), the last one those of 1:
+    # ⌈a · bins⌉, but for a scale that is a little larger, so that borders go up.
+    scale = torch.nextafter(torch.tensor(float(bins)), torch.tensor(math.inf)).item()
+    place = (flat.float() * scale).ceil_().nan_to_num_(0.0)
+    if place.is_cpu:  # four times as fast; a GPU's host would have to wait for the largest place
+        found = torch.bincount(place.view(-1).int(), minlength=bins + 2)
+    else:
+        found = torch.histc(place, bins + 2, 0.0, float(bins + 2)).long()
+    found[bins] += found[bins + 1]
+    return found[1 : bins + 1].flip(0)

@@ -1,10 +1,15 @@
-"""Which synapses exist: fan-out of every input neuron, exact at borders, stride, dilation and groups."""
+"""What a layer is, for those who count: its neuron, and the fan-out of its inputs, exact at borders and in groups."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ttfs_triton.hardware.counts.counts import ReadoutTime
+from ttfs_triton.nn.readout import PotentialReadout, Readout
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
 
 
@@ -23,6 +28,11 @@ class FanOut(NamedTuple):
     columns: Tensor
     channels: int
     inputs: int
+
+    @property
+    def places(self) -> Tensor:
+        """[height · width] int64, neurons of one channel that an input at each place reaches."""
+        return torch.outer(self.rows, self.columns).flatten()
 
     @property
     def synapses(self) -> int:
@@ -55,3 +65,22 @@ def _taps(layer: WeightedConv2d, size: int, axis: int) -> Tensor:
     outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
     read = torch.arange(outputs)[:, None] * stride + torch.arange(kernel) * dilation - padding
     return torch.bincount(read[(read >= 0) & (read < size)], minlength=size)
+
+
+def described(layer: WeightedLayer, fan_out: FanOut, inputs: Tensor) -> dict[str, Any]:
+    """What `LayerCounts` says of a layer that reads [N, ...] inputs, whatever it does with them."""
+    return {
+        "kind": layer.kind,
+        "neuron": getattr(layer, "neuron", None),
+        "inputs": math.prod(inputs.shape[1:]),
+        "synapses": fan_out.synapses,
+        "weights": layer.weight.numel(),
+        "biases": 0 if layer.bias is None else layer.bias.numel(),
+    }
+
+
+def readout_time(layer: WeightedLayer) -> ReadoutTime | None:
+    """When the decision of a network that ends with this layer is read; None if it is no readout."""
+    if isinstance(layer, PotentialReadout):
+        return "potential_end" if layer.at == "end" else "potential_start"
+    return "first_spike" if isinstance(layer, Readout) else None

@@ -9,10 +9,11 @@ from pathlib import Path
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import as_chip
-from ttfs_triton.hardware.energy.energy import about, averages, outgrown
+from ttfs_triton.hardware.energy.estimate import about, outgrown
+from ttfs_triton.hardware.energy.ledger import Estimate, Ledger
 from ttfs_triton.hardware.energy.operations import (
-    Ledger,
     NeuronWork,
+    averages,
     event_memory,
     multiplications,
     neuron_updates,
@@ -20,7 +21,6 @@ from ttfs_triton.hardware.energy.operations import (
     synop_price,
 )
 from ttfs_triton.hardware.energy.power import static_power, step_time
-from ttfs_triton.hardware.energy.report import Report
 from ttfs_triton.hardware.energy.run_options import RunOptions
 
 
@@ -31,14 +31,14 @@ class RateCode:
     Attributes:
         steps: T, time steps a sample.
         rate: spikes a neuron and step, the same for all, inputs of a latency encoder included; or None if measured.
-        synaptic_operations, spikes: measured, a sample, by layer.
+        synops, spikes: measured, a sample, by layer.
     Raises:
         ValueError: no steps, a rate outside [0, 1], or not exactly one of rate and measured figures.
     """
 
     steps: int
     rate: float | None = None
-    synaptic_operations: Mapping[str, float] | None = None
+    synops: Mapping[str, float] | None = None
     spikes: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
@@ -46,17 +46,17 @@ class RateCode:
             raise ValueError(f"RateCode: steps must be at least 1; got {self.steps}.")
         if self.rate is not None and not 0 <= self.rate <= 1:
             raise ValueError(f"RateCode: rate must be in [0, 1]; got {self.rate}. It is a spike rate a step.")
-        measured = (self.synaptic_operations is not None, self.spikes is not None)
+        measured = (self.synops is not None, self.spikes is not None)
         if measured not in ((True, True), (False, False)) or measured[0] == (self.rate is not None):
             raise ValueError(
-                f"RateCode: rate must be given, or else synaptic_operations and spikes; got rate {self.rate}, "
-                f"synaptic_operations {'given' if measured[0] else None}, spikes {'given' if measured[1] else None}."
+                f"RateCode: rate must be given, or else synops and spikes; got rate {self.rate}, "
+                f"synops {'given' if measured[0] else None}, spikes {'given' if measured[1] else None}."
             )
 
 
 def dense_ann(
     counts: Counts, chip: Chip | str | Path, *, options: RunOptions | None = None, network: str = "network"
-) -> Report:
+) -> Estimate:
     """The same network as an ANN that computes every product.
 
     A multiply-accumulate a synapse, a comparison a hidden neuron (ReLU); memory traffic as for an analog first layer.
@@ -74,7 +74,7 @@ def dense_ann(
 
 def zero_skipping_ann(
     counts: Counts, chip: Chip | str | Path, *, options: RunOptions | None = None, network: str = "network"
-) -> Report:
+) -> Estimate:
     """The same as an ANN that multiplies non-zero inputs only.
 
     Each input is still read and tested for zero (a comparison); weights are read for products that are computed.
@@ -95,7 +95,7 @@ def rate_coded(
     *,
     options: RunOptions | None = None,
     network: str = "network",
-) -> Report:
+) -> Estimate:
     """The same network of integrate-and-fire neurons that fire at a rate.
 
     A synaptic operation adds a weight to a potential. Every neuron is awake in all T steps: it adds its bias (or the
@@ -112,7 +112,7 @@ def rate_coded(
         ValueError: counts of no samples, an unknown chip, or measured figures that lack a layer.
     """
     chip, options = as_chip(chip), options or RunOptions(steps=1)
-    layers = averages(counts)
+    layers = averages("rate_coded", counts)
     spiking = [layer for layer in layers if layer.kind not in ("analog", "ann") or not layer.first]
     _require_layers(code, {layer.name for layer in spiking}, {layer.name for layer in layers[:-1]})
     rate = code.rate or 0.0
@@ -121,7 +121,7 @@ def rate_coded(
     spikes_out(ledger, "input", 0.0, arriving, options)
     for layer, after in zip(layers, (*layers[1:], None), strict=True):
         if layer in spiking:
-            measured = (code.synaptic_operations or {}).get(layer.name)
+            measured = (code.synops or {}).get(layer.name)
             synops = code.steps * rate * layer.synapses if measured is None else measured
             ledger.charge(layer.name, "synaptic operations", "compute", synops, synop_price(chip, layer))
             event_memory(ledger, layer, synops, words=1)
@@ -138,12 +138,14 @@ def rate_coded(
     how = f"rate {code.rate:g} a step" if code.rate is not None else "measured rates"
     lines = (f"rate-coded, {code.steps} steps, {how}", *about(ledger))
     name = f"rate-coded, T = {code.steps}" + (f", {code.rate:g}" if code.rate is not None else "")
-    return Report(network, name, chip, counts.samples, tuple(ledger.terms), lines, outgrown(ledger, layers), latency_us)
+    return Estimate(
+        network, name, chip, counts.samples, tuple(ledger.terms), lines, outgrown(ledger, layers), latency_us
+    )
 
 
 def _require_layers(code: RateCode, with_operations: set[str], with_spikes: set[str]) -> None:
     """Measured figures must not leave out a layer."""
-    for name, wanted in (("synaptic_operations", with_operations), ("spikes", with_spikes)):
+    for name, wanted in (("synops", with_operations), ("spikes", with_spikes)):
         given = getattr(code, name)
         missing = sorted(wanted - set(given or ()))
         if given is not None and missing:
@@ -154,9 +156,9 @@ def _require_layers(code: RateCode, with_operations: set[str], with_spikes: set[
 
 def _ann(
     counts: Counts, chip: Chip | str | Path, options: RunOptions | None, network: str, *, skip_zeros: bool
-) -> Report:
+) -> Estimate:
     chip, options = as_chip(chip), options or RunOptions(steps=1)
-    layers, ledger = averages(counts), Ledger.of(chip, options)
+    layers, ledger = averages("zero_skipping_ann" if skip_zeros else "dense_ann", counts), Ledger.of(chip, options)
     for layer in layers:
         if skip_zeros:
             ledger.charge(layer.name, "tests for zero", "compute", layer.inputs, "compare")
@@ -167,4 +169,6 @@ def _ann(
     name = "zero-skipping ANN" if skip_zeros else "dense ANN"
     lines = (f"{name}; no reuse of what was read", *about(ledger))
     latency_us = options.latency_us
-    return Report(network, name, chip, counts.samples, tuple(ledger.terms), lines, outgrown(ledger, layers), latency_us)
+    return Estimate(
+        network, name, chip, counts.samples, tuple(ledger.terms), lines, outgrown(ledger, layers), latency_us
+    )

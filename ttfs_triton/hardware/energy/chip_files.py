@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from collections.abc import Collection, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ttfs_triton.hardware.energy.chip import PRICES, Capacity, Chip
-from ttfs_triton.hardware.energy.memory import Memory
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from ttfs_triton.hardware.energy.chip import Capacity, Chip, Memory, suggestion
 from ttfs_triton.hardware.energy.prices import Price, convert
 
 FOLDER = Path(__file__).parent / "chips"
@@ -19,12 +19,111 @@ FOLDER = Path(__file__).parent / "chips"
 # Asked for often, but nobody has published what one of their operations costs.
 NO_FIGURES = {"loihi2": "Loihi 2", "akida": "Akida", "speck": "Speck"}
 
-_KEYS = (
-    *("name", "description", "node_nm", "voltage_v", "synop_scope", "included", "notes"),
-    *("capacity", "prices", "alternatives", "memory", "precisions"),
-)
-_PRICE_KEYS = tuple(field.name for field in fields(Price))
-_CAPACITY_KEYS = tuple(field.name for field in fields(Capacity))
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveWhole = Annotated[int, Field(gt=0)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Table(BaseModel):
+    """A table of a file: known keys only, and values of exactly their types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Price(_Table):
+    unit: str
+    status: str
+    source: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _is_a_price(self) -> _Price:
+        self.price()
+        return self
+
+    def price(self) -> Price:
+        values: dict[str, Any] = self.model_dump(include=set(_Price.model_fields))  # `Price` checks the status
+        return Price(**values)
+
+
+class _Access(_Price):
+    size_kb: Positive
+
+    @model_validator(mode="after")
+    def _is_an_energy(self) -> _Access:
+        price = self.price()
+        if price.dimension != "energy" or price.value is None:
+            raise ValueError(f"Access: price must be a published energy; got {price}.")
+        return self
+
+
+class _Memory(_Table):
+    accesses: list[_Access]
+    word_bits: PositiveWhole = 64
+    packed: bool = False
+    addressing: bool = False
+
+    @model_validator(mode="after")
+    def _rises(self) -> _Memory:
+        sizes = [size for size, _ in self.points()]
+        if not sizes or sizes != sorted(set(sizes)):
+            raise ValueError(f"Memory: accesses must have rising sizes, at least one; got {sizes}.")
+        return self
+
+    def points(self) -> tuple[tuple[int, Price], ...]:
+        return tuple(
+            (round(convert(access.size_kb, "kB", "B")), access.price().in_unit("pJ")) for access in self.accesses
+        )
+
+
+class _Capacity(_Table):
+    source: str
+    neurons: PositiveWhole | None = None
+    synapses: PositiveWhole | None = None
+    weight_bits: PositiveWhole | None = None
+
+
+class _Precision(_Table):
+    bits: PositiveWhole | None = None
+    prices: dict[str, _Price] = {}
+
+
+class _File(_Table):
+    description: Text
+    synop_scope: Text
+    node_nm: Positive | None = None
+    voltage_v: Positive | None = None
+    included: list[str] = []
+    notes: list[str] = []
+    capacity: _Capacity | None = None
+    prices: dict[str, _Price] = {}
+    alternatives: dict[str, _Price] = {}
+    memory: _Memory | None = None
+    precisions: dict[str, _Precision] = {}
+
+    def chip(self, name: str, precision: str | None) -> Chip:
+        own = None if precision is None else self.precisions[precision]
+        prices = self.prices | ({} if own is None else own.prices)
+        memory, capacity = self.memory, self.capacity
+        return Chip(
+            name=name,
+            description=self.description,
+            synop_scope=self.synop_scope,
+            prices={key: price.price() for key, price in prices.items()},
+            memory=None
+            if memory is None
+            else Memory(memory.points(), memory.word_bits, memory.packed, memory.addressing),
+            capacity=Capacity() if capacity is None else Capacity(**capacity.model_dump()),
+            bits=None if own is None else own.bits,
+            node_nm=self.node_nm,
+            voltage_v=self.voltage_v,
+            included=tuple(self.included),
+            alternatives={key: price.price() for key, price in self.alternatives.items()},
+            notes=tuple(self.notes),
+        )
 
 
 def available_chips() -> tuple[str, ...]:
@@ -46,20 +145,29 @@ def load_chip(name_or_path: str | Path) -> Chip:
         ValueError: there is no such chip or precision, nobody has published its figures, or the file does not pass:
             unknown key, wrong unit, negative number, low ≤ value ≤ high violated, no source or status, or a price that
             another one holds already. The message names file, key and rule.
+    Example:
+        >>> loihi = load_chip("loihi")
+        >>> loihi.description, str(loihi.prices["synop"])
+        ('Intel Loihi, 14 nm, before silicon, at 0.75 V', '23.6 pJ, simulated')
+        >>> load_chip("horowitz45:int8").prices["multiply_accumulate"].value
+        0.23
     """
     path, precision = _locate(str(name_or_path))
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        file = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"load_chip: {path} must be TOML; got an error: {error}.") from error
-    reader = _Reader(path)
-    reader.check_keys(values, _KEYS, "")
-    precisions = reader.table(values, "precisions")
-    if precision not in (precisions or {None}):
-        names = ", ".join(f"{path.stem}:{name}" for name in precisions) or path.stem
+    except ValidationError as error:
+        raise ValueError(f"load_chip: {path}: {' '.join(map(_sentence, error.errors()))}") from None
+    if precision not in (file.precisions or {None}):
+        names = ", ".join(f"{path.stem}:{name}" for name in file.precisions) or path.stem
         got = f"precision {precision}" if precision else "no precision"
         raise ValueError(f"load_chip: name_or_path must be one of {names}; got {got}. One chip has one precision.")
-    return reader.chip(values, precision)
+    name = path.stem if precision is None else f"{path.stem}:{precision}"
+    try:
+        return file.chip(name, precision)
+    except ValueError as error:
+        raise ValueError(f"load_chip: {path}: {str(error).removeprefix(f'Chip {name}: ')}") from None
 
 
 def as_chip(chip: Chip | str | Path) -> Chip:
@@ -85,128 +193,36 @@ def _locate(name: str) -> tuple[Path, str | None]:
     known = available_chips()
     raise ValueError(
         f"load_chip: name_or_path must be one of {', '.join(known)} or the path of a TOML file; got {name}."
-        + _suggestion(path, [other.partition(":")[0] for other in known])
+        + suggestion(path, [other.partition(":")[0] for other in known])
     )
 
 
-class _Reader:
-    """Turns the tables of one file into a chip; errors name the file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def chip(self, values: Mapping[str, Any], precision: str | None) -> Chip:
-        tables = [values] if precision is None else [values, self.table(values["precisions"], precision, "precisions.")]
-        if precision is not None:
-            self.check_keys(tables[1], ("bits", "prices"), f"precisions.{precision}.")
-        found: dict[str, Price] = {}
-        for table, where in zip(tables, ("", f"precisions.{precision}."), strict=False):
-            prices = self.table(table, "prices", where)
-            self.check_keys(prices, PRICES, f"{where}prices.")
-            found |= {key: self.price(entry, f"{where}prices.{key}") for key, entry in prices.items()}
-        alternatives = self.table(values, "alternatives")
-        name = self.path.stem if precision is None else f"{self.path.stem}:{precision}"
-        try:
-            return Chip(
-                name=name,
-                description=self.text(values, "description"),
-                synop_scope=self.text(values, "synop_scope"),
-                prices=found,
-                memory=self.memory(values),
-                capacity=self.capacity(values),
-                bits=self.number(tables[-1], "bits", f"precisions.{precision}.", whole=True) if precision else None,
-                node_nm=self.number(values, "node_nm"),
-                voltage_v=self.number(values, "voltage_v"),
-                included=self.texts(values, "included"),
-                alternatives={key: self.price(entry, f"alternatives.{key}") for key, entry in alternatives.items()},
-                notes=self.texts(values, "notes"),
-            )
-        except ValueError as error:
-            message = str(error).removeprefix(f"Chip {name}: ")
-            raise error if message.startswith("load_chip") else self.error(message) from None
-
-    def price(self, entry: Any, where: str) -> Price:
-        if not isinstance(entry, dict):
-            raise self.error(f"{where} must be a table with value, unit, status and source; got {entry}.")
-        self.check_keys(entry, _PRICE_KEYS, f"{where}.")
-        for key in ("unit", "status", "source", "note"):
-            if not isinstance(entry.get(key, "" if key == "note" else None), str):
-                raise self.error(f"{where}.{key} must be a text; got {entry.get(key, 'none')}.")
-        values: dict[str, Any] = {"value": None} | dict(entry)
-        try:
-            return Price(**values)
-        except ValueError as error:
-            raise self.error(f"{where}.{str(error).removeprefix('Price: ')}") from None
-
-    def memory(self, values: Mapping[str, Any]) -> Memory | None:
-        table = self.table(values, "memory")
-        if not table:
-            return None
-        self.check_keys(table, ("word_bits", "packed", "addressing", "accesses"), "memory.")
-        for key in ("packed", "addressing"):
-            if not isinstance(table.get(key, False), bool):
-                raise self.error(f"memory.{key} must be true or false; got {table[key]}.")
-        self.number(table, "word_bits", "memory.", whole=True)
-        points = []
-        for index, entry in enumerate(table.get("accesses", [])):
-            where = f"memory.accesses[{index}]"
-            if not isinstance(entry, dict) or self.number(entry, "size_kb", f"{where}.") is None:
-                raise self.error(f"{where}.size_kb must be a positive number; got none.")
-            price = self.price({key: value for key, value in entry.items() if key != "size_kb"}, where)
-            if price.dimension != "energy" or price.value is None:
-                raise self.error(f"{where} must be a published energy; got {price}.")
-            points.append((round(convert(entry["size_kb"], "kB", "B")), price.in_unit("pJ")))
-        sizes = [size for size, _ in points]
-        if not sizes or sizes != sorted(set(sizes)):
-            raise self.error(f"memory.accesses must have rising sizes, at least one; got {sizes}.")
-        options = {key: value for key, value in table.items() if key != "accesses"}
-        return Memory(tuple(points), **options)
-
-    def capacity(self, values: Mapping[str, Any]) -> Capacity:
-        table = self.table(values, "capacity")
-        self.check_keys(table, _CAPACITY_KEYS, "capacity.")
-        if table and "source" not in table:
-            raise self.error("capacity.source must be given; got none.")
-        for key in ("neurons", "synapses", "weight_bits"):
-            self.number(table, key, "capacity.", whole=True)
-        return Capacity(**table)
-
-    def table(self, values: Mapping[str, Any], key: str, where: str = "") -> Mapping[str, Any]:
-        table = values.get(key, {})
-        if not isinstance(table, dict):
-            raise self.error(f"{where}{key} must be a table; got {table}.")
-        return table
-
-    def text(self, values: Mapping[str, Any], key: str) -> str:
-        text = values.get(key)
-        if not isinstance(text, str) or not text:
-            raise self.error(f"{key} must be a text; got {text}.")
-        return text
-
-    def texts(self, values: Mapping[str, Any], key: str) -> tuple[str, ...]:
-        texts = values.get(key, [])
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise self.error(f"{key} must be a list of texts; got {texts}.")
-        return tuple(texts)
-
-    def number(self, values: Mapping[str, Any], key: str, where: str = "", *, whole: bool = False) -> Any:
-        number = values.get(key)
-        if number is None:
-            return None
-        if isinstance(number, bool) or not isinstance(number, int if whole else int | float) or number <= 0:
-            raise self.error(f"{where}{key} must be a positive {'whole ' if whole else ''}number; got {number}.")
-        return number
-
-    def check_keys(self, values: Mapping[str, Any], known: Collection[str], where: str) -> None:
-        for key in values:
-            if key not in known:
-                rule = f"{where}{key} must be a known key ({', '.join(known)}); got {key}."
-                raise self.error(rule + _suggestion(key, known))
-
-    def error(self, message: str) -> ValueError:
-        return ValueError(f"load_chip: {self.path}: {message}")
+def _sentence(error: ErrorDetails) -> str:
+    """What pydantic found, in our words: key, rule, value."""
+    key = ""
+    for part in error["loc"]:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"])
+        word = str(error["loc"][-1])
+        return f"{key} must be a known key ({', '.join(known)}); got {word}.{suggestion(word, known)}"
+    if error["type"] == "value_error":  # ours: "Price: unit must …"
+        return f"{key}.{error['msg'].partition(': ')[2]}"
+    if error["type"] == "missing":
+        return f"{key} must be given; got none."
+    rule = {"model_type": "be a table", "dict_type": "be a table", "list_type": "be a list"}.get(error["type"])
+    return f"{key} must {rule or error['msg'].removeprefix('Input should ')}; got {error['input']!r}."
 
 
-def _suggestion(word: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
+def _known_keys(place: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Keys of the table in which the last part of a place is."""
+    tables: Mapping[str, type[_Table]] = {"capacity": _Capacity, "memory": _Memory}
+    if len(place) == 1:
+        table: type[_Table] = _File
+    elif place[0] == "precisions" and len(place) == 3:
+        table = _Precision
+    elif len(place) == 2:
+        table = tables[str(place[0])]
+    else:
+        table = _Access if place[0] == "memory" else _Price
+    return tuple(table.model_fields)

@@ -1,19 +1,95 @@
-"""A spiking network beside its alternatives, on the same chip and so at the same node and precision."""
+"""A spiking network beside its alternatives on one chip, so at the same node and precision, and where they meet."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
-from ttfs_triton.hardware.energy.break_even import BreakEven, Measure, break_even_firing_share, break_even_rate
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import as_chip
-from ttfs_triton.hardware.energy.energy import estimate_with
-from ttfs_triton.hardware.energy.report import Report
+from ttfs_triton.hardware.energy.estimate import estimate, spiking_estimate
+from ttfs_triton.hardware.energy.ledger import Estimate
+from ttfs_triton.hardware.energy.operations import averages
+from ttfs_triton.hardware.energy.prices import Range
 from ttfs_triton.hardware.energy.run_options import RunOptions
+
+Measure = Literal["compute_only", "memory_included", "total"]
+MEASURES: tuple[Measure, ...] = ("compute_only", "memory_included", "total")
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """Where two ways of computing cost the same, at nominal prices.
+
+    Attributes:
+        value: mean firing share or spike rate; may exceed 1. None: at none.
+        text: the same in words.
+    """
+
+    value: float | None
+    text: str
+
+
+def break_even_firing_share(
+    counts: Counts, chip: Chip | str | Path, options: RunOptions, *, measure: Measure = "total"
+) -> BreakEven:
+    """Share of hidden neurons that may fire before the network costs as much as its dense ANN.
+
+    All hidden layers are scaled together, at the same spike times; what the first layer reads stays as it is. A
+    simulation's `activity` holds for its own spikes only and is not used here.
+
+    Args:
+        counts, chip: as for `estimate`.
+        options: of the spiking network.
+        measure: which sum of an estimate.
+    Raises:
+        ValueError: as `estimate` does.
+    """
+    chip, layers = as_chip(chip), averages("break_even", counts)
+    input_spikes = counts.input.spikes / counts.samples
+    options = replace(options, activity=None)
+
+    def ours(factor: float) -> float | None:
+        scaled = [layer.fired_more(factor) for layer in layers]
+        return _nominal(spiking_estimate("network", scaled, input_spikes, chip, options, counts.samples), measure)
+
+    target = _nominal(dense_ann(counts, chip, options=options), measure)
+    factor = _crossing(ours, target)
+    if factor is None:
+        return BreakEven(None, "no firing share: a price is missing, or what does not depend on spikes costs more")
+    share = factor * counts.sparsity
+    beyond = "at any firing share" if share > 1 else f"below a firing share of {share:.1%} (now {counts.sparsity:.1%})"
+    return BreakEven(share, f"cheaper than the dense ANN {beyond}")
+
+
+def break_even_rate(
+    counts: Counts, chip: Chip | str | Path, options: RunOptions, *, rate_steps: int, measure: Measure = "total"
+) -> BreakEven:
+    """Spike rate, a neuron and step, at which a rate-coded network of `rate_steps` steps costs as much as ours.
+
+    Args:
+        counts, chip: as for `estimate`.
+        options: of the spiking network; its prices and widths hold for the rate-coded one too.
+        rate_steps: T.
+        measure: which sum of an estimate.
+    Raises:
+        ValueError: as `estimate` does.
+    """
+    chip = as_chip(chip)
+    layers, input_spikes = averages("break_even", counts), counts.input.spikes / counts.samples
+    target = _nominal(spiking_estimate("network", layers, input_spikes, chip, options, counts.samples), measure)
+
+    def rated(rate: float) -> float | None:
+        return _nominal(rate_coded(counts, chip, RateCode(rate_steps, rate), options=options), measure)
+
+    rate = _crossing(rated, target)
+    if rate is None:
+        return BreakEven(None, f"no rate: a price is missing, or T = {rate_steps} costs more without a spike")
+    return BreakEven(rate, f"cheaper than rate coding with T = {rate_steps} above {rate:.3g} spikes a neuron and step")
 
 
 @dataclass(frozen=True)
@@ -21,11 +97,11 @@ class Comparison:
     """A network and its alternatives on one chip.
 
     Attributes:
-        reports: ours first.
+        estimates: ours first.
         firing_share, rates: break-even points; `rates` by the T of each rate code.
     """
 
-    reports: tuple[Report, ...]
+    estimates: tuple[Estimate, ...]
     firing_share: BreakEven
     rates: Mapping[int, BreakEven]
 
@@ -53,14 +129,14 @@ def compare(
         ValueError: as `estimate` and `rate_coded` do.
     """
     chip = as_chip(chip)
-    reports = [
-        estimate_with(counts, chip, options, network=network),
+    estimates = [
+        estimate(counts, chip, options, network=network),
         dense_ann(ann_counts or counts, chip, options=options, network=network),
         zero_skipping_ann(ann_counts or counts, chip, options=options, network=network),
         *(rate_coded(counts, chip, code, options=options, network=network) for code in rate_codes),
     ]
     return Comparison(
-        tuple(reports),
+        tuple(estimates),
         break_even_firing_share(counts, chip, options, measure=measure),
         {
             code.steps: break_even_rate(counts, chip, options, rate_steps=code.steps, measure=measure)
@@ -92,3 +168,18 @@ PUBLISHED: tuple[Published, ...] = (
     Published("VGG16", "CIFAR-100", 503.6, "28 nm, 5-bit logarithmic weights", _LEW),
 )
 """To put beside an estimate."""
+
+
+def _crossing(line: Callable[[float], float | None], target: float | None) -> float | None:
+    """Where a straight line, known at 0 and 1, meets the target; None if it does not at or above 0."""
+    start, end = line(0.0), line(1.0)
+    if start is None or end is None or target is None or not end > start or target < start:
+        return None
+    return (target - start) / (end - start)
+
+
+def _nominal(energy: Estimate, measure: Measure) -> float | None:
+    if measure not in MEASURES:
+        raise ValueError(f"break_even: measure must be one of {', '.join(MEASURES)}; got {measure}.")
+    amount: Range | None = getattr(energy, measure)
+    return None if amount is None else amount.nominal

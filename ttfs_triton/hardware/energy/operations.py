@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from ttfs_triton.hardware.counts.counts import LayerCounts
+from ttfs_triton.hardware.counts.counts import Counts, LayerCounts, ReadoutTime
 from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.prices import Price
-from ttfs_triton.hardware.energy.report import Kind, Term
+from ttfs_triton.hardware.energy.ledger import Ledger
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.nn.statistics import LayerKind
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class LayerAverages:
 
     Attributes:
         name, kind: as in `LayerCounts`.
+        psp_persistence: σ; 0 for real-valued neurons, whose potential has no slope.
+        readout: when it is read, of a readout.
         first: whether its inputs are the network's, so that they do not depend on how much hidden neurons fire.
         shared_weights: a convolution's.
         neurons, inputs, synapses, weights, biases: of the layer.
@@ -27,7 +29,9 @@ class LayerAverages:
     """
 
     name: str
-    kind: str
+    kind: LayerKind
+    psp_persistence: float
+    readout: ReadoutTime | None
     first: bool
     shared_weights: bool
     neurons: int
@@ -44,23 +48,25 @@ class LayerAverages:
     spike_time: float
 
     @classmethod
-    def of(cls, layer: LayerCounts, first: bool) -> LayerAverages:
+    def of(cls, layer: LayerCounts, readout: ReadoutTime | None, first: bool) -> LayerAverages:
         """Averages over the samples of a layer."""
         each = 1 / layer.samples
         return cls(
             name=layer.name,
             kind=layer.kind,
+            psp_persistence=0.0 if layer.neuron is None else layer.neuron.psp_persistence,
+            readout=readout if layer.kind == "readout" else None,
             first=first,
             shared_weights=layer.weights < layer.synapses,
-            neurons=layer.neurons_per_sample,
-            inputs=layer.inputs_per_sample,
+            neurons=layer.neurons,
+            inputs=layer.inputs,
             synapses=layer.synapses,
             weights=layer.weights,
             biases=layer.biases,
             spikes=layer.spikes * each,
             delivered=layer.spikes_delivered * each,
             saturated=layer.saturated * each,
-            synops=layer.synaptic_operations * each,
+            synops=layer.synops * each,
             dense_macs=layer.dense_macs * each,
             nonzero_macs=layer.nonzero_macs * each,
             spike_time=layer.summed_spike_time * each,
@@ -80,56 +86,18 @@ class LayerAverages:
         )
 
 
-@dataclass
-class Ledger:
-    """Collects the terms of one estimate.
+def averages(function: str, counts: Counts) -> tuple[LayerAverages, ...]:
+    """Averages over samples, layer by layer.
 
-    Attributes:
-        chip: whose prices count.
-        memory: whether memory traffic is charged.
-        weight_bits, state_bits: of the numbers in memory.
-        terms: so far.
-        outgrown: layers whose memory is larger than any that has a price.
+    Raises:
+        ValueError: nothing was counted, said in the name of a function.
     """
-
-    chip: Chip
-    memory: bool
-    weight_bits: int
-    state_bits: int
-    terms: list[Term] = field(default_factory=list)
-    outgrown: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, chip: Chip, options: RunOptions) -> Ledger:
-        """An empty one, with the widths of the options, else the chip's, else 8 bits; states have 16 at least."""
-        bits = chip.bits or 8
-        return cls(chip, options.memory, options.weight_bits or bits, options.state_bits or max(16, bits))
-
-    def charge(self, layer: str, name: str, kind: Kind, count: float | None, key: str, note: str = "") -> None:
-        """Add a term, unless it counts nothing or other prices hold it."""
-        if count != 0 and not self.chip.holds(key):
-            price = self.chip.prices.get(key)
-            if price is None or price.value is None:
-                note = f"the chip states no price for {key}"
-            self.terms.append(Term(layer, name, kind, count, price, key, note))
-
-    def access(self, layer: str, name: str, count: float, numbers: float, bits: int) -> None:
-        """Add reads or writes of a memory that holds so many numbers of so many bits."""
-        if not self.memory or self.chip.holds("memory") or count == 0:
-            return
-        price: Price | None = None
-        if self.chip.memory is not None:
-            size_bytes = numbers * bits / 8
-            price = self.chip.memory.access(size_bytes, bits)
-            if not self.chip.memory.holds(size_bytes):
-                self.outgrown[layer] = max(size_bytes, self.outgrown.get(layer, 0.0))
-        note = "" if price else "the chip states no price for memory"
-        self.terms.append(Term(layer, name, "memory", count, price, "memory", note))
-
-    def addresses(self, layer: str, count: float) -> None:
-        """Add the additions that compute addresses, where they are charged."""
-        if self.memory and self.chip.memory is not None and self.chip.memory.addressing:
-            self.charge(layer, "addressing", "memory", count, "accumulate")
+    if counts.samples < 1 or not counts.layers:
+        raise ValueError(
+            f"{function}: counts must be of at least one sample and layer; got {counts.samples} and "
+            f"{len(counts.layers)}."
+        )
+    return tuple(LayerAverages.of(layer, counts.readout, place == 0) for place, layer in enumerate(counts.layers))
 
 
 def synaptic_operations(ledger: Ledger, layer: LayerAverages) -> None:
@@ -209,15 +177,16 @@ def neuron_work(layer: LayerAverages, options: RunOptions, samples: int) -> Neur
             return NeuronWork(*(count * each for count in done))
     whole = float(options.steps * layer.neurons)
     integration = 0.0 if layer.kind == "analog" else whole
-    if layer.kind == "readout" and options.readout != "first_spike":
-        firing = whole if options.readout == "potential_end" else 0.0
+    if layer.kind == "readout" and layer.readout != "first_spike":
+        firing = whole if layer.readout == "potential_end" else 0.0
         return NeuronWork(integration, firing, 0.0, integration + firing)
     waiting = whole
     if options.gating:
         silent = layer.neurons - layer.spikes
         waiting = options.steps * (silent + layer.spike_time) + layer.spikes - layer.saturated
-    slope = layer.kind != "analog" and options.psp_persistence > 0
-    return NeuronWork(integration, waiting if slope else 0.0, waiting + layer.neurons, integration + waiting)
+    return NeuronWork(
+        integration, waiting if layer.psp_persistence > 0 else 0.0, waiting + layer.neurons, integration + waiting
+    )
 
 
 def neuron_updates(ledger: Ledger, layer: LayerAverages, work: NeuronWork, words: int = 2) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.operations import Ledger
+from ttfs_triton.hardware.energy.ledger import Ledger, Term
 from ttfs_triton.hardware.energy.prices import Price, Range
-from ttfs_triton.hardware.energy.report import Term
 from ttfs_triton.hardware.energy.run_options import RunOptions
 
 

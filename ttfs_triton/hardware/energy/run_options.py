@@ -5,24 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from ttfs_triton.hardware.counts.activity import LayerActivity
+from ttfs_triton.hardware.counts.counts import LayerActivity
 
 Implementation = Literal["clock_driven", "closed_form"]
-ReadoutTime = Literal["potential_start", "potential_end", "first_spike"]
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of `estimate` and of what it is compared with.
+    """Options of `estimate` and of what it is compared with. The neuron and the readout are those that were counted.
 
     Attributes:
         steps: time steps in a window; clock-driven only.
         implementation: "clock_driven" or "closed_form", see `estimate`.
         gating: a neuron that has fired sleeps; clock-driven only.
-        psp_persistence: σ in [0, 1].
-        readout: when the decision is read, as in `NetworkConfig`: the last two take one window more.
         activity: what a simulation of the same counts found the neurons to do, in place of the formula.
         weight_bits: of weights in memory. Default: the chip's, or 8.
         state_bits: of slopes and potentials in memory. Default: the chip's, at least 16.
@@ -40,8 +37,6 @@ class RunOptions:
     steps: int | None = None
     implementation: Implementation = "clock_driven"
     gating: bool = False
-    psp_persistence: float = 1.0
-    readout: ReadoutTime = "potential_start"
     activity: Sequence[LayerActivity] | None = None
     weight_bits: int | None = None
     state_bits: int | None = None
@@ -54,16 +49,11 @@ class RunOptions:
     clock_mhz: float | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("implementation", ("clock_driven", "closed_form")),
-            ("readout", ("potential_start", "potential_end", "first_spike")),
-        ):
-            if getattr(self, name) not in choices:
-                _refuse(name, f"be one of {', '.join(choices)}", getattr(self, name))
+        choices = get_args(Implementation)
+        if self.implementation not in choices:
+            _refuse("implementation", f"be one of {', '.join(choices)}", self.implementation)
         if self.implementation == "clock_driven" and self.steps is None:
             _refuse("steps", 'be given for implementation="clock_driven"', None, "It counts time steps in a window.")
-        if not 0 <= self.psp_persistence <= 1:
-            _refuse("psp_persistence", "be in [0, 1]", self.psp_persistence)
         for name in ("steps", "weight_bits", "state_bits"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -72,11 +62,6 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 _refuse(name, "be finite and at least 0", value)
-
-    @property
-    def extra_windows(self) -> int:
-        """Windows that the readout needs behind its integration."""
-        return int(self.readout != "potential_start")
 
 
 def _refuse(name: str, rule: str, value: object, remedy: str = "") -> None:

@@ -1,4 +1,4 @@
-"""A layer of spiking neurons in integers, integrated step by step or by one contraction."""
+"""Layers as hardware runs them: of spiking neurons, in integers, step by step or by one contraction; the analog one."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_triton.hardware.simulation.clock import FRACTION_BITS, POTENTIAL_BITS, Clock
-from ttfs_triton.hardware.simulation.exact import exact_dtype
-from ttfs_triton.hardware.simulation.quantise import QuantisedWeight, quantise_potential
+from ttfs_triton.hardware.simulation.integers import QuantisedWeight, exact_dtype, quantise_potential
+from ttfs_triton.nn.coding import AnalogEncoder
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 # Potentials, thresholds and their differences stay below this, so that int64 does not overflow.
@@ -133,3 +133,29 @@ class ClockedLayer:
             layer = self.layer
             return F.conv2d(x, self.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
         return F.linear(x, self.weight)
+
+
+class AnalogLayer:
+    """The first layer of a network with an analog encoder: dense multiply-accumulates in front of the first spikes.
+
+    Args:
+        layer: the encoder.
+        weight: its weights, batch norm folded in.
+        bias: [C_out] or None, batch norm folded in.
+    """
+
+    def __init__(self, layer: AnalogEncoder, weight: QuantisedWeight, bias: Tensor | None) -> None:
+        self._layer, dtype = layer, layer.weight.dtype
+        self._weight, self._bias = weight.dequantise().to(dtype), None if bias is None else bias.to(dtype)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What the synapses read: images [N, C, height, width] in standard deviations from the mean."""
+        return (images - self._layer.mean) / self._layer.std
+
+    def activations(self, images: Tensor) -> Tensor:
+        """Activations in [0, 1] of normalised images."""
+        layer = self._layer
+        potential = F.conv2d(
+            images, self._weight, self._bias, layer.stride, layer.padding, layer.dilation, layer.groups
+        )
+        return potential.clamp(0, 1)

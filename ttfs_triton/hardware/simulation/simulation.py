@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ttfs_triton.hardware.counts.activity import LayerActivity
-from ttfs_triton.hardware.counts.counts import Counts
+from ttfs_triton.hardware.counts.counts import Counts, LayerActivity
 from ttfs_triton.hardware.simulation.clock import CompareAt
 
 Engine = Literal["summed", "stepped"]

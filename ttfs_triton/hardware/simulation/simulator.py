@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts
-from ttfs_triton.hardware.simulation.analog_layer import AnalogLayer
+from ttfs_triton.hardware.counts.synapses import readout_time
 from ttfs_triton.hardware.simulation.clock import Clock, CompareAt, Ramp
-from ttfs_triton.hardware.simulation.clocked_layer import ClockedLayer, Membrane
-from ttfs_triton.hardware.simulation.exact import exact_products
-from ttfs_triton.hardware.simulation.quantise import QuantisedWeight, check_bits, quantise_weight
+from ttfs_triton.hardware.simulation.clocked_layer import AnalogLayer, ClockedLayer, Membrane
+from ttfs_triton.hardware.simulation.integers import QuantisedWeight, check_bits, exact_products, quantise_weight
 from ttfs_triton.hardware.simulation.simulation import Engine, Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.stages import Stage, network_stages
 from ttfs_triton.hardware.simulation.tally import LayerTally
@@ -70,6 +69,13 @@ def simulate(
         ValueError: an argument out of range, no samples, labels in some batches only, or potentials beyond 62 bits.
         NotImplementedError: a model with layers that do not spike, or that are not known.
     Source: Wei et al., ICCV 2023, Eq. 2-7.
+    Example:
+        >>> from ttfs_triton.nn import cnn1
+        >>> found = simulate(cnn1(), [torch.rand(4, 1, 28, 28)], steps=16, weight_bits=4)
+        >>> found.predictions.shape, found.potential_latency_steps
+        (torch.Size([4]), 64)
+        >>> [layer.name for layer in found.activity]
+        ['conv1', 'conv2', 'fc1', 'readout']
     """
     settings = SimulationSettings(steps, weight_bits, per_channel, compare_at, gating, engine)
     check_settings("simulate", settings)
@@ -140,10 +146,7 @@ class Simulator:
                 continue
             self._layers.append(self._prepare(stage, weight))
             window = stage.layer.window if isinstance(stage.layer, FirstSpikeReadout) else 1.0
-            assert stage.kind != "latency"
-            self._tallies.append(
-                LayerTally(stage.name, stage.kind, stage.weighted, self._clock, window, settings.gating)
-            )
+            self._tallies.append(LayerTally(stage.name, stage.weighted, self._clock, window, settings.gating))
 
     def _prepare(self, stage: Stage, weight: QuantisedWeight) -> ClockedLayer | AnalogLayer:
         layer = stage.layer
@@ -294,17 +297,18 @@ class Simulator:
         )
 
     def _counts(self) -> Counts:
-        delivered = [int(tally.inputs_active) for tally in self._tallies[1:]] + [0]
+        delivered = [int(tally.active_inputs) for tally in self._tallies[1:]] + [0]
         spikes = torch.stack([torch.cat(tally.sample_spikes) for tally in self._tallies]).sum(0)
-        operations = torch.zeros_like(spikes)
+        synops = torch.zeros_like(spikes)
         for tally in self._tallies:
-            if tally.kind != "analog":
-                operations += torch.cat(tally.sample_operations)
+            if tally.layer.kind != "analog":
+                synops += torch.cat(tally.sample_products)
         neurons, sums = self._input
         return Counts(
-            self._samples,
-            tuple(tally.counts(count) for tally, count in zip(self._tallies, delivered, strict=True)),
-            InputCounts(neurons, *sums.tolist()),
-            tuple(spikes.tolist()),
-            tuple(operations.tolist()),
+            samples=self._samples,
+            layers=tuple(tally.counts(count) for tally, count in zip(self._tallies, delivered, strict=True)),
+            input=InputCounts(neurons, *sums.tolist()),
+            readout=readout_time(self._stages[-1].weighted),
+            spikes_by_sample=tuple(spikes.tolist()),
+            synops_by_sample=tuple(synops.tolist()),
         )

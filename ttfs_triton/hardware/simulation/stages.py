@@ -13,10 +13,10 @@ from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import Readout
-from ttfs_triton.nn.statistics import short_names
+from ttfs_triton.nn.statistics import LayerKind, short_names
 from ttfs_triton.nn.weighted import WeightedLayer
 
-StageKind = Literal["latency", "analog", "spiking", "readout"]
+StageKind = LayerKind | Literal["latency"]
 NO_OPERATION = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -110,12 +110,8 @@ def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 def _kind(name: str, module: nn.Module) -> StageKind:
     if isinstance(module, LatencyEncoder):
         return "latency"
-    if isinstance(module, AnalogEncoder):
-        return "analog"
-    if isinstance(module, DFTConv2d | DFTLinear):
-        return "spiking"
-    if isinstance(module, Readout):
-        return "readout"
+    if isinstance(module, AnalogEncoder | DFTConv2d | DFTLinear | Readout):
+        return module.kind
     what = f"{type(module).__name__}{f' ({name})' if name else ''}"
     if isinstance(module, ANNConv2d | ANNLinear):
         raise NotImplementedError(

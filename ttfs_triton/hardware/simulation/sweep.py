@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from torch import nn
 
 from ttfs_triton.hardware.simulation.clock import CompareAt
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import Simulator, check_settings, images_and_labels, quantise_stages
 from ttfs_triton.hardware.simulation.stages import network_stages
+from ttfs_triton.wording import weight_bits_label
 
 Price = Callable[[Simulation], float]
 
@@ -31,7 +31,7 @@ class SweepRow:
         weight_bits: None is unquantised.
         accuracy, first_spike_accuracy: shares; None without labels.
         spikes: of the hidden layers, a sample.
-        synaptic_operations: of all layers, a sample.
+        synops: synaptic operations of all layers, a sample.
         latency_steps: mean steps from the image's start to the first output spike.
         ties: share of samples with several output neurons in the earliest step.
         energy_pj: a sample, as `price` gave it; None without.
@@ -42,7 +42,7 @@ class SweepRow:
     accuracy: float | None
     first_spike_accuracy: float | None
     spikes: float
-    synaptic_operations: float
+    synops: float
     latency_steps: float
     ties: float
     energy_pj: float | None
@@ -81,25 +81,6 @@ class Sweep:
             Path(path).write_text(text.getvalue(), encoding="utf-8")
         return text.getvalue()
 
-    def table(self) -> Table:
-        """The rows for a terminal, `rich.print(sweep.table())`.
-
-        Spikes, synaptic operations ("synops"), latency in steps and energy are those of a sample.
-        """
-        headers = ["bits", "steps", "accuracy", "first spike", "ties", "spikes", "synops", "latency"]
-        priced = any(row.energy_pj is not None for row in self.rows)
-        table = Table(*headers, *(["energy, µJ"] if priced else []), title=f"{self.samples:,} samples")
-        for column in table.columns:
-            column.justify = "right"
-        for before, row in zip((None, *self.rows), self.rows, strict=False):
-            if before is not None and before.weight_bits != row.weight_bits:
-                table.add_section()
-            figures = [bits_label(row.weight_bits), str(row.steps)]
-            figures += [_share(row.accuracy), _share(row.first_spike_accuracy), _share(row.ties)]
-            figures += [f"{row.spikes:,.0f}", f"{row.synaptic_operations:,.0f}", f"{row.latency_steps:,.1f}"]
-            table.add_row(*figures, *([_energy(row.energy_pj)] if priced else []))
-        return table
-
 
 @torch.no_grad()
 def sweep(
@@ -133,6 +114,12 @@ def sweep(
     Raises:
         ValueError: nothing to sweep over, an iterator, no samples, or other samples in a later pass; and as `simulate`.
         NotImplementedError: as `simulate`.
+    Example:
+        >>> from ttfs_triton.nn import cnn1
+        >>> batches = [(torch.rand(4, 1, 28, 28), torch.arange(4))]
+        >>> found = sweep(cnn1(), batches, steps=(4, 8), weight_bits=(3, 8), progress=False)
+        >>> [(row.weight_bits, row.steps) for row in found.rows]
+        [(3, 4), (3, 8), (8, 4), (8, 8)]
     """
     grid = [
         [SimulationSettings(number, bits, per_channel, compare_at, gating) for number in steps] for bits in weight_bits
@@ -151,7 +138,9 @@ def sweep(
                     simulator.add(images, labels)
                 done += len(images)
                 total = None if samples is None else samples * len(grid)
-                bar.update(task, description=f"{bits_label(bits)} bits", total=total, completed=place * done + done)
+                bar.update(
+                    task, description=f"{weight_bits_label(bits)} bits", total=total, completed=place * done + done
+                )
             if samples not in (None, done):
                 raise ValueError(
                     f"sweep: batches must give the same samples in each pass; got {samples}, then {done}. "
@@ -161,11 +150,6 @@ def sweep(
             rows += [_row(simulator.result(), price) for simulator in simulators]
     assert samples is not None
     return Sweep(samples, tuple(rows))
-
-
-def bits_label(bits: int | None) -> str:
-    """Weight bits in words: "8", or "float" for unquantised weights."""
-    return "float" if bits is None else str(bits)
 
 
 def _check(grid: Sequence[Sequence[SimulationSettings]], batches: Iterable[Any]) -> None:
@@ -189,7 +173,7 @@ def _row(found: Simulation, price: Price | None) -> SweepRow:
         accuracy=found.accuracy,
         first_spike_accuracy=found.first_spike_accuracy,
         spikes=sum(layer.spikes for layer in counts.layers if layer.kind != "readout") / samples,
-        synaptic_operations=sum(layer.synaptic_operations for layer in counts.layers) / samples,
+        synops=sum(layer.synops for layer in counts.layers) / samples,
         latency_steps=found.mean_latency_steps,
         ties=found.ties / samples,
         energy_pj=None if price is None else float(price(found)),
@@ -207,11 +191,3 @@ def _progress_bar(shown: bool | None) -> Progress:
         disable=not (console.is_terminal if shown is None else shown),
         transient=True,
     )
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2%}"
-
-
-def _energy(value_pj: float | None) -> str:
-    return "–" if value_pj is None else f"{value_pj / 1e6:,.3g}"

@@ -1,13 +1,12 @@
 """What a simulated layer did, summed on its device: spikes, deliveries, and the cycles of clock-driven neurons."""
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ttfs_triton.hardware.counts.activity import LayerActivity
-from ttfs_triton.hardware.counts.counts import Kind, LayerCounts
-from ttfs_triton.hardware.counts.synapses import fan_out
+from ttfs_triton.hardware.counts.counts import LayerActivity, LayerCounts
+from ttfs_triton.hardware.counts.synapses import described, fan_out
 from ttfs_triton.hardware.simulation.clock import Clock
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
@@ -15,34 +14,33 @@ from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 class LayerTally:
     """Sums of one layer over batches; read once, at the end."""
 
-    def __init__(self, name: str, kind: Kind, layer: WeightedLayer, clock: Clock, window: float, gating: bool) -> None:
+    def __init__(self, name: str, layer: WeightedLayer, clock: Clock, window: float, gating: bool) -> None:
         self.name, self.layer, self.gating = name, layer, gating
-        self.kind: Kind = kind
         self._clock, self._never = clock, len(clock.instants(window))
         self._window_steps = clock.steps * window
         device = layer.weight.device
         self.histogram = torch.zeros(self._never + 1, dtype=torch.int64, device=device)
-        self.inputs_active, self.operations, self.integration, self.firing, self.compares = torch.zeros(
+        self.active_inputs, self.products, self.integration, self.firing, self.compares = torch.zeros(
             5, 1, dtype=torch.int64, device=device
         )
         self.ever = torch.zeros(0, dtype=torch.bool, device=device)
         self.sample_spikes: list[Tensor] = []
-        self.sample_operations: list[Tensor] = []
-        self.samples = self.inputs_per_sample = self.synapses = 0
-        self._reach = torch.zeros(0)
+        self.sample_products: list[Tensor] = []
+        self.samples = 0
+        self._reach, self._described = torch.zeros(0), dict[str, Any]()
 
     def add_inputs(self, inputs: Tensor) -> None:
         """Add a batch of inputs [N, ...]: what is not zero meets the synapses."""
         if not self.samples:
             reach = fan_out(self.layer, tuple(inputs.shape[2:]) if isinstance(self.layer, WeightedConv2d) else ())
-            self._reach = (torch.outer(reach.rows, reach.columns) * reach.channels).flatten().to(inputs.device)
-            self.inputs_per_sample, self.synapses = math.prod(inputs.shape[1:]), reach.synapses
+            self._reach = (reach.places * reach.channels).to(inputs.device)
+            self._described = described(self.layer, reach, inputs)
         self.samples += len(inputs)
         places = (inputs != 0).sum(1).reshape(len(inputs), -1)
-        operations = (places * self._reach).sum(1)
-        self.inputs_active += places.sum()
-        self.operations += operations.sum()
-        self.sample_operations.append(operations)
+        products = (places * self._reach).sum(1)
+        self.active_inputs += places.sum()
+        self.products += products.sum()
+        self.sample_products.append(products)
 
     def add_integration(self, earliest: Tensor, channels: int) -> None:
         """Add the integration window's updates: `ClockedLayer.earliest_input`, each for so many channels."""
@@ -82,26 +80,22 @@ class LayerTally:
         histogram = [0] * (max(steps) + 1)
         for step, spikes in zip(steps, at_instant, strict=True):
             histogram[step] += spikes
-        operations, dense = int(self.operations), self.synapses * self.samples
-        real = self.kind == "analog"
+        products, dense = int(self.products), self._described["synapses"] * self.samples
+        real = self.layer.kind == "analog"
         return LayerCounts(
             name=self.name,
-            kind=self.kind,
             samples=self.samples,
-            neurons_per_sample=self.ever.numel(),
-            inputs_per_sample=self.inputs_per_sample,
-            synapses=self.synapses,
-            weights=self.layer.weight.numel(),
-            biases=0 if self.layer.bias is None else self.layer.bias.numel(),
+            neurons=self.ever.numel(),
+            **self._described,
             spikes=sum(histogram),
             spikes_delivered=delivered,
-            inputs_active=int(self.inputs_active),
-            synaptic_operations=0 if real else operations,
-            nonzero_macs=operations,
+            active_inputs=int(self.active_inputs),
+            synops=0 if real else products,
+            nonzero_macs=products,
             analog_macs=dense if real else 0,
             dense_macs=dense,
             saturated=histogram[0],
-            never_active_per_sample=int((~self.ever).sum()),
+            never_active=int((~self.ever).sum()),
             summed_spike_time=sum(step * spikes for step, spikes in enumerate(histogram)) / self._window_steps,
             histogram=tuple(histogram),
             histogram_samples=self.samples,
@@ -109,9 +103,9 @@ class LayerTally:
 
     def activity(self) -> LayerActivity:
         """Cycles and state accesses."""
-        operations = 0 if self.kind == "analog" else int(self.operations)
+        synops = 0 if self.layer.kind == "analog" else int(self.products)
         integration, firing, compares = int(self.integration), int(self.firing), int(self.compares)
         # An update of the firing window shares its read of the potential with the compare that follows it; updates of
         # a potential that is only read out have none.
-        reads = operations + 2 * integration + firing + max(compares, firing)
-        return LayerActivity(self.name, integration, firing, compares, reads, operations + integration + firing)
+        reads = synops + 2 * integration + firing + max(compares, firing)
+        return LayerActivity(self.name, integration, firing, compares, reads, synops + integration + firing)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ttfs_triton.hardware.energy.chip import Memory
 from ttfs_triton.hardware.energy.chip_files import load_chip
-from ttfs_triton.hardware.energy.memory import Memory
 from ttfs_triton.hardware.energy.prices import Price
 
 KB = 1024

@@ -2,12 +2,10 @@
 
 import hypothesis.strategies as st
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 
-from ttfs_triton.hardware.counts.histogram import count_whole_numbers, count_whole_numbers_anywhere, spike_histogram
-from ttfs_triton.nn import statistics
+from ttfs_triton.hardware.counts.layer_counter import spike_histogram
 
 
 @settings(max_examples=40, deadline=None)
@@ -39,22 +37,3 @@ def test_low_precision_is_binned_in_float32():
     # 49.02, and 49 in bfloat16, which is one bin later.
     x = torch.tensor([[0.98046875]], dtype=torch.bfloat16)
     assert spike_histogram(x, 50).tolist()[0] == 1
-
-
-def test_parts_add_up(monkeypatch):
-    torch.manual_seed(0)
-    x = torch.rand(9, 31)
-    whole = spike_histogram(x, 10)
-    monkeypatch.setattr(statistics, "PART_BYTES", 2 * 4 * 31)
-    assert torch.equal(spike_histogram(x, 10), whole)
-
-
-@pytest.mark.parametrize("number", [2, 52, 128, 129, 400])
-@pytest.mark.parametrize("length", [0, 1, 2, 999, 1000])
-def test_both_ways_to_count_agree(number, length):
-    torch.manual_seed(length)
-    values = torch.randint(0, number, (length,)).float()
-    found = count_whole_numbers(values, number)
-    expected = count_whole_numbers_anywhere(values, number)
-    assert found[1:].tolist() == expected[1:].tolist()
-    assert found[0] - expected[0] == (length % 2 if number <= 128 else 0)

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.hardware.energy.energy_cases import convolutional_network, dense_network, scaled
+from tests.hardware.energy.energy_cases import convolutional_network, dense_network, of_neuron, scaled
+from ttfs_triton.hardware.counts.counter import count
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import available_chips, load_chip
-from ttfs_triton.hardware.energy.energy import estimate, estimate_with
+from ttfs_triton.hardware.energy.estimate import estimate
 from ttfs_triton.hardware.energy.prices import Price
 from ttfs_triton.hardware.energy.run_options import RunOptions
 from ttfs_triton.hardware.simulation.simulator import simulate
@@ -70,10 +71,10 @@ def test_gating_puts_neurons_to_sleep_that_have_fired():
 
 
 def test_without_persistence_no_slope_is_added_while_firing():
-    found = counted(estimate(dense_network(), "horowitz45:int8", steps=8, psp_persistence=0.0), "fc1")
+    found = counted(estimate(of_neuron(dense_network(), 0.0), "horowitz45:int8", steps=8), "fc1")
     assert found["neuron additions"] == 32
     assert found["threshold comparisons"] == 36
-    halved = counted(estimate(dense_network(), "horowitz45:int8", steps=8, psp_persistence=0.5), "fc1")
+    halved = counted(estimate(of_neuron(dense_network(), 0.5), "horowitz45:int8", steps=8), "fc1")
     assert halved["slope persistence"] == 4
 
 
@@ -95,7 +96,7 @@ def test_closed_form_multiplies_and_divides():
 
 
 def test_closed_form_without_persistence_is_one_multiply_accumulate():
-    report = estimate(dense_network(), "horowitz45:fp32", implementation="closed_form", psp_persistence=0.0)
+    report = estimate(of_neuron(dense_network(), 0.0), "horowitz45:fp32", implementation="closed_form")
     assert {term.price_name for term in report.terms if term.layer == "fc1" and term.kind == "compute"} == {
         "multiply_accumulate",
         "compare",
@@ -116,7 +117,7 @@ def test_analog_layer_is_multiply_accumulates(implementation):
     [("potential_start", 8, None, 2), ("potential_end", 16, None, 3), ("first_spike", 16, 2 * (4 + 1), 3)],
 )
 def test_readout_works_until_its_decision(readout, additions, compares, windows):
-    report = estimate(dense_network(), "horowitz45:fp32", steps=4, readout=readout, step_us=10)
+    report = estimate(dataclasses.replace(dense_network(), readout=readout), "horowitz45:fp32", steps=4, step_us=10)
     found = counted(report, "readout")
     assert (found["neuron additions"], found.get("threshold comparisons")) == (additions, compares)
     assert report.latency_us == windows * 4 * 10
@@ -126,10 +127,8 @@ def test_readout_works_until_its_decision(readout, additions, compares, windows)
 def test_work_of_neurons_equals_a_simulation(persistence, readout):
     model = cnn1(16, 1, 10, width=0.25, neuron=Neuron(persistence))
     simulation = simulate(model, [torch.rand(3, 1, 16, 16)], steps=8, gating=False)
-    formula = estimate(simulation.counts, "lemaire45:int8", steps=8, psp_persistence=persistence)
-    exact = estimate(
-        simulation.counts, "lemaire45:int8", steps=8, psp_persistence=persistence, activity=simulation.activity
-    )
+    formula = estimate(simulation.counts, "lemaire45:int8", steps=8)
+    exact = estimate(simulation.counts, "lemaire45:int8", steps=8, activity=simulation.activity)
     assert counted(formula) == pytest.approx(counted(exact))
 
 
@@ -266,13 +265,30 @@ def test_report_is_json():
     assert values["unpriced"] == ["hops (hop)", "leakage (leakage_power)", "multiply-accumulates (multiply_accumulate)"]
 
 
+def test_neuron_and_readout_are_those_that_were_counted():
+    model = cnn1(16, width=0.25, neuron=Neuron(psp_persistence=0.0), readout="first_spike")
+    counts = count(model, [torch.rand(2, 1, 16, 16)])
+    report = estimate(counts, "horowitz45:int8", steps=8)
+    assert counted(report, "conv2")["neuron additions"] == 8 * counts.layers[1].neurons  # no slope while firing
+    assert counted(report, "readout")["threshold comparisons"] == 9 * 10
+    with pytest.raises(TypeError, match="psp_persistence"):
+        estimate(counts, "horowitz45:int8", steps=8, psp_persistence=1.0)
+
+
+def test_changes_replace_options():
+    options = RunOptions(steps=4, gating=True)
+    changed = estimate(dense_network(), "horowitz45:int8", options, steps=8)
+    assert changed == estimate(dense_network(), "horowitz45:int8", steps=8, gating=True)
+    assert changed != estimate(dense_network(), "horowitz45:int8", options)
+
+
 # ---- properties
 
 
 @given(CHIPS, STEPS, st.booleans(), st.sampled_from([0.0, 0.25, 1.0]), st.sampled_from(["clock_driven", "closed_form"]))
 def test_total_is_the_sum_of_terms_in_order(chip, steps, gating, persistence, implementation):
-    options = RunOptions(steps, implementation, gating, persistence, step_us=1.0)
-    report = estimate_with(convolutional_network(), chip, options)
+    options = RunOptions(steps, implementation, gating, step_us=1.0)
+    report = estimate(of_neuron(convolutional_network(), persistence), chip, options)
     energies = [term.energy for term in report.terms if term.energy is not None]
     if not energies:  # a closed form on a chip that prices synaptic operations only, and no static power
         assert report.total is None
@@ -335,8 +351,6 @@ def test_counts_are_refused():
             {"steps": 4, "implementation": "analog"},
             "implementation must be one of clock_driven, .*; got analog",
         ),
-        ({"steps": 4, "readout": "start"}, "readout must be one of potential_start, .*; got start"),
-        ({"steps": 4, "psp_persistence": 1.5}, r"psp_persistence must be in \[0, 1\]; got 1.5"),
         ({"steps": 4, "hops_per_spike": -1}, "hops_per_spike must be finite and at least 0; got -1"),
         ({"steps": 4, "step_us": float("inf")}, "step_us must be finite and at least 0; got inf"),
     ],

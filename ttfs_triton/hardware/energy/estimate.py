@@ -1,4 +1,4 @@
-"""Energy of one sample of a spiking network on a chip: counts times prices.
+"""Energy of one sample of a spiking network on a chip: counts times prices, and which price matters.
 
 Pooling for the earliest spike is not charged: it compares times that are at hand.
 """
@@ -6,15 +6,17 @@ Pooling for the earliest spike is not charged: it compares times that are at han
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from ttfs_triton.hardware.counts.activity import LayerActivity
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import as_chip
+from ttfs_triton.hardware.energy.ledger import Estimate, Ledger
 from ttfs_triton.hardware.energy.operations import (
     LayerAverages,
-    Ledger,
+    averages,
     event_memory,
     multiplications,
     neuron_updates,
@@ -24,32 +26,18 @@ from ttfs_triton.hardware.energy.operations import (
     synaptic_operations,
 )
 from ttfs_triton.hardware.energy.power import latency, static_power
-from ttfs_triton.hardware.energy.report import Report
-from ttfs_triton.hardware.energy.run_options import Implementation, ReadoutTime, RunOptions
+from ttfs_triton.hardware.energy.run_options import RunOptions
 
 
 def estimate(
     counts: Counts,
     chip: Chip | str | Path,
+    options: RunOptions | None = None,
     *,
-    steps: int | None = None,
-    implementation: Implementation = "clock_driven",
-    gating: bool = False,
-    psp_persistence: float = 1.0,
-    readout: ReadoutTime = "potential_start",
-    activity: Sequence[LayerActivity] | None = None,
-    weight_bits: int | None = None,
-    state_bits: int | None = None,
-    memory: bool = True,
-    idle: bool = True,
-    messages_per_spike: float = 1.0,
-    hops_per_spike: float | None = None,
-    step_us: float | None = None,
-    latency_us: float | None = None,
-    clock_mhz: float | None = None,
     network: str = "network",
-) -> Report:
-    """Energy of one sample, in pJ, by layer and term.
+    **changes: Any,
+) -> Estimate:
+    """Energy of one sample, in pJ, by layer and term. Neurons and readout are those that were counted.
 
     *Clock-driven*, as event chips do it: a synaptic operation adds a weight to a slope; an awake neuron adds its slope
     to its potential in each step of its two windows, and compares in the second. The readout integrates for a window.
@@ -64,66 +52,55 @@ def estimate(
     Args:
         counts: of a spiking network.
         chip: a `Chip`, or what `load_chip` takes.
-        steps, ..., clock_mhz: see `RunOptions`.
+        options: how it runs on the chip.
         network: name for tables.
+        changes: attributes of `RunOptions`, in place of those of `options`: estimate(counts, "loihi", steps=32).
     Returns:
         Terms, sums, assumptions and warnings. Terms without a price are in no sum.
     Raises:
+        TypeError: a change that `RunOptions` does not have.
         ValueError: counts of an ANN or of no samples, an unknown chip, or an option out of range.
     Source: neuron, Wei et al., ICCV 2023, Eq. 5–7; memory traffic, Lemaire et al., ICONIP 2022.
+    Example:
+        >>> from ttfs_triton.hardware import count
+        >>> from ttfs_triton.nn import cnn1
+        >>> counts = count(cnn1(), [torch.rand(4, 1, 28, 28)])
+        >>> energy = estimate(counts, "lemaire45:int8", steps=32)
+        >>> 0 < energy.compute_only.nominal < energy.total.nominal
+        True
+        >>> sorted({term.kind for term in energy.terms}), energy.status
+        (['compute', 'memory', 'static'], 'assumed')
     """
-    options = RunOptions(
-        steps=steps,
-        implementation=implementation,
-        gating=gating,
-        psp_persistence=psp_persistence,
-        readout=readout,
-        activity=activity,
-        weight_bits=weight_bits,
-        state_bits=state_bits,
-        memory=memory,
-        idle=idle,
-        messages_per_spike=messages_per_spike,
-        hops_per_spike=hops_per_spike,
-        step_us=step_us,
-        latency_us=latency_us,
-        clock_mhz=clock_mhz,
-    )
-    return estimate_with(counts, chip, options, network=network)
-
-
-def estimate_with(counts: Counts, chip: Chip | str | Path, options: RunOptions, *, network: str = "network") -> Report:
-    """`estimate` with its options in one object.
-
-    Raises:
-        ValueError: as `estimate` does.
-    """
-    layers = averages(counts)
+    options = RunOptions(**changes) if options is None else replace(options, **changes)
+    layers = averages("estimate", counts)
     if any(layer.kind == "ann" for layer in layers):
         _refuse("counts", "be of a spiking network", "analog layers", "Use dense_ann or zero_skipping_ann.")
     unknown = sorted({found.name for found in options.activity or ()} - {layer.name for layer in layers})
     if unknown:
         _refuse("activity", f"be of layers {', '.join(layer.name for layer in layers)}", ", ".join(unknown))
-    return spiking_report(network, layers, counts.input.spikes / counts.samples, as_chip(chip), options, counts.samples)
+    return spiking_estimate(
+        network, layers, counts.input.spikes / counts.samples, as_chip(chip), options, counts.samples
+    )
 
 
-def spiking_report(
+def spiking_estimate(
     network: str, layers: Sequence[LayerAverages], input_spikes: float, chip: Chip, options: RunOptions, samples: int
-) -> Report:
-    """The report of `estimate`, from averages over samples."""
+) -> Estimate:
+    """What `estimate` gives, from averages over samples."""
     ledger = Ledger.of(chip, options)
-    windows = sum(layer.kind == "spiking" for layer in layers) + 1 + options.extra_windows
+    late = layers[-1].readout not in (None, "potential_start")  # read behind the window of integration
+    windows = sum(layer.kind == "spiking" for layer in layers) + 1 + late
     spikes_out(ledger, "input", 0.0, input_spikes, options)
     for layer in layers:
         if options.implementation == "clock_driven":
             _clock_driven(ledger, layer, options, windows, samples)
         else:
-            _closed_form(ledger, layer, options)
+            _closed_form(ledger, layer)
         if layer.kind != "readout":
             spikes_out(ledger, layer.name, layer.spikes, layer.delivered, options)
     latency_us = latency(chip, options, windows)
     static_power(ledger, latency_us, options.clock_mhz)
-    return Report(
+    return Estimate(
         network=network,
         implementation=options.implementation.replace("_", "-"),
         chip=chip,
@@ -143,7 +120,7 @@ def _clock_driven(ledger: Ledger, layer: LayerAverages, options: RunOptions, win
         synaptic_operations(ledger, layer)
         preset(ledger, layer, words=2)
     neuron_updates(ledger, layer, work)
-    if ledger.chip.arithmetic and layer.kind == "spiking" and 0 < options.psp_persistence < 1:
+    if ledger.chip.arithmetic and layer.kind == "spiking" and 0 < layer.psp_persistence < 1:
         ledger.charge(layer.name, "slope persistence", "compute", layer.neurons, "multiply_accumulate")
     if options.idle and "neuron_idle" in ledger.chip.prices:
         assert options.steps is not None
@@ -151,14 +128,14 @@ def _clock_driven(ledger: Ledger, layer: LayerAverages, options: RunOptions, win
         ledger.charge(layer.name, "idle neurons", "compute", idle, "neuron_idle")
 
 
-def _closed_form(ledger: Ledger, layer: LayerAverages, options: RunOptions) -> None:
+def _closed_form(ledger: Ledger, layer: LayerAverages) -> None:
     name, neurons = layer.name, layer.neurons
     if layer.kind == "analog":
         multiplications(ledger, layer, layer.dense_macs)
         ledger.charge(name, "threshold comparisons", "compute", 2 * neurons, "compare")
         return
-    fires = layer.kind != "readout" or options.readout == "first_spike"
-    slope = options.psp_persistence > 0 and (fires or options.readout == "potential_end")
+    fires = layer.kind != "readout" or layer.readout == "first_spike"
+    slope = layer.psp_persistence > 0 and (fires or layer.readout == "potential_end")
     ledger.charge(name, "synaptic operations, Σ w·x", "compute", layer.synops, "multiply_accumulate")
     if slope:
         ledger.charge(name, "synaptic operations, Σ w", "compute", layer.synops, "accumulate")
@@ -172,19 +149,8 @@ def _closed_form(ledger: Ledger, layer: LayerAverages, options: RunOptions) -> N
     ledger.access(name, "state reads", neurons * words, neurons * words, ledger.state_bits)
 
 
-def averages(counts: Counts) -> tuple[LayerAverages, ...]:
-    """Averages over samples, layer by layer.
-
-    Raises:
-        ValueError: nothing was counted.
-    """
-    if counts.samples < 1 or not counts.layers:
-        _refuse("counts", "be of at least one sample and layer", f"{counts.samples} and {len(counts.layers)}")
-    return tuple(LayerAverages.of(layer, first=index == 0) for index, layer in enumerate(counts.layers))
-
-
 def about(ledger: Ledger) -> list[str]:
-    """What holds for every report on this chip, in sentences."""
+    """What holds for every estimate on this chip, in sentences."""
     chip = ledger.chip
     lines = [f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}"]
     if not ledger.memory:
@@ -215,6 +181,56 @@ def outgrown(ledger: Ledger, layers: Sequence[LayerAverages]) -> tuple[str, ...]
         priced = f"the largest memory that {chip.name} prices ({largest / 2**20:g} MB)"
         lines.append(f"{layer}: {size / 2**20:,.1f} MB exceed {priced}")
     return tuple(lines)
+
+
+@dataclass(frozen=True)
+class Swing:
+    """What one price does to the total. All energies are pJ.
+
+    Attributes:
+        price_name: key of `PRICES`, or "memory" for all its accesses together.
+        low, high: the total with this price at its low and high end, all others nominal.
+        nominal: the total.
+    """
+
+    price_name: str
+    low: float
+    nominal: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        """How far the total moves."""
+        return self.high - self.low
+
+
+def sensitivity(energy: Estimate, *, spread: float = 0.0) -> tuple[Swing, ...]:
+    """One swing a price, the widest first; prices that move nothing are left out.
+
+    Args:
+        energy: of any network.
+        spread: relative range given to prices for which sources state none: 0.2 is ±20 %.
+    Returns:
+        Swings around its total; empty if nothing has a price.
+    Raises:
+        ValueError: spread outside [0, 1].
+    """
+    if not 0 <= spread <= 1:
+        raise ValueError(f"sensitivity: spread must be in [0, 1]; got {spread}. 0.2 is ±20 %.")
+    total = energy.total
+    if total is None:
+        return ()
+    swings = []
+    for name, own in energy.by_price().items():
+        if own is None:
+            continue
+        low, high = own.low, own.high
+        if low == high:
+            low, high = own.nominal * (1 - spread), own.nominal * (1 + spread)
+        if high > low:
+            nominal = total.nominal
+            swings.append(Swing(name, nominal - own.nominal + low, nominal, nominal - own.nominal + high))
+    return tuple(sorted(swings, key=lambda swing: -swing.width))
 
 
 def _assumptions(options: RunOptions, windows: int, latency_us: float | None) -> list[str]:

@@ -1,17 +1,18 @@
-"""Energy of one sample: terms, each a count times a price, and their sums."""
+"""Energy of one sample: terms, each a count times a price, their sums, and the ledger that collects them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Any, Literal
 
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.prices import Price, Range, Status, weakest
+from ttfs_triton.hardware.energy.run_options import RunOptions
 
-Kind = Literal["compute", "memory", "communication", "static"]
+TermKind = Literal["compute", "memory", "communication", "static"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Term:
 
     layer: str
     name: str
-    kind: Kind
+    kind: TermKind
     count: float | None
     price: Price | None
     price_name: str
@@ -60,7 +61,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Report:
+class Estimate:
     """What a network would need for one sample. All energies are pJ.
 
     Sums have every price at its low end at once, at its nominal value, and at its high end. Terms without a price are
@@ -103,7 +104,7 @@ class Report:
             return self.of_kind("compute")
         return self.of_kind("compute", "memory") if self.of_kind("memory") else None
 
-    def of_kind(self, *kinds: Kind) -> Range | None:
+    def of_kind(self, *kinds: TermKind) -> Range | None:
         """The terms of some kinds; None if none of them has a price."""
         return _sum(term for term in self.terms if term.kind in kinds)
 
@@ -134,7 +135,7 @@ class Report:
         return {name: _sum(term for term in self.terms if key(term) == name) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values; an unknown energy is None."""
+        """The estimate as JSON values; an unknown energy is None."""
         sums = {name: getattr(self, name) for name in ("compute_only", "memory_included", "total")}
         return {
             "network": self.network,
@@ -156,6 +157,58 @@ class Report:
             "warnings": list(self.warnings),
             "terms": [term.to_dict() for term in self.terms],
         }
+
+
+@dataclass
+class Ledger:
+    """Collects the terms of one estimate.
+
+    Attributes:
+        chip: whose prices count.
+        memory: whether memory traffic is charged.
+        weight_bits, state_bits: of the numbers in memory.
+        terms: so far.
+        outgrown: layers whose memory is larger than any that has a price.
+    """
+
+    chip: Chip
+    memory: bool
+    weight_bits: int
+    state_bits: int
+    terms: list[Term] = field(default_factory=list)
+    outgrown: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, chip: Chip, options: RunOptions) -> Ledger:
+        """An empty one, with the widths of the options, else the chip's, else 8 bits; states have 16 at least."""
+        bits = chip.bits or 8
+        return cls(chip, options.memory, options.weight_bits or bits, options.state_bits or max(16, bits))
+
+    def charge(self, layer: str, name: str, kind: TermKind, count: float | None, key: str, note: str = "") -> None:
+        """Add a term, unless it counts nothing or other prices hold it."""
+        if count != 0 and not self.chip.holds(key):
+            price = self.chip.prices.get(key)
+            if price is None or price.value is None:
+                note = f"the chip states no price for {key}"
+            self.terms.append(Term(layer, name, kind, count, price, key, note))
+
+    def access(self, layer: str, name: str, count: float, numbers: float, bits: int) -> None:
+        """Add reads or writes of a memory that holds so many numbers of so many bits."""
+        if not self.memory or self.chip.holds("memory") or count == 0:
+            return
+        price: Price | None = None
+        if self.chip.memory is not None:
+            size_bytes = numbers * bits / 8
+            price = self.chip.memory.access(size_bytes, bits)
+            if not self.chip.memory.holds(size_bytes):
+                self.outgrown[layer] = max(size_bytes, self.outgrown.get(layer, 0.0))
+        note = "" if price else "the chip states no price for memory"
+        self.terms.append(Term(layer, name, "memory", count, price, "memory", note))
+
+    def addresses(self, layer: str, count: float) -> None:
+        """Add the additions that compute addresses, where they are charged."""
+        if self.memory and self.chip.memory is not None and self.chip.memory.addressing:
+            self.charge(layer, "addressing", "memory", count, "accumulate")
 
 
 def _sum(terms: Iterable[Term]) -> Range | None:

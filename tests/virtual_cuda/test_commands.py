@@ -1,0 +1,154 @@
+"""Every command of the README in its smallest form, from start to finish on the virtual CUDA device.
+
+Two run with all tests, the others on request: pytest tests/virtual_cuda/test_commands.py -m slow
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.virtual_cuda import why_not
+
+ROOT = Path(__file__).parents[2]
+TINY = "--epochs 1 --max-train-samples 64 --max-test-samples 20 --batch-size 16"
+TINIER = "--model 2C3s4-8 --epochs 1 --max-train-samples 8 --max-test-samples 4 --batch-size 4 --validation-fraction 0"
+VGG11 = f"--dataset sample --image-size 32 --width 0.0625 {TINY} --num-workers 0"
+LAYERS = [
+    {"name": "c3", "layers": ["a"], "height": 5, "width": 5, "in_channels": 4, "out_channels": 8, "kernel": [3, 3]},
+    {"name": "f", "layers": ["b"], "height": 1, "width": 1, "in_channels": 16, "out_channels": 8},
+]
+TRAINING = {
+    "float32": f"quickstart.py --model 4C5-P4-16 {TINY} --gradient-accumulation 2 --gradient-clip 1",
+    "bfloat16": f"quickstart.py --model 4C5-P4-16 {TINY} --mixed-precision bf16 --num-workers 2",
+    "triton": f"quickstart.py {TINIER} --backend triton --mixed-precision fp16 --gradient-clip 1",
+    "tuned": f"quickstart.py {TINIER} --backend auto",
+    "tuned-bfloat16": f"quickstart.py {TINIER} --backend auto --mixed-precision bf16",
+    "mnist": f"train_cnn_mnist.py --dataset sample --width 0.25 {TINY}",
+    "vgg11": f"train_vgg11_cifar10.py {VGG11}",
+    "vgg16": f"train_vgg16_cifar10.py {VGG11} --batch-size 8",
+    "vgg16-cifar100": f"train_vgg16_cifar100.py {VGG11} --batch-size 8",
+    "calibrated": f"train_vgg11_cifar10.py {VGG11} --calibration-images 16 --weights {{ann}}",
+}
+# {run} and {ann}: finished runs; {tmp}: an empty folder.
+OTHERS = {
+    "analog": "recipes/evaluate.py {ann-as-snn} --chip all --steps 4 --max-test-samples 6 --output-dir {tmp}/out",
+    "sweep": "recipes/evaluate.py {run} --sweep --max-test-samples 6 --output-dir {tmp}/out",
+    "convert": "recipes/convert.py {ann} --dataset sample --calibration-images 16 --output-dir {tmp}/converted",
+    "onnx": "recipes/export.py {run} --format onnx --output {tmp}/a.onnx --check --check-images 6",
+    "nir": "recipes/export.py {run} --format nir --steps 16 --output {tmp}/a.nir --check --check-images 6",
+    "publish": "recipes/publish.py {run} --repo-id you/mnist-cnn1 --dry-run",
+    "kernels": "bench/kernels.py --device cuda --shapes {tmp}/shapes.json --batch-size 4 --rounds 1 --no-compiled "
+    "--no-plot --dtypes fp32 fp16 --sigma 1 --output {tmp}",
+    "tune": "bench/kernels.py --device cuda --tune --shapes {tmp}/shapes.json --batch-size 4 --dtypes fp16 --sigma 1 "
+    "--output {tmp}",
+    "train_step": "bench/train_step.py --device cuda --model cnn1 --width 0.0625 --image-size 12 --batch-size 2 "
+    "--repeats 1 --dtypes float32 --output {tmp}",
+    "counting": "bench/counting.py --device cuda --models cnn1 --sigma 1 --batch-size 4 --batches 1 --rounds 1 "
+    "--output {tmp}",
+    "causal_set": "bench/causal_set.py --device cuda --fan-ins 16 --outputs 8 --batch-size 4 --repeats 1 --depth 2 "
+    "--gains 1 --draws 1 --no-plot --output {tmp}",
+    "peers": "bench/peers.py --device cuda --batch-size 2 --width 0.0625 --repeats 1 --steps 2 --output {tmp}",
+    "simulation": "bench/simulation.py {run} --steps 4 --weight-bits 4 --max-test-samples 6 --timed-images 6 "
+    "--output {tmp}",
+    "energy": "bench/energy.py {run} --samples 6 --steps 4 --output {tmp}",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _possible() -> None:
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+
+
+def run(command: str, cache: Path, backend: str = "torch") -> str:
+    """What a script printed on the virtual device."""
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(cache / "datasets"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
+        "TTFS_KERNELS_BACKEND": backend,
+        "TTFS_KERNELS_CACHE": str(cache / "kernels"),
+    }
+    words = [sys.executable, "-m", "tests.virtual_cuda", *shlex.split(command)]
+    process = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-5000:]
+    return process.stdout
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, cache):
+    """A run in float16 with all that a step can have, stopped in the middle and resumed."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    options = f"--model 4C5-P4-16 {TINY} --mixed-precision fp16 --optimizer sgd --gradient-accumulation 2"
+    run(f"recipes/quickstart.py {options} --gradient-clip 1 --checkpoint-steps 2 --output-dir {folder}", cache)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ann(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("ann") / "run"
+    run(f"recipes/pretrain_ann.py --model vgg11 {VGG11} --output-dir {folder}", cache)
+    return folder
+
+
+def test_float16_run_is_scored_counted_simulated_and_priced(trained, tmp_path, cache):
+    summary = json.loads((trained / "summary.json").read_text())
+    assert (summary["device"], summary["mixed_precision"]) == ("virtual CUDA device", "fp16")
+    flags = f"--chip all --steps 8 --max-test-samples 20 --report {tmp_path / 'page.html'}"
+    run(f"recipes/evaluate.py {trained} {flags} --output-dir {tmp_path / 'out'}", cache)
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["images"] == 20
+    assert found["simulation"]["steps"] == 8
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+
+
+def test_interrupted_run_is_resumed(trained, tmp_path, cache):
+    (trained / "summary.json").rename(tmp_path / "summary.json")
+    newest = max((trained / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    newest.rename(tmp_path / newest.name)
+    options = f"--model 4C5-P4-16 {TINY} --mixed-precision fp16 --optimizer sgd --gradient-accumulation 2"
+    flags = f"--gradient-clip 1 --checkpoint-steps 2 --output-dir {trained} --resume"
+    assert "resumed after step 2" in run(f"recipes/quickstart.py {options} {flags}", cache)
+    for name in ("model.safetensors", "optimizer.safetensors", "average.safetensors"):
+        again = trained / "checkpoints" / newest.name / name
+        assert again.read_bytes() == (tmp_path / newest.name / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINING)
+def test_recipe_trains(name, tmp_path, cache, request):
+    command = TRAINING[name]
+    if "{ann}" in command:
+        command = command.format(ann=request.getfixturevalue("ann"))
+    backend = "auto" if name.startswith("tuned") else "torch"
+    shown = run(f"recipes/{command} --output-dir {tmp_path / 'run'}", cache, backend)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["device"] == "virtual CUDA device"
+    assert ("library" in shown and "ours" in shown) == (name == "tuned")
+    assert ("Calibrated on 16 images" in shown) == (name == "calibrated")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_command_ends_well(name, tmp_path, cache, request):
+    (tmp_path / "shapes.json").write_text(json.dumps(LAYERS))
+    command = OTHERS[name].replace("{tmp}", str(tmp_path))
+    if "{run}" in command:
+        command = command.replace("{run}", str(request.getfixturevalue("trained")))
+    if "{ann}" in command:
+        command = command.replace("{ann}", str(request.getfixturevalue("ann")))
+    if "{ann-as-snn}" in command:
+        run(f"recipes/train_vgg11_cifar10.py {VGG11} --output-dir {tmp_path / 'snn'}", cache)
+        command = command.replace("{ann-as-snn}", str(tmp_path / "snn"))
+    assert run(command, cache)
