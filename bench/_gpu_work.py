@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -153,16 +155,14 @@ def compile_one(job: tuple[int, str, int]) -> str:
 
 def tune(*numbers: str) -> int:
     """A table in the package, which this checkout's programs find; goes on where it was stopped."""
-    import kernels
-
+    kernels: Any = import_module("kernels")  # by name: a folder is called so, too
     options = kernels.Options(tune=True, device="cuda", dtypes=numbers, output=TABLES)
     return kernels.tune(options, kernels.load(options.shapes))
 
 
 def layers(output: str) -> int:
     """`kernels.py` in bfloat16, without torch.compile, which takes minutes a layer."""
-    import kernels
-
+    kernels: Any = import_module("kernels")  # by name: a folder is called so, too
     options = kernels.Options(device="cuda", dtypes=("bf16",), compiled=False, output=Path(output), plot=False)
     torch.backends.cudnn.benchmark = True
     return kernels.time(options, kernels.load(options.shapes))

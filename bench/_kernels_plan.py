@@ -91,9 +91,9 @@ def read(
 def problem_of(layer: WeightedLayer, shape: torch.Size, dtype: torch.dtype) -> Problem:
     """The shape of a layer on inputs [N, C, H, W] or [N, K]."""
     if isinstance(layer, WeightedConv2d):
-        sizes = (shape[0], *shape[2:], layer.in_channels, layer.out_channels, layer.kernel_size)
-        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        return Problem(*sizes, *geometry, dtype)
+        batch, channels, height, width = shape
+        sizes = (batch, height, width, channels, layer.out_channels, layer.kernel_size)
+        return Problem(*sizes, layer.stride, layer.padding, layer.dilation, layer.groups, dtype)
     assert isinstance(layer, WeightedLinear)
     return Problem(shape[0], 1, 1, layer.in_features, layer.out_features, dtype=dtype)
 

@@ -255,7 +255,7 @@ def compile_only(options: Options, layers: list[Layer]) -> int:
     show(console, rows)
     about = versions(torch.device("cpu")) | {"options": plain(options)}
     folder, name = options.output or ROOT / "bench" / "results", "kernels-compile-only"
-    kept, runs = others(folder / f"{name}.json", about["triton"])
+    kept, runs = others(folder / f"{name}.json", str(about["triton"]))
     for path in write(folder, name, kept + rows, {"runs": [*runs, about]}):
         print(f"written: {path}")
     return int(any(row["verdict"] != "ok" for row in rows))

@@ -48,7 +48,8 @@ class Problem:
     @staticmethod
     def of_linear(x: Tensor, weight: Tensor, neuron: Neuron) -> Problem:
         """From x [M, K] and weight [N, K]."""
-        return Problem(x.shape[0], 1, 1, x.shape[1], weight.shape[0], dtype=x.dtype, **_kind(neuron))
+        sizes = (x.shape[0], 1, 1, x.shape[1], weight.shape[0])
+        return Problem(*sizes, dtype=x.dtype, with_slope=neuron.has_slope, surrogate=neuron.has_surrogate)
 
     @staticmethod
     def of_conv2d(x: Tensor, weight: Tensor, geometry: Geometry, neuron: Neuron) -> Problem:
@@ -67,7 +68,8 @@ class Problem:
             dilation,
             geometry.groups,
             x.dtype,
-            **_kind(neuron),
+            neuron.has_slope,
+            neuron.has_surrogate,
         )
 
     @property
@@ -161,7 +163,3 @@ class Problem:
 def _pair(values: Any) -> tuple[int, int]:
     rows, columns = values
     return int(rows), int(columns)
-
-
-def _kind(neuron: Neuron) -> dict[str, bool]:
-    return {"with_slope": neuron.has_slope, "surrogate": neuron.has_surrogate}
