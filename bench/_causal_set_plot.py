@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
-from ttfs_triton.report.style import INK, STYLE
+from ttfs_triton.report.plots import INK, STYLE
 
 # Okabe-Ito colours; markers tell the lines apart as well.
 OURS, FIRST, SECOND = ("#0072B2", "o"), ("#C24E00", "s"), ("#7A7A7A", "^")
