@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PART_ROWS = 256
 # Products that take as long as bringing one element of an operand to them.
 ELEMENT_PRODUCTS = 16
+WIDE = 2**31  # elements that 32 bits cannot count
 STEPS_PER_SPLIT = 4  # at least, so that a split fills its pipeline
 
 
@@ -36,6 +37,15 @@ class Cut(NamedTuple):
 def skips(problem: Problem, config: Config) -> bool:
     """Whether blocks are one position of many images and leave out taps: where a step has one tap, of several."""
     return config.by_position and not problem.is_matrix_product and not problem.joint_steps
+
+
+def largest_offset(problem: Problem, config: Config) -> int:
+    """Elements from a block's first image to its end, at most: kernels have 32 bits for it."""
+    rows = max(config.block_m, config.block_k)
+    positions = max(1, math.prod(problem.out_size))
+    images = rows if skips(problem, config) else math.ceil(rows / positions) + 1
+    inputs = problem.height * problem.width * problem.in_channels
+    return images * max(inputs, positions * problem.out_channels)
 
 
 def executed_flops(which: str, problem: Problem, config: Config) -> int:
