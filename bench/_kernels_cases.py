@@ -10,10 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ttfs_kernels.triton_backend.problem import Problem
-from ttfs_kernels.triton_backend.work import WIDE
 
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
-WIDE = 2**31  # elements from which offsets need 64 bits
+WIDE = 2**31  # elements from which offsets exceed 32 bits
 SETTINGS = ("batch", "dtype", "with_slope", "surrogate")  # of a problem; the command line says
 
 

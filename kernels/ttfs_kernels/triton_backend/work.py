@@ -143,16 +143,17 @@ def split(steps: list[int], blocks: int, slots: int, wanted: int, block_k: int) 
     most = max(steps)
     limit = max(1, most // STEPS_PER_SPLIT)
 
-    def cost(splits: int) -> float:
-        length = math.ceil(most / splits)
+    def cost(length: int) -> float:
         programs = blocks * sum(math.ceil(some / length) for some in steps)
         waves = math.ceil(programs / slots)
-        part = PART_ROWS / block_k if splits > 1 else 0.0
+        part = PART_ROWS / block_k if length < most else 0.0
         return max(length, waves * sum(steps) * blocks / programs) + waves * part
 
-    enough = math.ceil(8 * slots / (blocks * len(steps)))
-    splits = min(wanted, limit) if wanted else min(range(1, min(limit, enough) + 1), key=cost)
-    length = math.ceil(most / splits)
+    shortest = math.ceil(most / min(limit, math.ceil(8 * slots / (blocks * len(steps)))))
+    lengths = {math.ceil(most / splits) for splits in range(1, math.ceil(most / shortest) + 1)}
+    # Taps that are not equally long fill a wave with lengths that divide none of them.
+    lengths |= {*range(shortest, most, max(1, most // 256))} if len(set(steps)) > 1 else set()
+    length = math.ceil(most / min(wanted, limit)) if wanted else min(sorted(lengths, reverse=True), key=cost)
     return math.ceil(most / length), length
 
 
