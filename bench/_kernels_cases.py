@@ -12,7 +12,7 @@ import torch
 from ttfs_kernels.triton_backend.problem import Problem
 
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
-WIDE = 2**31  # elements from which offsets need 64 bits
+WIDE = 2**31  # elements from which offsets exceed 32 bits
 SETTINGS = ("batch", "dtype", "with_slope", "surrogate")  # of a problem; the command line says
 
 
@@ -40,7 +40,7 @@ class Layer:
         name: kernel size, input and output channels, side of the maps; "c" is a convolution, "f" fully connected.
         networks: layers of networks that have this shape.
         fields: of `Problem`, without batch and dtype.
-        wide: whether the batch is so large that offsets into activations need 64 bits.
+        wide: whether the batch is so large that offsets into activations exceed 32 bits.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Layer:
     def problem(self, batch: int, number: Number, sigma: float, *, surrogate: bool = False) -> Problem:
         if self.wide:
             image = self.fields["height"] * self.fields["width"] * self.fields["in_channels"]
-            batch = max(batch, WIDE // image)
+            batch = max(batch, -(-WIDE // image))
         settings = {"batch": batch, "dtype": FORMATS[number].dtype, "with_slope": sigma > 0}
         settings["surrogate"] = surrogate and sigma > 0
         return Problem.from_dict(self.fields | settings)

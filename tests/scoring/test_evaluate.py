@@ -76,7 +76,7 @@ def test_evaluate_stops_when_asked(network, images):
 def test_layers_have_a_row_each(network, images):
     layers = evaluate(network, EvaluationBatches(images, None, 9), Accelerator(cpu=True)).layers
     assert layer_table(layers).row_count == len(layers) == 3
-    assert [layer.kind for layer in layers] == ["conv", "linear", "readout"]
+    assert [layer.kind for layer in layers] == ["spiking", "spiking", "readout"]
 
 
 def test_sum_over_processes_leaves_its_argument_alone():

@@ -13,7 +13,7 @@ import torch
 
 from ttfs_kernels.triton_backend.formulation import Chip, Form, default_form, refused
 from ttfs_kernels.triton_backend.problem import Problem
-from ttfs_kernels.triton_backend.work import executed_flops, relative_time, skips
+from ttfs_kernels.triton_backend.work import WIDE, executed_flops, largest_offset, relative_time, skips
 
 SMALLEST_BLOCK = 16  # of a tensor core product
 PROCESSORS = 132  # where nothing else is known: those of an H100
@@ -105,9 +105,9 @@ def candidates(
 def _skipping(which: str, problem: Problem, config: Config, worth: float = WORTH_SKIPPING) -> Config:
     """Blocks of one position of many images, if they leave out more than a share of the operations; else the same."""
     by_position = dataclasses.replace(config, by_position=True)
-    if not skips(problem, by_position):
-        return config
     skipping = _fitted(by_position, which, problem)
+    if not skips(problem, by_position) or largest_offset(problem, skipping) >= WIDE:
+        return config
     plain = executed_flops(which, problem, config)
     return skipping if executed_flops(which, problem, skipping) < (1 - worth) * plain else config
 

@@ -8,7 +8,7 @@ where the weights of a block have several taps.
 """
 
 # Triton's language is not Python's:
-# pyright: reportAssignmentType=false, reportPossiblyUnbound=false, reportOperatorIssue=false
+# pyright: reportAssignmentType=false, reportPossiblyUnboundVariable=false, reportOperatorIssue=false
 import triton
 import triton.language as tl
 

@@ -23,7 +23,7 @@ from ttfs_kernels.triton_backend.launch import Device, Launch
 from ttfs_kernels.triton_backend.linear import linear_forward, linear_grad_w, linear_grad_x, sum_grad_x
 from ttfs_kernels.triton_backend.occupancy import estimate
 from ttfs_kernels.triton_backend.problem import Problem
-from ttfs_kernels.triton_backend.work import row_blocks, skips, split, tap_steps, weight_blocks
+from ttfs_kernels.triton_backend.work import WIDE, largest_offset, row_blocks, skips, split, tap_steps, weight_blocks
 
 ELEMENTS = 1024  # of a block of the element-wise kernels
 TILE = 4096  # elements that a program of the local gradient, or of a sum over splits, holds at once
@@ -61,6 +61,7 @@ def forward(
         RuntimeError: the form would race on this chip.
     """
     check_form(config.form, chip, triton_version())
+    _check_offsets("forward", problem, config)
     y = x.new_empty(*_out_shape(problem))
     gain = torch.empty_like(y) if with_gain and problem.with_slope else None
     arguments = {
@@ -153,6 +154,7 @@ def grad_x(
 
     With `late_h` and a surrogate: plus the gradient of the mask.
     """
+    _check_offsets("grad_x", problem, config)
     out = x.new_empty(x.shape, dtype=h.dtype)
     if x.numel() == 0:
         return Plan([], (out,))
@@ -211,6 +213,7 @@ def grad_w(
     out = h.new_empty(shape)
     if problem.rows == 0:
         return Plan([], (out.zero_(),))
+    _check_offsets("grad_w", problem, config)
     steps, blocks = tap_steps(problem, config), weight_blocks(problem, config)
     slots = device.processors * estimate("grad_w", problem, config, device.chip)
     splits, steps_per_split = split(steps, blocks, slots, config.splits, config.block_k)
@@ -277,6 +280,14 @@ def _maps(problem: Problem) -> dict[str, int]:
         "UNIT_C": math.gcd(problem.group_inputs, LARGEST_UNIT),
         "UNIT_N": math.gcd(problem.group_outputs, LARGEST_UNIT),
     }
+
+
+def _check_offsets(which: str, problem: Problem, config: Config) -> None:
+    largest = largest_offset(problem, config)
+    if largest >= WIDE:
+        raise NotImplementedError(
+            f"{which}: the images of a block must have fewer than 2³¹ elements; got {largest}. Use the torch backend."
+        )
 
 
 def _sizes(problem: Problem) -> dict[str, int]:

@@ -4,7 +4,7 @@ The rule is that of `ttfs_kernels.rule`, operation by operation, so that both ba
 """
 
 # Triton's language is not Python's:
-# pyright: reportAssignmentType=false, reportArgumentType=false, reportPossiblyUnbound=false
+# pyright: reportAssignmentType=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
 # pyright: reportOptionalMemberAccess=false
 import triton
 import triton.language as tl

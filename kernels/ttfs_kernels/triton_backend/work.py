@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PART_ROWS = 256
 # Products that take as long as bringing one element of an operand to them.
 ELEMENT_PRODUCTS = 16
+WIDE = 2**31  # elements that 32 bits cannot count
 STEPS_PER_SPLIT = 4  # at least, so that a split fills its pipeline
 
 
@@ -36,6 +37,15 @@ class Cut(NamedTuple):
 def skips(problem: Problem, config: Config) -> bool:
     """Whether blocks are one position of many images and leave out taps: where a step has one tap, of several."""
     return config.by_position and not problem.is_matrix_product and not problem.joint_steps
+
+
+def largest_offset(problem: Problem, config: Config) -> int:
+    """Elements from a block's first image to its end, at most: kernels have 32 bits for it."""
+    rows = max(config.block_m, config.block_k)
+    positions = max(1, math.prod(problem.out_size))
+    images = rows if skips(problem, config) else math.ceil(rows / positions) + 1
+    inputs = problem.height * problem.width * problem.in_channels
+    return images * max(inputs, positions * problem.out_channels)
 
 
 def executed_flops(which: str, problem: Problem, config: Config) -> int:
@@ -133,16 +143,17 @@ def split(steps: list[int], blocks: int, slots: int, wanted: int, block_k: int) 
     most = max(steps)
     limit = max(1, most // STEPS_PER_SPLIT)
 
-    def cost(splits: int) -> float:
-        length = math.ceil(most / splits)
+    def cost(length: int) -> float:
         programs = blocks * sum(math.ceil(some / length) for some in steps)
         waves = math.ceil(programs / slots)
-        part = PART_ROWS / block_k if splits > 1 else 0.0
+        part = PART_ROWS / block_k if length < most else 0.0
         return max(length, waves * sum(steps) * blocks / programs) + waves * part
 
-    enough = math.ceil(8 * slots / (blocks * len(steps)))
-    splits = min(wanted, limit) if wanted else min(range(1, min(limit, enough) + 1), key=cost)
-    length = math.ceil(most / splits)
+    shortest = math.ceil(most / min(limit, math.ceil(8 * slots / (blocks * len(steps)))))
+    lengths = {math.ceil(most / splits) for splits in range(1, math.ceil(most / shortest) + 1)}
+    # Taps that are not equally long fill a wave with lengths that divide none of them.
+    lengths |= {*range(shortest, most, max(1, most // 256))} if len(set(steps)) > 1 else set()
+    length = math.ceil(most / min(wanted, limit)) if wanted else min(sorted(lengths, reverse=True), key=cost)
     return math.ceil(most / length), length
 
 

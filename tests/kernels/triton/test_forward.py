@@ -146,3 +146,19 @@ def test_no_neurons_need_no_launch(device):
     config = dataclasses.replace(BLOCKS[0], form=Form.WEIGHTS_FIRST)
     plan = passes.forward(problem, layer.x, layer.weight, None, Neuron(), True, config, "ieee", Chip("cuda", 80))
     assert plan.launches == []
+
+
+@pytest.mark.parametrize("by_position", [False, True])
+def test_images_of_a_block_must_have_offsets_of_32_bits(by_position):
+    """2048 images of 128×128×64 are 2³¹ elements, which is no matter; 16 images of one block may not be."""
+    config = dataclasses.replace(BLOCKS[2], form=Form.WEIGHTS_FIRST, by_position=by_position)
+
+    def plan(batch: int, side: int) -> None:
+        problem = Problem(batch, side, side, 64, 64, (3, 3), padding=(1, 1))
+        x = torch.empty(batch, side, side, 64, device="meta")
+        weight = torch.empty(64, 3, 3, 64, device="meta")
+        passes.forward(problem, x, weight, None, Neuron(), True, config, "ieee", Chip("cuda", 80))
+
+    plan(2048, 128)
+    with pytest.raises(NotImplementedError, match="forward: the images of a block must have fewer than 2³¹ elements"):
+        plan(1, 8192)
