@@ -53,9 +53,9 @@ def test_evaluate_equals_one_pass_in_float64(network, images, batch_size):
     assert found.first_spike_accuracy == found.first_spike_correct / 23
     assert (found.ties, found.no_spike) == (decision.tie.sum(), decision.no_spike.sum())
     last = found.layers[-2]
-    assert last.active == (hidden > 0).sum()
+    assert last.spikes == (hidden > 0).sum()
     hidden_layers = [layer for layer in found.layers if not layer.output]
-    expected = sum(layer.active for layer in hidden_layers) / sum(layer.neurons * 23 for layer in hidden_layers)
+    expected = sum(layer.spikes for layer in hidden_layers) / sum(layer.neurons * 23 for layer in hidden_layers)
     assert found.sparsity == pytest.approx(expected)
     assert found.sparsity_with_outputs != found.sparsity
 
