@@ -139,7 +139,7 @@ def test_calibrated_run_resumes_from_its_checkpoint(config, tmp_path, monkeypatc
     def again(*arguments, **options):
         raise AssertionError("the checkpoint holds the weights")
 
-    monkeypatch.setattr(start, "calibrate", again)
+    monkeypatch.setattr(start, "calibrate_converted", again)
     train(change(spiking, resume=True))
     assert "resumed after step" in capsys.readouterr().out
     for name, value in best(spiking.output_dir).items():
