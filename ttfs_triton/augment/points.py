@@ -21,14 +21,14 @@ def grey_levels(images: Tensor) -> Tensor:
 
 
 def blend(first: Tensor, second: Tensor, factors: Tensor) -> Tensor:
-    """first + factors · (second − first), levels in float32, cut off to uint8."""
+    """first + factors · (second − first) of levels, whole numbers, in float32; cut off to uint8."""
     # By way of int16: PyTorch has no fast path from float to uint8.
-    return (second - first).mul_(factors).add_(first).clamp_(0, 255).short().to(torch.uint8)
+    return (second - first).mul(factors).add_(first).clamp_(0, 255).short().to(torch.uint8)
 
 
 def colour(images: Tensor, factors: Tensor) -> Tensor:
     """Blend with the grey image; a factor for each image, 0: grey."""
-    return blend(grey_levels(images).float()[:, None], images.float(), factors.view(-1, 1, 1, 1))
+    return blend(grey_levels(images)[:, None], images, factors.view(-1, 1, 1, 1))
 
 
 def sharpness(images: Tensor, factors: Tensor) -> Tensor:
@@ -44,9 +44,9 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
     centre = levels[:, :, 1:-1, 1:-1]
     thirteen = three[..., :-2] + three[..., 1:-1] + three[..., 2:] + 4 * centre
     # No thirteenth lies halfway between two levels: any rounding of the product gives the same.
-    smooth = thirteen.float().mul_(1 / 13).add_(0.5).trunc_()
+    smooth = thirteen.float().mul_(1 / 13).add_(0.5).short()
     result = images.clone()
-    result[:, :, 1:-1, 1:-1] = blend(smooth, centre.float(), factors.view(-1, 1, 1, 1))
+    result[:, :, 1:-1, 1:-1] = blend(smooth, centre, factors.view(-1, 1, 1, 1))
     return result
 
 
@@ -62,8 +62,8 @@ def contrast_tables(images: Tensor, factors: Tensor) -> Tensor:
     """Levels blended with the mean grey level, rounded; [n, 1, 256], uint8."""
     area = images.shape[2] * images.shape[3]
     mean = (2 * grey_levels(images).sum((1, 2)) + area) // (2 * area)
-    level = torch.arange(256, dtype=torch.float32, device=images.device)
-    return blend(mean.float().view(-1, 1, 1), level, factors.view(-1, 1, 1))
+    level = torch.arange(256, dtype=torch.int32, device=images.device)
+    return blend(mean.view(-1, 1, 1), level, factors.view(-1, 1, 1))
 
 
 def auto_contrast_tables(counts: Tensor) -> Tensor:
