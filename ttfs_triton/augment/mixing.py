@@ -95,15 +95,15 @@ def mix(
 def beta_quantiles(alpha: float, count: int) -> np.ndarray:
     """Quantiles of Beta(α, α) at (i + ½) / count, float64.
 
-    With x = ½·s^(1/α) the density over s in [0, 1] is (1 − x)^(α − 1) up to a factor, which is bounded on the lower
-    half, however sharp the peak at 0; the upper half mirrors it.
+    With x = ½·s^(1/p), p = min(α, 1), the density over s in [0, 1] is s^(α/p − 1)·(1 − x)^(α − 1) up to a factor: bounded
+    on the lower half, however sharp the peak at 0; the upper half mirrors it.
     """
+    power = min(alpha, 1)
     s = np.linspace(0, 1, 65537)
-    x = 0.5 * s ** (1 / alpha)
-    density = (1 - x) ** (alpha - 1)
+    density = s ** (alpha / power - 1) * (1 - 0.5 * s ** (1 / power)) ** (alpha - 1)
     mass = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
     place = (np.arange(count) + 0.5) / count
-    lower = 0.5 * np.interp(2 * np.minimum(place, 1 - place), mass / mass[-1], s) ** (1 / alpha)
+    lower = 0.5 * np.interp(2 * np.minimum(place, 1 - place), mass / mass[-1], s) ** (1 / power)
     return np.where(place < 0.5, lower, 1 - lower)
 
 
