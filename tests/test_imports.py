@@ -18,7 +18,20 @@ def within_package(*names: str) -> tuple[str, ...]:
 
 
 # From the ground up.
-ROOMS = ("data", "augment", "nn", "hardware", "model", "scoring", "report", "convert", "hub", "train", "evaluation", "export")
+ROOMS = (
+    "data",
+    "augment",
+    "nn",
+    "hardware",
+    "model",
+    "scoring",
+    "report",
+    "convert",
+    "hub",
+    "train",
+    "evaluation",
+    "export",
+)
 
 # What modules under a name must not import. All entries that match a module apply.
 ABOVE = {

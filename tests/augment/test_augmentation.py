@@ -86,9 +86,7 @@ def cutout_reference(image: np.ndarray, centre: Tensor, side: int, fill: float) 
     cutout_fill=st.sampled_from([0, 51]),
     seed=st.integers(0, 1000),
 )
-def test_apply_equals_the_slow_reference(
-    channels, height, width, crop, fill, flip, shift, cutout, cutout_fill, seed
-):
+def test_apply_equals_the_slow_reference(channels, height, width, crop, fill, flip, shift, cutout, cutout_fill, seed):
     augmentation = Augmentation(
         crop_padding=crop, crop_fill=fill, flip=flip, shift=shift, cutout=cutout, cutout_fill=cutout_fill
     )

@@ -53,5 +53,7 @@ def test_operations_equal_those_of_torchvision_and_pillow(policy, height, width,
         magnitude = -operation.magnitude if negative else operation.magnitude
         result = apply_operations(images, torch.full((6,), row), tables, 128)
         for image, ours in zip(images, result, strict=True):
-            theirs = image if operation.name == "Identity" else torchvision_result(image, operation.name, magnitude, 128)
+            theirs = (
+                image if operation.name == "Identity" else torchvision_result(image, operation.name, magnitude, 128)
+            )
             assert torch.equal(ours, theirs), (operation, magnitude, (ours.int() - theirs.int()).abs().max())

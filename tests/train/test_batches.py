@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.scoring.common import join, numbered
+from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData, load_images
-from ttfs_triton.augment import Augmentation
 from ttfs_triton.train.batches import EpochBatches, train_loader
 
 AUGMENTATION = Augmentation(crop_padding=2, crop_fill=128, flip=True, shift=1, rotation=10, cutout=3)

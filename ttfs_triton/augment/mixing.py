@@ -57,9 +57,7 @@ def draw_mixing(
     device = indices.device
     number = below(words[:, MIXING_SHARE], SHARES)
     if augmentation.cutmix:
-        rows = _interval(
-            words[:, MIXING_ROW], _sides(augmentation.cutmix, height, device)[number], height
-        )
+        rows = _interval(words[:, MIXING_ROW], _sides(augmentation.cutmix, height, device)[number], height)
         columns = _interval(words[:, MIXING_COLUMN], _sides(augmentation.cutmix, width, device)[number], width)
         weights = (rows[:, :, None] & columns[:, None, :]).float()
         if augmentation.mixup:
@@ -89,7 +87,9 @@ def mix(
     share = weights.mean((1, 2, 3))[:, None]
     targets = torch.zeros(len(labels), classes, device=labels.device)
     targets.scatter_add_(1, labels[:, None], 1 - share).scatter_add_(1, partner_labels[:, None], share)
-    return mixed.contiguous(memory_format=torch.channels_last if images.shape[1] > 1 else torch.contiguous_format), targets
+    return mixed.contiguous(
+        memory_format=torch.channels_last if images.shape[1] > 1 else torch.contiguous_format
+    ), targets
 
 
 def beta_quantiles(alpha: float, count: int) -> np.ndarray:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ttfs_triton.augment.augmentation import Augmentation
 
 # Which random word of an image decides what. A parameter keeps its word whatever else is switched on.
-CROP_TOP, CROP_LEFT, FLIP, SUB_POLICY, APPLIED, _, SIGN, ANGLE, SHIFT_TOP, SHIFT_LEFT, CUTOUT_ROW, CUTOUT_COLUMN = range(
-    12
+CROP_TOP, CROP_LEFT, FLIP, SUB_POLICY, APPLIED, _, SIGN, ANGLE, SHIFT_TOP, SHIFT_LEFT, CUTOUT_ROW, CUTOUT_COLUMN = (
+    range(12)
 )
 AUGMENTATION_BLOCKS = range(3)
 PARTNER, MIXING_KIND, MIXING_SHARE, MIXING_ROW, MIXING_COLUMN = range(5)

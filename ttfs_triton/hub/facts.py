@@ -24,6 +24,7 @@ PUBLISHED_SETTINGS = (
     *("validation_fraction", "max_train_samples", "max_test_samples", "image_size"),
     *("crop_padding", "crop_fill", "flip", "shift", "rotation", "auto_augment", "trivial_augment", "cutout"),
     *("mixup", "cutmix"),
+    "random_resized_crop",
     *("model", "width", "neuron", "batch_norm", "encoder", "readout"),
     *(field.name for field in dataclasses.fields(Neuron)),
     *("bias", "weight_standardisation", "initial_gain", "dropout", "calibration_images"),

@@ -38,6 +38,9 @@ class TrainConfig(BaseModel):
     """Column of the labels. Default: detected (label, fine_label)."""
     image_size: int | None = Field(None, ge=1)
     """Resize all images to this height and width. Default: their own size, which must then be the same for all."""
+    random_resized_crop: bool = False
+    """Train on random parts of photographs, 8 to 100 % of the area, resized to image_size, and score their middle.
+    Photographs are decoded batch by batch."""
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the training images held out, class by class, to choose the best checkpoint. 0: the last epoch is
     the best."""
@@ -204,6 +207,10 @@ class TrainConfig(BaseModel):
             raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other")
+        if self.random_resized_crop and self.image_size is None:
+            raise ValueError("random_resized_crop needs image_size, e.g. 224")
+        if self.random_resized_crop and self.crop_padding:
+            raise ValueError("random_resized_crop and crop_padding exclude each other")
         if self.push_to_hub and self.hub_repo_id is None:
             raise ValueError("push_to_hub needs hub_repo_id, owner/name")
         if self.schedule == "milestones" and not self.milestones:

@@ -108,7 +108,7 @@ class Trainer:
 
     def _batches(self, epoch: int) -> EpochBatches:
         return EpochBatches(
-            self.data.train,
+            self.data.train.in_epoch(self.config.seed, epoch),
             self.data.train_indices,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
@@ -142,7 +142,7 @@ class Trainer:
             if self.stop.everywhere():
                 self._stop()
             if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
-                self._save()
+                self.save()
         self._gather_totals()
 
     def _train_step(self, micro_batches: list[Batch]) -> None:
@@ -303,7 +303,7 @@ class Trainer:
         # Best weights before the checkpoint that names their epoch: a kill in between repeats the epoch, bit by bit.
         if best and self.accelerator.is_main_process:
             self.folder.write_best(self.scored_network.state_dict(), self._description())
-        self._save()
+        self.save()
         if self.accelerator.is_main_process:
             self.folder.write_metrics(position.metrics)
         scalars = {f"epoch/{key}": value for key, value in line.items() if isinstance(value, int | float)}
@@ -315,13 +315,14 @@ class Trainer:
         return ModelDescription.of(
             self.scored_network.config,
             class_names=self.data.train.class_names,
+            fit="crop" if config.random_resized_crop else "stretch",
             # A local folder goes by its name: the path says nothing to whom the weights are passed on.
             dataset=config.data_dir.resolve().name if config.data_dir else config.dataset,
             base_model=None if self.start is None else self.start.base_model,
         )
 
     def _stop(self) -> None:
-        self._save()
+        self.save()
         received = self.stop.received
         raise Interrupted(
             f"{received.name if received else 'another process'} received: stopped after step {self.position.step} "
@@ -329,7 +330,8 @@ class Trainer:
             received,
         )
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint of where the run stands; between two steps, and all processes together."""
         self._gather_totals()
         if self.accelerator.is_main_process:
             optimizer_tensors, optimizer_state = pack_optimizer(self.bare_optimizer)

@@ -15,6 +15,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from ttfs_triton.command_line import plain_errors
+from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.hub.account import check_account, open_repository
 from ttfs_triton.hub.publish import publish
@@ -42,7 +43,7 @@ def main(recipe: Path, description: str | None, arguments: Sequence[str] | None 
         description: shown by `--help`.
         arguments: command line without the program's name. Default: sys.argv[1:].
     """
-    with plain_errors(ConfigError, RunFolderError, NonFiniteLossError, DeviceLostError, Interrupted):
+    with plain_errors(ConfigError, RunFolderError, NonFiniteLossError, DeviceLostError, DataLostError, Interrupted):
         train(parse_config(recipe, description or "", arguments), name=recipe.stem)
 
 
@@ -59,6 +60,7 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
         Interrupted: a signal asked to stop; a checkpoint says how to go on.
         NonFiniteLossError: before the update that would have spoilt the weights.
         DeviceLostError: the GPU failed; the message says how to go on.
+        DataLostError: images vanished; one process alone has written a checkpoint, and the message says how to go on.
     """
     if config.dataset is None and config.data_dir is None:
         raise ConfigError("give --dataset (a Hub name, or sample) or --data-dir (a local folder).")
@@ -94,6 +96,13 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
         raise Interrupted(message, stop.received) from None
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\nGo on with: {_command(folder)}", stopped.received) from None
+    except DataLostError as error:
+        if accelerator.num_processes == 1:  # others would wait for those that have lost nothing
+            trainer.save()
+        reason = str(error).splitlines()[-1].split("DataLostError: ")[-1]  # a worker's comes with its traceback
+        raise DataLostError(
+            f"{reason} Last checkpoint: {trainer.last_checkpoint}. Go on with: {_command(folder)}"
+        ) from error
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DeviceLostError(
