@@ -153,7 +153,7 @@ def map_levels(
     kind, source, target, table_ptr, factor, levels_ptr, C: tl.constexpr, AREA: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Operations that are a table; identity too."""
-    for channel in tl.static_range(C):
+    for channel in range(C):
         table = table_of(kind, source, channel, factor, levels_ptr, C, AREA, BLOCK)
         tl.store(table_ptr + channel * 256 + tl.arange(0, 256), table)
     tl.debug_barrier()
