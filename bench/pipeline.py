@@ -111,7 +111,7 @@ def measure(name: str, values: dict[str, Any], options: Options) -> dict[str, An
         ours.append(seconds(lambda step: batches[step], len(batches)))
         theirs.append(seconds(torchvisions, len(batches)))
         if number == 0:  # warm up
-            ours.clear(), theirs.clear()
+            ours, theirs = [], []
     return {
         "augmentation": name,
         "batch_size": options.batch_size,
@@ -195,8 +195,8 @@ def compile_only(options: Options) -> Literal[0, 1]:
         code = inspect(launch, chip)
         spilled += code.spilled_bytes
         print(
-            f"{chip}: {code.registers} registers, {code.spilled_bytes} bytes spilled, {code.shared_kib:.0f} KiB shared, "
-            f"{code.programs_per_processor} programs on a processor"
+            f"{chip}: {code.registers} registers, {code.spilled_bytes} bytes spilled, "
+            f"{code.shared_kib:.0f} KiB shared, {code.programs_per_processor} programs on a processor"
         )
     return 1 if spilled else 0
 

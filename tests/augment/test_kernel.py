@@ -36,7 +36,10 @@ def test_kernel_equals_its_twin(device, policy, height, width, channels):
     augmentation = Augmentation(
         crop_padding=3, crop_fill=99, flip=True, shift=2, rotation=20, cutout=5, cutout_fill=7, **chosen
     )
-    images, indices = photographs(20, height, width, channels).to(device), torch.arange(2**33, 2**33 + 20, device=device)
+    images, indices = (
+        photographs(20, height, width, channels).to(device),
+        torch.arange(2**33, 2**33 + 20, device=device),
+    )
     kernel, twin = both(augmentation, images, indices)
     assert torch.equal(kernel, twin)
     assert kernel.stride() == twin.stride()

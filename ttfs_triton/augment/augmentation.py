@@ -152,8 +152,8 @@ class Augmentation(BaseModel):
             raise TypeError(f"Augmentation: images must be uint8; got {images.dtype}. Augment before scaling.")
         if indices.shape != (len(images),):
             raise ValueError(
-                f"Augmentation: indices must be one for each image; got {tuple(indices.shape)} for {len(images)} images. "
-                "Pass the images' places in their data set."
+                f"Augmentation: indices must be one for each image; got {tuple(indices.shape)} for {len(images)} "
+                "images. Pass the images' places in their data set."
             )
         if max(images.shape[2:]) > LARGEST_SIDE:
             raise ValueError(

@@ -1,8 +1,8 @@
 """The pass as one Triton kernel: a program an image, which draws its own random numbers.
 
 An image goes through the stages of `Augmentation.apply` between two buffers in memory, which stay in the cache of the
-program's processor; a barrier follows each stage, since the next one reads what other threads wrote. All is integers but
-blends and autocontrast, and those round as in PyTorch (no fused multiply-add): the result equals that of the twin.
+program's processor; a barrier follows each stage, since the next one reads what other threads wrote. All is integers
+but blends and autocontrast, and those round as in PyTorch (no fused multiply-add): the result equals that of the twin.
 """
 
 # Triton's language is not Python's:
@@ -231,8 +231,8 @@ def augment(
 ):
     """Draw and apply all augmentations of one image but mixing.
 
-    images [n, C, H, W] uint8, indices [n] int64, out [n, H, W, C], scratch [2, n, C, H, W] uint8, tables [n, C, 256] uint8,
-    values [C, 256]: what is stored for each level; the rest as in `policy.Policy` and `parameters.rotation_maps`.
+    images [n, C, H, W] uint8, indices [n] int64, out [n, H, W, C], scratch [2, n, C, H, W] uint8, tables [n, C, 256]
+    uint8, values [C, 256]: what is stored for each level; the rest as in `policy.Policy` and `parameters.rotation_maps`.
     """
     AREA: tl.constexpr = H * W
     image = tl.program_id(0).to(tl.int64)
