@@ -232,7 +232,7 @@ def augment(
     """Draw and apply all augmentations of one image but mixing.
 
     images [n, C, H, W] uint8, indices [n] int64, out [n, H, W, C], scratch [2, n, C, H, W] uint8, tables [n, C, 256]
-    uint8, values [C, 256]: what is stored for each level; the rest as in `policy.Policy` and `parameters.rotation_maps`.
+    uint8, values [C, 256]: what is stored for each level; the rest as in `policy.Policy` and `rotation_maps`.
     """
     AREA: tl.constexpr = H * W
     image = tl.program_id(0).to(tl.int64)
