@@ -80,7 +80,8 @@ class Options:
     rounds: int = 5
     """Rounds that count, of 10 calls (on a CPU 1) for each contender and pass."""
     quick: bool = False
-    """Try whether everything runs: one call a measurement, tiny ceilings. The figures mean nothing."""
+    """Try whether everything runs: one call a measurement, tiny ceilings, only default configurations in tuning. The
+    figures mean nothing."""
     compiled: bool = torch.cuda.is_available()
     """Also the baselines under torch.compile, some minutes a layer. Default: if there is a GPU."""
     threads: int | None = None
@@ -233,7 +234,8 @@ def tune(options: Options, layers: list[Layer]) -> int:
         problems = [layer.problem(batch, number, sigma, surrogate=surrogate) for sigma, layer, surrogate in cases]
         with products(number):
             try:
-                entries = tune(problems, path, device=device, timer=timer, report=say, fault=faults.append)
+                options_ = {"thorough": not options.quick, "timer": timer, "report": say, "fault": faults.append}
+                entries = tune(problems, path, device=device, **options_)
             except (RuntimeError, ValueError) as error:
                 sys.exit(f"kernels: {error}")
     faster = sum(entry.triton_ms <= entry.library_ms for entry in entries)
