@@ -25,7 +25,7 @@ LAYERS = [
 TRAINING = {
     "float32": f"quickstart.py --model 4C5-P4-16 {TINY} --gradient-accumulation 2 --gradient-clip 1",
     "bfloat16": f"quickstart.py --model 4C5-P4-16 {TINY} --mixed-precision bf16 --num-workers 2",
-    "triton": f"quickstart.py {TINIER} --backend triton --mixed-precision fp16 --gradient-clip 1",
+    "triton": f"quickstart.py {TINIER} --backend triton --mixed-precision fp16 --gradient-accumulation 2",
     "tuned": f"quickstart.py {TINIER} --backend auto",
     "tuned-bfloat16": f"quickstart.py {TINIER} --backend auto --mixed-precision bf16",
     "mnist": f"train_cnn_mnist.py --dataset sample --width 0.25 {TINY}",
