@@ -234,6 +234,7 @@ def tune(
     path: Path,
     *,
     device: torch.device | None = None,
+    thorough: bool = True,
     timer: Timer | None = None,
     report: Callable[[str], None] | None = None,
     fault: Callable[[str], None] | None = None,
@@ -246,6 +247,7 @@ def tune(
         problems: layers; those of one shape are measured once.
         path: the table, `choice.table_paths(...)[0]` to be found by this user's programs.
         device: default: the current GPU.
+        thorough: every candidate configuration, not only the default one.
         timer: milliseconds of a call. Default: `gpu_ms`.
         report: gets one line a measurement.
         fault: gets one line for each result that is wrong, see `measure_entry`.
@@ -263,7 +265,7 @@ def tune(
         if reason is not None:
             raise RuntimeError(f"tune: device must be able to run Triton kernels; {reason}. Nothing was measured.")
     wanted = [(which, problem.of_pass(which), _precision(problem)) for problem in problems for which in PASSES]
-    return complete(path, wanted, device, timer=timer, report=report, fault=fault)
+    return complete(path, wanted, device, thorough=thorough, timer=timer, report=report, fault=fault)
 
 
 def complete(
