@@ -21,7 +21,7 @@ from ttfs_kernels.triton_backend.rule import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def conv2d_forward(
     x_ptr,
     w_ptr,

@@ -6,7 +6,7 @@ import triton.language as tl
 from ttfs_kernels.triton_backend.rule import at_most, clamp_to_window, fire, fits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def local_gradient(
     grad_ptr,
     y_ptr,
@@ -58,7 +58,7 @@ def local_gradient(
         tl.store(bias_sum_ptr + program.to(tl.int64) * N + n, tl.sum(total, axis=0), mask=n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def sum_splits(parts_ptr, out_ptr, splits, size, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """out = the sum of parts [splits, size] over the splits, ROWS of them at a time, in an order that never changes."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

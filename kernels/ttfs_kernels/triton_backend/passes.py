@@ -250,8 +250,9 @@ def _sum(parts: Tensor, out: Tensor) -> Launch:
     block = ELEMENTS
     while block > SMALLEST_BLOCK and math.ceil(size / block) < FULL_GRID:
         block //= 2
-    rows = min(TILE // block, 1 << max(0, splits - 1).bit_length())
-    arguments = {"parts_ptr": parts, "out_ptr": out, "splits": splits, "size": size, "ROWS": rows, "BLOCK": block}
+    # As many rows whatever the splits: another batch has others, and would be another kernel.
+    sizes = {"splits": splits, "size": size, "ROWS": TILE // block, "BLOCK": block}
+    arguments = {"parts_ptr": parts, "out_ptr": out, **sizes}
     return Launch(gradient.sum_splits, (math.ceil(size / block),), arguments)
 
 

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from ttfs_kernels.rule import fire
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip, Form, refused, triton_version
-from ttfs_kernels.triton_backend.launch import Device, device_of
+from ttfs_kernels.triton_backend.launch import Device, device_of, interpreting
 from ttfs_kernels.triton_backend.problem import Problem
 
 # The interpreter multiplies bfloat16 wrongly.
@@ -58,6 +59,11 @@ CONV2D = {
     "depthwise": Problem(2, 4, 5, 5, 5, (3, 3), (1, 2), (1, 1), groups=5),
     "empty": Problem(0, 4, 4, 17, 3, (3, 3), padding=(1, 1)),
 }
+
+
+def examples(count: int) -> settings:
+    """As many examples on a GPU; a third of them in the interpreter, which takes about a second for each."""
+    return settings(max_examples=-(-count // 3) if interpreting() else count)
 
 
 def each(problems: dict[str, Problem]) -> pytest.MarkDecorator:
