@@ -57,8 +57,9 @@ def test_epilogue_passes_on_the_earliest_spikes(device, problem, form, blocks, p
     fused = run(lambda: passes.forward(problem, *operands, neuron, True, config, "ieee", chip), layer)
     y, gain = expected_forward(layer, persistence, has_bias=True)
     # The first of equals is the one that max_pool2d differentiates.
-    best, first = windows(y, problem).max(-1)[0], windows(y, problem).float().sort(-1, True, stable=True)[1][..., 0]
-    assert torch.equal(fused[0], best)
+    ordered, places = windows(y, problem).sort(dim=-1, descending=True, stable=True)
+    first = places[..., 0]
+    assert torch.equal(fused[0], ordered[..., 0])
     assert torch.equal(fused[2].long(), first)
     if persistence:
         assert torch.equal(fused[1], windows(gain, problem).gather(-1, first[..., None])[..., 0])
@@ -68,9 +69,8 @@ def test_epilogue_passes_on_the_earliest_spikes(device, problem, form, blocks, p
         assert ours is theirs is None or torch.equal(ours, theirs)
 
 
-@EACH_WAY
 @pytest.mark.parametrize("persistence", [0.3, 0.0])
-@pytest.mark.parametrize("backend", ["triton", "auto"])
+@pytest.mark.parametrize(("backend", "fuse_pool"), [("triton", True), ("triton", False), ("auto", None)])
 @pytest.mark.parametrize("name", ["few_channels", "groups", "gaps_many_channels", "stride_divides_dilation", "odd"])
 def test_equals_the_composition(device, monkeypatch, name, persistence, backend, fuse_pool):
     problem = ODD if name == "odd" else CONV2D[name]
@@ -92,9 +92,9 @@ def exact_operands(problem: Problem, device: torch.device) -> list[Tensor]:
 
 
 def check_composition(
-    monkeypatch, operands: list[Tensor], problem: Problem, neuron: Neuron, backend: str, fuse_pool: bool
+    monkeypatch, operands: list[Tensor], problem: Problem, neuron: Neuron, backend: str, fuse_pool: bool | None
 ) -> None:
-    """Bit for bit where our kernels run; the library may sum in another order, but not on exact operands."""
+    """Bit for bit, whoever computes the convolution: "auto" is the library here, for nobody has measured."""
     monkeypatch.setattr(ops, "operators_for", lambda *_: ("blockwise", backend))
     stride, padding, dilation, groups = problem.geometry
     options: dict = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "neuron": neuron}
