@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from _kernels_cases import FORMATS, Layer, Number, load, products
+from _kernels_cases import FORMATS, Layer, Number, in_front_of_pools, load, products
 from _plan_model import Machine
 from _record import ROOT, environment, write
 from rich.console import Console
@@ -228,10 +228,15 @@ def tune(options: Options, layers: list[Layer]) -> int:
     entries: list[Entry] = []
     faults: list[str] = []
     timer = (lambda run: gpu_times_ms(run, repeats=1)[0]) if options.quick else gpu_ms
+    pooled = in_front_of_pools()
     for number in options.dtypes or ("bf16", "fp16", "fp32"):
         cases = product(options.sigma or (1.0,), layers, (False, True))
         batch = options.batch_size or 256
-        problems = [layer.problem(batch, number, sigma, surrogate=surrogate) for sigma, layer, surrogate in cases]
+        problems = []
+        for sigma, layer, surrogate in cases:
+            problems.append(layer.problem(batch, number, sigma, surrogate=surrogate))
+            if pooled.intersection(layer.networks):
+                problems.append(dataclasses.replace(problems[-1], pool=2))
         with products(number):
             try:
                 options_ = {"thorough": not options.quick, "timer": timer, "report": say, "fault": faults.append}
