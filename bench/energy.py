@@ -94,7 +94,7 @@ def price(options: Options, name: str, network: TTFSNetwork, batches: Evaluation
                 "network": name,
                 "images": simulated.samples,
                 "sparsity": round(simulated.counts.sparsity, 4),
-                "synops": round(simulated.counts.total()["synops"] / simulated.samples),
+                "synaptic_operations": round(simulated.counts.total()["synaptic_operations"] / simulated.samples),
                 "chip": found.chip.name,
                 "compute_only_nj": nanojoules(found.compute_only),
                 "memory_included_nj": nanojoules(found.memory_included),

@@ -86,7 +86,7 @@ def spikes_of(shape: tuple[int, ...], density: float) -> Tensor:
 
 def row(name: str, ours: nn.Module, theirs: nn.Module, spikes: Tensor) -> dict[str, Any]:
     """Operations of all samples by each counter."""
-    own = count(nn.Sequential(ours), [spikes]).layers[0].synops
+    own = count(nn.Sequential(ours), [spikes]).layers[0].synaptic_operations
     by_neurobench, by_sinabs = neurobench(theirs, spikes), sinabs(theirs, spikes)
     agree = own == by_neurobench == by_sinabs
     return {"layer": name, "ours": own, "neurobench": by_neurobench, "sinabs": by_sinabs, "agree": agree}

@@ -81,7 +81,7 @@ def test_summaries_of_format_1_are_read(run):
             was["spikes"],
             was["never_active_per_sample"],
         )
-        assert (layer.synops, layer.silent) == (was["synaptic_operations"], was["silent"])
+        assert (layer.synaptic_operations, layer.silent) == (was["synaptic_operations"], was["silent"])
         assert layer.neuron.psp_persistence == 0.25
 
 
@@ -90,8 +90,8 @@ def test_evaluations_of_format_1_are_read(run, tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     results = read_facts(find_model(run), evaluation=tmp_path).results
     total, was = results.counts.total(), evaluation["counts"]["total"]
-    assert (total["synops"], total["neurons"]) == (was["synaptic_operations"], was["neurons_per_sample"])
-    assert results.counts.synops_by_sample == tuple(evaluation["counts"]["synaptic_operations_by_sample"])
+    assert (total["synaptic_operations"], total["neurons"]) == (was["synaptic_operations"], was["neurons_per_sample"])
+    assert results.counts.synaptic_operations_by_sample == tuple(evaluation["counts"]["synaptic_operations_by_sample"])
     assert results.sparsity == results.counts.sparsity
 
 

@@ -141,7 +141,7 @@ def show(found: Found, console: Console) -> None:
         f"sparsity                 {evaluation.sparsity:.4f}  hidden spikes / hidden neurons",
         f"spikes                   {total['spikes'] / samples:,.0f} an image, "
         f"{total['spikes_delivered'] / samples:,.0f} delivered behind pooling",
-        f"synaptic operations      {total['synops'] / samples:,.0f} an image, of "
+        f"synaptic operations      {total['synaptic_operations'] / samples:,.0f} an image, of "
         f"{total['dense_macs'] / samples:,.0f} in the dense ANN",
     ]
     if total["analog_macs"]:

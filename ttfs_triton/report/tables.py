@@ -75,11 +75,11 @@ def _activity(layer: LayerCounts) -> tuple[str | Cell, ...]:
 def operations_table(counts: Counts) -> Table:
     """Synaptic operations a layer, against the multiply-accumulates of a dense network; sums in the last row."""
     rows = [
-        _operations(layer.name, layer.synops, layer.analog_macs, layer.dense_macs, counts.samples)
+        _operations(layer.name, layer.synaptic_operations, layer.analog_macs, layer.dense_macs, counts.samples)
         for layer in counts.layers
     ]
     total = counts.total()
-    sums = (total["synops"], total["analog_macs"], total["dense_macs"])
+    sums = (total["synaptic_operations"], total["analog_macs"], total["dense_macs"])
     headers = ("layer", "of dense", "synaptic operations", "MACs", "dense MACs")
     rows.append(_operations("all", *sums, counts.samples))
     if not total["analog_macs"]:
@@ -88,9 +88,9 @@ def operations_table(counts: Counts) -> Table:
     return Table("Operations of an image", headers, tuple(rows))
 
 
-def _operations(name: str, synops: int, analog: int, dense: int, samples: int) -> tuple[str | Cell, ...]:
-    share = _share(synops + analog, dense)
-    figures = (number(count / samples) for count in (synops, analog, dense))
+def _operations(name: str, synaptic_operations: int, analog: int, dense: int, samples: int) -> tuple[str | Cell, ...]:
+    share = _share(synaptic_operations + analog, dense)
+    figures = (number(count / samples) for count in (synaptic_operations, analog, dense))
     return (name, Cell(small_percent(share), _clamp(share)), *figures)
 
 
@@ -136,7 +136,7 @@ def sweep_details(sweep: Sweep) -> Table:
 def _sweep_row(row: SweepRow, priced: bool) -> tuple[str, ...]:
     figures = [weight_bits_label(row.weight_bits), str(row.steps), percent(row.accuracy)]
     figures += [percent(row.first_spike_accuracy), small_percent(row.ties)]
-    figures += [number(row.spikes), number(row.synops), f"{row.latency_steps:,.1f}"]
+    figures += [number(row.spikes), number(row.synaptic_operations), f"{row.latency_steps:,.1f}"]
     return (*figures, *([energy(row.energy_pj)] if priced else []))
 
 

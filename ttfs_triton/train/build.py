@@ -13,10 +13,10 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 import ttfs_kernels
+from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
-from ttfs_triton.train.augment import Augmentation
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.start import Start, load_weights
 

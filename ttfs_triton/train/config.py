@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from ttfs_triton.augment.policy import PolicyName
 from ttfs_triton.nn import Neuron
 
 PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
@@ -65,10 +66,17 @@ class TrainConfig(BaseModel):
     """Shift images by up to this many pixels, filling with zeros."""
     rotation: float = Field(0.0, ge=0, le=180)
     """Rotate images by up to this many degrees."""
-    auto_augment: bool = False
-    """AutoAugment with the CIFAR-10 policy (needs torchvision)."""
+    auto_augment: bool | PolicyName = False
+    """AutoAugment with the policy of cifar10 (also: true), svhn or imagenet."""
+    trivial_augment: bool = False
+    """TrivialAugment (Wide), instead of AutoAugment."""
     cutout: int = Field(0, ge=0)
     """Blank a square of this side."""
+    mixup: float = Field(0.0, ge=0)
+    """Mix each image with another, with a share from the Beta distribution of this parameter. 0: off."""
+    cutmix: float = Field(0.0, ge=0)
+    """Replace a rectangle of each image by another's, with a share from the Beta distribution of this parameter.
+    0: off. With mixup, each image gets one of the two."""
 
     # ---- network
     model: str = "cnn1"
@@ -195,6 +203,8 @@ class TrainConfig(BaseModel):
     def _combinations(self) -> "TrainConfig":
         if self.batch_norm and self.neuron != "ann":
             raise ValueError("batch_norm works with neuron: ann only; use weight_standardisation for spiking neurons")
+        if self.auto_augment and self.trivial_augment:
+            raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other")
         if self.random_resized_crop and self.image_size is None:

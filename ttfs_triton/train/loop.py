@@ -117,6 +117,7 @@ class Trainer:
             world_size=self.accelerator.num_processes,
             accumulation=self.config.gradient_accumulation,
             augmentation=build_augmentation(self.config),
+            classes=len(self.data.train.class_names),
         )
 
     def _train_epoch(self) -> None:
@@ -162,7 +163,8 @@ class Trainer:
                 loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
                 accelerator.backward(loss / len(micro_batches))
             loss_sum += loss.detach()
-            correct = (logits.detach().argmax(1) == labels).sum()
+            # Of mixed images the class with the largest share counts.
+            correct = (logits.detach().argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum()
             self._sums += torch.stack([loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
         self._watch(loss_sum)
         self.optimizer.step()

@@ -60,7 +60,7 @@ def test_padded_border_by_hand():
     # A corner reaches 2·2 neurons of each channel, an edge 2·3, the inside 3·3.
     x = image(((0, 0, 0), 0.5), ((0, 0, 1), 0.25), ((0, 2, 2), 1.0))
     (layer,) = count(network, [x]).layers
-    assert layer.synops == 2 * (4 + 6 + 9)
+    assert layer.synaptic_operations == 2 * (4 + 6 + 9)
     assert layer.synapses == 2 * (4 * 4 + 8 * 6 + 4 * 9)
     assert (layer.active_inputs, layer.dense_macs, layer.analog_macs) == (3, layer.synapses, 0)
     assert layer.neurons == 32
@@ -69,16 +69,16 @@ def test_padded_border_by_hand():
 def test_stride_two_by_hand():
     network = nn.Sequential(convolution(1, 3, 0.5, kernel_size=2, stride=2, padding=0))
     (layer,) = count(network, [image(((0, 1, 1), 0.5), ((0, 3, 0), 0.5))]).layers
-    assert layer.synops == 2 * 3  # each place is read once, by three channels
+    assert layer.synaptic_operations == 2 * 3  # each place is read once, by three channels
     (layer,) = count(nn.Sequential(convolution(1, 1, 0.5, kernel_size=3, stride=2)), [image(((0, 3, 3), 0.5))]).layers
-    assert layer.synops == 0  # the last row and column are never read
+    assert layer.synaptic_operations == 0  # the last row and column are never read
     assert layer.synapses == 9
 
 
 def test_groups_by_hand():
     network = nn.Sequential(convolution(4, 8, 0.5, kernel_size=1, groups=2))
     (layer,) = count(network, [image(((0, 0, 0), 0.5), ((3, 1, 1), 0.5), channels=4)]).layers
-    assert layer.synops == 2 * 4  # four of the eight output channels each
+    assert layer.synaptic_operations == 2 * 4  # four of the eight output channels each
     assert layer.synapses == 16 * 4 * 4
 
 
@@ -89,7 +89,7 @@ def test_pooling_delivers_one_spike_of_a_patch():
     x = image(((0, 0, 0), 0.5), ((0, 1, 1), 0.75), ((0, 2, 3), 0.25))
     first, second = count(network, [x]).layers
     assert (first.spikes, first.spikes_delivered, first.silent) == (3, 2, 13)
-    assert (second.active_inputs, second.synops, second.spikes_delivered) == (2, 10, 0)
+    assert (second.active_inputs, second.synaptic_operations, second.spikes_delivered) == (2, 10, 0)
 
 
 @pytest.mark.parametrize("build", [cnn1, vgg11], ids=["latency", "analog"])
@@ -101,7 +101,7 @@ def test_counts_do_not_depend_on_the_device(build, device):
     theirs = count(network.to(device), images.split(3), histogram_bins=4, by_sample=True)
     # Spikes may fall to the other side of a border where another device sums in another order.
     assert theirs.total()["spikes"] == pytest.approx(ours.total()["spikes"], rel=1e-3)
-    assert theirs.total()["synops"] == pytest.approx(ours.total()["synops"], rel=1e-3)
+    assert theirs.total()["synaptic_operations"] == pytest.approx(ours.total()["synaptic_operations"], rel=1e-3)
     assert sum(theirs.spikes_by_sample) == theirs.total()["spikes"]
 
 
@@ -116,7 +116,7 @@ def test_all_alike(bias, spikes):
         assert layer.silent == (1 - spikes) * layer.neurons * 3
         assert layer.never_active == (1 - spikes) * layer.neurons
         assert layer.summed_spike_time == 0
-    assert counts.layers[1].synops == spikes * 3 * 32 * 4
+    assert counts.layers[1].synaptic_operations == spikes * 3 * 32 * 4
     assert counts.sparsity == spikes
 
 
@@ -138,7 +138,7 @@ def test_all_spiking_input_costs_the_dense_macs(model):
             nn.init.constant_(layer.bias, 50.0)
     counts = count(model, [torch.ones(2, model.config.in_channels, *model.config.image_size)])
     total = counts.total()
-    assert total["synops"] + total["analog_macs"] == total["dense_macs"]
+    assert total["synaptic_operations"] + total["analog_macs"] == total["dense_macs"]
     assert counts.sparsity == 1
 
 
@@ -166,7 +166,7 @@ def test_synaptic_operations_match_a_convolution_of_ones(kernel, stride, padding
     (counts,) = count(nn.Sequential(layer), [x[:2], x[2:]]).layers
     options = {key: sizes[key] for key in ("stride", "padding", "dilation", "groups")}
     ones = torch.ones_like(layer.weight)
-    assert counts.synops == F.conv2d((x > 0).float(), ones, **options).sum()
+    assert counts.synaptic_operations == F.conv2d((x > 0).float(), ones, **options).sum()
     assert counts.synapses == F.conv2d(torch.ones_like(x[:1]), ones, **options).sum()
 
 
@@ -208,7 +208,7 @@ def test_figures_by_sample_and_histograms_add_up():
     total = counts.total()
     assert len(counts.spikes_by_sample) == 8
     assert sum(counts.spikes_by_sample) == total["spikes"]
-    assert sum(counts.synops_by_sample) == total["synops"]
+    assert sum(counts.synaptic_operations_by_sample) == total["synaptic_operations"]
     first = count(model, batches_of(5, 3), histogram_bins=7)
     for layer, part in zip(first.layers, counts.layers, strict=True):
         assert sum(layer.histogram) == layer.spikes
@@ -232,7 +232,7 @@ def test_ann_has_no_synaptic_operations():
     counts = count(model, batches_of(4))
     assert [layer.kind for layer in counts.layers] == ["ann", "ann", "ann", "readout"]
     total = counts.total()
-    assert total["synops"] == 0
+    assert total["synaptic_operations"] == 0
     assert 0 < total["nonzero_macs"] < total["dense_macs"] == total["analog_macs"]
 
 
@@ -244,13 +244,13 @@ def test_input_spikes_are_counted_apart():
     assert counts.input.neurons == 784
     assert (counts.input.spikes, counts.input.saturated) == (2, 1)
     assert counts.layers[0].active_inputs == 2
-    assert counts.layers[0].synops == 2 * 25 * 4
+    assert counts.layers[0].synaptic_operations == 2 * 25 * 4
 
 
 def test_analog_layer_is_charged_as_macs():
     counts = count(vgg11(width=1 / 32), batches_of(2, channels=3, size=32))
     first, second = counts.layers[:2]
-    assert (first.kind, first.synops, first.analog_macs) == ("analog", 0, first.dense_macs)
+    assert (first.kind, first.synaptic_operations, first.analog_macs) == ("analog", 0, first.dense_macs)
     assert (second.kind, second.analog_macs) == ("spiking", 0)
     assert first.spikes_delivered == second.active_inputs
     assert counts.input.spikes == 0
@@ -281,7 +281,7 @@ def test_first_spike_readout_and_mode():
     own = network[2].statistics
     counts = count(network, [torch.rand(4, 1, 4, 4)])
     assert counts.layers[-1].kind == "readout"
-    assert counts.layers[-1].synops == 3 * counts.layers[0].spikes
+    assert counts.layers[-1].synaptic_operations == 3 * counts.layers[0].spikes
     assert network.training
     assert network[2].statistics is own
     assert not network[2]._forward_pre_hooks
@@ -332,7 +332,7 @@ def test_many_batches_count_as_one():
         assert one.pop("summed_spike_time") == pytest.approx(other.pop("summed_spike_time"), abs=1e-3)
         assert one == other
     assert many.spikes_by_sample == whole.spikes_by_sample
-    assert many.synops_by_sample == whole.synops_by_sample
+    assert many.synaptic_operations_by_sample == whole.synaptic_operations_by_sample
 
 
 def test_operations_beyond_float32_are_exact():
@@ -341,7 +341,7 @@ def test_operations_beyond_float32_are_exact():
     x = torch.ones(2, 1, 4096, 4097)
     x[1, 0, 0, 0] = 0
     counts = count(nn.Sequential(layer), [x], histogram_bins=0)
-    assert counts.synops_by_sample == (4096 * 4097, 4096 * 4097 - 1)
+    assert counts.synaptic_operations_by_sample == (4096 * 4097, 4096 * 4097 - 1)
 
 
 def test_statistics_inside_are_those_of_the_counter():
@@ -382,4 +382,4 @@ def test_readout_of_an_ann_reads_real_values():
     network = nn.Sequential(ANNLinear(6, 4), PotentialReadout(4, 2, neuron=Neuron(0.0)))
     counts = count(network, [torch.rand(5, 6)])
     assert math.isclose(counts.layers[1].analog_macs, 5 * 8)
-    assert counts.layers[1].synops == 0
+    assert counts.layers[1].synaptic_operations == 0

@@ -50,5 +50,5 @@ def test_two_processes_count_what_one_does(tmp_path):
         assert abs(one.pop("summed_spike_time") - two.pop("summed_spike_time")) < 1e-3
         assert one == two
     assert sorted(ours.spikes_by_sample) == sorted(alone.spikes_by_sample)
-    assert sorted(ours.synops_by_sample) == sorted(alone.synops_by_sample)
+    assert sorted(ours.synaptic_operations_by_sample) == sorted(alone.synaptic_operations_by_sample)
     assert ours.input == alone.input

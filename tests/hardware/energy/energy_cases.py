@@ -23,13 +23,13 @@ def dense_network() -> Counts:
     hidden = layer(
         *("fc1", "spiking"),
         **dict(samples=2, neurons=4, inputs=8, synapses=32, weights=32, biases=4),
-        **dict(spikes=3, spikes_delivered=3, active_inputs=10, synops=40, nonzero_macs=40, dense_macs=64),
+        **dict(spikes=3, spikes_delivered=3, active_inputs=10, synaptic_operations=40, nonzero_macs=40, dense_macs=64),
         **dict(saturated=1, summed_spike_time=0.75),
     )
     readout = layer(
         *("readout", "readout"),
         **dict(samples=2, neurons=2, inputs=4, synapses=8, weights=8, biases=2),
-        **dict(spikes=2, active_inputs=3, synops=6, nonzero_macs=6, dense_macs=16),
+        **dict(spikes=2, active_inputs=3, synaptic_operations=6, nonzero_macs=6, dense_macs=16),
     )
     return Counts(2, (hidden, readout), InputCounts(neurons=8, spikes=10), "potential_start")
 
@@ -45,20 +45,20 @@ def convolutional_network() -> Counts:
     spiking = layer(
         *("conv2", "spiking"),
         **dict(neurons=512, inputs=256, synapses=15488, weights=288, biases=8, spikes=128),
-        **dict(spikes_delivered=64, active_inputs=100, synops=6000, nonzero_macs=6000, dense_macs=15488),
+        **dict(spikes_delivered=64, active_inputs=100, synaptic_operations=6000, nonzero_macs=6000, dense_macs=15488),
         **dict(saturated=8, summed_spike_time=60.0),
     )
     readout = layer(
         *("readout", "readout"),
         **dict(neurons=10, inputs=128, synapses=1280, weights=1280, biases=10, spikes=4),
-        **dict(active_inputs=64, synops=640, nonzero_macs=640, dense_macs=1280),
+        **dict(active_inputs=64, synaptic_operations=640, nonzero_macs=640, dense_macs=1280),
     )
     return Counts(1, (analog, spiking, readout), readout="potential_start")
 
 
 def scaled(counts: Counts, samples: int) -> Counts:
     """The same network over `samples` times as many samples that all do the same."""
-    per_layer = ("spikes", "spikes_delivered", "active_inputs", "synops", "nonzero_macs", "analog_macs")
+    per_layer = ("spikes", "spikes_delivered", "active_inputs", "synaptic_operations", "nonzero_macs", "analog_macs")
     per_layer += ("dense_macs", "saturated", "summed_spike_time", "samples")
     layers = tuple(
         dataclasses.replace(own, **{name: getattr(own, name) * samples for name in per_layer}) for own in counts.layers

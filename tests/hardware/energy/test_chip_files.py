@@ -98,14 +98,16 @@ def test_spinnaker2_is_a_range():
 
 
 @pytest.mark.parametrize(
-    ("clock_mhz", "synops_per_second", "published_uw"),
+    ("clock_mhz", "synaptic_operations_per_second", "published_uw"),
     # 0.55 V. Accelerated: a synaptic operation takes two cycles. Biological: 256 neurons at 10 Hz, 256 synapses each.
     [(75, 37.5e6, 477), (1.3, 0.65e6, 35)],
     ids=["accelerated", "biological"],
 )
-def test_odin_power_matches_measurements(clock_mhz, synops_per_second, published_uw):
+def test_odin_power_matches_measurements(clock_mhz, synaptic_operations_per_second, published_uw):
     # Frenkel et al., 2019, section IV-A; the powers are 13.6 times apart.
-    power = power_uw(load_chip("odin"), synops_per_second=synops_per_second, clock_mhz=clock_mhz)
+    power = power_uw(
+        load_chip("odin"), synaptic_operations_per_second=synaptic_operations_per_second, clock_mhz=clock_mhz
+    )
     assert power.nominal == pytest.approx(published_uw, rel=3e-3)
 
 
@@ -138,7 +140,7 @@ def test_truenorth_prices_follow_from_two_points():
 
 def test_truenorth_power_predicts_a_held_out_point():
     chip = load_chip("truenorth")
-    power = {hertz: power_uw(chip, synops_per_second=TRUENORTH_SYNAPSES * hertz) for hertz in TRUENORTH_MW}
+    power = {hertz: power_uw(chip, synaptic_operations_per_second=TRUENORTH_SYNAPSES * hertz) for hertz in TRUENORTH_MW}
     error = {hertz: power[hertz].nominal / (1000 * milliwatts) - 1 for hertz, milliwatts in TRUENORTH_MW.items()}
     assert all(abs(error[hertz]) < 1e-4 for hertz in TRUENORTH_FITTED)
     # The error of the exact line through the fitted points, to which the digits of the file add nothing.
@@ -168,7 +170,7 @@ def test_loihi_predicts_a_board():
 
 def test_power_needs_a_synaptic_operation():
     with pytest.raises(ValueError, match="power_uw: chip must price a synaptic operation; got horowitz45:fp32"):
-        power_uw(load_chip("horowitz45:fp32"), synops_per_second=1)
+        power_uw(load_chip("horowitz45:fp32"), synaptic_operations_per_second=1)
 
 
 @pytest.mark.parametrize("name", ["loihi2", "Loihi 2", "akida", "speck"])
@@ -224,7 +226,11 @@ def test_users_own_file_loads(write):
         ("node_nm = 22", "notes = [22]", r"notes\[0\] must be a valid string; got 22"),
         ("value = 2.0", "value = true", "prices.synop.value must be a valid .*; got True"),
         ("node_nm = 22", 'notes = "22"', "notes must be a list; got '22'"),
-        ("node_nm = 22", 'included = ["synops"]', "included must name prices: .*; got synops"),
+        (
+            "node_nm = 22",
+            'included = ["synaptic_operations"]',
+            "included must name prices: .*; got synaptic_operations",
+        ),
         ("node_nm = 22", "precisions = 3", "precisions must be a table; got 3"),
         ("node_nm = 22", "memory = 3", "memory must be a table; got 3"),
         ("[prices.synop]", "[capacity]\nneurons = 4\n[prices.synop]", "capacity.source must be given; got none"),

@@ -24,7 +24,7 @@ def firing_share(counts, factor):
     """Counts of a network whose hidden neurons fire `factor` times as often; the first layer's inputs stay."""
     first, *others = counts.layers
     spikes = ("spikes", "spikes_delivered", "saturated", "summed_spike_time")
-    arrivals = ("synops", "nonzero_macs", "active_inputs")
+    arrivals = ("synaptic_operations", "nonzero_macs", "active_inputs")
     layers = [dataclasses.replace(first, **{key: getattr(first, key) * factor for key in spikes})]
     layers += [
         dataclasses.replace(own, **{key: getattr(own, key) * factor for key in (*spikes, *arrivals)}) for own in others
@@ -60,7 +60,7 @@ def test_rate_coded_network_works_in_every_step():
 
 
 def test_rate_coded_network_takes_measured_figures():
-    code = RateCode(steps=10, synops={"conv2": 500, "readout": 70}, spikes={"conv1": 30, "conv2": 40})
+    code = RateCode(steps=10, synaptic_operations={"conv2": 500, "readout": 70}, spikes={"conv1": 30, "conv2": 40})
     report = rate_coded(convolutional_network(), "loihi_board", code)
     assert counted(report, "synaptic operations") == 570
     assert counted(report, "spikes out") == 70
@@ -79,9 +79,9 @@ def test_rate_coded_latency_counts_steps_and_layers():
     [
         ({"steps": 0, "rate": 0.1}, "steps must be at least 1; got 0"),
         ({"steps": 4, "rate": 1.5}, r"rate must be in \[0, 1\]; got 1.5"),
-        ({"steps": 4}, "rate must be given, or else synops and spikes; got rate None"),
-        ({"steps": 4, "rate": 0.1, "synops": {}, "spikes": {}}, "rate must be given, or else"),
-        ({"steps": 4, "spikes": {}}, "rate must be given, or else .* synops None, spikes given"),
+        ({"steps": 4}, "rate must be given, or else synaptic_operations and spikes; got rate None"),
+        ({"steps": 4, "rate": 0.1, "synaptic_operations": {}, "spikes": {}}, "rate must be given, or else"),
+        ({"steps": 4, "spikes": {}}, "rate must be given, or else .* synaptic_operations None, spikes given"),
     ],
 )
 def test_rate_code_is_refused(values, message):

@@ -16,7 +16,7 @@ FRACTION = 2**16
 class Work:
     """What neurons did."""
 
-    synops: int = 0
+    synaptic_operations: int = 0
     integration_updates: int = 0
     firing_updates: int = 0
     compares: int = 0
@@ -75,7 +75,7 @@ class Neurons:
         for step in range(self.steps):
             for _, weight in (event for event in events if event[0] == step):
                 slope, arrived = slope + weight, True
-                work.synops += 1
+                work.synaptic_operations += 1
                 work.state_reads += 1
                 work.state_writes += 1
             if arrived or not self.gating:

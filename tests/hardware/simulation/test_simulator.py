@@ -134,7 +134,7 @@ def test_batches_parts_and_kept_samples_do_not_matter():
         120,
         whole.counts.total()["spikes"],
     ]
-    assert sum(whole.counts.synops_by_sample) == whole.counts.total()["synops"]
+    assert sum(whole.counts.synaptic_operations_by_sample) == whole.counts.total()["synaptic_operations"]
 
 
 def test_model_and_images_stay_as_they_are():

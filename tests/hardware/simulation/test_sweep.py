@@ -35,7 +35,7 @@ def test_rows_are_those_of_single_simulations(compare_at, per_channel):
         hidden, readout = one.counts.layers
         assert (row.accuracy, row.first_spike_accuracy) == (one.accuracy, one.first_spike_accuracy)
         assert (row.spikes, row.ties, row.latency_steps) == (hidden.spikes / 20, one.ties / 20, one.mean_latency_steps)
-        assert row.synops == (hidden.synops + readout.synops) / 20
+        assert row.synaptic_operations == (hidden.synaptic_operations + readout.synaptic_operations) / 20
         assert row.energy_pj == (hidden.spikes + readout.spikes) / 20
 
 

@@ -96,7 +96,7 @@ def test_simulation_equals_loops_over_steps_and_synapses(readout, sigma, compare
     for expected, kept in zip(stamps, found.spike_steps.values(), strict=True):
         np.testing.assert_array_equal(kept.numpy(), expected)
     for layer, activity, expected in zip(found.counts.layers, found.activity, work, strict=True):
-        assert layer.synops == expected.synops
+        assert layer.synaptic_operations == expected.synaptic_operations
         assert [getattr(activity, name) for name in WORK[1:]] == [getattr(expected, name) for name in WORK[1:]]
     assert [layer.spikes_delivered for layer in found.counts.layers] == delivered
     for layer, expected in zip(found.counts.layers[:-1], stamps[1:], strict=False):
@@ -125,11 +125,11 @@ def test_counts_equal_those_of_the_closed_form_where_stamps_lose_nothing():
         assert dataclasses.replace(one, summed_spike_time=0.0) == dataclasses.replace(other, summed_spike_time=0.0)
         assert one.summed_spike_time == pytest.approx(other.summed_spike_time, abs=1e-4)
     assert found.input == expected.input
-    assert found.synops_by_sample == expected.synops_by_sample
+    assert found.synaptic_operations_by_sample == expected.synaptic_operations_by_sample
     last = (found.layers[-1], expected.layers[-1])
     for name in ("name", "kind", "neurons", "inputs", "synapses", "weights", "biases"):
         assert getattr(last[0], name) == getattr(last[1], name)
-    for name in ("active_inputs", "synops", "dense_macs", "spikes", "spikes_delivered"):
+    for name in ("active_inputs", "synaptic_operations", "dense_macs", "spikes", "spikes_delivered"):
         assert getattr(last[0], name) == getattr(last[1], name)
 
 
@@ -139,7 +139,7 @@ def test_counts_approach_those_of_the_closed_form():
     expected, found = count(network, [images]), simulate(network, [images], steps=4096, weight_bits=None).counts
     for one, other in zip(expected.layers, found.layers, strict=True):
         assert other.spikes == pytest.approx(one.spikes, abs=0.01 * one.neurons)
-        assert other.synops == pytest.approx(one.synops, rel=0.01)
+        assert other.synaptic_operations == pytest.approx(one.synaptic_operations, rel=0.01)
         assert other.summed_spike_time == pytest.approx(one.summed_spike_time, rel=0.02, abs=0.2)
 
 
@@ -150,7 +150,7 @@ def test_analog_encoder_counts_and_stamps():
     images[0, 0, 0, 0] = 0.5  # the mean: its products are with zero
     found = simulate(network, [images], steps=1024, weight_bits=None, keep_spike_times=True)
     first = found.counts.layers[0]
-    assert (first.kind, first.analog_macs, first.dense_macs, first.synops) == ("analog", 128, 128, 0)
+    assert (first.kind, first.analog_macs, first.dense_macs, first.synaptic_operations) == ("analog", 128, 128, 0)
     assert (first.nonzero_macs, first.active_inputs) == (126, 35)
     expected = layer(images)
     assert found.spike_steps is not None
@@ -190,13 +190,13 @@ def test_all_silent(compare_at):
     found = simulate(network, [torch.ones(3, 2)], steps=4, compare_at=compare_at)
     layer, readout = found.counts.layers
     assert (layer.spikes, layer.spikes_delivered, layer.never_active) == (0, 0, 2)
-    assert (layer.synops, readout.synops, readout.active_inputs) == (12, 0, 0)
+    assert (layer.synaptic_operations, readout.synaptic_operations, readout.active_inputs) == (12, 0, 0)
     instants = 5 if compare_at == "middle" else 4
     assert found.activity[0].compares == 6 * instants
     assert found.activity[0].firing_updates == 6 * (instants - 1)
     assert found.activity[1] == LayerActivity("2", 0, 0, 0, 0, 0)  # nothing arrives
     dark = simulate(network, [torch.zeros(3, 2)], steps=4, compare_at=compare_at)
-    assert dark.counts.input.spikes == dark.counts.layers[0].synops == 0
+    assert dark.counts.input.spikes == dark.counts.layers[0].synaptic_operations == 0
     assert dark.activity[0].neuron_updates == 0  # without a slope there is nothing to add, but thresholds fall
     assert dark.activity[0].compares == 6 * instants
 
@@ -209,7 +209,7 @@ def test_all_saturated():
     assert (layer.summed_spike_time, layer.histogram) == (0.0, (6, 0, 0, 0))
     assert (found.counts.input.spikes, found.counts.input.saturated) == (6, 6)
     assert found.activity[0] == LayerActivity("1", 24, 0, 6, 12 + 48 + 6, 12 + 24)
-    assert readout.synops == 12
+    assert readout.synaptic_operations == 12
 
 
 def test_gating_changes_activity_alone():

@@ -164,14 +164,14 @@ class Counter:
             counter.read(values, time, delivered)
             for counter, values, time, delivered in zip(self._order, read, times.tolist(), active, strict=True)
         )
-        spikes, synops = self._samples(accelerator)
+        spikes, synaptic_operations = self._samples(accelerator)
         return Counts(
             samples=samples[0],
             layers=layers,
             input=self._input.read(encoder),
             readout=readout_time(self._order[-1].layer),
             spikes_by_sample=spikes,
-            synops_by_sample=synops,
+            synaptic_operations_by_sample=synaptic_operations,
         )
 
     def _samples(self, accelerator: Accelerator | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -179,11 +179,11 @@ class Counter:
         if not self._by_sample:
             return (), ()
         spikes = torch.stack([counter.spikes_by_sample() for counter in self._order]).sum(0)
-        synops = torch.zeros_like(spikes)
+        synaptic_operations = torch.zeros_like(spikes)
         for counter in self._order:
             if not counter.real_inputs:
-                synops += counter.products_by_sample()
-        found = [spikes.tolist(), synops.tolist()]
+                synaptic_operations += counter.products_by_sample()
+        found = [spikes.tolist(), synaptic_operations.tolist()]
         if accelerator is not None and accelerator.num_processes > 1:
             found = [gather_object(values) for values in found]
         return tuple(found[0]), tuple(found[1])

@@ -29,8 +29,8 @@ class LayerCounts(LayerStatistics):
         weights, biases: numbers to store.
         spikes_delivered: spikes that reach the next layer, behind pooling; 0 for a readout.
         active_inputs: non-zero inputs.
-        synops: synaptic operations, Σ over input spikes of their true fan-out, exact at borders, stride, dilation and
-            groups; 0 where inputs are real-valued.
+        synaptic_operations: Σ over input spikes of their true fan-out, exact at borders, stride, dilation and groups;
+            0 where inputs are real-valued.
         nonzero_macs: the same sum over non-zero inputs whatever they are: what an ANN that skips zeros multiplies.
         analog_macs: multiply-accumulates of a layer with real-valued inputs, all of them; 0 for spiking inputs.
         dense_macs: multiply-accumulates of the same layer in a dense ANN: synapses × samples.
@@ -49,7 +49,7 @@ class LayerCounts(LayerStatistics):
     biases: int
     spikes_delivered: int
     active_inputs: int
-    synops: int
+    synaptic_operations: int
     nonzero_macs: int
     analog_macs: int
     dense_macs: int
@@ -108,7 +108,17 @@ FORMAT = 2
 
 # Keys of `Counts.total()`: sums over layers.
 SUMMED = (
-    *("neurons", "inputs", "synapses", "weights", "biases", "spikes", "spikes_delivered", "active_inputs", "synops"),
+    *(
+        "neurons",
+        "inputs",
+        "synapses",
+        "weights",
+        "biases",
+        "spikes",
+        "spikes_delivered",
+        "active_inputs",
+        "synaptic_operations",
+    ),
     *("nonzero_macs", "analog_macs", "dense_macs", "saturated", "silent", "never_active", "summed_spike_time"),
 )
 
@@ -137,8 +147,8 @@ class Counts:
         layers: those with synapses, in the order in which they run; the readout last.
         input: spikes of a latency encoder, which has no synapses and is no hidden layer.
         readout: when the decision is read; None without a readout.
-        spikes_by_sample, synops_by_sample: [samples] each, hidden layers and readout together; in no particular order
-            if several processes counted. Empty if not asked for.
+        spikes_by_sample, synaptic_operations_by_sample: [samples] each, hidden layers and readout together; in no
+            particular order if several processes counted. Empty if not asked for.
     Raises:
         ValueError: a readout layer, and nothing that says when it is read, or no such time.
     Example:
@@ -156,7 +166,7 @@ class Counts:
     input: InputCounts = InputCounts()
     readout: ReadoutTime | None = None
     spikes_by_sample: tuple[int, ...] = ()
-    synops_by_sample: tuple[int, ...] = ()
+    synaptic_operations_by_sample: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.readout is None and any(layer.kind == "readout" for layer in self.layers):
@@ -190,7 +200,7 @@ class Counts:
             "input": dataclasses.asdict(self.input),
             "readout": self.readout,
             "spikes_by_sample": list(self.spikes_by_sample),
-            "synops_by_sample": list(self.synops_by_sample),
+            "synaptic_operations_by_sample": list(self.synaptic_operations_by_sample),
         }
 
     @classmethod
@@ -212,7 +222,7 @@ class Counts:
                 input=InputCounts(**values["input"]),
                 readout=values["readout"],
                 spikes_by_sample=tuple(values["spikes_by_sample"]),
-                synops_by_sample=tuple(values["synops_by_sample"]),
+                synaptic_operations_by_sample=tuple(values["synaptic_operations_by_sample"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"Counts.from_dict: values must be what to_dict gives; got {error!r}.") from error
@@ -223,7 +233,6 @@ _KEYS_OF_FORMAT_1 = {
     "neurons": "neurons_per_sample",
     "inputs": "inputs_per_sample",
     "active_inputs": "inputs_active",
-    "synops": "synaptic_operations",
     "never_active": "never_active_per_sample",
 }
 
@@ -246,7 +255,13 @@ def read_counts(values: Mapping[str, Any], *, neuron: Neuron, readout: ReadoutTi
         by_sample = values["synaptic_operations_by_sample"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"read_counts: values must be counts of format 1 or {FORMAT}; got {error!r}.") from error
-    today = {"format": FORMAT, "layers": layers, "input": encoder, "readout": readout, "synops_by_sample": by_sample}
+    today = {
+        "format": FORMAT,
+        "layers": layers,
+        "input": encoder,
+        "readout": readout,
+        "synaptic_operations_by_sample": by_sample,
+    }
     return Counts.from_dict({**values, **today})
 
 

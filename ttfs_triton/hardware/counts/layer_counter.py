@@ -130,7 +130,7 @@ class LayerCounter(SpikeCounter):
             **self._described,
             **found,
             spikes_delivered=spikes_delivered,
-            synops=0 if self.real_inputs else products,
+            synaptic_operations=0 if self.real_inputs else products,
             analog_macs=dense if self.real_inputs else 0,
             dense_macs=dense,
             never_active=int((spikes == 0).sum()),

@@ -31,14 +31,14 @@ class RateCode:
     Attributes:
         steps: T, time steps a sample.
         rate: spikes a neuron and step, the same for all, inputs of a latency encoder included; or None if measured.
-        synops, spikes: measured, a sample, by layer.
+        synaptic_operations, spikes: measured, a sample, by layer.
     Raises:
         ValueError: no steps, a rate outside [0, 1], or not exactly one of rate and measured figures.
     """
 
     steps: int
     rate: float | None = None
-    synops: Mapping[str, float] | None = None
+    synaptic_operations: Mapping[str, float] | None = None
     spikes: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
@@ -46,11 +46,11 @@ class RateCode:
             raise ValueError(f"RateCode: steps must be at least 1; got {self.steps}.")
         if self.rate is not None and not 0 <= self.rate <= 1:
             raise ValueError(f"RateCode: rate must be in [0, 1]; got {self.rate}. It is a spike rate a step.")
-        measured = (self.synops is not None, self.spikes is not None)
+        measured = (self.synaptic_operations is not None, self.spikes is not None)
         if measured not in ((True, True), (False, False)) or measured[0] == (self.rate is not None):
             raise ValueError(
-                f"RateCode: rate must be given, or else synops and spikes; got rate {self.rate}, "
-                f"synops {'given' if measured[0] else None}, spikes {'given' if measured[1] else None}."
+                f"RateCode: rate must be given, or else synaptic_operations and spikes; got rate {self.rate}, "
+                f"synaptic_operations {'given' if measured[0] else None}, spikes {'given' if measured[1] else None}."
             )
 
 
@@ -121,10 +121,10 @@ def rate_coded(
     spikes_out(ledger, "input", 0.0, arriving, options)
     for layer, after in zip(layers, (*layers[1:], None), strict=True):
         if layer in spiking:
-            measured = (code.synops or {}).get(layer.name)
-            synops = code.steps * rate * layer.synapses if measured is None else measured
-            ledger.charge(layer.name, "synaptic operations", "compute", synops, synop_price(chip, layer))
-            event_memory(ledger, layer, synops, words=1)
+            measured = (code.synaptic_operations or {}).get(layer.name)
+            synaptic_operations = code.steps * rate * layer.synapses if measured is None else measured
+            ledger.charge(layer.name, "synaptic operations", "compute", synaptic_operations, synop_price(chip, layer))
+            event_memory(ledger, layer, synaptic_operations, words=1)
         else:
             multiplications(ledger, layer, layer.dense_macs)
         updates = float(code.steps * layer.neurons)
@@ -145,7 +145,7 @@ def rate_coded(
 
 def _require_layers(code: RateCode, with_operations: set[str], with_spikes: set[str]) -> None:
     """Measured figures must not leave out a layer."""
-    for name, wanted in (("synops", with_operations), ("spikes", with_spikes)):
+    for name, wanted in (("synaptic_operations", with_operations), ("spikes", with_spikes)):
         given = getattr(code, name)
         missing = sorted(wanted - set(given or ()))
         if given is not None and missing:

@@ -136,15 +136,15 @@ def _closed_form(ledger: Ledger, layer: LayerAverages) -> None:
         return
     fires = layer.kind != "readout" or layer.readout == "first_spike"
     slope = layer.psp_persistence > 0 and (fires or layer.readout == "potential_end")
-    ledger.charge(name, "synaptic operations, Σ w·x", "compute", layer.synops, "multiply_accumulate")
+    ledger.charge(name, "synaptic operations, Σ w·x", "compute", layer.synaptic_operations, "multiply_accumulate")
     if slope:
-        ledger.charge(name, "synaptic operations, Σ w", "compute", layer.synops, "accumulate")
+        ledger.charge(name, "synaptic operations, Σ w", "compute", layer.synaptic_operations, "accumulate")
     if fires and slope:
         ledger.charge(name, "divisions", "compute", neurons, "divide")
     if fires:
         ledger.charge(name, "threshold comparisons", "compute", 2 * neurons, "compare")
     words = 1 + slope
-    event_memory(ledger, layer, layer.synops, words)
+    event_memory(ledger, layer, layer.synaptic_operations, words)
     preset(ledger, layer, words)
     ledger.access(name, "state reads", neurons * words, neurons * words, ledger.state_bits)
 

@@ -23,7 +23,7 @@ class LayerAverages:
         shared_weights: a convolution's.
         neurons, inputs, synapses, weights, biases: of the layer.
         spikes, delivered, saturated: as in `LayerCounts`.
-        synops: synaptic operations.
+        synaptic_operations: input spikes times their fan-out.
         dense_macs, nonzero_macs: as in `LayerCounts`.
         spike_time: Σ over spikes of the time from the window's start, in windows.
     """
@@ -42,7 +42,7 @@ class LayerAverages:
     spikes: float
     delivered: float
     saturated: float
-    synops: float
+    synaptic_operations: float
     dense_macs: float
     nonzero_macs: float
     spike_time: float
@@ -66,7 +66,7 @@ class LayerAverages:
             spikes=layer.spikes * each,
             delivered=layer.spikes_delivered * each,
             saturated=layer.saturated * each,
-            synops=layer.synops * each,
+            synaptic_operations=layer.synaptic_operations * each,
             dense_macs=layer.dense_macs * each,
             nonzero_macs=layer.nonzero_macs * each,
             spike_time=layer.summed_spike_time * each,
@@ -81,7 +81,7 @@ class LayerAverages:
             delivered=self.delivered * factor,
             saturated=self.saturated * factor,
             spike_time=self.spike_time * factor,
-            synops=self.synops * arriving,
+            synaptic_operations=self.synaptic_operations * arriving,
             nonzero_macs=self.nonzero_macs * arriving,
         )
 
@@ -102,8 +102,10 @@ def averages(function: str, counts: Counts) -> tuple[LayerAverages, ...]:
 
 def synaptic_operations(ledger: Ledger, layer: LayerAverages) -> None:
     """Spikes arrive: each adds a weight to the slope of each neuron behind it."""
-    ledger.charge(layer.name, "synaptic operations", "compute", layer.synops, synop_price(ledger.chip, layer))
-    event_memory(ledger, layer, layer.synops, words=1)
+    ledger.charge(
+        layer.name, "synaptic operations", "compute", layer.synaptic_operations, synop_price(ledger.chip, layer)
+    )
+    event_memory(ledger, layer, layer.synaptic_operations, words=1)
 
 
 def synop_price(chip: Chip, layer: LayerAverages) -> str:

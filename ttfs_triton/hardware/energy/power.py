@@ -42,12 +42,12 @@ def static_power(ledger: Ledger, latency_us: float | None, clock_mhz: float | No
     ledger.terms.append(Term("chip", "idle power", "static", latency_us, price, "idle_power", missing))
 
 
-def power_uw(chip: Chip, *, synops_per_second: float, clock_mhz: float | None = None) -> Range:
+def power_uw(chip: Chip, *, synaptic_operations_per_second: float, clock_mhz: float | None = None) -> Range:
     """Power of a chip at a rate of synaptic operations: leakage + idle · f + energy · rate.
 
     Args:
         chip: one whose synaptic operation has a price.
-        synops_per_second: rate.
+        synaptic_operations_per_second: rate.
         clock_mhz: Default: the chip's.
     Returns:
         Microwatts, of those terms that have a price.
@@ -61,7 +61,7 @@ def power_uw(chip: Chip, *, synops_per_second: float, clock_mhz: float | None = 
         )
     ledger = Ledger(chip, memory=False, weight_bits=8, state_bits=16)
     static_power(ledger, latency_us=1.0, clock_mhz=clock_mhz)
-    total = synop.scaled(synops_per_second * 1e-6)  # pJ/op · op/s = 1e-6 µW
+    total = synop.scaled(synaptic_operations_per_second * 1e-6)  # pJ/op · op/s = 1e-6 µW
     for term in ledger.terms:
         total = total + (term.energy or Range(0.0, 0.0, 0.0))
     return total

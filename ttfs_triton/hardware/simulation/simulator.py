@@ -299,10 +299,10 @@ class Simulator:
     def _counts(self) -> Counts:
         delivered = [int(tally.active_inputs) for tally in self._tallies[1:]] + [0]
         spikes = torch.stack([torch.cat(tally.sample_spikes) for tally in self._tallies]).sum(0)
-        synops = torch.zeros_like(spikes)
+        synaptic_operations = torch.zeros_like(spikes)
         for tally in self._tallies:
             if tally.layer.kind != "analog":
-                synops += torch.cat(tally.sample_products)
+                synaptic_operations += torch.cat(tally.sample_products)
         neurons, sums = self._input
         return Counts(
             samples=self._samples,
@@ -310,5 +310,5 @@ class Simulator:
             input=InputCounts(neurons, *sums.tolist()),
             readout=readout_time(self._stages[-1].weighted),
             spikes_by_sample=tuple(spikes.tolist()),
-            synops_by_sample=tuple(synops.tolist()),
+            synaptic_operations_by_sample=tuple(synaptic_operations.tolist()),
         )

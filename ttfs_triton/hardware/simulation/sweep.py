@@ -31,7 +31,7 @@ class SweepRow:
         weight_bits: None is unquantised.
         accuracy, first_spike_accuracy: shares; None without labels.
         spikes: of the hidden layers, a sample.
-        synops: synaptic operations of all layers, a sample.
+        synaptic_operations: synaptic operations of all layers, a sample.
         latency_steps: mean steps from the image's start to the first output spike.
         ties: share of samples with several output neurons in the earliest step.
         energy_pj: a sample, as `price` gave it; None without.
@@ -42,7 +42,7 @@ class SweepRow:
     accuracy: float | None
     first_spike_accuracy: float | None
     spikes: float
-    synops: float
+    synaptic_operations: float
     latency_steps: float
     ties: float
     energy_pj: float | None
@@ -173,7 +173,7 @@ def _row(found: Simulation, price: Price | None) -> SweepRow:
         accuracy=found.accuracy,
         first_spike_accuracy=found.first_spike_accuracy,
         spikes=sum(layer.spikes for layer in counts.layers if layer.kind != "readout") / samples,
-        synops=sum(layer.synops for layer in counts.layers) / samples,
+        synaptic_operations=sum(layer.synaptic_operations for layer in counts.layers) / samples,
         latency_steps=found.mean_latency_steps,
         ties=found.ties / samples,
         energy_pj=None if price is None else float(price(found)),

@@ -90,7 +90,7 @@ class LayerTally:
             spikes=sum(histogram),
             spikes_delivered=delivered,
             active_inputs=int(self.active_inputs),
-            synops=0 if real else products,
+            synaptic_operations=0 if real else products,
             nonzero_macs=products,
             analog_macs=dense if real else 0,
             dense_macs=dense,
@@ -103,9 +103,11 @@ class LayerTally:
 
     def activity(self) -> LayerActivity:
         """Cycles and state accesses."""
-        synops = 0 if self.layer.kind == "analog" else int(self.products)
+        synaptic_operations = 0 if self.layer.kind == "analog" else int(self.products)
         integration, firing, compares = int(self.integration), int(self.firing), int(self.compares)
         # An update of the firing window shares its read of the potential with the compare that follows it; updates of
         # a potential that is only read out have none.
-        reads = synops + 2 * integration + firing + max(compares, firing)
-        return LayerActivity(self.name, integration, firing, compares, reads, synops + integration + firing)
+        reads = synaptic_operations + 2 * integration + firing + max(compares, firing)
+        return LayerActivity(
+            self.name, integration, firing, compares, reads, synaptic_operations + integration + firing
+        )
