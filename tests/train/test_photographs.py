@@ -10,10 +10,11 @@ import yaml
 from tests.data.test_checked import jpeg, photograph
 from tests.scoring.common import join
 from tests.train.runs import ROOT, assert_same_run, best, last, metrics, run
+from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.images import ImageData, load_images
+from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.train import TrainConfig
-from ttfs_triton.train.augment import Augmentation
 from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.build import RunData, channel_statistics
 from ttfs_triton.train.config import ConfigError, make_config, read_yaml
@@ -132,6 +133,10 @@ def test_two_processes_train_as_one_does(runs):
 def test_weights_classify_photographs_as_they_were_scored(runs, folder):
     network = TTFSModel.from_pretrained(str(runs[0] / "best"))
     assert network.description.preprocessing.fit == "crop"
+    for path in (runs[0], runs[0] / "best"):
+        scored = load_test_images(load_network(path), data_dir=folder)
+        expected = load_images(None, folder, split="test", image_size=16, cropped=True)
+        assert torch.equal(scored.images, expected.images)
     files = sorted((folder / "test").glob("*/*.jpg"))
     found = [network.classify(file).class_name == file.parent.name for file in files]
     summary = json.loads((runs[0] / "summary.json").read_text())
