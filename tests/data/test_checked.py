@@ -128,7 +128,7 @@ def test_damaged_images_are_found_once_and_remembered(tmp_path, caplog, monkeypa
     files[6].write_bytes(b"no image")
     first = load(tmp_path)
     assert first.skipped == [4, 6]
-    monkeypatch.setattr(checked, "_read", None)  # nothing is decoded again
+    monkeypatch.setattr(checked, "read_checked", None)  # nothing is decoded again
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         again = load(tmp_path)

@@ -32,6 +32,13 @@ def test_description_survives_a_file(tmp_path):
     assert set(values["library"]) == {"name", "version"}
 
 
+def test_fit_is_written_where_it_is_not_the_usual_one():
+    description = ModelDescription.of(NETWORK, fit="crop")
+    values = description.to_dict()
+    assert values["preprocessing"]["fit"] == "crop"
+    assert ModelDescription.from_dict(values) == description
+
+
 def test_format_1_keeps_loading():
     description = ModelDescription.from_dict(FORMAT_1)
     assert description.network == NETWORK
@@ -70,6 +77,7 @@ def test_preprocessing_follows_from_the_network(network, expected):
         ({"preprocessing": {"size": [8, 6], "mode": "L", "resize": "cubic"}}, 'resize must be "bilinear"'),
         ({"preprocessing": {"size": [8, 6], "mode": "L", "divisor": 0}}, "divisor must be positive; got 0"),
         ({"preprocessing": {"size": [8, -6], "mode": "L"}}, "size must be two positive sizes"),
+        ({"preprocessing": {"size": [8, 6], "mode": "L", "fit": "pad"}}, 'fit must be "stretch" or "crop"; got .pad'),
         ({"preprocessing": {"colour": 1}}, "values must describe a network"),
         ({"base_model": {"file": "a"}}, "values must describe a network"),
     ],

@@ -86,7 +86,7 @@ def check_rows(
 
 def _check(rows: datasets.Dataset, row_numbers: Tensor, bad: BadImages, progress: bool) -> dict[str, Any]:
     digest, channels = hashlib.sha256(), 1
-    for row, result in zip(row_numbers.tolist(), read_rows(rows, row_numbers, _read, progress), strict=True):
+    for row, result in zip(row_numbers.tolist(), read_rows(rows, row_numbers, read_checked, progress), strict=True):
         if isinstance(result, Exception):
             bad.add(row, result)
         else:
@@ -95,7 +95,7 @@ def _check(rows: datasets.Dataset, row_numbers: Tensor, bad: BadImages, progress
     return {"bad": list(zip(bad.rows, bad.reasons, strict=True)), "channels": channels, "digest": digest.hexdigest()}
 
 
-def _read(encoded: dict[str, Any] | None) -> tuple[bytes, int]:
+def read_checked(encoded: dict[str, Any] | None) -> tuple[bytes, int]:
     """Digest of the file, and the number of channels."""
     if encoded and not encoded["bytes"] and encoded["path"]:
         encoded = {"bytes": Path(encoded["path"]).read_bytes(), "path": None}
