@@ -264,8 +264,8 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
 
 
 def differing_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Keys with other values than before, {key: (old, new)}, but those that only say where the run is."""
-    before, after = old.model_dump(), new.model_dump()
+    """Keys with other values than before, {key: (old, new)} as in YAML, but those that only say where the run is."""
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     places = ("resume", "overwrite", "output_dir")
     return {key: (before[key], after[key]) for key in before if key not in places and before[key] != after[key]}
 
