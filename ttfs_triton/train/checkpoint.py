@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
-from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, tensor_bytes, write_synced
+from ttfs_triton.atomic import PARTIAL, hidden_name, make_folder, sync_folder, tensor_bytes, write_synced
 from ttfs_triton.train.states import from_json, to_json
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def save_checkpoint(
     final = folder / checkpoint_name(step)
     partial = hidden_name(final, PARTIAL)
     state_bytes = json.dumps(to_json(dict(state)), indent=1, allow_nan=False).encode()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from ttfs_triton.atomic import make_folder
+
 CLAIM = ".claim"
 _CLOCK_SLACK = 2.0  # seconds between two readings of one process's start: the clock may have been set in between
 
@@ -77,7 +79,7 @@ class Claim:
 
     def __init__(self, folder: Path, owner: Owner | None = None) -> None:
         self._path, self._owner = folder / CLAIM, owner or Owner.this_process()
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         prepared = folder / f"{CLAIM}-{self._owner.name}"
         prepared.mkdir()
         try:

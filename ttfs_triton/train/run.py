@@ -1,6 +1,7 @@
 """A run from start to finish, and the command line around it."""
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
+from ttfs_kernels.backends import why_no_triton
 from ttfs_triton.command_line import TRACEBACK, plain_errors
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.hub.account import check_account, open_repository
@@ -32,6 +34,8 @@ from ttfs_triton.train.identity import check_configuration
 from ttfs_triton.train.loop import NonFiniteLossError, Trainer
 from ttfs_triton.train.processes import Interrupted, StopRequest, ask_main_process
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
+
+WORKERS_PER_CORE = 4  # more than that only takes memory, and thousands hang the machine
 
 
 class DeviceLostError(RuntimeError):
@@ -134,7 +138,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Processes, device, precision and trackers of a run.
 
     Raises:
-        ConfigError: a tracker is not installed, or the precision cannot be had on the CPU.
+        ConfigError: a tracker is not installed; precision or backend cannot be had on the CPU; or too many workers.
     """
     known = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.trackers:
@@ -146,6 +150,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     cpu = config.cpu or not torch.cuda.is_available()
     if cpu and config.mixed_precision == "fp16":
         raise ConfigError("mixed_precision: fp16 needs a GPU; use bf16 on the CPU.")
+    most = max(64, WORKERS_PER_CORE * (os.cpu_count() or 1))
+    if config.num_workers > most:
+        raise ConfigError(f"num_workers must be at most {most} on this machine; got {config.num_workers}. Lower it.")
+    device = torch.device("cpu" if cpu else "cuda")
+    if config.backend == "triton" and (reason := why_no_triton(device, torch.float32)) is not None:
+        raise ConfigError(f"backend: triton must be able to run here; {reason}. Use --backend torch or auto.")
     return Accelerator(
         cpu=cpu,
         mixed_precision=config.mixed_precision,

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ttfs_triton.atomic import write_json, write_text
+from ttfs_triton.atomic import make_folder, write_json, write_text
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.weights import LoadError, read_weights, write_weights
 from ttfs_triton.train.checkpoint import clean_partial, is_partial
@@ -123,7 +123,7 @@ class RunFolder:
         """Make the folder ready, after `claim`: clear an old run if asked to, remove traces of killed processes."""
         if config.overwrite or self._doomed.exists():
             self._clear()
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        make_folder(self.checkpoints)
         for folder in (self.path, self.best_weights.parent, self.checkpoints):
             if folder.is_dir():
                 clean_partial(folder)
@@ -149,7 +149,7 @@ class RunFolder:
 
     def write_best(self, tensors: dict[str, Tensor], description: ModelDescription) -> None:
         """Write the best weights and what is needed to rebuild their network."""
-        self.best_weights.parent.mkdir(exist_ok=True)
+        make_folder(self.best_weights.parent)
         description.write(self.best_config)
         write_weights(self.best_weights, tensors)
 
