@@ -16,7 +16,7 @@ POLICIES = ["cifar10", "svhn", "imagenet", "trivial"]
 
 
 def photographs(n: int, height: int, width: int, channels: int) -> Tensor:
-    """Images with what operations depend on: smooth and noisy, dark and bright, narrow and wide ranges, one constant."""
+    """Images with what operations depend on: smooth and noisy, dark and bright, narrow and wide, one constant."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(n, height, width, channels, generator=generator)
     ramp = torch.linspace(0, 1, width)[:, None] * torch.rand(n, 1, 1, channels, generator=generator)

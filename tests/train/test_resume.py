@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.runs import assert_same_run, command, environment, make_images, metrics, run
+from tests.train.runs import AUGMENTATION, assert_same_run, command, environment, make_images, metrics, run
 
 # A checkpoint after every other step, so that a random kill often falls into the writing of one.
-SETTINGS = "\nepochs: 6\ncheckpoint_steps: 2\n"
+SETTINGS = f"\nepochs: 6\ncheckpoint_steps: 2\n{AUGMENTATION}"
 
 
 @pytest.fixture(scope="module")

@@ -94,6 +94,7 @@ def test_accumulation_gives_the_same_weights(config, tmp_path):
         {"neuron": "ann", "batch_norm": True, "weight_standardisation": False, "encoder": "analog"},
         {"schedule": "constant", "validation_fraction": 0.0, "ema_decay": 0.0, "mixed_precision": "bf16"},
         {"num_workers": 1, "streaming": True, "readout": "potential_end", "psp_persistence": 0.25},
+        {"mixup": 0.2, "cutmix": 0.2, "cutout": 2, "label_smoothing": 0.1},
     ],
     ids=lambda values: "-".join(values),
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from ttfs_kernels.backends import operators_for
 from ttfs_triton.augment.geometry import LARGEST_SIDE, move, move_bilinear
 from ttfs_triton.augment.operations import apply_operations
 from ttfs_triton.augment.parameters import Parameters, draw_parameters, rotation_maps
@@ -84,7 +86,18 @@ class Augmentation(BaseModel):
         """The maps of all rotations that can be drawn, [4096, 6], int32."""
         return _rotation_maps(self.rotation, height, width, device)
 
-    def __call__(self, images: Tensor, indices: Tensor, *, seed: int, epoch: int) -> Tensor:
+    def __call__(
+        self,
+        images: Tensor,
+        indices: Tensor,
+        *,
+        seed: int,
+        epoch: int,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        dtype: torch.dtype = torch.float32,
+        backend: str = "auto",
+    ) -> Tensor:
         """Augment a batch, all but mixing.
 
         Args:
@@ -93,16 +106,28 @@ class Augmentation(BaseModel):
                 alone decide what happens to an image.
             seed: of the run.
             epoch: number of the epoch.
+            mean, std: of each channel, pixels in [0, 1], to normalise by. Default: not at all.
+            dtype: of the result.
+            backend: "triton", "torch", or "auto": Triton on a GPU, PyTorch elsewhere. The results are the same.
         Returns:
-            [n, C, height, width], float32 in [0, 1], channels last if C > 1.
+            [n, C, height, width] in [0, 1], or normalised, channels last if C > 1.
         Raises:
             ValueError: images and indices do not fit together, or the images are too large or have other channels.
             TypeError: the images are not uint8.
+            RuntimeError: Triton was asked for and cannot run.
         """
         self._check(images, indices)
         if not self.changes_images:
-            return to_float(images)
-        return _scale(self.apply(images, draw_parameters(self, seed, epoch, indices, *images.shape[2:])))
+            return _normalise(to_float(images), mean, std, dtype)
+        if operators_for("Augmentation", backend, images) == ("dft",):
+            changed = self.apply(images, draw_parameters(self, seed, epoch, indices, *images.shape[2:]))
+            return _normalise(_scale(changed), mean, std, dtype)
+        from ttfs_triton.augment.kernel import augment_launch
+
+        out = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=pixel_layout(images))
+        values = _values(images.shape[1], tuple(mean), tuple(std), dtype, images.device)
+        augment_launch(self, images, indices, out, values, seed, epoch).run()
+        return out
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         """Apply parameters that were drawn to images [n, C, height, width], uint8."""
@@ -127,8 +152,8 @@ class Augmentation(BaseModel):
             raise TypeError(f"Augmentation: images must be uint8; got {images.dtype}. Augment before scaling.")
         if indices.shape != (len(images),):
             raise ValueError(
-                f"Augmentation: indices must be one for each image; got {tuple(indices.shape)} for {len(images)} images. "
-                "Pass the images' places in their data set."
+                f"Augmentation: indices must be one for each image; got {tuple(indices.shape)} for {len(images)} "
+                "images. Pass the images' places in their data set."
             )
         if max(images.shape[2:]) > LARGEST_SIDE:
             raise ValueError(
@@ -164,3 +189,19 @@ def _scale(images: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=4)
 def _rotation_maps(degrees: float, height: int, width: int, device: torch.device) -> Tensor:
     return rotation_maps(degrees, height, width).to(device)
+
+
+def _normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """(images − mean) / std, then cast. `images`, float32, may be changed."""
+    if len(mean):
+        images.sub_(images.new_tensor(mean).view(-1, 1, 1)).div_(images.new_tensor(std).view(-1, 1, 1))
+    return images.to(dtype)
+
+
+@functools.lru_cache(maxsize=4)
+def _values(
+    channels: int, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """What becomes of each level in the end: [C, 256], dtype."""
+    levels = torch.arange(256, dtype=torch.uint8).expand(1, channels, 1, 256)
+    return _normalise(levels.float().div_(255), mean, std, dtype).view(channels, 256).to(device)

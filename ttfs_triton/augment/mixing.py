@@ -95,8 +95,8 @@ def mix(
 def beta_quantiles(alpha: float, count: int) -> np.ndarray:
     """Quantiles of Beta(α, α) at (i + ½) / count, float64.
 
-    With x = ½·s^(1/p), p = min(α, 1), the density over s in [0, 1] is s^(α/p − 1)·(1 − x)^(α − 1) up to a factor: bounded
-    on the lower half, however sharp the peak at 0; the upper half mirrors it.
+    With x = ½·s^(1/p), p = min(α, 1), the density over s in [0, 1] is s^(α/p − 1)·(1 − x)^(α − 1) up to a factor:
+    bounded on the lower half, however sharp the peak at 0; the upper half mirrors it.
     """
     power = min(alpha, 1)
     s = np.linspace(0, 1, 65537)

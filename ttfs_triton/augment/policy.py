@@ -2,7 +2,7 @@
 
 A policy is a list of sub-policies, each of one or two operations with a probability and a magnitude. TrivialAugment is
 one as well: each of its operations at each magnitude, alone, with probability 1. Whatever an operation needs at a given
-magnitude is worked out here, once, in the arithmetic of Pillow's: an affine map in 16.16 fixed point, a look-up table of
+magnitude is worked out here, once, in Pillow's arithmetic: an affine map in 16.16 fixed point, a look-up table of
 256 levels, or the factor of a blend. Image by image only a row of these tables is drawn.
 
 Source: Cubuk et al., "AutoAugment", CVPR 2019, Tables 7 to 9; Müller & Hutter, "TrivialAugment", ICCV 2021.
@@ -38,7 +38,7 @@ class Kind(IntEnum):
 
 
 class Operation(NamedTuple):
-    """An operation in a sub-policy; `magnitude` is in its own unit (shear, pixels, degrees, factor − 1, bits, level)."""
+    """An operation in a sub-policy; `magnitude` in its own unit (shear, pixels, degrees, factor − 1, bits, level)."""
 
     name: str
     probability: float
