@@ -106,7 +106,8 @@ def parse_options(
         except ValidationError as error:
             raise Refused(*problem_lines(error)) from error
 
-    validator: Any = model_validator(mode="wrap")(classmethod(refuse))
+    method: Any = classmethod(refuse)
+    validator: Any = model_validator(mode="wrap")(method)
     checked: Any = create_model(options.__name__, __base__=options, __validators__={"refuse": validator})
     try:
         found = tyro.cli(
