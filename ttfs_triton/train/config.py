@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from ttfs_triton.augment.policy import PolicyName
+from ttfs_triton.command_line import problem_lines
 from ttfs_triton.nn import Neuron
 
 PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
@@ -36,7 +37,7 @@ class TrainConfig(BaseModel):
     """Column of the images. Default: detected (image, img)."""
     label_column: str | None = None
     """Column of the labels. Default: detected (label, fine_label)."""
-    image_size: int | None = Field(None, ge=1)
+    image_size: int | None = Field(None, ge=1, le=8192)
     """Resize all images to this height and width. Default: their own size, which must then be the same for all."""
     random_resized_crop: bool = False
     """Train on random parts of photographs, 8 to 100 % of the area, resized to image_size, and score their middle.
@@ -56,13 +57,13 @@ class TrainConfig(BaseModel):
     """Worker processes that prepare batches."""
 
     # ---- augmentation
-    crop_padding: int = Field(0, ge=0)
+    crop_padding: int = Field(0, ge=0, le=8192)
     """Pad by this many pixels and crop at random."""
     crop_fill: int = Field(0, ge=0, le=255)
     """Pixel value of that padding."""
     flip: bool = False
     """Flip images left to right with probability one half."""
-    shift: int = Field(0, ge=0)
+    shift: int = Field(0, ge=0, le=8192)
     """Shift images by up to this many pixels, filling with zeros."""
     rotation: float = Field(0.0, ge=0, le=180)
     """Rotate images by up to this many degrees."""
@@ -119,7 +120,7 @@ class TrainConfig(BaseModel):
     """Micro-batches an optimiser step."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """Adam's weight decay is decoupled in adamw; sgd uses Nesterov momentum."""
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0, le=100)
     """Peak learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd; first beta of adam and adamw."""
@@ -143,7 +144,7 @@ class TrainConfig(BaseModel):
     # ---- run
     output_dir: Path | None = None
     """Folder of the run. Default: runs/<recipe>-<time>."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of weights, data order and augmentation."""
     resume: bool = False
     """Go on from the newest complete checkpoint in output_dir."""
@@ -235,6 +236,8 @@ FREE_ON_RESUME = frozenset(
     "resume overwrite output_dir num_workers checkpoint_steps keep_checkpoints log_steps trackers data_dir "
     "evaluation_batch_size max_bad_images push_to_hub hub_repo_id hub_private hub_license".split()
 )
+# Schedules whose rate at a step does not depend on how many follow: such a run can be made longer.
+OPEN_SCHEDULES = ("constant", "milestones")
 
 
 class ConfigError(ValueError):
@@ -251,6 +254,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist; give an existing file to --config.") from None
+    except OSError as error:
+        raise ConfigError(f"configuration file {path} must be a file that can be read; {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"configuration file {path} must be UTF-8 text; byte {error.start} is not.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"configuration file {path} is not valid YAML: {error}") from error
     if content is None:
@@ -269,24 +276,27 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
     try:
         return TrainConfig(**values)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"] if part != "spiking_neuron")
-            message = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "extra_forbidden":
-                message = "there is no such key" + _suggestion(key)
-            lines.append(f"  {key}: {message}; got {problem['input']!r}" if key else f"  {message}")
-        raise ConfigError(f"{source} is not usable:\n" + "\n".join(lines)) from None
+        lines = "\n".join(problem_lines(error, "spiking_neuron", _no_such_key))
+        raise ConfigError(f"{source} is not usable:\n{lines}") from None
+
+
+def differing_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Keys with other values than before, {key: (old, new)} as in YAML, but those that only say where the run is."""
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    places = ("resume", "overwrite", "output_dir")
+    return {key: (before[key], after[key]) for key in before if key not in places and before[key] != after[key]}
 
 
 def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Keys with other values than before that would change the course of a resumed run: {key: (old, new)}."""
-    before, after = old.model_dump(), new.model_dump()
-    return {key: (before[key], after[key]) for key in before if key not in FREE_ON_RESUME and before[key] != after[key]}
+    """Of `differing_keys`, those that would change the course of a resumed run."""
+    changes = {key: values for key, values in differing_keys(old, new).items() if key not in FREE_ON_RESUME}
+    if new.schedule in OPEN_SCHEDULES and new.epochs > old.epochs:
+        changes.pop("epochs", None)
+    return changes
 
 
-def _suggestion(key: str) -> str:
+def _no_such_key(key: str) -> str:
     import difflib
 
     close = difflib.get_close_matches(key.replace("-", "_"), (*TrainConfig.model_fields, *PROPERTIES), n=1)
-    return f", did you mean {close[0]}?" if close else ""
+    return "there is no such key" + (f", did you mean {close[0]}?" if close else "")

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -23,9 +24,10 @@ from ttfs_triton.train.build import (
     build_schedule,
     tune_kernels,
 )
-from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from ttfs_triton.train.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.display import Display
+from ttfs_triton.train.identity import Change, compare, identity
 from ttfs_triton.train.processes import Interrupted, StopRequest
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.states import EpochTotals, Position, pack_optimizer, unpack_optimizer
@@ -49,6 +51,7 @@ class Trainer:
     Attributes:
         network: the bare network; `model` is what is called in training (distributed, compiled).
         position: progress, saved with every checkpoint.
+        changes: what continuations did otherwise, without changing the run's course.
         last_checkpoint: path of the newest one, for messages.
     """
 
@@ -74,6 +77,7 @@ class Trainer:
         if config.ema_decay:
             self.average = make_average(self.network, config.ema_decay)
         self.position = Position()
+        self.changes: list[Change] = []
         self.steps_per_epoch = self._batches(0).steps
         # Before the wrapper, which in fp16 puts the step that it finds now in the place of the one that counts calls.
         self.schedule = build_schedule(self.bare_optimizer, config, self.steps_per_epoch)
@@ -343,36 +347,34 @@ class Trainer:
                 "optimizer": optimizer_state,
                 "schedule": self.schedule.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
-                "data": self.data.train.fingerprint,
-                "processes": self.accelerator.num_processes,
+                "changes": [asdict(change) for change in self.changes],
+                **identity(self.config, self.accelerator, self.data),
             }
-            path = save_checkpoint(
+            save_checkpoint(
                 self.folder.checkpoints,
                 self.position.step,
                 tensors=tensors,
                 state=state,
                 keep_last=self.config.keep_checkpoints,
             )
-            self.last_checkpoint = str(path)
         self.accelerator.wait_for_everyone()
+        self.last_checkpoint = str(self.folder.checkpoints / checkpoint_name(self.position.step))
 
     def resume(self) -> bool:
         """Go back to the newest whole checkpoint; False if there is none yet.
 
         Raises:
-            CheckpointError: the checkpoint is damaged.
-            RuntimeError: the training images are not those of the run.
+            CheckpointError: all checkpoints are damaged.
+            ConfigError: this would be another run; names each difference.
+            RunFolderError: the best weights so far are damaged.
         """
         path = latest_checkpoint(self.folder.checkpoints)
         if path is None:
             return False
         checkpoint = load_checkpoint(path)
         state = checkpoint.state
-        if state["data"] != self.data.train.fingerprint:
-            raise RuntimeError(
-                f"--resume: the training images must be those that {path} was trained on; they differ. "
-                "Give the same --data-dir or --dataset."
-            )
+        now = identity(self.config, self.accelerator, self.data)
+        changes = compare(path, state, now, checkpoint.step)
         self.network.load_state_dict(checkpoint.tensors["model"])
         unpack_optimizer(self.bare_optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
         if self.average is not None:
@@ -386,7 +388,11 @@ class Trainer:
             sums = [totals.loss, totals.correct, totals.images]
             self._sums += torch.tensor(sums, dtype=torch.float64, device=self._sums.device)
         self.last_checkpoint = str(path)
+        if self.position.best_epoch:
+            self.folder.check_best()
+        self.changes = [Change(**change) for change in state.get("changes", [])] + changes
         if self.accelerator.is_main_process:
+            self.folder.record(self.config)
             self.folder.write_metrics(self.position.metrics)
         return True
 
