@@ -138,8 +138,9 @@ def together(options: Options) -> list[dict[str, Any]]:
     table = datasets.Dataset.from_dict(
         {"image": encoded}, features=datasets.Features(image=datasets.Image(decode=False))
     )
-    shape = (options.images, 3, options.image_size, options.image_size)
-    images = EncodedImages(table, torch.arange(options.images), shape, shape[2:], cropped=True)
+    size = (options.image_size, options.image_size)
+    shape = (options.images, 3, *size)
+    images = EncodedImages(table, torch.arange(options.images), shape, size, cropped=True)
     batches, total = Batches(images, options.batch_size), options.batch_size * options.batches
     rows = []
     for kind in ("threads", "workers"):
