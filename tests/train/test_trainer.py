@@ -89,7 +89,7 @@ def test_accumulation_gives_the_same_weights(config, tmp_path):
 @pytest.mark.parametrize(
     "values",
     [
-        {"optimizer": "sgd", "schedule": "milestones", "milestones": (1, 2), "gradient_clip": 1.0},
+        {"optimizer": "sgd", "lr": 0.1, "schedule": "milestones", "milestones": (1, 2), "gradient_clip": 1.0},
         {"optimizer": "adam", "schedule": "cosine", "label_smoothing": 0.1, "readout": "first_spike"},
         {"neuron": "ann", "batch_norm": True, "weight_standardisation": False, "encoder": "analog"},
         {"schedule": "constant", "validation_fraction": 0.0, "ema_decay": 0.0, "mixed_precision": "bf16"},
