@@ -15,7 +15,8 @@ from torch import Tensor
 from ttfs_triton.convert.clean import WeightsError, clean
 from ttfs_triton.convert.download import FoundFile, download_weights
 from ttfs_triton.model.description import CONFIG, BaseModel, ModelDescription
-from ttfs_triton.model.weights import WEIGHTS, LoadError, read_weights
+from ttfs_triton.model.files import check_pair, read_config
+from ttfs_triton.model.weights import WEIGHTS, LoadError, read_header, read_weights
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".th")
 WEIGHT_SUFFIXES = (".safetensors", *PICKLED)
@@ -103,7 +104,7 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
         cleaned = clean(content)
     except WeightsError as error:
         raise WeightsError(f"open_weights: {found.name} cannot be used: {error}") from error
-    config = _read_config(found.config)
+    config = _read_config(found.config, found.file if kind == "safetensors" else None)
     return Weights(
         cleaned.tensors,
         found.name,
@@ -204,12 +205,16 @@ def _pickle_problem(file: Path, problem: str) -> str:
     return f"open_weights: {file} must be a whole file of tensors that torch.save wrote; {first_line}."
 
 
-def _read_config(path: Path | None) -> Mapping[str, Any] | None:
+def _read_config(path: Path | None, weights: Path | None) -> Mapping[str, Any] | None:
+    """What is beside the weights; it must be what they were written with, if they are safetensors and say so."""
     if path is None:
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = read_config(path)
+        config = json.loads(content) if weights is None else check_pair(content, read_header(weights), path)
+    except LoadError as error:
+        raise WeightsError(f"open_weights: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"open_weights: {path} must be JSON; {error}. Mend or remove it.") from error
     if not isinstance(config, dict):
         raise WeightsError(f"open_weights: {path} must hold a JSON object; got {type(config).__name__}.")

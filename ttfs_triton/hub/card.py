@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ from ttfs_triton.hub.facts import ModelFacts, Results
 from ttfs_triton.model.classification import windows_before_readout
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, ModelDescription
 from ttfs_triton.model.download import REPOSITORY
-from ttfs_triton.model.weights import WEIGHTS, weight_bytes
+from ttfs_triton.model.files import model_bytes
+from ttfs_triton.model.weights import WEIGHTS
 from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_STEPS, card_rows
 from ttfs_triton.wording import interval, number, percent, small_percent
 
@@ -200,25 +202,21 @@ def make_package(
     facts: ModelFacts,
     repo_id: str,
     *,
-    weights: bytes | None = None,
     license: str | None = None,
     chips: Sequence[str] = CARD_CHIPS,
 ) -> Package:
-    """The files of a model.
+    """The files of a model. Its weights are bit for bit those that were loaded; their header names this config.json.
 
     Args:
         facts: of the model.
         repo_id: where it goes, "owner/name".
-        weights: content of its file, to publish it as it is. Default: written anew.
         license, chips: as for `render_card`.
     Raises:
         ValueError: an unknown chip.
     """
-    files = {
-        WEIGHTS: weight_bytes(facts.model.state_dict()) if weights is None else weights,
-        CONFIG: (json.dumps(_published(facts).to_dict(), indent=2, ensure_ascii=False) + "\n").encode(),
-        "README.md": render_card(facts, repo_id, license=license, chips=chips).encode(),
-    }
+    files = model_bytes(facts.model.state_dict(), _published(facts))
+    facts = dataclasses.replace(facts, weights_sha256=hashlib.sha256(files[WEIGHTS]).hexdigest())
+    files["README.md"] = render_card(facts, repo_id, license=license, chips=chips).encode()
     if (results := eval_results(facts)) is not None:
         files[RESULTS_FILE] = results.encode()
     if facts.settings:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ttfs_triton.atomic import write_json, write_text
 from ttfs_triton.model import ModelDescription
-from ttfs_triton.model.weights import write_weights
+from ttfs_triton.model.files import write_model
 from ttfs_triton.train.checkpoint import clean_partial
 from ttfs_triton.train.config import TrainConfig
 
@@ -88,8 +88,7 @@ class RunFolder:
     def write_best(self, tensors: dict[str, Tensor], description: ModelDescription) -> None:
         """Write the best weights and what is needed to rebuild their network."""
         self.best_weights.parent.mkdir(exist_ok=True)
-        description.write(self.best_config)
-        write_weights(self.best_weights, tensors)
+        write_model(self.best_weights.parent, tensors, description)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the final figures; a run with a summary has ended."""
