@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ttfs_triton.hardware import Counts, read_counts
 from ttfs_triton.hub.datasets import UNNAMED, TrainingData, training_data, without_paths
 from ttfs_triton.model.locate import ModelFiles
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import LayerStatistics, Neuron
+from ttfs_triton.yaml_file import YamlError, read_mapping
 
 # Keys of a run's configuration that others need to repeat it. The rest says where and how it ran here.
 PUBLISHED_SETTINGS = (
@@ -169,7 +168,7 @@ def _layer(found: Mapping[str, Any]) -> LayerStatistics:
 def _json(path: Path, remedy: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"publish: {path} must be there and readable; {error}. {remedy}") from error
     if not isinstance(found, dict):
         raise LoadError(f"publish: {path} must hold an object; got {type(found).__name__}.")
@@ -178,12 +177,9 @@ def _json(path: Path, remedy: str) -> dict[str, Any]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LoadError(f"publish: {path} must be the run's configuration; {error}.") from error
-    if not isinstance(found, dict):
-        raise LoadError(f"publish: {path} must hold `key: value` lines; got {type(found).__name__}.")
-    return found
+        return read_mapping(path)
+    except (OSError, YamlError) as error:
+        raise LoadError(f"publish: {path} must be the run's configuration; {error}") from error
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
