@@ -335,3 +335,57 @@ def test_replicas_have_the_names_of_their_projects():
     assert "classifier.6.weight" in sources.chenyaofo().state_dict()
     assert "head.fc.weight" in sources.edadaltocg().state_dict()
     assert {"conv.0.cnn.weight", "fc.4.linear.weight"} <= sources.paper().state_dict().keys()
+
+
+class _Call:
+    """Pickles as a call of something that PyTorch allows."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def deflated(content: bytes) -> bytes:
+    """The same archive with its entries compressed."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "must be a whole file of tensors; it is empty"),
+        (deflated(bytes_of({"a": torch.zeros(10**6)})), "must hold its entries as they are.*compressed, 40"),
+        (
+            bytes_of({"a": torch.zeros(1).expand(10**11)}),
+            r"a must hold each of its elements; got shape \[10{11}\]",
+        ),
+        (
+            bytes_of({"a": _Call(torch.FloatTensor, 10**6)}),
+            "take no more memory than their file; got 4000000 bytes",
+        ),
+        (bytes_of({"a": _Call(bytearray, 10**6)}), "it asks for bytearray, which was refused"),
+    ],
+    ids=["empty", "deflated", "expanded", "drawn up", "bytearray"],
+)
+def test_bombs_are_refused_before_they_go_off(tmp_path, content, problem):
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(WeightsError, match=problem):
+        open_weights(tmp_path / "w.pt")
+
+
+def test_old_bombs_are_refused_too(tmp_path):
+    torch.save({"a": _Call(bytearray, 10**6)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(WeightsError, match="it asks for bytearray, which was refused"):
+        open_weights(tmp_path / "w.pt")
+
+
+def test_tied_weights_and_views_are_read(tmp_path):
+    weight = torch.rand(4, 6)
+    torch.save({"a": weight, "b": weight, "c": weight.t(), "d": weight[1:]}, tmp_path / "w.pt")
+    assert torch.equal(open_weights(tmp_path / "w.pt").tensors["c"], weight.t())

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
             )
     content, kind = _read(found.file, verified=sha256 is not None or found.sha256 is not None)
     try:
-        cleaned = clean(content)
+        cleaned = clean(content, most_bytes=found.file.stat().st_size)
     except WeightsError as error:
         raise WeightsError(f"open_weights: {found.name} cannot be used: {error}") from error
     config = _read_config(found.config, found.file if kind == "safetensors" else None)
@@ -165,21 +166,30 @@ def _read(file: Path, *, verified: bool) -> tuple[object, str]:
             f"open_weights: weights must end in .safetensors, {', '.join(PICKLED)}; got {file.name}. "
             "Save them as safetensors."
         )
+    if file.stat().st_size == 0:
+        raise WeightsError(f"open_weights: {file} must be a whole file of tensors; it is empty. Get it again.")
     if zipfile.is_zipfile(file):
         _check_zip(file, verified=verified)
+    else:
+        with file.open("rb") as program:
+            _check_calls(file, program)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True), "pickle"
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes in the unpickler
-        raise WeightsError(_pickle_problem(file, str(error))) from error
+        raise WeightsError(_pickle_problem(file, str(error) or type(error).__name__)) from error
+    return content, "pickle"
 
 
 def _check_zip(file: Path, *, verified: bool) -> None:
-    """Refuse programs, and entries that differ from their CRC-32, which torch.save writes and torch.load ignores."""
+    """Refuse what torch.save does not write: entries that grow when read, programs, entries that fail their CRC-32."""
     try:
         with zipfile.ZipFile(file) as archive:
+            _check_sizes(file, archive)
             script = any(name.endswith("/constants.pkl") for name in archive.namelist())
             damaged = None if verified or script else archive.testzip()
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(f"open_weights: {file} must be a whole file that torch.save wrote; {error}.") from error
     if script:
         raise WeightsError(
@@ -191,6 +201,41 @@ def _check_zip(file: Path, *, verified: bool) -> None:
             f"open_weights: {file} must be as it was written; {damaged} in it fails its checksum. Get it again, or "
             "give the SHA-256 that it should have."
         )
+
+
+def _check_sizes(file: Path, archive: zipfile.ZipFile) -> None:
+    """torch.save stores entries as they are, so all of them together are no larger than the file."""
+    size, declared = file.stat().st_size, sum(entry.file_size for entry in archive.infolist())
+    packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    if packed or declared > size:
+        raise WeightsError(
+            f"open_weights: {file} must hold its entries as they are, as torch.save writes them; got "
+            f"{f'{packed[0]} compressed' if packed else 'entries that overlap'}, {declared} bytes in a file of {size}. "
+            "Save the weights as safetensors where the file is from."
+        )
+    for entry in archive.infolist():
+        if entry.filename.endswith("/data.pkl"):
+            with archive.open(entry) as program:
+                _check_calls(file, program)
+
+
+def _check_calls(file: Path, program: IO[bytes]) -> None:
+    """Refuse the one thing that PyTorch lets a pickle call and that fills memory by a number alone: bytearray(10**10).
+
+    Args:
+        file: for messages.
+        program: pickles, one behind another; whatever follows them, or is wrong with them, is PyTorch's to find.
+    """
+    while True:
+        try:
+            calls = [str(argument) for opcode, argument, _ in pickletools.genops(program) if opcode.name == "GLOBAL"]
+        except Exception:  # of many kinds: storages follow the last pickle of old files
+            return
+        if any(call.endswith(" bytearray") for call in calls):
+            raise WeightsError(
+                f"open_weights: {file} must hold tensors only; it asks for bytearray, which was refused. "
+                "Save model.state_dict() as safetensors where the file is from."
+            )
 
 
 def _pickle_problem(file: Path, problem: str) -> str:

@@ -73,7 +73,7 @@ def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -
         library_name=LIBRARY,
         pipeline_tag="image-classification",
         tags=[*spikes, "image-classification", "pytorch_model_hub_mixin", "model_hub_mixin"],
-        datasets=[facts.data.id] if facts.data.id else None,
+        datasets=[facts.data.seen] if facts.data.seen else None,
         base_model=base.name if base is not None and base.name and REPOSITORY.fullmatch(base.name) else None,
         metrics=["accuracy"] if facts.results else None,
         model_name=repo_id.rpartition("/")[2],
@@ -90,8 +90,8 @@ def _model_index(facts: ModelFacts, results: Results) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type=facts.data.id or "unknown",
-            dataset_name=facts.data.name,
+            dataset_type=facts.data.seen or "unknown",
+            dataset_name="a local data set" if facts.data.local else facts.data.name,
             dataset_split="test",
             metric_type=kind,
             metric_name=name,
@@ -104,14 +104,13 @@ def _model_index(facts: ModelFacts, results: Results) -> list[EvalResult]:
 def eval_results(facts: ModelFacts) -> str | None:
     """Content of `RESULTS_FILE`; None unless the whole test set of a data set on the Hub was scored."""
     results, data = facts.results, facts.data
-    if results is None or data.id is None or not is_complete(facts):
+    if results is None or data.seen is None or not is_complete(facts):
         return None
     entry = EvalResultEntry(
-        dataset_id=data.id,
+        dataset_id=data.seen,
         task_id="image-classification",
         value=round(100 * results.accuracy, 4),
-        notes=f"accuracy in percent over {results.images} test images"
-        + (", read from a local copy" if data.local else ""),
+        notes=f"accuracy in percent over {results.images} test images",
     )
     return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
 

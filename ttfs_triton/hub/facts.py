@@ -101,7 +101,7 @@ def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: st
         evaluation: folder or evaluation.json that `recipes/evaluate.py` wrote; its figures replace those of training.
         dataset: what it was trained on, if the run does not say.
     Raises:
-        LoadError: damaged or unfinished; or an evaluation of other weights.
+        LoadError: damaged or unfinished; or an evaluation of other weights, or on other data.
         ValueError: `dataset` is no name on the Hub.
     """
     model = TTFSModel.from_files(files)
@@ -111,13 +111,14 @@ def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: st
         settings = _yaml(files.run / "config.yaml")
         summary = _json(files.run / "summary.json", "A run writes it when it ends: go on with it by --resume.")
         metrics = _metrics(files.run / "metrics.jsonl")
+    data = training_data(settings, model.description.dataset, model.config, dataset)
     results = _results(summary, "test_", files.weights, model) if summary else None
     if evaluation is not None:
-        results = _evaluated(evaluation / "evaluation.json" if evaluation.is_dir() else evaluation, sha256, model)
+        results = _evaluated(evaluation / "evaluation.json" if evaluation.is_dir() else evaluation, sha256, model, data)
     return ModelFacts(
         model=model,
         weights_sha256=sha256,
-        data=training_data(settings, model.description.dataset, model.config, dataset),
+        data=data,
         results=results,
         settings={key: without_paths(settings[key]) for key in PUBLISHED_SETTINGS if key in settings},
         versions={name: str(summary["versions"][name]) for name in _VERSIONS if name in summary.get("versions", {})},
@@ -131,10 +132,15 @@ def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: st
     )
 
 
-def _evaluated(path: Path, sha256: str, model: TTFSModel) -> Results:
+def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData) -> Results:
     found = _json(path, "recipes/evaluate.py --output-dir writes it.")
     if found.get("weights_sha256") != sha256:
         raise LoadError(f"publish: {path} must be an evaluation of these weights; it is of others. Evaluate them.")
+    if data.recorded is not None and found.get("dataset") != Path(data.recorded).name:
+        raise LoadError(
+            f"publish: {path} must be an evaluation on {data.name}; it is on {found.get('dataset')!r:.80}. "
+            "Evaluate on the data that it was trained beside."
+        )
     return _results(found, "", path, model)
 
 

@@ -101,7 +101,8 @@ class ModelDescription:
         network: the network.
         class_names: one a class.
         preprocessing: of its images.
-        dataset: that it was trained on: a Hub name, "sample", or the name of a local folder; None if not known.
+        dataset: that it was trained on: a Hub name or "sample"; None if it was read from a folder, or not known.
+            Older versions wrote a folder's name.
         base_model: that it was made from, or None.
         library: name and version of the package that wrote it; `to_dict` writes those of this one.
     Raises:
