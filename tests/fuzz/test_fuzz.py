@@ -13,7 +13,7 @@ from tests.fuzz.run import mutated, run
 from tests.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
-PLANTED = """
+PLANTED = r"""
 from tests.fuzz import run, targets
 def unexpected(): raise KeyError('x')
 def undecoded(): b'\xff'.decode()
