@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from ttfs_kernels.triton_backend.problem import Problem
+from ttfs_triton.nn import DFTConv2d, EarliestSpikePool2d, models
 
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
 WIDE = 2**31  # elements from which offsets exceed 32 bits
@@ -55,6 +57,18 @@ class Layer:
         settings = {"batch": batch, "dtype": FORMATS[number].dtype, "with_slope": sigma > 0}
         settings["surrogate"] = surrogate and sigma > 0
         return Problem.from_dict(self.fields | settings)
+
+
+def in_front_of_pools() -> set[str]:
+    """Layers of networks that may compute the pool behind them, as `Layer.networks` has them."""
+    names = set()
+    for model in ("cnn1", "vgg11", "vgg16"):
+        with torch.device("meta"):
+            features = getattr(models, model)().features
+        for (name, layer), following in pairwise([*features.named_children(), ("", None)]):
+            if isinstance(layer, DFTConv2d) and isinstance(following[1], EarliestSpikePool2d):
+                names.add(f"{model}.{name}")
+    return names
 
 
 def load(path: Path) -> list[Layer]:

@@ -94,11 +94,15 @@ def default_kernels(
 
 
 def signature(launch: Launch) -> tuple:
-    """What Triton compiles a launch for: constants, dtypes, and of whole numbers their width and divisibility."""
+    """What Triton compiles a launch for: constants, dtypes, and of numbers their width and, if asked, divisibility."""
     parameters = []
     for parameter in launch.kernel.params:
         value = launch.arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        if parameter.is_constexpr or value is None:
+            parameters.append(("constant", value))
+        elif parameter.do_not_specialize and isinstance(value, int):
+            parameters.append(("int", value >= 2**31))
+        elif isinstance(value, int) and value == 1:
             parameters.append(("constant", value))
         elif isinstance(value, torch.Tensor):
             parameters.append(("tensor", value.dtype))

@@ -77,9 +77,10 @@ class Pass:
         named = zip([("grad_x", "grad_w", "grad_b")[i] for i in WANTED[self.name]], grads, strict=True)
         return ({} if self.y is not None else {"forward": y}) | dict(named)
 
-    def time(self) -> None:
+    def time(self, calls: int) -> None:
+        """Run and note the times of some calls."""
         device = self.batch.x.device
-        self.ms += times_ms(self.run, self.prepare, CALLS[device.type], device)
+        self.ms += times_ms(self.run, self.prepare, calls, device)
         self.y, self.power_w = None, power_w(device)
 
     def peak_mib(self) -> float:
@@ -103,6 +104,7 @@ def measure(
     *,
     batch_size: int,
     rounds: int,
+    calls: int,
     compiled: bool,
     ceilings: Ceilings,
 ) -> list[dict[str, Any]]:
@@ -135,7 +137,7 @@ def measure(
         for name in WANTED:
             turns = [one for one in running if one is not None and one.name == name]
             for one in turns[round_ % max(1, len(turns)) :] + turns[: round_ % max(1, len(turns))]:
-                one.time()
+                one.time(calls)
     for row, one, peak in zip(rows, running, peaks, strict=True):
         row |= timing(one, peak, problem, ceilings)
         row["choice"] = choice_text(row, problem, device, FORMATS[number].precision)
@@ -212,9 +214,11 @@ def floor_ms(problem: Problem, which: str, ceilings: Ceilings) -> float:
     return max(problem.flops(which) / ceilings.tflops / 1e9, problem.bytes(which) / ceilings.gb_per_s / 1e6)
 
 
-def measure_ceilings(device: torch.device, number: Number) -> Ceilings:
-    """Of the better of a few calls; on a CPU with smaller operands."""
+def measure_ceilings(device: torch.device, number: Number, *, quick: bool = False) -> Ceilings:
+    """Of the better of a few calls; on a CPU with smaller operands, and with tiny ones if quick."""
     side, size = (8192, 1 << 30) if device.type == "cuda" else (1024, 1 << 26)
+    if quick:
+        side, size = 64, 1 << 16
     left, right = (torch.randn(side, side, device=device).to(FORMATS[number].dtype) for _ in range(2))
     product = min(times_ms(lambda: left @ right, None, 5, device))
     source = torch.zeros(size, dtype=torch.uint8, device=device)

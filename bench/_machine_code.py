@@ -22,7 +22,10 @@ from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Launch
 from ttfs_kernels.triton_backend.occupancy import fitting
 
-POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+POINTERS = {
+    **{torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"},
+    **{torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"},
+}
 # ptxas: asynchronous products were serialised, for one reason or another.
 SERIALISED = re.compile(r"C75(?:1[0-7])")
 TENSOR_CORE = re.compile(r"^(HGMMA|HMMA|IMMA|UTCHMMA|UTCOMMA|v_mfma_\w+|v_smfmac_\w+)")
@@ -99,12 +102,13 @@ def compile_launch(launch: Launch, chip: Chip) -> Any:
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list] = {}
 
-    def describe(value: Any, path: tuple[int, ...], constant: bool) -> Any:
+    def describe(value: Any, path: tuple[int, ...], constant: bool, special: bool = True) -> Any:
         # As at a launch: None and 1 become constants, multiples of 16 and fresh allocations are known to be aligned.
+        # Of sizes that follow from the batch, kernels want to know none of this.
         if isinstance(value, tuple):
             parts = [describe(part, (*path, index), constant) for index, part in enumerate(value)]
             return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-        if constant or value is None or (isinstance(value, int) and value == 1):
+        if constant or value is None or (special and isinstance(value, int) and value == 1):
             constants[path] = value
             return "constexpr"
         if isinstance(value, torch.Tensor):
@@ -112,13 +116,13 @@ def compile_launch(launch: Launch, chip: Chip) -> Any:
             return POINTERS[value.dtype]
         if isinstance(value, float):
             return "fp32"
-        if value % 16 == 0:
+        if special and value % 16 == 0:
             attributes[path] = [["tt.divisibility", 16]]
         return "i64" if value >= 2**31 else "i32"
 
     for index, parameter in enumerate(kernel.params):
         value = launch.arguments[parameter.name]
-        signature[parameter.name] = describe(value, (index,), parameter.is_constexpr)
+        signature[parameter.name] = describe(value, (index,), parameter.is_constexpr, not parameter.do_not_specialize)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget(chip.vendor, chip.architecture, chip.warp_size)
     log = io.StringIO()

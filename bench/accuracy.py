@@ -4,8 +4,9 @@
     python bench/accuracy.py cifar10 --data-dir DIR            VGG11 at half width: ANN, σ = 0, 0.25 and 1
 
 Rows that have been run already are kept, unfinished ones go on where they stopped. Rows of the table that were not
-trained here stay as they are: each row names its own commit, machine and date. Seconds are wall-clock seconds of
-training; with --jobs they include what the rows take from each other.
+trained here stay as they are: each row names its own commit, machine and date. Recipes train on a GPU where there is
+one; CUDA_VISIBLE_DEVICES= keeps them from it. Seconds are wall-clock seconds of training; with --jobs they include what
+the rows take from each other.
 """
 
 import dataclasses

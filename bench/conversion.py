@@ -10,10 +10,11 @@ on validation images. Runs that have ended are kept, unfinished ones go on. Rate
 """
 
 import dataclasses
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -81,6 +82,8 @@ class Options:
     alternatives: bool = False
     """Compare ways to calibrate on validation images instead; writes conversion-calibration.csv."""
     calibration_images: int = 256
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where networks are calibrated and scored. Recipes train on a GPU where there is one."""
     jobs: int = 1
     """Runs side by side, once the ANNs are there."""
     threads: int | None = None
@@ -89,12 +92,15 @@ class Options:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit("conversion: --device cuda must have a GPU that PyTorch can use; found none. Use --device cpu.")
     if options.train:
         train_all(options)
     anns = {name: folder_of(options, name) for name in (STANDARDISED, NORMALISED)}
     images = load_images(None if options.data_dir else "uoft-cs/cifar10", options.data_dir, split="train")
     fitting, validation = train_validation_split(images, 0.1, seed=0)
-    some = images.images_at(fitting[: options.calibration_images]).float() / 255
+    some = images.images_at(fitting[: options.calibration_images]).to(device).float() / 255
     if options.alternatives:
         rows, name = compare_calibrations(anns[STANDARDISED], some, images, validation), "conversion-calibration"
     else:
@@ -103,7 +109,7 @@ def main() -> None:
         rows += [row for name in RUNS if name not in anns and (row := run_row(options, name)) is not None]
         name = "conversion-cifar10"
     show(rows)
-    for path in write(ROOT / "bench/results", name, rows, environment(torch.device("cpu"))):
+    for path in write(ROOT / "bench/results", name, rows, environment(device)):
         print(f"written: {path.relative_to(ROOT)}")
 
 
@@ -134,7 +140,7 @@ def conversion_rows(name: str, folder: Path, some: Tensor, test: ImageData) -> l
     seconds = summary["epochs"] * summary["seconds_per_epoch"]
     rows = [make_row(name, None, "trained", summary["test_accuracy"], summary["sparsity"], seconds)]
     for sigma in SIGMAS:
-        converted = convert(folder, neuron=Neuron(sigma))
+        converted = converted_on(some.device, folder, neuron=Neuron(sigma))
         copied = score(converted.network, test)
         correlation = last_correlation(converted, some)
         rows.append(make_row(name, sigma, "copied", copied.accuracy, sparsity(copied.layers), 0.0, correlation))
@@ -184,7 +190,7 @@ def compare_calibrations(folder: Path, some: Tensor, images: ImageData, validati
     """Every way to calibrate, at σ = 1, on the validation images."""
     rows = []
     for name, method in ALTERNATIVES.items():
-        converted = convert(folder, neuron=Neuron(), keep_standardisation=False)
+        converted = converted_on(some.device, folder, neuron=Neuron(), keep_standardisation=False)
         torch.manual_seed(0)
         start = time.perf_counter()
         method(converted, some)
@@ -198,8 +204,17 @@ def compare_calibrations(folder: Path, some: Tensor, images: ImageData, validati
     return rows
 
 
+def converted_on(device: torch.device, folder: Path, **options: Any) -> Converted:
+    """What `convert` makes of a run, on a device."""
+    converted = convert(folder, **options)
+    converted.network.to(device)
+    converted.ann.to(device)
+    return converted
+
+
 def score(network: TTFSNetwork, images: ImageData, indices: Tensor | None = None) -> Evaluation:
-    return evaluate(network, EvaluationBatches(images, indices, 500), Accelerator(cpu=True))
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    return evaluate(network, EvaluationBatches(images, indices, 500), Accelerator(cpu=on_cpu))
 
 
 def last_correlation(converted: Converted, some: Tensor) -> float | None:

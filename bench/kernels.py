@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from _kernels_cases import FORMATS, Layer, Number, load, products
+from _kernels_cases import FORMATS, Layer, Number, in_front_of_pools, load, products
 from _plan_model import Machine
 from _record import ROOT, environment, write
 from rich.console import Console
@@ -79,6 +79,9 @@ class Options:
     """Share of the slope that persists: 1 is the paper's neuron, 0 two-phase. Default: 1; compiled only: 1 0."""
     rounds: int = 5
     """Rounds that count, of 10 calls (on a CPU 1) for each contender and pass."""
+    quick: bool = False
+    """Try whether everything runs: one call a measurement, tiny ceilings, only default configurations in tuning. The
+    figures mean nothing."""
     compiled: bool = torch.cuda.is_available()
     """Also the baselines under torch.compile, some minutes a layer. Default: if there is a GPU."""
     threads: int | None = None
@@ -132,6 +135,8 @@ def refuse(options: Options) -> None:
     for name in ("targets", "workers"):
         if getattr(options, name) is not None and not options.compile_only:
             sys.exit(f"kernels: --{name} must come with --compile-only; got it alone. Add --compile-only.")
+    if options.quick and (options.compile_only or options.plan):
+        sys.exit("kernels: --quick must come with times or --tune; got another command. Leave it out.")
     for name, default in (("model", "vgg16"), ("machine", Machine()), ("surrogate", False)):
         if getattr(options, name) != default and not options.plan:
             sys.exit(f"kernels: --{name} must come with --plan; got it alone. Add --plan.")
@@ -162,7 +167,7 @@ def refuse(options: Options) -> None:
 def time(options: Options, layers: list[Layer]) -> int:
     """Check and time all contenders; 1 if a check failed."""
     from _kernels_table import geometric_means, show
-    from _kernels_time import measure, measure_ceilings
+    from _kernels_time import CALLS, measure, measure_ceilings
 
     device = torch.device(options.device)
     gpu = device.type == "cuda"
@@ -177,7 +182,7 @@ def time(options: Options, layers: list[Layer]) -> int:
     about["ceilings"] = {}
     for number in numbers:
         with products(number):
-            ceilings = measure_ceilings(device, number)
+            ceilings = measure_ceilings(device, number, quick=options.quick)
             about["ceilings"][number] = ceilings._asdict()
             speed = f"{ceilings.tflops:.3g} TFLOP/s, {ceilings.gb_per_s:.3g} GB/s"
             for sigma in options.sigma or (1.0,):
@@ -189,6 +194,7 @@ def time(options: Options, layers: list[Layer]) -> int:
                         device,
                         batch_size=options.batch_size or (256 if gpu else 8),
                         rounds=options.rounds,
+                        calls=1 if options.quick else CALLS[device.type],
                         compiled=options.compiled,
                         ceilings=ceilings,
                     )
@@ -213,7 +219,7 @@ def time(options: Options, layers: list[Layer]) -> int:
 def tune(options: Options, layers: list[Layer]) -> int:
     """Complete the table of this GPU; 1 if a result was wrong that must be right."""
     from ttfs_kernels.triton_backend.choice import Entry, cache_folder
-    from ttfs_kernels.triton_backend.measure import tune
+    from ttfs_kernels.triton_backend.measure import gpu_ms, gpu_times_ms, tune
 
     device = torch.device(options.device)
     path = (options.output or cache_folder()) / f"{table_name(device)}.json"
@@ -221,13 +227,20 @@ def tune(options: Options, layers: list[Layer]) -> int:
     say = partial(console.print, soft_wrap=True)
     entries: list[Entry] = []
     faults: list[str] = []
+    timer = (lambda run: gpu_times_ms(run, repeats=1)[0]) if options.quick else gpu_ms
+    pooled = in_front_of_pools()
     for number in options.dtypes or ("bf16", "fp16", "fp32"):
         cases = product(options.sigma or (1.0,), layers, (False, True))
         batch = options.batch_size or 256
-        problems = [layer.problem(batch, number, sigma, surrogate=surrogate) for sigma, layer, surrogate in cases]
+        problems = []
+        for sigma, layer, surrogate in cases:
+            problems.append(layer.problem(batch, number, sigma, surrogate=surrogate))
+            if pooled.intersection(layer.networks):
+                problems.append(dataclasses.replace(problems[-1], pool=2))
         with products(number):
             try:
-                entries = tune(problems, path, device=device, report=say, fault=faults.append)
+                options_ = {"thorough": not options.quick, "timer": timer, "report": say, "fault": faults.append}
+                entries = tune(problems, path, device=device, **options_)
             except (RuntimeError, ValueError) as error:
                 sys.exit(f"kernels: {error}")
     faster = sum(entry.triton_ms <= entry.library_ms for entry in entries)

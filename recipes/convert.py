@@ -4,7 +4,7 @@ python recipes/convert.py runs/ann --dataset uoft-cs/cifar10 --output-dir runs/c
 python recipes/convert.py timm/vgg16_bn.tv_in1k --data-dir IMAGES --image-size 64 --output-dir runs/converted
 """
 
-from ttfs_triton.convert.command import main
+from ttfs_triton.command_line import start
 
 if __name__ == "__main__":
-    main(__doc__)
+    start("ttfs_triton.convert.command", __doc__)

@@ -3,7 +3,7 @@
 python recipes/evaluate.py runs/mnist --chip anp_i --steps 32 --report report.html
 """
 
-from ttfs_triton.evaluation.command import main
+from ttfs_triton.command_line import start
 
 if __name__ == "__main__":
-    main(__doc__)
+    start("ttfs_triton.evaluation.command", __doc__)

@@ -6,7 +6,7 @@ python recipes/train_vgg11_cifar10.py --weights runs/ann
 
 from pathlib import Path
 
-from ttfs_triton.train import main
+from ttfs_triton.command_line import start
 
 if __name__ == "__main__":
-    main(Path(__file__).with_suffix(".yaml"), __doc__)
+    start("ttfs_triton.train", Path(__file__).with_suffix(".yaml"), __doc__)

@@ -3,7 +3,7 @@
 python recipes/publish.py runs/mnist --repo-id YOU/mnist-cnn1 --dry-run
 """
 
-from ttfs_triton.hub.command import main
+from ttfs_triton.command_line import start
 
 if __name__ == "__main__":
-    main(__doc__)
+    start("ttfs_triton.hub.command", __doc__)

@@ -1,6 +1,11 @@
 """What a recipe's command line takes, and how it ends."""
 
+import os
 import signal
+import subprocess
+import sys
+import textwrap
+import time
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,18 +33,18 @@ def test_run_command_hands_over_validated_options(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (["--count", "0"], "greater than or equal to 1"),
-        (["--count", "many"], "--count"),
-        (["--colour", "red"], "--colour"),
+        (["--count", "0"], 1, "count: Input should be greater than or equal to 1; got 0"),
+        (["--count", "many"], 2, "--count"),
+        (["--colour", "red"], 2, "--colour"),
     ],
 )
-def test_run_command_refuses_options_that_are_not_valid(arguments, message, capsys):
+def test_run_command_refuses_options_that_are_not_valid(arguments, code, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(*arguments, do=lambda options: pytest.fail("ran"))
     shown = capsys.readouterr()
-    assert stopped.value.code == 2
+    assert stopped.value.code == code
     assert message in shown.out + shown.err
 
 
@@ -54,10 +59,22 @@ def test_run_command_tells_errors_of_the_user_only(capsys):
     assert capsys.readouterr().err == "error: 'ours'\n"
 
 
+def test_traceback_is_shown_when_asked_for(capsys):
+    def fail(options):
+        raise ValueError("three is one too many")
+
+    for arguments, shown in ((), False), (("--traceback",), True):
+        with pytest.raises(SystemExit):
+            run(*arguments, do=fail)
+        text = capsys.readouterr().err
+        assert text.endswith("error: three is one too many\n")
+        assert ("in fail" in text) == shown
+
+
 @pytest.mark.parametrize(
     ("error", "code", "shown"),
     [
-        (ValueError("count must be 1; got 2."), 2, "error: count must be 1; got 2.\n"),
+        (ValueError("count must be 1; got 2."), 1, "error: count must be 1; got 2.\n"),
         (Interrupted("SIGINT received: stopped after step 3.", signal.SIGINT), 130, "SIGINT received: stopped after "),
     ],
 )
@@ -66,3 +83,21 @@ def test_plain_errors_end_the_program_with_text_and_exit_code(error, code, shown
         raise error
     assert stopped.value.code == code
     assert capsys.readouterr().err.startswith(shown)
+
+
+@pytest.mark.parametrize("phase", ["import", "main"])
+def test_interrupt_ends_a_command_with_one_line(tmp_path, phase):
+    ready = tmp_path / "ready"
+    waits = f"import time\nopen({str(ready)!r}, 'w').close()\ntime.sleep(60)\n"
+    body = waits if phase == "import" else "def main():\n" + textwrap.indent(waits, "    ")
+    (tmp_path / "sleeper.py").write_text(body)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    words = [sys.executable, "-c", "from ttfs_triton.command_line import start; start('sleeper')"]
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not ready.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert shown.strip() == "Interrupted. Nothing that was saved is lost."

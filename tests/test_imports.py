@@ -18,23 +18,37 @@ def within_package(*names: str) -> tuple[str, ...]:
 
 
 # From the ground up.
-ROOMS = ("data", "nn", "hardware", "model", "scoring", "report", "convert", "hub", "train", "evaluation", "export")
+ROOMS = (
+    "data",
+    "augment",
+    "nn",
+    "hardware",
+    "model",
+    "scoring",
+    "report",
+    "convert",
+    "hub",
+    "train",
+    "evaluation",
+    "export",
+)
 
 # What modules under a name must not import. All entries that match a module apply.
 ABOVE = {
     "ttfs_kernels": ("ttfs_triton", "recipes", "bench", "docs", "tests"),
     "ttfs_triton": ("recipes", "bench", "docs", "tests"),
     "ttfs_triton.data": within_package(*ROOMS[1:]),
-    "ttfs_triton.nn": within_package("data", *ROOMS[2:]),
-    "ttfs_triton.hardware": within_package("data", *ROOMS[3:]),
+    "ttfs_triton.augment": within_package(*ROOMS[2:]),
+    "ttfs_triton.nn": within_package("data", "augment", *ROOMS[3:]),
+    "ttfs_triton.hardware": within_package("data", "augment", *ROOMS[4:]),
     "ttfs_triton.hardware.counts": within_package("hardware.energy", "hardware.simulation"),
     "ttfs_triton.hardware.energy": within_package("hardware.simulation"),
     "ttfs_triton.hardware.simulation": within_package("hardware.energy"),
-    "ttfs_triton.model": within_package("hardware", *ROOMS[4:]),
-    "ttfs_triton.scoring": within_package("hardware", "model", *ROOMS[5:]),
-    "ttfs_triton.report": within_package("model", "scoring", *ROOMS[6:]),
-    "ttfs_triton.convert": within_package("hardware", "scoring", "report", *ROOMS[7:]),
-    "ttfs_triton.hub": within_package("convert", "scoring", *ROOMS[8:]),
+    "ttfs_triton.model": within_package("augment", "hardware", *ROOMS[5:]),
+    "ttfs_triton.scoring": within_package("augment", "hardware", "model", *ROOMS[6:]),
+    "ttfs_triton.report": within_package("augment", "model", "scoring", *ROOMS[7:]),
+    "ttfs_triton.convert": within_package("augment", "hardware", "scoring", "report", *ROOMS[8:]),
+    "ttfs_triton.hub": within_package("augment", "convert", "scoring", *ROOMS[9:]),
     "ttfs_triton.train": within_package("report", "evaluation", "export"),
     "ttfs_triton.evaluation": within_package("convert", "hub", "train", "export"),
     "ttfs_triton.export": within_package("convert", "hub", "report", "scoring", "train"),

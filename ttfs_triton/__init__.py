@@ -1,11 +1,11 @@
 """Train deep spiking networks with time-to-first-spike coding: closed form, event-driven gradients, no time axis."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from ttfs_triton import nn
-
 if TYPE_CHECKING:
+    from ttfs_triton import nn
     from ttfs_triton.model import TTFSModel
 
 try:
@@ -17,7 +17,9 @@ __all__ = ["TTFSModel", "__version__", "nn"]
 
 
 def __getattr__(name: str) -> Any:
-    """`TTFSModel` when it is first asked for: layers alone need nothing that talks to the Hub."""
+    """`nn` and `TTFSModel` when first asked for: a command answers before PyTorch is there, and layers need no Hub."""
+    if name == "nn":
+        return import_module("ttfs_triton.nn")
     if name == "TTFSModel":
         from ttfs_triton.model import TTFSModel
 

@@ -97,6 +97,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, if need be, and wait until the disk has their names."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
 def hidden_name(path: Path, purpose: str) -> Path:
     """The name beside `path` for its unfinished or unwanted version: `.<name>.<purpose>-<process id>`."""
     return path.with_name(f".{path.name}.{purpose}-{os.getpid()}")

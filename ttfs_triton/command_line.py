@@ -1,16 +1,51 @@
-"""The command line of a recipe: options in, and a plain message out where the user can mend what went wrong."""
+"""The command line of a recipe: options in, and a plain message out where the user can mend what went wrong.
+
+Only what Python brings is imported until a recipe runs, so that Ctrl-C is answered from the first moment on.
+"""
 
 from __future__ import annotations
 
+import importlib
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import tyro
-from pydantic import BaseModel
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
-Options = TypeVar("Options", bound=BaseModel)
+Options = TypeVar("Options", bound="BaseModel")
+TRACEBACK = "--traceback"
+_HINT = f"Add {TRACEBACK} to any command to see where in the code an error came from."
+
+
+class OptionsError(ValueError):
+    """Options that are well formed, but not allowed: names each, the rule and the value."""
+
+
+def start(module: str, *arguments: Any) -> None:
+    """Import a module and call its `main`, as the whole program; Ctrl-C ends it with one line and code 130.
+
+    A run that trains has its own answer to the first Ctrl-C: it saves. See `ttfs_triton.train.processes`.
+
+    Args:
+        module: with a function `main`.
+        arguments: of `main`.
+    """
+    main_process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        # At once: whatever runs now, library code that keeps exceptions to itself included. Nothing needs it otherwise,
+        # as files are whole at every moment and claims of processes that have ended do not count.
+        if os.getpid() == main_process:  # worker processes inherit this
+            os.write(2, b"\nInterrupted. Nothing that was saved is lost.\n")
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGINT, end)
+    importlib.import_module(module).main(*arguments)
 
 
 def run_command(
@@ -32,23 +67,99 @@ def run_command(
         arguments: command line without the program's name. Default: sys.argv[1:].
         errors: of `run` that the user can mend.
     Raises:
-        SystemExit: with code 2, for options that are not valid and for such errors.
+        SystemExit: with code 2 for options that cannot be read, with 1 for values that are not allowed and for such
+            errors.
     """
-    parsed = tyro.cli(options, args=arguments, description=description, prog=prog)
-    with plain_errors(*errors):
-        run(parsed)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with plain_errors(OptionsError, *errors, traceback=TRACEBACK in arguments):
+        run(parse_options(options, prog=prog, description=description, arguments=arguments))
+
+
+def parse_options(
+    options: type[Options],
+    *,
+    prog: str,
+    description: str | None,
+    arguments: Sequence[str],
+    default: Options | None = None,
+) -> Options:
+    """Options from a command line.
+
+    Args:
+        options: whose fields are the flags.
+        prog, description: shown by `--help`.
+        arguments: command line without the program's name; `--traceback` is passed over.
+        default: values of flags that are not given. Default: the fields' own.
+    Raises:
+        OptionsError: values are not allowed.
+        SystemExit: with code 2 for flags that are unknown or malformed, which have been told; with 0 for `--help`.
+    """
+    import tyro
+    from pydantic import ValidationError, create_model, model_validator
+
+    class Refused(Exception):
+        """tyro would show a ValueError as pydantic words it, with the names of our classes."""
+
+    def refuse(cls: type, values: Any, check: Callable[[Any], Any]) -> Any:
+        try:
+            return check(values)
+        except ValidationError as error:
+            raise Refused(*problem_lines(error)) from error
+
+    method: Any = classmethod(refuse)
+    validator: Any = model_validator(mode="wrap")(method)
+    checked: Any = create_model(options.__name__, __base__=options, __validators__={"refuse": validator})
+    try:
+        found = tyro.cli(
+            checked,
+            args=[word for word in arguments if word != TRACEBACK],
+            default=None if default is None else checked(**default.model_dump()),
+            description="\n\n".join(filter(None, (description, _HINT))),
+            prog=prog,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except Refused as error:
+        raise OptionsError("the command line is not usable:\n" + "\n".join(error.args)) from None
+    return options(**found.model_dump())
+
+
+def problem_lines(
+    error: ValidationError, hidden: str = "", unknown: Callable[[str], str] = lambda key: "there is no such key"
+) -> list[str]:
+    """What is wrong, one line a key: `  key: rule; got value`.
+
+    Args:
+        error: of pydantic.
+        hidden: a part of the key that users do not see.
+        unknown: the words about a key that does not exist.
+    """
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"] if part != hidden)
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = unknown(key)
+        lines.append(f"  {key}: {message}; got {problem['input']!r}" if key else f"  {message}")
+    return lines
 
 
 @contextmanager
-def plain_errors(*errors: type[Exception]) -> Iterator[None]:
+def plain_errors(*errors: type[Exception], traceback: bool = False) -> Iterator[None]:
     """End the program where one of these errors leaves the block: its text is printed, not where it came from.
 
+    Args:
+        errors: that the user can mend.
+        traceback: print where it came from, too.
     Raises:
-        SystemExit: with the error's `exit_code`, if it has one, else with 2.
+        SystemExit: with the error's `exit_code`, if it has one, else with 1.
     """
     try:
         yield
     except errors as error:
-        code = getattr(error, "exit_code", 2)
-        print(f"error: {error}" if code == 2 else error, file=sys.stderr)
-        raise SystemExit(code) from error
+        if traceback:
+            import traceback as tracebacks
+
+            tracebacks.print_exception(error)
+        code = getattr(error, "exit_code", None)
+        print(f"error: {error}" if code is None else error, file=sys.stderr)
+        raise SystemExit(1 if code is None else code) from error

@@ -57,6 +57,8 @@ def parse_mapping(content: bytes) -> dict[str, Any]:
         values = loader.get_single_data()
     except YamlError:
         raise
+    except UnicodeDecodeError as error:
+        raise YamlError(f"must be UTF-8 text; byte {error.start} is not.") from error
     except Exception as error:  # dates that do not exist, numbers of 5,000 digits, 10,000 brackets: each has its own
         raise YamlError(f"must be valid YAML; {error}.") from error
     finally:

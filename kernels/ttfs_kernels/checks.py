@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ttfs_kernels.contraction import Geometry
+
+POOLS = (1, 2)
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -88,3 +91,18 @@ def check_conv2d(
                 f"dilation {list(dilation)}."
             )
     check_tensors("dft_conv2d", x, weight, bias)
+
+
+def check_pool(x: Tensor, weight: Tensor, geometry: Geometry, pool: int) -> None:
+    """The pool behind a convolution: a side that kernels have, and maps that hold a window."""
+    if pool not in POOLS:
+        raise ValueError(
+            f"dft_conv2d: pool must be one of {', '.join(map(str, POOLS))}; got {pool!r}. "
+            "Apply torch.nn.functional.max_pool2d to the result for other windows."
+        )
+    size = geometry.map_size(x.shape[2:], weight.shape[2:])
+    if min(size) < pool:
+        raise ValueError(
+            f"dft_conv2d: maps must be at least as large as the windows of pool={pool}; got {size[0]}×{size[1]}. "
+            "Use larger images, or pool=1."
+        )

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels import torch_operators, triton_operators  # noqa: F401  (registers them)
 from ttfs_kernels.backends import operators_for
-from ttfs_kernels.checks import check_conv2d, check_linear, pair
+from ttfs_kernels.checks import check_conv2d, check_linear, check_pool, pair
+from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 
 
@@ -67,10 +69,12 @@ def dft_conv2d(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    pool: int = 1,
+    fuse_pool: bool | None = None,
     neuron: Neuron = Neuron(),
     backend: str = "auto",
 ) -> Tensor:
-    """Convolve activations, then fire.
+    """Convolve activations, then fire, and if asked for pass on the earliest spike of each window alone.
 
     With A = Σ w·x + b and W = σ·Σ w·[x > 0]:
     y = 1 if A ≥ 1; (A + W)/(1 + W) if A < 1 and A + W > 0; else 0. Zero padding is silence.
@@ -82,10 +86,16 @@ def dft_conv2d(
         bias: [out_channels] initial membrane potential, in threshold heights. Default: None.
         stride, padding, dilation: one integer, or (rows, columns).
         groups: blocks of channels that are not connected with each other.
+        pool: 1, or 2 for `max_pool2d(y, 2)`: the earliest spikes of windows of 2×2 neurons. Our kernels keep only
+            those for the backward pass. Of several NaN in a window, the last alone makes gradients NaN.
+        fuse_pool: pool in the kernel of the convolution, or (False) in one of its own. None: in the convolution where
+            a table says that this is faster.
         neuron, backend: as in `dft_linear`.
     Returns:
-        [batch, out_channels, rows, columns], dtype of x (under autocast, autocast's dtype), channels-last.
-    Gradient, precision, errors, source: as in `dft_linear`.
+        [batch, out_channels, rows / pool, columns / pool], dtype of x (under autocast, autocast's), channels-last.
+    Raises:
+        RuntimeError: `fuse_pool=True` where our kernels cannot run.
+    Gradient, precision, other errors, source: as in `dft_linear`.
     Example:
         >>> x, weight = torch.rand(8, 3, 32, 32), torch.randn(16, 3, 3, 3) / 5
         >>> y = dft_conv2d(x, weight, stride=2, padding=1, neuron=Neuron(psp_persistence=0.25))
@@ -97,12 +107,20 @@ def dft_conv2d(
     padding = pair("dft_conv2d", "padding", padding, 0)
     dilation = pair("dft_conv2d", "dilation", dilation, 1)
     check_conv2d(x, weight, bias, padding, dilation, groups)
+    check_pool(x, weight, Geometry(stride, padding, dilation, groups), pool)
     family, *selection = operators_for("dft_conv2d", backend, x)
-    operators = torch.ops.ttfs
-    operator = operators.blockwise_conv2d.default if family == "blockwise" else operators.dft_conv2d.default
     geometry = stride, padding, dilation, groups
-    with_derivatives = _needs_gradient(x, weight, bias)
-    return operator(x, weight, bias, *geometry, neuron.pack(), with_derivatives, *selection)[0]
+    options = neuron.pack(), _needs_gradient(x, weight, bias)
+    if family == "blockwise":
+        operator = torch.ops.ttfs.blockwise_conv2d.default
+        return operator(x, weight, bias, *geometry, pool, *options, *selection, fuse_pool)[0]
+    if fuse_pool:
+        raise RuntimeError(
+            f"dft_conv2d: fuse_pool must be None or False where our kernels do not run; got {fuse_pool} with "
+            f'backend={backend!r} on {x.device}. Use backend="triton" on a GPU, or leave it out.'
+        )
+    y = torch.ops.ttfs.dft_conv2d.default(x, weight, bias, *geometry, *options)[0]
+    return F.max_pool2d(y, pool) if pool > 1 else y
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:

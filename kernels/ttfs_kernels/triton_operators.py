@@ -1,11 +1,13 @@
 """Registered operators of the Triton backend, and of the choice between it and a library call.
 
-Each returns (activations, gain); the gain is empty where `with_gain` is false or σ = 0. The backward pass reads the
-input, the activations and the gain: nothing else is kept. `backend` is "triton", or "auto" for the faster provider of
-each pass. Importing this module needs no Triton.
+Each returns (activations, gain); the gain is empty where `with_gain` is false or σ = 0. A convolution also returns the
+winner: with a pool, which neuron of each window is passed on (uint8), otherwise empty, as where `with_gain` is false.
+The backward pass reads the input and what is returned: nothing else is kept. `backend` is "triton", or "auto" for the
+faster provider of each pass. Importing this module needs no Triton.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -82,22 +84,29 @@ def _conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    pool: int,
     neuron: Sequence[float],
     with_gain: bool,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+    fuse_pool: bool | None,
+) -> Three:
     from ttfs_kernels.triton_backend import backend as triton_backend
 
     geometry = Geometry(stride, padding, dilation, groups)
-    y, gain = triton_backend.conv2d_forward(x, weight, bias, geometry, Neuron.unpack(neuron), with_gain, backend)
-    return y, x.new_empty(0) if gain is None else gain
+    y, gain, *winner = triton_backend.conv2d_forward(
+        x, weight, bias, geometry, Neuron.unpack(neuron), with_gain, backend, pool, fuse_pool
+    )
+    gain = x.new_empty(0) if gain is None else gain
+    return y, gain, winner[0] if winner and winner[0] is not None else x.new_empty(0, dtype=torch.uint8)
 
 
 @fake("blockwise_conv2d")
-def _(x, weight, bias, stride, padding, dilation, groups, neuron, with_gain, backend):
+def _(x, weight, bias, stride, padding, dilation, groups, pool, neuron, with_gain, backend, fuse_pool):
     rows, columns = Geometry(stride, padding, dilation, groups).map_size(x.shape[2:], weight.shape[2:])
-    y = new_channels_last(x, x.shape[0], weight.shape[0], rows, columns)
-    return y, torch.empty_like(y) if with_gain and Neuron.unpack(neuron).has_slope else x.new_empty(0)
+    y = new_channels_last(x, x.shape[0], weight.shape[0], rows // pool, columns // pool)
+    gain = torch.empty_like(y) if with_gain and Neuron.unpack(neuron).has_slope else x.new_empty(0)
+    winner = torch.empty_like(y, dtype=torch.uint8) if with_gain and pool > 1 else x.new_empty(0, dtype=torch.uint8)
+    return y, gain, winner
 
 
 @operator("blockwise_conv2d_backward")
@@ -106,11 +115,13 @@ def _conv2d_backward(
     x: Tensor,
     y: Tensor,
     gain: Tensor,
+    winner: Tensor,
     weight: Tensor,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    pool: int,
     neuron: Sequence[float],
     needs: Sequence[bool],
     backend: str,
@@ -119,14 +130,13 @@ def _conv2d_backward(
 
     geometry = Geometry(stride, padding, dilation, groups)
     properties = Neuron.unpack(neuron)
-    grads = triton_backend.conv2d_backward(
-        grad, x, y, _present(gain, properties), weight, geometry, properties, needs, backend
-    )
+    kept = x, y, _present(gain, properties), winner if pool > 1 else None
+    grads = triton_backend.conv2d_backward(grad, *kept, weight, geometry, properties, needs, backend, pool)
     return _three(grads, grad)
 
 
 @fake("blockwise_conv2d_backward")
-def _(grad, x, y, gain, weight, stride, padding, dilation, groups, neuron, needs, backend):
+def _(grad, x, y, gain, winner, weight, stride, padding, dilation, groups, pool, neuron, needs, backend):
     return (
         new_channels_last(grad, *x.shape) if needs[0] else grad.new_empty(0),
         new_channels_last(grad, *weight.shape) if needs[1] else grad.new_empty(0),
@@ -143,13 +153,15 @@ def _three(grads: tuple[Tensor | None, Tensor | None, Tensor | None], like: Tens
     return grad_x, grad_weight, grad_bias
 
 
-def _save(ctx, inputs, output) -> None:
-    x, weight, bias, *options, _, backend = inputs
-    y, gain = output
-    ctx.mark_non_differentiable(gain)
+def _save(options: int, ctx, inputs, output) -> None:
+    """Keep what the backward operator takes, `options` of the inputs behind the bias among it."""
+    x, weight, bias, *others = inputs
+    _, *derivatives = output
+    _, backend, *_ = others[options:]
+    ctx.mark_non_differentiable(*derivatives)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, y, gain, weight)
-    ctx.options, ctx.last_options = tuple(options), (backend,)
+    ctx.save_for_backward(x, *output, weight)
+    ctx.options, ctx.last_options = tuple(others[:options]), (backend,)
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.other_inputs = len(inputs) - 3
 
@@ -158,6 +170,6 @@ def _formula(backward_operator):
     return lambda ctx, grad, *_: differentiate(ctx, backward_operator, grad)
 
 
-register_autograd("blockwise_linear", _formula(torch.ops.ttfs.blockwise_linear_backward.default), _save)
-register_autograd("blockwise_conv2d", _formula(torch.ops.ttfs.blockwise_conv2d_backward.default), _save)
+register_autograd("blockwise_linear", _formula(torch.ops.ttfs.blockwise_linear_backward.default), partial(_save, 1))
+register_autograd("blockwise_conv2d", _formula(torch.ops.ttfs.blockwise_conv2d_backward.default), partial(_save, 6))
 register_autocast("blockwise_linear", "blockwise_conv2d")

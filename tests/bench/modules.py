@@ -12,9 +12,10 @@ BENCH = Path(__file__).parents[2] / "bench"
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(BENCH))
     import _gpu_driver as gpu_driver
+    import _kernels_compile as kernels_compile
     import _kernels_plan as kernels_plan
     import _machine_code as machine_code
     import _plan_model as plan_model
     import _planning as planning
 
-__all__ = ["BENCH", "gpu_driver", "kernels_plan", "machine_code", "plan_model", "planning"]
+__all__ = ["BENCH", "gpu_driver", "kernels_compile", "kernels_plan", "machine_code", "plan_model", "planning"]

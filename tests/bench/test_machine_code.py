@@ -44,11 +44,17 @@ PROBLEMS = {
     "units_of_4": Problem(64, 16, 16, 100, 100, (3, 3), padding=(1, 1), dtype=torch.bfloat16),
     "short": Problem(256, 1, 1, 4096, 100, dtype=torch.bfloat16),
 }
+# Layers of 16 inputs a tap, whose blocks are as narrow as any.
+NARROWEST = {
+    "narrowest": Problem(256, 32, 32, 16, 16, (3, 3), padding=(1, 1), dtype=torch.bfloat16),
+    "narrowest_by_position": Problem(256, 14, 14, 16, 32, (5, 5), dtype=torch.bfloat16),
+}
 WITH_SURROGATE = ("few_channels", "narrow", "wide", "linear", "tf32")
 SURROGATE = " with surrogate"
 STANDARDISATION = ("standardise", "standardise_backward")
 NAMES = [
     *(f"{problem} {which}" for problem in PROBLEMS for which in PASSES),
+    *(f"{problem} grad_x" for problem in NARROWEST),
     *(f"{problem} {which}{SURROGATE}" for problem in WITH_SURROGATE for which in ("forward", "grad_x")),
 ]
 
@@ -58,7 +64,7 @@ def launches(target: str) -> Iterator[tuple[str, Launch]]:
     device = DEVICES[target]
     for name in NAMES:
         kind, which = name.split()[:2]
-        problem = dataclasses.replace(PROBLEMS[kind], surrogate=name.endswith(SURROGATE))
+        problem = dataclasses.replace((PROBLEMS | NARROWEST)[kind], surrogate=name.endswith(SURROGATE))
         precision = "tf32" if kind == "tf32" else "ieee"
         config = default_config(which, problem, device.chip, precision, device.processors)
         plan = planning.plan_pass(which, problem, config, precision, device)

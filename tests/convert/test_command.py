@@ -102,7 +102,7 @@ def test_occupied_folder_is_refused_before_any_work(tmp_path, occupied, capsys):
         (path / "mine").touch()
     with pytest.raises(SystemExit) as stopped:
         command.main(None, [str(tmp_path / "not even looked for"), "--output-dir", str(path), *COPY])
-    assert stopped.value.code == 2
+    assert stopped.value.code == 1
     assert "output_dir must not hold anything" in capsys.readouterr().err
     assert path.read_text() == "mine" if occupied == "file" else list(path.iterdir()) == [path / "mine"]
 
@@ -141,7 +141,7 @@ def test_mistakes_end_in_a_message_and_leave_nothing(vgg, tmp_path, spoil, flags
     before = sorted(tmp_path.iterdir())
     with pytest.raises(SystemExit) as stopped:
         command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags, *COPY])
-    assert stopped.value.code == 2
+    assert stopped.value.code == 1
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
@@ -215,6 +215,6 @@ def test_spiking_source_is_not_calibrated(tmp_path):
 def test_calibration_needs_fitting_images(vgg, tmp_path, flags, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags])
-    assert stopped.value.code == 2
+    assert stopped.value.code == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ttfs_triton.data import decode
-from ttfs_triton.data.decode import EncodedImages, InMemoryImages, decode_image, decode_rows
+from ttfs_triton.data.decode import EncodedImages, InMemoryImages, decode_rows
+from ttfs_triton.data.reading import decode_image
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> dict:

@@ -17,6 +17,15 @@ def test_to_float_keeps_colour_channels_innermost():
     assert to_float(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_to_float_does_not_depend_on_the_device(channels, device):
+    pixels = torch.randint(0, 256, (5, channels, 4, 6), dtype=torch.uint8)
+    there = to_float(pixels.to(device))
+    assert there.device == device
+    assert there.stride() == to_float(pixels).stride()
+    torch.testing.assert_close(there.cpu(), to_float(pixels))
+
+
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
 @pytest.mark.parametrize("stored", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_image_pixels_converts_to_the_mode_asked_for(stored, mode, channels):

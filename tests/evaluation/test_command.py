@@ -51,7 +51,7 @@ def test_unpublished_prices_stay_empty(output):
 
 
 def test_nothing_is_overwritten_unasked(trained, output, capsys):
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="1"):
         evaluate(trained[0], "--output-dir", output)
     assert "Replace it by --overwrite" in capsys.readouterr().err
 
@@ -85,12 +85,12 @@ def test_sweep(trained, tmp_path):
     ],
 )
 def test_bad_options_are_refused(trained, flags, message, capsys):
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="1"):
         evaluate(trained[0], *flags)
     assert message in capsys.readouterr().err
 
 
 def test_missing_network(tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="1"):
         evaluate(tmp_path / "nowhere")
     assert "there is nothing at" in capsys.readouterr().err

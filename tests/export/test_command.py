@@ -72,7 +72,7 @@ def test_hidden_layers_and_steps_are_options(model, tmp_path, capsys):
     ],
 )
 def test_bad_options_are_refused(model, tmp_path, capsys, flags, message):
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="1"):
         export(model, "--output", tmp_path / "out", *flags)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -81,10 +81,10 @@ def test_bad_options_are_refused(model, tmp_path, capsys, flags, message):
 def test_nothing_is_overwritten_unasked(model, tmp_path, capsys):
     file = tmp_path / "model.onnx"
     file.write_text("mine")
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="1"):
         export(model, "--format", "onnx", "--output", file)
     assert "Replace it by --overwrite" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="1"):
         export(model, "--format", "onnx", "--output", tmp_path, "--overwrite")
     assert "output must be a file" in capsys.readouterr().err
     assert file.read_text() == "mine"
@@ -95,10 +95,10 @@ def test_failures_leave_the_old_file(tmp_path, capsys):
     TTFSModel.from_network(network).save_pretrained(tmp_path / "ann")
     file = tmp_path / "model.nir"
     file.write_text("mine")
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="1"):
         export(tmp_path / "ann", "--format", "nir", "--output", file, "--overwrite")
     assert "model must consist of spiking layers" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="1"):
         export(tmp_path / "nowhere", "--format", "nir", "--output", file, "--overwrite")
     assert file.read_text() == "mine"
 
@@ -109,7 +109,7 @@ def test_failures_leave_the_old_file(tmp_path, capsys):
 )
 def test_missing_packages_are_named(model, tmp_path, capsys, monkeypatch, format, package, flags):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="1"):
         export(model, "--format", format, "--output", tmp_path / "out", *flags)
     shown = capsys.readouterr().err
     assert f"{package} must be installed" in shown

@@ -126,7 +126,7 @@ def test_command_reports_mistakes_plainly(trained, capsys):
         ([f"{trained}/nowhere", "--repo-id", "a/b", "--dry-run"], "error: load: path must exist"),
         ([str(trained), "--repo-id", "a/b", "--dry-run", "--chip", "nowhere"], "nowhere"),
     ):
-        with pytest.raises(SystemExit, match="2"):
+        with pytest.raises(SystemExit, match="1"):
             main("Publish.", arguments)
         assert message in capsys.readouterr().err
 

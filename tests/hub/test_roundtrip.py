@@ -8,8 +8,10 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load, load_file
 
 from tests.hub.client import Client, Raised, environment
+from tests.virtual_cuda import installed
 from ttfs_triton import TTFSModel
 
 IMAGE = "torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))"
@@ -70,6 +72,25 @@ def test_hub_gives_the_same_logits(published, hub, client, logits):
         client.run(f"model = TTFSModel.from_pretrained({source}); assert not model.training")
         assert client.run(DIGEST).strip() == logits
     assert client.run("print(model.description.dataset, model.description.library['name'])") == "sample ttfs-triton\n"
+
+
+def test_hub_gives_a_model_on_a_device(published, hub, home, trained, device, tmp_path):
+    process = Client(environment(hub.url, home, HF_TOKEN="hf_writer"))
+    if installed():
+        process.run("from tests.virtual_cuda import install; install()")
+    process.run("from ttfs_triton.model import *; import torch, safetensors.torch")
+    process.run(f"model = TTFSModel.from_pretrained('{published}', device={str(device)!r})")
+    process.run(f"logits = model({IMAGE}.to({str(device)!r})); assert str(logits.device) == {str(device)!r}")
+    process.run(f"safetensors.torch.save_file({{'logits': logits.detach().cpu()}}, {str(tmp_path / 'logits')!r})")
+    process.run(f"model.push_to_hub('org/from-{device.type}', license='mit')")
+    process.close()
+    images = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    expected = TTFSModel.from_pretrained(trained)(images).detach()
+    torch.testing.assert_close(load_file(tmp_path / "logits")["logits"], expected, rtol=1e-4, atol=1e-4)
+    weights = hub.files(f"org/from-{device.type}")["model.safetensors"]
+    ours, theirs = load(weights), load(hub.files(published)["model.safetensors"])
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_code_on_the_card_runs(published, hub, client, tmp_path):

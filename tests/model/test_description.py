@@ -36,6 +36,13 @@ def test_formats_2_and_3_have_the_same_keys(values, version):
     assert ModelDescription.from_dict(values | {"format_version": version}).base_model == BASE
 
 
+def test_fit_is_written_where_it_is_not_the_usual_one():
+    description = ModelDescription.of(NETWORK, fit="crop")
+    values = description.to_dict()
+    assert values["preprocessing"]["fit"] == "crop"
+    assert ModelDescription.from_dict(values) == description
+
+
 def test_format_1_keeps_loading():
     description = ModelDescription.from_dict(FORMAT_1)
     assert description.network == NETWORK
@@ -74,6 +81,7 @@ def test_preprocessing_follows_from_the_network(network, expected):
         ({"preprocessing": {"size": [8, 6], "mode": "L", "resize": "cubic"}}, 'resize must be "bilinear"'),
         ({"preprocessing": {"size": [8, 6], "mode": "L", "divisor": 0}}, "divisor must be positive and finite; got 0"),
         ({"preprocessing": {"size": [8, -6], "mode": "L"}}, "size must be two positive sizes"),
+        ({"preprocessing": {"size": [8, 6], "mode": "L", "fit": "pad"}}, 'fit must be "stretch" or "crop"; got .pad'),
         ({"preprocessing": {"colour": 1}}, "values must describe a network"),
         ({"base_model": {"file": "a"}}, "values must describe a network"),
         ({"base_model": {"file": 5, "sha256": "a"}}, "BaseModel: file must be text; got 5"),

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ttfs_triton.data.decode import decode_image
+from ttfs_triton.data.crops import centre_crop
 from ttfs_triton.data.pixels import to_float
+from ttfs_triton.data.reading import decode_image
 from ttfs_triton.model import Preprocessing
 from ttfs_triton.model.images import network_input, split_images
 
@@ -53,6 +54,21 @@ def test_files_are_read_as_in_training(tmp_path, size, mode):
     expected = to_float(torch.from_numpy(np.array(trained)).permute(2, 0, 1)[None])[0].expand(3, -1, -1)
     assert torch.equal(one(tmp_path / "a.png"), expected)
     assert torch.equal(one(str(tmp_path / "a.png")), expected)
+
+
+def test_cropped_images_are_the_middle_whatever_form_they_have():
+    array, cropping = pixels(32, 48), Preprocessing((12, 10), "RGB", fit="crop")
+    middle = torch.from_numpy(np.array(centre_crop(Image.fromarray(array), (12, 10)))).permute(2, 0, 1) / 255
+    for name, image in forms(array).items():
+        tolerance = 1.5 / 255 if name == "floats" else 0
+        torch.testing.assert_close(one(image, cropping), middle, atol=tolerance, rtol=0, msg=name)
+
+
+def test_tensors_of_the_networks_size_are_taken_to_be_cropped_already():
+    array, cropping = pixels(12, 10), Preprocessing((12, 10), "RGB", fit="crop")
+    for name, image in forms(array).items():
+        same = torch.equal(one(image, cropping), to_float(torch.from_numpy(array).permute(2, 0, 1)[None])[0])
+        assert same == (name != "image"), name
 
 
 @pytest.mark.parametrize("size", [(6, 5), (13, 17)])

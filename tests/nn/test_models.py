@@ -9,13 +9,16 @@ from tests.nn.common import activations, assert_finite_differences, randomised
 from ttfs_triton.nn import (
     AnalogEncoder,
     ANNConv2d,
+    DFTConv2d,
     DFTLinear,
     FirstSpikeReadout,
     NetworkConfig,
     Neuron,
     TTFSNetwork,
     cnn1,
+    collect_statistics,
     fold_weight_standardisation,
+    record_statistics,
     vgg11,
     vgg16,
 )
@@ -209,3 +212,29 @@ def test_decision_of_a_network_uses_its_readout():
     model = small(readout="first_spike").eval()
     x = torch.rand(4, 1, 10, 12)
     assert torch.equal(model.decide(x).prediction, model(x).argmax(1))
+
+
+@pytest.mark.parametrize("seen", ["nowhere", "statistics", "hook of the layer", "hook of the pool"])
+def test_layers_compute_the_pool_behind_them_unless_their_spikes_are_seen(monkeypatch, seen):
+    options = {"image_size": (13, 12), "in_channels": 1, "encoder": "latency", "weight_standardisation": False}
+    network = TTFSNetwork(NetworkConfig("4C3-P2-6C3-P3-8", **options))
+    images = torch.rand(2, 1, 13, 12)
+    pools: list[int] = []
+    forward = DFTConv2d.forward
+
+    def noting(self, x, weight=None, pool=1):
+        pools.append(pool)
+        return forward(self, x, weight, pool)
+
+    layers = network.features
+    expected = layers(images)  # as modules in a row
+    monkeypatch.setattr(DFTConv2d, "forward", noting)
+    shapes = []
+    if seen.startswith("hook"):
+        layer = layers.conv1 if seen.endswith("layer") else layers.pool1
+        layer.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output.shape)))
+    with record_statistics(network, enabled=seen == "statistics"):
+        assert torch.equal(network.hidden(images), expected)
+    assert pools == [2 if seen == "nowhere" else 1, 1]
+    assert shapes == {"hook of the layer": [(2, 4, 13, 12)], "hook of the pool": [(2, 4, 6, 6)]}.get(seen, [])
+    assert len(collect_statistics(network)) == (4 if seen == "statistics" else 0)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from tests.virtual_cuda import installed, recording
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
@@ -54,7 +55,7 @@ def test_evaluate_equals_one_pass_in_float64(network, images, batch_size):
     assert (found.ties, found.no_spike) == (decision.tie.sum(), decision.no_spike.sum())
     last = found.layers[-2]
     assert last.spikes == (hidden > 0).sum()
-    hidden_layers = [layer for layer in found.layers if not layer.output]
+    hidden_layers = [layer for layer in found.layers if layer.kind != "readout"]
     expected = sum(layer.spikes for layer in hidden_layers) / sum(layer.neurons * 23 for layer in hidden_layers)
     assert found.sparsity == pytest.approx(expected)
     assert found.sparsity_with_outputs != found.sparsity
@@ -71,6 +72,17 @@ def test_evaluate_stops_when_asked(network, images):
             on_batch=scored.append,
         )
     assert scored == [5, 5]
+
+
+def test_batches_never_wait_for_the_device(network, images, device):
+    if not installed():
+        pytest.skip("only the virtual device counts: --device virtual")
+    network, waits = network.to(device), []
+    for batch_size in (9, 23, 3):  # the first pass makes the layers' counters
+        with recording() as record:
+            evaluate(network, EvaluationBatches(images, None, batch_size), Accelerator())
+        waits.append(record.synchronisations)
+    assert waits[1] == waits[2]
 
 
 def test_layers_have_a_row_each(network, images):

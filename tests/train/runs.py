@@ -33,6 +33,17 @@ validation_fraction: 0.2
 cpu: true
 """
 
+# Every augmentation at once. The quadrants of `make_images` stay what they are but for mirrored ones.
+AUGMENTATION = """
+crop_padding: 1
+flip: true
+auto_augment: true
+rotation: 10
+cutout: 2
+mixup: 0.2
+cutmix: 1.0
+"""
+
 
 def make_images(folder: Path, write_parquet: Any, train: int = 160, test: int = 45) -> Path:
     """A data set of 8×8 images in four classes: a bright quadrant under noise."""

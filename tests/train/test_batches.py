@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.scoring.common import join, numbered
+from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData, load_images
-from ttfs_triton.train.augment import Augmentation
 from ttfs_triton.train.batches import EpochBatches, train_loader
 
 AUGMENTATION = Augmentation(crop_padding=2, crop_fill=128, flip=True, shift=1, rotation=10, cutout=3)
@@ -69,19 +71,56 @@ def test_epoch_batches_draw_new_parameters_for_each_step_and_epoch():
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 3), (4, 3), (12, 1)])
-@pytest.mark.parametrize("auto_augment", [False, True])
-def test_epoch_batches_of_all_processes_make_the_batches_of_one(world_size, accumulation, auto_augment):
-    augmentation = Augmentation(crop_padding=2, flip=True, shift=1, rotation=10, cutout=3, auto_augment=auto_augment)
-    one = epoch(augmentation=augmentation)
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"auto_augment": True, "mixup": 0.2, "cutmix": 1.0}, {"trivial_augment": True, "cutmix": 1.0}],
+    ids=["plain", "auto_augment_and_mixing", "trivial_augment_and_cutmix"],
+)
+def test_epoch_batches_of_all_processes_make_the_batches_of_one(world_size, accumulation, more):
+    options = {"augmentation": Augmentation(crop_padding=2, flip=True, shift=1, rotation=10, cutout=3, **more)}
+    options |= {"classes": 50}
+    one = epoch(**options)
     shares = [
-        epoch(augmentation=augmentation, rank=rank, world_size=world_size, accumulation=accumulation)
-        for rank in range(world_size)
+        epoch(**options, rank=rank, world_size=world_size, accumulation=accumulation) for rank in range(world_size)
     ]
     for step in range(one.steps):
         parts = [share[step * accumulation + micro_batch] for micro_batch in range(accumulation) for share in shares]
         images, labels = join(parts)
         assert torch.equal(images, one[step][0])
         assert torch.equal(labels, one[step][1])
+
+
+@pytest.mark.parametrize("options", [{"auto_augment": "imagenet"}, {"trivial_augment": True, "mixup": 1.0}])
+def test_an_image_of_an_epoch_is_the_same_in_any_batch_size(options):
+    augmentation = Augmentation(crop_padding=2, flip=True, rotation=10, cutout=3, **options)
+    epochs = [epoch(48, batch_size=size, augmentation=augmentation, classes=48) for size in (12, 16)]
+    images, labels = zip(*(join([batches[i] for i in range(len(batches))]) for batches in epochs), strict=True)
+    assert torch.equal(*images)
+    assert torch.equal(*labels)
+
+
+def test_mixed_labels_are_the_shares_of_two_classes():
+    augmentation = Augmentation(mixup=1.0, cutmix=1.0)
+    images, targets = epoch(augmentation=augmentation, classes=50)[0]
+    assert targets.shape == (12, 50)
+    assert ((targets > 0).sum(1) <= 2).all()
+    assert torch.allclose(targets.sum(1), torch.ones(12))
+    # Every pixel of image i is i / 255, so the mean pixel of a mixture is the mean label.
+    assert torch.allclose(images.mean((1, 2, 3)), targets @ torch.arange(50.0) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [None, 49])
+def test_epoch_batches_reject_to_mix_labels_that_are_not_classes(classes):
+    with pytest.raises(ValueError, match=f"labels must be .* to be mixed; got torch.int64 in 0 to 49 for {classes} "):
+        epoch(augmentation=Augmentation(mixup=0.2), classes=classes)
+
+
+def test_epoch_batches_reject_to_mix_labels_that_are_measured():
+    data = replace(numbered(50), labels=torch.rand(50))
+    with pytest.raises(ValueError, match=r"labels must be whole numbers .*; got torch\.float32"):
+        EpochBatches(
+            data, torch.arange(50), batch_size=5, seed=0, epoch=0, augmentation=Augmentation(cutmix=1.0), classes=2
+        )
 
 
 def test_epoch_batches_of_encoded_images_equal_those_in_memory(tmp_path, random_images, write_parquet):

@@ -105,12 +105,12 @@ def test_every_key_has_a_description_and_a_flag(recipe, capsys):
 # The command line is what recipes, notes and scripts of users rely on: flags may be added, never silently dropped.
 FLAGS = """
 auto_augment backend batch_norm batch_size bias calibration_images checkpoint_steps compile cpu crop_fill crop_padding
-cutout data_dir dataset derivative_clip dropout ema_decay encoder epochs evaluation_batch_size flip
+cutmix cutout data_dir dataset derivative_clip dropout ema_decay encoder epochs evaluation_batch_size flip
 gradient_accumulation gradient_clip hub_license hub_private hub_repo_id image_column image_size initial_gain
 keep_checkpoints label_column label_smoothing log_steps lr max_bad_images max_test_samples max_train_samples
-milestone_factor milestones mixed_precision model momentum neuron num_workers optimizer output_dir overwrite
-psp_persistence push_to_hub readout resume rotation schedule seed shift statistics_steps streaming surrogate_width
-trackers validation_fraction warmup weight_decay weight_standardisation weights width
+ milestone_factor milestones mixed_precision mixup model momentum neuron num_workers optimizer output_dir overwrite
+ psp_persistence push_to_hub random_resized_crop readout resume rotation schedule seed shift statistics_steps streaming
+ surrogate_width trackers trivial_augment validation_fraction warmup weight_decay weight_standardisation weights width
 """.split()
 
 
@@ -123,7 +123,7 @@ def test_every_recipe_has_a_script_and_a_valid_configuration(path):
     config = make_config(read_yaml(path), str(path))
     assert config.dataset is not None
     script = path.with_suffix(".py").read_text()
-    assert "main(Path(__file__)" in script
+    assert 'start("ttfs_triton.train", Path(__file__).with_suffix(".yaml"), __doc__)' in script
 
 
 def test_changed_keys_ignores_what_does_not_change_the_course(recipe):
@@ -131,6 +131,41 @@ def test_changed_keys_ignores_what_does_not_change_the_course(recipe):
     assert changed_keys(config, config.model_copy(update={"resume": True, "num_workers": 3})) == {}
     assert changed_keys(config, config.model_copy(update={"seed": 3})) == {"seed": (0, 3)}
     assert set(TrainConfig().model_dump()) >= FREE_ON_RESUME
+
+
+def test_a_run_can_be_made_longer_where_the_rate_does_not_depend_on_its_length(recipe):
+    config = parse_config(recipe, "", [])
+    for schedule, free in (("constant", True), ("one_cycle", False), ("cosine", False)):
+        before = config.model_copy(update={"schedule": schedule})
+        longer, shorter = (before.model_copy(update={"epochs": config.epochs + by}) for by in (1, -1))
+        assert changed_keys(before, longer) == ({} if free else {"epochs": (config.epochs, config.epochs + 1)})
+        assert changed_keys(before, shorter) == {"epochs": (config.epochs, config.epochs - 1)}
+
+
+def test_files_that_are_no_configuration_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=f"{tmp_path} must be a file that can be read; Is a directory"):
+        read_yaml(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("epochs: 3 # März".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml must be UTF-8 text; byte 13 is not"):
+        read_yaml(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("width", "0", "width: Input should be greater than 0; got 0"),
+        ("seed", str(2**64), "seed: Input should be less than"),
+        ("lr", "1e9", "lr: Input should be less than or equal to 100"),
+        ("image-size", "1000000", "image_size: Input should be less than or equal to 8192"),
+        ("crop-padding", "1000000", "crop_padding: Input should be less than or equal to 8192"),
+        ("shift", "1000000", "shift: Input should be less than or equal to 8192"),
+    ],
+)
+def test_values_out_of_range_are_told_in_our_words(recipe, flag, value, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_config(recipe, "", [f"--{flag}", value])
+    assert "http" not in str(caught.value)
+    assert "_WithConfigFlag" not in str(caught.value)
 
 
 def test_resume_takes_the_saved_configuration(recipe, tmp_path):

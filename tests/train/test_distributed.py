@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.runs import best, last, make_images, metrics, run
+from tests.train.runs import AUGMENTATION, best, last, make_images, metrics, run
 
 # Five optimiser steps; 45 test and 37 validation images, which two processes do not divide evenly.
-SETTINGS = "\nepochs: 1\ndropout: 0.0\nema_decay: 0.0\nbatch_size: 24\n"
+SETTINGS = f"\nepochs: 1\ndropout: 0.0\nema_decay: 0.0\nbatch_size: 24\n{AUGMENTATION}"
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ LAYERS = [
 TRAINING = {
     "float32": f"quickstart.py --model 4C5-P4-16 {TINY} --gradient-accumulation 2 --gradient-clip 1",
     "bfloat16": f"quickstart.py --model 4C5-P4-16 {TINY} --mixed-precision bf16 --num-workers 2",
-    "triton": f"quickstart.py {TINIER} --backend triton --mixed-precision fp16 --gradient-clip 1",
+    "triton": f"quickstart.py {TINIER} --backend triton --mixed-precision fp16 --gradient-accumulation 2",
     "tuned": f"quickstart.py {TINIER} --backend auto",
     "tuned-bfloat16": f"quickstart.py {TINIER} --backend auto --mixed-precision bf16",
     "mnist": f"train_cnn_mnist.py --dataset sample --width 0.25 {TINY}",
@@ -42,10 +42,10 @@ OTHERS = {
     "onnx": "recipes/export.py {run} --format onnx --output {tmp}/a.onnx --check --check-images 6",
     "nir": "recipes/export.py {run} --format nir --steps 16 --output {tmp}/a.nir --check --check-images 6",
     "publish": "recipes/publish.py {run} --repo-id you/mnist-cnn1 --dry-run",
-    "kernels": "bench/kernels.py --device cuda --shapes {tmp}/shapes.json --batch-size 4 --rounds 1 --no-compiled "
-    "--no-plot --dtypes fp32 fp16 --sigma 1 --output {tmp}",
-    "tune": "bench/kernels.py --device cuda --tune --shapes {tmp}/shapes.json --batch-size 4 --dtypes fp16 --sigma 1 "
-    "--output {tmp}",
+    "kernels": "bench/kernels.py --device cuda --quick --shapes {tmp}/shapes.json --batch-size 2 --rounds 1 "
+    "--no-compiled --no-plot --dtypes fp32 fp16 --sigma 1 --output {tmp}",
+    "tune": "bench/kernels.py --device cuda --tune --quick --shapes {tmp}/layer.json --batch-size 2 "
+    "--dtypes fp16 --sigma 1 --output {tmp}",
     "train_step": "bench/train_step.py --device cuda --model cnn1 --width 0.0625 --image-size 12 --batch-size 2 "
     "--repeats 1 --dtypes float32 --output {tmp}",
     "counting": "bench/counting.py --device cuda --models cnn1 --sigma 1 --batch-size 4 --batches 1 --rounds 1 "
@@ -143,6 +143,7 @@ def test_recipe_trains(name, tmp_path, cache, request):
 @pytest.mark.parametrize("name", OTHERS)
 def test_command_ends_well(name, tmp_path, cache, request):
     (tmp_path / "shapes.json").write_text(json.dumps(LAYERS))
+    (tmp_path / "layer.json").write_text(json.dumps(LAYERS[1:]))
     command = OTHERS[name].replace("{tmp}", str(tmp_path))
     if "{run}" in command:
         command = command.replace("{run}", str(request.getfixturevalue("trained")))

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import logging
 import os
-import struct
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
 
 import datasets
 import numpy as np
 import psutil
 import torch
-from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
-from ttfs_triton.data.pixels import image_pixels
+from ttfs_triton.data.crops import Crop, centre_crop, random_crop
+from ttfs_triton.data.reading import DECODER_ERRORS, BadImages, decode_image, decoding_threads, read_rows
 
-logger = logging.getLogger(__name__)
-
-_CHUNK = 512  # rows read at a time
-_GROUP = 32  # images decoded by a thread at a time
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_MODES = {1: "L", 3: "RGB"}
 _MEMORY_FRACTION = 0.8  # of the available memory, for the pixels
 
 
@@ -53,6 +44,10 @@ class InMemoryImages:
         return self.pixels[indices].permute(0, 3, 1, 2)
 
 
+class DataLostError(RuntimeError):
+    """An image that could be decoded when the data were checked can no longer be."""
+
+
 @dataclass(frozen=True)
 class EncodedImages:
     """Images decoded when they are asked for; the table is memory-mapped and shared by all processes.
@@ -62,21 +57,57 @@ class EncodedImages:
         row_numbers: [N], int64, the row of each image.
         shape: (N, C, height, width).
         image_size: (height, width) to resize to, or None.
+        cropped: cut parts of `image_size` out rather than stretch the whole.
+        drawn: seed and epoch of random parts; None: the middle.
     """
 
     rows: datasets.Dataset
     row_numbers: Tensor
     shape: tuple[int, int, int, int]
     image_size: tuple[int, int] | None = None
+    cropped: bool = False
+    drawn: tuple[int, int] | None = None
+
+    def in_epoch(self, seed: int, epoch: int) -> EncodedImages:
+        """The same images as they are trained on in an epoch: random parts, where they are cropped."""
+        return replace(self, drawn=(seed, epoch)) if self.cropped else self
 
     def images_at(self, indices: Tensor) -> Tensor:
-        """Images at `indices` ([b], int64): [b, C, height, width], uint8, channels last."""
+        """Images at `indices` ([b], int64): [b, C, height, width], uint8, channels last.
+
+        Decoded by threads, but for worker processes: these are the parallel ones themselves.
+
+        Raises:
+            DataLostError: an image is no longer what it was when the data were checked.
+        """
         _, channels, height, width = self.shape
         pixels = np.empty((len(indices), height, width, channels), dtype=np.uint8)
-        column = self.rows.column_names[0]
-        for i, encoded in enumerate(self.rows[self.row_numbers[indices].tolist()][column]):
-            pixels[i] = decode_image(encoded, self.image_size)
+        row_numbers = self.row_numbers[indices].tolist()
+        encoded = self.rows[row_numbers][self.rows.column_names[0]]
+
+        def fill(places: Iterable[int]) -> None:
+            for place in places:
+                row = row_numbers[place]
+                try:
+                    pixels[place] = decode_image(encoded[place], self.image_size, _MODES[channels], self._crop(row))
+                except DECODER_ERRORS as error:
+                    raise DataLostError(
+                        f"images_at: every image must stay as it was when the run began; got row {row} of the data, "
+                        f"which cannot be decoded any more ({type(error).__name__}: {error}). Put it back."
+                    ) from error
+
+        threads = 1 if get_worker_info() is not None else min(decoding_threads(), len(indices))
+        if threads <= 1:
+            fill(range(len(indices)))
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(fill, [range(first, len(indices), threads) for first in range(threads)]))
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def _crop(self, row: int) -> Crop | None:
+        if not self.cropped:
+            return None
+        return centre_crop if self.drawn is None else random_crop(*self.drawn, row)
 
 
 @dataclass(frozen=True)
@@ -94,26 +125,6 @@ class Decoded:
     kept: Tensor
     skipped: list[int]
     digest: str
-
-
-def decode_image(encoded: dict[str, Any] | None, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode one image.
-
-    Args:
-        encoded: `bytes` of the file, or else its `path`, as `datasets.Image(decode=False)` gives them.
-        size: (height, width) to resize to (bilinear).
-    Returns:
-        [height, width, C], uint8; C = 1 for grayscale files, else 3. Transparency is dropped, 16-bit grayscale
-        keeps its upper 8 bits.
-    Raises:
-        ValueError: no image, or a pixel format without a meaning as 8-bit values.
-        OSError, SyntaxError and others: what Pillow raises for damaged files.
-    """
-    source = (encoded["bytes"] or encoded["path"]) if encoded else None
-    if not source:
-        raise ValueError("no image")
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-        return image_pixels(file, size)
 
 
 class _Decoder:
@@ -196,25 +207,16 @@ def decode_rows(
     """
     target = size if resize else None
     decoder = _Decoder(len(row_numbers), keep, channels, size, where)
+    bad = BadImages(where, max_bad_images)
     kept: list[int] = []
-    skipped: list[int] = []
-    for position, image in enumerate(_decoded(rows, row_numbers, target, progress)):
+    for position, image in enumerate(read_rows(rows, row_numbers, partial(decode_image, size=target), progress)):
         row = int(row_numbers[position])
-        if not isinstance(image, BaseException):
+        if isinstance(image, Exception):
+            bad.add(row, image)
+        else:
             decoder.add(row, image)
             kept.append(position)
-            continue
-        skipped.append(row)
-        reason = f"{type(image).__name__}: {image}"
-        if len(skipped) > max_bad_images:
-            raise ValueError(
-                f"load_images: at most {max_bad_images} images must be undecodable; got {len(skipped)} up to row "
-                f"{row} of {where} ({reason}). Repair the data, or raise "
-                "--max-bad-images."
-            ) from image
-        logger.warning("load_images: row %d of %s cannot be decoded (%s); skipped.", row, where, reason)
-    if not kept:
-        raise ValueError(f"load_images: {where} must hold images; got none that can be decoded. Check the data.")
+    bad.require_any(kept)
     assert decoder.size is not None
     assert decoder.channels is not None
     height, width = decoder.size
@@ -224,33 +226,7 @@ def decode_rows(
     else:
         shape = (decoder.count, decoder.channels, height, width)
         images = EncodedImages(rows, row_numbers[kept], shape, target)
-    return Decoded(images, torch.tensor(kept, dtype=torch.int64), skipped, decoder.hash.hexdigest())
-
-
-def _decoded(
-    rows: datasets.Dataset, row_numbers: Tensor, size: tuple[int, int] | None, progress: bool
-) -> Iterator[np.ndarray | BaseException]:
-    """Images in order, or the error of those that cannot be decoded."""
-    column = rows.column_names[0]
-
-    def attempt(encoded: Any) -> np.ndarray | BaseException:
-        try:
-            return decode_image(encoded, size)
-        except _DECODER_ERRORS as error:
-            return error
-
-    def attempt_all(group: list[Any]) -> list[np.ndarray | BaseException]:
-        return [attempt(encoded) for encoded in group]
-
-    chunks = row_numbers.split(_CHUNK)
-    # Pillow releases the interpreter lock while it decodes; small images gain only if handed over in groups.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        visible = progress and Console().is_terminal  # a disabled bar still prints empty lines into a log
-        for chunk in track(chunks, description="Decoding images", transient=True, disable=not visible):
-            encoded = rows[chunk.tolist()][column]
-            groups = [encoded[i : i + _GROUP] for i in range(0, len(encoded), _GROUP)]
-            for images in pool.map(attempt_all, groups):
-                yield from images
+    return Decoded(images, torch.tensor(kept, dtype=torch.int64), bad.rows, decoder.hash.hexdigest())
 
 
 def _require_memory(size: int, what: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +14,7 @@ import pyarrow
 import torch
 from torch import Tensor
 
+from ttfs_triton.data.checked import check_rows
 from ttfs_triton.data.decode import EncodedImages, InMemoryImages, decode_rows
 from ttfs_triton.data.sources import Rows, find_rows, image_column, label_column
 
@@ -59,6 +60,10 @@ class ImageData:
         """Images at `indices` ([b], int64): [b, C, height, width], uint8, channels last."""
         return self.store.images_at(indices)
 
+    def in_epoch(self, seed: int, epoch: int) -> ImageData:
+        """The same images as they are trained on in an epoch: random parts of them, if they were loaded cropped."""
+        return self if isinstance(self.store, InMemoryImages) else replace(self, store=self.store.in_epoch(seed, epoch))
+
 
 def load_images(
     dataset: str | None = None,
@@ -69,6 +74,7 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     image_size: int | tuple[int, int] | None = None,
+    cropped: bool = False,
     max_samples: int | None = None,
     max_bad_images: int = 10,
     streaming: bool = False,
@@ -85,6 +91,9 @@ def load_images(
         image_column: column of the images. Default: `image`, `img`, or the only column of type Image.
         label_column: column of the labels. Default: `label`, `fine_label`, or the only ClassLabel column.
         image_size: resize to this height and width in pixels. Default: images must have one size.
+        cropped: cut parts of that size out rather than stretch the whole: the middle, or, after `in_epoch`, a random
+            part. Such images stay encoded, whatever `streaming` says. All are decoded once, at an eighth of their size,
+            and the result is kept in the cache.
         max_samples: use only so many rows, class proportions kept. Default: all.
         max_bad_images: how many images that cannot be decoded are logged and skipped.
         streaming: keep the images encoded, in a memory-mapped table, and decode them when they are needed.
@@ -107,17 +116,15 @@ def load_images(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if like is not None and size is None:
         size = (like.shape[2], like.shape[3])
-    decoded = decode_rows(
-        encoded,
-        row_numbers,
-        keep=not streaming,
-        where=where,
-        channels=None if like is None else like.shape[1],
-        size=size,
-        resize=image_size is not None,
-        max_bad_images=max_bad_images,
-        progress=progress,
-    )
+    channels = None if like is None else like.shape[1]
+    limits = {"channels": channels, "max_bad_images": max_bad_images, "progress": progress}
+    if cropped:
+        if size is None:
+            raise ValueError("load_images: image_size must be given for cropped images; got None. Add --image-size.")
+        decoded = check_rows(encoded, row_numbers, size, where=where, **limits)
+    else:
+        resize = image_size is not None
+        decoded = decode_rows(encoded, row_numbers, keep=not streaming, where=where, size=size, resize=resize, **limits)
     labels = labels[row_numbers[decoded.kept]]
     content = hashlib.sha256(f"{decoded.digest} {decoded.images.shape} {class_names}".encode())
     content.update(labels.numpy().astype("<i8").tobytes())

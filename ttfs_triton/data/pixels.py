@@ -5,10 +5,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-_GRAYSCALE_MODES = ("1", "L", "LA")
+from ttfs_triton.data.crops import Crop
+
+GRAYSCALE_MODES = ("1", "L", "LA")
 
 
-def image_pixels(image: Image.Image, size: tuple[int, int] | None = None, mode: str | None = None) -> np.ndarray:
+def image_pixels(
+    image: Image.Image, size: tuple[int, int] | None = None, mode: str | None = None, crop: Crop | None = None
+) -> np.ndarray:
     """8-bit pixels of an image.
 
     Args:
@@ -16,6 +20,7 @@ def image_pixels(image: Image.Image, size: tuple[int, int] | None = None, mode: 
             is dropped, 16-bit grayscale keeps its upper 8 bits.
         size: (height, width) to resize to, bilinear over the area that a pixel stands for. Default: as it is.
         mode: "L" or "RGB". Default: "L" for grayscale images, else "RGB".
+        crop: what makes the image one of `size`. Default: all of it is stretched to that size.
     Returns:
         [height, width, C], uint8; C = 1 for mode "L", else 3.
     Raises:
@@ -27,8 +32,10 @@ def image_pixels(image: Image.Image, size: tuple[int, int] | None = None, mode: 
         raise ValueError(f"pixel mode {image.mode} has no 8-bit meaning")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert(mode or ("L" if image.mode in _GRAYSCALE_MODES else "RGB"))
-    if size is not None and image.size != (size[1], size[0]):
+    image = image.convert(mode or ("L" if image.mode in GRAYSCALE_MODES else "RGB"))
+    if size is not None and crop is not None:
+        image = crop(image, size)
+    elif size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -103,9 +103,13 @@ def _configured(loaded: LoadedNetwork) -> dict[str, Any]:
     path = None if loaded.files.run is None else loaded.files.run / "config.yaml"
     if path is None or not path.is_file():
         name, size = loaded.description.dataset or "", loaded.network.config.image_size
-        return {"image_size": size} | ({"dataset": name} if name == SAMPLE or HUB_NAME.fullmatch(name) else {})
+        cropped = loaded.description.preprocessing.fit == "crop"
+        return {"image_size": size, "cropped": cropped} | (
+            {"dataset": name} if name == SAMPLE or HUB_NAME.fullmatch(name) else {}
+        )
     try:
         values = read_mapping(path)
     except YamlError as error:
         raise LoadError(f"load_test_images: {path} {error}") from error
-    return {key: values[key] for key in KEYS if values.get(key) is not None}
+    found = {key: values[key] for key in KEYS if values.get(key) is not None}
+    return found | {"cropped": bool(values.get("random_resized_crop"))}

@@ -21,7 +21,9 @@ from ttfs_triton.yaml_file import YamlError, read_mapping
 # Keys of a run's configuration that others need to repeat it. The rest says where and how it ran here.
 PUBLISHED_SETTINGS = (
     *("validation_fraction", "max_train_samples", "max_test_samples", "image_size"),
-    *("crop_padding", "crop_fill", "flip", "shift", "rotation", "auto_augment", "cutout"),
+    *("crop_padding", "crop_fill", "flip", "shift", "rotation", "auto_augment", "trivial_augment", "cutout"),
+    *("mixup", "cutmix"),
+    "random_resized_crop",
     *("model", "width", "neuron", "batch_norm", "encoder", "readout"),
     *(field.name for field in dataclasses.fields(Neuron)),
     *("bias", "weight_standardisation", "initial_gain", "dropout", "calibration_images"),

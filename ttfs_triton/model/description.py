@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import ttfs_triton
 from ttfs_triton.model.weights import LoadError
@@ -32,14 +32,18 @@ class Preprocessing:
         mode: "L" or "RGB", Pillow's name; None for another number of channels, where only tensors will do.
         divisor: 8-bit pixels are divided by it.
         resize: filter, for images of another size; "bilinear" as Pillow means it, over the area of a pixel.
+        fit: how an image of another shape becomes one of that size: "stretch" it, or "crop": the shorter side is
+            resized to 8/7 of what is wanted and the middle cut out. Pixels in tensors are taken to be fitted already if
+            they have the size.
     Raises:
-        ValueError: another mode or filter, or a size or divisor that is not positive.
+        ValueError: another mode, filter or fit, or a size or divisor that is not positive.
     """
 
     size: tuple[int, int]
     mode: str | None
     divisor: float = 255.0
     resize: str = "bilinear"
+    fit: Literal["stretch", "crop"] = "stretch"
 
     def __post_init__(self) -> None:
         if isinstance(self.size, list):  # JSON has no tuples
@@ -51,17 +55,21 @@ class Preprocessing:
             raise ValueError(f'Preprocessing: mode must be "L", "RGB" or None; got {self.mode!r}.')
         if self.resize != "bilinear":
             raise ValueError(f'Preprocessing: resize must be "bilinear"; got {self.resize!r}.')
-        if (
-            isinstance(self.divisor, bool)
-            or not isinstance(self.divisor, int | float)
-            or not 0 < self.divisor < math.inf
-        ):
+        if self.fit not in ("stretch", "crop"):
+            raise ValueError(f'Preprocessing: fit must be "stretch" or "crop"; got {self.fit!r}.')
+        number = isinstance(self.divisor, int | float) and not isinstance(self.divisor, bool)
+        if not number or not 0 < self.divisor < math.inf:
             raise ValueError(f"Preprocessing: divisor must be positive and finite; got {self.divisor!r:.80}.")
 
     @classmethod
-    def of(cls, network: NetworkConfig) -> Preprocessing:
+    def of(cls, network: NetworkConfig, fit: Literal["stretch", "crop"] = "stretch") -> Preprocessing:
         """What training does for this network: the darkest pixel is 0, the brightest its `max_value`."""
-        return cls(network.image_size, _MODES.get(network.in_channels), 255.0 / network.max_value)
+        return cls(network.image_size, _MODES.get(network.in_channels), 255.0 / network.max_value, fit=fit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `fit` only if it is not "stretch", so that older versions, which can do no other, read on."""
+        values = dataclasses.asdict(self) | {"size": list(self.size)}
+        return {name: value for name, value in values.items() if (name, value) != ("fit", "stretch")}
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class ModelDescription:
         >>> network = NetworkConfig("4C3-P2-16", image_size=(8, 8), classes=2)
         >>> description = ModelDescription.of(network, class_names=["cat", "dog"])
         >>> description.preprocessing
-        Preprocessing(size=(8, 8), mode='L', divisor=255.0, resize='bilinear')
+        Preprocessing(size=(8, 8), mode='L', divisor=255.0, resize='bilinear', fit='stretch')
         >>> ModelDescription.from_dict(description.to_dict()) == description
         True
     """
@@ -154,15 +162,17 @@ class ModelDescription:
         class_names: Sequence[str] | None = None,
         dataset: str | None = None,
         base_model: BaseModel | None = None,
+        fit: Literal["stretch", "crop"] = "stretch",
     ) -> ModelDescription:
         """A description of a network, preprocessed as in training.
 
         Args:
             network, dataset, base_model: as above.
             class_names: Default: "0", "1", ...
+            fit: of images, see `Preprocessing`.
         """
-        names = tuple(map(str, range(network.classes))) if class_names is None else class_names
-        return cls(network, tuple(names), Preprocessing.of(network), dataset, base_model)
+        names = [str(number) for number in range(network.classes)] if class_names is None else class_names
+        return cls(network, tuple(names), Preprocessing.of(network, fit), dataset, base_model)
 
     def replace(self, **changes: Any) -> ModelDescription:
         """A copy with some attributes changed, checked again."""
@@ -174,7 +184,7 @@ class ModelDescription:
             "format_version": FORMAT_VERSION,
             "library": _library(),
             "network": self.network.to_dict(),
-            "preprocessing": dataclasses.asdict(self.preprocessing) | {"size": list(self.preprocessing.size)},
+            "preprocessing": self.preprocessing.to_dict(),
             "class_names": list(self.class_names),
             "dataset": self.dataset,
             "base_model": None if self.base_model is None else dataclasses.asdict(self.base_model),

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ttfs_triton.data.crops import Crop, centre_crop
 from ttfs_triton.data.pixels import image_pixels, to_float
 from ttfs_triton.model.description import Preprocessing
 
@@ -87,7 +88,7 @@ def _as_tensor(image: Any, preprocessing: Preprocessing, channels: int) -> Tenso
             raise ValueError(f"must be {preprocessing.size} pixels, {channels} channels; got {pixels.shape[:2]}.")
         return _scaled(pixels)
     pixels = np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    return _pixels(Image.fromarray(pixels), preprocessing)
+    return _pixels(Image.fromarray(pixels), preprocessing, fitted=pixels.shape[:2] == preprocessing.size)
 
 
 def _check_shape(dimensions: int, shape: tuple[int, ...], found: int, channels: int, rule: str) -> None:
@@ -109,10 +110,16 @@ def _opened(path: Path, preprocessing: Preprocessing) -> Tensor:
         raise ValueError(f"must be readable; {path} is not ({error}).") from None
 
 
-def _pixels(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+def _pixels(image: Image.Image, preprocessing: Preprocessing, fitted: bool = False) -> Tensor:
     if preprocessing.mode is None:
         raise ValueError("must be a tensor: this network's channels are no colours that an image file has.")
-    return _scaled(image_pixels(image, preprocessing.size, preprocessing.mode))
+    return _scaled(
+        image_pixels(image, preprocessing.size, preprocessing.mode, None if fitted else _crop(preprocessing))
+    )
+
+
+def _crop(preprocessing: Preprocessing) -> Crop | None:
+    return centre_crop if preprocessing.fit == "crop" else None
 
 
 def _scaled(pixels: np.ndarray) -> Tensor:
@@ -132,5 +139,9 @@ def _floats(image: Tensor, preprocessing: Preprocessing, channels: int) -> Tenso
     if image.shape[1:] == preprocessing.size:
         return image
     height, width = preprocessing.size
-    planes = [Image.fromarray(plane.numpy()).resize((width, height), Image.Resampling.BILINEAR) for plane in image]
+    planes = [Image.fromarray(plane.numpy()) for plane in image]
+    if (crop := _crop(preprocessing)) is not None:
+        planes = [crop(plane, preprocessing.size) for plane in planes]
+    else:
+        planes = [plane.resize((width, height), Image.Resampling.BILINEAR) for plane in planes]
     return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes]))

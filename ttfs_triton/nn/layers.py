@@ -23,6 +23,9 @@ class DFTConv2d(WeightedConv2d):
             plain weights by `fold_weight_standardisation`.
         initial_gain: factor on the Kaiming initialisation; see `reset_parameters`.
         device, dtype: as in `torch.nn.Conv2d`.
+    Attributes:
+        fuse_pool: where a pool that `forward` is given is computed; see `ttfs_kernels.dft_conv2d`. Default: None, as
+            tuning says.
     Raises:
         ValueError: sizes, groups or initial_gain out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.
@@ -51,8 +54,10 @@ class DFTConv2d(WeightedConv2d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
         self.neuron, self.backend = neuron, backend
+        self.fuse_pool: bool | None = None
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1) -> Tensor:
+        """Activations; with `pool`, those of `EarliestSpikePool2d(pool)` behind it, and no spikes are counted."""
         activations = dft_conv2d(
             x,
             self.effective_weight() if weight is None else weight,
@@ -61,10 +66,12 @@ class DFTConv2d(WeightedConv2d):
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
+            pool=pool,
+            fuse_pool=self.fuse_pool,
             neuron=self.neuron,
             backend=self.backend,
         )
-        return self.record(activations)
+        return self.record(activations) if pool == 1 else activations
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron={self.neuron}"

@@ -74,8 +74,18 @@ class TTFSNetwork(nn.Module):
                 "Set in_channels and image_size in the configuration."
             )
         activations = images.contiguous(memory_format=torch.channels_last)
-        for layer, weight in zip(self.features, effective_weights(self.features), strict=True):
-            activations = layer(activations) if weight is None else layer(activations, weight=weight)
+        layers = list(self.features)
+        weights = effective_weights(layers)
+        pooled = False
+        for layer, following, weight in zip(layers, (*layers[1:], None), weights, strict=True):
+            if pooled:
+                pooled = False
+                continue
+            options: dict[str, Any] = {} if weight is None else {"weight": weight}
+            pooled = _pools_for(layer, following)
+            if pooled:
+                options["pool"] = 2
+            activations = layer(activations, **options)
         return activations
 
     def decide(self, images: Tensor) -> FirstSpikeDecision:
@@ -87,6 +97,19 @@ class TTFSNetwork(nn.Module):
         fold_weight_standardisation(self.features)
         fold_weight_standardisation(self.readout)
         self.config = self.config.replace(weight_standardisation=False)
+
+
+def _pools_for(layer: nn.Module, following: nn.Module | None) -> bool:
+    """Whether a layer computes the pool behind it, so that the spikes of its neurons are seen nowhere.
+
+    Not while they are counted, or while a hook asks for them.
+    """
+    if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)):
+        return False
+    if following.kernel_size != (2, 2) or following.stride != (2, 2):
+        return False
+    counted = layer.statistics is not None and layer.statistics.recording
+    return not (counted or layer._forward_hooks or following._forward_hooks or following._forward_pre_hooks)
 
 
 def _hidden_layers(config: NetworkConfig) -> tuple["OrderedDict[str, nn.Module]", int]:

@@ -1,8 +1,7 @@
 """Batches of an epoch. The only state is the position: any batch can be built again, by any process.
 
-The order of the images is a function of seed and epoch. The random parameters of the augmentation are drawn for the
-whole batch of an optimiser step from a generator seeded with seed, epoch and step; each process then takes its slice.
-One process, several, and a resumed run see the same images.
+The order of the images is a function of seed and epoch, and what augmentation does to an image one of seed, epoch and
+the image's index. One process, several, and a resumed run see the same images.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ttfs_triton.augment import Augmentation, draw_mixing, mix
 from ttfs_triton.scoring.batches import Batch, IndexedImages, check_rank, indexed_loader
-from ttfs_triton.train.augment import Augmentation
 
 
 class EpochBatches(Dataset[Batch]):
@@ -33,8 +32,10 @@ class EpochBatches(Dataset[Batch]):
         world_size: number of processes.
         accumulation: micro-batches in an optimiser step.
         augmentation: default: none.
+        classes: number of classes; needed where images are mixed, whose labels are probabilities of classes.
     Raises:
-        ValueError: fewer images than one batch, or a batch that processes and micro-batches do not divide.
+        ValueError: fewer images than one batch, or a batch that processes and micro-batches do not divide, or labels
+            to mix that are not classes.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class EpochBatches(Dataset[Batch]):
         world_size: int = 1,
         accumulation: int = 1,
         augmentation: Augmentation | None = None,
+        classes: int | None = None,
     ) -> None:
         check_rank("EpochBatches", rank, world_size)
         if batch_size < 1 or batch_size % (world_size * accumulation):
@@ -67,8 +69,9 @@ class EpochBatches(Dataset[Batch]):
         self.rank, self.world_size = rank, world_size
         self.seed, self.epoch = seed, epoch
         self.augmentation = augmentation or Augmentation()
+        self.classes = _check_classes(data.labels, classes) if self.augmentation.mixes else 0
         order = torch.randperm(len(indices), generator=_generator("order", seed, epoch))
-        self.order = indices[order]
+        self.indices, self.order = indices, indices[order]
 
     @property
     def steps(self) -> int:
@@ -79,17 +82,32 @@ class EpochBatches(Dataset[Batch]):
         return self.steps * self.accumulation
 
     def __getitem__(self, index: int) -> Batch:
-        """Images [b, C, height, width], float32 in [0, 1], and labels [b], int64."""
+        """Images [b, C, height, width], float32 in [0, 1], and labels [b], int64; mixed: [b, classes], float32."""
         if not 0 <= index < len(self):
             raise IndexError(f"EpochBatches: index must be in 0 to {len(self) - 1}; got {index}.")
         step, micro_batch = divmod(index, self.accumulation)
         first = (micro_batch * self.world_size + self.rank) * self.micro_batch_size
-        rows = slice(first, first + self.micro_batch_size)
-        chosen = self.order[step * self.batch_size :][rows]
-        images = self.data.images_at(chosen)
-        generator = _generator("augmentation", self.seed, self.epoch, step)
-        parameters = self.augmentation.draw(self.batch_size, generator, images.shape[2], images.shape[3])
-        return self.augmentation.apply(images, parameters[rows]), self.data.labels[chosen]
+        chosen = self.order[step * self.batch_size :][first : first + self.micro_batch_size]
+        images, labels = self._augmented(chosen), self.data.labels[chosen]
+        if not self.augmentation.mixes:
+            return images, labels
+        mixing = draw_mixing(self.augmentation, self.seed, self.epoch, chosen, self.indices, *images.shape[2:])
+        partners, partner_labels = self._augmented(mixing.partners), self.data.labels[mixing.partners]
+        return mix(images, labels, partners, partner_labels, mixing.weights, self.classes)
+
+    def _augmented(self, chosen: Tensor) -> Tensor:
+        return self.augmentation(self.data.images_at(chosen), chosen, seed=self.seed, epoch=self.epoch)
+
+
+def _check_classes(labels: Tensor, classes: int | None) -> int:
+    """The number of classes, if the labels are classes."""
+    if classes is None or labels.is_floating_point() or not bool(((labels >= 0) & (labels < classes)).all()):
+        wrong = f"{labels.dtype} in {labels.min()} to {labels.max()}"
+        raise ValueError(
+            f"EpochBatches: labels must be whole numbers below the number of classes to be mixed; got {wrong} for "
+            f"{classes} classes. Switch mixup and cutmix off."
+        )
+    return classes
 
 
 def train_loader(

@@ -13,10 +13,10 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 import ttfs_kernels
+from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
-from ttfs_triton.train.augment import Augmentation
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.start import Start, load_weights
 
@@ -27,6 +27,7 @@ SPECIFICATIONS: dict[str, tuple[str, Literal["latency", "analog"]]] = {
 }
 # Enough images for channel statistics to four digits.
 STATISTICS_IMAGES = 10_000
+STATISTICS_VALUES = 2**25  # at a time: all of these images at 32 × 32 pixels
 # As torch's OneCycleLR: start at peak / 25, end at start / 10⁴.
 ONE_CYCLE_START = 1 / 25
 ONE_CYCLE_END = ONE_CYCLE_START / 1e4
@@ -59,6 +60,7 @@ def load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
             image_column=config.image_column,
             label_column=config.label_column,
             image_size=config.image_size,
+            cropped=config.random_resized_crop,
             max_samples=samples,
             max_bad_images=config.max_bad_images,
             streaming=config.streaming,
@@ -126,8 +128,14 @@ def build_network(
 
 def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, pixels in [0, 1], over the first training images."""
-    pixels = data.train.images_at(data.train_indices[:STATISTICS_IMAGES]).double() / 255
-    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(1e-3)
+    _, channels, height, width = data.train.shape
+    sums, count = torch.zeros(2, channels, dtype=torch.float64), 0
+    for some in data.train_indices[:STATISTICS_IMAGES].split(max(1, STATISTICS_VALUES // (channels * height * width))):
+        pixels = data.train.images_at(some).double() / 255
+        sums += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
+        count += len(some) * height * width
+    mean = sums[0] / count
+    std = ((sums[1] - count * mean.square()).clamp_min(0) / max(1, count - 1)).sqrt().clamp_min(1e-3)
     return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
-from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, tensor_bytes, write_synced
+from ttfs_triton.atomic import PARTIAL, hidden_name, make_folder, sync_folder, tensor_bytes, write_synced
 from ttfs_triton.train.states import from_json, to_json
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 _DELETED, _REPLACED = "deleted", "replaced"
 _SUFFIX = ".safetensors"
+_HIDDEN = re.compile(rf"\.(.+)\.({PARTIAL}|{_DELETED}|{_REPLACED})-\d+")
 
 
 class _File(BaseModel):
@@ -102,10 +103,10 @@ def save_checkpoint(
                 "Use letters, digits, _ and -."
             )
     folder = Path(folder)
-    final = folder / f"step-{step:08d}"
+    final = folder / checkpoint_name(step)
     partial = hidden_name(final, PARTIAL)
     state_bytes = json.dumps(to_json(dict(state)), indent=1, allow_nan=False).encode()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
@@ -122,6 +123,11 @@ def save_checkpoint(
     sync_folder(folder)
     _delete_old(folder, step, keep_last)
     return final
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of a checkpoint's folder."""
+    return f"step-{step:08d}"
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -145,18 +151,28 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint of the highest step, or None. Damaged ones are logged as warnings and passed over.
+    """The whole checkpoint of the highest step, None if there is none. Damaged ones are logged and passed over.
 
     Args:
         folder: `<run>/checkpoints`; need not exist.
+    Raises:
+        CheckpointError: there are some, and all are damaged; a run that began anew would overwrite its best weights.
     """
+    problems = []
     for _, path in reversed(_numbered(Path(folder))):
         try:
             _verify(path)
         except (CheckpointError, OSError) as error:  # OSError: a failing disk
-            logger.warning("checkpoint passed over: %s", error)
+            problems.append(str(error))
         else:
+            for problem in problems:
+                logger.warning("checkpoint passed over: %s", problem)
             return path
+    if problems:
+        raise CheckpointError(
+            "--resume: a checkpoint must be whole to go on; all are damaged:\n  " + "\n  ".join(problems) + "\n"
+            "Put a copy of one back, or start again by --overwrite; nothing has been changed."
+        )
     return None
 
 
@@ -170,7 +186,7 @@ def clean_partial(folder: Path) -> None:
     """
     folder = Path(folder)
     for path in sorted(folder.glob(".*-*")):
-        match = re.fullmatch(rf"\.(.+)\.({PARTIAL}|{_DELETED}|{_REPLACED})-\d+", path.name)
+        match = _HIDDEN.fullmatch(path.name)
         if match is None:
             continue
         if match[2] == _REPLACED and not (folder / match[1]).exists():
@@ -179,6 +195,12 @@ def clean_partial(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a killed process left this unfinished, by its name."""
+    match = _HIDDEN.fullmatch(path.name)
+    return match is not None and match[2] == PARTIAL
 
 
 def _write_file(path: Path, data: bytes) -> _File:

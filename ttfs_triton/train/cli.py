@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
+from ttfs_triton.command_line import OptionsError, parse_options
 from ttfs_triton.train.config import ConfigError, TrainConfig, changed_keys, make_config, read_yaml
 
 
@@ -38,15 +37,17 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
         values, source = read_yaml(saved), str(saved)
     base = make_config(values, source)
 
-    config = tyro.cli(
-        _WithConfigFlag,
-        default=_WithConfigFlag.model_validate(base.model_dump() | {"config": known.config}),
-        args=arguments,
-        description=description,
-        prog=f"{recipe.stem}.py",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    config = make_config(config.model_dump(exclude={"config"}), "the command line")
+    try:
+        given = parse_options(
+            _WithConfigFlag,
+            default=_WithConfigFlag.model_validate(base.model_dump() | {"config": known.config}),
+            arguments=arguments,
+            description=description,
+            prog=f"{recipe.stem}.py",
+        )
+    except OptionsError as error:
+        raise ConfigError(str(error)) from None
+    config = make_config(given.model_dump(exclude={"config"}), "the command line")
     if saved is not None and saved.is_file():
         refuse_changes(base, config, saved)
     return config

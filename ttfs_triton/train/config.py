@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from ttfs_triton.augment.policy import PolicyName
+from ttfs_triton.command_line import problem_lines
 from ttfs_triton.nn import Neuron
 from ttfs_triton.yaml_file import YamlError, read_mapping
 
@@ -36,8 +38,11 @@ class TrainConfig(BaseModel):
     """Column of the images. Default: detected (image, img)."""
     label_column: str | None = None
     """Column of the labels. Default: detected (label, fine_label)."""
-    image_size: int | None = Field(None, ge=1)
+    image_size: int | None = Field(None, ge=1, le=8192)
     """Resize all images to this height and width. Default: their own size, which must then be the same for all."""
+    random_resized_crop: bool = False
+    """Train on random parts of photographs, 8 to 100 % of the area, resized to image_size, and score their middle.
+    Photographs are decoded batch by batch."""
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the training images held out, class by class, to choose the best checkpoint. 0: the last epoch is
     the best."""
@@ -53,20 +58,27 @@ class TrainConfig(BaseModel):
     """Worker processes that prepare batches."""
 
     # ---- augmentation
-    crop_padding: int = Field(0, ge=0)
+    crop_padding: int = Field(0, ge=0, le=8192)
     """Pad by this many pixels and crop at random."""
     crop_fill: int = Field(0, ge=0, le=255)
     """Pixel value of that padding."""
     flip: bool = False
     """Flip images left to right with probability one half."""
-    shift: int = Field(0, ge=0)
+    shift: int = Field(0, ge=0, le=8192)
     """Shift images by up to this many pixels, filling with zeros."""
     rotation: float = Field(0.0, ge=0, le=180)
     """Rotate images by up to this many degrees."""
-    auto_augment: bool = False
-    """AutoAugment with the CIFAR-10 policy (needs torchvision)."""
+    auto_augment: bool | PolicyName = False
+    """AutoAugment with the policy of cifar10 (also: true), svhn or imagenet."""
+    trivial_augment: bool = False
+    """TrivialAugment (Wide), instead of AutoAugment."""
     cutout: int = Field(0, ge=0)
     """Blank a square of this side."""
+    mixup: float = Field(0.0, ge=0)
+    """Mix each image with another, with a share from the Beta distribution of this parameter. 0: off."""
+    cutmix: float = Field(0.0, ge=0)
+    """Replace a rectangle of each image by another's, with a share from the Beta distribution of this parameter.
+    0: off. With mixup, each image gets one of the two."""
 
     # ---- network
     model: str = "cnn1"
@@ -109,7 +121,7 @@ class TrainConfig(BaseModel):
     """Micro-batches an optimiser step."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """Adam's weight decay is decoupled in adamw; sgd uses Nesterov momentum."""
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0, le=100)
     """Peak learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd; first beta of adam and adamw."""
@@ -193,8 +205,14 @@ class TrainConfig(BaseModel):
     def _combinations(self) -> "TrainConfig":
         if self.batch_norm and self.neuron != "ann":
             raise ValueError("batch_norm works with neuron: ann only; use weight_standardisation for spiking neurons")
+        if self.auto_augment and self.trivial_augment:
+            raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other")
+        if self.random_resized_crop and self.image_size is None:
+            raise ValueError("random_resized_crop needs image_size, e.g. 224")
+        if self.random_resized_crop and self.crop_padding:
+            raise ValueError("random_resized_crop and crop_padding exclude each other")
         if self.push_to_hub and self.hub_repo_id is None:
             raise ValueError("push_to_hub needs hub_repo_id, owner/name")
         if self.schedule == "milestones" and not self.milestones:
@@ -219,6 +237,8 @@ FREE_ON_RESUME = frozenset(
     "resume overwrite output_dir num_workers checkpoint_steps keep_checkpoints log_steps trackers data_dir "
     "evaluation_batch_size max_bad_images push_to_hub hub_repo_id hub_private hub_license".split()
 )
+# Schedules whose rate at a step does not depend on how many follow: such a run can be made longer.
+OPEN_SCHEDULES = ("constant", "milestones")
 
 
 class ConfigError(ValueError):
@@ -248,24 +268,27 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
     try:
         return TrainConfig(**values)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"] if part != "spiking_neuron")
-            message = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "extra_forbidden":
-                message = "there is no such key" + _suggestion(key)
-            lines.append(f"  {key}: {message}; got {problem['input']!r}" if key else f"  {message}")
-        raise ConfigError(f"{source} is not usable:\n" + "\n".join(lines)) from None
+        lines = "\n".join(problem_lines(error, "spiking_neuron", _no_such_key))
+        raise ConfigError(f"{source} is not usable:\n{lines}") from None
+
+
+def differing_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Keys with other values than before, {key: (old, new)} as in YAML, but those that only say where the run is."""
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    places = ("resume", "overwrite", "output_dir")
+    return {key: (before[key], after[key]) for key in before if key not in places and before[key] != after[key]}
 
 
 def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Keys with other values than before that would change the course of a resumed run: {key: (old, new)}."""
-    before, after = old.model_dump(), new.model_dump()
-    return {key: (before[key], after[key]) for key in before if key not in FREE_ON_RESUME and before[key] != after[key]}
+    """Of `differing_keys`, those that would change the course of a resumed run."""
+    changes = {key: values for key, values in differing_keys(old, new).items() if key not in FREE_ON_RESUME}
+    if new.schedule in OPEN_SCHEDULES and new.epochs > old.epochs:
+        changes.pop("epochs", None)
+    return changes
 
 
-def _suggestion(key: str) -> str:
+def _no_such_key(key: str) -> str:
     import difflib
 
     close = difflib.get_close_matches(key.replace("-", "_"), (*TrainConfig.model_fields, *PROPERTIES), n=1)
-    return f", did you mean {close[0]}?" if close else ""
+    return "there is no such key" + (f", did you mean {close[0]}?" if close else "")

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -23,9 +24,10 @@ from ttfs_triton.train.build import (
     build_schedule,
     tune_kernels,
 )
-from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from ttfs_triton.train.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.display import Display
+from ttfs_triton.train.identity import Change, compare, identity
 from ttfs_triton.train.processes import Interrupted, StopRequest
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.states import EpochTotals, Position, pack_optimizer, unpack_optimizer
@@ -49,6 +51,7 @@ class Trainer:
     Attributes:
         network: the bare network; `model` is what is called in training (distributed, compiled).
         position: progress, saved with every checkpoint.
+        changes: what continuations did otherwise, without changing the run's course.
         last_checkpoint: path of the newest one, for messages.
     """
 
@@ -74,6 +77,7 @@ class Trainer:
         if config.ema_decay:
             self.average = make_average(self.network, config.ema_decay)
         self.position = Position()
+        self.changes: list[Change] = []
         self.steps_per_epoch = self._batches(0).steps
         # Before the wrapper, which in fp16 puts the step that it finds now in the place of the one that counts calls.
         self.schedule = build_schedule(self.bare_optimizer, config, self.steps_per_epoch)
@@ -108,7 +112,7 @@ class Trainer:
 
     def _batches(self, epoch: int) -> EpochBatches:
         return EpochBatches(
-            self.data.train,
+            self.data.train.in_epoch(self.config.seed, epoch),
             self.data.train_indices,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
@@ -117,6 +121,7 @@ class Trainer:
             world_size=self.accelerator.num_processes,
             accumulation=self.config.gradient_accumulation,
             augmentation=build_augmentation(self.config),
+            classes=len(self.data.train.class_names),
         )
 
     def _train_epoch(self) -> None:
@@ -141,7 +146,7 @@ class Trainer:
             if self.stop.everywhere():
                 self._stop()
             if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
-                self._save()
+                self.save()
         self._gather_totals()
 
     def _train_step(self, micro_batches: list[Batch]) -> None:
@@ -162,7 +167,8 @@ class Trainer:
                 loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
                 accelerator.backward(loss / len(micro_batches))
             loss_sum += loss.detach()
-            correct = (logits.detach().argmax(1) == labels).sum()
+            # Of mixed images the class with the largest share counts.
+            correct = (logits.detach().argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum()
             self._sums += torch.stack([loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
         self._watch(loss_sum)
         self.optimizer.step()
@@ -301,7 +307,7 @@ class Trainer:
         # Best weights before the checkpoint that names their epoch: a kill in between repeats the epoch, bit by bit.
         if best and self.accelerator.is_main_process:
             self.folder.write_best(self.scored_network.state_dict(), self._description())
-        self._save()
+        self.save()
         if self.accelerator.is_main_process:
             self.folder.write_metrics(position.metrics)
         scalars = {f"epoch/{key}": value for key, value in line.items() if isinstance(value, int | float)}
@@ -313,13 +319,14 @@ class Trainer:
         return ModelDescription.of(
             self.scored_network.config,
             class_names=self.data.train.class_names,
+            fit="crop" if config.random_resized_crop else "stretch",
             # Of a local folder nobody knows what it holds; the recipe's data set is not it.
             dataset=None if config.data_dir else config.dataset,
             base_model=None if self.start is None else self.start.base_model,
         )
 
     def _stop(self) -> None:
-        self._save()
+        self.save()
         received = self.stop.received
         raise Interrupted(
             f"{received.name if received else 'another process'} received: stopped after step {self.position.step} "
@@ -327,7 +334,8 @@ class Trainer:
             received,
         )
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint of where the run stands; between two steps, and all processes together."""
         self._gather_totals()
         if self.accelerator.is_main_process:
             optimizer_tensors, optimizer_state = pack_optimizer(self.bare_optimizer)
@@ -339,36 +347,34 @@ class Trainer:
                 "optimizer": optimizer_state,
                 "schedule": self.schedule.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
-                "data": self.data.train.fingerprint,
-                "processes": self.accelerator.num_processes,
+                "changes": [asdict(change) for change in self.changes],
+                **identity(self.config, self.accelerator, self.data),
             }
-            path = save_checkpoint(
+            save_checkpoint(
                 self.folder.checkpoints,
                 self.position.step,
                 tensors=tensors,
                 state=state,
                 keep_last=self.config.keep_checkpoints,
             )
-            self.last_checkpoint = str(path)
         self.accelerator.wait_for_everyone()
+        self.last_checkpoint = str(self.folder.checkpoints / checkpoint_name(self.position.step))
 
     def resume(self) -> bool:
         """Go back to the newest whole checkpoint; False if there is none yet.
 
         Raises:
-            CheckpointError: the checkpoint is damaged.
-            RuntimeError: the training images are not those of the run.
+            CheckpointError: all checkpoints are damaged.
+            ConfigError: this would be another run; names each difference.
+            RunFolderError: the best weights so far are damaged.
         """
         path = latest_checkpoint(self.folder.checkpoints)
         if path is None:
             return False
         checkpoint = load_checkpoint(path)
         state = checkpoint.state
-        if state["data"] != self.data.train.fingerprint:
-            raise RuntimeError(
-                f"--resume: the training images must be those that {path} was trained on; they differ. "
-                "Give the same --data-dir or --dataset."
-            )
+        now = identity(self.config, self.accelerator, self.data)
+        changes = compare(path, state, now, checkpoint.step)
         self.network.load_state_dict(checkpoint.tensors["model"])
         unpack_optimizer(self.bare_optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
         if self.average is not None:
@@ -382,7 +388,11 @@ class Trainer:
             sums = [totals.loss, totals.correct, totals.images]
             self._sums += torch.tensor(sums, dtype=torch.float64, device=self._sums.device)
         self.last_checkpoint = str(path)
+        if self.position.best_epoch:
+            self.folder.check_best()
+        self.changes = [Change(**change) for change in state.get("changes", [])] + changes
         if self.accelerator.is_main_process:
+            self.folder.record(self.config)
             self.folder.write_metrics(self.position.metrics)
         return True
 

@@ -1,6 +1,7 @@
 """What the processes of a run agree on: to stop, and what the main process alone finds out."""
 
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
@@ -26,17 +27,19 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """SIGTERM and SIGINT as a request that the training loop honours at the next step.
+    """SIGTERM and SIGINT as a request that the training loop honours at the next step; several processes, in a second.
 
     Within its `with` block, the first SIGTERM or SIGINT is noted, and a second one acts as usual.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SECONDS = 1.0  # between two agreements of several processes, each of which waits for their devices
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, object] = {}
+        self._asked, self._steps, self._agreed = 0, 1, time.perf_counter()  # steps since the last agreement, until it
 
     def __enter__(self) -> Self:
         for number in self.SIGNALS:
@@ -55,11 +58,22 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def everywhere(self) -> bool:
-        """Whether any process was asked to stop. All processes must call it at the same point."""
+        """Whether any process was asked to stop. All processes must call it at the same point, after each step.
+
+        Several processes agree about once a second, or after each step that takes longer; false in between.
+        """
         if self.accelerator.num_processes == 1:
             return self.received is not None
-        flag = torch.tensor(int(self.received is not None), device=self.accelerator.device)
-        return bool(sum_over_processes(self.accelerator, flag).item())
+        self._asked += 1
+        if self._asked < self._steps:
+            return False
+        seconds = (time.perf_counter() - self._agreed) / self._asked
+        mine = torch.tensor([float(self.received is not None), seconds], device=self.accelerator.device)
+        stops, seconds = sum_over_processes(self.accelerator, mine).tolist()
+        # All processes read the same sum, so that they meet again after the same step.
+        self._steps = max(1, int(self.SECONDS * self.accelerator.num_processes / seconds))
+        self._asked, self._agreed = 0, time.perf_counter()
+        return stops > 0
 
 
 def ask_main_process(accelerator: Accelerator, ask: Callable[[], Any], error: type[Exception]) -> Any:

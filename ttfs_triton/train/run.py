@@ -1,11 +1,14 @@
 """A run from start to finish, and the command line around it."""
 
 import json
+import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +17,26 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
-from ttfs_triton.command_line import plain_errors
+from ttfs_kernels.backends import why_no_triton
+from ttfs_triton.command_line import TRACEBACK, plain_errors
+from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.hub.account import check_account, open_repository
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import HubError
-from ttfs_triton.model.weights import read_weights_into
+from ttfs_triton.model.weights import LoadError, read_weights_into
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, device_name, versions
 from ttfs_triton.train.build import load_data
+from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from ttfs_triton.train.cli import parse_config
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.display import Display
+from ttfs_triton.train.identity import check_configuration
 from ttfs_triton.train.loop import NonFiniteLossError, Trainer
 from ttfs_triton.train.processes import Interrupted, StopRequest, ask_main_process
-from ttfs_triton.train.run_folder import RunFolder, RunFolderError
+from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
+
+WORKERS_PER_CORE = 4  # more than that only takes memory, and thousands hang the machine
 
 
 class DeviceLostError(RuntimeError):
@@ -42,7 +51,17 @@ def main(recipe: Path, description: str | None, arguments: Sequence[str] | None 
         description: shown by `--help`.
         arguments: command line without the program's name. Default: sys.argv[1:].
     """
-    with plain_errors(ConfigError, RunFolderError, NonFiniteLossError, DeviceLostError, Interrupted):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    errors = (
+        ConfigError,
+        RunFolderError,
+        CheckpointError,
+        NonFiniteLossError,
+        DeviceLostError,
+        DataLostError,
+        Interrupted,
+    )
+    with plain_errors(*errors, traceback=TRACEBACK in arguments):
         train(parse_config(recipe, description or "", arguments), name=recipe.stem)
 
 
@@ -55,37 +74,52 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
     Returns:
         The content of `summary.json`.
     Raises:
-        ConfigError, RunFolderError: nothing has been written.
+        ConfigError, RunFolderError, CheckpointError: the run cannot begin, or go on, as asked; or the disk failed.
         Interrupted: a signal asked to stop; a checkpoint says how to go on.
         NonFiniteLossError: before the update that would have spoilt the weights.
         DeviceLostError: the GPU failed; the message says how to go on.
+        DataLostError: images vanished; one process alone has written a checkpoint, and the message says how to go on.
     """
     if config.dataset is None and config.data_dir is None:
         raise ConfigError("give --dataset (a Hub name, or sample) or --data-dir (a local folder).")
     accelerator = make_accelerator(config)
-    display = Display(accelerator.is_main_process)
     folder = _agree_on_folder(config, accelerator, name)
+    try:
+        return _train(config, accelerator, folder, name)
+    finally:
+        folder.release()
+
+
+def _train(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, name: str) -> dict[str, Any]:
+    """A run in a folder that is ours."""
+    display = Display(accelerator.is_main_process)
     # Rights are found out before data are loaded: token and name now, the repository as soon as the run can begin.
     _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
-    if (summary := folder.read_summary()) is not None and config.resume:
+    if config.resume and (summary := folder.read_summary()) is not None and summary["epochs"] >= config.epochs:
         display.say(f"This run has ended already: {folder.path}")
         _publish(config, folder.path, accelerator, display)
         return summary
+    if config.resume:
+        _check_configuration(config, folder)
+    stop = StopRequest(accelerator)
     try:
         data = load_data(config, accelerator)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise ConfigError(str(error)) from error
-    stop = StopRequest(accelerator)
-    trainer = Trainer(config, accelerator, data, folder, display, stop)
+        trainer = Trainer(config, accelerator, data, folder, display, stop)
+    except torch.AcceleratorError:
+        raise
+    except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise ConfigError(str(error) or f"not enough memory for this run; {type(error).__name__}.") from error
     _ask_hub(config, accelerator, partial(open_repository, str(config.hub_repo_id), private=config.hub_private))
-    if accelerator.is_main_process:
-        folder.prepare(config)
-    accelerator.wait_for_everyone()
-    accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
-    accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
-    resumed = config.resume and trainer.resume()
-    _announce(display, trainer, resumed)
     try:
+        if accelerator.is_main_process:
+            folder.prepare(config)
+        accelerator.wait_for_everyone()
+        accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
+        accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
+        resumed = config.resume and trainer.resume()
+        _announce(display, trainer, resumed)
         with stop:
             trainer.train()
             summary = _score(trainer)
@@ -94,11 +128,23 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
         raise Interrupted(message, stop.received) from None
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\nGo on with: {_command(folder)}", stopped.received) from None
+    except DataLostError as error:
+        if accelerator.num_processes == 1:  # others would wait for those that have lost nothing
+            trainer.save()
+        reason = str(error).splitlines()[-1].split("DataLostError: ")[-1]  # a worker's comes with its traceback
+        raise DataLostError(
+            f"{reason} Last checkpoint: {trainer.last_checkpoint}. Go on with: {_command(folder)}"
+        ) from error
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DeviceLostError(
             f"train: the device must last to the end; got {reason}. Last checkpoint: {trainer.last_checkpoint}. "
             f"Go on with: {_command(folder)}"
+        ) from error
+    except OSError as error:
+        raise RunFolderError(
+            f"train: files must be readable and writable to the end; got {reason_of(error)}. Last checkpoint: "
+            f"{trainer.last_checkpoint}. Mend that, then go on with: {_command(folder)}"
         ) from error
     accelerator.end_training()
     _publish(config, folder.path, accelerator, display)
@@ -109,7 +155,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Processes, device, precision and trackers of a run.
 
     Raises:
-        ConfigError: a tracker is not installed, or the precision cannot be had on the CPU.
+        ConfigError: a tracker is not installed; precision or backend cannot be had on the CPU; or too many workers.
     """
     known = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.trackers:
@@ -121,6 +167,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     cpu = config.cpu or not torch.cuda.is_available()
     if cpu and config.mixed_precision == "fp16":
         raise ConfigError("mixed_precision: fp16 needs a GPU; use bf16 on the CPU.")
+    most = max(64, WORKERS_PER_CORE * (os.cpu_count() or 1))
+    if config.num_workers > most:
+        raise ConfigError(f"num_workers must be at most {most} on this machine; got {config.num_workers}. Lower it.")
+    device = torch.device("cpu" if cpu else "cuda")
+    if config.backend == "triton" and (reason := why_no_triton(device, torch.float32)) is not None:
+        raise ConfigError(f"backend: triton must be able to run here; {reason}. Use --backend torch or auto.")
     return Accelerator(
         cpu=cpu,
         mixed_precision=config.mixed_precision,
@@ -134,13 +186,44 @@ def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -
     """The main process chooses and checks the folder; the others follow, also into its error."""
 
     def choose() -> str:
-        path = config.output_dir or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         if config.resume and config.output_dir is None:
             raise RunFolderError("--resume must know the run to go on with. Add --output-dir runs/NAME.")
-        RunFolder(path).check(resume=config.resume, overwrite=config.overwrite)
-        return str(path)
+        folder = RunFolder(config.output_dir or _new_folder(name))
+        folder.claim(resume=config.resume, overwrite=config.overwrite)
+        chosen.append(folder)
+        return str(folder.path)
 
-    return RunFolder(Path(ask_main_process(accelerator, choose, RunFolderError)))
+    chosen: list[RunFolder] = []
+    path = ask_main_process(accelerator, choose, RunFolderError)
+    return chosen[0] if chosen else RunFolder(Path(path))
+
+
+def _new_folder(name: str) -> Path:
+    """A folder that this call has made: of several starts in one second, each gets its own."""
+    first = path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in count(2):
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            path = first.with_name(f"{first.name}-{number}")
+        except OSError as error:
+            raise RunFolderError(
+                f"{path} must be a folder that can be made; got {error.strerror}. Give an --output-dir."
+            ) from error
+    raise AssertionError("count ends only by a return")
+
+
+def _check_configuration(config: TrainConfig, folder: RunFolder) -> None:
+    """Refuse, before data are loaded, what the newest checkpoint contradicts."""
+    path = latest_checkpoint(folder.checkpoints)
+    if path is not None:
+        check_configuration(path, load_checkpoint(path).state, config)
+    elif folder.has_progress():
+        raise RunFolderError(
+            f"--resume: {folder.checkpoints} must hold a checkpoint, as metrics.jsonl tells of epochs; there is none. "
+            "Put one back, or start again by --overwrite."
+        )
 
 
 def _ask_hub(config: TrainConfig, accelerator: Accelerator, check: Callable[[], object]) -> None:
@@ -182,6 +265,8 @@ def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
     processes = trainer.accelerator.num_processes
     where = f"{device_name(trainer.accelerator.device)}{f' × {processes}' if processes > 1 else ''}"
     start = f"resumed after step {trainer.position.step}" if resumed else f"{config.epochs} epochs"
+    for change in trainer.changes if resumed else ():
+        display.say(f"changed on --resume      {change}")
     if trainer.start is not None and trainer.start.calibration is not None:
         display.console.print(trainer.start.calibration.table())
     display.say(f"{where}, {start}, run folder {trainer.folder.path}")
@@ -190,7 +275,10 @@ def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
 def _score(trainer: Trainer) -> dict[str, Any]:
     """Load the best weights, score the test images once, write the summary."""
     network, folder, accelerator = trainer.scored_network, trainer.folder, trainer.accelerator
-    read_weights_into(network, folder.best_weights)
+    try:
+        read_weights_into(network, folder.best_weights)
+    except LoadError as error:
+        raise RunFolderError(str(error)) from error
     with counting(network, histogram_bins=0, by_sample=False) as counter:
         evaluation = trainer.evaluate(network, test=True)
     summary = make_summary(trainer, evaluation, counter.counts(accelerator))
@@ -228,6 +316,7 @@ def make_summary(trainer: Trainer, test: Evaluation, counts: Counts) -> dict[str
         "device": device_name(trainer.accelerator.device),
         "processes": trainer.accelerator.num_processes,
         "mixed_precision": trainer.accelerator.mixed_precision,
+        "changes": [asdict(change) for change in trainer.changes],
     }
 
 

@@ -5,19 +5,24 @@ metrics.jsonl       one line an epoch
 summary.json        final figures, written when the run has ended
 checkpoints/step-*/ the newest checkpoints
 best/               model.safetensors and config.json of the best epoch
+.claim/             the process that owns the folder now
 """
 
 import json
 import shutil
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ttfs_triton.atomic import write_json, write_text
+from ttfs_triton.atomic import make_folder, write_json, write_text
 from ttfs_triton.model import ModelDescription
-from ttfs_triton.model.files import write_model
-from ttfs_triton.train.checkpoint import clean_partial
+from ttfs_triton.model.files import read_model, write_model
+from ttfs_triton.model.weights import LoadError
+from ttfs_triton.train.checkpoint import clean_partial, is_partial
+from ttfs_triton.train.claim import CLAIM, Claim, ClaimedError
 from ttfs_triton.train.config import TrainConfig
 
 
@@ -41,45 +46,103 @@ class RunFolder:
         self._config, self._metrics, self._summary = (
             path / name for name in ("config.yaml", "metrics.jsonl", "summary.json")
         )
+        self._doomed = path / ".overwritten"
+        self._claim: Claim | None = None
 
-    def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Refuse what would lose a run or cannot work; writes nothing.
+    def claim(self, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder this process's own, if it may be used as asked; writes nothing but the claim.
 
         Raises:
-            RunFolderError: the folder holds something and neither flag says what to do with it; there is no run to
-                resume; or the folder to overwrite is not a run.
+            RunFolderError: another process owns it; it holds something and neither flag says what to do with it; there
+                is no run to resume; the folder to overwrite is not a run; or it cannot be written.
         """
-        occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
-        if resume and not self._config.is_file():
+        # Before the claim, so that a mistake makes no folder; and after it, when nobody else can change what is there.
+        self._check(resume, overwrite)
+        try:
+            self._claim = Claim(self.path)
+        except ClaimedError as error:
+            raise RunFolderError(str(error)) from error
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path} must be a folder that can be written; got {reason_of(error)}. Give another --output-dir."
+            ) from error
+        try:
+            self._check(resume, overwrite)
+        except RunFolderError:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give the folder up, and remove it if it is empty: a start that came to nothing leaves nothing."""
+        if self._claim is None:
+            return
+        self._claim.release()
+        self._claim = None
+        with suppress(OSError):
+            self.path.rmdir()
+
+    def _check(self, resume: bool, overwrite: bool) -> None:
+        entries = self._entries()
+        is_run = self._config.is_file()
+        if resume and not is_run:
             raise RunFolderError(
                 f"--resume: {self.path} must hold a run (a config.yaml); there is none. "
                 "Check --output-dir, or start without --resume."
             )
-        if occupied and not resume and not overwrite:
+        if is_run and not resume and not overwrite:
             raise RunFolderError(
                 f"{self.path} already holds something. Go on with that run by --resume, replace it by --overwrite, "
                 "or give another --output-dir."
             )
-        if occupied and overwrite and not self._config.is_file():
+        if entries and not is_run and not self._is_cut_short(entries):
+            rule = "--overwrite: " if overwrite else ""
             raise RunFolderError(
-                f"--overwrite: {self.path} is not a run's folder (no config.yaml), so it is left alone. "
+                f"{rule}{self.path} is not a run's folder (no config.yaml) and not empty, so it is left alone. "
                 "Give another --output-dir, or remove it by hand."
             )
 
+    def _entries(self) -> list[Path]:
+        """What is in the folder, but claims."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path} must be a folder; got a file. Give another --output-dir.")
+        try:
+            entries = list(self.path.iterdir()) if self.path.exists() else []
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path} must be a folder that can be read; got {reason_of(error)}. Give another --output-dir."
+            ) from error
+        return [entry for entry in entries if not entry.name.startswith(CLAIM)]
+
+    def _is_cut_short(self, entries: list[Path]) -> bool:
+        """Whether this is what a start, or an overwriting, leaves that ended before there was a config.yaml."""
+        if self._doomed in entries:
+            return True
+        others = [entry for entry in entries if not is_partial(entry)]
+        return others in ([], [self.checkpoints]) and not any(self.checkpoints.glob("*"))
+
     def prepare(self, config: TrainConfig) -> None:
-        """Make the folder ready, after `check`: clear an old run if asked to, remove traces of killed processes."""
-        if config.overwrite and self.path.exists():
-            # Out of the way first: a kill in the middle of deleting must not leave half a run under its name.
-            doomed = self.path.with_name(f".{self.path.name}.overwritten")
-            shutil.rmtree(doomed, ignore_errors=True)
-            self.path.rename(doomed)
-            shutil.rmtree(doomed)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        """Make the folder ready, after `claim`: clear an old run if asked to, remove traces of killed processes."""
+        if config.overwrite or self._doomed.exists():
+            self._clear()
+        make_folder(self.checkpoints)
         for folder in (self.path, self.best_weights.parent, self.checkpoints):
             if folder.is_dir():
                 clean_partial(folder)
         if not self._config.is_file():
             write_text(self._config, config.to_yaml())
+
+    def _clear(self) -> None:
+        """Remove the old run, not the folder, which may be a mount point or the target of a link.
+
+        All is moved aside first, config.yaml before the rest: a kill in between leaves what `_is_cut_short` knows,
+        never half a run under its name.
+        """
+        self._doomed.mkdir(exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=self._doomed))  # a new one after a kill: names may be taken in the old one
+        for entry in sorted(self._entries(), key=lambda entry: entry != self._config):
+            if entry != self._doomed:
+                entry.rename(aside / entry.name)
+        shutil.rmtree(self._doomed)
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Write all epochs so far; whole, so that a resumed run neither doubles nor misses one."""
@@ -87,7 +150,7 @@ class RunFolder:
 
     def write_best(self, tensors: dict[str, Tensor], description: ModelDescription) -> None:
         """Write the best weights and what is needed to rebuild their network."""
-        self.best_weights.parent.mkdir(exist_ok=True)
+        make_folder(self.best_weights.parent)
         write_model(self.best_weights.parent, tensors, description)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -95,5 +158,49 @@ class RunFolder:
         write_json(self._summary, summary)
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The final figures of a run that has ended, else None."""
-        return json.loads(self._summary.read_text(encoding="utf-8")) if self._summary.is_file() else None
+        """The final figures of a run that has ended, else None.
+
+        Raises:
+            RunFolderError: the file is damaged.
+        """
+        if not self._summary.is_file():
+            return None
+        try:
+            summary = json.loads(self._summary.read_text(encoding="utf-8"))
+            if isinstance(summary["epochs"], int):
+                return summary
+            problem = "epochs is no number"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = str(error)
+        raise RunFolderError(
+            f"{self._summary} must be a run's final figures; it is damaged ({problem}). "
+            "Remove it: --resume scores the best weights again."
+        )
+
+    def has_progress(self) -> bool:
+        """Whether an epoch has ended."""
+        return self._metrics.is_file()
+
+    def record(self, config: TrainConfig) -> None:
+        """Write down with what the run goes on, and that it has not ended."""
+        self._summary.unlink(missing_ok=True)
+        write_text(self._config, config.to_yaml())
+
+    def check_best(self) -> None:
+        """Refuse damaged or missing best weights before hours of training, at whose end they would be scored.
+
+        Raises:
+            RunFolderError: says which file, and what is wrong with it.
+        """
+        try:
+            read_model(self.best_config, self.best_weights)
+        except (LoadError, OSError, ValueError) as error:
+            raise RunFolderError(
+                f"--resume: {self.best_weights.parent} must hold the best weights so far. {error} "
+                "Put a copy back, or start again by --overwrite."
+            ) from error
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says, and of which file."""
+    return f"{error.strerror or error} ({error.filename})" if error.filename else str(error.strerror or error)

@@ -15,11 +15,13 @@ from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import library, passes
 from ttfs_kernels.triton_backend.choice import Choice, choose
+from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.launch import device_of, float32_precision
 from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import Problem
 from ttfs_kernels.triton_backend.programs import Repeated, remembered
 
+Spikes = tuple[Any, ...]  # y, gain and, with a pool, winner
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -53,7 +55,7 @@ def linear_backward(
     key = ("linear backward", x.shape, weight.shape, *_kinds(x, grad), *options)
     run = remembered(key, lambda: _backward(Problem.of_linear(x, weight, neuron), x.device, *options))
     gain = None if gain is None else gain.contiguous()
-    return run(grad.contiguous(), x.contiguous(), y.contiguous(), gain, weight.contiguous())
+    return run(grad.contiguous(), x.contiguous(), y.contiguous(), gain, None, weight.contiguous())
 
 
 def conv2d_forward(
@@ -64,12 +66,19 @@ def conv2d_forward(
     neuron: Neuron,
     with_gain: bool,
     backend: str,
-) -> tuple[Tensor, Tensor | None]:
-    """(y, gain or None), both [B, N, P, Q] channels-last, from x [B, C, H, W] and weight [N, C / groups, R, S]."""
-    options = (neuron, with_gain, backend)
-    key = ("conv2d", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups)
+    pool: int = 1,
+    fuse_pool: bool | None = None,
+) -> Spikes:
+    """(y, gain or None), both [B, N, P, Q] channels-last, from x [B, C, H, W] and weight [N, C / groups, R, S].
+
+    Args:
+        pool: side of the windows of which the earliest spike is passed on; above 1, a third result says which it was.
+        fuse_pool: in the epilogue of the convolution; None: where that was measured to be faster.
+    """
+    options = (neuron, with_gain, backend, fuse_pool)
+    key = ("conv2d", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups, pool)
     key += (*_kinds(x, bias), *options)
-    run = remembered(key, lambda: _forward(Problem.of_conv2d(x, weight, geometry, neuron), x.device, *options))
+    run = remembered(key, lambda: _forward(Problem.of_conv2d(x, weight, geometry, neuron, pool), x.device, *options))
     return run(_channels_last(x), _channels_last(weight), None if bias is None else bias.contiguous())
 
 
@@ -78,19 +87,21 @@ def conv2d_backward(
     x: Tensor,
     y: Tensor,
     gain: Tensor | None,
+    winner: Tensor | None,
     weight: Tensor,
     geometry: Geometry,
     neuron: Neuron,
     needs: Sequence[bool],
     backend: str,
+    pool: int = 1,
 ) -> Gradients:
     """Gradients of x and weight, channels-last, and of the bias; None where not needed."""
     options = (neuron, tuple(needs), backend)
-    key = ("conv2d backward", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups)
+    key = ("conv2d backward", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups, pool)
     key += (*_kinds(x, grad), *options)
-    run = remembered(key, lambda: _backward(Problem.of_conv2d(x, weight, geometry, neuron), x.device, *options))
-    gain = None if gain is None else _channels_last(gain)
-    return run(_channels_last(grad), _channels_last(x), _channels_last(y), gain, _channels_last(weight))
+    run = remembered(key, lambda: _backward(Problem.of_conv2d(x, weight, geometry, neuron, pool), x.device, *options))
+    gain, winner = (None if kept is None else _channels_last(kept) for kept in (gain, winner))
+    return run(_channels_last(grad), _channels_last(x), _channels_last(y), gain, winner, _channels_last(weight))
 
 
 def _kinds(x: Tensor, other: Tensor | None) -> tuple[object, ...]:
@@ -123,24 +134,45 @@ def _forward(
     neuron: Neuron,
     with_gain: bool,
     backend: str,
+    fuse_pool: bool | None = None,
 ) -> Callable[..., Any]:
-    """From operands to (y, gain), for all operands of this shape and device."""
-    choice = _choose("forward", problem, device, backend)
+    """From operands to (y, gain) and, with a pool, winner, for all operands of this shape and device."""
     chip, precision = device_of(device).chip, _precision(problem)
+    config = _fused_pool(problem, device, backend, fuse_pool) if problem.pool > 1 else None
+    # What the convolution computes; what it leaves to do, a kernel of its own does.
+    convolved = problem if config is not None else problem.unpooled
+    if config is None:
+        config = _choose("forward", convolved, device, backend).config
 
-    def by_library(x: Tensor, weight: Tensor, bias: Tensor | None):
-        operands = _rows(x), _rows(weight), bias
-        results = library.forward(problem, *operands, neuron, with_gain)
-        return tuple(_shaped(result, x) for result in results)
+    pool = Repeated(lambda y, gain: passes.pool(problem, y, gain, with_gain))
+
+    def by_library(x: Tensor, weight: Tensor, bias: Tensor | None) -> Spikes:
+        spikes = library.forward(convolved, _rows(x), _rows(weight), bias, neuron, with_gain)
+        return tuple(_shaped(result, x) for result in (spikes if convolved == problem else pool(*spikes)))
 
     def plan(x: Tensor, weight: Tensor, bias: Tensor | None) -> Plan:
-        assert choice.config is not None
+        assert config is not None
         operands = _rows(x), _rows(weight), bias
-        options = neuron, with_gain, choice.config, precision, chip
-        launches, results = passes.forward(problem, *operands, *options)
-        return Plan(launches, tuple(_shaped(result, x) for result in results))
+        launches, spikes = passes.forward(convolved, *operands, neuron, with_gain, config, precision, chip)
+        if convolved != problem:
+            y, gain = spikes
+            assert y is not None
+            pooling, spikes = passes.pool(problem, y, gain, with_gain)
+            launches = [*launches, *pooling]
+        return Plan(launches, tuple(_shaped(result, x) for result in spikes))
 
-    return by_library if choice.config is None else Repeated(plan)
+    return by_library if config is None else Repeated(plan)
+
+
+def _fused_pool(problem: Problem, device: torch.device, backend: str, wanted: bool | None) -> Config | None:
+    """Blocks of the convolution that also pools; None for a kernel of its own after the convolution."""
+    if wanted is False:
+        return None
+    config = _choose("forward", problem, device, backend).config
+    if config is None and wanted:
+        this = device_of(device)
+        config = default_config("forward", problem, this.chip, _precision(problem), this.processors)
+    return config
 
 
 def _backward(
@@ -150,7 +182,8 @@ def _backward(
     needs: tuple[bool, ...],
     backend: str,
 ) -> Callable[..., Any]:
-    """From (grad, x, y, gain, weight) to gradients, for all operands of this shape and device."""
+    """From (grad, x, y, gain, winner, weight) to gradients, for all operands of this shape and device."""
+    pooled, problem = problem, problem.unpooled
     needs_x, needs_weight, needs_bias = needs
     configs = {
         which: _choose(which, problem, device, backend).config
@@ -159,10 +192,10 @@ def _backward(
     }
     precision = _precision(problem)
 
-    def plan_local(grad: Tensor, y: Tensor, gain: Tensor | None) -> Plan:
-        tensors = _rows(grad), _rows(y), None if gain is None else _rows(gain)
+    def plan_local(grad: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None) -> Plan:
+        gain, winner = (None if kept is None else _rows(kept) for kept in (gain, winner))
         with_late = needs_weight or neuron.has_surrogate
-        return passes.local_gradient(problem, *tensors, neuron, with_late, needs_bias)
+        return passes.local_gradient(pooled, _rows(grad), _rows(y), gain, neuron, with_late, needs_bias, winner)
 
     def plan_x(h: Tensor, late_h: Tensor | None, x: Tensor, weight: Tensor) -> Plan:
         config = configs["grad_x"]
@@ -177,8 +210,10 @@ def _backward(
         plan = passes.grad_w(problem, h, late_h, _rows(x), config, precision, device_of(device))
         return Plan(plan.launches, (_shaped(plan.outputs[0], weight),))
 
-    def plan_all(grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, weight: Tensor) -> Plan:
-        plans = [plan_local(grad, y, gain)]
+    def plan_all(
+        grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None, weight: Tensor
+    ) -> Plan:
+        plans = [plan_local(grad, y, gain, winner)]
         h, late_h, grad_bias = plans[0].outputs
         assert h is not None
         plans += [plan(h, late_h, x, weight) for plan, needed in ((plan_x, needs_x), (plan_w, needs_weight)) if needed]
@@ -190,8 +225,10 @@ def _backward(
         return Repeated(plan_all)
     local, by_kernel_x, by_kernel_w = Repeated(plan_local), Repeated(plan_x), Repeated(plan_w)
 
-    def by_both(grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, weight: Tensor) -> Gradients:
-        h, late_h, grad_bias = local(grad, y, gain)
+    def by_both(
+        grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None, weight: Tensor
+    ) -> Gradients:
+        h, late_h, grad_bias = local(grad, y, gain, winner)
         assert h is not None
         grad_x = grad_w = None
         if needs_x and configs["grad_x"] is None:

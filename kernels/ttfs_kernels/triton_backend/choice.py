@@ -2,8 +2,10 @@
 
 For backend "triton": the configuration of the tuned table, or the default. For "auto": the faster of both providers
 in the tuned table, at this shape or at one near it; a shape that nobody has measured goes to the library, so that no
-one is slower than with the stacked library call. Tables are shipped, one a GPU name, in `tuning/`; `measure.py` writes
-a user's own into a cache that is read first. Choices depend on nothing else, so all processes make the same.
+one is slower than with the stacked library call. A forward pass with a pool has a choice of its own, for both backends:
+blocks of the convolution that pools in its epilogue, or None for the choice without a pool and a kernel that pools;
+its entries have the time of the latter as `library_ms`. Tables are shipped, one a GPU name, in `tuning/`; `measure.py`
+writes a user's own into a cache that is read first. Choices depend on nothing else, so all processes make the same.
 """
 
 from __future__ import annotations
@@ -157,6 +159,7 @@ def distance(a: Problem, b: Problem) -> float:
             p.dtype,
             p.with_slope,
             p.surrogate,
+            p.pool,
             p.height == p.width == 1,
         )
         for p in (a, b)
@@ -178,10 +181,10 @@ def _look_up(which: str, problem: Problem, device: Device, precision: str, backe
     ]
     apart, entry = min(entries, key=lambda pair: pair[0], default=(math.inf, None))
     if entry is None or apart > math.log2(NEAR):
-        if backend == "triton":
+        if backend == "triton" and problem.pool == 1:
             return Choice(default_config(which, problem, device.chip, precision, device.processors), "default")
         return Choice(None, "unmeasured")
     reason = "measured" if entry.problem == problem else "near"
-    if backend == "auto" and entry.library_ms < entry.triton_ms:
+    if (backend == "auto" or problem.pool > 1) and entry.library_ms < entry.triton_ms:
         return Choice(None, reason)
     return Choice(entry.config, reason)

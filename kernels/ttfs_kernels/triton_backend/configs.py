@@ -16,6 +16,8 @@ from ttfs_kernels.triton_backend.problem import Problem
 from ttfs_kernels.triton_backend.work import WIDE, executed_flops, largest_offset, relative_time, skips
 
 SMALLEST_BLOCK = 16  # of a tensor core product
+# Sides of grad_x on sm_90 in 16 bits: with 16 columns or neurons, the assembler serialises its products.
+SMALLEST_SHARED = 32
 PROCESSORS = 132  # where nothing else is known: those of an H100
 # Share of the operations from which on it pays to leave out taps outside the map: blocks of many images read shorter
 # runs of memory.
@@ -73,7 +75,7 @@ def default_config(which: str, problem: Problem, chip: Chip, precision: str, pro
     """
     form = default_form(chip)
     configs = [Config(*sizes, form) for sizes in _blocks(which, problem, chip, precision)]
-    configs = [_skipping(which, problem, _fitted(config, which, problem)) for config in configs]
+    configs = [_skipping(which, problem, _fitted(config, which, problem, chip), chip) for config in configs]
     return min(configs, key=lambda config: relative_time(which, problem, config, processors))
 
 
@@ -97,15 +99,15 @@ def candidates(
                 for form in forms:
                     config = Config(block_m, block_n, block_k, warps, stages, form)
                     if refused(form, chip, version) is None:
-                        plain = _fitted(config, which, problem)
-                        tried += [plain, _skipping(which, problem, plain, worth=0.0)]
+                        plain = _fitted(config, which, problem, chip)
+                        tried += [plain, _skipping(which, problem, plain, chip, worth=0.0)]
     return list(dict.fromkeys(tried))
 
 
-def _skipping(which: str, problem: Problem, config: Config, worth: float = WORTH_SKIPPING) -> Config:
+def _skipping(which: str, problem: Problem, config: Config, chip: Chip, worth: float = WORTH_SKIPPING) -> Config:
     """Blocks of one position of many images, if they leave out more than a share of the operations; else the same."""
     by_position = dataclasses.replace(config, by_position=True)
-    skipping = _fitted(by_position, which, problem)
+    skipping = _fitted(by_position, which, problem, chip)
     if not skips(problem, by_position) or largest_offset(problem, skipping) >= WIDE:
         return config
     plain = executed_flops(which, problem, config)
@@ -151,7 +153,7 @@ def _blocks(which: str, problem: Problem, chip: Chip, precision: str) -> list[Si
     return sizes if wide else sizes[1:]
 
 
-def _fitted(config: Config, which: str, problem: Problem) -> Config:
+def _fitted(config: Config, which: str, problem: Problem, chip: Chip) -> Config:
     """Blocks no larger than what they cover."""
     positions = problem.batch * problem.height * problem.width
     rows = {
@@ -164,14 +166,16 @@ def _fitted(config: Config, which: str, problem: Problem) -> Config:
         "grad_x": problem.group_outputs,
         "grad_w": problem.batch if config.by_position else problem.rows,
     }[which]
+    shared = which == "grad_x" and chip.has_wgmma and problem.dtype.itemsize == 2
+    smallest = SMALLEST_SHARED if shared else SMALLEST_BLOCK
     return dataclasses.replace(
         config,
         block_m=min(config.block_m, _power_of_two(rows)),
-        block_n=min(config.block_n, _power_of_two(_columns(which, problem))),
-        block_k=min(config.block_k, _power_of_two(depth)),
+        block_n=min(config.block_n, _power_of_two(_columns(which, problem), smallest)),
+        block_k=min(config.block_k, _power_of_two(depth, smallest)),
     )
 
 
-def _power_of_two(size: int) -> int:
+def _power_of_two(size: int, smallest: int = SMALLEST_BLOCK) -> int:
     """Smallest block that covers `size`."""
-    return max(SMALLEST_BLOCK, 1 << max(0, size - 1).bit_length())
+    return max(smallest, 1 << max(0, size - 1).bit_length())

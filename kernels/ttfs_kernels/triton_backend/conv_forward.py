@@ -3,6 +3,8 @@
 x is [B, H, W, C_total] (channels last), weight [N_total, R, S, C] with C inputs a group, y and gain [B, P, Q, N_total].
 A block is BLOCK_M output positions (m runs over B·P·Q) times BLOCK_N channels of one group; the depth is R·S·C.
 BY_POSITION: a block is one position (p, q) of BLOCK_M images instead, and leaves out the taps outside the map.
+POOL > 1: rows are ordered by windows of POOL × POOL positions, so that a block holds whole windows; of each, y, gain
+and winner [B, P / POOL, Q / POOL, N_total] get the earliest spike, its gain, and its place in the window.
 """
 
 # Triton's language is not Python's:
@@ -21,13 +23,14 @@ from ttfs_kernels.triton_backend.rule import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def conv2d_forward(
     x_ptr,
     w_ptr,
     bias_ptr,
     y_ptr,
     gain_ptr,
+    winner_ptr,
     B,
     H,
     W_in,
@@ -48,6 +51,8 @@ def conv2d_forward(
     HAS_BIAS: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
+    WITH_WINNER: tl.constexpr,
+    POOL: tl.constexpr,
     SURROGATE: tl.constexpr,
     FEW_CHANNELS: tl.constexpr,
     BY_POSITION: tl.constexpr,
@@ -61,7 +66,7 @@ def conv2d_forward(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """y and gain of one block; program (block, group of channels).
+    """y, gain and winner of one block; program (block, group of channels).
 
     FEW_CHANNELS: a step runs over the joint index (r, s, c), so that short channels do not leave it mostly empty.
     EVEN: BLOCK_K divides C. UNIT_C and UNIT_N divide C and N.
@@ -69,7 +74,10 @@ def conv2d_forward(
     AXIS: tl.constexpr = 1 if FORM == WEIGHTS_FIRST else 0
     C = multiple(C, UNIT_C)
     N = multiple(N, UNIT_N)
-    M = B * P * Q
+    AREA: tl.constexpr = POOL * POOL
+    rows_passed = P // POOL
+    columns_passed = Q // POOL
+    M = B * rows_passed * columns_passed * AREA
     image_blocks = tl.cdiv(B, BLOCK_M)
     rows = P * Q * image_blocks * BLOCK_M if BY_POSITION else M
     block_m, block_n = block_position(tl.program_id(0), rows, N, BLOCK_M, BLOCK_N, GROUP)
@@ -87,10 +95,11 @@ def conv2d_forward(
         kept = lanes < B - first_image
     else:
         m = block_m * BLOCK_M + lanes
-        p = (m // Q) % P
-        q = m % Q
-        first_image = (block_m * BLOCK_M) // (P * Q)
-        image = m // (P * Q) - first_image
+        window = m // AREA
+        p = (window // columns_passed) % rows_passed * POOL + m % AREA // POOL
+        q = window % columns_passed * POOL + m % POOL
+        first_image = (block_m * (BLOCK_M // AREA)) // (rows_passed * columns_passed)
+        image = window // (rows_passed * columns_passed) - first_image
         kept = m < M
     h0 = p * STRIDE_H - PAD_H
     w0 = q * STRIDE_W - PAD_W
@@ -153,19 +162,26 @@ def conv2d_forward(
                 w = tl.load(w_ptr + w_at_tap, mask=w_kept, other=0.0)
                 A, W = accumulate(x, w, A, W, FORM, WITH_SLOPE, PRECISION)
     A, W = separate(A, W, FORM, BLOCK_M, BLOCK_N)
-    row = image * (P * Q) + (p * Q + q) if BY_POSITION else lanes
-    first_row = first_image * (P * Q) if BY_POSITION else block_m * BLOCK_M
+    if BY_POSITION:
+        row = tl.where(kept, image * (P * Q) + (p * Q + q), M)
+        first_row = first_image * (P * Q)
+    else:
+        first_row = block_m * (BLOCK_M // AREA)
+        row = tl.arange(0, BLOCK_M // AREA)
+        row = tl.where(row < M // AREA - first_row, row, M)
     if HAS_BIAS:
         bias_ptr += first_channel
     if WITH_GAIN:
         gain_ptr = at_row(gain_ptr, first_row, N * GROUPS) + first_channel
+    if WITH_WINNER:
+        winner_ptr = at_row(winner_ptr, first_row, N * GROUPS) + first_channel
     store_spikes(
         A,
         W,
         bias_ptr,
         at_row(y_ptr, first_row, N * GROUPS) + first_channel,
         gain_ptr,
-        tl.where(kept, row, M),
+        row,
         n,
         M,
         N - block_n * BLOCK_N,
@@ -177,4 +193,7 @@ def conv2d_forward(
         WITH_SLOPE,
         WITH_GAIN,
         SURROGATE,
+        winner_ptr,
+        WITH_WINNER,
+        AREA,
     )

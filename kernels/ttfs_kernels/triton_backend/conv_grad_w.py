@@ -16,7 +16,7 @@ from ttfs_kernels.triton_backend.maps import at_row, multiple, positions_inside
 from ttfs_kernels.triton_backend.rule import contract_rows, spike_mask, zero_gradients
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "steps_per_split"])
 def conv2d_grad_w(
     h_ptr,
     late_h_ptr,
@@ -157,7 +157,7 @@ def conv2d_grad_w(
     tl.store(out_ptr + out_at, total.to(out_ptr.dtype.element_ty), mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "splits", "steps_per_split"])
 def sum_tap_splits(
     parts_ptr,
     out_ptr,

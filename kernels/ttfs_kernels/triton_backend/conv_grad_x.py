@@ -26,7 +26,7 @@ def first_tap(position, TAPS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.c
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def conv2d_grad_x(
     h_ptr,
     late_h_ptr,

@@ -6,7 +6,7 @@ import triton.language as tl
 from ttfs_kernels.triton_backend.rule import at_most, clamp_to_window, fire, fits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def local_gradient(
     grad_ptr,
     y_ptr,
@@ -14,20 +14,26 @@ def local_gradient(
     h_ptr,
     late_h_ptr,
     bias_sum_ptr,
+    winner_ptr,
     M,
     N,
+    P,
+    Q,
     rows_per_program,
     properties,
     WITH_SLOPE: tl.constexpr,
     WITH_BIAS: tl.constexpr,
     WITH_LATE: tl.constexpr,
+    POOL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """h = grad·∂a/∂A, late_h = σ·grad·∂a/∂W (Eq. 9, 10; both derivatives clipped), and the sums of h of each program.
 
     All [M, N]; bias_sum [programs along M, N] float32. Without slope (σ = 0), ∂a/∂A is 1 where 0 < y < 1. NaN stays
-    NaN. A program takes `rows_per_program` rows, BLOCK_M at a time, and sums over them once, after its loop.
+    NaN. A program takes `rows_per_program` rows, BLOCK_M at a time, and sums over them once, after its loop. POOL > 1:
+    grad, y, gain and winner [B, P / POOL, Q / POOL, N] are of windows, M counts rows of maps [B, P, Q]; neurons that
+    did not win, and those in no window, get 0.
     """
     program = tl.program_id(0)
     first = program * rows_per_program
@@ -39,10 +45,25 @@ def local_gradient(
         m = start + tl.arange(0, BLOCK_M)
         offsets = m.to(tl.int64)[:, None] * N + n[None, :]
         kept = (m < last)[:, None] & (n < N)[None, :]
-        grad = tl.load(grad_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
-        y = tl.load(y_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
+        sources = offsets
+        there = kept
+        if POOL > 1:
+            p = (m // Q) % P
+            q = m % Q
+            window = ((m // (P * Q)) * (P // POOL) + p // POOL) * (Q // POOL) + q // POOL
+            sources = window.to(tl.int64)[:, None] * N + n[None, :]
+            there &= ((p // POOL < P // POOL) & (q // POOL < Q // POOL))[:, None]
+            place = (p % POOL * POOL + q % POOL)[:, None]
+            won = there & (tl.load(winner_ptr + sources, mask=there, other=0) == place)
+        grad = tl.load(grad_ptr + sources, mask=there, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + sources, mask=there, other=0.0).to(tl.float32)
+        if POOL > 1:  # afterwards: a mask that differs from channel to channel would make loads short
+            grad = tl.where(won, grad, 0.0)
+            y = tl.where(won, y, 0.0)
         if WITH_SLOPE:
-            gain = tl.load(gain_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
+            gain = tl.load(gain_ptr + sources, mask=there, other=0.0).to(tl.float32)
+            if POOL > 1:
+                gain = tl.where(won, gain, 0.0)
             h = (grad * at_most(gain, properties.derivative_clip)).to(dtype)
             if WITH_LATE:
                 late_h = grad * at_most((1 - y) * gain, properties.derivative_clip)
@@ -59,6 +80,51 @@ def local_gradient(
 
 
 @triton.jit
+def pool_spikes(
+    y_ptr,
+    gain_ptr,
+    pooled_ptr,
+    pooled_gain_ptr,
+    winner_ptr,
+    P,
+    Q,
+    N,
+    windows,
+    WITH_GAIN: tl.constexpr,
+    WITH_WINNER: tl.constexpr,
+    POOL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The earliest spike of each window of maps [B, P, Q, N], as `rule.earliest`: [windows, N]."""
+    window = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    kept = (window < windows)[:, None] & (n < N)[None, :]
+    rows = P // POOL
+    columns = Q // POOL
+    row = (window // (rows * columns) * P + window // columns % rows * POOL) * Q + window % columns * POOL
+    first = row.to(tl.int64)[:, None] * N + n[None, :]
+    i = window.to(tl.int64)[:, None] * N + n[None, :]
+    best = tl.load(y_ptr + first, mask=kept, other=0.0)
+    winner = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    if WITH_GAIN:
+        gain = tl.load(gain_ptr + first, mask=kept, other=0.0)
+    for place in tl.static_range(1, POOL * POOL):
+        at = first + (place // POOL * Q + place % POOL) * N
+        y = tl.load(y_ptr + at, mask=kept, other=0.0)
+        wins = (y > best) | (y != y)
+        best = tl.where(wins, y, best)
+        winner = tl.where(wins, place, winner)
+        if WITH_GAIN:
+            gain = tl.where(wins, tl.load(gain_ptr + at, mask=kept, other=0.0), gain)
+    tl.store(pooled_ptr + i, best, mask=kept)
+    if WITH_GAIN:
+        tl.store(pooled_gain_ptr + i, gain, mask=kept)
+    if WITH_WINNER:
+        tl.store(winner_ptr + i, winner.to(tl.uint8), mask=kept)
+
+
+@triton.jit(do_not_specialize=["splits"])
 def sum_splits(parts_ptr, out_ptr, splits, size, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """out = the sum of parts [splits, size] over the splits, ROWS of them at a time, in an order that never changes."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

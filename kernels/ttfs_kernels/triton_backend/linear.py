@@ -23,7 +23,7 @@ from ttfs_kernels.triton_backend.rule import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def linear_forward(
     x_ptr,
     w_ptr,
@@ -97,7 +97,7 @@ def linear_forward(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "steps_per_split"])
 def linear_grad_x(
     h_ptr,
     late_h_ptr,
@@ -173,7 +173,7 @@ def linear_grad_x(
         tl.store(grad_x_ptr + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def sum_grad_x(
     parts_ptr,
     x_ptr,
@@ -202,7 +202,7 @@ def sum_grad_x(
     tl.store(grad_x_ptr + i, total.to(grad_x_ptr.dtype.element_ty), mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "steps_per_split"])
 def linear_grad_w(
     h_ptr,
     late_h_ptr,

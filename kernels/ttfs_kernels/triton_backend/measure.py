@@ -163,6 +163,7 @@ def measure_entry(
     time_ms: Timer = gpu_ms,
     report: Callable[[str], None] | None = None,
     fault: Callable[[str], None] | None = None,
+    unpooled: Entry | None = None,
 ) -> Entry | None:
     """Time our kernel, in every candidate configuration or in the default one, and the library, on one pass.
 
@@ -176,6 +177,8 @@ def measure_entry(
         report: gets one line that says what was found.
         fault: gets one line for each result that must agree with float64 and does not: the library's, and that of our
             kernel in its default configuration. The measurement goes on.
+        unpooled: of a forward pass with a pool, the measurement without it. The library's place is then
+            taken by the faster of both without the pool, followed by the kernel that pools.
     Returns:
         The fastest configuration with its time and the library's, inf if that is wrong; None if no configuration both
         runs and agrees.
@@ -185,6 +188,8 @@ def measure_entry(
     from triton.errors import TritonError
 
     this = device_of(device)
+    if problem.pool > 1 and unpooled is None:
+        raise ValueError("measure_entry: a layer with a pool must come with its measurement without; got None.")
     operands = random_operands(problem, device)
     images = checked_images(problem.batch, device)
     checked = operands.from_images(images) if which == "grad_w" else operands
@@ -192,7 +197,13 @@ def measure_entry(
 
     def agrees(results: Results) -> bool:
         some = results if which == "grad_w" else tuple(result[images] for result in results)
-        return all(compare(*pair, precision)[1] for pair in zip(some, expected, strict=True))
+        pairs = zip(some, expected, strict=True) if problem.pool == 1 else _windows(problem, some, expected)
+        return all(compare(*pair, precision)[1] for pair in pairs)
+
+    def other(operands: Operands) -> Callable[[], Results]:
+        if unpooled is None:
+            return _library(which, problem, operands)
+        return _pooled_apart(problem, operands, unpooled, precision, this)
 
     def blame(who: str, advice: str) -> None:
         message = (
@@ -204,8 +215,8 @@ def measure_entry(
         fault(message)
 
     library_ms = math.inf
-    if agrees(_library(which, problem, checked)()):
-        library_ms = time_ms(_library(which, problem, operands))
+    if agrees(other(checked)()):
+        library_ms = time_ms(other(operands))
     else:
         blame("the library's", "PyTorch and cuDNN")
     times: dict[Config, float] = {}
@@ -234,6 +245,7 @@ def tune(
     path: Path,
     *,
     device: torch.device | None = None,
+    thorough: bool = True,
     timer: Timer | None = None,
     report: Callable[[str], None] | None = None,
     fault: Callable[[str], None] | None = None,
@@ -246,6 +258,7 @@ def tune(
         problems: layers; those of one shape are measured once.
         path: the table, `choice.table_paths(...)[0]` to be found by this user's programs.
         device: default: the current GPU.
+        thorough: every candidate configuration, not only the default one.
         timer: milliseconds of a call. Default: `gpu_ms`.
         report: gets one line a measurement.
         fault: gets one line for each result that is wrong, see `measure_entry`.
@@ -263,7 +276,7 @@ def tune(
         if reason is not None:
             raise RuntimeError(f"tune: device must be able to run Triton kernels; {reason}. Nothing was measured.")
     wanted = [(which, problem.of_pass(which), _precision(problem)) for problem in problems for which in PASSES]
-    return complete(path, wanted, device, timer=timer, report=report, fault=fault)
+    return complete(path, wanted, device, thorough=thorough, timer=timer, report=report, fault=fault)
 
 
 def complete(
@@ -278,16 +291,28 @@ def complete(
 ) -> list[Entry]:
     """As `tune`, for some passes: (pass, layer, precision) each, PyTorch being set to that precision."""
     entries = {(entry.which, entry.problem, entry.precision): entry for entry in read_table(path)}
-    for which, problem, precision in wanted:
+    for which, problem, precision in _with_unpooled(wanted):
         if (which, problem, precision) in entries:
             continue
         options = {"thorough": thorough, "time_ms": timer or gpu_ms, "report": report, "fault": fault}
+        if problem.pool > 1:
+            options["unpooled"] = entries.get((which, problem.unpooled, precision))
+            if options["unpooled"] is None:
+                continue  # nothing ran, and that has been reported
         entry = measure_entry(which, problem, device, precision, **options)
         if entry is not None:
             entries[which, problem, precision] = entry
             write_table(path, entries.values(), device_of(device))
     forget()
     return list(entries.values())
+
+
+def _with_unpooled(wanted: Iterable[tuple[str, Problem, str]]) -> Iterable[tuple[str, Problem, str]]:
+    """Before a layer with a pool, the same without: it is what the pool in the epilogue has to beat."""
+    for which, problem, precision in wanted:
+        if problem.pool > 1:
+            yield which, problem.unpooled, precision
+        yield which, problem, precision
 
 
 def write_table(path: Path, entries: Iterable[Entry], device: Device) -> None:
@@ -395,6 +420,41 @@ def _kernels(
     return lambda: _present(plan.run())
 
 
+def _pooled_apart(
+    problem: Problem, operands: Operands, unpooled: Entry, precision: str, device: Device
+) -> Callable[[], Results]:
+    """The faster provider of all neurons, then the kernel that pools."""
+    from ttfs_kernels.triton_backend import passes
+
+    spikes: Callable[[], Results]
+    if unpooled.library_ms < unpooled.triton_ms:
+        spikes = _library("forward", problem.unpooled, operands)
+    else:
+        spikes = _kernels("forward", problem.unpooled, operands, unpooled.config, precision, device)
+
+    def run() -> Results:
+        y, *gain = spikes()
+        return _present(passes.pool(problem, y, gain[0] if gain else None, True).run())
+
+    return run
+
+
+def _windows(problem: Problem, found: Results, expected: Results) -> Iterable[tuple[Tensor, Tensor]]:
+    """Found and expected activations and gains of windows, from expected ones of all neurons.
+
+    Where several are nearly equal, rounding decides which wins: the one found must be as early as the earliest.
+    """
+    y, *gain, winner = found
+    earliest = F.max_pool2d(expected[0].permute(0, 3, 1, 2), problem.pool)
+    yield y, _rows(earliest)
+    for result, all_neurons in zip((y, *gain), expected, strict=True):
+        rows, columns = problem.pooled_size
+        side = problem.pool
+        kept = all_neurons[:, : rows * side, : columns * side]
+        kept = kept.unflatten(2, (columns, side)).unflatten(1, (rows, side)).movedim(2, 3).flatten(3, 4)
+        yield result, kept.gather(3, winner.long().unsqueeze(3)).squeeze(3)
+
+
 def _present(results: Sequence[Tensor | None]) -> Results:
     return tuple(result for result in results if result is not None)
 
@@ -408,6 +468,7 @@ def _line(
     failures: Counter[str],
 ) -> str:
     size = f"{problem.in_channels}→{problem.out_channels}"
+    others = "apart" if problem.pool > 1 else "library"
     if not problem.is_matrix_product:
         size += f" {'×'.join(map(str, problem.kernel))} on {problem.height}×{problem.width}"
     dtype = "tf32" if precision == "tf32" else str(problem.dtype).removeprefix("torch.")
@@ -420,4 +481,6 @@ def _line(
     if problem.surrogate:
         dtype += ", surrogate"
     library = "wrong" if math.isinf(library_ms) else f"{library_ms:.4f} ms"
-    return f"{which} {size}, batch {problem.batch}, {dtype}: ours {ours}, library {library}{left_out}"
+    if problem.pool > 1:
+        which += " and pool"
+    return f"{which} {size}, batch {problem.batch}, {dtype}: ours {ours}, {others} {library}{left_out}"

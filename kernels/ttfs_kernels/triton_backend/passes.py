@@ -57,13 +57,14 @@ def forward(
 ) -> Plan:
     """(y, gain): activations, and ∂a/∂A if asked for (None for σ = 0, which needs none).
 
+    With a pool (y, gain, winner): of the winner of each window, and uint8 which of its neurons that is.
+
     Raises:
         RuntimeError: the form would race on this chip.
     """
     check_form(config.form, chip, triton_version())
     _check_offsets("forward", problem, config)
-    y = x.new_empty(*_out_shape(problem))
-    gain = torch.empty_like(y) if with_gain and problem.with_slope else None
+    y, gain, *winner = _new_spikes(problem, x, with_gain)
     arguments = {
         "x_ptr": x,
         "w_ptr": weight,
@@ -79,16 +80,41 @@ def forward(
         "FORM": int(config.form),
         "GROUP": config.group,
     }
-    if problem.is_matrix_product:
+    if problem.is_matrix_product and problem.pool == 1:
         blocks = math.ceil(problem.rows / config.block_m) * math.ceil(problem.group_outputs / config.block_n)
         launch = Launch.blocks(linear_forward, (blocks,), arguments | _sizes(problem), config)
     else:
         arguments |= _maps(problem) | _taps(problem) | {"BY_POSITION": skips(problem, config)}
-        blocks = row_blocks(problem, math.prod(problem.out_size), config)
+        arguments |= {"POOL": problem.pool} | _winner(winner)
+        blocks = row_blocks(problem, problem.needed_positions, config)
         blocks *= math.ceil(problem.group_outputs / config.block_n)
         arguments |= {"FEW_CHANNELS": problem.joint_steps, "EVEN": problem.group_inputs % config.block_k == 0}
         launch = Launch.blocks(conv2d_forward, (blocks, problem.groups), arguments, config)
-    return Plan([launch] if problem.rows else [], (y, gain))
+    return Plan([launch] if problem.rows else [], (y, gain, *winner))
+
+
+def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_gain: bool) -> Plan:
+    """(y, gain, winner) as `forward` returns them of a layer with a pool, from (y, gain) of all its neurons."""
+    pooled, pooled_gain, *winner = _new_spikes(problem, y, with_gain)
+    windows, channels = problem.batch * math.prod(problem.pooled_size), problem.out_channels
+    block_m, block_n = _row_blocks(channels, ELEMENTS)
+    arguments = {
+        "y_ptr": y,
+        "gain_ptr": gain,
+        "pooled_ptr": pooled,
+        "pooled_gain_ptr": pooled_gain,
+        "P": problem.out_size[0],
+        "Q": problem.out_size[1],
+        "N": channels,
+        "windows": windows,
+        "WITH_GAIN": pooled_gain is not None,
+        "POOL": problem.pool,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+    }
+    grid = math.ceil(windows / block_m), math.ceil(channels / block_n)
+    launch = Launch(gradient.pool_spikes, grid, arguments | _winner(winner))
+    return Plan([launch] if windows else [], (pooled, pooled_gain, *winner))
 
 
 def local_gradient(
@@ -99,16 +125,20 @@ def local_gradient(
     neuron: Neuron,
     with_late: bool,
     with_bias: bool,
+    winner: Tensor | None = None,
 ) -> Plan:
-    """(h, late_h, grad_bias): what the contractions of the backward pass read, and the float32 sum of h."""
+    """(h, late_h, grad_bias): what the contractions of the backward pass read, and the float32 sum of h.
+
+    Of a layer with a pool, `grad`, `y`, `gain` and `winner` are of the windows; h and late_h are of all neurons.
+    """
     rows, channels = problem.rows, problem.out_channels
-    block_n = min(128, 1 << max(4, (channels - 1).bit_length()))
-    block_m = TILE // block_n
+    block_m, block_n = _row_blocks(channels, TILE)
     steps = math.ceil(rows / block_m)
     rows_per_program = max(1, math.ceil(steps / ROW_PROGRAMS)) * block_m
     blocks = math.ceil(rows / rows_per_program)
+    shape = grad.shape if problem.pool == 1 else (problem.batch, *problem.out_size, channels)
     # One allocation: a library contracts both in one call.
-    pair = grad.new_empty(2 if with_late and problem.with_slope else 1, *grad.shape)
+    pair = grad.new_empty(2 if with_late and problem.with_slope else 1, *shape)
     h, late_h = pair[0], pair[1] if len(pair) == 2 else None
     sums = grad.new_empty((blocks, channels), dtype=torch.float32) if with_bias else None
     launch = Launch(
@@ -121,13 +151,17 @@ def local_gradient(
             "h_ptr": h,
             "late_h_ptr": late_h,
             "bias_sum_ptr": sums,
+            "winner_ptr": winner,
             "M": rows,
             "N": channels,
+            "P": problem.out_size[0],
+            "Q": problem.out_size[1],
             "rows_per_program": rows_per_program,
             "properties": neuron.numbers(),
             "WITH_SLOPE": problem.with_slope,
             "WITH_BIAS": with_bias,
             "WITH_LATE": late_h is not None,
+            "POOL": problem.pool,
             "BLOCK_M": block_m,
             "BLOCK_N": block_n,
         },
@@ -250,8 +284,9 @@ def _sum(parts: Tensor, out: Tensor) -> Launch:
     block = ELEMENTS
     while block > SMALLEST_BLOCK and math.ceil(size / block) < FULL_GRID:
         block //= 2
-    rows = min(TILE // block, 1 << max(0, splits - 1).bit_length())
-    arguments = {"parts_ptr": parts, "out_ptr": out, "splits": splits, "size": size, "ROWS": rows, "BLOCK": block}
+    # As many rows whatever the splits: another batch has others, and would be another kernel.
+    sizes = {"splits": splits, "size": size, "ROWS": TILE // block, "BLOCK": block}
+    arguments = {"parts_ptr": parts, "out_ptr": out, **sizes}
     return Launch(gradient.sum_splits, (math.ceil(size / block),), arguments)
 
 
@@ -263,8 +298,25 @@ def _sum_taps(parts: Tensor, out: Tensor, launch: Launch) -> Launch:
     return Launch(sum_tap_splits, (math.ceil(out.numel() / ELEMENTS),), arguments)
 
 
-def _out_shape(problem: Problem) -> tuple[int, ...]:
-    return problem.batch, *problem.out_size, problem.out_channels
+def _row_blocks(channels: int, elements: int) -> tuple[int, int]:
+    """Rows and channels of a block of an element-wise kernel."""
+    block_n = min(128, 1 << max(4, (channels - 1).bit_length()))
+    return elements // block_n, block_n
+
+
+def _new_spikes(problem: Problem, x: Tensor, with_gain: bool) -> tuple[Any, ...]:
+    """(y, gain), and with a pool (y, gain, winner), uninitialised; None for what is not asked for."""
+    shape = (problem.batch, *problem.pooled_size, problem.out_channels)
+    gain = x.new_empty(shape) if with_gain and problem.with_slope else None
+    if problem.pool == 1:
+        return x.new_empty(shape), gain
+    return x.new_empty(shape), gain, x.new_empty(shape, dtype=torch.uint8) if with_gain else None
+
+
+def _winner(winner: list[Tensor | None]) -> dict[str, Any]:
+    """Arguments of a kernel that may store it."""
+    tensor = winner[0] if winner else None
+    return {"winner_ptr": tensor, "WITH_WINNER": tensor is not None}
 
 
 def _maps(problem: Problem) -> dict[str, int]:

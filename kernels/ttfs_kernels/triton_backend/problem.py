@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ class Problem:
         dtype: of activations and weights.
         with_slope: whether σ > 0, so that there are two contractions.
         surrogate: whether silent neurons have a derivative too, so that grad_x has two contractions.
+        pool: side of the windows of neurons of which the earliest spike is passed on; 1: every neuron's.
     """
 
     batch: int
@@ -44,6 +46,7 @@ class Problem:
     dtype: torch.dtype = torch.float32
     with_slope: bool = True
     surrogate: bool = False
+    pool: int = 1
 
     @staticmethod
     def of_linear(x: Tensor, weight: Tensor, neuron: Neuron) -> Problem:
@@ -52,7 +55,7 @@ class Problem:
         return Problem(*sizes, dtype=x.dtype, with_slope=neuron.has_slope, surrogate=neuron.has_surrogate)
 
     @staticmethod
-    def of_conv2d(x: Tensor, weight: Tensor, geometry: Geometry, neuron: Neuron) -> Problem:
+    def of_conv2d(x: Tensor, weight: Tensor, geometry: Geometry, neuron: Neuron, pool: int = 1) -> Problem:
         """From x [B, C, H, W] and weight [N, C / groups, R, S]."""
         stride, padding, dilation = (_pair(value) for value in geometry[:3])
         batch, channels, height, width = x.shape
@@ -70,6 +73,7 @@ class Problem:
             x.dtype,
             neuron.has_slope,
             neuron.has_surrogate,
+            pool,
         )
 
     @property
@@ -80,6 +84,17 @@ class Problem:
     def out_size(self) -> tuple[int, int]:
         """Rows and columns of the output map."""
         return self.geometry.map_size((self.height, self.width), self.kernel)
+
+    @property
+    def pooled_size(self) -> tuple[int, int]:
+        """Rows and columns of the map that is passed on."""
+        rows, columns = self.out_size
+        return rows // self.pool, columns // self.pool
+
+    @property
+    def needed_positions(self) -> int:
+        """Output positions of a map that are in a window of the pool."""
+        return self.pooled_size[0] * self.pooled_size[1] * self.pool**2
 
     @property
     def rows(self) -> int:
@@ -108,8 +123,14 @@ class Problem:
         return plain and self.groups == 1
 
     def of_pass(self, which: str) -> Problem:
-        """This layer as one of its passes sees it: the surrogate derivative changes the work of grad_x alone."""
-        return self if which == "grad_x" or not self.surrogate else dataclasses.replace(self, surrogate=False)
+        """This layer as one of its passes sees it: the surrogate changes grad_x alone, a pool the forward pass."""
+        surrogate = self.surrogate and which == "grad_x"
+        return dataclasses.replace(self, surrogate=surrogate, pool=self.pool if which == "forward" else 1)
+
+    @property
+    def unpooled(self) -> Problem:
+        """The layer without its pool."""
+        return dataclasses.replace(self, pool=1)
 
     @property
     def joint_steps(self) -> bool:
@@ -127,15 +148,17 @@ class Problem:
         """Bytes that a pass cannot avoid: every operand read once, every result written once."""
         inputs = self.batch * self.height * self.width * self.in_channels
         outputs = self.rows * self.out_channels
+        passed_on = self.batch * math.prod(self.pooled_size) * self.out_channels
         weights = self.out_channels * self.depth
         pair = 2 if self.with_slope else 1
         elements = {
-            "forward": inputs + weights + pair * outputs,
+            "forward": inputs + weights + pair * passed_on,
             "grad_x": (2 if self.surrogate else 1) * outputs + weights + pair * inputs,
             "grad_w": pair * outputs + inputs + weights,
             "grad_b": (1 + pair) * outputs + self.out_channels,
         }
-        return elements[which] * self.dtype.itemsize
+        winners = passed_on if which == "forward" and self.pool > 1 else 0  # a byte each
+        return elements[which] * self.dtype.itemsize + winners
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -147,6 +147,35 @@ def contract_rows(h, x, total, INPUTS_FIRST: tl.constexpr, PRECISION: tl.constex
 
 
 @triton.jit
+def earliest(y, gain, AXIS: tl.constexpr, AREA: tl.constexpr):
+    """(y, gain, place) of the earliest spike of each window: AREA neighbours along axis AXIS of two dimensions.
+
+    As `torch.nn.functional.max_pool2d` chooses: of equals the first, of NaN the last. y: float32, 0 or more, rounded
+    as it will be stored. place: int32, which of the neighbours it was.
+    """
+    if AXIS == 0:
+        windows: tl.constexpr = (y.shape[0] // AREA, AREA, y.shape[1])
+    else:
+        windows: tl.constexpr = (y.shape[0], y.shape[1] // AREA, AREA)
+    y, gain = y.reshape(windows), gain.reshape(windows)
+    place = tl.arange(0, AREA)
+    if AXIS == 0:
+        place = place[None, :, None]
+    else:
+        place = place[None, None, :]
+    # One maximum finds value and place: the bits of floating point numbers from 0 on are ordered as they are.
+    bits = tl.where(y > 0, y.to(tl.int32, bitcast=True), 0)
+    bits = tl.where(y == y, bits, 0x7FC00000)
+    rank = tl.where(y == y, AREA - 1 - place, place)
+    key = tl.max(bits.to(tl.int64) * AREA + rank, axis=AXIS + 1)
+    y = (key // AREA).to(tl.int32).to(tl.float32, bitcast=True)
+    rank = (key % AREA).to(tl.int32)
+    winner = tl.where(y == y, AREA - 1 - rank, rank)
+    gain = tl.sum(tl.where(place == tl.expand_dims(winner, AXIS + 1), gain, 0.0), axis=AXIS + 1)
+    return y, gain, winner
+
+
+@triton.jit
 def store_spikes(
     A,
     W,
@@ -165,11 +194,15 @@ def store_spikes(
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
     SURROGATE: tl.constexpr,
+    winner_ptr=None,
+    WITH_WINNER: tl.constexpr = False,
+    AREA: tl.constexpr = 1,
 ):
     """Epilogue of both forward kernels: initial potential, firing rule, stores.
 
     m: positions, along axis AXIS of A. n: channels of the group, along the other axis; `first_channel` is the
-    group's first. `row_stride`: channels of all groups.
+    group's first. `row_stride`: channels of all groups. AREA > 1: of AREA neighbouring positions only the earliest
+    spike is stored, its gain, and which it was; m are the rows to store, one of AREA.
     """
     if HAS_BIAS:
         bias = tl.load(bias_ptr + first_channel + n, mask=n < N, other=0.0).to(tl.float32)
@@ -179,10 +212,15 @@ def store_spikes(
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     if WITH_SLOPE:
         y, gain = fire(A, properties.psp_persistence * W, properties, SURROGATE and WITH_GAIN)
-        if WITH_GAIN:
-            tl.store(gain_ptr + offsets, fits(gain, dtype), mask=kept)
     else:
         y = clamp_to_window(A)
+        gain = y
+    if AREA > 1:
+        y, gain, winner = earliest(y.to(dtype).to(tl.float32), gain, AXIS, AREA)
+        if WITH_WINNER:
+            tl.store(winner_ptr + offsets, winner.to(tl.uint8), mask=kept)
+    if WITH_SLOPE and WITH_GAIN:
+        tl.store(gain_ptr + offsets, fits(gain, dtype), mask=kept)
     tl.store(y_ptr + offsets, y.to(dtype), mask=kept)
 
 

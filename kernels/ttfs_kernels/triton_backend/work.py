@@ -35,17 +35,20 @@ class Cut(NamedTuple):
 
 
 def skips(problem: Problem, config: Config) -> bool:
-    """Whether blocks are one position of many images and leave out taps: where a step has one tap, of several."""
-    return config.by_position and not problem.is_matrix_product and not problem.joint_steps
+    """Whether blocks are one position of many images and leave out taps: where a step has one tap, of several.
+
+    Not where a block holds the windows of a pool: together their positions meet nearly every tap.
+    """
+    return config.by_position and not problem.is_matrix_product and not problem.joint_steps and problem.pool == 1
 
 
 def largest_offset(problem: Problem, config: Config) -> int:
     """Elements from a block's first image to its end, at most: kernels have 32 bits for it."""
     rows = max(config.block_m, config.block_k)
-    positions = max(1, math.prod(problem.out_size))
+    positions = max(1, problem.needed_positions)
     images = rows if skips(problem, config) else math.ceil(rows / positions) + 1
     inputs = problem.height * problem.width * problem.in_channels
-    return images * max(inputs, positions * problem.out_channels)
+    return images * max(inputs, math.prod(problem.out_size) * problem.out_channels)
 
 
 def executed_flops(which: str, problem: Problem, config: Config) -> int:
@@ -71,7 +74,7 @@ def cut(which: str, problem: Problem, config: Config) -> Cut:
         depth = problem.depth if problem.joint_steps else problem.group_inputs
         columns = problem.groups * math.ceil(problem.group_outputs / config.block_n)
         taps = [_output_taps(problem, config, axis) for axis in (0, 1)]
-        rows = [(math.prod(problem.out_size), *taps)]
+        rows = [(problem.needed_positions, *taps)]
     else:
         depth = problem.group_outputs
         columns = problem.groups * math.ceil(problem.group_inputs / config.block_n)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.kernels.triton.common import convolutions
 from tests.kernels.triton.test_formulation import CHIPS, HOPPER, VERSIONS
-from ttfs_kernels.triton_backend.configs import SMALLEST_BLOCK, Config, candidates, default_config
+from ttfs_kernels.triton_backend.configs import SMALLEST_BLOCK, SMALLEST_SHARED, Config, candidates, default_config
 from ttfs_kernels.triton_backend.formulation import Form, refused
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
@@ -54,8 +54,10 @@ def test_blocks_are_no_larger_than_what_they_cover(problem, chip, dtype):
     }
     for which, covered in sides.items():
         config = default_config(which, problem, chip, "ieee")
-        for block, size in zip((config.block_m, config.block_n, config.block_k), covered, strict=True):
-            assert block == SMALLEST_BLOCK or block < 2 * size
+        shared = which == "grad_x" and chip.has_wgmma and dtype == torch.float16
+        smallest = (SMALLEST_BLOCK, *[SMALLEST_SHARED if shared else SMALLEST_BLOCK] * 2)
+        for block, size, least in zip((config.block_m, config.block_n, config.block_k), covered, smallest, strict=True):
+            assert least == block or least < block < 2 * size
 
 
 @given(

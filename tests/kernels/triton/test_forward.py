@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from tests.kernels.triton.common import (
     convolutions,
     each,
     exact_layer,
+    examples,
     expected_forward,
     fenced,
     run,
@@ -75,7 +76,7 @@ def test_forward_takes_every_option(device, name, dtype, form, persistence, has_
     check_forward(layer, config, chip, persistence, layer.bias if has_bias else None, with_gain)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     problem=convolutions(),
     form=st.deferred(lambda: st.sampled_from(allowed_forms())),
@@ -90,7 +91,7 @@ def test_forward_is_exact_anywhere(device, problem, form, dtype, blocks, persist
     check_forward(layer, config, chip_for(device, form), persistence)
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(problem=small_maps(), form=st.sampled_from(Form), blocks=st.sampled_from(BLOCKS))
 def test_forward_by_position_is_exact(device, problem, form, blocks):
     layer = exact_layer(dataclasses.replace(problem, dtype=torch.float16), device)

@@ -8,13 +8,13 @@ import dataclasses
 import math
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels import oracle
 from tests.kernels.common import activations, away_from_borders, weights
-from tests.kernels.triton.common import convolutions
+from tests.kernels.triton.common import convolutions, examples
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear
 
 DTYPES = st.sampled_from([torch.float32, torch.float16])
@@ -69,7 +69,7 @@ def check(y: Tensor, tensors: tuple[Tensor, Tensor, Tensor | None], neurons, per
         torch.testing.assert_close(gradient.cpu().double(), torch.from_numpy(array), **tolerance(y.dtype, count))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     rows=st.sampled_from([0, 1, 3, 17, 65]),
     inputs=st.sampled_from([1, 3, 17, 65]),
@@ -92,7 +92,7 @@ def test_linear_matches_float64(device, rows, inputs, outputs, dtype, has_bias, 
     check(y, (x, weight, bias), neurons, persistence, clip)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     problem=convolutions(),
     dtype=DTYPES,

@@ -7,12 +7,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels.test_rule import neighbours
-from tests.kernels.triton.common import DTYPES
+from tests.kernels.triton.common import DTYPES, examples
 from ttfs_kernels.rule import fire
 from ttfs_kernels.triton_backend import rule
 
@@ -86,7 +86,7 @@ def test_spike_mask_is_one_where_inputs_spike(device, dtype):
     assert torch.equal(mask, (x > 0).to(dtype))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(rows=st.integers(1, 70), columns=st.integers(1, 70), block=st.sampled_from([16, 32]), group=st.integers(1, 8))
 def test_programs_take_each_block_once(device, rows, columns, block, group):
     shape = triton.cdiv(rows, 16), triton.cdiv(columns, block)

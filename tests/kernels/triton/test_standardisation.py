@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import ttfs_kernels
-from tests.kernels.triton.common import fenced_memory
+from tests.kernels.triton.common import examples, fenced_memory
 from ttfs_kernels import standardise_weights
 from ttfs_kernels.triton_backend import standardisation
 from ttfs_kernels.triton_backend.launch import Launch
@@ -63,7 +63,7 @@ def test_all_layers_match_the_definition(device, channels_last, dtype):
     check(*layers(SHAPES, device, channels_last), dtype)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     shapes=st.lists(
         st.tuples(st.integers(1, 5), st.integers(2, 5), st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=7

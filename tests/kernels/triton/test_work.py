@@ -5,10 +5,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.triton.common import BLOCKS, LINEAR, convolutions, device_for, exact_layer, small_maps
+from tests.kernels.triton.common import BLOCKS, LINEAR, convolutions, device_for, exact_layer, examples, small_maps
 from ttfs_kernels import Neuron
 from ttfs_kernels.triton_backend import passes, work
 from ttfs_kernels.triton_backend.configs import Config
@@ -66,7 +66,7 @@ def executed_products(which: str, problem: Problem, config: Config, device: torc
     return 2 * create_dot.call_count * config.block_m * config.block_n * config.block_k
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(
     problem=convolutions() | small_maps() | st.sampled_from(list(LINEAR.values())),
     which=st.sampled_from(PASSES),

@@ -1,0 +1,79 @@
+"""How many kernels a network's batches compile: a last batch of another size must not compile all of them anew.
+
+Here Triton interprets; what it would compile is asked in a process of its own, which calls `main` below.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.bench.modules import kernels_compile, kernels_plan, planning
+from ttfs_kernels.triton_backend.configs import default_config
+from ttfs_kernels.triton_backend.problem import PASSES
+
+FULL = 256
+BATCHES = (FULL, 255, 100, 1)
+
+
+def variants(model: str, batch: int) -> dict[str, list[str]]:
+    """By pass, what the kernels of a training step's spiking layers are compiled for on an H100."""
+    device = kernels_compile.TARGETS["sm_90"]
+    found: dict[str, set[str]] = {which: set() for which in kernels_compile.WHICH}
+    for _, problem in kernels_plan.read(model, batch, "bf16", 1.0).spiking:
+        for which, signatures in found.items():
+            config = None
+            if which in PASSES:
+                config = default_config(which, problem, device.chip, "ieee", device.processors)
+            launches = planning.plan_pass(which, problem, config, "ieee", device).launches
+            signatures |= {repr(kernels_compile.signature(launch)) for launch in launches}
+    return {which: sorted(signatures) for which, signatures in found.items()}
+
+
+def main() -> None:
+    """Print the variants of all models and batches, as JSON."""
+    models = ("vgg16", "cnn1")
+    print(json.dumps({model: {batch: variants(model, batch) for batch in BATCHES} for model in models}))
+
+
+@cache
+def compiled() -> dict[str, dict[str, dict[str, list[str]]]]:
+    """`main` in a process where Triton compiles."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import main; main()"],
+        cwd=Path(__file__).parents[2],
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def new(model: str, batch: int, which: tuple[str, ...]) -> int:
+    """Kernels of these passes that a batch compiles after full ones have been seen."""
+    full, other = (compiled()[model][str(size)] for size in (FULL, batch))
+    seen = {signature for signatures in full.values() for signature in signatures}
+    return len({signature for name in which for signature in other[name]} - seen)
+
+
+@pytest.mark.parametrize("model", ["vgg16", "cnn1"])
+def test_batches_of_the_same_blocks_compile_nothing(model):
+    """Neither the number of images nor what follows from it is compiled into a kernel."""
+    assert new(model, 255, kernels_compile.WHICH) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "forward", "step"),
+    [("vgg16", 100, 3, 12), ("vgg16", 1, 4, 14), ("cnn1", 100, 0, 1), ("cnn1", 1, 2, 7)],
+)
+def test_smaller_batches_compile_kernels_of_other_blocks_only(model, batch, forward, step):
+    """What is left are blocks that are better there; local gradients and sums have the same for all batches."""
+    assert new(model, batch, ("forward",)) <= forward
+    assert new(model, batch, kernels_compile.WHICH) <= step
+    assert new(model, batch, ("local_gradient",)) == 0

@@ -1,0 +1,204 @@
+"""Photographs of different sizes, loaded cropped."""
+
+import io
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import config as datasets_config
+from PIL import Image
+
+from ttfs_triton.data import checked
+from ttfs_triton.data.crops import centre_crop, random_crop
+from ttfs_triton.data.decode import DataLostError, EncodedImages
+from ttfs_triton.data.images import ImageData, load_images
+
+SIZES = [(30, 40), (40, 30), (64, 64), (25, 90), (120, 160)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache" / "checked-images"
+
+
+def photograph(number: int, mode: str = "RGB") -> Image.Image:
+    height, width = SIZES[number % len(SIZES)]
+    coarse = np.random.default_rng(number).integers(0, 256, (height // 5, width // 5, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height)).convert(mode)
+
+
+def jpeg(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def class_folders(folder: Path, n: int = 10) -> list[Path]:
+    """Files in the order in which they are read."""
+    for i in range(n):
+        path = folder / "train" / "ab"[i % 2] / f"{i:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(photograph(i)))
+    return sorted((folder / "train").glob("*/*"))
+
+
+def load(folder: Path, **options) -> ImageData:
+    return load_images(None, folder, image_size=20, cropped=True, **options)
+
+
+def opened(path: Path) -> Image.Image:
+    return Image.open(path).convert("RGB")
+
+
+def test_cropped_images_are_the_middle(tmp_path):
+    files = class_folders(tmp_path)
+    data = load(tmp_path)
+    assert data.shape == (10, 3, 20, 20)
+    expected = np.stack([centre_crop(opened(file), (20, 20)) for file in files])
+    assert torch.equal(data.images, torch.from_numpy(expected).permute(0, 3, 1, 2))
+
+
+def test_cropped_images_in_an_epoch_are_keyed_parts(tmp_path):
+    files = class_folders(tmp_path)
+    data = load(tmp_path).in_epoch(5, 2)
+    chosen = torch.tensor([7, 0, 7, 3])
+    expected = np.stack([random_crop(5, 2, i)(opened(files[i]), (20, 20)) for i in chosen.tolist()])
+    images = data.images_at(chosen)
+    assert torch.equal(images, torch.from_numpy(expected).permute(0, 3, 1, 2))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(images, load(tmp_path).in_epoch(5, 3).images_at(chosen))
+
+
+def test_parts_belong_to_the_image_whichever_others_are_left_out(tmp_path):
+    files = class_folders(tmp_path)
+    whole = load(tmp_path).in_epoch(0, 0).images
+    files[2].write_bytes(b"damaged")
+    assert torch.equal(load(tmp_path).in_epoch(0, 0).images, whole[[0, 1, 3, 4, 5, 6, 7, 8, 9]])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_that_are_not_cropped_are_the_same_in_every_epoch(tmp_path, random_images, write_parquet, streaming):
+    write_parquet(tmp_path / "train.parquet", random_images(4, 3), [0, 1, 0, 1])
+    data = load_images(None, tmp_path, streaming=streaming)
+    assert torch.equal(data.in_epoch(0, 1).images, data.images)
+
+
+def test_threads_change_nothing(tmp_path, monkeypatch):
+    class_folders(tmp_path)
+    data = load(tmp_path).in_epoch(0, 0)
+    images = []
+    for threads in (1, 3, 8):
+        monkeypatch.setattr("ttfs_triton.data.decode.decoding_threads", lambda threads=threads: threads)
+        images.append(data.images)
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+
+
+@pytest.mark.parametrize(("modes", "channels"), [(["L", "L"], 1), (["L", "RGB"], 3), (["CMYK", "L"], 3)])
+def test_channels_are_those_of_the_most_colourful_image(tmp_path, write_parquet, modes, channels):
+    write_parquet(tmp_path / "train.parquet", [jpeg(photograph(i, mode)) for i, mode in enumerate(modes)], [0, 1])
+    data = load(tmp_path)
+    assert data.shape == (2, channels, 20, 20)
+    if modes == ["L", "RGB"]:
+        assert (data.images[0] == data.images[0, :1]).all()
+
+
+def test_colour_is_rejected_where_grayscale_was_trained_on(tmp_path, write_parquet):
+    for split, mode in (("train", "L"), ("test", "RGB")):
+        write_parquet(tmp_path / f"{split}.parquet", [jpeg(photograph(0, mode))], [0])
+    with pytest.raises(ValueError, match="must be grayscale like the training images; got colour images in the test"):
+        load(tmp_path, split="test", like=load(tmp_path))
+
+
+def test_size_must_be_given(tmp_path):
+    class_folders(tmp_path)
+    with pytest.raises(ValueError, match=r"image_size must be given for cropped images; got None\. Add"):
+        load_images(None, tmp_path, cropped=True)
+
+
+def test_damaged_images_are_found_once_and_remembered(tmp_path, caplog, monkeypatch):
+    files = class_folders(tmp_path)
+    whole = files[4].read_bytes()
+    files[4].write_bytes(whole[: len(whole) // 2])
+    files[6].write_bytes(b"no image")
+    first = load(tmp_path)
+    assert first.skipped == [4, 6]
+    monkeypatch.setattr(checked, "read_checked", None)  # nothing is decoded again
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        again = load(tmp_path)
+    assert "row 4 of the train split" in caplog.text
+    assert (again.skipped, again.fingerprint, again.shape) == ([4, 6], first.fingerprint, first.shape)
+    with pytest.raises(ValueError, match="at most 1 images must be undecodable; got 2 up to row 6"):
+        load(tmp_path, max_bad_images=1)
+
+
+def test_an_image_beyond_pillows_limit_is_a_bad_one(tmp_path, monkeypatch, recwarn):
+    class_folders(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 120 * 160 // 2 - 1)
+    assert load(tmp_path).skipped == [2, 9]  # 04 of the first class, 09 of the second
+    assert not recwarn.list
+
+
+def test_real_values_are_refused(tmp_path, write_parquet):
+    buffer = io.BytesIO()
+    Image.new("F", (30, 30)).save(buffer, "TIFF")
+    write_parquet(tmp_path / "train.parquet", [jpeg(photograph(0)), buffer.getvalue()], [0, 1])
+    assert load(tmp_path).skipped == [1]
+
+
+def test_no_image_left_is_an_error(tmp_path, write_parquet):
+    write_parquet(tmp_path / "train.parquet", [b"x", b"y"], [0, 1])
+    with pytest.raises(ValueError, match="must hold images; got none that can be decoded"):
+        load(tmp_path)
+
+
+def test_changed_files_are_checked_again(tmp_path, cache):
+    files = class_folders(tmp_path)
+    before = load(tmp_path).fingerprint
+    files[3].write_bytes(jpeg(photograph(99)))
+    os.utime(files[3], ns=(0, 0))
+    assert load(tmp_path).fingerprint != before
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_fingerprint_is_that_of_the_files_wherever_they_lie(tmp_path, write_parquet):
+    files = class_folders(tmp_path / "folders")
+    labels = [0 if file.parent.name == "a" else 1 for file in files]
+    write_parquet(tmp_path / "rows" / "train.parquet", [f.read_bytes() for f in files], labels, names=["a", "b"])
+    assert load(tmp_path / "rows").fingerprint == load(tmp_path / "folders").fingerprint
+    assert torch.equal(load(tmp_path / "rows").images, load(tmp_path / "folders").images)
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path, cache, caplog):
+    class_folders(tmp_path)
+    cache.parent.mkdir()
+    cache.write_text("a file where a folder should be")
+    with caplog.at_level(logging.WARNING):
+        assert len(load(tmp_path)) == 10
+    assert "the check of the train split" in caplog.text
+    assert "will be repeated next time" in caplog.text
+
+
+def test_what_is_remembered_is_json(tmp_path, cache):
+    class_folders(tmp_path)
+    load(tmp_path)
+    (file,) = cache.iterdir()
+    assert set(json.loads(file.read_text())) == {"bad", "channels", "digest"}
+
+
+@pytest.mark.parametrize("broken", [None, b"no longer an image"])
+def test_images_that_vanish_are_named(tmp_path, broken):
+    files = class_folders(tmp_path)
+    data = load(tmp_path)
+    files[3].unlink()
+    if broken:
+        files[3].write_bytes(broken)
+    assert isinstance(data.store, EncodedImages)
+    with pytest.raises(DataLostError, match=r"images_at: every image must stay .*; got row 3 .*any more.*Put it back"):
+        data.images_at(torch.arange(10))

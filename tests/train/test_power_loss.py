@@ -1,0 +1,99 @@
+"""After a loss of power at any moment, whatever the file system kept, a whole checkpoint is found."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.power_loss import Disk, lay_out, recorded
+from ttfs_triton.atomic import write_bytes
+from ttfs_triton.train import TrainConfig
+from ttfs_triton.train.checkpoint import clean_partial, latest_checkpoint, load_checkpoint, save_checkpoint
+from ttfs_triton.train.run_folder import RunFolder
+
+
+def save(disk: Disk, folder: Path, step: int, run: int, keep_last: int) -> None:
+    """A small checkpoint; certain when the call has returned."""
+    tensors = {"model": {"weight": torch.full((3,), float(step))}}
+    save_checkpoint(folder, step, tensors=tensors, state={"step": step, "run": run}, keep_last=keep_last)
+    disk.done = step
+
+
+def states(disk: Disk, tmp_path: Path) -> list[tuple[Path, int]]:
+    """Folders as the disk may have them, and the step that is certain in each."""
+    folders = []
+    for number, (tree, done) in enumerate(disk.states.values()):
+        lay_out(tree, tmp_path / f"state-{number}")
+        folders.append((tmp_path / f"state-{number}", done))
+    return folders
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_whole_checkpoint_is_found_after_any_loss(tmp_path, keep_last):
+    """From an empty folder: make the run's folder, save 1, 2, 3, and 3 again with other content."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    run = root / "runs" / "mine"
+    with recorded(root) as disk:
+        folder = RunFolder(run)
+        folder.claim(resume=False, overwrite=False)
+        folder.prepare(TrainConfig(dataset="sample"))
+        for step, attempt in ((1, 1), (2, 1), (3, 1), (3, 2)):
+            save(disk, folder.checkpoints, step, attempt, keep_last)
+        folder.release()
+    found = set()
+    for state, certain in states(disk, tmp_path):
+        checkpoints = state / "runs/mine/checkpoints"
+        clean_partial(checkpoints)
+        newest = latest_checkpoint(checkpoints)
+        step = 0
+        if newest is not None:
+            checkpoint = load_checkpoint(newest)
+            step = checkpoint.step
+            assert torch.equal(checkpoint.tensors["model"]["weight"], torch.full((3,), float(step)))
+        assert step >= certain
+        assert not certain or (state / "runs/mine/config.yaml").read_text()
+        found.add((certain, step))
+    assert {(0, 0), (1, 1), (2, 2), (3, 3)} <= found
+    assert len(disk.states) > 100
+
+
+def test_file_is_the_old_or_the_new_one_after_any_loss(tmp_path):
+    root = tmp_path / "disk"
+    root.mkdir()
+    with recorded(root) as disk:
+        for done, data in enumerate((b"first", b"second one"), start=1):
+            write_bytes(root / "summary.json", data)
+            disk.done = done
+    allowed = {0: {None, b"first"}, 1: {b"first", b"second one"}, 2: {b"second one"}}
+    found: dict[int, set[bytes | None]] = {}
+    for state, certain in states(disk, tmp_path):
+        path = state / "summary.json"
+        found.setdefault(certain, set()).add(path.read_bytes() if path.exists() else None)
+    assert found[2] == allowed[2]
+    assert all(found[certain] <= allowed[certain] for certain in found)
+
+
+@pytest.mark.parametrize("forgotten", ["files", "folders"])
+def test_the_disk_would_find_a_forgotten_sync(tmp_path, monkeypatch, forgotten):
+    """The test of the test: without one kind of sync, some state has lost what was certain."""
+    root = tmp_path / "disk"
+    root.mkdir()
+
+    def sync(descriptor: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_dir() == (forgotten == "files"):
+            real(descriptor)
+
+    with recorded(root) as disk, monkeypatch.context() as patch:
+        real = os.fsync
+        patch.setattr(os, "fsync", sync)
+        for done, data in enumerate((b"first", b"second one"), start=1):
+            write_bytes(root / "summary.json", data)
+            disk.done = done
+    lost = [
+        state
+        for state, certain in states(disk, tmp_path)
+        if certain and not ((state / "summary.json").exists() and (state / "summary.json").read_bytes())
+    ]
+    assert lost

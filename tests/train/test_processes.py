@@ -1,0 +1,71 @@
+"""How processes agree to stop: soon, and without waiting for each other after every step."""
+
+import signal
+import types
+
+import pytest
+
+from ttfs_triton.train import processes
+from ttfs_triton.train.processes import StopRequest
+
+
+class Processes:
+    """Several processes that do the same steps; the reduction takes the sum over what all have brought."""
+
+    def __init__(self, monkeypatch, count, seconds):
+        self.seconds, self.agreements, self.now = seconds, 0, 0.0
+        monkeypatch.setattr(processes, "sum_over_processes", self.sum)
+        monkeypatch.setattr(processes.time, "perf_counter", lambda: self.now)
+        accelerator = types.SimpleNamespace(num_processes=count, device="cpu")
+        self.request, self.others = StopRequest(accelerator), 0
+
+    def sum(self, accelerator, values):
+        self.agreements += 1
+        values = values * accelerator.num_processes
+        values[0] += self.others
+        return values
+
+    def steps(self, count):
+        """Answers after each step."""
+        answers = []
+        for _ in range(count):
+            self.now += self.seconds
+            answers.append(self.request.everywhere())
+        return answers
+
+
+@pytest.mark.parametrize(("seconds", "agreements"), [(0.001, 11), (0.1, 101), (0.6, 1000), (30, 1000)])
+def test_processes_agree_about_once_a_second(monkeypatch, seconds, agreements):
+    many = Processes(monkeypatch, 4, seconds)
+    steps = 10_000 if seconds == 0.001 else 1000
+    assert many.steps(steps) == [False] * steps
+    assert many.agreements == pytest.approx(agreements, rel=0.15)
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.3, 5])
+def test_processes_stop_within_a_second_or_a_step(monkeypatch, seconds):
+    many = Processes(monkeypatch, 2, seconds)
+    many.steps(100)
+    many.others = 1  # of them received a signal, this one did not
+    answers = many.steps(2000)
+    assert 0 <= answers.index(True) * seconds <= 1.01
+
+
+def test_slower_steps_are_noticed(monkeypatch):
+    many = Processes(monkeypatch, 2, 0.01)
+    many.steps(101)
+    many.seconds = 2
+    many.steps(100)
+    agreements = many.agreements
+    many.steps(5)
+    assert many.agreements == agreements + 5
+
+
+def test_one_process_stops_at_once(monkeypatch):
+    one = Processes(monkeypatch, 1, 0.001)
+    with one.request as request:
+        assert one.steps(3) == [False] * 3
+        signal.raise_signal(signal.SIGTERM)
+        assert one.steps(1) == [True]
+    assert request.received is signal.SIGTERM
+    assert one.agreements == 0

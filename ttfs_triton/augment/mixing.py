@@ -1,0 +1,125 @@
+"""MixUp and CutMix: each image with a partner from the whole data set, not from its batch.
+
+The partner, the share and the rectangle are functions of (seed, epoch, index of the image), and the partner is
+augmented with its own parameters. So a mixed image, too, is the same in any batch and under any number of processes; a
+partner from the batch would be another with each batch size. The price is a second image for each one.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttfs_triton.augment.augmentation import Augmentation
+from ttfs_triton.augment.parameters import (
+    MIXING_BLOCKS,
+    MIXING_COLUMN,
+    MIXING_KIND,
+    MIXING_ROW,
+    MIXING_SHARE,
+    PARTNER,
+)
+from ttfs_triton.augment.philox import below, random_words
+
+SHARES = 4096  # quantiles of the Beta distribution to draw from
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How n images are mixed.
+
+    Attributes:
+        partners: [n], int64, indices of the other images in the data set.
+        weights: [n, 1, height, width], float32, share of the partner at each pixel.
+    """
+
+    partners: Tensor
+    weights: Tensor
+
+
+def draw_mixing(
+    augmentation: Augmentation, seed: int, epoch: int, indices: Tensor, among: Tensor, height: int, width: int
+) -> Mixing:
+    """Partners and shares of images.
+
+    Args:
+        augmentation: with MixUp, CutMix or both.
+        seed, epoch: of the run, of the epoch.
+        indices: [n], int64, of the images in their data set.
+        among: [N], int64, images that can be partners, in an order that all processes share.
+        height, width: of the images in pixels.
+    """
+    words = random_words(seed, epoch, indices, MIXING_BLOCKS)
+    device = indices.device
+    number = below(words[:, MIXING_SHARE], SHARES)
+    if augmentation.cutmix:
+        rows = _interval(words[:, MIXING_ROW], _sides(augmentation.cutmix, height, device)[number], height)
+        columns = _interval(words[:, MIXING_COLUMN], _sides(augmentation.cutmix, width, device)[number], width)
+        weights = (rows[:, :, None] & columns[:, None, :]).float()
+        if augmentation.mixup:
+            mixed = below(words[:, MIXING_KIND], 2).bool()
+            shares = _shares(augmentation.mixup, device)[number]
+            weights = torch.where(mixed[:, None, None], shares[:, None, None], weights)
+    else:
+        shares = _shares(augmentation.mixup, device)[number]
+        weights = shares[:, None, None].expand(-1, height, width)
+    return Mixing(among[below(words[:, PARTNER], len(among))], weights[:, None])
+
+
+def mix(
+    images: Tensor, labels: Tensor, partners: Tensor, partner_labels: Tensor, weights: Tensor, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Mix images and their labels.
+
+    Args:
+        images, partners: [n, C, height, width], float.
+        labels, partner_labels: [n], int64, in [0, classes).
+        weights: [n, 1, height, width], share of the partner at each pixel.
+        classes: number of classes.
+    Returns:
+        Images as given, and targets [n, classes], float32: the share of an image is that of its pixels.
+    """
+    mixed = images * (1 - weights) + partners * weights
+    share = weights.mean((1, 2, 3))[:, None]
+    targets = torch.zeros(len(labels), classes, device=labels.device)
+    targets.scatter_add_(1, labels[:, None], 1 - share).scatter_add_(1, partner_labels[:, None], share)
+    return mixed.contiguous(
+        memory_format=torch.channels_last if images.shape[1] > 1 else torch.contiguous_format
+    ), targets
+
+
+def beta_quantiles(alpha: float, count: int) -> np.ndarray:
+    """Quantiles of Beta(α, α) at (i + ½) / count, float64.
+
+    With x = ½·s^(1/p), p = min(α, 1), the density over s in [0, 1] is s^(α/p − 1)·(1 − x)^(α − 1) up to a factor:
+    bounded on the lower half, however sharp the peak at 0; the upper half mirrors it.
+    """
+    power = min(alpha, 1)
+    s = np.linspace(0, 1, 65537)
+    density = s ** (alpha / power - 1) * (1 - 0.5 * s ** (1 / power)) ** (alpha - 1)
+    mass = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    place = (np.arange(count) + 0.5) / count
+    lower = 0.5 * np.interp(2 * np.minimum(place, 1 - place), mass / mass[-1], s) ** (1 / power)
+    return np.where(place < 0.5, lower, 1 - lower)
+
+
+def _interval(word: Tensor, length: Tensor, size: int) -> Tensor:
+    """Which of `size` places are within `length` about a random centre: [n, size], bool."""
+    first = (below(word, size) - length // 2)[:, None]
+    place = torch.arange(size, device=word.device)
+    return (place >= first) & (place < first + length[:, None])
+
+
+@functools.lru_cache(maxsize=4)
+def _shares(alpha: float, device: torch.device) -> Tensor:
+    return torch.from_numpy(beta_quantiles(alpha, SHARES)).float().to(device)
+
+
+@functools.lru_cache(maxsize=8)
+def _sides(alpha: float, size: int, device: torch.device) -> Tensor:
+    """Side of the rectangle along an axis, for each share: the share is that of the area."""
+    return torch.from_numpy((size * np.sqrt(beta_quantiles(alpha, SHARES))).astype(np.int64)).to(device)

@@ -1,0 +1,64 @@
+"""Random numbers as a function of their key: Philox-4x32-10, in integers, the same on every device.
+
+A counter instead of a state: the numbers of one image are those of (seed, epoch, index of the image in its data set),
+whichever process asks, in whatever batch, before or after a restart. The kernel takes the same numbers from
+`tl.philox`; `tests/augment/test_philox.py` holds both to the published vectors.
+
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROUNDS = 10
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MASK = 0xFFFFFFFF
+
+
+def philox(counters: Tensor, seed: int) -> Tensor:
+    """Four random words for each counter.
+
+    Args:
+        counters: [..., 4], int64, each word in [0, 2³²).
+        seed: the key, in [0, 2⁶⁴); its lower half is the first key word.
+    Returns:
+        [..., 4], int64, each word uniform in [0, 2³²).
+    """
+    # Multiplied words are 0 and 2; each round writes the products crosswise, hence the flips.
+    multipliers = counters.new_tensor(_MULTIPLIERS)
+    multiplied, added = counters[..., 0::2], counters[..., 1::2]
+    weyl = counters.new_tensor(_WEYL)
+    key = counters.new_tensor((seed & _MASK, seed >> 32 & _MASK))
+    for _ in range(ROUNDS):
+        # The product of two 32-bit words wraps to a negative int64; its bits are right all the same.
+        product = (multiplied * multipliers).flip(-1)
+        multiplied, added = (product >> 32 & _MASK) ^ added ^ key, product & _MASK
+        key = key + weyl & _MASK
+    return torch.stack([multiplied, added], dim=-1).flatten(-2)
+
+
+def random_words(seed: int, epoch: int, indices: Tensor, blocks: range) -> Tensor:
+    """The random words of images.
+
+    Args:
+        seed: of the run, in [0, 2⁶⁴).
+        epoch: in [0, 2³²).
+        indices: [n], int64, of the images in their data set, on any device.
+        blocks: which blocks of four words.
+    Returns:
+        [n, 4 · len(blocks)], int64, uniform in [0, 2³²), on the device of `indices`.
+    """
+    counters = indices.new_empty(len(indices), len(blocks), 4)
+    counters[..., 0] = (indices & _MASK)[:, None]
+    counters[..., 1] = (indices >> 32)[:, None]
+    counters[..., 2] = epoch
+    counters[..., 3] = torch.arange(blocks.start, blocks.stop, device=indices.device)
+    return philox(counters, seed).flatten(1)
+
+
+def below(words: Tensor, limit: int) -> Tensor:
+    """Uniform integers in [0, limit), limit ≤ 2³¹: the upper half of the product, uneven by less than limit / 2³²."""
+    return words * limit >> 32

@@ -1,0 +1,141 @@
+"""Encoded images, one or many: opened, decoded, and what is wrong with those that cannot be."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import datasets
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from ttfs_triton.data.crops import Crop
+from ttfs_triton.data.pixels import image_pixels
+
+logger = logging.getLogger(__name__)
+
+Read = TypeVar("Read")
+
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises for damaged files."""
+
+_CHUNK = 512  # rows read at a time
+_GROUP = 32  # images decoded by a thread at a time
+
+
+def open_image(encoded: dict[str, Any] | None) -> Image.Image:
+    """Open an image; nothing but its header is read yet.
+
+    Args:
+        encoded: `bytes` of the file, or else its `path`, as `datasets.Image(decode=False)` gives them.
+    Raises:
+        ValueError: no image.
+        OSError, SyntaxError and others: what Pillow raises for damaged files.
+    """
+    source = (encoded["bytes"] or encoded["path"]) if encoded else None
+    if not source:
+        raise ValueError("no image")
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def decode_image(
+    encoded: dict[str, Any] | None,
+    size: tuple[int, int] | None = None,
+    mode: str | None = None,
+    crop: Crop | None = None,
+) -> np.ndarray:
+    """Decode one image.
+
+    Args:
+        encoded: as for `open_image`.
+        size: (height, width) to resize to (bilinear).
+        mode, crop: as for `image_pixels`.
+    Returns:
+        [height, width, C], uint8; C = 1 for grayscale files, else 3. Transparency is dropped, 16-bit grayscale
+        keeps its upper 8 bits.
+    Raises:
+        ValueError: no image, or a pixel format without a meaning as 8-bit values.
+        OSError, SyntaxError and others: what Pillow raises for damaged files.
+    """
+    with open_image(encoded) as file:
+        return image_pixels(file, size, mode, crop)
+
+
+def read_rows(
+    rows: datasets.Dataset, row_numbers: Tensor, read: Callable[[Any], Read], progress: bool
+) -> Iterator[Read | Exception]:
+    """What `read` makes of each encoded image, in order, or the error of those that cannot be decoded."""
+    column = rows.column_names[0]
+
+    def attempt(encoded: Any) -> Read | Exception:
+        try:
+            return read(encoded)
+        except DECODER_ERRORS as error:
+            return error
+
+    def attempt_all(group: list[Any]) -> list[Read | Exception]:
+        return [attempt(encoded) for encoded in group]
+
+    chunks = row_numbers.split(_CHUNK)
+    # Pillow releases the interpreter lock while it decodes; small images gain only if handed over in groups.
+    with ThreadPoolExecutor(decoding_threads()) as pool:
+        visible = progress and Console().is_terminal  # a disabled bar still prints empty lines into a log
+        for chunk in track(chunks, description="Decoding images", transient=True, disable=not visible):
+            encoded = rows[chunk.tolist()][column]
+            groups = [encoded[i : i + _GROUP] for i in range(0, len(encoded), _GROUP)]
+            for results in pool.map(attempt_all, groups):
+                yield from results
+
+
+def decoding_threads() -> int:
+    """Threads of this process that decode: its share of the cores, at most 8."""
+    return max(1, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+class BadImages:
+    """The images of a split that cannot be decoded: each is logged, too many are an error.
+
+    Args:
+        where: split and origin, for messages.
+        limit: how many there may be.
+    Attributes:
+        rows: their row numbers.
+        reasons: one a row.
+    """
+
+    def __init__(self, where: str, limit: int) -> None:
+        self.where, self.limit = where, limit
+        self.rows: list[int] = []
+        self.reasons: list[str] = []
+
+    def add(self, row: int, problem: Exception | str) -> None:
+        """Skip a row.
+
+        Raises:
+            ValueError: it is one too many.
+        """
+        reason = problem if isinstance(problem, str) else f"{type(problem).__name__}: {problem}"
+        self.rows.append(row)
+        self.reasons.append(reason)
+        if len(self.rows) > self.limit:
+            raise ValueError(
+                f"load_images: at most {self.limit} images must be undecodable; got {len(self.rows)} up to row "
+                f"{row} of {self.where} ({reason}). Repair the data, or raise --max-bad-images."
+            ) from (problem if isinstance(problem, Exception) else None)
+        logger.warning("load_images: row %d of %s cannot be decoded (%s); skipped.", row, self.where, reason)
+
+    def require_any(self, kept: Sequence[int]) -> None:
+        """ValueError if no image is left."""
+        if not kept:
+            raise ValueError(
+                f"load_images: {self.where} must hold images; got none that can be decoded. Check the data."
+            )
