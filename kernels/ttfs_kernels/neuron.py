@@ -8,6 +8,7 @@ from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
 
@@ -27,7 +28,7 @@ class Neuron:
             end, A + W, is within δ below 0 has a derivative, up to min(1/(1 + W), 2) at the border; and an input x < δ
             also gets (1 − x/δ) of its mask's gradient. Unused at σ = 0.
     Raises:
-        ValueError: a property out of its range.
+        ValueError: a property that is no number, or out of its range.
     Source: Wei et al., ICCV 2023, Eq. 5 to 7, 9, 10.
     Example:
         >>> Neuron(psp_persistence=0.25)
@@ -43,6 +44,12 @@ two-phase neuron.
     surrogate_width: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in _NAMES:
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool):
+                if value is None and name == "derivative_clip":
+                    continue
+                raise ValueError(f"Neuron: {name} must be a number; got {value!r:.80}. Convert it.")
         if not 0.0 <= self.psp_persistence <= 1.0:
             raise ValueError(
                 f"Neuron: psp_persistence must lie in [0, 1]; got {self.psp_persistence}. "

@@ -13,7 +13,7 @@ from tests.convert.test_conversion import ours
 from ttfs_triton.convert import command, convert
 from ttfs_triton.evaluation import load_network
 from ttfs_triton.model import BaseModel, ModelDescription
-from ttfs_triton.model.weights import write_weights
+from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 
 COPY = ["--no-calibrate"]
@@ -26,14 +26,17 @@ def vgg(tmp_path):
     return path
 
 
+def described(folder) -> ModelDescription:
+    return read_model(folder / "config.json", folder / "model.safetensors")[0]
+
+
 @pytest.fixture
 def ann(tmp_path):
     """A folder with an ANN of ours as training writes it."""
     network = ours(batch_norm=True)
     (tmp_path / "ann").mkdir()
-    write_weights(tmp_path / "ann" / "model.safetensors", network.state_dict())
     description = ModelDescription.of(network.config, class_names=list("abcde"), dataset="letters")
-    description.write(tmp_path / "ann" / "config.json")
+    write_model(tmp_path / "ann", network.state_dict(), description)
     return tmp_path / "ann"
 
 
@@ -48,7 +51,7 @@ def test_recipe_writes_what_evaluation_loads(vgg, tmp_path, capsys):
         assert torch.equal(loaded.network(images), converted.network(images))
     assert loaded.network.config == converted.network.config
     assert json.loads((folder / "conversion.json").read_text()) == converted.report.to_dict() | {"calibration": None}
-    description = ModelDescription.read(folder / "config.json")
+    description = described(folder)
     assert description.base_model == BaseModel("vgg.pth", converted.weights.sha256)
     out = capsys.readouterr().out
     assert "kuangliu/pytorch-cifar" in out
@@ -58,11 +61,11 @@ def test_recipe_writes_what_evaluation_loads(vgg, tmp_path, capsys):
 
 def test_names_of_classes_are_kept_unless_the_head_is_new(ann, tmp_path):
     command.main(None, [str(ann), "--output-dir", str(tmp_path / "kept"), *COPY])
-    kept = ModelDescription.read(tmp_path / "kept" / "config.json")
+    kept = described(tmp_path / "kept")
     assert (kept.class_names, kept.dataset) == (tuple("abcde"), "letters")
     options = ["--classes", "2", "--replace-head", "--no-keep-standardisation"]
     command.main(None, [str(ann), "--output-dir", str(tmp_path / "new"), *options, *COPY])
-    new = ModelDescription.read(tmp_path / "new" / "config.json")
+    new = described(tmp_path / "new")
     assert (new.class_names, new.dataset) == (("0", "1"), None)
     assert (kept.network.weight_standardisation, new.network.weight_standardisation) == (True, False)
 
@@ -70,7 +73,7 @@ def test_names_of_classes_are_kept_unless_the_head_is_new(ann, tmp_path):
 def test_origin_is_handed_on_through_two_conversions(vgg, tmp_path):
     command.main(None, [str(vgg), "--output-dir", str(tmp_path / "one"), *COPY])
     command.main(None, [str(tmp_path / "one"), "--output-dir", str(tmp_path / "two"), *COPY])
-    one, two = (ModelDescription.read(tmp_path / name / "config.json") for name in ("one", "two"))
+    one, two = (described(tmp_path / name) for name in ("one", "two"))
     assert one.base_model == two.base_model
     assert one.network == two.network
 
@@ -145,7 +148,7 @@ def test_mistakes_end_in_a_message_and_leave_nothing(vgg, tmp_path, spoil, flags
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("failing", ["write_weights", "write_json", "sync_folder"])
+@pytest.mark.parametrize("failing", ["write_model", "write_json", "sync_folder"])
 def test_failed_write_leaves_nothing_half(vgg, tmp_path, failing, monkeypatch):
     converted = convert(vgg)
 
@@ -177,8 +180,7 @@ def test_recipe_calibrates_on_images(vgg, tmp_path, capsys):
     source = tmp_path / "ann"
     source.mkdir()
     network = TTFSNetwork(NetworkConfig("6C3-P2-8C3-P2-12", analog=True))
-    write_weights(source / "model.safetensors", network.state_dict())
-    ModelDescription.of(network.config).write(source / "config.json")
+    write_model(source, network.state_dict(), ModelDescription.of(network.config))
     command.main(None, [str(source), "--output-dir", str(tmp_path / "out"), *flags])
     written = json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"]
     assert written["images"] == 24
@@ -201,8 +203,7 @@ def test_spiking_source_is_not_calibrated(tmp_path):
     source = tmp_path / "spiking"
     source.mkdir()
     network = TTFSNetwork(NetworkConfig("6C3-P2-12"))
-    write_weights(source / "model.safetensors", network.state_dict())
-    ModelDescription.of(network.config).write(source / "config.json")
+    write_model(source, network.state_dict(), ModelDescription.of(network.config))
     command.main(None, [str(source), "--output-dir", str(tmp_path / "out")])
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"] is None
 

@@ -15,7 +15,7 @@ from tests.convert import sources
 from tests.hub.server import HubServer, Repository
 from ttfs_triton.convert import WeightsError, open_weights
 from ttfs_triton.model import BaseModel, ModelDescription
-from ttfs_triton.model.weights import write_weights
+from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 TENSORS = {"a.weight": torch.arange(600.0).view(20, 30), "a.bias": torch.ones(20)}
@@ -31,8 +31,7 @@ def own(tmp_path):
     network = TTFSNetwork(NetworkConfig("3C3-P2-4", image_size=(6, 6)))
     folder = tmp_path / "ann"
     folder.mkdir()
-    write_weights(folder / "model.safetensors", network.state_dict())
-    ModelDescription.of(network.config).write(folder / "config.json")
+    write_model(folder, network.state_dict(), ModelDescription.of(network.config))
     return folder
 
 
@@ -194,22 +193,29 @@ def test_values_that_are_not_finite_are_refused(tmp_path, name):
     ("text", "problem"),
     [("{", "must be JSON"), ("[1]", "must hold a JSON object; got list"), ("\udcff", "must be JSON")],
 )
-def test_damaged_configuration_is_refused(own, text, problem):
-    (own / "config.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(WeightsError, match=problem):
+def test_damaged_configuration_is_refused(own, tmp_path, text, problem):
+    for folder in (own, tmp_path):
+        (folder / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(WeightsError, match=r"config\.json must be as it was written with the weights"):
         open_weights(own)
+    torch.save(TENSORS, tmp_path / "pytorch_model.bin")  # knows no config.json
+    with pytest.raises(WeightsError, match=problem):
+        open_weights(tmp_path)
 
 
-def test_configuration_of_a_newer_version_is_refused(own):
+def test_configuration_of_a_newer_version_is_refused(own, tmp_path):
     values = json.loads((own / "config.json").read_text())
-    (own / "config.json").write_text(json.dumps(values | {"format_version": 99}))
+    (tmp_path / "config.json").write_text(json.dumps(values | {"format_version": 99}))
+    torch.save(TENSORS, tmp_path / "pytorch_model.bin")
+    own = tmp_path
     with pytest.raises(WeightsError, match="Upgrade ttfs-triton"):
         open_weights(own).description()
 
 
 def test_origin_of_converted_weights_is_handed_on(own):
     base = BaseModel("vgg.pt", "1" * 64, "org/vgg", "2" * 40)
-    ModelDescription.read(own / "config.json").replace(base_model=base).write(own / "config.json")
+    description, tensors = read_model(own / "config.json", own / "model.safetensors")
+    write_model(own, tensors, description.replace(base_model=base))
     assert open_weights(own).base_model() == base
 
 
@@ -329,3 +335,57 @@ def test_replicas_have_the_names_of_their_projects():
     assert "classifier.6.weight" in sources.chenyaofo().state_dict()
     assert "head.fc.weight" in sources.edadaltocg().state_dict()
     assert {"conv.0.cnn.weight", "fc.4.linear.weight"} <= sources.paper().state_dict().keys()
+
+
+class _Call:
+    """Pickles as a call of something that PyTorch allows."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def deflated(content: bytes) -> bytes:
+    """The same archive with its entries compressed."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "must be a whole file of tensors; it is empty"),
+        (deflated(bytes_of({"a": torch.zeros(10**6)})), "must hold its entries as they are.*compressed, 40"),
+        (
+            bytes_of({"a": torch.zeros(1).expand(10**11)}),
+            r"a must hold each of its elements; got shape \[10{11}\]",
+        ),
+        (
+            bytes_of({"a": _Call(torch.FloatTensor, 10**6)}),
+            "take no more memory than their file; got 4000000 bytes",
+        ),
+        (bytes_of({"a": _Call(bytearray, 10**6)}), "it asks for bytearray, which was refused"),
+    ],
+    ids=["empty", "deflated", "expanded", "drawn up", "bytearray"],
+)
+def test_bombs_are_refused_before_they_go_off(tmp_path, content, problem):
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(WeightsError, match=problem):
+        open_weights(tmp_path / "w.pt")
+
+
+def test_old_bombs_are_refused_too(tmp_path):
+    torch.save({"a": _Call(bytearray, 10**6)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(WeightsError, match="it asks for bytearray, which was refused"):
+        open_weights(tmp_path / "w.pt")
+
+
+def test_tied_weights_and_views_are_read(tmp_path):
+    weight = torch.rand(4, 6)
+    torch.save({"a": weight, "b": weight, "c": weight.t(), "d": weight[1:]}, tmp_path / "w.pt")
+    assert torch.equal(open_weights(tmp_path / "w.pt").tensors["c"], weight.t())

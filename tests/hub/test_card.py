@@ -12,6 +12,7 @@ from tests.hub.test_facts import change
 from ttfs_triton.hub.card import ALLOWED, RESULTS_FILE, code, eval_results, make_package, render_card, words
 from ttfs_triton.hub.facts import ModelFacts, read_facts
 from ttfs_triton.model import BaseModel, TTFSModel, find_model
+from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.nn import NetworkConfig
 
 
@@ -160,7 +161,8 @@ def test_nothing_of_this_machine_is_published(run, monkeypatch):
     )
     versions = json.loads((run / "summary.json").read_text())["versions"]
     change(run / "summary.json", versions=versions | {"alice-private-package": "1.0"})
-    change(run / "best" / "config.json", dataset="secret-project")
+    description, tensors = read_model(run / "best" / "config.json", run / "best" / "model.safetensors")
+    write_model(run / "best", tensors, description.replace(dataset="secret-project"))
     (run / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "host": "node17.example", "lr": "/home/alice"}) + "\n")
     (run / "best" / ".env").write_text("HF_TOKEN=hf_abcdefghijklmnop")
     package = make_package(read_facts(find_model(run)), "org/name")
@@ -193,9 +195,8 @@ def test_words_and_code_are_harmless():
 
 
 def test_package_holds_the_model_bit_for_bit(facts, trained, tmp_path):
-    weights = (trained / "best" / "model.safetensors").read_bytes()
-    package = make_package(facts, "org/name", weights=weights)
-    assert make_package(facts, "org/name").files == package.files
+    package = make_package(facts, "org/name")
+    assert package.files["model.safetensors"] == (trained / "best" / "model.safetensors").read_bytes()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes(package.files[name])
     loaded = TTFSModel.from_pretrained(tmp_path)

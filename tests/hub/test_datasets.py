@@ -13,7 +13,9 @@ MNIST = NetworkConfig("4C3-P2-8", image_size=(28, 28), classes=10)
     ("settings", "recorded", "stated", "expected"),
     [
         ({"dataset": "ylecun/mnist"}, None, None, ("ylecun/mnist", "MNIST", False)),
-        ({"dataset": "ylecun/mnist", "data_dir": "/home/alice/m"}, "m", None, ("ylecun/mnist", "MNIST", True)),
+        ({"dataset": "ylecun/mnist", "data_dir": "/home/alice/m"}, "m", None, (None, "a local data set", True)),
+        ({"dataset": "sample", "data_dir": "/home/alice/sample"}, "sample", None, (None, "a local data set", True)),
+        ({"dataset": "uoft-cs/cifar100"}, "uoft-cs/cifar100", None, (None, "a data set that is not named", False)),
         ({"dataset": "uoft-cs/cifar10", "data_dir": "/home/alice/m"}, "m", None, (None, "a local data set", True)),
         ({"dataset": "some/photos", "data_dir": "/home/alice/m"}, "m", None, (None, "a local data set", True)),
         ({"dataset": None, "data_dir": "/home/alice/m"}, "m", None, (None, "a local data set", True)),
@@ -28,7 +30,7 @@ def test_only_what_is_known_is_claimed(settings, recorded, stated, expected):
     found = training_data(settings, recorded, MNIST, stated)
     assert (found.id, found.name, found.local) == expected
     assert (found.licence is not None) == (found.name == "MNIST")
-    assert found.recorded == expected[0]
+    assert found.recorded == found.seen == (None if found.local else expected[0])
 
 
 def test_sample_goes_by_its_name():

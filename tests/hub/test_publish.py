@@ -132,7 +132,8 @@ def test_command_reports_mistakes_plainly(trained, capsys):
 
 
 def test_names_are_checked_without_a_network(trained):
-    with pytest.raises(HubError, match="repo_id must be owner/name"):
-        publish(trained, "name", dry_run=True)
+    for name in ("name", "../x", "org/..", "org/-x", "org/x.git"):
+        with pytest.raises(HubError, match="repo_id must be owner/name"):
+            publish(trained, name, dry_run=True)
     with pytest.raises(HubError, match="repo_id must be owner/name"):
         check_account("name")

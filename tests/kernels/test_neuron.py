@@ -11,6 +11,9 @@ from ttfs_kernels import Neuron
 
 NAN = math.nan
 REFUSALS = [
+    *(({name: "1"}, f"{name} must be a number; got '1'") for name in ("psp_persistence", "derivative_clip")),
+    ({"surrogate_width": None}, "surrogate_width must be a number; got None"),
+    ({"psp_persistence": True}, "psp_persistence must be a number; got True"),
     *(({"psp_persistence": sigma}, f"psp_persistence must lie in [0, 1]; got {sigma}") for sigma in (1.5, -0.1, NAN)),
     *(({"derivative_clip": clip}, f"derivative_clip must be positive or None; got {clip}") for clip in (0, -1.0, NAN)),
     *(

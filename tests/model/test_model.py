@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import ttfs_triton
+from ttfs_triton.atomic import write_bytes
 from ttfs_triton.model import BaseModel, LoadError, TTFSModel, find_model
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
@@ -113,13 +115,18 @@ def test_half_written_models_do_not_load(model, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "a")
     other = TTFSModel(CONFIG, class_names=list("abcd"))
 
-    def full(*_):
-        raise OSError("no space left")
+    def full(path, content, failing):
+        if path.name == failing:
+            raise OSError("no space left")
+        write_bytes(path, content)
 
-    monkeypatch.setattr("ttfs_triton.model.model.write_bytes", full)
-    with pytest.raises(OSError, match="no space left"):
-        other.save_pretrained(tmp_path / "a", overwrite=True)
-    with pytest.raises(LoadError, match="must say what network the weights are of"):
+    for failing in ("config.json", "model.safetensors"):
+        monkeypatch.setattr("ttfs_triton.model.files.write_bytes", partial(full, failing=failing))
+        with pytest.raises(OSError, match="no space left"):
+            other.save_pretrained(tmp_path / "a", overwrite=True)
+        if failing == "config.json":
+            assert_same_model(TTFSModel.from_pretrained(tmp_path / "a"), model)
+    with pytest.raises(LoadError, match="must be as it was written with the weights"):
         TTFSModel.from_pretrained(tmp_path / "a")
 
 
@@ -128,7 +135,7 @@ def test_weights_of_another_network_are_refused(model, tmp_path):
     config = tmp_path / "a" / "config.json"
     values = json.loads(config.read_text())
     config.write_text(json.dumps(values | {"network": values["network"] | {"specification": "5C3-P2-8"}}))
-    with pytest.raises(LoadError, match=r"must hold the network of its config\.json"):
+    with pytest.raises(LoadError, match=r"config\.json must be as it was written with the weights"):
         TTFSModel.from_pretrained(tmp_path / "a")
 
 

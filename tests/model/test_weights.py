@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ttfs_triton.model import LoadError
-from ttfs_triton.model.weights import checksum, read_weights, read_weights_into, weight_bytes, write_weights
+from ttfs_triton.model.weights import checksum, read_weights, read_weights_into, weight_bytes
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def network():
 
 @pytest.fixture
 def path(tmp_path, network):
-    write_weights(tmp_path / "model.safetensors", network.state_dict())
+    (tmp_path / "model.safetensors").write_bytes(weight_bytes(network.state_dict()))
     return tmp_path / "model.safetensors"
 
 
@@ -45,7 +45,7 @@ def test_data_are_aligned(network):
 
 def test_prefixes_of_compiled_parts_are_taken_off(tmp_path, network):
     named = {name.replace("0.", "0._orig_mod."): tensor for name, tensor in network.state_dict().items()}
-    write_weights(tmp_path / "a", named)
+    (tmp_path / "a").write_bytes(weight_bytes(named))
     assert_same(read_weights(tmp_path / "a"), network.state_dict())
 
 
@@ -95,7 +95,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
 def test_network_takes_the_precision_of_the_file(tmp_path, network, kind):
     other = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(kind)
-    write_weights(tmp_path / "a", other.state_dict())
+    (tmp_path / "a").write_bytes(weight_bytes(other.state_dict()))
     read_weights_into(network, tmp_path / "a")
     assert_same(network.state_dict(), other.state_dict())
 
@@ -113,6 +113,6 @@ def test_network_takes_the_precision_of_the_file(tmp_path, network, kind):
 def test_loading_is_strict(tmp_path, network, change, message):
     tensors = dict(network.state_dict())
     change(tensors)
-    write_weights(tmp_path / "a", tensors)
+    (tmp_path / "a").write_bytes(weight_bytes(tensors))
     with pytest.raises(LoadError, match=f"(?s){message}"):
         read_weights_into(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), tmp_path / "a")

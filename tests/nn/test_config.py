@@ -47,7 +47,7 @@ def test_config_is_frozen_and_replaced():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.classes = 3  # pyright: ignore[reportAttributeAccessIssue]
     assert config.replace(classes=3).classes == 3
-    with pytest.raises(ValueError, match="classes must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="classes must be at least 1 and at most 1048576; got 0"):
         config.replace(classes=0)
 
 
@@ -73,15 +73,33 @@ def test_config_scales_sizes():
             {"specification": "128", "neuron": "ann", "readout": "first_spike"},
             "readout must be potential_start for an analog network; got first_spike",
         ),
-        ({"specification": "128", "in_channels": 0}, "in_channels must be at least 1; got 0"),
+        ({"specification": "128", "in_channels": 0}, "in_channels must be at least 1 and at most 4096; got 0"),
         ({"specification": "128", "image_size": [28]}, r"image_size must be two positive sizes.*got \(28,\)"),
-        ({"specification": "128", "width": 0.0}, "width must be positive and finite; got 0.0"),
-        ({"specification": "128", "initial_gain": float("inf")}, "initial_gain must be positive and finite; got inf"),
+        ({"specification": "128", "width": 0.0}, "width must be positive, from 1e-06 to 1e\\+06; got 0.0"),
+        ({"specification": "128", "initial_gain": float("inf")}, "initial_gain must be a finite number; got inf"),
         ({"specification": "128", "derivative_clip": -1.0}, "derivative_clip must be positive or None; got -1.0"),
         ({"specification": "128", "psp_persistence": 2.0}, r"psp_persistence must lie in \[0, 1\]; got 2.0"),
         ({"specification": "128", "dropout": 1.0}, r"dropout must be in \[0, 1\); got 1.0"),
         ({**ANALOG, "mean": [0.5]}, r"mean must have one entry per channel \(3\); got \(0.5,\)"),
         ({**ANALOG, "std": [0.5, 0.0, 1.0]}, "std must be positive"),
+        ({**ANALOG, "mean": [0.5, 0.0, 1e300]}, r"mean must have entries up to 1e\+06"),
+        ({**ANALOG, "mean": [0.5, None, 1]}, "mean must be a tuple of finite numbers"),
+        ({**ANALOG, "mean": 10**400}, "mean must be a tuple of finite numbers"),
+        ({"specification": 5}, "specification must be text of at most 4096 characters; got 5"),
+        ({"specification": "1C1-" * 2000 + "8"}, "specification must be text of at most 4096 characters; got 8001"),
+        ({"specification": "128", "classes": 10**12}, "classes must be .* at most 1048576; got 1000000000000"),
+        ({"specification": "128", "classes": 10.0}, "classes must be a whole number; got 10.0"),
+        ({"specification": "128", "classes": True}, "classes must be a whole number; got True"),
+        ({"specification": "128", "image_size": [28, "28"]}, "image_size must be a tuple of whole numbers"),
+        ({"specification": "128", "image_size": [28, 10**6]}, "image_size must be two positive sizes up to 16384"),
+        ({"specification": "128", "width": 1e308}, r"width must be positive, from 1e-06 to 1e\+06; got 1e\+308"),
+        ({"specification": "128", "width": 1e5}, "width must give no layer more than 1048576 neurons or channels"),
+        ({"specification": "128", "width": 10**400}, "width must be a finite number"),
+        ({"specification": "128", "max_value": "9"}, "max_value must be a finite number; got '9'"),
+        ({"specification": "128", "bias": "no"}, "bias must be True or False; got 'no'"),
+        ({"specification": "128", "encoder": ["latency"]}, "encoder must be one of latency, analog"),
+        ({"specification": "128", "neuron": {}}, "neuron must be one of dft, ann"),
+        ({"specification": "128", "psp_persistence": "1"}, "psp_persistence must be a number; got '1'"),
     ],
 )
 def test_config_rejects(values, message):

@@ -55,10 +55,10 @@ def test_read_yaml_names_what_is_wrong(tmp_path):
     with pytest.raises(ConfigError, match="must hold `key: value` lines; got list"):
         read_yaml(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
-    with pytest.raises(ConfigError, match="is not valid YAML"):
+    with pytest.raises(ConfigError, match="must be valid YAML"):
         read_yaml(tmp_path / "broken.yaml")
     (tmp_path / "python.yaml").write_text("a: !!python/object/apply:os.getcwd []\n")
-    with pytest.raises(ConfigError, match="is not valid YAML"):
+    with pytest.raises(ConfigError, match="must be valid YAML"):
         read_yaml(tmp_path / "python.yaml")
 
 

@@ -9,7 +9,8 @@ from tests.convert import sources
 from tests.convert.sources import randomised
 from ttfs_triton.convert import convert
 from ttfs_triton.model import BaseModel, ModelDescription
-from ttfs_triton.model.weights import read_weights, write_weights
+from ttfs_triton.model.files import read_model, write_model
+from ttfs_triton.model.weights import read_weights, weight_bytes
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.train import ConfigError
 from ttfs_triton.train.start import load_weights
@@ -39,9 +40,9 @@ def trained(config: NetworkConfig) -> TTFSNetwork:
 def save(network: TTFSNetwork, folder, config: bool = True):
     """As the trainer keeps its best weights."""
     (folder / "best").mkdir(parents=True)
-    write_weights(folder / "best" / "model.safetensors", network.state_dict())
-    if config:
-        ModelDescription.of(network.config).write(folder / "best" / "config.json")
+    write_model(folder / "best", network.state_dict(), ModelDescription.of(network.config))
+    if not config:
+        (folder / "best" / "config.json").unlink()
     return folder
 
 
@@ -100,8 +101,8 @@ def test_network_of_another_project_starts_a_run(tmp_path):
 def test_converted_folder_starts_a_run_and_hands_its_origin_on(tmp_path):
     base = BaseModel("vgg.pth", "1" * 64)
     folder = save(trained(ANN), tmp_path / "run")
-    description = ModelDescription.read(folder / "best" / "config.json").replace(base_model=base)
-    description.write(folder / "best" / "config.json")
+    description, tensors = read_model(folder / "best" / "config.json", folder / "best" / "model.safetensors")
+    write_model(folder / "best", tensors, description.replace(base_model=base))
     assert load_weights(target(), str(folder)).base_model == base
 
 
@@ -136,7 +137,7 @@ def test_plain_weights_cannot_be_standardised(tmp_path):
 def test_bare_weights_of_other_shapes_are_named(tmp_path):
     tensors = trained(ANN).state_dict()
     tensors["features.conv2.weight"] = tensors["features.conv2.weight"][:, :3]
-    write_weights(tmp_path / "w.safetensors", tensors)
+    (tmp_path / "w.safetensors").write_bytes(weight_bytes(tensors))
     problem = r"features\.conv2\.weight: \[8, 3, 3, 3\], conv2 needs \[8, 6, 3, 3\]"
     with pytest.raises(ConfigError, match=problem):
         load_weights(target(), str(tmp_path / "w.safetensors"))
@@ -148,7 +149,7 @@ def test_unreadable_weights_are_refused(tmp_path):
     source = save(trained(ANN), tmp_path / "run")
     values = json.loads((source / "best" / "config.json").read_text())
     (source / "best" / "config.json").write_text(json.dumps(values | {"format_version": 99}))
-    with pytest.raises(ConfigError, match=r"weights: .*Upgrade ttfs-triton"):
+    with pytest.raises(ConfigError, match=r"weights: .*config\.json must be as it was written with the weights"):
         load_weights(target(), str(source))
 
 

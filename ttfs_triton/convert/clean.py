@@ -33,7 +33,7 @@ class CleanTensors:
     steps: tuple[str, ...]
 
 
-def clean(content: object) -> CleanTensors:
+def clean(content: object, most_bytes: int | None = None) -> CleanTensors:
     """Find the tensors in the content of a file.
 
     Containers (`state_dict`, `model`, `net`, ..., nested too) are opened; a prefix that every name begins with
@@ -41,9 +41,10 @@ def clean(content: object) -> CleanTensors:
 
     Args:
         content: a mapping of names to tensors, or of names to anything with such a mapping in it.
+        most_bytes: that the tensors may take together: the size of the file. Default: any.
     Raises:
-        WeightsError: there is no such mapping; tensors that are sparse, quantised, complex or without data; or values
-            that are not finite.
+        WeightsError: there is no such mapping; tensors that are sparse, quantised, complex or without data, that repeat
+            elements, or take more than `most_bytes`; or values that are not finite.
     """
     steps: list[str] = []
     mapping = _open(content, steps)
@@ -58,6 +59,7 @@ def clean(content: object) -> CleanTensors:
     if not tensors:
         raise WeightsError("clean: weights must hold tensors; got none.")
     tensors = _without_prefixes(tensors, steps)
+    _check_memory(tensors, most_bytes)
     for name, tensor in tensors.items():
         _check(name, tensor)
     return CleanTensors(tensors, tuple(steps))
@@ -86,6 +88,26 @@ def _without_prefixes(tensors: dict[str, Tensor], steps: list[str]) -> dict[str,
             return tensors
         steps.append(f"removed the prefix {prefix}")
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _check_memory(tensors: Mapping[str, Tensor], most_bytes: int | None) -> None:
+    """Before anything is computed: a view may show one element as 10¹², and take memory for them when it is copied."""
+    storages: dict[int, int] = {}
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta:
+            continue  # refused by what they are
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        if tensor.numel() * tensor.element_size() > storage.nbytes():
+            raise WeightsError(
+                f"clean: {name} must hold each of its elements; got shape {list(tensor.shape)} over "
+                f"{storage.nbytes()} bytes. Save it by tensor.contiguous()."
+            )
+    if most_bytes is not None and sum(storages.values()) > most_bytes:
+        raise WeightsError(
+            f"clean: tensors must take no more memory than their file; got {sum(storages.values())} bytes from "
+            f"{most_bytes}. Get the file again."
+        )
 
 
 def _check(name: str, tensor: Tensor) -> None:

@@ -21,8 +21,8 @@ from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.conversion import Converted, convert
 from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.data.images import draw_images, load_images
-from ttfs_triton.model.description import CONFIG, ModelDescription
-from ttfs_triton.model.weights import WEIGHTS, write_weights
+from ttfs_triton.model.description import ModelDescription
+from ttfs_triton.model.files import write_model
 from ttfs_triton.nn import Neuron
 
 
@@ -191,8 +191,7 @@ def write_folder(converted: Converted, folder: Path, more: dict[str, Any] | None
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
-        write_weights(aside / WEIGHTS, converted.network.state_dict())
-        description_of(converted).write(aside / CONFIG)
+        write_model(aside, converted.network.state_dict(), description_of(converted))
         write_json(aside / "conversion.json", converted.report.to_dict() | (more or {}))
         os.replace(aside, folder)  # an empty folder may be there
     except BaseException:

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from torch import Tensor
 from ttfs_triton.convert.clean import WeightsError, clean
 from ttfs_triton.convert.download import FoundFile, download_weights
 from ttfs_triton.model.description import CONFIG, BaseModel, ModelDescription
-from ttfs_triton.model.weights import WEIGHTS, LoadError, read_weights
+from ttfs_triton.model.files import check_pair, read_config
+from ttfs_triton.model.weights import WEIGHTS, LoadError, read_header, read_weights
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".th")
 WEIGHT_SUFFIXES = (".safetensors", *PICKLED)
@@ -100,10 +102,10 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
             )
     content, kind = _read(found.file, verified=sha256 is not None or found.sha256 is not None)
     try:
-        cleaned = clean(content)
+        cleaned = clean(content, most_bytes=found.file.stat().st_size)
     except WeightsError as error:
         raise WeightsError(f"open_weights: {found.name} cannot be used: {error}") from error
-    config = _read_config(found.config)
+    config = _read_config(found.config, found.file if kind == "safetensors" else None)
     return Weights(
         cleaned.tensors,
         found.name,
@@ -164,21 +166,30 @@ def _read(file: Path, *, verified: bool) -> tuple[object, str]:
             f"open_weights: weights must end in .safetensors, {', '.join(PICKLED)}; got {file.name}. "
             "Save them as safetensors."
         )
+    if file.stat().st_size == 0:
+        raise WeightsError(f"open_weights: {file} must be a whole file of tensors; it is empty. Get it again.")
     if zipfile.is_zipfile(file):
         _check_zip(file, verified=verified)
+    else:
+        with file.open("rb") as program:
+            _check_calls(file, program)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True), "pickle"
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes in the unpickler
-        raise WeightsError(_pickle_problem(file, str(error))) from error
+        raise WeightsError(_pickle_problem(file, str(error) or type(error).__name__)) from error
+    return content, "pickle"
 
 
 def _check_zip(file: Path, *, verified: bool) -> None:
-    """Refuse programs, and entries that differ from their CRC-32, which torch.save writes and torch.load ignores."""
+    """Refuse what torch.save does not write: entries that grow when read, programs, entries that fail their CRC-32."""
     try:
         with zipfile.ZipFile(file) as archive:
+            _check_sizes(file, archive)
             script = any(name.endswith("/constants.pkl") for name in archive.namelist())
             damaged = None if verified or script else archive.testzip()
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(f"open_weights: {file} must be a whole file that torch.save wrote; {error}.") from error
     if script:
         raise WeightsError(
@@ -190,6 +201,41 @@ def _check_zip(file: Path, *, verified: bool) -> None:
             f"open_weights: {file} must be as it was written; {damaged} in it fails its checksum. Get it again, or "
             "give the SHA-256 that it should have."
         )
+
+
+def _check_sizes(file: Path, archive: zipfile.ZipFile) -> None:
+    """torch.save stores entries as they are, so all of them together are no larger than the file."""
+    size, declared = file.stat().st_size, sum(entry.file_size for entry in archive.infolist())
+    packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    if packed or declared > size:
+        raise WeightsError(
+            f"open_weights: {file} must hold its entries as they are, as torch.save writes them; got "
+            f"{f'{packed[0]} compressed' if packed else 'entries that overlap'}, {declared} bytes in a file of {size}. "
+            "Save the weights as safetensors where the file is from."
+        )
+    for entry in archive.infolist():
+        if entry.filename.endswith("/data.pkl"):
+            with archive.open(entry) as program:
+                _check_calls(file, program)
+
+
+def _check_calls(file: Path, program: IO[bytes]) -> None:
+    """Refuse the one thing that PyTorch lets a pickle call and that fills memory by a number alone: bytearray(10**10).
+
+    Args:
+        file: for messages.
+        program: pickles, one behind another; whatever follows them, or is wrong with them, is PyTorch's to find.
+    """
+    while True:
+        try:
+            calls = [str(argument) for opcode, argument, _ in pickletools.genops(program) if opcode.name == "GLOBAL"]
+        except Exception:  # of many kinds: storages follow the last pickle of old files
+            return
+        if any(call.endswith(" bytearray") for call in calls):
+            raise WeightsError(
+                f"open_weights: {file} must hold tensors only; it asks for bytearray, which was refused. "
+                "Save model.state_dict() as safetensors where the file is from."
+            )
 
 
 def _pickle_problem(file: Path, problem: str) -> str:
@@ -204,12 +250,16 @@ def _pickle_problem(file: Path, problem: str) -> str:
     return f"open_weights: {file} must be a whole file of tensors that torch.save wrote; {first_line}."
 
 
-def _read_config(path: Path | None) -> Mapping[str, Any] | None:
+def _read_config(path: Path | None, weights: Path | None) -> Mapping[str, Any] | None:
+    """What is beside the weights; it must be what they were written with, if they are safetensors and say so."""
     if path is None:
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = read_config(path)
+        config = json.loads(content) if weights is None else check_pair(content, read_header(weights), path)
+    except LoadError as error:
+        raise WeightsError(f"open_weights: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"open_weights: {path} must be JSON; {error}. Mend or remove it.") from error
     if not isinstance(config, dict):
         raise WeightsError(f"open_weights: {path} must hold a JSON object; got {type(config).__name__}.")

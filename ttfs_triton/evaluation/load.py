@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ttfs_triton.data.images import ImageData, load_images
 from ttfs_triton.data.sources import HUB_NAME, SAMPLE
-from ttfs_triton.model import ModelDescription, ModelFiles, TTFSModel, find_model
+from ttfs_triton.model import LoadError, ModelDescription, ModelFiles, TTFSModel, find_model
+from ttfs_triton.yaml_file import YamlError, read_mapping
 
 # What a run's configuration says about its data, by the arguments of `load_images`.
 KEYS = ("dataset", "data_dir", "image_column", "label_column", "image_size", "max_bad_images", "streaming")
@@ -108,6 +107,9 @@ def _configured(loaded: LoadedNetwork) -> dict[str, Any]:
         return {"image_size": size, "cropped": cropped} | (
             {"dataset": name} if name == SAMPLE or HUB_NAME.fullmatch(name) else {}
         )
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        values = read_mapping(path)
+    except YamlError as error:
+        raise LoadError(f"load_test_images: {path} {error}") from error
     found = {key: values[key] for key in KEYS if values.get(key) is not None}
     return found | {"cropped": bool(values.get("random_resized_crop"))}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ttfs_triton.model.download import REPOSITORY, HubError, hub_errors
 
@@ -55,7 +57,12 @@ def check_name(repo_id: str) -> None:
     Raises:
         HubError: it is not "owner/name".
     """
-    if not REPOSITORY.fullmatch(repo_id):
+    try:
+        validate_repo_id(repo_id)
+        valid = REPOSITORY.fullmatch(repo_id) is not None
+    except HFValidationError:
+        valid = False
+    if not valid:
         raise HubError(f"publish: repo_id must be owner/name; got {repo_id!r}. The owner is you or an organisation.")
 
 

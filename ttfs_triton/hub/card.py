@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ from ttfs_triton.hub.facts import ModelFacts, Results
 from ttfs_triton.model.classification import windows_before_readout
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, ModelDescription
 from ttfs_triton.model.download import REPOSITORY
-from ttfs_triton.model.weights import WEIGHTS, weight_bytes
+from ttfs_triton.model.files import model_bytes
+from ttfs_triton.model.weights import WEIGHTS
 from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_STEPS, card_rows
 from ttfs_triton.wording import interval, number, percent, small_percent
 
@@ -71,7 +73,7 @@ def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -
         library_name=LIBRARY,
         pipeline_tag="image-classification",
         tags=[*spikes, "image-classification", "pytorch_model_hub_mixin", "model_hub_mixin"],
-        datasets=[facts.data.id] if facts.data.id else None,
+        datasets=[facts.data.seen] if facts.data.seen else None,
         base_model=base.name if base is not None and base.name and REPOSITORY.fullmatch(base.name) else None,
         metrics=["accuracy"] if facts.results else None,
         model_name=repo_id.rpartition("/")[2],
@@ -88,8 +90,8 @@ def _model_index(facts: ModelFacts, results: Results) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type=facts.data.id or "unknown",
-            dataset_name=facts.data.name,
+            dataset_type=facts.data.seen or "unknown",
+            dataset_name="a local data set" if facts.data.local else facts.data.name,
             dataset_split="test",
             metric_type=kind,
             metric_name=name,
@@ -102,14 +104,13 @@ def _model_index(facts: ModelFacts, results: Results) -> list[EvalResult]:
 def eval_results(facts: ModelFacts) -> str | None:
     """Content of `RESULTS_FILE`; None unless the whole test set of a data set on the Hub was scored."""
     results, data = facts.results, facts.data
-    if results is None or data.id is None or not is_complete(facts):
+    if results is None or data.seen is None or not is_complete(facts):
         return None
     entry = EvalResultEntry(
-        dataset_id=data.id,
+        dataset_id=data.seen,
         task_id="image-classification",
         value=round(100 * results.accuracy, 4),
-        notes=f"accuracy in percent over {results.images} test images"
-        + (", read from a local copy" if data.local else ""),
+        notes=f"accuracy in percent over {results.images} test images",
     )
     return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
 
@@ -200,25 +201,21 @@ def make_package(
     facts: ModelFacts,
     repo_id: str,
     *,
-    weights: bytes | None = None,
     license: str | None = None,
     chips: Sequence[str] = CARD_CHIPS,
 ) -> Package:
-    """The files of a model.
+    """The files of a model. Its weights are bit for bit those that were loaded; their header names this config.json.
 
     Args:
         facts: of the model.
         repo_id: where it goes, "owner/name".
-        weights: content of its file, to publish it as it is. Default: written anew.
         license, chips: as for `render_card`.
     Raises:
         ValueError: an unknown chip.
     """
-    files = {
-        WEIGHTS: weight_bytes(facts.model.state_dict()) if weights is None else weights,
-        CONFIG: (json.dumps(_published(facts).to_dict(), indent=2, ensure_ascii=False) + "\n").encode(),
-        "README.md": render_card(facts, repo_id, license=license, chips=chips).encode(),
-    }
+    files = model_bytes(facts.model.state_dict(), _published(facts))
+    facts = dataclasses.replace(facts, weights_sha256=hashlib.sha256(files[WEIGHTS]).hexdigest())
+    files["README.md"] = render_card(facts, repo_id, license=license, chips=chips).encode()
     if (results := eval_results(facts)) is not None:
         files[RESULTS_FILE] = results.encode()
     if facts.settings:

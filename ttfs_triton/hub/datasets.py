@@ -27,7 +27,7 @@ class TrainingData:
         licence: in words, or None if not known.
         source: whom to cite, or "".
         test_images: in the whole test set, or None if not known.
-        local: read from a local copy.
+        local: read from a local folder: then the name is what the publisher states, and nothing was compared.
         shape: (channels, height, width, classes) of the original, or None if not known.
     """
 
@@ -40,9 +40,14 @@ class TrainingData:
     shape: tuple[int, int, int, int] | None = None
 
     @property
+    def seen(self) -> str | None:
+        """The data set on the Hub that was read, None of a local folder: all that metadata and leaderboards may get."""
+        return None if self.local else self.id
+
+    @property
     def recorded(self) -> str | None:
         """What a published config.json calls it: enough to load it again, and nothing local."""
-        return self.id or (SAMPLE if self.name == KNOWN[SAMPLE].name else None)
+        return self.seen or (SAMPLE if self.name == KNOWN[SAMPLE].name and not self.local else None)
 
 
 UNNAMED = TrainingData(None, "a data set that is not named")
@@ -91,8 +96,8 @@ def training_data(
 ) -> TrainingData:
     """The data set of a run, without the name or path of any local folder.
 
-    A local folder counts as a copy of the data set that the run's configuration names if that is a known one whose
-    channels, size and number of classes are the network's. Otherwise nothing is claimed about it.
+    A local folder has no name, whatever the recipe's default is: nobody has compared it with anything. A known data set
+    must have the network's number of classes.
 
     Args:
         settings: the run's configuration; empty for bare weights.
@@ -107,8 +112,9 @@ def training_data(
     local = settings.get("data_dir") is not None
     name = stated or settings.get("dataset") or (None if settings else recorded)
     known = KNOWN.get(str(name))
-    shape = (network.in_channels, *network.image_size, network.classes)
-    if stated is None and local and (known is None or known.shape != shape):
+    if known is not None and known.shape is not None and known.shape[-1] != network.classes:
+        name, known = None, None
+    if stated is None and local:
         return TrainingData(None, "a local data set", local=True)
     if known is not None:
         return dataclasses.replace(known, local=local)

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ttfs_triton.hardware import Counts, read_counts
 from ttfs_triton.hub.datasets import UNNAMED, TrainingData, training_data, without_paths
 from ttfs_triton.model.locate import ModelFiles
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import LayerStatistics, Neuron
+from ttfs_triton.yaml_file import YamlError, read_mapping
 
 # Keys of a run's configuration that others need to repeat it. The rest says where and how it ran here.
 PUBLISHED_SETTINGS = (
@@ -104,7 +103,7 @@ def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: st
         evaluation: folder or evaluation.json that `recipes/evaluate.py` wrote; its figures replace those of training.
         dataset: what it was trained on, if the run does not say.
     Raises:
-        LoadError: damaged or unfinished; or an evaluation of other weights.
+        LoadError: damaged or unfinished; or an evaluation of other weights, or on other data.
         ValueError: `dataset` is no name on the Hub.
     """
     model = TTFSModel.from_files(files)
@@ -114,13 +113,14 @@ def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: st
         settings = _yaml(files.run / "config.yaml")
         summary = _json(files.run / "summary.json", "A run writes it when it ends: go on with it by --resume.")
         metrics = _metrics(files.run / "metrics.jsonl")
+    data = training_data(settings, model.description.dataset, model.config, dataset)
     results = _results(summary, "test_", files.weights, model) if summary else None
     if evaluation is not None:
-        results = _evaluated(evaluation / "evaluation.json" if evaluation.is_dir() else evaluation, sha256, model)
+        results = _evaluated(evaluation / "evaluation.json" if evaluation.is_dir() else evaluation, sha256, model, data)
     return ModelFacts(
         model=model,
         weights_sha256=sha256,
-        data=training_data(settings, model.description.dataset, model.config, dataset),
+        data=data,
         results=results,
         settings={key: without_paths(settings[key]) for key in PUBLISHED_SETTINGS if key in settings},
         versions={name: str(summary["versions"][name]) for name in _VERSIONS if name in summary.get("versions", {})},
@@ -134,10 +134,15 @@ def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: st
     )
 
 
-def _evaluated(path: Path, sha256: str, model: TTFSModel) -> Results:
+def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData) -> Results:
     found = _json(path, "recipes/evaluate.py --output-dir writes it.")
     if found.get("weights_sha256") != sha256:
         raise LoadError(f"publish: {path} must be an evaluation of these weights; it is of others. Evaluate them.")
+    if data.recorded is not None and found.get("dataset") != Path(data.recorded).name:
+        raise LoadError(
+            f"publish: {path} must be an evaluation on {data.name}; it is on {found.get('dataset')!r:.80}. "
+            "Evaluate on the data that it was trained beside."
+        )
     return _results(found, "", path, model)
 
 
@@ -171,7 +176,7 @@ def _layer(found: Mapping[str, Any]) -> LayerStatistics:
 def _json(path: Path, remedy: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"publish: {path} must be there and readable; {error}. {remedy}") from error
     if not isinstance(found, dict):
         raise LoadError(f"publish: {path} must hold an object; got {type(found).__name__}.")
@@ -180,12 +185,9 @@ def _json(path: Path, remedy: str) -> dict[str, Any]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LoadError(f"publish: {path} must be the run's configuration; {error}.") from error
-    if not isinstance(found, dict):
-        raise LoadError(f"publish: {path} must hold `key: value` lines; got {type(found).__name__}.")
-    return found
+        return read_mapping(path)
+    except (OSError, YamlError) as error:
+        raise LoadError(f"publish: {path} must be the run's configuration; {error}") from error
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def publish(
         check_account(repo_id, token=token)
     files = find_model(Path(run))
     facts = read_facts(files, evaluation=evaluation, dataset=dataset)
-    package = make_package(facts, repo_id, weights=files.weights.read_bytes(), license=license, chips=chips)
+    package = make_package(facts, repo_id, license=license, chips=chips)
     if dry_run:
         return Published(package, None)
     open_repository(repo_id, private=private, token=token)

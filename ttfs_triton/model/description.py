@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import ttfs_triton
-from ttfs_triton.atomic import write_json
 from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import NetworkConfig
 
 CONFIG = "config.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # from 3 on, the weights know their config.json; the keys are those of 2
 LIBRARY = "ttfs-triton"
 TAGS = ["spiking-neural-network", "time-to-first-spike", "neuromorphic", "image-classification"]
 PAPER = (
@@ -48,8 +46,10 @@ class Preprocessing:
     fit: Literal["stretch", "crop"] = "stretch"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", tuple(self.size))  # JSON has no tuples
-        if len(self.size) != 2 or not all(isinstance(side, int) and side > 0 for side in self.size):
+        if isinstance(self.size, list):  # JSON has no tuples
+            object.__setattr__(self, "size", tuple(self.size))
+        sides = self.size if isinstance(self.size, tuple) else ()
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"Preprocessing: size must be two positive sizes, height and width; got {self.size}.")
         if self.mode not in ("L", "RGB", None):
             raise ValueError(f'Preprocessing: mode must be "L", "RGB" or None; got {self.mode!r}.')
@@ -57,8 +57,9 @@ class Preprocessing:
             raise ValueError(f'Preprocessing: resize must be "bilinear"; got {self.resize!r}.')
         if self.fit not in ("stretch", "crop"):
             raise ValueError(f'Preprocessing: fit must be "stretch" or "crop"; got {self.fit!r}.')
-        if not self.divisor > 0:
-            raise ValueError(f"Preprocessing: divisor must be positive; got {self.divisor}.")
+        number = isinstance(self.divisor, int | float) and not isinstance(self.divisor, bool)
+        if not number or not 0 < self.divisor < math.inf:
+            raise ValueError(f"Preprocessing: divisor must be positive and finite; got {self.divisor!r:.80}.")
 
     @classmethod
     def of(cls, network: NetworkConfig, fit: Literal["stretch", "crop"] = "stretch") -> Preprocessing:
@@ -80,12 +81,20 @@ class BaseModel:
         sha256: of the file, hexadecimal.
         name: repository on the Hub, or None for a local file.
         revision: commit of the repository, or None.
+    Raises:
+        ValueError: something else.
     """
 
     file: str
     sha256: str
     name: str | None = None
     revision: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, str) and not (value is None and field.default is None):
+                raise ValueError(f"BaseModel: {field.name} must be text; got {value!r:.80}.")
 
 
 def _library() -> dict[str, str]:
@@ -100,11 +109,13 @@ class ModelDescription:
         network: the network.
         class_names: one a class.
         preprocessing: of its images.
-        dataset: that it was trained on: a Hub name, "sample", or the name of a local folder; None if not known.
+        dataset: that it was trained on: a Hub name or "sample"; None if it was read from a folder, or not known.
+            Older versions wrote a folder's name.
         base_model: that it was made from, or None.
         library: name and version of the package that wrote it; `to_dict` writes those of this one.
     Raises:
-        ValueError: as many class names as classes are needed; preprocessing must give what the network takes.
+        ValueError: as many class names as classes are needed, and texts; preprocessing must give what the network
+            takes.
 
     Example:
         >>> network = NetworkConfig("4C3-P2-16", image_size=(8, 8), classes=2)
@@ -123,12 +134,19 @@ class ModelDescription:
     library: Mapping[str, str] = dataclasses.field(default_factory=_library)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        if len(self.class_names) != self.network.classes or not all(isinstance(n, str) for n in self.class_names):
+        if isinstance(self.class_names, list):
+            object.__setattr__(self, "class_names", tuple(self.class_names))
+        names = self.class_names if isinstance(self.class_names, tuple) else ()
+        if len(names) != self.network.classes or not all(isinstance(name, str) for name in names):
             raise ValueError(
                 f"ModelDescription: class_names must be {self.network.classes} strings, one a class; "
-                f"got {list(self.class_names)}."
+                f"got {self.class_names!r:.400}."
             )
+        if not isinstance(self.dataset, str | None):
+            raise ValueError(f"ModelDescription: dataset must be text or None; got {self.dataset!r:.80}.")
+        texts = (*self.library, *self.library.values()) if isinstance(self.library, Mapping) else (None,)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"ModelDescription: library must hold texts; got {self.library!r:.80}.")
         wanted = (self.network.image_size, _MODES.get(self.network.in_channels))
         if (self.preprocessing.size, self.preprocessing.mode) != wanted:
             raise ValueError(
@@ -179,9 +197,9 @@ class ModelDescription:
         Raises:
             LoadError: a newer format, unknown or missing keys, or values that are not a network's.
         """
-        if not isinstance(values, Mapping) or not isinstance(values.get("format_version"), int):
+        version = values.get("format_version") if isinstance(values, Mapping) else None
+        if not isinstance(version, int) or isinstance(version, bool):
             _refuse("values", "be an object with a format_version", f"{type(values).__name__} {values!r:.80}")
-        version = values["format_version"]
         if not 1 <= version <= FORMAT_VERSION:
             _refuse("format_version", f"be 1 to {FORMAT_VERSION}", version, "Upgrade ttfs-triton.")
         known = {"format_version", "network", "class_names", "dataset"}
@@ -189,48 +207,25 @@ class ModelDescription:
             known |= {"library", "preprocessing", "base_model"}
         if unknown := sorted(set(values) - known):
             _refuse("keys", f"be among {', '.join(sorted(known))}", ", ".join(unknown))
+        if not isinstance(values.get("network", {}), Mapping):
+            _refuse("network", "be an object", f"{values['network']!r:.80}")
         try:
-            network = NetworkConfig.from_dict(values["network"])
-            description = cls.of(network, class_names=values.get("class_names") or None, dataset=values.get("dataset"))
+            network, names = NetworkConfig.from_dict(values["network"]), values.get("class_names") or None
+            if not isinstance(names, list | None):
+                _refuse("class_names", f"be {network.classes} strings, one a class", f"{names!r:.80}")
+            description = cls.of(network, class_names=names, dataset=values.get("dataset"))
             if version == 1:
                 return description.replace(library={"name": LIBRARY})
             base = values.get("base_model")
             return description.replace(
                 preprocessing=Preprocessing(**values["preprocessing"]),
                 base_model=None if base is None else BaseModel(**base),
-                library=dict(values["library"]),
+                library=values["library"],
             )
         except KeyError as error:
             _refuse("values", f"have the key {error}", f"only {', '.join(values)}")
         except (TypeError, ValueError) as error:
             raise LoadError(f"ModelDescription.from_dict: values must describe a network; {error}") from error
-
-    @classmethod
-    def read(cls, path: Path) -> ModelDescription:
-        """Read a config.json.
-
-        Raises:
-            LoadError: there is none, or as `from_dict`; names the file.
-        """
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise LoadError(
-                f"load: {path} must say what network the weights are of; there is none. "
-                "Training writes one beside its weights; keep both together."
-            ) from None
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise LoadError(f"load: {path} must be what training wrote; it is no JSON ({error}).") from error
-        except LoadError as error:
-            raise LoadError(f"load: {path} must be what training wrote; {error}") from error
-
-    def write(self, path: Path) -> None:
-        """Write a config.json, whole or not at all.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        write_json(path, self.to_dict())
 
 
 def _refuse(name: str, rule: str, value: object, remedy: str = "") -> NoReturn:

@@ -16,6 +16,10 @@ from ttfs_triton.data.pixels import image_pixels, to_float
 from ttfs_triton.model.description import Preprocessing
 
 ImageLike = Image.Image | np.ndarray | Tensor | str | Path
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""Of image files. Pillow would hand others to programs outside, such as EPS to Ghostscript."""
+MAX_PIXELS = 2**27
+"""Of an image file: 0.5 GiB when decoded."""
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode "L"
 
 
@@ -96,11 +100,13 @@ def _check_shape(dimensions: int, shape: tuple[int, ...], found: int, channels: 
 
 def _opened(path: Path, preprocessing: Preprocessing) -> Tensor:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"must have at most {MAX_PIXELS} pixels; {path} has {image.width} × {image.height}.")
             return _pixels(image, preprocessing)
     except FileNotFoundError:
         raise ValueError(f"must exist; there is no file {path}.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"must be readable; {path} is not ({error}).") from None
 
 

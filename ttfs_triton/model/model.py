@@ -10,12 +10,12 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from PIL import Image
 
-from ttfs_triton.atomic import write_bytes
 from ttfs_triton.model.classification import Classification, Decision, check_options, classify_batch
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, BaseModel, ModelDescription
+from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.model.images import ImageLike, network_input, split_images
 from ttfs_triton.model.locate import ModelFiles, find_model
-from ttfs_triton.model.weights import WEIGHTS, LoadError, read_weights_into, weight_bytes
+from ttfs_triton.model.weights import WEIGHTS, LoadError, checksum, load_tensors
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 
@@ -140,8 +140,9 @@ class TTFSModel(
         Raises:
             LoadError: damaged files, or weights of another network.
         """
-        model = cls.from_description(ModelDescription.read(files.config))
-        read_weights_into(model, files.weights)
+        description, tensors = read_model(files.config, files.weights)
+        model = cls.from_description(description)
+        load_tensors(model, tensors, files.weights)
         return model.eval()
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # no card without results; no push
@@ -156,27 +157,27 @@ class TTFSModel(
             ValueError: another model is there; nothing has been written.
             OSError: the files cannot be written; no half-written file is left.
         """
-        folder, weights = Path(save_directory), weight_bytes(self.state_dict())
-        config, file = folder / CONFIG, folder / WEIGHTS
-        if not overwrite and not self._same(config, file, weights):
+        folder = Path(save_directory)
+        if not overwrite and not self._same(ModelFiles(folder / WEIGHTS, folder / CONFIG)):
             raise ValueError(
                 f"save_pretrained: save_directory must hold no other model; got {folder}, which does. "
                 "Give overwrite=True to replace it, or another folder."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        config.unlink(missing_ok=True)  # a kill in between must not leave weights under another network's name
-        write_bytes(file, weights)
-        self.description.write(config)
+        write_model(folder, self.state_dict(), self.description)
 
-    def _same(self, config: Path, file: Path, weights: bytes) -> bool:
+    def _same(self, files: ModelFiles) -> bool:
         """Whether a folder holds no model, or this one."""
-        if not (config.exists() or file.exists()):
+        if not (files.config.exists() or files.weights.exists()):
             return True
         try:
-            found = ModelDescription.read(config).replace(library=self.description.library)
-            return found == self.description and file.read_bytes() == weights
-        except (LoadError, OSError):
+            found, tensors = read_model(files.config, files.weights)
+        except LoadError:
             return False
+        plain = {name.replace("_orig_mod.", ""): tensor for name, tensor in self.state_dict().items()}
+        return found.replace(library=self.description.library) == self.description and checksum(tensors) == checksum(
+            plain
+        )
 
     def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]  # private unless said otherwise
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
@@ -12,35 +13,52 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.atomic import tensor_bytes, write_bytes
+from ttfs_triton.atomic import tensor_bytes
 
 WEIGHTS = "model.safetensors"
 CHECKSUM = "tensors_sha256"  # key in the file's metadata
+# What networks are made of, by its name in the header; any other type is none of ours.
+_KINDS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
 
 
 class LoadError(ValueError):
     """Files that hold no network of ours: says what was looked for and where."""
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors and their checksum, whole or not at all; `torch.compile`'s prefixes are taken off the names.
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says about itself.
+
+    Attributes:
+        tensors: type, or None for one that no network of ours has, and shape, by name.
+        metadata: texts by name.
+    """
+
+    tensors: Mapping[str, tuple[torch.dtype | None, tuple[int, ...]]]
+    metadata: Mapping[str, str]
+
+
+def weight_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file with a checksum; the same tensors give the same bytes.
 
     Args:
-        path: the file; its folder must exist.
-        tensors: as of `state_dict()`, on any device.
-    Raises:
-        OSError: the file cannot be written; an old one is untouched.
+        tensors: as of `state_dict()`, on any device; `torch.compile`'s prefixes are taken off the names.
+        metadata: more texts for the header. Default: none.
     """
-    write_bytes(path, weight_bytes(tensors))
-
-
-def weight_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """What `write_weights` writes; the same tensors give the same bytes."""
     named = {name.replace("_orig_mod.", ""): tensor.detach().cpu() for name, tensor in tensors.items()}
     # safetensors writes several entries of metadata in an order that changes from call to call: the header is ours.
     plain = tensor_bytes(named)
     length = int.from_bytes(plain[:8], "little")
-    entries = {"__metadata__": {"format": "pt", CHECKSUM: checksum(named)}, **json.loads(plain[8 : 8 + length])}
+    entries = {
+        "__metadata__": {"format": "pt", CHECKSUM: checksum(named), **(metadata or {})},
+        **json.loads(plain[8 : 8 + length]),
+    }
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     return b"".join((len(header).to_bytes(8, "little"), header, memoryview(plain)[8 + length :]))
@@ -56,15 +74,29 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def read_header(path: Path) -> Header:
+    """What is in a file; no tensor is read.
+
+    Raises:
+        LoadError: the file is not there, is no safetensors file, or is cut off.
+    """
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # no mapping
+            tensors = {name: (_KINDS.get(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
+            return Header(tensors, file.metadata() or {})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise LoadError(f"load: {path} must be a whole safetensors file; {error}.") from error
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read tensors, on the CPU.
 
     Raises:
         LoadError: the file is not there, is no safetensors file, is cut off, or fails its checksum if it has one.
     """
+    expected = read_header(path).metadata.get(CHECKSUM)
     try:
-        with safetensors.safe_open(str(path), "pt") as file:
-            expected = (file.metadata() or {}).get(CHECKSUM)
         tensors = safetensors.torch.load_file(str(path))
     except (OSError, safetensors.SafetensorError) as error:
         raise LoadError(f"load: {path} must be a whole safetensors file; {error}.") from error
@@ -79,7 +111,11 @@ def read_weights_into(network: nn.Module, path: Path) -> None:
     Raises:
         LoadError: as `read_weights`, or the tensors are those of another network.
     """
-    tensors = read_weights(path)
+    load_tensors(network, read_weights(path), path)
+
+
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """As `read_weights_into`, of tensors that were read already from the file at `path`."""
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(kinds) > 1:
         raise LoadError(f"load: {path} must be of one floating type; got {', '.join(sorted(map(str, kinds)))}.")

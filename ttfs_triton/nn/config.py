@@ -4,10 +4,18 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from ttfs_kernels import Neuron
-from ttfs_triton.nn.specification import Convolution, parse_specification
+from ttfs_triton.nn.specification import MAX_SIZE, Convolution, Dense, parse_specification
+
+MAX_CHANNELS = 2**12
+"""Channels of an image."""
+MAX_SIDE = 2**14
+"""Height and width of an image, pixels."""
+MAX_NUMBER = 1e6
+"""Width, pixel values, statistics and gain; those that must be positive are at least its inverse."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,8 @@ class NetworkConfig:
         dropout: probability that a spike of a fully connected hidden layer is dropped while training. The weights that
             read it are divided by 1 − dropout, not the activations: those are times.
     Raises:
-        ValueError: a value out of range, or options that exclude each other.
+        ValueError: a value of another type or out of range, also above `MAX_SIZE` (classes, and each hidden layer at
+            its width), `MAX_CHANNELS`, `MAX_SIDE` or `MAX_NUMBER`; or options that exclude each other.
     Example:
         >>> config = NetworkConfig("16C5-P2-128", neuron=Neuron(psp_persistence=0.25))
         >>> config.replace(classes=100).to_dict()["psp_persistence"]
@@ -64,20 +73,51 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "mean", "std"):  # JSON has no tuples
             value = getattr(self, name)
-            if value is not None:
+            if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
         tokens = parse_specification(self.specification)
+        self._check_types()
         self._check_choices()
         self._check_ranges()
+        for token in tokens:
+            size = (
+                token.channels if isinstance(token, Convolution) else token.features if isinstance(token, Dense) else 0
+            )
+            if size * self.width > MAX_SIZE:
+                _refuse(
+                    "width", f"give no layer more than {MAX_SIZE} neurons or channels", self.width, f"{size} times it."
+                )
         if self.encoder == "analog" and not isinstance(tokens[0], Convolution):
             _refuse("specification", 'start with a convolution for encoder="analog"', self.specification)
+
+    def _check_types(self) -> None:
+        """Exactly what JSON gives back: true is no number and 10.0 no count."""
+        for name in ("in_channels", "classes"):
+            if not _is_whole(getattr(self, name)):
+                _refuse(name, "be a whole number", repr(getattr(self, name)))
+        for name in ("width", "max_value", "initial_gain", "dropout"):
+            if not _is_number(getattr(self, name)):
+                _refuse(name, "be a finite number", repr(getattr(self, name)))
+        for name in ("bias", "weight_standardisation", "analog", "batch_norm"):
+            if not isinstance(getattr(self, name), bool):
+                _refuse(name, "be True or False", repr(getattr(self, name)))
+        for name, check, kind in (
+            ("image_size", _is_whole, "whole"),
+            ("mean", _is_number, "finite"),
+            ("std", _is_number, "finite"),
+        ):
+            value = getattr(self, name)
+            if value is None and name != "image_size":
+                continue
+            if not isinstance(value, tuple) or not all(map(check, value)):
+                _refuse(name, f"be a tuple of {kind} numbers", f"{value!r:.80}")
 
     def _check_choices(self) -> None:
         for name, choices in (
             ("encoder", ("latency", "analog")),
             ("readout", ("potential_start", "potential_end", "first_spike")),
         ):
-            if getattr(self, name) not in choices:
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in choices:
                 _refuse(name, f"be one of {', '.join(choices)}", getattr(self, name))
         if self.encoder == "analog" and self.max_value != 1:
             _refuse("max_value", 'be 1 for encoder="analog"', self.max_value, "Use mean and std.")
@@ -91,22 +131,24 @@ class NetworkConfig:
             _refuse("readout", "be potential_start for an analog network", self.readout, "It has no slope.")
 
     def _check_ranges(self) -> None:
-        for name in ("in_channels", "classes"):
-            if getattr(self, name) < 1:
-                _refuse(name, "be at least 1", getattr(self, name))
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            _refuse("image_size", "be two positive sizes, height and width", self.image_size)
+        for name, most in (("in_channels", MAX_CHANNELS), ("classes", MAX_SIZE)):
+            if not 1 <= getattr(self, name) <= most:
+                _refuse(name, f"be at least 1 and at most {most}", getattr(self, name))
+        if len(self.image_size) != 2 or min(self.image_size) < 1 or max(self.image_size) > MAX_SIDE:
+            _refuse("image_size", f"be two positive sizes up to {MAX_SIDE}, height and width", self.image_size)
         for name in ("width", "max_value", "initial_gain"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                _refuse(name, "be positive and finite", getattr(self, name))
+            if not 1 / MAX_NUMBER <= getattr(self, name) <= MAX_NUMBER:
+                _refuse(name, f"be positive, from {1 / MAX_NUMBER:g} to {MAX_NUMBER:g}", getattr(self, name))
         if not 0 <= self.dropout < 1:
             _refuse("dropout", "be in [0, 1)", self.dropout)
         for name in ("mean", "std"):
             value = getattr(self, name)
             if value is not None and len(value) != self.in_channels:
                 _refuse(name, f"have one entry per channel ({self.in_channels})", value)
-        if self.std is not None and not min(self.std) > 0:
-            _refuse("std", "be positive", self.std)
+            if value is not None and max(map(abs, value)) > MAX_NUMBER:
+                _refuse(name, f"have entries up to {MAX_NUMBER:g}", value)
+        if self.std is not None and not min(self.std) >= 1 / MAX_NUMBER:
+            _refuse("std", f"be positive, at least {1 / MAX_NUMBER:g}", self.std)
 
     def scaled(self, size: int) -> int:
         """Channels or features of a hidden layer of nominal size `size` at this `width`."""
@@ -150,10 +192,20 @@ class NetworkConfig:
         if "specification" not in values:
             raise ValueError(f"NetworkConfig.from_dict: values must have a specification; got {sorted(values)}.")
         kind = values.get("neuron", "dft")
-        if kind not in ("dft", "ann"):
+        if not isinstance(kind, str) or kind not in ("dft", "ann"):
             raise ValueError(f"NetworkConfig.from_dict: neuron must be one of dft, ann; got {kind}.")
         neuron = Neuron(**{name: values[name] for name in properties & set(values)})
         return cls(neuron=neuron, analog=kind == "ann", **{name: values[name] for name in own & set(values)})
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    return value.bit_length() < 1024 if isinstance(value, int) else math.isfinite(value)
 
 
 def _refuse(name: str, rule: str, value: object, remedy: str = "") -> None:

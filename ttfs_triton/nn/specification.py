@@ -7,6 +7,14 @@ _CONVOLUTION = re.compile(r"(?P<channels>\d+)C(?P<kernel_size>\d+)(?:p(?P<paddin
 _POOL = re.compile(r"P(?P<kernel_size>\d+)(?:s(?P<stride>\d+))?")
 _DENSE = re.compile(r"(?P<features>\d+)")
 
+# Bounds far above any network, so that a damaged or hostile file cannot ask for all of a machine's memory.
+MAX_SIZE = 2**20
+"""Channels or features of a layer, and classes."""
+MAX_KERNEL = 2**10
+"""Kernel size, stride and padding."""
+MAX_LENGTH = 2**12
+"""Characters of a specification."""
+
 
 @dataclass(frozen=True)
 class Convolution:
@@ -44,9 +52,15 @@ def parse_specification(specification: str) -> tuple[Token, ...]:
     Returns:
         One token per layer.
     Raises:
-        ValueError: a token that cannot be read, a size of zero, a convolution or pool behind a fully connected layer,
-            or no layer at all. The message names the token.
+        ValueError: no text, or longer than `MAX_LENGTH`; a token that cannot be read, a size of zero or above
+            `MAX_SIZE` or `MAX_KERNEL`, a convolution or pool behind a fully connected layer, or no layer at all. The
+            message names the token.
     """
+    if not isinstance(specification, str) or len(specification) > MAX_LENGTH:
+        got = f"{len(specification)}" if isinstance(specification, str) else f"{specification!r:.80}"
+        raise ValueError(
+            f"parse_specification: specification must be text of at most {MAX_LENGTH} characters; got {got}."
+        )
     tokens: list[Token] = []
     for text in specification.split("-"):
         token = _parse_token(text.strip(), specification)
@@ -70,13 +84,15 @@ def _parse_token(text: str, specification: str) -> Token:
         values.setdefault("padding", (values["kernel_size"] - 1) // 2)
         values.setdefault("stride", 1)
         token, positive = Convolution(**values), (values["channels"], values["kernel_size"], values["stride"])
+        kernels: tuple[int, ...] = (*positive[1:], values["padding"])
     elif match := _POOL.fullmatch(text):
         values = {name: int(value) for name, value in match.groupdict().items() if value is not None}
         values.setdefault("stride", values["kernel_size"])
         token, positive = Pool(**values), tuple(values.values())
+        kernels = positive
     elif match := _DENSE.fullmatch(text):
         token = Dense(int(match["features"]))
-        positive = (token.features,)
+        positive, kernels = (token.features,), ()
     else:
         raise ValueError(
             f'parse_specification: each token must look like "64C3", "64C3p0s2", "P2" or "128"; got "{text}" in '
@@ -84,4 +100,9 @@ def _parse_token(text: str, specification: str) -> Token:
         )
     if min(positive) < 1:
         raise ValueError(f'parse_specification: sizes must be positive; got "{text}" in "{specification}".')
+    if max(positive) > MAX_SIZE or max(kernels, default=0) > MAX_KERNEL:
+        raise ValueError(
+            f"parse_specification: sizes must be at most {MAX_SIZE}, of kernels, strides and padding {MAX_KERNEL}; got "
+            f'"{text}" in "{specification}".'
+        )
     return token

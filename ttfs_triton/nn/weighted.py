@@ -13,6 +13,9 @@ from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 
 Size = int | tuple[int, int]
 
+MAX_WEIGHTS = 2**31
+"""Weights of a layer: 8 GiB in float32."""
+
 
 class WeightOptions(TypedDict, total=False):
     """Keywords of every layer with synapses; `WeightedLayer` says what they mean and their defaults."""
@@ -68,6 +71,10 @@ class WeightedLayer(nn.Module):
         for size in weight_shape:
             if size < 1:
                 raise ValueError(f"{name}: sizes must be positive; got weights of shape {weight_shape}.")
+        if math.prod(weight_shape) > MAX_WEIGHTS:
+            raise ValueError(
+                f"{name}: weights must be at most {MAX_WEIGHTS}; got shape {weight_shape}. Use fewer neurons."
+            )
         if not (math.isfinite(initial_gain) and initial_gain > 0):
             raise ValueError(f"{name}: initial_gain must be positive and finite; got {initial_gain}.")
         if weight_standardisation and math.prod(weight_shape[1:]) < 2:

@@ -19,6 +19,7 @@ from pydantic import (
 from ttfs_triton.augment.policy import PolicyName
 from ttfs_triton.command_line import problem_lines
 from ttfs_triton.nn import Neuron
+from ttfs_triton.yaml_file import YamlError, read_mapping
 
 PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
 
@@ -53,7 +54,7 @@ class TrainConfig(BaseModel):
     """Undecodable images that are reported and skipped before the run stops."""
     streaming: bool = False
     """Decode images batch by batch from disk instead of keeping all of them in memory."""
-    num_workers: int = Field(0, ge=0)
+    num_workers: int = Field(0, ge=0, le=256)
     """Worker processes that prepare batches."""
 
     # ---- augmentation
@@ -248,23 +249,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read the keys of a YAML file.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or is not a mapping.
+        ConfigError: the file is missing, too large, not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return read_mapping(path)
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist; give an existing file to --config.") from None
-    except OSError as error:
-        raise ConfigError(f"configuration file {path} must be a file that can be read; {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"configuration file {path} must be UTF-8 text; byte {error.start} is not.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"configuration file {path} is not valid YAML: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"configuration file {path} must hold `key: value` lines; got {type(content).__name__}.")
-    return content
+    except YamlError as error:
+        raise ConfigError(f"configuration file {path} {error}") from error
 
 
 def make_config(values: dict[str, Any], source: str) -> TrainConfig:

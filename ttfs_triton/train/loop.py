@@ -320,8 +320,8 @@ class Trainer:
             self.scored_network.config,
             class_names=self.data.train.class_names,
             fit="crop" if config.random_resized_crop else "stretch",
-            # A local folder goes by its name: the path says nothing to whom the weights are passed on.
-            dataset=config.data_dir.resolve().name if config.data_dir else config.dataset,
+            # Of a local folder nobody knows what it holds; the recipe's data set is not it.
+            dataset=None if config.data_dir else config.dataset,
             base_model=None if self.start is None else self.start.base_model,
         )
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ttfs_triton.atomic import make_folder, write_json, write_text
 from ttfs_triton.model import ModelDescription
-from ttfs_triton.model.weights import LoadError, read_weights, write_weights
+from ttfs_triton.model.files import read_model, write_model
+from ttfs_triton.model.weights import LoadError
 from ttfs_triton.train.checkpoint import clean_partial, is_partial
 from ttfs_triton.train.claim import CLAIM, Claim, ClaimedError
 from ttfs_triton.train.config import TrainConfig
@@ -150,8 +151,7 @@ class RunFolder:
     def write_best(self, tensors: dict[str, Tensor], description: ModelDescription) -> None:
         """Write the best weights and what is needed to rebuild their network."""
         make_folder(self.best_weights.parent)
-        description.write(self.best_config)
-        write_weights(self.best_weights, tensors)
+        write_model(self.best_weights.parent, tensors, description)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the final figures; a run with a summary has ended."""
@@ -193,8 +193,7 @@ class RunFolder:
             RunFolderError: says which file, and what is wrong with it.
         """
         try:
-            read_weights(self.best_weights)
-            ModelDescription.read(self.best_config)
+            read_model(self.best_config, self.best_weights)
         except (LoadError, OSError, ValueError) as error:
             raise RunFolderError(
                 f"--resume: {self.best_weights.parent} must hold the best weights so far. {error} "

@@ -41,7 +41,7 @@ source = "my bench"
 def write(tmp_path):
     def write(text):
         path = tmp_path / "mine.toml"
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
         return path
 
     return write
@@ -223,6 +223,19 @@ def test_users_own_file_loads(write):
         ("node_nm = 22", 'node_nm = "22"', "node_nm must be a valid .*; got '22'"),
         ("node_nm = 22", "node_nm = -22", "node_nm must be greater than 0; got -22"),
         ("node_nm = 22", "voltage_v = inf", "voltage_v must be a finite number; got inf"),
+        ("node_nm = 22", "node_nm = nan", "node_nm must be .*; got nan"),
+        ("node_nm = 22", "node_nm = 1e308", "node_nm must be less than or equal to .*; got 1e[+]308"),
+        ("value = 2.0", "value = 1e308", r"prices.synop.value must be at most 1e\+12 pJ; got 1e\+308 pJ"),
+        ("high = 4.0", "high = 1e308", r"prices.synop.high must be at most 1e\+12 pJ; got 1e\+308 pJ"),
+        ("node_nm = 22", "node_nm = 2001-99-99", "must be TOML; got an error"),
+        ("node_nm = 22", f"notes = {'[' * 10_000}", "must be TOML; got an error"),
+        ("node_nm = 22", "# \udcff", "must be TOML; got an error: 'utf-8' codec"),
+        ("node_nm = 22", "#" * 300_000, "must have at most 262144 bytes; got more"),
+        (
+            "[prices.synop]",
+            '[prices.clock]\nvalue = 0\nunit = "MHz"\nstatus = "measured"\nsource = "x"\n[prices.synop]',
+            "prices.clock must be positive: energies are divided by it; got 0 MHz",
+        ),
         ("node_nm = 22", "notes = [22]", r"notes\[0\] must be a valid string; got 22"),
         ("value = 2.0", "value = true", "prices.synop.value must be a valid .*; got True"),
         ("node_nm = 22", 'notes = "22"', "notes must be a list; got '22'"),
@@ -302,6 +315,13 @@ def test_scopes_forbid_what_they_hold(scope):
                 Chip("x", "a chip", scope, prices)
         else:
             assert key in Chip("x", "a chip", scope, prices).prices
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
+def test_chip_refuses_a_process_that_cannot_be(value):
+    synop = Price(1, unit="pJ", status="measured", source="a paper")
+    with pytest.raises(ValueError, match="Chip x: voltage_v must be positive and finite; got"):
+        Chip("x", "a chip", "including fetch", {"synop": synop}, voltage_v=value)
 
 
 def test_chip_refuses_what_its_other_prices_hold():

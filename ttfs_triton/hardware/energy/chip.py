@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -154,8 +155,8 @@ class Chip:
         alternatives: published figures that are not charged, because the scope holds them or a better one exists.
         notes: what a reader must know about the figures.
     Raises:
-        ValueError: an unknown scope or price, a price in the wrong dimension, one that is charged twice, or none for
-            the operations of that scope.
+        ValueError: a process or voltage, clock or step that is not positive and finite; an unknown scope or price, a
+            price in the wrong dimension, one that is charged twice, or none for the operations of that scope.
     """
 
     name: str
@@ -185,6 +186,13 @@ class Chip:
                 self._refuse(f"prices.{key}.unit", f"measure {wanted}", price.unit, f"That measures {price.dimension}.")
             if self.holds(key):
                 self._twice(f"prices.{key}", str(price))
+            amount = price.amount
+            if key in ("clock", "step_time") and amount is not None and not amount.low > 0:
+                self._refuse(f"prices.{key}", "be positive: energies are divided by it", price)
+        for name in ("node_nm", "voltage_v"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                self._refuse(name, "be positive and finite", value)
         if self.memory is not None and self.holds("memory"):
             self._twice("memory", f"{len(self.memory.points)} sizes")
         self._check_operations()

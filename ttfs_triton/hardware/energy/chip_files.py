@@ -19,8 +19,9 @@ FOLDER = Path(__file__).parent / "chips"
 # Asked for often, but nobody has published what one of their operations costs.
 NO_FIGURES = {"loihi2": "Loihi 2", "akida": "Akida", "speck": "Speck"}
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PositiveWhole = Annotated[int, Field(gt=0)]
+MAX_BYTES = 2**18  # of a file; those that come with the package have 10,000
+Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+PositiveWhole = Annotated[int, Field(gt=0, le=10**15)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -154,9 +155,7 @@ def load_chip(name_or_path: str | Path) -> Chip:
     """
     path, precision = _locate(str(name_or_path))
     try:
-        file = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"load_chip: {path} must be TOML; got an error: {error}.") from error
+        file = _File.model_validate(_read(path))
     except ValidationError as error:
         raise ValueError(f"load_chip: {path}: {' '.join(map(_sentence, error.errors()))}") from None
     if precision not in (file.precisions or {None}):
@@ -168,6 +167,17 @@ def load_chip(name_or_path: str | Path) -> Chip:
         return file.chip(name, precision)
     except ValueError as error:
         raise ValueError(f"load_chip: {path}: {str(error).removeprefix(f'Chip {name}: ')}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"load_chip: {path} must have at most {MAX_BYTES} bytes; got more.")
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, dates that do not exist, too many brackets
+        raise ValueError(f"load_chip: {path} must be TOML; got an error: {error}.") from error
 
 
 def as_chip(chip: Chip | str | Path) -> Chip:

@@ -24,6 +24,8 @@ UNITS: dict[str, dict[str, float]] = {
     "time": {"µs": 1.0, "ns": 1e-3, "ms": 1e3, "s": 1e6},
     "memory": {"B": 1.0, "kB": 1024.0, "MB": 1024.0**2},
 }
+MAX_AMOUNT = 1e12
+"""In the first unit of a dimension: a joule an operation, a megawatt, 10¹⁸ Hz, twelve days, a terabyte."""
 _DIMENSION = {unit: dimension for dimension, units in UNITS.items() for unit in units}
 
 
@@ -68,8 +70,8 @@ class Price:
         source: where it was published; for an unpublished one, where one would look.
         note: what it holds, and under which conditions.
     Raises:
-        ValueError: not low ≤ value ≤ high, a negative or infinite number, an unknown unit or status, no source, or a
-            value that does not go with the status.
+        ValueError: not low ≤ value ≤ high, a negative number, an infinite one or one above `MAX_AMOUNT`, an unknown
+            unit or status, no source, or a value that does not go with the status.
     """
 
     value: float | None
@@ -96,6 +98,8 @@ class Price:
                 continue
             if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
                 _refuse(name, "be a finite number, at least 0", number)
+            if number > MAX_AMOUNT / UNITS[self.dimension][self.unit]:
+                _refuse(name, f"be at most {MAX_AMOUNT:g} {next(iter(UNITS[self.dimension]))}", f"{number} {self.unit}")
         if self.value is None:
             if (self.low, self.high) != (None, None):
                 _refuse("low and high", "be None where value is", (self.low, self.high))

@@ -1,0 +1,135 @@
+"""What is fuzzed: for each kind of file, valid seeds, the function that reads it, and the errors that it may raise."""
+
+from __future__ import annotations
+
+import io
+import json
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from PIL import Image
+
+from ttfs_triton.convert.clean import ConversionError
+from ttfs_triton.convert.source import open_weights
+from ttfs_triton.data.images import load_images
+from ttfs_triton.hardware.energy.chip_files import FOLDER, load_chip
+from ttfs_triton.model import LoadError, ModelDescription, Preprocessing, TTFSModel
+from ttfs_triton.model.images import network_input
+from ttfs_triton.model.weights import weight_bytes
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.train.config import ConfigError, TrainConfig, make_config, read_yaml
+
+NETWORK = NetworkConfig("2C3-P2-4", image_size=(4, 4), classes=2)
+# Format 2: its weights do not know it, so that what is fuzzed is reading it, not the checksum.
+CONFIG = json.dumps(ModelDescription.of(NETWORK).to_dict() | {"format_version": 2}).encode()
+WEIGHTS = weight_bytes(TTFSNetwork(NETWORK).state_dict())
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader.
+
+    Attributes:
+        seeds: valid content.
+        read: takes a folder to write in, and content.
+        errors: that say what is wrong with it; any other one is a defect.
+        text: content is text, in which values are exchanged besides bytes.
+    """
+
+    seeds: Callable[[], list[bytes]]
+    read: Callable[[Path, bytes], object]
+    errors: tuple[type[Exception], ...]
+    text: bool = True
+
+
+def _written(folder: Path, name: str, content: bytes) -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def _configuration(folder: Path, content: bytes) -> object:
+    return make_config(read_yaml(_written(folder, "a.yaml", content)), "a.yaml")
+
+
+def _network(folder: Path, content: bytes) -> object:
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return NetworkConfig.from_dict(values) if isinstance(values, dict) else None
+
+
+def _model(folder: Path, content: bytes) -> object:
+    _written(folder, "model.safetensors", WEIGHTS)
+    _written(folder, "config.json", content)
+    return TTFSModel.from_pretrained(folder)
+
+
+def _weights(folder: Path, content: bytes) -> object:
+    _written(folder, "config.json", CONFIG)
+    _written(folder, "model.safetensors", content)
+    return TTFSModel.from_pretrained(folder)
+
+
+def _pickled(folder: Path, content: bytes) -> object:
+    return open_weights(_written(folder, "a.pt", content))
+
+
+def _image(folder: Path, content: bytes) -> object:
+    return network_input([_written(folder, "a.png", content)], Preprocessing((4, 4), "L"), 1)
+
+
+def _parquet(folder: Path, content: bytes) -> object:
+    _written(folder, "train.parquet", content)
+    return load_images(None, folder)
+
+
+def _chip(folder: Path, content: bytes) -> object:
+    return load_chip(_written(folder, "a.toml", content))
+
+
+def _image_seeds() -> list[bytes]:
+    found = []
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM"):
+        buffer = io.BytesIO()
+        Image.new("L", (5, 6), 128).save(buffer, kind)
+        found.append(buffer.getvalue())
+    return found
+
+
+def _parquet_seeds() -> list[bytes]:
+    images = [{"bytes": content, "path": None} for content in _image_seeds()[:1] * 4]
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": [0, 1, 0, 1]}), buffer)
+    return [buffer.getvalue()]
+
+
+def _pickle_seeds() -> list[bytes]:
+    found = []
+    for archive in (True, False):
+        buffer = io.BytesIO()
+        torch.save({"a": torch.ones(2, 3)}, buffer, _use_new_zipfile_serialization=archive)
+        found.append(buffer.getvalue())
+    return found
+
+
+def _chip_seeds() -> list[bytes]:
+    files = [path.read_bytes() for path in sorted(FOLDER.glob("*.toml"))]
+    return [content for content in files if "precisions" not in tomllib.loads(content.decode())][:4]
+
+
+TARGETS = {
+    "configuration": Target(lambda: [TrainConfig(dataset="sample").to_yaml().encode()], _configuration, (ConfigError,)),
+    "network": Target(lambda: [json.dumps(NETWORK.to_dict()).encode()], _network, (ValueError,)),
+    "config.json": Target(lambda: [CONFIG], _model, (LoadError,)),
+    "safetensors": Target(lambda: [WEIGHTS], _weights, (LoadError,), text=False),
+    "pickle": Target(_pickle_seeds, _pickled, (ConversionError,), text=False),
+    "chip": Target(_chip_seeds, _chip, (ValueError,)),
+    "image": Target(_image_seeds, _image, (ValueError,), text=False),
+    "parquet": Target(_parquet_seeds, _parquet, (ValueError, RuntimeError), text=False),
+}

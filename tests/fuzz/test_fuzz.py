@@ -1,0 +1,65 @@
+"""Whatever is read from outside is read or refused with a sentence: a little of it here, more behind `-m slow`."""
+
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.run import mutated, run
+from tests.fuzz.targets import TARGETS
+
+ROOT = Path(__file__).parents[2]
+PLANTED = r"""
+from tests.fuzz import run, targets
+def unexpected(): raise KeyError('x')
+def undecoded(): b'\xff'.decode()
+def large(): bytearray(2**31)
+def endless():
+    while True: pass
+for what in (unexpected, undecoded, large, endless):
+    def read(folder, content, what=what):
+        if content != b"seed": what()
+    targets.TARGETS[what.__name__] = targets.Target(lambda: [b"seed"], read, (ValueError,))
+run.SECONDS = 1
+run.main(["unexpected,undecoded,large,endless", "5", "0"])
+"""
+
+
+def test_nothing_escapes_in_a_few_tries():
+    done = subprocess.run(  # one process for all: importing takes longer than reading
+        [sys.executable, "-m", "tests.fuzz.run", ",".join(TARGETS), "25", "1"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"killed in try {done.stderr[-300:]}"
+    found = re.findall(r"^(\S+) (\d+) (\d+) (\d+)$", done.stdout, re.MULTILINE)
+    assert [kind for kind, *_ in found] == list(TARGETS)
+    assert {(int(read) + int(refused), failed) for _, read, refused, failed in found} == {(25, "0")}, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TARGETS)
+def test_nothing_escapes_in_many_tries(kind):
+    row = run(kind, 3000, 2)
+    assert row["failed"] == 0, row["problems"]
+
+
+def test_fuzzer_finds_what_is_planted():
+    done = subprocess.run([sys.executable, "-uc", PLANTED], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGALRM, done.stderr
+    for problem in (
+        r"^unexpected 0 0 5\n0: Traceback(.|\n)*?KeyError: 'x'",
+        r"^undecoded 0 0 5\n0: UnicodeDecodeError",
+        r"^large 0 0 5\n0: Traceback(.|\n)*?MemoryError",
+    ):
+        assert re.search(problem, done.stdout, re.MULTILINE), done.stdout
+    assert "endless" not in done.stdout
+
+
+def test_the_same_seed_makes_the_same_changes():
+    content = next(iter(TARGETS["network"].seeds()))
+    one, two = ([mutated(content, random.Random(seed), True) for seed in range(50)] for _ in range(2))
+    assert one == two
+    assert len(set(one)) > 40

@@ -1,0 +1,56 @@
+"""YAML of others: what is read, and what is refused before it costs anything."""
+
+import pytest
+
+from ttfs_triton.yaml_file import MAX_BYTES, YamlError, parse_mapping, read_mapping
+
+BOMB = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c + 1, c + 1, c, c) for c in range(ord("a"), ord("y")))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", {}),
+        (b"# nothing\n", {}),
+        (b"a: 1\nb: [x, null]\n", {"a": 1, "b": ["x", None]}),
+        (b"a: {b: \xc3\xa7}", {"a": {"b": "ç"}}),
+    ],
+)
+def test_mappings_are_read(tmp_path, content, expected):
+    (tmp_path / "a.yaml").write_bytes(content)
+    assert read_mapping(tmp_path / "a.yaml") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (BOMB, r"must have no aliases; got \*a\. Write the value out"),
+        (b"a: &a 1\nb: *a\n", "must have no aliases"),
+        (b"a: &a [*a]\n", "must have no aliases"),
+        (b"a: [1\n", "must be valid YAML"),
+        (b"a: 1\n---\nb: 2\n", "must be valid YAML"),
+        (b"a: !!python/object/apply:os.getcwd []\n", "must be valid YAML"),
+        (b"a: \xff\n", "must be UTF-8 text; byte 3 is not"),
+        (b"a: 2001-99-99\n", "must be valid YAML; month must be in 1..12"),
+        (b"a: !!timestamp x\n", "must be valid YAML"),
+        (b"a: !!int x\n", "must be valid YAML"),
+        (b"a: " + b"1" * 5000, "must be valid YAML; Exceeds the limit"),
+        (b"[" * 10_000, "must be valid YAML"),
+        (b"{[1]: 2}", "must be valid YAML"),
+        (b"- 1\n", "must hold `key: value` lines; got list"),
+        (b"1: 2\n", "must hold `key: value` lines; got keys that are no names"),
+    ],
+)
+def test_other_content_is_refused(content, message):
+    with pytest.raises(YamlError, match=message):
+        parse_mapping(content)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_mapping(tmp_path / "nothing")
+    with pytest.raises(YamlError, match="must be a file that can be read"):
+        read_mapping(tmp_path)
+    (tmp_path / "large.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
+    with pytest.raises(YamlError, match="must have at most 65536 bytes; got more"):
+        read_mapping(tmp_path / "large.yaml")
