@@ -111,7 +111,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 def a_core(options: Options, name: str) -> list[dict[str, Any]]:
     """Rows of one size: each kind of work on one core."""
-    encoded, size = photographs(SIZES[name], options.images), (options.image_size,) * 2
+    encoded, size = photographs(SIZES[name], options.images), (options.image_size, options.image_size)
     works: dict[str, Callable[[int], object]] = {
         "check": lambda i: read_checked(encoded[i]),
         "decode": lambda i: decode_image(encoded[i]),
