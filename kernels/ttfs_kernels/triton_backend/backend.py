@@ -230,6 +230,7 @@ def _backward(
         grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None, weight: Tensor
     ) -> Gradients:
         pair, grad_bias = local(grad, y, gain, winner)
+        assert pair is not None
         h, slope_h = passes.halves(pair)
         grad_x = grad_w = None
         if needs_x and configs["grad_x"] is None:
