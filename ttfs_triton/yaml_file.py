@@ -39,7 +39,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise YamlError(f"must be a file that can be read; {error}.") from error
+        raise YamlError(f"must be a file that can be read; {error.strerror or error}.") from error
     if len(content) > MAX_BYTES:
         raise YamlError(f"must have at most {MAX_BYTES} bytes; got more.")
     return parse_mapping(content)

@@ -14,7 +14,7 @@ from ttfs_triton.evaluation import LoadError, load_network, load_test_images
 def test_run_folder_and_weights_give_the_same_network(trained):
     run, _ = trained
     loaded = load_network(run)
-    assert (loaded.files.run, loaded.files.name, loaded.description.dataset) == (run, "run", "images")
+    assert (loaded.files.run, loaded.files.name, loaded.description.dataset) == (run, "run", None)
     assert loaded.network.class_names == ("a", "b", "c", "d")
     assert not loaded.network.training
     images = torch.rand(3, 1, 8, 8)
@@ -29,7 +29,7 @@ def test_test_images_are_those_of_the_run(trained):
     images = load_test_images(load_network(run))
     assert (len(images), images.split) == (45, "test")
     assert len(load_test_images(load_network(run / "best"), data_dir=data, max_samples=7)) == 7
-    with pytest.raises(ValueError, match="must name a data set on the Hub; got 'images'"):
+    with pytest.raises(ValueError, match="must name a data set on the Hub; got None"):
         load_test_images(load_network(run / "best"))
     with pytest.raises(ValueError, match="images must be"):
         load_test_images(load_network(run), dataset="sample")

@@ -132,7 +132,7 @@ def main(arguments: Sequence[str]) -> None:
     rows = [run(name, tries, seed) for name in TARGETS]
     about = {"seed": seed, "commit": commit, "utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ")}
     buffer = io.StringIO()
-    table = csv.DictWriter(buffer, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    table: csv.DictWriter[str] = csv.DictWriter(buffer, COLUMNS, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     table.writerows({**row, **about} for row in rows)
     if "--csv" in arguments:

@@ -22,7 +22,7 @@ from ttfs_triton.model import LoadError, ModelDescription, Preprocessing, TTFSMo
 from ttfs_triton.model.images import network_input
 from ttfs_triton.model.weights import weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.train.config import ConfigError, TrainConfig, make_config, read_yaml
+from ttfs_triton.train.config import ConfigError, make_config, read_yaml
 
 NETWORK = NetworkConfig("2C3-P2-4", image_size=(4, 4), classes=2)
 # Format 2: its weights do not know it, so that what is fuzzed is reading it, not the checksum.
@@ -124,7 +124,9 @@ def _chip_seeds() -> list[bytes]:
 
 
 TARGETS = {
-    "configuration": Target(lambda: [TrainConfig(dataset="sample").to_yaml().encode()], _configuration, (ConfigError,)),
+    "configuration": Target(
+        lambda: [make_config({"dataset": "sample"}, "").to_yaml().encode()], _configuration, (ConfigError,)
+    ),
     "network": Target(lambda: [json.dumps(NETWORK.to_dict()).encode()], _network, (ValueError,)),
     "config.json": Target(lambda: [CONFIG], _model, (LoadError,)),
     "safetensors": Target(lambda: [WEIGHTS], _weights, (LoadError,), text=False),
