@@ -203,7 +203,6 @@ def test_wrong_data_is_refused_before_anything_is_written(config, tmp_path):
 
 
 def test_non_finite_loss_stops_before_the_update(config, monkeypatch):
-    from ttfs_triton.train import loop
 
     calls = []
     cross_entropy = torch.nn.functional.cross_entropy
@@ -213,7 +212,7 @@ def test_non_finite_loss_stops_before_the_update(config, monkeypatch):
         loss = cross_entropy(logits, labels, **options)
         return loss * float("nan") if len(calls) == 15 else loss
 
-    monkeypatch.setattr(loop.F, "cross_entropy", poisoned)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", poisoned)
     stopped = change(config, checkpoint_steps=5, validation_fraction=0.0)
     with pytest.raises(NonFiniteLossError, match=r"step 15 \(epoch 2\).*\n.*conv1: active[\s\S]*step-00000010"):
         train(stopped)
