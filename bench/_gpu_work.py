@@ -197,6 +197,29 @@ def epoch(output: str) -> int:
     return int(max(speeds["triton"], speeds["auto"]) < speeds["torch"])
 
 
+def graph(output: str) -> int:
+    """The recipe's loop on the bundled images, by a CUDA graph and without; 1 if losses differ or the device idles."""
+    import yaml
+
+    from ttfs_triton.train import TrainConfig, train
+
+    recipe = yaml.safe_load((ROOT / "recipes" / "train_vgg16_cifar10.yaml").read_text(encoding="utf-8"))
+    changes = {"dataset": "sample", "data_dir": None, "image_size": 32, "batch_size": 128, "epochs": 6}
+    changes |= {"mixed_precision": "bf16", "statistics_steps": 1000, "profile": 5, "overwrite": True}
+    losses, idle = [], 0.0
+    for mode in ("off", "on"):
+        folder = Path(output) / f"graph-{mode}"
+        train(TrainConfig(**recipe | changes | {"cuda_graph": mode, "output_dir": folder}))
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        losses.append(torch.tensor([json.loads(line)["train_loss"] for line in lines]))
+        words = (folder / "profile" / "steps.txt").read_text(encoding="utf-8").splitlines()
+        idle = float(words[0].rpartition(" ")[2].rstrip("%")) / 100 if mode == "on" else idle
+    # Kernels of the library may add in another order from run to run, and a graph reads its rate as float32.
+    difference = ((losses[0] - losses[1]).abs() / losses[0]).max().item()
+    print(f"losses differ by {difference:.1e}, the device is idle {idle:.1%}")
+    return int(difference > 1e-2 or idle > 0.03)
+
+
 def images_per_second(run: Callable[[], object]) -> float:
     """Of an epoch of 50,000 images, after ten steps that compile and warm up."""
     for _ in range(10):
@@ -256,7 +279,7 @@ def rank_correlation(pairs: Tensor) -> float:
     return torch.corrcoef(ranks.t())[0, 1].item()
 
 
-WORK = (versions, pytest, step, compile, tune, layers, train_step, epoch, model)
+WORK = (versions, pytest, step, compile, tune, layers, train_step, epoch, graph, model)
 
 
 if __name__ == "__main__":

@@ -120,11 +120,11 @@ class StackedLibrary(torch.autograd.Function):
         plan = passes.local_gradient(
             ctx.problem, grads[0].contiguous(), y, gain, Neuron(ctx.sigma, CLIP), needs_weight, needs_bias
         )
-        h, late_h, grad_bias = plan.run()
-        grad_x = library.grad_x(ctx.problem, h, x, weight) if needs_x else None
+        pair, grad_bias = plan.run()
+        grad_x = library.grad_x(ctx.problem, pair, x, weight) if needs_x else None
         grad_weight = None
         if needs_weight:
-            grad_weight = library.grad_w(ctx.problem, h, late_h, x, weight).view(weight.shape)
+            grad_weight = library.grad_w(ctx.problem, pair, x, weight).view(weight.shape)
         return grad_x, grad_weight, grad_bias, None, None
 
 
@@ -156,8 +156,8 @@ class Stacked(torch.autograd.Function):
         if needs_x:
             grad_x = torch.where(x > 0, gradient_of_x(ctx.problem, h, x, weight), 0.0)
         if needs_weight:
-            late_h = (ctx.sigma * (grad * ((1 - y.float()) * gain).clamp_max(CLIP))).to(x.dtype)
-            pairs = torch.cat((h, late_h)), torch.cat((x, (x > 0).to(x.dtype)))
+            slope_h = (ctx.sigma * (grad * ((1 - y.float()) * gain).clamp_max(CLIP))).to(x.dtype)
+            pairs = torch.cat((h, slope_h)), torch.cat((x, (x > 0).to(x.dtype)))
             grad_weight = gradient_of_weight(ctx.problem, *pairs, weight)
         if needs_bias:
             grad_bias = h.float().sum((0,) if is_linear(ctx.problem) else (0, 2, 3))

@@ -39,13 +39,13 @@ def plan_pass(
     weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
     h = empty(problem.batch, *problem.out_size, problem.out_channels)
     neuron = Neuron(float(problem.with_slope), surrogate_width=SURROGATE_WIDTH if problem.surrogate else 0.0)
-    late_h = h if problem.with_slope else None
+    slope_h = h if problem.with_slope else None
     if which == "local_gradient":
-        return passes.local_gradient(problem, h, h, late_h, neuron, True, True)
+        return passes.local_gradient(problem, h, h, slope_h, neuron, True, True)
     assert config is not None
     if which == "forward":
         bias = torch.empty(problem.out_channels, device="meta")
         return passes.forward(problem, x, weight, bias, neuron, True, config, precision, device.chip)
     if which == "grad_x":
-        return passes.grad_x(problem, h, x, weight, config, precision, late_h, neuron, device.processors)
-    return passes.grad_w(problem, h, late_h, x, config, precision, device)
+        return passes.grad_x(problem, h, x, weight, config, precision, slope_h, neuron, device.processors)
+    return passes.grad_w(problem, h, slope_h, x, config, precision, device)

@@ -111,7 +111,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 def a_core(options: Options, name: str) -> list[dict[str, Any]]:
     """Rows of one size: each kind of work on one core."""
-    encoded, size = photographs(SIZES[name], options.images), (options.image_size,) * 2
+    encoded, size = photographs(SIZES[name], options.images), (options.image_size, options.image_size)
     works: dict[str, Callable[[int], object]] = {
         "check": lambda i: read_checked(encoded[i]),
         "decode": lambda i: decode_image(encoded[i]),
@@ -138,8 +138,9 @@ def together(options: Options) -> list[dict[str, Any]]:
     table = datasets.Dataset.from_dict(
         {"image": encoded}, features=datasets.Features(image=datasets.Image(decode=False))
     )
-    shape = (options.images, 3, options.image_size, options.image_size)
-    images = EncodedImages(table, torch.arange(options.images), shape, shape[2:], cropped=True)
+    size = (options.image_size, options.image_size)
+    shape = (options.images, 3, *size)
+    images = EncodedImages(table, torch.arange(options.images), shape, size, cropped=True)
     batches, total = Batches(images, options.batch_size), options.batch_size * options.batches
     rows = []
     for kind in ("threads", "workers"):

@@ -219,7 +219,7 @@ def time(options: Options, layers: list[Layer]) -> int:
 def tune(options: Options, layers: list[Layer]) -> int:
     """Complete the table of this GPU; 1 if a result was wrong that must be right."""
     from ttfs_kernels.triton_backend.choice import Entry, cache_folder
-    from ttfs_kernels.triton_backend.measure import gpu_ms, gpu_times_ms, tune
+    from ttfs_kernels.triton_backend.measure import gpu_ms, gpu_times_ms, tune_layers
 
     device = torch.device(options.device)
     path = (options.output or cache_folder()) / f"{table_name(device)}.json"
@@ -240,7 +240,7 @@ def tune(options: Options, layers: list[Layer]) -> int:
         with products(number):
             try:
                 options_ = {"thorough": not options.quick, "timer": timer, "report": say, "fault": faults.append}
-                entries = tune(problems, path, device=device, **options_)
+                entries = tune_layers(problems, path, device=device, **options_)
             except (RuntimeError, ValueError) as error:
                 sys.exit(f"kernels: {error}")
     faster = sum(entry.triton_ms <= entry.library_ms for entry in entries)

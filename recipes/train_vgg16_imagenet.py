@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ttfs_triton.train import main
+from ttfs_triton.command_line import start
 
 if __name__ == "__main__":
-    main(Path(__file__).with_suffix(".yaml"), __doc__)
+    start("ttfs_triton.train", Path(__file__).with_suffix(".yaml"), __doc__)

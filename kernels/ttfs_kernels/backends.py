@@ -72,7 +72,7 @@ def available_backends() -> tuple[str, ...]:
 
 
 def operators_for(function: str, backend: str, x: Tensor) -> tuple[str, ...]:
-    """Family of operators for a call, and what its operators want to know: ("dft",) or ("blockwise", backend).
+    """Family of operators for a call, and what its operators want to know: ("dft",) or ("per_pass", backend).
 
     Raises:
         ValueError: an unknown backend.
@@ -86,7 +86,7 @@ def operators_for(function: str, backend: str, x: Tensor) -> tuple[str, ...]:
     autocast = torch.is_autocast_enabled(x.device.type)
     reason = why_no_triton(x.device, torch.get_autocast_dtype(x.device.type) if autocast else x.dtype)
     if reason is None:
-        return "blockwise", backend
+        return "per_pass", backend
     if backend == "auto":
         return ("dft",)
     raise RuntimeError(

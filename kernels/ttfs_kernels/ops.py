@@ -53,7 +53,7 @@ def dft_linear(
     check_linear(x, weight, bias)
     family, *selection = operators_for("dft_linear", backend, x)
     operators = torch.ops.ttfs
-    operator = operators.blockwise_linear.default if family == "blockwise" else operators.dft_linear.default
+    operator = operators.per_pass_linear.default if family == "per_pass" else operators.dft_linear.default
     rows = x.reshape(-1, x.shape[-1])
     with_derivatives = _needs_gradient(x, weight, bias)
     y = operator(rows, weight, bias, neuron.pack(), with_derivatives, *selection)[0]
@@ -111,8 +111,8 @@ def dft_conv2d(
     family, *selection = operators_for("dft_conv2d", backend, x)
     geometry = stride, padding, dilation, groups
     options = neuron.pack(), _needs_gradient(x, weight, bias)
-    if family == "blockwise":
-        operator = torch.ops.ttfs.blockwise_conv2d.default
+    if family == "per_pass":
+        operator = torch.ops.ttfs.per_pass_conv2d.default
         return operator(x, weight, bias, *geometry, pool, *options, *selection, fuse_pool)[0]
     if fuse_pool:
         raise RuntimeError(

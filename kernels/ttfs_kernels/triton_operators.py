@@ -1,9 +1,9 @@
 """Registered operators of the Triton backend, and of the choice between it and a library call.
 
-Each returns (activations, gain); the gain is empty where `with_gain` is false or σ = 0. A convolution also returns the
-winner: with a pool, which neuron of each window is passed on (uint8), otherwise empty, as where `with_gain` is false.
-The backward pass reads the input and what is returned: nothing else is kept. `backend` is "triton", or "auto" for the
-faster provider of each pass. Importing this module needs no Triton.
+Each returns (activations, gain); the gain is empty where `with_derivatives` is false or σ = 0. A convolution also
+returns the winner: with a pool, which neuron of each window is passed on (uint8), otherwise empty, as where
+`with_derivatives` is false. The backward pass reads the input and what is returned: nothing else is kept. `backend` is
+"triton", or "auto" for the faster provider of each pass. Importing this module needs no Triton.
 """
 
 from collections.abc import Sequence
@@ -27,28 +27,28 @@ from ttfs_kernels.registration import (
 Three = tuple[Tensor, Tensor, Tensor]
 
 
-@operator("blockwise_linear", formula=True)
+@operator("per_pass_linear", formula=True)
 def _linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     neuron: Sequence[float],
-    with_gain: bool,
+    with_derivatives: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     from ttfs_kernels.triton_backend import backend as triton_backend
 
-    y, gain = triton_backend.linear_forward(x, weight, bias, Neuron.unpack(neuron), with_gain, backend)
+    y, gain = triton_backend.linear_forward(x, weight, bias, Neuron.unpack(neuron), with_derivatives, backend)
     return y, x.new_empty(0) if gain is None else gain
 
 
-@fake("blockwise_linear")
-def _(x, weight, bias, neuron, with_gain, backend):
+@fake("per_pass_linear")
+def _(x, weight, bias, neuron, with_derivatives, backend):
     shape = (x.shape[0], weight.shape[0])
-    return x.new_empty(shape), x.new_empty(shape if with_gain and Neuron.unpack(neuron).has_slope else 0)
+    return x.new_empty(shape), x.new_empty(shape if with_derivatives and Neuron.unpack(neuron).has_slope else 0)
 
 
-@operator("blockwise_linear_backward")
+@operator("per_pass_linear_backward")
 def _linear_backward(
     grad: Tensor,
     x: Tensor,
@@ -66,7 +66,7 @@ def _linear_backward(
     return _three(grads, grad)
 
 
-@fake("blockwise_linear_backward")
+@fake("per_pass_linear_backward")
 def _(grad, x, y, gain, weight, neuron, needs, backend):
     return (
         grad.new_empty(x.shape) if needs[0] else grad.new_empty(0),
@@ -75,7 +75,7 @@ def _(grad, x, y, gain, weight, neuron, needs, backend):
     )
 
 
-@operator("blockwise_conv2d", formula=True)
+@operator("per_pass_conv2d", formula=True)
 def _conv2d(
     x: Tensor,
     weight: Tensor,
@@ -86,7 +86,7 @@ def _conv2d(
     groups: int,
     pool: int,
     neuron: Sequence[float],
-    with_gain: bool,
+    with_derivatives: bool,
     backend: str,
     fuse_pool: bool | None,
 ) -> Three:
@@ -94,22 +94,24 @@ def _conv2d(
 
     geometry = Geometry(stride, padding, dilation, groups)
     y, gain, *winner = triton_backend.conv2d_forward(
-        x, weight, bias, geometry, Neuron.unpack(neuron), with_gain, backend, pool, fuse_pool
+        x, weight, bias, geometry, Neuron.unpack(neuron), with_derivatives, backend, pool, fuse_pool
     )
     gain = x.new_empty(0) if gain is None else gain
     return y, gain, winner[0] if winner and winner[0] is not None else x.new_empty(0, dtype=torch.uint8)
 
 
-@fake("blockwise_conv2d")
-def _(x, weight, bias, stride, padding, dilation, groups, pool, neuron, with_gain, backend, fuse_pool):
+@fake("per_pass_conv2d")
+def _(x, weight, bias, stride, padding, dilation, groups, pool, neuron, with_derivatives, backend, fuse_pool):
     rows, columns = Geometry(stride, padding, dilation, groups).map_size(x.shape[2:], weight.shape[2:])
     y = new_channels_last(x, x.shape[0], weight.shape[0], rows // pool, columns // pool)
-    gain = torch.empty_like(y) if with_gain and Neuron.unpack(neuron).has_slope else x.new_empty(0)
-    winner = torch.empty_like(y, dtype=torch.uint8) if with_gain and pool > 1 else x.new_empty(0, dtype=torch.uint8)
+    gain = torch.empty_like(y) if with_derivatives and Neuron.unpack(neuron).has_slope else x.new_empty(0)
+    winner = (
+        torch.empty_like(y, dtype=torch.uint8) if with_derivatives and pool > 1 else x.new_empty(0, dtype=torch.uint8)
+    )
     return y, gain, winner
 
 
-@operator("blockwise_conv2d_backward")
+@operator("per_pass_conv2d_backward")
 def _conv2d_backward(
     grad: Tensor,
     x: Tensor,
@@ -135,7 +137,7 @@ def _conv2d_backward(
     return _three(grads, grad)
 
 
-@fake("blockwise_conv2d_backward")
+@fake("per_pass_conv2d_backward")
 def _(grad, x, y, gain, winner, weight, stride, padding, dilation, groups, pool, neuron, needs, backend):
     return (
         new_channels_last(grad, *x.shape) if needs[0] else grad.new_empty(0),
@@ -170,6 +172,6 @@ def _formula(backward_operator):
     return lambda ctx, grad, *_: differentiate(ctx, backward_operator, grad)
 
 
-register_autograd("blockwise_linear", _formula(torch.ops.ttfs.blockwise_linear_backward.default), partial(_save, 1))
-register_autograd("blockwise_conv2d", _formula(torch.ops.ttfs.blockwise_conv2d_backward.default), partial(_save, 6))
-register_autocast("blockwise_linear", "blockwise_conv2d")
+register_autograd("per_pass_linear", _formula(torch.ops.ttfs.per_pass_linear_backward.default), partial(_save, 1))
+register_autograd("per_pass_conv2d", _formula(torch.ops.ttfs.per_pass_conv2d_backward.default), partial(_save, 6))
+register_autocast("per_pass_linear", "per_pass_conv2d")

@@ -56,6 +56,7 @@ def run(kernels, monkeypatch, shapes, tmp_path):
         (["--tune", "--device", "cpu"], "--tune must have a GPU; got --device cpu"),
         (["--targets", "sm_90"], "--targets must come with --compile-only; got it alone"),
         (["--workers", "2"], "--workers must come with --compile-only; got it alone"),
+        (["--quick", "--compile-only"], "--quick must come with times or --tune; got another command"),
         (["--compile-only", "--targets"], "--targets must name at least one; got none"),
         (["--dtypes"], "--dtypes must name at least one; got none"),
         (["--sigma"], "--sigma must name at least one; got none"),
@@ -224,9 +225,9 @@ def test_times_nothing_that_is_wrong(kernels, run, monkeypatch, capsys):
     dft_linear, time = _kernels_contenders.dft_linear, _kernels_time.Pass.time
     monkeypatch.setattr(_kernels_contenders, "dft_linear", wrong)
 
-    def watched(one):
+    def watched(one, calls):
         assert (one.contender.name, one.batch.x.dim()) != ("ours, torch", 2)
-        time(one)
+        time(one, calls)
 
     monkeypatch.setattr(_kernels_time.Pass, "time", watched)
     status, rows, about = run("--dtypes", "fp32")

@@ -150,7 +150,7 @@ def test_the_surrogate_is_measured(device, monkeypatch, problem):
 
 def test_tuning_measures_both_kinds_of_grad_x(device, tmp_path):
     layers = [LINEAR, dataclasses.replace(LINEAR, surrogate=True)]
-    entries = measure.tune(layers, tmp_path / "table.json", device=device, timer=Clock(1.0))
+    entries = measure.tune_layers(layers, tmp_path / "table.json", device=device, timer=Clock(1.0))
     assert [(entry.which, entry.problem.surrogate) for entry in entries] == [
         ("forward", False),
         ("grad_x", False),
@@ -165,7 +165,9 @@ def test_without_any_right_candidate_there_is_no_entry(device, monkeypatch, tmp_
     said = []
     path = tmp_path / "table.json"
     faults = []
-    entries = measure.tune([LINEAR], path, device=device, timer=Clock(1.0), report=said.append, fault=faults.append)
+    entries = measure.tune_layers(
+        [LINEAR], path, device=device, timer=Clock(1.0), report=said.append, fault=faults.append
+    )
     assert [entry.which for entry in entries] == ["grad_x", "grad_w"]
     assert read_table(path) == entries
     assert len(faults) == 1
@@ -245,14 +247,14 @@ def test_tuning_goes_on_where_it_was_stopped(device, tmp_path):
         return 1.0
 
     with pytest.raises(KeyboardInterrupt):
-        measure.tune([LINEAR, CONV2D], path, device=device, timer=stopped)
+        measure.tune_layers([LINEAR, CONV2D], path, device=device, timer=stopped)
     kept = read_table(path)
     assert [(entry.problem, entry.which) for entry in kept] == [
         *((LINEAR, which) for which in PASSES),
         (CONV2D, "forward"),
     ]
     said = []
-    entries = measure.tune([LINEAR, CONV2D, LINEAR], path, device=device, timer=Clock(2.0), report=said.append)
+    entries = measure.tune_layers([LINEAR, CONV2D, LINEAR], path, device=device, timer=Clock(2.0), report=said.append)
     assert entries[:4] == kept
     assert [entry.triton_ms for entry in entries] == [1.0] * 4 + [2.0] * 2
     assert [line.split()[0] for line in said] == ["grad_x", "grad_w"]
@@ -264,7 +266,7 @@ def test_tuning_goes_on_where_it_was_stopped(device, tmp_path):
 
 def test_a_table_that_cannot_be_written_leaves_the_old_one(device, monkeypatch, tmp_path):
     path = tmp_path / "table.json"
-    measure.tune([LINEAR], path, device=device, timer=Clock(1.0))
+    measure.tune_layers([LINEAR], path, device=device, timer=Clock(1.0))
     before = path.read_bytes()
 
     def full(*arguments, **options):
@@ -274,7 +276,7 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(device, monkeypatch, 
         with monkeypatch.context() as patch:
             patch.setattr(owner, function, full)
             with pytest.raises(OSError, match="No space left"):
-                measure.tune([CONV2D], path, device=device, timer=Clock(1.0))
+                measure.tune_layers([CONV2D], path, device=device, timer=Clock(1.0))
         assert path.read_bytes() == before
         assert list(tmp_path.glob("table*")) == [path]
 
@@ -282,8 +284,8 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(device, monkeypatch, 
 def test_float32_is_measured_in_the_precision_that_is_set(device, kernels, tmp_path):
     path = tmp_path / "table.json"
     with kernels.products("tf32"):
-        measure.tune([LINEAR], path, device=device, timer=Clock(1.0))
-    entries = measure.tune([LINEAR], path, device=device, timer=Clock(1.0))
+        measure.tune_layers([LINEAR], path, device=device, timer=Clock(1.0))
+    entries = measure.tune_layers([LINEAR], path, device=device, timer=Clock(1.0))
     assert [entry.precision for entry in entries] == ["tf32"] * 3 + ["ieee"] * 3
 
 
@@ -293,10 +295,10 @@ def test_foreign_files_and_devices_are_refused(monkeypatch, tmp_path):
     clock = Clock(1.0)
     monkeypatch.setattr(measure, "unavailable", lambda device, dtype: None)
     with pytest.raises(ValueError, match=r"notes\.json must be a tuning table"):
-        measure.tune([LINEAR], path, device=torch.device("cpu"), timer=clock)
+        measure.tune_layers([LINEAR], path, device=torch.device("cpu"), timer=clock)
     monkeypatch.setattr(measure, "unavailable", lambda device, dtype: "it is made of wood")
     with pytest.raises(RuntimeError, match=r"device must be able to run Triton kernels; it is made of wood\. Nothing"):
-        measure.tune([LINEAR], path, device=torch.device("cpu"), timer=clock)
+        measure.tune_layers([LINEAR], path, device=torch.device("cpu"), timer=clock)
     assert path.read_text(encoding="utf-8") == "my notes"
     assert not clock.timed
 

@@ -49,6 +49,8 @@ NARROWEST = {
     "narrowest": Problem(256, 32, 32, 16, 16, (3, 3), padding=(1, 1), dtype=torch.bfloat16),
     "narrowest_by_position": Problem(256, 14, 14, 16, 32, (5, 5), dtype=torch.bfloat16),
 }
+# A chip takes about a minute of processor time; `test_kernels_compile.py` also builds some kernels for gfx942.
+CHIPS = [pytest.param(target, marks=[] if target == "sm_90" else pytest.mark.slow) for target in DEVICES]
 WITH_SURROGATE = ("few_channels", "narrow", "wide", "linear", "tf32")
 SURROGATE = " with surrogate"
 STANDARDISATION = ("standardise", "standardise_backward")
@@ -122,7 +124,7 @@ def from_json(values: dict[str, Any]) -> MachineCode:
     return MachineCode(**values)
 
 
-@pytest.mark.parametrize("target", DEVICES)
+@pytest.mark.parametrize("target", CHIPS)
 @pytest.mark.parametrize("name", NAMES)
 def test_defaults_compile_to_clean_loops(target, name):
     code = built(target)[name]
@@ -133,7 +135,7 @@ def test_defaults_compile_to_clean_loops(target, name):
     assert code.programs_per_processor > 0
 
 
-@pytest.mark.parametrize("target", DEVICES)
+@pytest.mark.parametrize("target", CHIPS)
 @pytest.mark.parametrize("name", STANDARDISATION)
 def test_standardisation_of_many_layers_spills_nothing(target, name):
     code = built(target)[name]
@@ -142,7 +144,7 @@ def test_standardisation_of_many_layers_spills_nothing(target, name):
     assert code.programs_per_processor >= 4
 
 
-@pytest.mark.parametrize("target", DEVICES)
+@pytest.mark.parametrize("target", CHIPS)
 @pytest.mark.parametrize("problem", WITH_SURROGATE)
 def test_surrogate_adds_one_product_to_grad_x(target, problem):
     """Twice the products a step; the forward pass has as many as without, and the rule is outside its loop."""
@@ -162,7 +164,7 @@ def test_hopper_takes_all_operands_from_shared_memory(name):
         assert code.loop_shared_operands == code.loop["HGMMA"] == code.loop_tensor_core > 0
 
 
-@pytest.mark.parametrize("target", DEVICES)
+@pytest.mark.parametrize("target", CHIPS)
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_forward_is_built_in_the_form_of_its_chip(target, problem):
     chip = DEVICES[target].chip
@@ -172,7 +174,7 @@ def test_forward_is_built_in_the_form_of_its_chip(target, problem):
 
 @pytest.mark.parametrize("which", PASSES)
 @pytest.mark.parametrize("problem", ["units_of_8", "units_of_4", "short"])
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("target", CHIPS[:3])
 def test_channels_that_are_no_multiple_of_16_are_copied_as_others_are(target, problem, which):
     """Straight to shared memory, 8 or 16 bytes at once; a load to registers would be one an element."""
     loop = built(target)[f"{problem} {which}"].loop

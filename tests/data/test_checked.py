@@ -59,7 +59,7 @@ def test_cropped_images_are_the_middle(tmp_path):
     files = class_folders(tmp_path)
     data = load(tmp_path)
     assert data.shape == (10, 3, 20, 20)
-    expected = np.stack([centre_crop(opened(file), (20, 20)) for file in files])
+    expected = np.stack([np.asarray(centre_crop(opened(file), (20, 20))) for file in files])
     assert torch.equal(data.images, torch.from_numpy(expected).permute(0, 3, 1, 2))
 
 
@@ -67,7 +67,7 @@ def test_cropped_images_in_an_epoch_are_keyed_parts(tmp_path):
     files = class_folders(tmp_path)
     data = load(tmp_path).in_epoch(5, 2)
     chosen = torch.tensor([7, 0, 7, 3])
-    expected = np.stack([random_crop(5, 2, i)(opened(files[i]), (20, 20)) for i in chosen.tolist()])
+    expected = np.stack([np.asarray(random_crop(5, 2, i)(opened(files[i]), (20, 20))) for i in chosen.tolist()])
     images = data.images_at(chosen)
     assert torch.equal(images, torch.from_numpy(expected).permute(0, 3, 1, 2))
     assert images.is_contiguous(memory_format=torch.channels_last)

@@ -78,3 +78,16 @@ def test_refuses_wrong_arguments(function, inputs, options, error, message):
 def test_torch_backend_can_be_asked_for():
     for backend in ("torch", "auto"):
         assert torch.equal(dft_linear(ROWS, MATRIX, backend=backend), dft_linear(ROWS, MATRIX))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"pool": 3}, ValueError, "dft_conv2d: pool must be one of 1, 2; got 3"),
+        ({"pool": 2}, ValueError, "dft_conv2d: maps must be at least as large as the windows of pool=2; got 1×4"),
+        ({"fuse_pool": True, "backend": "torch"}, RuntimeError, "dft_conv2d: fuse_pool must be None or False where"),
+    ],
+)
+def test_dft_conv2d_refuses_pools_that_it_cannot_compute(options, error, message):
+    with pytest.raises(error, match=message):
+        dft_conv2d(torch.rand(1, 2, 3, 6), torch.rand(3, 2, 3, 3), **options)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.scoring.common import join, numbered
-from ttfs_triton.scoring.batches import EvaluationBatches, evaluation_loader
+from ttfs_triton.scoring.batches import EvaluationBatches, load_batches
 
 # Python 3.12 warns of every fork of a process with threads; the loader's workers are forked.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
@@ -26,16 +26,16 @@ def test_evaluation_batches_share_every_image_exactly_once(n, world_size, batch_
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_evaluation_loader_gives_images_and_labels(num_workers, device):
+def test_load_batches_gives_images_and_labels(num_workers, device):
     batches = EvaluationBatches(numbered(7, 3), None, 3)
-    images, labels = join(list(evaluation_loader(batches, num_workers, pin_memory=device.type == "cuda")))
+    images, labels = join(list(load_batches(batches, device, num_workers=num_workers)))
     assert labels.tolist() == list(range(7))
     assert images.dtype == torch.float32
     assert torch.equal(images, (labels / 255).view(7, 1, 1, 1).expand(7, 3, 8, 8))
 
 
-def test_evaluation_loader_of_an_empty_share_is_empty():
-    assert list(evaluation_loader(EvaluationBatches(numbered(1), None, 3, rank=0, world_size=2))) == []
+def test_load_batches_of_an_empty_share_is_empty():
+    assert list(load_batches(EvaluationBatches(numbered(1), None, 3, rank=0, world_size=2))) == []
 
 
 def test_evaluation_batches_reject_an_empty_batch():
@@ -44,9 +44,9 @@ def test_evaluation_batches_reject_an_empty_batch():
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_evaluation_loader_leaves_the_global_random_state_alone(num_workers):
+def test_load_batches_leaves_the_global_random_state_alone(num_workers):
     before = torch.get_rng_state()
-    list(evaluation_loader(EvaluationBatches(numbered(5), None, 2), num_workers=num_workers))
+    list(load_batches(EvaluationBatches(numbered(5), None, 2), num_workers=num_workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -143,7 +143,7 @@ def test_epoch_batches_of_encoded_images_equal_those_in_memory(tmp_path, random_
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_train_loader_continues_at_a_step(start_step, num_workers):
     batches = epoch(accumulation=2)
-    loaded = list(train_loader(batches, start_step, num_workers))
+    loaded = list(train_loader(batches, start_step=start_step, num_workers=num_workers))
     expected = [batches[i] for i in range(2 * start_step, 8)]
     assert len(loaded) == len(expected)
     for (images, labels), (expected_images, expected_labels) in zip(loaded, expected, strict=True):
@@ -198,4 +198,4 @@ def test_epoch_batches_reject_an_index_outside(index):
 @pytest.mark.parametrize("start_step", [-1, 5])
 def test_train_loader_rejects_a_step_outside_the_epoch(start_step):
     with pytest.raises(ValueError, match=f"start_step must be in 0 to 4; got {start_step}"):
-        train_loader(epoch(), start_step)
+        train_loader(epoch(), start_step=start_step)

@@ -31,6 +31,7 @@ def recipe(tmp_path) -> Path:
         ({"optimizer": "lion"}, "optimizer: .*'adamw', 'adam' or 'sgd'"),
         ({"batch_norm": True}, "batch_norm works with neuron: ann only"),
         ({"resume": True, "overwrite": True}, "resume and overwrite exclude each other"),
+        ({"streaming": True, "data_placement": "host"}, "streaming and data_placement: host exclude each other"),
         ({"schedule": "milestones"}, "needs milestones"),
         ({"milestones": [3, 2]}, r"milestones must rise; got \[3, 2\]"),
         ({"batch_size": 10, "gradient_accumulation": 3}, "must be divisible by gradient_accumulation"),
@@ -104,13 +105,14 @@ def test_every_key_has_a_description_and_a_flag(recipe, capsys):
 
 # The command line is what recipes, notes and scripts of users rely on: flags may be added, never silently dropped.
 FLAGS = """
-auto_augment backend batch_norm batch_size bias calibration_images checkpoint_steps compile cpu crop_fill crop_padding
-cutmix cutout data_dir dataset derivative_clip dropout ema_decay encoder epochs evaluation_batch_size flip
-gradient_accumulation gradient_clip hub_license hub_private hub_repo_id image_column image_size initial_gain
-keep_checkpoints label_column label_smoothing log_steps lr max_bad_images max_test_samples max_train_samples
- milestone_factor milestones mixed_precision mixup model momentum neuron num_workers optimizer output_dir overwrite
- psp_persistence push_to_hub random_resized_crop readout resume rotation schedule seed shift statistics_steps streaming
- surrogate_width trackers trivial_augment validation_fraction warmup weight_decay weight_standardisation weights width
+auto_augment backend batch_norm batch_size bias calibration_images checkpoint_steps compile cpu crop_fill
+crop_padding cuda_graph cutmix cutout data_dir data_placement dataset derivative_clip dropout ema_decay encoder
+epochs evaluation_batch_size flip gradient_accumulation gradient_clip gradient_compression hub_license hub_private
+hub_repo_id image_column image_size initial_gain keep_checkpoints label_column label_smoothing log_steps lr
+max_bad_images max_test_samples max_train_samples milestone_factor milestones mixed_precision mixup model momentum
+neuron num_workers optimizer output_dir overwrite profile psp_persistence push_to_hub random_resized_crop readout
+resume rotation schedule seed shift statistics_steps streaming surrogate_width trackers trivial_augment
+validation_fraction warmup weight_decay weight_standardisation weights width
 """.split()
 
 

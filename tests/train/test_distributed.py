@@ -40,6 +40,17 @@ def test_two_processes_score_every_image_once(runs):
     assert metrics(runs[0])[0]["train_accuracy"] == metrics(runs[1])[0]["train_accuracy"]
 
 
+def test_two_processes_accumulate_as_one_does(runs):
+    """Gradients that live in buckets are added up over micro-batches before they are exchanged."""
+    one, folder = runs[0], runs[0].parent
+    settings = f"{SETTINGS}gradient_accumulation: 2\n"
+    result = run(folder, folder / "images", folder / "accumulated", settings=settings, processes=2)
+    assert result.returncode == 0, result.stderr
+    theirs = best(folder / "accumulated")
+    for name, value in best(one).items():
+        torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=0)
+
+
 def test_two_processes_start_from_an_ann_as_one_does(runs):
     folder = runs[0].parent
     result = run(folder, folder / "images", folder / "ann", settings=f"{SETTINGS}neuron: ann\n")

@@ -42,7 +42,8 @@ def make_photographs(folder: Path) -> Path:
         for i in range(count):
             path = folder / split / ("bright", "dark")[i % 2] / f"{i:02}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(jpeg(photograph(i).point(lambda value, i=i: value // 2 + 127 * (1 - i % 2))))
+            table = [value // 2 + 127 * (1 - i % 2) for value in range(256)] * 3
+            path.write_bytes(jpeg(photograph(i).point(table)))
     damaged = folder / "train" / "dark" / "21.jpg"
     damaged.write_bytes(damaged.read_bytes()[:200])
     return folder

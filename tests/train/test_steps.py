@@ -70,7 +70,7 @@ def poison(monkeypatch, calls, where):
         loss = cross_entropy(logits, labels, **options)
         return loss * float("nan") if len(count) == calls and where == "loss" else loss
 
-    monkeypatch.setattr(loop.F, "cross_entropy", poisoned)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", poisoned)
 
 
 @contextmanager
@@ -179,12 +179,13 @@ def test_average_is_pytorchs(device, batch_norm):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2) if batch_norm else nn.Identity()).to(device)
     ours, theirs = make_average(network, 0.9), make_average(network, 0.9)
-    for _ in range(4):
+    for number in range(4):
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(torch.rand_like(parameter))
         network(torch.rand(5, 3, device=device))
-        update_average(ours, network)
+        update_average(ours, network, first=number == 0)
+        ours.n_averaged += 1
         theirs.update_parameters(network)
     for name, value in theirs.state_dict().items():
         assert torch.equal(value, ours.state_dict()[name]), name
@@ -209,7 +210,7 @@ def test_run_whose_device_is_lost_goes_on_from_its_last_checkpoint(config, tmp_p
             raise error
         return cross_entropy(*arguments, **options)
 
-    monkeypatch.setattr(loop.F, "cross_entropy", lost)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lost)
     message = r"^train: .* got CUDA .*\. Last checkpoint: .*step-00000004\. Go on with: .*--resume$"
     with pytest.raises(DeviceLostError, match=message):
         train(config)

@@ -89,7 +89,7 @@ def test_accumulation_gives_the_same_weights(config, tmp_path):
 @pytest.mark.parametrize(
     "values",
     [
-        {"optimizer": "sgd", "schedule": "milestones", "milestones": (1, 2), "gradient_clip": 1.0},
+        {"optimizer": "sgd", "lr": 0.1, "schedule": "milestones", "milestones": (1, 2), "gradient_clip": 1.0},
         {"optimizer": "adam", "schedule": "cosine", "label_smoothing": 0.1, "readout": "first_spike"},
         {"neuron": "ann", "batch_norm": True, "weight_standardisation": False, "encoder": "analog"},
         {"schedule": "constant", "validation_fraction": 0.0, "ema_decay": 0.0, "mixed_precision": "bf16"},
@@ -203,7 +203,6 @@ def test_wrong_data_is_refused_before_anything_is_written(config, tmp_path):
 
 
 def test_non_finite_loss_stops_before_the_update(config, monkeypatch):
-    from ttfs_triton.train import loop
 
     calls = []
     cross_entropy = torch.nn.functional.cross_entropy
@@ -213,7 +212,7 @@ def test_non_finite_loss_stops_before_the_update(config, monkeypatch):
         loss = cross_entropy(logits, labels, **options)
         return loss * float("nan") if len(calls) == 15 else loss
 
-    monkeypatch.setattr(loop.F, "cross_entropy", poisoned)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", poisoned)
     stopped = change(config, checkpoint_steps=5, validation_fraction=0.0)
     with pytest.raises(NonFiniteLossError, match=r"step 15 \(epoch 2\).*\n.*conv1: active[\s\S]*step-00000010"):
         train(stopped)

@@ -27,17 +27,20 @@ def philox(counters: Tensor, seed: int) -> Tensor:
     Returns:
         [..., 4], int64, each word uniform in [0, 2³²).
     """
-    # Multiplied words are 0 and 2; each round writes the products crosswise, hence the flips.
-    multipliers = counters.new_tensor(_MULTIPLIERS)
-    multiplied, added = counters[..., 0::2], counters[..., 1::2]
-    weyl = counters.new_tensor(_WEYL)
-    key = counters.new_tensor((seed & _MASK, seed >> 32 & _MASK))
+    # Constants stay numbers: as tensors they would be copied to the device, which waits for it, batch by batch.
+    word = counters.unbind(-1)
+    key = (seed & _MASK, seed >> 32 & _MASK)
     for _ in range(ROUNDS):
         # The product of two 32-bit words wraps to a negative int64; its bits are right all the same.
-        product = (multiplied * multipliers).flip(-1)
-        multiplied, added = (product >> 32 & _MASK) ^ added ^ key, product & _MASK
-        key = key + weyl & _MASK
-    return torch.stack([multiplied, added], dim=-1).flatten(-2)
+        one, other = (word[0] * _MULTIPLIERS[0], word[2] * _MULTIPLIERS[1])
+        word = (
+            (other >> 32 & _MASK) ^ word[1] ^ key[0],
+            other & _MASK,
+            (one >> 32 & _MASK) ^ word[3] ^ key[1],
+            one & _MASK,
+        )
+        key = (key[0] + _WEYL[0] & _MASK, key[1] + _WEYL[1] & _MASK)
+    return torch.stack(word, dim=-1)
 
 
 def random_words(seed: int, epoch: int, indices: Tensor, blocks: range) -> Tensor:

@@ -23,6 +23,10 @@ _MODES = {1: "L", 3: "RGB"}
 _MEMORY_FRACTION = 0.8  # of the available memory, for the pixels
 
 
+class NotEnoughMemoryError(RuntimeError):
+    """Decoded images do not fit into main memory."""
+
+
 @dataclass(frozen=True)
 class InMemoryImages:
     """All images decoded.
@@ -203,7 +207,7 @@ def decode_rows(
         progress: show a progress bar.
     Raises:
         ValueError: images of different sizes or channels, too many that cannot be decoded, or none left.
-        RuntimeError: the pixels do not fit into memory.
+        NotEnoughMemoryError: the pixels do not fit into memory.
     """
     target = size if resize else None
     decoder = _Decoder(len(row_numbers), keep, channels, size, where)
@@ -235,7 +239,7 @@ def _require_memory(size: int, what: str) -> None:
     available = psutil.virtual_memory().available
     if size * processes > _MEMORY_FRACTION * available:
         copies = f" in each of {processes} processes" if processes > 1 else ""
-        raise RuntimeError(
+        raise NotEnoughMemoryError(
             f"load_images: the decoded images must fit into memory; got {what}, {size / 2**30:.1f} GiB{copies}, with "
             f"{available / 2**30:.1f} GiB available. Use --streaming to decode batch by batch."
         )

@@ -56,6 +56,16 @@ class ImageData:
         """All images: [N, C, height, width], uint8. With streaming this decodes all of them."""
         return self.images_at(torch.arange(len(self)))
 
+    @property
+    def device(self) -> torch.device:
+        """Where images and labels are gathered: main memory."""
+        return self.labels.device
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are decoded already."""
+        return isinstance(self.store, InMemoryImages)
+
     def images_at(self, indices: Tensor) -> Tensor:
         """Images at `indices` ([b], int64): [b, C, height, width], uint8, channels last."""
         return self.store.images_at(indices)

@@ -29,7 +29,7 @@ PUBLISHED_SETTINGS = (
     *("bias", "weight_standardisation", "initial_gain", "dropout", "calibration_images"),
     *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
     *("warmup", "milestones", "milestone_factor", "gradient_clip", "label_smoothing", "ema_decay"),
-    *("seed", "mixed_precision", "compile"),
+    *("seed", "mixed_precision", "gradient_compression", "compile"),
 )
 _VERSIONS = ("python", "ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors")
 _METRICS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
@@ -14,12 +14,25 @@ from ttfs_triton.data.pixels import to_float
 Batch = tuple[Tensor, Tensor]
 
 
+Gathered = tuple[Tensor, ...]
+
+
 class IndexedImages(Protocol):
-    """What batches are made from (`ttfs_triton.data.images.ImageData`)."""
+    """What batches are made from (`ttfs_triton.data.images.ImageData`, `ttfs_triton.data.placement.PlacedImages`)."""
 
     @property
     def labels(self) -> Tensor:
         """[N], int64."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Of labels, indices and what is gathered."""
+        ...
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether gathering is mere copying; else it decodes, and is best done by worker processes."""
         ...
 
     def images_at(self, indices: Tensor) -> Tensor:
@@ -27,7 +40,23 @@ class IndexedImages(Protocol):
         ...
 
 
-class EvaluationBatches(Dataset[Batch]):
+class Batches(Protocol):
+    """Batches in two steps: gathered where the images lie, finished where they are used."""
+
+    data: IndexedImages
+
+    def __len__(self) -> int: ...
+
+    def gather(self, index: int) -> Gathered:
+        """What batch number `index` is made from, images as uint8."""
+        ...
+
+    def finish(self, gathered: Gathered) -> Batch:
+        """The batch, made on the device of what was gathered."""
+        ...
+
+
+class EvaluationBatches:
     """This process's share of the images, each exactly once over all processes, in order.
 
     Args:
@@ -49,39 +78,67 @@ class EvaluationBatches(Dataset[Batch]):
         chosen = torch.arange(len(data.labels)) if indices is None else indices
         n = len(chosen)
         self.data, self.batch_size = data, batch_size
-        self.indices = chosen[n * rank // world_size : n * (rank + 1) // world_size]
+        self.indices = chosen[n * rank // world_size : n * (rank + 1) // world_size].to(data.device)
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
         """Images [b, C, height, width], float32 in [0, 1], and labels [b], int64."""
+        return self.finish(self.gather(index))
+
+    def gather(self, index: int) -> Gathered:
+        """Images, uint8, and labels."""
         if not 0 <= index < len(self):
             raise IndexError(f"EvaluationBatches: index must be in 0 to {len(self) - 1}; got {index}.")
         chosen = self.indices[index * self.batch_size :][: self.batch_size]
-        return to_float(self.data.images_at(chosen)), self.data.labels[chosen]
+        return self.data.images_at(chosen), self.data.labels[chosen]
+
+    def finish(self, gathered: Gathered) -> Batch:
+        """Images in [0, 1], and labels."""
+        images, labels = gathered
+        return to_float(images), labels
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[index] for index in range(len(self)))
 
 
-def evaluation_loader(batches: EvaluationBatches, num_workers: int = 0, pin_memory: bool = False) -> DataLoader[Batch]:
-    """The batches, built by worker processes; pin_memory for copies to a GPU."""
-    return indexed_loader(batches, range(len(batches)), num_workers, pin_memory)
+def load_batches(
+    batches: Batches, device: torch.device | None = None, *, first: int = 0, num_workers: int = 0
+) -> Iterator[Batch]:
+    """Batches in order, on a device.
+
+    Args:
+        batches: gathered by this process if the images are in memory.
+        device: where they are used. Default: where they are gathered.
+        first: number of the first batch.
+        num_workers: processes that decode images which are not in memory; 0: this one. The batches are the same.
+    """
+    device = batches.data.device if device is None else device
+    order = range(first, len(batches))
+    gathered: Iterable[Gathered] = map(batches.gather, order)
+    if num_workers and not batches.data.in_memory:
+        # Its own generator: otherwise every epoch would take a number from the global one, and a resumed run another.
+        gathered = DataLoader(
+            _Gathering(batches),
+            batch_size=None,
+            sampler=order,
+            num_workers=num_workers,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator().manual_seed(0),
+        )
+    for tensors in gathered:
+        yield batches.finish(tuple(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
-def indexed_loader(batches: Dataset[Batch], order: range, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
-    """Items of `batches` in an order; whole batches are built by worker processes, 0: in this one."""
-    # Its own generator: otherwise every epoch would take a number from the global one, and a resumed run another.
-    generator = torch.Generator().manual_seed(0)
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=order,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        generator=generator,
-    )
+class _Gathering(Dataset[Gathered]):
+    """What worker processes do."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, index: int) -> Gathered:
+        return self.batches.gather(index)
 
 
 def check_rank(function: str, rank: int, world_size: int) -> None:

@@ -18,7 +18,7 @@ from ttfs_triton.nn import (
     reset_statistics,
     sparsity,
 )
-from ttfs_triton.scoring.batches import EvaluationBatches, evaluation_loader
+from ttfs_triton.scoring.batches import EvaluationBatches, load_batches
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def evaluate(
         network: unwrapped; left in the mode, training or evaluation, in which it came.
         batches: this process's share.
         accelerator: for device, autocast and the sum.
-        num_workers: processes that prepare batches.
+        num_workers: processes that decode images which are not in memory.
         stop: asked before each batch, in this process alone; true ends the evaluation after all processes agree.
         on_batch: called with the number of images scored.
     Raises:
@@ -96,11 +96,10 @@ def evaluate(
     reset_statistics(network)
     try:
         with record_statistics(network), accelerator.autocast():
-            for images, labels in evaluation_loader(batches, num_workers, pin_memory=device.type == "cuda"):
+            for images, labels in load_batches(batches, device, num_workers=num_workers):
                 if stop():
                     stopped += 1
                     break
-                images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
                 hidden = network.hidden(images)
                 logits, decision = network.readout(hidden).float(), network.readout.decide(hidden)
                 sums += torch.stack(

@@ -7,16 +7,16 @@ the image's index. One process, several, and a resumed run see the same images.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ttfs_triton.augment import Augmentation, draw_mixing, mix
-from ttfs_triton.scoring.batches import Batch, IndexedImages, check_rank, indexed_loader
+from ttfs_triton.scoring.batches import Batch, Gathered, IndexedImages, check_rank, load_batches
 
 
-class EpochBatches(Dataset[Batch]):
+class EpochBatches:
     """Augmented micro-batches of one epoch for one process.
 
     Item i is micro-batch `i % accumulation` of optimiser step `i // accumulation`. An incomplete last step is
@@ -71,7 +71,7 @@ class EpochBatches(Dataset[Batch]):
         self.augmentation = augmentation or Augmentation()
         self.classes = _check_classes(data.labels, classes) if self.augmentation.mixes else 0
         order = torch.randperm(len(indices), generator=_generator("order", seed, epoch))
-        self.indices, self.order = indices, indices[order]
+        self.indices, self.order = indices.to(data.device), indices[order].to(data.device)
 
     @property
     def steps(self) -> int:
@@ -83,20 +83,37 @@ class EpochBatches(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         """Images [b, C, height, width], float32 in [0, 1], and labels [b], int64; mixed: [b, classes], float32."""
+        return self.finish(self.gather(index))
+
+    def gather(self, index: int) -> Gathered:
+        """Indices, images as uint8 and labels; if images are mixed also those of the partners, and their weights."""
         if not 0 <= index < len(self):
             raise IndexError(f"EpochBatches: index must be in 0 to {len(self) - 1}; got {index}.")
         step, micro_batch = divmod(index, self.accumulation)
         first = (micro_batch * self.world_size + self.rank) * self.micro_batch_size
         chosen = self.order[step * self.batch_size :][first : first + self.micro_batch_size]
-        images, labels = self._augmented(chosen), self.data.labels[chosen]
+        gathered = self._at(chosen)
         if not self.augmentation.mixes:
-            return images, labels
-        mixing = draw_mixing(self.augmentation, self.seed, self.epoch, chosen, self.indices, *images.shape[2:])
-        partners, partner_labels = self._augmented(mixing.partners), self.data.labels[mixing.partners]
-        return mix(images, labels, partners, partner_labels, mixing.weights, self.classes)
+            return gathered
+        size = gathered[1].shape[2:]
+        mixing = draw_mixing(self.augmentation, self.seed, self.epoch, chosen, self.indices, *size)
+        return *gathered, *self._at(mixing.partners), mixing.weights
 
-    def _augmented(self, chosen: Tensor) -> Tensor:
-        return self.augmentation(self.data.images_at(chosen), chosen, seed=self.seed, epoch=self.epoch)
+    def finish(self, gathered: Gathered) -> Batch:
+        """The batch, augmented and mixed on the device of what was gathered."""
+        indices, images, labels, *others = gathered
+        images = self._augmented(images, indices)
+        if not others:
+            return images, labels
+        partners, partner_images, partner_labels, weights = others
+        partner_images = self._augmented(partner_images, partners)
+        return mix(images, labels, partner_images, partner_labels, weights, self.classes)
+
+    def _at(self, indices: Tensor) -> Gathered:
+        return indices, self.data.images_at(indices), self.data.labels[indices]
+
+    def _augmented(self, images: Tensor, indices: Tensor) -> Tensor:
+        return self.augmentation(images, indices, seed=self.seed, epoch=self.epoch)
 
 
 def _check_classes(labels: Tensor, classes: int | None) -> int:
@@ -111,22 +128,21 @@ def _check_classes(labels: Tensor, classes: int | None) -> int:
 
 
 def train_loader(
-    batches: EpochBatches, start_step: int = 0, num_workers: int = 0, pin_memory: bool = False
-) -> DataLoader[Batch]:
-    """Micro-batches from an optimiser step on, whole batches built by the worker processes.
+    batches: EpochBatches, device: torch.device | None = None, *, start_step: int = 0, num_workers: int = 0
+) -> Iterator[Batch]:
+    """Micro-batches from an optimiser step on.
 
     Args:
         batches: of one epoch.
+        device: where they are used. Default: where they are gathered.
         start_step: first optimiser step, counted within the epoch.
-        num_workers: worker processes; 0: in this process. The batches are the same.
-        pin_memory: page-locked memory, for copies to a GPU.
+        num_workers: as of `load_batches`.
     Raises:
         ValueError: start_step is outside the epoch.
     """
     if not 0 <= start_step <= batches.steps:
         raise ValueError(f"train_loader: start_step must be in 0 to {batches.steps}; got {start_step}. Lower it.")
-    first = start_step * batches.accumulation
-    return indexed_loader(batches, range(first, len(batches)), num_workers, pin_memory)
+    return load_batches(batches, device, first=start_step * batches.accumulation, num_workers=num_workers)
 
 
 def _generator(*key: object) -> torch.Generator:

@@ -14,7 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import ttfs_kernels
 from ttfs_triton.augment import Augmentation
+from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
+from ttfs_triton.data.placement import PlacedImages, place_images
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
 from ttfs_triton.train.config import ConfigError, TrainConfig
@@ -48,10 +50,13 @@ class RunData:
     validation_indices: Tensor
 
 
-def load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
-    """Load both splits and set the validation images aside. The main process first, so that it alone downloads."""
+def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None]) -> RunData:
+    """Load both splits and set the validation images aside. The main process first, so that it alone downloads.
 
-    def load(split: str, samples: int | None, like: ImageData | None) -> ImageData:
+    A split that outgrows main memory, be it in the middle, is streamed instead if nothing else was asked for.
+    """
+
+    def load(split: str, samples: int | None, like: ImageData | None, *, streaming: bool = False) -> ImageData:
         return load_images(
             config.dataset,
             config.data_dir,
@@ -63,16 +68,41 @@ def load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
             cropped=config.random_resized_crop,
             max_samples=samples,
             max_bad_images=config.max_bad_images,
-            streaming=config.streaming,
+            streaming=streaming or config.streaming,
             progress=accelerator.is_main_process,
         )
 
+    def attempt(split: str, samples: int | None, like: ImageData | None) -> ImageData:
+        try:
+            return load(split, samples, like)
+        except NotEnoughMemoryError as error:
+            if config.data_placement != "auto":
+                raise
+            say(f"{split} images are streamed: {str(error).split('; ', 1)[1].rsplit('. Use', 1)[0]}")
+            return load(split, samples, like, streaming=True)
+
     with accelerator.main_process_first():
-        train = load("train", config.max_train_samples, None)
-        test = load("test", config.max_test_samples, train)
+        train = attempt("train", config.max_train_samples, None)
+        test = attempt("test", config.max_test_samples, train)
     if config.validation_fraction == 0:
         return RunData(train, test, torch.arange(len(train)), torch.arange(0))
     return RunData(train, test, *train_validation_split(train, config.validation_fraction, config.seed))
+
+
+def place_data(
+    config: TrainConfig, data: RunData, device: torch.device, say: Callable[[str], None]
+) -> tuple[PlacedImages | ImageData, PlacedImages | ImageData]:
+    """The splits for training and testing where batches are gathered from; says where that is.
+
+    Raises:
+        ConfigError: they do not fit where they are asked to be.
+    """
+    try:
+        (train, test), where = place_images((data.train, data.test), device, config.data_placement)
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from error
+    say(where)
+    return train, test
 
 
 def build_network(

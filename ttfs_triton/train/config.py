@@ -54,8 +54,11 @@ class TrainConfig(BaseModel):
     """Undecodable images that are reported and skipped before the run stops."""
     streaming: bool = False
     """Decode images batch by batch from disk instead of keeping all of them in memory."""
+    data_placement: Literal["auto", "device", "host"] = "auto"
+    """Where decoded images lie: in the memory of the GPU, in main memory, or as free memory allows. Images that do not
+    fit into main memory either are streamed, unless one of the two is asked for."""
     num_workers: int = Field(0, ge=0, le=256)
-    """Worker processes that prepare batches."""
+    """Worker processes that decode streamed images."""
 
     # ---- augmentation
     crop_padding: int = Field(0, ge=0, le=8192)
@@ -155,6 +158,10 @@ class TrainConfig(BaseModel):
     """Default: as `accelerate launch` says."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """Make each step by one launch of a CUDA graph. auto: where it is possible."""
+    gradient_compression: Literal["no", "bf16"] = "no"
+    """Numbers in which several GPUs exchange gradients: as they are, or rounded to bfloat16."""
     cpu: bool = False
     """Train on the CPU even where there is a GPU."""
     evaluation_batch_size: int = Field(500, ge=1)
@@ -167,6 +174,8 @@ class TrainConfig(BaseModel):
     """Optimiser steps between two updates of progress bar and trackers."""
     statistics_steps: int = Field(50, ge=1)
     """Optimiser steps between two samples of the layers' activity in training."""
+    profile: int = Field(0, ge=0)
+    """Trace so many steps and tell where their time goes, in the folder `profile` of the run. 0: off."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""
 
@@ -209,6 +218,8 @@ class TrainConfig(BaseModel):
             raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other")
+        if self.streaming and self.data_placement != "auto":
+            raise ValueError(f"streaming and data_placement: {self.data_placement} exclude each other")
         if self.random_resized_crop and self.image_size is None:
             raise ValueError("random_resized_crop needs image_size, e.g. 224")
         if self.random_resized_crop and self.crop_padding:
@@ -234,7 +245,8 @@ class TrainConfig(BaseModel):
 
 # Keys that may differ between a run and its continuation: they change neither weights nor metrics.
 FREE_ON_RESUME = frozenset(
-    "resume overwrite output_dir num_workers checkpoint_steps keep_checkpoints log_steps trackers data_dir "
+    "resume overwrite output_dir data_placement num_workers profile cuda_graph checkpoint_steps keep_checkpoints "
+    "log_steps trackers data_dir "
     "evaluation_batch_size max_bad_images push_to_hub hub_repo_id hub_private hub_license".split()
 )
 # Schedules whose rate at a step does not depend on how many follow: such a run can be made longer.

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.profiler import record_function
 
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
@@ -22,16 +23,20 @@ from ttfs_triton.train.build import (
     build_network,
     build_optimizer,
     build_schedule,
+    place_data,
     tune_kernels,
 )
 from ttfs_triton.train.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.display import Display
+from ttfs_triton.train.graph import GraphedStep, choose_graphs
 from ttfs_triton.train.identity import Change, compare, identity
 from ttfs_triton.train.processes import Interrupted, StopRequest
+from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.states import EpochTotals, Position, pack_optimizer, unpack_optimizer
-from ttfs_triton.train.update import FiniteGuard, make_average, update_average
+from ttfs_triton.train.step import TrainStep
+from ttfs_triton.train.update import make_average
 
 
 class NonFiniteLossError(RuntimeError):
@@ -69,7 +74,11 @@ class Trainer:
         # A checkpoint replaces the weights, so that a resumed run need not calibrate them again.
         fresh = not config.resume or latest_checkpoint(folder.checkpoints) is None
         self.network, self.start = build_network(config, data, accelerator.device, calibrated=fresh)
-        model = accelerator.prepare_model(self.network)
+        self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
+        graphs = choose_graphs(config.cuda_graph, accelerator, display.say)
+        # What autograd remembers of the stream on which processes are joined has to fit the capture.
+        with nullcontext() if graphs is None else graphs.aside():
+            model = accelerator.prepare_model(self.network)
         self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
         # The bare optimizer steps the schedule and is saved; the wrapper around it knows about loss scaling.
         self.bare_optimizer = build_optimizer(config, self.network)
@@ -81,9 +90,20 @@ class Trainer:
         self.steps_per_epoch = self._batches(0).steps
         # Before the wrapper, which in fp16 puts the step that it finds now in the place of the one that counts calls.
         self.schedule = build_schedule(self.bare_optimizer, config, self.steps_per_epoch)
-        self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
-        self._guard = FiniteGuard(self.bare_optimizer, accelerator.device)
-        self._sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, correct, images
+        self.optimizer = cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.bare_optimizer))
+        self._plain_step = TrainStep(config, accelerator, self.network, self.model, self.optimizer, self.average)
+        self._step: TrainStep | GraphedStep = self._plain_step
+        if graphs is not None:
+            required = config.cuda_graph == "on"
+            self._step = GraphedStep(self._plain_step, graphs, required=required, say=display.say)
+        self._profiler = StepProfiler(
+            config.profile,
+            self.network,
+            folder.path / "profile" if accelerator.is_main_process else None,
+            accelerator.device,
+            lambda: isinstance(self._step, GraphedStep) and self._step.replay is not None,
+            display.say,
+        )
         self.last_checkpoint = "none yet"
 
     @property
@@ -112,7 +132,7 @@ class Trainer:
 
     def _batches(self, epoch: int) -> EpochBatches:
         return EpochBatches(
-            self.data.train.in_epoch(self.config.seed, epoch),
+            self._train_images.in_epoch(self.config.seed, epoch),
             self.data.train_indices,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
@@ -127,70 +147,44 @@ class Trainer:
     def _train_epoch(self) -> None:
         config, position = self.config, self.position
         self.model.train()
-        loader = train_loader(
+        micro_batches = train_loader(
             self._batches(position.epoch),
-            position.step_in_epoch,
-            config.num_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
+            self.accelerator.device,
+            start_step=position.step_in_epoch,
+            num_workers=config.num_workers,
         )
-        micro_batches = iter(loader)
         started = time.perf_counter()
         already = position.totals.seconds
         for _ in range(position.step_in_epoch, self.steps_per_epoch):
-            self._train_step([next(micro_batches) for _ in range(config.gradient_accumulation)])
+            self._profiler.before_step()
+            with record_function("data"):
+                batches = [next(micro_batches) for _ in range(config.gradient_accumulation)]
+            self._train_step(batches)
+            self._profiler.after_step()
             position.step += 1
             position.step_in_epoch += 1
             position.totals.seconds = already + time.perf_counter() - started
             if position.step % config.log_steps == 0:
                 self._report()
-            if self.stop.everywhere():
+            if self.stop.due(position.step, config.log_steps) and self.stop.everywhere():
                 self._stop()
             if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
                 self.save()
+        self._profiler.close()
         self._gather_totals()
 
     def _train_step(self, micro_batches: list[Batch]) -> None:
-        config, accelerator, device = self.config, self.accelerator, self.accelerator.device
+        position = self.position
         # Dropout included, a step's random numbers follow from its position: a resumed run draws the same ones.
-        torch.manual_seed(_mix(config.seed, self.position.step, accelerator.process_index))
-        self.optimizer.zero_grad()
-        sampled = self.position.step % config.statistics_steps == 0
-        if sampled:
-            reset_statistics(self.network)
-        loss_sum = torch.zeros((), device=device)
-        for index, (images, labels) in enumerate(micro_batches):
-            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            last = index == len(micro_batches) - 1
-            with nullcontext() if last else accelerator.no_sync(self.model):
-                with record_statistics(self.network) if sampled else nullcontext():
-                    logits = self.model(images)
-                loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-                accelerator.backward(loss / len(micro_batches))
-            loss_sum += loss.detach()
-            # Of mixed images the class with the largest share counts.
-            correct = (logits.detach().argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum()
-            self._sums += torch.stack([loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
-        self._watch(loss_sum)
-        self.optimizer.step()
+        torch.manual_seed(_mix(self.config.seed, position.step, self.accelerator.process_index))
+        sampled = position.step % self.config.statistics_steps == 0
+        step = self._step
+        if isinstance(step, GraphedStep) and self._profiler.one_by_one:
+            step = step.one_by_one
+        step(micro_batches, sampled=sampled, first=position.step == 0)
         self.schedule.step()
         if self.average is not None:
-            update_average(self.average, self.network)
-
-    def _watch(self, loss: Tensor) -> None:
-        """Clip the gradient if asked to, and cancel the update if it or the loss is not finite."""
-        config, accelerator = self.config, self.accelerator
-        scaled = accelerator.scaler is not None  # fp16: infinite gradients are part of finding the scale
-        if config.gradient_clip is not None:
-            norm = accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-            assert norm is not None  # None is for DeepSpeed and the like
-        else:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
-        # The gradient is the mean over processes, so all see the same norm; a loss alone would differ.
-        verdict = loss if scaled else loss + 0 * norm
-        failed = ~torch.isfinite(verdict)
-        if scaled and accelerator.num_processes > 1:
-            failed = sum_over_processes(accelerator, failed.float()) > 0
-        self._guard.watch(loss, norm, failed)
+            self.average.n_averaged += 1
 
     def _read_sums(self) -> list[float]:
         """Loss, right answers and images of the epoch so far, over all processes. Here the host waits for the device.
@@ -198,7 +192,7 @@ class Trainer:
         Raises:
             NonFiniteLossError: a step since the last reading was cancelled.
         """
-        sums = torch.cat([self._sums, self._guard.cancelled.view(1)])
+        sums = torch.cat([self._plain_step.sums, self._plain_step.guard.cancelled.view(1)])
         *read, cancelled = sum_over_processes(self.accelerator, sums).tolist()
         if cancelled:
             self._refuse_non_finite()
@@ -207,7 +201,7 @@ class Trainer:
     def _refuse_non_finite(self) -> None:
         """Tell of the first step that was cancelled, and of the layers' activity with its images and weights."""
         config, accelerator = self.config, self.accelerator
-        ago = max(0, int(self._guard.cancelled.item()) - 1)  # 0 where other processes alone know of it
+        ago = max(0, int(self._plain_step.guard.cancelled.item()) - 1)  # 0 where other processes alone know of it
         step, step_in_epoch = self.position.step - ago, self.position.step_in_epoch - ago
         images, _ = self._batches(self.position.epoch)[step_in_epoch * config.gradient_accumulation - 1]
         reset_statistics(self.network)
@@ -218,7 +212,7 @@ class Trainer:
             f"silent {layer.silent_share:.2%}"
             for layer in collect_statistics(self.network)
         )
-        loss, norm = self._guard.loss.item(), self._guard.norm.item()
+        loss, norm = self._plain_step.guard.loss.item(), self._plain_step.guard.norm.item()
         raise NonFiniteLossError(
             f"step {step} (epoch {self.position.epoch + 1}): loss {loss}, gradient norm {norm}; stopped "
             f"before the update.\n{layers}\nLast good checkpoint: {self.last_checkpoint}. "
@@ -257,7 +251,7 @@ class Trainer:
         """
         accelerator = self.accelerator
         batches = EvaluationBatches(
-            self.data.test if test else self.data.train,
+            self._test_images if test else self._train_images,
             None if test else self.data.validation_indices,
             self.config.evaluation_batch_size,
             accelerator.process_index,
@@ -303,7 +297,7 @@ class Trainer:
         position.metrics.append(line)
         position.epoch += 1
         position.step_in_epoch, position.totals = 0, EpochTotals()
-        self._sums.zero_()
+        self._plain_step.sums.zero_()
         # Best weights before the checkpoint that names their epoch: a kill in between repeats the epoch, bit by bit.
         if best and self.accelerator.is_main_process:
             self.folder.write_best(self.scored_network.state_dict(), self._description())
@@ -386,7 +380,7 @@ class Trainer:
         totals = self.position.totals
         if self.accelerator.is_main_process:
             sums = [totals.loss, totals.correct, totals.images]
-            self._sums += torch.tensor(sums, dtype=torch.float64, device=self._sums.device)
+            self._plain_step.sums += torch.tensor(sums, dtype=torch.float64, device=self._plain_step.sums.device)
         self.last_checkpoint = str(path)
         if self.position.best_epoch:
             self.folder.check_best()

@@ -57,6 +57,11 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    def due(self, step: int, every: int) -> bool:
+        """Whether to ask after a step. Agreeing makes GPUs wait for their hosts: several ask every so many steps."""
+        alone = self.accelerator.num_processes == 1 or self.accelerator.device.type == "cpu"
+        return alone or step % every == 0
+
     def everywhere(self) -> bool:
         """Whether any process was asked to stop. All processes must call it at the same point, after each step.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, ProjectConfiguration
 
 from ttfs_kernels.backends import why_no_triton
 from ttfs_triton.command_line import TRACEBACK, plain_errors
@@ -37,6 +37,8 @@ from ttfs_triton.train.processes import Interrupted, StopRequest, ask_main_proce
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
 
 WORKERS_PER_CORE = 4  # more than that only takes memory, and thousands hang the machine
+
+COMPRESSION = {"no": DDPCommunicationHookType.NO, "bf16": DDPCommunicationHookType.BF16}
 
 
 class DeviceLostError(RuntimeError):
@@ -103,7 +105,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, nam
         _check_configuration(config, folder)
     stop = StopRequest(accelerator)
     try:
-        data = load_data(config, accelerator)
+        data = load_data(config, accelerator, display.say)
         trainer = Trainer(config, accelerator, data, folder, display, stop)
     except torch.AcceleratorError:
         raise
@@ -167,6 +169,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     cpu = config.cpu or not torch.cuda.is_available()
     if cpu and config.mixed_precision == "fp16":
         raise ConfigError("mixed_precision: fp16 needs a GPU; use bf16 on the CPU.")
+    if cpu and config.gradient_compression != "no":
+        raise ConfigError("gradient_compression: bf16 needs GPUs; use no on the CPU.")
     most = max(64, WORKERS_PER_CORE * (os.cpu_count() or 1))
     if config.num_workers > most:
         raise ConfigError(f"num_workers must be at most {most} on this machine; got {config.num_workers}. Lower it.")
@@ -177,6 +181,14 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         cpu=cpu,
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                # The network is the same in every step: buckets are laid out once, and gradients live in them.
+                gradient_as_bucket_view=True,
+                static_graph=True,
+                comm_hook=COMPRESSION[config.gradient_compression],
+            )
+        ],
         # Some trackers insist on a folder now; the run's own replaces it as soon as it is known.
         project_config=ProjectConfiguration(logging_dir="runs"),
     )

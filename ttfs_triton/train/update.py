@@ -52,16 +52,24 @@ def make_average(network: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
-def update_average(average: AveragedModel, network: nn.Module) -> None:
-    """`average.update_parameters(network)`, which from its second call on copies its counter from host to device."""
-    if average.n_averaged == 0:
-        average.update_parameters(network)
-        return
+def update_average(average: AveragedModel, network: nn.Module, *, first: bool) -> None:
+    """As `average.update_parameters(network)`, without its counter, which would go from host to device in every step.
+
+    Args:
+        average: its counter is left to the caller.
+        network: to follow.
+        first: whether the average has seen no model yet, and becomes the network's copy.
+    """
     assert average.multi_avg_fn is not None
     ours = [*average.module.parameters(), *average.module.buffers()]
     theirs = [*network.parameters(), *network.buffers()]
+    pairs = list(zip(ours, theirs, strict=True))
+    if first:
+        with torch.no_grad():
+            for own, other in pairs:
+                own.copy_(other)
+        return
     for floating in (True, False):
-        pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0].is_floating_point() == floating]
-        if pairs:
-            average.multi_avg_fn([own for own, _ in pairs], [other for _, other in pairs], average.n_averaged)
-    average.n_averaged += 1
+        chosen = [pair for pair in pairs if pair[0].is_floating_point() == floating]
+        if chosen:
+            average.multi_avg_fn([own for own, _ in chosen], [other for _, other in chosen], average.n_averaged)

@@ -16,7 +16,7 @@ from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import library, passes
 from ttfs_kernels.triton_backend.choice import Choice, choose
 from ttfs_kernels.triton_backend.configs import Config, default_config
-from ttfs_kernels.triton_backend.launch import device_of, float32_precision
+from ttfs_kernels.triton_backend.launch import device_of, float32_precision, precision_of
 from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import Problem
 from ttfs_kernels.triton_backend.programs import Repeated, remembered
@@ -30,11 +30,11 @@ def linear_forward(
     weight: Tensor,
     bias: Tensor | None,
     neuron: Neuron,
-    with_gain: bool,
+    with_derivatives: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     """(y [M, N], gain [M, N] or None) from x [M, K] and weight [N, K]."""
-    options = (neuron, with_gain, backend)
+    options = (neuron, with_derivatives, backend)
     key = ("linear", x.shape, weight.shape, *_kinds(x, bias), *options)
     run = remembered(key, lambda: _forward(Problem.of_linear(x, weight, neuron), x.device, *options))
     return run(x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous())
@@ -64,7 +64,7 @@ def conv2d_forward(
     bias: Tensor | None,
     geometry: Geometry,
     neuron: Neuron,
-    with_gain: bool,
+    with_derivatives: bool,
     backend: str,
     pool: int = 1,
     fuse_pool: bool | None = None,
@@ -75,7 +75,7 @@ def conv2d_forward(
         pool: side of the windows of which the earliest spike is passed on; above 1, a third result says which it was.
         fuse_pool: in the epilogue of the convolution; None: where that was measured to be faster.
     """
-    options = (neuron, with_gain, backend, fuse_pool)
+    options = (neuron, with_derivatives, backend, fuse_pool)
     key = ("conv2d", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups, pool)
     key += (*_kinds(x, bias), *options)
     run = remembered(key, lambda: _forward(Problem.of_conv2d(x, weight, geometry, neuron, pool), x.device, *options))
@@ -132,32 +132,32 @@ def _forward(
     problem: Problem,
     device: torch.device,
     neuron: Neuron,
-    with_gain: bool,
+    with_derivatives: bool,
     backend: str,
     fuse_pool: bool | None = None,
 ) -> Callable[..., Any]:
     """From operands to (y, gain) and, with a pool, winner, for all operands of this shape and device."""
-    chip, precision = device_of(device).chip, _precision(problem)
+    chip, precision = device_of(device).chip, precision_of(problem)
     config = _fused_pool(problem, device, backend, fuse_pool) if problem.pool > 1 else None
     # What the convolution computes; what it leaves to do, a kernel of its own does.
     convolved = problem if config is not None else problem.unpooled
     if config is None:
         config = _choose("forward", convolved, device, backend).config
 
-    pool = Repeated(lambda y, gain: passes.pool(problem, y, gain, with_gain))
+    pool = Repeated(lambda y, gain: passes.pool(problem, y, gain, with_derivatives))
 
     def by_library(x: Tensor, weight: Tensor, bias: Tensor | None) -> Spikes:
-        spikes = library.forward(convolved, _rows(x), _rows(weight), bias, neuron, with_gain)
+        spikes = library.forward(convolved, _rows(x), _rows(weight), bias, neuron, with_derivatives)
         return tuple(_shaped(result, x) for result in (spikes if convolved == problem else pool(*spikes)))
 
     def plan(x: Tensor, weight: Tensor, bias: Tensor | None) -> Plan:
         assert config is not None
         operands = _rows(x), _rows(weight), bias
-        launches, spikes = passes.forward(convolved, *operands, neuron, with_gain, config, precision, chip)
+        launches, spikes = passes.forward(convolved, *operands, neuron, with_derivatives, config, precision, chip)
         if convolved != problem:
             y, gain = spikes
             assert y is not None
-            pooling, spikes = passes.pool(problem, y, gain, with_gain)
+            pooling, spikes = passes.pool(problem, y, gain, with_derivatives)
             launches = [*launches, *pooling]
         return Plan(launches, tuple(_shaped(result, x) for result in spikes))
 
@@ -171,7 +171,7 @@ def _fused_pool(problem: Problem, device: torch.device, backend: str, wanted: bo
     config = _choose("forward", problem, device, backend).config
     if config is None and wanted:
         this = device_of(device)
-        config = default_config("forward", problem, this.chip, _precision(problem), this.processors)
+        config = default_config("forward", problem, this.chip, precision_of(problem), this.processors)
     return config
 
 
@@ -190,33 +190,34 @@ def _backward(
         for which, needed in (("grad_x", needs_x), ("grad_w", needs_weight))
         if needed
     }
-    precision = _precision(problem)
+    precision = precision_of(problem)
 
     def plan_local(grad: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None) -> Plan:
         gain, winner = (None if kept is None else _rows(kept) for kept in (gain, winner))
-        with_late = needs_weight or neuron.has_surrogate
-        return passes.local_gradient(pooled, _rows(grad), _rows(y), gain, neuron, with_late, needs_bias, winner)
+        with_slope_h = needs_weight or neuron.has_surrogate
+        return passes.local_gradient(pooled, _rows(grad), _rows(y), gain, neuron, with_slope_h, needs_bias, winner)
 
-    def plan_x(h: Tensor, late_h: Tensor | None, x: Tensor, weight: Tensor) -> Plan:
+    def plan_x(h: Tensor, slope_h: Tensor | None, x: Tensor, weight: Tensor) -> Plan:
         config = configs["grad_x"]
         assert config is not None
         processors = device_of(device).processors
-        plan = passes.grad_x(problem, h, _rows(x), _rows(weight), config, precision, late_h, neuron, processors)
+        plan = passes.grad_x(problem, h, _rows(x), _rows(weight), config, precision, slope_h, neuron, processors)
         return Plan(plan.launches, (_shaped(plan.outputs[0], x),))
 
-    def plan_w(h: Tensor, late_h: Tensor | None, x: Tensor, weight: Tensor) -> Plan:
+    def plan_w(h: Tensor, slope_h: Tensor | None, x: Tensor, weight: Tensor) -> Plan:
         config = configs["grad_w"]
         assert config is not None
-        plan = passes.grad_w(problem, h, late_h, _rows(x), config, precision, device_of(device))
+        plan = passes.grad_w(problem, h, slope_h, _rows(x), config, precision, device_of(device))
         return Plan(plan.launches, (_shaped(plan.outputs[0], weight),))
 
     def plan_all(
         grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None, weight: Tensor
     ) -> Plan:
         plans = [plan_local(grad, y, gain, winner)]
-        h, late_h, grad_bias = plans[0].outputs
-        assert h is not None
-        plans += [plan(h, late_h, x, weight) for plan, needed in ((plan_x, needs_x), (plan_w, needs_weight)) if needed]
+        pair, grad_bias = plans[0].outputs
+        assert pair is not None
+        h, slope_h = passes.halves(pair)
+        plans += [plan(h, slope_h, x, weight) for plan, needed in ((plan_x, needs_x), (plan_w, needs_weight)) if needed]
         grads = iter([plan.outputs[0] for plan in plans[1:]])
         launches = [launch for plan in plans for launch in plan.launches]
         return Plan(launches, (next(grads) if needs_x else None, next(grads) if needs_weight else None, grad_bias))
@@ -228,27 +229,22 @@ def _backward(
     def by_both(
         grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None, weight: Tensor
     ) -> Gradients:
-        h, late_h, grad_bias = local(grad, y, gain, winner)
-        assert h is not None
+        pair, grad_bias = local(grad, y, gain, winner)
+        assert pair is not None
+        h, slope_h = passes.halves(pair)
         grad_x = grad_w = None
         if needs_x and configs["grad_x"] is None:
-            grad_x = _shaped(library.grad_x(problem, h, _rows(x), _rows(weight), late_h, neuron), x)
+            grad_x = _shaped(library.grad_x(problem, pair, _rows(x), _rows(weight), neuron), x)
         elif needs_x:
-            (grad_x,) = by_kernel_x(h, late_h, x, weight)
+            (grad_x,) = by_kernel_x(h, slope_h, x, weight)
         if needs_weight and configs["grad_w"] is None:
-            grad_w = _shaped(library.grad_w(problem, h, late_h, _rows(x), _rows(weight)), weight)
+            grad_w = _shaped(library.grad_w(problem, pair, _rows(x), _rows(weight)), weight)
         elif needs_weight:
-            (grad_w,) = by_kernel_w(h, late_h, x, weight)
+            (grad_w,) = by_kernel_w(h, slope_h, x, weight)
         return grad_x, grad_w, grad_bias
 
     return by_both
 
 
 def _choose(which: str, problem: Problem, device: torch.device, backend: str) -> Choice:
-    return choose(which, problem, device_of(device), _precision(problem), backend)
-
-
-def _precision(problem: Problem) -> str:
-    if problem.dtype != torch.float32:
-        return "ieee"
-    return float32_precision("linear" if problem.is_matrix_product else "conv2d")
+    return choose(which, problem, device_of(device), precision_of(problem), backend)

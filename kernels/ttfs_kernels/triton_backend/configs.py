@@ -168,9 +168,15 @@ def _fitted(config: Config, which: str, problem: Problem, chip: Chip) -> Config:
     }[which]
     shared = which == "grad_x" and chip.has_wgmma and problem.dtype.itemsize == 2
     smallest = SMALLEST_SHARED if shared else SMALLEST_BLOCK
+    block_m = min(config.block_m, _power_of_two(rows))
+    warps = config.num_warps
+    if problem.dtype == torch.float32 and which != "grad_w" and block_m < config.block_m:
+        # Two products of 64 rows on eight warps are computed twice on sm_80: a warp takes 16 rows.
+        warps = min(warps, 4)
     return dataclasses.replace(
         config,
-        block_m=min(config.block_m, _power_of_two(rows)),
+        num_warps=warps,
+        block_m=block_m,
         block_n=min(config.block_n, _power_of_two(_columns(which, problem), smallest)),
         block_k=min(config.block_k, _power_of_two(depth, smallest)),
     )

@@ -1,6 +1,6 @@
 """Gradient of a convolution's weight as implicit GEMM, split over the output positions.
 
-h and late_h are [B, P, Q, N_total] (`gradient.py`), x [B, H, W, C_total]; out is [splits, N_total, R, S, C].
+h and slope_h are [B, P, Q, N_total] (`elementwise.py`), x [B, H, W, C_total]; out is [splits, N_total, R, S, C].
 
 BY_POSITION: a step is one position of BLOCK_K images, and a tap has steps only where it is inside the map. Taps then
 have splits of one length but not equally many; `sum_tap_splits` adds those that there are. Not with FEW_CHANNELS,
@@ -19,7 +19,7 @@ from ttfs_kernels.triton_backend.rule import contract_rows, spike_mask, zero_gra
 @triton.jit(do_not_specialize=["B", "steps_per_split"])
 def conv2d_grad_w(
     h_ptr,
-    late_h_ptr,
+    slope_h_ptr,
     x_ptr,
     out_ptr,
     B,
@@ -51,7 +51,7 @@ def conv2d_grad_w(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """hᵀ·x + late_hᵀ·[x > 0] of BLOCK_M output channels and BLOCK_N weights; BLOCK_K positions a step.
+    """hᵀ·x + slope_hᵀ·[x > 0] of BLOCK_M output channels and BLOCK_N weights; BLOCK_K positions a step.
 
     Program (block, split, group of channels). The weights of a block share one tap, or with FEW_CHANNELS run over
     the joint index (r, s, c). P and Q are known at compile time: dividing by them is most of the address arithmetic.
@@ -145,11 +145,11 @@ def conv2d_grad_w(
         x = tl.load(at_row(x_ptr, first_image, H * W_in * C * GROUPS) + x_at, mask=x_kept, other=0.0)
         by_x = contract_rows(h, x, by_x, INPUTS_FIRST, PRECISION)
         if WITH_SLOPE:
-            late_h = tl.load(at_row(late_h_ptr, first_row, N * GROUPS) + h_at, mask=h_kept, other=0.0)
+            slope_h = tl.load(at_row(slope_h_ptr, first_row, N * GROUPS) + h_at, mask=h_kept, other=0.0)
             if TWO_ACCUMULATORS:
-                by_mask = contract_rows(late_h, spike_mask(x), by_mask, INPUTS_FIRST, PRECISION)
+                by_mask = contract_rows(slope_h, spike_mask(x), by_mask, INPUTS_FIRST, PRECISION)
             else:
-                by_x = contract_rows(late_h, spike_mask(x), by_x, INPUTS_FIRST, PRECISION)
+                by_x = contract_rows(slope_h, spike_mask(x), by_x, INPUTS_FIRST, PRECISION)
     total = by_x + by_mask if TWO_ACCUMULATORS else by_x
     channel = (split * (N * GROUPS) + group * N + n).to(tl.int64)
     out_at = tl.expand_dims(channel * depth, 1 - AXIS) + tl.expand_dims(joint, AXIS)

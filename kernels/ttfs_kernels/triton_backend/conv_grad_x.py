@@ -1,6 +1,6 @@
 """Gradient of a convolution's input as implicit GEMM, masked by the input's spikes in the epilogue.
 
-h is [B, P, Q, N_total] (`gradient.py`), weight [N_total, R, S, C], x and grad_x [B, H, W, C_total], channels last.
+h is [B, P, Q, N_total] (`elementwise.py`), weight [N_total, R, S, C], x and grad_x [B, H, W, C_total], channels last.
 
 With a stride, an input position meets only the taps r with r·dilation ≡ position + padding (mod stride). Positions
 are therefore taken by residue class, each with its own taps r0, r0 + step, …: no multiplication is by a zero that
@@ -29,7 +29,7 @@ def first_tap(position, TAPS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.c
 @triton.jit(do_not_specialize=["B"])
 def conv2d_grad_x(
     h_ptr,
-    late_h_ptr,
+    slope_h_ptr,
     w_ptr,
     x_ptr,
     grad_x_ptr,
@@ -68,7 +68,7 @@ def conv2d_grad_x(
 
     Program (block, class, group of channels). STEP = stride / gcd(stride, dilation). EVEN: BLOCK_K divides N.
     UNIT_C and UNIT_N divide C and N. MASKED: 0 at silent inputs. SURROGATE: plus the gradient of the mask,
-    late_h·w, where a spike may come or go.
+    slope_h·w, where a spike may come or go.
     """
     C = multiple(C, UNIT_C)
     N = multiple(N, UNIT_N)
@@ -123,7 +123,7 @@ def conv2d_grad_x(
     channels = N * GROUPS
     h_ptr = at_row(h_ptr, first_image, P * Q * channels) + group * N
     if SURROGATE:
-        late_h_ptr = at_row(late_h_ptr, first_image, P * Q * channels) + group * N
+        slope_h_ptr = at_row(slope_h_ptr, first_image, P * Q * channels) + group * N
     h_row = ((image * P + p0) * Q + q0) * channels
     w_ptr = at_row(w_ptr, group * N, R * S * C) + block_c * BLOCK_N
     w_row = n * (R * S * C)
@@ -154,8 +154,8 @@ def conv2d_grad_x(
             w = tl.load(w_ptr + w_at, mask=w_kept, other=0.0)
             total = tl.dot(h, w, total, input_precision=PRECISION)
             if SURROGATE:
-                late_h = tl.load(late_h_ptr + h_at, mask=h_kept, other=0.0)
-                by_mask = tl.dot(late_h, w, by_mask, input_precision=PRECISION)
+                slope_h = tl.load(slope_h_ptr + h_at, mask=h_kept, other=0.0)
+                by_mask = tl.dot(slope_h, w, by_mask, input_precision=PRECISION)
     first = first_image.to(tl.int64) * (H * W_in * C * GROUPS) + group * C + block_c * BLOCK_N
     offsets = (((image * H + i) * W_in + j) * (C * GROUPS))[:, None] + c[None, :]
     kept_x = kept[:, None] & c_kept[None, :]

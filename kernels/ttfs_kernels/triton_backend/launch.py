@@ -12,6 +12,7 @@ import triton.language as tl
 
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip
+from ttfs_kernels.triton_backend.problem import Problem
 
 # What the interpreter pretends to be: its results do not depend on it.
 INTERPRETED = Chip("cuda", 90)
@@ -114,6 +115,13 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     if chip.vendor == "cuda" and int(chip.architecture) < SMALLEST_CAPABILITY:
         return f"{chip} is older than sm_{SMALLEST_CAPABILITY}"
     return None
+
+
+def precision_of(problem: Problem) -> str:
+    """Precision of a layer's products, "ieee" or "tf32", as PyTorch is set."""
+    if problem.dtype != torch.float32:
+        return "ieee"
+    return float32_precision("linear" if problem.is_matrix_product else "conv2d")
 
 
 def float32_precision(which: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import vanishing
-from ttfs_kernels.triton_backend import gradient
+from ttfs_kernels.triton_backend import elementwise
 from ttfs_kernels.triton_backend.launch import Launch
 from ttfs_kernels.triton_backend.passes import ELEMENTS
 from ttfs_kernels.triton_backend.problem import Problem
@@ -25,7 +25,7 @@ def forward(
     weight: Tensor,
     bias: Tensor | None,
     neuron: Neuron,
-    with_gain: bool,
+    with_derivatives: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """(y, gain): one contraction over [x; σ·mask], then the rule."""
     operand = _stack_mask(x, neuron.psp_persistence) if problem.with_slope else x
@@ -37,7 +37,7 @@ def forward(
         potentials = potentials.permute(0, 2, 3, 1).contiguous()
     A, W = potentials.flatten().tensor_split(2) if problem.with_slope else (potentials.flatten(), None)
     y = x.new_empty(problem.batch, *problem.out_size, problem.out_channels)
-    gain = torch.empty_like(y) if with_gain and problem.with_slope else None
+    gain = torch.empty_like(y) if with_derivatives and problem.with_slope else None
     arguments = {
         "A_ptr": A,
         "W_ptr": W,
@@ -53,28 +53,28 @@ def forward(
         "SURROGATE": neuron.has_surrogate and gain is not None,
         "BLOCK": ELEMENTS,
     }
-    _run(gradient.fire_potentials, y.numel(), arguments)
+    _run(elementwise.fire_potentials, y.numel(), arguments)
     return y, gain
 
 
 def grad_x(
     problem: Problem,
-    h: Tensor,
+    pair: Tensor,
     x: Tensor,
     weight: Tensor,
-    late_h: Tensor | None = None,
     neuron: Neuron = Neuron(),
 ) -> Tensor:
     """The gradient of the activations, zero at silent inputs if σ > 0.
 
-    With `late_h` and a surrogate: plus the gradient of the mask, both by one contraction.
+    `pair` is [h; slope_h] or [h], see `passes.halves`. With slope_h and a surrogate: plus the gradient of the mask,
+    both by one contraction.
     """
-    if late_h is not None and neuron.has_surrogate:
+    if len(pair) == 2 and neuron.has_surrogate:
         operand = torch.cat([x, x]) if not problem.is_matrix_product else x
-        by_activation, by_mask = _by_inputs(problem, _both(h), operand, weight).view(2, *x.shape)
+        by_activation, by_mask = _by_inputs(problem, pair.flatten(0, 1), operand, weight).view(2, *x.shape)
         by_activation = torch.ops.aten.threshold_backward(by_activation, x, 0)
         return by_activation.addcmul_(by_mask, vanishing(x, neuron))
-    result = _by_inputs(problem, h, x, weight).view(x.shape)
+    result = _by_inputs(problem, pair[0], x, weight).view(x.shape)
     return torch.ops.aten.threshold_backward(result, x, 0) if problem.with_slope else result
 
 
@@ -84,20 +84,15 @@ def _by_inputs(problem: Problem, h: Tensor, x: Tensor, weight: Tensor) -> Tensor
     return _convolution_backward(problem, h, x, weight, 0).permute(0, 2, 3, 1).contiguous()
 
 
-def grad_w(problem: Problem, h: Tensor, late_h: Tensor | None, x: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of the weight: one contraction of [h; late_h] with [x; mask]."""
-    if late_h is not None:
-        h = _both(h)
+def grad_w(problem: Problem, pair: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of the weight: one contraction of [h; slope_h] with [x; mask], or of [h] with x."""
+    h = pair.flatten(0, 1)
+    if len(pair) == 2:
         x = _stack_mask(x, 1.0)
     if problem.is_matrix_product:
         grad_weight = h.view(-1, problem.out_channels).t() @ x.view(-1, problem.depth)
         return grad_weight.view(weight.shape)
     return _convolution_backward(problem, h, x, weight, 1).permute(0, 2, 3, 1).contiguous()
-
-
-def _both(h: Tensor) -> Tensor:
-    """[h; late_h]: halves of one buffer, see `passes.local_gradient`."""
-    return h.as_strided((2 * h.shape[0], *h.shape[1:]), h.stride())
 
 
 def _stack_mask(x: Tensor, psp_persistence: float) -> Tensor:
@@ -109,7 +104,7 @@ def _stack_mask(x: Tensor, psp_persistence: float) -> Tensor:
         "persistence": float(psp_persistence),
         "BLOCK": ELEMENTS,
     }
-    _run(gradient.stack_mask, x.numel(), arguments)
+    _run(elementwise.stack_mask, x.numel(), arguments)
     return stacked
 
 

@@ -1,6 +1,6 @@
 """Kernels of a fully connected layer, and of 1×1 convolutions: blockwise matrix products.
 
-x is [M, K], weight [N, K], y, gain, h and late_h [M, N]; all contiguous. h and late_h are defined in `gradient.py`.
+x is [M, K], weight [N, K], y, gain, h and slope_h [M, N]; all contiguous. `elementwise.py` says what h and slope_h are.
 """
 
 # Triton's language is not Python's:
@@ -100,7 +100,7 @@ def linear_forward(
 @triton.jit(do_not_specialize=["M", "steps_per_split"])
 def linear_grad_x(
     h_ptr,
-    late_h_ptr,
+    slope_h_ptr,
     w_ptr,
     x_ptr,
     grad_x_ptr,
@@ -122,7 +122,7 @@ def linear_grad_x(
 ):
     """grad_x = h·w of BLOCK_M samples and BLOCK_N inputs; BLOCK_K is a step over the neurons.
 
-    MASKED: 0 where x is silent. SURROGATE: plus the gradient of the mask, late_h·w, where a spike may come or go.
+    MASKED: 0 where x is silent. SURROGATE: plus the gradient of the mask, slope_h·w, where a spike may come or go.
     SPLIT: program (block, split) takes some of the steps; what it finds goes to parts [splits, M, K] float32, with
     SURROGATE [splits, 2, M, K], for `sum_grad_x`. UNIT_N and UNIT_K divide N and K.
     """
@@ -141,7 +141,7 @@ def linear_grad_x(
     h_at = (m * N)[:, None] + (first_neuron + n)[None, :]
     h_ptr = at_row(h_ptr, first, N)
     if SURROGATE:
-        late_h_ptr = at_row(late_h_ptr, first, N)
+        slope_h_ptr = at_row(slope_h_ptr, first, N)
     w_tile = at_row(w_ptr, split * steps_per_split * BLOCK_K, K) + first_input + (n * K)[:, None] + k[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     by_mask = tl.zeros((BLOCK_M, BLOCK_N) if SURROGATE else (1, 1), tl.float32)
@@ -153,8 +153,8 @@ def linear_grad_x(
         w = tl.load(w_tile, mask=inside[:, None] & (k < K - first_input)[None, :], other=0.0)
         total = tl.dot(h, w, total, input_precision=PRECISION)
         if SURROGATE:
-            late_h = tl.load(late_h_ptr + h_at, mask=h_kept, other=0.0)
-            by_mask = tl.dot(late_h, w, by_mask, input_precision=PRECISION)
+            slope_h = tl.load(slope_h_ptr + h_at, mask=h_kept, other=0.0)
+            by_mask = tl.dot(slope_h, w, by_mask, input_precision=PRECISION)
         h_at += BLOCK_K
         w_tile += BLOCK_K * K
     offsets = (m * K)[:, None] + k[None, :]
@@ -205,7 +205,7 @@ def sum_grad_x(
 @triton.jit(do_not_specialize=["M", "steps_per_split"])
 def linear_grad_w(
     h_ptr,
-    late_h_ptr,
+    slope_h_ptr,
     x_ptr,
     out_ptr,
     M,
@@ -223,7 +223,7 @@ def linear_grad_w(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """One split of grad_w = hᵀ·x + late_hᵀ·[x > 0]: BLOCK_M neurons, BLOCK_N inputs, BLOCK_K samples a step.
+    """One split of grad_w = hᵀ·x + slope_hᵀ·[x > 0]: BLOCK_M neurons, BLOCK_N inputs, BLOCK_K samples a step.
 
     out is [splits, N, K]. UNIT_N and UNIT_K divide N and K.
     """
@@ -254,11 +254,11 @@ def linear_grad_w(
         x = tl.load(at_row(x_ptr, row, K) + first_input + x_at, mask=x_kept, other=0.0)
         by_x = contract_rows(h, x, by_x, INPUTS_FIRST, PRECISION)
         if WITH_SLOPE:
-            late_h = tl.load(at_row(late_h_ptr, row, N) + first_neuron + h_at, mask=h_kept, other=0.0)
+            slope_h = tl.load(at_row(slope_h_ptr, row, N) + first_neuron + h_at, mask=h_kept, other=0.0)
             if TWO_ACCUMULATORS:
-                by_mask = contract_rows(late_h, spike_mask(x), by_mask, INPUTS_FIRST, PRECISION)
+                by_mask = contract_rows(slope_h, spike_mask(x), by_mask, INPUTS_FIRST, PRECISION)
             else:
-                by_x = contract_rows(late_h, spike_mask(x), by_x, INPUTS_FIRST, PRECISION)
+                by_x = contract_rows(slope_h, spike_mask(x), by_x, INPUTS_FIRST, PRECISION)
     total = by_x + by_mask if TWO_ACCUMULATORS else by_x
     out_ptr = at_row(out_ptr, split * N + first_neuron, K) + first_input
     out_at = tl.expand_dims(n * K, 1 - AXIS) + tl.expand_dims(k, AXIS)

@@ -24,7 +24,7 @@ from ttfs_kernels.rule import fire, silent_derivative, vanishing
 from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Entry, forget, read_table
 from ttfs_kernels.triton_backend.configs import Config, candidates
 from ttfs_kernels.triton_backend.formulation import triton_version
-from ttfs_kernels.triton_backend.launch import Device, device_of, float32_precision, unavailable
+from ttfs_kernels.triton_backend.launch import Device, device_of, precision_of, unavailable
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 Timer = Callable[[Callable[[], object]], float]  # milliseconds of a call
@@ -53,23 +53,29 @@ class Operands:
         x: [B, H, W, C] activations, of which about 40 % are 0.
         weight: [N, R, S, C / groups].
         bias: [N] float32.
-        h, late_h: [B, P, Q, N], halves of one allocation; `late_h` is None for σ = 0.
+        pair: [2, B, P, Q, N], h and slope_h; for σ = 0 [1, ...], h alone.
     """
 
     x: Tensor
     weight: Tensor
     bias: Tensor
-    h: Tensor
-    late_h: Tensor | None
+    pair: Tensor
+
+    @property
+    def h(self) -> Tensor:
+        """[B, P, Q, N]."""
+        return self.pair[0]
+
+    @property
+    def slope_h(self) -> Tensor | None:
+        """[B, P, Q, N]; None for σ = 0."""
+        return self.pair[1] if len(self.pair) == 2 else None
 
     def from_images(self, images: Tensor) -> Operands:
         """The same, with a gradient from some images of the batch alone."""
-        pair = torch.zeros(2, *self.h.shape, dtype=self.h.dtype, device=self.h.device)
-        pair[0, images] = self.h[images]
-        if self.late_h is None:
-            return replace(self, h=pair[0])
-        pair[1, images] = self.late_h[images]
-        return replace(self, h=pair[0], late_h=pair[1])
+        pair = torch.zeros_like(self.pair)
+        pair[:, images] = self.pair[:, images]
+        return replace(self, pair=pair)
 
 
 def random_operands(problem: Problem, device: torch.device, seed: int = 0) -> Operands:
@@ -93,8 +99,7 @@ def random_operands(problem: Problem, device: torch.device, seed: int = 0) -> Op
         (uniform(*images) * (uniform(*images) > SILENT)).to(problem.dtype),
         drive.to(problem.dtype),
         1.5 * (kinds > 0.9).float() - 1.5 * (kinds < 0.3).float(),
-        pair[0],
-        pair[1] if problem.with_slope else None,
+        pair if problem.with_slope else pair[:1],
     )
 
 
@@ -240,7 +245,7 @@ def measure_entry(
     return None if best is None else Entry(which, problem, precision, best, times[best], library_ms)
 
 
-def tune(
+def tune_layers(
     problems: Iterable[Problem],
     path: Path,
     *,
@@ -275,7 +280,7 @@ def tune(
         reason = unavailable(device, problem.dtype)
         if reason is not None:
             raise RuntimeError(f"tune: device must be able to run Triton kernels; {reason}. Nothing was measured.")
-    wanted = [(which, problem.of_pass(which), _precision(problem)) for problem in problems for which in PASSES]
+    wanted = [(which, problem.of_pass(which), precision_of(problem)) for problem in problems for which in PASSES]
     return complete(path, wanted, device, thorough=thorough, timer=timer, report=report, fault=fault)
 
 
@@ -289,7 +294,7 @@ def complete(
     report: Callable[[str], None] | None = None,
     fault: Callable[[str], None] | None = None,
 ) -> list[Entry]:
-    """As `tune`, for some passes: (pass, layer, precision) each, PyTorch being set to that precision."""
+    """As `tune_layers`, for some passes: (pass, layer, precision) each, PyTorch being set to that precision."""
     entries = {(entry.which, entry.problem, entry.precision): entry for entry in read_table(path)}
     for which, problem, precision in _with_unpooled(wanted):
         if (which, problem, precision) in entries:
@@ -335,12 +340,6 @@ def write_table(path: Path, entries: Iterable[Entry], device: Device) -> None:
         part.unlink(missing_ok=True)
 
 
-def _precision(problem: Problem) -> str:
-    if problem.dtype != torch.float32:
-        return "ieee"
-    return float32_precision("linear" if problem.is_matrix_product else "conv2d")
-
-
 def _expected(which: str, problem: Problem, operands: Operands, images: Tensor) -> Results:
     """Float64 results: of some images, or for grad_w from some images."""
     x = _maps(operands.x[images])
@@ -362,13 +361,13 @@ def _expected(which: str, problem: Problem, operands: Operands, images: Tensor) 
         grad = _gradients(problem, h, x, weight)[0]
         if problem.with_slope:
             grad = grad * mask
-        if problem.surrogate and operands.late_h is not None:
-            by_mask = _gradients(problem, _maps(operands.late_h[images]), x, weight)[0]
+        if problem.surrogate and operands.slope_h is not None:
+            by_mask = _gradients(problem, _maps(operands.slope_h[images]), x, weight)[0]
             grad = grad + by_mask * vanishing(x, _neuron(problem))
         return (_rows(grad),)
     grad = _gradients(problem, h, x, weight)[1]
-    if operands.late_h is not None:
-        grad = grad + _gradients(problem, _maps(operands.late_h[images]), mask, weight)[1]
+    if operands.slope_h is not None:
+        grad = grad + _gradients(problem, _maps(operands.slope_h[images]), mask, weight)[1]
     return (_rows(grad),)
 
 
@@ -394,13 +393,13 @@ def _neuron(problem: Problem) -> Neuron:
 def _library(which: str, problem: Problem, operands: Operands) -> Callable[[], Results]:
     from ttfs_kernels.triton_backend import library
 
-    x, weight, h = operands.x, operands.weight, operands.h
+    x, weight, pair = operands.x, operands.weight, operands.pair
     neuron = _neuron(problem)
     if which == "forward":
         return lambda: _present(library.forward(problem, x, weight, operands.bias, neuron, True))
     if which == "grad_x":
-        return lambda: (library.grad_x(problem, h, x, weight, operands.late_h, neuron),)
-    return lambda: (library.grad_w(problem, h, operands.late_h, x, weight).view(weight.shape),)
+        return lambda: (library.grad_x(problem, pair, x, weight, neuron),)
+    return lambda: (library.grad_w(problem, pair, x, weight).view(weight.shape),)
 
 
 def _kernels(
@@ -414,9 +413,9 @@ def _kernels(
     if which == "forward":
         plan = passes.forward(problem, x, weight, operands.bias, neuron, True, config, precision, device.chip)
     elif which == "grad_x":
-        plan = passes.grad_x(problem, h, x, weight, config, precision, operands.late_h, neuron, device.processors)
+        plan = passes.grad_x(problem, h, x, weight, config, precision, operands.slope_h, neuron, device.processors)
     else:
-        plan = passes.grad_w(problem, h, operands.late_h, x, config, precision, device)
+        plan = passes.grad_w(problem, h, operands.slope_h, x, config, precision, device)
     return lambda: _present(plan.run())
 
 

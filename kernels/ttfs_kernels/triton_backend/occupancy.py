@@ -75,7 +75,7 @@ def estimate(which: str, problem: Problem, config: Config, chip: Chip) -> int:
     threads = config.num_warps * chip.warp_size
     accumulators = block * (2 if pair else 1) // threads
     m, n, k = config.block_m, config.block_n, config.block_k
-    # grad_w and the surrogate's grad_x read late_h beside h, whose block has side m.
+    # grad_w and the surrogate's grad_x read slope_h beside h, whose block has side m.
     tile = (m * (2 if pair and which != "forward" else 1) + n) * k * problem.dtype.itemsize
     # Chips without asynchronous products take the last stage from registers.
     stages = config.num_stages if chip.has_wgmma or chip.has_tensor_memory else max(1, config.num_stages - 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.triton_backend import gradient
+from ttfs_kernels.triton_backend import elementwise
 from ttfs_kernels.triton_backend.configs import PROCESSORS, SMALLEST_BLOCK, Config
 from ttfs_kernels.triton_backend.conv_forward import conv2d_forward
 from ttfs_kernels.triton_backend.conv_grad_w import conv2d_grad_w, sum_tap_splits
@@ -50,7 +50,7 @@ def forward(
     weight: Tensor,
     bias: Tensor | None,
     neuron: Neuron,
-    with_gain: bool,
+    with_derivatives: bool,
     config: Config,
     precision: str,
     chip: Chip,
@@ -64,7 +64,7 @@ def forward(
     """
     check_form(config.form, chip, triton_version())
     _check_offsets("forward", problem, config)
-    y, gain, *winner = _new_spikes(problem, x, with_gain)
+    y, gain, *winner = _new_spikes(problem, x, with_derivatives)
     arguments = {
         "x_ptr": x,
         "w_ptr": weight,
@@ -93,9 +93,9 @@ def forward(
     return Plan([launch] if problem.rows else [], (y, gain, *winner))
 
 
-def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_gain: bool) -> Plan:
+def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_derivatives: bool) -> Plan:
     """(y, gain, winner) as `forward` returns them of a layer with a pool, from (y, gain) of all its neurons."""
-    pooled, pooled_gain, *winner = _new_spikes(problem, y, with_gain)
+    pooled, pooled_gain, *winner = _new_spikes(problem, y, with_derivatives)
     windows, channels = problem.batch * math.prod(problem.pooled_size), problem.out_channels
     block_m, block_n = _row_blocks(channels, ELEMENTS)
     arguments = {
@@ -113,7 +113,7 @@ def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_gain: bool) -> P
         "BLOCK_N": block_n,
     }
     grid = math.ceil(windows / block_m), math.ceil(channels / block_n)
-    launch = Launch(gradient.pool_spikes, grid, arguments | _winner(winner))
+    launch = Launch(elementwise.pool_spikes, grid, arguments | _winner(winner))
     return Plan([launch] if windows else [], (pooled, pooled_gain, *winner))
 
 
@@ -123,13 +123,13 @@ def local_gradient(
     y: Tensor,
     gain: Tensor | None,
     neuron: Neuron,
-    with_late: bool,
+    with_slope_h: bool,
     with_bias: bool,
     winner: Tensor | None = None,
 ) -> Plan:
-    """(h, late_h, grad_bias): what the contractions of the backward pass read, and the float32 sum of h.
+    """(pair, grad_bias): what the contractions of the backward pass read, see `halves`, and the float32 sum of h.
 
-    Of a layer with a pool, `grad`, `y`, `gain` and `winner` are of the windows; h and late_h are of all neurons.
+    Of a layer with a pool, `grad`, `y`, `gain` and `winner` are of the windows; the pair is of all neurons.
     """
     rows, channels = problem.rows, problem.out_channels
     block_m, block_n = _row_blocks(channels, TILE)
@@ -138,18 +138,18 @@ def local_gradient(
     blocks = math.ceil(rows / rows_per_program)
     shape = grad.shape if problem.pool == 1 else (problem.batch, *problem.out_size, channels)
     # One allocation: a library contracts both in one call.
-    pair = grad.new_empty(2 if with_late and problem.with_slope else 1, *shape)
-    h, late_h = pair[0], pair[1] if len(pair) == 2 else None
+    pair = grad.new_empty(2 if with_slope_h and problem.with_slope else 1, *shape)
+    h, slope_h = halves(pair)
     sums = grad.new_empty((blocks, channels), dtype=torch.float32) if with_bias else None
     launch = Launch(
-        gradient.local_gradient,
+        elementwise.local_gradient,
         (blocks, math.ceil(channels / block_n)),
         {
             "grad_ptr": grad,
             "y_ptr": y,
             "gain_ptr": gain,
             "h_ptr": h,
-            "late_h_ptr": late_h,
+            "slope_h_ptr": slope_h,
             "bias_sum_ptr": sums,
             "winner_ptr": winner,
             "M": rows,
@@ -160,7 +160,7 @@ def local_gradient(
             "properties": neuron.numbers(),
             "WITH_SLOPE": problem.with_slope,
             "WITH_BIAS": with_bias,
-            "WITH_LATE": late_h is not None,
+            "WITH_SLOPE_H": slope_h is not None,
             "POOL": problem.pool,
             "BLOCK_M": block_m,
             "BLOCK_N": block_n,
@@ -168,9 +168,14 @@ def local_gradient(
     )
     launches = [launch] if rows else []
     if sums is None:
-        return Plan(launches, (h, late_h, None))
+        return Plan(launches, (pair, None))
     grad_bias = sums.new_empty(channels)
-    return Plan([*launches, _sum(sums, grad_bias)], (h, late_h, grad_bias))
+    return Plan([*launches, _sum(sums, grad_bias)], (pair, grad_bias))
+
+
+def halves(pair: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(h, slope_h): the gradient of A, and that of the slope W times σ, which is None in a pair of one."""
+    return pair[0], pair[1] if len(pair) == 2 else None
 
 
 def grad_x(
@@ -180,13 +185,13 @@ def grad_x(
     weight: Tensor,
     config: Config,
     precision: str,
-    late_h: Tensor | None = None,
+    slope_h: Tensor | None = None,
     neuron: Neuron = Neuron(),
     processors: int = PROCESSORS,
 ) -> Plan:
     """(grad_x,): the gradient of the activations, zero at silent inputs if σ > 0.
 
-    With `late_h` and a surrogate: plus the gradient of the mask.
+    With `slope_h` and a surrogate: plus the gradient of the mask.
     """
     _check_offsets("grad_x", problem, config)
     out = x.new_empty(x.shape, dtype=h.dtype)
@@ -194,13 +199,13 @@ def grad_x(
         return Plan([], (out,))
     arguments = {
         "h_ptr": h,
-        "late_h_ptr": late_h,
+        "slope_h_ptr": slope_h,
         "w_ptr": weight,
         "x_ptr": x,
         "grad_x_ptr": out,
         "properties": neuron.numbers(),
         "MASKED": problem.with_slope,
-        "SURROGATE": neuron.has_surrogate and late_h is not None,
+        "SURROGATE": neuron.has_surrogate and slope_h is not None,
         "PRECISION": precision,
         "GROUP": config.group,
     }
@@ -238,7 +243,7 @@ def _linear_grad_x(problem: Problem, arguments: dict[str, Any], config: Config, 
 
 
 def grad_w(
-    problem: Problem, h: Tensor, late_h: Tensor | None, x: Tensor, config: Config, precision: str, device: Device
+    problem: Problem, h: Tensor, slope_h: Tensor | None, x: Tensor, config: Config, precision: str, device: Device
 ) -> Plan:
     """(grad_weight,): [N, K] or [N, R, S, C], summed over splits in a fixed order."""
     shape = (problem.out_channels, *problem.kernel, problem.group_inputs)
@@ -254,7 +259,7 @@ def grad_w(
     parts = out if splits == 1 else h.new_empty((splits, *shape), dtype=torch.float32)
     arguments = {
         "h_ptr": h,
-        "late_h_ptr": late_h,
+        "slope_h_ptr": slope_h,
         "x_ptr": x,
         "out_ptr": parts,
         "steps_per_split": steps_per_split,
@@ -287,7 +292,7 @@ def _sum(parts: Tensor, out: Tensor) -> Launch:
     # As many rows whatever the splits: another batch has others, and would be another kernel.
     sizes = {"splits": splits, "size": size, "ROWS": TILE // block, "BLOCK": block}
     arguments = {"parts_ptr": parts, "out_ptr": out, **sizes}
-    return Launch(gradient.sum_splits, (math.ceil(size / block),), arguments)
+    return Launch(elementwise.sum_splits, (math.ceil(size / block),), arguments)
 
 
 def _sum_taps(parts: Tensor, out: Tensor, launch: Launch) -> Launch:
@@ -304,13 +309,13 @@ def _row_blocks(channels: int, elements: int) -> tuple[int, int]:
     return elements // block_n, block_n
 
 
-def _new_spikes(problem: Problem, x: Tensor, with_gain: bool) -> tuple[Any, ...]:
+def _new_spikes(problem: Problem, x: Tensor, with_derivatives: bool) -> tuple[Any, ...]:
     """(y, gain), and with a pool (y, gain, winner), uninitialised; None for what is not asked for."""
     shape = (problem.batch, *problem.pooled_size, problem.out_channels)
-    gain = x.new_empty(shape) if with_gain and problem.with_slope else None
+    gain = x.new_empty(shape) if with_derivatives and problem.with_slope else None
     if problem.pool == 1:
         return x.new_empty(shape), gain
-    return x.new_empty(shape), gain, x.new_empty(shape, dtype=torch.uint8) if with_gain else None
+    return x.new_empty(shape), gain, x.new_empty(shape, dtype=torch.uint8) if with_derivatives else None
 
 
 def _winner(winner: list[Tensor | None]) -> dict[str, Any]:

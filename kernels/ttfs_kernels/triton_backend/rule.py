@@ -5,7 +5,7 @@ The rule is that of `ttfs_kernels.rule`, operation by operation, so that both ba
 
 # Triton's language is not Python's:
 # pyright: reportAssignmentType=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
-# pyright: reportOptionalMemberAccess=false
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 import triton
 import triton.language as tl
 

@@ -107,7 +107,7 @@ class Layer(NamedTuple):
     weight: Tensor
     bias: Tensor
     h: Tensor
-    late_h: Tensor
+    slope_h: Tensor
 
 
 def exact_layer(problem: Problem, device: torch.device) -> Layer:
@@ -225,7 +225,7 @@ def expected_grad_w(layer: Layer) -> Tensor:
     x, weight = _maps(layer.x), _maps(layer.weight).requires_grad_()
     grad = _gradient(layer, x, weight, weight, layer.h)
     if layer.problem.with_slope:
-        grad = grad + _gradient(layer, (x > 0).double(), weight, weight, layer.late_h)
+        grad = grad + _gradient(layer, (x > 0).double(), weight, weight, layer.slope_h)
     return _rows(grad).to(layer.problem.dtype)
 
 

@@ -54,14 +54,14 @@ def test_auto_takes_pytorch_without_a_gpu(kind):
 @KINDS
 @pytest.mark.gpu
 def test_auto_takes_the_faster_of_both_on_a_gpu(device, kind):
-    assert operators_called(kind, device) == {f"blockwise_{kind}"}
+    assert operators_called(kind, device) == {f"per_pass_{kind}"}
     assert operators_called(kind, CPU) == {f"dft_{kind}"}
 
 
 @KINDS
 def test_backend_is_the_one_asked_for(device, kind):
     assert operators_called(kind, device, backend="torch") == {f"dft_{kind}"}
-    assert operators_called(kind, device, backend="triton") == {f"blockwise_{kind}"}
+    assert operators_called(kind, device, backend="triton") == {f"per_pass_{kind}"}
 
 
 def test_backend_sets_what_auto_means(device):
@@ -69,11 +69,11 @@ def test_backend_sets_what_auto_means(device):
     assert backend().source == "default"
     report = backend("triton")
     assert (report.choice, report.source) == ("triton", "backend()")
-    assert operators_called("linear", device) == {"blockwise_linear"}
+    assert operators_called("linear", device) == {"per_pass_linear"}
     assert operators_called("linear", device, backend="torch") == {"dft_linear"}
     backend("torch")
     assert operators_called("linear", device) == {"dft_linear"}
-    assert operators_called("linear", device, backend="triton") == {"blockwise_linear"}
+    assert operators_called("linear", device, backend="triton") == {"per_pass_linear"}
 
 
 def test_backend_refuses_other_names():

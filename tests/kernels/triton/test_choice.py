@@ -206,7 +206,7 @@ def test_layers_run_with_what_was_chosen(device, monkeypatch):
     small = Config(16, 16, 16, 4, 1, Form.WEIGHTS_FIRST)
     problem = Problem.of_linear(x, weight, Neuron())
     write(choice.table_paths(this)[0], *(Entry(which, problem, "ieee", small, 1.0, 2.0) for which in PASSES))
-    monkeypatch.setattr(ops, "operators_for", lambda *_: ("blockwise", "auto"))
+    monkeypatch.setattr(ops, "operators_for", lambda *_: ("per_pass", "auto"))
     y = dft_linear(x, weight)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     y.sum().backward()

@@ -119,9 +119,9 @@ def test_grad_w_finds_the_last_images(last, by_position):
     """Of the splits, those that hold a step of the last images; all others would add zeros."""
     layer, problem = exact_layer(last, torch.device("cpu")), far(last)
     config = dataclasses.replace(CONFIG, by_position=by_position, splits=2**19)
-    x, h, late_h = (behind_zeros(tensor, problem.batch) for tensor in (layer.x, layer.h, layer.late_h))
+    x, h, slope_h = (behind_zeros(tensor, problem.batch) for tensor in (layer.x, layer.h, layer.slope_h))
     device = device_for(torch.device("cpu"), 90)
-    launch = passes.grad_w(problem, h, late_h, x, config, "ieee", device).launches[0]
+    launch = passes.grad_w(problem, h, slope_h, x, config, "ieee", device).launches[0]
     length, image_blocks = launch.arguments["steps_per_split"], -(-problem.batch // config.block_k)
     programs = set()
     for tap, steps in enumerate(work.tap_steps(problem, config)):

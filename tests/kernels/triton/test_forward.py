@@ -39,19 +39,19 @@ def check_forward(
     chip: Chip,
     persistence: float = 1.0,
     bias: Tensor | None = None,
-    with_gain: bool = True,
+    with_derivatives: bool = True,
     precision: str = "ieee",
 ) -> None:
     problem = layer.problem
     y, gain = run(
         lambda: passes.forward(
-            problem, layer.x, layer.weight, bias, Neuron(persistence), with_gain, config, precision, chip
+            problem, layer.x, layer.weight, bias, Neuron(persistence), with_derivatives, config, precision, chip
         ),
         layer,
     )
     expected_y, expected_gain = expected_forward(layer, persistence, bias is not None)
     assert torch.equal(y, expected_y)
-    assert (gain is not None) == (with_gain and problem.with_slope)
+    assert (gain is not None) == (with_derivatives and problem.with_slope)
     if gain is not None:
         assert torch.equal(gain, expected_gain)
 
@@ -66,14 +66,14 @@ def test_forward_is_exact(device, problem, dtype, blocks, form):
 @pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("persistence", PERSISTENCES)
-@pytest.mark.parametrize(("has_bias", "with_gain"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(("has_bias", "with_derivatives"), [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("name", ["short", "few_channels", "groups"])
-def test_forward_takes_every_option(device, name, dtype, form, persistence, has_bias, with_gain):
+def test_forward_takes_every_option(device, name, dtype, form, persistence, has_bias, with_derivatives):
     problem = dataclasses.replace((LINEAR | CONV2D)[name], dtype=dtype, with_slope=persistence != 0)
     layer = exact_layer(problem, device)
     config = dataclasses.replace(BLOCKS[1], form=form)
     chip = chip_for(device, form)
-    check_forward(layer, config, chip, persistence, layer.bias if has_bias else None, with_gain)
+    check_forward(layer, config, chip, persistence, layer.bias if has_bias else None, with_derivatives)
 
 
 @examples(60)

@@ -43,8 +43,8 @@ def check_grad_x(layer: Layer, config: Config, precision: str = "ieee") -> None:
 
 
 def check_grad_w(layer: Layer, config: Config, device: Device, precision: str = "ieee") -> None:
-    problem, x, _, _, h, late_h = layer
-    late = late_h if problem.with_slope else None
+    problem, x, _, _, h, slope_h = layer
+    late = slope_h if problem.with_slope else None
     (grad_w,) = run(lambda: passes.grad_w(problem, h, late, x, config, precision, device), layer)
     assert torch.equal(grad_w, expected_grad_w(layer))
 
@@ -89,7 +89,7 @@ def test_grad_w_is_exact_in_splits(device, monkeypatch, name, splits, architectu
     layer = exact_layer(problem, device)
     config = dataclasses.replace(BLOCKS[0], splits=splits)
     processors = device_for(device, architecture, processors=100)
-    plan = passes.grad_w(problem, layer.h, layer.late_h, layer.x, config, "ieee", processors)
+    plan = passes.grad_w(problem, layer.h, layer.slope_h, layer.x, config, "ieee", processors)
     assert len(plan.launches) == (1 if splits == 1 else 2)
     check_grad_w(layer, config, processors)
 
@@ -137,18 +137,18 @@ def test_grad_x_of_linear_layers_is_exact_in_splits(device, monkeypatch, name, s
     problem = dataclasses.replace(LINEAR[name], dtype=torch.float16, with_slope=with_slope)
     layer = exact_layer(problem, device)
     config = dataclasses.replace(BLOCKS[0], splits=splits)
-    late_h = layer.late_h if surrogate_width and with_slope else None
+    slope_h = layer.slope_h if surrogate_width and with_slope else None
 
     def grad_x(config: Config):
         _, x, weight, _, h, _ = layer
-        return passes.grad_x(problem, h, x, weight, config, "ieee", late_h, Neuron(surrogate_width=surrogate_width))
+        return passes.grad_x(problem, h, x, weight, config, "ieee", slope_h, Neuron(surrogate_width=surrogate_width))
 
     plan = grad_x(config)
     assert len(plan.launches) == (1 if splits == 1 else 2)
     (ours,) = run(lambda: grad_x(config), layer)
     (whole,) = run(lambda: grad_x(dataclasses.replace(config, splits=1)), layer)
     assert torch.equal(ours, whole)
-    if late_h is None:
+    if slope_h is None:
         assert torch.equal(ours, expected_grad_x(layer))
 
 
@@ -169,8 +169,8 @@ def test_inputs_that_no_field_reaches_have_no_gradient(device, name):
 
 def test_no_positions_give_a_weight_gradient_of_zero(device):
     layer = exact_layer(CONV2D["empty"], device)
-    problem, x, weight, _, h, late_h = layer
-    (grad_w,) = run(lambda: passes.grad_w(problem, h, late_h, x, BLOCKS[0], "ieee", device_for(device, 90)), layer)
+    problem, x, weight, _, h, slope_h = layer
+    (grad_w,) = run(lambda: passes.grad_w(problem, h, slope_h, x, BLOCKS[0], "ieee", device_for(device, 90)), layer)
     assert grad_w.shape == weight.shape
     assert not grad_w.any()
 
@@ -180,13 +180,13 @@ def test_no_positions_give_a_weight_gradient_of_zero(device):
 @pytest.mark.parametrize(("rows", "channels"), [(1, 1), (3, 17), (65, 3), (300, 17), (17, 130), (0, 5)])
 @pytest.mark.parametrize("programs", [256, 3])
 def test_local_gradient_is_exact(device, monkeypatch, rows, channels, dtype, persistence, clip, programs):
-    """h = g·min(gain, clip) and late_h = σ·g·min((1 − a)·gain, clip); grad_bias sums what was stored of h."""
+    """h = g·min(gain, clip) and slope_h = σ·g·min((1 − a)·gain, clip); grad_bias sums what was stored of h."""
     monkeypatch.setattr(passes, "TILE", 256 if programs == 3 else 4096)
     monkeypatch.setattr(passes, "ROW_PROGRAMS", programs)
     problem = Problem(rows, 1, 1, 1, channels, dtype=dtype, with_slope=persistence != 0)
     layer = exact_layer(problem, device)
     grad = layer.h
-    y = layer.late_h.clamp_(0, 1)
+    y = layer.slope_h.clamp_(0, 1)
     gain = torch.where((y > 0) & (y < 1), torch.randint(1, 20, y.shape).to(y), 0.0)
     layer = layer._replace(weight=gain)  # so that it is watched
     if persistence == 0:
@@ -194,29 +194,31 @@ def test_local_gradient_is_exact(device, monkeypatch, rows, channels, dtype, per
 
     precise = [t.float().cpu() for t in (grad, y, layer.weight)]
     if gain is None:
-        expected, expected_late = torch.where((precise[1] > 0) & (precise[1] < 1), precise[0], 0.0), None
+        expected, expected_slope_h = torch.where((precise[1] > 0) & (precise[1] < 1), precise[0], 0.0), None
     else:
         expected = precise[0] * precise[2].clamp_max(clip)
-        expected_late = persistence * (precise[0] * ((1 - precise[1]) * precise[2]).clamp_max(clip))
+        expected_slope_h = persistence * (precise[0] * ((1 - precise[1]) * precise[2]).clamp_max(clip))
     expected = expected.to(dtype)
 
-    def local(with_late: bool, with_bias: bool):
+    def local(with_slope_h: bool, with_bias: bool):
         return run(
-            lambda: passes.local_gradient(problem, grad, y, gain, Neuron(persistence, clip), with_late, with_bias),
+            lambda: passes.local_gradient(problem, grad, y, gain, Neuron(persistence, clip), with_slope_h, with_bias),
             layer,
         )
 
-    h, late_h, grad_bias = local(True, True)
+    pair, grad_bias = local(True, True)
+    h, slope_h = passes.halves(pair)
     assert torch.equal(h, expected)
     assert grad_bias.dtype == torch.float32
     assert torch.equal(grad_bias, expected.double().sum((0, 1, 2)).float())
-    if expected_late is None:
-        assert late_h is None
+    if expected_slope_h is None:
+        assert slope_h is None
     else:
-        assert torch.equal(late_h, expected_late.to(dtype))
-    h, late_h, grad_bias = local(False, False)
+        assert torch.equal(slope_h, expected_slope_h.to(dtype))
+    pair, grad_bias = local(False, False)
+    h, slope_h = passes.halves(pair)
     assert torch.equal(h, expected)
-    assert late_h is None
+    assert slope_h is None
     assert grad_bias is None
 
 

@@ -53,7 +53,7 @@ PASSES = ("forward", "grad_x", "grad_x_surrogate", "grad_w")
 
 def plan(which: str, layer: Layer, device: torch.device) -> Plan:
     """A pass with its default blocks."""
-    problem, x, weight, bias, h, late_h = layer
+    problem, x, weight, bias, h, slope_h = layer
     here = device_of(device)
     config = default_config(which.removesuffix("_surrogate"), problem, here.chip, "ieee", here.processors)
     if which == "forward":
@@ -61,8 +61,8 @@ def plan(which: str, layer: Layer, device: torch.device) -> Plan:
     if which == "grad_x":
         return passes.grad_x(problem, h, x, weight, config, "ieee", processors=here.processors)
     if which == "grad_x_surrogate":
-        return passes.grad_x(problem, h, x, weight, config, "ieee", late_h, SURROGATE, here.processors)
-    return passes.grad_w(problem, h, late_h, x, config, "ieee", here)
+        return passes.grad_x(problem, h, x, weight, config, "ieee", slope_h, SURROGATE, here.processors)
+    return passes.grad_w(problem, h, slope_h, x, config, "ieee", here)
 
 
 def expected(which: str, layer: Layer) -> tuple[Tensor, ...]:
@@ -75,7 +75,7 @@ def expected(which: str, layer: Layer) -> tuple[Tensor, ...]:
         return (expected_grad_w(layer),)
     every_input = dataclasses.replace(layer.problem, dtype=torch.float64, with_slope=False)
     by_activation, by_mask = (
-        expected_grad_x(layer._replace(problem=every_input, h=h)) for h in (layer.h, layer.late_h)
+        expected_grad_x(layer._replace(problem=every_input, h=h)) for h in (layer.h, layer.slope_h)
     )
     x = layer.x.cpu().double()
     return ((by_activation * (x > 0) + by_mask * vanishing(x, SURROGATE)).to(layer.problem.dtype),)

@@ -58,12 +58,10 @@ def test_library_forward_is_exact(device, problem, dtype, blocks, persistence):
 def test_library_gradients_are_exact(device, problem, dtype, blocks, with_slope):
     problem = dataclasses.replace(problem, dtype=dtype, with_slope=with_slope)
     layer = exact_layer(problem, device)
-    (grad_x,) = run(lambda: library.grad_x(problem, layer.h, layer.x, layer.weight), layer)
+    pair = torch.stack([layer.h, layer.slope_h] if with_slope else [layer.h])
+    (grad_x,) = run(lambda: library.grad_x(problem, pair, layer.x, layer.weight), layer)
     assert_exact(grad_x, expected_grad_x(layer), device)
-    # h and late_h as the backward pass has them: halves of one buffer.
-    pair = torch.stack([layer.h, layer.late_h])
-    late_h = pair[1] if with_slope else None
-    (grad_w,) = run(lambda: library.grad_w(problem, pair[0], late_h, layer.x, layer.weight), layer)
+    (grad_w,) = run(lambda: library.grad_w(problem, pair, layer.x, layer.weight), layer)
     assert_exact(grad_w, expected_grad_w(layer), device)
 
 

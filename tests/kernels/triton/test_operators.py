@@ -29,10 +29,10 @@ def on(device: torch.device, kind: str, has_bias: bool = True) -> tuple[Tensor, 
 
 def schema(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, persistence: float, backend: str):
     """The registered operator and its arguments."""
-    operator = getattr(torch.ops.ttfs, f"blockwise_{kind}").default
+    operator = getattr(torch.ops.ttfs, f"per_pass_{kind}").default
     values = {"x": x, "weight": weight, "bias": bias, "stride": [2, 1], "padding": [1, 0], "dilation": [1, 1]}
     values |= {"groups": 1, "neuron": Neuron(persistence).pack()}
-    values |= {"with_gain": True, "backend": backend, "pool": 1, "fuse_pool": None}
+    values |= {"with_derivatives": True, "backend": backend, "pool": 1, "fuse_pool": None}
     return operator, tuple(values[argument.name] for argument in operator._schema.arguments)
 
 
@@ -67,7 +67,7 @@ def test_providers_equal_the_torch_backend(device, monkeypatch, kind, psp_persis
         return [y, *torch.autograd.grad(y.sum(), tensors)]
 
     theirs = results()
-    monkeypatch.setattr(ops, "operators_for", lambda *_: ("blockwise", backend))
+    monkeypatch.setattr(ops, "operators_for", lambda *_: ("per_pass", backend))
     for our_result, their_result in zip(results(), theirs, strict=True):
         torch.testing.assert_close(our_result, their_result, rtol=1e-3, atol=1e-4)
 
@@ -171,7 +171,7 @@ def test_linear_keeps_leading_dimensions(device, shape):
 def test_nan_reaches_every_result_that_depends_on_it(
     device, monkeypatch, kind, psp_persistence, surrogate_width, backend
 ):
-    monkeypatch.setattr(ops, "operators_for", lambda *_: ("blockwise", backend))
+    monkeypatch.setattr(ops, "operators_for", lambda *_: ("per_pass", backend))
     x, weight, bias = on(device, kind)
     x = x.detach()
     x[0] = float("nan")
@@ -190,7 +190,7 @@ def test_nan_reaches_every_result_that_depends_on_it(
 @pytest.mark.parametrize("backend", ["triton", "auto"])
 def test_overflown_potentials_fire_at_once(device, monkeypatch, kind, backend):
     """A and W beyond the largest float16, as a library call returns them."""
-    monkeypatch.setattr(ops, "operators_for", lambda *_: ("blockwise", backend))
+    monkeypatch.setattr(ops, "operators_for", lambda *_: ("per_pass", backend))
     x, weight, bias = (t.detach().half() for t in on(device, kind) if t is not None)
     x, weight = torch.ones_like(x).requires_grad_(), torch.full_like(weight, 6e4).requires_grad_()
     y = apply(kind, x, weight, bias.requires_grad_())
@@ -204,7 +204,7 @@ def test_second_derivatives_are_refused(device, kind):
     x, weight, bias = on(device, kind)
     y = apply(kind, x, weight, bias, backend="triton")
     (grad_x,) = torch.autograd.grad(y.sum(), (x,), create_graph=True)
-    with pytest.raises(RuntimeError, match=f"blockwise_{kind}_backward.* no autograd formula was registered"):
+    with pytest.raises(RuntimeError, match=f"per_pass_{kind}_backward.* no autograd formula was registered"):
         grad_x.sum().backward()
 
 
@@ -221,7 +221,7 @@ def library_calls(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, ope
     events = recorded.events()
     assert events is not None
     names = {event.name for event in events}
-    assert f"ttfs::blockwise_{kind}_backward" in names
+    assert f"ttfs::per_pass_{kind}_backward" in names
     return {name for name in names if name.startswith("aten::")} - ALLOWED
 
 

@@ -95,7 +95,7 @@ def check_composition(
     monkeypatch, operands: list[Tensor], problem: Problem, neuron: Neuron, backend: str, fuse_pool: bool | None
 ) -> None:
     """Bit for bit, whoever computes the convolution: "auto" is the library here, for nobody has measured."""
-    monkeypatch.setattr(ops, "operators_for", lambda *_: ("blockwise", backend))
+    monkeypatch.setattr(ops, "operators_for", lambda *_: ("per_pass", backend))
     stride, padding, dilation, groups = problem.geometry
     options: dict = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "neuron": neuron}
 
@@ -136,7 +136,7 @@ def test_opcheck(device, persistence, fuse_pool):
     weight = torch.randn(4, 3, 3, 3, device=device).requires_grad_()
     bias = torch.zeros(4, device=device, requires_grad=True)
     options = [1, 1], [1, 1], [1, 1], 1, 2, Neuron(persistence).pack(), True, "triton", fuse_pool
-    checked = torch.library.opcheck(torch.ops.ttfs.blockwise_conv2d.default, (x, weight, bias, *options))
+    checked = torch.library.opcheck(torch.ops.ttfs.per_pass_conv2d.default, (x, weight, bias, *options))
     assert set(checked.values()) == {"SUCCESS"}
 
 

@@ -96,7 +96,7 @@ def test_repeated_passes_equal_planned_ones(
     device, monkeypatch, repeating, kind, psp_persistence, surrogate_width, backend
 ):
     """On other numbers, elsewhere in memory; "auto" takes the library for the contractions."""
-    monkeypatch.setattr(ops, "operators_for", lambda *_: ("blockwise", backend))
+    monkeypatch.setattr(ops, "operators_for", lambda *_: ("per_pass", backend))
     options = {"neuron": Neuron(psp_persistence, surrogate_width=surrogate_width)}
     kept = [operands(device, kind, seed) for seed in range(3)]
     first = results(kind, kept[0], **options)

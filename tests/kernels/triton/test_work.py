@@ -54,13 +54,13 @@ def executed_products(which: str, problem: Problem, config: Config, device: torc
     from triton.runtime.interpreter import interpreter_builder
 
     layer, here = exact_layer(problem, device), device_for(device, 80)
-    late_h = layer.late_h if problem.with_slope else None
+    slope_h = layer.slope_h if problem.with_slope else None
     if which == "forward":
         plan = passes.forward(problem, layer.x, layer.weight, None, Neuron(), True, config, "ieee", here.chip)
     elif which == "grad_x":
         plan = passes.grad_x(problem, layer.h, layer.x, layer.weight, config, "ieee")
     else:
-        plan = passes.grad_w(problem, layer.h, late_h, layer.x, config, "ieee", here)
+        plan = passes.grad_w(problem, layer.h, slope_h, layer.x, config, "ieee", here)
     with patch.object(interpreter_builder, "create_dot", wraps=interpreter_builder.create_dot) as create_dot:
         plan.run()
     return 2 * create_dot.call_count * config.block_m * config.block_n * config.block_k

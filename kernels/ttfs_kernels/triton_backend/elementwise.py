@@ -1,5 +1,7 @@
 """Small kernels around the contractions: local gradients, sums over splits, the rule on finished potentials."""
 
+# Triton's language is not Python's:
+# pyright: reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
 import triton
 import triton.language as tl
 
@@ -12,7 +14,7 @@ def local_gradient(
     y_ptr,
     gain_ptr,
     h_ptr,
-    late_h_ptr,
+    slope_h_ptr,
     bias_sum_ptr,
     winner_ptr,
     M,
@@ -23,12 +25,12 @@ def local_gradient(
     properties,
     WITH_SLOPE: tl.constexpr,
     WITH_BIAS: tl.constexpr,
-    WITH_LATE: tl.constexpr,
+    WITH_SLOPE_H: tl.constexpr,
     POOL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """h = grad·∂a/∂A, late_h = σ·grad·∂a/∂W (Eq. 9, 10; both derivatives clipped), and the sums of h of each program.
+    """h = grad·∂a/∂A, slope_h = σ·grad·∂a/∂W (Eq. 9, 10; both derivatives clipped), and the sums of h of each program.
 
     All [M, N]; bias_sum [programs along M, N] float32. Without slope (σ = 0), ∂a/∂A is 1 where 0 < y < 1. NaN stays
     NaN. A program takes `rows_per_program` rows, BLOCK_M at a time, and sums over them once, after its loop. POOL > 1:
@@ -65,10 +67,10 @@ def local_gradient(
             if POOL > 1:
                 gain = tl.where(won, gain, 0.0)
             h = (grad * at_most(gain, properties.derivative_clip)).to(dtype)
-            if WITH_LATE:
-                late_h = grad * at_most((1 - y) * gain, properties.derivative_clip)
-                late_h = properties.psp_persistence * late_h
-                tl.store(late_h_ptr + offsets, late_h.to(dtype), mask=kept)
+            if WITH_SLOPE_H:
+                slope_h = grad * at_most((1 - y) * gain, properties.derivative_clip)
+                slope_h = properties.psp_persistence * slope_h
+                tl.store(slope_h_ptr + offsets, slope_h.to(dtype), mask=kept)
         else:
             h = tl.where((y <= 0) | (y >= 1), 0.0, grad)
             h = tl.where(y == y, h, y).to(dtype)

@@ -1,0 +1,135 @@
+"""Steps that are captured and replayed give the weights of steps that are made one by one, bit for bit."""
+
+import pytest
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from tests.train.recorded import RecordedGraphs
+from tests.train.runs import SETTINGS, assert_same_run, make_images
+from ttfs_triton.train import ConfigError, TrainConfig, loop, train
+from ttfs_triton.train.graph import WARM_UP, GraphedStep, GraphError, choose_graphs, why_no_graph
+from ttfs_triton.train.run import make_accelerator
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, write_parquet):
+    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    return TrainConfig(**yaml.safe_load(SETTINGS) | {"epochs": 2}, data_dir=data, output_dir=tmp_path / "run")
+
+
+def change(config, **values):
+    return TrainConfig(**config.model_dump() | values)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Graphs that `train` takes for the device's."""
+    made = RecordedGraphs()
+    monkeypatch.setattr(loop, "choose_graphs", lambda *_: made)
+    return made
+
+
+def train_plainly(config, output):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "choose_graphs", lambda *_: None)
+        train(change(config, output_dir=output))
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"mixed_precision": "bf16", "gradient_clip": 1.0, "gradient_accumulation": 2, "optimizer": "adam"},
+        {"optimizer": "sgd", "ema_decay": 0.0, "gradient_clip": 0.1, "mixup": 0.5},
+        {"neuron": "ann", "batch_norm": True, "weight_standardisation": False, "encoder": "analog"},
+        {"psp_persistence": 0.25, "readout": "first_spike", "schedule": "milestones", "milestones": (1,)},
+    ],
+    ids=lambda values: "-".join(map(str, values.values())) or "defaults",
+)
+def test_replayed_steps_give_the_weights_of_plain_ones(config, tmp_path, graphs, values):
+    config = change(config, statistics_steps=6, **values)
+    train_plainly(config, tmp_path / "plain")
+    train(config)
+    assert_same_run(tmp_path / "plain", config.output_dir)
+    sampled = 3  # steps 0, 6 and 12 of 16
+    assert (graphs.asides, graphs.replays) == (WARM_UP + 1, 16 - sampled - WARM_UP)
+
+
+def test_resumed_run_captures_anew_and_goes_on(config, tmp_path, graphs):
+    config = change(config, checkpoint_steps=7, statistics_steps=5)
+    train_plainly(config, tmp_path / "plain")
+    train(change(config, epochs=2))
+    checkpoints = config.output_dir / "checkpoints"
+    for later in checkpoints.glob("step-*"):
+        if int(later.name.split("-")[1]) > 14:
+            later.rename(tmp_path / later.name)
+    (config.output_dir / "summary.json").unlink()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(change(config, resume=True))
+    assert_same_run(tmp_path / "plain", config.output_dir)
+
+
+def test_run_goes_on_without_a_graph_that_fails(config, tmp_path, monkeypatch, capsys):
+    train_plainly(config, tmp_path / "plain")
+    monkeypatch.setattr(loop, "choose_graphs", lambda *_: RecordedGraphs("the stream is busy.\nSee the log."))
+    train(config)
+    assert "no CUDA graph: the stream is busy\n" in capsys.readouterr().out
+    assert_same_run(tmp_path / "plain", config.output_dir)
+
+
+def test_graph_that_is_required_must_not_fail(config, monkeypatch):
+    monkeypatch.setattr(loop, "choose_graphs", lambda *_: RecordedGraphs("the stream is busy"))
+    message = "GraphedStep: a step must be capturable in a CUDA graph; got the stream is busy. Use --cuda-graph off"
+    with pytest.raises(GraphError, match=message):
+        train(change(config, cuda_graph="on"))
+
+
+def test_a_step_that_the_host_reads_cannot_be_captured(config, graphs, monkeypatch):
+    watch = loop.TrainStep._watch
+
+    def read(step, loss):
+        loss.item()
+        watch(step, loss)
+
+    monkeypatch.setattr(loop.TrainStep, "_watch", read)
+    with pytest.raises(GraphError, match="not permitted when stream is capturing"):
+        train(change(config, cuda_graph="on"))
+
+
+def test_micro_batches_of_another_shape_are_not_replayed(config, graphs, monkeypatch):
+    call, shapes = GraphedStep.__call__, []
+
+    def smaller(step, micro_batches, **options):
+        if len(shapes) == 10:
+            micro_batches = [(images[:3], labels[:3]) for images, labels in micro_batches]
+        shapes.append(len(micro_batches[0][1]))
+        call(step, micro_batches, **options)
+
+    monkeypatch.setattr(GraphedStep, "__call__", smaller)
+    train(change(config, statistics_steps=100))
+    assert shapes[9:12] == [16, 3, 16]
+    assert graphs.replays == 16 - 1 - WARM_UP - 1
+
+
+def test_cpu_has_no_graph_and_says_so(capsys):
+    accelerator = Accelerator(cpu=True)
+    assert why_no_graph(accelerator) == "the device is no GPU"
+    said = []
+    assert choose_graphs("auto", accelerator, said.append) is None
+    assert choose_graphs("off", accelerator, said.append) is None
+    assert said == ["no CUDA graph: the device is no GPU"]
+    with pytest.raises(ConfigError, match="cuda_graph: on needs steps that can be captured, but the device is no GPU"):
+        choose_graphs("on", accelerator, said.append)
+
+
+def test_gradients_are_compressed_on_gpus_only():
+    with pytest.raises(ConfigError, match="gradient_compression: bf16 needs GPUs; use no on the CPU"):
+        make_accelerator(TrainConfig(cpu=True, gradient_compression="bf16"))
+    handler = make_accelerator(TrainConfig(cpu=True)).ddp_handler
+    assert (handler.gradient_as_bucket_view, handler.static_graph) == (True, True)

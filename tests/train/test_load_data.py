@@ -1,0 +1,55 @@
+"""Data of a run that do not fit: the next place, or an error."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from ttfs_triton.data import decode
+from ttfs_triton.train import ConfigError, TrainConfig, build
+from ttfs_triton.train.build import load_data
+
+
+@pytest.fixture
+def outgrown(monkeypatch, tmp_path, random_images, write_parquet):
+    """A data set whose first image in colour comes late, when there is no memory for the rest of them."""
+    grey, colour = random_images(20, 1), random_images(20, 3)
+    write_parquet(tmp_path / "train.parquet", [*grey, *colour], [i % 2 for i in range(40)])
+    write_parquet(tmp_path / "test.parquet", colour[:4], [0, 1, 0, 1])
+    require, calls = decode._require_memory, []
+
+    def refuse(size, what):
+        calls.append(size)
+        if len(calls) == 2:
+            monkeypatch.setattr(decode.psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
+        require(size, what)
+
+    monkeypatch.setattr(decode, "_require_memory", refuse)
+    return tmp_path
+
+
+def test_data_set_that_outgrows_memory_in_the_middle_is_streamed(outgrown):
+    said = []
+    config = TrainConfig(data_dir=outgrown, validation_fraction=0)
+    data = load_data(config, Accelerator(cpu=True), said.append)
+    assert len(data.train) == 40
+    assert not data.train.in_memory
+    assert data.train.images_at(torch.arange(40)).shape[1] == 3
+    assert re.match(r"train images are streamed: got 40 images of .* GiB available$", said[0]), said
+
+
+def test_data_set_that_outgrows_memory_is_an_error_where_memory_was_asked_for(outgrown):
+    config = TrainConfig(data_dir=outgrown, validation_fraction=0, data_placement="host")
+    with pytest.raises(RuntimeError, match="load_images: the decoded images must fit into memory; got 40 images"):
+        load_data(config, Accelerator(cpu=True), print)
+
+
+def test_images_that_fit_no_device_are_a_configuration_error(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("place_images: too large")
+
+    monkeypatch.setattr(build, "place_images", refuse)
+    with pytest.raises(ConfigError, match="place_images: too large"):
+        build.place_data(TrainConfig(), SimpleNamespace(train=None, test=None), torch.device("cpu"), print)
