@@ -93,6 +93,10 @@ def _chip(folder: Path, content: bytes) -> object:
     return load_chip(_written(folder, "a.toml", content))
 
 
+def _configuration_seeds() -> list[bytes]:
+    return [make_config({"dataset": "sample"}, "").to_yaml().encode()]
+
+
 def _image_seeds() -> list[bytes]:
     found = []
     for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM"):
@@ -124,9 +128,7 @@ def _chip_seeds() -> list[bytes]:
 
 
 TARGETS = {
-    "configuration": Target(
-        lambda: [make_config({"dataset": "sample"}, "").to_yaml().encode()], _configuration, (ConfigError,)
-    ),
+    "configuration": Target(_configuration_seeds, _configuration, (ConfigError,)),
     "network": Target(lambda: [json.dumps(NETWORK.to_dict()).encode()], _network, (ValueError,)),
     "config.json": Target(lambda: [CONFIG], _model, (LoadError,)),
     "safetensors": Target(lambda: [WEIGHTS], _weights, (LoadError,), text=False),
