@@ -18,8 +18,9 @@ from _kernels_contenders import AUTO, OURS, Contender, clamped, composed, conten
 from _measure import transient_bytes
 from torch import Tensor
 
-from ttfs_kernels.triton_backend.measure import checked_images, compare, gpu_times_ms, random_operands
+from ttfs_kernels.triton_backend.measure import gpu_times_ms
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
+from ttfs_kernels.triton_backend.trial import checked_images, compare, random_operands
 
 WANTED = {"forward": (0, 1, 2), "grad_x": (0,), "grad_w": (1,), "grad_b": (2,), "forward_backward": (0, 1, 2)}
 CALLS = {"cuda": 10, "cpu": 1}  # a round

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttfs_kernels.triton_backend import choice, library, measure, passes
+from ttfs_kernels.triton_backend import choice, library, measure, passes, trial
 from ttfs_kernels.triton_backend.choice import Choice, choose, read_table
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Form
@@ -200,24 +200,24 @@ def doubled(result):
 def test_rounding_is_allowed_and_nothing_else():
     expected = torch.randn(10_000, dtype=torch.float64)
     for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "ieee")):
-        assert measure.compare(expected.to(dtype), expected, precision)[1]
+        assert trial.compare(expected.to(dtype), expected, precision)[1]
     tf32 = expected.to(torch.float32) * (1 + 2e-3 * torch.randn(10_000))
-    assert measure.compare(tf32, expected, "tf32")[1]
-    assert not measure.compare(tf32, expected, "ieee")[1]
+    assert trial.compare(tf32, expected, "tf32")[1]
+    assert not trial.compare(tf32, expected, "ieee")[1]
     one_spike = expected.clone()
     one_spike[17] += 1
-    largest, agrees = measure.compare(one_spike.to(torch.bfloat16), expected, "ieee")
+    largest, agrees = trial.compare(one_spike.to(torch.bfloat16), expected, "ieee")
     assert not agrees
     assert largest == pytest.approx(1, abs=0.05)
-    assert not measure.compare(torch.full_like(expected, torch.nan).float(), expected, "ieee")[1]
+    assert not trial.compare(torch.full_like(expected, torch.nan).float(), expected, "ieee")[1]
 
 
 def test_gains_are_compared_away_from_the_borders():
     """Where the expected gain is NaN, any may be found; where all are, nothing has been compared."""
     expected = torch.tensor([0.5, torch.nan, 1.0], dtype=torch.float64)
-    assert measure.compare(torch.tensor([0.5, 7.0, 1.0]), expected, "ieee") == (0.0, True)
-    assert not measure.compare(torch.tensor([0.6, 7.0, 1.0]), expected, "ieee")[1]
-    assert not measure.compare(torch.zeros(3), torch.full((3,), torch.nan, dtype=torch.float64), "ieee")[1]
+    assert trial.compare(torch.tensor([0.5, 7.0, 1.0]), expected, "ieee") == (0.0, True)
+    assert not trial.compare(torch.tensor([0.6, 7.0, 1.0]), expected, "ieee")[1]
+    assert not trial.compare(torch.zeros(3), torch.full((3,), torch.nan, dtype=torch.float64), "ieee")[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -225,14 +225,14 @@ def test_few_potentials_are_near_a_border(device, dtype):
     """In the layer with the fewest inputs, rounded potentials find the spikes of exact ones, seed by seed."""
     problem = Problem(8, 32, 32, 3, 64, (3, 3), padding=(1, 1), dtype=dtype)
     for seed in range(3):
-        operands = measure.random_operands(problem, device, seed)
-        images = measure.checked_images(problem.batch, device)
-        y, gain = measure._expected("forward", problem, operands, images)
+        operands = trial.random_operands(problem, device, seed)
+        images = trial.checked_images(problem.batch, device)
+        y, gain = trial.expected_results("forward", problem, operands, images)
         x, weight = (tensor.float().permute(0, 3, 1, 2) for tensor in (operands.x, operands.weight))
         A, W = (torch.conv2d(z, weight, None, padding=1) for z in (x, (x > 0).float()))
         potentials = A.to(dtype).float() + operands.bias[:, None, None], W.to(dtype).float()
-        for found, expected in zip(measure.fire(*potentials), (y, gain), strict=True):
-            assert measure.compare(found.permute(0, 2, 3, 1).to(dtype), expected, "ieee")[1]
+        for found, expected in zip(trial.fire(*potentials), (y, gain), strict=True):
+            assert trial.compare(found.permute(0, 2, 3, 1).to(dtype), expected, "ieee")[1]
         assert gain.isnan().double().mean() < 0.02
         assert all(0.05 < (y == value).double().mean() < 0.5 for value in (0, 1))
 

@@ -11,123 +11,33 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.rule import fire, silent_derivative, vanishing
 from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Entry, forget, read_table
 from ttfs_kernels.triton_backend.configs import Config, candidates
 from ttfs_kernels.triton_backend.formulation import triton_version
 from ttfs_kernels.triton_backend.launch import Device, device_of, precision_of, unavailable
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
+from ttfs_kernels.triton_backend.trial import (
+    Operands,
+    Results,
+    checked_images,
+    compare,
+    expected_results,
+    neuron_of,
+    random_operands,
+    windows,
+)
 
 Timer = Callable[[Callable[[], object]], float]  # milliseconds of a call
-Results = tuple[Tensor, ...]
 
-SILENT = 0.4  # share of silent inputs
-CHECKED = 8  # images of a batch that are compared with float64
 WARM_UP, REPEATS = 3, 20
 CACHE_BYTES = 1 << 28  # more than any GPU's second-level cache
 BUSY_CYCLES = 10_000_000  # five milliseconds or more: longer than queueing a backward pass
-SURROGATE_WIDTH = 0.5  # the recipes'
-# Relative error of a rounded result. Float32: sums of thousands of products; libraries also transform their operands.
-ROUNDING = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 2.0**-18}
-TF32_ROUNDING = 2.0**-10
-BORDER = 0.01  # potentials that rounding to 16 bits may carry across a firing border
-
-
-@dataclass(frozen=True)
-class Operands:
-    """Random operands of all passes of a layer, as rows in memory.
-
-    Few potentials are near the firing borders, where rounding decides whether a neuron fires. Some channels are silent
-    and some saturated, by their bias; the others fire inside the window.
-
-    Attributes:
-        x: [B, H, W, C] activations, of which about 40 % are 0.
-        weight: [N, R, S, C / groups].
-        bias: [N] float32.
-        pair: [2, B, P, Q, N], h and slope_h; for σ = 0 [1, ...], h alone.
-    """
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor
-    pair: Tensor
-
-    @property
-    def h(self) -> Tensor:
-        """[B, P, Q, N]."""
-        return self.pair[0]
-
-    @property
-    def slope_h(self) -> Tensor | None:
-        """[B, P, Q, N]; None for σ = 0."""
-        return self.pair[1] if len(self.pair) == 2 else None
-
-    def from_images(self, images: Tensor) -> Operands:
-        """The same, with a gradient from some images of the batch alone."""
-        pair = torch.zeros_like(self.pair)
-        pair[:, images] = self.pair[:, images]
-        return replace(self, pair=pair)
-
-
-def random_operands(problem: Problem, device: torch.device, seed: int = 0) -> Operands:
-    """Operands of a layer; the same for a seed and device type."""
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, device=device, generator=generator)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, device=device, generator=generator)
-
-    images = (problem.batch, problem.height, problem.width, problem.in_channels)
-    # Half a threshold from all inputs that fire, and little noise: 0 < A < 1 and A + W > 0 without bias.
-    drive = 0.5 / ((1 - SILENT) * problem.depth) + 0.1 / problem.depth**0.5 * normal(
-        problem.out_channels, *problem.kernel, problem.group_inputs
-    )
-    kinds = uniform(problem.out_channels)
-    pair = normal(2, problem.batch, *problem.out_size, problem.out_channels).to(problem.dtype)
-    return Operands(
-        (uniform(*images) * (uniform(*images) > SILENT)).to(problem.dtype),
-        drive.to(problem.dtype),
-        1.5 * (kinds > 0.9).float() - 1.5 * (kinds < 0.3).float(),
-        pair if problem.with_slope else pair[:1],
-    )
-
-
-def checked_images(batch: int, device: torch.device) -> Tensor:
-    """Indices of the images that are compared with float64, from the first to the last."""
-    return torch.linspace(0, max(0, batch - 1), min(batch, CHECKED), device=device).round().long()
-
-
-def compare(found: Tensor, expected: Tensor, precision: str) -> tuple[float, bool]:
-    """Largest error in units of the expected values' root mean square, and whether rounding explains the errors.
-
-    Args:
-        found: in the dtype whose rounding is allowed.
-        expected: float64, same shape; NaN where nothing is compared.
-        precision: of float32 products, "ieee" or "tf32".
-    """
-    if found.shape != expected.shape:
-        return float("inf"), False
-    kept = ~expected.isnan()
-    if not kept.any():
-        return float("inf"), False
-    expected = expected[kept]
-    rounding = TF32_ROUNDING if found.dtype == torch.float32 and precision == "tf32" else ROUNDING[found.dtype]
-    scale = expected.square().mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-    error = (found[kept].double() - expected) / scale
-    largest = error.abs().max().item()
-    # Written so that a NaN that was found agrees with nothing.
-    return largest, largest <= 24 * rounding and error.square().mean().sqrt().item() <= 3 * rounding
 
 
 def gpu_times_ms(
@@ -198,11 +108,11 @@ def measure_entry(
     operands = random_operands(problem, device)
     images = checked_images(problem.batch, device)
     checked = operands.from_images(images) if which == "grad_w" else operands
-    expected = _expected(which, problem, operands, images)
+    expected = expected_results(which, problem, operands, images)
 
     def agrees(results: Results) -> bool:
         some = results if which == "grad_w" else tuple(result[images] for result in results)
-        pairs = zip(some, expected, strict=True) if problem.pool == 1 else _windows(problem, some, expected)
+        pairs = zip(some, expected, strict=True) if problem.pool == 1 else windows(problem, some, expected)
         return all(compare(*pair, precision)[1] for pair in pairs)
 
     def other(operands: Operands) -> Callable[[], Results]:
@@ -340,61 +250,11 @@ def write_table(path: Path, entries: Iterable[Entry], device: Device) -> None:
         part.unlink(missing_ok=True)
 
 
-def _expected(which: str, problem: Problem, operands: Operands, images: Tensor) -> Results:
-    """Float64 results: of some images, or for grad_w from some images."""
-    x = _maps(operands.x[images])
-    weight = _maps(operands.weight)
-    mask = (x > 0).double()
-    if which == "forward":
-        A = F.conv2d(x, weight, operands.bias.double(), *problem.geometry)
-        if not problem.with_slope:
-            return (_rows(A.clamp(0, 1)),)
-        W = F.conv2d(mask, weight, None, *problem.geometry)
-        y, gain = fire(A, W)
-        if problem.surrogate:
-            gain = gain + silent_derivative(A, W, _neuron(problem))
-        # The gain jumps where a neuron just fires, or just fires at once.
-        at_border = ((A + W).abs() < BORDER) | ((A - 1).abs() < BORDER)
-        return _rows(y), _rows(gain.masked_fill(at_border, torch.nan))
-    h = _maps(operands.h[images])
-    if which == "grad_x":
-        grad = _gradients(problem, h, x, weight)[0]
-        if problem.with_slope:
-            grad = grad * mask
-        if problem.surrogate and operands.slope_h is not None:
-            by_mask = _gradients(problem, _maps(operands.slope_h[images]), x, weight)[0]
-            grad = grad + by_mask * vanishing(x, _neuron(problem))
-        return (_rows(grad),)
-    grad = _gradients(problem, h, x, weight)[1]
-    if operands.slope_h is not None:
-        grad = grad + _gradients(problem, _maps(operands.slope_h[images]), mask, weight)[1]
-    return (_rows(grad),)
-
-
-def _maps(rows: Tensor) -> Tensor:
-    return rows.double().permute(0, 3, 1, 2)
-
-
-def _rows(maps: Tensor) -> Tensor:
-    return maps.permute(0, 2, 3, 1)
-
-
-def _gradients(problem: Problem, h: Tensor, x: Tensor, weight: Tensor) -> Sequence[Tensor]:
-    stride, padding, dilation, groups = problem.geometry
-    return torch.ops.aten.convolution_backward(
-        h, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [True, True, False]
-    )
-
-
-def _neuron(problem: Problem) -> Neuron:
-    return Neuron(float(problem.with_slope), surrogate_width=SURROGATE_WIDTH if problem.surrogate else 0.0)
-
-
 def _library(which: str, problem: Problem, operands: Operands) -> Callable[[], Results]:
     from ttfs_kernels.triton_backend import library
 
     x, weight, pair = operands.x, operands.weight, operands.pair
-    neuron = _neuron(problem)
+    neuron = neuron_of(problem)
     if which == "forward":
         return lambda: _present(library.forward(problem, x, weight, operands.bias, neuron, True))
     if which == "grad_x":
@@ -409,7 +269,7 @@ def _kernels(
     from ttfs_kernels.triton_backend import passes
 
     x, weight, h = operands.x, operands.weight, operands.h
-    neuron = _neuron(problem)
+    neuron = neuron_of(problem)
     if which == "forward":
         plan = passes.forward(problem, x, weight, operands.bias, neuron, True, config, precision, device.chip)
     elif which == "grad_x":
@@ -436,22 +296,6 @@ def _pooled_apart(
         return _present(passes.pool(problem, y, gain[0] if gain else None, True).run())
 
     return run
-
-
-def _windows(problem: Problem, found: Results, expected: Results) -> Iterable[tuple[Tensor, Tensor]]:
-    """Found and expected activations and gains of windows, from expected ones of all neurons.
-
-    Where several are nearly equal, rounding decides which wins: the one found must be as early as the earliest.
-    """
-    y, *gain, winner = found
-    earliest = F.max_pool2d(expected[0].permute(0, 3, 1, 2), problem.pool)
-    yield y, _rows(earliest)
-    for result, all_neurons in zip((y, *gain), expected, strict=True):
-        rows, columns = problem.pooled_size
-        side = problem.pool
-        kept = all_neurons[:, : rows * side, : columns * side]
-        kept = kept.unflatten(2, (columns, side)).unflatten(1, (rows, side)).movedim(2, 3).flatten(3, 4)
-        yield result, kept.gather(3, winner.long().unsqueeze(3)).squeeze(3)
 
 
 def _present(results: Sequence[Tensor | None]) -> Results:
