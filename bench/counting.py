@@ -41,6 +41,11 @@ class Images:
 
     images: Tensor
     labels: Tensor
+    in_memory = True
+
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
 
     def images_at(self, indices: Tensor) -> Tensor:
         return self.images[indices]

@@ -28,13 +28,12 @@ from PIL import Image, features
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ttfs_triton.data.checked import read_checked
 from ttfs_triton.data.crops import centre_crop, random_crop
 from ttfs_triton.data.decode import EncodedImages
 from ttfs_triton.data.reading import decode_image
-from ttfs_triton.scoring.batches import indexed_loader
 
 BYTES_A_PIXEL = 0.6
 SIZES = {"32x32": (32, 32), "250x188": (188, 250), "500x375": (375, 500), "1000x750": (750, 1000)}
@@ -151,7 +150,8 @@ def together(options: Options) -> list[dict[str, Any]]:
                 with patch("ttfs_triton.data.decode.decoding_threads", return_value=number):
                     workers = number if kind == "workers" else 0
                     # Counted and let go, so that the workers have ended when their time is read.
-                    counted = sum(len(b) for b in indexed_loader(batches, range(options.batches), workers, False))  # type: ignore[arg-type]
+                    loader = DataLoader(batches, None, sampler=range(options.batches), num_workers=workers)
+                    counted = sum(map(len, loader))
                 assert counted == total
                 found.append(((time.perf_counter() - start[0]) / total, (_processor_seconds() - start[1]) / total))
             clock, processor = (median(values) for values in zip(*found, strict=True))

@@ -133,3 +133,5 @@ def test_gradients_are_compressed_on_gpus_only():
         make_accelerator(TrainConfig(cpu=True, gradient_compression="bf16"))
     handler = make_accelerator(TrainConfig(cpu=True)).ddp_handler
     assert (handler.gradient_as_bucket_view, handler.static_graph) == (True, True)
+    handler = make_accelerator(TrainConfig(cpu=True, gradient_accumulation=2)).ddp_handler
+    assert (handler.gradient_as_bucket_view, handler.static_graph) == (True, False)

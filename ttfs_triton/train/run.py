@@ -185,7 +185,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             DistributedDataParallelKwargs(
                 # The network is the same in every step: buckets are laid out once, and gradients live in them.
                 gradient_as_bucket_view=True,
-                static_graph=True,
+                # PyTorch 2.13 asserts (reducer.cpp) if the first backward pass of a static graph is not exchanged.
+                static_graph=config.gradient_accumulation == 1,
                 comm_hook=COMPRESSION[config.gradient_compression],
             )
         ],

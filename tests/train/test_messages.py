@@ -1,0 +1,124 @@
+"""What the user can mend is told in a line, with code 1; Ctrl-C in every phase, with code 130."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.train.runs import SETTINGS, command, environment, make_images
+from ttfs_triton.train import ConfigError, RunFolderError, TrainConfig, train
+from ttfs_triton.train.run import make_accelerator
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, write_parquet) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
+
+
+@pytest.fixture
+def config(data, tmp_path) -> TrainConfig:
+    return TrainConfig(**yaml.safe_load(SETTINGS), data_dir=data, output_dir=tmp_path / "run")
+
+
+def change(config: TrainConfig, **values) -> TrainConfig:
+    return TrainConfig(**config.model_dump() | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_size": 100_000}, "batch_size must be at most the number of training images; got 100000 for 128"),
+        ({"max_train_samples": 12}, "batch_size must be at most the number of training images; got 16 for 10"),
+        ({"model": "4X3"}, "specification"),
+    ],
+)
+def test_run_that_cannot_be_built_is_told_and_leaves_nothing(config, values, message):
+    with pytest.raises(ConfigError, match=message):
+        train(change(config, **values))
+    assert not config.output_dir.exists()
+
+
+def test_not_enough_memory_is_told(config, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("ttfs_triton.train.run.load_data", fail)
+    with pytest.raises(ConfigError, match="not enough memory for this run; MemoryError"):
+        train(config)
+
+
+def test_what_this_machine_cannot_do_is_told(config, monkeypatch):
+    with pytest.raises(ConfigError, match=r"num_workers must be at most \d+ on this machine; got 100000"):
+        make_accelerator(change(config, num_workers=100_000))
+    monkeypatch.setattr("ttfs_triton.train.run.why_no_triton", lambda *_: "there is no GPU")
+    with pytest.raises(ConfigError, match="backend: triton must be able to run here; there is no GPU"):
+        make_accelerator(change(config, backend="triton"))
+
+
+@pytest.mark.parametrize("name", ["save_checkpoint", "write_metrics"])
+def test_full_disk_is_told_with_the_way_to_go_on(config, monkeypatch, name):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "weights")
+
+    where = {"save_checkpoint": "loop.save_checkpoint", "write_metrics": "run_folder.RunFolder.write_metrics"}[name]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ttfs_triton.train.{where}", full)
+        with pytest.raises(RunFolderError, match=r"got No space left on device \(weights\)\. Last .* --resume"):
+            train(config)
+    assert train(change(config, resume=True))["epochs"] == 3
+
+
+def test_best_weights_that_vanish_in_training_are_told(config, monkeypatch):
+    from ttfs_triton.train.loop import Trainer
+
+    real = Trainer.train
+
+    def train_and_lose(trainer):
+        real(trainer)
+        trainer.folder.best_weights.unlink()
+
+    monkeypatch.setattr(Trainer, "train", train_and_lose)
+    with pytest.raises(RunFolderError, match=r"load: .*model\.safetensors must be"):
+        train(change(config, epochs=1))
+
+
+HANG = """
+import sys, time
+from pathlib import Path
+from ttfs_triton.command_line import start
+phase = sys.argv.pop(1)
+import ttfs_triton.train.run as run
+def hang(*_, **__):
+    Path("ready").touch()
+    while True:
+        time.sleep(0.01)
+if phase == "data":
+    run.load_data = hang
+elif phase == "build":
+    run.Trainer.__init__ = hang
+else:
+    run.Trainer.train = hang  # a step that never ends: the first Ctrl-C is noted, the second one ends
+start("ttfs_triton.train", Path(sys.argv.pop(1)), "A small run.")
+"""
+
+
+@pytest.mark.parametrize(("phase", "signals"), [("data", 1), ("build", 1), ("training", 2)])
+def test_interrupt_ends_every_phase_with_one_line(tmp_path, data, phase, signals):
+    words = command(tmp_path, data, tmp_path / "run")
+    (tmp_path / "small.py").write_text(HANG)
+    words.insert(2, phase)
+    process = subprocess.Popen(words, env=environment(tmp_path), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "ready").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for _ in range(signals):
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    _, shown = process.communicate(timeout=20)
+    assert process.returncode == 130, shown
+    assert shown.strip().splitlines()[-1] == "Interrupted. Nothing that was saved is lost."
+    assert "Traceback" not in shown
