@@ -1,4 +1,5 @@
 import logging
+import os
 
 import datasets
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ttfs_triton.data.decode import EncodedImages, InMemoryImages
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
+from ttfs_triton.data.reading import open_image
 
 
 def with_labels(labels: list[int]) -> ImageData:
@@ -231,3 +233,32 @@ def test_draw_images_draws_by_the_seed_among_those_named():
     everything = draw_images(data, 100, seed=1)
     assert everything.shape == (20, 1, 1, 1)
     torch.testing.assert_close(everything.flatten().sort().values, torch.arange(20) / 255)
+
+
+def test_parquet_holds_images_not_names_of_files(tmp_path):
+    rows = {"image": [{"bytes": None, "path": "/dev/stdin"}, {"bytes": None, "path": None}], "label": [0, 1]}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="image_column must hold images, not names of files; got names in 'image'"):
+        load_images(data_dir=tmp_path)
+
+
+def test_other_formats_pipes_and_giants_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png is no regular file"):
+        open_image({"bytes": None, "path": str(tmp_path / "a.png")})
+    with pytest.raises(UnidentifiedImageError):
+        open_image({"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\n", "path": None})
+    with pytest.raises(ValueError, match="no image"):
+        open_image({"bytes": b"", "path": "a.png"})
+    Image.new("1", (2**14, 2**13 + 1)).save(tmp_path / "b.png")
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(ValueError, match="must have at most 134217728 pixels; got 16384 × 8193"),
+    ):
+        open_image({"bytes": None, "path": str(tmp_path / "b.png")})
+
+
+def test_labels_have_a_bound(tmp_path, write_parquet):
+    write_parquet(tmp_path / "train.parquet", np.zeros((2, 4, 4), np.uint8), [0, 10**9])
+    with pytest.raises(ValueError, match="labels must be below 1048576; got 1000000000 in row 1"):
+        load_images(data_dir=tmp_path)

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pyarrow
 import torch
+from pyarrow import compute
 from torch import Tensor
 
 from ttfs_triton.data.checked import check_rows
@@ -19,6 +20,9 @@ from ttfs_triton.data.decode import EncodedImages, InMemoryImages, decode_rows
 from ttfs_triton.data.sources import Rows, find_rows, image_column, label_column
 
 logger = logging.getLogger(__name__)
+
+MAX_CLASSES = 2**20
+"""That whole numbers may name: each gets a name, so one label of 10⁹ would take 8 GB."""
 
 
 @dataclass(frozen=True)
@@ -198,12 +202,20 @@ def _encoded_images(rows: Rows, name: str | None) -> datasets.Dataset:
     column = image_column(rows, name)
     table = rows.table.select_columns(column)
     try:
-        return table.cast_column(column, datasets.Image(decode=False))
+        table = table.cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
         raise ValueError(
             f"load_images: image_column must hold encoded images; got {column!r} of type "
             f"{rows.table.features[column]} in {rows.origin}. Name another with --image-column."
         ) from error
+    for chunk in table.data.column(column).chunks if rows.embedded else ():
+        named = compute.and_(chunk.field("bytes").is_null(), chunk.field("path").is_valid())  # pyright: ignore
+        if compute.any(named).as_py():  # pyright: ignore
+            raise ValueError(
+                f"load_images: image_column must hold images, not names of files; got names in {column!r} of "
+                f"{rows.origin}. Put the files' bytes into the table."
+            )
+    return table
 
 
 def _labels(rows: Rows, name: str | None, where: str, like: ImageData | None) -> tuple[Tensor, list[str]]:
@@ -235,6 +247,12 @@ def _labels(rows: Rows, name: str | None, where: str, like: ImageData | None) ->
         known, names = len(like.class_names), like.class_names
     if known is None:
         known = int(labels.max()) + 1
+        if known > MAX_CLASSES:
+            row = int(labels.argmax())
+            raise ValueError(
+                f"load_images: labels must be below {MAX_CLASSES}; got {known - 1} in row {row} of {where}. "
+                "Number the classes from 0."
+            )
     wrong = ((labels < 0) | (labels >= known)).nonzero()
     if len(wrong):
         row = int(wrong[0])

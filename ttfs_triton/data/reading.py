@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
@@ -28,6 +29,11 @@ Read = TypeVar("Read")
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises for damaged files."""
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""Of image files. Pillow would hand others to programs outside, such as EPS to Ghostscript."""
+MAX_PIXELS = 2**27
+"""Of an image: 0.5 GiB when decoded."""
+
 _CHUNK = 512  # rows read at a time
 _GROUP = 32  # images decoded by a thread at a time
 
@@ -38,13 +44,21 @@ def open_image(encoded: dict[str, Any] | None) -> Image.Image:
     Args:
         encoded: `bytes` of the file, or else its `path`, as `datasets.Image(decode=False)` gives them.
     Raises:
-        ValueError: no image.
-        OSError, SyntaxError and others: what Pillow raises for damaged files.
+        ValueError: no image, no regular file, or more than `MAX_PIXELS`.
+        OSError, SyntaxError and others: what Pillow raises for damaged files and other formats than `FORMATS`.
     """
-    source = (encoded["bytes"] or encoded["path"]) if encoded else None
+    source = None
+    if encoded:
+        source = encoded["bytes"] if encoded["bytes"] is not None else encoded["path"]
     if not source:
         raise ValueError("no image")
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    if not isinstance(source, bytes) and Path(source).exists() and not Path(source).is_file():
+        raise ValueError(f"{source} is no regular file")  # reading a pipe would wait for ever
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise ValueError(f"must have at most {MAX_PIXELS} pixels; got {image.width} × {image.height}")
+    return image
 
 
 def decode_image(

@@ -39,11 +39,13 @@ class Rows:
         table: columns as stored.
         split: the name under which the split was found.
         origin: Hub name or folder, for messages.
+        embedded: images must lie in the table: whoever wrote it may not name files of this machine.
     """
 
     table: datasets.Dataset
     split: str
     origin: str
+    embedded: bool = False
 
 
 def find_rows(dataset: str | None, data_dir: str | Path | None, split: str, *, progress: bool = False) -> Rows:
@@ -123,7 +125,7 @@ def _local_rows(folder: Path, names: Sequence[str]) -> Rows:
         )
     for name in names:
         if files := _parquet_files(folder, name):
-            return Rows(_read_parquet(files, folder), name, str(folder))
+            return Rows(_read_parquet(files, folder), name, str(folder), embedded=True)
         if files := _image_files(folder / name):
             return Rows(_class_folders(files), name, str(folder))
     entries = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())

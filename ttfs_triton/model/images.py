@@ -13,13 +13,10 @@ from torch import Tensor
 
 from ttfs_triton.data.crops import Crop, centre_crop
 from ttfs_triton.data.pixels import image_pixels, to_float
+from ttfs_triton.data.reading import open_image
 from ttfs_triton.model.description import Preprocessing
 
 ImageLike = Image.Image | np.ndarray | Tensor | str | Path
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-"""Of image files. Pillow would hand others to programs outside, such as EPS to Ghostscript."""
-MAX_PIXELS = 2**27
-"""Of an image file: 0.5 GiB when decoded."""
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode "L"
 
 
@@ -99,10 +96,10 @@ def _check_shape(dimensions: int, shape: tuple[int, ...], found: int, channels: 
 
 
 def _opened(path: Path, preprocessing: Preprocessing) -> Tensor:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"must be a file; {path} is none.")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"must have at most {MAX_PIXELS} pixels; {path} has {image.width} × {image.height}.")
+        with open_image({"bytes": None, "path": str(path)}) as image:
             return _pixels(image, preprocessing)
     except FileNotFoundError:
         raise ValueError(f"must exist; there is no file {path}.") from None
