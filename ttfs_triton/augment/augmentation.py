@@ -194,7 +194,8 @@ def _rotation_maps(degrees: float, height: int, width: int, device: torch.device
 def _normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
     """(images − mean) / std, then cast. `images`, float32, may be changed."""
     if len(mean):
-        images.sub_(images.new_tensor(mean).view(-1, 1, 1)).div_(images.new_tensor(std).view(-1, 1, 1))
+        shift, scale = (torch.tensor(v, dtype=images.dtype, device=images.device).view(-1, 1, 1) for v in (mean, std))
+        images.sub_(shift).div_(scale)
     return images.to(dtype)
 
 
