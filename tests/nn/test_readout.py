@@ -195,7 +195,7 @@ def test_output_spikes_are_counted_apart():
             readout(x)
         [counts] = collect_statistics(readout)
         times = oracles.output_spike_times(x.numpy(), *arrays(readout), threshold=1.0, ramp_end=1.0)
-        assert counts.output
+        assert counts.kind == "readout"
         assert counts.spikes == np.isfinite(times).sum() > 0
         assert counts.saturated == (times == 0).sum() > 0
         expected = np.where(np.isfinite(times), 1 - times, 0)
