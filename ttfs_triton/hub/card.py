@@ -26,15 +26,11 @@ from ttfs_triton.model.download import REPOSITORY
 from ttfs_triton.model.files import model_bytes
 from ttfs_triton.model.weights import WEIGHTS
 from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_STEPS, card_rows
+from ttfs_triton.report.view import READOUTS
 from ttfs_triton.wording import interval, number, percent, small_percent
 
 RESULTS_FILE = ".eval_results/ttfs-triton.yaml"
 ALLOWED = (WEIGHTS, CONFIG, "README.md", RESULTS_FILE, "training.yaml", "metrics.jsonl")
-READOUTS = {
-    "potential_start": "highest membrane potential of the output neurons at their window's start",
-    "potential_end": "highest membrane potential of the output neurons at their window's end",
-    "first_spike": "first output spike",
-}
 
 
 def render_card(

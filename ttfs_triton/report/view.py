@@ -17,8 +17,8 @@ from ttfs_triton.report.data import PageData, Sample
 from ttfs_triton.wording import energy, interval, number, percent, small_percent
 
 READOUTS = {
-    "potential_start": "highest potential at the window's start",
-    "potential_end": "highest potential at the window's end",
+    "potential_start": "highest membrane potential of the output neurons at their window's start",
+    "potential_end": "highest membrane potential of the output neurons at their window's end",
     "first_spike": "first output spike",
 }
 
