@@ -135,7 +135,8 @@ def test_recipe_trains(name, tmp_path, cache, request):
     backend = "auto" if name.startswith("tuned") else "torch"
     shown = run(f"recipes/{command} --output-dir {tmp_path / 'run'}", cache, backend)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["device"] == "virtual CUDA device"
-    assert ("library" in shown and "ours" in shown) == (name == "tuned")
+    # Tuning shows both providers; in bfloat16 the interpreter runs no kernel of ours, and there is nothing to choose.
+    assert ("library" in shown and "ours" in shown) == (name in ("triton", "tuned"))
     assert ("Calibrated on 16 images" in shown) == (name == "calibrated")
 
 
