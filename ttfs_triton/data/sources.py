@@ -189,6 +189,11 @@ def _hub_rows(dataset: str | None, names: Sequence[str]) -> Rows:
             f'load_images: dataset must be "{SAMPLE}" or a Hub name such as ylecun/mnist; got {dataset!r}. '
             "For a local folder use --data-dir."
         )
+    if Path(dataset).exists():  # `datasets` would read it, and take it for the one on the Hub
+        raise ValueError(
+            f"load_images: dataset must name a data set on the Hub; got {dataset!r}, which is also a folder here. "
+            f"For that folder use --data-dir {dataset}; for the Hub's, start elsewhere."
+        )
     remedy = "download it on another machine and give the folder with --data-dir"
     try:
         splits = cast(datasets.DatasetDict, datasets.load_dataset(dataset))
