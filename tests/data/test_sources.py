@@ -1,4 +1,6 @@
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetNotFoundError
@@ -226,3 +228,10 @@ def test_folder_here_is_not_taken_for_the_data_set_of_that_name(tmp_path, monkey
     (tmp_path / "owner" / "name").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"'owner/name', which is also a folder here.*use --data-dir owner/name"):
         find_rows("owner/name", None, "train")
+
+
+def test_parquet_files_without_rows_are_told(tmp_path):
+    columns = {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="data_dir must hold rows; got none in"):
+        find_rows(None, tmp_path, "train")
