@@ -41,7 +41,13 @@ def test_columns_serve_neither_groups_nor_accelerators():
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize(
     "geometry",
-    [SAME, Geometry((2, 1), (0, 2), (1, 2), 1), Geometry((3, 3), (2, 2), (2, 2), 1)],
+    [
+        SAME,
+        Geometry((1, 1), (0, 2), (2, 3), 1),
+        Geometry((1, 1), (4, 3), (1, 1), 1),
+        Geometry((2, 1), (0, 2), (1, 2), 1),
+        Geometry((3, 3), (2, 2), (2, 2), 1),
+    ],
 )
 def test_columns_equal_convolution(monkeypatch, dtype, layout, geometry):
     x, weight = maps(2, 6, 7, 6, dtype=dtype, layout=layout), maps(5, 6, 3, 2, dtype=dtype, layout=layout)

@@ -23,6 +23,7 @@ from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.hub.account import check_account, open_repository
 from ttfs_triton.hub.publish import publish
+from ttfs_triton.memory import keep_freed_memory
 from ttfs_triton.model import HubError
 from ttfs_triton.model.weights import LoadError, read_weights_into
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, device_name, versions
@@ -68,7 +69,7 @@ def main(recipe: Path, description: str | None, arguments: Sequence[str] | None 
 
 
 def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
-    """Train a network as configured.
+    """Train a network as configured. On a CPU, the process keeps the memory that a step frees.
 
     Args:
         config: the run.
@@ -122,6 +123,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, nam
         accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
         resumed = config.resume and trainer.resume()
         _announce(display, trainer, resumed)
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         with stop:
             trainer.train()
             summary = _score(trainer)
