@@ -1,12 +1,14 @@
 """Two real processes (gloo) do what one does."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.train.runs import AUGMENTATION, best, last, make_images, metrics, run
+from tests.train.runs import AUGMENTATION, best, environment, last, launcher, make_images, metrics, run
+from ttfs_triton.train.processes import compress_gradients
 
 # Five optimiser steps; 45 test and 37 validation images, which two processes do not divide evenly.
 SETTINGS = f"\nepochs: 1\ndropout: 0.0\nema_decay: 0.0\nbatch_size: 24\n{AUGMENTATION}"
@@ -49,6 +51,73 @@ def test_two_processes_accumulate_as_one_does(runs):
     theirs = best(folder / "accumulated")
     for name, value in best(one).items():
         torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=0)
+
+
+def test_two_processes_follow_the_schedule_of_one(runs):
+    """Batch size, number of steps and learning rate are of the run, not of a process."""
+    found = []
+    for processes in (1, 2):
+        folder = runs[0].parent
+        output = folder / f"milestones-{processes}"
+        settings = f"{SETTINGS.replace('epochs: 1', 'epochs: 3')}schedule: milestones\nmilestones: [1, 2]\n"
+        result = run(folder, folder / "images", output, settings=settings, processes=processes)
+        assert result.returncode == 0, result.stderr
+        found.append([(line["step"], line["lr"]) for line in metrics(output)])
+    assert found[0] == found[1]
+    assert [step for step, _ in found[0]] == [5, 10, 15]
+    assert [rate for _, rate in found[0]] == pytest.approx([2e-3, 2e-4, 2e-4])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2], ids=["static graph", "accumulation"])
+def test_two_processes_exchange_rounded_gradients(runs, accumulation):
+    one, folder = runs[0], runs[0].parent
+    output = folder / f"compressed-{accumulation}"
+    settings = f"{SETTINGS}gradient_compression: bf16\ngradient_accumulation: {accumulation}\n"
+    result = run(folder, folder / "images", output, settings=settings, processes=2)
+    assert result.returncode == 0, result.stderr
+    theirs = best(output)
+    assert any(not torch.equal(value, theirs[name]) for name, value in best(one).items())
+    for name, value in best(one).items():
+        torch.testing.assert_close(value, theirs[name], atol=2e-2, rtol=0)
+
+
+GRADIENTS = """
+import torch
+import torch.distributed as dist
+from torch import nn
+from ttfs_triton.train.processes import compress_gradients
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+torch.manual_seed(0)
+alone = nn.Sequential(nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 5))
+model = nn.parallel.DistributedDataParallel(alone, gradient_as_bucket_view=True, static_graph=True)
+compress_gradients(model, print)
+for step in range(3):
+    x = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(step))
+    theirs = [torch.autograd.grad(alone(x[r]).square().mean(), list(alone.parameters())) for r in range(2)]
+    model.zero_grad()
+    model(x[rank]).square().mean().backward()
+    for parameter, first, second in zip(alone.parameters(), *theirs, strict=True):
+        expected = (first.bfloat16() / 2 + second.bfloat16() / 2).float()
+        assert torch.equal(parameter.grad, expected), (rank, step, parameter.grad, expected)
+        with torch.no_grad():
+            parameter.sub_(0.1 * expected)
+"""
+
+
+def test_exchanged_gradients_are_means_of_rounded_ones(tmp_path):
+    """In buckets as views, with a static graph, bit for bit."""
+    (tmp_path / "gradients.py").write_text(GRADIENTS)
+    words = launcher(2) + [str(tmp_path / "gradients.py")]
+    result = subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+
+
+def test_one_process_says_that_it_compresses_nothing():
+    said = []
+    compress_gradients(torch.nn.Linear(2, 2), said.append)
+    assert said == ["gradient_compression: one process exchanges no gradients"]
 
 
 def test_two_processes_start_from_an_ann_as_one_does(runs):
