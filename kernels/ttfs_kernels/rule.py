@@ -85,22 +85,21 @@ def fire_(
     block = max(1, BLOCK_ELEMENTS // channels) if potentials.device.type == "cpu" else max(1, neurons)
     for start in range(0, neurons, block):
         here = slice(start, start + block)
-        A, W = potentials[:, here]
-        _fire_block_(A, W, bias, activations[here], neuron, with_derivatives)
+        _fire_block_(potentials[:, here], bias, activations[here], neuron, with_derivatives)
     return activations
 
 
 def _fire_block_(
-    A: Tensor,
-    W: Tensor,
+    potentials: Tensor,
     bias: Tensor | None,
     activations: Tensor,
     neuron: Neuron,
     with_derivatives: bool,
 ) -> None:
     """`fire` with as few passes as eager PyTorch allows; no booleans, whose kernels are not vectorised on CPU."""
-    precise = torch.promote_types(A.dtype, torch.float32)
-    potential, slope = A.to(precise), W.to(precise)
+    precise = torch.promote_types(potentials.dtype, torch.float32)
+    both = potentials.to(precise)
+    potential, slope = both
     if bias is not None:
         potential.add_(bias)
     closing_speed = slope.add_(1)
@@ -121,14 +120,11 @@ def _fire_block_(
         torch.mul(potential, crossing, out=slope)
         potential.add_(slope, alpha=0)  # NaN where s is, which hardtanh_backward takes for inside; else unchanged
         if near is not None:
-            potential.add_(near)
-            slope.add_(near)
+            both.add_(near)
         if neuron.derivative_clip is not None:
-            potential.clamp_max_(neuron.derivative_clip)
-            slope.clamp_max_(neuron.derivative_clip)
-        if precise != A.dtype:
-            A.copy_(potential)
-            W.copy_(slope)
+            both.clamp_max_(neuron.derivative_clip)
+        if precise != potentials.dtype:
+            potentials.copy_(both)
     if precise == activations.dtype:
         aten.rsub.Scalar_out(crossing, 1, out=activations)
     else:
