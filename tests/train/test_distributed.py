@@ -109,7 +109,7 @@ for step in range(3):
 def test_exchanged_gradients_are_means_of_rounded_ones(tmp_path):
     """In buckets as views, with a static graph, bit for bit."""
     (tmp_path / "gradients.py").write_text(GRADIENTS)
-    words = launcher(2) + [str(tmp_path / "gradients.py")]
+    words = [*launcher(2), str(tmp_path / "gradients.py")]
     result = subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
 

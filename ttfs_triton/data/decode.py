@@ -22,7 +22,7 @@ from ttfs_triton.data.reading import DECODER_ERRORS, BadImages, decode_image, de
 
 _MODES = {1: "L", 3: "RGB"}
 _MEMORY_FRACTION = 0.8  # of the available memory, for the pixels
-_CHECK_EVERY = 4096  # images: what is allocated takes memory only when it is filled, and others may have taken it by then
+_CHECK_EVERY = 4096  # images: memory is taken when it is filled, and others may have taken it by then
 
 
 class NotEnoughMemoryError(RuntimeError):

@@ -150,8 +150,8 @@ def record_statistics(model: nn.Module, enabled: bool = True, *, counted: Tensor
     try:
         yield
     finally:
-        for counter, *before in counters:
-            counter.recording, counter.counted = before
+        for counter, recording, before in counters:
+            counter.recording, counter.counted = recording, before
 
 
 def reset_statistics(model: nn.Module) -> None:

@@ -90,7 +90,7 @@ class EpochBatches:
         return self.finish(self.gather(index))
 
     def gather(self, index: int) -> Gathered:
-        """Indices, images as uint8 and labels; if images are mixed, those of the partners behind them, and the shares."""
+        """Indices, images as uint8 and labels; if they are mixed, the partners' behind their own, and shares."""
         if not 0 <= index < len(self):
             raise IndexError(f"EpochBatches: index must be in 0 to {len(self) - 1}; got {index}.")
         step, micro_batch = divmod(index, self.accumulation)

@@ -9,10 +9,7 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
-from torch.distributed import GradBucket, ProcessGroup
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.futures import Future
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ttfs_triton.scoring import sum_over_processes
@@ -88,15 +85,13 @@ class StopRequest:
 
 def compress_gradients(model: nn.Module, say: Callable[[str], None]) -> None:
     """Let processes exchange gradients rounded to bfloat16, each the mean of theirs; a line if there is one process."""
-    if isinstance(model, DistributedDataParallel):
-        model.register_comm_hook(None, _rounded_mean)
-    else:
+    if not isinstance(model, DistributedDataParallel):
         say("gradient_compression: one process exchanges no gradients")
+        return
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-
-def _rounded_mean(group: ProcessGroup, bucket: GradBucket) -> Future[Tensor]:
-    """PyTorch's hook; under its own name PyTorch insists on GPUs, although gloo sums bfloat16, too."""
-    return bf16_compress_hook(group, bucket)
+    # Under the hook's own name PyTorch insists on GPUs, although gloo sums bfloat16, too.
+    model.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
 
 
 def ask_main_process(accelerator: Accelerator, ask: Callable[[], Any], error: type[Exception]) -> Any:

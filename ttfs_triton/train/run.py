@@ -339,7 +339,7 @@ def _device_lost(error: RuntimeError, checkpoint: Path | str, folder: RunFolder)
         rule = "the device's memory must suffice"
         remedy = (
             "Start again with a smaller --batch-size, or with more --gradient-accumulation at the same one, or "
-            "--data-placement host; where another program or a large --evaluation-batch-size took the memory, go on with"
+            "--data-placement host; if another program or a large --evaluation-batch-size took the memory, go on with"
         )
     return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}: {_command(folder)}")
 

@@ -57,7 +57,7 @@ class LayerCounter(SpikeCounter):
     def update(self, activations: Tensor) -> None:
         """Add a batch of outputs; see `SpikeCounter`. Of samples that do not count, the layer's inputs know nothing."""
         if self.counted is not None:
-            raise NotImplementedError("counting: batches must not be padded; got some that are. Count them as they are.")
+            raise NotImplementedError("counting: batches must not be padded; got one that is. Count images alone.")
         if not self.shape:
             self.shape = tuple(activations.shape[1:])
             super().prepare(activations.device)
