@@ -47,7 +47,7 @@ class Options:
     width: float = 0.5
     threads: int = 2
     flags: str = ""
-    """More flags of the recipe, for all commits, such as "--mixed-precision bf16"."""
+    """More flags of the recipe, for all commits: --flags="--mixed-precision bf16"."""
     output: Path = ROOT / "bench" / "results"
     """Folder of the CSV and JSON files."""
 
