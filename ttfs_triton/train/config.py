@@ -161,7 +161,7 @@ class TrainConfig(BaseModel):
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     """Make each step by one launch of a CUDA graph. auto: where it is possible."""
     gradient_compression: Literal["no", "bf16"] = "no"
-    """Numbers in which several GPUs exchange gradients: as they are, or rounded to bfloat16."""
+    """Numbers in which several processes exchange gradients: as they are, or rounded to bfloat16."""
     cpu: bool = False
     """Train on the CPU even where there is a GPU."""
     evaluation_batch_size: int = Field(500, ge=1)

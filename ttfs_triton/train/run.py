@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from ttfs_kernels.backends import why_no_triton
 from ttfs_triton.command_line import TRACEBACK, plain_errors
@@ -27,6 +27,7 @@ from ttfs_triton.memory import keep_freed_memory
 from ttfs_triton.model import HubError
 from ttfs_triton.model.weights import LoadError, read_weights_into
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, device_name, versions
+from ttfs_triton.scoring.graphs import GraphError
 from ttfs_triton.train.build import load_data
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from ttfs_triton.train.cli import parse_config
@@ -38,8 +39,6 @@ from ttfs_triton.train.processes import Interrupted, StopRequest, ask_main_proce
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
 
 WORKERS_PER_CORE = 4  # more than that only takes memory, and thousands hang the machine
-
-COMPRESSION = {"no": DDPCommunicationHookType.NO, "bf16": DDPCommunicationHookType.BF16}
 
 
 class DeviceLostError(RuntimeError):
@@ -61,6 +60,7 @@ def main(recipe: Path, description: str | None, arguments: Sequence[str] | None 
         CheckpointError,
         NonFiniteLossError,
         DeviceLostError,
+        GraphError,
         DataLostError,
         Interrupted,
     )
@@ -80,7 +80,8 @@ def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
         ConfigError, RunFolderError, CheckpointError: the run cannot begin, or go on, as asked; or the disk failed.
         Interrupted: a signal asked to stop; a checkpoint says how to go on.
         NonFiniteLossError: before the update that would have spoilt the weights.
-        DeviceLostError: the GPU failed; the message says how to go on.
+        DeviceLostError: the GPU failed, or its memory was too small; the message says how to go on.
+        GraphError: steps or batches cannot be captured in a CUDA graph, as asked for.
         DataLostError: images vanished; one process alone has written a checkpoint, and the message says how to go on.
     """
     if config.dataset is None and config.data_dir is None:
@@ -108,8 +109,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, nam
     try:
         data = load_data(config, accelerator, display.say)
         trainer = Trainer(config, accelerator, data, folder, display, stop)
-    except torch.AcceleratorError:
-        raise
+    except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
+        raise _device_lost(error, latest_checkpoint(folder.checkpoints) or "none yet", folder) from error
     except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -141,11 +142,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, nam
             f"{reason} Last checkpoint: {trainer.last_checkpoint}. Go on with: {_command(folder)}"
         ) from error
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DeviceLostError(
-            f"train: the device must last to the end; got {reason}. Last checkpoint: {trainer.last_checkpoint}. "
-            f"Go on with: {_command(folder)}"
-        ) from error
+        raise _device_lost(error, trainer.last_checkpoint, folder) from error
     except OSError as error:
         raise RunFolderError(
             f"train: files must be readable and writable to the end; got {reason_of(error)}. Last checkpoint: "
@@ -172,8 +169,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     cpu = config.cpu or not torch.cuda.is_available()
     if cpu and config.mixed_precision == "fp16":
         raise ConfigError("mixed_precision: fp16 needs a GPU; use bf16 on the CPU.")
-    if cpu and config.gradient_compression != "no":
-        raise ConfigError("gradient_compression: bf16 needs GPUs; use no on the CPU.")
     most = max(64, WORKERS_PER_CORE * (os.cpu_count() or 1))
     if config.num_workers > most:
         raise ConfigError(f"num_workers must be at most {most} on this machine; got {config.num_workers}. Lower it.")
@@ -190,7 +185,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
                 gradient_as_bucket_view=True,
                 # PyTorch 2.13 asserts (reducer.cpp) if the first backward pass of a static graph is not exchanged.
                 static_graph=config.gradient_accumulation == 1,
-                comm_hook=COMPRESSION[config.gradient_compression],
             )
         ],
         # Some trackers insist on a folder now; the run's own replaces it as soon as it is known.
@@ -296,7 +290,7 @@ def _score(trainer: Trainer) -> dict[str, Any]:
     except LoadError as error:
         raise RunFolderError(str(error)) from error
     with counting(network, histogram_bins=0, by_sample=False) as counter:
-        evaluation = trainer.evaluate(network, test=True)
+        evaluation = trainer.score_test_images(network)
     summary = make_summary(trainer, evaluation, counter.counts(accelerator))
     if accelerator.is_main_process:
         folder.write_summary(summary)
@@ -338,6 +332,19 @@ def make_summary(trainer: Trainer, test: Evaluation, counts: Counts) -> dict[str
 
 def _scalar(value: Any) -> bool | int | float | str:
     return value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
+
+
+def _device_lost(error: RuntimeError, checkpoint: Path | str, folder: RunFolder) -> DeviceLostError:
+    """One line: what happened, what is kept, how to go on."""
+    reason = str(error).splitlines()[0].rstrip(".")
+    rule, remedy = "the device must last to the end", "Go on with"
+    if isinstance(error, torch.OutOfMemoryError):
+        rule = "the device's memory must suffice"
+        remedy = (
+            "Start again with a smaller --batch-size, or with more --gradient-accumulation at the same one, or "
+            "--data-placement host; if another program or a large --evaluation-batch-size took the memory, go on with"
+        )
+    return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}: {_command(folder)}")
 
 
 def _command(folder: RunFolder) -> str:

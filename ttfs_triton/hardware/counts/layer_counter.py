@@ -55,7 +55,9 @@ class LayerCounter(SpikeCounter):
         """Nothing to do before the first batch, which tells the layer's shape."""
 
     def update(self, activations: Tensor) -> None:
-        """Add a batch of outputs; see `SpikeCounter`."""
+        """Add a batch of outputs; see `SpikeCounter`. Of samples that do not count, the layer's inputs know nothing."""
+        if self.counted is not None:
+            raise NotImplementedError("counting: batches must not be padded; got one that is. Count images alone.")
         if not self.shape:
             self.shape = tuple(activations.shape[1:])
             super().prepare(activations.device)
