@@ -1,4 +1,6 @@
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetNotFoundError
@@ -219,3 +221,17 @@ def test_column_named_wrongly_is_reported_with_those_found():
     rows = rows_with(image=IMAGE, label=CLASS)
     with pytest.raises(ValueError, match=r"must be a column of .*; got 'labels'\. Columns: image \(.*\), label"):
         sources.label_column(rows, "labels")
+
+
+def test_folder_here_is_not_taken_for_the_data_set_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"'owner/name', which is also a folder here.*use --data-dir owner/name"):
+        find_rows("owner/name", None, "train")
+
+
+def test_parquet_files_without_rows_are_told(tmp_path):
+    columns = {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="data_dir must hold rows; got none in"):
+        find_rows(None, tmp_path, "train")

@@ -12,7 +12,9 @@ MNIST = NetworkConfig("4C3-P2-8", image_size=(28, 28), classes=10)
 @pytest.mark.parametrize(
     ("settings", "recorded", "stated", "expected"),
     [
-        ({"dataset": "ylecun/mnist"}, None, None, ("ylecun/mnist", "MNIST", False)),
+        ({"dataset": "ylecun/mnist"}, "ylecun/mnist", None, ("ylecun/mnist", "MNIST", False)),
+        ({"dataset": "ylecun/mnist"}, None, None, (None, "a data set that is not named", False)),  # config.yaml edited
+        ({"dataset": "ylecun/mnist"}, "some/photos", None, (None, "a data set that is not named", False)),
         ({"dataset": "ylecun/mnist", "data_dir": "/home/alice/m"}, "m", None, (None, "a local data set", True)),
         ({"dataset": "sample", "data_dir": "/home/alice/sample"}, "sample", None, (None, "a local data set", True)),
         ({"dataset": "uoft-cs/cifar100"}, "uoft-cs/cifar100", None, (None, "a data set that is not named", False)),
@@ -20,7 +22,7 @@ MNIST = NetworkConfig("4C3-P2-8", image_size=(28, 28), classes=10)
         ({"dataset": "some/photos", "data_dir": "/home/alice/m"}, "m", None, (None, "a local data set", True)),
         ({"dataset": None, "data_dir": "/home/alice/m"}, "m", None, (None, "a local data set", True)),
         ({"data_dir": "/home/alice/m"}, "m", "ylecun/mnist", ("ylecun/mnist", "MNIST", True)),
-        ({"dataset": "some/photos"}, None, None, ("some/photos", "some/photos", False)),
+        ({"dataset": "some/photos"}, "some/photos", None, ("some/photos", "some/photos", False)),
         ({}, "ylecun/mnist", None, ("ylecun/mnist", "MNIST", False)),
         ({}, "alice-secret", None, (None, "a data set that is not named", False)),
         ({}, None, None, (None, "a data set that is not named", False)),

@@ -66,6 +66,50 @@ def test_evaluation_replaces_the_results(run, tmp_path):
         read_facts(find_model(run), evaluation=tmp_path / "nowhere")
 
 
+@pytest.fixture(scope="module")
+def evaluation(trained, tmp_path_factory):
+    """Of the run, on the test images that it was scored on."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    words = [str(trained), "--cpu", "--no-simulation", "--max-test-samples", "100", "--output-dir", str(folder)]
+    evaluate("Evaluate.", words)
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def facts_with(run, folder, evaluation, **values):
+    (folder / "evaluation.json").write_text(json.dumps(evaluation | values))
+    return read_facts(find_model(run), evaluation=folder)
+
+
+def test_images_of_an_evaluation_are_told_by_their_content(run, tmp_path, evaluation):
+    summary = json.loads((run / "summary.json").read_text())
+    assert (evaluation["dataset"], evaluation["fingerprint"]) == ("sample", summary["test_fingerprint"])
+    assert facts_with(run, tmp_path, evaluation).results.images == 100
+    # A folder is not the data set, whatever it is called; the same images are, wherever they lie.
+    facts_with(run, tmp_path, evaluation, dataset=None)
+    facts_with(run, tmp_path, evaluation, fingerprint="00")  # other images of the data set
+    with pytest.raises(LoadError, match=r"must be an evaluation on the test images of .*; it is on a local folder"):
+        facts_with(run, tmp_path, evaluation, dataset=None, fingerprint="00")
+    with pytest.raises(LoadError, match="it is on owner/sample"):
+        facts_with(run, tmp_path, evaluation, dataset="owner/sample", fingerprint="00")
+    with pytest.raises(LoadError, match="it is on sample"):
+        facts_with(run, tmp_path, evaluation, class_names=[*"abcdefghij"])
+
+
+def test_images_of_a_local_run_must_be_those_that_it_was_scored_on(run, tmp_path, evaluation):
+    change(run / "config.yaml", data_dir="/home/alice/sample")
+    assert facts_with(run, tmp_path, evaluation).results.images == 100
+    with pytest.raises(LoadError, match="on the test images of a local data set; it is on sample"):
+        facts_with(run, tmp_path, evaluation, fingerprint="00")
+    change(run / "summary.json", test_fingerprint=None)  # of a run before it was written down
+    assert facts_with(run, tmp_path, evaluation, fingerprint="00").results.images == 100
+
+
+def test_part_of_the_test_images_is_not_taken_for_all(run, tmp_path, evaluation):
+    assert read_facts(find_model(run)).results.limited
+    assert facts_with(run, tmp_path, evaluation).results.limited
+    assert not facts_with(run, tmp_path, evaluation, max_test_samples=None).results.limited
+
+
 def old(name):
     """A file of the format before, of 6 images."""
     return json.loads((Path(__file__).parent / "counts_format_1" / name).read_text())
@@ -88,6 +132,11 @@ def test_summaries_of_format_1_are_read(run):
 
 def test_evaluations_of_format_1_are_read(run, tmp_path):
     evaluation = old("evaluation.json") | {"weights_sha256": find_model(run).sha256}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    with pytest.raises(LoadError, match="must say which images it is of; an older version wrote it"):
+        read_facts(find_model(run), evaluation=tmp_path)
+    names = json.loads((run / "best" / "config.json").read_text())["class_names"]
+    evaluation |= {"fingerprint": "00", "class_names": names, "max_test_samples": None}
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     results = read_facts(find_model(run), evaluation=tmp_path).results
     total, was = results.counts.total(), evaluation["counts"]["total"]

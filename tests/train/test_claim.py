@@ -1,7 +1,9 @@
 """One folder, one run: of several starts at the same moment one goes on, and what has ended bars nobody."""
 
 import os
+import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,6 +65,26 @@ def test_claim_of_another_machine_counts_until_somebody_removes_it(tmp_path):
     with pytest.raises(ClaimedError, match=f"as only another-machine can tell, remove {tmp_path / CLAIM}"):
         Claim(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [CLAIM]
+
+
+IN_CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--map-root-user"]
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run([*IN_CONTAINER, "true"], capture_output=True).returncode != 0,
+    reason="needs unshare and the right to make a namespace of process ids",
+)
+def test_claim_of_a_container_of_the_same_name_counts(tmp_path):
+    """There, no process of outside can be seen."""
+    claim = Claim(tmp_path)
+    script = f"from pathlib import Path; from ttfs_triton.train.claim import Claim; Claim(Path({str(tmp_path)!r}))"
+    done = subprocess.run([*IN_CONTAINER, sys.executable, "-c", script], capture_output=True, text=True)
+    assert f"ClaimedError: {tmp_path} must belong to one run; process {os.getpid()} on " in done.stderr
+    claim.release()
+    done = subprocess.run([*IN_CONTAINER, sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(ClaimedError, match=r"If it has ended, as only .*-\d+ can tell, remove"):
+        Claim(tmp_path)
 
 
 def test_unfinished_claim_of_a_start_in_the_same_moment_counts(tmp_path):

@@ -1,15 +1,11 @@
-"""What the user can mend is told in a line, with code 1; Ctrl-C in every phase, with code 130."""
+"""What the user can mend is told in a line, with code 1."""
 
-import os
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.train.runs import SETTINGS, command, environment, make_images
+from tests.train.runs import SETTINGS, make_images
 from ttfs_triton.train import ConfigError, RunFolderError, TrainConfig, train
 from ttfs_triton.train.run import make_accelerator
 
@@ -84,41 +80,3 @@ def test_best_weights_that_vanish_in_training_are_told(config, monkeypatch):
     monkeypatch.setattr(Trainer, "train", train_and_lose)
     with pytest.raises(RunFolderError, match=r"load: .*model\.safetensors must be"):
         train(change(config, epochs=1))
-
-
-HANG = """
-import sys, time
-from pathlib import Path
-from ttfs_triton.command_line import start
-phase = sys.argv.pop(1)
-import ttfs_triton.train.run as run
-def hang(*_, **__):
-    Path("ready").touch()
-    while True:
-        time.sleep(0.01)
-if phase == "data":
-    run.load_data = hang
-elif phase == "build":
-    run.Trainer.__init__ = hang
-else:
-    run.Trainer.train = hang  # a step that never ends: the first Ctrl-C is noted, the second one ends
-start("ttfs_triton.train", Path(sys.argv.pop(1)), "A small run.")
-"""
-
-
-@pytest.mark.parametrize(("phase", "signals"), [("data", 1), ("build", 1), ("training", 2)])
-def test_interrupt_ends_every_phase_with_one_line(tmp_path, data, phase, signals):
-    words = command(tmp_path, data, tmp_path / "run")
-    (tmp_path / "small.py").write_text(HANG)
-    words.insert(2, phase)
-    process = subprocess.Popen(words, env=environment(tmp_path), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "ready").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    for _ in range(signals):
-        os.kill(process.pid, signal.SIGINT)
-        time.sleep(0.3)
-    _, shown = process.communicate(timeout=20)
-    assert process.returncode == 130, shown
-    assert shown.strip().splitlines()[-1] == "Interrupted. Nothing that was saved is lost."
-    assert "Traceback" not in shown

@@ -69,3 +69,19 @@ def test_one_process_stops_at_once(monkeypatch):
         assert one.steps(1) == [True]
     assert request.received is signal.SIGTERM
     assert one.agreements == 0
+
+
+def test_signals_that_a_launcher_repeats_are_one(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    request, ended, now = StopRequest(types.SimpleNamespace(num_processes=2)), [], [100.0]
+    monkeypatch.setattr(processes.time, "monotonic", lambda: now[0])
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
+    try:
+        with request:
+            signal.raise_signal(signal.SIGTERM)
+        for seconds, count in ((0.1, 0), (1.9, 0), (2.1, 1)):  # also when all is saved
+            now[0] = 100 + seconds
+            signal.raise_signal(signal.SIGTERM)
+            assert len(ended) == count
+    finally:
+        signal.signal(signal.SIGTERM, before)

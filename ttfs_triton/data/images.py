@@ -37,6 +37,7 @@ class ImageData:
         split: name of the split as found, such as "train" or "validation".
         fingerprint: hash of pixels, labels and class names; equal for equal data, wherever it was read.
         skipped: row numbers of images that could not be decoded.
+        dataset: Hub name or "sample" that was read; None of a local folder, of which nobody knows what it holds.
     """
 
     store: InMemoryImages | EncodedImages
@@ -46,6 +47,7 @@ class ImageData:
     split: str
     fingerprint: str
     skipped: list[int] = field(default_factory=list)
+    dataset: str | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -142,7 +144,16 @@ def load_images(
     labels = labels[row_numbers[decoded.kept]]
     content = hashlib.sha256(f"{decoded.digest} {decoded.images.shape} {class_names}".encode())
     content.update(labels.numpy().astype("<i8").tobytes())
-    return ImageData(decoded.images, labels, class_names, rows.origin, rows.split, content.hexdigest(), decoded.skipped)
+    return ImageData(
+        decoded.images,
+        labels,
+        class_names,
+        rows.origin,
+        rows.split,
+        content.hexdigest(),
+        decoded.skipped,
+        dataset=dataset if data_dir is None else None,
+    )
 
 
 def train_validation_split(data: ImageData, validation: float | int, seed: int) -> tuple[Tensor, Tensor]:

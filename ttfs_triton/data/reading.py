@@ -7,6 +7,7 @@ import logging
 import os
 import struct
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +37,7 @@ MAX_PIXELS = 2**27
 
 _CHUNK = 512  # rows read at a time
 _GROUP = 32  # images decoded by a thread at a time
+_AHEAD_BYTES = 2**25  # that a thread decodes before they are asked for
 
 
 def open_image(encoded: dict[str, Any] | None) -> Image.Image:
@@ -87,7 +89,10 @@ def decode_image(
 def read_rows(
     rows: datasets.Dataset, row_numbers: Tensor, read: Callable[[Any], Read], progress: bool
 ) -> Iterator[Read | Exception]:
-    """What `read` makes of each encoded image, in order, or the error of those that cannot be decoded."""
+    """What `read` makes of each encoded image, in order, or the error of those that cannot be decoded.
+
+    Threads decode ahead, a few groups and `_AHEAD_BYTES` each: a file of some megabytes can hold hundreds of gigabytes.
+    """
     column = rows.column_names[0]
 
     def attempt(encoded: Any) -> Read | Exception:
@@ -96,18 +101,28 @@ def read_rows(
         except DECODER_ERRORS as error:
             return error
 
-    def attempt_all(group: list[Any]) -> list[Read | Exception]:
-        return [attempt(encoded) for encoded in group]
+    def begin(group: list[Any]) -> list[Read | Exception]:
+        found: list[Read | Exception] = []
+        size = 0
+        while len(found) < len(group) and size < _AHEAD_BYTES:
+            found.append(attempt(group[len(found)]))
+            size += getattr(found[-1], "nbytes", 0)
+        return found
 
     chunks = row_numbers.split(_CHUNK)
     # Pillow releases the interpreter lock while it decodes; small images gain only if handed over in groups.
-    with ThreadPoolExecutor(decoding_threads()) as pool:
+    threads = decoding_threads()
+    with ThreadPoolExecutor(threads) as pool:
         visible = progress and Console().is_terminal  # a disabled bar still prints empty lines into a log
         for chunk in track(chunks, description="Decoding images", transient=True, disable=not visible):
             encoded = rows[chunk.tolist()][column]
             groups = [encoded[i : i + _GROUP] for i in range(0, len(encoded), _GROUP)]
-            for results in pool.map(attempt_all, groups):
-                yield from results
+            ahead = deque(pool.submit(begin, group) for group in groups[:threads])
+            for number, group in enumerate(groups):
+                found = ahead.popleft().result()
+                ahead.extend(pool.submit(begin, later) for later in groups[number + threads :][:1])
+                yield from found
+                yield from map(attempt, group[len(found) :])
 
 
 def decoding_threads() -> int:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import cast
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
@@ -160,10 +162,19 @@ def _read_parquet(files: Sequence[Path], folder: Path) -> datasets.Dataset:
         table = datasets.Dataset.from_parquet([glob.escape(str(path)) for path in files])
         return cast(datasets.Dataset, table)
     except Exception as error:  # whatever the reader of damaged files raises
+        if _are_empty(files):
+            raise ValueError(f"load_images: data_dir must hold rows; got none in {str(folder)!r}.") from error
         raise RuntimeError(
             f"load_images: data_dir must hold readable parquet files; got {str(folder)!r} and {_reason(error)}. "
             f"Check that the files are complete, and that the cache ({datasets_config.HF_DATASETS_CACHE}) is writable."
         ) from error
+
+
+def _are_empty(files: Sequence[Path]) -> bool:
+    """Whether parquet files have no rows, of which `datasets` says no more than that a batch has none."""
+    with contextlib.suppress(OSError, pyarrow.ArrowException):
+        return sum(pyarrow.parquet.read_metadata(path).num_rows for path in files) == 0
+    return False
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -188,6 +199,11 @@ def _hub_rows(dataset: str | None, names: Sequence[str]) -> Rows:
         raise ValueError(
             f'load_images: dataset must be "{SAMPLE}" or a Hub name such as ylecun/mnist; got {dataset!r}. '
             "For a local folder use --data-dir."
+        )
+    if Path(dataset).exists():  # `datasets` would read it, and take it for the one on the Hub
+        raise ValueError(
+            f"load_images: dataset must name a data set on the Hub; got {dataset!r}, which is also a folder here. "
+            f"For that folder use --data-dir {dataset}; for the Hub's, start elsewhere."
         )
     remedy = "download it on another machine and give the folder with --data-dir"
     try:

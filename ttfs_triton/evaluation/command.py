@@ -109,7 +109,7 @@ def _find(
             return float("nan") if total is None else total.nominal
 
         swept = sweep(network, batches, gating=options.gating, price=price)
-    return Found(loaded, data, evaluation, counts, estimates, comparison, simulation, swept)
+    return Found(loaded, data, evaluation, counts, estimates, comparison, simulation, swept, options.max_test_samples)
 
 
 def _shown(batches: EvaluationBatches, name: str) -> Any:

@@ -83,6 +83,7 @@ class Found:
         estimates: energy on each chip; of the simulated network if it was simulated.
         comparison: with alternatives, on the first chip that prices those, else on the first.
         simulation, sweep: None if not asked for.
+        max_test_samples: that were asked for; None: all.
     """
 
     loaded: LoadedNetwork
@@ -93,3 +94,4 @@ class Found:
     comparison: Comparison
     simulation: Simulation | None
     sweep: Sweep | None
+    max_test_samples: int | None

@@ -75,7 +75,7 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
     data = report.PageData(
         title=found.loaded.files.name,
         network=network.config.to_dict(),
-        dataset=found.data.name if not Path(found.data.name).is_absolute() else Path(found.data.name).name,
+        dataset=found.data.dataset or "a local folder",
         images=evaluation.images,
         accuracy=evaluation.accuracy,
         first_spike_accuracy=evaluation.first_spike_accuracy,
@@ -116,7 +116,10 @@ def figures(found: Found) -> dict[str, Any]:
     return {
         "weights_sha256": found.loaded.files.sha256,
         "network": found.loaded.network.config.to_dict(),
-        "dataset": Path(found.data.name).name,
+        "dataset": found.data.dataset,
+        "fingerprint": found.data.fingerprint,
+        "class_names": found.data.class_names,
+        "max_test_samples": found.max_test_samples,
         "images": evaluation.images,
         "accuracy": evaluation.accuracy,
         "first_spike_accuracy": evaluation.first_spike_accuracy,

@@ -113,7 +113,7 @@ def eval_results(facts: ModelFacts) -> str | None:
 
 def is_complete(facts: ModelFacts) -> bool:
     """Whether all test images were scored, as far as is known."""
-    if facts.results is None or facts.settings.get("max_test_samples") is not None:
+    if facts.results is None or facts.results.limited:
         return False
     return facts.data.test_images in (None, facts.results.images)
 

@@ -96,8 +96,9 @@ def training_data(
 ) -> TrainingData:
     """The data set of a run, without the name or path of any local folder.
 
-    A local folder has no name, whatever the recipe's default is: nobody has compared it with anything. A known data set
-    must have the network's number of classes.
+    A local folder has no name, whatever the recipe's default is: nobody has compared it with anything. A run's data set
+    is believed if config.json, which the weights vouch for, names it too. A known one must have the network's number of
+    classes.
 
     Args:
         settings: the run's configuration; empty for bare weights.
@@ -110,7 +111,7 @@ def training_data(
     if stated is not None and stated != SAMPLE and not REPOSITORY.fullmatch(stated):
         raise ValueError(f'publish: dataset must be "{SAMPLE}" or owner/name on the Hub; got {stated!r}.')
     local = settings.get("data_dir") is not None
-    name = stated or settings.get("dataset") or (None if settings else recorded)
+    name = stated or (recorded if settings.get("dataset", recorded) == recorded else None)
     known = KNOWN.get(str(name))
     if known is not None and known.shape is not None and known.shape[-1] != network.classes:
         name, known = None, None

@@ -50,6 +50,7 @@ class Results:
         layers: activity, the readout last.
         counts: exact, or None if the run did not count.
         simulation: "accuracy", "steps" and "weight_bits" of an integer simulation, or None.
+        limited: some of the test images were asked for, not all.
     """
 
     accuracy: float
@@ -61,6 +62,7 @@ class Results:
     layers: tuple[LayerStatistics, ...] = ()
     counts: Counts | None = None
     simulation: Mapping[str, Any] | None = None
+    limited: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,12 @@ def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: st
         summary = _json(files.run / "summary.json", "A run writes it when it ends: go on with it by --resume.")
         metrics = _metrics(files.run / "metrics.jsonl")
     data = training_data(settings, model.description.dataset, model.config, dataset)
-    results = _results(summary, "test_", files.weights, model) if summary else None
     if evaluation is not None:
-        results = _evaluated(evaluation / "evaluation.json" if evaluation.is_dir() else evaluation, sha256, model, data)
+        path = evaluation / "evaluation.json" if evaluation.is_dir() else evaluation
+        results = _evaluated(path, sha256, model, data, summary.get("test_fingerprint"))
+    else:
+        limited = settings.get("max_test_samples") is not None
+        results = _results(summary, "test_", files.weights, model, limited) if summary else None
     return ModelFacts(
         model=model,
         weights_sha256=sha256,
@@ -134,19 +139,30 @@ def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: st
     )
 
 
-def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData) -> Results:
+def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData, tested: str | None) -> Results:
+    """Figures of an evaluation, if it is of these weights, and on the images that are claimed.
+
+    Args:
+        tested: fingerprint of the test images of the run, which is that of equal ones wherever they were read.
+    """
     found = _json(path, "recipes/evaluate.py --output-dir writes it.")
     if found.get("weights_sha256") != sha256:
         raise LoadError(f"publish: {path} must be an evaluation of these weights; it is of others. Evaluate them.")
-    if data.recorded is not None and found.get("dataset") != Path(data.recorded).name:
+    if "fingerprint" not in found:
+        raise LoadError(f"publish: {path} must say which images it is of; an older version wrote it. Evaluate again.")
+    named = data.recorded is not None and found.get("dataset") == data.recorded
+    unknown = data.recorded is None and tested is None
+    same = named or unknown or (tested is not None and found["fingerprint"] == tested)
+    if not same or found.get("class_names") != list(model.class_names):
+        on = found.get("dataset") or "a local folder, with other images"
         raise LoadError(
-            f"publish: {path} must be an evaluation on {data.name}; it is on {found.get('dataset')!r:.80}. "
+            f"publish: {path} must be an evaluation on the test images of {data.name}; it is on {on!s:.80}. "
             "Evaluate on the data that it was trained beside."
         )
-    return _results(found, "", path, model)
+    return _results(found, "", path, model, found.get("max_test_samples") is not None)
 
 
-def _results(found: Mapping[str, Any], prefix: str, path: Path, model: TTFSModel) -> Results:
+def _results(found: Mapping[str, Any], prefix: str, path: Path, model: TTFSModel, limited: bool) -> Results:
     try:
         counts, simulation = found.get("counts"), found.get("simulation")
         if counts is not None:
@@ -161,6 +177,7 @@ def _results(found: Mapping[str, Any], prefix: str, path: Path, model: TTFSModel
             layers=tuple(map(_layer, found["per_layer"])) if counts is None else counts.layers,
             counts=counts,
             simulation=simulation and {key: simulation[key] for key in ("accuracy", "steps", "weight_bits")},
+            limited=limited,
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise LoadError(f"publish: the figures beside {path} must be what was written there; {error!r}.") from error

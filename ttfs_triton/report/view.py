@@ -101,7 +101,7 @@ def headlines(data: PageData) -> list[Headline]:
         bits = "weights not rounded" if settings.weight_bits is None else f"{settings.weight_bits}-bit weights"
         note = f"{settings.steps} time steps, {bits}" + (f"; {number(images)} images" if images != data.images else "")
         found.append(Headline("simulated in integers", percent(data.simulation.accuracy), note))
-    found.append(Headline("sparsity", f"{data.counts.sparsity:.3f}", "spikes a hidden neuron; lower is sparser"))
+    found.append(Headline("sparsity", f"{data.counts.sparsity:.4f}", "spikes a hidden neuron; lower is sparser"))
     if data.headline_energy is not None:
         found.append(_energy_headline(data.headline_energy))
     return found

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterable, Iterator
+from threading import Timer
 from typing import Protocol
 
 import torch
@@ -11,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ttfs_triton.data.pixels import to_float
 
+WORKER_SECONDS = 10.0  # that a worker process goes on after SIGTERM: the main process may want some batches yet
 Batch = tuple[Tensor, Tensor]
-
 
 Gathered = tuple[Tensor, ...]
 
@@ -131,9 +134,16 @@ def load_batches(
             num_workers=num_workers,
             pin_memory=device.type == "cuda",
             generator=torch.Generator().manual_seed(0),
+            worker_init_fn=_leave_signals_to_the_main_process,
         )
     for tensors in gathered:
         yield batches.finish(tuple(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A terminal's Ctrl-C, and torchrun's SIGTERM, reach workers too: the main process needs them until it stops."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: Timer(WORKER_SECONDS, os._exit, [0]).start())
 
 
 class _Gathering(Dataset[Gathered]):

@@ -19,11 +19,21 @@ import psutil
 from ttfs_triton.atomic import make_folder
 
 CLAIM = ".claim"
+_FIRST_NAMESPACE = 0xEFFFFFFC  # of process ids, outside of containers (Linux: PROC_PID_INIT_INO)
 _CLOCK_SLACK = 2.0  # seconds between two readings of one process's start: the clock may have been set in between
 
 
 class ClaimedError(RuntimeError):
     """Another process owns the folder."""
+
+
+def this_host() -> str:
+    """Where process ids mean what they mean here: containers may bear their machine's name, or one another's."""
+    try:
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:  # no Linux
+        namespace = _FIRST_NAMESPACE
+    return socket.gethostname() + (f"-{namespace}" if namespace != _FIRST_NAMESPACE else "")
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class Owner:
     Attributes:
         pid: process id on its machine.
         started: when the process started, seconds since 1970; a later process may have the same id.
-        host: its machine.
+        host: its machine, or container.
     """
 
     pid: int
@@ -43,7 +53,7 @@ class Owner:
     @classmethod
     def this_process(cls) -> Owner:
         """The calling process."""
-        return cls(os.getpid(), round(psutil.Process().create_time(), 2), socket.gethostname())
+        return cls(os.getpid(), round(psutil.Process().create_time(), 2), this_host())
 
     @classmethod
     def from_name(cls, name: str) -> Owner | None:
@@ -58,7 +68,7 @@ class Owner:
 
     def is_gone(self) -> bool:
         """Whether the process has certainly ended: only for those of this machine can that be known."""
-        if self.host != socket.gethostname():
+        if self.host != this_host():
             return False
         try:
             return abs(psutil.Process(self.pid).create_time() - self.started) > _CLOCK_SLACK
@@ -128,7 +138,7 @@ def _refusal(folder: Path, claim: Path) -> str:
     where = f"process {owner.pid} on {owner.host}, started {since}"
     remedy = (
         "Wait for it to end"
-        if owner.host == socket.gethostname()
+        if owner.host == this_host()
         else f"If it has ended, as only {owner.host} can tell, remove {claim}"
     )
     return f"{folder} must belong to one run; {where}, owns it. {remedy}, or give another --output-dir."

@@ -26,6 +26,7 @@ class Display:
             transient=True,
         )
         self._task = self.progress.add_task("", total=None, figures="")
+        self._blind = ""
 
     def say(self, text: str) -> None:
         """Print a line of plain text."""
@@ -44,14 +45,27 @@ class Display:
         """Take the bar away."""
         self.progress.stop()
 
-    def epoch(self, line: dict[str, Any], epochs: int, best: bool) -> None:
-        """One line about an epoch."""
+    def epoch(self, line: dict[str, Any], epochs: int, best: bool, layers: Sequence[LayerStatistics]) -> None:
+        """One line about an epoch, and another one when a layer has become blind to the validation images."""
         text = f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}  loss {line['train_loss']:.3f}"
         text += f"  train {line['train_accuracy']:.2%}"
         if "val_accuracy" in line:
             text += f"  val {line['val_accuracy']:.2%}  sparsity {line['sparsity']:.3f}"
         text += f"  {line['images_per_second']:.0f} images/s  {line['seconds']:.1f} s"
         self.say(text + ("  *" if best else ""))
+        self._warn_of_blindness(layers)
+
+    def _warn_of_blindness(self, layers: Sequence[LayerStatistics]) -> None:
+        """Tell of a blind layer once, and again after it has recovered."""
+        blind = next((layer for layer in layers if is_blind(layer)), None)
+        if blind is not None and blind.name != self._blind:
+            silent = blind.never_active / blind.neurons
+            self.say(
+                f"warning: {blind.name} does the same for every image ({silent:.1%} of its neurons never fire, the "
+                "others always at once), so no image is told from another. Start again with a lower --lr, or another "
+                "--initial-gain, unless it recovers."
+            )
+        self._blind = "" if blind is None else blind.name
 
     def result(self, summary: dict[str, Any], layers: Sequence[LayerStatistics]) -> None:
         """Table of the layers, then the figures of the run."""
@@ -69,3 +83,13 @@ class Display:
             f"{summary['images_per_second']:.0f} images/s",
         ]
         self.say("\n".join(lines))
+        self._warn_of_blindness(layers)
+
+
+def is_blind(layer: LayerStatistics) -> bool:
+    """Whether each neuron of a hidden layer did the same for all samples: silent, or a spike at the window's start.
+
+    What follows such a layer is then the same for all samples too. Counts are exact, so nothing else looks like it.
+    """
+    always = (layer.neurons - layer.never_active) * layer.samples
+    return layer.kind != "readout" and layer.samples > 1 and layer.spikes == layer.saturated == always

@@ -296,7 +296,7 @@ class Trainer:
             self.folder.write_metrics(position.metrics)
         scalars = {f"epoch/{key}": value for key, value in line.items() if isinstance(value, int | float)}
         self.accelerator.log(scalars, step=position.step)
-        self.display.epoch(line, self.config.epochs, best)
+        self.display.epoch(line, self.config.epochs, best, [] if evaluation is None else evaluation.layers)
 
     def _description(self) -> ModelDescription:
         config = self.config

@@ -1,5 +1,6 @@
 """What the processes of a run agree on: gradients, to stop, and what the main process alone finds out."""
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -31,16 +32,20 @@ class Interrupted(Exception):
 class StopRequest:
     """SIGTERM and SIGINT as a request that the training loop honours at the next step; several processes, in a second.
 
-    Within its `with` block, the first SIGTERM or SIGINT is noted, and a second one acts as usual.
+    Within its `with` block, the first SIGTERM or SIGINT is noted, and a second one acts as usual. Whoever sends one to
+    all processes sends it to torchrun too, which repeats it to those that it started: there, a second one that comes
+    with the first is the same.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    REPEATED = 2.0  # seconds after the first, in which torchrun repeats it
     SECONDS = 1.0  # between two agreements of several processes, each of which waits for their devices
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, object] = {}
+        self._repeated, self._since = self.REPEATED if "TORCHELASTIC_RUN_ID" in os.environ else 0.0, 0.0
         self._asked, self._steps, self._agreed = 0, 1, time.perf_counter()  # steps since the last agreement, until it
 
     def __enter__(self) -> Self:
@@ -49,11 +54,17 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        if self.received is None or not self._repeated:  # what is repeated may come when all is saved
+            self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
+        if self.received is None:
+            self.received, self._since = signal.Signals(number), time.monotonic()
+            if not self._repeated:
+                self._restore()
+        elif time.monotonic() - self._since > self._repeated:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -310,6 +310,7 @@ def make_summary(trainer: Trainer, test: Evaluation, counts: Counts) -> dict[str
         "test_accuracy": test.accuracy,
         "test_first_spike_accuracy": test.first_spike_accuracy,
         "test_images": test.images,
+        "test_fingerprint": trainer.data.test.fingerprint,
         "ties": test.ties,
         "no_spike": test.no_spike,
         "val_accuracy": best.get("val_accuracy"),
@@ -348,4 +349,4 @@ def _device_lost(error: RuntimeError, checkpoint: Path | str, folder: RunFolder)
 
 
 def _command(folder: RunFolder) -> str:
-    return f"python {sys.argv[0]} --output-dir {folder.path} --resume"
+    return shlex.join(["python", sys.argv[0], "--output-dir", str(folder.path), "--resume"])

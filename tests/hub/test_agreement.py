@@ -1,0 +1,92 @@
+"""The card and the page of one run: every figure that both show is the same."""
+
+import json
+import re
+
+import pytest
+
+from ttfs_triton.evaluation.command import main as evaluate
+from ttfs_triton.hub.publish import publish
+from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_STEPS
+
+pytest.importorskip("matplotlib", reason="a page needs matplotlib")
+
+
+def evaluated(run, folder, *flags):
+    """Its page, its figures, and the card that is made with them."""
+    words = [str(run), "--cpu", "--chip", *CARD_CHIPS, "--steps", str(CARD_STEPS), "--max-test-samples", "100", *flags]
+    evaluate("Evaluate.", [*words, "--output-dir", str(folder), "--report", str(folder / "page.html")])
+    card = publish(run, "alice/small", dry_run=True, evaluation=folder).package.card
+    return (folder / "page.html").read_text(), json.loads((folder / "evaluation.json").read_text()), card
+
+
+@pytest.fixture(scope="module", params=["closed form", "simulated"])
+def texts(request, trained, tmp_path_factory):
+    flags = ["--no-simulation"] if request.param == "closed form" else []
+    folder = tmp_path_factory.mktemp("evaluation")
+    return *evaluated(trained, folder, *flags), publish(trained, "alice/small", dry_run=True).package.card
+
+
+def page_rows(page):
+    """Cells of the rows of all tables, by the first one."""
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in re.findall(r"<tr>.*?</tr>", page, re.S)]
+    cells = [[re.sub(r"<[^>]*>", "", cell).strip() for cell in row] for row in rows]
+    return {row[0]: row for row in reversed(cells) if row}  # of two tables with a row of that name, the first
+
+
+def headlines(page):
+    found = re.findall(r'<dt>(.*?)</dt><dd class="value">(.*?)</dd><dd class="small">(.*?)</dd>', page)
+    return {label: (value, note) for label, value, note in found}
+
+
+def card_rows(card):
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in card.splitlines() if line[:1] == "|"]
+    return {row[0].replace("\\", ""): [cell.replace("\\", "") for cell in row] for row in rows}
+
+
+def test_accuracy_and_sparsity_agree(texts):
+    page, figures, card, _ = texts
+    top, rows = headlines(page), card_rows(card)
+    accuracy, note = top["accuracy"]
+    assert rows["test accuracy"][1] == f"**{accuracy}** ({note})"
+    assert f"{100 * figures['accuracy']:.2f}%" == accuracy
+    first, note = top["by the first spike"]
+    ties, silent = re.match(r"(\S+) tied, (\S+) without", note).groups()
+    wanted = f"{first}, {ties} ties, {silent} images without an output spike"
+    assert rows["by the first output spike"][1] == wanted
+    assert rows["sparsity"][1].split()[0] == top["sparsity"][0] == f"{figures['sparsity']:.4f}"
+    assert rows["test images"][1].startswith(f"{figures['images']} of ")
+    assert f", {figures['images']} images<" in page
+    assert ("simulated in integers" in rows) == ("simulated in integers" in top)
+    if "simulated in integers" in rows:
+        assert rows["simulated in integers"][1].startswith(
+            f"{top['simulated in integers'][0]} at {CARD_STEPS} time steps"
+        )
+
+
+def test_layers_and_operations_agree(texts):
+    page, figures, card, _ = texts
+    theirs, ours = page_rows(page), card_rows(card)
+    for layer in figures["counts"]["layers"]:
+        name, firing, spikes, neurons, saturated, _, never = theirs[layer["name"]]
+        assert ours[name] == [name, neurons, spikes, firing, saturated, never]
+    _, _, operations, dense = theirs["all"]
+    assert ours["operations an image"][1] == (
+        f"{operations} synaptic operations; the dense ANN multiplies {dense} times"
+    )
+
+
+def test_energies_agree_or_the_card_says_why_not(texts):
+    page, figures, card, _ = texts
+    theirs, ours = page_rows(page), card_rows(card)
+    same = [theirs[chip][1] == ours[chip][1] for chip in CARD_CHIPS]
+    assert all(same) or figures["simulation"] is not None
+    assert "a report by `recipes/evaluate.py` prices the steps and options that it was asked for" in card
+
+
+def test_card_of_the_run_alone_has_the_same_figures(texts):
+    """Counted at the end of training, on the same images."""
+    _, _, card, alone = texts
+    with_evaluation = card_rows(card)
+    with_evaluation.pop("simulated in integers", None)
+    assert with_evaluation == card_rows(alone)

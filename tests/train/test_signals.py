@@ -1,0 +1,167 @@
+"""Ctrl-C and SIGTERM in every phase of real processes: one line, the shell's exit code, and a run that goes on."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.train.runs import SETTINGS, assert_same_run, command, environment, make_images
+from ttfs_triton.train import TrainConfig, train
+
+GOES_ON = "Go on with: python"
+ENDS = "Interrupted. Nothing that was saved is lost."
+# Phases that last as long as a test needs them to: for ever, or, where the run is to stop by itself, a little.
+SLOW = """
+import sys, time
+from pathlib import Path
+from ttfs_triton.command_line import start
+phase = sys.argv.pop(1)
+def hang(*_, **__):
+    Path("ready").touch()
+    while True:
+        time.sleep(0.01)
+def slow(real):
+    def call(*arguments, **options):
+        Path("ready").touch()
+        time.sleep(0.3)
+        return real(*arguments, **options)
+    return call
+if phase == "import":
+    class Finder:
+        find_spec = staticmethod(lambda name, *_: hang() if name == "torch" else None)
+    sys.meta_path.insert(0, Finder)
+else:
+    import ttfs_triton.train.run as run, ttfs_triton.train.loop as loop, ttfs_triton.scoring.batches as batches
+    if phase == "data":
+        run.load_data = hang
+    elif phase == "build":
+        run.Trainer.__init__ = hang
+    elif phase == "training":
+        run.Trainer._train_step = slow(run.Trainer._train_step)
+    elif phase == "saving":
+        loop.save_checkpoint = slow(loop.save_checkpoint)
+    elif phase == "saving for ever":
+        loop.save_checkpoint = hang
+    elif phase == "final test":
+        real = run._score
+        def score(trainer):
+            batches.EvaluationBatches.gather = slow(batches.EvaluationBatches.gather)
+            return real(trainer)
+        run._score = score
+    elif phase == "end":
+        run._publish = hang
+start("ttfs_triton.train", Path(sys.argv.pop(1)), "A small run.")
+"""
+DECODING = "\nstreaming: true\nnum_workers: 2\nepochs: 60\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, write_parquet) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """As the processes have: results are compared bit by bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, data) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    finish(folder, data)
+    return folder
+
+
+def finish(folder: Path, data: Path) -> None:
+    """Start a run, or go on with it, in this process."""
+    values = yaml.safe_load(SETTINGS) | {"data_dir": data, "output_dir": folder}
+    train(TrainConfig(**values, resume=(folder / "config.yaml").exists()))
+
+
+def begin(words: list[str], tmp_path: Path) -> subprocess.Popen[str]:
+    """Start in a process group of its own, as a terminal does."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        words, env=environment(tmp_path), cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, process_group=0
+    )
+
+
+def wait_for(path: str, folder: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until there is a file of that pattern."""
+    deadline = time.monotonic() + 120
+    while not any(folder.glob(path)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert any(folder.glob(path)), process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("phase", "signals", "says"),
+    [
+        ("import", 1, ENDS),
+        ("data", 1, ENDS),
+        ("build", 1, ENDS),
+        ("training", 1, GOES_ON),
+        ("saving", 1, GOES_ON),
+        ("saving for ever", 2, ENDS),
+        ("final test", 1, GOES_ON),
+        ("end", 1, ENDS),
+    ],
+)
+def test_interrupt_ends_every_phase_with_a_line(tmp_path, data, uninterrupted, phase, signals, says):
+    words = command(tmp_path, data, tmp_path / "run")
+    (tmp_path / "small.py").write_text(SLOW)
+    words.insert(2, phase)
+    process = begin(words, tmp_path)
+    wait_for("ready", tmp_path, process)
+    for _ in range(signals):
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.1)
+    _, shown = process.communicate(timeout=20)
+    assert process.returncode == 130, shown
+    assert "Traceback" not in shown
+    assert shown.strip().splitlines()[-1].startswith(says)
+    finish(tmp_path / "run", data)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_all_leaves_worker_processes_to_the_main_one(tmp_path, data, number):
+    """A terminal sends Ctrl-C to all of them; a worker that ended would end the run without a checkpoint."""
+    process = begin(command(tmp_path, data, tmp_path / "run", settings=DECODING), tmp_path)
+    wait_for("run/checkpoints/step-*", tmp_path, process)
+    os.killpg(process.pid, number)
+    began = time.monotonic()
+    _, shown = process.communicate(timeout=30)
+    assert time.monotonic() - began < 15
+    assert process.returncode == 128 + number, shown
+    assert "Traceback" not in shown
+    assert shown.strip().splitlines()[-1].startswith(GOES_ON)
+
+
+@pytest.mark.parametrize(("number", "to"), [(signal.SIGTERM, "rank 1"), (signal.SIGINT, "all")])
+def test_signal_to_one_of_two_processes_or_to_all_and_their_launcher_saves(tmp_path, data, number, to):
+    words = command(tmp_path, data, tmp_path / "run", settings="\nepochs: 500\ncheckpoint_steps: 5\n", processes=2)
+    script = tmp_path / "small.py"
+    script.write_text("import os\nopen('rank-' + os.environ['RANK'], 'w').write(str(os.getpid()))" + script.read_text())
+    process = begin(words, tmp_path)
+    wait_for("run/checkpoints/step-*", tmp_path, process)
+    ranks = [int((tmp_path / f"rank-{rank}").read_text()) for rank in (0, 1)]
+    for target in ranks[1:] if to == "rank 1" else [*ranks, process.pid]:
+        os.kill(target, number)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode != 0
+    newest = max(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    lines = [line for line in shown.splitlines() if " received: stopped after step " in line]
+    assert f"{number.name} received" in "".join(lines), shown
+    assert all(line.endswith(f"checkpoint {tmp_path / 'run' / 'checkpoints' / newest}.") for line in lines), shown
+    assert GOES_ON in shown
+    assert not any((tmp_path / "run" / "checkpoints").glob(".*"))
