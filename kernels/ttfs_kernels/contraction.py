@@ -50,17 +50,34 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
 
 def gradient_of_input(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Shape of x, channels-last, from h [N, C_out, P, Q]; the values of x are not used."""
-    # A convolution of h with the taps turned around, so that what meets in one input is summed in the product of
-    # matrices, in float32. With steps between the neurons most columns would be zeros.
-    padding = [span - 1 - pad for span, pad in zip(_spans(weight, geometry), geometry.padding, strict=True)]
-    if not columns_are_faster(x, weight, geometry) or max(geometry.stride) > 1 or min(padding) < 0:
+    if not columns_are_faster(x, weight, geometry):
         grad_x = _convolution_backward(h, x, weight, geometry, [True, False, False])[0]
         return grad_x.contiguous(memory_format=torch.channels_last)
+    padding = [span - 1 - pad for span, pad in zip(_spans(weight, geometry), geometry.padding, strict=True)]
+    if max(geometry.stride) > 1 or min(padding) < 0:
+        return _scattered_products(h, x, weight, geometry)
+    # A convolution of h with the taps turned around: what meets in one input is summed in the product, in float32.
     batch, channels, height, width = x.shape
     rows, columns = (reversed(range(taps)) for taps in weight.shape[2:])
     turned = torch.stack([weight[:, :, r, s] for r, s in product(rows, columns)]).flatten(0, 1)
     grad_x = _columns(h, weight, geometry._replace(padding=padding)) @ turned
     return grad_x.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _scattered_products(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """`gradient_of_input` where neurons lie apart and most columns of h would be zeros: h·w, added up tap by tap."""
+    batch, channels, height, width = x.shape
+    top, left = geometry.padding
+    # Up to R·S products meet in one input: sum them in at least float32.
+    dtype = torch.promote_types(h.dtype, torch.float32)
+    padded = h.new_zeros(batch, height + 2 * top, width + 2 * left, channels, dtype=dtype)
+    fields = _receptive_fields(padded, weight, geometry)
+    products = (_neuron_matrix(h) @ _weight_matrix(weight)).view(fields.shape)
+    for r in range(weight.shape[2]):
+        for s in range(weight.shape[3]):
+            fields[:, :, :, r, s].add_(products[:, :, :, r, s])
+    grad_x = padded[:, top : top + height, left : left + width]
+    return grad_x.to(h.dtype).contiguous().permute(0, 3, 1, 2)
 
 
 def gradient_of_weight(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -74,7 +91,7 @@ def gradient_of_weight(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry)
 
 
 def columns_are_faster(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Which provider: a choice by shape and dtype alone."""
+    """Which provider: a choice by shape and dtype alone, the same in all three passes."""
     if x.device.type != "cpu" or geometry.groups != 1 or x.dtype not in WEIGHTS_PER_NEURON:
         return False
     rows, columns = geometry.map_size(x.shape[2:], weight.shape[2:])
