@@ -27,7 +27,9 @@ def runs(tmp_path_factory, write_parquet) -> tuple[Path, Path]:
 def test_two_processes_reach_the_weights_of_one(runs):
     one, two = runs
     # Batch size, number of steps and learning rate are of the run, not of a process.
-    assert [(line["step"], line["lr"]) for line in metrics(one)] == [(line["step"], line["lr"]) for line in metrics(two)]
+    assert [(line["step"], line["lr"]) for line in metrics(one)] == [
+        (line["step"], line["lr"]) for line in metrics(two)
+    ]
     assert metrics(one)[0]["step"] == 5
     for read in (best, last):
         ours, theirs = read(one), read(two)
