@@ -79,6 +79,7 @@ def make_images(folder: Path, count: int) -> None:
         {"img": datasets.Image(), "label": datasets.ClassLabel(names=[str(i) for i in range(10)])}
     )
     folder.mkdir()
+    datasets.disable_progress_bars()
     for split, number in (("train", count), ("test", 128)):
         small = generator.integers(0, 256, (number, 8, 8, 3), dtype=np.uint8)
         images = [Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC) for pixels in small]

@@ -8,6 +8,7 @@ calls that launch a kernel or a copy, those inside our own operators included; l
 A step that counts spikes is "sampled".
 """
 
+import gc
 import os
 import sys
 import tempfile
@@ -83,6 +84,7 @@ def measure(backend: str, precision: str) -> dict[str, Record]:
     finally:
         loop.Trainer._train_step = before  # type: ignore[method-assign]
         AcceleratorState._reset_state(reset_partial_state=True)
+        gc.collect()  # the run's tensors, which the next one's peak would count
     return {"plain": records[1]} | ({"sampled": records[3]} if backend == "torch" else {})
 
 

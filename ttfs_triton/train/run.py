@@ -342,8 +342,8 @@ def _device_lost(error: RuntimeError, checkpoint: Path | str, folder: RunFolder)
     if isinstance(error, torch.OutOfMemoryError):
         rule = "the device's memory must suffice"
         remedy = (
-            "Start again with a smaller --batch-size, or with more --gradient-accumulation at the same one, or "
-            "--data-placement host; if another program or a large --evaluation-batch-size took the memory, go on with"
+            "Start again with a smaller --batch-size, or with more --gradient-accumulation at the same one; or, with "
+            "less there (--data-placement host, a smaller --evaluation-batch-size, no other program), go on with"
         )
     return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}: {_command(folder)}")
 
