@@ -55,7 +55,7 @@ def run_command(
     prog: str,
     description: str | None,
     arguments: Sequence[str] | None,
-    errors: tuple[type[Exception], ...] = (ValueError, RuntimeError, OSError),
+    errors: tuple[type[Exception], ...] = (ValueError, RuntimeError, OSError, MemoryError),
 ) -> None:
     """Parse options and run.
 
@@ -161,5 +161,6 @@ def plain_errors(*errors: type[Exception], traceback: bool = False) -> Iterator[
 
             tracebacks.print_exception(error)
         code = getattr(error, "exit_code", None)
-        print(f"error: {error}" if code is None else error, file=sys.stderr)
+        text = str(error) or type(error).__name__  # MemoryError mostly has no text
+        print(f"error: {text}" if code is None else text, file=sys.stderr)
         raise SystemExit(1 if code is None else code) from error

@@ -210,9 +210,16 @@ def test_spiking_source_is_not_calibrated(tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [([], "must name images to calibrate on"), (["--dataset", "sample"], "images must have 3 channels")],
+    [
+        ([], "must name images to calibrate on"),
+        (["--dataset", "sample"], "images must have 3 channels"),
+        (["--data-dir", "images"], "data_dir must hold readable parquet files"),
+    ],
 )
-def test_calibration_needs_fitting_images(vgg, tmp_path, flags, message, capsys):
+def test_calibration_needs_fitting_images(vgg, tmp_path, flags, message, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "train.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(SystemExit) as stopped:
         command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags])
     assert stopped.value.code == 1

@@ -51,7 +51,7 @@ def test_accuracy_and_sparsity_agree(texts):
     assert rows["test accuracy"][1] == f"**{accuracy}** ({note})"
     assert f"{100 * figures['accuracy']:.2f}%" == accuracy
     first, note = top["by the first spike"]
-    ties, silent = re.match(r"(\S+) tied, (\S+) without", note).groups()
+    ties, silent = re.findall(r"\d[\d,]*", note)
     wanted = f"{first}, {ties} ties, {silent} images without an output spike"
     assert rows["by the first output spike"][1] == wanted
     assert rows["sparsity"][1].split()[0] == top["sparsity"][0] == f"{figures['sparsity']:.4f}"

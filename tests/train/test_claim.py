@@ -133,7 +133,7 @@ def test_run_is_not_begun_again_unasked(tmp_path):
 
 @pytest.mark.parametrize("flags", [FRESH, FRESH | {"overwrite": True}])
 def test_start_that_failed_early_can_be_repeated(tmp_path, monkeypatch, flags):
-    config = TrainConfig(dataset="sample", overwrite=flags["overwrite"])
+    config = TrainConfig.model_validate({"dataset": "sample", "overwrite": flags["overwrite"]})
     folder = RunFolder(tmp_path / "run")
     folder.claim(**FRESH)
 
@@ -158,7 +158,8 @@ def test_overwriting_that_was_cut_short_is_finished_by_the_next_start(tmp_path, 
     for name in ("config.yaml", "metrics.jsonl", "summary.json"):
         (tmp_path / name).write_text("old")
     (tmp_path / "best").mkdir()
-    config, renames, rename = TrainConfig(dataset="sample", overwrite=True), [], Path.rename
+    config = TrainConfig.model_validate({"dataset": "sample", "overwrite": True})
+    renames, rename = [], Path.rename
 
     def killed(path, target):
         if len(renames) == moved:
@@ -188,7 +189,7 @@ def test_overwriting_empties_the_target_of_a_link_and_leaves_the_link(tmp_path):
     (tmp_path / "run").symlink_to(tmp_path / "disk")
     folder = RunFolder(tmp_path / "run")
     folder.claim(resume=False, overwrite=True)
-    folder.prepare(TrainConfig(dataset="sample", overwrite=True))
+    folder.prepare(TrainConfig.model_validate({"dataset": "sample", "overwrite": True}))
     folder.release()
     assert (tmp_path / "run").is_symlink()
     assert "dataset: sample" in (tmp_path / "disk/config.yaml").read_text()

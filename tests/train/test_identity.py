@@ -42,7 +42,13 @@ def resumed(run: Path, **values) -> dict:
 
 
 def state_of(run: Path) -> dict:
-    return load_checkpoint(latest_checkpoint(run / "checkpoints")).state
+    return load_checkpoint(newest_of(run)).state
+
+
+def newest_of(run: Path) -> Path:
+    newest = latest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    return newest
 
 
 def test_checkpoint_says_what_the_run_is(run):
@@ -73,7 +79,7 @@ def test_another_precision_is_refused(run, monkeypatch):
 
 
 def test_every_difference_is_named():
-    state = {"configuration": TrainConfig().model_dump(mode="json"), "precision": "no", "processes": 2}
+    state = {"configuration": TrainConfig.model_validate({}).model_dump(mode="json"), "precision": "no", "processes": 2}
     state |= {"data": "a", "test_data": "b"}
     now = state | {"precision": "bf16", "data": "c", "test_data": "d"}
     with pytest.raises(ConfigError) as caught:
@@ -90,12 +96,12 @@ def test_another_number_of_processes_is_recorded():
 
 
 def test_checkpoint_of_an_older_release_is_resumed(run):
-    newest = latest_checkpoint(run / "checkpoints")
+    newest = newest_of(run)
     checkpoint = load_checkpoint(newest)
     new = ("configuration", "precision", "test_data", "changes")
     state = {key: value for key, value in checkpoint.state.items() if key not in new}
     save_checkpoint(run / "checkpoints", checkpoint.step, tensors=checkpoint.tensors, state=state, keep_last=1)
-    check_configuration(newest, state, TrainConfig(lr=0.5))
+    check_configuration(newest, state, TrainConfig.model_validate({"lr": 0.5}))
     assert resumed(run)["epochs"] == 2
 
 

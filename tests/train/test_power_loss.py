@@ -38,7 +38,7 @@ def test_whole_checkpoint_is_found_after_any_loss(tmp_path, keep_last):
     with recorded(root) as disk:
         folder = RunFolder(run)
         folder.claim(resume=False, overwrite=False)
-        folder.prepare(TrainConfig(dataset="sample"))
+        folder.prepare(TrainConfig.model_validate({"dataset": "sample"}))
         for step, attempt in ((1, 1), (2, 1), (3, 1), (3, 2)):
             save(disk, folder.checkpoints, step, attempt, keep_last)
         folder.release()

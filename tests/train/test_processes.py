@@ -2,6 +2,7 @@
 
 import signal
 import types
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ class Processes:
         self.seconds, self.agreements, self.now = seconds, 0, 0.0
         monkeypatch.setattr(processes, "sum_over_processes", self.sum)
         monkeypatch.setattr(processes.time, "perf_counter", lambda: self.now)
-        accelerator = types.SimpleNamespace(num_processes=count, device="cpu")
+        accelerator: Any = types.SimpleNamespace(num_processes=count, device="cpu")
         self.request, self.others = StopRequest(accelerator), 0
 
     def sum(self, accelerator, values):
@@ -73,7 +74,8 @@ def test_one_process_stops_at_once(monkeypatch):
 
 def test_signals_that_a_launcher_repeats_are_one(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
-    request, ended, now = StopRequest(types.SimpleNamespace(num_processes=2)), [], [100.0]
+    accelerator: Any = types.SimpleNamespace(num_processes=2)
+    request, ended, now = StopRequest(accelerator), [], [100.0]
     monkeypatch.setattr(processes.time, "monotonic", lambda: now[0])
     before = signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
     try:

@@ -92,14 +92,7 @@ class ConvertOptions(BaseModel):
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Entry point of the recipe: parse, convert, exit with a plain message where the user can mend what went wrong."""
-    run_command(
-        ConvertOptions,
-        run,
-        prog="convert.py",
-        description=description,
-        arguments=arguments,
-        errors=(ValueError, OSError),
-    )
+    run_command(ConvertOptions, run, prog="convert.py", description=description, arguments=arguments)
 
 
 def run(options: ConvertOptions) -> Converted:
@@ -109,6 +102,7 @@ def run(options: ConvertOptions) -> Converted:
         ConversionError: as `convert`, or the folder holds something already; nothing has been written.
         ValueError: a value out of range.
         OSError: the folder cannot be written; nothing is left of it.
+        RuntimeError: images to calibrate on that cannot be had.
     """
     check_folder(options.output_dir)
     weights = open_weights(options.source, sha256=options.sha256)
