@@ -74,7 +74,7 @@ class Trainer:
         self.display, self.stop = display, stop
         # A checkpoint replaces the weights, so that a resumed run need not calibrate them again.
         fresh = not config.resume or latest_checkpoint(folder.checkpoints) is None
-        self.network, self.start = build_network(config, data, accelerator.device, calibrated=fresh)
+        self.network, self.start = build_network(config, data, accelerator.device, ann=folder.ann, calibrated=fresh)
         self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
         graphs = choose_graphs(config.cuda_graph, accelerator, display.say)
         # What autograd remembers of the stream on which processes are joined has to fit the capture.
