@@ -23,7 +23,7 @@ from _training import read_run, train
 from rich.console import Console
 from rich.table import Table
 
-CIFAR10 = "--width 0.5 --epochs 10 --no-auto-augment --cutout 0 --num-workers 0 --mixed-precision bf16".split()
+CIFAR10 = "--width 0.5 --epochs 10 --auto-augment False --cutout 0 --num-workers 0 --mixed-precision bf16".split()
 # Each row gets the rate that validation liked best; where spikes can neither appear nor vanish, it may be higher.
 ANN = "--neuron ann --readout potential_start --lr".split()
 BATCH_NORM = [*ANN, "1e-3", "--batch-norm", "--no-weight-standardisation"]

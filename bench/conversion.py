@@ -32,7 +32,7 @@ from ttfs_triton.nn import Neuron, TTFSNetwork, sparsity
 from ttfs_triton.scoring.batches import EvaluationBatches
 from ttfs_triton.scoring.evaluate import Evaluation, evaluate
 
-SHORT = "--width 0.5 --no-auto-augment --cutout 0 --num-workers 0 --mixed-precision bf16".split()
+SHORT = "--width 0.5 --auto-augment False --cutout 0 --num-workers 0 --mixed-precision bf16".split()
 ANN = [*SHORT, "--model", "vgg11", "--epochs", "10"]
 BATCH_NORM = "--no-weight-standardisation --batch-norm --lr 1e-3".split()
 SPIKING = [*SHORT, "--readout", "potential_start"]

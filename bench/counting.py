@@ -47,6 +47,12 @@ class Images:
     def device(self) -> torch.device:
         return self.labels.device
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, height, width)."""
+        n, channels, height, width = self.images.shape
+        return n, channels, height, width
+
     def images_at(self, indices: Tensor) -> Tensor:
         return self.images[indices]
 

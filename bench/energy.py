@@ -1,8 +1,7 @@
 """Energy of trained networks on every chip that has prices, compute only beside memory included.
 
-    python recipes/quickstart.py --output-dir runs/quickstart
-    python recipes/train_cnn_mnist.py --output-dir runs/mnist
-    python bench/energy.py runs/quickstart runs/mnist --random-vgg16 DATA
+    python bench/energy.py bundled:cnn1-mnist --random-vgg16 DATA
+    python bench/energy.py runs/mnist
 
 Each network runs on its test images (the first ones), is simulated in integers, and its counts are priced. VGG16 has
 random weights unless you give a trained run: then about half of its neurons fire, more than after training.
@@ -32,8 +31,8 @@ from ttfs_triton.scoring.batches import EvaluationBatches
 class Options:
     """Price networks on all chips."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of trained runs."""
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Trained networks: folders of runs, or bundled:NAME."""
     random_vgg16: Path | None = None
     """Local folder of CIFAR-10: also VGG16 with random weights on it."""
     data_dir: tuple[Path, ...] = ()
@@ -69,7 +68,7 @@ def networks(options: Options) -> Iterable[tuple[str, TTFSNetwork, EvaluationBat
         loaded = load_network(run)
         folder = options.data_dir[number] if options.data_dir else None
         data = load_test_images(loaded, data_dir=folder, max_samples=options.samples)
-        yield f"{run.name}, trained", loaded.network, EvaluationBatches(data, None, 100)
+        yield f"{loaded.files.name}, trained", loaded.network, EvaluationBatches(data, None, 100)
     if options.random_vgg16 is not None:
         torch.manual_seed(0)
         data = load_images(None, options.random_vgg16, split="test", max_samples=min(options.samples, 100))

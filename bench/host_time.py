@@ -12,12 +12,10 @@ by the clock and by the processor's time of the thread: on a machine that others
 """
 
 import dataclasses
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -25,6 +23,7 @@ from typing import Any
 
 import torch
 import tyro
+from _commits import extract
 from _record import ROOT, commit, environment, write
 from rich.console import Console
 from rich.table import Table
@@ -48,7 +47,7 @@ def main() -> None:
     import triton
 
     with tempfile.TemporaryDirectory() as folder:
-        packages = {name: extract(name, Path(folder) / name) for name in options.commits}
+        packages = {name: extract(name, Path(folder) / name, "kernels") / "kernels" for name in options.commits}
         packages[commit() or "checkout"] = ROOT / "kernels"
         found: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in packages}
         for _ in range(options.rounds):
@@ -63,17 +62,6 @@ def main() -> None:
     about = environment(torch.device("cpu")) | {"triton": triton.__version__, "rounds": options.rounds}
     for path in write(options.output, "host-time", rows, about):
         print(f"written: {path}")
-
-
-def extract(name: str, folder: Path) -> Path:
-    """The kernels package of a commit, in a folder."""
-    try:
-        archive = subprocess.run(["git", "archive", name, "kernels"], cwd=ROOT, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"host_time: --commits must name commits of this checkout; got {name!r}. {error}")
-    with tarfile.open(fileobj=io.BytesIO(archive)) as content:
-        content.extractall(folder, filter="data")
-    return folder / "kernels"
 
 
 def in_process(package: Path) -> list[dict[str, Any]]:

@@ -90,27 +90,30 @@ def measure(name: str, values: dict[str, Any], options: Options) -> dict[str, An
     pixels = torch.randint(0, 256, (4 * options.batch_size, size, size, 3), dtype=torch.uint8, generator=generator)
     labels = torch.arange(len(pixels)) % CLASSES
     data = ImageData(InMemoryImages(pixels), labels, [str(i) for i in range(CLASSES)], "random", "train", "0")
-    batches = EpochBatches(
-        data,
-        torch.arange(len(data)),
-        batch_size=options.batch_size,
-        seed=options.seed,
-        epoch=0,
-        augmentation=Augmentation(**values),
-        classes=CLASSES,
-    )
     transform, mixing = torchvision_path(values, size)
 
-    def torchvisions(step: int) -> object:
-        chosen = batches.order[step * options.batch_size :][: options.batch_size]
-        images = data.images_at(chosen)
-        batch = torch.stack([transform(image) for image in images])
-        return mixing(batch, data.labels[chosen])
+    def our_epoch() -> None:
+        batches = EpochBatches(
+            data,
+            torch.arange(len(data)),
+            batch_size=options.batch_size,
+            seed=options.seed,
+            epoch=0,
+            augmentation=Augmentation(**values),
+            classes=CLASSES,
+        )
+        for step in range(len(batches)):
+            _ = batches[step]
+
+    def their_epoch() -> None:
+        for chosen in torch.randperm(len(data)).split(options.batch_size):
+            batch = torch.stack([transform(image) for image in data.images_at(chosen)])
+            mixing(batch, data.labels[chosen])
 
     ours, theirs = [], []
     for number in range(options.rounds + 1):
-        ours.append(seconds(lambda step: batches[step], len(batches)))
-        theirs.append(seconds(torchvisions, len(batches)))
+        ours.append(seconds(our_epoch))
+        theirs.append(seconds(their_epoch))
         if number == 0:  # warm up
             ours, theirs = [], []
     return {
@@ -123,11 +126,10 @@ def measure(name: str, values: dict[str, Any], options: Options) -> dict[str, An
     }
 
 
-def seconds(batch: Callable[[int], object], steps: int) -> float:
+def seconds(epoch: Callable[[], None]) -> float:
     """Time on the processor of an epoch."""
     start = time.process_time()
-    for step in range(steps):
-        batch(step)
+    epoch()
     return time.process_time() - start
 
 

@@ -1,9 +1,9 @@
 """How many time steps and weight bits a trained network needs, and how fast the simulator is.
 
-    python recipes/train_cnn_mnist.py --output-dir runs/mnist
+    python bench/simulation.py                         # CNN1 on MNIST, which comes with the package
     python bench/simulation.py runs/mnist
 
-Simulates the run's best weights on the whole test set at every pair of time steps and weight bits, beside the closed
+Simulates a network's weights on the whole test set at every pair of time steps and weight bits, beside the closed
 form, and times both engines ("summed" solves for each crossing, "stepped" ticks the clock; the same results) on its
 first images. The energy is that of ANP-I's synaptic operations, the chip of the neuron's authors.
 """
@@ -31,8 +31,8 @@ from ttfs_triton.scoring.evaluate import evaluate
 class Options:
     """Sweep over time steps and weight bits."""
 
-    run: tyro.conf.Positional[Path]
-    """A run's folder, or its weights."""
+    run: tyro.conf.Positional[str] = "bundled:cnn1-mnist"
+    """A run's folder, its weights, or bundled:NAME."""
     data_dir: Path | None = None
     """Local folder of the data set. Default: as the run was trained."""
     steps: tuple[int, ...] = (4, 8, 16, 32, 64, 128)

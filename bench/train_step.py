@@ -25,10 +25,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ttfs_triton.memory import keep_freed_memory
+
 WARM_UP = 2
 OPTIMIZERS = {
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=5e-4),
-    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-4),
+    # Fused, as training has them.
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, fused=True),
 }
 
 
@@ -70,6 +73,8 @@ def main() -> None:
 def run(options: Options) -> None:
     """Check, time, show and write."""
     device = torch.device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as training does
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit("train_step: --device cuda must have a GPU that PyTorch can use; found none. Use --device cpu.")
     if options.threads is not None:

@@ -8,6 +8,7 @@ bfloat16, on 2×2 maps 3 and 11 times.
 """
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,19 @@ def gradient_of_input(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) 
     if not columns_are_faster(x, weight, geometry):
         grad_x = _convolution_backward(h, x, weight, geometry, [True, False, False])[0]
         return grad_x.contiguous(memory_format=torch.channels_last)
+    padding = [span - 1 - pad for span, pad in zip(_spans(weight, geometry), geometry.padding, strict=True)]
+    if max(geometry.stride) > 1 or min(padding) < 0:
+        return _scattered_products(h, x, weight, geometry)
+    # A convolution of h with the taps turned around: what meets in one input is summed in the product, in float32.
+    batch, channels, height, width = x.shape
+    rows, columns = (reversed(range(taps)) for taps in weight.shape[2:])
+    turned = torch.stack([weight[:, :, r, s] for r, s in product(rows, columns)]).flatten(0, 1)
+    grad_x = _columns(h, weight, geometry._replace(padding=padding)) @ turned
+    return grad_x.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _scattered_products(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """`gradient_of_input` where neurons lie apart and most columns of h would be zeros: h·w, added up tap by tap."""
     batch, channels, height, width = x.shape
     top, left = geometry.padding
     # Up to R·S products meet in one input: sum them in at least float32.
@@ -101,9 +115,14 @@ def _columns(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 
 def _receptive_fields(padded: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """[N, P, Q, R, S, C_in], a view of padded maps [N, height, width, C_in]; fields overlap."""
-    spans = [step * (taps - 1) + 1 for taps, step in zip(weight.shape[2:], geometry.dilation, strict=True)]
+    spans = _spans(weight, geometry)
     fields = padded.unfold(1, spans[0], geometry.stride[0]).unfold(2, spans[1], geometry.stride[1])
     return fields[..., :: geometry.dilation[0], :: geometry.dilation[1]].permute(0, 1, 2, 4, 5, 3)
+
+
+def _spans(weight: Tensor, geometry: Geometry) -> list[int]:
+    """Rows and columns of a receptive field."""
+    return [step * (taps - 1) + 1 for taps, step in zip(weight.shape[2:], geometry.dilation, strict=True)]
 
 
 def _neuron_matrix(maps: Tensor) -> Tensor:

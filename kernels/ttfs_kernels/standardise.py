@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels.backends import chosen_backend, why_no_triton
-from ttfs_kernels.registration import fake, operator
+from ttfs_kernels.registration import fake, operator, register_autograd
+
+aten = torch.ops.aten
 
 EPSILON = 1e-12  # added to the squared norm of the centred weights: a constant filter gives zeros, not nan
+
+# Weights that a core normalises in float32 before they are cast, so that the float32 ones never leave its cache.
+# Measured on one core (AVX2), 29 million weights to bfloat16: 18 ms in blocks, 24 ms layer by layer.
+BLOCK_WEIGHTS = 1 << 18
 
 
 def standardise_weights(
@@ -20,7 +25,7 @@ def standardise_weights(
     """Centre the weights of every neuron, scale them to unit norm and multiply by the neuron's gain.
 
     `ŵ = gain[c] · (w − mean) / ‖w − mean‖`, mean and norm over the fan-in. On a GPU with Triton, one kernel call for
-    all layers and one for all their gradients; elsewhere one fused normalisation a layer.
+    all layers and one for all their gradients; elsewhere one pass over each layer's weights.
 
     Args:
         weights: [C_out, ...] each, at least two weights a neuron; contiguous or channels last, which is kept. Other
@@ -29,7 +34,7 @@ def standardise_weights(
         dtype: of the results. Default: that of the weights.
     Returns:
         The standardised weights, shapes and memory formats of `weights`. Neurons with constant weights give 0.
-    Gradient: for weights and gains, in their dtypes. Not twice differentiable in the kernel.
+    Gradient: for weights and gains, in their dtypes. Not twice differentiable.
     Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", 2019.
     """
     if not weights:
@@ -37,7 +42,8 @@ def standardise_weights(
     dtype = weights[0].dtype if dtype is None else dtype
     if _in_one_call(weights, gains, dtype):
         return torch.ops.ttfs.standardise_weights(list(weights), list(gains), dtype)[0]
-    return [_one_layer(*pair).to(dtype) for pair in zip(weights, gains, strict=True)]
+    one_layer = torch.ops.ttfs.standardise_weight.default
+    return [one_layer(*pair, dtype)[0] for pair in zip(weights, gains, strict=True)]
 
 
 def _in_one_call(weights: Sequence[Tensor], gains: Sequence[Tensor], dtype: torch.dtype) -> bool:
@@ -49,18 +55,76 @@ def _in_one_call(weights: Sequence[Tensor], gains: Sequence[Tensor], dtype: torc
     return all(why_no_triton(weights[0].device, kind) is None for kind in (weights[0].dtype, dtype))
 
 
-def _one_layer(weight: Tensor, gain: Tensor) -> Tensor:
-    channels_last = weight.dim() == 4 and not weight.is_contiguous()
-    flat = (weight.permute(0, 2, 3, 1) if channels_last else weight).flatten(1)
-    fan_in = flat.shape[1]
-    # Batch normalisation over a "batch" of one computes exactly this, in one kernel: per channel (w − mean) / std,
-    # and std = norm / √fan_in.
-    flat = F.batch_norm(
-        flat[None], None, None, weight=gain * fan_in**-0.5, training=True, eps=EPSILON / fan_in
-    ).squeeze(0)
-    if channels_last:
-        return flat.unflatten(1, (*weight.shape[2:], weight.shape[1])).permute(0, 3, 1, 2)
-    return flat.view(weight.shape)
+@operator("standardise_weight", formula=True)
+def _standardise_weight(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A layer without Triton: weights in `dtype`; for the gradient, mean and 1/std of each neuron's, [2, C_out].
+
+    Group normalisation with a neuron a group computes exactly this: (w − mean)/std, and std = norm/√fan_in.
+    """
+    weight = _dense(weight)
+    out = torch.empty_like(weight, dtype=dtype)
+    rows, out_rows = _rows(weight), _rows(out)
+    neurons, fan_in = rows.shape
+    scale, epsilon = _scale(gain, fan_in), EPSILON / fan_in
+    stats = scale.new_empty(2, neurons)
+    in_cache = weight.device.type == "cpu" and dtype != scale.dtype
+    block = max(1, BLOCK_WEIGHTS * torch.get_num_threads() // fan_in) if in_cache else neurons
+    for start in range(0, neurons, block):
+        here = slice(start, start + block)
+        some = rows[here].to(scale.dtype)
+        groups = len(some)
+        values, stats[:1, here], stats[1:, here] = aten.native_group_norm(
+            some[None], scale[here], None, 1, groups, fan_in, groups, epsilon
+        )
+        out_rows[here] = values[0]
+    return out, stats
+
+
+@fake("standardise_weight")
+def _(weight, gain, dtype):
+    return torch.empty_like(_dense(weight), dtype=dtype), gain.new_empty(2, len(weight), dtype=_precise(gain))
+
+
+@operator("standardise_weight_backward")
+def _standardise_weight_backward(grad: Tensor, weight: Tensor, gain: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
+    weight = _dense(weight)
+    rows, grad_rows = (_rows(tensor).to(stats.dtype) for tensor in (weight, _as_dense(grad, weight)))
+    neurons, fan_in = rows.shape
+    scale, sizes = _scale(gain, fan_in), (1, neurons, fan_in, neurons)
+    grad_weight, grad_scale, _ = aten.native_group_norm_backward(
+        grad_rows[None], rows[None], stats[:1], stats[1:], scale, *sizes, [True, True, False]
+    )
+    grad_weight = grad_weight.as_strided(weight.shape, weight.stride())
+    return grad_weight.to(weight.dtype), grad_scale.mul_(fan_in**-0.5).to(gain.dtype)
+
+
+@fake("standardise_weight_backward")
+def _(grad, weight, gain, stats):
+    return torch.empty_like(_dense(weight)), torch.empty_like(gain.contiguous())
+
+
+def _save_one(ctx, inputs, output) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:2], output[1])
+
+
+def _backward_one(ctx, grad, _):
+    if grad is None:
+        return None, None, None
+    return *torch.ops.ttfs.standardise_weight_backward(grad, *ctx.saved_tensors), None
+
+
+register_autograd("standardise_weight", _backward_one, _save_one)
+
+
+def _scale(gain: Tensor, fan_in: int) -> Tensor:
+    """What multiplies (w − mean)/std, in at least float32."""
+    return gain.to(_precise(gain)) * fan_in**-0.5
+
+
+def _precise(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 @operator("standardise_weights", formula=True)
@@ -107,6 +171,11 @@ def _dense(weight: Tensor) -> Tensor:
     if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
         return weight
     return weight.contiguous()
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """[C_out, fan_in], a view of dense weights in the order of their memory."""
+    return (weight if weight.is_contiguous() else weight.permute(0, 2, 3, 1)).flatten(1)
 
 
 def _as_dense(grad: Tensor, weight: Tensor) -> Tensor:

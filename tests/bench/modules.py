@@ -17,5 +17,17 @@ with pytest.MonkeyPatch.context() as patch:
     import _machine_code as machine_code
     import _plan_model as plan_model
     import _planning as planning
+    import _published as published
+    import table1
 
-__all__ = ["BENCH", "gpu_driver", "kernels_compile", "kernels_plan", "machine_code", "plan_model", "planning"]
+__all__ = [
+    "BENCH",
+    "gpu_driver",
+    "kernels_compile",
+    "kernels_plan",
+    "machine_code",
+    "plan_model",
+    "planning",
+    "published",
+    "table1",
+]

@@ -129,7 +129,10 @@ def test_progress_names_each_spiking_layer():
     ("make", "message"),
     [
         (lambda: convert(weights_of(randomised(sources.kuangliu()))), "clamped to .0, 1.; got an upper bound of None"),
-        (lambda: convert(weights_of(randomised(sources.paper()))), "initial potentials; got bias=False"),
+        (
+            lambda: convert(weights_of(randomised(sources.paper())), trained_as="ann"),
+            "potentials; got bias=False",
+        ),
     ],
 )
 def test_pairs_that_cannot_be_calibrated_are_refused(make, message):

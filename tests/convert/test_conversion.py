@@ -32,7 +32,7 @@ NARROW = "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2"
 )
 def test_layout_is_recognised_and_folded_exactly(build, layout, specification, size):
     source = randomised(build())
-    converted = convert(weights_of(source))
+    converted = convert(weights_of(source), trained_as="ann")
     assert converted.report.layout == layout
     assert converted.network.config.specification == specification
     assert converted.network.config.image_size == (size, size)
@@ -208,7 +208,7 @@ def test_batch_norm_in_the_head_folds():
     ],
 )
 def test_mean_and_std_are_those_of_the_project(build, classes, statistics):
-    converted = convert(weights_of(build(classes)))
+    converted = convert(weights_of(build(classes)), trained_as="ann")
     assert (converted.network.config.mean, converted.network.config.std) == statistics
     assert any(str(statistics[0]) in note for note in converted.report.notes)
 
@@ -301,7 +301,7 @@ def test_random_numbers_of_the_caller_are_left_alone():
 
 def test_overrides_reach_the_network():
     values = {"neuron": Neuron(0.3, surrogate_width=0.1), "readout": "first_spike", "dropout": 0.2, "bias": True}
-    config = convert(weights_of(sources.paper()), **values).network.config
+    config = convert(weights_of(sources.paper()), trained_as="ann", **values).network.config
     assert {name: getattr(config, name) for name in values} == values
 
 
@@ -314,8 +314,8 @@ def test_overrides_of_what_the_weights_say_are_refused(name):
 def test_biases_cannot_be_dropped():
     with pytest.raises(ConversionError, match="bias must be True for a source with biases or batch norm"):
         convert(weights_of(sources.kuangliu()), bias=False)
-    assert not convert(weights_of(sources.paper())).network.config.bias
-    network = convert(weights_of(sources.paper()), bias=True).network
+    assert not convert(weights_of(sources.paper()), trained_as="ann").network.config.bias
+    network = convert(weights_of(sources.paper()), trained_as="ann", bias=True).network
     assert network.readout.bias is not None
     assert not network.readout.bias.any()
 

@@ -42,7 +42,7 @@ def test_every_missing_key_is_found(build):
     for key in [key for key in tensors if not key.endswith("num_batches_tracked") and key not in lone | last]:
         rest = {name: tensor for name, tensor in tensors.items() if name != key}
         with pytest.raises(ConversionError, match="convert: "):
-            convert(weights_of(rest))
+            convert(weights_of(rest), trained_as="ann")
 
 
 def test_missing_bias_is_named():
@@ -65,7 +65,7 @@ def test_missing_layer_of_the_head_leaves_a_gap():
 def test_other_depths_are_said():
     assert not any("none of VGG11" in note for note in recognise(weights_of(sources.kuangliu())).assumptions)
     tensors = {key: tensor for key, tensor in sources.paper().state_dict().items() if key != "conv.18.cnn.weight"}
-    notes = recognise(weights_of(tensors)).assumptions
+    notes = recognise(weights_of(tensors), trained_as="ann").assumptions
     assert "none of VGG11, 13, 16 and 19: [1, 1, 2, 2, 1] convolutions between pools" in notes
 
 
@@ -87,7 +87,7 @@ def test_first_layer_must_be_a_convolution():
 def test_extra_key_is_named_with_its_shape(build, key):
     tensors = build().state_dict() | {key: torch.ones(4, 5)}
     with pytest.raises(ConversionError, match=rf"every tensor must belong to .*nothing takes {key} \[4, 5\]"):
-        convert(weights_of(tensors))
+        convert(weights_of(tensors), trained_as="ann")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_incomplete_timm_head_is_refused():
 )
 def test_other_image_sizes_need_an_average_pool(build, size):
     with pytest.raises(ConversionError, match=rf"image_size must be 32 .*maps of 1×1; got \({size}, {size}\)"):
-        convert(weights_of(build()), image_size=size)
+        convert(weights_of(build()), image_size=size, trained_as="ann")
 
 
 def test_images_must_outlast_the_pools():

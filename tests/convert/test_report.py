@@ -21,7 +21,7 @@ from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 @pytest.mark.parametrize("replace_head", [False, True])
 def test_report_accounts_for_everything(build, replace_head):
     weights = weights_of(randomised(build()))
-    converted = convert(weights, replace_head=replace_head)
+    converted = convert(weights, replace_head=replace_head, trained_as="ann")
     report, state = converted.report, converted.network.state_dict()
     assert [entry.key for entry in report.sources] == list(weights.tensors)
     assert all(entry.shape == tuple(weights.tensors[entry.key].shape) for entry in report.sources)

@@ -164,6 +164,8 @@ def test_refuses_what_it_cannot_say():
         to_nir(network, time_constant=0.5)
     with pytest.raises(NotImplementedError, match="model must consist of spiking layers"):
         to_nir(small_network(analog=True))
+    with pytest.raises(NotImplementedError, match="encoder must be latency or analog; got signed"):
+        to_nir(small_network(encoder="signed"))
     with pytest.raises(NotImplementedError, match="maps must be sampled from the image"):
         to_nir(small_network(specification="4C3p3-5"))
     network.features.conv1 = DFTConv2d(2, 4, 3, padding=1, groups=2)

@@ -62,9 +62,10 @@ def test_shapes_and_options_agree(specification, standardised, bias, seed, sampl
     assert_same(network, images_for(network, samples, seed))
 
 
+@pytest.mark.parametrize("encoder", ["analog", "signed"])
 @pytest.mark.parametrize("mean", [None, (0.4, 0.5)])
-def test_analog_encoder_normalises(mean):
-    network = small_network(encoder="analog", mean=mean, std=None if mean is None else (0.2, 0.3))
+def test_encoders_of_pixels_normalise(encoder, mean):
+    network = small_network(encoder=encoder, mean=mean, std=None if mean is None else (0.2, 0.3))
     assert_same(network, images_for(network))
 
 

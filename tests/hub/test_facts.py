@@ -149,10 +149,10 @@ def test_damaged_and_later_counts_are_refused(run):
     summary = old("summary.json")
     del summary["counts"]["layers"][0]["spikes"]
     (run / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(LoadError, match="counts of format 1 or 2; got KeyError"):
+    with pytest.raises(LoadError, match="counts of format 1 to 3; got KeyError"):
         read_facts(find_model(run))
-    (run / "summary.json").write_text(json.dumps(summary | {"counts": {"format": 3}}))
-    with pytest.raises(LoadError, match="must be of format 2; got 3"):
+    (run / "summary.json").write_text(json.dumps(summary | {"counts": {"format": 4}}))
+    with pytest.raises(LoadError, match="must be of format 3 or 2; got 4"):
         read_facts(find_model(run))
 
 

@@ -41,7 +41,13 @@ def test_columns_serve_neither_groups_nor_accelerators():
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize(
     "geometry",
-    [SAME, Geometry((2, 1), (0, 2), (1, 2), 1), Geometry((3, 3), (2, 2), (2, 2), 1)],
+    [
+        SAME,
+        Geometry((1, 1), (0, 2), (2, 3), 1),
+        Geometry((1, 1), (4, 3), (1, 1), 1),
+        Geometry((2, 1), (0, 2), (1, 2), 1),
+        Geometry((3, 3), (2, 2), (2, 2), 1),
+    ],
 )
 def test_columns_equal_convolution(monkeypatch, dtype, layout, geometry):
     x, weight = maps(2, 6, 7, 6, dtype=dtype, layout=layout), maps(5, 6, 3, 2, dtype=dtype, layout=layout)
@@ -65,12 +71,13 @@ def test_columns_equal_convolution(monkeypatch, dtype, layout, geometry):
         torch.testing.assert_close(columns, convolution, rtol=4 * eps, atol=40 * eps)
 
 
-def test_columns_sum_input_gradients_in_float32(monkeypatch):
+@pytest.mark.parametrize("function", [gradient_of_input, contraction._scattered_products])
+def test_columns_sum_input_gradients_in_float32(monkeypatch, function):
     """25 products meet in each input; summed in bfloat16, the error would be 1.2 units in the last place, not 0.6."""
     geometry = Geometry((1, 1), (2, 2), (1, 1), 1)
     monkeypatch.setattr(contraction, "WEIGHTS_PER_NEURON", {torch.bfloat16: 0})
     h, weight = maps(4, 64, 4, 4, dtype=torch.bfloat16), maps(64, 32, 5, 5, dtype=torch.bfloat16)
     x = torch.empty(4, 32, 4, 4, dtype=torch.bfloat16)
     expected = torch.nn.grad.conv2d_input(x.shape, weight.double(), h.double(), padding=2)
-    error = gradient_of_input(h, x, weight, geometry).double() - expected
+    error = function(h, x, weight, geometry).double() - expected
     assert error.norm() < 0.9 * 2**-8 * expected.norm()

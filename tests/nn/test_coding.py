@@ -12,7 +12,12 @@ from tests.nn.common import activations, randomised
 from ttfs_triton.nn import (
     AnalogEncoder,
     DFTLinear,
+    EarliestSpikePool2d,
     LatencyEncoder,
+    NetworkConfig,
+    Neuron,
+    SignedEncoder,
+    TTFSNetwork,
     activation_to_spike_time,
     spike_time_to_activation,
 )
@@ -161,3 +166,38 @@ def test_analog_encoder_rejects_wrong_statistics():
         AnalogEncoder(3, 4, 3, mean=[0.5])
     with pytest.raises(ValueError, match=r"std must be positive; got \[0.0\]"):
         AnalogEncoder(1, 4, 3, std=[0.0])
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])
+@torch.no_grad()
+def test_signed_encoder_is_the_paper_s_neuron_on_normalised_pixels(sigma):
+    mean, std = (0.4, 0.6), (0.2, 0.3)
+    layer = SignedEncoder(2, 5, 3, 1, 1, mean=mean, std=std, neuron=Neuron(sigma), dtype=torch.float64)
+    randomised(layer, 3, scale=1.5)
+    images = torch.rand(6, 2, 7, 8, dtype=torch.float64)
+    x = (images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    weight = layer.effective_weight()
+    potential = F.conv2d(x, weight, layer.bias, padding=1)
+    slope = sigma * F.conv2d((x > 0).double(), weight, None, padding=1)
+    inside = torch.where(potential + slope > 0, (potential + slope) / (1 + slope), 0.0)
+    expected = torch.where(potential >= 1, 1.0, inside)
+    assert 0.1 < (expected > 0).double().mean() < 0.9
+    torch.testing.assert_close(layer(images), expected, atol=1e-6, rtol=0)
+    pooled = EarliestSpikePool2d(2)(layer(images))
+    torch.testing.assert_close(layer(images, pool=2), pooled, atol=1e-12, rtol=0)
+
+
+def test_signed_encoder_learns_weights_and_initial_potentials():
+    network = TTFSNetwork(NetworkConfig("6C3-P2-8", 3, (8, 8), encoder="signed", mean=(0.5,) * 3, std=(0.2,) * 3))
+    network(torch.rand(16, 3, 8, 8)).square().sum().backward()
+    first = network.features[0]
+    assert isinstance(first, SignedEncoder)
+    assert all(parameter.grad.abs().sum() > 0 for parameter in first.parameters())
+    assert not {"mean", "std"} & {name.rpartition(".")[2] for name in network.state_dict()}
+
+
+def test_signed_encoder_refuses_statistics_of_other_images():
+    with pytest.raises(ValueError, match=r"SignedEncoder: mean must have one entry per input channel \(3\)"):
+        SignedEncoder(3, 4, 3, mean=(0.5,))
+    with pytest.raises(ValueError, match="SignedEncoder: std must be positive; got"):
+        SignedEncoder(1, 4, 3, std=(0.0,))

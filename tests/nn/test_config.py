@@ -62,7 +62,7 @@ def test_config_scales_sizes():
         ({"specification": "128", "depth": 3, "colour": 1}, "keys must be among .*; got colour, depth"),
         ({"classes": 3}, r"values must have a specification; got \['classes'\]"),
         ({"specification": "12x"}, 'got "12x"'),
-        ({"specification": "128", "encoder": "rate"}, "encoder must be one of latency, analog; got rate"),
+        ({"specification": "128", "encoder": "rate"}, "encoder must be one of latency, analog, signed; got rate"),
         ({"specification": "128", "readout": "count"}, "readout must be one of"),
         ({"specification": "128", "neuron": "lif"}, "neuron must be one of dft, ann; got lif"),
         ({"specification": "128", "encoder": "analog"}, "specification must start with a convolution"),

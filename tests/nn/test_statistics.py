@@ -191,3 +191,20 @@ def test_copies_of_a_model_count_for_themselves():
     with record_statistics(model):
         model(x)
     assert collect_statistics(twin) == []
+
+
+def test_samples_that_do_not_count_change_nothing(device):
+    model = cnn1(image_size=12, width=0.25).eval().to(device)
+    images = activations(5, 1, 12, 12, seed=1).float().to(device)
+    images[3:] = float("nan")
+    counted = torch.arange(5, device=device) < 3
+    with torch.no_grad(), record_statistics(model, counted=counted):
+        model(images)
+    padded = collect_statistics(model)
+    reset_statistics(model)
+    with torch.no_grad(), record_statistics(model):
+        with record_statistics(model, counted=counted):
+            pass
+        model(images[:3])
+    assert padded == collect_statistics(model)
+    assert [layer.samples for layer in padded] == [3] * 4

@@ -73,11 +73,16 @@ def command(tmp_path: Path, data: Path, output: Path, *flags: str, settings: str
     recipe, script = tmp_path / "small.yaml", tmp_path / "small.py"
     recipe.write_text(SETTINGS + settings)
     script.write_text(SCRIPT)
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
-        launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    return [*launcher, str(script), str(recipe), "--data-dir", str(data), "--output-dir", str(output), *flags]
+    words = [*launcher(processes), str(script), str(recipe), "--data-dir", str(data), "--output-dir", str(output)]
+    return [*words, *flags]
+
+
+def launcher(processes: int) -> list[str]:
+    """What starts a script, in one process or several."""
+    if processes == 1:
+        return [sys.executable]
+    words = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+    return [*words, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
 
 
 def run(

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from tests.scoring.common import join, numbered
+from tests.virtual_cuda import installed, recording
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData, load_images
+from ttfs_triton.data.placement import place_images
 from ttfs_triton.train.batches import EpochBatches, train_loader
 
 AUGMENTATION = Augmentation(crop_padding=2, crop_fill=128, flip=True, shift=1, rotation=10, cutout=3)
@@ -199,3 +201,20 @@ def test_epoch_batches_reject_an_index_outside(index):
 def test_train_loader_rejects_a_step_outside_the_epoch(start_step):
     with pytest.raises(ValueError, match=f"start_step must be in 0 to 4; got {start_step}"):
         train_loader(epoch(), start_step=start_step)
+
+
+def test_mixing_takes_few_launches_a_batch(device):
+    """What is drawn, is drawn for the epoch; with images and tables on the device, nothing waits for it."""
+    if not installed():
+        pytest.skip("only the virtual device counts: --device virtual")
+    (data,), _ = place_images([numbered(50, 3)], device)
+    options = {"seed": 0, "augmentation": Augmentation(mixup=0.2, cutmix=1.0), "classes": 50}
+    for number in range(2):  # the first epoch takes tables to the device
+        with recording() as drawn:
+            batches = EpochBatches(data, torch.arange(50), batch_size=12, epoch=number, **options)
+    with recording() as record:
+        for index in range(len(batches)):
+            _ = batches[index]
+    assert drawn.operators.total() > 100
+    assert record.operators.total() <= 35 * len(batches)
+    assert drawn.synchronisations == record.synchronisations == {}

@@ -9,6 +9,7 @@ import yaml
 from ttfs_triton.train import ConfigError, TrainConfig
 from ttfs_triton.train.cli import parse_config
 from ttfs_triton.train.config import FREE_ON_RESUME, changed_keys, make_config, read_yaml
+from ttfs_triton.train.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -105,14 +106,14 @@ def test_every_key_has_a_description_and_a_flag(recipe, capsys):
 
 # The command line is what recipes, notes and scripts of users rely on: flags may be added, never silently dropped.
 FLAGS = """
-auto_augment backend batch_norm batch_size bias calibration_images checkpoint_steps compile cpu crop_fill
-crop_padding cuda_graph cutmix cutout data_dir data_placement dataset derivative_clip dropout ema_decay encoder
-epochs evaluation_batch_size flip gradient_accumulation gradient_clip gradient_compression hub_license hub_private
+auto_augment backend batch_norm batch_size bias calibration_images checkpoint_steps compile cpu crop_fill crop_padding
+cuda_graph cutmix cutout data_dir data_placement dataset derivative_clip dropout ema_decay encoder epochs
+evaluation_batch_size flip gradient_accumulation gradient_clip gradient_compression hub_license hub_private
 hub_repo_id image_column image_size initial_gain keep_checkpoints label_column label_smoothing log_steps lr
 max_bad_images max_test_samples max_train_samples milestone_factor milestones mixed_precision mixup model momentum
-neuron num_workers optimizer output_dir overwrite profile psp_persistence push_to_hub random_resized_crop readout
-resume rotation schedule seed shift statistics_steps streaming surrogate_width trackers trivial_augment
-validation_fraction warmup weight_decay weight_standardisation weights width
+neuron num_workers optimizer output_dir overwrite preset pretrain pretrain_epochs profile psp_persistence push_to_hub
+random_resized_crop readout resume rotation schedule seed shift statistics_steps streaming surrogate_width trackers
+trained_as trivial_augment validation_fraction warmup weight_decay weight_standardisation weights width
 """.split()
 
 
@@ -122,7 +123,7 @@ def test_command_line_is_frozen():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_has_a_script_and_a_valid_configuration(path):
-    config = make_config(read_yaml(path), str(path))
+    config = make_config(read_recipe(path).values(None), str(path))
     assert config.dataset is not None
     script = path.with_suffix(".py").read_text()
     assert 'start("ttfs_triton.train", Path(__file__).with_suffix(".yaml"), __doc__)' in script

@@ -1,12 +1,14 @@
 """Two real processes (gloo) do what one does."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.train.runs import AUGMENTATION, best, last, make_images, metrics, run
+from tests.train.runs import AUGMENTATION, best, environment, last, launcher, make_images, metrics, run
+from ttfs_triton.train.processes import compress_gradients
 
 # Five optimiser steps; 45 test and 37 validation images, which two processes do not divide evenly.
 SETTINGS = f"\nepochs: 1\ndropout: 0.0\nema_decay: 0.0\nbatch_size: 24\n{AUGMENTATION}"
@@ -24,6 +26,10 @@ def runs(tmp_path_factory, write_parquet) -> tuple[Path, Path]:
 
 def test_two_processes_reach_the_weights_of_one(runs):
     one, two = runs
+    # Batch size, number of steps and learning rate are of the run, not of a process.
+    assert [(line["step"], line["lr"]) for line in metrics(one)] == [
+        (line["step"], line["lr"]) for line in metrics(two)
+    ]
     assert metrics(one)[0]["step"] == 5
     for read in (best, last):
         ours, theirs = read(one), read(two)
@@ -49,6 +55,67 @@ def test_two_processes_accumulate_as_one_does(runs):
     theirs = best(folder / "accumulated")
     for name, value in best(one).items():
         torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=0)
+
+
+def test_two_processes_exchange_rounded_gradients(runs):
+    one, folder = runs[0], runs[0].parent
+    output = folder / "compressed"
+    settings = f"{SETTINGS}gradient_compression: bf16\n"
+    result = run(folder, folder / "images", output, settings=settings, processes=2)
+    assert result.returncode == 0, result.stderr
+    ours, theirs = (torch.cat([value.flatten() for value in best(run).values()]) for run in (one, output))
+    assert 0 < (ours - theirs).norm() < 0.02 * ours.norm()
+
+
+GRADIENTS = """
+import sys
+from contextlib import nullcontext
+import torch
+import torch.distributed as dist
+from torch import nn
+from ttfs_triton.train.processes import compress_gradients
+
+dist.init_process_group("gloo")
+rank, accumulation = dist.get_rank(), int(sys.argv[1])
+torch.manual_seed(0)
+alone = nn.Sequential(nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 5))
+model = nn.parallel.DistributedDataParallel(alone, gradient_as_bucket_view=True, static_graph=accumulation == 1)
+compress_gradients(model, print)
+
+def loss(network, x):
+    return network(x).square().mean()
+
+for step in range(3):
+    x = torch.randn(2, accumulation, 4, 9, generator=torch.Generator().manual_seed(step))
+    theirs = []
+    for process in range(2):
+        of_micro_batches = [torch.autograd.grad(loss(alone, part), list(alone.parameters())) for part in x[process]]
+        theirs.append([sum(parts[1:], parts[0]) for parts in zip(*of_micro_batches)])
+    model.zero_grad()
+    for number in range(accumulation):
+        with nullcontext() if number == accumulation - 1 else model.no_sync():
+            loss(model, x[rank, number]).backward()
+    for parameter, first, second in zip(alone.parameters(), *theirs, strict=True):
+        expected = (first.bfloat16() / 2 + second.bfloat16() / 2).float()
+        assert torch.equal(parameter.grad, expected), (rank, step, parameter.grad, expected)
+        with torch.no_grad():
+            parameter.sub_(0.1 * expected)
+"""
+
+
+@pytest.mark.parametrize("accumulation", [1, 2], ids=["static graph", "accumulation"])
+def test_exchanged_gradients_are_means_of_rounded_ones(tmp_path, accumulation):
+    """In buckets as views, bit for bit."""
+    (tmp_path / "gradients.py").write_text(GRADIENTS)
+    words = [*launcher(2), str(tmp_path / "gradients.py"), str(accumulation)]
+    result = subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+
+
+def test_one_process_says_that_it_compresses_nothing():
+    said = []
+    compress_gradients(torch.nn.Linear(2, 2), said.append)
+    assert said == ["gradient_compression: one process exchanges no gradients"]
 
 
 def test_two_processes_start_from_an_ann_as_one_does(runs):

@@ -1,14 +1,16 @@
 """Steps that are captured and replayed give the weights of steps that are made one by one, bit for bit."""
 
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from tests.train.recorded import RecordedGraphs
 from tests.train.runs import SETTINGS, assert_same_run, make_images
+from ttfs_triton.scoring.graphs import GraphError
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
-from ttfs_triton.train.graph import WARM_UP, GraphedStep, GraphError, choose_graphs, why_no_graph
+from ttfs_triton.train.graph import WARM_UP, GraphedStep, choose_graphs, why_no_graph
 from ttfs_triton.train.run import make_accelerator
 
 
@@ -19,7 +21,9 @@ def data(tmp_path_factory, write_parquet):
 
 @pytest.fixture
 def config(data, tmp_path):
-    return TrainConfig(**yaml.safe_load(SETTINGS) | {"epochs": 2}, data_dir=data, output_dir=tmp_path / "run")
+    # 32 validation images in two full batches: with padding and without, products have as many rows.
+    values = yaml.safe_load(SETTINGS) | {"epochs": 2, "evaluation_batch_size": 16}
+    return TrainConfig(**values, data_dir=data, output_dir=tmp_path / "run")
 
 
 def change(config, **values):
@@ -58,7 +62,27 @@ def test_replayed_steps_give_the_weights_of_plain_ones(config, tmp_path, graphs,
     train(config)
     assert_same_run(tmp_path / "plain", config.output_dir)
     sampled = 3  # steps 0, 6 and 12 of 16
-    assert (graphs.asides, graphs.replays) == (WARM_UP + 1, 16 - sampled - WARM_UP)
+    validation = 4  # batches, of which the first one warms up
+    assert (graphs.asides, graphs.replays) == (WARM_UP + 1 + 1, 16 - sampled - WARM_UP + validation - 1)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache:UserWarning")
+def test_compiled_steps_are_captured_and_replayed(config, tmp_path, graphs, monkeypatch):
+    """The stand-in sees what `aot_eager` makes of the network; code that runs past PyTorch's dispatcher it cannot."""
+    compiled = []
+
+    def compile_visibly(model):
+        compiled.append(model)
+        return torch_compile(model, backend="aot_eager")
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_visibly)
+    config = change(config, compile=True, dropout=0.0, statistics_steps=6)
+    train_plainly(config, tmp_path / "plain")
+    train(config)
+    assert len(compiled) == 2
+    assert_same_run(tmp_path / "plain", config.output_dir)
+    assert graphs.replays == 16 - 3 - WARM_UP + 3
 
 
 def test_resumed_run_captures_anew_and_goes_on(config, tmp_path, graphs):
@@ -79,7 +103,9 @@ def test_run_goes_on_without_a_graph_that_fails(config, tmp_path, monkeypatch, c
     train_plainly(config, tmp_path / "plain")
     monkeypatch.setattr(loop, "choose_graphs", lambda *_: RecordedGraphs("the stream is busy.\nSee the log."))
     train(config)
-    assert "no CUDA graph: the stream is busy\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no CUDA graph: the stream is busy\n" in said
+    assert "no CUDA graph in evaluation: the stream is busy\n" in said
     assert_same_run(tmp_path / "plain", config.output_dir)
 
 
@@ -114,7 +140,7 @@ def test_micro_batches_of_another_shape_are_not_replayed(config, graphs, monkeyp
     monkeypatch.setattr(GraphedStep, "__call__", smaller)
     train(change(config, statistics_steps=100))
     assert shapes[9:12] == [16, 3, 16]
-    assert graphs.replays == 16 - 1 - WARM_UP - 1
+    assert graphs.replays == 16 - 1 - WARM_UP - 1 + 3
 
 
 def test_cpu_has_no_graph_and_says_so(capsys):
@@ -128,9 +154,7 @@ def test_cpu_has_no_graph_and_says_so(capsys):
         choose_graphs("on", accelerator, said.append)
 
 
-def test_gradients_are_compressed_on_gpus_only():
-    with pytest.raises(ConfigError, match="gradient_compression: bf16 needs GPUs; use no on the CPU"):
-        make_accelerator(TrainConfig(cpu=True, gradient_compression="bf16"))
+def test_gradients_live_in_buckets_that_are_laid_out_once():
     handler = make_accelerator(TrainConfig(cpu=True)).ddp_handler
     assert (handler.gradient_as_bucket_view, handler.static_graph) == (True, True)
     handler = make_accelerator(TrainConfig(cpu=True, gradient_accumulation=2)).ddp_handler

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ttfs_triton.data import decode
+from ttfs_triton.data.images import load_images
 from ttfs_triton.train import ConfigError, TrainConfig, build
 from ttfs_triton.train.build import load_data
 
@@ -44,6 +45,15 @@ def test_data_set_that_outgrows_memory_is_an_error_where_memory_was_asked_for(ou
     config = TrainConfig(data_dir=outgrown, validation_fraction=0, data_placement="host")
     with pytest.raises(RuntimeError, match="load_images: the decoded images must fit into memory; got 40 images"):
         load_data(config, Accelerator(cpu=True), print)
+
+
+def test_memory_that_others_take_in_the_middle_is_noticed(monkeypatch, tmp_path, random_images, write_parquet):
+    write_parquet(tmp_path / "train.parquet", random_images(40, 3), [i % 2 for i in range(40)])
+    available = iter([10**9] * 2 + [1] * 9)  # when memory is allocated, after 16 images and after 32
+    monkeypatch.setattr(decode, "_CHECK_EVERY", 16)
+    monkeypatch.setattr(decode.psutil, "virtual_memory", lambda: SimpleNamespace(available=next(available)))
+    with pytest.raises(decode.NotEnoughMemoryError, match="must fit into memory; got 8 more of 40 images"):
+        load_images(None, tmp_path)
 
 
 def test_images_that_fit_no_device_are_a_configuration_error(monkeypatch):

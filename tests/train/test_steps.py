@@ -10,7 +10,8 @@ from torch import nn
 
 from tests.train.runs import SETTINGS, assert_same_run, last, make_images, metrics
 from tests.virtual_cuda import installed, recording
-from ttfs_triton.train import DeviceLostError, NonFiniteLossError, TrainConfig, loop, train
+from ttfs_kernels import backends
+from ttfs_triton.train import DeviceLostError, NonFiniteLossError, TrainConfig, evaluator, loop, train
 from ttfs_triton.train.build import build_optimizer
 from ttfs_triton.train.update import FiniteGuard, make_average, update_average
 
@@ -57,6 +58,57 @@ def test_step_never_waits_for_the_device(config, device, monkeypatch, values):
     # The first step allocates counters and moments.
     assert [record.synchronisations for record in records[1:]] == [{}] * 7
     assert all(record.operators.total() > 50 for record in records)
+
+
+# The interpreter of Triton needs a tenth of a second an image.
+FEW = {"epochs": 2, "max_train_samples": 20, "batch_size": 4, "log_steps": 2, "statistics_steps": 3, "backend": "torch"}
+MIXED = {"auto_augment": True, "crop_padding": 1, "flip": True, "cutout": 2, "mixup": 0.2, "cutmix": 1.0}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"gradient_clip": 1.0, "gradient_accumulation": 2},
+        {"mixed_precision": "fp16", "optimizer": "sgd", "data_placement": "host"},
+    ],
+    ids=["accumulation", "fp16 from the host"],
+)
+def test_whole_loop_waits_for_the_device_only_where_it_is_read(config, device, monkeypatch, values):
+    """Gathering, augmentation by the kernel, mixing, steps, moving average: two epochs, but for the first step."""
+    if not installed():
+        pytest.skip("only the virtual device counts: --device virtual")
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setattr(backends, "_choice", "triton")  # of the augmentation; the layers are told otherwise
+    between, read, inside = [], [], []  # waits outside of readings and in them, by operator
+
+    def waits():
+        found = dict(record.synchronisations)
+        record.synchronisations.clear()
+        return found
+
+    def reads(name):
+        method = getattr(loop.Trainer, name)
+
+        def reading(trainer, *arguments):
+            if inside:
+                return method(trainer, *arguments)
+            between.append(waits())
+            inside.append(name)
+            result = method(trainer, *arguments)
+            inside.pop()
+            read.append(waits())
+            return result
+
+        monkeypatch.setattr(loop.Trainer, name, reading)
+
+    for name in ("_report", "_gather_totals", "_validate", "_finish_epoch"):
+        reads(name)
+    with recording() as record:
+        train(change(config, **FEW, **MIXED, **values))
+    first, *others = between
+    assert set(first) <= {"copy to the device"}  # tables and counters
+    assert others == [{}] * 9  # two reports and the epoch's sums, validation, and what follows it; twice
+    assert all(read)
 
 
 def poison(monkeypatch, calls, where):
@@ -154,7 +206,7 @@ def test_guard_keeps_the_first_failure_and_joins_a_gradient_scalers_flag(device)
 
     def step(loss, failed, found_inf=None):
         value = torch.tensor(loss, device=device)
-        guard.watch(value, value + 1, torch.tensor(failed, device=device))
+        guard.watch(value, value + 1, torch.tensor(float(failed), device=device))
         layer.zero_grad()
         layer(torch.ones(1, 3, device=device)).sum().backward()
         before = layer.weight.detach().clone()
@@ -191,15 +243,24 @@ def test_average_is_pytorchs(device, batch_norm):
         assert torch.equal(value, ours.state_dict()[name]), name
 
 
+FAILURE = torch.AcceleratorError("CUDA error: unspecified launch failure\nKernel errors might be reported later.")
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+NOT_LOST = r"^train: the device must last to the end; got CUDA error: unspecified launch failure\. Last checkpoint: "
+NOT_ENOUGH = (
+    r"^train: the device's memory must suffice; got CUDA out of memory\. Tried to allocate 2\.00 GiB\. "
+    r"Last checkpoint: {}\. Start again with a smaller --batch-size, or with more --gradient-accumulation at the same "
+)
+
+
 @pytest.mark.parametrize(
-    "error",
+    ("error", "message"),
     [
-        torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later."),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."),
+        (FAILURE, NOT_LOST + r".*step-00000004\. Go on with: .*--resume$"),
+        (OUT_OF_MEMORY, NOT_ENOUGH.format(r".*step-00000004") + r".*, go on with: .*--resume$"),
     ],
     ids=["failure", "memory"],
 )
-def test_run_whose_device_is_lost_goes_on_from_its_last_checkpoint(config, tmp_path, monkeypatch, error):
+def test_run_whose_device_is_lost_goes_on_from_its_last_checkpoint(config, tmp_path, monkeypatch, error, message):
     config = change(config, checkpoint_steps=2)
     train(change(config, output_dir=tmp_path / "whole"))
     cross_entropy, calls = torch.nn.functional.cross_entropy, []
@@ -211,10 +272,19 @@ def test_run_whose_device_is_lost_goes_on_from_its_last_checkpoint(config, tmp_p
         return cross_entropy(*arguments, **options)
 
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", lost)
-    message = r"^train: .* got CUDA .*\. Last checkpoint: .*step-00000004\. Go on with: .*--resume$"
     with pytest.raises(DeviceLostError, match=message):
         train(config)
     monkeypatch.undo()
     AcceleratorState._reset_state(reset_partial_state=True)
     train(change(config, resume=True))
     assert_same_run(tmp_path / "whole", config.output_dir)
+
+
+@pytest.mark.parametrize("where", ["build_optimizer", "evaluate"])
+def test_memory_that_does_not_suffice_elsewhere_is_told_of_alike(config, monkeypatch, where):
+    def refuse(*_, **__):
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(evaluator if where == "evaluate" else loop, where, refuse)
+    with pytest.raises(DeviceLostError, match=NOT_ENOUGH.format("none yet")):
+        train(config)

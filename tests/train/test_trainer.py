@@ -15,6 +15,7 @@ from tests.train.runs import SETTINGS, assert_same_run, best, last, make_images,
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, TrainConfig, start, train
 from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from ttfs_triton.train.loop import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,15 @@ def test_run_learns_and_leaves_the_documented_folder(config):
     assert 0 < summary["sparsity"] < 1
     assert [line["epoch"] for line in metrics(folder)] == list(range(1, 9))
     assert len(list((folder / "checkpoints").iterdir())) == config.keep_checkpoints
+
+
+def test_freed_memory_is_kept_while_training_on_a_cpu(config, monkeypatch):
+    calls = []
+    real = Trainer.train
+    monkeypatch.setattr("ttfs_triton.train.run.keep_freed_memory", lambda: calls.append("memory"))
+    monkeypatch.setattr(Trainer, "train", lambda trainer: calls.append("training") or real(trainer))
+    train(change(config, epochs=1))
+    assert calls == ["memory", "training"]
 
 
 def test_best_weights_rebuild_the_network_that_was_scored(config, data):

@@ -8,6 +8,7 @@ calls that launch a kernel or a copy, those inside our own operators included; l
 A step that counts spikes is "sampled".
 """
 
+import gc
 import os
 import sys
 import tempfile
@@ -18,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-import yaml
 
 from tests.virtual_cuda import Record, install, recording
 
@@ -61,6 +61,7 @@ def measure(backend: str, precision: str) -> dict[str, Record]:
     from accelerate.state import AcceleratorState
 
     from ttfs_triton.train import TrainConfig, loop, train
+    from ttfs_triton.train.recipe import read_recipe
 
     records: list[Record] = []
     step = loop.Trainer._train_step
@@ -78,11 +79,12 @@ def measure(backend: str, precision: str) -> dict[str, Record]:
     loop.Trainer._train_step, before = watched, step  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            values = yaml.safe_load(RECIPE.read_text()) | changes | {"output_dir": Path(folder) / "run"}
+            values = read_recipe(RECIPE).values(None) | changes | {"output_dir": Path(folder) / "run"}
             train(TrainConfig(**values))
     finally:
         loop.Trainer._train_step = before  # type: ignore[method-assign]
         AcceleratorState._reset_state(reset_partial_state=True)
+        gc.collect()  # the run's tensors, which the next one's peak would count
     return {"plain": records[1]} | ({"sampled": records[3]} if backend == "torch" else {})
 
 

@@ -24,27 +24,46 @@ from ttfs_triton.augment.parameters import (
     PARTNER,
 )
 from ttfs_triton.augment.philox import below, random_words
+from ttfs_triton.data.pixels import pixel_layout
 
 SHARES = 4096  # quantiles of the Beta distribution to draw from
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """How n images are mixed.
+    """How n images are mixed: a few numbers an image, drawn for a whole epoch at once.
 
     Attributes:
         partners: [n], int64, indices of the other images in the data set.
-        weights: [n, 1, height, width], float32, share of the partner at each pixel.
+        values: [n], float32, share of the partner at a pixel of the rectangle; 0 outside of it.
+        shares: [n], float32, of the partner in the whole image.
+        rectangles: [n, 4], int64, top, bottom, left and right, the ends outside; None: the whole image.
     """
 
     partners: Tensor
-    weights: Tensor
+    values: Tensor
+    shares: Tensor
+    rectangles: Tensor | None = None
+
+    def __getitem__(self, images: slice) -> Mixing:
+        """That of some of the images."""
+        rectangles = None if self.rectangles is None else self.rectangles[images]
+        return Mixing(self.partners[images], self.values[images], self.shares[images], rectangles)
+
+    def weights(self, height: int, width: int) -> Tensor:
+        """Share of the partner at each pixel: [n, 1, height, width], or [n, 1, 1, 1] where all pixels have the same."""
+        if self.rectangles is None:
+            return self.values.view(-1, 1, 1, 1)
+        top, bottom, left, right = self.rectangles[:, None].unbind(2)
+        row, column = (torch.arange(size, device=self.values.device) for size in (height, width))
+        inside = ((row >= top) & (row < bottom))[:, :, None] & ((column >= left) & (column < right))[:, None]
+        return (inside * self.values.view(-1, 1, 1))[:, None]
 
 
 def draw_mixing(
     augmentation: Augmentation, seed: int, epoch: int, indices: Tensor, among: Tensor, height: int, width: int
 ) -> Mixing:
-    """Partners and shares of images.
+    """Partners and shares of images; on a GPU some hundred launches, whatever the number of images.
 
     Args:
         augmentation: with MixUp, CutMix or both.
@@ -54,42 +73,48 @@ def draw_mixing(
         height, width: of the images in pixels.
     """
     words = random_words(seed, epoch, indices, MIXING_BLOCKS)
-    device = indices.device
-    number = below(words[:, MIXING_SHARE], SHARES)
-    if augmentation.cutmix:
-        rows = _interval(words[:, MIXING_ROW], _sides(augmentation.cutmix, height, device)[number], height)
-        columns = _interval(words[:, MIXING_COLUMN], _sides(augmentation.cutmix, width, device)[number], width)
-        weights = (rows[:, :, None] & columns[:, None, :]).float()
-        if augmentation.mixup:
-            mixed = below(words[:, MIXING_KIND], 2).bool()
-            shares = _shares(augmentation.mixup, device)[number]
-            weights = torch.where(mixed[:, None, None], shares[:, None, None], weights)
-    else:
-        shares = _shares(augmentation.mixup, device)[number]
-        weights = shares[:, None, None].expand(-1, height, width)
-    return Mixing(among[below(words[:, PARTNER], len(among))], weights[:, None])
+    partners, number = among[below(words[:, PARTNER], len(among))], below(words[:, MIXING_SHARE], SHARES)
+    shares = _shares(augmentation.mixup, indices.device)[number] if augmentation.mixup else None
+    if not augmentation.cutmix:
+        assert shares is not None
+        return Mixing(partners, shares, shares)
+    rows = _interval(words[:, MIXING_ROW], _sides(augmentation.cutmix, height, indices.device)[number], height)
+    columns = _interval(words[:, MIXING_COLUMN], _sides(augmentation.cutmix, width, indices.device)[number], width)
+    rectangles = torch.cat([rows, columns], dim=1)
+    area = (rows[:, 1] - rows[:, 0]) * (columns[:, 1] - columns[:, 0])
+    cut = area.float() / (height * width)
+    if shares is None:
+        return Mixing(partners, torch.ones_like(cut), cut, rectangles)
+    mixed = below(words[:, MIXING_KIND], 2).bool()
+    whole = torch.zeros_like(rectangles)
+    whole[:, 1], whole[:, 3] = height, width
+    return Mixing(
+        partners,
+        torch.where(mixed, shares, 1.0),
+        torch.where(mixed, shares, cut),
+        torch.where(mixed[:, None], whole, rectangles),
+    )
 
 
 def mix(
-    images: Tensor, labels: Tensor, partners: Tensor, partner_labels: Tensor, weights: Tensor, classes: int
+    images: Tensor, labels: Tensor, partners: Tensor, partner_labels: Tensor, mixing: Mixing, classes: int
 ) -> tuple[Tensor, Tensor]:
     """Mix images and their labels.
 
     Args:
         images, partners: [n, C, height, width], float.
         labels, partner_labels: [n], int64, in [0, classes).
-        weights: [n, 1, height, width], share of the partner at each pixel.
+        mixing: of these images.
         classes: number of classes.
     Returns:
         Images as given, and targets [n, classes], float32: the share of an image is that of its pixels.
     """
-    mixed = images * (1 - weights) + partners * weights
-    share = weights.mean((1, 2, 3))[:, None]
+    weights = mixing.weights(*images.shape[2:])
+    mixed = (images * (1 - weights)).add_(partners * weights)
+    share = mixing.shares[:, None]
     targets = torch.zeros(len(labels), classes, device=labels.device)
     targets.scatter_add_(1, labels[:, None], 1 - share).scatter_add_(1, partner_labels[:, None], share)
-    return mixed.contiguous(
-        memory_format=torch.channels_last if images.shape[1] > 1 else torch.contiguous_format
-    ), targets
+    return mixed.contiguous(memory_format=pixel_layout(images)), targets
 
 
 def beta_quantiles(alpha: float, count: int) -> np.ndarray:
@@ -108,10 +133,9 @@ def beta_quantiles(alpha: float, count: int) -> np.ndarray:
 
 
 def _interval(word: Tensor, length: Tensor, size: int) -> Tensor:
-    """Which of `size` places are within `length` about a random centre: [n, size], bool."""
-    first = (below(word, size) - length // 2)[:, None]
-    place = torch.arange(size, device=word.device)
-    return (place >= first) & (place < first + length[:, None])
+    """Which of `size` places are within `length` about a random centre: first and one past the last, [n, 2], int64."""
+    first = below(word, size) - length // 2
+    return torch.stack([first, first + length], dim=1).clamp_(0, size)
 
 
 @functools.lru_cache(maxsize=4)

@@ -22,7 +22,7 @@ from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.conversion import Converted
 from ttfs_triton.convert.fit_range import fit_range, rows_of
 from ttfs_triton.convert.fold import FoldedANN
-from ttfs_triton.nn import DFTConv2d, DFTLinear, LatencyEncoder, TTFSNetwork
+from ttfs_triton.nn import DFTConv2d, DFTLinear, LatencyEncoder, SignedEncoder, TTFSNetwork
 from ttfs_triton.nn.weighted import WeightedLayer
 
 # Grids of 17 initial potentials, each eight times finer than the one before. The first reaches two threshold heights
@@ -198,6 +198,7 @@ def _sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A without initial potential, σW and the ANN's activation, each [rows, channels], at some positions of a batch."""
     contract = _contraction(layer)
+    x = layer.normalise(x) if isinstance(layer, SignedEncoder) else x
     rows = rows_of(target)
     kept = torch.randperm(len(rows), generator=generator)[: max(1, round(share * len(rows)))].to(x.device)
     potential, slope = contract(x), layer.neuron.psp_persistence * contract((x > 0).to(x.dtype))

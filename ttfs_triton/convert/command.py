@@ -19,11 +19,13 @@ from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.calibrate import Calibration, calibrate_converted
 from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.conversion import Converted, convert
+from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.data.images import draw_images, load_images
 from ttfs_triton.model.description import ModelDescription
 from ttfs_triton.model.files import write_model
 from ttfs_triton.nn import Neuron
+from ttfs_triton.nn.config import Encoder
 
 
 class ConvertOptions(BaseModel):
@@ -44,6 +46,9 @@ class ConvertOptions(BaseModel):
     """Mean of each channel that the source was trained with, pixels in [0, 1]. Default: as its project does."""
     std: tuple[float, ...] | None = None
     """Standard deviation likewise."""
+    trained_as: TrainedAs | None = None
+    """What the paper's weights are of, whose names do not say it: its ANN, or the spiking network of its script
+    snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). What was trained to spike is not calibrated."""
     batch_norm_epsilon: float = Field(1e-5, gt=0)
     """Of the source's batch norms; weights do not say it."""
 
@@ -62,8 +67,9 @@ class ConvertOptions(BaseModel):
     readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
     """Output neurons' potential at their window's start or end, or their first spike. Default: the source's, or the
     potential at the start."""
-    encoder: Literal["latency", "analog"] | None = None
-    """latency: pixels are spike times; needs --input-normalisation weights where the source has mean and std."""
+    encoder: Encoder | None = None
+    """latency: pixels are spike times; needs --input-normalisation weights where the source has mean and std. signed:
+    the first layer is of spiking neurons that read normalised pixels. Default: the source's."""
     keep_standardisation: bool = True
     """Keep standardised weights with their gains, for further training, instead of folding them."""
     input_normalisation: Literal["configuration", "weights"] = "configuration"
@@ -116,7 +122,8 @@ def run(options: ConvertOptions) -> Converted:
         input_normalisation=options.input_normalisation,
         inexact_borders=options.inexact_borders,
         batch_norm_epsilon=options.batch_norm_epsilon,
-        **({"bias": True} if options.calibrate else {}),
+        trained_as=options.trained_as,
+        **({"bias": True} if options.calibrate and options.trained_as in (None, "ann") else {}),
         **_overrides(options, weights),
     )
     console = Console()

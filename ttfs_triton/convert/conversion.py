@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.fold import FoldedANN, FoldedLayer, fold_layers
-from ttfs_triton.convert.layouts import Layout, check_layers, describe, is_own, own_layout, unused_keys
+from ttfs_triton.convert.layouts import Layout, TrainedAs, check_layers, describe, is_own, own_layout, unused_keys
 from ttfs_triton.convert.report import ConversionReport, make_report
 from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.convert.vgg import vgg_layout
@@ -35,21 +35,23 @@ class Converted:
         network: the spiking network with the same weights, in evaluation mode; not calibrated.
         weights: the source.
         report: where every tensor went and came from.
+        source: the network that the weights are of.
     """
 
     ann: FoldedANN
     network: TTFSNetwork
     weights: Weights
     report: ConversionReport
+    source: NetworkConfig
 
     @property
     def needs_calibration(self) -> bool:
         """Whether the source is an ANN that the copied network does not compute: with a slope that persists, or with
         activations above 1. Weights that were trained to spike, or may have been, are left as they are."""
-        source, tensors = self.weights.description(), self.weights.tensors
-        if source is None and is_own(tensors) and not any(".batch_norm." in key for key in tensors):
+        said, tensors = self.weights.description(), self.weights.tensors
+        if said is None and is_own(tensors) and not any(".batch_norm." in key for key in tensors):
             return False  # of ours, without a config.json that says which kind
-        if source is not None and not source.network.analog and source.network.neuron.has_slope:
+        if not self.source.analog and self.source.neuron.has_slope:
             return False
         return self.ann.bound is None or self.network.config.neuron.has_slope
 
@@ -67,6 +69,7 @@ def convert(
     input_normalisation: Literal["configuration", "weights"] = "configuration",
     inexact_borders: bool = False,
     batch_norm_epsilon: float = 1e-5,
+    trained_as: TrainedAs | None = None,
     **overrides: Any,
 ) -> Converted:
     """Make a spiking network of trained weights: recognise, fold, copy.
@@ -86,6 +89,8 @@ def convert(
         input_normalisation: leave mean and std to the configuration (exact), or fold them into the first convolution.
         inexact_borders: accept that the latter changes what a padded first convolution computes at the borders.
         batch_norm_epsilon: of the source's batch norms, which no state dict says.
+        trained_as: see `TrainedAs`; needed for the paper's networks. What was trained to spike is not calibrated, and
+            keeps its encoder, neuron and readout.
         **overrides: fields of `NetworkConfig` that the weights leave open: encoder, max_value, mean, std (the
             source's, in place of those assumed), readout, neuron, bias, initial_gain, dropout.
     Raises:
@@ -110,9 +115,9 @@ def convert(
     """
     weights = source if isinstance(source, Weights) else open_weights(source, sha256=sha256)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    layout = recognise(weights, config, size, None if replace_head else classes)
+    layout = recognise(weights, config, size, None if replace_head else classes, trained_as)
     source_config = _with_statistics(layout, overrides)
-    fold_input = input_normalisation == "weights" and source_config.encoder == "analog"
+    fold_input = input_normalisation == "weights" and source_config.encoder != "latency"
     # Standardised weights have mean 0 over a neuron's inputs, which dividing by std would end.
     standardised = keep_standardisation and not fold_input and all(layer.weight_gain for layer in layout.layers)
     layers = fold_layers(
@@ -126,7 +131,7 @@ def convert(
     target = _target_config(source_config, layers, classes, standardised, fold_input, overrides)
     network = _network(target, layers)
     ann = FoldedANN(target, _plain_tensors(layers), layout.bound)
-    return Converted(ann, network, weights, make_report(weights, layout, layers, network, seed))
+    return Converted(ann, network, weights, make_report(weights, layout, layers, network, seed), layout.config)
 
 
 def recognise(
@@ -134,6 +139,7 @@ def recognise(
     config: NetworkConfig | None = None,
     image_size: tuple[int, int] | None = None,
     classes: int | None = None,
+    trained_as: TrainedAs | None = None,
 ) -> Layout:
     """The layout of some weights, checked: every tensor accounted for, every shape right.
 
@@ -142,6 +148,7 @@ def recognise(
         config: of a network of ours without a config.json.
         image_size: (height, width) to convert for, or None.
         classes: that it must have, or None.
+        trained_as: see `TrainedAs`, or None.
     Raises:
         ConversionError: unknown, incomplete, superfluous or misshapen tensors, by name; other images or classes.
     """
@@ -158,9 +165,12 @@ def recognise(
             raise ConversionError(
                 f"convert: image_size must be {own.image_size}, as {weights.name} was trained; got {image_size}."
             )
+        if trained_as is not None and own.analog != (trained_as == "ann"):
+            kind = "an ANN" if own.analog else "a spiking network"
+            raise ConversionError(f"convert: trained_as must be left out for {weights.name}, {kind}; got {trained_as}.")
         layout = own_layout(tensors, own)
     else:
-        found = vgg_layout(tensors, weights.config, image_size)
+        found = vgg_layout(tensors, weights.config, image_size, trained_as)
         if found is None:
             raise ConversionError(
                 f"convert: {weights.name} must hold a network of ours, a VGG of torchvision, timm or the known CIFAR "
@@ -241,9 +251,9 @@ def _target_config(
     encoder = values.get("encoder", source.encoder)
     if fold_input:
         values |= {"mean": None, "std": None}
-    elif encoder == "latency" and source.encoder == "analog" and (source.mean or source.std):
+    elif encoder == "latency" and source.encoder != "latency" and (source.mean or source.std):
         raise ConversionError(
-            'convert: encoder must be "analog" for a source with mean and std; got "latency". Give '
+            f'convert: encoder must be "{source.encoder}" for a source with mean and std; got "latency". Give '
             'input_normalisation="weights" to fold them.'
         )
     else:

@@ -11,12 +11,16 @@
 | kuangliu/pytorch-cifar | `classifier` | flattened; its average pool of 1 does nothing | CIFAR |
 | Wei et al., ICCV 2023, published weights | `fc.N.linear`, behind `conv.N.cnn`, no bias | flattened | CIFAR |
 
+The paper's networks for MNIST read pixels as spike times, without padding. Its names are the same for three networks:
+an ANN, and the spiking networks of its two scripts, "direct" and "proxy". Which one a file holds must be said.
+
 A configuration beside the weights (timm writes one) overrides the table's mean and std.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +29,10 @@ from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
+TrainedAs = Literal["ann", "direct", "proxy"]
+"""What weights were trained as: an ANN, or a spiking network of the paper's models/snn_directTrain_model.py (an analog
+first layer, decisions by the potential at the output window's end) or models/proxy_ann_model.py (a first layer of
+spiking neurons that read pixels, decisions by the potential at its start)."""
 _OURS = re.compile(r"(?:features\.(?:conv|fc)\d+|readout)\..+")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ttfs_triton.convert.clean import WeightsError, clean
 from ttfs_triton.convert.download import FoundFile, download_weights
+from ttfs_triton.model.bundled import PREFIX, bundled_folder
 from ttfs_triton.model.description import CONFIG, BaseModel, ModelDescription
 from ttfs_triton.model.files import check_pair, read_config
 from ttfs_triton.model.weights import WEIGHTS, LoadError, read_header, read_weights
@@ -79,8 +80,8 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
     Args:
         source: a .safetensors file; a file that torch.save wrote (.bin, .pt, .pth, .pkl, ...), of which tensors and
             plain containers are read and nothing else; a folder (a run's, or one with model.safetensors or
-            pytorch_model.bin); or a Hub repository, `org/name`, `org/name@revision` or `org/name/file@revision`, of
-            which safetensors are preferred.
+            pytorch_model.bin); "bundled:NAME", a network that comes with the package; or a Hub repository,
+            `org/name`, `org/name@revision` or `org/name/file@revision`, of which safetensors are preferred.
         sha256: what the file must hash to, hexadecimal. Default: the Hub's own hash, where it keeps one.
     Raises:
         WeightsError: nothing there, no network, no access, a file that is damaged, that is not what `sha256` says, or
@@ -121,6 +122,11 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
 
 def _find(source: str | Path) -> FoundFile:
     path = Path(source).expanduser()
+    if str(source).startswith(PREFIX) and not path.exists():
+        try:
+            return _local(bundled_folder(str(source)) / WEIGHTS, str(source))
+        except LoadError as error:
+            raise WeightsError(f"open_weights: {error}") from error
     if str(source) and path.is_file():
         return _local(path, path.name)
     if str(source) and path.is_dir():

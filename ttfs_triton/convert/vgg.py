@@ -10,8 +10,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ttfs_triton.convert.clean import ConversionError
-from ttfs_triton.convert.layouts import AveragePool, Layout, SourceLayer, describe
-from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.convert.layouts import AveragePool, Layout, SourceLayer, TrainedAs, describe
+from ttfs_triton.nn import NetworkConfig, Neuron
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -21,6 +21,11 @@ CIFAR100: Statistics = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 CIFAR100_CHENYAOFO: Statistics = ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))
 # In units of 8-bit pixels: (125.3, 123.0, 113.9) and (63.0, 62.1, 66.7).
 CIFAR100_PAPER: Statistics = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
+
+MNIST = (28, 28)
+"""Images that the paper's networks of one channel read."""
+DIRECT_BOUND = 1e5
+"""Of its derivatives."""
 
 # Convolutions between pools of VGG11, 13, 16 and 19.
 DEPTHS = ([1, 1, 2, 2, 2], [2, 2, 2, 2, 2], [2, 2, 3, 3, 3], [2, 2, 4, 4, 4])
@@ -71,7 +76,10 @@ class _Chain:
 
 
 def vgg_layout(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None, image_size: tuple[int, int] | None
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None,
+    image_size: tuple[int, int] | None,
+    trained_as: TrainedAs | None = None,
 ) -> Layout | None:
     """The layout of a VGG network of another project, or None if the names are not those of one.
 
@@ -80,8 +88,9 @@ def vgg_layout(
         config: content of the config.json beside them, or None; mean, std and image size as timm writes them are used.
         image_size: (height, width) that the network shall be converted for; None is the size that its head was made
             for.
+        trained_as: see `TrainedAs`; needed for the paper's networks, whose names do not say it.
     Raises:
-        ConversionError: names of such a network that do not add up to one.
+        ConversionError: names of such a network that do not add up to one, or that may be of several.
     """
     if "features.0.weight" in tensors:
         chain = _convolutions(tensors, "features", "")
@@ -90,6 +99,7 @@ def vgg_layout(
     else:
         return None
     project, head = _head(tensors)
+    _check_trained_as(project, trained_as)
     side = _side(tensors, chain.layers[-1].weight, head[0][0])
     if project is TORCHVISION and side == 1:
         hidden, inputs = tensors[head[0][0]].shape
@@ -100,6 +110,12 @@ def vgg_layout(
         chain.tokens += [] if last else [str(tensors[key].shape[0])]
     _check_biases(chain.layers, tensors)
     network, assumptions = _config(project, chain, tensors, config)
+    if project is PAPER:
+        network = _paper_network(network, trained_as)
+        assumptions.append(f"trained as {trained_as}, as said: the names are the same")
+    if project is PAPER and network.in_channels == 1:
+        layers = tuple(chain.layers)
+        return Layout(project.name, layers, network.replace(image_size=image_size or MNIST), 1.0, None, (*assumptions,))
     size = image_size or _timm_size(config) or (side * 2**chain.pools,) * 2
     layout = Layout(
         project.name, tuple(chain.layers), network.replace(image_size=size), project.bound, None, tuple(assumptions)
@@ -108,12 +124,16 @@ def vgg_layout(
 
 
 def _convolutions(tensors: Mapping[str, Tensor], root: str, inner: str) -> _Chain:
-    """Convolutions and the pools that the gaps between their numbers stand for."""
+    """Convolutions and the pools that the gaps between their numbers stand for.
+
+    The paper's for MNIST, which read one channel, are not padded, whatever their kernel.
+    """
     chain = _Chain()
     found = _sequence(tensors, root, inner, dimensions=4)
+    unpadded = inner == "cnn." and bool(found) and tensors[found[0][1]].shape[1] == 1
     for count, (number, key, norm) in enumerate(found, start=1):
         channels, _, height, width = tensors[key].shape
-        if (height, width) not in ((1, 1), (3, 3)):
+        if (height, width) not in ((1, 1), (3, 3)) and not (unpadded and height == width):
             raise ConversionError(
                 f"convert: {key} must be 3×3 (padding 1) or 1×1, as in VGG networks; got {height}×{width}, of which "
                 "the padding is unknown."
@@ -126,7 +146,7 @@ def _convolutions(tensors: Mapping[str, Tensor], root: str, inner: str) -> _Chai
                 f"convert: behind {key} there must be an activation, and perhaps a pool; got {places} places before "
                 f"{found[count][1]}. A layer is missing, or this is not a VGG network."
             )
-        chain.tokens += [f"{channels}C{height}", "P2"][:places]
+        chain.tokens += [f"{channels}C{height}{'p0' if unpadded else ''}", "P2"][:places]
     if not found:
         raise ConversionError(f"convert: {root}.0.{inner}weight must be of a convolution; got {describe(tensors)}.")
     return chain
@@ -225,16 +245,15 @@ def _config(
         assumptions = [f"mean and std unknown for {channels} channels: 0 and 1"]
     assumptions.append("a 2×2 pool ends the convolutions")
     stages = "-".join(chain.tokens).split("P2")
+    latency = project is PAPER and channels == 1
     depths = [stage.count("C") for stage in stages[:-1]]
     if depths not in DEPTHS:
         assumptions.append(f"none of VGG11, 13, 16 and 19: {depths} convolutions between pools")
-    if project is PAPER:
-        assumptions.append("an ANN or a spiking network: their names are the same")
     network = NetworkConfig(
         "-".join(chain.tokens),
         in_channels=channels,
         classes=classes,
-        encoder="analog",
+        encoder="latency" if latency else "analog",
         mean=mean,
         std=std,
         bias=any(layer.bias for layer in chain.layers),
@@ -243,6 +262,26 @@ def _config(
         batch_norm=any(layer.batch_norm for layer in chain.layers),
     )
     return network, assumptions
+
+
+def _check_trained_as(project: Project, trained_as: TrainedAs | None) -> None:
+    if project is PAPER and trained_as is None:
+        raise ConversionError(
+            "convert: trained_as must be one of ann, direct, proxy for the paper's networks, whose names are the same; "
+            "got None. Give it (--trained-as): calibrating what was trained to spike would ruin it."
+        )
+    if project is not PAPER and trained_as not in (None, "ann"):
+        raise ConversionError(f"convert: trained_as must be ann for a {project.name}; got {trained_as}. Leave it out.")
+
+
+def _paper_network(network: NetworkConfig, trained_as: TrainedAs | None) -> NetworkConfig:
+    """The network as the paper's script of that name has it; of one channel, pixels are spike times in all of them."""
+    if trained_as == "direct":
+        return network.replace(analog=False, readout="potential_end", neuron=Neuron(derivative_clip=DIRECT_BOUND))
+    if trained_as == "proxy":
+        encoder = "latency" if network.in_channels == 1 else "signed"
+        return network.replace(analog=False, readout="potential_start", neuron=Neuron(), encoder=encoder)
+    return network
 
 
 def _timm_values(config: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from ttfs_triton.data.reading import DECODER_ERRORS, BadImages, decode_image, de
 
 _MODES = {1: "L", 3: "RGB"}
 _MEMORY_FRACTION = 0.8  # of the available memory, for the pixels
+_CHECK_EVERY = 4096  # images: memory is taken when it is filled, and others may have taken it by then
 
 
 class NotEnoughMemoryError(RuntimeError):
@@ -155,6 +157,8 @@ class _Decoder:
             )
         self._set_channels(row, channels)
         if self.pixels is not None:
+            if self.count and self.count % _CHECK_EVERY == 0:
+                _require_memory(self.pixels[self.count :].nbytes, f"{self.total - self.count} more of {self._images()}")
             self.pixels[self.count] = image
         self.hash.update(image.tobytes())
         self.count += 1
@@ -174,11 +178,14 @@ class _Decoder:
             return
         assert self.size is not None
         shape = (self.total, *self.size, wanted)
-        _require_memory(int(np.prod(shape)), f"{self.total} images of {self.where}")
+        _require_memory(math.prod(shape), self._images())
         pixels = np.empty(shape, dtype=np.uint8)
         if self.pixels is not None:
             pixels[: self.count] = self.pixels[: self.count]
         self.pixels = pixels
+
+    def _images(self) -> str:
+        return f"{self.total} images of {self.where}"
 
 
 def decode_rows(

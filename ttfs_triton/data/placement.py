@@ -36,14 +36,19 @@ class PlacedImages:
         """Where images and labels are gathered, and indices are expected."""
         return self.pixels.device
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, height, width)."""
+        n, height, width, channels = self.pixels.shape
+        return n, channels, height, width
+
     def in_epoch(self, seed: int, epoch: int) -> PlacedImages:
         """As of `ImageData`: decoded images are the same in each epoch."""
         return self
 
     def images_at(self, indices: Tensor) -> Tensor:
         """Images at `indices` ([b], int64, on `device`): [b, C, height, width], uint8, channels last."""
-        _, height, width, channels = self.pixels.shape
-        shape = (len(indices), height, width, channels)
+        shape = (len(indices), *self.pixels.shape[1:])
         gathered = torch.empty(shape, dtype=torch.uint8, device=self.device, pin_memory=self.pinned)
         return torch.index_select(self.pixels, 0, indices, out=gathered).permute(0, 3, 1, 2)
 

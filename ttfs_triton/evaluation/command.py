@@ -139,6 +139,7 @@ def show(found: Found, console: Console) -> None:
         f"accuracy                 {evaluation.accuracy:.2%}",
         f"  by the first spike     {evaluation.first_spike_accuracy:.2%}  ({evaluation.ties} ties)",
         f"sparsity                 {evaluation.sparsity:.4f}  hidden spikes / hidden neurons",
+        f"  as the paper counts    {found.counts.sparsity_as_published:.4f}  outputs and neurons without input spike",
         f"spikes                   {total['spikes'] / samples:,.0f} an image, "
         f"{total['spikes_delivered'] / samples:,.0f} delivered behind pooling",
         f"synaptic operations      {total['synaptic_operations'] / samples:,.0f} an image, of "

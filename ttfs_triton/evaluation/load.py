@@ -36,7 +36,8 @@ def load_network(source: str | Path) -> LoadedNetwork:
 
     Args:
         source: a run's folder (its best weights are taken), a folder with config.json and model.safetensors, a
-            safetensors file with a config.json beside it, or, as a string, "owner/name[@revision]" on the Hub.
+            safetensors file with a config.json beside it, or, as a string, "owner/name[@revision]" on the Hub or
+            "bundled:NAME", which comes with the package.
     Raises:
         LoadError: nothing there, a file that is damaged, or one that does not belong to the network beside it.
         HubError: no such repository, no right to read it, or no connection and nothing in the cache.

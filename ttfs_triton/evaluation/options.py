@@ -21,8 +21,8 @@ class EvaluationOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     network: Annotated[str, tyro.conf.Positional]
-    """A run's folder, one with config.json and model.safetensors, a .safetensors file with config.json beside it, or
-    owner/name[@revision] on the Hub."""
+    """A run's folder, one with config.json and model.safetensors, a .safetensors file with config.json beside it,
+    owner/name[@revision] on the Hub, or bundled:NAME, which comes with the package."""
 
     # ---- data
     dataset: str | None = None

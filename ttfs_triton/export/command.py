@@ -33,7 +33,7 @@ class ExportOptions(BaseModel):
 
     network: Annotated[str, tyro.conf.Positional]
     """A run's folder, one with config.json and model.safetensors, a .safetensors file with config.json beside it, or
-    owner/name[@revision] on the Hub."""
+    owner/name[@revision] on the Hub, or bundled:NAME, which comes with the package."""
     format: Literal["nir", "onnx"]
     """nir: a graph of spiking neurons, in steps. onnx: the closed form, spikes at any time."""
     output: Path

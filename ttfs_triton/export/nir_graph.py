@@ -38,7 +38,7 @@ from torch import nn
 from ttfs_triton.export.nir_clock import STEP_S, Clock, clock_weights, sampling
 from ttfs_triton.export.shared import check_network, require, synapse_arrays
 from ttfs_triton.hardware.simulation.stages import Stage, network_stages
-from ttfs_triton.nn.coding import AnalogEncoder
+from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
@@ -79,8 +79,8 @@ def to_nir(
         The graph. Its metadata hold what NIR cannot: clock, configuration, class names, and `not_expressed`.
     Raises:
         TypeError, ValueError: not a `TTFSNetwork`, or an option out of range.
-        NotImplementedError: an analog network, groups or kernels that are not square (nir would infer wrong shapes),
-            or padding that makes maps larger than the image.
+        NotImplementedError: an analog network, a signed encoder, groups or kernels that are not square (nir would infer
+            wrong shapes), or padding that makes maps larger than the image.
         RuntimeError: nir is not installed.
     Source: Wei et al., ICCV 2023, Eq. 2-7; Pedersen et al., "Neuromorphic intermediate representation", 2024.
     """
@@ -91,6 +91,11 @@ def to_nir(
         raise ValueError(f"to_nir: time_constant must be at least 1 window; got {time_constant}.")
     module = require("to_nir", "nir", "nir")
     config, stages = network.config, network_stages(network)
+    if isinstance(stages[0].layer, SignedEncoder):
+        raise NotImplementedError(
+            "to_nir: encoder must be latency or analog; got signed, whose pixels drive a potential and a slope apart. "
+            "Use to_onnx."
+        )
     layers = [stage for stage in stages if stage.kind != "latency"]
     clock = Clock(
         steps=steps,

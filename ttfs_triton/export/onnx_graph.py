@@ -11,7 +11,7 @@ from torch import nn
 
 from ttfs_triton.export.shared import check_network, require, synapse_arrays
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
-from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder
+from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
@@ -125,7 +125,7 @@ def _hidden_layer(graph: _Graph, name: str, layer: nn.Module, value: str) -> str
         return graph.add("MaxPool", name, value, kernel_shape=layer.kernel_size, strides=layer.stride)
     if isinstance(layer, nn.Flatten):
         return graph.add("Flatten", name, value, axis=1)
-    if isinstance(layer, AnalogEncoder):
+    if isinstance(layer, AnalogEncoder | SignedEncoder):
         for operator, step, values in (("Sub", "mean", layer.mean), ("Div", "std", layer.std)):
             constant = graph.constant(f"{name}.{step}", values.detach().cpu().numpy())
             value = graph.add(operator, f"{name}.{operator.lower()}_{step}", value, constant)

@@ -20,6 +20,7 @@ from ttfs_triton.yaml_file import YamlError, read_mapping
 
 # Keys of a run's configuration that others need to repeat it. The rest says where and how it ran here.
 PUBLISHED_SETTINGS = (
+    *("preset", "pretrain", "pretrain_epochs", "trained_as"),
     *("validation_fraction", "max_train_samples", "max_test_samples", "image_size"),
     *("crop_padding", "crop_fill", "flip", "shift", "rotation", "auto_augment", "trivial_augment", "cutout"),
     *("mixup", "cutmix"),

@@ -1,5 +1,6 @@
 """Networks as files, here or on the Hugging Face Hub: saving, loading, classifying."""
 
+from ttfs_triton.model.bundled import bundled_facts, bundled_names
 from ttfs_triton.model.classification import Classification, ClassScore
 from ttfs_triton.model.description import BaseModel, ModelDescription, Preprocessing
 from ttfs_triton.model.download import HubError
@@ -17,5 +18,7 @@ __all__ = [
     "ModelFiles",
     "Preprocessing",
     "TTFSModel",
+    "bundled_facts",
+    "bundled_names",
     "find_model",
 ]

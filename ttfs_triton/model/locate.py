@@ -1,4 +1,4 @@
-"""Where a model's files are: a run's folder, a folder, a file, or a repository on the Hub."""
+"""Where a model's files are: a run's folder, a folder, a file, in the package, or a repository on the Hub."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ttfs_triton.model.bundled import PREFIX, bundled_folder
 from ttfs_triton.model.description import CONFIG
 from ttfs_triton.model.download import REPOSITORY, HubError, download
 from ttfs_triton.model.weights import WEIGHTS, LoadError
@@ -20,6 +21,7 @@ class ModelFiles:
         config: config.json beside it.
         run: folder of the run, or None if there are weights only.
         repo_id, commit: where they were downloaded from, or None.
+        bundled: they come with the package; see `ttfs_triton.model.bundled`.
     """
 
     weights: Path
@@ -27,6 +29,7 @@ class ModelFiles:
     run: Path | None = None
     repo_id: str | None = None
     commit: str | None = None
+    bundled: bool = False
 
     @property
     def sha256(self) -> str:
@@ -57,7 +60,8 @@ def find_model(
 
     Args:
         source: a run's folder (its best weights are taken), a folder with config.json and model.safetensors, a
-            safetensors file with a config.json beside it, or, as a string, "owner/name" or "owner/name@revision".
+            safetensors file with a config.json beside it, or, as a string, "owner/name", "owner/name@revision" or
+            "bundled:NAME" for one that comes with the package.
         revision: branch, tag or commit, of a repository.
         token, cache_dir, force_download, local_files_only: as of `download`.
     Raises:
@@ -65,6 +69,11 @@ def find_model(
         HubError: as `download`.
     """
     path = Path(source)
+    if str(source).startswith(PREFIX) and not path.exists():
+        if revision is not None:
+            raise LoadError(f"load: revision must be None for a bundled network; got {revision!r} for {source}.")
+        folder = bundled_folder(str(source))
+        return ModelFiles(folder / WEIGHTS, folder / CONFIG, bundled=True)
     name, _, after = str(source).partition("@")
     if path.exists() or isinstance(source, Path) or not REPOSITORY.fullmatch(name) or path.suffix == ".safetensors":
         if revision is not None:

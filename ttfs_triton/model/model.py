@@ -115,7 +115,8 @@ class TTFSModel(
         Args:
             pretrained_model_name_or_path: repository "owner/name" (also with "@revision"), a run's folder (its best
                 weights are taken), a folder with config.json and model.safetensors, or a .safetensors file beside its
-                config.json. What exists locally is never looked for on the Hub.
+                config.json, or "bundled:NAME" for one that comes with the package, which computes in float32. What
+                exists locally is never looked for on the Hub.
             revision: branch, tag or commit, of a repository.
             device: where the model goes.
             token, cache_dir, force_download, local_files_only: as of `huggingface_hub.snapshot_download`.
@@ -143,7 +144,7 @@ class TTFSModel(
         description, tensors = read_model(files.config, files.weights)
         model = cls.from_description(description)
         load_tensors(model, tensors, files.weights)
-        return model.eval()
+        return (model.float() if files.bundled else model).eval()
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # no card without results; no push
         self, save_directory: str | Path, *, overwrite: bool = False

@@ -5,6 +5,7 @@ from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import (
     AnalogEncoder,
     LatencyEncoder,
+    SignedEncoder,
     activation_to_spike_time,
     spike_time_to_activation,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "NetworkConfig",
     "Neuron",
     "PotentialReadout",
+    "SignedEncoder",
     "SpikeCounter",
     "TTFSNetwork",
     "activation_to_spike_time",

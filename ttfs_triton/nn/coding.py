@@ -10,7 +10,9 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
+from ttfs_kernels import Neuron
 from ttfs_triton.nn.ann import ANNConv2d
+from ttfs_triton.nn.layers import DFTConv2d
 from ttfs_triton.nn.weighted import Size, WeightOptions
 
 
@@ -85,7 +87,38 @@ class LatencyEncoder(nn.Module):
         return f"max_value={self.max_value}"
 
 
-class AnalogEncoder(ANNConv2d):
+class _NormalisedImages(nn.Module):
+    """What convolutions that read images share: mean and std, which belong to the configuration, not to the state dict.
+
+    Attributes:
+        mean, std: [in_channels, 1, 1], in units of the images.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def take_statistics(self, weight: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        """Normalise by these, of which None is 0 and 1, on the weight's device and in its type.
+
+        Raises:
+            ValueError: mean or std do not have one entry per input channel, or std is not positive.
+        """
+        kind, in_channels = type(self).__name__, weight.shape[1]
+        for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
+            values = [default] * in_channels if values is None else list(values)
+            if len(values) != in_channels:
+                raise ValueError(f"{kind}: {name} must have one entry per input channel ({in_channels}); got {values}.")
+            buffer = torch.tensor(values, device=weight.device, dtype=weight.dtype)
+            self.register_buffer(name, buffer.view(-1, 1, 1), persistent=False)
+        if std is not None and not min(std) > 0:
+            raise ValueError(f"{kind}: std must be positive; got {list(std)}.")
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What the synapses read: images [N, in_channels, height, width] in standard deviations from the mean."""
+        return (images - self.mean) / self.std
+
+
+class AnalogEncoder(_NormalisedImages, ANNConv2d):
     """First hidden layer of the published CIFAR networks: an analog convolution whose clamped outputs are spikes.
 
     The image is normalised, (x − mean) / std, convolved (padding is the mean image) and clamped to [0, 1].
@@ -102,9 +135,6 @@ class AnalogEncoder(ANNConv2d):
 
     kind = "analog"
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         in_channels: int,
@@ -120,19 +150,51 @@ class AnalogEncoder(ANNConv2d):
     ) -> None:
         sizes = (in_channels, out_channels, kernel_size, stride, padding)
         super().__init__(*sizes, batch_norm=batch_norm, **options)
-        for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
-            values = [default] * in_channels if values is None else list(values)
-            if len(values) != in_channels:
-                raise ValueError(
-                    f"AnalogEncoder: {name} must have one entry per input channel ({in_channels}); got {values}."
-                )
-            buffer = torch.tensor(values, device=self.weight.device, dtype=self.weight.dtype)
-            self.register_buffer(name, buffer.view(-1, 1, 1), persistent=False)
-        if std is not None and not min(std) > 0:
-            raise ValueError(f"AnalogEncoder: std must be positive; got {list(std)}.")
+        self.take_statistics(self.weight, mean, std)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        return super().forward((x - self.mean) / self.std, weight)
+        return super().forward(self.normalise(x), weight)
+
+
+class SignedEncoder(_NormalisedImages, DFTConv2d):
+    """First hidden layer of the networks that the paper's training script makes: spiking neurons that read pixels.
+
+    A normalised pixel x, of either sign, adds w·x to the potential at the window's start, and its weight to the slope
+    only if it is brighter than the mean: A = Σ w·x + b, W = σ·Σ w·[x > 0]. No spike can be negative, so that this is
+    no spiking layer throughout: an image enters by real numbers, as into an `AnalogEncoder`.
+    Input [N, in_channels, height, width], output activations [N, out_channels, ...], channels last.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, neuron, backend: as in `DFTConv2d`.
+        mean, std: as in `AnalogEncoder`.
+        bias, initial_gain, weight_standardisation, device, dtype: as in `DFTConv2d`.
+    Raises:
+        ValueError: as `AnalogEncoder`.
+    Source: Wei et al., ICCV 2023, published code, models/proxy_ann_model.py.
+    """
+
+    kind = "analog"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        neuron: Neuron = Neuron(),
+        backend: str = "auto",
+        **options: Unpack[WeightOptions],
+    ) -> None:
+        sizes = (in_channels, out_channels, kernel_size, stride, padding)
+        super().__init__(*sizes, neuron=neuron, backend=backend, **options)
+        self.take_statistics(self.weight, mean, std)
+
+    def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1) -> Tensor:
+        return super().forward(self.normalise(x), weight, pool)
 
 
 def _check_window(function: str, layer: int, window: float) -> None:

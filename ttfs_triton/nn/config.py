@@ -5,11 +5,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.specification import MAX_SIZE, Convolution, Dense, parse_specification
 
+Encoder = Literal["latency", "analog", "signed"]
+"""How images enter a network; see `NetworkConfig`."""
 MAX_CHANNELS = 2**12
 """Channels of an image."""
 MAX_SIDE = 2**14
@@ -28,10 +30,10 @@ class NetworkConfig:
         image_size: (height, width) of the images.
         classes: number of classes.
         width: factor on the size of every hidden layer (at least 1 channel each).
-        encoder: "latency" (a = pixel / max_value) or "analog" (the first token is an analog convolution whose clamped
-            outputs are spikes).
+        encoder: "latency" (a = pixel / max_value), "analog" (the first token is an analog convolution whose clamped
+            outputs are spikes) or "signed" (it is of spiking neurons that read normalised pixels; see `SignedEncoder`).
         max_value: pixel value that fires first, latency encoder only.
-        mean, std: per channel, in units of the pixels, analog encoder only.
+        mean, std: per channel, in units of the pixels, not for a latency encoder.
         readout: "potential_start", "potential_end" or "first_spike"; see `ttfs_triton.nn.readout`.
         neuron: of every layer. An analog network keeps the one that its spiking twin is to have.
         bias: learn initial membrane potentials.
@@ -57,7 +59,7 @@ class NetworkConfig:
     image_size: tuple[int, int] = (28, 28)
     classes: int = 10
     width: float = 1.0
-    encoder: Literal["latency", "analog"] = "latency"
+    encoder: Encoder = "latency"
     max_value: float = 1.0
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -87,8 +89,8 @@ class NetworkConfig:
                 _refuse(
                     "width", f"give no layer more than {MAX_SIZE} neurons or channels", self.width, f"{size} times it."
                 )
-        if self.encoder == "analog" and not isinstance(tokens[0], Convolution):
-            _refuse("specification", 'start with a convolution for encoder="analog"', self.specification)
+        if self.encoder != "latency" and not isinstance(tokens[0], Convolution):
+            _refuse("specification", f'start with a convolution for encoder="{self.encoder}"', self.specification)
 
     def _check_types(self) -> None:
         """Exactly what JSON gives back: true is no number and 10.0 no count."""
@@ -114,13 +116,13 @@ class NetworkConfig:
 
     def _check_choices(self) -> None:
         for name, choices in (
-            ("encoder", ("latency", "analog")),
+            ("encoder", get_args(Encoder)),
             ("readout", ("potential_start", "potential_end", "first_spike")),
         ):
             if not isinstance(getattr(self, name), str) or getattr(self, name) not in choices:
                 _refuse(name, f"be one of {', '.join(choices)}", getattr(self, name))
-        if self.encoder == "analog" and self.max_value != 1:
-            _refuse("max_value", 'be 1 for encoder="analog"', self.max_value, "Use mean and std.")
+        if self.encoder != "latency" and self.max_value != 1:
+            _refuse("max_value", f'be 1 for encoder="{self.encoder}"', self.max_value, "Use mean and std.")
         if self.encoder == "latency" and (self.mean is not None or self.std is not None):
             _refuse("mean and std", 'be None for encoder="latency"', (self.mean, self.std), "Use max_value.")
         if not isinstance(self.neuron, Neuron):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
-from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder
+from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
@@ -157,7 +157,9 @@ def _map_size(token: Convolution | Pool, size: tuple[int, int], config: NetworkC
 def _convolution(config: NetworkConfig, token: Convolution, channels: int, *, first: bool) -> WeightedConv2d:
     sizes = (channels, config.scaled(token.channels), token.kernel_size, token.stride, token.padding)
     options = _weight_options(config)
-    if first and config.encoder == "analog":
+    if first and config.encoder == "signed" and not config.analog:
+        return SignedEncoder(*sizes, mean=config.mean, std=config.std, neuron=config.neuron, **options)
+    if first and config.encoder != "latency":
         return AnalogEncoder(*sizes, mean=config.mean, std=config.std, batch_norm=config.batch_norm, **options)
     if config.analog:
         return ANNConv2d(*sizes, batch_norm=config.batch_norm, **options)
@@ -262,6 +264,6 @@ def _config(
 ) -> NetworkConfig:
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     values = defaults | {"image_size": size, "in_channels": in_channels, "classes": classes} | overrides
-    if values["encoder"] == "analog" and in_channels == 3:
+    if values["encoder"] != "latency" and in_channels == 3:
         values = {"mean": CIFAR10_MEAN, "std": CIFAR10_STD} | values
     return NetworkConfig(**values)

@@ -198,7 +198,7 @@ class WeightedLinear(WeightedLayer):
 def effective_weights(modules: Iterable[nn.Module]) -> list[Tensor | None]:
     """Standardised weights of layers, in as few kernel calls as `standardise_weights` needs for all of them.
 
-    Under autocast they may come in autocast's dtype, in which they are used. Hand each to its layer's `forward`.
+    Under autocast they come in autocast's dtype, in which they are used. Hand each to its layer's `forward`.
 
     Args:
         modules: layers of a network, on one device, among others.
@@ -210,9 +210,10 @@ def effective_weights(modules: Iterable[nn.Module]) -> list[Tensor | None]:
     if not layers:
         return [None] * len(modules)
     weights, gains = [layer.weight for layer in layers], [layer.weight_gain for layer in layers]
-    dtype = weights[0].dtype
-    if weights[0].is_cuda and torch.is_autocast_enabled("cuda"):  # elsewhere they are cast where they are used
-        dtype = torch.get_autocast_dtype("cuda")
+    dtype, device_type = weights[0].dtype, weights[0].device.type
+    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    if autocast and dtype != torch.float64:  # which autocast leaves alone
+        dtype = torch.get_autocast_dtype(device_type)
     standardised = iter(standardise_weights(weights, gains, dtype=dtype))  # pyright: ignore[reportArgumentType]
     return [next(standardised) if any(layer is other for other in layers) else None for layer in modules]
 

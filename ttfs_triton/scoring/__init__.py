@@ -9,11 +9,14 @@ from ttfs_triton.scoring.evaluate import (
     sum_over_processes,
 )
 from ttfs_triton.scoring.machine import device_name, versions
+from ttfs_triton.scoring.scorer import PaddedScorer, Scorer
 
 __all__ = [
     "Evaluation",
     "EvaluationBatches",
     "EvaluationStopped",
+    "PaddedScorer",
+    "Scorer",
     "device_name",
     "evaluate",
     "layer_table",

@@ -24,6 +24,11 @@ class IndexedImages(Protocol):
     """What batches are made from (`ttfs_triton.data.images.ImageData`, `ttfs_triton.data.placement.PlacedImages`)."""
 
     @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, height, width)."""
+        ...
+
+    @property
     def labels(self) -> Tensor:
         """[N], int64."""
         ...
@@ -81,7 +86,7 @@ class EvaluationBatches:
         chosen = torch.arange(len(data.labels)) if indices is None else indices
         n = len(chosen)
         self.data, self.batch_size = data, batch_size
-        self.indices = chosen[n * rank // world_size : n * (rank + 1) // world_size].to(data.device)
+        self.indices = chosen[n * rank // world_size : n * (rank + 1) // world_size].to(data.device, non_blocking=True)
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from rich.table import Table
 from torch import Tensor
@@ -14,11 +13,10 @@ from ttfs_triton.nn import (
     LayerStatistics,
     TTFSNetwork,
     collect_statistics,
-    record_statistics,
-    reset_statistics,
     sparsity,
 )
 from ttfs_triton.scoring.batches import EvaluationBatches, load_batches
+from ttfs_triton.scoring.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -66,12 +64,12 @@ class EvaluationStopped(Exception):
     """Evaluation was cut short because the run was asked to stop."""
 
 
-@torch.no_grad()
 def evaluate(
     network: TTFSNetwork,
     batches: EvaluationBatches,
     accelerator: Accelerator,
     *,
+    scorer: Scorer | None = None,
     num_workers: int = 0,
     stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[int], None] = lambda images: None,
@@ -82,40 +80,23 @@ def evaluate(
         network: unwrapped; left in the mode, training or evaluation, in which it came.
         batches: this process's share.
         accelerator: for device, autocast and the sum.
+        scorer: of this network; what it has compiled or captured serves again. Default: a new one, without padding.
         num_workers: processes that decode images which are not in memory.
         stop: asked before each batch, in this process alone; true ends the evaluation after all processes agree.
         on_batch: called with the number of images scored.
     Raises:
         EvaluationStopped: some process was asked to stop.
     """
-    device = accelerator.device
-    sums = torch.zeros(6, dtype=torch.float64, device=device)
-    stopped = torch.zeros((), dtype=torch.float64, device=device)
-    was_training = network.training
-    network.eval()
-    reset_statistics(network)
-    try:
-        with record_statistics(network), accelerator.autocast():
-            for images, labels in load_batches(batches, device, num_workers=num_workers):
-                if stop():
-                    stopped += 1
-                    break
-                hidden = network.hidden(images)
-                logits, decision = network.readout(hidden).float(), network.readout.decide(hidden)
-                sums += torch.stack(
-                    [
-                        torch.full((), len(labels), device=device),  # made there: nothing is copied or waited for
-                        (logits.argmax(1) == labels).sum(),
-                        F.cross_entropy(logits, labels, reduction="sum"),
-                        (decision.prediction == labels).sum(),
-                        decision.tie.sum(),
-                        decision.no_spike.sum(),
-                    ]
-                ).double()
-                on_batch(len(labels))
-    finally:
-        network.train(was_training)
-    *totals, stops = sum_over_processes(accelerator, torch.cat([sums, stopped.view(1)])).tolist()
+    scorer = Scorer(network, accelerator) if scorer is None else scorer
+    stopped = torch.zeros(1, dtype=torch.float64, device=accelerator.device)
+    with scorer.scoring():
+        for images, labels in load_batches(batches, accelerator.device, num_workers=num_workers):
+            if stop():
+                stopped += 1
+                break
+            scorer(images, labels)
+            on_batch(len(labels))
+    *totals, stops = sum_over_processes(accelerator, torch.cat([scorer.sums, stopped])).tolist()
     if stops:
         raise EvaluationStopped
     images, correct, loss, first_spike_correct, ties, no_spike = totals

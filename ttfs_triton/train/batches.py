@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ttfs_triton.augment import Augmentation, draw_mixing, mix
+from ttfs_triton.augment import Augmentation, Mixing, draw_mixing, mix
 from ttfs_triton.scoring.batches import Batch, Gathered, IndexedImages, check_rank, load_batches
 
 
@@ -69,9 +69,13 @@ class EpochBatches:
         self.rank, self.world_size = rank, world_size
         self.seed, self.epoch = seed, epoch
         self.augmentation = augmentation or Augmentation()
-        self.classes = _check_classes(data.labels, classes) if self.augmentation.mixes else 0
         order = torch.randperm(len(indices), generator=_generator("order", seed, epoch))
-        self.indices, self.order = indices.to(data.device), indices[order].to(data.device)
+        self.order = indices[order].to(data.device, non_blocking=True)
+        self.classes, self.mixing = 0, None
+        if self.augmentation.mixes:
+            self.classes = _check_classes(data.labels, classes)
+            among = indices.to(data.device, non_blocking=True)
+            self.mixing = draw_mixing(self.augmentation, seed, epoch, self.order, among, *data.shape[2:])
 
     @property
     def steps(self) -> int:
@@ -86,39 +90,36 @@ class EpochBatches:
         return self.finish(self.gather(index))
 
     def gather(self, index: int) -> Gathered:
-        """Indices, images as uint8 and labels; if images are mixed also those of the partners, and their weights."""
+        """Indices, images as uint8 and labels; if they are mixed, the partners' behind their own, and shares."""
         if not 0 <= index < len(self):
             raise IndexError(f"EpochBatches: index must be in 0 to {len(self) - 1}; got {index}.")
         step, micro_batch = divmod(index, self.accumulation)
-        first = (micro_batch * self.world_size + self.rank) * self.micro_batch_size
-        chosen = self.order[step * self.batch_size :][first : first + self.micro_batch_size]
-        gathered = self._at(chosen)
-        if not self.augmentation.mixes:
-            return gathered
-        size = gathered[1].shape[2:]
-        mixing = draw_mixing(self.augmentation, self.seed, self.epoch, chosen, self.indices, *size)
-        return *gathered, *self._at(mixing.partners), mixing.weights
+        first = step * self.batch_size + (micro_batch * self.world_size + self.rank) * self.micro_batch_size
+        here = slice(first, first + self.micro_batch_size)
+        if self.mixing is None:
+            return self._at(self.order[here])
+        mixing = self.mixing[here]
+        shares = (mixing.values, mixing.shares, *(() if mixing.rectangles is None else (mixing.rectangles,)))
+        return *self._at(torch.cat([self.order[here], mixing.partners])), *shares
 
     def finish(self, gathered: Gathered) -> Batch:
         """The batch, augmented and mixed on the device of what was gathered."""
-        indices, images, labels, *others = gathered
-        images = self._augmented(images, indices)
-        if not others:
+        indices, images, labels, *shares = gathered
+        images = self.augmentation(images, indices, seed=self.seed, epoch=self.epoch)
+        if not shares:
             return images, labels
-        partners, partner_images, partner_labels, weights = others
-        partner_images = self._augmented(partner_images, partners)
-        return mix(images, labels, partner_images, partner_labels, weights, self.classes)
+        (images, partner_images), (labels, partner_labels) = images.chunk(2), labels.chunk(2)
+        mixing = Mixing(indices.chunk(2)[1], *shares)
+        return mix(images, labels, partner_images, partner_labels, mixing, self.classes)
 
     def _at(self, indices: Tensor) -> Gathered:
         return indices, self.data.images_at(indices), self.data.labels[indices]
 
-    def _augmented(self, images: Tensor, indices: Tensor) -> Tensor:
-        return self.augmentation(images, indices, seed=self.seed, epoch=self.epoch)
-
 
 def _check_classes(labels: Tensor, classes: int | None) -> int:
-    """The number of classes, if the labels are classes."""
-    if classes is None or labels.is_floating_point() or not bool(((labels >= 0) & (labels < classes)).all()):
+    """The number of classes, if the labels are classes. Those on a device were checked when they were loaded."""
+    in_range = classes is None or labels.device.type != "cpu" or bool(((labels >= 0) & (labels < classes)).all())
+    if classes is None or labels.is_floating_point() or not in_range:
         wrong = f"{labels.dtype} in {labels.min()} to {labels.max()}"
         raise ValueError(
             f"EpochBatches: labels must be whole numbers below the number of classes to be mixed; got {wrong} for "

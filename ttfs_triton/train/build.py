@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,11 +19,12 @@ from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
 from ttfs_triton.data.placement import PlacedImages, place_images
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.start import Start, load_weights
 
-SPECIFICATIONS: dict[str, tuple[str, Literal["latency", "analog"]]] = {
+SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
     "vgg11": (VGG11, "analog"),
     "vgg16": (VGG16, "analog"),
@@ -106,13 +108,19 @@ def place_data(
 
 
 def build_network(
-    config: TrainConfig, data: RunData, device: torch.device | None = None, *, calibrated: bool = True
+    config: TrainConfig,
+    data: RunData,
+    device: torch.device | None = None,
+    *,
+    ann: Path | None = None,
+    calibrated: bool = True,
 ) -> tuple[TTFSNetwork, Start | None]:
-    """The network for these images, initialised from `config.seed` and, if given, from `config.weights`.
+    """The network for these images, initialised from `config.seed` and, if given, from weights.
 
     Args:
         config, data: the run.
         device: to calibrate on; the network itself is on the CPU. Default: the CPU.
+        ann: run of the ANN that `config.pretrain` asks for; None before it was trained.
         calibrated: calibrate it where the weights are an ANN's; needless if a checkpoint follows.
     Returns:
         The network, and where its weights come from; None if they were drawn.
@@ -122,7 +130,7 @@ def build_network(
     specification, usual_encoder = SPECIFICATIONS.get(config.model, (config.model, "latency"))
     encoder = config.encoder or usual_encoder
     _, channels, height, width = data.train.shape
-    mean, std = channel_statistics(data) if encoder == "analog" else (None, None)
+    mean, std = channel_statistics(data) if encoder != "latency" else (None, None)
     torch.manual_seed(config.seed)
     try:
         network = TTFSNetwork(
@@ -148,12 +156,13 @@ def build_network(
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if config.weights is None:
+    weights = str(ann) if config.pretrain and ann is not None else config.weights
+    if weights is None:
         return network, None
     images = None
     if calibrated and config.calibration_images:
         images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
-    return network, load_weights(network, config.weights, images)
+    return network, load_weights(network, weights, images, config.trained_as)
 
 
 def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:

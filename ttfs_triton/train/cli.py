@@ -1,4 +1,4 @@
-"""From a recipe's YAML, `--config FILE` and flags to a validated configuration; later ones win."""
+"""From a recipe's YAML, its preset, `--config FILE` and flags to a validated configuration; later ones win."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ttfs_triton.command_line import OptionsError, parse_options
 from ttfs_triton.train.config import ConfigError, TrainConfig, changed_keys, make_config, read_yaml
+from ttfs_triton.train.recipe import read_recipe
 
 
 def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None = None) -> TrainConfig:
@@ -23,14 +24,15 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
+    first.add_argument("--preset")
     first.add_argument("--output-dir", type=Path)
     first.add_argument("--resume", action="store_true")
     known, _ = first.parse_known_args(arguments)
 
-    values, source = read_yaml(recipe), str(recipe)
-    if known.config is not None:
-        values |= read_yaml(known.config)
-        source = str(known.config)
+    written = read_recipe(recipe)
+    mine = {} if known.config is None else read_yaml(known.config)
+    values = written.values(known.preset or mine.get("preset")) | mine
+    source = str(known.config or recipe)
     saved = known.output_dir / "config.yaml" if known.resume and known.output_dir else None
     if saved is not None and saved.is_file():
         # A run goes on with what it was started with; flags may repeat it, not change it.
@@ -42,7 +44,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
             _WithConfigFlag,
             default=_WithConfigFlag.model_validate(base.model_dump() | {"config": known.config}),
             arguments=arguments,
-            description=description,
+            description="\n\n".join(filter(None, (description, written.help()))),
             prog=f"{recipe.stem}.py",
         )
     except OptionsError as error:

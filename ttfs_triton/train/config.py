@@ -18,7 +18,9 @@ from pydantic import (
 
 from ttfs_triton.augment.policy import PolicyName
 from ttfs_triton.command_line import problem_lines
+from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.nn import Neuron
+from ttfs_triton.nn.config import Encoder
 from ttfs_triton.yaml_file import YamlError, read_mapping
 
 PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
@@ -28,6 +30,9 @@ class TrainConfig(BaseModel):
     """Everything a run depends on. Saved as `config.yaml` in the run's folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: str | None = None
+    """Keys of the recipe under this name, as `--help` lists them; a configuration file and flags win over them."""
 
     # ---- data
     dataset: str | None = None
@@ -92,8 +97,9 @@ class TrainConfig(BaseModel):
     """dft: dynamic-firing-threshold spiking neurons. ann: the same network with ReLU clamped to [0, 1]."""
     batch_norm: bool = False
     """Batch normalisation, for neuron=ann only."""
-    encoder: Literal["latency", "analog"] | None = None
-    """latency: bright pixels spike early. analog: the first convolution reads pixels. Default: the model's own."""
+    encoder: Encoder | None = None
+    """latency: bright pixels spike early. analog: the first convolution reads pixels. signed: so do its neurons, which
+    spike by the paper's rule, as its training script has them. Default: the model's own."""
     readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
     """potential_*: membrane potential of the output layer at its window's start or end. first_spike: earliest spike
     wins. Default: the model's own."""
@@ -110,6 +116,14 @@ class TrainConfig(BaseModel):
     weights: str | None = None
     """Start from these weights: a run's folder, a file, or a Hub repository, org/name[/file][@revision]. Of the same
     network, also as an ANN with batch norm, or of a known VGG; see recipes/convert.py for what more can be changed."""
+    trained_as: TrainedAs | None = None
+    """What the weights are of if they are the paper's, whose names do not say it: its ANN, or the spiking network of
+    its script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Only an ANN's are calibrated."""
+    pretrain: bool = False
+    """Train the ANN first, as recipes/pretrain_ann.py does with the same preset, in the run's folder, and start from
+    its weights."""
+    pretrain_epochs: int | None = Field(None, ge=1)
+    """Passes of that ANN over the training images. Default: as that recipe says."""
     calibration_images: int = Field(256, ge=0)
     """Training images on which a network with an ANN's weights is calibrated before training. 0: not at all."""
     backend: Literal["auto", "triton", "torch"] = "auto"
@@ -161,7 +175,7 @@ class TrainConfig(BaseModel):
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     """Make each step by one launch of a CUDA graph. auto: where it is possible."""
     gradient_compression: Literal["no", "bf16"] = "no"
-    """Numbers in which several GPUs exchange gradients: as they are, or rounded to bfloat16."""
+    """Numbers in which several processes exchange gradients: as they are, or rounded to bfloat16."""
     cpu: bool = False
     """Train on the CPU even where there is a GPU."""
     evaluation_batch_size: int = Field(500, ge=1)
@@ -214,6 +228,12 @@ class TrainConfig(BaseModel):
     def _combinations(self) -> "TrainConfig":
         if self.batch_norm and self.neuron != "ann":
             raise ValueError("batch_norm works with neuron: ann only; use weight_standardisation for spiking neurons")
+        if self.pretrain and (self.neuron == "ann" or self.weights is not None):
+            raise ValueError("pretrain works with neuron: dft and without weights only")
+        if self.trained_as is not None and self.weights is None:
+            raise ValueError("trained_as needs weights")
+        if self.pretrain_epochs is not None and not self.pretrain:
+            raise ValueError("pretrain_epochs needs pretrain: true")
         if self.auto_augment and self.trivial_augment:
             raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")
         if self.resume and self.overwrite:

@@ -6,58 +6,21 @@ executes nothing, and the steps before it are steps of the run: with a graph and
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Literal, Protocol
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from torch.optim import Optimizer
 
 from ttfs_triton.scoring.batches import Batch
+from ttfs_triton.scoring.graphs import CudaGraphs, GraphError, Graphs, reason_of_failure
 from ttfs_triton.train.config import ConfigError
 from ttfs_triton.train.step import TrainStep
 
 # Steps before the capture. DistributedDataParallel times its first ten, and rearranges its buckets in the first.
 WARM_UP = 3
 WARM_UP_DISTRIBUTED = 11
-
-
-class GraphError(RuntimeError):
-    """A step could not be captured."""
-
-
-class Graphs(Protocol):
-    """What a device offers."""
-
-    def aside(self) -> AbstractContextManager[None]:
-        """A context whose work runs on a side stream, after what came before and before what follows."""
-        ...
-
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record work without doing it; returns what does it."""
-        ...
-
-
-class CudaGraphs:
-    """Graphs of a CUDA device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Run on the stream that captures, so that what autograd remembers of streams fits the capture."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            yield
-        torch.cuda.current_stream().wait_stream(self.stream)
-
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Other threads, such as those that page-lock memory, may go on with theirs."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            work()
-        return graph.replay
 
 
 def why_no_graph(accelerator: Accelerator) -> str | None:
@@ -165,7 +128,7 @@ class GraphedStep:
             self._give_up(error)
 
     def _give_up(self, error: RuntimeError) -> None:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = reason_of_failure(error)
         accelerator = self.step.accelerator
         if self.required or accelerator.num_processes > 1:
             raise GraphError(

@@ -14,7 +14,7 @@ from torch.profiler import record_function
 
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
-from ttfs_triton.scoring import Evaluation, EvaluationBatches, EvaluationStopped, evaluate, sum_over_processes
+from ttfs_triton.scoring import Evaluation, EvaluationStopped, sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.build import (
@@ -29,9 +29,10 @@ from ttfs_triton.train.build import (
 from ttfs_triton.train.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.display import Display
+from ttfs_triton.train.evaluator import Evaluator
 from ttfs_triton.train.graph import GraphedStep, choose_graphs
 from ttfs_triton.train.identity import Change, compare, identity
-from ttfs_triton.train.processes import Interrupted, StopRequest
+from ttfs_triton.train.processes import Interrupted, StopRequest, compress_gradients
 from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.states import EpochTotals, Position, pack_optimizer, unpack_optimizer
@@ -73,12 +74,14 @@ class Trainer:
         self.display, self.stop = display, stop
         # A checkpoint replaces the weights, so that a resumed run need not calibrate them again.
         fresh = not config.resume or latest_checkpoint(folder.checkpoints) is None
-        self.network, self.start = build_network(config, data, accelerator.device, calibrated=fresh)
+        self.network, self.start = build_network(config, data, accelerator.device, ann=folder.ann, calibrated=fresh)
         self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
         graphs = choose_graphs(config.cuda_graph, accelerator, display.say)
         # What autograd remembers of the stream on which processes are joined has to fit the capture.
         with nullcontext() if graphs is None else graphs.aside():
             model = accelerator.prepare_model(self.network)
+            if config.gradient_compression == "bf16":
+                compress_gradients(model, display.say)
         self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
         # The bare optimizer steps the schedule and is saved; the wrapper around it knows about loss scaling.
         self.bare_optimizer = build_optimizer(config, self.network)
@@ -104,6 +107,7 @@ class Trainer:
             lambda: isinstance(self._step, GraphedStep) and self._step.replay is not None,
             display.say,
         )
+        self._evaluator = Evaluator(config, accelerator, graphs, display.say, lambda: stop.received is not None)
         self.last_checkpoint = "none yet"
 
     @property
@@ -243,32 +247,18 @@ class Trainer:
         totals = self.position.totals
         totals.loss, totals.correct, totals.images = loss, int(correct), int(images)
 
-    def evaluate(self, network: TTFSNetwork, *, test: bool) -> Evaluation:
-        """Score a network on the test or the validation images.
+    def score_test_images(self, network: TTFSNetwork) -> Evaluation:
+        """Score a network on the test images.
 
         Raises:
             EvaluationStopped: a signal asked to stop.
         """
-        accelerator = self.accelerator
-        batches = EvaluationBatches(
-            self._test_images if test else self._train_images,
-            None if test else self.data.validation_indices,
-            self.config.evaluation_batch_size,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        return evaluate(
-            network,
-            batches,
-            accelerator,
-            num_workers=self.config.num_workers,
-            stop=lambda: self.stop.received is not None,
-        )
+        return self._evaluator(network, self._test_images)
 
     def _validate(self) -> Evaluation | None:
         if len(self.data.validation_indices) == 0:
             return None
-        return self.evaluate(self.scored_network, test=False)
+        return self._evaluator(self.scored_network, self._train_images, self.data.validation_indices, every_epoch=True)
 
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
         position, totals = self.position, self.position.totals

@@ -1,4 +1,4 @@
-"""What the processes of a run agree on: to stop, and what the main process alone finds out."""
+"""What the processes of a run agree on: gradients, to stop, and what the main process alone finds out."""
 
 import os
 import signal
@@ -10,6 +10,8 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ttfs_triton.scoring import sum_over_processes
 
@@ -90,6 +92,17 @@ class StopRequest:
         self._steps = max(1, int(self.SECONDS * self.accelerator.num_processes / seconds))
         self._asked, self._agreed = 0, time.perf_counter()
         return stops > 0
+
+
+def compress_gradients(model: nn.Module, say: Callable[[str], None]) -> None:
+    """Let processes exchange gradients rounded to bfloat16, each the mean of theirs; a line if there is one process."""
+    if not isinstance(model, DistributedDataParallel):
+        say("gradient_compression: one process exchanges no gradients")
+        return
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+    # Under the hook's own name PyTorch insists on GPUs, although gloo sums bfloat16, too.
+    model.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
 
 
 def ask_main_process(accelerator: Accelerator, ask: Callable[[], Any], error: type[Exception]) -> Any:

@@ -5,7 +5,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import count
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from ttfs_kernels.backends import why_no_triton
 from ttfs_triton.command_line import TRACEBACK, plain_errors
@@ -23,22 +24,23 @@ from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.hub.account import check_account, open_repository
 from ttfs_triton.hub.publish import publish
+from ttfs_triton.memory import keep_freed_memory
 from ttfs_triton.model import HubError
 from ttfs_triton.model.weights import LoadError, read_weights_into
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, device_name, versions
-from ttfs_triton.train.build import load_data
+from ttfs_triton.scoring.graphs import GraphError
+from ttfs_triton.train.build import build_network, load_data
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from ttfs_triton.train.cli import parse_config
-from ttfs_triton.train.config import ConfigError, TrainConfig
+from ttfs_triton.train.config import FREE_ON_RESUME, ConfigError, TrainConfig, make_config, read_yaml
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.identity import check_configuration
 from ttfs_triton.train.loop import NonFiniteLossError, Trainer
 from ttfs_triton.train.processes import Interrupted, StopRequest, ask_main_process
+from ttfs_triton.train.recipe import ann_config
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
 
 WORKERS_PER_CORE = 4  # more than that only takes memory, and thousands hang the machine
-
-COMPRESSION = {"no": DDPCommunicationHookType.NO, "bf16": DDPCommunicationHookType.BF16}
 
 
 class DeviceLostError(RuntimeError):
@@ -60,59 +62,68 @@ def main(recipe: Path, description: str | None, arguments: Sequence[str] | None 
         CheckpointError,
         NonFiniteLossError,
         DeviceLostError,
+        GraphError,
         DataLostError,
         Interrupted,
     )
     with plain_errors(*errors, traceback=TRACEBACK in arguments):
-        train(parse_config(recipe, description or "", arguments), name=recipe.stem)
+        config = parse_config(recipe, description or "", arguments)
+        train(config, name=recipe.stem, ann=ann_config(recipe, config) if config.pretrain else None)
 
 
-def train(config: TrainConfig, name: str = "run") -> dict[str, Any]:
-    """Train a network as configured.
+def train(config: TrainConfig, name: str = "run", ann: TrainConfig | None = None) -> dict[str, Any]:
+    """Train a network as configured. On a CPU, the process keeps the memory that a step frees.
 
     Args:
         config: the run.
         name: of the default output folder and of the trackers' project.
+        ann: of the ANN that is trained first where `config.pretrain` asks for it, in the subfolder `ann`.
     Returns:
         The content of `summary.json`.
     Raises:
         ConfigError, RunFolderError, CheckpointError: the run cannot begin, or go on, as asked; or the disk failed.
         Interrupted: a signal asked to stop; a checkpoint says how to go on.
         NonFiniteLossError: before the update that would have spoilt the weights.
-        DeviceLostError: the GPU failed; the message says how to go on.
+        DeviceLostError: the GPU failed, or its memory was too small; the message says how to go on.
+        GraphError: steps or batches cannot be captured in a CUDA graph, as asked for.
         DataLostError: images vanished; one process alone has written a checkpoint, and the message says how to go on.
     """
     if config.dataset is None and config.data_dir is None:
         raise ConfigError("give --dataset (a Hub name, or sample) or --data-dir (a local folder).")
+    if config.pretrain and ann is None:
+        raise ConfigError("train: ann must be the ANN's configuration where pretrain is true; got None.")
     accelerator = make_accelerator(config)
     folder = _agree_on_folder(config, accelerator, name)
     try:
-        return _train(config, accelerator, folder, name)
+        summary = _train(config, accelerator, folder, name, ann)
+        accelerator.end_training()
+        _publish(config, folder.path, accelerator)
+        return summary
     finally:
         folder.release()
 
 
-def _train(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, name: str) -> dict[str, Any]:
+def _train(
+    config: TrainConfig, accelerator: Accelerator, folder: RunFolder, name: str, ann: TrainConfig | None
+) -> dict[str, Any]:
     """A run in a folder that is ours."""
     display = Display(accelerator.is_main_process)
     # Rights are found out before data are loaded: token and name now, the repository as soon as the run can begin.
     _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
     if config.resume and (summary := folder.read_summary()) is not None and summary["epochs"] >= config.epochs:
         display.say(f"This run has ended already: {folder.path}")
-        _publish(config, folder.path, accelerator, display)
         return summary
     if config.resume:
         _check_configuration(config, folder)
     stop = StopRequest(accelerator)
-    try:
+    with _beginning(folder):
         data = load_data(config, accelerator, display.say)
+    if ann is not None and (not config.resume or latest_checkpoint(folder.checkpoints) is None):
+        with _beginning(folder):
+            build_network(config, data)  # what is wrong with it should not be found out after the ANN's training
+        config = _pretrain(config, ann, accelerator, folder, name)
+    with _beginning(folder):
         trainer = Trainer(config, accelerator, data, folder, display, stop)
-    except torch.AcceleratorError:
-        raise
-    except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise ConfigError(str(error) or f"not enough memory for this run; {type(error).__name__}.") from error
     _ask_hub(config, accelerator, partial(open_repository, str(config.hub_repo_id), private=config.hub_private))
     try:
         if accelerator.is_main_process:
@@ -122,6 +133,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, nam
         accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
         resumed = config.resume and trainer.resume()
         _announce(display, trainer, resumed)
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         with stop:
             trainer.train()
             summary = _score(trainer)
@@ -138,19 +151,49 @@ def _train(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, nam
             f"{reason} Last checkpoint: {trainer.last_checkpoint}. Go on with: {_command(folder)}"
         ) from error
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DeviceLostError(
-            f"train: the device must last to the end; got {reason}. Last checkpoint: {trainer.last_checkpoint}. "
-            f"Go on with: {_command(folder)}"
-        ) from error
+        raise _device_lost(error, trainer.last_checkpoint, folder) from error
     except OSError as error:
         raise RunFolderError(
             f"train: files must be readable and writable to the end; got {reason_of(error)}. Last checkpoint: "
             f"{trainer.last_checkpoint}. Mend that, then go on with: {_command(folder)}"
         ) from error
-    accelerator.end_training()
-    _publish(config, folder.path, accelerator, display)
     return summary
+
+
+@contextmanager
+def _beginning(folder: RunFolder) -> Iterator[None]:
+    """Within its `with` block, what a run cannot begin with becomes a ConfigError; a lost device, a DeviceLostError."""
+    try:
+        yield
+    except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
+        raise _device_lost(error, latest_checkpoint(folder.checkpoints) or "none yet", folder) from error
+    except CheckpointError:
+        raise
+    except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
+        raise ConfigError(str(error) or f"not enough memory for this run; {type(error).__name__}.") from error
+
+
+def _pretrain(
+    config: TrainConfig, ann: TrainConfig, accelerator: Accelerator, folder: RunFolder, name: str
+) -> TrainConfig:
+    """Train the ANN, or go on with it, in its own folder in the run's; returns what the run goes on with."""
+    if accelerator.is_main_process:
+        folder.prepare(config)  # from here on it can be resumed
+    accelerator.wait_for_everyone()
+    part = RunFolder(folder.ann, within=folder)
+    if part.is_run():
+        saved = make_config(read_yaml(part.path / "config.yaml"), str(part.path / "config.yaml"))
+        free = {key: value for key, value in ann.model_dump().items() if key in FREE_ON_RESUME}
+        ann = make_config(saved.model_dump() | free | {"resume": True}, str(part.path))
+    ask_main_process(accelerator, lambda: part.claim(resume=ann.resume, overwrite=False), RunFolderError)
+    its_own = make_accelerator(ann)
+    try:
+        _train(ann, its_own, part, f"{name}-ann", None)
+        for tracker in its_own.trackers:  # not end_training, which parts the processes
+            tracker.finish()
+    finally:
+        part.release()
+    return config.model_copy(update={"overwrite": False})  # done above
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -169,8 +212,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     cpu = config.cpu or not torch.cuda.is_available()
     if cpu and config.mixed_precision == "fp16":
         raise ConfigError("mixed_precision: fp16 needs a GPU; use bf16 on the CPU.")
-    if cpu and config.gradient_compression != "no":
-        raise ConfigError("gradient_compression: bf16 needs GPUs; use no on the CPU.")
     most = max(64, WORKERS_PER_CORE * (os.cpu_count() or 1))
     if config.num_workers > most:
         raise ConfigError(f"num_workers must be at most {most} on this machine; got {config.num_workers}. Lower it.")
@@ -187,7 +228,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
                 gradient_as_bucket_view=True,
                 # PyTorch 2.13 asserts (reducer.cpp) if the first backward pass of a static graph is not exchanged.
                 static_graph=config.gradient_accumulation == 1,
-                comm_hook=COMPRESSION[config.gradient_compression],
             )
         ],
         # Some trackers insist on a folder now; the run's own replaces it as soon as it is known.
@@ -249,7 +289,7 @@ def _ask_hub(config: TrainConfig, accelerator: Accelerator, check: Callable[[], 
         raise ConfigError(f"push_to_hub: {error}") from error
 
 
-def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, display: Display) -> None:
+def _publish(config: TrainConfig, run: Path, accelerator: Accelerator) -> None:
     """Publish a run that has ended, if asked for. If that fails, say how to do it by hand; the run has succeeded."""
     if not (config.push_to_hub and accelerator.is_main_process):
         return
@@ -263,7 +303,7 @@ def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, display: 
         message = f"warning: the run is complete, but it was not published. {error}\nPublish it by: {shlex.join(words)}"
         print(message, file=sys.stderr)
         return
-    display.say(f"published                {found.url}")
+    Display(accelerator.is_main_process).say(f"published                {found.url}")
 
 
 def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
@@ -293,7 +333,7 @@ def _score(trainer: Trainer) -> dict[str, Any]:
     except LoadError as error:
         raise RunFolderError(str(error)) from error
     with counting(network, histogram_bins=0, by_sample=False) as counter:
-        evaluation = trainer.evaluate(network, test=True)
+        evaluation = trainer.score_test_images(network)
     summary = make_summary(trainer, evaluation, counter.counts(accelerator))
     if accelerator.is_main_process:
         folder.write_summary(summary)
@@ -320,6 +360,7 @@ def make_summary(trainer: Trainer, test: Evaluation, counts: Counts) -> dict[str
         "best_epoch": trainer.position.best_epoch,
         "sparsity": test.sparsity,
         "sparsity_with_outputs": test.sparsity_with_outputs,
+        "sparsity_as_published": counts.sparsity_as_published,
         "counts": counts.to_dict(),
         "epochs": len(metrics),
         "seconds_per_epoch": seconds / len(metrics),
@@ -338,5 +379,18 @@ def _scalar(value: Any) -> bool | int | float | str:
     return value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
 
 
+def _device_lost(error: RuntimeError, checkpoint: Path | str, folder: RunFolder) -> DeviceLostError:
+    """One line: what happened, what is kept, how to go on."""
+    reason = str(error).splitlines()[0].rstrip(".")
+    rule, remedy = "the device must last to the end", "Go on with"
+    if isinstance(error, torch.OutOfMemoryError):
+        rule = "the device's memory must suffice"
+        remedy = (
+            "Start again with a smaller --batch-size, or with more --gradient-accumulation at the same one; or, with "
+            "less there (--data-placement host, a smaller --evaluation-batch-size, no other program), go on with"
+        )
+    return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}: {_command(folder)}")
+
+
 def _command(folder: RunFolder) -> str:
-    return shlex.join(["python", sys.argv[0], "--output-dir", str(folder.path), "--resume"])
+    return shlex.join(["python", sys.argv[0], "--output-dir", str((folder.within or folder).path), "--resume"])

@@ -5,6 +5,7 @@ metrics.jsonl       one line an epoch
 summary.json        final figures, written when the run has ended
 checkpoints/step-*/ the newest checkpoints
 best/               model.safetensors and config.json of the best epoch
+ann/                the run of the ANN that this one starts from, if it was trained for it
 .claim/             the process that owns the folder now
 """
 
@@ -35,11 +36,14 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        within: the run that this one is a part of, or None.
         checkpoints: `path / "checkpoints"`.
+        ann: `path / "ann"`, where a run's own ANN is trained.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, within: "RunFolder | None" = None) -> None:
+        self.path, self.within = path, within
+        self.ann = path / "ann"
         self.checkpoints = path / "checkpoints"
         self.best_weights = path / "best" / "model.safetensors"
         self.best_config = path / "best" / "config.json"
@@ -83,7 +87,7 @@ class RunFolder:
 
     def _check(self, resume: bool, overwrite: bool) -> None:
         entries = self._entries()
-        is_run = self._config.is_file()
+        is_run = self.is_run()
         if resume and not is_run:
             raise RunFolderError(
                 f"--resume: {self.path} must hold a run (a config.yaml); there is none. "
@@ -100,6 +104,10 @@ class RunFolder:
                 f"{rule}{self.path} is not a run's folder (no config.yaml) and not empty, so it is left alone. "
                 "Give another --output-dir, or remove it by hand."
             )
+
+    def is_run(self) -> bool:
+        """Whether a run was begun here."""
+        return self._config.is_file()
 
     def _entries(self) -> list[Path]:
         """What is in the folder, but claims."""
@@ -128,7 +136,7 @@ class RunFolder:
         for folder in (self.path, self.best_weights.parent, self.checkpoints):
             if folder.is_dir():
                 clean_partial(folder)
-        if not self._config.is_file():
+        if not self.is_run():
             write_text(self._config, config.to_yaml())
 
     def _clear(self) -> None:

@@ -17,8 +17,9 @@ from ttfs_triton.convert import (
     convert,
     open_weights,
 )
+from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.model import BaseModel
-from ttfs_triton.nn import AnalogEncoder, NetworkConfig, TTFSNetwork, parse_specification
+from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
 from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError
 
@@ -36,7 +37,9 @@ class Start:
     calibration: Calibration | None
 
 
-def load_weights(network: TTFSNetwork, source: str, images: Tensor | None = None) -> Start:
+def load_weights(
+    network: TTFSNetwork, source: str, images: Tensor | None = None, trained_as: TrainedAs | None = None
+) -> Start:
     """Load weights into a network, strictly: every tensor used or folded, every parameter found.
 
     Tensors of exactly the network's names and shapes are copied, from a spiking network or its analog twin. Others are
@@ -49,6 +52,7 @@ def load_weights(network: TTFSNetwork, source: str, images: Tensor | None = None
         source: what `open_weights` reads.
         images: to calibrate on, [N, in_channels, height, width] in [0, 1], on the device to compute on. None leaves the
             weights as they are.
+        trained_as: see `TrainedAs`; needed for the paper's weights.
     Raises:
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
@@ -56,15 +60,15 @@ def load_weights(network: TTFSNetwork, source: str, images: Tensor | None = None
         weights = open_weights(source)
         description = weights.description()
         converted, calibration = None, None
-        if _shapes(weights.tensors) == _shapes(network.state_dict()):
+        if trained_as is None and _shapes(weights.tensors) == _shapes(network.state_dict()):
             tensors, trained = weights.tensors, None if description is None else description.network
         else:
-            converted = _convert(network.config, weights)
+            converted = _convert(network.config, weights, trained_as)
             tensors, trained = converted.network.state_dict(), converted.network.config
             _check_same(network, tensors)
         known_ann = converted is not None or (trained is not None and trained.analog)
         if images is not None and known_ann and not network.config.analog:
-            converted = converted or _convert(network.config, weights)
+            converted = converted or _convert(network.config, weights, trained_as)
             if converted.needs_calibration:
                 converted, calibration = _calibrate(converted, images)
                 tensors = converted.network.state_dict()
@@ -86,7 +90,7 @@ def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibra
     return calibrate_converted(converted, images)
 
 
-def _convert(target: NetworkConfig, weights: Weights) -> Converted:
+def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | None) -> Converted:
     """The converted network; its configuration must be `target`'s in all that counts."""
     assumed = target.replace(
         analog=True,
@@ -102,6 +106,7 @@ def _convert(target: NetworkConfig, weights: Weights) -> Converted:
         keep_standardisation=target.weight_standardisation,
         bias=target.bias,
         neuron=target.neuron,
+        trained_as=trained_as,
     )
     found = converted.network.config
     for name, flag, same in (
@@ -113,6 +118,8 @@ def _convert(target: NetworkConfig, weights: Weights) -> Converted:
             "--no-weight-standardisation",
             found.weight_standardisation == target.weight_standardisation,
         ),
+        # An ANN's logits become what the caller likes; what was trained to spike was trained to be read at one time.
+        ("readout", f"--readout {found.readout}", trained_as in (None, "ann") or found.readout == target.readout),
     ):
         if not same:
             value, mine = (getattr(config, name) for config in (found, target))
@@ -150,7 +157,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 def _take_statistics(network: TTFSNetwork, trained: NetworkConfig) -> None:
     """Normalise images as the weights' network did: mean and std of other images would shift every potential."""
     first = network.features[0]
-    if not isinstance(first, AnalogEncoder) or trained.encoder != "analog":
+    if not isinstance(first, AnalogEncoder | SignedEncoder) or trained.encoder == "latency":
         return
     for buffer, values, default in ((first.mean, trained.mean, 0.0), (first.std, trained.std, 1.0)):
         buffer.copy_(torch.tensor(values or [default] * trained.in_channels).view_as(buffer))

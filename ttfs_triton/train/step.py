@@ -66,13 +66,13 @@ class TrainStep:
         self.optimizer.zero_grad()
         if sampled:
             reset_statistics(self.network)
-        loss_sum = torch.zeros((), device=self.accelerator.device)
+        losses = []
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss_sum += self._gradients(batch, len(micro_batches), sampled)
+                losses.append(self._gradients(batch, len(micro_batches), sampled))
         with record_function("clipping"):
-            self._watch(loss_sum)
+            self._watch(sum(losses[1:], losses[0]))
         with record_function("optimiser"), self._rates_on_the_device():
             self.optimizer.step()
         if self.average is not None:
@@ -86,7 +86,7 @@ class TrainStep:
             logits = self.model(images)
         with record_function("loss"):
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
-        self.accelerator.backward(loss / micro_batches)
+        self.accelerator.backward(loss / micro_batches if micro_batches > 1 else loss)
         classes = labels if labels.dim() == 1 else labels.argmax(1)
         correct = (logits.detach().argmax(1) == classes).sum()
         count = len(labels)
@@ -103,10 +103,10 @@ class TrainStep:
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         # The gradient is the mean over processes, so all see the same norm; a loss alone would differ.
-        verdict = loss if scaled else loss + 0 * norm
-        failed = ~torch.isfinite(verdict)
+        # 0 times what is not finite is nan.
+        failed = (0 * (loss if scaled else loss + norm)).nan_to_num_(nan=1.0)
         if scaled and accelerator.num_processes > 1:
-            failed = sum_over_processes(accelerator, failed.float()) > 0
+            failed = sum_over_processes(accelerator, failed).clamp_(max=1)
         self.guard.watch(loss, norm, failed)
 
     @contextmanager

@@ -21,9 +21,9 @@ class FiniteGuard:
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
-        self._failed = torch.zeros((), device=device)
+        self._state = torch.zeros(3, device=device)
+        self._failed, self.loss, self.norm = self._state.unbind()
         self.cancelled = torch.zeros((), dtype=torch.float64, device=device)
-        self.loss, self.norm = torch.zeros((), device=device), torch.zeros((), device=device)
         optimizer.found_inf = self._failed  # type: ignore[attr-defined]
         optimizer.register_step_pre_hook(self._join)
 
@@ -32,12 +32,10 @@ class FiniteGuard:
 
         Args:
             loss, norm: scalars, of the step and of its gradient.
-            failed: bool scalar; true cancels this update and all that follow.
+            failed: scalar, 0 or 1; 1 cancels this update and all that follow.
         """
-        before = self._failed > 0
-        self.loss.copy_(torch.where(before, self.loss, loss))
-        self.norm.copy_(torch.where(before, self.norm, norm))
-        self._failed.copy_(before | failed)
+        now = torch.stack([failed, loss, norm])
+        torch.where(self._failed > 0, self._state, now, out=self._state)
         self.cancelled.add_(self._failed)
 
     def _join(self, optimizer: Optimizer, *_: object) -> None:

@@ -19,6 +19,7 @@ from ttfs_triton.nn import (
     LatencyEncoder,
     Neuron,
     PotentialReadout,
+    SignedEncoder,
     activation_to_spike_time,
 )
 from ttfs_triton.nn.specification import output_size
@@ -114,6 +115,16 @@ def test_analog_encoder():
     layer = randomised(AnalogEncoder(1, 2, 3, padding=1, mean=[0.5], std=[0.25], batch_norm=True).double(), 0).eval()
     network = nn.Sequential(layer, nn.Flatten(), PotentialReadout(32, 2).double())
     x = torch.rand(3, 1, 4, 4, dtype=torch.float64)
+    times = event_driven(network, x).spike_times["0"]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.where(times.isinf(), 0.0, 1 - times), layer(x), **TOLERANCE)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])
+def test_signed_encoder(sigma):
+    layer = randomised(SignedEncoder(1, 3, 3, 2, mean=[0.5], std=[0.25], neuron=Neuron(sigma)).double(), 0).eval()
+    network = nn.Sequential(layer, nn.Flatten(), PotentialReadout(12, 2).double())
+    x = torch.rand(8, 1, 5, 6, dtype=torch.float64)
     times = event_driven(network, x).spike_times["0"]
     with torch.no_grad():
         torch.testing.assert_close(torch.where(times.isinf(), 0.0, 1 - times), layer(x), **TOLERANCE)

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 
 from tests.hardware.simulation.networks import READOUTS, assert_same, linear_network, readout_with, small_network
 from tests.nn.common import activations
+from ttfs_triton.hardware.counts.counter import count
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn import (
+    NetworkConfig,
     Neuron,
     PotentialReadout,
+    TTFSNetwork,
     cnn1,
     vgg11,
 )
@@ -48,6 +51,24 @@ def test_engines_are_equal_on_a_network_with_an_analog_encoder(device):
     network = vgg11(width=1 / 16, batch_norm=False).to(device)
     images = torch.rand(3, 3, 32, 32)
     assert_same(*(simulate(network, [images], steps=8, engine=e, keep_spike_times=True) for e in ("summed", "stepped")))
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0])
+def test_signed_encoder_is_simulated_and_counted_as_it_computes(sigma):
+    config = NetworkConfig("6C3-P2-8", 2, (6, 6), 3, encoder="signed", mean=(0.4, 0.5), std=(0.2, 0.3))
+    network = TTFSNetwork(config.replace(neuron=Neuron(sigma), bias=False)).eval()
+    images = torch.rand(16, 2, 6, 6)
+    found = simulate(network, [images], steps=4096, weight_bits=None)
+    counts = count(network, [images])
+    with torch.no_grad():
+        assert torch.equal(found.predictions, network(images).argmax(1))
+    first, closed = found.counts.layers[0], counts.layers[0]
+    for key in ("kind", "synaptic_operations", "analog_macs", "nonzero_macs", "active_inputs", "neurons"):
+        assert getattr(first, key) == getattr(closed, key), key
+    assert first.spikes == pytest.approx(closed.spikes, rel=0.01)
+    slope, bright = found.activity[0].firing_updates, (images > torch.tensor([0.4, 0.5]).view(2, 1, 1)).any(1)
+    reached = torch.nn.functional.max_pool2d(bright.float()[:, None], 3, 1, 1).sum() * 6 * 4096
+    assert (0 < slope <= reached) if sigma else slope == 0
 
 
 def test_first_spike_decides_early_and_ties_go_to_the_lowest_class():

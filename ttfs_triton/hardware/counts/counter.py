@@ -181,8 +181,8 @@ class Counter:
         spikes = torch.stack([counter.spikes_by_sample() for counter in self._order]).sum(0)
         synaptic_operations = torch.zeros_like(spikes)
         for counter in self._order:
-            if not counter.real_inputs:
-                synaptic_operations += counter.products_by_sample()
+            if counter.adds_to_slope:
+                synaptic_operations += counter.operations_by_sample()
         found = [spikes.tolist(), synaptic_operations.tolist()]
         if accelerator is not None and accelerator.num_processes > 1:
             found = [gather_object(values) for values in found]

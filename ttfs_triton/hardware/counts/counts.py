@@ -30,7 +30,7 @@ class LayerCounts(LayerStatistics):
         spikes_delivered: spikes that reach the next layer, behind pooling; 0 for a readout.
         active_inputs: non-zero inputs.
         synaptic_operations: Σ over input spikes of their true fan-out, exact at borders, stride, dilation and groups;
-            0 where inputs are real-valued.
+            of real-valued inputs, only those that add to a slope (`SignedEncoder`).
         nonzero_macs: the same sum over non-zero inputs whatever they are: what an ANN that skips zeros multiplies.
         analog_macs: multiply-accumulates of a layer with real-valued inputs, all of them; 0 for spiking inputs.
         dense_macs: multiply-accumulates of the same layer in a dense ANN: synapses × samples.
@@ -38,6 +38,8 @@ class LayerCounts(LayerStatistics):
         histogram: spikes by time from the window's start, in equal bins over the window, of the first
             `histogram_samples` samples; empty if not asked for.
         histogram_samples: samples in `histogram`.
+        without_input: neurons of a spiking layer that no input spike reached and no initial potential moved. Silent
+            here; the paper's Eq. 7, to the letter, lets them fire at their window's end. None if not counted.
     Raises:
         ValueError: a spiking layer without a neuron.
     """
@@ -56,6 +58,7 @@ class LayerCounts(LayerStatistics):
     summed_spike_time: float
     histogram: tuple[int, ...] = ()
     histogram_samples: int = 0
+    without_input: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind in ("spiking", "readout") and self.neuron is None:
@@ -103,8 +106,10 @@ class LayerActivity:
         return self.integration_updates + self.firing_updates
 
 
-FORMAT = 2
-"""Of `Counts.to_dict`, and so of the counts in summary.json and evaluation.json. 1 said neither neuron nor readout."""
+FORMAT = 3
+"""Of `Counts.to_dict`, and so of the counts in summary.json and evaluation.json. 1 said neither neuron nor readout, 2
+not which neurons were without input."""
+_READ = (2, FORMAT)
 
 # Keys of `Counts.total()`: sums over layers.
 SUMMED = (
@@ -184,6 +189,19 @@ class Counts:
         """Spikes over neurons, the readout included."""
         return sparsity(self.layers, with_outputs=True)
 
+    @property
+    def sparsity_as_published(self) -> float | None:
+        """Spikes over neurons as the code that the paper published counts them; None if that was not counted.
+
+        Neurons without any input fire at their window's end, and every output neuron is a spike.
+        """
+        hidden = [layer for layer in self.layers if layer.kind != "readout"]
+        if any(layer.without_input is None for layer in hidden):
+            return None
+        outputs = sum(layer.neurons for layer in self.layers if layer.kind == "readout")
+        spikes = sum(layer.spikes + (layer.without_input or 0) for layer in hidden) + outputs * self.samples
+        return spikes / ((sum(layer.neurons for layer in hidden) + outputs) * self.samples)
+
     def total(self) -> dict[str, Any]:
         """Sums over layers, by the keys of a layer."""
         return {key: sum(getattr(layer, key) for layer in self.layers) for key in SUMMED}
@@ -195,6 +213,7 @@ class Counts:
             "samples": self.samples,
             "sparsity": self.sparsity,
             "sparsity_with_outputs": self.sparsity_with_outputs,
+            "sparsity_as_published": self.sparsity_as_published,
             "layers": [layer.to_dict() for layer in self.layers],
             "total": self.total(),
             "input": dataclasses.asdict(self.input),
@@ -210,10 +229,10 @@ class Counts:
         Raises:
             ValueError: another format, a key that is missing or is not known.
         """
-        if values.get("format") != FORMAT:
+        if values.get("format") not in _READ:
             raise ValueError(
-                f"Counts.from_dict: values must be of format {FORMAT}; got {values.get('format')}. read_counts takes "
-                "format 1; a later one needs a later ttfs-triton."
+                f"Counts.from_dict: values must be of format {FORMAT} or {_READ[0]}; got {values.get('format')}. "
+                "read_counts takes format 1; a later one needs a later ttfs-triton."
             )
         try:
             return cls(
@@ -254,7 +273,7 @@ def read_counts(values: Mapping[str, Any], *, neuron: Neuron, readout: ReadoutTi
         encoder |= {key: values["input"][key] for key in ("spikes", "saturated")}
         by_sample = values["synaptic_operations_by_sample"]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"read_counts: values must be counts of format 1 or {FORMAT}; got {error!r}.") from error
+        raise ValueError(f"read_counts: values must be counts of format 1 to {FORMAT}; got {error!r}.") from error
     today = {
         "format": FORMAT,
         "layers": layers,
@@ -266,6 +285,6 @@ def read_counts(values: Mapping[str, Any], *, neuron: Neuron, readout: ReadoutTi
 
 
 def _layer_of_format_1(values: Mapping[str, Any], neuron: Neuron) -> dict[str, Any]:
-    known = {field.name for field in dataclasses.fields(LayerCounts)} - {"neuron"}
+    known = {field.name for field in dataclasses.fields(LayerCounts)} - {"neuron", "without_input"}
     layer = {key: values[_KEYS_OF_FORMAT_1.get(key, key)] for key in known}
     return layer | {"neuron": dataclasses.asdict(neuron) if values["kind"] in ("spiking", "readout") else None}

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from ttfs_triton.hardware.counts.counts import InputCounts, LayerCounts
-from ttfs_triton.hardware.counts.synapses import FanOut, described, fan_out
-from ttfs_triton.nn.coding import AnalogEncoder
+from ttfs_triton.hardware.counts.synapses import FanOut, described, fan_out, neurons_without_input
+from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.statistics import SpikeCounter, channels_innermost, in_parts, where_fired
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 # Places in `LayerCounter.sums`, in front of the histogram.
-FIXED = ("samples", "spikes", "saturated", "active_inputs", "nonzero_macs", "histogram_samples")
+FIXED = (
+    *("samples", "spikes", "saturated", "active_inputs", "nonzero_macs", "synaptic_operations", "without_input"),
+    "histogram_samples",
+)
 
 
 class LayerCounter(SpikeCounter):
@@ -45,9 +48,11 @@ class LayerCounter(SpikeCounter):
         device = self.layer.weight.device
         self._summed_activation = torch.zeros((), dtype=torch.float64, device=device)
         self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=device)
-        self._active_inputs, self._nonzero_macs = torch.zeros(2, dtype=torch.int64, device=device)
+        self._active_inputs, self._nonzero_macs, self._synaptic_operations, self._without_input = torch.zeros(
+            4, dtype=torch.int64, device=device
+        )
         self._spikes_by_sample: list[Tensor] = []
-        self._products_by_sample: list[Tensor] = []
+        self._operations_by_sample: list[Tensor] = []
         self._in_histogram = 0
         self._fan_out: FanOut | None = None
 
@@ -55,7 +60,9 @@ class LayerCounter(SpikeCounter):
         """Nothing to do before the first batch, which tells the layer's shape."""
 
     def update(self, activations: Tensor) -> None:
-        """Add a batch of outputs; see `SpikeCounter`."""
+        """Add a batch of outputs; see `SpikeCounter`. Of samples that do not count, the layer's inputs know nothing."""
+        if self.counted is not None:
+            raise NotImplementedError("counting: batches must not be padded; got one that is. Count images alone.")
         if not self.shape:
             self.shape = tuple(activations.shape[1:])
             super().prepare(activations.device)
@@ -76,17 +83,33 @@ class LayerCounter(SpikeCounter):
         if self._fan_out is None:
             self._prepare_synapses(inputs)
         assert self._fan_out is not None
-        if isinstance(self.layer, AnalogEncoder):
-            inputs = inputs - self.layer.mean  # what its synapses read
+        signed = isinstance(self.layer, SignedEncoder)
+        if isinstance(self.layer, AnalogEncoder | SignedEncoder):
+            inputs = inputs - self.layer.mean  # what its synapses read, but for a factor
+        elif self.layer.kind == "spiking":
+            self._without_input += neurons_without_input(self.layer, inputs.detach())
         flat = channels_innermost(inputs.detach())
         for part in in_parts(flat):
             active = torch.ne(part, 0, out=torch.empty_like(part, dtype=torch.float32))
             self._active_inputs += active.sum(1).long().sum()
-            reached = active if self._reach is None else active.mul_(self._reach)
-            operations = reached.sum(1, dtype=self._exact).long() * self._fan_out.channels
-            self._nonzero_macs += operations.sum()
+            products = self._products(active)
+            operations = self._products(where_fired(part).float()) if signed else products
+            self._nonzero_macs += products.sum()
+            if self.adds_to_slope:
+                self._synaptic_operations += operations.sum()
             if self._by_sample:
-                self._products_by_sample.append(operations)
+                self._operations_by_sample.append(operations)
+
+    @property
+    def adds_to_slope(self) -> bool:
+        """Whether inputs add weights to a slope: spikes do, and bright pixels of a signed encoder."""
+        return not self.real_inputs or isinstance(self.layer, SignedEncoder)
+
+    def _products(self, chosen: Tensor) -> Tensor:
+        """[n] int64: fan-out of the inputs that are 1 in `chosen`, [n, inputs] float32, which is changed."""
+        assert self._fan_out is not None
+        reached = chosen if self._reach is None else chosen.mul_(self._reach)
+        return reached.sum(1, dtype=self._exact).long() * self._fan_out.channels
 
     def _prepare_synapses(self, inputs: Tensor) -> None:
         convolution = isinstance(self.layer, WeightedConv2d)
@@ -102,7 +125,7 @@ class LayerCounter(SpikeCounter):
     def sums(self) -> Tensor:
         """All sums as one int64 vector: `FIXED`, the histogram, then spikes per neuron."""
         fixed = [self._samples, self._spikes.sum(), self._saturated, self._active_inputs, self._nonzero_macs]
-        fixed.append(torch.full_like(self._samples, self._in_histogram))
+        fixed += [self._synaptic_operations, self._without_input, torch.full_like(self._samples, self._in_histogram)]
         return torch.cat([torch.stack(fixed), self._histogram, self._spikes])
 
     def summed_spike_time(self) -> Tensor:
@@ -113,24 +136,22 @@ class LayerCounter(SpikeCounter):
         """[samples] int64, in the order of counting; for counters that keep it."""
         return torch.cat(self._spikes_by_sample)
 
-    def products_by_sample(self) -> Tensor:
-        """[samples] int64, products with inputs that are not zero, in the order of counting."""
-        return torch.cat(self._products_by_sample)
+    def operations_by_sample(self) -> Tensor:
+        """[samples] int64, synaptic operations, in the order of counting; for layers that have some."""
+        return torch.cat(self._operations_by_sample)
 
     def read(self, sums: Tensor, summed_spike_time: float, spikes_delivered: int) -> LayerCounts:
         """Counts from `sums()`, of one process or added up over several, on the CPU."""
         assert self._fan_out is not None
         fixed, histogram, spikes = sums.split([len(FIXED), self._bins, len(sums) - len(FIXED) - self._bins])
         found = dict(zip(FIXED, fixed.tolist(), strict=True))
-        samples, products = found["samples"], found["nonzero_macs"]
-        dense = self._fan_out.synapses * samples
+        dense = self._fan_out.synapses * found["samples"]
         return LayerCounts(
             name=self.name,
             neurons=len(spikes),
             **self._described,
             **found,
             spikes_delivered=spikes_delivered,
-            synaptic_operations=0 if self.real_inputs else products,
             analog_macs=dense if self.real_inputs else 0,
             dense_macs=dense,
             never_active=int((spikes == 0).sum()),

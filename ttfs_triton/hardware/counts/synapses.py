@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_triton.hardware.counts.counts import ReadoutTime
@@ -77,6 +78,27 @@ def described(layer: WeightedLayer, fan_out: FanOut, inputs: Tensor) -> dict[str
         "weights": layer.weight.numel(),
         "biases": 0 if layer.bias is None else layer.bias.numel(),
     }
+
+
+def neurons_without_input(layer: WeightedLayer, inputs: Tensor) -> Tensor:
+    """How many neurons no input spike reaches and no initial potential moves, over a batch: a count, on the device.
+
+    Their potential is 0 at the window's end, where the threshold is 0 too: they are silent here, and fire by Eq. 7 to
+    the letter.
+
+    Args:
+        layer: a convolution or fully connected layer.
+        inputs: activations [N, channels, height, width] or [N, features].
+    """
+    groups = layer.groups if isinstance(layer, WeightedConv2d) else 1
+    still = torch.ones(layer.weight.shape[0], device=inputs.device) if layer.bias is None else (layer.bias == 0).float()
+    reached = inputs.unflatten(1, (groups, -1)).amax(2)
+    if isinstance(layer, WeightedConv2d):
+        rows, columns = layer.padding
+        padded = F.pad(reached, (columns, columns, rows, rows))
+        reached = F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
+    fields = (reached <= 0).transpose(0, 1).flatten(1).sum(1, dtype=torch.float64)  # of each group
+    return (fields * still.view(groups, -1).sum(1)).sum().long()
 
 
 def readout_time(layer: WeightedLayer) -> ReadoutTime | None:

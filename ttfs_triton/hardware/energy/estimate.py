@@ -116,7 +116,7 @@ def _clock_driven(ledger: Ledger, layer: LayerAverages, options: RunOptions, win
     work = neuron_work(layer, options, samples)
     if layer.kind == "analog":  # a potential without a slope waits for the threshold
         multiplications(ledger, layer, layer.dense_macs)
-    else:
+    if layer.kind != "analog" or layer.synaptic_operations:
         synaptic_operations(ledger, layer)
         preset(ledger, layer, words=2)
     neuron_updates(ledger, layer, work)
@@ -133,6 +133,9 @@ def _closed_form(ledger: Ledger, layer: LayerAverages) -> None:
     if layer.kind == "analog":
         multiplications(ledger, layer, layer.dense_macs)
         ledger.charge(name, "threshold comparisons", "compute", 2 * neurons, "compare")
+        if layer.psp_persistence > 0:  # pixels with a slope
+            ledger.charge(name, "synaptic operations, Σ w", "compute", layer.synaptic_operations, "accumulate")
+            ledger.charge(name, "divisions", "compute", neurons, "divide")
         return
     fires = layer.kind != "readout" or layer.readout == "first_spike"
     slope = layer.psp_persistence > 0 and (fires or layer.readout == "potential_end")

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttfs_kernels.rule import fire
 from ttfs_triton.hardware.simulation.clock import FRACTION_BITS, POTENTIAL_BITS, Clock
 from ttfs_triton.hardware.simulation.integers import QuantisedWeight, exact_dtype, quantise_potential
-from ttfs_triton.nn.coding import AnalogEncoder
+from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 # Potentials, thresholds and their differences stay below this, so that int64 does not overflow.
@@ -136,7 +137,7 @@ class ClockedLayer:
 
 
 class AnalogLayer:
-    """The first layer of a network with an analog encoder: dense multiply-accumulates in front of the first spikes.
+    """The first layer of a network that reads pixels: dense multiply-accumulates in front of the first spikes.
 
     Args:
         layer: the encoder.
@@ -144,18 +145,32 @@ class AnalogLayer:
         bias: [C_out] or None, batch norm folded in.
     """
 
-    def __init__(self, layer: AnalogEncoder, weight: QuantisedWeight, bias: Tensor | None) -> None:
+    def __init__(self, layer: AnalogEncoder | SignedEncoder, weight: QuantisedWeight, bias: Tensor | None) -> None:
         self._layer, dtype = layer, layer.weight.dtype
         self._weight, self._bias = weight.dequantise().to(dtype), None if bias is None else bias.to(dtype)
+        self._persistence = layer.neuron.psp_persistence if isinstance(layer, SignedEncoder) else 0.0
 
     def normalise(self, images: Tensor) -> Tensor:
         """What the synapses read: images [N, C, height, width] in standard deviations from the mean."""
-        return (images - self._layer.mean) / self._layer.std
+        return self._layer.normalise(images)
 
     def activations(self, images: Tensor) -> Tensor:
         """Activations in [0, 1] of normalised images."""
+        potential = self._convolve(images, self._bias)
+        if self._persistence == 0:
+            return potential.clamp(0, 1)
+        return fire(potential, self._persistence * self._convolve((images > 0).to(images.dtype), None))[0]
+
+    def slope(self, images: Tensor) -> Tensor | None:
+        """Where neurons have a slope, as `ClockedLayer.earliest_input`; None if no slope persists."""
+        if self._persistence == 0:
+            return None
         layer = self._layer
-        potential = F.conv2d(
-            images, self._weight, self._bias, layer.stride, layer.padding, layer.dilation, layer.groups
-        )
-        return potential.clamp(0, 1)
+        bright = (images > 0).unflatten(1, (layer.groups, -1)).any(2).to(images.dtype)
+        rows, columns = layer.padding
+        padded = F.pad(bright, (columns, columns, rows, rows))
+        return F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
+
+    def _convolve(self, images: Tensor, bias: Tensor | None) -> Tensor:
+        layer = self._layer
+        return F.conv2d(images, self._weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)

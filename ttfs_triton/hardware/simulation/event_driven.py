@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.simulation.stages import Stage, network_stages
-from ttfs_triton.nn.coding import AnalogEncoder
+from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.readout import PotentialReadout, Readout
 from ttfs_triton.nn.weighted import WeightedConv2d
@@ -63,12 +63,15 @@ def event_driven(model: nn.Module, images: Tensor) -> EventDrivenRun:
 
 def _encode(stage: Stage, images: Tensor) -> Tensor:
     layer = stage.layer
-    if isinstance(layer, AnalogEncoder):
+    if isinstance(layer, AnalogEncoder | SignedEncoder):
         weight, bias = stage.synapses()
         images = (images - layer.mean.double()) / layer.std.double()
-        activation = F.conv2d(images, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups).clamp(
-            0, 1
-        )
+        options = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        potential = F.conv2d(images, weight, bias, *options)
+        if isinstance(layer, SignedEncoder):
+            slope = layer.neuron.psp_persistence * F.conv2d((images > 0).double(), weight, None, *options)
+            return _crossing(stage, potential, slope)
+        activation = potential.clamp(0, 1)
     else:
         activation = layer(images)
     return torch.where(activation > 0, 1 - activation, torch.inf)

@@ -15,7 +15,7 @@ from ttfs_triton.hardware.simulation.integers import QuantisedWeight, check_bits
 from ttfs_triton.hardware.simulation.simulation import Engine, Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.stages import Stage, network_stages
 from ttfs_triton.hardware.simulation.tally import LayerTally
-from ttfs_triton.nn.coding import AnalogEncoder
+from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
 
@@ -44,8 +44,8 @@ def simulate(
     Layer l integrates in window l − 1, while its inputs fire, and fires in window l; otherwise it sleeps. At each step
     of the integration window, weights of the spikes of that step are added to the neuron's slope, and the slope to its
     potential; in the firing window, σ times the slope is, until the potential meets the falling threshold. Weights are
-    rounded symmetrically, initial potentials to the unit of the potential. An `AnalogEncoder` multiplies real numbers
-    by rounded weights and has its outputs time-stamped.
+    rounded symmetrically, initial potentials to the unit of the potential. An `AnalogEncoder` or `SignedEncoder`
+    multiplies real numbers by rounded weights and has its outputs time-stamped.
 
     Args:
         model: see `network_stages`; on any device, in any mode: dropout is off, batch norm uses its running statistics.
@@ -150,7 +150,7 @@ class Simulator:
 
     def _prepare(self, stage: Stage, weight: QuantisedWeight) -> ClockedLayer | AnalogLayer:
         layer = stage.layer
-        if isinstance(layer, AnalogEncoder):
+        if isinstance(layer, AnalogEncoder | SignedEncoder):
             return AnalogLayer(layer, weight, stage.synapses()[1])
         if isinstance(layer, Readout):
             return ClockedLayer(
@@ -209,9 +209,10 @@ class Simulator:
     def _fire_analog(self, layer: AnalogLayer, tally: LayerTally, images: Tensor) -> Tensor:
         images = layer.normalise(images)
         tally.add_inputs(images)
+        slope = layer.slope(images)
         instant = self._clock.encode(layer.activations(images))
         tally.add_spikes(instant)
-        tally.add_firing(instant, None)
+        tally.add_firing(instant, slope)
         return instant
 
     def _fire(self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor) -> Tensor:
@@ -301,8 +302,8 @@ class Simulator:
         spikes = torch.stack([torch.cat(tally.sample_spikes) for tally in self._tallies]).sum(0)
         synaptic_operations = torch.zeros_like(spikes)
         for tally in self._tallies:
-            if tally.layer.kind != "analog":
-                synaptic_operations += torch.cat(tally.sample_products)
+            if tally.adds_to_slope:
+                synaptic_operations += torch.cat(tally.sample_operations)
         neurons, sums = self._input
         return Counts(
             samples=self._samples,

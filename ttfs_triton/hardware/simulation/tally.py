@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ttfs_triton.hardware.counts.counts import LayerActivity, LayerCounts
-from ttfs_triton.hardware.counts.synapses import described, fan_out
+from ttfs_triton.hardware.counts.synapses import described, fan_out, neurons_without_input
 from ttfs_triton.hardware.simulation.clock import Clock
+from ttfs_triton.nn.coding import SignedEncoder
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 
@@ -20,12 +21,20 @@ class LayerTally:
         self._window_steps = clock.steps * window
         device = layer.weight.device
         self.histogram = torch.zeros(self._never + 1, dtype=torch.int64, device=device)
-        self.active_inputs, self.products, self.integration, self.firing, self.compares = torch.zeros(
-            5, 1, dtype=torch.int64, device=device
-        )
+        # Spikes add to a slope, and bright pixels of a signed encoder.
+        self.adds_to_slope = layer.kind != "analog" or isinstance(layer, SignedEncoder)
+        (
+            self.active_inputs,
+            self.products,
+            self.operations,
+            self.without_input,
+            self.integration,
+            self.firing,
+            self.compares,
+        ) = torch.zeros(7, 1, dtype=torch.int64, device=device)
         self.ever = torch.zeros(0, dtype=torch.bool, device=device)
         self.sample_spikes: list[Tensor] = []
-        self.sample_products: list[Tensor] = []
+        self.sample_operations: list[Tensor] = []
         self.samples = 0
         self._reach, self._described = torch.zeros(0), dict[str, Any]()
 
@@ -36,11 +45,17 @@ class LayerTally:
             self._reach = (reach.places * reach.channels).to(inputs.device)
             self._described = described(self.layer, reach, inputs)
         self.samples += len(inputs)
+        if self.layer.kind == "spiking":
+            self.without_input += neurons_without_input(self.layer, inputs)
         places = (inputs != 0).sum(1).reshape(len(inputs), -1)
-        products = (places * self._reach).sum(1)
+        operations = products = (places * self._reach).sum(1)
+        if isinstance(self.layer, SignedEncoder):
+            operations = ((inputs > 0).sum(1).reshape(len(inputs), -1) * self._reach).sum(1)
         self.active_inputs += places.sum()
         self.products += products.sum()
-        self.sample_products.append(products)
+        if self.adds_to_slope:
+            self.operations += operations.sum()
+            self.sample_operations.append(operations)
 
     def add_integration(self, earliest: Tensor, channels: int) -> None:
         """Add the integration window's updates: `ClockedLayer.earliest_input`, each for so many channels."""
@@ -90,7 +105,7 @@ class LayerTally:
             spikes=sum(histogram),
             spikes_delivered=delivered,
             active_inputs=int(self.active_inputs),
-            synaptic_operations=0 if real else products,
+            synaptic_operations=int(self.operations),
             nonzero_macs=products,
             analog_macs=dense if real else 0,
             dense_macs=dense,
@@ -99,11 +114,12 @@ class LayerTally:
             summed_spike_time=sum(step * spikes for step, spikes in enumerate(histogram)) / self._window_steps,
             histogram=tuple(histogram),
             histogram_samples=self.samples,
+            without_input=int(self.without_input),
         )
 
     def activity(self) -> LayerActivity:
         """Cycles and state accesses."""
-        synaptic_operations = 0 if self.layer.kind == "analog" else int(self.products)
+        synaptic_operations = int(self.operations)
         integration, firing, compares = int(self.integration), int(self.firing), int(self.compares)
         # An update of the firing window shares its read of the potential with the compare that follows it; updates of
         # a potential that is only read out have none.

@@ -1,0 +1,120 @@
+"""Make a network that comes with the package of a run: folded, rounded to bfloat16, scored on the whole test set.
+
+python recipes/bundle.py runs/mnist cnn1-mnist
+python recipes/bundle.py runs/mnist cnn1-mnist --dataset ylecun/mnist --data-dir FOLDER --commit 2e6a451
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Field
+
+from ttfs_triton.atomic import make_folder, write_json
+from ttfs_triton.command_line import run_command
+from ttfs_triton.evaluation import LoadedNetwork, load_network, load_test_images
+from ttfs_triton.hardware import counting
+from ttfs_triton.hub.facts import read_facts
+from ttfs_triton.model.bundled import FACTS, FOLDER, MOST_BYTES, PREFIX
+from ttfs_triton.model.files import model_bytes, write_model
+from ttfs_triton.model.weights import WEIGHTS, checksum
+from ttfs_triton.scoring import EvaluationBatches, device_name, evaluate, versions
+
+
+class BundleOptions(BaseModel):
+    """Which run, under which name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a run that has ended."""
+    name: Annotated[str, tyro.conf.Positional] = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    """Of the network: small letters, digits and hyphens."""
+    dataset: str | None = None
+    """What it was trained on, by its name on the Hub. Default: as the run says; local folders have no name."""
+    data_dir: Path | None = None
+    """Local copy of the data set. Default: as the run was trained."""
+    commit: str = ""
+    """At which the run began, where that is known."""
+    output_dir: Path = FOLDER
+    """Where the folder NAME goes."""
+
+
+def bundle(options: BundleOptions) -> Path:
+    """Write the folder and print what it holds.
+
+    Raises:
+        LoadError: no such run, or one that has not ended.
+        ValueError: a network that would take all bundled ones beyond `MOST_BYTES`; nothing has been written.
+    """
+    loaded = load_network(options.run)
+    known = read_facts(loaded.files, dataset=options.dataset)
+    network = loaded.network
+    network.fold_standardisation()
+    network.bfloat16()
+    tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.float()
+    description = loaded.description.replace(dataset=known.data.id or loaded.description.dataset)
+    folder = options.output_dir / options.name
+    size = sum(map(len, model_bytes(tensors, description).values()))
+    others = sum(file.stat().st_size for file in options.output_dir.rglob("*") if folder not in file.parents)
+    if size + others > MOST_BYTES:
+        raise ValueError(
+            f"bundle: all networks together must have at most {MOST_BYTES:,} bytes; got {size + others:,} with "
+            f"{options.name}. Bundle a smaller one."
+        )
+    figures = score(loaded, options.data_dir)
+    make_folder(folder)
+    write_model(folder, tensors, description)
+    training = {
+        "settings": dict(known.settings),
+        "epochs": known.epochs,
+        "best_epoch": known.best_epoch,
+        "val_accuracy": known.val_accuracy,
+        "seconds_per_epoch": known.seconds_per_epoch,
+        "device": known.device,
+        "versions": dict(known.versions),
+        "commit": options.commit,
+    }
+    about = {
+        "weights": "bfloat16, weight standardisation folded; figures are of these weights, computed in float32",
+        "tensors_sha256": checksum(tensors),
+        "dataset": description.dataset,
+        "made_by": f"python recipes/bundle.py {Path(options.run).name} {options.name}",
+        "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+    }
+    write_json(folder / FACTS, figures | about | {"training": training})
+    accuracy, images = figures["test_accuracy"], figures["test_images"]
+    print(f"{PREFIX}{options.name}: {size:,} bytes, {accuracy:.2%} of {images:,} images")
+    print(f"written: {folder / WEIGHTS}")
+    return folder
+
+
+def score(loaded: LoadedNetwork, data_dir: Path | None) -> dict[str, Any]:
+    """Figures over the whole test set."""
+    data = load_test_images(loaded, data_dir=data_dir, progress=True)
+    with counting(loaded.network, histogram_bins=0, by_sample=False) as counter:
+        found = evaluate(loaded.network, EvaluationBatches(data, None, 500), Accelerator(cpu=True))
+    counts = counter.counts()
+    return {
+        "test_accuracy": found.accuracy,
+        "test_first_spike_accuracy": found.first_spike_accuracy,
+        "test_images": found.images,
+        "sparsity": counts.sparsity,
+        "sparsity_as_published": counts.sparsity_as_published,
+        "synaptic_operations": counts.total()["synaptic_operations"] / counts.samples,
+        "scored_on": device_name(next(loaded.network.parameters()).device),
+        "scored_with": versions(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: parse, bundle, exit with a plain message where the user can mend what went wrong."""
+    run_command(BundleOptions, bundle, prog="bundle.py", description=__doc__, arguments=arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The paper's published networks, written anew from what its scripts compute, narrow, with the names of their files.
+
+`Proxy` works with activations and reads images by spiking neurons, `Direct` with spike times behind an analog layer.
+They share nothing with the code that they are compared with. A layer's spikes are kept in `fired`.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tests.convert.sources import PLAN, _Convolution, _Linear
+
+HEAD = (12, 9)
+
+
+class _Published(nn.Module):
+    """Places as in the published files: an activation behind each layer, pools in between."""
+
+    def __init__(self, classes: int = 10, plan: tuple[int | str, ...] = PLAN, channels: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for item in plan:
+            if isinstance(item, str):
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [_Convolution(channels, item), nn.Identity()]
+                channels = item
+        dense: list[nn.Module] = []
+        for features in HEAD:
+            dense += [_Linear(channels, features), nn.Identity()]
+            channels = features
+        self.conv, self.fc = nn.Sequential(*layers), nn.Sequential(*dense, _Linear(channels, classes))
+        self.fired: list[Tensor] = []
+
+    def layers(self) -> list[nn.Module]:
+        """All that computes something, up to the readout."""
+        found = [*self.conv, nn.Flatten(), *self.fc]
+        return [layer for layer in found if not isinstance(layer, nn.Identity)]
+
+
+class Proxy(_Published):
+    """Activations; the first layer reads pixels of either sign, bright ones as spikes. Logits: A of the last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.fired = []
+        *hidden, readout = self.layers()
+        for layer in hidden:
+            if not isinstance(layer, _Convolution | _Linear):
+                x = layer(x)
+                continue
+            potential, slope = layer(x), layer((x > 0).to(x.dtype))
+            crossing = (potential + slope) / (1 + slope)
+            x = torch.where(potential < -slope, 0.0, crossing)
+            x = torch.where(potential >= 1, 1.0, x)
+            self.fired.append(x > 0)
+        return readout(x)
+
+
+class Direct(_Published):
+    """Times in the layer's own window, inf for none, behind a clamped convolution. Logits: potential at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *hidden, readout = self.layers()
+        analog = first(x).clamp(0, 1)
+        times = torch.where(analog > 0, 1 - analog, math.inf)
+        self.fired = [times != math.inf]
+        for layer in hidden:
+            if not isinstance(layer, _Convolution | _Linear):
+                times = -layer(-times)  # the earliest of a pool
+                continue
+            fired = times != math.inf
+            slope = layer(fired.to(x.dtype))
+            weighted = layer(torch.where(fired, times, 0.0))
+            # From the input's window on: slope · t − weighted = 2 − t, as the threshold falls from 1 at t = 1.
+            crossing = (2 + weighted) / (1 + slope)
+            crossing = torch.where((crossing < 0) | (crossing > 2), math.inf, crossing)
+            crossing = torch.where(slope >= 1 + weighted, 1.0, crossing) - 1
+            times = torch.where(crossing < 0, math.inf, crossing)
+            self.fired.append(times != math.inf)
+        fired = times != math.inf
+        return readout(fired.to(x.dtype)) + readout(torch.where(fired, 1 - times, 0.0))
+
+
+class ForDigits(nn.Module):
+    """The networks for MNIST: pixels are activations, convolutions are not padded; logits as of `Proxy`."""
+
+    def __init__(self, kernel: int = 3, hidden: tuple[int, ...] = (16,)) -> None:
+        super().__init__()
+        side = ((28 - kernel + 1) // 2 - kernel + 1) // 2
+        convolutions = [nn.Module(), nn.Module()]
+        convolutions[0].cnn = nn.Conv2d(1, 4, kernel, bias=False)
+        convolutions[1].cnn = nn.Conv2d(4, 6, kernel, bias=False)
+        self.conv = nn.Sequential()
+        for place, module in zip((0, 3), convolutions, strict=True):
+            self.conv.add_module(str(place), module)
+        self.fc, features = nn.Sequential(), 6 * side**2
+        for place, size in enumerate((*hidden, 10)):
+            self.fc.add_module(str(2 * place), _Linear(features, size))
+            features = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.conv:
+            x = nn.functional.max_pool2d(_fire(module.cnn, x), 2)
+        x = x.flatten(1)
+        for module in list(self.fc)[:-1]:
+            x = _fire(module, x)
+        return list(self.fc)[-1](x)
+
+
+def _fire(layer: nn.Module, x: Tensor) -> Tensor:
+    potential, slope = layer(x), layer((x > 0).to(x.dtype))
+    inside = torch.where(potential + slope > 0, (potential + slope) / (1 + slope), 0.0)
+    return torch.where(potential >= 1, 1.0, inside)
+
+
+def briefly_trained(model: nn.Module, steps: int = 30) -> nn.Module:
+    """After some steps of AdamW towards the brightest quadrant's number, as far as gradients of spikes that move go."""
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(steps):
+        images, labels = coloured_quadrants(32, generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return model.eval()
+
+
+def coloured_quadrants(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images [count, 3, 32, 32], normalised, of which one quadrant is bright, and its number."""
+    labels = torch.randint(4, (count,), generator=generator)
+    images = torch.randn(count, 3, 32, 32, generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = divmod(label, 2)
+        image[:, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 1
+    return images, labels
+
+
+def saved(model: nn.Module, path: Path) -> Path:
+    """As the published scripts save."""
+    torch.save(model.state_dict(), path)
+    return path

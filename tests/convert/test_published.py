@@ -1,0 +1,143 @@
+"""The paper's published networks, read from their own files: the same logits and the same spikes."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.convert import published
+from tests.convert.published import Direct, ForDigits, Proxy, briefly_trained, saved
+from tests.convert.sources import paper, randomised
+from ttfs_kernels import Neuron
+from ttfs_triton.convert import ConversionError, convert
+from ttfs_triton.convert.command import ConvertOptions, run
+from ttfs_triton.convert.vgg import CIFAR10
+from ttfs_triton.model import ModelDescription
+from ttfs_triton.model.files import write_model
+from ttfs_triton.nn import NetworkConfig, SignedEncoder, TTFSNetwork
+from ttfs_triton.nn.weighted import WeightedLayer
+from ttfs_triton.train import ConfigError
+from ttfs_triton.train.start import load_weights
+
+KINDS = {"direct": Direct, "proxy": Proxy}
+# conftest's float64 comparison of decisions needs more than a handful of images.
+IMAGES = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def normalised(images):
+    mean, std = (torch.tensor(values, dtype=images.dtype).view(-1, 1, 1) for values in CIFAR10)
+    return (images - mean) / std
+
+
+def hidden_spikes(network, images):
+    """Which neurons of each hidden layer fire, before pooling."""
+    found = []
+    hooks = [
+        layer.register_forward_hook(lambda layer, _, output: found.append(output > 0))
+        for layer in network.features
+        if isinstance(layer, WeightedLayer)
+    ]
+    logits = network(images)
+    for hook in hooks:
+        hook.remove()
+    return logits, found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trained", [False, True], ids=["random", "trained"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_published_spiking_networks_compute_the_same(tmp_path, kind, trained, dtype):
+    source = randomised(KINDS[kind](), seed=5)
+    with torch.enable_grad():
+        source = briefly_trained(source) if trained else source
+    converted = convert(saved(source, tmp_path / "cifar10best.pkl"), trained_as=kind)
+    assert not converted.needs_calibration
+    network, images = converted.network.to(dtype), IMAGES.to(dtype)
+    expected = source.to(dtype)(normalised(images))
+    logits, fired = hidden_spikes(network, images)
+    assert expected.std(0).max() > 1e-2
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    assert torch.equal(logits.argmax(1), expected.argmax(1))
+    assert len(fired) == len(source.fired)
+    for ours, theirs in zip(fired, source.fired, strict=True):
+        assert 0.02 < theirs.double().mean() < 0.98
+        assert torch.equal(ours, theirs)
+
+
+def test_published_networks_keep_encoder_readout_and_neuron(tmp_path):
+    path = saved(randomised(Direct()), tmp_path / "a.pkl")
+    direct, proxy, ann = (convert(path, trained_as=kind) for kind in ("direct", "proxy", "ann"))
+    found = [(c.network.config.encoder, c.network.config.readout, c.needs_calibration) for c in (direct, proxy, ann)]
+    assert found == [
+        ("analog", "potential_end", False),
+        ("signed", "potential_start", False),
+        ("analog", "potential_start", True),
+    ]
+    assert direct.network.config.neuron == Neuron(derivative_clip=1e5)
+    assert "trained as direct, as said: the names are the same" in direct.report.notes
+    assert isinstance(proxy.network.features[0], SignedEncoder)
+
+
+@pytest.mark.parametrize(("kernel", "hidden"), [(3, (16,)), (5, (20, 16))])
+@pytest.mark.parametrize(("kind", "readout"), [("proxy", "potential_start"), ("direct", "potential_end")])
+@torch.no_grad()
+def test_published_networks_for_digits_are_not_padded(tmp_path, kernel, hidden, kind, readout):
+    source = randomised(ForDigits(kernel, hidden))
+    network = convert(saved(source, tmp_path / "mnist.pkl"), trained_as=kind, readout="potential_start").network
+    assert (network.config.encoder, network.config.image_size) == ("latency", (28, 28))
+    assert network.config.specification.startswith(f"4C{kernel}p0-P2-6C{kernel}p0-P2-")
+    images = torch.rand(8, 1, 28, 28).where(torch.rand(8, 1, 28, 28) > 0.5, 0.0)
+    torch.testing.assert_close(network(images), source(images), atol=1e-5, rtol=0)
+    assert convert(tmp_path / "mnist.pkl", trained_as=kind).network.config.readout == readout
+
+
+def test_network_for_digits_with_padding_is_refused(tmp_path):
+    source = ForDigits()
+    source.fc[0] = published._Linear(6 * 7 * 7, 16)
+    with pytest.raises(ConversionError, match=r"fc\.0\.linear\.weight: \[16, 294\], fc1 needs \[16, 150\]"):
+        convert(saved(source, tmp_path / "a.pkl"), trained_as="ann")
+
+
+def test_what_the_weights_are_of_must_be_said(tmp_path):
+    path = saved(paper(), tmp_path / "a.pkl")
+    with pytest.raises(ConversionError, match="trained_as must be one of ann, direct, proxy for the paper's networks"):
+        convert(path)
+    with pytest.raises(ConversionError, match=r"\(--trained-as\)"):
+        run(ConvertOptions(source=str(path), output_dir=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_others_cannot_be_called_what_they_are_not(tmp_path):
+    vgg = nn.ModuleDict({"features": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "classifier": nn.Linear(64, 10)})
+    with pytest.raises(ConversionError, match="trained_as must be ann for a kuangliu/pytorch-cifar; got proxy"):
+        convert(saved(vgg, tmp_path / "a.pth"), trained_as="proxy")
+    network = TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(8, 8)))
+    write_model(tmp_path, network.state_dict(), ModelDescription.of(network.config))
+    with pytest.raises(ConversionError, match=r"trained_as must be left out for .*, a spiking network; got ann"):
+        convert(tmp_path, trained_as="ann")
+
+
+def test_command_converts_without_calibration(tmp_path):
+    path = saved(randomised(Proxy()), tmp_path / "a.pkl")
+    converted = run(ConvertOptions(source=str(path), output_dir=tmp_path / "out", trained_as="proxy"))
+    assert not converted.network.config.bias
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@torch.no_grad()
+def test_training_starts_from_published_networks_as_they_are(tmp_path):
+    source = randomised(Direct())
+    path = saved(source, tmp_path / "a.pkl")
+    config = convert(path, trained_as="direct").network.config.replace(bias=True, neuron=Neuron())
+    network = TTFSNetwork(config).eval()
+    start = load_weights(network, str(path), torch.rand(16, 3, 32, 32), "direct")
+    assert start.calibration is None
+    images = IMAGES.float()
+    torch.testing.assert_close(network(images), source(normalised(images)), atol=1e-5, rtol=0)
+    other = TTFSNetwork(config.replace(readout="potential_start"))
+    with pytest.raises(ConfigError, match=r"readout must be potential_end.*Give --readout potential_end"):
+        load_weights(other, str(path), None, "direct")
+    with pytest.raises(ConfigError, match="trained_as must be one of ann, direct, proxy"):
+        load_weights(other, str(path))
+    with pytest.raises(ConfigError, match=r"encoder must be signed.*Give --encoder signed"):
+        load_weights(network, str(path), None, "proxy")

@@ -1,0 +1,78 @@
+"""Networks that come with the package: whole, small, and taken wherever a trained network is."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from ttfs_triton.convert import WeightsError, open_weights
+from ttfs_triton.evaluation import LoadError, load_network
+from ttfs_triton.model import TTFSModel, bundled_facts, bundled_names, find_model
+from ttfs_triton.model.bundled import FOLDER, MOST_BYTES
+from ttfs_triton.model.weights import checksum, read_weights
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.train.start import load_weights
+
+NAMES = bundled_names()
+
+
+def test_there_are_some():
+    assert {"cnn1-mnist"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bundled_network_is_what_its_facts_say(name):
+    model, facts = TTFSModel.from_pretrained(f"bundled:{name}"), bundled_facts(name)
+    tensors = read_weights(FOLDER / name / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert checksum(tensors) == facts["tensors_sha256"]
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, tensors[key].float())
+    assert not model.training
+    assert not model.config.weight_standardisation
+    assert model.description.dataset == facts["dataset"]
+    assert facts["training"]["settings"]["model"]
+    assert 0 < facts["sparsity"] < 1
+    images = torch.rand(2, model.config.in_channels, *model.config.image_size)
+    assert len(model.classify(images)) == 2
+
+
+def test_bundled_networks_are_small_and_name_nobody():
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*")) <= MOST_BYTES
+    for file in FOLDER.glob("*/*.json"):
+        assert not re.search(r"(?<![\w.])/(?!s)\w+/", file.read_text()), file
+
+
+def test_unknown_name_is_told_those_that_there_are():
+    for load in (TTFSModel.from_pretrained, load_network, find_model):
+        with pytest.raises(LoadError, match=r"must be one of .*bundled:cnn1-mnist.*; got bundled:nothing"):
+            load("bundled:nothing")
+        with pytest.raises(LoadError, match=r"must be one of .*; got bundled:\."):
+            load("bundled:.")
+    with pytest.raises(WeightsError, match=r"must be one of .*bundled:cnn1-mnist.*; got bundled:"):
+        open_weights("bundled:")
+    with pytest.raises(LoadError, match="revision must be None for a bundled network; got 'main'"):
+        find_model("bundled:cnn1-mnist", revision="main")
+
+
+def test_something_of_that_name_here_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8))).save_pretrained("bundled:cnn1-mnist")
+    assert TTFSModel.from_pretrained("bundled:cnn1-mnist").config.specification == "4C3-P2-8"
+
+
+def test_training_starts_from_a_bundled_network():
+    model = TTFSModel.from_pretrained("bundled:cnn1-mnist")
+    network = TTFSNetwork(model.config)
+    start = load_weights(network, "bundled:cnn1-mnist", torch.rand(8, 1, 28, 28))
+    assert start.calibration is None
+    for ours, theirs in zip(network.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_facts_are_json_of_figures():
+    for name in NAMES:
+        facts = json.loads((FOLDER / name / "facts.json").read_text())
+        assert {"test_accuracy", "test_images", "sparsity", "sparsity_as_published", "made_by"} <= facts.keys()

@@ -1,0 +1,50 @@
+"""CUDA graphs as a device offers them, and a network's scores through one: hundreds of launches a batch become one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import torch
+
+
+class GraphError(RuntimeError):
+    """Work could not be captured."""
+
+
+class Graphs(Protocol):
+    """What a device offers."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """A context whose work runs on a side stream, after what came before and before what follows."""
+        ...
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record work without doing it; returns what does it."""
+        ...
+
+
+class CudaGraphs:
+    """Graphs of a CUDA device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Run on the stream that captures, so that what autograd remembers of streams fits the capture."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Other threads, such as those that page-lock memory, may go on with theirs."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            work()
+        return graph.replay
+
+
+def reason_of_failure(error: RuntimeError) -> str:
+    """The first line of what went wrong in a capture."""
+    return str(error).strip().splitlines()[0].rstrip(".")

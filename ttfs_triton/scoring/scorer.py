@@ -1,0 +1,144 @@
+"""A network's scores, batch by batch, added up on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from ttfs_triton.nn import TTFSNetwork, record_statistics, reset_statistics
+from ttfs_triton.scoring.graphs import GraphError, Graphs, reason_of_failure
+
+PADDING = -1  # label of images that do not count
+
+
+class Scorer:
+    """Adds up the scores of batches as they come.
+
+    Args:
+        network: unwrapped.
+        accelerator: for device and autocast.
+    Attributes:
+        sums: [6], float64, on the device: images, right decisions by the readout's score, cross entropy, right
+            decisions by the first spike, ties, images without an output spike.
+    """
+
+    def __init__(self, network: TTFSNetwork, accelerator: Accelerator) -> None:
+        self.network, self.accelerator = network, accelerator
+        self.sums = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Start at zero; within the block, the network is in evaluation mode and its layers count spikes."""
+        self.sums.zero_()
+        reset_statistics(self.network)
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            with torch.no_grad(), record_statistics(self.network), self._casts():
+                yield
+        finally:
+            self.network.train(was_training)
+
+    def _casts(self) -> AbstractContextManager[None]:
+        """Weights are cast once for all batches."""
+        return self.accelerator.autocast()
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """Score images [n, C, height, width], in [0, 1], with labels [n], int64, on the device."""
+        self._add(images, labels, torch.full((), len(labels), device=labels.device), None)
+
+    def _add(self, images: Tensor, labels: Tensor, number: Tensor, counted: Tensor | None) -> None:
+        hidden = self.network.hidden(images)
+        logits, decision = self.network.readout(hidden).float(), self.network.readout.decide(hidden)
+        tie, no_spike = decision.tie, decision.no_spike
+        if counted is not None:
+            tie, no_spike = tie & counted, no_spike & counted
+        self.sums += torch.stack(
+            [
+                number,
+                (logits.argmax(1) == labels).sum(),  # padding is nobody's class
+                F.cross_entropy(logits, labels, reduction="sum", ignore_index=PADDING),
+                (decision.prediction == labels).sum(),
+                tie.sum(),
+                no_spike.sum(),
+            ]
+        ).double()
+
+
+class PaddedScorer(Scorer):
+    """A scorer whose batches all have one size: a smaller one is filled up with images that do not count.
+
+    So kernels are compiled for one size, and the work on a batch can be captured in a CUDA graph once, for all
+    evaluations of a run. All sums and counts are, bit for bit, those of the images alone in a batch of that size.
+
+    Args:
+        network, accelerator: as of `Scorer`.
+        batch_size: of all batches; the largest that comes.
+        graphs: of the device; None: batches are scored one by one.
+        required: whether a capture that fails is an error; else batches are scored without, and `say` says so.
+        say: shows a line.
+    Raises:
+        GraphError: when called, if the capture failed and is required.
+    """
+
+    def __init__(
+        self,
+        network: TTFSNetwork,
+        accelerator: Accelerator,
+        batch_size: int,
+        *,
+        graphs: Graphs | None = None,
+        required: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        super().__init__(network, accelerator)
+        self.graphs, self.required, self.say = graphs, required, say
+        config, device = network.config, accelerator.device
+        shape = (batch_size, config.in_channels, *config.image_size)
+        self._images = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
+        self._labels = torch.full((batch_size,), PADDING, device=device)
+        self.replay: Callable[[], None] | None = None
+        self._warm = False
+
+    def _casts(self) -> AbstractContextManager[None]:
+        """Weights are cast for each batch, within the capture: they are others when it is replayed."""
+        return nullcontext()
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """As of `Scorer`, for up to `batch_size` images."""
+        number = len(labels)
+        self._images[:number].copy_(images, non_blocking=True)
+        self._labels[:number].copy_(labels, non_blocking=True)
+        self._labels[number:].fill_(PADDING)
+        if self.graphs is None:
+            self._score()
+        elif not self._warm:
+            self._warm = True
+            with self.graphs.aside():
+                self._score()
+        else:
+            if self.replay is None:
+                self._capture(self.graphs)
+            (self.replay or self._score)()
+
+    def _score(self) -> None:
+        counted = self._labels != PADDING
+        with record_statistics(self.network, counted=counted), self.accelerator.autocast():
+            self._add(self._images, self._labels, counted.sum(), counted)
+
+    def _capture(self, graphs: Graphs) -> None:
+        try:
+            self.replay = graphs.capture(self._score)
+        except RuntimeError as error:
+            reason = reason_of_failure(error)
+            if self.required:
+                raise GraphError(
+                    f"PaddedScorer: a batch must be capturable in a CUDA graph; got {reason}. Use --cuda-graph off."
+                ) from error
+            self.graphs = None
+            self.say(f"no CUDA graph in evaluation: {reason}")
