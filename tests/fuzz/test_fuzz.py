@@ -26,7 +26,7 @@ for what in (unexpected, undecoded, large, endless, waiting):
     def read(folder, content, what=what):
         if content != b"seed": what()
     targets.TARGETS[what.__name__] = targets.Target(lambda: [b"seed"], read, (ValueError,))
-run.SECONDS = run.WAITING = 1
+run.SECONDS, run.WAITING = 1, 1 if sys.argv[1] == "waiting" else 60
 run.main([sys.argv[1], "5", "0"])
 """
 
