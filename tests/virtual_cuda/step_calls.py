@@ -1,6 +1,7 @@
 """Operator calls, kernel launches, host synchronisations and bytes of a training step, on the virtual device.
 
     python -m tests.virtual_cuda.step_calls
+    python -m tests.virtual_cuda.step_calls --of 2de219a --name step_calls-before     # of another commit
 
 A step of `recipes/train_vgg16_cifar10.yaml` by the trainer itself, after the first one. The network is a sixteenth as
 wide and the batch small, since kernels are interpreted here: calls do not depend on either, bytes do. Operators are
@@ -10,6 +11,7 @@ A step that counts spikes is "sampled".
 
 import gc
 import os
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -26,6 +28,7 @@ from tests.virtual_cuda import Record, install, recording
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "train_vgg16_cifar10.yaml"
 BATCH = 2
+MEASURED = "STEP_CALLS_MEASURED"  # set where another commit's packages are imported
 
 
 @dataclass
@@ -36,13 +39,24 @@ class Options:
     """Folder of the CSV and JSON files."""
     name: str = "step_calls"
     """Of the files."""
+    of: str | None = None
+    """Commit whose loop and kernels are measured, with this checkout's device. Default: this checkout's."""
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     sys.path.insert(0, str(ROOT / "bench"))
+    from _commits import extract
     from _record import environment, write
 
+    if options.of is not None and MEASURED not in os.environ:
+        with tempfile.TemporaryDirectory() as folder:
+            tree = extract(options.of, Path(folder) / "tree", "ttfs_triton", "kernels", "recipes")
+            packages = os.pathsep.join(map(str, (tree, tree / "kernels", ROOT)))
+            command = [sys.executable, "-m", "tests.virtual_cuda.step_calls", *sys.argv[1:]]
+            # From its folder, so that Python finds its packages before this checkout's.
+            done = subprocess.run(command, cwd=tree, env=os.environ | {MEASURED: options.of, "PYTHONPATH": packages})
+        sys.exit(done.returncode)
     install()
     rows, operators = [], {}
     for backend in options.backends:
@@ -52,7 +66,7 @@ def main() -> None:
                 rows.append(row(backend, precision, kind, record))
                 operators[f"{backend}, {precision}, {kind}"] = dict((record.operators + record.launches).most_common())
                 print(rows[-1])
-    about = environment(torch.device("cpu")) | {"operators": operators}
+    about = environment(torch.device("cpu")) | {"of": options.of, "operators": operators}
     for path in write(options.output, options.name, rows, about):
         print(f"written: {path}")
 
