@@ -11,17 +11,28 @@ MAX_BYTES = 2**16
 """Of a file: a configuration has two thousand bytes, and reading takes 10 s a million."""
 
 
+MAX_DEPTH = 20
+"""Of lists in lists; Python itself would stop at some hundreds, after seconds."""
+
+
 class YamlError(ValueError):
     """A file that is no mapping in YAML; says what it must be, without naming the file."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases, which make gigabytes of a few lines."""
+    """Without aliases, which make gigabytes of a few lines, and not nested deeply."""
+
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise YamlError(f"must have no aliases; got *{self.peek_event().anchor}. Write the value out.")
-        return super().compose_node(parent, index)
+        if self.depth == MAX_DEPTH:
+            raise YamlError(f"must be nested at most {MAX_DEPTH} deep; got more.")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 import zipfile
 
 import pytest
@@ -370,8 +371,12 @@ def deflated(content: bytes) -> bytes:
             "take no more memory than their file; got 4000000 bytes",
         ),
         (bytes_of({"a": _Call(bytearray, 10**6)}), "it asks for bytearray, which was refused"),
+        (
+            b"PK\x06\x07" + struct.pack("<LQL", 0, 0, 2) + b"PK\x05\x06" + bytes(18),
+            "must be a whole file that torch.save",
+        ),
     ],
-    ids=["empty", "deflated", "expanded", "drawn up", "bytearray"],
+    ids=["empty", "deflated", "expanded", "drawn up", "bytearray", "several disks"],
 )
 def test_bombs_are_refused_before_they_go_off(tmp_path, content, problem):
     (tmp_path / "w.pt").write_bytes(content)

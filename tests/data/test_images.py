@@ -1,3 +1,4 @@
+import io
 import logging
 import os
 
@@ -256,6 +257,21 @@ def test_other_formats_pipes_and_giants_are_no_images(tmp_path):
         pytest.raises(ValueError, match="must have at most 134217728 pixels; got 16384 × 8193"),
     ):
         open_image({"bytes": None, "path": str(tmp_path / "b.png")})
+    (tmp_path / "c.png").touch()
+    os.truncate(tmp_path / "c.png", 2**29 + 1)
+    with pytest.raises(ValueError, match="must have at most 536870912 bytes; got 536870913"):
+        open_image({"bytes": None, "path": str(tmp_path / "c.png")})
+
+
+def test_header_that_asks_for_gigabytes_gets_none(tmp_path):
+    """Pillow asks a file for as many bytes as the length of a chunk says, and memory for them is taken first."""
+    buffer = io.BytesIO()
+    Image.new("L", (5, 6)).save(buffer, "PNG")
+    content = buffer.getvalue()
+    place = content.index(b"IDAT")
+    (tmp_path / "a.png").write_bytes(content[: place - 4] + b"\x7f\xff\xff\xff" + content[place:])
+    with open_image({"bytes": None, "path": str(tmp_path / "a.png")}) as image:
+        assert isinstance(image.fp, io.BytesIO)  # which gives what it has
 
 
 def test_labels_have_a_bound(tmp_path, write_parquet):

@@ -174,7 +174,7 @@ def _read(file: Path, *, verified: bool) -> tuple[object, str]:
         )
     if file.stat().st_size == 0:
         raise WeightsError(f"open_weights: {file} must be a whole file of tensors; it is empty. Get it again.")
-    if zipfile.is_zipfile(file):
+    if _is_zip(file):
         _check_zip(file, verified=verified)
     else:
         with file.open("rb") as program:
@@ -184,6 +184,13 @@ def _read(file: Path, *, verified: bool) -> tuple[object, str]:
     except Exception as error:  # whatever a damaged or hostile file provokes in the unpickler
         raise WeightsError(_pickle_problem(file, str(error) or type(error).__name__)) from error
     return content, "pickle"
+
+
+def _is_zip(file: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # of a damaged end, or of several disks
+        return True
 
 
 def _check_zip(file: Path, *, verified: bool) -> None:

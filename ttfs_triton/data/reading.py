@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import datasets
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -34,6 +34,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Of image files. Pillow would hand others to programs outside, such as EPS to Ghostscript."""
 MAX_PIXELS = 2**27
 """Of an image: 0.5 GiB when decoded."""
+MAX_BYTES = 2**29
+"""Of an image file."""
 
 _CHUNK = 512  # rows read at a time
 _GROUP = 32  # images decoded by a thread at a time
@@ -41,12 +43,12 @@ _AHEAD_BYTES = 2**25  # that a thread decodes before they are asked for
 
 
 def open_image(encoded: dict[str, Any] | None) -> Image.Image:
-    """Open an image; nothing but its header is read yet.
+    """Open an image; nothing is decoded yet.
 
     Args:
         encoded: `bytes` of the file, or else its `path`, as `datasets.Image(decode=False)` gives them.
     Raises:
-        ValueError: no image, no regular file, or more than `MAX_PIXELS`.
+        ValueError: no image, no regular file, or more than `MAX_BYTES` or `MAX_PIXELS`.
         OSError, SyntaxError and others: what Pillow raises for damaged files and other formats than `FORMATS`.
     """
     source = None
@@ -56,7 +58,14 @@ def open_image(encoded: dict[str, Any] | None) -> Image.Image:
         raise ValueError("no image")
     if not isinstance(source, bytes) and Path(source).exists() and not Path(source).is_file():
         raise ValueError(f"{source} is no regular file")  # reading a pipe would wait for ever
-    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    if not isinstance(source, bytes):
+        if (size := Path(source).stat().st_size) > MAX_BYTES:
+            raise ValueError(f"must have at most {MAX_BYTES} bytes; got {size}")
+        source = Path(source).read_bytes()  # Pillow asks a file for as much as its headers say, which takes that memory
+    try:
+        image = Image.open(io.BytesIO(source), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError(f"cannot identify image file; it must be one of {', '.join(FORMATS)}") from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise ValueError(f"must have at most {MAX_PIXELS} pixels; got {image.width} × {image.height}")

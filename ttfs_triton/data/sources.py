@@ -172,7 +172,7 @@ def _read_parquet(files: Sequence[Path], folder: Path) -> datasets.Dataset:
 
 def _are_empty(files: Sequence[Path]) -> bool:
     """Whether parquet files have no rows, of which `datasets` says no more than that a batch has none."""
-    with contextlib.suppress(OSError, pyarrow.ArrowException):
+    with contextlib.suppress(Exception):  # they are damaged, then
         return sum(pyarrow.parquet.read_metadata(path).num_rows for path in files) == 0
     return False
 
