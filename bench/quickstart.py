@@ -1,7 +1,7 @@
 """The quick start's accuracy on images that neither it nor its tests see, by seed: what its settings are chosen by.
 
     python bench/quickstart.py --data-dir FASHION_MNIST
-    python bench/quickstart.py --data-dir FASHION_MNIST --flags "--cutout 8 --epochs 40" --name cutout
+    python bench/quickstart.py --data-dir FASHION_MNIST --flags="--cutout 8 --epochs 40" --name cutout
 
 Fashion-MNIST has 60,000 training images, of which the bundled sample holds 6,000; 10,000 of the others are scored here.
 Each seed is a run of recipes/quickstart.py, in a process of its own, that scores one test image only. Rows of other
