@@ -7,7 +7,7 @@ on shapes, dtypes, devices and options alone, checks among it, is found once her
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import reduce
+from functools import reduce, wraps
 from operator import or_
 from typing import Any, NamedTuple
 
@@ -18,21 +18,27 @@ from torch.overrides import has_torch_function
 
 from ttfs_kernels.backends import float32_precisions
 
-DEVICES = ("CPU", "CUDA")
 LIMIT = 1024  # remembered layers, so that ever new shapes do not fill the memory
+DEVICES = ("CPU", "CUDA")
+TYPES = (Tensor, torch.nn.Parameter)
+# Dispatch keys above the kernels of a device: what operators do not see, and formulas that call PyTorch should not.
+_ABOVE = [getattr(DispatchKey, f"{kind}{device}") for kind in ("Autograd", "Autocast") for device in DEVICES]
+_ABOVE = reduce(or_, map(DispatchKeySet, [DispatchKey.ADInplaceOrView, *_ABOVE]))
 
 
-def _keys(*names: str) -> DispatchKeySet:
-    return reduce(or_, [DispatchKeySet(getattr(DispatchKey, name)) for name in names])
+def below(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` without autograd and autocast, as inside an operator."""
 
+    @wraps(function)
+    def run(*inputs):
+        with torch._C._ExcludeDispatchKeyGuard(_ABOVE):
+            return function(*inputs)
 
-# What is done here instead: autograd and autocast.
-_ABOVE = _keys("ADInplaceOrView", *(f"{kind}{device}" for kind in ("Autograd", "Autocast") for device in DEVICES))
-_PLAIN = (_ABOVE | _keys("BackendSelect", *DEVICES)).raw_repr()
+    return run
 
 
 class Formula(NamedTuple):
-    """What a layer's operators do.
+    """What a layer's operators do, and as they would: no autograd, no autocast, no views returned to it.
 
     Attributes:
         forward: from (x, weight, bias) to the activations and what the backward pass takes.
@@ -64,10 +70,7 @@ class Layer(NamedTuple):
         """The activations; operands are plain."""
         if self.dtype is not None:
             x, weight = x.to(self.dtype), weight.to(self.dtype)
-        if self.differentiable:
-            return _apply(self, x, weight, bias)
-        with torch._C._ExcludeDispatchKeyGuard(_ABOVE):
-            return self.formula.forward(x, weight, bias)[0]
+        return _apply(self, x, weight, bias) if self.differentiable else self.formula.forward(x, weight, bias)[0]
 
 
 class _Node(torch.autograd.Function):
@@ -75,8 +78,7 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        with torch._C._ExcludeDispatchKeyGuard(_ABOVE):
-            y, kept = layer.formula.forward(x, weight, bias)
+        y, kept = layer.formula.forward(x, weight, bias)
         ctx.layer = layer
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
@@ -89,11 +91,10 @@ class _Node(torch.autograd.Function):
             return (None,) * 4
         layer, kept = ctx.layer, ctx.saved_tensors
         needs = needs_x, needs_weight, needs_bias = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or not is_plain(grad):  # second derivatives; batches of gradients, a profiler, ...
-            grad_x, grad_weight, grad_bias = layer.formula.backward_operator(needs, grad, *kept)
-        else:
-            with torch._C._ExcludeDispatchKeyGuard(_ABOVE):
-                grad_x, grad_weight, grad_bias = layer.formula.backward(needs, grad, *kept)
+        # Operators where second derivatives are asked for, for batches of gradients, in profiles.
+        by_operator = torch.is_grad_enabled() or not is_plain(grad)
+        run = layer.formula.backward_operator if by_operator else layer.formula.backward
+        grad_x, grad_weight, grad_bias = run(needs, grad, *kept)
         grad_bias = grad_bias.to(layer.bias_dtype) if needs_bias else None
         return None, grad_x if needs_x else None, grad_weight if needs_weight else None, grad_bias
 
@@ -122,18 +123,23 @@ def autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether nothing but autograd and autocast would see an operator with these operands.
 
-    A compiler, a mode, a transform of `torch.func`, a profiler or a subclass of Tensor would; and so would what
-    resolves lazy negation, or computes on a device that is neither CPU nor GPU.
+    A compiler, a tracer, a mode, a transform of `torch.func`, a profiler or a subclass of Tensor would; and so would
+    what resolves lazy negation and zeros, or computes on a device that is neither CPU nor GPU.
     """
-    if torch.compiler.is_compiling() or has_torch_function(tensors):
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or has_torch_function(tensors):
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
     if torch.autograd._profiler_enabled():  # pyright: ignore[reportPrivateImportUsage]
         return False
-    keys = torch._C._dispatch_tls_local_include_set()
-    for tensor in tensors:
-        if tensor is not None:
-            keys |= torch._C._dispatch_keys(tensor)
-    return not keys.raw_repr() & ~_PLAIN
+    return all([tensor is None or _has_plain_memory(tensor) for tensor in tensors])
+
+
+def _has_plain_memory(tensor: Tensor) -> bool:
+    # Dispatch keys would tell at once, but asking for them takes as long as a launch.
+    if type(tensor) not in TYPES or not torch._C._has_storage(tensor) or not (tensor.is_cuda or tensor.is_cpu):
+        return False
+    return not (tensor.is_neg() or tensor._is_zerotensor())
 
 
 _layers: dict[Hashable, Layer] = {}
@@ -146,7 +152,7 @@ def call(find: Callable[..., Formula], x: Tensor, weight: Tensor, bias: Tensor |
     alike.
     """
     dtype = autocast_dtype(x)
-    differentiable = needs_gradient(x, weight, bias)
+    differentiable = torch.is_grad_enabled() and torch._C._any_requires_grad(x, weight, bias)
     about_bias = None if bias is None else (bias.shape, bias.dtype, bias.device)
     # Products in float32 depend on a switch of PyTorch's, which takes long to ask.
     precisions = float32_precisions() if x.dtype == torch.float32 and dtype is None else None

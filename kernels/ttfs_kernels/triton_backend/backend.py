@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ttfs_kernels.backends import float32_precisions
 from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.direct import below
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import library, passes
 from ttfs_kernels.triton_backend.choice import Choice, choose
@@ -22,17 +23,19 @@ from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import Problem
 from ttfs_kernels.triton_backend.programs import Repeated, remembered
 
+ROWS, MAPS = torch.contiguous_format, torch.channels_last
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Passes:
     """Both passes of a layer on operands of one shape, dtype and device, each planned when it is first asked for.
 
-    Maps come and go channels-last, others contiguous; operands in other layouts are copied.
+    Operands in another layout are copied.
 
     Args:
         problem: the layer.
         device: of all operands.
+        layout: of all but the bias: channels-last for maps.
         neuron: how it fires and how it is differentiated.
         with_derivatives: whether a backward pass will follow a forward pass.
         backend: "triton", or "auto" for the faster provider of each pass.
@@ -43,12 +46,13 @@ class Passes:
         self,
         problem: Problem,
         device: torch.device,
+        layout: torch.memory_format,
         neuron: Neuron,
         with_derivatives: bool,
         backend: str,
         fuse_pool: bool | None = None,
     ) -> None:
-        self.problem, self.device, self.neuron, self.backend = problem, device, neuron, backend
+        self.problem, self.device, self.layout, self.neuron, self.backend = problem, device, layout, neuron, backend
         self.with_derivatives, self.fuse_pool = with_derivatives, fuse_pool
         self._forward: Callable[..., Any] | None = None
         self._backward: dict[Hashable, Callable[..., Any]] = {}
@@ -58,7 +62,9 @@ class Passes:
         if self._forward is None:
             options = self.neuron, self.with_derivatives, self.backend, self.fuse_pool
             self._forward = _forward(self.problem, self.device, *options)
-        y, gain, *winner = self._forward(_dense(x), _dense(weight), None if bias is None else bias.contiguous())
+        layout = self.layout
+        x, weight = x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
+        y, gain, *winner = self._forward(x, weight, None if bias is None else bias.contiguous())
         return y, gain, winner[0] if winner else None
 
     def backward(
@@ -77,8 +83,15 @@ class Passes:
         if run is None:
             run = _backward(self.problem, self.device, self.neuron, tuple(needs), self.backend)
             self._backward[key] = run
-        gain, winner = None if gain is None else _dense(gain), None if winner is None else _dense(winner)
-        return run(_dense(grad), _dense(x), _dense(y), gain, winner, _dense(weight))
+        layout = self.layout
+        return run(
+            grad.contiguous(memory_format=layout),
+            x.contiguous(memory_format=layout),
+            y.contiguous(memory_format=layout),
+            None if gain is None else gain.contiguous(memory_format=layout),
+            None if winner is None else winner.contiguous(memory_format=layout),
+            weight.contiguous(memory_format=layout),
+        )
 
 
 def linear(
@@ -87,7 +100,7 @@ def linear(
     """Of x [M, K] and weight [N, K]."""
     options = (neuron, with_derivatives, backend)
     key = ("linear", x.shape, weight.shape, *_kinds(x, bias), *options)
-    return remembered(key, lambda: Passes(Problem.of_linear(x, weight, neuron), x.device, *options))
+    return remembered(key, lambda: Passes(Problem.of_linear(x, weight, neuron), x.device, ROWS, *options))
 
 
 def conv2d(
@@ -109,18 +122,14 @@ def conv2d(
     options = (neuron, with_derivatives, backend, fuse_pool)
     key = ("conv2d", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups, pool)
     key += (*_kinds(x, bias), *options)
-    return remembered(key, lambda: Passes(Problem.of_conv2d(x, weight, geometry, neuron, pool), x.device, *options))
+    problem = Problem.of_conv2d
+    return remembered(key, lambda: Passes(problem(x, weight, geometry, neuron, pool), x.device, MAPS, *options))
 
 
 def _kinds(x: Tensor, bias: Tensor | None) -> tuple[object, ...]:
     """What a plan depends on beside shapes and options."""
     precisions = float32_precisions() if x.dtype == torch.float32 else None
     return x.dtype, x.device, None if bias is None else bias.dtype, precisions
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """Maps channels-last, others contiguous: as it is if it is so already."""
-    return tensor.contiguous(memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format)
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -153,6 +162,7 @@ def _forward(
 
     pool = Repeated(lambda y, gain: passes.pool(problem, y, gain, with_derivatives))
 
+    @below
     def by_library(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
         spikes = library.forward(convolved, _rows(x), _rows(weight), bias, neuron, with_derivatives)
         return tuple(_shaped(result, x) for result in (spikes if convolved == problem else pool(*spikes)))
@@ -233,6 +243,7 @@ def _backward(
         return Repeated(plan_all)
     local, by_kernel_x, by_kernel_w = Repeated(plan_local), Repeated(plan_x), Repeated(plan_w)
 
+    @below
     def by_both(
         grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None, weight: Tensor
     ) -> Gradients:

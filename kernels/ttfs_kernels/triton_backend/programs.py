@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 
+from ttfs_kernels.direct import below
 from ttfs_kernels.triton_backend.launch import interpreting
 from ttfs_kernels.triton_backend.passes import Plan
 
@@ -47,6 +48,10 @@ class Repeated:
             results = self.program(operands)
             if results is not None:
                 return results
+        return self.plan_and_run(*operands)
+
+    @below
+    def plan_and_run(self, *operands: Tensor | None) -> Results:
         plan = self.plan(*operands)
         kernels = [launch.run() for launch in plan.launches]
         if self.program is None and not interpreting():
