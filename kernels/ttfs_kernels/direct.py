@@ -19,11 +19,11 @@ from torch.overrides import has_torch_function
 from ttfs_kernels.backends import float32_precisions
 
 LIMIT = 1024  # remembered layers, so that ever new shapes do not fill the memory
-DEVICES = ("CPU", "CUDA")
 TYPES = (Tensor, torch.nn.Parameter)
 # Dispatch keys above the kernels of a device: what operators do not see, and formulas that call PyTorch should not.
-_ABOVE = [getattr(DispatchKey, f"{kind}{device}") for kind in ("Autograd", "Autocast") for device in DEVICES]
-_ABOVE = reduce(or_, map(DispatchKeySet, [DispatchKey.ADInplaceOrView, *_ABOVE]))
+_KEYS = [DispatchKey.ADInplaceOrView]
+_KEYS += [getattr(DispatchKey, f"{kind}{device}") for kind in ("Autograd", "Autocast") for device in ("CPU", "CUDA")]
+_ABOVE = reduce(or_, map(DispatchKeySet, _KEYS))
 
 
 def below(function: Callable[..., Any]) -> Callable[..., Any]:
