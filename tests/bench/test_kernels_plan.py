@@ -83,7 +83,7 @@ def test_a_layer_s_passes(surrogate):
 
 
 def test_a_pool_of_ours_is_a_launch_and_its_gradient_the_local_one():
-    """Of 2 × 8 × 8 positions of 128 channels: y and gain, read whole and passed on, then what the local gradient reads."""
+    """Of 2 × 8 × 8 positions of 128 channels: y and gain, whole and passed on, then what the local gradient reads."""
     layer = dataclasses.replace(CONV2D, pool=2)
     neurons, windows = 2 * 64 * 128, 2 * 16 * 128
     pooled, plain = (dict(kernels_plan.ours(problem, "bf16", SMALL)) for problem in (layer, CONV2D))
