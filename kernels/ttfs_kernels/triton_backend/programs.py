@@ -10,7 +10,7 @@ call the compiled kernels. In Triton's interpreter there is nothing to call: eve
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
 
@@ -66,23 +66,32 @@ class Call(NamedTuple):
         launcher: of the kernel. `kernel[grid](...)` comes down to it, but first asks who wants to hear of launches.
         arguments: what the launcher takes, without the stream and addresses.
         addresses: (position, source, bytes) of each address among them.
+        tuples: (position, ((source, bytes), ...)) of each tuple of addresses.
         kernel, grid: for the long way, where somebody wants to hear.
     """
 
     launcher: Callable[..., None]
     arguments: list[Any]
     addresses: tuple[tuple[int, int, int], ...]
+    tuples: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
     kernel: Any
     grid: tuple[int, ...]
 
     @staticmethod
-    def of(kernel: Any, grid: tuple[int, ...], own: list[Any], addresses: Iterable[tuple[int, int, int]]) -> Call:
-        """From the kernel's own arguments, and addresses by their positions among those."""
+    def of(kernel: Any, grid: tuple[int, ...], own: list[Any], place: Callable[[Tensor], tuple[int, int]]) -> Call:
+        """From the kernel's own arguments, and where their tensors are: source and bytes."""
         grid = (*grid, 1, 1)[:3]
         hooks = launch_metadata = None
         arguments = [*grid, None, kernel.function, kernel.packed_metadata, launch_metadata, hooks, hooks, *own]
-        places = tuple((OWN + position, source, offset) for position, source, offset in addresses)
-        return Call(kernel.run, arguments, places, kernel, grid)
+        addresses, tuples = [], []
+        for position, value in enumerate(arguments):
+            if isinstance(value, Tensor):
+                addresses.append((position, *place(value)))
+            elif isinstance(value, tuple) and value and isinstance(value[0], Tensor):
+                tuples.append((position, tuple(place(tensor) for tensor in value)))
+        for position, *_ in (*addresses, *tuples):
+            arguments[position] = None
+        return Call(kernel.run, arguments, tuple(addresses), tuple(tuples), kernel, grid)
 
 
 class Allocation(NamedTuple):
@@ -135,11 +144,13 @@ class Program(NamedTuple):
         elsewhere = driver.get_current_device() != index
         with torch.cuda.device(device) if elsewhere else nullcontext():
             stream, reported = driver.get_current_stream(index), launches_are_reported()
-            for launcher, arguments, places, kernel, grid in calls:
+            for launcher, arguments, places, tuples, kernel, grid in calls:
                 arguments = arguments.copy()
                 arguments[STREAM] = stream
                 for position, source, offset in places:
                     arguments[position] = addresses[source] + offset
+                for position, several in tuples:
+                    arguments[position] = tuple([addresses[source] + offset for source, offset in several])
                 if reported:
                     kernel[grid](*arguments[OWN:], stream=stream)
                 else:
@@ -170,7 +181,8 @@ def _program(plan: Plan, operands: Sequence[Tensor | None], kernels: Sequence[An
         _warn_once(kernels)
         return None
     arguments = [[launch.arguments[name] for name in launch.kernel.arg_names] for launch in plan.launches]
-    tensors = [value for values in arguments for value in values if isinstance(value, Tensor)]
+    given = [value if isinstance(value, tuple) else (value,) for values in arguments for value in values]
+    tensors = [tensor for values in given for tensor in values if isinstance(tensor, Tensor)]
     memories = {_memory(tensor): tensor.data_ptr() for tensor in present}
     parts = [tensor for tensor in tensors if _memory(tensor) in memories and tensor.data_ptr() not in places]
     if parts and len(memories) < len(present):  # nor whose part it is
@@ -187,11 +199,8 @@ def _program(plan: Plan, operands: Sequence[Tensor | None], kernels: Sequence[An
         source, offset = sources[memory]
         return source, offset + address - memory
 
-    calls = []
-    for launch, kernel, values in zip(plan.launches, kernels, arguments, strict=True):
-        addresses = [(i, *place(value)) for i, value in enumerate(values) if isinstance(value, Tensor)]
-        values = [0 if isinstance(value, Tensor) else value for value in values]
-        calls.append(Call.of(kernel, launch.grid, values, addresses))
+    launched = zip(plan.launches, kernels, arguments, strict=True)
+    calls = [Call.of(kernel, launch.grid, values, place) for launch, kernel, values in launched]
     from triton.runtime import driver
 
     device = present[0].device
