@@ -73,7 +73,7 @@ class Layer(NamedTuple):
         return _apply(self, x, weight, bias) if self.differentiable else self.formula.forward(x, weight, bias)[0]
 
 
-class _Node(torch.autograd.Function):
+class DFTLayer(torch.autograd.Function):
     """A layer in autograd's graph."""
 
     @staticmethod
@@ -100,7 +100,7 @@ class _Node(torch.autograd.Function):
 
 
 # What `Function.apply` calls where no transform of `torch.func` is active: finding that out takes as long as a node.
-_apply = super(torch.autograd.Function, _Node).apply  # pyright: ignore[reportAttributeAccessIssue]
+_apply = super(torch.autograd.Function, DFTLayer).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

@@ -48,7 +48,7 @@ def dft_linear(
         >>> weight = torch.tensor([[0.5, 2.0, 0.25], [0.5, 2.0, -1.0]], requires_grad=True)
         >>> y = dft_linear(x, weight, neuron=Neuron(psp_persistence=0.5))
         >>> y  # A = 0.5, W = 0.375: (A + W) / (1 + W); the second neuron stays silent
-        tensor([[0.6364, 0.0000]], grad_fn=<ViewBackward0>)
+        tensor([[0.6364, 0.0000]], grad_fn=<DFTLayerBackward>)
         >>> y.sum().backward()
     """
     if x.dim() != 2:
