@@ -88,12 +88,12 @@ def test_results_file_is_what_leaderboards_read(full):
 def test_parts_of_a_test_set_are_no_results_for_leaderboards(facts, full):
     local = dataclasses.replace(full.data, id=None)
     larger = dataclasses.replace(full.data, test_images=1000)
-    cut = dict(full.settings) | {"max_test_samples": 100}
+    cut = dataclasses.replace(full.results, limited=True)
     for each in (
         facts,
         dataclasses.replace(full, data=local),
         dataclasses.replace(full, data=larger),
-        dataclasses.replace(full, settings=cut),
+        dataclasses.replace(full, results=cut),
         dataclasses.replace(full, results=None),
     ):
         assert eval_results(each) is None
