@@ -26,6 +26,8 @@ from tests.kernels.test_operators import KINDS, PERSISTENCES, apply
 from tests.kernels.triton.test_operators import on
 from ttfs_kernels import Neuron, backend, dft_linear, ops, standardise_weights
 from ttfs_kernels.triton_backend import choice, launch, programs
+from ttfs_kernels.triton_backend.elementwise import stack_mask
+from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.programs import Repeated
 
 ROOT = Path(__file__).parents[3]
@@ -250,6 +252,28 @@ def test_operands_in_one_place_do_not_decide_which_is_which(device, repeating):
     ours = [dft_linear(x, weight, backend="triton") for _ in range(2)]
     torch.testing.assert_close(ours[0], dft_linear(x, weight, backend="torch"))
     assert torch.equal(*ours)
+
+
+def test_a_kernel_may_take_a_part_of_an_operand(device, repeating):
+    """Unless two operands share their memory: then it is not known of which it is a part."""
+
+    def plan(first: Tensor, _: Tensor) -> Plan:
+        part = first[10:]
+        stacked = part.new_empty(2 * len(part))
+        arguments = {"x_ptr": part, "stacked_ptr": stacked, "size": len(part), "persistence": 0.5, "BLOCK": 64}
+        return Plan([launch.Launch(stack_mask, (1,), arguments)], (stacked,))
+
+    def check(run: Repeated, first: Tensor, second: Tensor) -> None:
+        (stacked,) = run(first, second)
+        assert stacked is not None
+        assert torch.equal(stacked, torch.cat([first[10:], 0.5 * (first[10:] > 0)]))
+
+    apart, together = Repeated(plan), Repeated(plan)
+    for _ in range(2):
+        check(apart, torch.randn(32, device=device), torch.randn(32, device=device))
+        check(together, *torch.randn(64, device=device).tensor_split(2))
+    assert apart.program is not None
+    assert together.program is None
 
 
 def test_a_launch_that_returns_no_kernel_is_reported_once(device, monkeypatch, repeating):
