@@ -1,6 +1,7 @@
 """Fuzz readers: `python -m tests.fuzz.run KIND,KIND TRIES SEED` prints how many tries were read, refused, and failed.
 
-This process is the bounded one: 1 GiB more memory than it starts with, and 10 s a try, after which it is killed.
+This process is the bounded one: 1 GiB more memory than it starts with, and for a try 10 s of CPU time or, as of what
+waits, a minute, after which it is killed.
 `python -m tests.fuzz.run all TRIES SEED --csv FILE` fuzzes all, each in a process of its own, and writes the table.
 """
 
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-MEMORY_BYTES, SECONDS = 2**30, 10
+MEMORY_BYTES, SECONDS, WAITING = 2**30, 10, 60
 COLUMNS = ("kind", "tries", "read", "refused", "failed", "seed", "commit", "utc")
 # What has broken readers: too large, too long, of another type, not finite, nested, aliases.
 VALUES = (
@@ -78,11 +79,13 @@ def fuzz(kind: str, tries: int, seed: int) -> tuple[int, int, list[str]]:
             target.read(Path(name), content)
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_BYTES, resource.RLIM_INFINITY))
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also within a library
+        for number in (signal.SIGALRM, signal.SIGPROF):
+            signal.signal(number, signal.SIG_DFL)  # ends the process, also within a library
         for attempt in range(tries):
             content = mutated(chance.choice(seeds), chance, target.text)
             print(f"\r{attempt}", end="", file=sys.stderr, flush=True)
-            signal.alarm(SECONDS)
+            signal.alarm(WAITING)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             try:
                 target.read(Path(name), content)
                 read += 1
@@ -94,6 +97,7 @@ def fuzz(kind: str, tries: int, seed: int) -> tuple[int, int, list[str]]:
             except Exception:  # what a fuzzer looks for
                 failed.append(f"{attempt}: {traceback.format_exc(limit=-3)}\n{content[:300]!r}")
             signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     return read, refused, failed
 
 

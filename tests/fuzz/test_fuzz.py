@@ -14,18 +14,20 @@ from tests.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
 PLANTED = r"""
+import sys, time
 from tests.fuzz import run, targets
 def unexpected(): raise KeyError('x')
 def undecoded(): b'\xff'.decode()
 def large(): bytearray(2**31)
 def endless():
     while True: pass
-for what in (unexpected, undecoded, large, endless):
+def waiting(): time.sleep(60)
+for what in (unexpected, undecoded, large, endless, waiting):
     def read(folder, content, what=what):
         if content != b"seed": what()
     targets.TARGETS[what.__name__] = targets.Target(lambda: [b"seed"], read, (ValueError,))
-run.SECONDS = 1
-run.main(["unexpected,undecoded,large,endless", "5", "0"])
+run.SECONDS = run.WAITING = 1
+run.main([sys.argv[1], "5", "0"])
 """
 
 
@@ -47,8 +49,9 @@ def test_nothing_escapes_in_many_tries(kind):
 
 
 def test_fuzzer_finds_what_is_planted():
-    done = subprocess.run([sys.executable, "-uc", PLANTED], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGALRM, done.stderr
+    for kinds, number in (("waiting", signal.SIGALRM), ("unexpected,undecoded,large,endless", signal.SIGPROF)):
+        done = subprocess.run([sys.executable, "-uc", PLANTED, kinds], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == -number, done.stderr
     for problem in (
         r"^unexpected 0 0 5\n0: Traceback(.|\n)*?KeyError: 'x'",
         r"^undecoded 0 0 5\n0: UnicodeDecodeError",
