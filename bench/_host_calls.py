@@ -6,17 +6,20 @@ A program of its own, which imports nothing but the kernels package that Python 
 import json
 import time
 from collections.abc import Callable
+from functools import reduce
 from statistics import median
 from typing import Any
 
 import _absent_gpu
+import _empty_operator
 import torch
 from torch import Tensor
 
 from ttfs_kernels import dft_conv2d, dft_linear
 
-CALLS, BATCHES, WARM_UP = 25, 40, 30
-MODES = ("forward, no gradients", "forward", "forward and backward")
+CALLS, BATCHES, WARM_UP = 24, 40, 30
+DEPTH = 8  # divides CALLS
+MODES = ("forward, no gradients", "forward", "forward and backward", f"forward and backward, one of {DEPTH}")
 
 
 def measure() -> list[dict[str, Any]]:
@@ -26,11 +29,12 @@ def measure() -> list[dict[str, Any]]:
     for name, layer, tensors in layers():
         for mode in MODES:
             run = call(layer, tensors, mode)
+            depth = DEPTH if mode == MODES[3] else 1
             run()
             _absent_gpu.launched.clear()
             run()
-            launches, _absent_gpu.listening = len(_absent_gpu.launched), False
-            rows.append({"layer": name, "mode": mode, "launches": launches} | times_us(run))
+            launches, _absent_gpu.listening = len(_absent_gpu.launched) // depth, False
+            rows.append({"layer": name, "mode": mode, "launches": launches} | times_us(run, depth))
             _absent_gpu.listening = True
     return rows
 
@@ -47,28 +51,37 @@ def layers() -> list[tuple[str, Callable[..., Tensor], tuple[Tensor, Tensor, Ten
     return [
         ("3×3 convolution, 64 → 64", lambda *a: dft_conv2d(*a, padding=1, backend="triton"), convolution),
         ("fully connected, 512 → 512", lambda *a: dft_linear(*a, backend="triton"), linear),
+        ("operator that only allocates", _empty_operator.layer, convolution),
     ]
 
 
 def call(layer: Callable[..., Tensor], tensors: tuple[Tensor, Tensor, Tensor], mode: str) -> Callable[[], object]:
-    """One call in a mode."""
+    """One call in a mode; in the last, of layers in a row, which share what a backward pass takes by itself."""
     if mode == MODES[0]:
         return lambda: layer(*tensors)
-    operands = [tensor.detach().requires_grad_() for tensor in tensors]
+    x, *parameters = (tensor.detach().requires_grad_() for tensor in tensors)
     if mode == MODES[1]:
-        return lambda: layer(*operands)
-    grad = torch.ones_like(layer(*operands))
-    return lambda: torch.autograd.grad(layer(*operands), operands, grad)
+        return lambda: layer(x, *parameters)
+    depth = DEPTH if mode == MODES[3] else 1
+    network = [[tensor.detach().requires_grad_() for tensor in parameters] for _ in range(depth)]
+    operands = [x, *(tensor for parameters in network for tensor in parameters)]
+
+    def forward() -> Tensor:
+        return reduce(lambda activations, parameters: layer(activations, *parameters), network, x)
+
+    grad = torch.ones_like(forward())
+    return lambda: torch.autograd.grad(forward(), operands, grad)
 
 
-def times_us(run: Callable[[], object]) -> dict[str, float]:
-    """Microseconds of a call: lowest and median of the batches, by the clock and by the thread's processor time."""
+def times_us(run: Callable[[], object], depth: int) -> dict[str, float]:
+    """Microseconds of a layer: lowest and median of the batches, by the clock and by the thread's processor time."""
     for _ in range(WARM_UP):
         run()
     clock, processor = [], []
+    calls = CALLS // depth
     for _ in range(BATCHES):
         start = time.perf_counter(), time.thread_time()
-        for _ in range(CALLS):
+        for _ in range(calls):
             run()
         clock.append((time.perf_counter() - start[0]) / CALLS * 1e6)
         processor.append((time.thread_time() - start[1]) / CALLS * 1e6)

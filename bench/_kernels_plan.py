@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from ttfs_kernels.triton_backend.launch import Device, Launch
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 from ttfs_kernels.triton_backend.work import cut, executed_flops, tap_steps, weight_blocks
 from ttfs_triton.nn import DFTConv2d, DFTLinear, EarliestSpikePool2d, TTFSNetwork, models
+from ttfs_triton.nn.models import computes_pool
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
 
 OURS, STACKED, ANN = "ours", "stacked", "ANN"
@@ -44,9 +46,9 @@ class Network:
     """What of a network the plan needs.
 
     Attributes:
-        spiking: (name, shape) of the layers of ours.
+        spiking: (name, shape) of the layers of ours, with the pools behind them that they compute.
         analog: the same of the encoder's convolution, whichever provider runs the rest.
-        pools: (elements in, elements out) of each.
+        pools: (elements in, elements out) of each other pool.
         weights: shape [neurons, synapses] of each layer's.
         parameters: all elements that the optimiser updates.
     """
@@ -70,18 +72,24 @@ def read(
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             if isinstance(module, EarliestSpikePool2d):
-                found.pools.append((inputs[0].numel(), output.numel()))
+                if name not in computed:
+                    found.pools.append((inputs[0].numel(), output.numel()))
             elif isinstance(module, WeightedLayer):
                 spiking = isinstance(module, DFTConv2d | DFTLinear)
                 problem = problem_of(module, inputs[0].shape, dtype)
                 with_slope = spiking and sigma > 0
-                problem = replace(problem, with_slope=with_slope, surrogate=with_slope and surrogate)
+                pool = 2 if name in computed else 1
+                problem = replace(problem, with_slope=with_slope, surrogate=with_slope and surrogate, pool=pool)
                 (found.spiking if spiking else found.analog).append((name, problem))
                 found.weights.append((module.weight.shape[0], module.weight[0].numel()))
 
         return hook
 
-    for name, module in network.features.named_children():
+    layers = list(network.features.named_children())
+    # Layers see hooks, and do not compute the pools behind them then.
+    pairs = [pair for pair in pairwise(layers) if computes_pool(pair[0][1], pair[1][1])]
+    computed = {name for pair in pairs for name, _ in pair}
+    for name, module in layers:
         module.register_forward_hook(note(name))
     config = network.config
     network.hidden(torch.empty(batch, config.in_channels, *config.image_size, device="meta"))
@@ -119,9 +127,10 @@ def device(machine: Machine) -> Device:
 
 
 def ours(problem: Problem, number: Number, machine: Machine) -> Iterator[tuple[str, Cost]]:
-    """Our kernels with their default blocks."""
+    """Our kernels with their default blocks, a pool in a kernel of its own."""
     here, precision = device(machine), FORMATS[number].precision
-    yield from local(problem, here, machine)
+    yield from around(problem, here, machine)
+    problem = problem.unpooled
     for which in PASSES:
         config = default_config(which, problem, here.chip, precision, here.processors)
         launches = plan_pass(which, problem, config, precision, here).launches
@@ -150,8 +159,11 @@ def working(which: str, problem: Problem, config: Config, launch: Launch) -> tup
     return math.prod(launch.grid), longest if math.prod(launch.grid) == programs else 0
 
 
-def local(problem: Problem, here: Device, machine: Machine) -> Iterator[tuple[str, Cost]]:
-    """The local gradient and the bias's, which all of ours share; the second by what its own launches cost."""
+def around(problem: Problem, here: Device, machine: Machine) -> Iterator[tuple[str, Cost]]:
+    """What all of ours share: the pool, whose backward pass is the local gradient's, and the gradient of the bias."""
+    if problem.pool > 1:
+        (pool,) = plan_pass("pool", problem, None, "ieee", here).launches
+        yield "pooling", elementwise_launch(machine, pool)
     first, *sums = plan_pass("local_gradient", problem, None, "ieee", here).launches
     yield "local_gradient", elementwise_launch(machine, first)
     yield "bias_gradient", sum((elementwise_launch(machine, launch) for launch in sums), Cost())
@@ -180,11 +192,11 @@ def moved(launch: Launch) -> int:
 
 
 def stacked(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
-    """`triton_backend.library` in all passes; the local gradient is ours."""
+    """`triton_backend.library` in all passes; the pool and the local gradient are ours."""
     size = problem.dtype.itemsize
     inputs, outputs, weights = (count * size for count in elements(problem))
     twice = 2 if problem.with_slope else 1
-    yield from local(problem, device(machine), machine)
+    yield from around(problem, device(machine), machine)
     stack = elementwise(machine, 3 * inputs) if problem.with_slope else Cost()
     call = library_products(
         machine,
@@ -225,6 +237,9 @@ def ann(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
     # A convolution adds its bias in a launch of its own, a matrix product in its epilogue; then the clamp.
     bias = elementwise(machine, 2 * outputs) if not problem.is_matrix_product else Cost()
     yield "forward", forward + bias + elementwise(machine, 2 * outputs)
+    if problem.pool > 1:
+        passed_on = problem.batch * math.prod(problem.pooled_size) * problem.out_channels
+        yield "pooling", max_pool(machine, size, outputs // size, passed_on)
     yield "local_gradient", elementwise(machine, 3 * outputs)
     yield "bias_gradient", elementwise(machine, outputs)
     positions = problem.batch * problem.height * problem.width
@@ -244,11 +259,7 @@ def elements(problem: Problem) -> tuple[int, int, int]:
 def whole(network: Network, machine: Machine) -> Iterator[tuple[str, str, Cost]]:
     """What is not of one layer's passes: (pass, provider, cost)."""
     size = 2
-    pooling = Cost()
-    for inputs, outputs in network.pools:
-        # Activations and 64-bit indices of their places, then the gradient of every input.
-        pooling += elementwise(machine, size * (inputs + outputs) + 8 * outputs)
-        pooling += elementwise(machine, size * (inputs + outputs) + 8 * outputs)
+    pooling = sum((max_pool(machine, size, *pool) for pool in network.pools), Cost())
     casts = Cost()
     for weights in map(math.prod, network.weights):
         # To 16 bits for the products, and their gradient back.
@@ -256,12 +267,18 @@ def whole(network: Network, machine: Machine) -> Iterator[tuple[str, str, Cost]]
     # Adam: parameter, gradient and two moments are read, all but the gradient written.
     optimiser = elementwise(machine, 7 * WIDE_BYTES * network.parameters)
     for provider in PROVIDERS:
-        yield "pooling", provider, pooling
+        if network.pools:
+            yield "pooling", provider, pooling
         yield "optimiser", provider, optimiser
     # Standardised weights are written in 16 bits.
     yield "weight_casts", ANN, casts
     for provider in SPIKING:
         yield "weight_standardisation", provider, standardisation(network, machine)
+
+
+def max_pool(machine: Machine, size: int, inputs: int, outputs: int) -> Cost:
+    """`max_pool2d` and its backward pass: elements of `size` bytes and, of each output, its place in 64 bits."""
+    return elementwise(machine, size * (inputs + outputs) + 8 * outputs).times(2)
 
 
 def standardisation(network: Network, machine: Machine) -> Cost:

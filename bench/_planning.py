@@ -25,9 +25,10 @@ def plan_pass(
     """The plan of one pass with a bias and gradients.
 
     Args:
-        which: "forward", "grad_x", "grad_w", or "local_gradient" for what comes before both.
-        problem: the layer.
-        config: blocks; None for "local_gradient", whose blocks are always the same.
+        which: "forward", "grad_x", "grad_w", "local_gradient" for what comes before both, or "pool" for the kernel that
+            pools behind a forward pass.
+        problem: the layer. A pool counts in "local_gradient" and "pool", and in a forward pass that pools itself.
+        config: blocks; None for "local_gradient" and "pool", whose blocks are always the same.
         precision: of float32 products, "ieee" or "tf32".
         device: what it is planned for.
     """
@@ -40,8 +41,13 @@ def plan_pass(
     h = empty(problem.batch, *problem.out_size, problem.out_channels)
     neuron = Neuron(float(problem.with_slope), surrogate_width=SURROGATE_WIDTH if problem.surrogate else 0.0)
     slope_h = h if problem.with_slope else None
+    if which == "pool":
+        return passes.pool(problem, h, slope_h, True)
     if which == "local_gradient":
-        return passes.local_gradient(problem, h, h, slope_h, neuron, True, True)
+        kept = empty(problem.batch, *problem.pooled_size, problem.out_channels)
+        winner = torch.empty_like(kept, dtype=torch.uint8) if problem.pool > 1 else None
+        gain = kept if problem.with_slope else None
+        return passes.local_gradient(problem, kept, kept, gain, neuron, True, True, winner)
     assert config is not None
     if which == "forward":
         bias = torch.empty(problem.out_channels, device="meta")

@@ -5,6 +5,8 @@
 A GPU computes while Python prepares what comes next, as long as Python is the faster. Here Triton compiles for an H100
 that is not there (see `_absent_gpu.py`), and what is timed ends where a call into its driver would begin: checks,
 operators, autograd, planning, allocation, launches. The layers are small, since sizes do not matter to the host.
+Beside them stands an operator that only allocates (`_empty_operator.py`). One call of autograd takes as long as a
+layer, whatever it differentiates: the last rows share it among several layers, as a network does.
 
 Each commit runs in processes of its own, in turns with the others, on the same machine; the kernels package is taken
 from the commit, the measuring from this checkout. Times are the lowest and the median of many short batches of calls,

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
+import datasets.config
 import torch
 import tyro
 from _attacks import HOSTILE, MISTAKES, TRAIN, Attack, harmless, write_data

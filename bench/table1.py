@@ -94,16 +94,26 @@ def main() -> None:
     print(f"written: {options.readme}, {len(found)} runs")
 
 
-def collect(run: Path, options: Options) -> Path:
+def name_of(run: Path) -> str:
+    """Name of a run: of its folder, with that around it if runs are sorted into folders of their own."""
+    run = run.resolve()
+    return run.name if run.parent.name == "runs" else f"{run.parent.name}-{run.name}"
+
+
+def collect(run: Path, options: Options, folder: Path | None = None) -> Path:
     """Copy what is to be committed of a run.
 
+    Args:
+        run: its folder.
+        options: whose `results` takes it.
+        folder: where it goes. Default: in `results`, by its name.
     Raises:
         ValueError: no run is there, or it has not ended an epoch.
     """
     weights = run / "best" / "model.safetensors"
     if not (run / "config.yaml").is_file() or not (run / "metrics.jsonl").is_file() or not weights.is_file():
         raise ValueError(f"runs must be folders of runs with an epoch behind them; got {run}.")
-    folder = options.results / run.resolve().name
+    folder = folder or options.results / name_of(run)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in FILES:
@@ -124,8 +134,7 @@ def collect(run: Path, options: Options) -> Path:
         if about["sparsity_as_published"] is None and options.count:
             about["sparsity_as_published"] = counted_again(run, options.data_dir)
     if (run / "ann").is_dir():
-        ann = dataclasses.replace(options, results=folder, count=False)
-        collect(run / "ann", ann)
+        collect(run / "ann", options, folder / "ann")
     write_json(folder / "run.json", about)
     return folder
 

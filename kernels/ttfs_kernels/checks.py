@@ -11,13 +11,13 @@ POOLS = (1, 2)
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def pair(function: str, name: str, value: int | Sequence[int], smallest: int) -> list[int]:
-    """`value` as [rows, columns]; ValueError unless one or two integers of at least `smallest`."""
-    values = list(value) if isinstance(value, Sequence) else [value, value]
+def pair(function: str, name: str, value: int | Sequence[int], smallest: int) -> tuple[int, int]:
+    """`value` as (rows, columns); ValueError unless one or two integers of at least `smallest`."""
+    values = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(values) == 2:
         rows, columns = values
         if isinstance(rows, int) and isinstance(columns, int) and rows >= smallest and columns >= smallest:
-            return values
+            return rows, columns
     raise ValueError(
         f"{function}: {name} must be an integer or two integers ≥ {smallest}; got {value!r}. "
         f"Give one number for both directions or (rows, columns)."
@@ -63,17 +63,17 @@ def check_conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
+    pool: int,
 ) -> None:
     """Shapes of `dft_conv2d`."""
+    padding, dilation, groups = geometry[1:]
     if x.dim() != 4 or weight.dim() != 4:
         raise ValueError(
             "dft_conv2d: x must be [batch, in_channels, height, width] and weight "
             f"[out_channels, in_channels / groups, rows, columns]; got {list(x.shape)} and {list(weight.shape)}."
         )
-    if not isinstance(groups, int) or groups < 1 or x.shape[1] % groups or weight.shape[0] % groups:
+    if x.shape[1] % groups or weight.shape[0] % groups:
         raise ValueError(
             f"dft_conv2d: groups must divide in_channels (={x.shape[1]}) and out_channels (={weight.shape[0]}); "
             f"got {groups}."
@@ -91,18 +91,24 @@ def check_conv2d(
                 f"dilation {list(dilation)}."
             )
     check_tensors("dft_conv2d", x, weight, bias)
-
-
-def check_pool(x: Tensor, weight: Tensor, geometry: Geometry, pool: int) -> None:
-    """The pool behind a convolution: a side that kernels have, and maps that hold a window."""
-    if pool not in POOLS:
-        raise ValueError(
-            f"dft_conv2d: pool must be one of {', '.join(map(str, POOLS))}; got {pool!r}. "
-            "Apply torch.nn.functional.max_pool2d to the result for other windows."
-        )
     size = geometry.map_size(x.shape[2:], weight.shape[2:])
     if min(size) < pool:
         raise ValueError(
             f"dft_conv2d: maps must be at least as large as the windows of pool={pool}; got {size[0]}×{size[1]}. "
             "Use larger images, or pool=1."
+        )
+
+
+def check_options(groups: int, pool: int, fuse_pool: bool | None) -> None:
+    """Options of `dft_conv2d` by themselves."""
+    if not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"dft_conv2d: groups must be an integer ≥ 1; got {groups!r}. 1 connects all channels.")
+    if not isinstance(pool, int) or pool not in POOLS:
+        raise ValueError(
+            f"dft_conv2d: pool must be one of {', '.join(map(str, POOLS))}; got {pool!r}. "
+            "Apply torch.nn.functional.max_pool2d to the result for other windows."
+        )
+    if not (fuse_pool is None or isinstance(fuse_pool, bool)):
+        raise ValueError(
+            f"dft_conv2d: fuse_pool must be True, False or None; got {fuse_pool!r}. None leaves it to a tuned table."
         )

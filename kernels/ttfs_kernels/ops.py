@@ -1,4 +1,4 @@
-"""`dft_linear` and `dft_conv2d`: the public functions and the registered operators behind them."""
+"""`dft_linear` and `dft_conv2d`: the public functions, over `direct` or the registered operators."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttfs_kernels import torch_operators, triton_operators  # noqa: F401  (registers them)
+from ttfs_kernels import torch_operators, triton_operators
 from ttfs_kernels.backends import operators_for
-from ttfs_kernels.checks import check_conv2d, check_linear, check_pool, pair
+from ttfs_kernels.checks import check_conv2d, check_linear, check_options, pair
 from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.direct import Formula, autocast, call, is_plain, needs_gradient
 from ttfs_kernels.neuron import Neuron
 
 
@@ -47,17 +48,31 @@ def dft_linear(
         >>> weight = torch.tensor([[0.5, 2.0, 0.25], [0.5, 2.0, -1.0]], requires_grad=True)
         >>> y = dft_linear(x, weight, neuron=Neuron(psp_persistence=0.5))
         >>> y  # A = 0.5, W = 0.375: (A + W) / (1 + W); the second neuron stays silent
-        tensor([[0.6364, 0.0000]], grad_fn=<ViewBackward0>)
+        tensor([[0.6364, 0.0000]], grad_fn=<DFTLayerBackward>)
         >>> y.sum().backward()
     """
+    if x.dim() != 2:
+        check_linear(x, weight, bias)
+        y = dft_linear(x.reshape(-1, x.shape[-1]), weight, bias, neuron=neuron, backend=backend)
+        return y.view(*x.shape[:-1], weight.shape[0])
+    selection = operators_for("dft_linear", backend, x)
+    if is_plain(x, weight, bias):
+        return call(_linear_formula, x, weight, bias, neuron, selection)
     check_linear(x, weight, bias)
-    family, *selection = operators_for("dft_linear", backend, x)
+    family, *options = selection
     operators = torch.ops.ttfs
     operator = operators.per_pass_linear.default if family == "per_pass" else operators.dft_linear.default
-    rows = x.reshape(-1, x.shape[-1])
-    with_derivatives = _needs_gradient(x, weight, bias)
-    y = operator(rows, weight, bias, neuron.pack(), with_derivatives, *selection)[0]
-    return y.view(*x.shape[:-1], weight.shape[0])
+    return operator(x, weight, bias, neuron.pack(), needs_gradient(x, weight, bias), *options)[0]
+
+
+def _linear_formula(
+    x: Tensor, weight: Tensor, bias: Tensor | None, differentiable: bool, neuron: Neuron, selection: tuple[str, ...]
+) -> Formula:
+    check_linear(x, weight, bias)
+    family, *options = selection
+    if family == "dft":
+        return torch_operators.linear_formula(neuron, differentiable)
+    return triton_operators.linear_formula(*autocast(x, weight), bias, neuron, differentiable, *options)
 
 
 def dft_conv2d(
@@ -103,25 +118,46 @@ def dft_conv2d(
         (torch.Size([8, 16, 16, 16]), True)
         >>> spikes = y > 0
     """
-    stride = pair("dft_conv2d", "stride", stride, 1)
-    padding = pair("dft_conv2d", "padding", padding, 0)
-    dilation = pair("dft_conv2d", "dilation", dilation, 1)
-    check_conv2d(x, weight, bias, padding, dilation, groups)
-    check_pool(x, weight, Geometry(stride, padding, dilation, groups), pool)
-    family, *selection = operators_for("dft_conv2d", backend, x)
-    geometry = stride, padding, dilation, groups
-    options = neuron.pack(), _needs_gradient(x, weight, bias)
-    if family == "per_pass":
-        operator = torch.ops.ttfs.per_pass_conv2d.default
-        return operator(x, weight, bias, *geometry, pool, *options, *selection, fuse_pool)[0]
-    if fuse_pool:
+    geometry = Geometry(
+        pair("dft_conv2d", "stride", stride, 1),
+        pair("dft_conv2d", "padding", padding, 0),
+        pair("dft_conv2d", "dilation", dilation, 1),
+        groups,
+    )
+    check_options(groups, pool, fuse_pool)
+    selection = operators_for("dft_conv2d", backend, x)
+    pools = selection[0] == "per_pass"
+    if fuse_pool and not pools:
         raise RuntimeError(
             f"dft_conv2d: fuse_pool must be None or False where our kernels do not run; got {fuse_pool} with "
             f'backend={backend!r} on {x.device}. Use backend="triton" on a GPU, or leave it out.'
         )
-    y = torch.ops.ttfs.dft_conv2d.default(x, weight, bias, *geometry, *options)[0]
-    return F.max_pool2d(y, pool) if pool > 1 else y
+    if is_plain(x, weight, bias):
+        y = call(_conv2d_formula, x, weight, bias, geometry, pool, fuse_pool, neuron, selection)
+    else:
+        check_conv2d(x, weight, bias, geometry, pool)
+        options = neuron.pack(), needs_gradient(x, weight, bias), *selection[1:]
+        if pools:
+            y = torch.ops.ttfs.per_pass_conv2d.default(x, weight, bias, *geometry, pool, *options, fuse_pool)[0]
+        else:
+            y = torch.ops.ttfs.dft_conv2d.default(x, weight, bias, *geometry, *options)[0]
+    return y if pools or pool == 1 else F.max_pool2d(y, pool)
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def _conv2d_formula(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    differentiable: bool,
+    geometry: Geometry,
+    pool: int,
+    fuse_pool: bool | None,
+    neuron: Neuron,
+    selection: tuple[str, ...],
+) -> Formula:
+    check_conv2d(x, weight, bias, geometry, pool)
+    family, *options = selection
+    if family == "dft":
+        return torch_operators.conv2d_formula(geometry, neuron, differentiable)
+    operands = *autocast(x, weight), bias
+    return triton_operators.conv2d_formula(*operands, geometry, pool, fuse_pool, neuron, differentiable, *options)

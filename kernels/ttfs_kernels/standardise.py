@@ -131,13 +131,10 @@ def _precise(tensor: Tensor) -> torch.dtype:
 def _standardise_weights(
     weights: Sequence[Tensor], gains: Sequence[Tensor], dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor]]:
-    from ttfs_kernels.triton_backend.standardisation import forward_launches, new_stats
+    from ttfs_kernels.triton_backend.standardisation import forward
 
-    weights = [_dense(weight) for weight in weights]
-    out, stats = [torch.empty_like(weight, dtype=dtype) for weight in weights], new_stats(weights)
-    for launch in forward_launches(weights, [gain.contiguous() for gain in gains], out, stats, EPSILON):
-        launch.run()
-    return out, stats
+    weights, gains = [_dense(weight) for weight in weights], [gain.contiguous() for gain in gains]
+    return forward(weights, gains, dtype, EPSILON)
 
 
 @fake("standardise_weights")
@@ -151,14 +148,11 @@ def _(weights, gains, dtype):
 def _standardise_weights_backward(
     grads: Sequence[Tensor], weights: Sequence[Tensor], gains: Sequence[Tensor], stats: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    from ttfs_kernels.triton_backend.standardisation import backward_launches
+    from ttfs_kernels.triton_backend.standardisation import backward
 
     weights, gains = [_dense(weight) for weight in weights], [gain.contiguous() for gain in gains]
     grads = [_as_dense(grad, weight) for grad, weight in zip(grads, weights, strict=True)]
-    grad_weights, grad_gains = [torch.empty_like(weight) for weight in weights], [torch.empty_like(g) for g in gains]
-    for launch in backward_launches(grads, weights, gains, grad_weights, grad_gains, stats):
-        launch.run()
-    return grad_weights, grad_gains
+    return backward(grads, weights, gains, stats)
 
 
 @fake("standardise_weights_backward")

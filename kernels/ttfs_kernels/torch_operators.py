@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ttfs_kernels import torch_backend
 from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.direct import Formula, below
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.registration import (
     differentiate,
@@ -140,3 +141,39 @@ def _formula(backward_operator):
 register_autograd("dft_linear", _formula(torch.ops.ttfs.dft_linear_backward.default), _save)
 register_autograd("dft_conv2d", _formula(torch.ops.ttfs.dft_conv2d_backward.default), _save)
 register_autocast("dft_linear", "dft_conv2d")
+
+
+def linear_formula(neuron: Neuron, with_derivatives: bool) -> Formula:
+    """Both passes of `dft_linear`, without the operator."""
+
+    @below
+    def forward(x, weight, bias):
+        y, *pair = torch_backend.linear_forward(x, weight, bias, neuron, with_derivatives)
+        return y, (*(pair if neuron.has_slope else (x, y)), weight)
+
+    @below
+    def backward(needs, grad, x, saved, weight):
+        return torch_backend.linear_backward(grad, x, saved, weight, neuron, needs)
+
+    def operator(needs, grad, *kept):
+        return torch.ops.ttfs.dft_linear_backward.default(grad, *kept, neuron.pack(), list(needs))
+
+    return Formula(forward, backward, operator)
+
+
+def conv2d_formula(geometry: Geometry, neuron: Neuron, with_derivatives: bool) -> Formula:
+    """As `linear_formula`, for `dft_conv2d`."""
+
+    @below
+    def forward(x, weight, bias):
+        y, *pair = torch_backend.conv2d_forward(x, weight, bias, geometry, neuron, with_derivatives)
+        return y, (*(pair if neuron.has_slope else (x, y)), weight)
+
+    @below
+    def backward(needs, grad, x, saved, weight):
+        return torch_backend.conv2d_backward(grad, x, saved, weight, geometry, neuron, needs)
+
+    def operator(needs, grad, *kept):
+        return torch.ops.ttfs.dft_conv2d_backward.default(grad, *kept, *geometry, neuron.pack(), list(needs))
+
+    return Formula(forward, backward, operator)

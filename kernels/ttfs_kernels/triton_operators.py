@@ -6,13 +6,15 @@ returns the winner: with a pool, which neuron of each window is passed on (uint8
 "triton", or "auto" for the faster provider of each pass. Importing this module needs no Triton.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.direct import Formula
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.registration import (
     differentiate,
@@ -36,10 +38,11 @@ def _linear(
     with_derivatives: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    from ttfs_kernels.triton_backend import backend as triton_backend
+    from ttfs_kernels.triton_backend.backend import linear
 
-    y, gain = triton_backend.linear_forward(x, weight, bias, Neuron.unpack(neuron), with_derivatives, backend)
-    return y, x.new_empty(0) if gain is None else gain
+    passes = linear(x, weight, bias, Neuron.unpack(neuron), with_derivatives, backend)
+    y, gain, _ = passes.forward(x, weight, bias)
+    return y, _or_empty(gain, x)
 
 
 @fake("per_pass_linear")
@@ -59,11 +62,11 @@ def _linear_backward(
     needs: Sequence[bool],
     backend: str,
 ) -> Three:
-    from ttfs_kernels.triton_backend import backend as triton_backend
+    from ttfs_kernels.triton_backend.backend import linear
 
     properties = Neuron.unpack(neuron)
-    grads = triton_backend.linear_backward(grad, x, y, _present(gain, properties), weight, properties, needs, backend)
-    return _three(grads, grad)
+    passes = linear(x, weight, None, properties, True, backend)
+    return _three(passes.backward(needs, grad, x, y, gain if properties.has_slope else None, None, weight), grad)
 
 
 @fake("per_pass_linear_backward")
@@ -90,14 +93,12 @@ def _conv2d(
     backend: str,
     fuse_pool: bool | None,
 ) -> Three:
-    from ttfs_kernels.triton_backend import backend as triton_backend
+    from ttfs_kernels.triton_backend.backend import conv2d
 
     geometry = Geometry(stride, padding, dilation, groups)
-    y, gain, *winner = triton_backend.conv2d_forward(
-        x, weight, bias, geometry, Neuron.unpack(neuron), with_derivatives, backend, pool, fuse_pool
-    )
-    gain = x.new_empty(0) if gain is None else gain
-    return y, gain, winner[0] if winner and winner[0] is not None else x.new_empty(0, dtype=torch.uint8)
+    options = (Neuron.unpack(neuron), with_derivatives, backend, pool, fuse_pool)
+    y, gain, winner = conv2d(x, weight, bias, geometry, *options).forward(x, weight, bias)
+    return y, _or_empty(gain, x), _or_empty(winner, x, torch.uint8)
 
 
 @fake("per_pass_conv2d")
@@ -128,13 +129,12 @@ def _conv2d_backward(
     needs: Sequence[bool],
     backend: str,
 ) -> Three:
-    from ttfs_kernels.triton_backend import backend as triton_backend
+    from ttfs_kernels.triton_backend.backend import conv2d
 
-    geometry = Geometry(stride, padding, dilation, groups)
     properties = Neuron.unpack(neuron)
-    kept = x, y, _present(gain, properties), winner if pool > 1 else None
-    grads = triton_backend.conv2d_backward(grad, *kept, weight, geometry, properties, needs, backend, pool)
-    return _three(grads, grad)
+    passes = conv2d(x, weight, None, Geometry(stride, padding, dilation, groups), properties, True, backend, pool)
+    kept = x, y, gain if properties.has_slope else None, winner if pool > 1 else None, weight
+    return _three(passes.backward(needs, grad, *kept), grad)
 
 
 @fake("per_pass_conv2d_backward")
@@ -146,12 +146,13 @@ def _(grad, x, y, gain, winner, weight, stride, padding, dilation, groups, pool,
     )
 
 
-def _present(gain: Tensor, neuron: Neuron) -> Tensor | None:
-    return gain if neuron.has_slope else None
+def _or_empty(tensor: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """What an operator returns for a tensor that there may not be."""
+    return like.new_empty(0, dtype=dtype) if tensor is None else tensor
 
 
 def _three(grads: tuple[Tensor | None, Tensor | None, Tensor | None], like: Tensor) -> Three:
-    grad_x, grad_weight, grad_bias = (like.new_empty(0) if grad is None else grad for grad in grads)
+    grad_x, grad_weight, grad_bias = (_or_empty(grad, like) for grad in grads)
     return grad_x, grad_weight, grad_bias
 
 
@@ -175,3 +176,47 @@ def _formula(backward_operator):
 register_autograd("per_pass_linear", _formula(torch.ops.ttfs.per_pass_linear_backward.default), partial(_save, 1))
 register_autograd("per_pass_conv2d", _formula(torch.ops.ttfs.per_pass_conv2d_backward.default), partial(_save, 6))
 register_autocast("per_pass_linear", "per_pass_conv2d")
+
+
+def linear_formula(
+    x: Tensor, weight: Tensor, bias: Tensor | None, neuron: Neuron, with_derivatives: bool, backend: str
+) -> Formula:
+    """Both passes of `per_pass_linear` for operands like these, without the operator."""
+    from ttfs_kernels.triton_backend.backend import linear
+
+    def operator(needs, grad, x, y, gain, winner, weight):
+        kept = x, y, _or_empty(gain, x), weight
+        return torch.ops.ttfs.per_pass_linear_backward.default(grad, *kept, neuron.pack(), list(needs), backend)
+
+    return _without_operators(linear(x, weight, bias, neuron, with_derivatives, backend), operator)
+
+
+def conv2d_formula(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    pool: int,
+    fuse_pool: bool | None,
+    neuron: Neuron,
+    with_derivatives: bool,
+    backend: str,
+) -> Formula:
+    """As `linear_formula`, for `per_pass_conv2d`."""
+    from ttfs_kernels.triton_backend.backend import conv2d
+
+    def operator(needs, grad, x, y, gain, winner, weight):
+        kept = x, y, _or_empty(gain, x), _or_empty(winner, x, torch.uint8), weight
+        options = *geometry, pool, neuron.pack(), list(needs), backend
+        return torch.ops.ttfs.per_pass_conv2d_backward.default(grad, *kept, *options)
+
+    passes = conv2d(x, weight, bias, geometry, neuron, with_derivatives, backend, pool, fuse_pool)
+    return _without_operators(passes, operator)
+
+
+def _without_operators(passes: Any, backward_operator: Callable[..., Three]) -> Formula:
+    def forward(x, weight, bias):
+        y, gain, winner = passes.forward(x, weight, bias)
+        return y, (x, y, gain, winner, weight)
+
+    return Formula(forward, passes.backward, backward_operator)

@@ -18,6 +18,7 @@ with pytest.MonkeyPatch.context() as patch:
     import _plan_model as plan_model
     import _planning as planning
     import _published as published
+    import quickstart
     import table1
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "plan_model",
     "planning",
     "published",
+    "quickstart",
     "table1",
 ]

@@ -82,13 +82,37 @@ def test_a_layer_s_passes(surrogate):
     assert passes["ours"]["forward"].launches == 1
 
 
+def test_a_pool_of_ours_is_a_launch_and_its_gradient_the_local_one():
+    """Of 2 × 8 × 8 positions of 128 channels: y and gain, whole and passed on, then what the local gradient reads."""
+    layer = dataclasses.replace(CONV2D, pool=2)
+    neurons, windows = 2 * 64 * 128, 2 * 16 * 128
+    pooled, plain = (dict(kernels_plan.ours(problem, "bf16", SMALL)) for problem in (layer, CONV2D))
+    assert pooled["pooling"].launches == 1
+    assert pooled["pooling"].moved == 2 * 2 * (neurons + windows) + windows  # winners, a byte each
+    assert pooled["local_gradient"].moved == plain["local_gradient"].moved - 3 * 2 * (neurons - windows) + windows
+    assert dict(kernels_plan.stacked(layer, SMALL))["pooling"] == pooled["pooling"]
+    assert {which: pooled[which] for which in plain if which != "local_gradient"} == {
+        which: plain[which] for which in plain if which != "local_gradient"
+    }
+    # Activations in and out and 64-bit indices, forward and backward.
+    assert dict(kernels_plan.ann(layer, SMALL))["pooling"].moved == 2 * (2 * (neurons + windows) + 8 * windows)
+
+
+def test_pools_that_no_layer_computes_are_max_pools():
+    network = kernels_plan.Network([], [], [(400, 100)], [], 0)
+    costs = {provider: cost for which, provider, cost in kernels_plan.whole(network, SMALL) if which == "pooling"}
+    assert set(costs) == {"ours", "stacked", "ANN"}
+    assert all(cost.moved == 2 * (2 * 500 + 8 * 100) for cost in costs.values())
+
+
 def test_a_network_s_layers():
     network = kernels_plan.read("cnn1", 3, "bf16", 1.0)
     assert [name for name, _ in network.spiking] == ["conv1", "conv2", "fc1"]
-    assert network.spiking[1][1] == Problem(3, 14, 14, 16, 32, (5, 5), dtype=torch.bfloat16)
+    assert network.spiking[1][1] == Problem(3, 14, 14, 16, 32, (5, 5), dtype=torch.bfloat16, pool=2)
     assert network.spiking[2][1] == Problem(3, 1, 1, 800, 128, dtype=torch.bfloat16)
     assert network.analog == []
-    assert network.pools == [(3 * 16 * 28 * 28, 3 * 16 * 14 * 14), (3 * 32 * 10 * 10, 3 * 32 * 5 * 5)]
+    assert [problem.pool for _, problem in network.spiking] == [2, 2, 1]
+    assert network.pools == []
     assert network.weights == [(16, 25), (32, 16 * 25), (128, 800)]
     deep = kernels_plan.read("vgg16", 256, "bf16", 1.0)
     assert [name for name, _ in deep.analog] == ["conv1"]
@@ -108,6 +132,7 @@ def test_totals_are_those_of_the_parts():
         assert values["launches"] == sum(part.cost.launches for part in own)
         assert values["model_us"] == round(sum(part.cost.us for part in own), 1)
         assert {part.pass_ for part in own} >= {"optimiser", "pooling", "bias_gradient"}
+        assert [part.layer for part in own if part.pass_ == "pooling"] == ["conv1", "conv2"]
     by_pass = {part.pass_: [other.provider for other in parts if other.pass_ == part.pass_] for part in parts}
     assert by_pass["weight_standardisation"] == ["ours", "stacked"]
     assert by_pass["weight_casts"] == ["ANN"]

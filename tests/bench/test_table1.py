@@ -45,7 +45,7 @@ def rows(text):
 
 
 def test_collected_run_holds_what_is_committed_and_names_no_folder(options, tmp_path):
-    run = make_run(tmp_path / "one", accuracy=0.75)
+    run = make_run(tmp_path / "runs" / "one", accuracy=0.75)
     make_run(run / "ann", accuracy=0.5, neuron="ann")
     folder = table1.collect(run, options)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -66,9 +66,9 @@ def test_collected_run_holds_what_is_committed_and_names_no_folder(options, tmp_
 def test_seeds_share_a_row_and_settings_do_not(options, tmp_path):
     runs = collected(
         options,
-        make_run(tmp_path / "a", accuracy=0.75, seed=0),
-        make_run(tmp_path / "b", accuracy=0.77, seed=1, data_dir="/elsewhere"),
-        make_run(tmp_path / "c", accuracy=0.9, psp_persistence=0.25),
+        make_run(tmp_path / "runs" / "a", accuracy=0.75, seed=0),
+        make_run(tmp_path / "runs" / "b", accuracy=0.77, seed=1, data_dir="/elsewhere"),
+        make_run(tmp_path / "runs" / "c", accuracy=0.9, psp_persistence=0.25),
     )
     found = [row for row in rows(table1.table(runs)) if row[0] == "MNIST"]
     assert [row[1] for row in found] == ["CNN1, σ = 0.25, 3 epochs", "CNN1, σ = 1, 3 epochs"]
@@ -85,7 +85,7 @@ def test_seeds_share_a_row_and_settings_do_not(options, tmp_path):
 
 
 def test_unfinished_runs_stand_there_with_what_they_reached(options, tmp_path):
-    runs = collected(options, make_run(tmp_path / "a"), make_run(tmp_path / "b", width=0.5))
+    runs = collected(options, make_run(tmp_path / "runs" / "a"), make_run(tmp_path / "runs" / "b", width=0.5))
     found = [row for row in rows(table1.table(runs)) if row[0] == "MNIST"]
     assert {row[2] for row in found} == {"not finished: 50.00% of validation images after 2 of 3 epochs"}
     assert [(row[1], row[3]) for row in found] == [
@@ -95,13 +95,13 @@ def test_unfinished_runs_stand_there_with_what_they_reached(options, tmp_path):
 
 
 def test_every_target_has_a_row(options, tmp_path):
-    text = table1.table(collected(options, make_run(tmp_path / "a", accuracy=0.5, max_train_samples=100)))
+    text = table1.table(collected(options, make_run(tmp_path / "runs" / "a", accuracy=0.5, max_train_samples=100)))
     assert [row[0] for row in rows(text)] == [target.title for target in published.TARGETS]
     assert {row[2] for row in rows(text)} == {"not run yet"}
 
 
 def test_table_is_written_between_its_markers_only(options, tmp_path):
-    collected(options, make_run(tmp_path / "a", accuracy=0.75))
+    collected(options, make_run(tmp_path / "runs" / "a", accuracy=0.75))
     table1.replace_table(options.readme, "| new |\n")
     text = options.readme.read_text()
     assert text.startswith(f"before\n{table1.MARKERS[0]}\n| new |\n\nThe paper: ")
@@ -113,17 +113,22 @@ def test_table_is_written_between_its_markers_only(options, tmp_path):
         table1.replace_table(options.readme, "")
 
 
+def test_runs_in_folders_of_their_own_are_named_after_both(tmp_path):
+    assert table1.name_of(tmp_path / "runs" / "a") == "a"
+    assert table1.name_of(tmp_path / "runs" / "mnist" / "a") == "mnist-a"
+
+
 def test_what_is_no_run_is_refused(options, tmp_path):
     with pytest.raises(ValueError, match="runs must be folders of runs with an epoch behind them; got"):
         table1.collect(tmp_path / "nothing", options)
-    folder = table1.collect(make_run(tmp_path / "a"), options)
+    folder = table1.collect(make_run(tmp_path / "runs" / "a"), options)
     (folder / "metrics.jsonl").write_text("{")
     with pytest.raises(ValueError, match=r"must hold a collected run; .* Collect it again"):
         table1.read(folder)
 
 
 def test_neurons_without_input_are_counted_where_the_run_did_not(trained, options, tmp_path):  # noqa: F811
-    run = shutil.copytree(trained, tmp_path / "old")
+    run = shutil.copytree(trained, tmp_path / "runs" / "old")
     summary = json.loads((run / "summary.json").read_text())
     expected = summary.pop("sparsity_as_published")
     (run / "summary.json").write_text(json.dumps(summary))

@@ -42,7 +42,8 @@ REFUSALS = [
         ValueError,
         "groups must divide in_channels (=4) and out_channels (=6); got 3",
     ),
-    (dft_conv2d, (X, WEIGHT), {"groups": 0}, ValueError, "groups must divide in_channels"),
+    (dft_conv2d, (X, WEIGHT), {"groups": 0}, ValueError, "dft_conv2d: groups must be an integer ≥ 1; got 0."),
+    (dft_conv2d, (X, WEIGHT), {"groups": 1.0}, ValueError, "dft_conv2d: groups must be an integer ≥ 1; got 1.0."),
     (
         dft_conv2d,
         (X, WEIGHT),
@@ -84,6 +85,8 @@ def test_torch_backend_can_be_asked_for():
     ("options", "error", "message"),
     [
         ({"pool": 3}, ValueError, "dft_conv2d: pool must be one of 1, 2; got 3"),
+        ({"pool": 1.0}, ValueError, "dft_conv2d: pool must be one of 1, 2; got 1.0"),
+        ({"fuse_pool": 1}, ValueError, "dft_conv2d: fuse_pool must be True, False or None; got 1"),
         ({"pool": 2}, ValueError, "dft_conv2d: maps must be at least as large as the windows of pool=2; got 1×4"),
         ({"fuse_pool": True, "backend": "torch"}, RuntimeError, "dft_conv2d: fuse_pool must be None or False where"),
     ],

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ttfs_triton.convert import WeightsError, open_weights
+from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluation import LoadError, load_network
 from ttfs_triton.model import TTFSModel, bundled_facts, bundled_names, find_model
 from ttfs_triton.model.bundled import FOLDER, MOST_BYTES
@@ -43,6 +44,17 @@ def test_bundled_networks_are_small_and_name_nobody():
     assert sum(file.stat().st_size for file in FOLDER.rglob("*")) <= MOST_BYTES
     for file in FOLDER.glob("*/*.json"):
         assert not re.search(r"(?<![\w.])/(?!s)\w+/", file.read_text()), file
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if bundled_facts(name)["dataset"] == "sample"])
+def test_network_of_the_bundled_images_scores_what_its_facts_say(name):
+    data, facts = load_images("sample", split="test"), bundled_facts(name)
+    model = TTFSModel.from_pretrained(f"bundled:{name}")
+    with torch.no_grad():
+        decisions = [model(images / 255).argmax(1) for images in data.images.split(250)]
+    assert facts["test_images"] == len(data)
+    accuracy = (torch.cat(decisions) == data.labels).double().mean().item()
+    assert accuracy == pytest.approx(facts["test_accuracy"], abs=0.002)  # another CPU rounds otherwise
 
 
 def test_unknown_name_is_told_those_that_there_are():

@@ -53,6 +53,11 @@ class Recorder(TorchDispatchMode):
         self.calls: list[tuple[Any, tuple, dict, list[Tensor]]] = []
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
 
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Compiled code runs as such; under other modes Dynamo would run what it was made from."""
+        return True
+
     def __torch_dispatch__(self, operator, _, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = operator._schema.name

@@ -5,6 +5,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch._dynamo import lookup_backend
 
 from tests.train.recorded import RecordedGraphs
 from tests.train.runs import SETTINGS, assert_same_run, make_images
@@ -69,18 +70,23 @@ def test_replayed_steps_give_the_weights_of_plain_ones(config, tmp_path, graphs,
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache:UserWarning")
 def test_compiled_steps_are_captured_and_replayed(config, tmp_path, graphs, monkeypatch):
     """The stand-in sees what `aot_eager` makes of the network; code that runs past PyTorch's dispatcher it cannot."""
-    compiled = []
+    runs, aot_eager, torch_compile = [], lookup_backend("aot_eager"), torch.compile
 
-    def compile_visibly(model):
-        compiled.append(model)
-        return torch_compile(model, backend="aot_eager")
+    def backend(graph, inputs):
+        compiled = aot_eager(graph, inputs)
 
-    torch_compile = torch.compile
-    monkeypatch.setattr(torch, "compile", compile_visibly)
+        def run(*arguments):
+            runs.append(graph)
+            return compiled(*arguments)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", lambda model: torch_compile(model, backend=backend, fullgraph=True))
     config = change(config, compile=True, dropout=0.0, statistics_steps=6)
     train_plainly(config, tmp_path / "plain")
+    assert len(runs) == 16
     train(config)
-    assert len(compiled) == 2
+    assert len(runs) == 16 + 3 + WARM_UP + 1  # steps that count, those that warm up, and the capture
     assert_same_run(tmp_path / "plain", config.output_dir)
     assert graphs.replays == 16 - 3 - WARM_UP + 3
 

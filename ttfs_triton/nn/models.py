@@ -82,7 +82,7 @@ class TTFSNetwork(nn.Module):
                 pooled = False
                 continue
             options: dict[str, Any] = {} if weight is None else {"weight": weight}
-            pooled = _pools_for(layer, following)
+            pooled = computes_pool(layer, following)
             if pooled:
                 options["pool"] = 2
             activations = layer(activations, **options)
@@ -99,7 +99,7 @@ class TTFSNetwork(nn.Module):
         self.config = self.config.replace(weight_standardisation=False)
 
 
-def _pools_for(layer: nn.Module, following: nn.Module | None) -> bool:
+def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
     """Whether a layer computes the pool behind it, so that the spikes of its neurons are seen nowhere.
 
     Not while they are counted, or while a hook asks for them.

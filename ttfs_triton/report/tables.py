@@ -46,6 +46,8 @@ def on_terminal(table: Table) -> rich.table.Table:
     laid_out = rich.table.Table(*table.headers, title=table.caption, title_justify="left")
     for place, column in enumerate(laid_out.columns):
         column.justify = "right" if place and place not in table.prose else "left"
+        column.overflow = "fold"  # a name that is cut names nothing
+        column.no_wrap = place == 0 and place not in table.prose
     for row in table.rows:
         laid_out.add_row(*(cell if isinstance(cell, str) else cell.text for cell in row))
     return laid_out

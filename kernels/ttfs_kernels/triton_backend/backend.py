@@ -1,64 +1,109 @@
 """Forward and backward of both operators: layouts, the choice of a provider for each pass, nothing else.
 
-A pass is planned once for all calls that agree in their key: shapes, dtypes, device and options. See `programs.py`.
+`Passes` are found once for all calls that agree in shapes, dtypes, device and options. See `programs.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ttfs_kernels.backends import float32_precisions
 from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.direct import below
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import library, passes
 from ttfs_kernels.triton_backend.choice import Choice, choose
 from ttfs_kernels.triton_backend.configs import Config, default_config
-from ttfs_kernels.triton_backend.launch import device_of, float32_precision, precision_of
+from ttfs_kernels.triton_backend.launch import device_of, precision_of
 from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import Problem
 from ttfs_kernels.triton_backend.programs import Repeated, remembered
 
-Spikes = tuple[Any, ...]  # y, gain and, with a pool, winner
+ROWS, MAPS = torch.contiguous_format, torch.channels_last
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def linear_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    neuron: Neuron,
-    with_derivatives: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor | None]:
-    """(y [M, N], gain [M, N] or None) from x [M, K] and weight [N, K]."""
+class Passes:
+    """Both passes of a layer on operands of one shape, dtype and device, each planned when it is first asked for.
+
+    Operands in another layout are copied.
+
+    Args:
+        problem: the layer.
+        device: of all operands.
+        layout: of all but the bias: channels-last for maps.
+        neuron: how it fires and how it is differentiated.
+        with_derivatives: whether a backward pass will follow a forward pass.
+        backend: "triton", or "auto" for the faster provider of each pass.
+        fuse_pool: pool in the epilogue of the convolution; None: where that was measured to be faster.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        device: torch.device,
+        layout: torch.memory_format,
+        neuron: Neuron,
+        with_derivatives: bool,
+        backend: str,
+        fuse_pool: bool | None = None,
+    ) -> None:
+        self.problem, self.device, self.layout, self.neuron, self.backend = problem, device, layout, neuron, backend
+        self.with_derivatives, self.fuse_pool = with_derivatives, fuse_pool
+        self._forward: Callable[..., Any] | None = None
+        self._backward: dict[Hashable, Callable[..., Any]] = {}
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+        """(y, gain, winner): of the two latter None what there is not, see `passes.forward`."""
+        if self._forward is None:
+            options = self.neuron, self.with_derivatives, self.backend, self.fuse_pool
+            self._forward = _forward(self.problem, self.device, *options)
+        layout = self.layout
+        x, weight = x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
+        y, gain, *winner = self._forward(x, weight, None if bias is None else bias.contiguous())
+        return y, gain, winner[0] if winner else None
+
+    def backward(
+        self,
+        needs: Sequence[bool],
+        grad: Tensor,
+        x: Tensor,
+        y: Tensor,
+        gain: Tensor | None,
+        winner: Tensor | None,
+        weight: Tensor,
+    ) -> Gradients:
+        """Gradients of x, weight and bias, None where not needed."""
+        key = (*needs, grad.dtype)
+        run = self._backward.get(key)
+        if run is None:
+            run = _backward(self.problem, self.device, self.neuron, tuple(needs), self.backend)
+            self._backward[key] = run
+        layout = self.layout
+        return run(
+            grad.contiguous(memory_format=layout),
+            x.contiguous(memory_format=layout),
+            y.contiguous(memory_format=layout),
+            None if gain is None else gain.contiguous(memory_format=layout),
+            None if winner is None else winner.contiguous(memory_format=layout),
+            weight.contiguous(memory_format=layout),
+        )
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, neuron: Neuron, with_derivatives: bool, backend: str
+) -> Passes:
+    """Of x [M, K] and weight [N, K]."""
     options = (neuron, with_derivatives, backend)
     key = ("linear", x.shape, weight.shape, *_kinds(x, bias), *options)
-    run = remembered(key, lambda: _forward(Problem.of_linear(x, weight, neuron), x.device, *options))
-    return run(x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous())
+    return remembered(key, lambda: Passes(Problem.of_linear(x, weight, neuron), x.device, ROWS, *options))
 
 
-def linear_backward(
-    grad: Tensor,
-    x: Tensor,
-    y: Tensor,
-    gain: Tensor | None,
-    weight: Tensor,
-    neuron: Neuron,
-    needs: Sequence[bool],
-    backend: str,
-) -> Gradients:
-    """Gradients of x, weight and bias, None where not needed."""
-    options = (neuron, tuple(needs), backend)
-    key = ("linear backward", x.shape, weight.shape, *_kinds(x, grad), *options)
-    run = remembered(key, lambda: _backward(Problem.of_linear(x, weight, neuron), x.device, *options))
-    gain = None if gain is None else gain.contiguous()
-    return run(grad.contiguous(), x.contiguous(), y.contiguous(), gain, None, weight.contiguous())
-
-
-def conv2d_forward(
+def conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -68,52 +113,23 @@ def conv2d_forward(
     backend: str,
     pool: int = 1,
     fuse_pool: bool | None = None,
-) -> Spikes:
-    """(y, gain or None), both [B, N, P, Q] channels-last, from x [B, C, H, W] and weight [N, C / groups, R, S].
+) -> Passes:
+    """Of x [B, C, H, W] and weight [N, C / groups, R, S].
 
     Args:
-        pool: side of the windows of which the earliest spike is passed on; above 1, a third result says which it was.
-        fuse_pool: in the epilogue of the convolution; None: where that was measured to be faster.
+        pool: side of the windows of which the earliest spike is passed on; above 1, the winner says which it was.
     """
     options = (neuron, with_derivatives, backend, fuse_pool)
     key = ("conv2d", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups, pool)
     key += (*_kinds(x, bias), *options)
-    run = remembered(key, lambda: _forward(Problem.of_conv2d(x, weight, geometry, neuron, pool), x.device, *options))
-    return run(_channels_last(x), _channels_last(weight), None if bias is None else bias.contiguous())
+    problem = Problem.of_conv2d
+    return remembered(key, lambda: Passes(problem(x, weight, geometry, neuron, pool), x.device, MAPS, *options))
 
 
-def conv2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    y: Tensor,
-    gain: Tensor | None,
-    winner: Tensor | None,
-    weight: Tensor,
-    geometry: Geometry,
-    neuron: Neuron,
-    needs: Sequence[bool],
-    backend: str,
-    pool: int = 1,
-) -> Gradients:
-    """Gradients of x and weight, channels-last, and of the bias; None where not needed."""
-    options = (neuron, tuple(needs), backend)
-    key = ("conv2d backward", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups, pool)
-    key += (*_kinds(x, grad), *options)
-    run = remembered(key, lambda: _backward(Problem.of_conv2d(x, weight, geometry, neuron, pool), x.device, *options))
-    gain, winner = (None if kept is None else _channels_last(kept) for kept in (gain, winner))
-    return run(_channels_last(grad), _channels_last(x), _channels_last(y), gain, winner, _channels_last(weight))
-
-
-def _kinds(x: Tensor, other: Tensor | None) -> tuple[object, ...]:
+def _kinds(x: Tensor, bias: Tensor | None) -> tuple[object, ...]:
     """What a plan depends on beside shapes and options."""
-    precisions = None
-    if x.dtype == torch.float32:
-        precisions = float32_precision("linear"), float32_precision("conv2d")
-    return x.dtype, x.device, None if other is None else other.dtype, precisions
-
-
-def _channels_last(maps: Tensor) -> Tensor:
-    return maps.contiguous(memory_format=torch.channels_last)
+    precisions = float32_precisions() if x.dtype == torch.float32 else None
+    return x.dtype, x.device, None if bias is None else bias.dtype, precisions
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -146,7 +162,8 @@ def _forward(
 
     pool = Repeated(lambda y, gain: passes.pool(problem, y, gain, with_derivatives))
 
-    def by_library(x: Tensor, weight: Tensor, bias: Tensor | None) -> Spikes:
+    @below
+    def by_library(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
         spikes = library.forward(convolved, _rows(x), _rows(weight), bias, neuron, with_derivatives)
         return tuple(_shaped(result, x) for result in (spikes if convolved == problem else pool(*spikes)))
 
@@ -226,6 +243,7 @@ def _backward(
         return Repeated(plan_all)
     local, by_kernel_x, by_kernel_w = Repeated(plan_local), Repeated(plan_x), Repeated(plan_w)
 
+    @below
     def by_both(
         grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None, weight: Tensor
     ) -> Gradients:

@@ -17,6 +17,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ttfs_kernels import direct
 from ttfs_kernels.triton_backend import programs
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import refused, triton_version
@@ -100,6 +101,7 @@ def forget() -> None:
     _choices.clear()
     _tables.clear()
     programs.forget()
+    direct.forget()
 
 
 def table_paths(device: Device) -> list[Path]:

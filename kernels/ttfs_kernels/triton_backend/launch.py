@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ttfs_kernels.backends import float32_precisions
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.problem import Problem
@@ -121,10 +122,5 @@ def precision_of(problem: Problem) -> str:
     """Precision of a layer's products, "ieee" or "tf32", as PyTorch is set."""
     if problem.dtype != torch.float32:
         return "ieee"
-    return float32_precision("linear" if problem.is_matrix_product else "conv2d")
-
-
-def float32_precision(which: str) -> str:
-    """Precision of float32 products, "ieee" or "tf32", as PyTorch's switch for "linear" or "conv2d" says."""
-    backend: Any = torch.backends.cuda.matmul if which == "linear" else getattr(torch.backends.cudnn, "conv")  # noqa: B009
-    return "tf32" if backend.fp32_precision == "tf32" else "ieee"
+    linear, conv2d = float32_precisions()
+    return linear if problem.is_matrix_product else conv2d

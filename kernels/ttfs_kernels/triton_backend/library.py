@@ -1,11 +1,13 @@
 """The passes by one stacked cuDNN or cuBLAS call each, for shapes where that is faster than our kernels.
 
-Same operands and results as `passes.py`; the mask, the rule and the local gradients are still Triton.
+Same operands and results as `passes.py`; the mask, the rule and the local gradients are still Triton, each a pass of
+its own in `programs.py`.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +17,9 @@ from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import vanishing
 from ttfs_kernels.triton_backend import elementwise
 from ttfs_kernels.triton_backend.launch import Launch
-from ttfs_kernels.triton_backend.passes import ELEMENTS
+from ttfs_kernels.triton_backend.passes import ELEMENTS, Plan
 from ttfs_kernels.triton_backend.problem import Problem
+from ttfs_kernels.triton_backend.programs import Repeated, remembered
 
 
 def forward(
@@ -26,7 +29,7 @@ def forward(
     bias: Tensor | None,
     neuron: Neuron,
     with_derivatives: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Any, ...]:
     """(y, gain): one contraction over [x; σ·mask], then the rule."""
     operand = _stack_mask(x, neuron.psp_persistence) if problem.with_slope else x
     if problem.is_matrix_product:
@@ -35,9 +38,22 @@ def forward(
         potentials = _channels_first(operand), _channels_first(weight)
         potentials = F.conv2d(*potentials, None, *problem.geometry)
         potentials = potentials.permute(0, 2, 3, 1).contiguous()
-    A, W = potentials.flatten().tensor_split(2) if problem.with_slope else (potentials.flatten(), None)
-    y = x.new_empty(problem.batch, *problem.out_size, problem.out_channels)
-    gain = torch.empty_like(y) if with_derivatives and problem.with_slope else None
+    shape = (problem.batch, *problem.out_size, problem.out_channels)
+    options = (shape, neuron, with_derivatives)
+    key = ("fire_potentials", x.dtype, x.device, None if bias is None else bias.dtype, *options)
+    return remembered(key, lambda: Repeated(lambda A_W, bias: _fire(A_W, bias, *options)))(potentials, bias)
+
+
+def _fire(
+    potentials: Tensor,
+    bias: Tensor | None,
+    shape: tuple[int, ...],
+    neuron: Neuron,
+    with_derivatives: bool,
+) -> Plan:
+    A, W = potentials.flatten().tensor_split(2) if neuron.has_slope else (potentials.flatten(), None)
+    y = A.new_empty(shape)
+    gain = torch.empty_like(y) if with_derivatives and W is not None else None
     arguments = {
         "A_ptr": A,
         "W_ptr": W,
@@ -45,16 +61,15 @@ def forward(
         "y_ptr": y,
         "gain_ptr": gain,
         "size": y.numel(),
-        "N": problem.out_channels,
+        "N": shape[-1],
         "properties": neuron.numbers(),
         "HAS_BIAS": bias is not None,
-        "WITH_SLOPE": problem.with_slope,
+        "WITH_SLOPE": W is not None,
         "WITH_GAIN": gain is not None,
         "SURROGATE": neuron.has_surrogate and gain is not None,
         "BLOCK": ELEMENTS,
     }
-    _run(elementwise.fire_potentials, y.numel(), arguments)
-    return y, gain
+    return Plan(_launches(elementwise.fire_potentials, y.numel(), arguments), (y, gain))
 
 
 def grad_x(
@@ -96,6 +111,12 @@ def grad_w(problem: Problem, pair: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _stack_mask(x: Tensor, psp_persistence: float) -> Tensor:
+    key = ("stack_mask", x.shape, x.dtype, x.device, psp_persistence)
+    stacked: Any = remembered(key, lambda: Repeated(lambda x: _stack(x, psp_persistence)))(x)[0]
+    return stacked
+
+
+def _stack(x: Tensor, psp_persistence: float) -> Plan:
     stacked = x.new_empty(2 * x.shape[0], *x.shape[1:])
     arguments = {
         "x_ptr": x,
@@ -104,13 +125,11 @@ def _stack_mask(x: Tensor, psp_persistence: float) -> Tensor:
         "persistence": float(psp_persistence),
         "BLOCK": ELEMENTS,
     }
-    _run(elementwise.stack_mask, x.numel(), arguments)
-    return stacked
+    return Plan(_launches(elementwise.stack_mask, x.numel(), arguments), (stacked,))
 
 
-def _run(kernel, size: int, arguments: dict) -> None:
-    if size:
-        Launch(kernel, (math.ceil(size / ELEMENTS),), arguments).run()
+def _launches(kernel: Any, size: int, arguments: dict[str, Any]) -> list[Launch]:
+    return [Launch(kernel, (math.ceil(size / ELEMENTS),), arguments)] if size else []
 
 
 def _channels_first(maps: Tensor) -> Tensor:

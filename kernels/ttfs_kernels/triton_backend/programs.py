@@ -12,16 +12,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from triton import knobs
 
+from ttfs_kernels.direct import below
 from ttfs_kernels.triton_backend.launch import interpreting
 from ttfs_kernels.triton_backend.passes import Plan
 
 ALIGNMENT = 16  # bytes; Triton builds other code for other addresses
 ALLOCATED = 256  # bytes between tensors in one allocation
+# Where Triton's launchers take the stream, and after how many arguments the kernel's own.
+STREAM, OWN = 3, 9
 LIMIT = 1024  # remembered passes, so that ever new shapes do not fill the memory
 
 Results = tuple[Tensor | None, ...]
@@ -44,6 +48,10 @@ class Repeated:
             results = self.program(operands)
             if results is not None:
                 return results
+        return self.plan_and_run(*operands)
+
+    @below
+    def plan_and_run(self, *operands: Tensor | None) -> Results:
         plan = self.plan(*operands)
         kernels = [launch.run() for launch in plan.launches]
         if self.program is None and not interpreting():
@@ -52,11 +60,38 @@ class Repeated:
 
 
 class Call(NamedTuple):
-    """A compiled kernel on its grid, arguments, and (position, source, bytes) of those that are addresses."""
+    """A compiled kernel on its grid.
 
-    run: Callable[..., None]
+    Attributes:
+        launcher: of the kernel. `kernel[grid](...)` comes down to it, but first asks who wants to hear of launches.
+        arguments: what the launcher takes, without the stream and addresses.
+        addresses: (position, source, bytes) of each address among them.
+        tuples: (position, ((source, bytes), ...)) of each tuple of addresses.
+        kernel, grid: for the long way, where somebody wants to hear.
+    """
+
+    launcher: Callable[..., None]
     arguments: list[Any]
     addresses: tuple[tuple[int, int, int], ...]
+    tuples: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
+    kernel: Any
+    grid: tuple[int, ...]
+
+    @staticmethod
+    def of(kernel: Any, grid: tuple[int, ...], own: list[Any], place: Callable[[Tensor], tuple[int, int]]) -> Call:
+        """From the kernel's own arguments, and where their tensors are: source and bytes."""
+        grid = (*grid, 1, 1)[:3]
+        hooks = launch_metadata = None
+        arguments = [*grid, None, kernel.function, kernel.packed_metadata, launch_metadata, hooks, hooks, *own]
+        addresses, tuples = [], []
+        for position, value in enumerate(arguments):
+            if isinstance(value, Tensor):
+                addresses.append((position, *place(value)))
+            elif isinstance(value, tuple) and value and isinstance(value[0], Tensor):
+                tuples.append((position, tuple(place(tensor) for tensor in value)))
+        for position, *_ in (*addresses, *tuples):
+            arguments[position] = None
+        return Call(kernel.run, arguments, tuple(addresses), tuple(tuples), kernel, grid)
 
 
 class Allocation(NamedTuple):
@@ -108,13 +143,25 @@ class Program(NamedTuple):
         # Triton launches on the current device, which need not be the tensors'.
         elsewhere = driver.get_current_device() != index
         with torch.cuda.device(device) if elsewhere else nullcontext():
-            stream = driver.get_current_stream(index)
-            for run, arguments, places in calls:
+            stream, reported = driver.get_current_stream(index), launches_are_reported()
+            for launcher, arguments, places, tuples, kernel, grid in calls:
                 arguments = arguments.copy()
+                arguments[STREAM] = stream
                 for position, source, offset in places:
                     arguments[position] = addresses[source] + offset
-                run(*arguments, stream=stream)
+                for position, several in tuples:
+                    arguments[position] = tuple([addresses[source] + offset for source, offset in several])
+                if reported:
+                    kernel[grid](*arguments[OWN:], stream=stream)
+                else:
+                    launcher(*arguments)
         return tuple([None if output is None else _output(output, made) for output in outputs])
+
+
+def launches_are_reported() -> bool:
+    """Whether somebody, such as a profiler of Triton's kernels, wants to hear of launches."""
+    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return any([getattr(hook, "calls", hook) for hook in hooks])
 
 
 def _output(output: Output, made: list[Tensor]) -> Tensor:
@@ -125,37 +172,46 @@ def _output(output: Output, made: list[Tensor]) -> Tensor:
 def _program(plan: Plan, operands: Sequence[Tensor | None], kernels: Sequence[Any]) -> Program | None:
     """What the launches of a plan, which have just run, come down to; None if these operands do not tell."""
     present = [tensor for tensor in operands if tensor is not None]
-    places = {tensor.data_ptr(): (index, 0) for index, tensor in enumerate(operands) if tensor is not None}
+    places = {tensor.data_ptr(): index for index, tensor in enumerate(operands) if tensor is not None}
     empty = any(tensor.numel() == 0 for tensor in (*present, *plan.outputs) if tensor is not None)
     # Of two operands in one place, it is not known which one an argument is.
     if empty or len(places) < len(present) or any(address % ALIGNMENT for address in places):
         return None
-    if not all(hasattr(kernel, "__getitem__") for kernel in kernels):
+    if not all(hasattr(kernel, "packed_metadata") for kernel in kernels):
         _warn_once(kernels)
         return None
     arguments = [[launch.arguments[name] for name in launch.kernel.arg_names] for launch in plan.launches]
-    tensors = [value for values in arguments for value in values if isinstance(value, Tensor)]
-    made = [tensor for tensor in tensors if tensor.data_ptr() not in places]
+    given = [value if isinstance(value, tuple) else (value,) for values in arguments for value in values]
+    tensors = [tensor for values in given for tensor in values if isinstance(tensor, Tensor)]
+    memories = {_memory(tensor): tensor.data_ptr() for tensor in present}
+    parts = [tensor for tensor in tensors if _memory(tensor) in memories and tensor.data_ptr() not in places]
+    if parts and len(memories) < len(present):  # nor whose part it is
+        return None
+    made = [tensor for tensor in tensors if _memory(tensor) not in memories]
     allocations, outputs, sources = _allocations(made, plan.outputs, len(operands))
 
     def place(tensor: Tensor) -> tuple[int, int]:
-        if tensor.data_ptr() in places:
-            return places[tensor.data_ptr()]
-        memory = tensor.untyped_storage().data_ptr()
+        address, memory = tensor.data_ptr(), _memory(tensor)
+        if address in places:
+            return places[address], 0
+        if memory in memories:
+            return places[memories[memory]], address - memories[memory]
         source, offset = sources[memory]
-        return source, offset + tensor.data_ptr() - memory
+        return source, offset + address - memory
 
-    calls = []
-    for launch, kernel, values in zip(plan.launches, kernels, arguments, strict=True):
-        addresses = tuple((i, *place(value)) for i, value in enumerate(values) if isinstance(value, Tensor))
-        values = [0 if isinstance(value, Tensor) else value for value in values]
-        calls.append(Call(kernel[(*launch.grid, 1, 1)[:3]], values, addresses))
+    launched = zip(plan.launches, kernels, arguments, strict=True)
+    calls = [Call.of(kernel, launch.grid, values, place) for launch, kernel, values in launched]
     from triton.runtime import driver
 
     device = present[0].device
     active: Any = driver.active
     index = active.get_current_device() if device.index is None else device.index
     return Program(active, index, device, tuple(calls), allocations, outputs)
+
+
+def _memory(tensor: Tensor) -> int:
+    """Address of all that a tensor and its views are in."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _allocations(
@@ -165,11 +221,11 @@ def _allocations(
 
     Memory that is no output's is taken in one allocation, the last. `first` is the source of the first allocation.
     """
-    by_memory: dict[int, list[int]] = {tensor.untyped_storage().data_ptr(): [] for tensor in made}
+    by_memory: dict[int, list[int]] = {_memory(tensor): [] for tensor in made}
     for i, output in enumerate(outputs):
         if output is not None:
-            by_memory[output.untyped_storage().data_ptr()].append(i)
-    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in made}
+            by_memory[_memory(output)].append(i)
+    storages = {_memory(tensor): tensor for tensor in made}
     allocations: list[Allocation] = []
     found: list[Output | None] = [None] * len(outputs)
     sources: dict[int, tuple[int, int]] = {}
@@ -216,10 +272,11 @@ def _warn_once(kernels: Sequence[Any]) -> None:
         )
 
 
-_remembered: dict[Hashable, Callable[..., Any]] = {}
+_remembered: dict[Hashable, Any] = {}
+T = TypeVar("T")
 
 
-def remembered(key: Hashable, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+def remembered(key: Hashable, make: Callable[[], T]) -> T:
     """What `make` returned for a key. In the interpreter nothing is remembered."""
     found = _remembered.get(key)
     if found is None:

@@ -22,7 +22,7 @@ from tests.kernels.triton.common import (
 )
 from ttfs_kernels import Neuron, dft_conv2d, ops
 from ttfs_kernels.triton_backend import choice, measure, passes
-from ttfs_kernels.triton_backend.backend import conv2d_forward
+from ttfs_kernels.triton_backend.backend import conv2d
 from ttfs_kernels.triton_backend.choice import Choice, Entry, choose
 from ttfs_kernels.triton_backend.configs import default_config
 from ttfs_kernels.triton_backend.launch import device_of
@@ -206,5 +206,6 @@ def test_a_pool_is_measured_against_the_layer_without(device):
 def test_no_images_need_no_launch(device):
     x, weight = torch.rand(0, 17, 5, 7, device=device), torch.rand(6, 17, 3, 3, device=device)
     for fuse_pool in (False, True):
-        y, _, winner = conv2d_forward(x, weight, None, ODD.geometry, Neuron(), True, "triton", 2, fuse_pool)
+        passes = conv2d(x, weight, None, ODD.geometry, Neuron(), True, "triton", 2, fuse_pool)
+        y, _, winner = passes.forward(x, weight, None)
         assert y.shape == winner.shape == (0, 6, 2, 3)
