@@ -26,7 +26,7 @@ from ttfs_kernels.triton_backend.problem import Problem
 from ttfs_kernels.triton_backend.work import WIDE, largest_offset, row_blocks, skips, split, tap_steps, weight_blocks
 
 ELEMENTS = 1024  # of a block of the element-wise kernels
-TILE = 4096  # elements that a program of the local gradient, or of a sum over splits, holds at once
+TILE = 4096  # elements of 16 bits that a program of the local gradient holds at once, or of 32 that a sum over splits does
 ROW_PROGRAMS = 256  # at most, of the local gradient: two for each processor of a large GPU, and one tile to sum them
 FULL_GRID = 128  # programs below which a sum over splits takes smaller blocks: about the processors of a large GPU
 LARGEST_UNIT = 16  # elements that a load may take at once, and more
@@ -132,7 +132,7 @@ def local_gradient(
     Of a layer with a pool, `grad`, `y`, `gain` and `winner` are of the windows; the pair is of all neurons.
     """
     rows, channels = problem.rows, problem.out_channels
-    block_m, block_n = _row_blocks(channels, TILE)
+    block_m, block_n = _row_blocks(channels, 2 * TILE // grad.element_size())
     steps = math.ceil(rows / block_m)
     rows_per_program = max(1, math.ceil(steps / ROW_PROGRAMS)) * block_m
     blocks = math.ceil(rows / rows_per_program)
