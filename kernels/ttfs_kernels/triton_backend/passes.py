@@ -26,7 +26,7 @@ from ttfs_kernels.triton_backend.problem import Problem
 from ttfs_kernels.triton_backend.work import WIDE, largest_offset, row_blocks, skips, split, tap_steps, weight_blocks
 
 ELEMENTS = 1024  # of a block of the element-wise kernels
-TILE = 4096  # elements of 16 bits that a program of the local gradient holds at once, or of 32 that a sum over splits does
+TILE = 4096  # elements of 16 bits that a program of the local gradient holds at once; of 32, in a sum over splits
 ROW_PROGRAMS = 256  # at most, of the local gradient: two for each processor of a large GPU, and one tile to sum them
 FULL_GRID = 128  # programs below which a sum over splits takes smaller blocks: about the processors of a large GPU
 LARGEST_UNIT = 16  # elements that a load may take at once, and more
