@@ -13,6 +13,7 @@ slow on a CPU. σ = 0, an ANN with our contractions, shows by how much.
 import dataclasses
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ttfs_triton.memory import keep_freed_memory
+from ttfs_triton.memory import freed_memory_kept
 
 WARM_UP = 2
 OPTIMIZERS = {
@@ -73,15 +74,14 @@ def main() -> None:
 def run(options: Options) -> None:
     """Check, time, show and write."""
     device = torch.device(options.device)
-    if device.type == "cpu":
-        keep_freed_memory()  # as training does
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit("train_step: --device cuda must have a GPU that PyTorch can use; found none. Use --device cpu.")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True
     try:
-        rows = [row for dtype in options.dtypes for row in measure(options, device, getattr(torch, dtype))]
+        with freed_memory_kept() if device.type == "cpu" else nullcontext():  # as training does
+            rows = [row for dtype in options.dtypes for row in measure(options, device, getattr(torch, dtype))]
     except DisagreementError as error:
         sys.exit(f"train_step: {error}")
     about = environment(device)

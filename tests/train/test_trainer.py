@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +59,17 @@ def test_run_learns_and_leaves_the_documented_folder(config):
 def test_freed_memory_is_kept_while_training_on_a_cpu(config, monkeypatch):
     calls = []
     real = Trainer.train
-    monkeypatch.setattr("ttfs_triton.train.run.keep_freed_memory", lambda: calls.append("memory"))
+
+    @contextmanager
+    def kept():
+        calls.append("kept")
+        yield
+        calls.append("given back")
+
+    monkeypatch.setattr("ttfs_triton.train.run.freed_memory_kept", kept)
     monkeypatch.setattr(Trainer, "train", lambda trainer: calls.append("training") or real(trainer))
     train(change(config, epochs=1))
-    assert calls == ["memory", "training"]
+    assert calls == ["kept", "training", "given back"]
 
 
 def test_best_weights_rebuild_the_network_that_was_scored(config, data):

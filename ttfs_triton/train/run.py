@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from itertools import count
@@ -24,7 +24,7 @@ from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.hub.account import check_account, open_repository
 from ttfs_triton.hub.publish import publish
-from ttfs_triton.memory import keep_freed_memory
+from ttfs_triton.memory import freed_memory_kept
 from ttfs_triton.model import HubError
 from ttfs_triton.model.weights import LoadError, read_weights_into
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, device_name, versions
@@ -72,7 +72,7 @@ def main(recipe: Path, description: str | None, arguments: Sequence[str] | None 
 
 
 def train(config: TrainConfig, name: str = "run", ann: TrainConfig | None = None) -> dict[str, Any]:
-    """Train a network as configured. On a CPU, the process keeps the memory that a step frees.
+    """Train a network as configured. On a CPU, the process keeps the memory that a step frees, until the end.
 
     Args:
         config: the run.
@@ -133,9 +133,7 @@ def _train(
         accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
         resumed = config.resume and trainer.resume()
         _announce(display, trainer, resumed)
-        if accelerator.device.type == "cpu":
-            keep_freed_memory()
-        with stop:
+        with stop, freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
             trainer.train()
             summary = _score(trainer)
     except EvaluationStopped:
