@@ -23,11 +23,14 @@ BATCHES = (FULL, 255, 100, 1)
 def variants(model: str, batch: int) -> dict[str, list[str]]:
     """By pass, what the kernels of a training step's spiking layers are compiled for on an H100."""
     device = kernels_compile.TARGETS["sm_90"]
-    found: dict[str, set[str]] = {which: set() for which in kernels_compile.WHICH}
-    for _, problem in kernels_plan.read(model, batch, "bf16", 1.0).spiking:
+    found: dict[str, set[str]] = {which: set() for which in (*kernels_compile.WHICH, "pool")}
+    for _, layer in kernels_plan.read(model, batch, "bf16", 1.0).spiking:
         for which, signatures in found.items():
-            config = None
+            if which == "pool" and layer.pool == 1:
+                continue
+            config, problem = None, layer
             if which in PASSES:
+                problem = layer.unpooled  # pools have a kernel of their own until tuning says otherwise
                 config = default_config(which, problem, device.chip, "ieee", device.processors)
             launches = planning.plan_pass(which, problem, config, "ieee", device).launches
             signatures |= {repr(kernels_compile.signature(launch)) for launch in launches}
@@ -77,3 +80,4 @@ def test_smaller_batches_compile_kernels_of_other_blocks_only(model, batch, forw
     assert new(model, batch, ("forward",)) <= forward
     assert new(model, batch, kernels_compile.WHICH) <= step
     assert new(model, batch, ("local_gradient",)) == 0
+    assert new(model, batch, ("pool",)) == 0

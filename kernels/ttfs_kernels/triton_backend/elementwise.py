@@ -81,7 +81,7 @@ def local_gradient(
         tl.store(bias_sum_ptr + program.to(tl.int64) * N + n, tl.sum(total, axis=0), mask=n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["windows"])
 def pool_spikes(
     y_ptr,
     gain_ptr,
