@@ -77,3 +77,13 @@ def _fresh_accelerator() -> Iterator[None]:
     yield
     if (state := sys.modules.get("accelerate.state")) is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def watched_device(device: torch.device) -> torch.device:
+    """The virtual device: no other counts synchronisations and launches."""
+    from tests.virtual_cuda import installed
+
+    if not installed():
+        pytest.skip("only the virtual device counts: --device virtual")
+    return device

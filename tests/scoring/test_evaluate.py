@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from tests.virtual_cuda import installed, recording
+from tests.virtual_cuda import recording
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
@@ -74,10 +74,8 @@ def test_evaluate_stops_when_asked(network, images):
     assert scored == [5, 5]
 
 
-def test_batches_never_wait_for_the_device(network, images, device):
-    if not installed():
-        pytest.skip("only the virtual device counts: --device virtual")
-    network, waits = network.to(device), []
+def test_batches_never_wait_for_the_device(network, images, watched_device):
+    network, waits = network.to(watched_device), []
     for batch_size in (9, 23, 3):  # the first pass makes the layers' counters
         with recording() as record:
             evaluate(network, EvaluationBatches(images, None, batch_size), Accelerator())

@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.train.recorded import RecordedGraphs
-from tests.virtual_cuda import installed, recording
+from tests.virtual_cuda import recording
 from ttfs_kernels import Neuron
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData
@@ -104,10 +104,8 @@ def test_evaluation_that_was_stopped_leaves_nothing_behind(network, images):
     assert score(network, images, scorer) == score(network, images)
 
 
-def test_padded_batches_never_wait_for_the_device(network, images, device):
-    if not installed():
-        pytest.skip("only the virtual device counts: --device virtual")
-    accelerator, network, waits = Accelerator(), network.to(device), []
+def test_padded_batches_never_wait_for_the_device(network, images, watched_device):
+    accelerator, network, waits = Accelerator(), network.to(watched_device), []
     scorer = PaddedScorer(network, accelerator, BATCH)
     for count in (5, 5, IMAGES):  # the first pass makes the layers' counters
         batches = EvaluationBatches(images, torch.arange(count), BATCH)

@@ -1,5 +1,22 @@
-"""Small image data sets."""
+"""Small image data sets, and a run of one."""
+
+from pathlib import Path
+
+import pytest
+import yaml
 
 from tests.data.fixtures import _own_cache, encode_png, random_images, write_parquet
+from tests.train.runs import SETTINGS, make_images
+from ttfs_triton.train import TrainConfig
 
 __all__ = ["_own_cache", "encode_png", "random_images", "write_parquet"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, write_parquet) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
+
+
+@pytest.fixture
+def config(data, tmp_path) -> TrainConfig:
+    return TrainConfig(**yaml.safe_load(SETTINGS), data_dir=data, output_dir=tmp_path / "run")

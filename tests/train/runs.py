@@ -11,6 +11,8 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from ttfs_triton.train import TrainConfig
+
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
@@ -128,3 +130,8 @@ def assert_same_run(one: Path, other: Path) -> None:
         for name, value in ours.items():
             assert torch.equal(value, theirs[name]), name
     assert metrics(one) == metrics(other)
+
+
+def change(config: TrainConfig, **values: Any) -> TrainConfig:
+    """The same run but for these keys."""
+    return TrainConfig(**config.model_dump() | values)

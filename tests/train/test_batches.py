@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.scoring.common import join, numbered
-from tests.virtual_cuda import installed, recording
+from tests.virtual_cuda import recording
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData, load_images
@@ -203,11 +203,9 @@ def test_train_loader_rejects_a_step_outside_the_epoch(start_step):
         train_loader(epoch(), start_step=start_step)
 
 
-def test_mixing_takes_few_launches_a_batch(device):
+def test_mixing_takes_few_launches_a_batch(watched_device):
     """What is drawn, is drawn for the epoch; with images and tables on the device, nothing waits for it."""
-    if not installed():
-        pytest.skip("only the virtual device counts: --device virtual")
-    (data,), _ = place_images([numbered(50, 3)], device)
+    (data,), _ = place_images([numbered(50, 3)], watched_device)
     options = {"seed": 0, "augmentation": Augmentation(mixup=0.2, cutmix=1.0), "classes": 50}
     for number in range(2):  # the first epoch takes tables to the device
         with recording() as drawn:

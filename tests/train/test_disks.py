@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.runs import assert_same_run, command, environment, make_images, run
+from tests.train.runs import assert_same_run, command, environment, run
 
 # In a mount namespace of its own, so that nothing is left mounted whatever happens.
 MOUNT = ["unshare", "--mount", "--map-root-user", "sh", "-euc"]
@@ -22,11 +22,6 @@ def can_mount() -> bool:
 
 
 pytestmark = pytest.mark.skipif(not can_mount(), reason="needs unshare and the right to mount a tmpfs")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, write_parquet) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
 
 
 def on_disk(script: str, tmp_path: Path, data: Path, *flags: str) -> subprocess.CompletedProcess[str]:

@@ -8,16 +8,11 @@ from accelerate.state import AcceleratorState
 from torch._dynamo import lookup_backend
 
 from tests.train.recorded import RecordedGraphs
-from tests.train.runs import SETTINGS, assert_same_run, make_images
+from tests.train.runs import SETTINGS, assert_same_run
 from ttfs_triton.scoring.graphs import GraphError
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
 from ttfs_triton.train.graph import WARM_UP, GraphedStep, choose_graphs, why_no_graph
 from ttfs_triton.train.run import make_accelerator
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, write_parquet):
-    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
 
 
 @pytest.fixture

@@ -15,11 +15,6 @@ CONSTANT = yaml.safe_load(SETTINGS) | {"epochs": 2, "schedule": "constant", "che
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, write_parquet) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
-
-
-@pytest.fixture(scope="module")
 def ended(tmp_path_factory, data) -> Path:
     """A run of two epochs that has ended."""
     folder = tmp_path_factory.mktemp("ended") / "run"

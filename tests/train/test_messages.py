@@ -1,27 +1,10 @@
 """What the user can mend is told in a line, with code 1."""
 
-from pathlib import Path
-
 import pytest
-import yaml
 
-from tests.train.runs import SETTINGS, make_images
-from ttfs_triton.train import ConfigError, RunFolderError, TrainConfig, train
+from tests.train.runs import change
+from ttfs_triton.train import ConfigError, RunFolderError, train
 from ttfs_triton.train.run import make_accelerator
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, write_parquet) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
-
-
-@pytest.fixture
-def config(data, tmp_path) -> TrainConfig:
-    return TrainConfig(**yaml.safe_load(SETTINGS), data_dir=data, output_dir=tmp_path / "run")
-
-
-def change(config: TrainConfig, **values) -> TrainConfig:
-    return TrainConfig(**config.model_dump() | values)
 
 
 @pytest.mark.parametrize(

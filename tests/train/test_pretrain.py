@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.runs import assert_same_run, command, environment, make_images, run
+from tests.train.runs import assert_same_run, command, environment, run
 from ttfs_triton.train import ConfigError, TrainConfig, train
 
 SETTINGS = """
@@ -20,11 +20,6 @@ presets: {fast: {psp_persistence: 0.5}}
 """
 ANN = "neuron: ann\nepochs: 3\nbatch_size: 16\nlr: 3.0e-2\nema_decay: 0.9\npresets: {fast: {}}\n"
 FLAGS = ("--preset", "fast", "--pretrain")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, write_parquet) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
 
 
 def folder_with_recipes(path: Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.hub.client import Client, Raised, environment
 from tests.hub.server import HubServer, Repository
-from tests.train.runs import SETTINGS, command, make_images
+from tests.train.runs import SETTINGS, command
 from ttfs_triton.train import ConfigError
 from ttfs_triton.train.config import make_config
 from ttfs_triton.train.processes import ask_main_process
@@ -21,11 +21,6 @@ def hub():
     server = HubServer()
     yield server
     server.close()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, write_parquet):
-    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.runs import AUGMENTATION, assert_same_run, command, environment, make_images, metrics, run
+from tests.train.runs import AUGMENTATION, assert_same_run, command, environment, metrics, run
 
 # A checkpoint after every other step, so that a random kill often falls into the writing of one.
 SETTINGS = f"\nepochs: 6\ncheckpoint_steps: 2\n{AUGMENTATION}"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, write_parquet) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
 
 
 @pytest.fixture(scope="module")

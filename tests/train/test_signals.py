@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from tests.train.runs import SETTINGS, assert_same_run, command, environment, make_images
+from tests.train.runs import SETTINGS, assert_same_run, command, environment
 from ttfs_triton.train import TrainConfig, train
 
 GOES_ON = "Go on with: python"
@@ -58,11 +58,6 @@ else:
 start("ttfs_triton.train", Path(sys.argv.pop(1)), "A small run.")
 """
 DECODING = "\nstreaming: true\nnum_workers: 2\nepochs: 60\n"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, write_parquet) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,17 +8,12 @@ import yaml
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from tests.train.runs import SETTINGS, assert_same_run, last, make_images, metrics
-from tests.virtual_cuda import installed, recording
+from tests.train.runs import SETTINGS, assert_same_run, last, metrics
+from tests.virtual_cuda import recording
 from ttfs_kernels import backends
 from ttfs_triton.train import DeviceLostError, NonFiniteLossError, TrainConfig, evaluator, loop, train
 from ttfs_triton.train.build import build_optimizer
 from ttfs_triton.train.update import FiniteGuard, make_average, update_average
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, write_parquet):
-    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
 
 
 @pytest.fixture
@@ -42,9 +37,7 @@ def change(config, **values):
     ],
     ids=lambda values: "-".join(map(str, values.values())) or "defaults",
 )
-def test_step_never_waits_for_the_device(config, device, monkeypatch, values):
-    if not installed():
-        pytest.skip("only the virtual device counts: --device virtual")
+def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, values):
     records, step = [], loop.Trainer._train_step
 
     def watched(trainer, micro_batches):
@@ -73,10 +66,8 @@ MIXED = {"auto_augment": True, "crop_padding": 1, "flip": True, "cutout": 2, "mi
     ],
     ids=["accumulation", "fp16 from the host"],
 )
-def test_whole_loop_waits_for_the_device_only_where_it_is_read(config, device, monkeypatch, values):
+def test_whole_loop_waits_for_the_device_only_where_it_is_read(config, watched_device, monkeypatch, values):
     """Gathering, augmentation by the kernel, mixing, steps, moving average: two epochs, but for the first step."""
-    if not installed():
-        pytest.skip("only the virtual device counts: --device virtual")
     pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setattr(backends, "_choice", "triton")  # of the augmentation; the layers are told otherwise
     between, read, inside = [], [], []  # waits outside of readings and in them, by operator

@@ -4,33 +4,17 @@ import json
 import random
 import shutil
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import yaml
 
-from tests.train.runs import SETTINGS, assert_same_run, best, last, make_images, metrics, run
+from tests.train.runs import assert_same_run, best, change, last, make_images, metrics, run
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, TrainConfig, start, train
+from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, start, train
 from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.loop import Trainer
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, write_parquet) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
-
-
-@pytest.fixture
-def config(data, tmp_path) -> TrainConfig:
-    return TrainConfig(**yaml.safe_load(SETTINGS), data_dir=data, output_dir=tmp_path / "run")
-
-
-def change(config: TrainConfig, **values) -> TrainConfig:
-    return TrainConfig(**config.model_dump() | values)
 
 
 def test_run_learns_and_leaves_the_documented_folder(config):
