@@ -117,6 +117,10 @@ class WeightedLayer(nn.Module):
             self.weight.copy_(self.effective_weight())
             self.weight_gain = None
 
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the layer's neurons for one image, of inputs of a shape."""
+        raise NotImplementedError
+
     def record(self, activations: Tensor) -> Tensor:
         """Count the spikes of `activations` if statistics are being recorded, and hand them on unchanged."""
         if self.statistics is not None and self.statistics.recording:
@@ -152,6 +156,25 @@ class WeightedConv2d(WeightedLayer):
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, pair(kernel_size)
         self.stride, self.padding, self.dilation, self.groups = pair(stride), pair(padding), pair(dilation), groups
 
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the layer's neurons for one image, (out_channels, height, width).
+
+        Args:
+            shape: of its inputs for one image.
+        Raises:
+            ValueError: it cannot read them.
+        """
+        if len(shape) != 3 or shape[0] != self.in_channels:
+            raise ValueError(f"inputs must be {self.in_channels} maps; got {shape}.")
+        sizes = zip(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        places = [
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, padding, dilation in sizes
+        ]
+        if min(places) < 1:
+            raise ValueError(f"maps must be at least as large as the kernel, {self.kernel_size}; got {shape}.")
+        return (self.out_channels, *places)
+
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         text += f", padding={self.padding}"
@@ -176,6 +199,18 @@ class WeightedLinear(WeightedLayer):
             raise ValueError(f"{type(self).__name__}: spike_dropout must be in [0, 1); got {spike_dropout}.")
         super().__init__((out_features, in_features), **options)
         self.in_features, self.out_features, self.spike_dropout = in_features, out_features, spike_dropout
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the layer's neurons for one image, (out_features,).
+
+        Args:
+            shape: of its inputs for one image.
+        Raises:
+            ValueError: it cannot read them.
+        """
+        if shape != (self.in_features,):
+            raise ValueError(f"inputs must be {self.in_features} features; got {shape}.")
+        return (self.out_features,)
 
     def synapses(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Input activations and weights of this pass: both as they are, or after dropout while training.
