@@ -108,7 +108,9 @@ def compare_onnx(model: bytes, network: nn.Module, images: Tensor, *, batch_size
     logits, expected = torch.cat(there["logits"]), torch.cat(here["logits"])
     times: tuple[TimeDifference, ...] = ()
     if spiking:
-        times = (TimeDifference.of(graph.stages[-1].name, torch.cat(there["spike_times"]), torch.cat(here["spike_times"])),)
+        times = (
+            TimeDifference.of(graph.stages[-1].name, torch.cat(there["spike_times"]), torch.cat(here["spike_times"])),
+        )
     predictions, decided = logits.argmax(1), expected.argmax(1)
     return Comparison(
         program=f"onnxruntime {runtime.__version__}",
