@@ -71,14 +71,14 @@ class LatencyEncoder(nn.Module):
     Input: any shape, floating point in [0, max_value]; integers too if a max_value above 1 says what they mean. Output:
     activations in [0, 1], same shape; dtype of the input, float32 of integers.
 
-    Values are looked at where that makes nobody wait: on the CPU always, on another device in the first batch that
-    comes in evaluation mode. A training step on a GPU is never stopped for it, and clamps.
+    The values of the first batch are looked at: on the CPU at once, on another device when one comes in evaluation
+    mode, so that no training step there waits for it. Later batches are clamped.
 
     Args:
         max_value: pixel value that fires at the window's start; 255 for 8-bit pixels.
         clamp: take values outside for the nearest one inside, rather than refuse them.
     Raises:
-        ValueError: max_value is not positive, or values outside [0, max_value].
+        ValueError: max_value is not positive, or values of the first batch outside [0, max_value].
         TypeError: integers, and nothing that says what they mean.
     Source: Wei et al., ICCV 2023, Eq. 1.
     Example:
@@ -92,7 +92,7 @@ class LatencyEncoder(nn.Module):
         if not max_value > 0:
             raise ValueError(f"LatencyEncoder: max_value must be positive; got {max_value}.")
         self.max_value, self.clamp = max_value, clamp
-        self._seen = False  # whether a batch on this device has been looked at
+        self._seen = False
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point() and self.max_value <= 1:
@@ -105,9 +105,9 @@ class LatencyEncoder(nn.Module):
         return (x / self.max_value).clamp(0, 1)
 
     def _looks(self, x: Tensor) -> bool:
-        if x.device.type == "meta" or x.numel() == 0 or torch.compiler.is_compiling():
+        if self._seen or x.device.type == "meta" or x.numel() == 0 or torch.compiler.is_compiling():
             return False
-        return x.device.type == "cpu" or not (self.training or self._seen)
+        return x.device.type == "cpu" or not self.training
 
     def _check(self, x: Tensor) -> None:
         low, high = (value.item() for value in x.detach().aminmax())
