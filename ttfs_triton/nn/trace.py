@@ -265,7 +265,7 @@ class _Trace(TorchFunctionMode):
             _refuse(f"{name}, whose skip reads no spikes of a layer", "Give it the output of an earlier layer.")
         shape = _output_shape(layer, name, tuple(x.shape[1:]))
         window = 0 if wire.source is None else self._windows[wire.source] + 1
-        if skipped is not None:
+        if skip is not None and skipped is not None:
             self._check_skip(name, shape, skipped, tuple(skip.shape[1:]), window)
         self._windows[name] = window
         self._stages.append(Stage(name, kind, layer, window, wire, skipped, shape))
