@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from ttfs_kernels import Neuron
-from ttfs_triton.nn.specification import MAX_SIZE, Convolution, Dense, parse_specification
+from ttfs_triton.nn.specification import MAX_SIZE, Convolution, Dense, Pool, parse_specification
 
 Encoder = Literal["latency", "analog", "signed"]
 """How images enter a network; see `NetworkConfig`."""
@@ -89,8 +89,16 @@ class NetworkConfig:
                 _refuse(
                     "width", f"give no layer more than {MAX_SIZE} neurons or channels", self.width, f"{size} times it."
                 )
-        if self.encoder != "latency" and not isinstance(tokens[0], Convolution):
-            _refuse("specification", f'start with a convolution for encoder="{self.encoder}"', self.specification)
+        if self.encoder != "latency":
+            layers = [token for token in tokens if not isinstance(token, Pool)]
+            if not isinstance(tokens[0], Convolution) or any(
+                0 < layer.skip == place for place, layer in enumerate(layers)
+            ):
+                _refuse(
+                    "specification",
+                    f'start with a convolution for encoder="{self.encoder}", not in a block, since it reads no spikes',
+                    self.specification,
+                )
 
     def _check_types(self) -> None:
         """Exactly what JSON gives back: true is no number and 10.0 no count."""

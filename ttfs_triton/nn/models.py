@@ -1,7 +1,7 @@
 """Networks built from a specification, and the paper's: CNN1, VGG11, VGG16."""
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,16 @@ from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, Potent
 from ttfs_triton.nn.specification import Convolution, Dense, Pool, output_size, parse_specification
 from ttfs_triton.nn.standardise import fold_weight_standardisation
 from ttfs_triton.nn.statistics import SpikeCounter
-from ttfs_triton.nn.weighted import LinearOptions, WeightedConv2d, WeightedLinear, WeightOptions, effective_weights
+from ttfs_triton.nn.weighted import (
+    HiddenLinearOptions,
+    HiddenOptions,
+    WeightedConv2d,
+    WeightedLayer,
+    WeightedLinear,
+    WeightOptions,
+    effective_weights,
+    skip_step,
+)
 
 CNN1 = "16C5-P2-32C5p0-P2-128"
 VGG11 = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2-4096-4096"
@@ -53,7 +62,7 @@ class TTFSNetwork(nn.Module):
     def __init__(self, config: NetworkConfig, *, backend: str = "auto") -> None:
         super().__init__()
         self.config = config
-        layers, in_features = _hidden_layers(config)
+        layers, in_features, self._waits = _hidden_layers(config)
         self.features = nn.Sequential(layers)
         self.readout = _readout(config, in_features)
         self.readout.statistics = SpikeCounter((config.classes,))
@@ -74,14 +83,21 @@ class TTFSNetwork(nn.Module):
                 "Set in_channels and image_size in the configuration."
             )
         activations = images.contiguous(memory_format=torch.channels_last)
-        layers = list(self.features)
+        names, layers = zip(*self.features.named_children(), strict=True)
         weights = effective_weights(layers)
+        # Spikes that entered the last layers with weights, for as long as some skip may still read them.
+        entered: list[Tensor] = []
+        kept = 1 + max(self._waits.values(), default=0)
         pooled = False
-        for layer, following, weight in zip(layers, (*layers[1:], None), weights, strict=True):
+        for name, layer, following, weight in zip(names, layers, (*layers[1:], None), weights, strict=True):
             if pooled:
                 pooled = False
                 continue
             options: dict[str, Any] = {} if weight is None else {"weight": weight}
+            if isinstance(layer, WeightedLayer):
+                entered = [*entered, activations][-kept:]
+                if name in self._waits:
+                    options["skip"] = entered[-1 - self._waits[name]]
             pooled = computes_pool(layer, following)
             if pooled:
                 options["pool"] = 2
@@ -104,7 +120,7 @@ def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
 
     Not while they are counted, or while a hook asks for them.
     """
-    if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)):
+    if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)) or layer.skip:
         return False
     if following.kernel_size != (2, 2) or following.stride != (2, 2):
         return False
@@ -112,35 +128,65 @@ def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
     return not (counted or layer._forward_hooks or following._forward_hooks or following._forward_pre_hooks)
 
 
-def _hidden_layers(config: NetworkConfig) -> tuple["OrderedDict[str, nn.Module]", int]:
-    """Modules by name, and the number of features that the readout gets."""
+class _Entering(NamedTuple):
+    """Shape of the spikes that enter a layer with weights, for one image, and the token of that layer."""
+
+    shape: tuple[int, ...]
+    token: Convolution | Dense
+
+
+def _hidden_layers(config: NetworkConfig) -> tuple["OrderedDict[str, nn.Module]", int, dict[str, int]]:
+    """Modules by name, the number of features that the readout gets, and the windows that each skip waits."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if config.encoder == "latency":
         layers["encoder"] = LatencyEncoder(config.max_value)
     channels, size = config.in_channels, config.image_size
     convolutions = pools = dense = 0
+    entering: list[_Entering] = []
+    waits: dict[str, int] = {}
     tokens = parse_specification(config.specification)
     for token in tokens:
         if isinstance(token, Dense):
             break  # nothing but fully connected layers from here on
-        size = _map_size(token, size, config)
+        before, size = size, _map_size(token, size, config)
         if isinstance(token, Pool):
             pools += 1
             layers[f"pool{pools}"] = EarliestSpikePool2d(token.kernel_size, token.stride)
         else:
             convolutions += 1
-            layer = _convolution(config, token, channels, first=convolutions == 1)
+            entering.append(_Entering((channels, *before), token))
+            skip = _skipped(config, entering, (config.scaled(token.channels), *size))
+            layer = _convolution(config, token, channels, skip, first=convolutions == 1)
             layer.statistics = SpikeCounter((layer.out_channels, *size))
             layers[f"conv{convolutions}"], channels = layer, layer.out_channels
+            waits |= {f"conv{convolutions}": token.skip} if token.skip else {}
     layers["flatten"], features = nn.Flatten(), channels * size[0] * size[1]
     for token in tokens[convolutions + pools :]:
         assert isinstance(token, Dense)
         dense += 1
+        entering.append(_Entering((features,), token))
+        skip = _skipped(config, entering, (config.scaled(token.features),))
         # Dropout is for spikes of fully connected layers: the first of them reads convolutions or the encoder.
-        layer = _dense(config, features, config.scaled(token.features), config.dropout if dense > 1 else 0.0)
+        layer = _dense(config, token, features, skip, config.dropout if dense > 1 else 0.0)
         layer.statistics = SpikeCounter((layer.out_features,))
         layers[f"fc{dense}"], features = layer, layer.out_features
-    return layers, features
+        waits |= {f"fc{dense}": token.skip} if token.skip else {}
+    return layers, features, waits
+
+
+def _skipped(config: NetworkConfig, entering: list[_Entering], shape: tuple[int, ...]) -> int:
+    """Channels that reach the last layer by its skip, 0 without; `shape` is of its neurons."""
+    token = entering[-1].token
+    if not token.skip:
+        return 0
+    first = entering[-1 - token.skip]
+    if skip_step(first.shape, shape) is None:
+        raise ValueError(
+            f"TTFSNetwork: a block must end with as many channels as enter it, or more, and in maps that every k-th "
+            f"position of those that enter it makes; got {first.shape} in front of {first.token} and {shape} behind "
+            f'{token} in "{config.specification}". Change its channels or strides.'
+        )
+    return first.shape[0]
 
 
 def _map_size(token: Convolution | Pool, size: tuple[int, int], config: NetworkConfig) -> tuple[int, int]:
@@ -154,9 +200,9 @@ def _map_size(token: Convolution | Pool, size: tuple[int, int], config: NetworkC
     return height, width
 
 
-def _convolution(config: NetworkConfig, token: Convolution, channels: int, *, first: bool) -> WeightedConv2d:
+def _convolution(config: NetworkConfig, token: Convolution, channels: int, skip: int, *, first: bool) -> WeightedConv2d:
     sizes = (channels, config.scaled(token.channels), token.kernel_size, token.stride, token.padding)
-    options = _weight_options(config)
+    options: HiddenOptions = {**_weight_options(config), "skip": skip}
     if first and config.encoder == "signed" and not config.analog:
         return SignedEncoder(*sizes, mean=config.mean, std=config.std, neuron=config.neuron, **options)
     if first and config.encoder != "latency":
@@ -166,8 +212,9 @@ def _convolution(config: NetworkConfig, token: Convolution, channels: int, *, fi
     return DFTConv2d(*sizes, neuron=config.neuron, **options)
 
 
-def _dense(config: NetworkConfig, in_features: int, out_features: int, dropout: float) -> WeightedLinear:
-    options: LinearOptions = {**_weight_options(config), "spike_dropout": dropout}
+def _dense(config: NetworkConfig, token: Dense, in_features: int, skip: int, dropout: float) -> WeightedLinear:
+    out_features = config.scaled(token.features)
+    options: HiddenLinearOptions = {**_weight_options(config), "spike_dropout": dropout, "skip": skip}
     if config.analog:
         return ANNLinear(in_features, out_features, batch_norm=config.batch_norm, **options)
     return DFTLinear(in_features, out_features, neuron=config.neuron, **options)

@@ -1,10 +1,11 @@
 """Weights, initial potentials and their initialisation: what spiking and analog layers have in common."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, TypedDict, Unpack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttfs_kernels import standardise_weights
@@ -33,6 +34,16 @@ class LinearOptions(WeightOptions, total=False):
     spike_dropout: float
 
 
+class HiddenOptions(WeightOptions, total=False):
+    """Keywords of every hidden convolution but an encoder; see `WeightedLayer`."""
+
+    skip: int
+
+
+class HiddenLinearOptions(LinearOptions, HiddenOptions, total=False):
+    """Keywords of every fully connected hidden layer; see `WeightedLinear`."""
+
+
 class WeightedLayer(nn.Module):
     """Base of every layer with synapses: weights, optional bias, optional weight standardisation, spike counts.
 
@@ -42,12 +53,16 @@ class WeightedLayer(nn.Module):
         weight_standardisation: standardise weights over the fan-in, with a learned norm per channel; folds into
             plain weights by `fold_weight_standardisation`.
         initial_gain: factor on the Kaiming initialisation; see `reset_parameters`.
+        skip: channels, or neurons, of an earlier layer whose delayed spikes `forward` gets as `skip`, each by a synapse
+            of its own; see `delayed`. 0 for none. Not for encoders and readouts.
         device, dtype: of the parameters, as in `torch.nn`.
     Attributes:
         kind: of the layer, in counts of what it does.
         weight: Parameter [C_out, ...]; use `effective_weight()` for what the synapses really are.
         bias: Parameter [C_out], initial membrane potential in threshold heights (starts at 0), or None.
         weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
+        skip_weight: Parameter [skip], weights v of delayed spikes, one a channel (start at 1), or None. They are not
+            standardised with the others.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
     """
 
@@ -55,6 +70,7 @@ class WeightedLayer(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
     weight_gain: nn.Parameter | None
+    skip_weight: nn.Parameter | None
 
     def __init__(
         self,
@@ -63,6 +79,7 @@ class WeightedLayer(nn.Module):
         bias: bool = True,
         weight_standardisation: bool = True,
         initial_gain: float = 0.5,
+        skip: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -82,13 +99,23 @@ class WeightedLayer(nn.Module):
                 f"{name}: weight_standardisation must have a fan-in of at least 2; got 1. "
                 "Use weight_standardisation=False."
             )
-        self.initial_gain = initial_gain
+        if skip and self.kind in ("analog", "readout"):
+            raise ValueError(
+                f"{name}: skip must be 0, since no earlier spikes are to reach it; got {skip}. Leave it out."
+            )
+        if not 0 <= skip <= weight_shape[0]:
+            raise ValueError(
+                f"{name}: skip must be 0 or at most the layer's {weight_shape[0]} channels; got {skip}. "
+                "Use more channels."
+            )
+        self.initial_gain, self.skip = initial_gain, skip
         self.statistics: SpikeCounter | None = None
         factory = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(weight_shape, **factory))
         self.register_parameter("bias", nn.Parameter(torch.empty(weight_shape[0], **factory)) if bias else None)
         gain = nn.Parameter(torch.empty(weight_shape[0], **factory)) if weight_standardisation else None
         self.register_parameter("weight_gain", gain)
+        self.register_parameter("skip_weight", nn.Parameter(torch.empty(skip, **factory)) if skip else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -103,6 +130,8 @@ class WeightedLayer(nn.Module):
             nn.init.zeros_(self.bias)
         if self.weight_gain is not None:
             nn.init.constant_(self.weight_gain, self.initial_gain * math.sqrt(2))
+        if self.skip_weight is not None:
+            nn.init.ones_(self.skip_weight)
 
     def effective_weight(self) -> Tensor:
         """Weights of the synapses, shape and layout of `weight`: standardised if the layer standardises."""
@@ -117,6 +146,44 @@ class WeightedLayer(nn.Module):
             self.weight.copy_(self.effective_weight())
             self.weight_gain = None
 
+    def delayed(self, skip: Tensor | None, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Delayed spikes, one a neuron of this layer, and the weights of their synapses.
+
+        Of larger maps every second position (third, ...) arrives, and channels that the earlier layer does not have are
+        silent: no weights. That is how `dft_conv2d` and `dft_linear` take them.
+
+        Args:
+            skip: [N, skip, ...], activations of an earlier layer, whose spikes have waited until the window in which
+                those of the layer's input arrive.
+            inputs: of the layer, whose sizes say what its neurons are.
+        Returns:
+            spikes [N, C_out, ...] and weights [C_out]; None and None for a layer without a skip.
+        Raises:
+            ValueError: a skip that the layer has no synapses for, none where it has some, or one that does not fit.
+        """
+        name = type(self).__name__
+        if self.skip_weight is None and skip is None:
+            return None, None
+        if skip is None or self.skip_weight is None:
+            got = "none" if skip is None else f"spikes {list(skip.shape)}"
+            raise ValueError(
+                f"{name}: skip must be given if, and only if, the layer was made for it; got {got} and "
+                f"skip={self.skip}. Call layer(x, skip=spikes) of a layer made with skip=channels."
+            )
+        shape = self.output_shape(tuple(inputs.shape[1:]))
+        step = skip_step(skip.shape[1:], shape)
+        if step is None or skip.shape[1] != self.skip:
+            raise ValueError(
+                f"{name}: skip must bring {self.skip} channels in maps that every k-th position of makes "
+                f"{list(shape[1:])}; got {list(skip.shape[1:])}. Skip from a layer of that size, or change skip."
+            )
+        if skip.dim() == 4:
+            skip = skip[:, :, :: step[0], :: step[1]]
+        missing = shape[0] - self.skip
+        if missing:
+            skip = F.pad(skip, (0, 0) * (skip.dim() - 2) + (0, missing))
+        return skip, F.pad(self.skip_weight, (0, missing)) if missing else self.skip_weight
+
     def record(self, activations: Tensor) -> Tensor:
         """Count the spikes of `activations` if statistics are being recorded, and hand them on unchanged."""
         if self.statistics is not None and self.statistics.recording:
@@ -125,7 +192,12 @@ class WeightedLayer(nn.Module):
 
     def synapse_repr(self) -> str:
         """Options shared by all layers, for `extra_repr`."""
-        return f"bias={self.bias is not None}, weight_standardisation={self.weight_gain is not None}"
+        text = f"bias={self.bias is not None}, weight_standardisation={self.weight_gain is not None}"
+        return f"{text}, skip={self.skip}" if self.skip else text
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the layer's neurons for one image, of inputs of a shape."""
+        raise NotImplementedError
 
 
 class WeightedConv2d(WeightedLayer):
@@ -140,7 +212,7 @@ class WeightedConv2d(WeightedLayer):
         padding: Size = 0,
         dilation: Size = 1,
         groups: int = 1,
-        **options: Unpack[WeightOptions],
+        **options: Unpack[HiddenOptions],
     ) -> None:
         name = type(self).__name__
         if groups < 1 or in_channels % groups or out_channels % groups:
@@ -151,6 +223,25 @@ class WeightedConv2d(WeightedLayer):
         super().__init__((out_channels, in_channels // groups, *pair(kernel_size)), **options)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, pair(kernel_size)
         self.stride, self.padding, self.dilation, self.groups = pair(stride), pair(padding), pair(dilation), groups
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the layer's neurons for one image, (out_channels, height, width).
+
+        Args:
+            shape: of its inputs for one image.
+        Raises:
+            ValueError: it cannot read them.
+        """
+        if len(shape) != 3 or shape[0] != self.in_channels:
+            raise ValueError(f"inputs must be {self.in_channels} maps; got {shape}.")
+        sizes = zip(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        places = [
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, padding, dilation in sizes
+        ]
+        if min(places) < 1:
+            raise ValueError(f"maps must be at least as large as the kernel, {self.kernel_size}; got {shape}.")
+        return (self.out_channels, *places)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
@@ -170,12 +261,24 @@ class WeightedLinear(WeightedLayer):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, spike_dropout: float = 0.0, **options: Unpack[WeightOptions]
+        self, in_features: int, out_features: int, *, spike_dropout: float = 0.0, **options: Unpack[HiddenOptions]
     ) -> None:
         if not 0 <= spike_dropout < 1:
             raise ValueError(f"{type(self).__name__}: spike_dropout must be in [0, 1); got {spike_dropout}.")
         super().__init__((out_features, in_features), **options)
         self.in_features, self.out_features, self.spike_dropout = in_features, out_features, spike_dropout
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the layer's neurons for one image, (out_features,).
+
+        Args:
+            shape: of its inputs for one image.
+        Raises:
+            ValueError: it cannot read them.
+        """
+        if shape != (self.in_features,):
+            raise ValueError(f"inputs must be {self.in_features} features; got {shape}.")
+        return (self.out_features,)
 
     def synapses(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Input activations and weights of this pass: both as they are, or after dropout while training.
@@ -216,6 +319,22 @@ def effective_weights(modules: Iterable[nn.Module]) -> list[Tensor | None]:
         dtype = torch.get_autocast_dtype(device_type)
     standardised = iter(standardise_weights(weights, gains, dtype=dtype))  # pyright: ignore[reportArgumentType]
     return [next(standardised) if any(layer is other for other in layers) else None for layer in modules]
+
+
+def skip_step(size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:
+    """Which positions of earlier maps delayed spikes come from: every k-th row and column.
+
+    Args:
+        size: (channels, rows, columns) of the earlier layer, or (features,).
+        shape: the same of the layer that they reach.
+    Returns:
+        k of rows and columns; () for fully connected layers; None if channels or maps do not fit.
+    """
+    if len(size) != len(shape) or size[0] > shape[0]:
+        return None
+    steps = tuple(-(-before // after) for before, after in zip(size[1:], shape[1:], strict=True))
+    fits = all(-(-before // k) == after for before, after, k in zip(size[1:], shape[1:], steps, strict=True))
+    return steps if fits else None
 
 
 def pair(value: Size) -> tuple[int, int]:
