@@ -109,8 +109,9 @@ def differentiate(ctx, backward_operator, grad: Tensor | None) -> tuple[Tensor |
 
 
 # Autocast: x, weight and skip in autocast's dtype (the casts are differentiable, so float32 weights get float32
-# gradients); bias and skip weights stay as they are, since the rule works in float32 anyway. A backward pass inside an autocast region keeps the
-# dtypes of its forward pass. torch.library.register_autocast would fix the dtype at registration, hence by hand.
+# gradients); bias and skip weights stay as they are, since the rule works in float32 anyway. A backward pass inside an
+# autocast region keeps the dtypes of its forward pass. torch.library.register_autocast would fix the dtype at
+# registration, hence by hand.
 
 
 def register_autocast(*names: str) -> None:

@@ -142,7 +142,7 @@ def test_skip_equals_the_operators(kind, psp_persistence, autocast):
 @PERSISTENCES
 def test_skip_opcheck(kind, psp_persistence):
     tensors = list(operands(kind).values())
-    geometry = () if kind == "linear" else tuple(map(list, list(CONVOLUTION.values())[:3])) + (2,)
+    geometry = () if kind == "linear" else (*map(list, list(CONVOLUTION.values())[:3]), 2)
     operator = getattr(torch.ops.ttfs, f"dft_{kind}").default
     result = torch.library.opcheck(operator, (*tensors, *geometry, Neuron(psp_persistence, 11.0, 0.5).pack(), True))
     assert set(result.values()) == {"SUCCESS"}

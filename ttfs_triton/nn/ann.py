@@ -59,8 +59,8 @@ class ANNConv2d(WeightedConv2d):
         self.batch_norm = _batch_norm(nn.BatchNorm2d, self.weight, self.initial_gain) if batch_norm else None
 
     def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
-        """Activations. `skip` [N, skip, ...] are those of an earlier layer, see `WeightedLayer.delayed`; v·skip is added
-        behind batch norm."""
+        """Activations. `skip` [N, skip, ...] are those of an earlier layer, added with their weights behind batch norm;
+        see `WeightedLayer.delayed`."""
         skip, skip_weight = self.delayed(skip, x)
         weight = self.effective_weight() if weight is None else weight
         potential = F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)

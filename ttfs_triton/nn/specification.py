@@ -79,8 +79,8 @@ def parse_specification(specification: str) -> tuple[Token, ...]:
         for token in _parse_block(text.strip(), specification):
             if not isinstance(token, Dense) and tokens and isinstance(tokens[-1], Dense):
                 raise ValueError(
-                    f'parse_specification: convolutions and pools must come before fully connected layers; got "{text}" '
-                    f'behind "{tokens[-1].features}" in "{specification}".'
+                    f"parse_specification: convolutions and pools must come before fully connected layers; got "
+                    f'"{text}" behind "{tokens[-1].features}" in "{specification}".'
                 )
             if len(tokens) == MAX_LAYERS:
                 raise ValueError(

@@ -125,7 +125,7 @@ def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_derivatives: boo
 
 
 class Delayed(NamedTuple):
-    """Delayed spikes in the shape of a layer's output, the weights of their synapses [N], and whose gradient to find."""
+    """Delayed spikes in the shape of a layer's output, weights [N] of their synapses, and whose gradient to find."""
 
     skip: Tensor
     skip_weight: Tensor
