@@ -11,7 +11,7 @@ from ttfs_triton.nn.coding import (
 )
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork, cnn1, vgg11, vgg16
+from ttfs_triton.nn.models import TTFSNetwork, cnn1, resnet18, resnet20, vgg11, vgg16
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,
@@ -57,6 +57,8 @@ __all__ = [
     "parse_specification",
     "record_statistics",
     "reset_statistics",
+    "resnet18",
+    "resnet20",
     "sparsity",
     "spike_time_to_activation",
     "standardise_weight",

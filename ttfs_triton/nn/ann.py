@@ -35,7 +35,7 @@ class ANNConv2d(WeightedConv2d):
         batch_norm: normalise over the batch before the clamp.
         bias: learn a bias per channel, from 0; with batch norm, which has its own, there is no second one.
         initial_gain: as in `DFTConv2d`; with batch norm, its initial weight.
-        weight_standardisation, skip, device, dtype: as in `DFTConv2d`.
+        weight_standardisation, skip, average, device, dtype: as in `DFTConv2d`.
     """
 
     kind = "ann"
@@ -62,6 +62,8 @@ class ANNConv2d(WeightedConv2d):
         """Activations. `skip` [N, skip, ...] are those of an earlier layer, added with their weights behind batch norm;
         see `WeightedLayer.delayed`."""
         skip, skip_weight = self.delayed(skip, x)
+        if self.average > 1:
+            self.output_shape(tuple(x.shape[1:]))  # refuses maps that do not divide
         weight = self.effective_weight() if weight is None else weight
         potential = F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         if self.batch_norm is not None:
@@ -80,7 +82,7 @@ class ANNLinear(WeightedLinear):
 
     Args:
         in_features, out_features: as in `torch.nn.Linear`.
-        batch_norm, bias, initial_gain, weight_standardisation, skip, device, dtype: as in `ANNConv2d`.
+        batch_norm, bias, initial_gain, weight_standardisation, skip, device, dtype: as in `ANNConv2d`; average: as in `DFTLinear`.
         spike_dropout: as in `DFTLinear`.
     """
 

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from ttfs_kernels import Neuron
-from ttfs_triton.nn.specification import MAX_SIZE, Convolution, Dense, Pool, parse_specification
+from ttfs_triton.nn.specification import MAX_SIZE, Convolution, Dense, parse_specification
 
 Encoder = Literal["latency", "analog", "signed"]
 """How images enter a network; see `NetworkConfig`."""
@@ -90,7 +90,7 @@ class NetworkConfig:
                     "width", f"give no layer more than {MAX_SIZE} neurons or channels", self.width, f"{size} times it."
                 )
         if self.encoder != "latency":
-            layers = [token for token in tokens if not isinstance(token, Pool)]
+            layers = [token for token in tokens if isinstance(token, Convolution | Dense)]
             if not isinstance(tokens[0], Convolution) or any(
                 0 < layer.skip == place for place, layer in enumerate(layers)
             ):

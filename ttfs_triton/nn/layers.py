@@ -23,12 +23,14 @@ class DFTConv2d(WeightedConv2d):
             plain weights by `fold_weight_standardisation`.
         initial_gain: factor on the Kaiming initialisation; see `reset_parameters`.
         skip: channels of an earlier layer whose spikes reach these neurons too, delayed; see `forward`. Default: 0.
+        average: side of windows of inputs that are averaged in front of the synapses, spikes and masks alike; sizes
+            must divide by it, and kernel_size, stride and padding count such windows. Default: 1.
         device, dtype: as in `torch.nn.Conv2d`.
     Attributes:
         fuse_pool: where a pool that `forward` is given is computed; see `ttfs_kernels.dft_conv2d`. Default: None, as
             tuning says.
     Raises:
-        ValueError: sizes, groups, initial_gain or skip out of range.
+        ValueError: sizes, groups, initial_gain, skip or average out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.
     Example:
         >>> layer = DFTConv2d(16, 32, 3, padding=1, neuron=Neuron(psp_persistence=0.25))
@@ -68,6 +70,8 @@ class DFTConv2d(WeightedConv2d):
         v·x_skip to the potential of one neuron, and v to its slope. See `WeightedLayer.delayed` for other sizes.
         """
         skip, skip_weight = self.delayed(skip, x)
+        if self.average > 1:
+            self.output_shape(tuple(x.shape[1:]))  # refuses maps that do not divide
         activations = dft_conv2d(
             x,
             self.effective_weight() if weight is None else weight,
@@ -97,10 +101,12 @@ class DFTLinear(WeightedLinear):
 
     Args:
         in_features, out_features: as in `torch.nn.Linear`.
+        average: inputs in a row that share a weight, at 1/average of it: the positions of a flattened channel, for its
+            mean in front of the synapses. Default: 1.
         spike_dropout: probability that an input spike is dropped while training; the weights make up for it.
         neuron, backend, bias, weight_standardisation, initial_gain, skip, device, dtype: see `DFTConv2d`.
     Raises:
-        ValueError: sizes, initial_gain, skip or spike_dropout out of range.
+        ValueError: sizes, initial_gain, skip, average or spike_dropout out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.
     Example:
         >>> layer = DFTLinear(784, 100, bias=False)

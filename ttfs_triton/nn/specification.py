@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 _CONVOLUTION = re.compile(r"(?P<channels>\d+)C(?P<kernel_size>\d+)(?:p(?P<padding>\d+))?(?:s(?P<stride>\d+))?")
 _POOL = re.compile(r"P(?P<kernel_size>\d+)(?:s(?P<stride>\d+))?")
+_AVERAGE = re.compile(r"A(?P<kernel_size>\d+)?")
 _DENSE = re.compile(r"(?P<features>\d+)")
 _BLOCK = re.compile(r"\((?P<layers>[^()]*)\)(?:x(?P<times>\d{1,4}))?")
 _SEPARATOR = re.compile(r"-(?![^(]*\))")  # not inside of parentheses
@@ -45,6 +46,13 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Average:
+    """`A2`: the synapses behind it read means of 2×2 neurons; `A`, in front of fully connected layers, of whole maps."""
+
+    kernel_size: int | None
+
+
+@dataclass(frozen=True)
 class Dense:
     """`128`: 128 fully connected neurons; `skip` as of a convolution."""
 
@@ -52,7 +60,7 @@ class Dense:
     skip: int = 0
 
 
-Token = Convolution | Pool | Dense
+Token = Convolution | Pool | Average | Dense
 
 
 def parse_specification(specification: str) -> tuple[Token, ...]:
@@ -61,13 +69,14 @@ def parse_specification(specification: str) -> tuple[Token, ...]:
     Args:
         specification: tokens as in `Convolution`, `Pool` and `Dense`, such as "16C5-P2-32C5p0-P2-128". Parentheses are
             a residual block, of two or more convolutions or fully connected layers: spikes that enter it also reach the
-            neurons of its last layer, delayed. `(64C3-64C3)x3` are three such blocks.
+            neurons of its last layer, delayed. `(64C3-64C3)x3` are three such blocks. An `Average` belongs to the
+            synapses of the convolution behind it, or without a size to those of the fully connected layer or readout.
     Returns:
         One token per layer.
     Raises:
         ValueError: no text, or longer than `MAX_LENGTH`; a token that cannot be read, a size of zero or above
-            `MAX_SIZE` or `MAX_KERNEL`, a convolution or pool behind a fully connected layer, a block that is none, more
-            than `MAX_LAYERS`, or no layer at all. The message names the token.
+            `MAX_SIZE` or `MAX_KERNEL`, a convolution or pool behind a fully connected layer, an average with nothing that it
+            belongs to, a block that is none, more than `MAX_LAYERS`, or no layer at all. The message names the token.
     """
     if not isinstance(specification, str) or len(specification) > MAX_LENGTH:
         got = f"{len(specification)}" if isinstance(specification, str) else f"{specification!r:.80}"
@@ -88,7 +97,22 @@ def parse_specification(specification: str) -> tuple[Token, ...]:
                     f'"{specification:.80}". Repeat blocks less often.'
                 )
             tokens.append(token)
+    _check_averages(tokens, specification)
     return tuple(tokens)
+
+
+def _check_averages(tokens: list[Token], specification: str) -> None:
+    for token, before, behind in zip(tokens, [None, *tokens], [*tokens[1:], None], strict=False):
+        if isinstance(token, Average):
+            whole = behind is None or isinstance(behind, Dense)
+            fits = token.kernel_size is None if whole else isinstance(behind, Convolution) and token.kernel_size
+            if not fits or not isinstance(before, Convolution | Pool):
+                text = f"A{token.kernel_size or ''}"
+                raise ValueError(
+                    f"parse_specification: an average must stand behind maps and, with a size, in front of a "
+                    f'convolution, or without one in front of fully connected layers or at the end; got "{text}" in '
+                    f'"{specification}".'
+                )
 
 
 def _parse_block(text: str, specification: str) -> Iterator[Token]:
@@ -126,6 +150,10 @@ def _parse_token(text: str, specification: str) -> Token:
         values.setdefault("stride", values["kernel_size"])
         token, positive = Pool(**values), tuple(values.values())
         kernels = positive
+    elif match := _AVERAGE.fullmatch(text):
+        size = match["kernel_size"]
+        token = Average(None if size is None else int(size))
+        positive = kernels = (1 if size is None else int(size),)
     elif match := _DENSE.fullmatch(text):
         token = Dense(int(match["features"]))
         positive, kernels = (token.features,), ()

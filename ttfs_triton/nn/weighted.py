@@ -32,12 +32,14 @@ class LinearOptions(WeightOptions, total=False):
     """Keywords of every fully connected layer; see `WeightedLinear`."""
 
     spike_dropout: float
+    average: int
 
 
 class HiddenOptions(WeightOptions, total=False):
     """Keywords of every hidden convolution but an encoder; see `WeightedLayer`."""
 
     skip: int
+    average: int
 
 
 class HiddenLinearOptions(LinearOptions, HiddenOptions, total=False):
@@ -55,6 +57,11 @@ class WeightedLayer(nn.Module):
         initial_gain: factor on the Kaiming initialisation; see `reset_parameters`.
         skip: channels, or neurons, of an earlier layer whose delayed spikes `forward` gets as `skip`, each by a synapse
             of its own; see `delayed`. 0 for none. Not for encoders and readouts.
+        average: inputs that share a weight, at 1/average of it each: average pooling in front of the layer, at its
+            synapses, where a mean is no spike time and has to be none. Of a convolution the side of the windows, in
+            pixels; of a fully connected layer the inputs in a row, such as all positions of a flattened channel. The
+            layer then is one with more synapses: `kernel_size`, `stride` and `padding` are in pixels, and
+            `effective_weight()` is spread.
         device, dtype: of the parameters, as in `torch.nn`.
     Attributes:
         kind: of the layer, in counts of what it does.
@@ -80,6 +87,7 @@ class WeightedLayer(nn.Module):
         weight_standardisation: bool = True,
         initial_gain: float = 0.5,
         skip: int = 0,
+        average: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -108,7 +116,11 @@ class WeightedLayer(nn.Module):
                 f"{name}: skip must be 0 or at most the layer's {weight_shape[0]} channels; got {skip}. "
                 "Use more channels."
             )
-        self.initial_gain, self.skip = initial_gain, skip
+        if average < 1 or (average > 1 and self.kind == "analog"):
+            raise ValueError(
+                f"{name}: average must be at least 1, and 1 for an encoder; got {average}. Average images beforehand."
+            )
+        self.initial_gain, self.skip, self.average = initial_gain, skip, average
         self.statistics: SpikeCounter | None = None
         factory = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(weight_shape, **factory))
@@ -134,16 +146,30 @@ class WeightedLayer(nn.Module):
             nn.init.ones_(self.skip_weight)
 
     def effective_weight(self) -> Tensor:
-        """Weights of the synapses, shape and layout of `weight`: standardised if the layer standardises."""
+        """Weights of the synapses: standardised if the layer standardises, spread if it averages.
+
+        Shape and layout of `weight`, but for a layer that averages.
+        """
+        return self.spread(self._stored_weight())
+
+    def _stored_weight(self) -> Tensor:
         if self.weight_gain is None:
             return self.weight
         return standardise_weight(self.weight, self.weight_gain)
+
+    def spread(self, weight: Tensor) -> Tensor:
+        """Weights of the synapses from those that windows of inputs share, each at its part; see `average`."""
+        if self.average == 1:
+            return weight
+        for dimension in range(2 if weight.dim() == 4 else 1, weight.dim()):
+            weight = weight.repeat_interleave(self.average, dimension) / self.average
+        return weight
 
     @torch.no_grad()
     def fold_standardisation(self) -> None:
         """Make the standardised weights this layer's plain weights and drop the gains; see the module function."""
         if self.weight_gain is not None:
-            self.weight.copy_(self.effective_weight())
+            self.weight.copy_(self._stored_weight())
             self.weight_gain = None
 
     def delayed(self, skip: Tensor | None, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -193,7 +219,8 @@ class WeightedLayer(nn.Module):
     def synapse_repr(self) -> str:
         """Options shared by all layers, for `extra_repr`."""
         text = f"bias={self.bias is not None}, weight_standardisation={self.weight_gain is not None}"
-        return f"{text}, skip={self.skip}" if self.skip else text
+        text += f", skip={self.skip}" if self.skip else ""
+        return text if self.average == 1 else f"{text}, average={self.average}"
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the layer's neurons for one image, of inputs of a shape."""
@@ -221,8 +248,16 @@ class WeightedConv2d(WeightedLayer):
                 f"got {groups}."
             )
         super().__init__((out_channels, in_channels // groups, *pair(kernel_size)), **options)
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, pair(kernel_size)
-        self.stride, self.padding, self.dilation, self.groups = pair(stride), pair(padding), pair(dilation), groups
+        if self.average > 1 and pair(dilation) != (1, 1):
+            raise ValueError(f"{name}: dilation must be 1 with average={self.average}; got {dilation}. Use a stride.")
+        self.in_channels, self.out_channels, self.dilation, self.groups = (
+            in_channels,
+            out_channels,
+            pair(dilation),
+            groups,
+        )
+        in_pixels = [tuple(self.average * size for size in pair(sizes)) for sizes in (kernel_size, stride, padding)]
+        self.kernel_size, self.stride, self.padding = in_pixels
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the layer's neurons for one image, (out_channels, height, width).
@@ -234,6 +269,8 @@ class WeightedConv2d(WeightedLayer):
         """
         if len(shape) != 3 or shape[0] != self.in_channels:
             raise ValueError(f"inputs must be {self.in_channels} maps; got {shape}.")
+        if any(size % self.average for size in shape[1:]):
+            raise ValueError(f"maps must divide into windows of average={self.average}; got {shape}.")
         sizes = zip(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
         places = [
             (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
@@ -265,7 +302,10 @@ class WeightedLinear(WeightedLayer):
     ) -> None:
         if not 0 <= spike_dropout < 1:
             raise ValueError(f"{type(self).__name__}: spike_dropout must be in [0, 1); got {spike_dropout}.")
-        super().__init__((out_features, in_features), **options)
+        average = options.get("average", 1)
+        if average > 1 and in_features % average:
+            raise ValueError(f"{type(self).__name__}: average must divide in_features ({in_features}); got {average}.")
+        super().__init__((out_features, in_features // max(1, average)), **options)
         self.in_features, self.out_features, self.spike_dropout = in_features, out_features, spike_dropout
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -317,8 +357,9 @@ def effective_weights(modules: Iterable[nn.Module]) -> list[Tensor | None]:
     autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     if autocast and dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype(device_type)
-    standardised = iter(standardise_weights(weights, gains, dtype=dtype))  # pyright: ignore[reportArgumentType]
-    return [next(standardised) if any(layer is other for other in layers) else None for layer in modules]
+    standardised = standardise_weights(weights, gains, dtype=dtype)  # pyright: ignore[reportArgumentType]
+    found = iter([layer.spread(weight) for layer, weight in zip(layers, standardised, strict=True)])
+    return [next(found) if any(layer is other for other in layers) else None for layer in modules]
 
 
 def skip_step(size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:

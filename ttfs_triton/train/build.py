@@ -20,7 +20,7 @@ from ttfs_triton.data.images import ImageData, draw_images, load_images, train_v
 from ttfs_triton.data.placement import PlacedImages, place_images
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.config import Encoder
-from ttfs_triton.nn.models import CNN1, VGG11, VGG16
+from ttfs_triton.nn.models import CNN1, RESNET18, RESNET20, VGG11, VGG16
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.start import Start, load_weights
 
@@ -28,6 +28,8 @@ SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
     "vgg11": (VGG11, "analog"),
     "vgg16": (VGG16, "analog"),
+    "resnet18": (RESNET18, "analog"),
+    "resnet20": (RESNET20, "analog"),
 }
 # Enough images for channel statistics to four digits.
 STATISTICS_IMAGES = 10_000

@@ -90,7 +90,7 @@ class TrainConfig(BaseModel):
 
     # ---- network
     model: str = "cnn1"
-    """cnn1, vgg11, vgg16, or a specification such as 16C5-P2-32C5p0-P2-128."""
+    """cnn1, vgg11, vgg16, resnet18, resnet20, or a specification such as 16C5-P2-32C5p0-P2-128."""
     width: float = Field(1.0, gt=0)
     """Factor on the size of every hidden layer."""
     neuron: Literal["dft", "ann"] = "dft"
