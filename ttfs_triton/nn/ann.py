@@ -82,8 +82,8 @@ class ANNLinear(WeightedLinear):
 
     Args:
         in_features, out_features: as in `torch.nn.Linear`.
-        batch_norm, bias, initial_gain, weight_standardisation, skip, device, dtype: as in `ANNConv2d`; average: as in `DFTLinear`.
-        spike_dropout: as in `DFTLinear`.
+        batch_norm, bias, initial_gain, weight_standardisation, skip, device, dtype: as in `ANNConv2d`.
+        average, spike_dropout: as in `DFTLinear`.
     """
 
     kind = "ann"

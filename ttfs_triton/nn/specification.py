@@ -47,7 +47,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Average:
-    """`A2`: the synapses behind it read means of 2×2 neurons; `A`, in front of fully connected layers, of whole maps."""
+    """`A2`: the synapses behind it read means of 2×2 neurons; `A`, in front of a fully connected layer, of maps."""
 
     kernel_size: int | None
 
@@ -75,8 +75,9 @@ def parse_specification(specification: str) -> tuple[Token, ...]:
         One token per layer.
     Raises:
         ValueError: no text, or longer than `MAX_LENGTH`; a token that cannot be read, a size of zero or above
-            `MAX_SIZE` or `MAX_KERNEL`, a convolution or pool behind a fully connected layer, an average with nothing that it
-            belongs to, a block that is none, more than `MAX_LAYERS`, or no layer at all. The message names the token.
+            `MAX_SIZE` or `MAX_KERNEL`, a convolution or pool behind a fully connected layer, an average with nothing
+            that it belongs to, a block that is none, more than `MAX_LAYERS`, or no layer at all. The message names the
+            token.
     """
     if not isinstance(specification, str) or len(specification) > MAX_LENGTH:
         got = f"{len(specification)}" if isinstance(specification, str) else f"{specification!r:.80}"

@@ -150,7 +150,8 @@ def local_gradient(
     Of a layer with a pool, `grad`, `y`, `gain` and `winner` are of the windows; the pair is of all neurons.
     """
     rows, channels = problem.rows, problem.out_channels
-    block_m, block_n = _row_blocks(channels, 2 * TILE // grad.element_size())
+    # With a skip a program holds more of each neuron: half a tile, or registers spill with a surrogate.
+    block_m, block_n = _row_blocks(channels, (2 if delayed is None else 1) * TILE // grad.element_size())
     steps = math.ceil(rows / block_m)
     rows_per_program = max(1, math.ceil(steps / ROW_PROGRAMS)) * block_m
     blocks = math.ceil(rows / rows_per_program)
