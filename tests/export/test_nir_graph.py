@@ -13,7 +13,16 @@ from ttfs_triton.export import Clock, compare_nir, decide, input_frames, to_nir
 from ttfs_triton.export.compare import import_into_snntorch
 from ttfs_triton.export.drive import FirstSpikes
 from ttfs_triton.export.shared import synapse_arrays
-from ttfs_triton.nn import DFTConv2d, EarliestSpikePool2d, FirstSpikeReadout, NetworkConfig, Neuron
+from ttfs_triton.nn import (
+    DFTConv2d,
+    EarliestSpikePool2d,
+    FirstSpikeReadout,
+    LatencyEncoder,
+    NetworkConfig,
+    NetworkError,
+    Neuron,
+    PotentialReadout,
+)
 
 nir = pytest.importorskip("nir", reason="exporting to NIR needs nir")
 pytest.importorskip("snntorch", reason="running NIR needs snnTorch")
@@ -66,7 +75,7 @@ def first_spikes(graph, network, images, name):
     module, first, clock = import_into_snntorch(graph), FirstSpikes(), Clock.from_metadata(graph.metadata)
     module.get_submodule(name).register_forward_hook(lambda _module, _inputs, spikes: first.update(spikes))
     with torch.no_grad():
-        decide((module(frame)[0] for frame in input_frames(images, network.config, clock)), clock)
+        decide((module(frame)[0] for frame in input_frames(images, network.features[0], clock)), clock)
     return first, clock
 
 
@@ -154,15 +163,18 @@ def test_wide_output_windows_run_to_their_end():
 
 
 def test_refuses_what_it_cannot_say():
-    with pytest.raises(TypeError, match="to_nir: network must be a TTFSNetwork; got Linear"):
-        to_nir(torch.nn.Linear(2, 2))
+    with pytest.raises(NetworkError, match=r"network_graph: model must .*; got Linear\. Use DFTLinear"):
+        to_nir(torch.nn.Linear(2, 2), image_shape=(2,))
+    flat = torch.nn.Sequential(LatencyEncoder(), PotentialReadout(4, 2))
+    with pytest.raises(NotImplementedError, match=r"images must be \[channels, height, width\] .*; got \(4,\)"):
+        to_nir(flat, image_shape=(4,))
     network = small_network()
     for steps in (1, 4097):
         with pytest.raises(ValueError, match=f"to_nir: steps must be 2 to 4096; got {steps}"):
             to_nir(network, steps=steps)
     with pytest.raises(ValueError, match="time_constant must be at least 1 window"):
         to_nir(network, time_constant=0.5)
-    with pytest.raises(NotImplementedError, match="model must consist of spiking layers"):
+    with pytest.raises(NetworkError, match="model must consist of spiking layers"):
         to_nir(small_network(analog=True))
     with pytest.raises(NotImplementedError, match="encoder must be latency or analog; got signed"):
         to_nir(small_network(encoder="signed"))

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from ttfs_triton.export.shared import check_network, require, synapse_arrays
+from ttfs_triton.export.shared import check_names, configuration, persistence, require, synapse_arrays
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
+from ttfs_triton.nn.graph import NetworkGraph, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
+from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLinear
 
 if TYPE_CHECKING:
@@ -26,19 +27,28 @@ OPSET = 18  # the oldest that has all we need; its file format (IR 8) is read by
 IR_VERSION = 8
 
 
+RESERVED = ("images", "logits", "spike_times")  # names of inputs and outputs, which no layer's may be
+
+
 def to_onnx(
-    network: TTFSNetwork, *, class_names: Sequence[str] | None = None, dataset: str = "", hidden: bool = False
+    network: nn.Module,
+    *,
+    image_shape: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+    dataset: str = "",
+    hidden: bool = False,
 ) -> ModelProto:
     """Translate a network, as it computes in evaluation mode, layer by layer.
 
-    Input "images" [N, in_channels, height, width] float32, as the network takes them. Outputs, float32:
+    Input "images" [N, *image_shape] float32, as the network takes them. Outputs, float32:
     "logits" [N, classes], what `network(images)` gives; of spiking networks also "spike_times" [N, classes], what
-    `network.decide(images)` gives: from the output window's start, in windows, inf for silent neurons; with `hidden`,
+    its readout's `decide` gives: from the output window's start, in windows, inf for silent neurons; with `hidden`,
     the activations of every layer under its name ("conv1", ...), before pooling. Both contractions of a layer share one
     weight. Dropout is off; standardisation and batch norm are folded into the weights.
 
     Args:
-        network: spiking or analog.
+        network: what `network_graph` takes, spiking or analog.
+        image_shape: as of `network_graph`.
         class_names: one a class, kept in the metadata. Default: numbers.
         dataset: name of the training data, for the metadata.
         hidden: also output the activations of hidden layers.
@@ -46,30 +56,32 @@ def to_onnx(
         The model, checked by `onnx.checker`. Metadata: format_version, network (configuration, JSON), class_names
         (JSON), dataset, psp_persistence, window, input, outputs.
     Raises:
-        TypeError: `network` is not a `TTFSNetwork`, or one with a layer that is not ours.
+        NetworkError: a model that is no network of our layers; says what to use in its place.
         ValueError: as many class names as classes are needed.
         RuntimeError: onnx is not installed.
     Source: Wei et al., ICCV 2023, Eq. 6-8.
     """
     onnx = require("to_onnx", "onnx", "onnx")
-    names = check_network("to_onnx", network, class_names)
-    graph = _Graph(onnx)
-    value, outputs = "images", []
-    for name, layer in network.features.named_children():
-        value = _hidden_layer(graph, name, layer, value)
-        if hidden and not isinstance(layer, EarliestSpikePool2d | nn.Flatten):
-            outputs.append(value)
-    config = network.config
-    outputs = [*_readout(graph, network.readout, value, spiking=not config.analog), *outputs]
-    model = graph.model(outputs, ["N", config.in_channels, *config.image_size])
+    found = network_graph(network, image_shape)
+    names = check_names("to_onnx", found, class_names)
+    graph, outputs = _Graph(onnx), []
+    values: dict[str | None, str] = {None: "images"}
+    *others, last = found.stages
+    for stage in others:
+        name = f"{stage.name}.activations" if stage.name in RESERVED else stage.name
+        values[stage.name] = _hidden_layer(graph, name, stage.layer, _route(graph, name, stage.input, values))
+        outputs += [values[stage.name]] if hidden else []
+    arriving = _route(graph, last.name, last.input, values)
+    outputs = [*_readout(graph, last.name, found.readout, arriving, spiking=not found.analog), *outputs]
+    model = graph.model(outputs, ["N", *found.image_shape])
     metadata = {
         "format_version": str(FORMAT_VERSION),
-        "network": json.dumps(config.to_dict()),
+        "network": json.dumps(configuration(network, found)),
         "class_names": json.dumps(names, ensure_ascii=False),
         "dataset": dataset,
-        "psp_persistence": repr(config.neuron.psp_persistence),
+        "psp_persistence": persistence(found),
         "window": "1.0; spike of layer l at time t: activation (l + 1) - t in [0, 1], 0 is silent",
-        "input": _input_text(network),
+        "input": _input_text(found),
         "outputs": "logits; spike_times in windows from the output window's start, inf is silent; activations by layer",
     }
     onnx.helper.set_model_props(model, metadata)
@@ -77,11 +89,10 @@ def to_onnx(
     return model
 
 
-def _input_text(network: TTFSNetwork) -> str:
-    config = network.config
-    if config.encoder == "latency":
-        return f"pixels in [0, {config.max_value}]"
-    return "pixels as mean and std of the network's configuration expect them; the model normalises"
+def _input_text(graph: NetworkGraph) -> str:
+    if graph.encoder.kind == "latency":
+        return f"pixels in [0, {graph.max_value}]"
+    return "pixels as mean and std of the network's encoder expect them; the model normalises"
 
 
 class _Graph:
@@ -116,15 +127,24 @@ class _Graph:
         return self.onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
 
+def _route(graph: _Graph, name: str, wire: Wire, values: dict[str | None, str]) -> str:
+    """What reaches a layer: the activations of its source, pooled and flattened."""
+    value = values[wire.source]
+    for place, module in enumerate(wire.route, 1):
+        step = f"{name}.route{place}"
+        if isinstance(module, EarliestSpikePool2d):
+            value = graph.add("MaxPool", step, value, kernel_shape=module.kernel_size, strides=module.stride)
+        else:
+            assert isinstance(module, nn.Flatten), "nothing else stands between layers"
+            value = graph.add("Flatten", step, value, axis=1)
+    return value
+
+
 def _hidden_layer(graph: _Graph, name: str, layer: nn.Module, value: str) -> str:
     """Activations behind a layer, under the layer's name."""
     if isinstance(layer, LatencyEncoder):
         scaled = graph.add("Div", f"{name}.scaled", value, graph.number(layer.max_value))
         return graph.add("Clip", name, scaled, graph.number(0.0), graph.number(1.0))
-    if isinstance(layer, EarliestSpikePool2d):
-        return graph.add("MaxPool", name, value, kernel_shape=layer.kernel_size, strides=layer.stride)
-    if isinstance(layer, nn.Flatten):
-        return graph.add("Flatten", name, value, axis=1)
     if isinstance(layer, AnalogEncoder | SignedEncoder):
         for operator, step, values in (("Sub", "mean", layer.mean), ("Div", "std", layer.std)):
             constant = graph.constant(f"{name}.{step}", values.detach().cpu().numpy())
@@ -132,9 +152,8 @@ def _hidden_layer(graph: _Graph, name: str, layer: nn.Module, value: str) -> str
     if isinstance(layer, ANNConv2d | ANNLinear):
         potential, _ = _contractions(graph, name, layer, value, 0.0)
         return graph.add("Clip", name, potential, graph.number(0.0), graph.number(1.0))
-    if isinstance(layer, DFTConv2d | DFTLinear):
-        return _fire(graph, name, *_contractions(graph, name, layer, value, layer.neuron.psp_persistence))
-    raise TypeError(f"to_onnx: layers must be those of ttfs_triton.nn; got {type(layer).__name__} ({name}).")
+    assert isinstance(layer, DFTConv2d | DFTLinear), "network_graph knows no other layer"
+    return _fire(graph, name, *_contractions(graph, name, layer, value, layer.neuron.psp_persistence))
 
 
 def _contractions(
@@ -184,13 +203,14 @@ def _fire(graph: _Graph, name: str, potential: str, slope: str | None) -> str:
     return graph.add("Where", name, inside, crossing, elsewhere)
 
 
-def _readout(graph: _Graph, readout: Readout, value: str, *, spiking: bool) -> list[str]:
+def _readout(graph: _Graph, name: str, readout: Readout, value: str, *, spiking: bool) -> list[str]:
     """Names of the outputs: "logits" and, of spiking networks, "spike_times"."""
-    potential, slope = _contractions(graph, "readout", readout, value, readout.neuron.psp_persistence)
-    times = _spike_times(graph, readout, potential, slope) if spiking else None
-    if isinstance(readout, FirstSpikeReadout):
-        assert times is not None, "an analog network has no first spike"
-        within = graph.add("Min", "readout.within_window", times, graph.number(readout.window))
+    potential, slope = _contractions(graph, name, readout, value, readout.neuron.psp_persistence)
+    reads_times = isinstance(readout, FirstSpikeReadout)
+    times = _spike_times(graph, name, readout, potential, slope) if spiking or reads_times else None
+    if reads_times:
+        assert times is not None
+        within = graph.add("Min", f"{name}.within_window", times, graph.number(readout.window))
         graph.add("Mul", "logits", within, graph.number(-readout.threshold / readout.window))
     elif isinstance(readout, PotentialReadout) and readout.at == "end" and slope is not None:
         graph.add("Add", "logits", potential, slope)
@@ -199,19 +219,19 @@ def _readout(graph: _Graph, readout: Readout, value: str, *, spiking: bool) -> l
     return ["logits"] if times is None else ["logits", times]
 
 
-def _spike_times(graph: _Graph, readout: Readout, potential: str, slope: str | None) -> str:
+def _spike_times(graph: _Graph, name: str, readout: Readout, potential: str, slope: str | None) -> str:
     """When A + V₀ + W·s meets the ramp θ·(1 − s/S); see `first_spike_times`."""
     threshold, zero = graph.number(readout.threshold), graph.number(0.0)
-    start = graph.add("Add", "readout.start", potential, graph.number(readout.initial_potential))
-    slope = slope if slope is not None else graph.add("Mul", "readout.no_slope", potential, zero)
-    rise = graph.add("Mul", "readout.rise", slope, graph.number(readout.window))
-    end = graph.add("Add", "readout.end", start, rise)
-    below = graph.add("Less", "readout.below", start, threshold)
-    crosses = graph.add("Greater", "readout.crosses", end, zero)
-    inside = graph.add("And", "readout.inside", below, crosses)
-    closing_speed = graph.add("Add", "readout.closing_speed", slope, graph.number(readout.threshold / readout.window))
-    steepness = graph.add("Where", "readout.steepness", inside, closing_speed, graph.number(1.0))
-    missing = graph.add("Sub", "readout.missing", threshold, start)
-    crossing = graph.add("Div", "readout.crossing", missing, steepness)
-    elsewhere = graph.add("Where", "readout.elsewhere", below, graph.number(np.inf), zero)
+    start = graph.add("Add", f"{name}.start", potential, graph.number(readout.initial_potential))
+    slope = slope if slope is not None else graph.add("Mul", f"{name}.no_slope", potential, zero)
+    rise = graph.add("Mul", f"{name}.rise", slope, graph.number(readout.window))
+    end = graph.add("Add", f"{name}.end", start, rise)
+    below = graph.add("Less", f"{name}.below", start, threshold)
+    crosses = graph.add("Greater", f"{name}.crosses", end, zero)
+    inside = graph.add("And", f"{name}.inside", below, crosses)
+    closing_speed = graph.add("Add", f"{name}.closing_speed", slope, graph.number(readout.threshold / readout.window))
+    steepness = graph.add("Where", f"{name}.steepness", inside, closing_speed, graph.number(1.0))
+    missing = graph.add("Sub", f"{name}.missing", threshold, start)
+    crossing = graph.add("Div", f"{name}.crossing", missing, steepness)
+    elsewhere = graph.add("Where", f"{name}.elsewhere", below, graph.number(np.inf), zero)
     return graph.add("Where", "spike_times", inside, crossing, elsewhere)

@@ -73,12 +73,17 @@ class TTFSNetwork(nn.Module):
                 layer.backend = backend
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of one image: (channels, height, width)."""
+        return (self.config.in_channels, *self.config.image_size)
+
     def forward(self, images: Tensor) -> Tensor:
         return self.readout(self.hidden(images))
 
     def hidden(self, images: Tensor) -> Tensor:
         """Activations [N, features] of the last hidden layer."""
-        expected = (self.config.in_channels, *self.config.image_size)
+        expected = self.image_shape
         if images.dim() != 4 or images.shape[1:] != expected:
             raise ValueError(
                 f"TTFSNetwork: images must have shape [N, {', '.join(map(str, expected))}]; got {tuple(images.shape)}. "

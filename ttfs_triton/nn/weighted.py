@@ -173,42 +173,59 @@ class WeightedLayer(nn.Module):
             self.weight_gain = None
 
     def delayed(self, skip: Tensor | None, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Delayed spikes, one a neuron of this layer, and the weights of their synapses.
-
-        Of larger maps every second position (third, ...) arrives, and channels that the earlier layer does not have are
-        silent: no weights. That is how `dft_conv2d` and `dft_linear` take them.
+        """Delayed spikes, one a neuron of this layer, and the weights of their synapses, as `dft_conv2d` takes them.
 
         Args:
-            skip: [N, skip, ...], activations of an earlier layer, whose spikes have waited until the window in which
-                those of the layer's input arrive.
+            skip: as in `arriving`.
             inputs: of the layer, whose sizes say what its neurons are.
         Returns:
             spikes [N, C_out, ...] and weights [C_out]; None and None for a layer without a skip.
         Raises:
             ValueError: a skip that the layer has no synapses for, none where it has some, or one that does not fit.
         """
-        name = type(self).__name__
-        if self.skip_weight is None and skip is None:
+        if self.skip == 0 and skip is None:
             return None, None
-        if skip is None or self.skip_weight is None:
+        if skip is None or self.skip == 0:
             got = "none" if skip is None else f"spikes {list(skip.shape)}"
             raise ValueError(
-                f"{name}: skip must be given if, and only if, the layer was made for it; got {got} and "
+                f"{type(self).__name__}: skip must be given if, and only if, the layer was made for it; got {got} and "
                 f"skip={self.skip}. Call layer(x, skip=spikes) of a layer made with skip=channels."
             )
-        shape = self.output_shape(tuple(inputs.shape[1:]))
+        return self.arriving(skip, self.output_shape(tuple(inputs.shape[1:]))), self.skip_weights()
+
+    def arriving(self, skip: Tensor, shape: Sequence[int], *, silent: float = 0.0) -> Tensor:
+        """Delayed spikes as they arrive, one a neuron.
+
+        Of larger maps every second position (third, ...) does, and channels that the earlier layer does not have are
+        silent.
+
+        Args:
+            skip: [N, skip, ...], activations of an earlier layer, whose spikes have waited until the window in which
+                those of the layer's input arrive; or what orders them as activations do.
+            shape: of this layer's neurons for one image.
+            silent: what stands for no spike.
+        Returns:
+            [N, *shape].
+        Raises:
+            ValueError: channels or maps do not fit.
+        """
         step = skip_step(skip.shape[1:], shape)
         if step is None or skip.shape[1] != self.skip:
             raise ValueError(
-                f"{name}: skip must bring {self.skip} channels in maps that every k-th position of makes "
+                f"{type(self).__name__}: skip must bring {self.skip} channels in maps that every k-th position of makes "
                 f"{list(shape[1:])}; got {list(skip.shape[1:])}. Skip from a layer of that size, or change skip."
             )
         if skip.dim() == 4:
             skip = skip[:, :, :: step[0], :: step[1]]
         missing = shape[0] - self.skip
-        if missing:
-            skip = F.pad(skip, (0, 0) * (skip.dim() - 2) + (0, missing))
-        return skip, F.pad(self.skip_weight, (0, missing)) if missing else self.skip_weight
+        return F.pad(skip, (0, 0) * (skip.dim() - 2) + (0, missing), value=silent) if missing else skip
+
+    def skip_weights(self) -> Tensor | None:
+        """[C_out] weights of delayed spikes, 0 for channels that none reach; None for a layer without a skip."""
+        if self.skip_weight is None:
+            return None
+        missing = len(self.weight) - self.skip
+        return F.pad(self.skip_weight, (0, missing)) if missing else self.skip_weight
 
     def record(self, activations: Tensor) -> Tensor:
         """Count the spikes of `activations` if statistics are being recorded, and hand them on unchanged."""

@@ -10,8 +10,9 @@ from torch import Tensor
 from ttfs_triton.hardware.counts.counts import InputCounts, LayerCounts
 from ttfs_triton.hardware.counts.synapses import FanOut, described, fan_out, neurons_without_input
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.statistics import SpikeCounter, channels_innermost, in_parts, where_fired
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
+from ttfs_triton.nn.weighted import WeightedConv2d
 
 # Places in `LayerCounter.sums`, in front of the histogram.
 FIXED = (
@@ -24,22 +25,16 @@ class LayerCounter(SpikeCounter):
     """A `SpikeCounter` that also sees what arrives at its layer, sample by sample.
 
     Attributes:
-        name: of the layer.
+        stage: the layer in its network.
         layer: whose synapses are counted.
-        real_inputs: inputs are real values, not spikes; known when the layer runs first.
+        real_inputs: inputs are real values, not spikes.
     """
 
     def __init__(
-        self,
-        name: str,
-        layer: WeightedLayer,
-        histogram_bins: int,
-        histogram_samples: int,
-        by_sample: bool,
+        self, stage: Stage, real_inputs: bool, histogram_bins: int, histogram_samples: int, by_sample: bool
     ) -> None:
         super().__init__(())
-        self.name, self.layer = name, layer
-        self.real_inputs = False
+        self.stage, self.layer, self.real_inputs = stage, stage.weighted, real_inputs
         self._bins, self._histogram_samples, self._by_sample = histogram_bins, histogram_samples, by_sample
         self.reset()
 
@@ -101,6 +96,11 @@ class LayerCounter(SpikeCounter):
                 self._operations_by_sample.append(operations)
 
     @property
+    def arrived(self) -> bool:
+        """Whether anything has."""
+        return self._fan_out is not None
+
+    @property
     def adds_to_slope(self) -> bool:
         """Whether inputs add weights to a slope: spikes do, and bright pixels of a signed encoder."""
         return not self.real_inputs or isinstance(self.layer, SignedEncoder)
@@ -147,7 +147,7 @@ class LayerCounter(SpikeCounter):
         found = dict(zip(FIXED, fixed.tolist(), strict=True))
         dense = self._fan_out.synapses * found["samples"]
         return LayerCounts(
-            name=self.name,
+            name=self.stage.name,
             neurons=len(spikes),
             **self._described,
             **found,

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttfs_triton.hardware.counts.counts import ReadoutTime
-from ttfs_triton.nn.readout import PotentialReadout, Readout
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
 
 
@@ -99,10 +97,3 @@ def neurons_without_input(layer: WeightedLayer, inputs: Tensor) -> Tensor:
         reached = F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
     fields = (reached <= 0).transpose(0, 1).flatten(1).sum(1, dtype=torch.float64)  # of each group
     return (fields * still.view(groups, -1).sum(1)).sum().long()
-
-
-def readout_time(layer: WeightedLayer) -> ReadoutTime | None:
-    """When the decision of a network that ends with this layer is read; None if it is no readout."""
-    if isinstance(layer, PotentialReadout):
-        return "potential_end" if layer.at == "end" else "potential_start"
-    return "first_spike" if isinstance(layer, Readout) else None
