@@ -212,8 +212,8 @@ class WeightedLayer(nn.Module):
         step = skip_step(skip.shape[1:], shape)
         if step is None or skip.shape[1] != self.skip:
             raise ValueError(
-                f"{type(self).__name__}: skip must bring {self.skip} channels in maps that every k-th position of makes "
-                f"{list(shape[1:])}; got {list(skip.shape[1:])}. Skip from a layer of that size, or change skip."
+                f"{type(self).__name__}: skip must bring {self.skip} channels in maps that every k-th position of "
+                f"makes {list(shape[1:])}; got {list(skip.shape[1:])}. Skip from a layer of that size, or change skip."
             )
         if skip.dim() == 4:
             skip = skip[:, :, :: step[0], :: step[1]]
