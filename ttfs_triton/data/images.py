@@ -102,7 +102,8 @@ def load_images(
     Args:
         dataset: "sample" (bundled with the package) or a Hub name, `owner/name`. Ignored if `data_dir` is given.
         data_dir: local folder of parquet files (`train*.parquet`, also one folder down, or `train/*.parquet`), or
-            of image files in class folders (`train/<class>/*.png`).
+            of image files in class folders (`train/<class>/*.png`; of `<class>/*.png`, a fifth of each class are test
+            images, see `ttfs_triton.data.sources.divide`).
         split: "train" or "test", or any other name. "test" falls back to "validation", and the log says so.
         like: the training split, for a test split: same classes, channels and image size.
         image_column: column of the images. Default: `image`, `img`, or the only column of type Image.

@@ -394,15 +394,14 @@ def describe_network(
     """What config.json says of a network.
 
     Args:
-        network, image_shape: as of `network_graph`, which checks it.
+        network, image_shape: as of `network_graph`, which checks what is no `TTFSNetwork`.
         builder: what builds it, where it is no `TTFSNetwork`. Default: the name of its class.
     Raises:
         NetworkError: as `network_graph`.
     """
-    graph = network_graph(network, image_shape)
     if isinstance(network, TTFSNetwork):
         return network.config
-    return OwnNetwork.of(graph, builder or type(network).__qualname__)
+    return OwnNetwork.of(network_graph(network, image_shape), builder or type(network).__qualname__)
 
 
 _PREFIX = "network."

@@ -38,7 +38,8 @@ class TrainConfig(BaseModel):
     dataset: str | None = None
     """Hub data set ("ylecun/mnist", "uoft-cs/cifar10", ...), or "sample" for the bundled Fashion-MNIST sample."""
     data_dir: Path | None = None
-    """Local folder with parquet files or class folders of images; no network is used."""
+    """Local folder with parquet files or class folders of images; no network is used. Of class folders without a split,
+    a fifth of each class are test images, drawn by a hash of their names."""
     image_column: str | None = None
     """Column of the images. Default: detected (image, img)."""
     label_column: str | None = None
