@@ -100,6 +100,20 @@ def test_neurons_fire_in_the_step_that_the_discrete_rule_says(sigma):
     assert first.count.max() == 1
 
 
+@pytest.mark.parametrize("waits", [1, 2])
+def test_delayed_spikes_come_whole_windows_later(waits):
+    """Each exactly once, to the step."""
+    layers = "-".join(["3C3"] * waits)
+    network, steps = small_network(0, f"({layers}-4C3)-5", neuron=Neuron(0.5)), 12
+    images = images_for(network, samples=6)
+    graph = to_nir(network, steps=steps)
+    first, clock = first_spikes(graph, network, images, f"conv{waits + 1}_skip_delay{waits}_neuron")
+    inputs = ((1 - images) * steps).round().clamp_max(steps - 1) / steps
+    expected = torch.where(images > 0, inputs, torch.inf)
+    torch.testing.assert_close(first.times(clock, waits), expected, rtol=0, atol=1e-6)
+    assert first.count.max() == 1
+
+
 @pytest.mark.parametrize(
     ("sigma", "config"),
     [
@@ -109,6 +123,9 @@ def test_neurons_fire_in_the_step_that_the_discrete_rule_says(sigma):
         (0.25, {"encoder": "analog", "mean": (0.4, 0.5), "std": (0.3, 0.3)}),
         (0.25, {"specification": "P2-6-5", "readout": "potential_end"}),
         (1.0, {"specification": "3C3-P3s2-8"}),
+        (0.25, {"specification": "3C3-(3C3-4C3s2)-6", "image_size": (8, 8)}),
+        (1.0, {"specification": "P2-(3C3-3C3-4C3)-A-8-(8-9)", "image_size": (8, 8)}),
+        (0.25, {"specification": "2C3-A2-3C3-8", "image_size": (8, 8), "encoder": "analog"}),
     ],
 )
 def test_spike_times_approach_the_closed_form(sigma, config):

@@ -62,6 +62,16 @@ def test_shapes_and_options_agree(specification, standardised, bias, seed, sampl
     assert_same(network, images_for(network, samples, seed))
 
 
+@pytest.mark.parametrize("specification", ["3C3-(3C3-5C3s2)-A-4", "(2C3-4C3)-P2-A2-(3C3-4C3)-7-(5-9)"])
+@pytest.mark.parametrize("sigma", [0.0, 0.25])
+def test_blocks_and_averages_agree(specification, sigma):
+    network = small_network(0, specification, neuron=Neuron(sigma), image_size=(8, 8))
+    assert_same(network, images_for(network))
+    analog = small_network(0, specification, analog=True, batch_norm=True, image_size=(8, 8))
+    found = run(analog, images_for(analog))
+    np.testing.assert_allclose(found["logits"], analog(images_for(analog)).detach(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("encoder", ["analog", "signed"])
 @pytest.mark.parametrize("mean", [None, (0.4, 0.5)])
 def test_encoders_of_pixels_normalise(encoder, mean):

@@ -169,11 +169,11 @@ def _run(
     output = (module(frame)[0] for frame in input_frames(images, ours.encoder.layer, clock))
     decision, here = decide(output, clock), dict[str, Tensor]()
 
-    def fire(stage: Stage, arriving: Tensor, _: Tensor | None) -> Tensor:
+    def fire(stage: Stage, arriving: Tensor, skip: Tensor | None) -> Tensor:
         if isinstance(stage.layer, Readout):
             here[stage.name] = stage.layer.decide(arriving).spike_times
             return stage.layer.decide(arriving).prediction
-        activations = stage.layer(arriving)
+        activations = stage.activations(arriving, skip)
         here[stage.name] = torch.where(activations > 0, 1 - activations, torch.inf)
         return activations
 

@@ -11,6 +11,8 @@ NIR has leaky neurons, fixed thresholds, no maximum and no time-dependent parame
   positive weights. After its spike the neuron is at 0 and cannot reach the raised threshold again: one spike, whether
   a simulator resets to zero or subtracts the threshold.
 * The persistence σ < 1: relay neurons repeat each input spike at the window's start, and take (1 − σ)·w off the slope.
+* Spikes that skip layers wait a window at a time in neurons that each spike drives to its threshold in exactly one; the
+  clock takes the slope away where a second spike would follow.
 * Earliest-spike pooling: `SumPool2d`, then neurons that a clock spike lifts so far that the first spike fires them, and
   all others cannot do it again.
 
@@ -30,7 +32,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -38,12 +40,12 @@ from torch import nn
 from ttfs_triton.export.nir_clock import STEP_S, Clock, clock_weights, sampling
 from ttfs_triton.export.shared import check_names, configuration, persistence, require, synapse_arrays
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
-from ttfs_triton.nn.graph import NetworkGraph, Stage
+from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import PotentialReadout, Readout
 from ttfs_triton.nn.trace import network_graph
-from ttfs_triton.nn.weighted import WeightedConv2d
+from ttfs_triton.nn.weighted import WeightedConv2d, skip_step
 
 if TYPE_CHECKING:
     import nir
@@ -114,7 +116,8 @@ def to_nir(
         image_shape=(channels, height, width),
         analog=analog,
     )
-    build = _Build(module, clock, time_constant * steps * STEP_S)
+    waits = {stage.name: graph.waits(stage) for stage in graph.stages if stage.skip is not None}
+    build = _Build(module, clock, time_constant * steps * STEP_S, waits)
     build.start()
     if not analog:
         build.encode(graph.encoder)
@@ -177,11 +180,21 @@ def _not_expressed(graph: NetworkGraph) -> list[str]:
     return said
 
 
+class _Skip(NamedTuple):
+    """Delayed spikes of a layer: their node and shape, which positions arrive, and weights [C_out]."""
+
+    value: str
+    shape: tuple[int, ...]
+    steps: tuple[int, ...]
+    weight: np.ndarray
+
+
 @dataclass
 class _Build:
     """A graph in the making.
 
     Attributes:
+        waits: windows that the spikes of a layer's skip wait, by its name.
         emitted: node and shape of what each layer emits; of None, of the images.
         value: node whose spikes the layer in the making reads.
         shape: of those spikes.
@@ -190,6 +203,7 @@ class _Build:
     nir: Any
     clock: Clock
     tau_s: float
+    waits: dict[str, int]
     nodes: dict[str, Any] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
     emitted: dict[str | None, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
@@ -213,25 +227,29 @@ class _Build:
 
     def encode(self, stage: Stage) -> None:
         """The graph of a latency encoder begins behind it: its spikes are the image's."""
-        self.route(stage, 0)
+        self.route(node_name(stage.name), stage.input, 0)
         self.emitted[stage.name] = self.value, self.shape
 
     def layer(self, stage: Stage, window: int, *, last: bool) -> None:
         layer, name = stage.weighted, node_name(stage.name)
-        self.route(stage, window - 1)
+        skip = None if stage.skip is None else self.skip(stage, window)
+        self.route(name, stage.input, window - 1)
         weight, bias = synapse_arrays(layer)
         bias = np.zeros(len(weight), np.float32) if bias is None else bias
         persistence, height, ramp = _neuron(layer)
         if isinstance(layer, Readout):
             bias = bias + np.float32(layer.initial_potential)
         source, graded = self.value, isinstance(layer, AnalogEncoder)
-        excitation = _graded_excitation(layer, weight) if isinstance(layer, AnalogEncoder) else _excitation(weight)
+        late = np.zeros(len(weight), np.float32) if skip is None else skip.weight
+        excitation = _graded_excitation(layer, weight) if graded else _excitation(weight, late)
         inputs = [self.synapses(name, stage, weight, source)]
         shape = stage.shape
         if persistence < 1 and not graded:  # graded inputs are taken back by the host
             relays = self.relays(f"{name}_relay", source, window)
             taken = -np.float32(1 - persistence) * weight
             inputs.append(self.synapses(f"{name}_persistence", stage, taken, relays))
+        if skip is not None:
+            inputs += self.late_synapses(f"{name}_skip", skip, window, persistence)
         steepest = persistence * excitation + ramp
         gate = _gate(max(excitation + max(0.0, float(bias.max())), steepest) - height)
         stop = None if last else steepest
@@ -242,11 +260,60 @@ class _Build:
         if last:
             self.add("output", self.nir.Output(np.array(shape)), self.emitted[stage.name][0])
 
-    def route(self, stage: Stage, window: int) -> None:
+    def skip(self, stage: Stage, window: int) -> _Skip:
+        """Spikes that go past layers, brought into the window before a layer's."""
+        name, wire, shape = f"{node_name(stage.name)}_skip", stage.skip, stage.shape
+        weight = stage.weighted.skip_weights()
+        assert wire is not None
+        assert weight is not None
+        fired = window - 1 - self.waits[stage.name]
+        self.route(name, wire, fired)
+        for wait in range(1, self.waits[stage.name] + 1):
+            self.delay(f"{name}_delay{wait}", fired + wait - 1)
+        steps = skip_step(self.shape, shape)
+        assert steps is not None, "network_graph has checked it"
+        return _Skip(self.value, self.shape, steps, weight.detach().cpu().float().numpy())
+
+    def delay(self, name: str, window: int) -> None:
+        """Neurons that repeat, a window later, spikes that come in a window: a spike raises a potential by 1 a step."""
+        weights = np.zeros((self.shape[0], self.clock.channels), np.float32)
+        weights[:, self.clock.border(window + 2)] = -1  # behind the last repeated spike: no second one
+        stop = self.from_clock(f"{name}_clock", weights, self.shape)
+        self.value = self.add(f"{name}_neuron", self.integrators(self.shape, self.clock.steps + 0.5), self.value, stop)
+
+    def late_synapses(self, name: str, skip: _Skip, window: int, persistence: float) -> list[str]:
+        """From delayed spikes, each to one neuron; they persist as all others do."""
+        found = [self.one_to_one(name, skip, skip.weight, skip.value)]
+        if persistence < 1:
+            before, self.shape = self.shape, skip.shape
+            relays = self.relays(f"{name}_relay", skip.value, window)
+            self.shape = before
+            found.append(
+                self.one_to_one(f"{name}_persistence", skip, -np.float32(1 - persistence) * skip.weight, relays)
+            )
+        return found
+
+    def one_to_one(self, name: str, skip: _Skip, weight: np.ndarray, source: str) -> str:
+        matrix = np.zeros((len(weight), skip.shape[0]), np.float32)
+        np.fill_diagonal(matrix, weight[: skip.shape[0]])
+        if not skip.steps:
+            return self.add(name, self.nir.Linear(weight=matrix), source)
+        node = self.nir.Conv2d(
+            input_shape=skip.shape[1:],
+            weight=matrix[:, :, None, None],
+            stride=skip.steps,
+            padding=(0, 0),
+            dilation=(1, 1),
+            groups=1,
+            bias=np.zeros(len(weight), np.float32),
+        )
+        return self.add(name, node, source)
+
+    def route(self, layer: str, wire: Wire, window: int) -> None:
         """Pooling and flattening in front of a layer, of spikes that come in a window."""
-        self.value, self.shape = self.emitted[stage.input.source]
-        for place, module in enumerate(stage.input.route, 1):
-            name = f"{node_name(stage.name)}_route{place}"
+        self.value, self.shape = self.emitted[wire.source]
+        for place, module in enumerate(wire.route, 1):
+            name = f"{layer}_route{place}"
             if isinstance(module, EarliestSpikePool2d):
                 self.pool(name, module, window)
             elif isinstance(module, nn.Flatten) and len(self.shape) > 1:
@@ -355,9 +422,9 @@ def _neuron(layer: nn.Module) -> tuple[float, float, float]:
     return float(sigma), 1.0, 1.0
 
 
-def _excitation(weight: np.ndarray) -> float:
-    """The most that all inputs together can add to a neuron's slope: to its potential in a window."""
-    return float(np.clip(weight, 0, None).reshape(len(weight), -1).sum(1).max())
+def _excitation(weight: np.ndarray, late: np.ndarray | float = 0.0) -> float:
+    """The most that all inputs, delayed ones too, can add to a neuron's slope: to its potential in a window."""
+    return float((np.clip(weight, 0, None).reshape(len(weight), -1).sum(1) + np.clip(late, 0, None)).max())
 
 
 def _graded_excitation(layer: AnalogEncoder, weight: np.ndarray) -> float:

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ttfs_triton.export.shared import check_names, configuration, persistence, require, synapse_arrays
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
-from ttfs_triton.nn.graph import NetworkGraph, Wire
+from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.trace import network_graph
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLinear
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLinear, skip_step
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -69,7 +70,9 @@ def to_onnx(
     *others, last = found.stages
     for stage in others:
         name = f"{stage.name}.activations" if stage.name in RESERVED else stage.name
-        values[stage.name] = _hidden_layer(graph, name, stage.layer, _route(graph, name, stage.input, values))
+        skip = None if stage.skip is None else _skip(graph, name, stage, found, values)
+        arriving = _route(graph, name, stage.input, values)
+        values[stage.name] = _hidden_layer(graph, name, stage.layer, arriving, skip)
         outputs += [values[stage.name]] if hidden else []
     arriving = _route(graph, last.name, last.input, values)
     outputs = [*_readout(graph, last.name, found.readout, arriving, spiking=not found.analog), *outputs]
@@ -113,6 +116,15 @@ class _Graph:
     def number(self, value: float) -> str:
         return self.constant(f"constant_{value}", value)
 
+    def integers(self, name: str, values: Sequence[int]) -> str:
+        self.weights[name] = self.onnx.numpy_helper.from_array(np.asarray(values, np.int64), name)
+        return name
+
+    def spikes(self, name: str, value: str) -> str:
+        """1 where an activation is above 0, else 0."""
+        above = self.add("Greater", f"{name}.fired", value, self.number(0.0))
+        return self.add("Cast", f"{name}.spikes", above, to=self.onnx.TensorProto.FLOAT)
+
     def model(self, outputs: list[str], image_shape: list[str | int]) -> ModelProto:
         helper, kind = self.onnx.helper, self.onnx.TensorProto.FLOAT
         graph = helper.make_graph(
@@ -140,7 +152,29 @@ def _route(graph: _Graph, name: str, wire: Wire, values: dict[str | None, str]) 
     return value
 
 
-def _hidden_layer(graph: _Graph, name: str, layer: nn.Module, value: str) -> str:
+def _skip(
+    graph: _Graph, name: str, stage: Stage, network: NetworkGraph, values: dict[str | None, str]
+) -> tuple[str, np.ndarray]:
+    """Delayed spikes, one a neuron, and their weights beside them; see `WeightedLayer.arriving`."""
+    assert stage.skip is not None
+    assert stage.skip.source is not None
+    value, layer = _route(graph, f"{name}.skip", stage.skip, values), stage.weighted
+    emitted = torch.empty(1, *network[stage.skip.source].shape, device="meta")
+    weights, dimensions = layer.skip_weights(), 1 + len(stage.shape)
+    assert weights is not None
+    steps = skip_step(stage.skip.deliver(emitted).shape[1:], stage.shape)
+    if steps:
+        bounds = {"starts": [0, 0], "ends": [2**31 - 1] * 2, "axes": [2, 3], "steps": steps}
+        named = [graph.integers(f"{name}.skip.{key}", numbers) for key, numbers in bounds.items()]
+        value = graph.add("Slice", f"{name}.skip.positions", value, *named)
+    missing = stage.shape[0] - layer.skip
+    if missing:
+        pads = [0] * (dimensions + 1) + [missing] + [0] * (dimensions - 2)
+        value = graph.add("Pad", f"{name}.skip.channels", value, graph.integers(f"{name}.skip.pads", pads))
+    return value, weights.detach().cpu().float().view(-1, *(1,) * (dimensions - 2)).numpy()
+
+
+def _hidden_layer(graph: _Graph, name: str, layer: nn.Module, value: str, skip: tuple[str, np.ndarray] | None) -> str:
     """Activations behind a layer, under the layer's name."""
     if isinstance(layer, LatencyEncoder):
         scaled = graph.add("Div", f"{name}.scaled", value, graph.number(layer.max_value))
@@ -150,16 +184,21 @@ def _hidden_layer(graph: _Graph, name: str, layer: nn.Module, value: str) -> str
             constant = graph.constant(f"{name}.{step}", values.detach().cpu().numpy())
             value = graph.add(operator, f"{name}.{operator.lower()}_{step}", value, constant)
     if isinstance(layer, ANNConv2d | ANNLinear):
-        potential, _ = _contractions(graph, name, layer, value, 0.0)
+        potential, _ = _contractions(graph, name, layer, value, 0.0, skip)
         return graph.add("Clip", name, potential, graph.number(0.0), graph.number(1.0))
     assert isinstance(layer, DFTConv2d | DFTLinear), "network_graph knows no other layer"
-    return _fire(graph, name, *_contractions(graph, name, layer, value, layer.neuron.psp_persistence))
+    return _fire(graph, name, *_contractions(graph, name, layer, value, layer.neuron.psp_persistence, skip))
 
 
 def _contractions(
-    graph: _Graph, name: str, layer: WeightedConv2d | WeightedLinear, value: str, persistence: float
+    graph: _Graph,
+    name: str,
+    layer: WeightedConv2d | WeightedLinear,
+    value: str,
+    persistence: float,
+    skip: tuple[str, np.ndarray] | None = None,
 ) -> tuple[str, str | None]:
-    """A = Σ w·x + b and σ·W, W = Σ w·[x > 0]; no W if σ = 0."""
+    """A = Σ w·x + v·x_skip + b and σ·W, W = Σ w·[x > 0] + v·[x_skip > 0]; no W if σ = 0."""
     weight, bias = synapse_arrays(layer)
     synapses = [graph.constant(f"{name}.weight", weight)]
     biased = synapses if bias is None else [*synapses, graph.constant(f"{name}.bias", bias)]
@@ -177,11 +216,17 @@ def _contractions(
     else:
         operator, attributes = "Gemm", {"transB": 1}
     potential = graph.add(operator, f"{name}.potential", value, *biased, **attributes)
+    if skip is not None:
+        weights = graph.constant(f"{name}.skip.weight", skip[1])
+        late = graph.add("Mul", f"{name}.skip.weighted", skip[0], weights)
+        potential = graph.add("Add", f"{name}.potential_with_skip", potential, late)
     if persistence == 0:
         return potential, None
-    above = graph.add("Greater", f"{name}.fired", value, graph.number(0.0))
-    spikes = graph.add("Cast", f"{name}.spikes", above, to=graph.onnx.TensorProto.FLOAT)
-    slope = graph.add(operator, f"{name}.slope", spikes, *synapses, **attributes)
+    slope = graph.add(operator, f"{name}.slope", graph.spikes(name, value), *synapses, **attributes)
+    if skip is not None:
+        spikes = graph.spikes(f"{name}.skip", skip[0])
+        late = graph.add("Mul", f"{name}.skip.slope", spikes, f"{name}.skip.weight")
+        slope = graph.add("Add", f"{name}.slope_with_skip", slope, late)
     if persistence != 1:
         slope = graph.add("Mul", f"{name}.persistent_slope", slope, graph.number(persistence))
     return potential, slope

@@ -12,7 +12,7 @@ from ttfs_triton.nn.coding import (
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork, cnn1, vgg11, vgg16
+from ttfs_triton.nn.models import TTFSNetwork, cnn1, resnet18, resnet20, vgg11, vgg16
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,
@@ -64,6 +64,8 @@ __all__ = [
     "parse_specification",
     "record_statistics",
     "reset_statistics",
+    "resnet18",
+    "resnet20",
     "sparsity",
     "spike_time_to_activation",
     "standardise_weight",

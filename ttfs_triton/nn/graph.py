@@ -99,6 +99,12 @@ class Stage:
         """
         return plain_synapses(self.weighted)
 
+    def activations(self, inputs: Tensor, skip: Tensor | None) -> Tensor:
+        """What the layer's neurons emit, of what `NetworkGraph.run` hands to it."""
+        if skip is None:
+            return self.layer(inputs)
+        return self.layer(inputs, skip=skip[:, : self.weighted.skip])
+
 
 @dataclass(frozen=True)
 class NetworkGraph:
@@ -137,6 +143,12 @@ class NetworkGraph:
         """Whether the inputs of a stage's synapses are real values: pixels, or activations of an ANN."""
         source = stage.input.source
         return stage.kind in ("analog", "ann") or (source is not None and self[source].kind == "ann")
+
+    def waits(self, stage: Stage) -> int:
+        """Windows for which the spikes of a stage's skip wait, so that they arrive with those of its input."""
+        assert stage.skip is not None
+        assert stage.skip.source is not None
+        return stage.window - 1 - self[stage.skip.source].window
 
     @property
     def readout(self) -> Readout:
@@ -196,13 +208,16 @@ class NetworkGraph:
             if stage.weighted.statistics is None:
                 stage.weighted.statistics = SpikeCounter(stage.shape)
 
-    def run(self, images: Tensor, fire: Callable[[Stage, Tensor, Tensor | None], Tensor]) -> Tensor:
+    def run(
+        self, images: Tensor, fire: Callable[[Stage, Tensor, Tensor | None], Tensor], *, silent: float = 0.0
+    ) -> Tensor:
         """Run the stages in order, each with what reaches it; nothing is kept longer than somebody reads it.
 
         Args:
             images: [N, *image_shape].
-            fire: gets a stage, its inputs, pooled and flattened, and its skip's, or None; returns what the stage's
-                neurons emit, [N, *shape]: activations, or what orders them as activations do.
+            fire: gets a stage, its inputs, pooled and flattened, and its skip's, one a neuron, or None; returns what
+                the stage's neurons emit, [N, *shape]: activations, or what orders them as activations do.
+            silent: what stands for no spike there.
         Returns:
             What the readout emits.
         """
@@ -210,6 +225,8 @@ class NetworkGraph:
         emitted: dict[str | None, Tensor] = {None: images}
         for stage in self.stages:
             skipped = None if stage.skip is None else stage.skip.deliver(emitted[stage.skip.source])
+            if skipped is not None:
+                skipped = stage.weighted.arriving(skipped, stage.shape, silent=silent)
             arriving = stage.input.deliver(emitted[stage.input.source])
             for wire in _wires(stage):
                 if last_reader[wire.source] is stage:

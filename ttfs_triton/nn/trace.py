@@ -27,7 +27,7 @@ from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout
 from ttfs_triton.nn.statistics import short_names
-from ttfs_triton.nn.weighted import WeightedLayer
+from ttfs_triton.nn.weighted import WeightedLayer, skip_step
 
 LAYERS = (
     *(LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, ANNConv2d, ANNLinear),
@@ -265,8 +265,7 @@ class _Trace(TorchFunctionMode):
             _refuse(f"{name}, whose skip reads no spikes of a layer", "Give it the output of an earlier layer.")
         shape = _output_shape(layer, name, tuple(x.shape[1:]))
         window = 0 if wire.source is None else self._windows[wire.source] + 1
-        if skip is not None and skipped is not None:
-            self._check_skip(name, shape, skipped, tuple(skip.shape[1:]), window)
+        self._check_skip(layer, name, shape, skipped, () if skip is None else tuple(skip.shape[1:]), window)
         self._windows[name] = window
         self._stages.append(Stage(name, kind, layer, window, wire, skipped, shape))
         output, route = torch.empty((SAMPLES, *shape), dtype=x.dtype, device="meta"), ()
@@ -289,15 +288,31 @@ class _Trace(TorchFunctionMode):
             _refuse_structure(f"begin with its only encoder; got {label} as well", "Leave one of them out.")
 
     def _check_skip(
-        self, name: str, shape: tuple[int, ...], skipped: Wire, arriving: tuple[int, ...], window: int
+        self,
+        layer: nn.Module,
+        name: str,
+        shape: tuple[int, ...],
+        skipped: Wire | None,
+        arriving: tuple[int, ...],
+        window: int,
     ) -> None:
+        expected = layer.skip if isinstance(layer, WeightedLayer) else 0
+        if skipped is None or not expected:
+            if skipped is not None or expected:
+                got = "none" if skipped is None else f"spikes {arriving}"
+                _refuse(
+                    f"{name}, made with skip={expected}, whose skip brings {got}",
+                    "Call layer(x, skip=spikes) of a layer made with skip=channels, and of no other.",
+                )
+            return
         if skipped.source is None:
             _refuse(f"{name}, whose skip reads images", "Give it spikes: the encoder's.")
         if self._windows[skipped.source] >= window:
             _refuse(f"{name}, whose skip comes later than its input", "Skip from an earlier layer.")
-        if arriving != shape:
+        if arriving[0] != expected or skip_step(arriving, shape) is None:
             _refuse(
-                f"{name}, {shape} neurons, whose skip brings {arriving}", "Down-sample the skip to the layer's shape."
+                f"{name}, {shape} neurons made with skip={expected}, whose skip brings {arriving}",
+                "Skip from a layer with so many channels, and of that size or a multiple of it.",
             )
 
     def _refuse_end(self, found: str) -> NoReturn:

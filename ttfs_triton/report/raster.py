@@ -63,13 +63,13 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
 def _run(graph: NetworkGraph, images: Tensor) -> tuple[LayerSpikes, ...]:
     layers: list[LayerSpikes] = []
 
-    def fire(stage: Stage, arriving: Tensor, _: Tensor | None) -> Tensor:
+    def fire(stage: Stage, arriving: Tensor, skip: Tensor | None) -> Tensor:
         length = 1.0
         if isinstance(stage.layer, Readout):
             times, length = stage.layer.decide(arriving).spike_times[0], stage.layer.window
             activations = times
         else:
-            activations = stage.layer(arriving)
+            activations = stage.activations(arriving, skip)
             flat = activations[0].flatten()
             times = torch.where(flat > 0, 1 - flat, torch.inf)
         times = times.float().cpu()

@@ -21,7 +21,7 @@ from ttfs_triton.data.placement import PlacedImages, place_images
 from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.nn import DFTConv2d, DFTLinear, NetworkConfig, NetworkError, NetworkGraph, TTFSNetwork, network_graph
 from ttfs_triton.nn.config import Encoder
-from ttfs_triton.nn.models import CNN1, VGG11, VGG16
+from ttfs_triton.nn.models import CNN1, RESNET18, RESNET20, VGG11, VGG16
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.start import Start, load_own_weights, load_weights
 
@@ -29,6 +29,8 @@ SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
     "vgg11": (VGG11, "analog"),
     "vgg16": (VGG16, "analog"),
+    "resnet18": (RESNET18, "analog"),
+    "resnet20": (RESNET20, "analog"),
 }
 # Enough images for channel statistics to four digits.
 STATISTICS_IMAGES = 10_000

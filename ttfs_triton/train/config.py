@@ -94,7 +94,7 @@ class TrainConfig(BaseModel):
     """FILE.py:FUNCTION, which builds a network of yours in place of all keys of this part; called with those of
     in_channels, image_size and classes that it takes."""
     model: str = "cnn1"
-    """cnn1, vgg11, vgg16, or a specification such as 16C5-P2-32C5p0-P2-128."""
+    """cnn1, vgg11, vgg16, resnet18, resnet20, or a specification such as 16C5-P2-32C5p0-P2-128."""
     width: float = Field(1.0, gt=0)
     """Factor on the size of every hidden layer."""
     neuron: Literal["dft", "ann"] = "dft"

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counts import Counts
-from ttfs_triton.hardware.counts.layer_counter import InputCounter, LayerCounter
+from ttfs_triton.hardware.counts.layer_counter import FIXED, InputCounter, LayerCounter
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.trace import network_graph
 
@@ -115,7 +115,7 @@ class Counter:
     def __enter__(self) -> Counter:
         for counter in self._layers:
             layer, own = counter.layer, counter.layer.statistics
-            self._undo.append(layer.register_forward_pre_hook(partial(self._arrive, counter)).remove)
+            self._undo.append(layer.register_forward_pre_hook(partial(self._arrive, counter), with_kwargs=True).remove)
             self._undo.append(partial(setattr, layer, "statistics", own))
             layer.statistics, counter.recording = counter, True
         if self._graph.encoder.kind == "latency":
@@ -132,9 +132,11 @@ class Counter:
     def _encode(self, _: nn.Module, __: tuple[Tensor, ...], activations: Tensor) -> None:
         self._input.update(activations)
 
-    def _arrive(self, counter: LayerCounter, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _arrive(
+        self, counter: LayerCounter, _: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor | None]
+    ) -> None:
         """Inputs on their way into a layer: count what its synapses do with them."""
-        counter.arrive(inputs[0])
+        counter.arrive(inputs[0], options.get("skip"))
 
     def counts(self, accelerator: Accelerator | None = None) -> Counts:
         """Read the counts: the one transfer to the host.
@@ -154,8 +156,10 @@ class Counter:
         *read, encoder = sums.cpu().split([len(vector) for vector in vectors])
         delivered: dict[str | None, int] = {}  # spikes that reach later layers, behind pooling
         for counter, values in zip(self._layers, read, strict=True):
-            source = counter.stage.input.source
-            delivered[source] = delivered.get(source, 0) + int(values[3])
+            arrived, skipped = int(values[FIXED.index("active_inputs")]), int(values[FIXED.index("skipped")])
+            for wire, spikes in ((counter.stage.input, arrived - skipped), (counter.stage.skip, skipped)):
+                if wire is not None:
+                    delivered[wire.source] = delivered.get(wire.source, 0) + spikes
         layers = tuple(
             counter.read(values, time, delivered.get(counter.stage.name, 0))
             for counter, values, time in zip(self._layers, read, times.tolist(), strict=True)

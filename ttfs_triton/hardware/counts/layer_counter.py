@@ -17,7 +17,7 @@ from ttfs_triton.nn.weighted import WeightedConv2d
 # Places in `LayerCounter.sums`, in front of the histogram.
 FIXED = (
     *("samples", "spikes", "saturated", "active_inputs", "nonzero_macs", "synaptic_operations", "without_input"),
-    "histogram_samples",
+    *("histogram_samples", "skipped"),
 )
 
 
@@ -43,9 +43,13 @@ class LayerCounter(SpikeCounter):
         device = self.layer.weight.device
         self._summed_activation = torch.zeros((), dtype=torch.float64, device=device)
         self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=device)
-        self._active_inputs, self._nonzero_macs, self._synaptic_operations, self._without_input = torch.zeros(
-            4, dtype=torch.int64, device=device
-        )
+        (
+            self._active_inputs,
+            self._nonzero_macs,
+            self._synaptic_operations,
+            self._without_input,
+            self._skipped,
+        ) = torch.zeros(5, dtype=torch.int64, device=device)
         self._spikes_by_sample: list[Tensor] = []
         self._operations_by_sample: list[Tensor] = []
         self._in_histogram = 0
@@ -73,8 +77,10 @@ class LayerCounter(SpikeCounter):
             self._histogram += spike_histogram(part, self._bins)
         self._in_histogram += room
 
-    def arrive(self, inputs: Tensor) -> None:
-        """Add a batch of inputs, [N, channels, height, width] or [N, features]."""
+    def arrive(self, inputs: Tensor, skip: Tensor | None = None) -> None:
+        """Add a batch of inputs, [N, channels, height, width] or [N, features], and of the layer's delayed spikes."""
+        if skip is not None:
+            skip = self.layer.arriving(skip.detach(), self.stage.shape)
         if self._fan_out is None:
             self._prepare_synapses(inputs)
         assert self._fan_out is not None
@@ -82,7 +88,7 @@ class LayerCounter(SpikeCounter):
         if isinstance(self.layer, AnalogEncoder | SignedEncoder):
             inputs = inputs - self.layer.mean  # what its synapses read, but for a factor
         elif self.layer.kind == "spiking":
-            self._without_input += neurons_without_input(self.layer, inputs.detach())
+            self._without_input += neurons_without_input(self.layer, inputs.detach(), skip)
         flat = channels_innermost(inputs.detach())
         for part in in_parts(flat):
             active = torch.ne(part, 0, out=torch.empty_like(part, dtype=torch.float32))
@@ -94,6 +100,22 @@ class LayerCounter(SpikeCounter):
                 self._synaptic_operations += operations.sum()
             if self._by_sample:
                 self._operations_by_sample.append(operations)
+        if skip is not None:
+            self._arrive_late(skip)
+
+    def _arrive_late(self, skip: Tensor) -> None:
+        """Add delayed spikes [N, ...], each of which meets one synapse, to a batch that has arrived."""
+        each = torch.count_nonzero(skip.flatten(1), 1)
+        spikes = each.sum()
+        self._skipped += spikes
+        self._active_inputs += spikes
+        self._nonzero_macs += spikes
+        if self.adds_to_slope:
+            self._synaptic_operations += spikes
+        if self._by_sample:
+            operations = torch.cat(self._operations_by_sample)
+            operations[-len(each) :] += each
+            self._operations_by_sample = [operations]
 
     @property
     def arrived(self) -> bool:
@@ -126,6 +148,7 @@ class LayerCounter(SpikeCounter):
         """All sums as one int64 vector: `FIXED`, the histogram, then spikes per neuron."""
         fixed = [self._samples, self._spikes.sum(), self._saturated, self._active_inputs, self._nonzero_macs]
         fixed += [self._synaptic_operations, self._without_input, torch.full_like(self._samples, self._in_histogram)]
+        fixed += [self._skipped]
         return torch.cat([torch.stack(fixed), self._histogram, self._spikes])
 
     def summed_spike_time(self) -> Tensor:
@@ -145,7 +168,8 @@ class LayerCounter(SpikeCounter):
         assert self._fan_out is not None
         fixed, histogram, spikes = sums.split([len(FIXED), self._bins, len(sums) - len(FIXED) - self._bins])
         found = dict(zip(FIXED, fixed.tolist(), strict=True))
-        dense = self._fan_out.synapses * found["samples"]
+        found.pop("skipped")
+        dense = self._described["synapses"] * found["samples"]
         return LayerCounts(
             name=self.stage.name,
             neurons=len(spikes),

@@ -51,10 +51,12 @@ def event_driven(model: nn.Module, images: Tensor) -> EventDrivenRun:
     potential = torch.empty(0)
 
     # Between layers times are negative: pooling keeps the largest, the earliest spike; a silent neuron is −inf.
-    def fire(stage: Stage, values: Tensor, _: Tensor | None) -> Tensor:
+    def fire(stage: Stage, values: Tensor, skip: Tensor | None) -> Tensor:
         nonlocal potential
         if stage.window:
             membrane, shape = _integrate(stage, -values, stage.window)
+            if skip is not None:
+                membrane = _add_late(stage, membrane, -skip, graph.waits(stage))
             times = (stage.window + _crossing(stage, *membrane)).reshape(shape)
             potential = _read_out(stage, *membrane).reshape(shape)
         else:
@@ -62,7 +64,7 @@ def event_driven(model: nn.Module, images: Tensor) -> EventDrivenRun:
         spike_times[stage.name] = times
         return -times
 
-    graph.run(images.to(graph.readout.weight.device).double(), fire)
+    graph.run(images.to(graph.readout.weight.device).double(), fire, silent=-torch.inf)
     return EventDrivenRun(spike_times, potential)
 
 
@@ -111,6 +113,20 @@ def _integrate(stage: Stage, times: Tensor, window: int) -> tuple[tuple[Tensor, 
         potential = potential + layer.initial_potential
     assert isinstance(layer, DFTConv2d | DFTLinear | Readout)
     return (potential, layer.neuron.psp_persistence * slope[:, :, :, -1]), torch.Size(shape)
+
+
+def _add_late(stage: Stage, membrane: tuple[Tensor, Tensor], times: Tensor, waits: int) -> tuple[Tensor, Tensor]:
+    """Potential and slope with what spikes bring that wait so many windows, one a neuron: [N, C, ...] times, or inf.
+
+    Potentials add up: each spike raises its neuron's slope from its arrival on.
+    """
+    weight, layer = stage.weighted.skip_weights(), stage.layer
+    assert weight is not None
+    assert isinstance(layer, DFTConv2d | DFTLinear)
+    times = times.flatten(2) if times.dim() > 2 else times[:, :, None]
+    late = weight.double()[:, None] * (stage.window - (times + waits)).clamp_min(0)  # 0 for silent ones
+    slope = layer.neuron.psp_persistence * weight.double()[:, None] * times.isfinite()
+    return membrane[0] + late.view_as(membrane[0]), membrane[1] + slope.view_as(membrane[1])
 
 
 def _crossing(stage: Stage, potential: Tensor, slope: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ class Simulator:
                 self._graph.run(part, self._emit)
                 self._samples += len(part)
 
-    def _emit(self, stage: Stage, inputs: Tensor, _: Tensor | None) -> Tensor:
+    def _emit(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         """What a stage emits, as steps that remain in its window, 0 for silent neurons."""
         layer, tally = self._layers.get(stage.name), self._tallies.get(stage.name)
         if layer is None or tally is None:
@@ -209,7 +209,7 @@ class Simulator:
         elif stage.kind == "readout":
             instant = self._read_out(stage, layer, tally, inputs)
         else:
-            instant = self._fire(layer, tally, inputs)
+            instant = self._fire(layer, tally, inputs, skip)
         self._keep_stamps(stage.name, instant)
         return self._clock.remaining(instant)
 
@@ -229,18 +229,20 @@ class Simulator:
         tally.add_firing(instant, slope)
         return instant
 
-    def _fire(self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor) -> Tensor:
-        membrane, earliest = self._integrate(layer, tally, inputs)
+    def _fire(self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor, skip: Tensor | None) -> Tensor:
+        membrane, earliest = self._integrate(layer, tally, inputs, skip)
         instant = self._first_instant(Ramp(self._clock, layer.unit), membrane)
         tally.add_spikes(instant)
         tally.add_firing(instant, earliest if layer.persistence else None)
         return instant
 
-    def _integrate(self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor) -> tuple[Membrane, Tensor]:
-        tally.add_inputs(inputs)
-        membrane = layer.integrate(inputs) if self._settings.engine == "summed" else layer.integrate_stepped(inputs)
-        earliest = layer.earliest_input(inputs)
-        tally.add_integration(earliest, membrane.potential.shape[1] // layer.groups)
+    def _integrate(
+        self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor, skip: Tensor | None = None
+    ) -> tuple[Membrane, Tensor]:
+        tally.add_inputs(inputs, skip)
+        integrate = layer.integrate if self._settings.engine == "summed" else layer.integrate_stepped
+        membrane, earliest = integrate(inputs, skip), layer.earliest_input(inputs, skip)
+        tally.add_integration(earliest, membrane.potential.shape[1] // earliest.shape[1])
         return membrane, earliest
 
     def _first_instant(self, ramp: Ramp, membrane: Membrane) -> Tensor:
@@ -314,8 +316,11 @@ class Simulator:
     def _counts(self) -> Counts:
         tallies, delivered = self._tallies.values(), dict[str | None, int]()
         for stage in self._graph.weighted:
-            source = stage.input.source
-            delivered[source] = delivered.get(source, 0) + int(self._tallies[stage.name].active_inputs)
+            tally = self._tallies[stage.name]
+            skipped = int(tally.skipped)
+            for wire, arrived in ((stage.input, int(tally.active_inputs) - skipped), (stage.skip, skipped)):
+                if wire is not None:
+                    delivered[wire.source] = delivered.get(wire.source, 0) + arrived
         spikes = torch.stack([torch.cat(tally.sample_spikes) for tally in tallies]).sum(0)
         synaptic_operations = torch.zeros_like(spikes)
         for tally in tallies:
