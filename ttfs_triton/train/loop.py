@@ -39,7 +39,7 @@ from ttfs_triton.train.identity import Change, compare, identity
 from ttfs_triton.train.processes import Interrupted, StopRequest, compress_gradients
 from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.run_folder import RunFolder
-from ttfs_triton.train.states import EpochTotals, Position, pack_optimizer, unpack_optimizer
+from ttfs_triton.train.states import EpochTotals, Position, mix, pack_optimizer, unpack_optimizer
 from ttfs_triton.train.step import TrainStep
 from ttfs_triton.train.update import make_average
 
@@ -206,7 +206,7 @@ class TrainingLoop:
     def _train_step(self, micro_batches: list[Batch]) -> None:
         position = self.position
         # Dropout included, a step's random numbers follow from its position: a resumed run draws the same ones.
-        torch.manual_seed(_mix(self.config.seed, position.step, self.accelerator.process_index))
+        torch.manual_seed(mix(self.config.seed, position.step, self.accelerator.process_index))
         sampled = position.step % self.config.statistics_steps == 0
         step = self._step
         if isinstance(step, GraphedStep) and self._profiler.one_by_one:
@@ -405,11 +405,3 @@ class TrainingLoop:
             self.folder.record(self.config)
             self.folder.write_metrics(self.position.metrics)
         return True
-
-
-def _mix(*numbers: int) -> int:
-    """One seed from several numbers."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number + 1) % (2**63)
-    return seed
