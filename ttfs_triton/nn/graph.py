@@ -92,7 +92,6 @@ class Stage:
         """
         return plain_synapses(self.weighted)
 
-
     def activations(self, inputs: Tensor, skip: Tensor | None) -> Tensor:
         """What the layer's neurons emit, of what `NetworkGraph.run` hands to it."""
         if skip is None:
