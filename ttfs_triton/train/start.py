@@ -152,7 +152,9 @@ def _structure(config: NetworkConfig) -> tuple[object, ...]:
     def at_width(token: Token) -> Token:
         if isinstance(token, Convolution):
             return dataclasses.replace(token, channels=config.scaled(token.channels))
-        return Dense(config.scaled(token.features)) if isinstance(token, Dense) else token
+        if isinstance(token, Dense):
+            return dataclasses.replace(token, features=config.scaled(token.features))
+        return token
 
     return (*map(at_width, parse_specification(config.specification)), config.in_channels, config.image_size)
 
