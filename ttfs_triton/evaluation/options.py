@@ -47,6 +47,8 @@ class EvaluationOptions(BaseModel):
     first that prices an ANN's multiplications."""
     steps: int = Field(32, ge=1)
     """Time steps a window, of the simulation and of the energy."""
+    step_us: float | None = Field(None, gt=0)
+    """Duration of a step in microseconds, for static power. Default: the chip's, if it fixes one."""
     weight_bits: int | None = Field(8, ge=2, le=16)
     """Bits of a weight in the simulation; None leaves weights as they are."""
     gating: bool = True
