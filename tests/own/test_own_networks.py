@@ -14,7 +14,7 @@ from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.model import LoadError, ModelDescription
 from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.own_network import OwnNetwork
-from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, PotentialReadout, TTFSNetwork, cnn1
+from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, PotentialReadout, TTFSNetwork, cnn1, decide
 from ttfs_triton.train import Callback, ConfigError, TrainConfig, Trainer, run_data
 from ttfs_triton.train.cli import parse_config
 
@@ -253,3 +253,16 @@ def test_the_shown_network_is_one(monkeypatch):
     monkeypatch.setattr("sys.path", [*sys.path])
     built = build_network_of(f"{root}/recipes/own_network.py:build", in_channels=3, image_size=(32, 32), classes=10)
     assert TTFSModel(built, image_shape=(3, 32, 32)).graph.windows == 6
+
+
+# ---- decisions
+
+
+def test_any_network_decides_about_images_and_a_readout_about_activations():
+    mine, images = network().eval(), torch.rand(5, *SHAPE)
+    found = decide(mine, images)
+    with torch.no_grad():
+        expected = mine[-1].decide(mine[:-1](images))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    with pytest.raises(ValueError, match=r"Readout\.decide: x must be activations \[N, 6\].*; got \[5, 1, 8, 8\]"):
+        mine[-1].decide(images)
