@@ -28,6 +28,7 @@ PUBLISHED_SETTINGS = (
     *("model", "width", "neuron", "batch_norm", "encoder", "readout"),
     *(field.name for field in dataclasses.fields(Neuron)),
     *("bias", "weight_standardisation", "initial_gain", "dropout", "calibration_images"),
+    *("time_steps", "weight_bits", "weight_units", "learn_units", "state_bits"),
     *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
     *("warmup", "milestones", "milestone_factor", "gradient_clip", "label_smoothing", "ema_decay"),
     *("seed", "mixed_precision", "gradient_compression", "compile"),

@@ -10,8 +10,9 @@ from ttfs_triton.nn.coding import (
     spike_time_to_activation,
 )
 from ttfs_triton.nn.config import NetworkConfig
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork, cnn1, vgg11, vgg16
+from ttfs_triton.nn.models import TTFSNetwork, cnn1, put_on_grid, vgg11, vgg16
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,
@@ -40,6 +41,7 @@ __all__ = [
     "EarliestSpikePool2d",
     "FirstSpikeDecision",
     "FirstSpikeReadout",
+    "Grid",
     "LatencyEncoder",
     "LayerStatistics",
     "NetworkConfig",
@@ -55,6 +57,7 @@ __all__ = [
     "first_spike_times",
     "fold_weight_standardisation",
     "parse_specification",
+    "put_on_grid",
     "record_statistics",
     "reset_statistics",
     "sparsity",

@@ -60,12 +60,14 @@ class ANNConv2d(WeightedConv2d):
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         weight = self.effective_weight() if weight is None else weight
-        potential = F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return self.record(self._activate(x, weight, self.bias))
+
+    def _activate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        potential = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         if self.batch_norm is not None:
             potential = self.batch_norm(potential)
         # A copy only behind one-channel images, whose layout is ambiguous.
-        activations = clamped_relu(potential).contiguous(memory_format=torch.channels_last)
-        return self.record(activations)
+        return clamped_relu(potential).contiguous(memory_format=torch.channels_last)
 
 
 class ANNLinear(WeightedLinear):

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.ann import ANNConv2d
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d
+from ttfs_triton.nn.on_grid import RoundedLayer, analog_on_grid, straight_through
 from ttfs_triton.nn.weighted import Size, WeightOptions
 
 
@@ -79,9 +81,17 @@ class LatencyEncoder(nn.Module):
         if not max_value > 0:
             raise ValueError(f"LatencyEncoder: max_value must be positive; got {max_value}.")
         self.max_value = max_value
+        self.grid: Grid | None = None
+
+    def put_on_grid(self, grid: Grid | None) -> None:
+        """Give spikes the time stamps of a chip from now on, or no longer."""
+        self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x / self.max_value).clamp(0, 1)
+        activations = (x / self.max_value).clamp(0, 1)
+        if self.grid is None:
+            return activations
+        return straight_through(activations, self.grid.clock.stamped(activations.detach()))
 
     def extra_repr(self) -> str:
         return f"max_value={self.max_value}"
@@ -153,7 +163,14 @@ class AnalogEncoder(_NormalisedImages, ANNConv2d):
         self.take_statistics(self.weight, mean, std)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        return super().forward(self.normalise(x), weight)
+        x = self.normalise(x)
+        if self.grid is None:
+            return super().forward(x, weight)
+        rounded = RoundedLayer(self, self.effective_weight() if weight is None else weight)
+        spikes = analog_on_grid(rounded, x, psp_persistence=0.0)
+        if torch.is_grad_enabled():
+            spikes = straight_through(self._activate(x, rounded.weight, rounded.bias), spikes)
+        return self.record(spikes)
 
 
 class SignedEncoder(_NormalisedImages, DFTConv2d):
@@ -195,6 +212,9 @@ class SignedEncoder(_NormalisedImages, DFTConv2d):
 
     def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1) -> Tensor:
         return super().forward(self.normalise(x), weight, pool)
+
+    def _spikes(self, rounded: RoundedLayer, x: Tensor) -> Tensor:
+        return analog_on_grid(rounded, x, self.neuron.psp_persistence)
 
 
 def _check_window(function: str, layer: int, window: float) -> None:

@@ -2,9 +2,11 @@
 
 from typing import Unpack
 
+import torch
 from torch import Tensor
 
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear
+from ttfs_triton.nn.on_grid import RoundedLayer, spikes_on_grid, straight_through
 from ttfs_triton.nn.weighted import LinearOptions, Size, WeightedConv2d, WeightedLinear, WeightOptions
 
 
@@ -58,10 +60,25 @@ class DFTConv2d(WeightedConv2d):
 
     def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1) -> Tensor:
         """Activations; with `pool`, those of `EarliestSpikePool2d(pool)` behind it, and no spikes are counted."""
-        activations = dft_conv2d(
+        weight = self.effective_weight() if weight is None else weight
+        if self.grid is None:
+            activations = self._fire(x, weight, self.bias, pool)
+            return self.record(activations) if pool == 1 else activations
+        assert pool == 1, "spikes on a grid are pooled behind the layer"
+        rounded = RoundedLayer(self, weight)
+        spikes = self._spikes(rounded, x)
+        if torch.is_grad_enabled():
+            spikes = straight_through(self._fire(x, rounded.weight, rounded.bias), spikes)
+        return self.record(spikes)
+
+    def _spikes(self, rounded: RoundedLayer, x: Tensor) -> Tensor:
+        return spikes_on_grid(rounded, x, self.neuron.psp_persistence)
+
+    def _fire(self, x: Tensor, weight: Tensor, bias: Tensor | None, pool: int = 1) -> Tensor:
+        return dft_conv2d(
             x,
-            self.effective_weight() if weight is None else weight,
-            self.bias,
+            weight,
+            bias,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -71,7 +88,6 @@ class DFTConv2d(WeightedConv2d):
             neuron=self.neuron,
             backend=self.backend,
         )
-        return self.record(activations) if pool == 1 else activations
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron={self.neuron}"
@@ -110,8 +126,18 @@ class DFTLinear(WeightedLinear):
         self.neuron, self.backend = neuron, backend
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        x, weight = self.synapses(x, weight)
-        return self.record(dft_linear(x, weight, self.bias, neuron=self.neuron, backend=self.backend))
+        if self.grid is None:
+            x, weight = self.synapses(x, weight)
+            return self.record(self._fire(x, weight, self.bias))
+        x, weight, scale = self.with_dropout(x, weight)
+        rounded = RoundedLayer(self, weight, scale)
+        spikes = spikes_on_grid(rounded, x, self.neuron.psp_persistence)
+        if torch.is_grad_enabled():
+            spikes = straight_through(self._fire(x, rounded.weight, rounded.bias), spikes)
+        return self.record(spikes)
+
+    def _fire(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return dft_linear(x, weight, bias, neuron=self.neuron, backend=self.backend)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron={self.neuron}"

@@ -1,6 +1,7 @@
 """Networks built from a specification, and the paper's: CNN1, VGG11, VGG16."""
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,13 +11,21 @@ from ttfs_kernels import Neuron
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.config import NetworkConfig
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, PotentialReadout, Readout, ReadoutOptions
 from ttfs_triton.nn.specification import Convolution, Dense, Pool, output_size, parse_specification
 from ttfs_triton.nn.standardise import fold_weight_standardisation
 from ttfs_triton.nn.statistics import SpikeCounter
-from ttfs_triton.nn.weighted import LinearOptions, WeightedConv2d, WeightedLinear, WeightOptions, effective_weights
+from ttfs_triton.nn.weighted import (
+    LinearOptions,
+    WeightedConv2d,
+    WeightedLayer,
+    WeightedLinear,
+    WeightOptions,
+    effective_weights,
+)
 
 CNN1 = "16C5-P2-32C5p0-P2-128"
 VGG11 = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2-4096-4096"
@@ -60,6 +69,7 @@ class TTFSNetwork(nn.Module):
         for layer in layers.values():
             if isinstance(layer, DFTConv2d | DFTLinear):
                 layer.backend = backend
+        put_on_grid(self, config.grid)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -75,7 +85,9 @@ class TTFSNetwork(nn.Module):
             )
         activations = images.contiguous(memory_format=torch.channels_last)
         layers = list(self.features)
-        weights = effective_weights(layers)
+        # Integers of a grid are those of the weights themselves, not of what a mixed precision leaves of them.
+        with nullcontext() if self.config.grid is None else torch.autocast(images.device.type, enabled=False):
+            weights = effective_weights(layers)
         pooled = False
         for layer, following, weight in zip(layers, (*layers[1:], None), weights, strict=True):
             if pooled:
@@ -92,6 +104,11 @@ class TTFSNetwork(nn.Module):
         """Classify images by the earliest output spike, whichever readout the network was trained with."""
         return self.readout.decide(self.hidden(images))
 
+    def put_on_grid(self, grid: Grid | None) -> None:
+        """Compute on a chip's grid from now on, or on none; the units of weights are those that fit them best."""
+        self.config = self.config.replace(grid=grid)
+        put_on_grid(self, grid)
+
     def fold_standardisation(self) -> None:
         """Fold every layer, as `fold_weight_standardisation` does, and note it in the configuration."""
         fold_weight_standardisation(self.features)
@@ -99,12 +116,24 @@ class TTFSNetwork(nn.Module):
         self.config = self.config.replace(weight_standardisation=False)
 
 
+def put_on_grid(model: nn.Module, grid: Grid | None) -> None:
+    """Let every layer of a module tree, its encoder included, compute on a chip's grid, or on none.
+
+    Args:
+        model: of layers of `ttfs_triton.nn`; a `TTFSNetwork` notes it in its configuration by its own method.
+        grid: None takes it off.
+    """
+    for module in model.modules():
+        if isinstance(module, WeightedLayer | LatencyEncoder):
+            module.put_on_grid(grid)
+
+
 def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
     """Whether a layer computes the pool behind it, so that the spikes of its neurons are seen nowhere.
 
     Not while they are counted, or while a hook asks for them.
     """
-    if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)):
+    if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)) or layer.grid is not None:
         return False
     if following.kernel_size != (2, 2) or following.stride != (2, 2):
         return False

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_kernels import standardise_weights
+from ttfs_triton.nn.grid import Grid
+from ttfs_triton.nn.integers import SMALLEST_GRID_UNIT, fitting_unit
 from ttfs_triton.nn.standardise import standardise_weight
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 
@@ -49,12 +51,16 @@ class WeightedLayer(nn.Module):
         bias: Parameter [C_out], initial membrane potential in threshold heights (starts at 0), or None.
         weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
+        grid: of the chip that the layer computes for, or None (default); see `put_on_grid`.
+        log2_unit: Parameter [C_out] or [1], logarithm of the weights' units on that grid, in threshold heights; None
+            without a grid, or where weights are not rounded.
     """
 
     kind: ClassVar[LayerKind] = "spiking"
     weight: nn.Parameter
     bias: nn.Parameter | None
     weight_gain: nn.Parameter | None
+    log2_unit: nn.Parameter | None
 
     def __init__(
         self,
@@ -89,6 +95,8 @@ class WeightedLayer(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.empty(weight_shape[0], **factory)) if bias else None)
         gain = nn.Parameter(torch.empty(weight_shape[0], **factory)) if weight_standardisation else None
         self.register_parameter("weight_gain", gain)
+        self.grid: Grid | None = None
+        self.register_parameter("log2_unit", None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -116,6 +124,33 @@ class WeightedLayer(nn.Module):
         if self.weight_gain is not None:
             self.weight.copy_(self.effective_weight())
             self.weight_gain = None
+
+    def put_on_grid(self, grid: Grid | None) -> None:
+        """Compute as a chip does from now on, or no longer; units are chosen that fit the present weights best."""
+        self.grid, self.log2_unit = grid, None
+        if grid is None or grid.weight_bits is None:
+            return
+        weight = self.effective_weight().detach()
+        unit = weight.new_zeros(len(weight), dtype=torch.float64)
+        if not weight.is_meta:
+            unit = fitting_unit(weight, grid.weight_bits, per_channel=grid.per_channel)
+        logarithm = unit.clamp_min(SMALLEST_GRID_UNIT).log2()
+        self.log2_unit = nn.Parameter((logarithm if grid.per_channel else logarithm[:1]).to(self.weight.dtype))
+
+    def unit_on_grid(self, bits: int | None, per_channel: bool) -> Tensor | None:
+        """Units [C_out] of weights with so many bits, float64, in threshold heights; None where the layer has none."""
+        grid = self.grid
+        if self.log2_unit is None or grid is None or (grid.weight_bits, grid.per_channel) != (bits, per_channel):
+            return None
+        # Registers hold the threshold, T / unit integers high.
+        smallest = 0.0 if grid.register is None else grid.time_steps * self.threshold_height / grid.register
+        unit = self.log2_unit.detach().double().exp2().clamp_min(max(SMALLEST_GRID_UNIT, smallest))
+        return unit.expand(len(self.weight))
+
+    @property
+    def threshold_height(self) -> float:
+        """Of the firing threshold at the window's start, in threshold heights of hidden neurons."""
+        return 1.0
 
     def record(self, activations: Tensor) -> Tensor:
         """Count the spikes of `activations` if statistics are being recorded, and hand them on unchanged."""
@@ -184,11 +219,16 @@ class WeightedLinear(WeightedLayer):
             x: [N, in_features].
             weight: the effective weight, where it is known already. Default: `effective_weight()`.
         """
+        x, weight, scale = self.with_dropout(x, weight)
+        return x, weight if scale == 1 else weight * scale
+
+    def with_dropout(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
+        """As `synapses`, with the factor on the weights left to the caller."""
         weight = self.effective_weight() if weight is None else weight
         if not self.training or self.spike_dropout == 0:
-            return x, weight
+            return x, weight, 1.0
         kept = torch.rand_like(x, dtype=torch.float32) >= self.spike_dropout
-        return x * kept, weight / (1 - self.spike_dropout)
+        return x * kept, weight, 1 / (1 - self.spike_dropout)
 
     def extra_repr(self) -> str:
         text = f"{self.in_features}, {self.out_features}, {self.synapse_repr()}"

@@ -22,7 +22,7 @@ from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
 from ttfs_triton.train.config import ConfigError, TrainConfig
-from ttfs_triton.train.start import Start, load_weights
+from ttfs_triton.train.start import Start, load_weights, start_on_grid
 
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
@@ -157,12 +157,15 @@ def build_network(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     weights = str(ann) if config.pretrain and ann is not None else config.weights
-    if weights is None:
-        return network, None
-    images = None
-    if calibrated and config.calibration_images:
-        images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
-    return network, load_weights(network, weights, images, config.trained_as)
+    start = None
+    if weights is not None:
+        images = None
+        if calibrated and config.calibration_images:
+            images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
+        start = load_weights(network, weights, images, config.trained_as)
+    if config.grid is not None:
+        start_on_grid(network, config.grid, start, learn_units=config.learn_units)
+    return network, start
 
 
 def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:

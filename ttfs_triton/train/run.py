@@ -320,6 +320,8 @@ def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
         display.say(f"changed on --resume      {change}")
     if trainer.start is not None and trainer.start.calibration is not None:
         display.console.print(trainer.start.calibration.table())
+    if trainer.network.config.grid is not None:
+        display.say(f"on the grid of a chip: {trainer.network.config.grid.text()}")
     display.say(f"{where}, {start}, run folder {trainer.folder.path}")
 
 

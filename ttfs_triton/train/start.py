@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from ttfs_triton.convert import (
 from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.model import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
+from ttfs_triton.nn.grid import Grid
+from ttfs_triton.nn.registers import check_registers
 from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError
 
@@ -31,10 +33,14 @@ class Start:
     Attributes:
         base_model: what it is based on.
         calibration: None if it was not calibrated.
+        grid: that it was on, or None.
+        units: of weights on that grid, by their names in the state dict.
     """
 
     base_model: BaseModel
     calibration: Calibration | None
+    grid: Grid | None = None
+    units: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def load_weights(
@@ -58,7 +64,11 @@ def load_weights(
     """
     try:
         weights = open_weights(source)
+        units = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(".log2_unit")}
         description = weights.description()
+        if units:
+            others = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
+            weights = dataclasses.replace(weights, tensors=others)
         converted, calibration = None, None
         if trained_as is None and _shapes(weights.tensors) == _shapes(network.state_dict()):
             tensors, trained = weights.tensors, None if description is None else description.network
@@ -80,7 +90,30 @@ def load_weights(
     network.load_state_dict(tensors)
     if trained is not None:
         _take_statistics(network, trained)
-    return Start(base_model, calibration)
+    return Start(base_model, calibration, None if description is None else description.network.grid, units)
+
+
+def start_on_grid(network: TTFSNetwork, grid: Grid, start: Start | None = None, *, learn_units: bool = True) -> None:
+    """Put a network on a grid, in place: with the units that its weights had on the same grid, or else with fitting ones.
+
+    Args:
+        network: with the weights to start from.
+        grid: to train on.
+        start: where they come from.
+        learn_units: whether units are trained.
+    Raises:
+        ConfigError: registers cannot hold the threshold, at these weights.
+    """
+    network.put_on_grid(grid)
+    if start is not None and start.grid == grid and start.units:
+        network.load_state_dict(start.units, strict=False)
+    for name, parameter in network.named_parameters():
+        if name.endswith(".log2_unit"):
+            parameter.requires_grad_(learn_units)
+    try:
+        check_registers(network)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:

@@ -2,25 +2,30 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts
 from ttfs_triton.hardware.counts.synapses import readout_time
-from ttfs_triton.hardware.simulation.clock import Clock, CompareAt, Ramp
-from ttfs_triton.hardware.simulation.clocked_layer import AnalogLayer, ClockedLayer, Membrane
-from ttfs_triton.hardware.simulation.integers import QuantisedWeight, check_bits, exact_products, quantise_weight
 from ttfs_triton.hardware.simulation.simulation import Engine, Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.stages import Stage, network_stages
 from ttfs_triton.hardware.simulation.tally import LayerTally
+from ttfs_triton.nn.clock import Clock, CompareAt, Ramp
+from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, Membrane
+from ttfs_triton.nn.clocked_readout import ClockedReadout
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn.grid import Grid
+from ttfs_triton.nn.integers import QuantisedWeight, check_bits, exact_products, largest_integer, quantise_weight
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
 
 # A batch is run in parts whose integers stay near the caches: CNN1 in batches of 200 runs 1.7 times as fast.
 CPU_SAMPLES = 50
+
+Own = Literal["network"]
+"""As the network's grid has it."""
 
 # Finer clocks are no hardware, and float32 closed forms are no better.
 MOST_STEPS = 4096
@@ -31,15 +36,19 @@ def simulate(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    steps: int = 64,
-    weight_bits: int | None = 8,
-    per_channel: bool = True,
-    compare_at: CompareAt = "middle",
+    steps: int | Own = "network",
+    weight_bits: int | None | Own = "network",
+    per_channel: bool | Own = "network",
+    state_bits: int | None | Own = "network",
+    compare_at: CompareAt | Own = "network",
     gating: bool = True,
     engine: Engine = "summed",
     keep_spike_times: bool | int = False,
 ) -> Simulation:
     """Run a trained network in integers, with a clock of `steps` ticks a window.
+
+    What is not said is as the network's grid has it, on which it then decides exactly as in evaluation; of a network
+    without a grid: 64 steps, 8-bit weights with a unit per channel, wide registers, comparing in the middle of a step.
 
     Layer l integrates in window l − 1, while its inputs fire, and fires in window l; otherwise it sleeps. At each step
     of the integration window, weights of the spikes of that step are added to the neuron's slope, and the slope to its
@@ -52,8 +61,10 @@ def simulate(
         batches: images [N, ...] as the model takes them, or tuples (images, labels), labels [N] int64.
         steps: of a window, 1 to 4096. A layer's spike times are at most a step off (half a step with "middle") those
             that the closed form gives for the same inputs and weights.
-        weight_bits: 2 to 16, sign included; None leaves weights as fine as float32.
+        weight_bits: 2 to 16, sign included; None leaves weights as fine as float32. The largest weight becomes the
+            largest integer, but at the bits and units of its grid a network has its own units.
         per_channel: one weight unit per output channel; otherwise one per layer.
+        state_bits: of the registers that hold slope and potential; see `ttfs_triton.nn.Grid`. None: as wide as it takes.
         compare_at: "middle" compares in the middle of each step (and at the window's start), which rounds spike times
             to the nearest step; "start" compares at the start of each step, so that spikes are late by up to a step,
             and errors add up over layers. "middle" costs one more compare a neuron and is better at few steps: CNN1 on
@@ -77,13 +88,21 @@ def simulate(
         >>> [layer.name for layer in found.activity]
         ['conv1', 'conv2', 'fc1', 'readout']
     """
-    settings = SimulationSettings(steps, weight_bits, per_channel, compare_at, gating, engine)
+    stages = network_stages(model)
+    chosen = on_grid(
+        grid_of(stages),
+        steps=steps,
+        weight_bits=weight_bits,
+        per_channel=per_channel,
+        state_bits=state_bits,
+        compare_at=compare_at,
+    )
+    settings = SimulationSettings(**chosen, gating=gating, engine=engine)
     check_settings("simulate", settings)
     if keep_spike_times < 0:
         raise ValueError(f"simulate: keep_spike_times must be a bool or at least 0; got {keep_spike_times}.")
-    stages = network_stages(model)
     keep = None if keep_spike_times is True else int(keep_spike_times)
-    simulator = Simulator(stages, quantise_stages(stages, weight_bits, per_channel), settings, keep)
+    simulator = Simulator(stages, quantise_stages(stages, settings.weight_bits, settings.per_channel), settings, keep)
     for batch in batches:
         simulator.add(*images_and_labels(batch))
     return simulator.result()
@@ -94,15 +113,35 @@ def check_settings(function: str, settings: SimulationSettings) -> None:
     if not 1 <= settings.steps <= MOST_STEPS:
         raise ValueError(f"{function}: steps must be 1 to {MOST_STEPS}; got {settings.steps}.")
     check_bits(function, settings.weight_bits)
+    if settings.state_bits is not None and not 4 <= settings.state_bits <= 62:
+        raise ValueError(f"{function}: state_bits must be 4 to 62, or None; got {settings.state_bits}.")
     for name, choices in (("compare_at", ("middle", "start")), ("engine", ("summed", "stepped"))):
         if getattr(settings, name) not in choices:
             raise ValueError(f"{function}: {name} must be one of {choices}; got {getattr(settings, name)!r}.")
 
 
+def grid_of(stages: Sequence[Stage]) -> Grid | None:
+    """The grid that a network was trained on or calibrated for; None if it has none."""
+    return stages[-1].weighted.grid
+
+
+def on_grid(grid: Grid | None, **settings: Any) -> dict[str, Any]:
+    """Settings of a simulation, those of the grid in the place of "network"."""
+    own: dict[str, Any] = {"steps": 64, "weight_bits": 8, "per_channel": True, "state_bits": None}
+    own["compare_at"] = "middle"
+    if grid is not None:
+        own = {name: getattr(grid, "time_steps" if name == "steps" else name) for name in own}
+    return {name: own[name] if value == "network" else value for name, value in settings.items()}
+
+
 def quantise_stages(stages: Sequence[Stage], bits: int | None, per_channel: bool) -> list[QuantisedWeight | None]:
-    """Quantised weights of each stage, None for a latency encoder."""
+    """Quantised weights of each stage, None for a latency encoder; in the units of a layer's grid, if it is this."""
     return [
-        None if stage.kind == "latency" else quantise_weight(stage.synapses()[0], bits, per_channel=per_channel)
+        None
+        if stage.kind == "latency"
+        else quantise_weight(
+            stage.synapses()[0], bits, per_channel=per_channel, unit=stage.weighted.unit_on_grid(bits, per_channel)
+        )
         for stage in stages
     ]
 
@@ -133,6 +172,7 @@ class Simulator:
     ) -> None:
         self._stages, self._settings, self._keep = stages, settings, keep
         self._clock = Clock(settings.steps, settings.compare_at)
+        self._register = None if settings.state_bits is None else largest_integer(settings.state_bits)
         self._device = next(stages[-1].layer.parameters()).device
         self._samples, self._input = 0, (0, torch.zeros(2, dtype=torch.int64, device=self._device))
         self._kept: dict[str, list[Tensor]] = {stage.name: [] for stage in stages}
@@ -151,19 +191,13 @@ class Simulator:
     def _prepare(self, stage: Stage, weight: QuantisedWeight) -> ClockedLayer | AnalogLayer:
         layer = stage.layer
         if isinstance(layer, AnalogEncoder | SignedEncoder):
-            return AnalogLayer(layer, weight, stage.synapses()[1])
+            persistence = layer.neuron.psp_persistence if isinstance(layer, SignedEncoder) else 0.0
+            return AnalogLayer(layer, weight, stage.synapses()[1], persistence)
         if isinstance(layer, Readout):
-            return ClockedLayer(
-                layer,
-                weight,
-                self._clock,
-                psp_persistence=layer.neuron.psp_persistence,
-                initial_potential=layer.initial_potential,
-                threshold=max(1.0, layer.threshold),
-                window=max(1.0, layer.window),
-            )
+            return ClockedReadout(layer, weight, self._clock, register=self._register)
         assert isinstance(layer, DFTConv2d | DFTLinear)
-        return ClockedLayer(layer, weight, self._clock, psp_persistence=layer.neuron.psp_persistence)
+        persistence = layer.neuron.psp_persistence
+        return ClockedLayer(layer, weight, self._clock, psp_persistence=persistence, register=self._register)
 
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor | None = None) -> None:
@@ -191,7 +225,7 @@ class Simulator:
                 self._add_input(instant)
             elif isinstance(layer, AnalogLayer):
                 instant = self._fire_analog(layer, next(tallies), inputs)
-            elif stage.kind == "readout":
+            elif isinstance(layer, ClockedReadout):
                 self._read_out(stage, layer, next(tallies), inputs)
                 break
             else:
@@ -207,7 +241,8 @@ class Simulator:
         )
 
     def _fire_analog(self, layer: AnalogLayer, tally: LayerTally, images: Tensor) -> Tensor:
-        images = layer.normalise(images)
+        assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
+        images = layer.layer.normalise(images)
         tally.add_inputs(images)
         slope = layer.slope(images)
         instant = self._clock.encode(layer.activations(images))
@@ -217,7 +252,7 @@ class Simulator:
 
     def _fire(self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor) -> Tensor:
         membrane, earliest = self._integrate(layer, tally, inputs)
-        instant = self._first_instant(Ramp(self._clock, layer.unit), membrane)
+        instant = self._first_instant(layer.ramp(), membrane)
         tally.add_spikes(instant)
         tally.add_firing(instant, earliest if layer.persistence else None)
         return instant
@@ -230,38 +265,27 @@ class Simulator:
         return membrane, earliest
 
     def _first_instant(self, ramp: Ramp, membrane: Membrane) -> Tensor:
-        return (ramp.first_instant if self._settings.engine == "summed" else ramp.first_instant_stepped)(*membrane)
+        find = ramp.first_instant if self._settings.engine == "summed" else ramp.first_instant_stepped
+        return find(*membrane).long()
 
-    def _read_out(self, stage: Stage, layer: ClockedLayer, tally: LayerTally, inputs: Tensor) -> None:
-        readout = stage.layer
-        assert isinstance(readout, Readout)
+    def _read_out(self, stage: Stage, layer: ClockedReadout, tally: LayerTally, inputs: Tensor) -> None:
+        readout = layer.readout
         membrane, earliest = self._integrate(layer, tally, inputs)
-        ramp = Ramp(self._clock, layer.unit, readout.threshold, readout.window)
-        instant = self._first_instant(ramp, membrane)
+        instant = self._first_instant(layer.own_ramp(), membrane)
         self._keep_stamps(stage.name, instant)
-        self._decide(readout, layer, membrane, instant, ramp)
+        at_end = isinstance(readout, PotentialReadout) and readout.at == "end"
+        found, score = layer.decide(membrane, instant), layer.score(membrane, at_end=at_end).argmax(1)
+        latency = found.step.amin(1) + (len(self._stages) - 1) * self._clock.steps
+        self._decisions.append((score, found.prediction, found.tie, found.no_spike, latency))
         if isinstance(readout, PotentialReadout):
             # Statistics show these neurons on the hidden layers' ramp, without the common initial potential.
-            ramp = Ramp(self._clock, layer.unit)
-            instant = self._first_instant(ramp, layer.without_initial_potential(membrane))
-            if readout.at == "end" and layer.persistence:
+            instant = layer.on_hidden_ramp(membrane).long()
+            if at_end and layer.persistence:
                 tally.add_end_of_window(earliest, instant.shape[1])
         else:
             first = instant.amin(1, keepdim=True) if self._settings.gating else instant
             tally.add_firing(first.expand_as(instant), earliest if layer.persistence else None)
         tally.add_spikes(instant)
-
-    def _decide(self, readout: Readout, layer: ClockedLayer, membrane: Membrane, instant: Tensor, ramp: Ramp) -> None:
-        step = self._clock.step_of(instant)
-        first, prediction = step.min(1)
-        no_spike = instant.amin(1) == ramp.never
-        tie = ((step == first[:, None]).sum(1) > 1) & ~no_spike
-        # Each channel has its own unit: potentials are compared in threshold heights.
-        at_end = layer.height(membrane.after(round(2 * self._clock.steps * readout.window))).argmax(1)
-        late = isinstance(readout, PotentialReadout) and readout.at == "end"
-        score = layer.height(membrane.after(2 * self._clock.steps if late else 0)).argmax(1)
-        latency = first + (len(self._stages) - 1) * self._clock.steps
-        self._decisions.append((score, torch.where(no_spike, at_end, prediction), tie, no_spike, latency))
 
     def _keep_stamps(self, name: str, instant: Tensor) -> None:
         room = len(instant) if self._keep is None else min(self._keep - self._samples, len(instant))

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 
-from tests.hardware.simulation.clocked_oracle import Neurons, conv2d, linear
+from tests.clocked_oracle import Neurons, conv2d, linear
 from tests.nn.common import activations, randomised
-from ttfs_triton.hardware.simulation.clock import Clock, Ramp
-from ttfs_triton.hardware.simulation.clocked_layer import ClockedLayer
-from ttfs_triton.hardware.simulation.integers import exact_products, quantise_weight
 from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron
+from ttfs_triton.nn.clock import Clock, Ramp
+from ttfs_triton.nn.clocked import ClockedLayer
+from ttfs_triton.nn.integers import exact_products, quantise_weight
 
 PAIR = st.tuples(st.integers(1, 2), st.integers(1, 2))
 SIGMAS = st.sampled_from([0.0, 0.25, 0.3, 1.0])
@@ -183,7 +183,7 @@ def test_neurons_without_their_common_initial_potential():
     found, expected = with_common.without_initial_potential(with_common.integrate(x)), without.integrate(x)
     assert torch.equal(found.potential, expected.potential)
     assert torch.equal(found.drift, expected.drift)
-    assert torch.equal(found.after(3), expected.potential + 3 * expected.drift)
+    assert torch.equal(without.after(found, 3), expected.potential + 3 * expected.drift)
 
 
 def test_earliest_input_of_padded_groups():

@@ -1,0 +1,163 @@
+"""Layers on a chip's grid: forward passes are the chip's, in integers; gradients those of the closed form, straight
+through the rounding.
+
+A layer's weights, initial potentials and spikes are rounded as `ttfs_triton.hardware.simulate` rounds them. The closed
+form of the rounded weights, initial potentials and inputs gives the derivatives, as if no spike had been moved to a
+time step. Units of weights are learned: their gradient is that of the rounded weights (Esser et al., "Learned step size
+quantization", 2020), by the logarithm, so that a step of the optimizer changes them by a share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer
+from ttfs_triton.nn.clocked_readout import ClockedReadout
+from ttfs_triton.nn.integers import QuantisedWeight, exact_products, in_units, quantise_potential, quantise_weight
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
+
+# Inputs of a layer that run at once on a CPU: integers and potentials stay near its caches.
+PART_NUMBERS = 1 << 18
+
+
+class RoundedLayer:
+    """A layer's integers in this pass, and the real numbers that they stand for, with gradients.
+
+    Args:
+        layer: on a grid.
+        weight: its effective weight, with gradient.
+        scale: on the weights, while dropout makes up for spikes that are missing.
+    Attributes:
+        quantised: integer weights.
+        weight: [C_out, ...], rounded, differentiable by the effective weight and the units.
+        bias: [C_out] or None, rounded, differentiable by the initial potentials.
+    """
+
+    def __init__(self, layer: WeightedLayer, weight: Tensor, scale: float = 1.0) -> None:
+        assert layer.grid is not None
+        self.layer, self.grid = layer, layer.grid
+        bits, per_channel = self.grid.weight_bits, self.grid.per_channel
+        unit = layer.unit_on_grid(bits, per_channel)
+        found = quantise_weight(weight, bits, per_channel=per_channel, unit=unit)
+        self.quantised = QuantisedWeight(found.integers, found.unit * scale, found.limit)
+        if layer.log2_unit is None:
+            self.weight = scale * straight_through(weight, found.dequantise())
+        else:
+            self.weight = scale * _Rounded.apply(weight, layer.log2_unit, found)
+        self.bias = None
+        if layer.bias is not None:
+            self.bias = (
+                layer.bias if layer.kind == "analog" else straight_through(layer.bias, self._rounded_potential())
+            )
+
+    def _rounded_potential(self) -> Tensor:
+        assert self.layer.bias is not None
+        unit, steps = self.quantised.unit, self.grid.time_steps
+        common = getattr(self.layer, "initial_potential", 0.0)
+        integers = quantise_potential(self.layer.bias.detach().double() + common, unit, steps, checked=False)
+        return integers * unit / steps - common
+
+    def reach(self) -> int | None:
+        """Bound on a neuron's Σ|integers|, if it is small enough to be no hindrance; else it is read from them."""
+        return None if self.grid.weight_bits is None else self.quantised.limit * self.layer.weight[0].numel()
+
+    def steps_left(self, x: Tensor) -> Tensor:
+        """Steps that remain at each input's spike, of activations that are multiples of 1/T."""
+        return (x.detach().float() * self.grid.time_steps).round_()
+
+
+@torch.no_grad()
+def spikes_on_grid(rounded: RoundedLayer, x: Tensor, psp_persistence: float) -> Tensor:
+    """Activations of spiking neurons, multiples of 1/T, float32.
+
+    Args:
+        rounded: the layer.
+        x: input activations, multiples of 1/T.
+        psp_persistence: σ.
+    """
+    with exact_products():
+        layer = ClockedLayer(
+            rounded.layer,
+            rounded.quantised,
+            rounded.grid.clock,
+            psp_persistence=psp_persistence,
+            register=rounded.grid.register,
+            reach=rounded.reach(),
+        )
+        ramp, clock = layer.ramp(), rounded.grid.clock
+
+        def run(remaining: Tensor) -> Tensor:
+            return clock.remaining(ramp.first_instant(*layer.integrate(remaining)))
+
+        return _in_parts(run, rounded.steps_left(x)).div_(clock.steps)
+
+
+@torch.no_grad()
+def analog_on_grid(rounded: RoundedLayer, images: Tensor, psp_persistence: float) -> Tensor:
+    """Activations of neurons that read normalised images, multiples of 1/T, float32; arguments as above."""
+    assert isinstance(rounded.layer, WeightedConv2d)
+    with exact_products():
+        layer = AnalogLayer(rounded.layer, rounded.quantised, rounded.layer.bias, psp_persistence)
+        return _in_parts(lambda part: rounded.grid.clock.stamped(layer.activations(part)), images.detach())
+
+
+@torch.no_grad()
+def readout_on_grid(rounded: RoundedLayer, x: Tensor) -> tuple[ClockedReadout, Any]:
+    """A readout as it is on its grid, and the membranes of its neurons after the integration window."""
+    with exact_products():
+        readout: Any = rounded.layer
+        register, reach = rounded.grid.register, rounded.reach()
+        clocked = ClockedReadout(readout, rounded.quantised, rounded.grid.clock, register=register, reach=reach)
+        return clocked, clocked.integrate(rounded.steps_left(x))
+
+
+def straight_through(smooth: Tensor, exact: Tensor) -> Tensor:
+    """`exact`, differentiated as `smooth`; same shape, in the type of `smooth` but at least float32."""
+    exact = exact.to(torch.promote_types(smooth.dtype, torch.float32))
+    return _StraightThrough.apply(smooth, exact) if torch.is_grad_enabled() and smooth.requires_grad else exact
+
+
+def _in_parts(run: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    if inputs.device.type != "cpu":
+        return run(inputs)
+    samples = max(1, PART_NUMBERS // max(1, math.prod(inputs.shape[1:])))
+    parts = inputs.split(samples)
+    return torch.cat([run(part) for part in parts]) if len(parts) > 1 else run(inputs)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, smooth: Tensor, exact: Tensor) -> Tensor:
+        ctx.dtype = smooth.dtype
+        return exact
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad.to(ctx.dtype), None
+
+
+class _Rounded(torch.autograd.Function):
+    """Rounded weights; straight through but for what would drive cut weights further out, and to the units."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, log2_unit: Tensor, found: QuantisedWeight) -> Tensor:
+        ctx.found = found
+        ctx.save_for_backward(weight, log2_unit)
+        return found.dequantise().to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (weight, log2_unit), found = ctx.saved_tensors, ctx.found
+        scaled = in_units(weight, found.unit)
+        cut = scaled.abs() > found.limit
+        # What a unit of `unit` adds to each rounded weight: its integer, less what rounding gave it.
+        by_unit = (found.integers - scaled.masked_fill(cut, 0.0)) * grad
+        by_logarithm = by_unit.flatten(1).sum(1, dtype=torch.float64) * found.unit * math.log(2)
+        if len(log2_unit) == 1:
+            by_logarithm = by_logarithm.sum(0, keepdim=True)
+        return grad.masked_fill(cut & (grad * scaled < 0), 0.0), by_logarithm.to(log2_unit.dtype), None
