@@ -49,6 +49,7 @@ def run(options: EvaluationOptions) -> Found:
     """
     check_output(options)
     loaded = load_network(options.network)
+    options = options.on(loaded.network.config.grid)
     if loaded.network.config.analog:
         raise ValueError(
             f"evaluate: network must spike for counts of spikes to be priced; got an ANN in {loaded.files.weights}. "
@@ -135,7 +136,9 @@ def show(found: Found, console: Console) -> None:
     table.title = f"{found.data.name}, {found.data.split}: {evaluation.images:,} images"
     console.print(table)
     samples, total = found.counts.samples, found.counts.total()
-    lines = [
+    grid = found.loaded.network.config.grid
+    lines = [] if grid is None else [f"grid                     {grid.text()}"]
+    lines += [
         f"accuracy                 {evaluation.accuracy:.2%}",
         f"  by the first spike     {evaluation.first_spike_accuracy:.2%}  ({evaluation.ties} ties)",
         f"sparsity                 {evaluation.sparsity:.4f}  hidden spikes / hidden neurons",

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.load import LoadedNetwork
 from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
+from ttfs_triton.hardware.simulation.simulator import Own
+from ttfs_triton.nn import Grid
 from ttfs_triton.scoring import Evaluation
 
 
@@ -42,10 +44,10 @@ class EvaluationOptions(BaseModel):
     chip: tuple[str, ...] = ("anp_i", "lemaire45:int8")
     """Chips to price the counts on: names of presets, TOML files of yours, or "all". Alternatives are compared on the
     first that prices an ANN's multiplications."""
-    steps: int = Field(32, ge=1)
-    """Time steps a window, of the simulation and of the energy."""
-    weight_bits: int | None = Field(8, ge=2, le=16)
-    """Bits of a weight in the simulation; None leaves weights as they are."""
+    steps: Annotated[int, Field(ge=1)] | Own = "network"
+    """Time steps a window, of the simulation and of the energy. network: as its grid has it, or 32."""
+    weight_bits: Annotated[int, Field(ge=2, le=16)] | Own | None = "network"
+    """Bits of a weight in the simulation; None leaves weights as they are. network: as its grid has it, or 8."""
     gating: bool = True
     """Neurons rest before their first input spike and behind their own."""
     implementation: Literal["clock_driven", "closed_form"] = "clock_driven"
@@ -70,6 +72,16 @@ class EvaluationOptions(BaseModel):
     """Test image whose spikes the report shows."""
     cpu: bool = False
     """Use the CPU even where there is a GPU."""
+
+    def on(self, grid: Grid | None) -> EvaluationOptions:
+        """The same for a network on a grid, or without one: steps and bits as numbers."""
+        steps, bits = (32, 8) if grid is None else (grid.time_steps, grid.weight_bits)
+        return self.model_copy(
+            update={
+                "steps": steps if self.steps == "network" else self.steps,
+                "weight_bits": bits if self.weight_bits == "network" else self.weight_bits,
+            }
+        )
 
 
 @dataclass(frozen=True)

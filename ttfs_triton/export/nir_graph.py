@@ -55,7 +55,7 @@ MOST_STEPS = 4096
 def to_nir(
     network: TTFSNetwork,
     *,
-    steps: int = 64,
+    steps: int | None = None,
     time_constant: float = 1e6,
     class_names: Sequence[str] | None = None,
     dataset: str = "",
@@ -70,7 +70,7 @@ def to_nir(
 
     Args:
         network: spiking; evaluated as trained, standardisation folded.
-        steps: of a window, 2 to 4096; a step is 0.1 ms.
+        steps: of a window, 2 to 4096; a step is 0.1 ms. Default: those of the network's grid, or 64.
         time_constant: τ of synapses and membranes, in windows. For the CNN1 above, 10⁴ is as good as none, 10³ doubles
             the error of spike times, and 10² makes it twelve times as large.
         class_names: one a class, kept in the metadata. Default: numbers.
@@ -85,6 +85,8 @@ def to_nir(
     Source: Wei et al., ICCV 2023, Eq. 2-7; Pedersen et al., "Neuromorphic intermediate representation", 2024.
     """
     names = check_network("to_nir", network, class_names)
+    grid = network.config.grid
+    steps = steps or (64 if grid is None else grid.time_steps)
     if not 2 <= steps <= MOST_STEPS:
         raise ValueError(f"to_nir: steps must be 2 to {MOST_STEPS}; got {steps}.")
     if not time_constant >= 1:
@@ -131,6 +133,7 @@ def _metadata(network: TTFSNetwork, clock: Clock) -> dict[str, str]:
         "ends; the earliest decides",
         "not_expressed": json.dumps(not_expressed(network), ensure_ascii=False),
         **clock.to_metadata(),
+        **({} if network.config.grid is None else {"grid": json.dumps(network.config.grid.to_dict())}),
     }
 
 
@@ -140,6 +143,10 @@ def not_expressed(network: TTFSNetwork) -> list[str]:
         "Windows: NIR has none. The graph needs the clock spikes that its metadata describe, beside the image.",
         "Time is in steps: spike times are rounded to the nearest one.",
     ]
+    if network.config.grid is not None:
+        said.append(
+            f"The grid, {network.config.grid.text()}: weights are the rounded ones, but potentials are no integers."
+        )
     if network.config.encoder == "latency":
         said.append("The latency encoder: the input is spikes; pixel p fires (1 - p / max_value) of a window late.")
     else:

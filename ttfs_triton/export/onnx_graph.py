@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ttfs_triton.export.shared import check_network, require, synapse_arrays
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
@@ -35,7 +37,9 @@ def to_onnx(
     "logits" [N, classes], what `network(images)` gives; of spiking networks also "spike_times" [N, classes], what
     `network.decide(images)` gives: from the output window's start, in windows, inf for silent neurons; with `hidden`,
     the activations of every layer under its name ("conv1", ...), before pooling. Both contractions of a layer share one
-    weight. Dropout is off; standardisation and batch norm are folded into the weights.
+    weight. Dropout is off; standardisation and batch norm are folded into the weights. Of a network on a chip's grid,
+    weights are the rounded ones, and spike times are rounded behind each layer; sums are in floating point, so that a
+    spike at the very border of two steps may come in the other one.
 
     Args:
         network: spiking or analog.
@@ -44,7 +48,7 @@ def to_onnx(
         hidden: also output the activations of hidden layers.
     Returns:
         The model, checked by `onnx.checker`. Metadata: format_version, network (configuration, JSON), class_names
-        (JSON), dataset, psp_persistence, window, input, outputs.
+        (JSON), dataset, psp_persistence, window, input, outputs, and grid of a network that is on one.
     Raises:
         TypeError: `network` is not a `TTFSNetwork`, or one with a layer that is not ours.
         ValueError: as many class names as classes are needed.
@@ -56,7 +60,7 @@ def to_onnx(
     graph = _Graph(onnx)
     value, outputs = "images", []
     for name, layer in network.features.named_children():
-        value = _hidden_layer(graph, name, layer, value)
+        value = _hidden_layer(graph, name, layer, value, network.config.grid)
         if hidden and not isinstance(layer, EarliestSpikePool2d | nn.Flatten):
             outputs.append(value)
     config = network.config
@@ -72,6 +76,8 @@ def to_onnx(
         "input": _input_text(network),
         "outputs": "logits; spike_times in windows from the output window's start, inf is silent; activations by layer",
     }
+    if config.grid is not None:
+        metadata["grid"] = json.dumps(config.grid.to_dict())
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -116,24 +122,36 @@ class _Graph:
         return self.onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
 
-def _hidden_layer(graph: _Graph, name: str, layer: nn.Module, value: str) -> str:
-    """Activations behind a layer, under the layer's name."""
-    if isinstance(layer, LatencyEncoder):
-        scaled = graph.add("Div", f"{name}.scaled", value, graph.number(layer.max_value))
-        return graph.add("Clip", name, scaled, graph.number(0.0), graph.number(1.0))
+def _hidden_layer(graph: _Graph, name: str, layer: nn.Module, value: str, grid: Grid | None) -> str:
+    """Activations behind a layer, under the layer's name; on a grid, rounded to time steps."""
     if isinstance(layer, EarliestSpikePool2d):
         return graph.add("MaxPool", name, value, kernel_shape=layer.kernel_size, strides=layer.stride)
     if isinstance(layer, nn.Flatten):
         return graph.add("Flatten", name, value, axis=1)
+    if grid is None:
+        return _activations(graph, name, name, layer, value)
+    unrounded = _activations(graph, f"{name}.any_time", name, layer, value)
+    steps = graph.add("Mul", f"{name}.in_steps", unrounded, graph.number(grid.time_steps))
+    if grid.compare_at == "middle":  # rounded to the nearest step
+        steps = graph.add("Add", f"{name}.nearest", steps, graph.number(0.5))
+    whole = graph.add("Floor", f"{name}.whole", steps)
+    return graph.add("Div", name, whole, graph.number(grid.time_steps))
+
+
+def _activations(graph: _Graph, out: str, name: str, layer: nn.Module, value: str) -> str:
+    """What a layer of this name computes, as the value `out`."""
+    if isinstance(layer, LatencyEncoder):
+        scaled = graph.add("Div", f"{name}.scaled", value, graph.number(layer.max_value))
+        return graph.add("Clip", out, scaled, graph.number(0.0), graph.number(1.0))
     if isinstance(layer, AnalogEncoder | SignedEncoder):
         for operator, step, values in (("Sub", "mean", layer.mean), ("Div", "std", layer.std)):
             constant = graph.constant(f"{name}.{step}", values.detach().cpu().numpy())
             value = graph.add(operator, f"{name}.{operator.lower()}_{step}", value, constant)
     if isinstance(layer, ANNConv2d | ANNLinear):
         potential, _ = _contractions(graph, name, layer, value, 0.0)
-        return graph.add("Clip", name, potential, graph.number(0.0), graph.number(1.0))
+        return graph.add("Clip", out, potential, graph.number(0.0), graph.number(1.0))
     if isinstance(layer, DFTConv2d | DFTLinear):
-        return _fire(graph, name, *_contractions(graph, name, layer, value, layer.neuron.psp_persistence))
+        return _fire(graph, out, name, *_contractions(graph, name, layer, value, layer.neuron.psp_persistence))
     raise TypeError(f"to_onnx: layers must be those of ttfs_triton.nn; got {type(layer).__name__} ({name}).")
 
 
@@ -168,11 +186,11 @@ def _contractions(
     return potential, slope
 
 
-def _fire(graph: _Graph, name: str, potential: str, slope: str | None) -> str:
+def _fire(graph: _Graph, out: str, name: str, potential: str, slope: str | None) -> str:
     """1 if A ≥ 1; (A + W)/(1 + W) if A < 1 and A + W > 0; else 0. The divisor is 1 where it is not used."""
     zero, one = graph.number(0.0), graph.number(1.0)
     if slope is None:
-        return graph.add("Clip", name, potential, zero, one)
+        return graph.add("Clip", out, potential, zero, one)
     end = graph.add("Add", f"{name}.end", potential, slope)
     below = graph.add("Less", f"{name}.below", potential, one)
     crosses = graph.add("Greater", f"{name}.crosses", end, zero)
@@ -181,7 +199,7 @@ def _fire(graph: _Graph, name: str, potential: str, slope: str | None) -> str:
     divisor = graph.add("Where", f"{name}.divisor", inside, closing_speed, one)
     crossing = graph.add("Div", f"{name}.crossing", end, divisor)
     elsewhere = graph.add("Where", f"{name}.elsewhere", below, zero, one)
-    return graph.add("Where", name, inside, crossing, elsewhere)
+    return graph.add("Where", out, inside, crossing, elsewhere)
 
 
 def _readout(graph: _Graph, readout: Readout, value: str, *, spiking: bool) -> list[str]:
@@ -214,4 +232,15 @@ def _spike_times(graph: _Graph, readout: Readout, potential: str, slope: str | N
     missing = graph.add("Sub", "readout.missing", threshold, start)
     crossing = graph.add("Div", "readout.crossing", missing, steepness)
     elsewhere = graph.add("Where", "readout.elsewhere", below, graph.number(np.inf), zero)
-    return graph.add("Where", "spike_times", inside, crossing, elsewhere)
+    if readout.grid is None:
+        return graph.add("Where", "spike_times", inside, crossing, elsewhere)
+    clock = readout.grid.clock
+    steps = graph.number(clock.steps)
+    late = graph.add("Mul", "readout.late", graph.add("Where", "readout.any_time", inside, crossing, elsewhere), steps)
+    if clock.compare_at == "middle":
+        late = graph.add("Sub", "readout.nearest", late, graph.number(0.5))
+    stamp = graph.add("Ceil", "readout.stamp", late)
+    last = float(clock.step_of(torch.tensor(len(clock.instants(readout.window)))))
+    within = graph.add("Less", "readout.within", stamp, graph.number(last))
+    time = graph.add("Div", "readout.stamped", graph.add("Max", "readout.not_before", stamp, zero), steps)
+    return graph.add("Where", "spike_times", within, time, graph.number(np.inf))

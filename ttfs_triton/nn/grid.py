@@ -1,4 +1,4 @@
-"""The grid of a chip: time steps of a window, bits of weights and of membranes, on which a network is trained and runs."""
+"""The grid of a chip, on which a network is trained and runs: time steps, bits of weights and of membranes."""
 
 from __future__ import annotations
 

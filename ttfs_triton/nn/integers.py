@@ -47,8 +47,8 @@ def quantise_weight(
 ) -> QuantisedWeight:
     """Round weights to signed integers, symmetrically; zero stays zero.
 
-    By default the largest weight becomes ±(2^(bits−1) − 1), and no weight moves by more than half a unit; weights beyond
-    the largest integer of a given unit become that integer. Two bits are {−1, 0, 1}.
+    By default the largest weight becomes ±(2^(bits−1) − 1), and no weight moves by more than half a unit; in a given
+    unit, weights beyond the largest integer become that integer. Two bits are {−1, 0, 1}.
 
     Args:
         weight: [C_out, ...], floating point, in threshold heights.

@@ -49,18 +49,20 @@ class RoundedLayer:
             self.weight = scale * straight_through(weight, found.dequantise())
         else:
             self.weight = scale * _Rounded.apply(weight, layer.log2_unit, found)
-        self.bias = None
-        if layer.bias is not None:
-            self.bias = (
-                layer.bias if layer.kind == "analog" else straight_through(layer.bias, self._rounded_potential())
-            )
+        self.bias = None if layer.bias is None else straight_through(layer.bias, self._initial_potential(layer.bias))
 
-    def _rounded_potential(self) -> Tensor:
-        assert self.layer.bias is not None
-        unit, steps = self.quantised.unit, self.grid.time_steps
-        common = getattr(self.layer, "initial_potential", 0.0)
-        integers = quantise_potential(self.layer.bias.detach().double() + common, unit, steps, checked=False)
-        return integers * unit / steps - common
+    def _initial_potential(self, bias: Tensor) -> Tensor:
+        """Rounded initial potentials, float64; an analog layer adds up real numbers."""
+        bias = bias.detach().double()
+        if self.layer.kind == "analog":
+            return bias
+        unit, steps, common = self.quantised.unit, self.grid.time_steps, self.layer.common_potential
+        return quantise_potential(bias + common, unit, steps, checked=False) * unit / steps - common
+
+    def numbers(self) -> tuple[Tensor, Tensor | None]:
+        """Rounded weights [C_out, ...] and initial potentials [C_out] or None, float64, detached."""
+        bias = self.layer.bias
+        return self.quantised.dequantise(), None if bias is None else self._initial_potential(bias)
 
     def reach(self) -> int | None:
         """Bound on a neuron's Σ|integers|, if it is small enough to be no hindrance; else it is read from them."""

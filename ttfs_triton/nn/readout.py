@@ -129,6 +129,10 @@ class Readout(WeightedLinear):
         self.threshold, self.window, self.initial_potential = threshold, window, initial_potential
 
     @property
+    def common_potential(self) -> float:
+        return self.initial_potential
+
+    @property
     def threshold_height(self) -> float:
         return max(1.0, self.threshold)
 
@@ -177,7 +181,7 @@ class Readout(WeightedLinear):
 
 
 class ReadoutOnGrid:
-    """A pass of a readout on its grid: what its integers give, differentiated as the closed form of what they stand for.
+    """A pass of a readout on its grid: what integers give, differentiated as the closed form of what they stand for.
 
     Args:
         readout: on a grid.

@@ -29,7 +29,7 @@ def check_registers(model: nn.Module) -> None:
         height = math.ceil(grid.time_steps * layer.threshold_height / float(unit.min()))
         if height > grid.register:
             raise ValueError(
-                f"Grid: state_bits must hold the threshold of every layer, which is {height:,} integers high in {short} "
-                f"at {grid.text()}; got {grid.state_bits}, which hold {grid.register:,}. Use at least "
+                f"Grid: state_bits must hold every layer's threshold, which is {height:,} integers high in {short} at "
+                f"{grid.text()}; got {grid.state_bits}, which hold {grid.register:,}. Use at least "
                 f"{height.bit_length() + 1} state_bits, or fewer time_steps or weight_bits."
             )

@@ -148,6 +148,11 @@ class WeightedLayer(nn.Module):
         return unit.expand(len(self.weight))
 
     @property
+    def common_potential(self) -> float:
+        """At which all of its neurons start, besides their own, in threshold heights."""
+        return 0.0
+
+    @property
     def threshold_height(self) -> float:
         """Of the firing threshold at the window's start, in threshold heights of hidden neurons."""
         return 1.0

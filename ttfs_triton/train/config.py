@@ -253,7 +253,7 @@ class TrainConfig(BaseModel):
             raise ValueError("time_steps works with neuron: dft only; an ANN has no spikes")
         if self.time_steps is None and (self.weight_bits is not None or self.state_bits is not None):
             raise ValueError(
-                "weight_bits and state_bits need time_steps: a chip's neurons run on a clock; 64 steps lose next to nothing"
+                "weight_bits and state_bits need time_steps: a chip's neurons run on a clock; 64 steps lose nothing"
             )
         if self.auto_augment and self.trivial_augment:
             raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")

@@ -94,7 +94,7 @@ def load_weights(
 
 
 def start_on_grid(network: TTFSNetwork, grid: Grid, start: Start | None = None, *, learn_units: bool = True) -> None:
-    """Put a network on a grid, in place: with the units that its weights had on the same grid, or else with fitting ones.
+    """Put a network on a grid, in place: in the units that its weights had on the same grid, or else in fitting ones.
 
     Args:
         network: with the weights to start from.

@@ -37,9 +37,9 @@ def simulate(
     batches: Iterable[Any],
     *,
     steps: int | Own = "network",
-    weight_bits: int | None | Own = "network",
+    weight_bits: int | Own | None = "network",
     per_channel: bool | Own = "network",
-    state_bits: int | None | Own = "network",
+    state_bits: int | Own | None = "network",
     compare_at: CompareAt | Own = "network",
     gating: bool = True,
     engine: Engine = "summed",
@@ -64,7 +64,7 @@ def simulate(
         weight_bits: 2 to 16, sign included; None leaves weights as fine as float32. The largest weight becomes the
             largest integer, but at the bits and units of its grid a network has its own units.
         per_channel: one weight unit per output channel; otherwise one per layer.
-        state_bits: of the registers that hold slope and potential; see `ttfs_triton.nn.Grid`. None: as wide as it takes.
+        state_bits: of the registers that hold slope and potential; see `ttfs_triton.nn.Grid`. None: wide enough.
         compare_at: "middle" compares in the middle of each step (and at the window's start), which rounds spike times
             to the nearest step; "start" compares at the start of each step, so that spikes are late by up to a step,
             and errors add up over layers. "middle" costs one more compare a neuron and is better at few steps: CNN1 on
