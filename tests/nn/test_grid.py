@@ -236,7 +236,7 @@ def test_analog_network_has_no_grid():
 
 
 def test_grid_in_words():
-    assert Grid(1, 2, False, 12, "start").text() == (
-        "1 time step a window, 2-bit weights with one unit a layer, 12-bit membranes, compared at the start of each step"
-    )
+    weights = "2-bit weights with one unit a layer"
+    said = f"1 time step a window, {weights}, 12-bit membranes, compared at the start of each step"
+    assert Grid(1, 2, False, 12, "start").text() == said
     assert dataclasses.replace(Grid(4), time_steps=8).text() == "8 time steps a window, unrounded weights"

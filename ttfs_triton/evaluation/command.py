@@ -48,6 +48,8 @@ def run(options: EvaluationOptions) -> Found:
         NotImplementedError: an analog network cannot be simulated; give --no-simulation.
     """
     check_output(options)
+    if options.faults and not options.simulation:
+        raise ValueError(f"evaluate: faults must be simulated; got {options.faults.text()} with --no-simulation.")
     loaded = load_network(options.network)
     options = options.on(loaded.network.config.grid)
     if loaded.network.config.analog:
@@ -94,6 +96,8 @@ def _find(
             steps=options.steps,
             weight_bits=options.weight_bits,
             gating=options.gating,
+            faults=options.faults,
+            seed=options.fault_seed,
         )
     run_options = _run_options(options, simulation)
     priced = counts if simulation is None else simulation.counts
@@ -157,6 +161,8 @@ def show(found: Found, console: Console) -> None:
             f"{'unrounded weights' if bits is None else f'{bits} bits'}, {simulation.first_spike_accuracy or 0:.2%} by "
             f"the first spike, which comes after {simulation.mean_latency_steps:,.0f} steps"
         )
+        if simulation.settings.faults:
+            lines.append(f"  on a chip with         {simulation.settings.faults.text()}")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     if found.sweep is not None:
         console.print(on_terminal(sweep_details(found.sweep)))

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.load import LoadedNetwork
+from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
 from ttfs_triton.hardware.simulation.simulator import Own
 from ttfs_triton.nn import Grid
 from ttfs_triton.scoring import Evaluation
 
 
-class EvaluationOptions(BaseModel):
-    """Which network, which images, which hardware. Positional: the run or checkpoint."""
+class EvaluationOptions(FaultOptions):
+    """Which network, which images, which hardware, with which faults. Positional: the run or checkpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,6 +59,8 @@ class EvaluationOptions(BaseModel):
     """Its mean spikes a neuron and step."""
     simulation: bool = True
     """Run the network as hardware would, in integers. Neurons' work then comes from there."""
+    fault_seed: int = Field(0, ge=0)
+    """Seed of the chip whose faults the simulation has."""
     sweep: bool = False
     """Also simulate at 4 to 128 steps and 2 to 16 bits; 36 simulations."""
 

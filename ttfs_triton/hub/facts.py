@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.hardware import Counts, read_counts
 from ttfs_triton.hub.datasets import UNNAMED, TrainingData, training_data, without_paths
 from ttfs_triton.model.locate import ModelFiles
@@ -29,6 +30,7 @@ PUBLISHED_SETTINGS = (
     *(field.name for field in dataclasses.fields(Neuron)),
     *("bias", "weight_standardisation", "initial_gain", "dropout", "calibration_images"),
     *("time_steps", "weight_bits", "weight_units", "learn_units", "state_bits"),
+    *FaultOptions.model_fields,
     *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
     *("warmup", "milestones", "milestone_factor", "gradient_clip", "label_smoothing", "ema_decay"),
     *("seed", "mixed_precision", "gradient_compression", "compile"),

@@ -10,9 +10,10 @@ from ttfs_triton.nn.coding import (
     spike_time_to_activation,
 )
 from ttfs_triton.nn.config import NetworkConfig
+from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork, cnn1, put_on_grid, vgg11, vgg16
+from ttfs_triton.nn.models import TTFSNetwork, cnn1, put_on_grid, train_for, vgg11, vgg16
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,
@@ -39,6 +40,7 @@ __all__ = [
     "DFTConv2d",
     "DFTLinear",
     "EarliestSpikePool2d",
+    "Faults",
     "FirstSpikeDecision",
     "FirstSpikeReadout",
     "Grid",
@@ -63,6 +65,7 @@ __all__ = [
     "sparsity",
     "spike_time_to_activation",
     "standardise_weight",
+    "train_for",
     "vgg11",
     "vgg16",
 ]

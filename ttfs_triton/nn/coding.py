@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.ann import ANNConv2d
+from ttfs_triton.nn.faults import Faults, spikes_in_training
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d
-from ttfs_triton.nn.on_grid import RoundedLayer, analog_on_grid, straight_through
+from ttfs_triton.nn.on_grid import RoundedLayer, analog_on_grid
+from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import Size, WeightOptions
 
 
@@ -82,6 +84,7 @@ class LatencyEncoder(nn.Module):
             raise ValueError(f"LatencyEncoder: max_value must be positive; got {max_value}.")
         self.max_value = max_value
         self.grid: Grid | None = None
+        self.faults: Faults | None = None
 
     def put_on_grid(self, grid: Grid | None) -> None:
         """Give spikes the time stamps of a chip from now on, or no longer."""
@@ -89,9 +92,11 @@ class LatencyEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         activations = (x / self.max_value).clamp(0, 1)
-        if self.grid is None:
-            return activations
-        return straight_through(activations, self.grid.clock.stamped(activations.detach()))
+        if self.grid is not None:
+            activations = straight_through(activations, self.grid.clock.stamped(activations.detach()))
+        if self.training and self.faults:
+            return spikes_in_training(activations, self.faults, self.grid, neurons=False)
+        return activations
 
     def extra_repr(self) -> str:
         return f"max_value={self.max_value}"
@@ -163,14 +168,14 @@ class AnalogEncoder(_NormalisedImages, ANNConv2d):
         self.take_statistics(self.weight, mean, std)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        x = self.normalise(x)
+        x, weight = self.normalise(x), self.effective_weight() if weight is None else weight
         if self.grid is None:
-            return super().forward(x, weight)
-        rounded = RoundedLayer(self, self.effective_weight() if weight is None else weight)
+            return self.emit(self._activate(x, self.in_training(weight), self.bias))
+        rounded = RoundedLayer(self, weight)
         spikes = analog_on_grid(rounded, x, psp_persistence=0.0)
         if torch.is_grad_enabled():
             spikes = straight_through(self._activate(x, rounded.weight, rounded.bias), spikes)
-        return self.record(spikes)
+        return self.emit(spikes)
 
 
 class SignedEncoder(_NormalisedImages, DFTConv2d):

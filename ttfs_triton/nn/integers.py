@@ -18,6 +18,13 @@ SMALLEST_GRID_UNIT = 2.0**-20
 UNQUANTISED_BITS = 24
 
 
+# Weights that are off are integers of units so many times finer.
+FINER = 2**8
+
+# Every sum of integers within these bounds is exact in any order.
+FLOAT32_BOUND, FLOAT64_BOUND = 2**24, 2**53
+
+
 class QuantisedWeight:
     """Integer weights and their units; weight ≈ integers · unit.
 
@@ -36,6 +43,12 @@ class QuantisedWeight:
         if dtype not in self._copies:
             self._copies[dtype] = self.integers.to(dtype)
         return self._copies[dtype]
+
+    def multiplied(self, factors: Tensor) -> "QuantisedWeight":
+        """Weights that are off by these factors, of their shape, as integers of finer units."""
+        integers = (self.integers.double() * factors.double() * FINER).round()
+        limit = int(FINER * self.limit * max(1.0, float(factors.abs().max()))) + 1
+        return QuantisedWeight(integers if limit > FLOAT32_BOUND else integers.float(), self.unit / FINER, limit)
 
     def dequantise(self) -> Tensor:
         """The weights that the integers stand for, float64."""
@@ -137,10 +150,6 @@ def check_bits(function: str, bits: int | None) -> None:
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.dim() - 1))
-
-
-# Every sum of integers within these bounds is exact in any order.
-FLOAT32_BOUND, FLOAT64_BOUND = 2**24, 2**53
 
 
 def exact_dtype(bound: int) -> torch.dtype:

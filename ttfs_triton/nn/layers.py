@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear
-from ttfs_triton.nn.on_grid import RoundedLayer, spikes_on_grid, straight_through
+from ttfs_triton.nn.on_grid import RoundedLayer, spikes_on_grid
+from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import LinearOptions, Size, WeightedConv2d, WeightedLinear, WeightOptions
 
 
@@ -62,14 +63,14 @@ class DFTConv2d(WeightedConv2d):
         """Activations; with `pool`, those of `EarliestSpikePool2d(pool)` behind it, and no spikes are counted."""
         weight = self.effective_weight() if weight is None else weight
         if self.grid is None:
-            activations = self._fire(x, weight, self.bias, pool)
-            return self.record(activations) if pool == 1 else activations
+            activations = self._fire(x, self.in_training(weight), self.bias, pool)
+            return self.emit(activations) if pool == 1 else activations
         assert pool == 1, "spikes on a grid are pooled behind the layer"
         rounded = RoundedLayer(self, weight)
         spikes = self._spikes(rounded, x)
         if torch.is_grad_enabled():
             spikes = straight_through(self._fire(x, rounded.weight, rounded.bias), spikes)
-        return self.record(spikes)
+        return self.emit(spikes)
 
     def _spikes(self, rounded: RoundedLayer, x: Tensor) -> Tensor:
         return spikes_on_grid(rounded, x, self.neuron.psp_persistence)
@@ -128,13 +129,13 @@ class DFTLinear(WeightedLinear):
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         if self.grid is None:
             x, weight = self.synapses(x, weight)
-            return self.record(self._fire(x, weight, self.bias))
+            return self.emit(self._fire(x, weight, self.bias))
         x, weight, scale = self.with_dropout(x, weight)
         rounded = RoundedLayer(self, weight, scale)
         spikes = spikes_on_grid(rounded, x, self.neuron.psp_persistence)
         if torch.is_grad_enabled():
             spikes = straight_through(self._fire(x, rounded.weight, rounded.bias), spikes)
-        return self.record(spikes)
+        return self.emit(spikes)
 
     def _fire(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return dft_linear(x, weight, bias, neuron=self.neuron, backend=self.backend)

@@ -11,6 +11,7 @@ from ttfs_kernels import Neuron
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.config import NetworkConfig
+from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
@@ -128,12 +129,21 @@ def put_on_grid(model: nn.Module, grid: Grid | None) -> None:
             module.put_on_grid(grid)
 
 
+def train_for(model: nn.Module, faults: Faults | None) -> None:
+    """Let faults happen in every layer of a module tree, its encoder included, in training mode; None: no longer."""
+    for module in model.modules():
+        if isinstance(module, WeightedLayer | LatencyEncoder):
+            module.faults = faults
+
+
 def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
     """Whether a layer computes the pool behind it, so that the spikes of its neurons are seen nowhere.
 
     Not while they are counted, or while a hook asks for them.
     """
-    if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)) or layer.grid is not None:
+    if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)):
+        return False
+    if layer.grid is not None or (layer.training and layer.faults):
         return False
     if following.kernel_size != (2, 2) or following.stride != (2, 2):
         return False

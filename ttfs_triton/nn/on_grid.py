@@ -19,6 +19,7 @@ from torch import Tensor
 from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer
 from ttfs_triton.nn.clocked_readout import ClockedReadout
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, in_units, quantise_potential, quantise_weight
+from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 # Inputs of a layer that run at once on a CPU: integers and potentials stay near its caches.
@@ -49,6 +50,11 @@ class RoundedLayer:
             self.weight = scale * straight_through(weight, found.dequantise())
         else:
             self.weight = scale * _Rounded.apply(weight, layer.log2_unit, found)
+        factors = layer.factors_in_training(weight)
+        self._off = factors is not None
+        if factors is not None:
+            self.quantised = self.quantised.multiplied(factors)
+            self.weight = straight_through(self.weight * factors, self.quantised.dequantise())
         self.bias = None if layer.bias is None else straight_through(layer.bias, self._initial_potential(layer.bias))
 
     def _initial_potential(self, bias: Tensor) -> Tensor:
@@ -66,7 +72,8 @@ class RoundedLayer:
 
     def reach(self) -> int | None:
         """Bound on a neuron's Σ|integers|, if it is small enough to be no hindrance; else it is read from them."""
-        return None if self.grid.weight_bits is None else self.quantised.limit * self.layer.weight[0].numel()
+        unknown = self.grid.weight_bits is None or self._off
+        return None if unknown else self.quantised.limit * self.layer.weight[0].numel()
 
     def steps_left(self, x: Tensor) -> Tensor:
         """Steps that remain at each input's spike, of activations that are multiples of 1/T."""
@@ -118,29 +125,12 @@ def readout_on_grid(rounded: RoundedLayer, x: Tensor) -> tuple[ClockedReadout, A
         return clocked, clocked.integrate(rounded.steps_left(x))
 
 
-def straight_through(smooth: Tensor, exact: Tensor) -> Tensor:
-    """`exact`, differentiated as `smooth`; same shape, in the type of `smooth` but at least float32."""
-    exact = exact.to(torch.promote_types(smooth.dtype, torch.float32))
-    return _StraightThrough.apply(smooth, exact) if torch.is_grad_enabled() and smooth.requires_grad else exact
-
-
 def _in_parts(run: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     if inputs.device.type != "cpu":
         return run(inputs)
     samples = max(1, PART_NUMBERS // max(1, math.prod(inputs.shape[1:])))
     parts = inputs.split(samples)
     return torch.cat([run(part) for part in parts]) if len(parts) > 1 else run(inputs)
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, smooth: Tensor, exact: Tensor) -> Tensor:
-        ctx.dtype = smooth.dtype
-        return exact
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grad.to(ctx.dtype), None
 
 
 class _Rounded(torch.autograd.Function):

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels import Neuron
-from ttfs_triton.nn.on_grid import RoundedLayer, readout_on_grid, straight_through
+from ttfs_triton.nn.on_grid import RoundedLayer, readout_on_grid
+from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import LinearOptions, WeightedLinear
 
 

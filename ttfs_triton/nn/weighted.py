@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_kernels import standardise_weights
+from ttfs_triton.nn.faults import Faults, spikes_in_training, weight_factors
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.integers import SMALLEST_GRID_UNIT, fitting_unit
 from ttfs_triton.nn.standardise import standardise_weight
@@ -52,6 +53,7 @@ class WeightedLayer(nn.Module):
         weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
         grid: of the chip that the layer computes for, or None (default); see `put_on_grid`.
+        faults: of chips that the layer is trained for, or None (default); they happen in training mode alone.
         log2_unit: Parameter [C_out] or [1], logarithm of the weights' units on that grid, in threshold heights; None
             without a grid, or where weights are not rounded.
     """
@@ -96,6 +98,7 @@ class WeightedLayer(nn.Module):
         gain = nn.Parameter(torch.empty(weight_shape[0], **factory)) if weight_standardisation else None
         self.register_parameter("weight_gain", gain)
         self.grid: Grid | None = None
+        self.faults: Faults | None = None
         self.register_parameter("log2_unit", None)
         self.reset_parameters()
 
@@ -156,6 +159,23 @@ class WeightedLayer(nn.Module):
     def threshold_height(self) -> float:
         """Of the firing threshold at the window's start, in threshold heights of hidden neurons."""
         return 1.0
+
+    def factors_in_training(self, weight: Tensor) -> Tensor | None:
+        """What the weights of this pass are off by, shape of `weight`; None if they are not."""
+        if not self.training or self.faults is None or not self.faults.weight_noise:
+            return None
+        return weight_factors(weight, self.faults.weight_noise)
+
+    def in_training(self, weight: Tensor) -> Tensor:
+        """Weights of this pass: off by what `faults` say while training, or as they are."""
+        factors = self.factors_in_training(weight)
+        return weight if factors is None else weight * factors.to(weight.dtype)
+
+    def emit(self, activations: Tensor) -> Tensor:
+        """Hand on spikes: with `faults`, in training, those that are left of them; counted if they are to be."""
+        if self.training and self.faults:
+            activations = spikes_in_training(activations, self.faults, self.grid)
+        return self.record(activations)
 
     def record(self, activations: Tensor) -> Tensor:
         """Count the spikes of `activations` if statistics are being recorded, and hand them on unchanged."""
@@ -225,10 +245,11 @@ class WeightedLinear(WeightedLayer):
             weight: the effective weight, where it is known already. Default: `effective_weight()`.
         """
         x, weight, scale = self.with_dropout(x, weight)
+        weight = self.in_training(weight)
         return x, weight if scale == 1 else weight * scale
 
     def with_dropout(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
-        """As `synapses`, with the factor on the weights left to the caller."""
+        """As `synapses`, but weights are as they are, and the factor on them is left to the caller."""
         weight = self.effective_weight() if weight is None else weight
         if not self.training or self.spike_dropout == 0:
             return x, weight, 1.0

@@ -18,7 +18,7 @@ from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
 from ttfs_triton.data.placement import PlacedImages, place_images
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork, train_for
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
 from ttfs_triton.train.config import ConfigError, TrainConfig
@@ -165,6 +165,8 @@ def build_network(
         start = load_weights(network, weights, images, config.trained_as)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, learn_units=config.learn_units)
+    if config.faults:
+        train_for(network, config.faults)
     return network, start
 
 

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -19,6 +18,7 @@ from pydantic import (
 from ttfs_triton.augment.policy import PolicyName
 from ttfs_triton.command_line import problem_lines
 from ttfs_triton.convert.layouts import TrainedAs
+from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.nn import Neuron
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.grid import MOST_STEPS, Grid
@@ -27,8 +27,11 @@ from ttfs_triton.yaml_file import YamlError, read_mapping
 PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
 
 
-class TrainConfig(BaseModel):
-    """Everything a run depends on. Saved as `config.yaml` in the run's folder."""
+class TrainConfig(FaultOptions):
+    """Everything a run depends on. Saved as `config.yaml` in the run's folder.
+
+    Faults happen to chips that are trained for: anew in each step, and not in validation.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -251,6 +254,8 @@ class TrainConfig(BaseModel):
             raise ValueError("pretrain_epochs needs pretrain: true")
         if self.time_steps is not None and self.neuron == "ann":
             raise ValueError("time_steps works with neuron: dft only; an ANN has no spikes")
+        if self.neuron == "ann" and self.faults:
+            raise ValueError(f"faults work with neuron: dft only; got {self.faults.text()}")
         if self.time_steps is None and (self.weight_bits is not None or self.state_bits is not None):
             raise ValueError(
                 "weight_bits and state_bits need time_steps: a chip's neurons run on a clock; 64 steps lose nothing"

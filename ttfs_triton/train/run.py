@@ -322,6 +322,8 @@ def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
         display.console.print(trainer.start.calibration.table())
     if trainer.network.config.grid is not None:
         display.say(f"on the grid of a chip: {trainer.network.config.grid.text()}")
+    if config.faults:
+        display.say(f"for chips with faults: {config.faults.text()}")
     display.say(f"{where}, {start}, run folder {trainer.folder.path}")
 
 

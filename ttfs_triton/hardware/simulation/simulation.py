@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ttfs_triton.hardware.counts.counts import Counts, LayerActivity
 from ttfs_triton.nn.clock import CompareAt
+from ttfs_triton.nn.faults import Faults
 
 Engine = Literal["summed", "stepped"]
 
@@ -24,6 +25,8 @@ class SimulationSettings:
         compare_at: "middle" or "start" of a step.
         gating: neurons rest before their first input spike and behind their own.
         engine: "summed" or "stepped".
+        faults: of the chip.
+        seed: of what they are drawn by.
     """
 
     steps: int = 64
@@ -33,6 +36,8 @@ class SimulationSettings:
     gating: bool = True
     engine: Engine = "summed"
     state_bits: int | None = None
+    faults: Faults = Faults()
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts
 from ttfs_triton.hardware.counts.synapses import readout_time
+from ttfs_triton.hardware.simulation.faulty import FaultyChip
 from ttfs_triton.hardware.simulation.simulation import Engine, Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.stages import Stage, network_stages
 from ttfs_triton.hardware.simulation.tally import LayerTally
@@ -16,6 +17,7 @@ from ttfs_triton.nn.clock import Clock, CompareAt, Ramp
 from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, Membrane
 from ttfs_triton.nn.clocked_readout import ClockedReadout
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.integers import QuantisedWeight, check_bits, exact_products, largest_integer, quantise_weight
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
@@ -44,6 +46,8 @@ def simulate(
     gating: bool = True,
     engine: Engine = "summed",
     keep_spike_times: bool | int = False,
+    faults: Faults = Faults(),
+    seed: int = 0,
 ) -> Simulation:
     """Run a trained network in integers, with a clock of `steps` ticks a window.
 
@@ -74,8 +78,11 @@ def simulate(
         engine: "stepped" ticks the clock; "summed" computes the same integers by one contraction a layer and by
             solving for the crossing. Results are equal, bit for bit.
         keep_spike_times: True, or the number of first samples whose spike times to keep.
+        faults: of the chip: its weights and broken neurons are the same for all images, and each image's spikes are
+            moved or lost anew. Output neurons are whole, as are their spikes.
+        seed: of the chip, and of what happens to spikes, in the order in which images come.
     Returns:
-        Decisions, counts, and the work of clock-driven neurons.
+        Decisions, counts of the spikes that are left, and the work of clock-driven neurons.
     Raises:
         ValueError: an argument out of range, no samples, labels in some batches only, or potentials beyond 62 bits.
         NotImplementedError: a model with layers that do not spike, or that are not known.
@@ -97,7 +104,7 @@ def simulate(
         state_bits=state_bits,
         compare_at=compare_at,
     )
-    settings = SimulationSettings(**chosen, gating=gating, engine=engine)
+    settings = SimulationSettings(**chosen, gating=gating, engine=engine, faults=faults, seed=seed)
     check_settings("simulate", settings)
     if keep_spike_times < 0:
         raise ValueError(f"simulate: keep_spike_times must be a bool or at least 0; got {keep_spike_times}.")
@@ -178,12 +185,15 @@ class Simulator:
         self._kept: dict[str, list[Tensor]] = {stage.name: [] for stage in stages}
         self._decisions: list[tuple[Tensor, ...]] = []
         self._labels: list[Tensor] = []
+        self._faulty = FaultyChip(settings.faults, self._clock, settings.seed) if settings.faults else None
         self._layers: list[ClockedLayer | AnalogLayer | None] = []
         self._tallies: list[LayerTally] = []
         for stage, weight in zip(stages, weights, strict=True):
             if weight is None:
                 self._layers.append(None)
                 continue
+            if self._faulty is not None:
+                weight = self._faulty.weights(weight)
             self._layers.append(self._prepare(stage, weight))
             window = stage.layer.window if isinstance(stage.layer, FirstSpikeReadout) else 1.0
             self._tallies.append(LayerTally(stage.name, stage.weighted, self._clock, window, settings.gating))
@@ -221,15 +231,15 @@ class Simulator:
         for stage, layer in zip(self._stages, self._layers, strict=True):
             inputs = stage.deliver(spikes)
             if layer is None:
-                instant = self._clock.encode(stage.layer(inputs))
+                instant = self._left(stage, self._clock.encode(stage.layer(inputs)))
                 self._add_input(instant)
             elif isinstance(layer, AnalogLayer):
-                instant = self._fire_analog(layer, next(tallies), inputs)
+                instant = self._fire_analog(stage, layer, next(tallies), inputs)
             elif isinstance(layer, ClockedReadout):
                 self._read_out(stage, layer, next(tallies), inputs)
                 break
             else:
-                instant = self._fire(layer, next(tallies), inputs)
+                instant = self._fire(stage, layer, next(tallies), inputs)
             self._keep_stamps(stage.name, instant)
             spikes = self._clock.remaining(instant)
 
@@ -240,19 +250,23 @@ class Simulator:
             self._input[1] + torch.stack([(step < self._clock.steps).sum(), (step == 0).sum()]),
         )
 
-    def _fire_analog(self, layer: AnalogLayer, tally: LayerTally, images: Tensor) -> Tensor:
+    def _left(self, stage: Stage, instant: Tensor) -> Tensor:
+        """Spikes of a stage that are left of these, by the indices of their instants."""
+        return instant if self._faulty is None else self._faulty.spikes(stage, instant)
+
+    def _fire_analog(self, stage: Stage, layer: AnalogLayer, tally: LayerTally, images: Tensor) -> Tensor:
         assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
         images = layer.layer.normalise(images)
         tally.add_inputs(images)
         slope = layer.slope(images)
-        instant = self._clock.encode(layer.activations(images))
+        instant = self._left(stage, self._clock.encode(layer.activations(images)))
         tally.add_spikes(instant)
         tally.add_firing(instant, slope)
         return instant
 
-    def _fire(self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor) -> Tensor:
+    def _fire(self, stage: Stage, layer: ClockedLayer, tally: LayerTally, inputs: Tensor) -> Tensor:
         membrane, earliest = self._integrate(layer, tally, inputs)
-        instant = self._first_instant(layer.ramp(), membrane)
+        instant = self._left(stage, self._first_instant(layer.ramp(), membrane))
         tally.add_spikes(instant)
         tally.add_firing(instant, earliest if layer.persistence else None)
         return instant
