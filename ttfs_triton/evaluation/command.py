@@ -125,6 +125,7 @@ def _shown(batches: EvaluationBatches, name: str) -> Any:
 
 def _run_options(options: EvaluationOptions, simulation: Simulation | None) -> RunOptions:
     closed = options.implementation == "closed_form"
+    assert options.steps != "network", "known since the network is"
     return RunOptions(
         steps=None if closed else (options.steps if simulation is None else simulation.settings.steps),
         implementation=options.implementation,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 from ttfs_triton.nn.clock import Clock, CompareAt
@@ -54,7 +53,7 @@ class Grid:
             value = getattr(self, name)
             if value is None and optional:
                 continue
-            if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 none = ", or None" if optional else ""
                 raise ValueError(
                     f"Grid: {name} must be a whole number from {least} to {most}{none}; got {value!r:.80}."
