@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from ttfs_triton.command_line import run_command
 from ttfs_triton.data.images import ImageData
+from ttfs_triton.evaluation.deadlines import deadline_table, find_deadlines
 from ttfs_triton.evaluation.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.evaluation.output import check_output, write_output, write_page
@@ -114,7 +115,12 @@ def _find(
             return float("nan") if total is None else total.nominal
 
         swept = sweep(network, batches, gating=options.gating, price=price)
-    return Found(loaded, data, evaluation, counts, estimates, comparison, simulation, swept, options.max_test_samples)
+    deadlines = None
+    if options.deadlines or options.early_exit_error is not None:
+        error, certainty = options.early_exit_error, options.early_exit_confidence
+        deadlines = find_deadlines(loaded, data, options.batch_size, error, certainty)
+    most = options.max_test_samples
+    return Found(loaded, data, evaluation, counts, estimates, comparison, simulation, swept, deadlines, most)
 
 
 def _shown(batches: EvaluationBatches, name: str) -> Any:
@@ -164,6 +170,9 @@ def show(found: Found, console: Console) -> None:
         )
         if simulation.settings.faults:
             lines.append(f"  on a chip with         {simulation.settings.faults.text()}")
+    if found.deadlines is not None:
+        console.print(on_terminal(deadline_table(found.deadlines)))
+        lines += found.deadlines.lines()
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     if found.sweep is not None:
         console.print(on_terminal(sweep_details(found.sweep)))
