@@ -1,6 +1,8 @@
 """Options of all commands in which chips have faults; each says its unit."""
 
-from pydantic import BaseModel, Field
+from typing import Self
+
+from pydantic import BaseModel, Field, model_validator
 
 from ttfs_triton.nn.faults import Faults
 
@@ -18,6 +20,11 @@ class FaultOptions(BaseModel):
     """Share of the hidden neurons that always fire at their window's start."""
     lost_spikes: float = Field(0.0, ge=0, le=1)
     """Share of the spikes that reach no synapse."""
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        _ = self.faults  # which says what excludes each other
+        return self
 
     @property
     def faults(self) -> Faults:

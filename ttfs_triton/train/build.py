@@ -22,7 +22,7 @@ from ttfs_triton.nn import NetworkConfig, TTFSNetwork, train_for
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
 from ttfs_triton.train.config import ConfigError, TrainConfig
-from ttfs_triton.train.start import Start, load_weights, start_on_grid
+from ttfs_triton.train.start import Start, check_chip, load_weights, start_on_grid
 
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
@@ -165,6 +165,8 @@ def build_network(
         start = load_weights(network, weights, images, config.trained_as)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, learn_units=config.learn_units)
+        if config.grid_chip is not None:
+            check_chip(network, config.grid_chip)
     if config.faults:
         train_for(network, config.faults)
     return network, start

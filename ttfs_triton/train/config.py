@@ -146,6 +146,8 @@ class TrainConfig(FaultOptions):
     state_bits: int | None = Field(None, ge=4, le=62)
     """Bits of the registers that hold a neuron's slope and potential on that grid, which saturate. Default: as wide as
     it takes."""
+    grid_chip: str | None = None
+    """Chip that must hold the network on this grid: a name or a TOML file of yours. It is not trained otherwise."""
 
     # ---- optimisation
     epochs: int = Field(15, ge=1)
@@ -256,6 +258,8 @@ class TrainConfig(FaultOptions):
             raise ValueError("time_steps works with neuron: dft only; an ANN has no spikes")
         if self.neuron == "ann" and self.faults:
             raise ValueError(f"faults work with neuron: dft only; got {self.faults.text()}")
+        if self.grid_chip is not None and self.time_steps is None:
+            raise ValueError("grid_chip needs time_steps")
         if self.time_steps is None and (self.weight_bits is not None or self.state_bits is not None):
             raise ValueError(
                 "weight_bits and state_bits need time_steps: a chip's neurons run on a clock; 64 steps lose nothing"

@@ -18,6 +18,8 @@ from ttfs_triton.convert import (
     open_weights,
 )
 from ttfs_triton.convert.layouts import TrainedAs
+from ttfs_triton.hardware import count, load_chip
+from ttfs_triton.hardware.energy.fits import exceeded
 from ttfs_triton.model import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
 from ttfs_triton.nn.grid import Grid
@@ -114,6 +116,18 @@ def start_on_grid(network: TTFSNetwork, grid: Grid, start: Start | None = None, 
         check_registers(network)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_chip(network: TTFSNetwork, chip: str) -> None:
+    """Raise ConfigError unless a chip, by its name or file, holds a network on its grid."""
+    config, found = network.config, load_chip(chip)
+    assert config.grid is not None
+    counts = count(network, [torch.zeros(1, config.in_channels, *config.image_size)])
+    if lines := exceeded(counts, found, config.grid.weight_bits):
+        raise ConfigError(
+            f"grid_chip must hold the network on its grid, {config.grid.text()}; {'; '.join(lines)}. Use a smaller "
+            "network or fewer bits, or another chip."
+        )
 
 
 def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:
