@@ -135,7 +135,7 @@ def test_outputs_are_the_decisions_of_the_network(grid):
 
 
 def test_outputs_need_a_spiking_network_and_images():
-    with pytest.raises(ValueError, match="output_spikes: network must spike; got an ANN"):
+    with pytest.raises(ValueError, match="model must consist of spiking layers here; got ANNLinear"):
         output_spikes(TTFSNetwork(NetworkConfig("8", analog=True)), [])
     with pytest.raises(ValueError, match="output_spikes: batches must not be empty; got none"):
         output_spikes(TTFSNetwork(NetworkConfig("8")), [])

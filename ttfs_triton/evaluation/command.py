@@ -51,9 +51,9 @@ def run(options: EvaluationOptions) -> Found:
     check_output(options)
     if options.faults and not options.simulation:
         raise ValueError(f"evaluate: faults must be simulated; got {options.faults.text()} with --no-simulation.")
-    loaded = load_network(options.network)
-    options = options.on(loaded.network.config.grid)
-    if loaded.network.config.analog:
+    loaded = load_network(options.model, options.network)
+    options = options.on(loaded.description.network.grid)
+    if loaded.description.network.analog:
         raise ValueError(
             f"evaluate: network must spike for counts of spikes to be priced; got an ANN in {loaded.files.weights}. "
             "Train one with --neuron dft."

@@ -11,9 +11,10 @@ from ttfs_triton.nn.coding import (
 )
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.faults import Faults
+from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork, cnn1, put_on_grid, train_for, vgg11, vgg16
+from ttfs_triton.nn.models import TTFSNetwork, cnn1, put_on_grid, resnet18, resnet20, train_for, vgg11, vgg16
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,
@@ -32,6 +33,7 @@ from ttfs_triton.nn.statistics import (
     reset_statistics,
     sparsity,
 )
+from ttfs_triton.nn.trace import network_graph
 
 __all__ = [
     "ANNConv2d",
@@ -47,21 +49,28 @@ __all__ = [
     "LatencyEncoder",
     "LayerStatistics",
     "NetworkConfig",
+    "NetworkError",
+    "NetworkGraph",
     "Neuron",
     "PotentialReadout",
     "SignedEncoder",
     "SpikeCounter",
+    "Stage",
     "TTFSNetwork",
+    "Wire",
     "activation_to_spike_time",
     "cnn1",
     "collect_statistics",
     "first_spike_decision",
     "first_spike_times",
     "fold_weight_standardisation",
+    "network_graph",
     "parse_specification",
     "put_on_grid",
     "record_statistics",
     "reset_statistics",
+    "resnet18",
+    "resnet20",
     "sparsity",
     "spike_time_to_activation",
     "standardise_weight",

@@ -49,8 +49,9 @@ class ClockedLayer:
         window: S, of firing, in windows.
         register: largest slope and potential, in weight units and weight units · steps, at which both saturate after
             each step; None: registers are as wide as it takes.
-        reach: bound on a neuron's Σ|integers|; None reads it from the weights, for which the host waits for the device,
-            and refuses what overflows. With a bound, units are at least `SMALLEST_GRID_UNIT`.
+        reach: bound on a neuron's Σ|integers|, of a layer without delayed spikes; None reads it from the weights, for
+            which the host waits for the device, and refuses what overflows. With a bound, units are at least
+            `SMALLEST_GRID_UNIT`.
     Raises:
         ValueError: integers would leave their range: too many steps for these weights.
     """
@@ -74,6 +75,8 @@ class ClockedLayer:
         if reach is None:
             reach = int(quantised.integers.double().abs().flatten(1).sum(1).max())
         self.weight = quantised.integers_as(exact_dtype(reach * clock.steps))
+        late = quantised.late_weights(layer.skip_weights())
+        reach += 0 if late is None else int(late.abs().max())
         shape = (-1, 1, 1) if isinstance(layer, WeightedConv2d) else (-1,)
         self.unit = quantised.unit.view(shape)
         initial = initial_potential if layer.bias is None else layer.bias.detach().double() + initial_potential
@@ -92,35 +95,45 @@ class ClockedLayer:
         # Below 2^53 floats hold the same whole numbers, and divide them eight at a time.
         self.dtype = torch.float64 if largest < FLOAT64_BOUND else torch.int64
         self.may_saturate = register is not None and (known or first + reach * clock.steps > register)
+        self._late = None if late is None else late.view(shape).to(self.dtype)
         self._start = preset.view(shape).to(self.dtype)
         self.preset = self._start * 2**POTENTIAL_BITS
         self._common = (common.view(shape) * 2.0**POTENTIAL_BITS).to(self.dtype)
         self.persistence = round(psp_persistence * 2**FRACTION_BITS)
 
-    def integrate(self, remaining: Tensor) -> Membrane:
+    def integrate(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
         """Membranes after the integration window, by one contraction: order does not matter to integers.
 
         Only where registers may saturate does it matter in which step a spike comes.
 
         Args:
             remaining: [N, ...] steps that remain at each input's spike, 0 for silent ones.
+            skip: the same of delayed spikes, one a neuron; None for a layer without.
         """
         if self.may_saturate:
-            return self.integrate_stepped(remaining)
+            return self.integrate_stepped(remaining, skip)
         if self.persistence == 0:
             accumulated = self._contract(remaining).to(self.dtype)
-            return self._membrane(accumulated.mul_(2**POTENTIAL_BITS).add_(self.preset), torch.zeros_like(accumulated))
-        both = self._contract(torch.cat([remaining, remaining.sign()])).to(self.dtype)
-        accumulated, slope = both.chunk(2)
+            slope = torch.zeros_like(accumulated)
+        else:
+            both = self._contract(torch.cat([remaining, remaining.sign()])).to(self.dtype)
+            accumulated, slope = both.chunk(2)
+        if self._late is not None and skip is not None:
+            accumulated.add_(self._late * skip.to(self.dtype))
+            if self.persistence:
+                slope.add_(self._late * skip.sign().to(self.dtype))
         return self._membrane(accumulated.mul_(2**POTENTIAL_BITS).add_(self.preset), slope)
 
-    def integrate_stepped(self, remaining: Tensor) -> Membrane:
+    def integrate_stepped(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
         """The same, step by step: deliver the spikes of this step, then add the slope to the potential."""
         slope = self._contract(torch.zeros_like(remaining)).to(self.dtype)
         potential = slope + self._start
         for step in range(self.steps):
             arrivals = (remaining == self.steps - step).to(self.weight.dtype)
-            slope = self._in_range(slope.add_(self._contract(arrivals).to(self.dtype)))
+            slope.add_(self._contract(arrivals).to(self.dtype))
+            if self._late is not None and skip is not None:
+                slope.add_(self._late * (skip == self.steps - step))
+            slope = self._in_range(slope)
             potential = self._in_range(potential.add_(slope))
         return self._membrane(potential.mul_(2**POTENTIAL_BITS), slope)
 
@@ -128,20 +141,22 @@ class ClockedLayer:
         """The falling threshold θ·(1 − s/S) of these neurons."""
         return Ramp(self.clock, self.unit, threshold, window, self.dtype)
 
-    def earliest_input(self, remaining: Tensor) -> Tensor:
+    def earliest_input(self, remaining: Tensor, skip: Tensor | None = None) -> Tensor:
         """Steps in which a neuron of each group has a slope: from its earliest input spike on, 0 without any.
 
         Args:
-            remaining: as for `integrate`.
+            remaining, skip: as for `integrate`.
         Returns:
-            [N, groups, P, Q] or [N, 1]: the same for all channels of a group.
+            [N, groups, P, Q] or [N, 1]: the same for all channels of a group; with a skip, [N, C, ...].
         """
         earliest = remaining.unflatten(1, (self.groups, -1)).amax(2)
-        if not isinstance(self.layer, WeightedConv2d):
+        if isinstance(self.layer, WeightedConv2d):
+            rows, columns = self.layer.padding
+            padded = F.pad(earliest, (columns, columns, rows, rows))
+            earliest = F.max_pool2d(padded, self.layer.kernel_size, self.layer.stride, 0, self.layer.dilation)
+        if skip is None:
             return earliest
-        rows, columns = self.layer.padding
-        padded = F.pad(earliest, (columns, columns, rows, rows))
-        return F.max_pool2d(padded, self.layer.kernel_size, self.layer.stride, 0, self.layer.dilation)
+        return torch.maximum(earliest.repeat_interleave(skip.shape[1] // self.groups, 1), skip)
 
     def without_initial_potential(self, membrane: Membrane) -> Membrane:
         """Membranes as if V₀ were 0."""

@@ -65,3 +65,11 @@ def plain_synapses(layer: WeightedLayer) -> tuple[Tensor, Tensor | None]:
     if norm is not None:
         return BatchNorm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps).fold(weight, bias)
     return weight.double(), None if bias is None else bias.detach().double()
+
+
+@torch.no_grad()
+def plain_skip_weights(layer: WeightedLayer) -> Tensor | None:
+    """[C_out] weights of delayed spikes that a layer computes with, rounded on a grid; None for one without a skip."""
+    if layer.grid is not None and layer.skip:
+        return RoundedLayer(layer, layer.effective_weight()).skip_weight
+    return layer.skip_weights()

@@ -50,6 +50,20 @@ class QuantisedWeight:
         limit = int(FINER * self.limit * max(1.0, float(factors.abs().max()))) + 1
         return QuantisedWeight(integers if limit > FLOAT32_BOUND else integers.float(), self.unit / FINER, limit)
 
+    def late_weights(self, weights: Tensor | None) -> Tensor | None:
+        """Weights of delayed spikes [C_out] as integers [C_out] int64 in the channels' units; None of None.
+
+        They are of the order of a threshold height, where the others are far smaller: to keep those fine, each is an
+        integer up to `limit` times a power of two, a shift in hardware.
+        """
+        if weights is None:
+            return None
+        wanted = weights.detach().double() / self.unit
+        if not bool(wanted.isfinite().all()):
+            raise ValueError("quantise_weight: weights of delayed spikes must be finite; got others. Train again.")
+        shift = torch.exp2((wanted.abs() / self.limit).clamp_min(1).log2().ceil())
+        return ((wanted / shift).round() * shift).long()
+
     def dequantise(self) -> Tensor:
         """The weights that the integers stand for, float64."""
         return self.integers.double() * _per_channel(self.unit, self.integers)

@@ -65,6 +65,13 @@ class RoundedLayer:
         unit, steps, common = self.quantised.unit, self.grid.time_steps, self.layer.common_potential
         return quantise_potential(bias + common, unit, steps, checked=False) * unit / steps - common
 
+    @property
+    def skip_weight(self) -> Tensor | None:
+        """[C_out] weights of delayed spikes, rounded, differentiable by their own; None for a layer without."""
+        weights = self.layer.skip_weights()
+        late = self.quantised.late_weights(weights)
+        return None if weights is None or late is None else straight_through(weights, late * self.quantised.unit)
+
     def numbers(self) -> tuple[Tensor, Tensor | None]:
         """Rounded weights [C_out, ...] and initial potentials [C_out] or None, float64, detached."""
         bias = self.layer.bias
@@ -72,8 +79,8 @@ class RoundedLayer:
 
     def reach(self) -> int | None:
         """Bound on a neuron's Σ|integers|, if it is small enough to be no hindrance; else it is read from them."""
-        unknown = self.grid.weight_bits is None or self._off
-        return None if unknown else self.quantised.limit * self.layer.weight[0].numel()
+        unknown = self.grid.weight_bits is None or self._off or self.layer.skip > 0
+        return None if unknown else self.quantised.limit * self.quantised.integers[0].numel()
 
     def steps_left(self, x: Tensor) -> Tensor:
         """Steps that remain at each input's spike, of activations that are multiples of 1/T."""
@@ -81,13 +88,14 @@ class RoundedLayer:
 
 
 @torch.no_grad()
-def spikes_on_grid(rounded: RoundedLayer, x: Tensor, psp_persistence: float) -> Tensor:
+def spikes_on_grid(rounded: RoundedLayer, x: Tensor, psp_persistence: float, skip: Tensor | None = None) -> Tensor:
     """Activations of spiking neurons, multiples of 1/T, float32.
 
     Args:
         rounded: the layer.
         x: input activations, multiples of 1/T.
         psp_persistence: σ.
+        skip: of delayed spikes, one a neuron.
     """
     with exact_products():
         layer = ClockedLayer(
@@ -100,10 +108,11 @@ def spikes_on_grid(rounded: RoundedLayer, x: Tensor, psp_persistence: float) -> 
         )
         ramp, clock = layer.ramp(), rounded.grid.clock
 
-        def run(remaining: Tensor) -> Tensor:
-            return clock.remaining(ramp.first_instant(*layer.integrate(remaining)))
+        def run(remaining: Tensor, late: Tensor | None = None) -> Tensor:
+            return clock.remaining(ramp.first_instant(*layer.integrate(remaining, late)))
 
-        return _in_parts(run, rounded.steps_left(x)).div_(clock.steps)
+        inputs = [rounded.steps_left(part) for part in (x, skip) if part is not None]
+        return _in_parts(run, *inputs).div_(clock.steps)
 
 
 @torch.no_grad()
@@ -125,12 +134,11 @@ def readout_on_grid(rounded: RoundedLayer, x: Tensor) -> tuple[ClockedReadout, A
         return clocked, clocked.integrate(rounded.steps_left(x))
 
 
-def _in_parts(run: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    if inputs.device.type != "cpu":
-        return run(inputs)
-    samples = max(1, PART_NUMBERS // max(1, math.prod(inputs.shape[1:])))
-    parts = inputs.split(samples)
-    return torch.cat([run(part) for part in parts]) if len(parts) > 1 else run(inputs)
+def _in_parts(run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    samples = max(1, PART_NUMBERS // max(1, math.prod(inputs[0].shape[1:])))
+    if inputs[0].device.type != "cpu" or len(inputs[0]) <= samples:
+        return run(*inputs)
+    return torch.cat([run(*parts) for parts in zip(*(each.split(samples) for each in inputs), strict=True)])
 
 
 class _Rounded(torch.autograd.Function):

@@ -147,7 +147,7 @@ class Readout(WeightedLinear):
             [N, classes], in threshold heights, not clamped.
         """
         with torch.autocast(x.device.type, enabled=False):
-            if self.grid is not None:
+            if self.runs_on_grid(x):
                 return ReadoutOnGrid(self, x).potential(at_end=at == "end")
             x, weight = self.synapses(x.to(self.weight.dtype))
             if at == "end":
@@ -157,21 +157,21 @@ class Readout(WeightedLinear):
     def potential_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A + V₀ and σ·W of the output neurons, both [N, classes], in one stacked contraction."""
         with torch.autocast(x.device.type, enabled=False):
-            if self.grid is not None:
+            if self.runs_on_grid(x):
                 return ReadoutOnGrid(self, x).potential_and_slope()
             x, weight = self.synapses(x.to(self.weight.dtype))
             return potential_and_slope(x, weight, self.bias, self)
 
     def spike_times(self, x: Tensor) -> Tensor:
         """Times [N, classes] of the output neurons' spikes on their ramp, in windows, inf for silent ones."""
-        if self.grid is not None:
+        if self.runs_on_grid(x):
             with torch.autocast(x.device.type, enabled=False):
                 return ReadoutOnGrid(self, x).spike_times()
         return first_spike_times(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
 
     def decide(self, x: Tensor) -> FirstSpikeDecision:
         """Classify by the earliest output spike; x: [N, in_features], activations."""
-        if self.grid is not None:
+        if self.runs_on_grid(x):
             with torch.autocast(x.device.type, enabled=False):
                 return FirstSpikeDecision(*ReadoutOnGrid(self, x).decide())
         return first_spike_decision(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
@@ -281,7 +281,7 @@ class PotentialReadout(Readout):
 
     def output_activations(self, x: Tensor) -> Tensor:
         """Activations [N, classes] that these neurons would have on the hidden layers' ramp, 1 − s."""
-        if self.grid is not None:
+        if self.runs_on_grid(x):
             return ReadoutOnGrid(self, x).on_hidden_ramp()
         potential, slope = self.potential_and_slope(x)
         times = first_spike_times(potential - self.initial_potential, slope, threshold=1.0, window=1.0)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ttfs_triton.nn import TTFSNetwork
+from ttfs_triton.nn import network_graph
 from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.readout import Readout
 
@@ -78,34 +78,39 @@ class Outputs:
 
 
 @torch.no_grad()
-def output_spikes(network: TTFSNetwork, batches: Iterable[tuple[Tensor, Tensor]]) -> Outputs:
+def output_spikes(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], image_shape: Sequence[int] | None = None
+) -> Outputs:
     """Run a network over images and keep what its outputs did.
 
     Args:
-        network: spiking; it runs in evaluation mode.
+        network: what `network_graph` takes, spiking; it runs in evaluation mode.
         batches: images and labels, on its device or not.
+        image_shape: as of `network_graph`.
     Raises:
-        ValueError: an analog network, or no images.
+        NetworkError: a network that does not spike.
+        ValueError: no images.
     """
-    if network.config.analog:
-        raise ValueError("output_spikes: network must spike; got an ANN. Train one with neuron: dft.")
-    device, training = next(network.parameters()).device, network.training
+    graph = network_graph(network, image_shape)
+    graph.require_spiking()
+    device, training, readout = next(network.parameters()).device, network.training, graph.readout
     parts: list[tuple[Tensor, ...]] = []
+    arriving: list[Tensor] = []
+    hook = readout.register_forward_pre_hook(lambda _, inputs: arriving.append(inputs[0]))
     network.eval()
     try:
         for images, labels in batches:
-            hidden, readout = network.hidden(images.to(device)), network.readout
+            network(images.to(device))
+            hidden = arriving.pop()
             found = (readout.decide(hidden).spike_times, *readout.potential_and_slope(hidden))
             parts.append((*(part.double().cpu() for part in found), labels.cpu(), _early(readout, hidden).cpu()))
     finally:
+        hook.remove()
         network.train(training)
     if not parts:
         raise ValueError("output_spikes: batches must not be empty; got none.")
     *columns, early = (torch.cat(column) for column in zip(*parts, strict=True))
-    layers = sum(hasattr(layer, "weight") for layer in network.features)
-    # An analog encoder fires in window 0, as a latency encoder does.
-    start = layers + (network.config.encoder == "latency")
-    return Outputs(*columns, window=network.readout.window, start=start, early=early)
+    return Outputs(*columns, window=readout.window, start=graph.windows, early=early)
 
 
 def _early(readout: Readout, hidden: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """Weights that a run starts from: its own kind as they are, an ANN's or another project's converted."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttfs_triton.convert import (
     Calibration,
@@ -95,8 +95,8 @@ def load_weights(
     return Start(base_model, calibration, None if description is None else description.network.grid, units)
 
 
-def start_on_grid(network: TTFSNetwork, grid: Grid, start: Start | None = None, *, learn_units: bool = True) -> None:
-    """Put a network on a grid, in place: in the units that its weights had on the same grid, or else in fitting ones.
+def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *, learn_units: bool = True) -> None:
+    """Put a network on a grid, in place: in the units that its weights had on the same grid, or in those that fit best.
 
     Args:
         network: with the weights to start from.
@@ -104,8 +104,14 @@ def start_on_grid(network: TTFSNetwork, grid: Grid, start: Start | None = None, 
         start: where they come from.
         learn_units: whether units are trained.
     Raises:
-        ConfigError: registers cannot hold the threshold, at these weights.
+        ConfigError: registers cannot hold the threshold, at these weights; or code of the user's builds the network,
+            and alone can put it on a grid again.
     """
+    if not isinstance(network, TTFSNetwork):
+        raise ConfigError(
+            f"time_steps must go with a network of --model; got a {type(network).__name__}. Call "
+            "ttfs_triton.nn.put_on_grid(network, Grid(...)) where you build it: then it is on its grid wherever you do."
+        )
     network.put_on_grid(grid)
     if start is not None and start.grid == grid and start.units:
         network.load_state_dict(start.units, strict=False)
@@ -118,16 +124,33 @@ def start_on_grid(network: TTFSNetwork, grid: Grid, start: Start | None = None, 
         raise ConfigError(str(error)) from error
 
 
-def check_chip(network: TTFSNetwork, chip: str) -> None:
+def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[int]) -> None:
     """Raise ConfigError unless a chip, by its name or file, holds a network on its grid."""
-    config, found = network.config, load_chip(chip)
-    assert config.grid is not None
-    counts = count(network, [torch.zeros(1, config.in_channels, *config.image_size)])
-    if lines := exceeded(counts, found, config.grid.weight_bits):
+    counts = count(network, [torch.zeros(1, *image_shape)])
+    if lines := exceeded(counts, load_chip(chip), grid.weight_bits):
         raise ConfigError(
-            f"grid_chip must hold the network on its grid, {config.grid.text()}; {'; '.join(lines)}. Use a smaller "
-            "network or fewer bits, or another chip."
+            f"grid_chip must hold the network on its grid, {grid.text()}; {'; '.join(lines)}. Use a smaller network or "
+            "fewer bits, or another chip."
         )
+
+
+def load_own_weights(network: nn.Module, source: str) -> Start:
+    """Load weights into a network that code of the user's built, strictly: same names, same shapes.
+
+    Args:
+        network: changed in place.
+        source: what `open_weights` reads.
+    Raises:
+        ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
+    """
+    try:
+        weights = open_weights(source)
+        base_model = weights.base_model()
+        _check_same(network, weights.tensors)
+    except (WeightsError, ConversionError) as error:
+        raise ConfigError(f"weights: {error}") from error
+    network.load_state_dict(weights.tensors)
+    return Start(base_model, None)
 
 
 def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:
@@ -185,7 +208,7 @@ def _structure(config: NetworkConfig) -> tuple[object, ...]:
     return (*map(at_width, parse_specification(config.specification)), config.in_channels, config.image_size)
 
 
-def _check_same(network: TTFSNetwork, tensors: Mapping[str, Tensor]) -> None:
+def _check_same(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     wanted, got = _shapes(network.state_dict()), _shapes(tensors)
     problems = [
         f"{key}: {got.get(key, 'missing')}, not {wanted.get(key, 'wanted')}"

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ttfs_triton.hardware.simulation.stages import Stage
 from ttfs_triton.nn.clock import Clock
 from ttfs_triton.nn.faults import BrokenNeurons, Faults, disturbed, draw_broken, weight_factors
+from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.integers import QuantisedWeight
 
 
