@@ -11,9 +11,11 @@ from ttfs_triton.nn.coding import (
 )
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.decision import decide
+from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork, cnn1, resnet18, resnet20, vgg11, vgg16
+from ttfs_triton.nn.models import TTFSNetwork, cnn1, put_on_grid, resnet18, resnet20, train_for, vgg11, vgg16
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,
@@ -41,8 +43,10 @@ __all__ = [
     "DFTConv2d",
     "DFTLinear",
     "EarliestSpikePool2d",
+    "Faults",
     "FirstSpikeDecision",
     "FirstSpikeReadout",
+    "Grid",
     "LatencyEncoder",
     "LayerStatistics",
     "NetworkConfig",
@@ -64,6 +68,7 @@ __all__ = [
     "fold_weight_standardisation",
     "network_graph",
     "parse_specification",
+    "put_on_grid",
     "record_statistics",
     "reset_statistics",
     "resnet18",
@@ -71,6 +76,7 @@ __all__ = [
     "sparsity",
     "spike_time_to_activation",
     "standardise_weight",
+    "train_for",
     "vgg11",
     "vgg16",
 ]
