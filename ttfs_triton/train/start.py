@@ -90,7 +90,7 @@ def load_weights(
     except ConversionError as error:
         raise ConfigError(f"weights: {source} does not fit {network.config.specification}: {error}") from error
     network.load_state_dict(tensors)
-    if trained is not None:
+    if isinstance(trained, NetworkConfig):
         _take_statistics(network, trained)
     return Start(base_model, calibration, None if description is None else description.network.grid, units)
 
@@ -203,7 +203,9 @@ def _structure(config: NetworkConfig) -> tuple[object, ...]:
     def at_width(token: Token) -> Token:
         if isinstance(token, Convolution):
             return dataclasses.replace(token, channels=config.scaled(token.channels))
-        return Dense(config.scaled(token.features)) if isinstance(token, Dense) else token
+        if isinstance(token, Dense):
+            return dataclasses.replace(token, features=config.scaled(token.features))
+        return token
 
     return (*map(at_width, parse_specification(config.specification)), config.in_channels, config.image_size)
 
