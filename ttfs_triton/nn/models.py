@@ -133,7 +133,7 @@ class TTFSNetwork(nn.Module):
         self.config = self.config.replace(weight_standardisation=False)
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Compute in the types that tensors have, inside the `with` block."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
