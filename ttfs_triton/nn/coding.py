@@ -188,8 +188,8 @@ class AnalogEncoder(_NormalisedImages, ANNConv2d):
         super().__init__(*sizes, batch_norm=batch_norm, **options)
         self.take_statistics(self.weight, mean, std)
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        return super().forward(self.normalise(x), weight)
+    def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
+        return super().forward(self.normalise(x), weight, skip=skip)
 
 
 class SignedEncoder(_NormalisedImages, DFTConv2d):
@@ -229,8 +229,8 @@ class SignedEncoder(_NormalisedImages, DFTConv2d):
         super().__init__(*sizes, neuron=neuron, backend=backend, **options)
         self.take_statistics(self.weight, mean, std)
 
-    def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1) -> Tensor:
-        return super().forward(self.normalise(x), weight, pool)
+    def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
+        return super().forward(self.normalise(x), weight, pool, skip=skip)
 
 
 def _check_window(function: str, layer: int, window: float) -> None:
