@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from ttfs_kernels import Neuron
 from ttfs_triton.nn.coding import LatencyEncoder
 from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.readout import FirstSpikeDecision, PotentialReadout, Readout
@@ -83,6 +84,12 @@ class Stage:
         if not isinstance(self.layer, WeightedLayer):
             raise TypeError(f"Stage.weighted: stage must have synapses; got {self.name}, a {self.kind} encoder.")
         return self.layer
+
+    @property
+    def neuron(self) -> Neuron | None:
+        """How its neurons fire; None of an encoder and of an ANN."""
+        found = getattr(self.layer, "neuron", None)
+        return found if isinstance(found, Neuron) else None
 
     def synapses(self) -> tuple[Tensor, Tensor | None]:
         """Weights and initial potentials as the hardware gets them: standardised, batch norm folded in.
@@ -165,6 +172,11 @@ class NetworkGraph:
         """Pixel value that fires first; 1 for an encoder that multiplies pixels."""
         layer = self.encoder.layer
         return layer.max_value if isinstance(layer, LatencyEncoder) else 1.0
+
+    @property
+    def persistences(self) -> tuple[float, ...]:
+        """σ of its neurons, each value once, ascending."""
+        return tuple(sorted({stage.neuron.psp_persistence for stage in self.stages if stage.neuron is not None}))
 
     @property
     def windows(self) -> int:

@@ -78,7 +78,7 @@ def load_weights(
     except ConversionError as error:
         raise ConfigError(f"weights: {source} does not fit {network.config.specification}: {error}") from error
     network.load_state_dict(tensors)
-    if trained is not None:
+    if isinstance(trained, NetworkConfig):
         _take_statistics(network, trained)
     return Start(base_model, calibration)
 
