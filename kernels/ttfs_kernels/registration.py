@@ -79,7 +79,8 @@ def new_channels_last(like: Tensor, *shape: int) -> Tensor:
 
 def all_operands(operands: Sequence[Any]) -> Operands:
     """x, weight, bias, skip and skip_weight, of which the last two may not have been given."""
-    x, weight, bias, skip, skip_weight = (*operands, None, None)[:OPERANDS]
+    all_five: list[Any] = [*operands, None, None]
+    x, weight, bias, skip, skip_weight = all_five[:OPERANDS]
     return x, weight, bias, skip, skip_weight
 
 
