@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.coding import LatencyEncoder
 from ttfs_triton.nn.folding import plain_synapses
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.readout import FirstSpikeDecision, PotentialReadout, Readout
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 from ttfs_triton.nn.weighted import WeightedLayer
@@ -156,6 +157,11 @@ class NetworkGraph:
         layer = self.stages[-1].layer
         assert isinstance(layer, Readout)
         return layer
+
+    @property
+    def grid(self) -> Grid | None:
+        """Of the chip that it was trained on or calibrated for; None if it has none."""
+        return self.readout.grid
 
     @property
     def readout_time(self) -> ReadoutTime:

@@ -30,6 +30,10 @@ def announce(trainer: TrainingLoop, resumed: bool) -> None:
         display.say(f"changed on --resume      {change}")
     if trainer.start is not None and trainer.start.calibration is not None:
         display.console.print(trainer.start.calibration.table())
+    if trainer.graph.grid is not None:
+        display.say(f"on the grid of a chip: {trainer.graph.grid.text()}")
+    if config.faults:
+        display.say(f"for chips with faults: {config.faults.text()}")
     display.say(f"{where}, {start}, run folder {trainer.folder.path}")
 
 
