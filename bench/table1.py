@@ -179,7 +179,7 @@ def table(runs: Sequence[Run]) -> str:
     for target in with_others(runs):
         mine = [run for run in runs if belongs(run, target)]
         rows: dict[str, list[Run]] = {}
-        for run in sorted(mine, key=lambda run: (run.config.get("psp_persistence", 1.0), run.name)):
+        for run in sorted(mine, key=lambda run: (_sigma(run), run.name)):
             rows.setdefault(run.row, []).append(run)
         lines += [line(target, found) for found in rows.values()] or [line(target, [])]
     return "\n".join(lines) + "\n"
@@ -222,7 +222,7 @@ def line(target: Target, runs: Sequence[Run]) -> str:
         network_of(target, runs),
         accuracy,
         _figure(target.paper_accuracy) if _paper_s_neuron(runs) else "–",
-        _figure(target.best_accuracy),
+        "–" if runs and _sigma(runs[0]) < 0 else _figure(target.best_accuracy),
         sparsity,
         published,
         _figure(target.paper_sparsity) if _paper_s_neuron(runs) else "–",
@@ -238,7 +238,7 @@ def network_of(target: Target, runs: Sequence[Run]) -> str:
         return name
     config = runs[0].config
     words = [name + (f" × {config['width']:g}" if config.get("width", 1.0) != 1 else "")]
-    words.append("ANN" if config.get("neuron") == "ann" else f"σ = {config.get('psp_persistence', 1.0):g}")
+    words.append("ANN" if _sigma(runs[0]) < 0 else f"σ = {_sigma(runs[0]):g}")
     words.append(f"{config['epochs']} epochs" + (", from an ANN" if _from_ann(config) else ""))
     return ", ".join(words)
 
@@ -281,14 +281,14 @@ def _from_ann(config: dict[str, Any]) -> bool:
     return bool(config.get("pretrain") or config.get("weights"))
 
 
+def _sigma(run: Run) -> float:
+    """σ; below all for an ANN."""
+    return -1.0 if run.config.get("neuron") == "ann" else run.config.get("psp_persistence", 1.0)
+
+
 def _paper_s_neuron(runs: Sequence[Run]) -> bool:
     """Whether a row may stand against the paper's figures: its neuron at full width, or nothing yet."""
-    return all(
-        run.config.get("psp_persistence", 1.0) == 1
-        and run.config.get("width", 1.0) == 1
-        and run.config.get("neuron") != "ann"
-        for run in runs
-    )
+    return all(_sigma(run) == 1 and run.config.get("width", 1.0) == 1 for run in runs)
 
 
 def _figure(value: float | None) -> str:

@@ -114,6 +114,19 @@ def test_other_networks_stand_behind_those_of_their_data(options, tmp_path):
     assert titles == ["MNIST", "Fashion-MNIST", "CIFAR-10", "CIFAR-10", "CIFAR-10", "CIFAR-10", "CIFAR-100"]
 
 
+def test_analog_network_comes_first_and_stands_against_no_spiking_one(options, tmp_path):
+    runs = collected(
+        options,
+        make_run(tmp_path / "runs" / "a", accuracy=0.5, psp_persistence=0.25),
+        make_run(tmp_path / "runs" / "b", accuracy=0.5, neuron="ann"),
+    )
+    found = [row for row in rows(table1.table(runs)) if row[0] == "MNIST"]
+    assert [row[1:5] for row in found] == [
+        ["CNN1, ANN, 3 epochs", "50.00", "–", "–"],
+        ["CNN1, σ = 0.25, 3 epochs", "50.00", "–", "99.51"],
+    ]
+
+
 def test_table_is_written_between_its_markers_only(options, tmp_path):
     collected(options, make_run(tmp_path / "runs" / "a", accuracy=0.75))
     table1.replace_table(options.readme, "| new |\n")
