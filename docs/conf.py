@@ -42,6 +42,7 @@ myst_heading_anchors = 3
 
 # API: docstrings in Google's style, in which single backquotes are code.
 default_role = "code"
+suppress_warnings = ["ref.python"]  # attributes of one name in several classes
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -53,12 +54,15 @@ napoleon_use_ivar = True
 # Sections of a line or two, such as "Source: Wei et al., Eq. 5", which stand close to the lists above them.
 _SHORT_SECTION = re.compile(r"(Source|Gradient|Precision|Gradients|Note): ")
 
+_STAR = re.compile(r"(?<![\w*\\])\*{1,2}(?=\w)(?!.*\w\*)")  # of `*shape` and `**overrides`, not of *emphasis*
+
 
 def set_apart(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
     """Make paragraphs of short sections; reStructuredText takes them for a part of what stands above."""
     result: list[str] = []
     inside = False
     for line in lines:
+        line = line if line.lstrip().startswith((">>>", "...")) else _STAR.sub(lambda star: r"\*" * len(star[0]), line)
         if starts := bool(_SHORT_SECTION.match(line)):
             result.append("")
         elif inside and not line.startswith(" "):
