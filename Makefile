@@ -49,8 +49,8 @@ check: $(READY)  ## lint, formatting, types
 	$(RUN) -m pyright --pythonpath "$$($(RUN) -c 'import sys; print(sys.executable)')"
 
 docs: $(READY)  ## build the documentation site into docs/_build; runs its notebooks, any warning fails
-	OMP_NUM_THREADS=1 $(RUN) -m sphinx -E -W --keep-going -q $(ARGS) docs docs/_build
-	@echo "written: docs/_build/index.html"
+	OMP_NUM_THREADS=1 $(RUN) -m sphinx -E -W --keep-going -q $(ARGS) docs docs/_build/html
+	@echo "written: docs/_build/html/index.html"
 
 bench: $(READY)  ## time a training step on the CPU
 	$(RUN) bench/train_step.py --device cpu $(ARGS)
