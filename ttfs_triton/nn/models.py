@@ -341,7 +341,7 @@ def vgg11(
     """VGG11 without batch norm, ending 512-4096-4096-classes; its first convolution is the analog encoder.
 
     Args:
-        image_size, in_channels, classes, backend, **overrides: as in `cnn1`; `width=0.5` halves every hidden layer.
+        image_size, in_channels, classes, backend, overrides: as in `cnn1`; `width=0.5` halves every hidden layer.
             Mean and std are CIFAR-10's for three channels unless given.
     Example:
         >>> network = vgg11(classes=100, width=0.125)
