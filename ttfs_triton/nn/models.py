@@ -16,7 +16,14 @@ from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, Potent
 from ttfs_triton.nn.specification import Convolution, Dense, Pool, output_size, parse_specification
 from ttfs_triton.nn.standardise import fold_weight_standardisation
 from ttfs_triton.nn.statistics import SpikeCounter
-from ttfs_triton.nn.weighted import LinearOptions, WeightedConv2d, WeightedLinear, WeightOptions, effective_weights
+from ttfs_triton.nn.weighted import (
+    LinearOptions,
+    WeightedConv2d,
+    WeightedLayer,
+    WeightedLinear,
+    WeightOptions,
+    effective_weights,
+)
 
 CNN1 = "16C5-P2-32C5p0-P2-128"
 VGG11 = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2-4096-4096"
@@ -65,8 +72,13 @@ class TTFSNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.readout(self.hidden(images))
 
-    def hidden(self, images: Tensor) -> Tensor:
-        """Activations [N, features] of the last hidden layer."""
+    def hidden(self, images: Tensor, seen: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """Activations [N, features] of the last hidden layer.
+
+        Args:
+            images: [N, in_channels, height, width].
+            seen: gets what each layer with synapses read and what its neurons did, before pooling.
+        """
         expected = (self.config.in_channels, *self.config.image_size)
         if images.dim() != 4 or images.shape[1:] != expected:
             raise ValueError(
@@ -82,10 +94,12 @@ class TTFSNetwork(nn.Module):
                 pooled = False
                 continue
             options: dict[str, Any] = {} if weight is None else {"weight": weight}
-            pooled = computes_pool(layer, following)
+            pooled = seen is None and computes_pool(layer, following)
             if pooled:
                 options["pool"] = 2
-            activations = layer(activations, **options)
+            inputs, activations = activations, layer(activations, **options)
+            if seen is not None and isinstance(layer, WeightedLayer):
+                seen.append((inputs, activations))
         return activations
 
     def decide(self, images: Tensor) -> FirstSpikeDecision:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
+from ttfs_triton.data.images import draw_images
+from ttfs_triton.hardware import counting
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, sum_over_processes
@@ -28,6 +30,7 @@ from ttfs_triton.train.build import (
 )
 from ttfs_triton.train.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.config import TrainConfig
+from ttfs_triton.train.dial import Dial, MeteredNetwork
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.evaluator import Evaluator
 from ttfs_triton.train.graph import GraphedStep, choose_graphs
@@ -37,7 +40,11 @@ from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.states import EpochTotals, Position, pack_optimizer, unpack_optimizer
 from ttfs_triton.train.step import TrainStep
+from ttfs_triton.train.target import TOLERANCE, Target, make_target
 from ttfs_triton.train.update import make_average
+
+# Enough to know what the first layer reads of an image, which is all that a target needs of them.
+TARGET_IMAGES = 128
 
 
 class NonFiniteLossError(RuntimeError):
@@ -76,10 +83,12 @@ class Trainer:
         fresh = not config.resume or latest_checkpoint(folder.checkpoints) is None
         self.network, self.start = build_network(config, data, accelerator.device, ann=folder.ann, calibrated=fresh)
         self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
+        self.target = self._make_target()
         graphs = choose_graphs(config.cuda_graph, accelerator, display.say)
         # What autograd remembers of the stream on which processes are joined has to fit the capture.
         with nullcontext() if graphs is None else graphs.aside():
-            model = accelerator.prepare_model(self.network)
+            called = self.network if self.target is None else MeteredNetwork(self.network, self.target)
+            model = accelerator.prepare_model(called)
             if config.gradient_compression == "bf16":
                 compress_gradients(model, display.say)
         self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
@@ -94,7 +103,11 @@ class Trainer:
         # Before the wrapper, which in fp16 puts the step that it finds now in the place of the one that counts calls.
         self.schedule = build_schedule(self.bare_optimizer, config, self.steps_per_epoch)
         self.optimizer = cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.bare_optimizer))
-        self._plain_step = TrainStep(config, accelerator, self.network, self.model, self.optimizer, self.average)
+        self.dial: Dial | None = None
+        if self.target is not None:
+            self.dial = Dial(self.target, accelerator, config.epochs * self.steps_per_epoch, config.ema_decay)
+        parts = (self.network, self.model, self.optimizer, self.average, self.dial)
+        self._plain_step = TrainStep(config, accelerator, *parts)
         self._step: TrainStep | GraphedStep = self._plain_step
         if graphs is not None:
             required = config.cuda_graph == "on"
@@ -108,7 +121,16 @@ class Trainer:
             display.say,
         )
         self._evaluator = Evaluator(config, accelerator, graphs, display.say, lambda: stop.received is not None)
+        self._measured: list[float] | None = None
         self.last_checkpoint = "none yet"
+
+    def _make_target(self) -> Target | None:
+        """What the network may cost; moves it to its device, as `prepare_model` would."""
+        wanted, device = self.config.target, self.accelerator.device
+        if wanted is None:
+            return None
+        some = draw_images(self.data.train, TARGET_IMAGES, self.config.seed, self.data.train_indices)
+        return make_target(wanted, self.network.to(device), some.to(device), self.config.target_steps)
 
     @property
     def scored_network(self) -> TTFSNetwork:
@@ -256,9 +278,16 @@ class Trainer:
         return self._evaluator(network, self._test_images)
 
     def _validate(self) -> Evaluation | None:
-        if len(self.data.validation_indices) == 0:
+        """Score the validation images; with a target, also count what they cost."""
+        network, indices = self.scored_network, self.data.validation_indices
+        if len(indices) == 0:
             return None
-        return self._evaluator(self.scored_network, self._train_images, self.data.validation_indices, every_epoch=True)
+        if self.target is None:
+            return self._evaluator(network, self._train_images, indices, every_epoch=True)
+        with counting(network, histogram_bins=0, by_sample=False) as counter:
+            evaluation = self._evaluator(network, self._train_images, indices)
+        self._measured = self.target.measure(counter.counts(self.accelerator))
+        return evaluation
 
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
         position, totals = self.position, self.position.totals
@@ -278,12 +307,17 @@ class Trainer:
                 "sparsity_with_outputs": evaluation.sparsity_with_outputs,
                 "layer_sparsity": {layer.name: layer.sparsity for layer in evaluation.layers},
             }
+        line |= self._turn_dial()
         line |= {"seconds": totals.seconds, "images_per_second": totals.images / totals.seconds}
-        best = evaluation is None or position.is_best(evaluation.accuracy, evaluation.loss)
+        miss = 0.0
+        if self.target is not None and self._measured is not None:
+            miss = max(0.0, self.target.miss(self._measured) - TOLERANCE / 2)  # what is left is for other images
+        best = evaluation is None or position.is_best(evaluation.accuracy, evaluation.loss, miss)
         if best:
             position.best_epoch = position.epoch + 1
         if best and evaluation is not None:
             position.best_accuracy, position.best_loss = evaluation.accuracy, evaluation.loss
+            position.best_miss = miss
         position.metrics.append(line)
         position.epoch += 1
         position.step_in_epoch, position.totals = 0, EpochTotals()
@@ -297,6 +331,16 @@ class Trainer:
         scalars = {f"epoch/{key}": value for key, value in line.items() if isinstance(value, int | float)}
         self.accelerator.log(scalars, step=position.step)
         self.display.epoch(line, self.config.epochs, best, [] if evaluation is None else evaluation.layers)
+
+    def _turn_dial(self) -> dict[str, Any]:
+        """Tell the dial what the scored network costs; what of it belongs into metrics."""
+        if self.target is None or self.dial is None:
+            return {}
+        line: dict[str, Any] = {"multiplier": self.target.named(self.dial.multipliers())}
+        if self._measured is not None:
+            self.dial.correct(self._measured)
+            line["cost"] = self.target.named(self._measured)
+        return line
 
     def _description(self) -> ModelDescription:
         config = self.config
@@ -326,6 +370,8 @@ class Trainer:
             tensors: dict[str, dict[str, Tensor]] = {"model": self.network.state_dict(), "optimizer": optimizer_tensors}
             if self.average is not None:
                 tensors["average"] = self.average.state_dict()
+            if self.dial is not None:
+                tensors["dial"] = self.dial.state()
             state = {
                 "position": self.position.to_dict(),
                 "optimizer": optimizer_state,
@@ -363,6 +409,8 @@ class Trainer:
         unpack_optimizer(self.bare_optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(checkpoint.tensors["average"])
+        if self.dial is not None:
+            self.dial.load(checkpoint.tensors["dial"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.schedule.load_state_dict(state["schedule"])

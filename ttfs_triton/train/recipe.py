@@ -92,6 +92,7 @@ def ann_config(recipe: Path, config: TrainConfig) -> TrainConfig:
     values = config.model_dump() | {key: trained[key] for key in _TRAINING}
     values |= {"neuron": "ann", "readout": None, "dropout": 0.0, "pretrain": False, "pretrain_epochs": None}
     values |= {"output_dir": None, "resume": False, "overwrite": False, "push_to_hub": False, "hub_repo_id": None}
+    values |= {"target_sparsity": None, "target_operations": None, "target_energy": None}
     if config.pretrain_epochs is not None:
         values["epochs"] = config.pretrain_epochs
     return make_config(values, str(source))

@@ -1,0 +1,170 @@
+"""What spikes cost, as a sum over events: a weight for each kind of event of each layer, so that training can lower it.
+
+The same weights meet the exact counts of a network (`Cost.of`) and, in training, those of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ttfs_triton.hardware.counts.counts import Counts, LayerCounts
+from ttfs_triton.hardware.energy.chip import Chip
+from ttfs_triton.hardware.energy.chip_files import as_chip
+from ttfs_triton.hardware.energy.estimate import estimate, spiking_estimate
+from ttfs_triton.hardware.energy.operations import LayerAverages, averages
+from ttfs_triton.hardware.energy.run_options import RunOptions
+
+
+@dataclass(frozen=True)
+class EventWeights:
+    """What one event of a layer costs.
+
+    Attributes:
+        arriving: a spike that reaches the layer.
+        operation: a synaptic operation, a spike at one of the layer's synapses.
+        spike: a neuron of the layer that fires, before pooling.
+        spike_time: of such a spike, a window between the window's start and the spike.
+        saturated: a spike at the window's start, besides.
+    """
+
+    arriving: float = 0.0
+    operation: float = 0.0
+    spike: float = 0.0
+    spike_time: float = 0.0
+    saturated: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost of one sample that is linear in what happens in a network.
+
+    Attributes:
+        name: what it is, in words.
+        constant: what a sample costs without any spike.
+        layers: by the names of the layers with synapses; those that are missing cost nothing.
+    """
+
+    name: str
+    constant: float
+    layers: Mapping[str, EventWeights]
+
+    def of(self, counts: Counts) -> float:
+        """The cost of a sample, on average over those that were counted."""
+        total = 0.0
+        for layer, arriving in zip(counts.layers, _arriving(counts), strict=True):
+            weights = self.layers.get(layer.name, EventWeights())
+            total += weights.arriving * arriving + weights.operation * layer.synaptic_operations
+            total += weights.spike * layer.spikes + weights.spike_time * layer.summed_spike_time
+            total += weights.saturated * layer.saturated
+        return self.constant + total / counts.samples
+
+    def bounds(self, counts: Counts) -> tuple[float, float]:
+        """The least and the most that a network of this shape may cost with these inputs, whatever its weights.
+
+        Each neuron is silent, fires at its window's start or at its end: whichever costs least, or most.
+        """
+        least = most = self.constant
+        for place, (layer, arriving) in enumerate(zip(counts.layers, _arriving(counts), strict=True)):
+            weights = self.layers.get(layer.name, EventWeights())
+            ways = (0.0, weights.spike + weights.saturated, weights.spike + weights.spike_time)
+            least, most = least + layer.neurons * min(ways), most + layer.neurons * max(ways)
+            if place == 0 or layer.kind == "analog":  # of the images
+                fixed = weights.arriving * arriving + weights.operation * layer.synaptic_operations
+                least, most = least + fixed / counts.samples, most + fixed / counts.samples
+            else:
+                most += weights.arriving * layer.inputs + weights.operation * layer.synapses
+        return least, most
+
+
+def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
+    """Spikes over neurons: of all hidden layers, as `Counts.sparsity`, or of one.
+
+    Args:
+        counts: of the network; only its shape is used.
+        layer: name of a hidden layer.
+    Raises:
+        ValueError: there is no such layer.
+    """
+    chosen = _chosen("sparsity_cost", [found for found in counts.layers if found.kind != "readout"], layer)
+    neurons = sum(found.neurons for found in chosen)
+    return Cost("sparsity", 0.0, {found.name: EventWeights(spike=1 / neurons) for found in chosen})
+
+
+def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
+    """Synaptic operations over the products of the same layers in a dense ANN: of all layers that read spikes, or one.
+
+    A spike counts for its true fan-out behind pooling, so nothing into padding. A first layer that reads real values
+    multiplies them densely, whatever fires, and is on neither side.
+
+    Args, Raises: as of `sparsity_cost`; `layer` is the one in which the operations are, the readout included.
+    """
+    chosen = _chosen(
+        "operations_cost", [found for found in counts.layers if found.kind in ("spiking", "readout")], layer
+    )
+    synapses = sum(found.synapses for found in chosen)
+    return Cost("operations", 0.0, {found.name: EventWeights(operation=1 / synapses) for found in chosen})
+
+
+def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Cost:
+    """Microjoules a sample on a chip: all that has a price there, nominal, as `estimate` adds it up.
+
+    Args:
+        counts: of a spiking network; only its shape is used.
+        chip, options: as of `estimate`; no `activity`.
+    Raises:
+        ValueError: an unknown chip; one that has no price for synaptic operations, or for the multiplications of a
+            first layer that reads real values.
+    """
+    chip = as_chip(chip)
+    unpriced = {
+        f"{term.name} of {term.layer}"
+        for term in estimate(counts, chip, options).unpriced
+        if "operations" in term.name or "multiply" in term.name
+    }
+    if unpriced:
+        raise ValueError(
+            f"energy_cost: chip must price what layers do with what arrives; {chip.name} has no price for "
+            f"{', '.join(sorted(unpriced))}. Choose another chip."
+        )
+    idle = [_without_spikes(layer) for layer in averages("energy_cost", counts)]
+
+    def energy_uj(layers: Sequence[LayerAverages], input_spikes: float = 0.0) -> float:
+        total = spiking_estimate("network", layers, input_spikes, chip, options, counts.samples).total
+        return 0.0 if total is None else total.nominal * 1e-6
+
+    constant = energy_uj(idle)
+
+    def one(place: int, **events: float) -> float:
+        """What one more event costs: the estimate is linear in all of them."""
+        changed = [replace(layer, **events) if index == place else layer for index, layer in enumerate(idle)]
+        return energy_uj(changed) - constant
+
+    layers = {}
+    for place, layer in enumerate(idle):
+        layers[layer.name] = EventWeights(
+            arriving=one(place - 1, delivered=1.0) if place else energy_uj(idle, 1.0) - constant,
+            operation=one(place, synaptic_operations=1.0),
+            spike=one(place, spikes=1.0),
+            spike_time=one(place, spike_time=1.0),
+            saturated=one(place, saturated=1.0),
+        )
+    return Cost(f"energy on {chip.name}", constant, layers)
+
+
+def _without_spikes(layer: LayerAverages) -> LayerAverages:
+    return replace(layer, spikes=0.0, delivered=0.0, saturated=0.0, synaptic_operations=0.0, spike_time=0.0)
+
+
+def _chosen(function: str, layers: Sequence[LayerCounts], name: str | None) -> Sequence[LayerCounts]:
+    chosen = [layer for layer in layers if name in (None, layer.name)]
+    if not chosen:
+        names = ", ".join(layer.name for layer in layers)
+        raise ValueError(f"{function}: layer must be one of {names}; got {name}.")
+    return chosen
+
+
+def _arriving(counts: Counts) -> list[int]:
+    """Spikes that reach each layer, summed over samples."""
+    return [counts.input.spikes, *(layer.spikes_delivered for layer in counts.layers[:-1])]

@@ -1,0 +1,43 @@
+"""Spikes as something to be trained for: their number, and by a surrogate its gradient."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttfs_triton.nn.statistics import channels_innermost, in_parts, where_fired
+
+
+def count_spikes(activations: Tensor, weight: Tensor | None = None, *, width: float = 1.0) -> Tensor:
+    """How many neurons fired, each weighed by its place: Σ weight·[a > 0], over all samples.
+
+    Args:
+        activations: [N, features] or [N, channels, height, width], in [0, 1]; 0 and nan are silent.
+        weight: [height, width], what a spike at each place counts for; None: 1.
+        width: δ of the surrogate, positive.
+    Returns:
+        float32 scalar.
+    Gradient: weight·max(0, 1 − a/δ), the share that a layer's own surrogate gives to a mask [a > 0] (see
+        `ttfs_kernels.Neuron`): of late spikes, which could vanish, and of silent neurons, which could appear. What
+        moves a silent neuron is its layer's surrogate; without one, nothing.
+    """
+    return _CountSpikes.apply(activations, weight, width)  # pyright: ignore[reportReturnType]
+
+
+class _CountSpikes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, activations: Tensor, weight: Tensor | None, width: float) -> Tensor:
+        ctx.save_for_backward(activations, weight)
+        ctx.width = width
+        fired = [where_fired(part).sum(0, dtype=torch.float32) for part in in_parts(channels_innermost(activations))]
+        of_neurons = sum(fired[1:], fired[0])
+        if weight is None:
+            return of_neurons.sum()
+        return of_neurons.view(weight.numel(), -1).sum(1) @ weight.flatten()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        activations, weight = ctx.saved_tensors
+        scale = grads[0].to(activations.dtype)
+        near = torch.mul(activations, -1 / ctx.width).add_(1).clamp_min_(0).mul_(scale)
+        return near if weight is None else near.mul_(weight), None, None
