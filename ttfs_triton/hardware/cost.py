@@ -134,27 +134,30 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
         total = spiking_estimate("network", layers, input_spikes, chip, options, counts.samples).total
         return 0.0 if total is None else total.nominal * 1e-6
 
-    constant = energy_uj(idle)
+    base = energy_uj(idle)
 
     def one(place: int, **events: float) -> float:
         """What one more event costs: the estimate is linear in all of them."""
         changed = [replace(layer, **events) if index == place else layer for index, layer in enumerate(idle)]
-        return energy_uj(changed) - constant
+        return energy_uj(changed) - base
 
     layers = {}
     for place, layer in enumerate(idle):
         layers[layer.name] = EventWeights(
-            arriving=one(place - 1, delivered=1.0) if place else energy_uj(idle, 1.0) - constant,
-            operation=one(place, synaptic_operations=1.0),
+            arriving=one(place - 1, delivered=1.0) if place else energy_uj(idle, 1.0) - base,
+            operation=one(place, synaptic_operations=layer.synaptic_operations + 1),
             spike=one(place, spikes=1.0),
             spike_time=one(place, spike_time=1.0),
             saturated=one(place, saturated=1.0),
         )
+    constant = base - layers[idle[0].name].operation * idle[0].synaptic_operations
     return Cost(f"energy on {chip.name}", constant, layers)
 
 
 def _without_spikes(layer: LayerAverages) -> LayerAverages:
-    return replace(layer, spikes=0.0, delivered=0.0, saturated=0.0, synaptic_operations=0.0, spike_time=0.0)
+    """The layer if no hidden neuron fires."""
+    operations = layer.synaptic_operations if layer.first else 0.0
+    return replace(layer, spikes=0.0, delivered=0.0, saturated=0.0, synaptic_operations=operations, spike_time=0.0)
 
 
 def _chosen(function: str, layers: Sequence[LayerCounts], name: str | None) -> Sequence[LayerCounts]:

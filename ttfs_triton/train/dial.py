@@ -7,6 +7,7 @@ All of it lives on the device and is the same on all processes, so that steps st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,16 +23,16 @@ from ttfs_triton.scoring import sum_over_processes
 from ttfs_triton.train.target import Target
 
 # Share of the steps in which the setpoint goes from what the network costs at the start to the goal.
-APPROACH = 0.4
+APPROACH = 0.3
 # λ by a whole run at twice the setpoint.
 ASCENT = 20.0
 DAMPING = 2.0
 # Decay of the moving averages of costs: of the multiplier's, and at least of those that are compared with validation.
-SMOOTHING = 0.9
+SMOOTHING = 0.8
+LONG_SMOOTHING = 0.97
 MOST_CORRECTION = 1.25
 # A relative error counts for this much at most, so that no λ is wound up by a network that cannot follow.
 MOST_ERROR = 0.5
-MOST_AHEAD = 1.2
 
 
 class MeteredNetwork(nn.Module):
@@ -44,12 +45,12 @@ class MeteredNetwork(nn.Module):
         network: on its device.
         target: whose costs are meant.
     Attributes:
-        network: as given.
+        network, target: as given.
     """
 
     def __init__(self, network: TTFSNetwork, target: Target) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.target = network, target
         neuron = network.config.neuron
         self._width = neuron.surrogate_width if neuron.has_surrogate else 1.0
         device = network.readout.weight.device
@@ -113,13 +114,15 @@ class Dial:
         steps: optimiser steps of the run.
         ema_decay: of the weights that will be scored.
     Attributes:
+        approach: steps until the setpoint has come to the goal. A moving average of weights starts anew then, so that
+            it keeps nothing of a network that costs more.
         pressure: [costs], float64, what the gradient of each relative cost is multiplied with in this step.
     """
 
     def __init__(self, target: Target, accelerator: Accelerator, steps: int, ema_decay: float) -> None:
         self.accelerator, self._goals = accelerator, target.goals
-        self._approach, self._rate = max(1.0, APPROACH * steps), ASCENT / steps
-        self._steps, self._decay = steps, max(SMOOTHING, ema_decay)
+        self.approach, self._rate = math.ceil(APPROACH * steps), ASCENT / steps
+        self._settled, self._decay = self.approach + 0.05 * steps, max(LONG_SMOOTHING, ema_decay)
         # One tensor, so that a checkpoint has one: rows as below.
         self._state = torch.zeros(7, len(target.goals), dtype=torch.float64, device=accelerator.device)
         self._state[6] = torch.tensor(target.goals, dtype=torch.float64)
@@ -140,15 +143,12 @@ class Dial:
         if self.accelerator.num_processes > 1:
             cost = sum_over_processes(self.accelerator, cost) / self.accelerator.num_processes
         first = self._step == 0
-        for average, decay in ((self._cost, SMOOTHING), (self._scored_cost, self._decay)):
-            torch.where(first, cost, average.lerp(cost, 1 - decay), out=average)
+        torch.where(first, cost, self._cost.lerp(cost, 1 - SMOOTHING), out=self._cost)
+        scored = self._scored_cost.lerp(cost, 1 - self._decay)
+        torch.where(first | (self._step == self.approach), cost, scored, out=self._scored_cost)
         torch.where(first, cost, self._start, out=self._start)
-        progress = (self._step / self._approach).clamp_(max=1)
+        progress = (self._step / self.approach).clamp_(max=1)
         torch.mul(self._start.clamp_min(1e-9) ** (1 - progress), self._goal**progress, out=self._setpoint)
-        # The average that is scored keeps a part of what it has been: what is left of the run makes up for that.
-        kept = self._decay ** (self._steps - self._step).clamp_min(1)
-        ahead = (self._setpoint - kept * self._scored_cost) / (1 - kept)
-        torch.clamp(ahead, self._setpoint / MOST_AHEAD, self._setpoint * MOST_AHEAD, out=self._setpoint)
         error = (self._cost / self._setpoint - 1).clamp_(-MOST_ERROR, MOST_ERROR)
         self._multiplier.add_(error, alpha=self._rate)
         torch.add(self._multiplier, error, alpha=DAMPING, out=self.pressure)
@@ -164,7 +164,7 @@ class Dial:
         ratio = self._scored_cost / torch.tensor(measured, dtype=torch.float64, device=self._state.device).clamp_min(1e-9)
         goals = torch.tensor(self._goals, dtype=torch.float64, device=self._state.device)
         corrected = goals * ratio.clamp(1 / MOST_CORRECTION, MOST_CORRECTION)
-        self._goal.copy_(torch.where(self._step >= self._approach, corrected, goals))
+        self._goal.copy_(torch.where(self._step >= self._settled, corrected, goals))
 
     def multipliers(self) -> list[float]:
         """λ of each cost; the host waits for the device."""

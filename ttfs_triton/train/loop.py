@@ -207,7 +207,8 @@ class Trainer:
         step = self._step
         if isinstance(step, GraphedStep) and self._profiler.one_by_one:
             step = step.one_by_one
-        step(micro_batches, sampled=sampled, first=position.step == 0)
+        first = position.step in (0, 0 if self.dial is None else self.dial.approach)
+        step(micro_batches, sampled=sampled, first=first)
         self.schedule.step()
         if self.average is not None:
             self.average.n_averaged += 1

@@ -113,15 +113,6 @@ class Target:
         """Relative distance from the goal that is missed most."""
         return max(abs(value / goal - 1) for value, goal in zip(measured, self.goals, strict=True))
 
-    def words(self, measured: Sequence[float]) -> str:
-        """What was reached of what was wanted: "sparsity 0.1512 of 0.15"."""
-        unit, what = UNITS[self.kind], f"{self.kind}{f' on {self.chip}' if self.chip else ''}"
-        parts = [
-            f"{f'{name} ' if name != 'network' else ''}{value:.4g} of {goal:.4g}{unit}"
-            for name, value, goal in zip(self.names, measured, self.goals, strict=True)
-        ]
-        return f"{what} {', '.join(parts)}"
-
     def named(self, values: Sequence[float]) -> dict[str, float]:
         """One value for each cost, by name."""
         return dict(zip(self.names, values, strict=True))
