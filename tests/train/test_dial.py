@@ -98,33 +98,24 @@ def test_penalty_is_the_relative_cost_times_the_pressure():
 TARGET = {"target_sparsity": 0.2, "epochs": 12, "surrogate_width": 0.5, "dropout": 0.0, "ema_decay": 0.0}
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"target_sparsity": 0.3},
-        {"target_sparsity": None, "target_operations": 0.55},
-        {"target_sparsity": None, "target_energy": "lemaire45:int8:2.3"},
-        {"target_sparsity": "conv1=0.25,fc1=0.4"},
-    ],
-    ids=lambda values: "-".join(values),
-)
-def test_run_reaches_its_goal_and_says_so(config, capsys, values):
-    summary = train(change(config, **TARGET | {"epochs": 30} | values))
+def test_run_reaches_its_goal_and_says_so(config, capsys):
+    summary = train(change(config, **TARGET | {"target_sparsity": 0.3}))
     target = summary["target"]
-    for name, goal in target["goal"].items():
-        assert target["validation"][name] == pytest.approx(goal, rel=0.05)
+    assert target["validation"]["network"] == pytest.approx(0.3, rel=0.05)
+    assert target["test"] == {"network": pytest.approx(summary["sparsity"])}
     assert summary["test_accuracy"] > 0.8
     said = " ".join(capsys.readouterr().out.split())
-    assert ("reached" if target["reached"] else "not reached") in said
+    verdict = "reached" if target["reached"] else "not reached"
+    assert f"target sparsity {summary['sparsity']:.4g} of 0.3: {verdict} within 2%" in said
 
 
 def test_resumed_run_turns_the_dial_as_the_uninterrupted_one(config, tmp_path):
-    run = change(config, **TARGET, checkpoint_steps=3, keep_checkpoints=99)
+    run = change(config, **TARGET | {"epochs": 4}, checkpoint_steps=3, keep_checkpoints=99)
     train(run)
     uninterrupted = shutil.copytree(run.output_dir, tmp_path / "uninterrupted")
     (run.output_dir / "summary.json").unlink()
-    # In the middle of an epoch, behind corrections.
-    for path in sorted((run.output_dir / "checkpoints").iterdir())[-7:]:
+    # In the middle of the last epoch, behind corrections.
+    for path in sorted((run.output_dir / "checkpoints").iterdir())[-2:]:
         shutil.rmtree(path)
     train(change(run, resume=True))
     assert_same_run(run.output_dir, uninterrupted)
@@ -180,6 +171,6 @@ def test_epoch_that_reaches_the_goal_is_kept_before_a_more_accurate_one(config):
 
 
 def test_run_without_validation_ends_near_its_goal(config):
-    summary = train(change(config, **TARGET | {"epochs": 20, "validation_fraction": 0.0}))
+    summary = train(change(config, **TARGET | {"validation_fraction": 0.0}))
     assert summary["target"]["validation"] is None
     assert summary["target"]["test"]["network"] == pytest.approx(0.2, rel=0.2)

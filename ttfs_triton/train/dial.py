@@ -84,7 +84,7 @@ class MeteredNetwork(nn.Module):
         for place, kinds in enumerate(self._events):
             inputs, activations = seen[place] if place < len(seen) else (features, features)
             events += [self._count(kind, place, inputs, activations) for kind in kinds]
-        return logits, self._constants + torch.stack(events) @ self._weights / len(images)
+        return logits, self._constants + (torch.stack(events)[:, None] * self._weights).sum(0) / len(images)
 
     def _count(self, kind: str, place: int, inputs: Tensor, activations: Tensor) -> Tensor:
         """One kind of event in one layer, summed over the samples."""
