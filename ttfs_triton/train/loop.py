@@ -45,6 +45,8 @@ from ttfs_triton.train.update import make_average
 
 # Enough to know what the first layer reads of an image, which is all that a target needs of them.
 TARGET_IMAGES = 128
+# Training images on which costs are measured after an epoch, where there are no validation images.
+MEASURED_IMAGES = 2000
 
 
 class NonFiniteLossError(RuntimeError):
@@ -279,16 +281,18 @@ class Trainer:
         return self._evaluator(network, self._test_images)
 
     def _validate(self) -> Evaluation | None:
-        """Score the validation images; with a target, also count what they cost."""
+        """Score the validation images; with a target, also count what they, or else some training images, cost."""
         network, indices = self.scored_network, self.data.validation_indices
-        if len(indices) == 0:
-            return None
+        validates = len(indices) > 0
         if self.target is None:
-            return self._evaluator(network, self._train_images, indices, every_epoch=True)
+            return self._evaluator(network, self._train_images, indices, every_epoch=True) if validates else None
+        if not validates:
+            own = self.data.train_indices
+            indices = own[:: max(1, len(own) // MEASURED_IMAGES)]
         with counting(network, histogram_bins=0, by_sample=False) as counter:
             evaluation = self._evaluator(network, self._train_images, indices)
         self._measured = self.target.measure(counter.counts(self.accelerator))
-        return evaluation
+        return evaluation if validates else None
 
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
         position, totals = self.position, self.position.totals

@@ -360,7 +360,7 @@ def make_summary(trainer: Trainer, test: Evaluation, counts: Counts) -> dict[str
         "sparsity": test.sparsity,
         "sparsity_with_outputs": test.sparsity_with_outputs,
         "sparsity_as_published": counts.sparsity_as_published,
-        "target": None if target is None else target.to_dict(best.get("cost"), target.measure(counts)),
+        "target": None if target is None else target.to_dict(best.get("cost") if "val_accuracy" in best else None, target.measure(counts)),
         "counts": counts.to_dict(),
         "epochs": len(metrics),
         "seconds_per_epoch": seconds / len(metrics),
