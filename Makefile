@@ -32,9 +32,9 @@ help:  ## show this list
 train: $(READY)  ## train a spiking CNN on the bundled images, about two minutes
 	$(RUN) recipes/quickstart.py $(ARGS)
 
-# As many processes as cores, one thread each; a file stays in one process.
+# As many processes as cores, one thread each; a file stays in one process; the longest files come first.
 test: $(READY)  ## run the tests
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The oldest and the newest pair that is supported; Triton 3.6 interprets kernels with NumPy before 2.3 only.
 test-versions:  ## run the tests with PyTorch 2.11 and 2.15, in environments of their own (14 GB)

@@ -18,6 +18,10 @@ settings.register_profile("ttfs", deadline=None)
 settings.load_profile("ttfs")
 
 
+# The folders whose files run for minutes: first, so that no process is left alone with one at the end.
+LONG = ("virtual_cuda", "bench", "train")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device",
@@ -31,9 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: left out unless asked for with -m slow")
     if config.getoption("--device") == "virtual":
         # Interpreted kernels are slow: tests that want them say so. Tuning them writes no table of the user's.
-        os.environ.setdefault("TTFS_KERNELS_BACKEND", "torch")
         os.environ["TTFS_KERNELS_CACHE"] = tempfile.mkdtemp(prefix="ttfs-")
         from tests.virtual_cuda import install
+        from ttfs_kernels import backends
+
+        if backends.VARIABLE not in os.environ:
+            os.environ[backends.VARIABLE] = "torch"  # of processes that tests start
+            backends.backend("torch")  # here: a folder's own conftest may have been imported before
 
         install()  # before anything runs a backward pass
 
@@ -48,6 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -100,6 +100,7 @@ for step in range(3):
         assert torch.equal(parameter.grad, expected), (rank, step, parameter.grad, expected)
         with torch.no_grad():
             parameter.sub_(0.1 * expected)
+dist.destroy_process_group()  # threads that are left at exit end the process by a signal, now and then
 """
 
 

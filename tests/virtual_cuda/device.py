@@ -47,6 +47,9 @@ def install() -> None:
     for name, value in _replacements().items():
         # torch.compile refuses one function under two names: each gets its own.
         setattr(torch.cuda, name, value if isinstance(value, type) else _own(value))
+    # A build with CUDA has no more than one without: no graphs, no cuDNN.
+    torch.backends.cuda.is_built = lambda: False
+    torch.backends.cudnn.version = lambda: None
     torch.cuda.device.__enter__ = lambda self: None  # type: ignore[method-assign]
     torch.cuda.device.__exit__ = lambda self, *_: False  # type: ignore[method-assign]
     torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]

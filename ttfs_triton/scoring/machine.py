@@ -9,8 +9,8 @@ import torch
 
 def versions() -> dict[str, str]:
     """Versions of Python and of what decides the numbers."""
-    found = {"python": platform.python_version()}
-    for package in ("ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors"):
+    found = {"python": platform.python_version(), "torch": torch.__version__}  # its build too, as 2.15.0+cu132
+    for package in ("ttfs-triton", "triton", "accelerate", "datasets", "safetensors"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
