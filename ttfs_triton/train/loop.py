@@ -3,6 +3,7 @@
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,8 +13,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
-from ttfs_triton.data.images import draw_images
-from ttfs_triton.hardware import counting
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, sum_over_processes
@@ -30,7 +29,6 @@ from ttfs_triton.train.build import (
 )
 from ttfs_triton.train.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.config import TrainConfig
-from ttfs_triton.train.dial import Dial, MeteredNetwork
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.evaluator import Evaluator
 from ttfs_triton.train.graph import GraphedStep, choose_graphs
@@ -38,15 +36,10 @@ from ttfs_triton.train.identity import Change, compare, identity
 from ttfs_triton.train.processes import Interrupted, StopRequest, compress_gradients
 from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.run_folder import RunFolder
-from ttfs_triton.train.states import EpochTotals, Position, pack_optimizer, unpack_optimizer
+from ttfs_triton.train.states import EpochTotals, Position, mixed_seed, pack_optimizer, unpack_optimizer
+from ttfs_triton.train.steering import Steering
 from ttfs_triton.train.step import TrainStep
-from ttfs_triton.train.target import TOLERANCE, Target, make_target
 from ttfs_triton.train.update import make_average
-
-# Enough to know what the first layer reads of an image, which is all that a target needs of them.
-TARGET_IMAGES = 128
-# Training images on which costs are measured after an epoch, where there are no validation images.
-MEASURED_IMAGES = 2000
 
 
 class NonFiniteLossError(RuntimeError):
@@ -85,11 +78,16 @@ class Trainer:
         fresh = not config.resume or latest_checkpoint(folder.checkpoints) is None
         self.network, self.start = build_network(config, data, accelerator.device, ann=folder.ann, calibrated=fresh)
         self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
-        self.target = self._make_target()
+        self.position = Position()
+        self.steps_per_epoch = self._batches(0).steps
+        self.steering: Steering | None = None
+        if config.target is not None:
+            steps = config.epochs * self.steps_per_epoch
+            self.steering = Steering(config, accelerator, self.network, data, steps)
+        called = self.network if self.steering is None else self.steering.model
         graphs = choose_graphs(config.cuda_graph, accelerator, display.say)
         # What autograd remembers of the stream on which processes are joined has to fit the capture.
         with nullcontext() if graphs is None else graphs.aside():
-            called = self.network if self.target is None else MeteredNetwork(self.network, self.target)
             model = accelerator.prepare_model(called)
             if config.gradient_compression == "bf16":
                 compress_gradients(model, display.say)
@@ -99,15 +97,11 @@ class Trainer:
         self.average: AveragedModel | None = None
         if config.ema_decay:
             self.average = make_average(self.network, config.ema_decay)
-        self.position = Position()
         self.changes: list[Change] = []
-        self.steps_per_epoch = self._batches(0).steps
         # Before the wrapper, which in fp16 puts the step that it finds now in the place of the one that counts calls.
         self.schedule = build_schedule(self.bare_optimizer, config, self.steps_per_epoch)
         self.optimizer = cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.bare_optimizer))
-        self.dial: Dial | None = None
-        if self.target is not None:
-            self.dial = Dial(self.target, accelerator, config.epochs * self.steps_per_epoch, config.ema_decay)
+        self.dial = None if self.steering is None else self.steering.dial
         parts = (self.network, self.model, self.optimizer, self.average, self.dial)
         self._plain_step = TrainStep(config, accelerator, *parts)
         self._step: TrainStep | GraphedStep = self._plain_step
@@ -123,16 +117,7 @@ class Trainer:
             display.say,
         )
         self._evaluator = Evaluator(config, accelerator, graphs, display.say, lambda: stop.received is not None)
-        self._measured: list[float] | None = None
         self.last_checkpoint = "none yet"
-
-    def _make_target(self) -> Target | None:
-        """What the network may cost; moves it to its device, as `prepare_model` would."""
-        wanted, device = self.config.target, self.accelerator.device
-        if wanted is None:
-            return None
-        some = draw_images(self.data.train, TARGET_IMAGES, self.config.seed, self.data.train_indices)
-        return make_target(wanted, self.network.to(device), some.to(device), self.config.target_steps)
 
     @property
     def scored_network(self) -> TTFSNetwork:
@@ -204,7 +189,7 @@ class Trainer:
     def _train_step(self, micro_batches: list[Batch]) -> None:
         position = self.position
         # Dropout included, a step's random numbers follow from its position: a resumed run draws the same ones.
-        torch.manual_seed(_mix(self.config.seed, position.step, self.accelerator.process_index))
+        torch.manual_seed(mixed_seed(self.config.seed, position.step, self.accelerator.process_index))
         sampled = position.step % self.config.statistics_steps == 0
         step = self._step
         if isinstance(step, GraphedStep) and self._profiler.one_by_one:
@@ -281,18 +266,10 @@ class Trainer:
         return self._evaluator(network, self._test_images)
 
     def _validate(self) -> Evaluation | None:
-        """Score the validation images; with a target, also count what they, or else some training images, cost."""
         network, indices = self.scored_network, self.data.validation_indices
-        validates = len(indices) > 0
-        if self.target is None:
-            return self._evaluator(network, self._train_images, indices, every_epoch=True) if validates else None
-        if not validates:
-            own = self.data.train_indices
-            indices = own[:: max(1, len(own) // MEASURED_IMAGES)]
-        with counting(network, histogram_bins=0, by_sample=False) as counter:
-            evaluation = self._evaluator(network, self._train_images, indices)
-        self._measured = self.target.measure(counter.counts(self.accelerator))
-        return evaluation if validates else None
+        if self.steering is not None:
+            return self.steering.validate(partial(self._evaluator, network, self._train_images), network)
+        return self._evaluator(network, self._train_images, indices, every_epoch=True) if len(indices) else None
 
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
         position, totals = self.position, self.position.totals
@@ -312,11 +289,9 @@ class Trainer:
                 "sparsity_with_outputs": evaluation.sparsity_with_outputs,
                 "layer_sparsity": {layer.name: layer.sparsity for layer in evaluation.layers},
             }
-        line |= self._turn_dial()
+        line |= {} if self.steering is None else self.steering.after_epoch()
         line |= {"seconds": totals.seconds, "images_per_second": totals.images / totals.seconds}
-        miss = 0.0
-        if self.target is not None and self._measured is not None:
-            miss = max(0.0, self.target.miss(self._measured) - TOLERANCE / 2)  # what is left is for other images
+        miss = 0.0 if self.steering is None else self.steering.miss
         best = evaluation is None or position.is_best(evaluation.accuracy, evaluation.loss, miss)
         if best:
             position.best_epoch = position.epoch + 1
@@ -336,16 +311,6 @@ class Trainer:
         scalars = {f"epoch/{key}": value for key, value in line.items() if isinstance(value, int | float)}
         self.accelerator.log(scalars, step=position.step)
         self.display.epoch(line, self.config.epochs, best, [] if evaluation is None else evaluation.layers)
-
-    def _turn_dial(self) -> dict[str, Any]:
-        """Tell the dial what the scored network costs; what of it belongs into metrics."""
-        if self.target is None or self.dial is None:
-            return {}
-        line: dict[str, Any] = {"multiplier": self.target.named(self.dial.multipliers())}
-        if self._measured is not None:
-            self.dial.correct(self._measured)
-            line["cost"] = self.target.named(self._measured)
-        return line
 
     def _description(self) -> ModelDescription:
         config = self.config
@@ -432,11 +397,3 @@ class Trainer:
             self.folder.record(self.config)
             self.folder.write_metrics(self.position.metrics)
         return True
-
-
-def _mix(*numbers: int) -> int:
-    """One seed from several numbers."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number + 1) % (2**63)
-    return seed

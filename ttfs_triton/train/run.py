@@ -332,8 +332,7 @@ def _score(trainer: Trainer) -> dict[str, Any]:
         raise RunFolderError(str(error)) from error
     with counting(network, histogram_bins=0, by_sample=False) as counter:
         evaluation = trainer.score_test_images(network)
-    counts = counter.counts(accelerator)
-    summary = make_summary(trainer, evaluation, counts)
+    summary = make_summary(trainer, evaluation, counter.counts(accelerator))
     if accelerator.is_main_process:
         folder.write_summary(summary)
     trainer.display.result(summary, evaluation.layers)
@@ -344,7 +343,7 @@ def _score(trainer: Trainer) -> dict[str, Any]:
 
 def make_summary(trainer: Trainer, test: Evaluation, counts: Counts) -> dict[str, Any]:
     """Final figures of a run, as JSON values."""
-    config, target, metrics = trainer.config, trainer.target, trainer.position.metrics
+    config, metrics = trainer.config, trainer.position.metrics
     best = metrics[trainer.position.best_epoch - 1]
     seconds = sum(line["seconds"] for line in metrics)
     images = len(metrics) * trainer.steps_per_epoch * config.batch_size
@@ -360,7 +359,7 @@ def make_summary(trainer: Trainer, test: Evaluation, counts: Counts) -> dict[str
         "sparsity": test.sparsity,
         "sparsity_with_outputs": test.sparsity_with_outputs,
         "sparsity_as_published": counts.sparsity_as_published,
-        "target": None if target is None else target.to_dict(best.get("cost") if "val_accuracy" in best else None, target.measure(counts)),
+        "target": None if trainer.steering is None else trainer.steering.result(best, counts),
         "counts": counts.to_dict(),
         "epochs": len(metrics),
         "seconds_per_epoch": seconds / len(metrics),

@@ -73,6 +73,14 @@ class Position:
         return cls(totals=EpochTotals(**values["totals"]), **others)
 
 
+def mixed_seed(*numbers: int) -> int:
+    """One seed from several numbers."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % (2**63)
+    return seed
+
+
 def to_json(value: Any, where: str = "state") -> Any:
     """Express a value in strict JSON, keeping what JSON loses: tuples and non-finite floats.
 

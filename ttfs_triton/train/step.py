@@ -89,10 +89,11 @@ class TrainStep:
         """Add the gradients of a micro-batch; returns its loss."""
         images, labels = batch
         with record_statistics(self.network) if sampled else nullcontext():
-            logits, costs = self.model(images) if self.dial is not None else (self.model(images), None)
+            output = self.model(images)
+        logits: Tensor = output if self.dial is None else output[0]
         with record_function("loss"):
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
-            total = loss if self.dial is None else loss + self.dial.penalty(costs, micro_batches)
+            total = loss if self.dial is None else loss + self.dial.penalty(output[1], micro_batches)
         self.accelerator.backward(total / micro_batches if micro_batches > 1 else total)
         classes = labels if labels.dim() == 1 else labels.argmax(1)
         correct = (logits.detach().argmax(1) == classes).sum()

@@ -96,6 +96,7 @@ class Target:
         names: of the layers that have goals of their own, else "network".
         goals: shares, or microjoules a sample.
         costs: what is to be that much.
+        floors: the least that each could be, with these images.
         chip: whose prices count, for energy.
     """
 
@@ -103,6 +104,7 @@ class Target:
     names: tuple[str, ...]
     goals: tuple[float, ...]
     costs: tuple[Cost, ...]
+    floors: tuple[float, ...]
     chip: str | None = None
 
     def measure(self, counts: Counts) -> list[float]:
@@ -154,14 +156,16 @@ def make_target(wanted: Wanted, network: TTFSNetwork, images: Tensor, steps: int
             costs = [find(counts, layer) for layer in wanted.goals]
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
+    floors = []
     for (layer, goal), cost in zip(wanted.goals.items(), costs, strict=True):
         least, most = cost.bounds(counts)
+        floors.append(least)
         if not least < goal < most:
-            unit = UNITS[wanted.kind]
             where = f" in {layer}" if layer else f" on {wanted.chip} at {steps} steps a window" if wanted.chip else ""
+            between = f"{least:.4g} and {most:.4g}{UNITS[wanted.kind]}"
             raise ValueError(
-                f"{key} must lie between {least:.4g} and {most:.4g}{unit}, which this network takes{where} if no or all "
-                f"hidden neurons fire; got {goal:g}. Choose another goal or a smaller network."
+                f"{key} must lie between {between}, what this network takes{where} if no or all hidden neurons fire; "
+                f"got {goal:g}. Choose another goal or a smaller network."
             )
     names = tuple(layer or "network" for layer in wanted.goals)
-    return Target(wanted.kind, names, tuple(wanted.goals.values()), tuple(costs), wanted.chip)
+    return Target(wanted.kind, names, tuple(wanted.goals.values()), tuple(costs), tuple(floors), wanted.chip)
