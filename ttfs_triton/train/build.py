@@ -22,7 +22,11 @@ from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.models import CNN1, VGG11, VGG16
 from ttfs_triton.train.config import ConfigError, TrainConfig
+from ttfs_triton.train.metering import MeteredNetwork
 from ttfs_triton.train.start import Start, load_weights
+
+Called = TTFSNetwork | MeteredNetwork
+"""What training calls."""
 
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
@@ -242,7 +246,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def tune_kernels(network: TTFSNetwork, accelerator: Accelerator, batch_size: int, say: Callable[[str], None]) -> None:
+def tune_kernels(network: Called, accelerator: Accelerator, batch_size: int, say: Callable[[str], None]) -> None:
     """Choose, for every pass of a network, the faster of our kernel and a library call; on a GPU only.
 
     The main process times what no table covers, seconds a layer, and keeps it in the user's table; the others get its
@@ -250,7 +254,7 @@ def tune_kernels(network: TTFSNetwork, accelerator: Accelerator, batch_size: int
     library's, is reported and not chosen where the other is right; the run goes on.
 
     Args:
-        network: on the accelerator's device.
+        network: on the accelerator's device, as it is called in training.
         accelerator: processes, device, precision.
         batch_size: images a process and micro-batch.
         say: shows a line.
@@ -262,14 +266,15 @@ def tune_kernels(network: TTFSNetwork, accelerator: Accelerator, batch_size: int
         choose_kernels(network, accelerator, images, say)
 
 
-def choose_kernels(network: TTFSNetwork, accelerator: Accelerator, images: Tensor, say: Callable[[str], None]) -> None:
+def choose_kernels(network: Called, accelerator: Accelerator, images: Tensor, say: Callable[[str], None]) -> None:
     """As `tune_kernels`, for images [N, channels, height, width] on any device."""
     shared: list[Any] = [None]
     if accelerator.is_main_process:
         training = network.training
         # One pass in each direction tells which passes there are; without dropout it draws no random numbers.
         with accelerator.autocast():
-            logits = network.eval()(images)
+            output = network.eval()(images)
+            logits: Tensor = output[0] if isinstance(network, MeteredNetwork) else output
         network.train(training)
         torch.autograd.grad(logits.float().sum(), list(network.parameters()), allow_unused=True)
         shared[0] = ttfs_kernels.tune(report=say, fault=say)

@@ -132,7 +132,8 @@ class Trainer:
             NonFiniteLossError: no update was made from the failing step on.
         """
         total = self.config.epochs * self.steps_per_epoch
-        tune_kernels(self.network, self.accelerator, self._batches(0).micro_batch_size, self.display.say)
+        called = self.network if self.steering is None else self.steering.model
+        tune_kernels(called, self.accelerator, self._batches(0).micro_batch_size, self.display.say)
         self.display.start(total, self.position.step)
         try:
             while self.position.epoch < self.config.epochs:

@@ -28,11 +28,12 @@ class MeteredNetwork(nn.Module):
         target: whose costs are meant.
     Attributes:
         network, target: as given.
+        config: of the network.
     """
 
     def __init__(self, network: TTFSNetwork, target: Target) -> None:
         super().__init__()
-        self.network, self.target = network, target
+        self.network, self.target, self.config = network, target, network.config
         neuron, device = network.config.neuron, network.readout.weight.device
         self._width = neuron.surrogate_width if neuron.has_surrogate else 1.0
         seen: list[tuple[Tensor, Tensor]] = []
