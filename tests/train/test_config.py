@@ -113,7 +113,8 @@ hub_repo_id image_column image_size initial_gain keep_checkpoints label_column l
 max_bad_images max_test_samples max_train_samples milestone_factor milestones mixed_precision mixup model momentum
 neuron num_workers optimizer output_dir overwrite preset pretrain pretrain_epochs profile psp_persistence push_to_hub
 random_resized_crop readout resume rotation schedule seed shift statistics_steps streaming surrogate_width
-target_energy target_operations target_sparsity target_steps trackers trained_as trivial_augment validation_fraction warmup weight_decay weight_standardisation weights width
+target_energy target_operations target_sparsity target_steps trackers trained_as trivial_augment validation_fraction
+warmup weight_decay weight_standardisation weights width
 """.split()
 
 

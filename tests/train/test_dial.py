@@ -69,11 +69,14 @@ def toy(goal, steps, gain, free):
     generator, log_cost = torch.Generator().manual_seed(0), math.log(0.27)
     velocity = 0.0
     for step in range(steps):
+        rate = 1 - step / steps
+        dial.follow_rate(rate)
         seen = math.exp(log_cost + 0.01 * torch.randn((), generator=generator).item())
         dial.penalty(torch.tensor([seen]), 1)
         dial.update()
-        velocity += 0.1 * (free - dial.pressure.item() - velocity)
-        log_cost = min(0.0, log_cost + gain * (1 - step / steps) * velocity)
+        drive = free + 0.2 * (step > 0.6 * steps)  # late, something else changes
+        velocity += 0.1 * (drive - dial.pressure.item() - velocity)
+        log_cost = min(0.0, log_cost + gain * rate * velocity)
     return math.exp(log_cost)
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ttfs_triton.scoring import sum_over_processes
 
-# These three together bring networks to their goals whether they answer fast or slowly; see the tests of this file.
+# These together bring networks to their goals whether they answer fast or slowly; see the tests of this file.
 ASCENT = 20.0  # growth of λ over a whole run at twice the setpoint
 DAMPING = 2.0  # what that error adds to λ at once
+MOST_EAGER = 10.0  # factor on both, by which a learning rate below its peak is made up for
 SMOOTHING = 0.8  # decay of the average of costs that they look at
 # A relative error counts for this much at most, so that no λ is wound up by a network that cannot follow.
 MOST_ERROR = 0.5
@@ -60,6 +61,11 @@ class Dial:
         self._goal.copy_(self._wanted)
         self._setpoint.copy_(self._wanted)
         self._observed = torch.zeros_like(self._goal)
+        self._eager = torch.ones_like(self._goal)
+
+    def follow_rate(self, factor: float) -> None:
+        """Before a step: its learning rate over the peak rate. A network that learns slowly answers slowly."""
+        self._eager.fill_(1 / max(factor, 1 / MOST_EAGER))
 
     def penalty(self, costs: Tensor, micro_batches: int) -> Tensor:
         """What a micro-batch, one of so many, adds to its loss; its costs [costs] are remembered."""
@@ -80,6 +86,7 @@ class Dial:
         progress = (self._step / self.approach).clamp_(max=1)
         torch.mul(self._start ** (1 - progress), self._goal**progress, out=self._setpoint)
         error = (self._cost / self._setpoint - 1).clamp_(-MOST_ERROR, MOST_ERROR)
+        error.mul_(self._eager)
         self._multiplier.add_(error, alpha=self._ascent)
         torch.add(self._multiplier, error, alpha=DAMPING, out=self.pressure)
         self._step.add_(1)

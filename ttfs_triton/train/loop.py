@@ -195,7 +195,10 @@ class Trainer:
         step = self._step
         if isinstance(step, GraphedStep) and self._profiler.one_by_one:
             step = step.one_by_one
-        first = position.step in (0, 0 if self.dial is None else self.dial.approach)
+        first = position.step == 0
+        if self.dial is not None:
+            self.dial.follow_rate(self.schedule.get_last_lr()[0] / self.config.lr)
+            first = first or position.step == self.dial.approach
         step(micro_batches, sampled=sampled, first=first)
         self.schedule.step()
         if self.average is not None:
