@@ -70,7 +70,7 @@ def toy(goal, steps, gain, free):
     velocity = 0.0
     for step in range(steps):
         rate = 1 - step / steps
-        dial.follow_rate(rate)
+        dial.prepare(step, rate)
         seen = math.exp(log_cost + 0.01 * torch.randn((), generator=generator).item())
         dial.penalty(torch.tensor([seen]), 1)
         dial.update()

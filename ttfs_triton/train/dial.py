@@ -41,8 +41,8 @@ class Dial:
         steps: optimiser steps of the run.
         ema_decay: of the weights that will be scored.
     Attributes:
-        approach: steps until the setpoint has come to the goal. A moving average of weights starts anew then, so that
-            it keeps nothing of a network that costs more.
+        approach: steps until the setpoint has come to the goal. A moving average that starts anew then keeps nothing of
+            a network that costs more.
         pressure: [costs], float64, what the gradient of each relative cost is multiplied with in the next step.
     """
 
@@ -63,9 +63,15 @@ class Dial:
         self._observed = torch.zeros_like(self._goal)
         self._eager = torch.ones_like(self._goal)
 
-    def follow_rate(self, factor: float) -> None:
-        """Before a step: its learning rate over the peak rate. A network that learns slowly answers slowly."""
-        self._eager.fill_(1 / max(factor, 1 / MOST_EAGER))
+    def prepare(self, step: int, rate: float) -> bool:
+        """What the host tells before each step; returns whether the moving average of weights starts anew with it.
+
+        Args:
+            step: optimiser steps done.
+            rate: learning rate over the peak rate: a network that learns slowly answers slowly.
+        """
+        self._eager.fill_(1 / max(rate, 1 / MOST_EAGER))
+        return step == self.approach
 
     def penalty(self, costs: Tensor, micro_batches: int) -> Tensor:
         """What a micro-batch, one of so many, adds to its loss; its costs [costs] are remembered."""

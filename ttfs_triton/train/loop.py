@@ -82,13 +82,12 @@ class Trainer:
         self.steps_per_epoch = self._batches(0).steps
         self.steering: Steering | None = None
         if config.target is not None:
-            steps = config.epochs * self.steps_per_epoch
-            self.steering = Steering(config, accelerator, self.network, data, steps)
-        called = self.network if self.steering is None else self.steering.model
+            self.steering = Steering(config, accelerator, self.network, data, config.epochs * self.steps_per_epoch)
+        self._called = self.network if self.steering is None else self.steering.model
         graphs = choose_graphs(config.cuda_graph, accelerator, display.say)
         # What autograd remembers of the stream on which processes are joined has to fit the capture.
         with nullcontext() if graphs is None else graphs.aside():
-            model = accelerator.prepare_model(called)
+            model = accelerator.prepare_model(self._called)
             if config.gradient_compression == "bf16":
                 compress_gradients(model, display.say)
         self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
@@ -132,8 +131,7 @@ class Trainer:
             NonFiniteLossError: no update was made from the failing step on.
         """
         total = self.config.epochs * self.steps_per_epoch
-        called = self.network if self.steering is None else self.steering.model
-        tune_kernels(called, self.accelerator, self._batches(0).micro_batch_size, self.display.say)
+        tune_kernels(self._called, self.accelerator, self._batches(0).micro_batch_size, self.display.say)
         self.display.start(total, self.position.step)
         try:
             while self.position.epoch < self.config.epochs:
@@ -197,8 +195,7 @@ class Trainer:
             step = step.one_by_one
         first = position.step == 0
         if self.dial is not None:
-            self.dial.follow_rate(self.schedule.get_last_lr()[0] / self.config.lr)
-            first = first or position.step == self.dial.approach
+            first |= self.dial.prepare(position.step, float(self.schedule.get_last_lr()[0]) / self.config.lr)
         step(micro_batches, sampled=sampled, first=first)
         self.schedule.step()
         if self.average is not None:
