@@ -39,6 +39,7 @@ def plan_pass(
     x = empty(problem.batch, problem.height, problem.width, problem.in_channels)
     weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
     h = empty(problem.batch, *problem.out_size, problem.out_channels)
+    bias = torch.empty(problem.out_channels, device="meta")  # and weights of a skip
     neuron = Neuron(float(problem.with_slope), surrogate_width=SURROGATE_WIDTH if problem.surrogate else 0.0)
     slope_h = h if problem.with_slope else None
     if which == "pool":
@@ -47,11 +48,12 @@ def plan_pass(
         kept = empty(problem.batch, *problem.pooled_size, problem.out_channels)
         winner = torch.empty_like(kept, dtype=torch.uint8) if problem.pool > 1 else None
         gain = kept if problem.with_slope else None
-        return passes.local_gradient(problem, kept, kept, gain, neuron, True, True, winner)
+        delayed = passes.Delayed(h, bias, True, True) if problem.skip else None
+        return passes.local_gradient(problem, kept, kept, gain, neuron, True, True, winner, delayed)
     assert config is not None
     if which == "forward":
-        bias = torch.empty(problem.out_channels, device="meta")
-        return passes.forward(problem, x, weight, bias, neuron, True, config, precision, device.chip)
+        skip = (h, bias) if problem.skip else ()
+        return passes.forward(problem, x, weight, bias, neuron, True, config, precision, device.chip, *skip)
     if which == "grad_x":
         return passes.grad_x(problem, h, x, weight, config, precision, slope_h, neuron, device.processors)
     return passes.grad_w(problem, h, slope_h, x, config, precision, device)

@@ -71,7 +71,7 @@ class Options:
     """CPU threads. Default: PyTorch's choice."""
     seed: int = 0
     plot: bool = True
-    """Draw the results beside the tables, as SVG; needs matplotlib."""
+    """Draw the results beside the tables, as SVG; left out, with a line, without matplotlib."""
     output: Path = ROOT / "bench" / "results"
     """Folder of the results."""
 
@@ -138,7 +138,7 @@ def main() -> None:
 
 
 def refuse_nonsense(options: Options) -> None:
-    """Exit with a reason before any work, if an option cannot be met."""
+    """Exit with a reason before any work, if an option cannot be met; say what is left out."""
     for name, least in (("fan_ins", 2), ("outputs", 1), ("batch_size", 1), ("repeats", 1), ("depth", 1), ("draws", 1)):
         value = getattr(options, name)
         if not value or min(value if isinstance(value, tuple) else (value,)) < least:
@@ -150,7 +150,8 @@ def refuse_nonsense(options: Options) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("causal_set: --device cuda must have a GPU that PyTorch can use; found none. Use --device cpu.")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
-        sys.exit("causal_set: --plot must have matplotlib; found none. pip install matplotlib, or add --no-plot.")
+        print("no plot: matplotlib is not installed. For one, pip install -e '.[plot]'.", file=sys.stderr)
+        options.plot = False
 
 
 def backend_of(device: torch.device) -> str:

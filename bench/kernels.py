@@ -97,7 +97,7 @@ class Options:
     workers: int | None = None
     """Processes that compile. Default: one a core."""
     plot: bool = True
-    """Draw the ratios beside the tables, as SVG; needs matplotlib."""
+    """Draw the ratios beside the tables, as SVG; left out, with a line, without matplotlib."""
     output: Path | None = None
     """Folder of the results, default bench/results; with --tune of the table, default this user's cache."""
 
@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def refuse(options: Options) -> None:
-    """Leave with a message if the options contradict each other or cannot be measured here."""
+    """Leave with a message if the options contradict each other or cannot be measured here; say what is left out."""
     if find_spec("triton") is None:
         sys.exit("kernels: Triton must be installed; found none. Run: pip install triton (on Linux).")
     chosen = [f"--{name.replace('_', '-')}" for name in ("tune", "compile_only", "plan") if getattr(options, name)]
@@ -161,7 +161,8 @@ def refuse(options: Options) -> None:
     if timing and options.device == "cpu" and {"fp16", "tf32"} & set(options.dtypes or ()):
         sys.exit(f"kernels: --dtypes must be bf16 or fp32 on a CPU; got {' '.join(options.dtypes or ())}.")
     if timing and options.plot and find_spec("matplotlib") is None:
-        sys.exit("kernels: the plot must have matplotlib; found none. Install it, or give --no-plot.")
+        print("no plot: matplotlib is not installed. For one, pip install -e '.[plot]'.", file=sys.stderr)
+        options.plot = False
 
 
 def time(options: Options, layers: list[Layer]) -> int:

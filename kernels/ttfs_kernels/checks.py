@@ -1,6 +1,7 @@
 """Arguments of the public functions: normalised, or refused before any work starts."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +25,18 @@ def pair(function: str, name: str, value: int | Sequence[int], smallest: int) ->
     )
 
 
-def check_tensors(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Dtypes, devices and the shape of the bias."""
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+def check_tensors(
+    function: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
+    out_shape: Sequence[int],
+) -> None:
+    """Dtypes, devices, and shapes of the operands that come one a channel or one a neuron of the output."""
+    named = {"x": x, "weight": weight, "bias": bias, "skip": skip, "skip_weight": skip_weight}
+    for name, tensor in named.items():
         if tensor is not None and tensor.dtype not in FLOATING:
             raise TypeError(
                 f"{function}: {name} must be float16, bfloat16, float32 or float64; got {tensor.dtype}. "
@@ -47,26 +57,43 @@ def check_tensors(function: str, x: Tensor, weight: Tensor, bias: Tensor | None)
             f"{function}: bias must have shape [{weight.shape[0]}], one initial potential an output channel; "
             f"got {list(bias.shape)}."
         )
+    if (skip is None) != (skip_weight is None):
+        given, missing = ("skip", "skip_weight") if skip_weight is None else ("skip_weight", "skip")
+        raise ValueError(f"{function}: {missing} must come with {given}; got none. Give both, or neither.")
+    if skip is None or skip_weight is None:
+        return
+    if list(skip.shape) != list(out_shape):
+        raise ValueError(
+            f"{function}: skip must have the shape of the output, {list(out_shape)}, a delayed spike a neuron; got "
+            f"{list(skip.shape)}. Take every second position of larger maps, and pad missing channels with zeros."
+        )
+    if skip_weight.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{function}: skip_weight must have shape [{weight.shape[0]}], one weight an output channel; got "
+            f"{list(skip_weight.shape)}."
+        )
+    if skip.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"{function}: skip must have the dtype of x, {x.dtype}; got {skip.dtype}. Convert it, or run under "
+            "torch.autocast."
+        )
 
 
-def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def check_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, skip: Tensor | None = None, skip_weight: Tensor | None = None
+) -> None:
     """Shapes of `dft_linear`."""
     if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             "dft_linear: x must be [..., in_features] and weight [out_features, in_features]; "
             f"got {list(x.shape)} and {list(weight.shape)}."
         )
-    check_tensors("dft_linear", x, weight, bias)
+    check_tensors("dft_linear", x, weight, bias, skip, skip_weight, (*x.shape[:-1], weight.shape[0]))
 
 
-def check_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    pool: int,
-) -> None:
-    """Shapes of `dft_conv2d`."""
+def check_conv2d(operands: Sequence[Any], geometry: Geometry, pool: int) -> None:
+    """Shapes of `dft_conv2d`; operands are x, weight, bias and, where there is one, skip and its weights."""
+    x, weight, bias, skip, skip_weight = (*operands, None, None)[:5]
     padding, dilation, groups = geometry[1:]
     if x.dim() != 4 or weight.dim() != 4:
         raise ValueError(
@@ -90,8 +117,12 @@ def check_conv2d(
                 f"{list(x.shape[2:])}, padding {list(padding)}, kernel {list(weight.shape[2:])}, "
                 f"dilation {list(dilation)}."
             )
-    check_tensors("dft_conv2d", x, weight, bias)
     size = geometry.map_size(x.shape[2:], weight.shape[2:])
+    check_tensors("dft_conv2d", x, weight, bias, skip, skip_weight, (x.shape[0], weight.shape[0], *size))
+    if skip is not None and pool > 1:
+        raise NotImplementedError(
+            f"dft_conv2d: pool must be 1 with a skip; got {pool}. Apply torch.nn.functional.max_pool2d to the result."
+        )
     if min(size) < pool:
         raise ValueError(
             f"dft_conv2d: maps must be at least as large as the windows of pool={pool}; got {size[0]}×{size[1]}. "

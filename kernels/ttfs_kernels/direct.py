@@ -17,6 +17,7 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch.overrides import has_torch_function
 
 from ttfs_kernels.backends import float32_precisions
+from ttfs_kernels.registration import OPERANDS
 
 LIMIT = 1024  # remembered layers, so that ever new shapes do not fill the memory
 TYPES = (Tensor, torch.nn.Parameter)
@@ -41,12 +42,14 @@ class Formula(NamedTuple):
     """What a layer's operators do, and as they would: no autograd, no autocast, no views returned to it.
 
     Attributes:
-        forward: from (x, weight, bias) to the activations and what the backward pass takes.
-        backward: from (needs, grad, *kept) to the gradients of x, weight and bias, anything where not needed.
-        backward_operator: the same by the registered operator.
+        forward: from (x, weight, bias), and skip and skip weight if there are, to the activations and what the
+            backward pass takes.
+        backward: from (needs, grad, *kept) to the gradients of x, weight, bias, skip and skip weight, anything where
+            not needed.
+        backward_operator: the same by the registered operator, which wants to know the needs of all five.
     """
 
-    forward: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Sequence[Tensor | None]]]
+    forward: Callable[..., tuple[Tensor, Sequence[Tensor | None]]]
     backward: Callable[..., Sequence[Tensor | None]]
     backward_operator: Callable[..., Sequence[Tensor | None]]
 
@@ -57,28 +60,30 @@ class Layer(NamedTuple):
     Attributes:
         formula: of its operators.
         differentiable: whether there will be a backward pass.
-        dtype: of x and weight under autocast; None: as they are.
-        bias_dtype: of the bias and its gradient, None without one.
+        dtype: of x, weight and skip under autocast; None: as they are.
+        bias_dtype, skip_weight_dtype: of them and their gradients, None without one.
     """
 
     formula: Formula
     differentiable: bool
     dtype: torch.dtype | None
     bias_dtype: torch.dtype | None
+    skip_weight_dtype: torch.dtype | None
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, *skip: Tensor) -> Tensor:
         """The activations; operands are plain."""
+        operands = x, weight, bias, *skip
         if self.dtype is not None:
-            x, weight = x.to(self.dtype), weight.to(self.dtype)
-        return _apply(self, x, weight, bias) if self.differentiable else self.formula.forward(x, weight, bias)[0]
+            operands = in_dtype(self.dtype, *operands)
+        return _apply(self, *operands) if self.differentiable else self.formula.forward(*operands)[0]
 
 
 class DFTLayer(torch.autograd.Function):
     """A layer in autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y, kept = layer.formula.forward(x, weight, bias)
+    def forward(ctx: Any, layer: Layer, *operands: Tensor | None) -> Tensor:
+        y, kept = layer.formula.forward(*operands)
         ctx.layer = layer
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
@@ -87,16 +92,21 @@ class DFTLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
+        operands = len(ctx.needs_input_grad) - 1
         if grad is None:
-            return (None,) * 4
+            return (None,) * (operands + 1)
         layer, kept = ctx.layer, ctx.saved_tensors
-        needs = needs_x, needs_weight, needs_bias = ctx.needs_input_grad[1:]
+        needs = needs_x, needs_weight, needs_bias, *needs_skip = (*ctx.needs_input_grad[1:], False, False)[:OPERANDS]
         # Operators where second derivatives are asked for, for batches of gradients, in profiles.
         by_operator = torch.is_grad_enabled() or not is_plain(grad)
         run = layer.formula.backward_operator if by_operator else layer.formula.backward
-        grad_x, grad_weight, grad_bias = run(needs, grad, *kept)
+        grad_x, grad_weight, grad_bias, *grads_skip = run(needs, grad, *kept)
         grad_bias = grad_bias.to(layer.bias_dtype) if needs_bias else None
-        return None, grad_x if needs_x else None, grad_weight if needs_weight else None, grad_bias
+        found = None, grad_x if needs_x else None, grad_weight if needs_weight else None, grad_bias
+        if operands < OPERANDS:
+            return found
+        grad_skip, grad_skip_weight = (one if need else None for one, need in zip(grads_skip, needs_skip, strict=True))
+        return *found, grad_skip, None if grad_skip_weight is None else grad_skip_weight.to(layer.skip_weight_dtype)
 
 
 # What `Function.apply` calls where no transform of `torch.func` is active: finding that out takes as long as a node.
@@ -114,10 +124,15 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as autocast wants them."""
+def autocast(x: Tensor, weight: Tensor, bias: Tensor | None, *skip: Tensor) -> tuple[Any, ...]:
+    """Operands as autocast wants them."""
     dtype = autocast_dtype(x)
-    return (x, weight) if dtype is None else (x.to(dtype), weight.to(dtype))
+    return (x, weight, bias, *skip) if dtype is None else in_dtype(dtype, x, weight, bias, *skip)
+
+
+def in_dtype(dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None, *skip: Tensor) -> tuple[Any, ...]:
+    """Operands with x, weight and skip in a dtype; bias and skip weights as they are, since the rule is precise."""
+    return x.to(dtype), weight.to(dtype), bias, *((skip[0].to(dtype), skip[1]) if skip else ())
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -145,27 +160,32 @@ def _has_plain_memory(tensor: Tensor) -> bool:
 _layers: dict[Hashable, Layer] = {}
 
 
-def call(find: Callable[..., Formula], x: Tensor, weight: Tensor, bias: Tensor | None, *options: Hashable) -> Tensor:
-    """Activations of the layer with the formula `find(x, weight, bias, differentiable, *options)`; operands are plain.
+def call(find: Callable[..., Formula], operands: tuple[Any, ...], *options: Hashable) -> Tensor:
+    """Activations of the layer with the formula `find(operands, differentiable, *options)`.
+
+    Operands are plain: x, weight, bias or None, and where there is a skip, that and its weights.
 
     It is found once for all operands that agree in what the key below says, and checks them: equal options must be
     alike.
     """
+    x, weight, bias, *skip = operands
     dtype = autocast_dtype(x)
-    differentiable = torch.is_grad_enabled() and torch._C._any_requires_grad(x, weight, bias)
+    differentiable = torch.is_grad_enabled() and torch._C._any_requires_grad(*operands)
     about_bias = None if bias is None else (bias.shape, bias.dtype, bias.device)
     # Products in float32 depend on a switch of PyTorch's, which takes long to ask.
     precisions = float32_precisions() if x.dtype == torch.float32 and dtype is None else None
     about_x, about_weight = (x.shape, x.dtype, x.device), (weight.shape, weight.dtype, weight.device)
-    key = (find, about_x, about_weight, about_bias, dtype, precisions, differentiable, options)
+    about_skip = [tensor is not None and (tensor.shape, tensor.dtype, tensor.device) for tensor in skip]
+    key = (find, about_x, about_weight, about_bias, *about_skip, dtype, precisions, differentiable, options)
     layer = _layers.get(key)
     if layer is None:
-        formula = find(x, weight, bias, differentiable, *options)
-        layer = Layer(formula, differentiable, dtype, None if bias is None else bias.dtype)
+        formula = find(operands, differentiable, *options)
+        dtypes = None if bias is None else bias.dtype, skip[1].dtype if skip else None
+        layer = Layer(formula, differentiable, dtype, *dtypes)
         if len(_layers) >= LIMIT:
             _layers.clear()
         _layers[key] = layer
-    return layer(x, weight, bias)
+    return layer(*operands)
 
 
 def forget() -> None:

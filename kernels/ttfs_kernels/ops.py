@@ -1,6 +1,7 @@
 """`dft_linear` and `dft_conv2d`: the public functions, over `direct` or the registered operators."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +20,23 @@ def dft_linear(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    skip: Tensor | None = None,
+    skip_weight: Tensor | None = None,
     neuron: Neuron = Neuron(),
     backend: str = "auto",
 ) -> Tensor:
     """Weigh activations, then fire.
 
-    With A = Σ w·x + b and W = σ·Σ w·[x > 0]:
+    With A = Σ w·x + v·x_skip + b and W = σ·(Σ w·[x > 0] + v·[x_skip > 0]):
     y = 1 if A ≥ 1; (A + W)/(1 + W) if A < 1 and A + W > 0; else 0.
 
     Args:
         x: [..., in_features], activations in [0, 1] (1 = the window's start, 0 = silent); fp16, bf16, fp32 or fp64.
         weight: [out_features, in_features], in threshold heights.
         bias: [out_features] initial membrane potential, in threshold heights. Default: None.
+        skip: [..., out_features], activations of an earlier layer whose spikes were delayed until the window in which
+            those of x arrive, each of them at one neuron; dtype of x. Default: None.
+        skip_weight: [out_features], v, weights of their synapses, in threshold heights. Comes with `skip`.
         neuron: how it fires and how it is differentiated; see `Neuron`, also for σ and δ below.
         backend: "torch"; "triton", our kernels for every pass; or "auto", the faster for each pass: on a GPU our kernel
             or a stacked library call, elsewhere "torch". See `ttfs_kernels.backend`.
@@ -51,28 +57,32 @@ def dft_linear(
         tensor([[0.6364, 0.0000]], grad_fn=<DFTLayerBackward>)
         >>> y.sum().backward()
     """
+    operands = (x, weight, bias) if skip is None and skip_weight is None else (x, weight, bias, skip, skip_weight)
     if x.dim() != 2:
-        check_linear(x, weight, bias)
-        y = dft_linear(x.reshape(-1, x.shape[-1]), weight, bias, neuron=neuron, backend=backend)
-        return y.view(*x.shape[:-1], weight.shape[0])
+        check_linear(*operands)
+        x, skip = (None if rows is None else rows.reshape(-1, rows.shape[-1]) for rows in (x, skip))
+        assert x is not None
+        y = dft_linear(x, weight, bias, skip=skip, skip_weight=skip_weight, neuron=neuron, backend=backend)
+        return y.view(*operands[0].shape[:-1], weight.shape[0])
     selection = operators_for("dft_linear", backend, x)
-    if is_plain(x, weight, bias):
-        return call(_linear_formula, x, weight, bias, neuron, selection)
-    check_linear(x, weight, bias)
+    if is_plain(*operands):
+        return call(_linear_formula, operands, neuron, selection)
+    check_linear(*operands)
     family, *options = selection
     operators = torch.ops.ttfs
     operator = operators.per_pass_linear.default if family == "per_pass" else operators.dft_linear.default
-    return operator(x, weight, bias, neuron.pack(), needs_gradient(x, weight, bias), *options)[0]
+    operands = x, weight, bias, skip, skip_weight
+    return operator(*operands, neuron.pack(), needs_gradient(*operands), *options)[0]
 
 
 def _linear_formula(
-    x: Tensor, weight: Tensor, bias: Tensor | None, differentiable: bool, neuron: Neuron, selection: tuple[str, ...]
+    operands: tuple[Any, ...], differentiable: bool, neuron: Neuron, selection: tuple[str, ...]
 ) -> Formula:
-    check_linear(x, weight, bias)
+    check_linear(*operands)
     family, *options = selection
     if family == "dft":
         return torch_operators.linear_formula(neuron, differentiable)
-    return triton_operators.linear_formula(*autocast(x, weight), bias, neuron, differentiable, *options)
+    return triton_operators.linear_formula(autocast(*operands), neuron, differentiable, *options)
 
 
 def dft_conv2d(
@@ -86,12 +96,14 @@ def dft_conv2d(
     groups: int = 1,
     pool: int = 1,
     fuse_pool: bool | None = None,
+    skip: Tensor | None = None,
+    skip_weight: Tensor | None = None,
     neuron: Neuron = Neuron(),
     backend: str = "auto",
 ) -> Tensor:
     """Convolve activations, then fire, and if asked for pass on the earliest spike of each window alone.
 
-    With A = Σ w·x + b and W = σ·Σ w·[x > 0]:
+    With A = Σ w·x + v·x_skip + b and W = σ·(Σ w·[x > 0] + v·[x_skip > 0]):
     y = 1 if A ≥ 1; (A + W)/(1 + W) if A < 1 and A + W > 0; else 0. Zero padding is silence.
 
     Args:
@@ -105,6 +117,10 @@ def dft_conv2d(
             those for the backward pass. Of several NaN in a window, the last alone makes gradients NaN.
         fuse_pool: pool in the kernel of the convolution, or (False) in one of its own. None: in the convolution where
             a table says that this is faster.
+        skip: [batch, out_channels, rows, columns] of the output's size, activations of an earlier layer whose spikes
+            were delayed until the window in which those of x arrive, each of them at one neuron; dtype of x. Not with a
+            pool. Default: None.
+        skip_weight: [out_channels], v, weights of their synapses, in threshold heights. Comes with `skip`.
         neuron, backend: as in `dft_linear`.
     Returns:
         [batch, out_channels, rows / pool, columns / pool], dtype of x (under autocast, autocast's), channels-last.
@@ -132,22 +148,22 @@ def dft_conv2d(
             f"dft_conv2d: fuse_pool must be None or False where our kernels do not run; got {fuse_pool} with "
             f'backend={backend!r} on {x.device}. Use backend="triton" on a GPU, or leave it out.'
         )
-    if is_plain(x, weight, bias):
-        y = call(_conv2d_formula, x, weight, bias, geometry, pool, fuse_pool, neuron, selection)
+    operands = (x, weight, bias) if skip is None and skip_weight is None else (x, weight, bias, skip, skip_weight)
+    if is_plain(*operands):
+        y = call(_conv2d_formula, operands, geometry, pool, fuse_pool, neuron, selection)
     else:
-        check_conv2d(x, weight, bias, geometry, pool)
-        options = neuron.pack(), needs_gradient(x, weight, bias), *selection[1:]
+        check_conv2d(operands, geometry, pool)
+        operands = x, weight, bias, skip, skip_weight
+        options = neuron.pack(), needs_gradient(*operands), *selection[1:]
         if pools:
-            y = torch.ops.ttfs.per_pass_conv2d.default(x, weight, bias, *geometry, pool, *options, fuse_pool)[0]
+            y = torch.ops.ttfs.per_pass_conv2d.default(*operands, *geometry, pool, *options, fuse_pool)[0]
         else:
-            y = torch.ops.ttfs.dft_conv2d.default(x, weight, bias, *geometry, *options)[0]
+            y = torch.ops.ttfs.dft_conv2d.default(*operands, *geometry, *options)[0]
     return y if pools or pool == 1 else F.max_pool2d(y, pool)
 
 
 def _conv2d_formula(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    operands: tuple[Any, ...],
     differentiable: bool,
     geometry: Geometry,
     pool: int,
@@ -155,9 +171,9 @@ def _conv2d_formula(
     neuron: Neuron,
     selection: tuple[str, ...],
 ) -> Formula:
-    check_conv2d(x, weight, bias, geometry, pool)
+    check_conv2d(operands, geometry, pool)
     family, *options = selection
     if family == "dft":
         return torch_operators.conv2d_formula(geometry, neuron, differentiable)
-    operands = *autocast(x, weight), bias
-    return triton_operators.conv2d_formula(*operands, geometry, pool, fuse_pool, neuron, differentiable, *options)
+    operands = autocast(*operands)
+    return triton_operators.conv2d_formula(operands, geometry, pool, fuse_pool, neuron, differentiable, *options)

@@ -4,7 +4,7 @@ Operators are defined by `torch.library.Library`, not by `torch.library.custom_o
 all else from the public function to the launch of a kernel (`bench/host_time.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 _library = torch.library.Library("ttfs", "FRAGMENT")
+
+OPERANDS = 5  # of every layer, the first arguments of its operator: x, weight, bias, skip, skip_weight
+Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # and their gradients
 
 
 def operator(name: str, *, formula: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -73,32 +76,46 @@ def new_channels_last(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def new_bias_gradient(grad: Tensor, weight: Tensor) -> Tensor:
-    """Uninitialised gradient of the bias, in at least float32."""
-    return grad.new_empty(weight.shape[0], dtype=torch.promote_types(grad.dtype, torch.float32))
+def or_empty(tensor: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """What an operator returns for a tensor that there may not be: it may return neither None nor one tensor twice."""
+    return like.new_empty(0, dtype=dtype) if tensor is None else tensor
+
+
+def fake_gradients(grad: Tensor, needs: Sequence[bool], x_shape: Sequence[int], weight_shape: Sequence[int]) -> Five:
+    """Uninitialised gradients of all operands, maps channels-last, those of bias and skip weight in at least float32.
+
+    Empty where not needed.
+    """
+    precise = torch.promote_types(grad.dtype, torch.float32)
+    shapes = (x_shape, weight_shape, weight_shape[:1], grad.shape, weight_shape[:1])
+    made = []
+    for shape, need in zip(shapes, needs, strict=True):
+        layout = torch.channels_last if len(shape) == 4 and need else torch.contiguous_format
+        dtype = precise if len(shape) == 1 and need else grad.dtype
+        made.append(torch.empty(shape if need else (0,), dtype=dtype, device=grad.device, memory_format=layout))
+    return made[0], made[1], made[2], made[3], made[4]
 
 
 def differentiate(ctx, backward_operator, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     """Call a backward operator with (grad, saved tensors, options, needs, last options) and arrange what it returns."""
-    needs = list(ctx.needs_input_grad[:3])
+    needs = list(ctx.needs_input_grad[:OPERANDS])
     if grad is None:
-        return (None,) * (3 + ctx.other_inputs)
+        return (None,) * (OPERANDS + ctx.other_inputs)
     # Past the autograd key where no second derivatives are asked for: there it would only be called through Python.
     with nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
         grads = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs, *ctx.last_options)
-    grad_x, grad_weight, grad_bias = (g if need else None for g, need in zip(grads, needs, strict=True))
-    if grad_bias is not None:
-        grad_bias = grad_bias.to(ctx.bias_dtype)
-    return grad_x, grad_weight, grad_bias, *(None,) * ctx.other_inputs
+    found = (g.to(dtype) if need else None for g, dtype, need in zip(grads, ctx.operand_dtypes, needs, strict=True))
+    return *found, *(None,) * ctx.other_inputs
 
 
-# Autocast: x and weight in autocast's dtype (the casts are differentiable, so float32 weights get float32 gradients);
-# the bias stays as it is, since the rule works in float32 anyway. A backward pass inside an autocast region keeps the
-# dtypes of its forward pass. torch.library.register_autocast would fix the dtype at registration, hence by hand.
+# Autocast: x, weight and skip in autocast's dtype (the casts are differentiable, so float32 weights get float32
+# gradients); bias and skip weights stay as they are, since the rule works in float32 anyway. A backward pass inside an
+# autocast region keeps the dtypes of its forward pass. torch.library.register_autocast would fix the dtype at
+# registration, hence by hand.
 
 
 def register_autocast(*names: str) -> None:
-    """Give operators (x, weight, ...) and their `NAME_backward` a rule under autocast on every device."""
+    """Give operators (x, weight, bias, skip, ...) and their `NAME_backward` a rule under autocast on every device."""
     for name in names:
         for device_type in ("cpu", "cuda", "mps", "xpu"):
             _register_autocast(name, device_type, casts=True)
@@ -110,11 +127,11 @@ def _register_autocast(name: str, device_type: str, casts: bool) -> None:
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
     operator = getattr(torch.ops.ttfs, name)
 
-    def with_autocast(x, weight, *others):
+    def with_autocast(x, weight, bias, skip, *others):
         if casts:
             dtype = torch.get_autocast_dtype(device_type)
-            x, weight = x.to(dtype), weight.to(dtype)
+            x, weight, skip = x.to(dtype), weight.to(dtype), None if skip is None else skip.to(dtype)
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return operator(x, weight, *others)
+            return operator(x, weight, bias, skip, *others)
 
     _library.impl(name, with_autocast, key)

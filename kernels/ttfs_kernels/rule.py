@@ -67,6 +67,8 @@ def fire_(
     bias: Tensor | None,
     neuron: Neuron,
     with_derivatives: bool,
+    skip: Tensor | None = None,
+    skip_weight: Tensor | None = None,
 ) -> Tensor:
     """Fire, and turn the potentials into the local derivatives in place.
 
@@ -76,6 +78,8 @@ def fire_(
         bias: [channels] initial membrane potential, or None.
         neuron: its derivatives' clip and surrogate.
         with_derivatives: whether a gradient will be asked for.
+        skip: [neurons, channels], activations of delayed spikes, each of which reaches one neuron; or None.
+        skip_weight: [channels], of their synapses.
     Returns:
         [neurons, channels] activations, dtype of `potentials`. 16-bit potentials are computed with in float32.
     """
@@ -86,7 +90,8 @@ def fire_(
     block = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // channels if on_cpu else neurons)
     for start in range(0, neurons, block):
         here = slice(start, start + block)
-        _fire_block_(potentials[:, here], bias, activations[here], neuron, with_derivatives)
+        delayed = None if skip is None else skip[here]
+        _fire_block_(potentials[:, here], bias, activations[here], neuron, with_derivatives, delayed, skip_weight)
     return activations
 
 
@@ -96,6 +101,8 @@ def _fire_block_(
     activations: Tensor,
     neuron: Neuron,
     with_derivatives: bool,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
 ) -> None:
     """`fire` with as few passes as eager PyTorch allows; no booleans, whose kernels are not vectorised on CPU."""
     precise = torch.promote_types(potentials.dtype, torch.float32)
@@ -103,6 +110,11 @@ def _fire_block_(
     potential, slope = both
     if bias is not None:
         potential.add_(bias)
+    if skip is not None and skip_weight is not None:
+        skip, skip_weight = skip.to(precise), skip_weight.to(precise)
+        potential.addcmul_(skip, skip_weight)
+        spikes = torch.gt(skip, 0, out=torch.empty_like(skip))
+        slope.addcmul_(spikes, skip_weight, value=neuron.psp_persistence)
     closing_speed = slope.add_(1)
     near = None
     if with_derivatives and neuron.has_surrogate:

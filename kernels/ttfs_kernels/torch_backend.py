@@ -16,28 +16,35 @@ from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_, vanishing
 
 aten = torch.ops.aten
-Three = tuple[Tensor, Tensor, Tensor]
+# Activations and what the backward pass needs of it, stacked input and stacked derivatives.
+Spikes = tuple[Tensor, Tensor | None, Tensor | None]
+# Of x, weight, bias, skip and skip_weight.
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def conv2d_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
     geometry: Geometry,
     neuron: Neuron,
     with_derivatives: bool,
-) -> Three:
-    """(activations, stacked input, stacked derivatives); the last two are empty where nothing needs them."""
+) -> Spikes:
+    """(activations, stacked input, stacked derivatives); the last two are None where nothing needs them."""
     if not neuron.has_slope:
         x = x.contiguous(memory_format=torch.channels_last)
-        return convolve(x, weight, _like(x, bias), geometry).clamp_(0, 1), _none(x), _none(x)
+        potentials = convolve(x, weight, _like(x, bias), geometry)
+        return _delayed_(potentials, skip, skip_weight).clamp_(0, 1), None, None
     stacked = _stack_mask(x, neuron.psp_persistence)
     potentials = convolve(stacked, weight, None, geometry)
     pair, channels, rows, columns = potentials.shape
     flat = potentials.permute(0, 2, 3, 1).view(2, pair // 2 * rows * columns, channels)
-    activations = fire_(flat, bias, neuron, with_derivatives)
+    delayed = None if skip is None else skip.permute(0, 2, 3, 1).reshape(flat.shape[1:])
+    activations = fire_(flat, bias, neuron, with_derivatives, delayed, skip_weight)
     activations = activations.view(pair // 2, rows, columns, channels).permute(0, 3, 1, 2)
-    return (activations, stacked, potentials) if with_derivatives else (activations, _none(x), _none(x))
+    return (activations, stacked, potentials) if with_derivatives else (activations, None, None)
 
 
 def conv2d_backward(
@@ -45,16 +52,18 @@ def conv2d_backward(
     x: Tensor,
     saved: Tensor,
     weight: Tensor,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
     geometry: Geometry,
     neuron: Neuron,
     needs: Sequence[bool],
-) -> Three:
-    """Gradients of x, weight and bias; empty where not needed.
+) -> Gradients:
+    """Gradients of x, weight, bias, skip and skip_weight; None where not needed.
 
     `x` and `saved` are the stacked input and derivatives, or for σ = 0 the input and the activations.
     """
-    needs_x, needs_weight, needs_bias = needs
-    grad_x, grad_weight, grad_bias = _none(grad), _none(grad), _none(grad)
+    needs_x, needs_weight, needs_bias, *needs_skip = needs
+    grad_x = grad_weight = grad_bias = None
     if not neuron.has_slope:
         x = x.contiguous(memory_format=torch.channels_last)
         h = h_values = _inside(grad, saved)
@@ -70,24 +79,26 @@ def conv2d_backward(
         grad_weight = gradient_of_weight(h, x, weight, geometry)
     if needs_bias:
         grad_bias = _sum(h_values, (0, 2, 3))
-    return grad_x, grad_weight, grad_bias
+    return grad_x, grad_weight, grad_bias, *_skip_gradients(h, skip, skip_weight, neuron, needs_skip)
 
 
 def linear_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
     neuron: Neuron,
     with_derivatives: bool,
-) -> Three:
+) -> Spikes:
     """As `conv2d_forward`, for x [rows, in_features]."""
     if not neuron.has_slope:
-        return F.linear(x, weight, _like(x, bias)).clamp_(0, 1), _none(x), _none(x)
+        return _delayed_(F.linear(x, weight, _like(x, bias)), skip, skip_weight).clamp_(0, 1), None, None
     stacked = _stack_mask(x, neuron.psp_persistence)
     potentials = F.linear(stacked, weight)
     flat = potentials.view(2, x.shape[0], weight.shape[0])
-    activations = fire_(flat, bias, neuron, with_derivatives)
-    return (activations, stacked, potentials) if with_derivatives else (activations, _none(x), _none(x))
+    activations = fire_(flat, bias, neuron, with_derivatives, skip, skip_weight)
+    return (activations, stacked, potentials) if with_derivatives else (activations, None, None)
 
 
 def linear_backward(
@@ -95,12 +106,14 @@ def linear_backward(
     x: Tensor,
     saved: Tensor,
     weight: Tensor,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
     neuron: Neuron,
     needs: Sequence[bool],
-) -> Three:
+) -> Gradients:
     """As `conv2d_backward`, for grad [rows, out_features]."""
-    needs_x, needs_weight, needs_bias = needs
-    grad_x, grad_weight, grad_bias = _none(grad), _none(grad), _none(grad)
+    needs_x, needs_weight, needs_bias, *needs_skip = needs
+    grad_x = grad_weight = grad_bias = None
     if not neuron.has_slope:
         h = h_values = _inside(grad, saved)
     else:
@@ -112,12 +125,40 @@ def linear_backward(
         grad_weight = h.t() @ x
     if needs_bias:
         grad_bias = _sum(h_values, (0,))
-    return grad_x, grad_weight, grad_bias
+    return grad_x, grad_weight, grad_bias, *_skip_gradients(h, skip, skip_weight, neuron, needs_skip)
 
 
-def _none(like: Tensor) -> Tensor:
-    """Stands for an output that nobody needs; operators may return neither None nor one tensor twice."""
-    return like.new_empty(0)
+def _delayed_(potential: Tensor, skip: Tensor | None, skip_weight: Tensor | None) -> Tensor:
+    """`potential` plus that of delayed spikes, each by a synapse of its own, in place."""
+    if skip is None or skip_weight is None:
+        return potential
+    return potential.addcmul_(skip, _channels(skip_weight, skip))
+
+
+def _skip_gradients(
+    h: Tensor, skip: Tensor | None, skip_weight: Tensor | None, neuron: Neuron, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of delayed spikes and their weights, as those of `x` and `weight` with one synapse a neuron.
+
+    `h` is [g·∂a/∂A ; g·∂a/∂W], or for σ = 0 g·∂a/∂A.
+    """
+    if skip is None or skip_weight is None:
+        return None, None
+    needs_skip, needs_weight = needs
+    grad_skip = grad_weight = None
+    h = h.contiguous(memory_format=torch.channels_last) if h.dim() == 4 else h
+    stacked = _stack_mask(skip, neuron.psp_persistence) if neuron.has_slope else skip
+    if needs_skip:
+        by_both = h if neuron.has_surrogate or not neuron.has_slope else _first_half(h)
+        grad_skip = _at_inputs(by_both * _channels(skip_weight, skip), stacked, neuron)
+    if needs_weight:
+        grad_weight = _sum(h * stacked, (0, 2, 3) if h.dim() == 4 else (0,))
+    return grad_skip, grad_weight
+
+
+def _channels(values: Tensor, like: Tensor) -> Tensor:
+    """One value a channel or neuron, in the dtype of [N, C, ...] and beside it."""
+    return values.to(like.dtype).view(-1, *(1,) * (like.dim() - 2))
 
 
 def _inside(grad: Tensor, activations: Tensor) -> Tensor:

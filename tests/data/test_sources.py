@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import datasets
 import pyarrow
 import pyarrow.parquet
@@ -9,6 +11,8 @@ from PIL import Image
 
 from ttfs_triton.data import sources
 from ttfs_triton.data.sources import Rows, find_rows
+
+RAW = datasets.Image(decode=False)
 
 
 def labels(rows: Rows) -> list[int]:
@@ -86,6 +90,34 @@ def test_find_rows_names_what_it_looked_for_in_a_folder_without_the_split(tmp_pa
     message = r"must hold a test split; got .*, which holds notes/, train.parquet\. Looked for .*test, .*validation"
     with pytest.raises(ValueError, match=message):
         find_rows(None, tmp_path, "test")
+
+
+def test_class_folders_without_a_split_get_the_same_one_everywhere(tmp_path, caplog):
+    def make(folder, order):
+        for name in order:
+            for place in range({"cat": 10, "dog": 7, "emu": 1}[name]):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                (folder / name / f"{place}.png").write_bytes(b"")
+        rows = {split: find_rows(None, folder, split) for split in ("train", "test")}
+        return {
+            split: [
+                str(Path(row["path"]).relative_to(folder)) for row in found.table.cast_column("image", RAW)["image"]
+            ]
+            for split, found in rows.items()
+        }, rows
+
+    one, rows = make(tmp_path / "a", ["cat", "dog", "emu"])
+    other, _ = make(tmp_path / "elsewhere" / "b", ["emu", "dog", "cat"])
+    assert one == other
+    assert sorted(one["train"] + one["test"]) == sorted({*one["train"], *one["test"]})
+    classes = [name.split("/")[0] for name in one["test"]]
+    assert (classes.count("cat"), classes.count("dog"), classes.count("emu")) == (2, 1, 0)
+    assert (rows["train"].split, rows["test"].split) == ("train", "test")
+    assert labels(rows["test"]) == [0, 0, 1]
+    assert "20 % of the images are test images, drawn by their names (15 training, 3 test)" in caplog.text
+    (tmp_path / "a" / "train").mkdir()
+    with pytest.raises(ValueError, match="must hold a test split"):
+        find_rows(None, tmp_path / "a", "test")
 
 
 def test_find_rows_says_that_a_folder_is_empty(tmp_path):

@@ -17,7 +17,7 @@ def test_bright_pixels_spike_first_and_dark_ones_never():
     network = small_network(specification="4", max_value=2.0, in_channels=1, image_size=(1, 5))
     clock = clock_of(network)
     images = torch.tensor([2.0, 1.5, 0.9, 0.01, 0.0]).view(1, 1, 1, 5)
-    frames = torch.stack(list(input_frames(images, network.config, clock)))
+    frames = torch.stack(list(input_frames(images, network.features[0], clock)))
     assert frames.shape == (12, 1, clock.channels, 1, 5)
     image = frames[:, 0, 0, 0]
     steps = [image[:, pixel].nonzero().flatten().tolist() for pixel in range(5)]
@@ -28,7 +28,7 @@ def test_bright_pixels_spike_first_and_dark_ones_never():
 def test_analog_images_are_shown_and_taken_back():
     network = small_network(encoder="analog", mean=(0.4, 0.5), std=(0.2, 0.3))
     clock, images = clock_of(network, analog=True), images_for(network)
-    frames = torch.stack(list(input_frames(images, network.config, clock)))[:, :, :2]
+    frames = torch.stack(list(input_frames(images, network.features[0], clock)))[:, :, :2]
     expected = (images - torch.tensor([0.4, 0.5]).view(2, 1, 1)) / torch.tensor([0.2, 0.3]).view(2, 1, 1)
     torch.testing.assert_close(frames[0], expected)
     torch.testing.assert_close(frames[4], -expected)
@@ -38,14 +38,14 @@ def test_analog_images_are_shown_and_taken_back():
 def test_analog_images_need_no_normalisation():
     network = small_network(encoder="analog")
     images = images_for(network)
-    frame = next(input_frames(images, network.config, clock_of(network, analog=True)))
+    frame = next(input_frames(images, network.features[0], clock_of(network, analog=True)))
     assert torch.equal(frame[:, :2], images)
 
 
 def test_frames_refuse_other_images():
     network = small_network()
     with pytest.raises(ValueError, match=r"images must have shape \[N, 2, 9, 8\]; got \(1, 1, 9, 8\)"):
-        next(input_frames(torch.zeros(1, 1, 9, 8), network.config, clock_of(network)))
+        next(input_frames(torch.zeros(1, 1, 9, 8), network.features[0], clock_of(network)))
 
 
 def test_earliest_spike_decides():

@@ -13,7 +13,16 @@ from ttfs_triton.export import Clock, compare_nir, decide, input_frames, to_nir
 from ttfs_triton.export.compare import import_into_snntorch
 from ttfs_triton.export.drive import FirstSpikes
 from ttfs_triton.export.shared import synapse_arrays
-from ttfs_triton.nn import DFTConv2d, EarliestSpikePool2d, FirstSpikeReadout, NetworkConfig, Neuron
+from ttfs_triton.nn import (
+    DFTConv2d,
+    EarliestSpikePool2d,
+    FirstSpikeReadout,
+    LatencyEncoder,
+    NetworkConfig,
+    NetworkError,
+    Neuron,
+    PotentialReadout,
+)
 
 nir = pytest.importorskip("nir", reason="exporting to NIR needs nir")
 pytest.importorskip("snntorch", reason="running NIR needs snnTorch")
@@ -66,7 +75,7 @@ def first_spikes(graph, network, images, name):
     module, first, clock = import_into_snntorch(graph), FirstSpikes(), Clock.from_metadata(graph.metadata)
     module.get_submodule(name).register_forward_hook(lambda _module, _inputs, spikes: first.update(spikes))
     with torch.no_grad():
-        decide((module(frame)[0] for frame in input_frames(images, network.config, clock)), clock)
+        decide((module(frame)[0] for frame in input_frames(images, network.features[0], clock)), clock)
     return first, clock
 
 
@@ -91,6 +100,20 @@ def test_neurons_fire_in_the_step_that_the_discrete_rule_says(sigma):
     assert first.count.max() == 1
 
 
+@pytest.mark.parametrize("waits", [1, 2])
+def test_delayed_spikes_come_whole_windows_later(waits):
+    """Each exactly once, to the step."""
+    layers = "-".join(["3C3"] * waits)
+    network, steps = small_network(0, f"({layers}-4C3)-5", neuron=Neuron(0.5)), 12
+    images = images_for(network, samples=6)
+    graph = to_nir(network, steps=steps)
+    first, clock = first_spikes(graph, network, images, f"conv{waits + 1}_skip_delay{waits}_neuron")
+    inputs = ((1 - images) * steps).round().clamp_max(steps - 1) / steps
+    expected = torch.where(images > 0, inputs, torch.inf)
+    torch.testing.assert_close(first.times(clock, waits), expected, rtol=0, atol=1e-6)
+    assert first.count.max() == 1
+
+
 @pytest.mark.parametrize(
     ("sigma", "config"),
     [
@@ -100,6 +123,9 @@ def test_neurons_fire_in_the_step_that_the_discrete_rule_says(sigma):
         (0.25, {"encoder": "analog", "mean": (0.4, 0.5), "std": (0.3, 0.3)}),
         (0.25, {"specification": "P2-6-5", "readout": "potential_end"}),
         (1.0, {"specification": "3C3-P3s2-8"}),
+        (0.25, {"specification": "3C3-(3C3-4C3s2)-6", "image_size": (8, 8)}),
+        (1.0, {"specification": "P2-(3C3-3C3-4C3)-A-8-(8-9)", "image_size": (8, 8)}),
+        (0.25, {"specification": "2C3-A2-3C3-8", "image_size": (8, 8), "encoder": "analog"}),
     ],
 )
 def test_spike_times_approach_the_closed_form(sigma, config):
@@ -154,15 +180,18 @@ def test_wide_output_windows_run_to_their_end():
 
 
 def test_refuses_what_it_cannot_say():
-    with pytest.raises(TypeError, match="to_nir: network must be a TTFSNetwork; got Linear"):
-        to_nir(torch.nn.Linear(2, 2))
+    with pytest.raises(NetworkError, match=r"network_graph: model must .*; got Linear\. Use DFTLinear"):
+        to_nir(torch.nn.Linear(2, 2), image_shape=(2,))
+    flat = torch.nn.Sequential(LatencyEncoder(), PotentialReadout(4, 2))
+    with pytest.raises(NotImplementedError, match=r"images must be \[channels, height, width\] .*; got \(4,\)"):
+        to_nir(flat, image_shape=(4,))
     network = small_network()
     for steps in (1, 4097):
         with pytest.raises(ValueError, match=f"to_nir: steps must be 2 to 4096; got {steps}"):
             to_nir(network, steps=steps)
     with pytest.raises(ValueError, match="time_constant must be at least 1 window"):
         to_nir(network, time_constant=0.5)
-    with pytest.raises(NotImplementedError, match="model must consist of spiking layers"):
+    with pytest.raises(NetworkError, match="model must consist of spiking layers"):
         to_nir(small_network(analog=True))
     with pytest.raises(NotImplementedError, match="encoder must be latency or analog; got signed"):
         to_nir(small_network(encoder="signed"))

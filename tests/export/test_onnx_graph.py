@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.export.common import images_for, small_network
 from ttfs_triton.export import to_onnx
-from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig, NetworkError, Neuron, TTFSNetwork
 
 onnx = pytest.importorskip("onnx", reason="exporting to ONNX needs onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="running ONNX needs onnxruntime")
@@ -60,6 +60,16 @@ def test_shapes_and_options_agree(specification, standardised, bias, seed, sampl
     # No 1×1 kernels: over two channels, standardised weights add up to zero, on the border of firing at all.
     network = small_network(seed, specification, weight_standardisation=standardised, bias=bias)
     assert_same(network, images_for(network, samples, seed))
+
+
+@pytest.mark.parametrize("specification", ["3C3-(3C3-5C3s2)-A-4", "(2C3-4C3)-P2-A2-(3C3-4C3)-7-(5-9)"])
+@pytest.mark.parametrize("sigma", [0.0, 0.25])
+def test_blocks_and_averages_agree(specification, sigma):
+    network = small_network(0, specification, neuron=Neuron(sigma), image_size=(8, 8))
+    assert_same(network, images_for(network))
+    analog = small_network(0, specification, analog=True, batch_norm=True, image_size=(8, 8))
+    found = run(analog, images_for(analog))
+    np.testing.assert_allclose(found["logits"], analog(images_for(analog)).detach(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ["analog", "signed"])
@@ -130,13 +140,13 @@ def test_model_is_standard_and_says_what_it_is():
 
 
 def test_refuses_what_is_no_network():
-    with pytest.raises(TypeError, match="to_onnx: network must be a TTFSNetwork; got Linear"):
-        to_onnx(torch.nn.Linear(2, 2))
+    with pytest.raises(NetworkError, match=r"network_graph: model must .*; got Linear\. Use DFTLinear"):
+        to_onnx(torch.nn.Linear(2, 2), image_shape=(2,))
     network = small_network()
     with pytest.raises(ValueError, match=r"class_names must have one name a class \(3\); got 2"):
         to_onnx(network, class_names=["a", "b"])
     network.features.conv2 = torch.nn.Conv2d(4, 5, 3)
-    with pytest.raises(TypeError, match=r"layers must be those of ttfs_triton.nn; got Conv2d \(conv2\)"):
+    with pytest.raises(NetworkError, match=r"layers of ttfs_triton.nn .*; got Conv2d \(features\.conv2\)"):
         to_onnx(network)
 
 

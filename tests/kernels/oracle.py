@@ -20,6 +20,8 @@ class Expected:
     grad_x: np.ndarray
     grad_weight: np.ndarray
     grad_bias: np.ndarray
+    grad_skip: np.ndarray
+    grad_skip_weight: np.ndarray
     margin: np.ndarray
 
 
@@ -62,12 +64,19 @@ def layer(
     *,
     psp_persistence: float = 1.0,
     derivative_clip: float = math.inf,
+    skip: np.ndarray | None = None,
+    skip_weight: np.ndarray | None = None,
 ) -> Expected:
-    """Activations by the event-driven sweep, gradients by Eq. 9, 10 from each neuron's potential and slope."""
+    """Activations by the event-driven sweep, gradients by Eq. 9, 10 from each neuron's potential and slope.
+
+    A delayed spike, of `skip` in the shape of the output, is one more input of its neuron.
+    """
     result = Expected(
         np.zeros(grad.shape),
         np.zeros(x.shape),
         np.zeros(weight.shape),
+        np.zeros(weight.shape[0]),
+        np.zeros(grad.shape),
         np.zeros(weight.shape[0]),
         np.full(grad.shape, math.inf),
     )
@@ -75,6 +84,8 @@ def layer(
     grad_x, grad_weight = result.grad_x.ravel(), result.grad_weight.ravel()
     for index, channel, inputs, weights in neurons:
         activations, w = all_inputs[inputs], all_weights[weights]
+        if skip is not None and skip_weight is not None:
+            activations, w = np.append(activations, skip[index]), np.append(w, skip_weight[channel])
         initial = 0.0 if bias is None else float(bias[channel])
         times = np.where(activations > 0, 1 - activations, math.inf)
         time = event_driven(times, w, initial, psp_persistence=psp_persistence)
@@ -90,7 +101,12 @@ def layer(
         by_potential = grad[index] * min(gain, derivative_clip)
         by_slope = grad[index] * min((1 - a) * gain, derivative_clip)
         mask = spikes if psp_persistence > 0 else 1.0
-        np.add.at(grad_x, inputs, mask * w * by_potential)
-        np.add.at(grad_weight, weights, activations * by_potential + psp_persistence * spikes * by_slope)
+        by_input = mask * w * by_potential
+        by_weight = activations * by_potential + psp_persistence * spikes * by_slope
+        np.add.at(grad_x, inputs, by_input[: len(inputs)])
+        np.add.at(grad_weight, weights, by_weight[: len(inputs)])
+        if skip is not None:
+            result.grad_skip[index] = by_input[-1]
+            result.grad_skip_weight[channel] += by_weight[-1]
         result.grad_bias[channel] += by_potential
     return result

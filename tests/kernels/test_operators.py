@@ -35,7 +35,7 @@ def test_opcheck(kind, psp_persistence, channels_last):
         if channels_last:
             x, weight = (t.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, weight))
     result = torch.library.opcheck(
-        operator, (x, weight, bias, *geometry, Neuron(psp_persistence, 11.0, 0.5).pack(), True)
+        operator, (x, weight, bias, None, None, *geometry, Neuron(psp_persistence, 11.0, 0.5).pack(), True)
     )
     assert set(result.values()) == {"SUCCESS"}
 

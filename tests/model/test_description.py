@@ -68,8 +68,8 @@ def test_preprocessing_follows_from_the_network(network, expected):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 99}, r"format_version must be 1 to 3; got 99\. Upgrade ttfs-triton"),
-        ({"format_version": 0}, "format_version must be 1 to 3; got 0"),
+        ({"format_version": 99}, r"format_version must be 1 to 4; got 99\. Upgrade ttfs-triton"),
+        ({"format_version": 0}, "format_version must be 1 to 4; got 0"),
         ({"format_version": "2"}, "values must be an object with a format_version"),
         ({"licence": "mit"}, "keys must be among .* got licence"),
         ({"network": {"specification": "4C3", "colour": 1}}, "values must describe a network; NetworkConfig.from_dict"),

@@ -96,7 +96,7 @@ def test_weights_of_before_load_with_their_configuration_only(folder, network):
         (b"[1]", "values must be an object with a format_version; got list"),
         (b'{"a": ' * 100_000, "it is no JSON"),
         (b'{"format_version": ' + b"1" * 5000 + b"}", "it is no JSON"),
-        (b'{"format_version": 99}', r"format_version must be 1 to 3; got 99\. Upgrade ttfs-triton"),
+        (b'{"format_version": 99}', r"format_version must be 1 to 4; got 99\. Upgrade ttfs-triton"),
         (b" " * (MAX_CONFIG_BYTES + 1), "must have at most 16777216 bytes; it has more"),
     ],
 )

@@ -70,7 +70,7 @@ def test_run_its_best_folder_and_its_weights_are_the_same_model(trained):
 
 def test_compiled_parts_save_plainly(model, tmp_path):
     expected = model.state_dict()
-    model.features = torch.compile(model.features, backend="eager")
+    model.network.features = torch.compile(model.network.features, backend="eager")
     assert any("_orig_mod" in name for name in model.state_dict())
     model.save_pretrained(tmp_path / "a")
     loaded = TTFSModel.from_pretrained(tmp_path / "a")

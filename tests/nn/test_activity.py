@@ -1,13 +1,10 @@
 """Spikes as something to be trained for: exact numbers, and the surrogate's gradient, against float64."""
 
 import hypothesis.strategies as st
-import pytest
 import torch
 from hypothesis import given, settings
 
-from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics
 from ttfs_triton.nn.activity import count_spikes
-from ttfs_triton.nn.config import NetworkConfig
 
 
 def random_activations(shape, generator):
@@ -56,21 +53,3 @@ def test_number_on_a_device(device):
     found.backward()
     assert found.item() == ((values > 0) * weight).sum().item()
     torch.testing.assert_close(values.grad, weight * (1 - values.detach()))
-
-
-@pytest.mark.parametrize("specification", ["4C3-P2-6C3-P2-8", "4C3-8", "8-6"])
-@pytest.mark.parametrize("encoder", ["latency", "analog", "signed"])
-def test_layers_are_seen_before_pooling(specification, encoder):
-    if specification == "8-6" and encoder != "latency":
-        specification = f"4C3-{specification}"
-    network = TTFSNetwork(NetworkConfig(specification, image_size=(12, 12), encoder=encoder))
-    images = torch.rand(5, 1, 12, 12)
-    seen = []
-    with torch.no_grad():
-        features = network.hidden(images, seen)
-        torch.testing.assert_close(features, network.hidden(images))
-        with record_statistics(network):
-            network(images)
-    *hidden, _ = collect_statistics(network)
-    assert [int(count_spikes(activations)) for _, activations in seen] == [layer.spikes for layer in hidden]
-    assert [activations[0].numel() for _, activations in seen] == [layer.neurons for layer in hidden]

@@ -91,11 +91,42 @@ def test_converters_reject_impossible_values(call, message):
 
 def test_latency_encoder_fires_earlier_for_brighter_pixels():
     pixels = torch.tensor([0.0, 51.0, 255.0, 300.0, -3.0])
-    encoded = LatencyEncoder(255.0)(pixels)
+    encoded = LatencyEncoder(255.0, clamp=True)(pixels)
     torch.testing.assert_close(encoded, torch.tensor([0.0, 0.2, 1.0, 1.0, 0.0]))
     # Eq. 1: t = 1 − a / max; a zero pixel never fires.
     assert activation_to_spike_time(encoded, 0).tolist() == pytest.approx([math.inf, 0.8, 0.0, 0.0, math.inf])
     assert repr(LatencyEncoder(255.0)) == "LatencyEncoder(max_value=255.0)"
+    assert torch.equal(LatencyEncoder(255)(pixels[:3].byte()), encoded[:3])
+
+
+def test_latency_encoder_refuses_what_it_was_not_told_to_map():
+    with pytest.raises(TypeError, match=r"floating point in \[0, 1\]; got torch\.uint8\. Divide 8-bit"):
+        LatencyEncoder()(torch.zeros(2, dtype=torch.uint8))
+    for wrong, found in (([0.0, 255.0], "0 to 255"), ([-1.8, 2.0], "-1.8 to 2"), ([math.nan, 0.5], "nan to nan")):
+        with pytest.raises(
+            ValueError, match=rf"images must be in \[0, 1\]; got values from {found}\. Scale them, say max"
+        ):
+            LatencyEncoder()(torch.tensor(wrong))
+    assert torch.equal(LatencyEncoder()(torch.tensor([-1e-3, 1.001])), torch.tensor([0.0, 1.0]))  # rounding
+    assert LatencyEncoder()(torch.zeros(0, 3)).shape == (0, 3)
+    assert "clamp=True" in repr(LatencyEncoder(clamp=True))
+
+
+def test_latency_encoder_waits_for_no_device_in_training(watched_device):
+    from tests.virtual_cuda.watch import recording
+
+    encoder, wrong = LatencyEncoder().to(watched_device), torch.full((4,), 2.0).to(watched_device)
+    with recording() as record:
+        encoded = encoder.train()(wrong)
+    if watched_device.type == "cuda":  # on the CPU nobody waits
+        assert not record.synchronisations
+        with pytest.raises(ValueError, match="got values from 2 to 2"):
+            encoder.eval()(wrong)
+        with recording() as record:
+            encoder.eval()(encoded)
+            first = record.synchronisations.total()
+            encoder(encoded)
+        assert first == record.synchronisations.total() > 0  # the first batch only
 
 
 def test_latency_encoder_rejects_a_max_value_of_zero():

@@ -21,9 +21,30 @@ def test_parse_reads_strides_and_spaces():
     )
 
 
+def test_parse_reads_blocks():
+    block = Convolution(8, 3, padding=1, stride=2), Convolution(8, 3, padding=1, stride=1, skip=1)
+    assert parse_specification("4C3-(8C3s2 - 8C3)x2-P2-(16-16-16)") == (
+        Convolution(4, 3, padding=1, stride=1),
+        *block,
+        *block,
+        Pool(2, 2),
+        Dense(16),
+        Dense(16),
+        Dense(16, skip=2),
+    )
+
+
 @pytest.mark.parametrize(
     ("specification", "message"),
     [
+        ("4C3-(8C3)", r'a block must be of two or more convolutions.*; got "\(8C3\)"'),
+        ("(8C3-P2)", r'a block must be of two or more .*; got "\(8C3-P2\)"'),
+        ("(8C3-128)", r'a block must be of two or more .*; got "\(8C3-128\)"'),
+        ("(8C3-8C3)x0", r'a block must be of two or more .*; got "\(8C3-8C3\)x0"'),
+        ("(8C3-(8C3-8C3))", r'got "\(8C3-\(8C3-8C3\)\)"|got "\(8C3"'),
+        ("(8C3-8C3", "a block must be of two or more|must look like"),
+        ("(8-8)x9999", "specification must have at most 2048 layers"),
+        ("(8-8)-8C3", "must come before fully connected layers"),
         ("16C5-Q2-128", r'must look like "64C3", "64C3p0s2", "P2" or "128"; got "Q2" in "16C5-Q2-128"'),
         ("", 'got ""'),
         ("16C5--128", 'got ""'),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.report.cases import small_network
-from ttfs_triton.nn import ANNLinear, DFTLinear, FirstSpikeReadout, LatencyEncoder, PotentialReadout
+from ttfs_triton.nn import ANNLinear, DFTLinear, FirstSpikeReadout, LatencyEncoder, NetworkError, PotentialReadout
 from ttfs_triton.report import spikes_of
 
 
@@ -58,5 +58,5 @@ def test_spikes_of_refuses_batches():
 
 def test_spikes_of_refuses_analog_networks():
     network = nn.Sequential(LatencyEncoder(), nn.Flatten(), ANNLinear(4, 5), PotentialReadout(5, 3))
-    with pytest.raises(NotImplementedError, match="never fires"):
+    with pytest.raises(NetworkError, match="never fires"):
         spikes_of(network, torch.rand(1, 2, 2))

@@ -14,7 +14,7 @@ from tests.train.recorded import RecordedGraphs
 from tests.train.runs import assert_same_run, best, change, last, metrics, run
 from ttfs_triton.hardware import RunOptions, count
 from ttfs_triton.hardware.cost import energy_cost
-from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.train import loop, train
 from ttfs_triton.train.dial import Dial
 from ttfs_triton.train.metering import MeteredNetwork
@@ -30,14 +30,15 @@ def metered(wanted, specification="4C3-P2-6C3p0-P2-8", **options):
         wanted = None, None, f"{wanted}:{mean(energy_cost(counts, wanted, options).bounds(counts))}"
     parsed = parse_target(*wanted)
     assert parsed is not None
-    return MeteredNetwork(network, make_target(parsed, network, images, steps=16)), images
+    graph = network_graph(network, images.shape[1:])
+    return MeteredNetwork(network, graph, make_target(parsed, network, images, steps=16)), images
 
 
 @pytest.mark.parametrize(
     "wanted",
     [
         (0.2, None, None),
-        ("conv1=0.3,fc1=0.2", None, None),
+        ("conv1=0.3,conv2=0.2", None, None),
         (None, 0.4, None),
         (None, "conv2=0.3,readout=0.2", None),
         "lemaire45:int8",
@@ -47,19 +48,24 @@ def metered(wanted, specification="4C3-P2-6C3p0-P2-8", **options):
 )
 @pytest.mark.parametrize(
     "options",
-    [{}, {"encoder": "signed", "neuron": Neuron(0.25, surrogate_width=0.5)}, {"specification": "4C3-P2-6C3p0-8"}],
-    ids=["latency", "signed", "a layer without pool"],
+    [
+        {},
+        {"encoder": "signed", "neuron": Neuron(0.25, surrogate_width=0.5)},
+        {"specification": "4C3-(4C3s2-6C3)-A"},
+    ],
+    ids=["latency", "signed", "skip and average"],
 )
 def test_cost_of_a_batch_is_that_of_its_counts(wanted, options):
     if options.get("encoder") == "signed" and wanted == "loihi_board":
         wanted = "horowitz45:int8"  # which prices multiplications
     model, images = metered(wanted, **options)
-    logits, costs = model(images)
+    with model.watching():
+        logits, costs = model(images)
     torch.testing.assert_close(logits, model.network(images))
     expected = torch.tensor([cost.of(count(model.network, [images])) for cost in model.target.costs])
     torch.testing.assert_close(costs.detach(), expected, rtol=1e-5, atol=0)
     costs.sum().backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in model.network.features.parameters())
+    assert model.network.features[1].weight.grad.abs().sum() > 0
 
 
 def toy(goal, steps, gain, free):

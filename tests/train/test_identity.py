@@ -138,7 +138,7 @@ def test_run_never_starts_anew_over_damaged_checkpoints(run):
 def test_damaged_best_weights_are_noticed_before_training(run, damage, monkeypatch):
     weights = run / "best/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9]) if damage == "cut" else weights.unlink()
-    monkeypatch.setattr("ttfs_triton.train.loop.Trainer.train", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("ttfs_triton.train.loop.TrainingLoop.train", lambda *_: pytest.fail("trained"))
     with pytest.raises(RunFolderError, match=r"--resume: .*best must hold the best weights so far\. load: "):
         resumed(run)
 

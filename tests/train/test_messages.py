@@ -52,14 +52,14 @@ def test_full_disk_is_told_with_the_way_to_go_on(config, monkeypatch, name):
 
 
 def test_best_weights_that_vanish_in_training_are_told(config, monkeypatch):
-    from ttfs_triton.train.loop import Trainer
+    from ttfs_triton.train.loop import TrainingLoop
 
-    real = Trainer.train
+    real = TrainingLoop.train
 
     def train_and_lose(trainer):
         real(trainer)
         trainer.folder.best_weights.unlink()
 
-    monkeypatch.setattr(Trainer, "train", train_and_lose)
+    monkeypatch.setattr(TrainingLoop, "train", train_and_lose)
     with pytest.raises(RunFolderError, match=r"load: .*model\.safetensors must be"):
         train(change(config, epochs=1))

@@ -152,13 +152,13 @@ def test_data_that_vanish_lose_nothing(tmp_path, runs, monkeypatch):
 import sys
 from pathlib import Path
 from ttfs_triton.train import main
-from ttfs_triton.train.loop import Trainer
-step = Trainer._train_step
+from ttfs_triton.train.loop import TrainingLoop
+step = TrainingLoop._train_step
 def vanish(self, micro_batches):
     step(self, micro_batches)
     if self.position.step == 1:
         Path({str(photographs)!r}, "train").rename(Path({str(photographs)!r}, "away"))
-Trainer._train_step = vanish
+TrainingLoop._train_step = vanish
 main(Path(sys.argv.pop(1)), "A small run.")
 """
     with monkeypatch.context() as patch:

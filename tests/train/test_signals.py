@@ -40,9 +40,9 @@ else:
     if phase == "data":
         run.load_data = hang
     elif phase == "build":
-        run.Trainer.__init__ = hang
+        run.TrainingLoop.__init__ = hang
     elif phase == "training":
-        run.Trainer._train_step = slow(run.Trainer._train_step)
+        run.TrainingLoop._train_step = slow(run.TrainingLoop._train_step)
     elif phase == "saving":
         loop.save_checkpoint = slow(loop.save_checkpoint)
     elif phase == "saving for ever":

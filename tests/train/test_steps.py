@@ -39,14 +39,14 @@ def change(config, **values):
     ids=lambda values: "-".join(map(str, values.values())) or "defaults",
 )
 def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, values):
-    records, step = [], loop.Trainer._train_step
+    records, step = [], loop.TrainingLoop._train_step
 
     def watched(trainer, micro_batches):
         with recording() as record:
             step(trainer, micro_batches)
         records.append(record)
 
-    monkeypatch.setattr(loop.Trainer, "_train_step", watched)
+    monkeypatch.setattr(loop.TrainingLoop, "_train_step", watched)
     train(change(config, statistics_steps=3, **values))
     assert len(records) == 8
     # The first step allocates counters and moments.
@@ -79,7 +79,7 @@ def test_whole_loop_waits_for_the_device_only_where_it_is_read(config, watched_d
         return found
 
     def reads(name):
-        method = getattr(loop.Trainer, name)
+        method = getattr(loop.TrainingLoop, name)
 
         def reading(trainer, *arguments):
             if inside:
@@ -91,7 +91,7 @@ def test_whole_loop_waits_for_the_device_only_where_it_is_read(config, watched_d
             read.append(waits())
             return result
 
-        monkeypatch.setattr(loop.Trainer, name, reading)
+        monkeypatch.setattr(loop.TrainingLoop, name, reading)
 
     for name in ("_report", "_gather_totals", "_validate", "_finish_epoch"):
         reads(name)
@@ -120,13 +120,13 @@ def poison(monkeypatch, calls, where):
 @contextmanager
 def final_trainer(monkeypatch):
     """The trainer of the run inside the block."""
-    trainers, train_all = [], loop.Trainer.train
+    trainers, train_all = [], loop.TrainingLoop.train
 
     def watched(trainer):
         trainers.append(trainer)
         train_all(trainer)
 
-    monkeypatch.setattr(loop.Trainer, "train", watched)
+    monkeypatch.setattr(loop.TrainingLoop, "train", watched)
     yield trainers
 
 

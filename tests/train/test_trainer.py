@@ -14,7 +14,7 @@ from tests.train.runs import assert_same_run, best, change, last, make_images, m
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, start, train
 from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from ttfs_triton.train.loop import Trainer
+from ttfs_triton.train.loop import TrainingLoop
 
 
 def test_run_learns_and_leaves_the_documented_folder(config):
@@ -42,7 +42,7 @@ def test_run_learns_and_leaves_the_documented_folder(config):
 
 def test_freed_memory_is_kept_while_training_on_a_cpu(config, monkeypatch):
     calls = []
-    real = Trainer.train
+    real = TrainingLoop.train
 
     @contextmanager
     def kept():
@@ -51,7 +51,7 @@ def test_freed_memory_is_kept_while_training_on_a_cpu(config, monkeypatch):
         calls.append("given back")
 
     monkeypatch.setattr("ttfs_triton.train.run.freed_memory_kept", kept)
-    monkeypatch.setattr(Trainer, "train", lambda trainer: calls.append("training") or real(trainer))
+    monkeypatch.setattr(TrainingLoop, "train", lambda trainer: calls.append("training") or real(trainer))
     train(change(config, epochs=1))
     assert calls == ["kept", "training", "given back"]
 

@@ -91,7 +91,7 @@ def measure(backend: str, precision: str) -> dict[str, Record]:
     from ttfs_triton.train.recipe import read_recipe
 
     records: list[Record] = []
-    step = loop.Trainer._train_step
+    step = loop.TrainingLoop._train_step
 
     def watched(trainer: Any, micro_batches: Any) -> None:
         with recording() as record:
@@ -103,13 +103,13 @@ def measure(backend: str, precision: str) -> dict[str, Record]:
     changes |= {"max_train_samples": steps * BATCH, "max_test_samples": 2, "validation_fraction": 0, "epochs": 1}
     changes |= {"statistics_steps": 3, "backend": backend, "mixed_precision": precision}
     loop.tune_kernels = lambda *_: None  # type: ignore[assignment]
-    loop.Trainer._train_step, before = watched, step  # type: ignore[method-assign]
+    loop.TrainingLoop._train_step, before = watched, step  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as folder:
             values = read_recipe(RECIPE).values(None) | changes | {"output_dir": Path(folder) / "run"}
             train(TrainConfig(**values))
     finally:
-        loop.Trainer._train_step = before  # type: ignore[method-assign]
+        loop.TrainingLoop._train_step = before  # type: ignore[method-assign]
         AcceleratorState._reset_state(reset_partial_state=True)
         gc.collect()  # the run's tensors, which the next one's peak would count
     return {"plain": records[1]} | ({"sampled": records[3]} if backend == "torch" else {})

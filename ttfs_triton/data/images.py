@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -101,7 +102,8 @@ def load_images(
     Args:
         dataset: "sample" (bundled with the package) or a Hub name, `owner/name`. Ignored if `data_dir` is given.
         data_dir: local folder of parquet files (`train*.parquet`, also one folder down, or `train/*.parquet`), or
-            of image files in class folders (`train/<class>/*.png`).
+            of image files in class folders (`train/<class>/*.png`; of `<class>/*.png`, a fifth of each class are test
+            images, see `ttfs_triton.data.sources.divide`).
         split: "train" or "test", or any other name. "test" falls back to "validation", and the log says so.
         like: the training split, for a test split: same classes, channels and image size.
         image_column: column of the images. Default: `image`, `img`, or the only column of type Image.
@@ -142,18 +144,50 @@ def load_images(
         resize = image_size is not None
         decoded = decode_rows(encoded, row_numbers, keep=not streaming, where=where, size=size, resize=resize, **limits)
     labels = labels[row_numbers[decoded.kept]]
-    content = hashlib.sha256(f"{decoded.digest} {decoded.images.shape} {class_names}".encode())
-    content.update(labels.numpy().astype("<i8").tobytes())
     return ImageData(
         decoded.images,
         labels,
         class_names,
         rows.origin,
         rows.split,
-        content.hexdigest(),
+        _fingerprint(decoded.digest, decoded.images.shape, class_names, labels),
         decoded.skipped,
         dataset=dataset if data_dir is None else None,
     )
+
+
+def images_of_tensors(
+    images: Tensor, labels: Tensor, *, split: str = "train", class_names: Sequence[str] | None = None
+) -> ImageData:
+    """One split from tensors in memory.
+
+    Args:
+        images: [N, C, height, width], uint8.
+        labels: [N], int64, in [0, number of classes).
+        split: what to call it.
+        class_names: one a class. Default: "0", "1", ... up to the largest label.
+    Raises:
+        TypeError, ValueError: another type or shape, no images, or labels without a name.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(
+            f"images_of_tensors: images must be uint8, pixels from 0 to 255; got {images.dtype}. Of values in [0, 1], "
+            "give (255 * images).round().byte()."
+        )
+    if images.dim() != 4 or 0 in images.shape or labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(
+            "images_of_tensors: images must be [N, C, height, width] and labels [N] int64; got "
+            f"{list(images.shape)} and {list(labels.shape)} {labels.dtype}."
+        )
+    names = [str(number) for number in range(int(labels.max()) + 1)] if class_names is None else list(class_names)
+    if not bool(((labels >= 0) & (labels < len(names))).all()):
+        raise ValueError(
+            f"images_of_tensors: labels must be in 0 to {len(names) - 1}; got {labels.min()} to {labels.max()}."
+        )
+    pixels = images.cpu().permute(0, 2, 3, 1).contiguous()
+    digest = hashlib.sha256(pixels.numpy().data).hexdigest()
+    fingerprint = _fingerprint(digest, tuple(images.shape), names, labels.cpu())
+    return ImageData(InMemoryImages(pixels), labels.cpu(), names, "tensors", split, fingerprint)
 
 
 def train_validation_split(data: ImageData, validation: float | int, seed: int) -> tuple[Tensor, Tensor]:
@@ -178,6 +212,12 @@ def train_validation_split(data: ImageData, validation: float | int, seed: int) 
     chosen = torch.zeros(len(data), dtype=torch.bool)
     chosen[_stratified_choice(data.labels, count, seed)] = True
     return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
+
+
+def _fingerprint(digest: str, shape: tuple[int, ...], class_names: list[str], labels: Tensor) -> str:
+    content = hashlib.sha256(f"{digest} {shape} {class_names}".encode())
+    content.update(labels.numpy().astype("<i8").tobytes())
+    return content.hexdigest()
 
 
 def draw_images(data: ImageData, count: int, seed: int, among: Tensor | None = None) -> Tensor:

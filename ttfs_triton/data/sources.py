@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ import pyarrow.parquet
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+logger = logging.getLogger(__name__)
+
 SAMPLE = "sample"
 SAMPLE_FOLDER = Path(__file__).parent.parent / "sample"
 
@@ -30,6 +34,8 @@ SPLIT_NAMES = {
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+TEST_SHARE = 0.2
+"""Of the images of each class, of class folders without a split."""
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -56,7 +62,7 @@ def find_rows(dataset: str | None, data_dir: str | Path | None, split: str, *, p
     Args:
         dataset: "sample" or a Hub name, `owner/name`. Ignored if `data_dir` is given.
         data_dir: folder of parquet files (`train*.parquet`, also one level down, or `train/*.parquet`) or of
-            image files in class folders (`train/<class>/*.png`).
+            image files in class folders (`train/<class>/*.png`, or `<class>/*.png`, which `divide` splits).
         split: "train", "test", or any other name of a split.
         progress: show the progress bars of `datasets`.
     Raises:
@@ -130,12 +136,20 @@ def _local_rows(folder: Path, names: Sequence[str]) -> Rows:
             return Rows(_read_parquet(files, folder), name, str(folder), embedded=True)
         if files := _image_files(folder / name):
             return Rows(_class_folders(files), name, str(folder))
+    if names[0] in SPLIT_NAMES and (files := _undivided(folder)):
+        chosen = divide(files)[names[0]]
+        logger.warning(
+            "load_images: %s has class folders and no split: of each class, %g %% of the images are test images, drawn "
+            "by their names (%d training, %d test). For another split, make folders train and test.",
+            *(folder, 100 * TEST_SHARE, *map(len, divide(files).values())),
+        )
+        return Rows(_class_folders(chosen), names[0], str(folder))
     entries = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     listing = ", ".join(entries[:10]) + (", ..." if len(entries) > 10 else "") if entries else "nothing"
     raise ValueError(
         f"load_images: data_dir must hold a {names[0]} split; got {str(folder)!r}, which holds {listing}. Looked for "
         f"NAME*.parquet (here or one folder down), NAME/*.parquet and image files in NAME/<class>/, "
-        f"with NAME = {', '.join(names)}."
+        f"with NAME = {', '.join(names)}, and image files in <class>/."
     )
 
 
@@ -180,6 +194,36 @@ def _are_empty(files: Sequence[Path]) -> bool:
 def _image_files(folder: Path) -> list[Path]:
     """Image files in class folders, class by class."""
     return sorted(path for path in folder.glob("*/*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+
+
+def _undivided(folder: Path) -> list[Path]:
+    """Image files of a folder of class folders, none of which is a split by its name."""
+    splits = {name for names in SPLIT_NAMES.values() for name in names}
+    divided = any((folder / name).is_dir() or _parquet_files(folder, name) for name in splits)
+    return [] if divided else _image_files(folder)
+
+
+def divide(files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Images of classes as training and test images: `TEST_SHARE` of each class, drawn by a hash of their names.
+
+    The same files give the same split on every machine, whatever the order and wherever the folder lies; a class of one
+    image is trained on.
+
+    Args:
+        files: CLASS/NAME.
+    Returns:
+        {"train": …, "test": …}, each class by class.
+    """
+    classes: dict[str, list[Path]] = {}
+    for file in files:
+        classes.setdefault(file.parent.name, []).append(file)
+    found: dict[str, list[Path]] = {"train": [], "test": []}
+    for name in sorted(classes):
+        drawn = sorted(classes[name], key=lambda file: hashlib.sha256(f"{name}/{file.name}".encode()).digest())
+        count = 0 if len(drawn) == 1 else max(1, round(TEST_SHARE * len(drawn)))
+        found["test"] += sorted(drawn[:count])
+        found["train"] += sorted(drawn[count:])
+    return found
 
 
 def _class_folders(files: Sequence[Path]) -> datasets.Dataset:

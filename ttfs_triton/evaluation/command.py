@@ -48,8 +48,8 @@ def run(options: EvaluationOptions) -> Found:
         NotImplementedError: an analog network cannot be simulated; give --no-simulation.
     """
     check_output(options)
-    loaded = load_network(options.network)
-    if loaded.network.config.analog:
+    loaded = load_network(options.model, options.network)
+    if loaded.description.network.analog:
         raise ValueError(
             f"evaluate: network must spike for counts of spikes to be priced; got an ANN in {loaded.files.weights}. "
             "Train one with --neuron dft."

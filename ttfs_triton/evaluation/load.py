@@ -7,6 +7,7 @@ from typing import Any
 from ttfs_triton.data.images import ImageData, load_images
 from ttfs_triton.data.sources import HUB_NAME, SAMPLE
 from ttfs_triton.model import LoadError, ModelDescription, ModelFiles, TTFSModel, find_model
+from ttfs_triton.model.model import load_model
 from ttfs_triton.yaml_file import YamlError, read_mapping
 
 # What a run's configuration says about its data, by the arguments of `load_images`.
@@ -31,19 +32,20 @@ class LoadedNetwork:
         return self.network.description
 
 
-def load_network(source: str | Path) -> LoadedNetwork:
+def load_network(source: str | Path, network: str | None = None) -> LoadedNetwork:
     """Rebuild a network.
 
     Args:
         source: a run's folder (its best weights are taken), a folder with config.json and model.safetensors, a
             safetensors file with a config.json beside it, or, as a string, "owner/name[@revision]" on the Hub or
             "bundled:NAME", which comes with the package.
+        network: "file.py:function" that builds it, if code of the user's does.
     Raises:
         LoadError: nothing there, a file that is damaged, or one that does not belong to the network beside it.
         HubError: no such repository, no right to read it, or no connection and nothing in the cache.
     """
     files = find_model(source)
-    return LoadedNetwork(TTFSModel.from_files(files), files)
+    return LoadedNetwork(load_model(files, network), files)
 
 
 def load_test_images(
@@ -87,7 +89,7 @@ def load_test_images(
         progress=progress,
         **values,
     )
-    config = loaded.network.config
+    config = loaded.description.network
     expected, found = (config.in_channels, *config.image_size), data.shape[1:]
     if expected != found:
         raise ValueError(f"load_test_images: images must be {expected} (channels, height, width); got {found}.")
@@ -103,7 +105,7 @@ def _configured(loaded: LoadedNetwork) -> dict[str, Any]:
     """What the run's configuration says about its data, or else what was published with the weights."""
     path = None if loaded.files.run is None else loaded.files.run / "config.yaml"
     if path is None or not path.is_file():
-        name, size = loaded.description.dataset or "", loaded.network.config.image_size
+        name, size = loaded.description.dataset or "", loaded.description.network.image_size
         cropped = loaded.description.preprocessing.fit == "crop"
         return {"image_size": size, "cropped": cropped} | (
             {"dataset": name} if name == SAMPLE or HUB_NAME.fullmatch(name) else {}

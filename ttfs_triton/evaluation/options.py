@@ -20,9 +20,12 @@ class EvaluationOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    network: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional]
     """A run's folder, one with config.json and model.safetensors, a .safetensors file with config.json beside it,
     owner/name[@revision] on the Hub, or bundled:NAME, which comes with the package."""
+
+    network: str | None = None
+    """FILE.py:FUNCTION that builds the network, if code of yours does."""
 
     # ---- data
     dataset: str | None = None

@@ -16,6 +16,7 @@ from ttfs_triton.atomic import write_json
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.hardware import sensitivity
+from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.scoring import device_name, versions
 
 MAIN_FILE = "evaluation.json"
@@ -74,7 +75,7 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
     prediction = int(network.eval()(image[None].to(device)).argmax())
     data = report.PageData(
         title=found.loaded.files.name,
-        network=network.config.to_dict(),
+        network=network_facts(found),
         dataset=found.data.dataset or "a local folder",
         images=evaluation.images,
         accuracy=evaluation.accuracy,
@@ -99,6 +100,14 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
     return [report.write_page(options.report, data)]
 
 
+def network_facts(found: Found) -> dict[str, Any]:
+    """What config.json says of the network, and of one without a specification when it is read."""
+    network, graph = found.loaded.description.network, found.loaded.network.graph
+    if isinstance(network, OwnNetwork):
+        return network.to_dict() | {"encoder": graph.encoder.kind, "readout": graph.readout_time}
+    return network.to_dict()
+
+
 def facts(found: Found) -> dict[str, str]:
     """Where, when and how."""
     device = next(found.loaded.network.parameters()).device
@@ -115,7 +124,7 @@ def figures(found: Found) -> dict[str, Any]:
     evaluation, simulation = found.evaluation, found.simulation
     return {
         "weights_sha256": found.loaded.files.sha256,
-        "network": found.loaded.network.config.to_dict(),
+        "network": network_facts(found),
         "dataset": found.data.dataset,
         "fingerprint": found.data.fingerprint,
         "class_names": found.data.class_names,

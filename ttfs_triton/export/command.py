@@ -31,13 +31,15 @@ class ExportOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    network: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional]
     """A run's folder, one with config.json and model.safetensors, a .safetensors file with config.json beside it, or
     owner/name[@revision] on the Hub, or bundled:NAME, which comes with the package."""
     format: Literal["nir", "onnx"]
     """nir: a graph of spiking neurons, in steps. onnx: the closed form, spikes at any time."""
     output: Path
     """File to write."""
+    network: str | None = None
+    """FILE.py:FUNCTION that builds the network, if code of yours does."""
     overwrite: bool = False
     """Replace the file if it exists."""
 
@@ -79,7 +81,7 @@ def run(options: ExportOptions) -> Comparison | None:
         OSError: the file cannot be written; the one that was there is left as it was.
     """
     _check_options(options)
-    loaded = load_network(options.network)
+    loaded = load_network(options.model, options.network)
     images, labels = _images(options, loaded) if options.check else (None, None)
     data, said, check = (_nir if options.format == "nir" else _onnx)(options, loaded)
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -134,11 +136,10 @@ def _nir(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, list[str
 
 def _images(options: ExportOptions, loaded: LoadedNetwork) -> tuple[Tensor, Tensor | None]:
     """Test images and labels where they are named, else random pixels."""
-    config = loaded.network.config
     if options.dataset is None and options.data_dir is None:
         generator = torch.Generator().manual_seed(0)
-        shape = (options.check_images, config.in_channels, *config.image_size)
-        return torch.rand(shape, generator=generator) * config.max_value, None
+        shape = (options.check_images, *loaded.network.image_shape)
+        return torch.rand(shape, generator=generator) * loaded.network.graph.max_value, None
     data = load_test_images(
         loaded, dataset=options.dataset, data_dir=options.data_dir, max_samples=options.check_images, progress=True
     )

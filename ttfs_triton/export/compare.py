@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from ttfs_triton.export.drive import FirstSpikes, decide, input_frames
 from ttfs_triton.export.nir_clock import Clock
+from ttfs_triton.export.nir_graph import node_name
 from ttfs_triton.export.shared import require
-from ttfs_triton.hardware.simulation.stages import network_stages
-from ttfs_triton.nn.models import TTFSNetwork
+from ttfs_triton.nn.graph import NetworkGraph, Stage, logits_and_decision
+from ttfs_triton.nn.readout import Readout
+from ttfs_triton.nn.trace import network_graph
 
 if TYPE_CHECKING:
     import nir
@@ -76,7 +78,7 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare_onnx(model: bytes, network: TTFSNetwork, images: Tensor, *, batch_size: int = 250) -> Comparison:
+def compare_onnx(model: bytes, network: nn.Module, images: Tensor, *, batch_size: int = 250) -> Comparison:
     """Run a model in onnxruntime on the CPU.
 
     Args:
@@ -92,6 +94,7 @@ def compare_onnx(model: bytes, network: TTFSNetwork, images: Tensor, *, batch_si
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
+    graph = network_graph(network, images.shape[1:])
     spiking = "spike_times" in names
     there: dict[str, list[Tensor]] = {"logits": [], "spike_times": []}
     here: dict[str, list[Tensor]] = {"logits": [], "spike_times": []}
@@ -99,13 +102,15 @@ def compare_onnx(model: bytes, network: TTFSNetwork, images: Tensor, *, batch_si
         for name, values in zip(names, session.run(None, {"images": part.numpy()}), strict=True):
             if name in there:
                 there[name].append(torch.from_numpy(values))
-        here["logits"].append(network(part))
-        if spiking:
-            here["spike_times"].append(network.decide(part).spike_times)
+        computed, decision = logits_and_decision(network, graph.readout, part)
+        here["logits"].append(computed)
+        here["spike_times"].append(decision.spike_times)
     logits, expected = torch.cat(there["logits"]), torch.cat(here["logits"])
     times: tuple[TimeDifference, ...] = ()
     if spiking:
-        times = (TimeDifference.of("readout", torch.cat(there["spike_times"]), torch.cat(here["spike_times"])),)
+        times = (
+            TimeDifference.of(graph.stages[-1].name, torch.cat(there["spike_times"]), torch.cat(here["spike_times"])),
+        )
     predictions, decided = logits.argmax(1), expected.argmax(1)
     return Comparison(
         program=f"onnxruntime {runtime.__version__}",
@@ -119,7 +124,7 @@ def compare_onnx(model: bytes, network: TTFSNetwork, images: Tensor, *, batch_si
 
 
 @torch.no_grad()
-def compare_nir(graph: nir.NIRGraph, network: TTFSNetwork, images: Tensor, *, batch_size: int = 50) -> Comparison:
+def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor, *, batch_size: int = 50) -> Comparison:
     """Run a graph in snnTorch as its own importer makes it, on the CPU.
 
     Args:
@@ -133,10 +138,10 @@ def compare_nir(graph: nir.NIRGraph, network: TTFSNetwork, images: Tensor, *, ba
     require("compare_nir", "nirtorch", "nir")
     snntorch = require("compare_nir", "snntorch", "nir")
     clock = Clock.from_metadata(graph.metadata)
-    runs = [_run(graph, network, part, clock) for part in images.split(batch_size)]
-    stages = [stage.name for stage in network_stages(network) if stage.kind != "latency"]
+    ours = network_graph(network, images.shape[1:])
+    runs = [_run(graph, ours, part, clock) for part in images.split(batch_size)]
     differences = []
-    for name in stages:
+    for name in (stage.name for stage in ours.weighted):
         there, here = torch.cat([run[name][0] for run in runs]), torch.cat([run[name][1] for run in runs])
         differences.append(TimeDifference.of(name, there, here, sum(run[name][2] for run in runs)))
     decisions = torch.cat([run["decision"][0] for run in runs])
@@ -154,31 +159,34 @@ def compare_nir(graph: nir.NIRGraph, network: TTFSNetwork, images: Tensor, *, ba
 
 
 def _run(
-    graph: nir.NIRGraph, network: TTFSNetwork, images: Tensor, clock: Clock
+    graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor, clock: Clock
 ) -> dict[str, tuple[Tensor, Tensor, int]]:
     """Of each layer: spike times there, here, and repeated spikes; "decision": classes there, here, and ties."""
     module = import_into_snntorch(graph)
-    stages = [stage for stage in network_stages(network) if stage.kind != "latency"]
-    first = {stage.name: FirstSpikes() for stage in stages}
+    first = {stage.name: FirstSpikes() for stage in ours.weighted}
     for name, recorder in first.items():
-        module.get_submodule(f"{name}_neuron").register_forward_hook(_recorder(recorder))
-    output = (module(frame)[0] for frame in input_frames(images, network.config, clock))
-    decision, expected = decide(output, clock), network.decide(images)
-    activations, value = {}, images
-    for name, layer in network.features.named_children():
-        value = activations[name] = layer(value)
+        module.get_submodule(f"{node_name(name)}_neuron").register_forward_hook(_recorder(recorder))
+    output = (module(frame)[0] for frame in input_frames(images, ours.encoder.layer, clock))
+    decision, here = decide(output, clock), dict[str, Tensor]()
+
+    def fire(stage: Stage, arriving: Tensor, skip: Tensor | None) -> Tensor:
+        if isinstance(stage.layer, Readout):
+            here[stage.name] = stage.layer.decide(arriving).spike_times
+            return stage.layer.decide(arriving).prediction
+        activations = stage.activations(arriving, skip)
+        here[stage.name] = torch.where(activations > 0, 1 - activations, torch.inf)
+        return activations
+
+    expected = ours.run(images, fire)
     found: dict[str, tuple[Tensor, Tensor, int]] = {
-        "decision": (decision.prediction, expected.prediction, int(decision.tie.sum()))
+        "decision": (decision.prediction, expected, int(decision.tie.sum()))
     }
-    for window, (name, recorder) in enumerate(first.items(), 1):
-        here = expected.spike_times if window == len(first) else _times(activations[name])
+    for stage in ours.weighted:
+        recorder = first[stage.name]
         assert recorder.count is not None, "the run is over"
-        found[name] = recorder.times(clock, window), here, int((recorder.count > 1).sum())
+        times = recorder.times(clock, clock.window_of(stage))
+        found[stage.name] = times, here[stage.name], int((recorder.count > 1).sum())
     return found
-
-
-def _times(activation: Tensor) -> Tensor:
-    return torch.where(activation > 0, 1 - activation, torch.inf)
 
 
 def _recorder(first: FirstSpikes) -> Any:

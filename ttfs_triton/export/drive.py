@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttfs_triton.export.nir_clock import Clock
-from ttfs_triton.nn.config import NetworkConfig
+from ttfs_triton.nn.coding import AnalogEncoder
 
 SILENT = -1
 
@@ -28,12 +28,12 @@ class SpikeDecision(NamedTuple):
     tie: Tensor
 
 
-def input_frames(images: Tensor, config: NetworkConfig, clock: Clock) -> Iterator[Tensor]:
+def input_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Iterator[Tensor]:
     """What a graph gets, step by step: the image's spikes, behind them the clock's.
 
     Args:
         images: [N, channels, height, width] floating point, as the network takes them.
-        config: of the network.
+        encoder: of the network, its first layer: `LatencyEncoder` or `AnalogEncoder`.
         clock: of the graph, of as many channels as the images.
     Yields:
         [N, clock.channels, height, width], dtype of `images`, `clock.total_steps` times; a new tensor each time.
@@ -45,7 +45,7 @@ def input_frames(images: Tensor, config: NetworkConfig, clock: Clock) -> Iterato
             f"input_frames: images must have shape [N, {', '.join(map(str, clock.image_shape))}]; "
             f"got {tuple(images.shape)}."
         )
-    shown = _analog_frames(images, config, clock) if clock.analog else _spike_frames(images, config, clock)
+    shown = _analog_frames(images, encoder, clock) if clock.analog else _spike_frames(images, encoder, clock)
     for step in range(clock.total_steps):
         frame = images.new_zeros(len(images), clock.channels, *clock.image_shape[1:])
         if (image := shown(step)) is not None:
@@ -54,19 +54,17 @@ def input_frames(images: Tensor, config: NetworkConfig, clock: Clock) -> Iterato
         yield frame
 
 
-def _spike_frames(images: Tensor, config: NetworkConfig, clock: Clock) -> Callable[[int], Tensor | None]:
-    activation = (images / config.max_value).clamp(0, 1)
+def _spike_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Callable[[int], Tensor | None]:
+    activation = encoder(images)
     # A spike that would be rounded to the window's end stays in it.
     steps = ((1 - activation) * clock.steps).round().clamp_max(clock.steps - 1)
     steps = torch.where(activation > 0, steps, SILENT)
     return lambda step: (steps == step).to(images.dtype) if step < clock.steps else None
 
 
-def _analog_frames(images: Tensor, config: NetworkConfig, clock: Clock) -> Callable[[int], Tensor | None]:
-    if config.mean is not None:
-        images = images - images.new_tensor(config.mean).view(-1, 1, 1)
-    if config.std is not None:
-        images = images / images.new_tensor(config.std).view(-1, 1, 1)
+def _analog_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Callable[[int], Tensor | None]:
+    assert isinstance(encoder, AnalogEncoder), "a graph of another encoder is not made"
+    images = encoder.normalise(images)
     return {0: images, clock.steps: -images}.get
 
 

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from ttfs_triton.nn.graph import Stage
+
 # Seconds a step. Fixed, because snnTorch's importer fixes it and others have it as their default.
 STEP_S = 1e-4
 
@@ -53,6 +55,10 @@ class Clock:
     def total_steps(self) -> int:
         """Steps of a run."""
         return self.windows * self.steps + self.readout_steps
+
+    def window_of(self, stage: Stage) -> int:
+        """Window in which a layer fires: a later one if images, as real numbers, are shown in one of their own."""
+        return stage.window + self.analog
 
     def border(self, window: int) -> int:
         """Input channel that spikes where a window starts."""

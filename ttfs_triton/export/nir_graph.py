@@ -11,6 +11,8 @@ NIR has leaky neurons, fixed thresholds, no maximum and no time-dependent parame
   positive weights. After its spike the neuron is at 0 and cannot reach the raised threshold again: one spike, whether
   a simulator resets to zero or subtracts the threshold.
 * The persistence σ < 1: relay neurons repeat each input spike at the window's start, and take (1 − σ)·w off the slope.
+* Spikes that skip layers wait a window at a time in neurons that each spike drives to its threshold in exactly one; the
+  clock takes the slope away where a second spike would follow.
 * Earliest-spike pooling: `SumPool2d`, then neurons that a clock spike lifts so far that the first spike fires them, and
   all others cannot do it again.
 
@@ -27,23 +29,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import nn
 
 from ttfs_triton.export.nir_clock import STEP_S, Clock, clock_weights, sampling
-from ttfs_triton.export.shared import check_network, require, synapse_arrays
-from ttfs_triton.hardware.simulation.stages import Stage, network_stages
+from ttfs_triton.export.shared import check_names, configuration, persistence, require, synapse_arrays
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import PotentialReadout, Readout
-from ttfs_triton.nn.weighted import WeightedConv2d
+from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.nn.weighted import WeightedConv2d, skip_step
 
 if TYPE_CHECKING:
     import nir
@@ -53,8 +55,9 @@ MOST_STEPS = 4096
 
 
 def to_nir(
-    network: TTFSNetwork,
+    network: nn.Module,
     *,
+    image_shape: Sequence[int] | None = None,
     steps: int = 64,
     time_constant: float = 1e6,
     class_names: Sequence[str] | None = None,
@@ -64,12 +67,13 @@ def to_nir(
 
     Input [channels, height, width] a step: the image's spikes, behind them the clock's, each of which fills its plane;
     `ttfs_triton.export.drive` makes both. Output [classes] a step: spikes of the readout on its own ramp, the earliest
-    of which is the class, as `network.decide` has it.
+    of which is the class, as its readout's `decide` has it.
 
     Spike times are rounded to steps, and rounding errors add up through the layers: they shrink with 1 / `steps`.
 
     Args:
-        network: spiking; evaluated as trained, standardisation folded.
+        network: what `network_graph` takes, of spiking layers; as trained, standardisation folded.
+        image_shape: as of `network_graph`: (channels, height, width).
         steps: of a window, 2 to 4096; a step is 0.1 ms.
         time_constant: τ of synapses and membranes, in windows. For the CNN1 above, 10⁴ is as good as none, 10³ doubles
             the error of spike times, and 10² makes it twelve times as large.
@@ -78,41 +82,58 @@ def to_nir(
     Returns:
         The graph. Its metadata hold what NIR cannot: clock, configuration, class names, and `not_expressed`.
     Raises:
-        TypeError, ValueError: not a `TTFSNetwork`, or an option out of range.
-        NotImplementedError: an analog network, a signed encoder, groups or kernels that are not square (nir would infer
-            wrong shapes), or padding that makes maps larger than the image.
+        NetworkError: a model that is no network of our layers, or has some that do not spike.
+        ValueError: an option out of range.
+        NotImplementedError: a signed encoder, images that are no maps, groups or kernels that are not square (nir would
+            infer wrong shapes), or padding that makes maps larger than the image.
         RuntimeError: nir is not installed.
     Source: Wei et al., ICCV 2023, Eq. 2-7; Pedersen et al., "Neuromorphic intermediate representation", 2024.
     """
-    names = check_network("to_nir", network, class_names)
+    graph = network_graph(network, image_shape)
+    graph.require_spiking()
+    names = check_names("to_nir", graph, class_names)
     if not 2 <= steps <= MOST_STEPS:
         raise ValueError(f"to_nir: steps must be 2 to {MOST_STEPS}; got {steps}.")
     if not time_constant >= 1:
         raise ValueError(f"to_nir: time_constant must be at least 1 window; got {time_constant}.")
     module = require("to_nir", "nir", "nir")
-    config, stages = network.config, network_stages(network)
-    if isinstance(stages[0].layer, SignedEncoder):
+    if isinstance(graph.encoder.layer, SignedEncoder):
         raise NotImplementedError(
             "to_nir: encoder must be latency or analog; got signed, whose pixels drive a potential and a slope apart. "
             "Use to_onnx."
         )
-    layers = [stage for stage in stages if stage.kind != "latency"]
+    if len(graph.image_shape) != 3:
+        raise NotImplementedError(
+            f"to_nir: images must be [channels, height, width] for clock channels to lie beside them; got "
+            f"{graph.image_shape}. Use to_onnx."
+        )
+    channels, height, width = graph.image_shape
+    analog = graph.encoder.kind == "analog"
     clock = Clock(
         steps=steps,
-        windows=len(layers),
-        readout_steps=math.ceil(network.readout.window * steps),
-        image_shape=(config.in_channels, *config.image_size),
-        analog=stages[0].kind == "analog",
+        windows=graph.windows + analog,
+        readout_steps=math.ceil(graph.readout.window * steps),
+        image_shape=(channels, height, width),
+        analog=analog,
     )
-    build = _Build(module, clock, time_constant * steps * STEP_S)
+    waits = {stage.name: graph.waits(stage) for stage in graph.stages if stage.skip is not None}
+    build = _Build(module, clock, time_constant * steps * STEP_S, waits)
     build.start()
-    for window, stage in enumerate(layers, 1):
-        build.layer(stage, window, last=window == len(layers))
+    if not analog:
+        build.encode(graph.encoder)
+    for stage in graph.weighted:
+        build.layer(stage, clock.window_of(stage), last=stage is graph.stages[-1])
     said = {"class_names": json.dumps(names, ensure_ascii=False), "dataset": dataset}
-    return build.graph(said | _metadata(network, clock) | {"time_constant_windows": repr(time_constant)})
+    return build.graph(said | _metadata(network, graph, clock) | {"time_constant_windows": repr(time_constant)})
 
 
-def _metadata(network: TTFSNetwork, clock: Clock) -> dict[str, str]:
+def node_name(name: str) -> str:
+    """A layer's name as importers, which make attributes of it, can bear it."""
+    plain = re.sub(r"\W", "_", name)
+    return f"layer{plain}" if plain[0].isdigit() else plain
+
+
+def _metadata(network: nn.Module, graph: NetworkGraph, clock: Clock) -> dict[str, str]:
     """What a graph's reader has to know: strings, since these survive the file."""
     steps, last = clock.steps, clock.windows
     image = "spike of pixel p in step round((1 - p / max_value) S), at most S - 1; none if p = 0"
@@ -121,49 +142,71 @@ def _metadata(network: TTFSNetwork, clock: Clock) -> dict[str, str]:
     return {
         "producer": "ttfs-triton",
         "format_version": str(FORMAT_VERSION),
-        "network": json.dumps(network.config.to_dict()),
-        "psp_persistence": repr(network.config.neuron.psp_persistence),
+        "network": json.dumps(configuration(network, graph)),
+        "psp_persistence": persistence(graph),
         "step_s": repr(STEP_S),
         "window_s": repr(steps * STEP_S),
         "input": f"[channels, height, width] in each step, S = {steps}. Image channels: {image}. Behind them clock "
         f"channels, whole planes: border k = 0 to {last} spikes in step k S, after k = 1 to {last} in step k S + 1",
         "output": f"spikes of the classes from step {last * steps} to {clock.total_steps - 1}, where a run "
         "ends; the earliest decides",
-        "not_expressed": json.dumps(not_expressed(network), ensure_ascii=False),
+        "not_expressed": json.dumps(_not_expressed(graph), ensure_ascii=False),
         **clock.to_metadata(),
     }
 
 
-def not_expressed(network: TTFSNetwork) -> list[str]:
-    """What a NIR graph does not hold of a network, in sentences for the user."""
+def not_expressed(network: nn.Module, image_shape: Sequence[int] | None = None) -> list[str]:
+    """What a NIR graph does not hold of a network, in sentences for the user; arguments as of `network_graph`."""
+    return _not_expressed(network_graph(network, image_shape))
+
+
+def _not_expressed(graph: NetworkGraph) -> list[str]:
     said = [
         "Windows: NIR has none. The graph needs the clock spikes that its metadata describe, beside the image.",
         "Time is in steps: spike times are rounded to the nearest one.",
     ]
-    if network.config.encoder == "latency":
+    if graph.encoder.kind == "latency":
         said.append("The latency encoder: the input is spikes; pixel p fires (1 - p / max_value) of a window late.")
     else:
         said.append(
             "Normalisation: the input is (pixel - mean) / std, shown in the first step and taken back in the first "
             "step of the next window; real numbers, not spikes."
         )
-    if isinstance(network.readout, PotentialReadout):
-        said.append("Logits: the readout fires on its ramp and the earliest spike decides, as network.decide() does.")
+    if isinstance(graph.readout, PotentialReadout):
+        said.append("Logits: the readout fires on its ramp and the earliest spike decides, as decide() does.")
     else:
         said.append("Logits: they are minus the spike times of the output.")
-    said.append("Without any output spike, network.decide() takes the highest potential; the graph stays undecided.")
+    said.append("Without any output spike, decide() takes the highest potential; the graph stays undecided.")
     return said
+
+
+class _Skip(NamedTuple):
+    """Delayed spikes of a layer: their node and shape, which positions arrive, and weights [C_out]."""
+
+    value: str
+    shape: tuple[int, ...]
+    steps: tuple[int, ...]
+    weight: np.ndarray
 
 
 @dataclass
 class _Build:
-    """A graph in the making; `value` is the node whose spikes the next layer reads, `shape` theirs."""
+    """A graph in the making.
+
+    Attributes:
+        waits: windows that the spikes of a layer's skip wait, by its name.
+        emitted: node and shape of what each layer emits; of None, of the images.
+        value: node whose spikes the layer in the making reads.
+        shape: of those spikes.
+    """
 
     nir: Any
     clock: Clock
     tau_s: float
+    waits: dict[str, int]
     nodes: dict[str, Any] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
+    emitted: dict[str | None, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     value: str = ""
     shape: tuple[int, ...] = ()
 
@@ -177,41 +220,100 @@ class _Build:
         channels, height, width = self.clock.image_shape
         everything = np.eye(self.clock.channels, dtype=np.float32)
         self.add("input", self.nir.Input(np.array([self.clock.channels, height, width])))
-        self.value = self.add("image", self.convolution(everything[:channels], (height, width)), "input")
-        self.shape = self.clock.image_shape
+        image = self.add("image", self.convolution(everything[:channels], (height, width)), "input")
+        self.emitted[None] = image, self.clock.image_shape
         self.add("clock_pixel", self.convolution(everything, (1, 1)), "input")
         self.add("clock", self.flatten((self.clock.channels, 1, 1)), "clock_pixel")
 
+    def encode(self, stage: Stage) -> None:
+        """The graph of a latency encoder begins behind it: its spikes are the image's."""
+        self.route(node_name(stage.name), stage.input, 0)
+        self.emitted[stage.name] = self.value, self.shape
+
     def layer(self, stage: Stage, window: int, *, last: bool) -> None:
-        layer, name = stage.weighted, stage.name
-        self.route(stage, window - 1)
+        layer, name = stage.weighted, node_name(stage.name)
+        skip = None if stage.skip is None else self.skip(stage, window)
+        self.route(name, stage.input, window - 1)
         weight, bias = synapse_arrays(layer)
         bias = np.zeros(len(weight), np.float32) if bias is None else bias
         persistence, height, ramp = _neuron(layer)
         if isinstance(layer, Readout):
             bias = bias + np.float32(layer.initial_potential)
         source, graded = self.value, isinstance(layer, AnalogEncoder)
-        excitation = _graded_excitation(layer, weight) if isinstance(layer, AnalogEncoder) else _excitation(weight)
+        late = np.zeros(len(weight), np.float32) if skip is None else skip.weight
+        excitation = _graded_excitation(layer, weight) if graded else _excitation(weight, late)
         inputs = [self.synapses(name, stage, weight, source)]
-        shape = self.shape_behind(stage, weight)
+        shape = stage.shape
         if persistence < 1 and not graded:  # graded inputs are taken back by the host
             relays = self.relays(f"{name}_relay", source, window)
             taken = -np.float32(1 - persistence) * weight
             inputs.append(self.synapses(f"{name}_persistence", stage, taken, relays))
+        if skip is not None:
+            inputs += self.late_synapses(f"{name}_skip", skip, window, persistence)
         steepest = persistence * excitation + ramp
         gate = _gate(max(excitation + max(0.0, float(bias.max())), steepest) - height)
         stop = None if last else steepest
         weights = clock_weights(self.clock, window, bias, ramp, gate, stop)
         inputs.append(self.from_clock(f"{name}_clock", weights, shape))
         neuron = self.integrators(shape, (height + gate) * self.clock.steps)
-        self.value, self.shape = self.add(f"{name}_neuron", neuron, *inputs), shape
+        self.emitted[stage.name] = self.add(f"{name}_neuron", neuron, *inputs), shape
         if last:
-            self.add("output", self.nir.Output(np.array(shape)), self.value)
+            self.add("output", self.nir.Output(np.array(shape)), self.emitted[stage.name][0])
 
-    def route(self, stage: Stage, window: int) -> None:
+    def skip(self, stage: Stage, window: int) -> _Skip:
+        """Spikes that go past layers, brought into the window before a layer's."""
+        name, wire, shape = f"{node_name(stage.name)}_skip", stage.skip, stage.shape
+        weight = stage.weighted.skip_weights()
+        assert wire is not None
+        assert weight is not None
+        fired = window - 1 - self.waits[stage.name]
+        self.route(name, wire, fired)
+        for wait in range(1, self.waits[stage.name] + 1):
+            self.delay(f"{name}_delay{wait}", fired + wait - 1)
+        steps = skip_step(self.shape, shape)
+        assert steps is not None, "network_graph has checked it"
+        return _Skip(self.value, self.shape, steps, weight.detach().cpu().float().numpy())
+
+    def delay(self, name: str, window: int) -> None:
+        """Neurons that repeat, a window later, spikes that come in a window: a spike raises a potential by 1 a step."""
+        weights = np.zeros((self.shape[0], self.clock.channels), np.float32)
+        weights[:, self.clock.border(window + 2)] = -1  # behind the last repeated spike: no second one
+        stop = self.from_clock(f"{name}_clock", weights, self.shape)
+        self.value = self.add(f"{name}_neuron", self.integrators(self.shape, self.clock.steps + 0.5), self.value, stop)
+
+    def late_synapses(self, name: str, skip: _Skip, window: int, persistence: float) -> list[str]:
+        """From delayed spikes, each to one neuron; they persist as all others do."""
+        found = [self.one_to_one(name, skip, skip.weight, skip.value)]
+        if persistence < 1:
+            before, self.shape = self.shape, skip.shape
+            relays = self.relays(f"{name}_relay", skip.value, window)
+            self.shape = before
+            found.append(
+                self.one_to_one(f"{name}_persistence", skip, -np.float32(1 - persistence) * skip.weight, relays)
+            )
+        return found
+
+    def one_to_one(self, name: str, skip: _Skip, weight: np.ndarray, source: str) -> str:
+        matrix = np.zeros((len(weight), skip.shape[0]), np.float32)
+        np.fill_diagonal(matrix, weight[: skip.shape[0]])
+        if not skip.steps:
+            return self.add(name, self.nir.Linear(weight=matrix), source)
+        node = self.nir.Conv2d(
+            input_shape=skip.shape[1:],
+            weight=matrix[:, :, None, None],
+            stride=skip.steps,
+            padding=(0, 0),
+            dilation=(1, 1),
+            groups=1,
+            bias=np.zeros(len(weight), np.float32),
+        )
+        return self.add(name, node, source)
+
+    def route(self, layer: str, wire: Wire, window: int) -> None:
         """Pooling and flattening in front of a layer, of spikes that come in a window."""
-        for place, module in enumerate(stage.route, 1):
-            name = f"{stage.name}_route{place}"
+        self.value, self.shape = self.emitted[wire.source]
+        for place, module in enumerate(wire.route, 1):
+            name = f"{layer}_route{place}"
             if isinstance(module, EarliestSpikePool2d):
                 self.pool(name, module, window)
             elif isinstance(module, nn.Flatten) and len(self.shape) > 1:
@@ -260,16 +362,6 @@ class _Build:
             bias=np.zeros(len(weight), np.float32),
         )
         return self.add(name, node, source)
-
-    def shape_behind(self, stage: Stage, weight: np.ndarray) -> tuple[int, ...]:
-        layer = stage.weighted
-        if not isinstance(layer, WeightedConv2d):
-            return (len(weight),)
-        with torch.no_grad():
-            maps = torch.empty(1, *self.shape, device="meta")
-            kernel = torch.empty(weight.shape, device="meta")
-            found = nn.functional.conv2d(maps, kernel, None, layer.stride, layer.padding, layer.dilation)
-        return tuple(found.shape[1:])
 
     def from_clock(self, name: str, weights: np.ndarray, shape: tuple[int, ...]) -> str:
         """Weights [C_out, channels] on the clock, at every place of a map."""
@@ -330,9 +422,9 @@ def _neuron(layer: nn.Module) -> tuple[float, float, float]:
     return float(sigma), 1.0, 1.0
 
 
-def _excitation(weight: np.ndarray) -> float:
-    """The most that all inputs together can add to a neuron's slope: to its potential in a window."""
-    return float(np.clip(weight, 0, None).reshape(len(weight), -1).sum(1).max())
+def _excitation(weight: np.ndarray, late: np.ndarray | float = 0.0) -> float:
+    """The most that all inputs, delayed ones too, can add to a neuron's slope: to its potential in a window."""
+    return float((np.clip(weight, 0, None).reshape(len(weight), -1).sum(1) + np.clip(late, 0, None)).max())
 
 
 def _graded_excitation(layer: AnalogEncoder, weight: np.ndarray) -> float:

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from ttfs_triton.export.shared import check_network, require, synapse_arrays
+from ttfs_triton.export.shared import check_names, configuration, persistence, require, synapse_arrays
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
+from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLinear
+from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLinear, skip_step
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -26,19 +28,28 @@ OPSET = 18  # the oldest that has all we need; its file format (IR 8) is read by
 IR_VERSION = 8
 
 
+RESERVED = ("images", "logits", "spike_times")  # names of inputs and outputs, which no layer's may be
+
+
 def to_onnx(
-    network: TTFSNetwork, *, class_names: Sequence[str] | None = None, dataset: str = "", hidden: bool = False
+    network: nn.Module,
+    *,
+    image_shape: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+    dataset: str = "",
+    hidden: bool = False,
 ) -> ModelProto:
     """Translate a network, as it computes in evaluation mode, layer by layer.
 
-    Input "images" [N, in_channels, height, width] float32, as the network takes them. Outputs, float32:
+    Input "images" [N, *image_shape] float32, as the network takes them. Outputs, float32:
     "logits" [N, classes], what `network(images)` gives; of spiking networks also "spike_times" [N, classes], what
-    `network.decide(images)` gives: from the output window's start, in windows, inf for silent neurons; with `hidden`,
+    its readout's `decide` gives: from the output window's start, in windows, inf for silent neurons; with `hidden`,
     the activations of every layer under its name ("conv1", ...), before pooling. Both contractions of a layer share one
     weight. Dropout is off; standardisation and batch norm are folded into the weights.
 
     Args:
-        network: spiking or analog.
+        network: what `network_graph` takes, spiking or analog.
+        image_shape: as of `network_graph`.
         class_names: one a class, kept in the metadata. Default: numbers.
         dataset: name of the training data, for the metadata.
         hidden: also output the activations of hidden layers.
@@ -46,30 +57,34 @@ def to_onnx(
         The model, checked by `onnx.checker`. Metadata: format_version, network (configuration, JSON), class_names
         (JSON), dataset, psp_persistence, window, input, outputs.
     Raises:
-        TypeError: `network` is not a `TTFSNetwork`, or one with a layer that is not ours.
+        NetworkError: a model that is no network of our layers; says what to use in its place.
         ValueError: as many class names as classes are needed.
         RuntimeError: onnx is not installed.
     Source: Wei et al., ICCV 2023, Eq. 6-8.
     """
     onnx = require("to_onnx", "onnx", "onnx")
-    names = check_network("to_onnx", network, class_names)
-    graph = _Graph(onnx)
-    value, outputs = "images", []
-    for name, layer in network.features.named_children():
-        value = _hidden_layer(graph, name, layer, value)
-        if hidden and not isinstance(layer, EarliestSpikePool2d | nn.Flatten):
-            outputs.append(value)
-    config = network.config
-    outputs = [*_readout(graph, network.readout, value, spiking=not config.analog), *outputs]
-    model = graph.model(outputs, ["N", config.in_channels, *config.image_size])
+    found = network_graph(network, image_shape)
+    names = check_names("to_onnx", found, class_names)
+    graph, outputs = _Graph(onnx), []
+    values: dict[str | None, str] = {None: "images"}
+    *others, last = found.stages
+    for stage in others:
+        name = f"{stage.name}.activations" if stage.name in RESERVED else stage.name
+        skip = None if stage.skip is None else _skip(graph, name, stage, found, values)
+        arriving = _route(graph, name, stage.input, values)
+        values[stage.name] = _hidden_layer(graph, name, stage.layer, arriving, skip)
+        outputs += [values[stage.name]] if hidden else []
+    arriving = _route(graph, last.name, last.input, values)
+    outputs = [*_readout(graph, last.name, found.readout, arriving, spiking=not found.analog), *outputs]
+    model = graph.model(outputs, ["N", *found.image_shape])
     metadata = {
         "format_version": str(FORMAT_VERSION),
-        "network": json.dumps(config.to_dict()),
+        "network": json.dumps(configuration(network, found)),
         "class_names": json.dumps(names, ensure_ascii=False),
         "dataset": dataset,
-        "psp_persistence": repr(config.neuron.psp_persistence),
+        "psp_persistence": persistence(found),
         "window": "1.0; spike of layer l at time t: activation (l + 1) - t in [0, 1], 0 is silent",
-        "input": _input_text(network),
+        "input": _input_text(found),
         "outputs": "logits; spike_times in windows from the output window's start, inf is silent; activations by layer",
     }
     onnx.helper.set_model_props(model, metadata)
@@ -77,11 +92,10 @@ def to_onnx(
     return model
 
 
-def _input_text(network: TTFSNetwork) -> str:
-    config = network.config
-    if config.encoder == "latency":
-        return f"pixels in [0, {config.max_value}]"
-    return "pixels as mean and std of the network's configuration expect them; the model normalises"
+def _input_text(graph: NetworkGraph) -> str:
+    if graph.encoder.kind == "latency":
+        return f"pixels in [0, {graph.max_value}]"
+    return "pixels as mean and std of the network's encoder expect them; the model normalises"
 
 
 class _Graph:
@@ -102,6 +116,15 @@ class _Graph:
     def number(self, value: float) -> str:
         return self.constant(f"constant_{value}", value)
 
+    def integers(self, name: str, values: Sequence[int]) -> str:
+        self.weights[name] = self.onnx.numpy_helper.from_array(np.asarray(values, np.int64), name)
+        return name
+
+    def spikes(self, name: str, value: str) -> str:
+        """1 where an activation is above 0, else 0."""
+        above = self.add("Greater", f"{name}.fired", value, self.number(0.0))
+        return self.add("Cast", f"{name}.spikes", above, to=self.onnx.TensorProto.FLOAT)
+
     def model(self, outputs: list[str], image_shape: list[str | int]) -> ModelProto:
         helper, kind = self.onnx.helper, self.onnx.TensorProto.FLOAT
         graph = helper.make_graph(
@@ -116,31 +139,66 @@ class _Graph:
         return self.onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
 
-def _hidden_layer(graph: _Graph, name: str, layer: nn.Module, value: str) -> str:
+def _route(graph: _Graph, name: str, wire: Wire, values: dict[str | None, str]) -> str:
+    """What reaches a layer: the activations of its source, pooled and flattened."""
+    value = values[wire.source]
+    for place, module in enumerate(wire.route, 1):
+        step = f"{name}.route{place}"
+        if isinstance(module, EarliestSpikePool2d):
+            value = graph.add("MaxPool", step, value, kernel_shape=module.kernel_size, strides=module.stride)
+        else:
+            assert isinstance(module, nn.Flatten), "nothing else stands between layers"
+            value = graph.add("Flatten", step, value, axis=1)
+    return value
+
+
+def _skip(
+    graph: _Graph, name: str, stage: Stage, network: NetworkGraph, values: dict[str | None, str]
+) -> tuple[str, np.ndarray]:
+    """Delayed spikes, one a neuron, and their weights beside them; see `WeightedLayer.arriving`."""
+    assert stage.skip is not None
+    assert stage.skip.source is not None
+    value, layer = _route(graph, f"{name}.skip", stage.skip, values), stage.weighted
+    emitted = torch.empty(1, *network[stage.skip.source].shape, device="meta")
+    weights, dimensions = layer.skip_weights(), 1 + len(stage.shape)
+    assert weights is not None
+    steps = skip_step(stage.skip.deliver(emitted).shape[1:], stage.shape)
+    if steps:
+        bounds = {"starts": [0, 0], "ends": [2**31 - 1] * 2, "axes": [2, 3], "steps": steps}
+        named = [graph.integers(f"{name}.skip.{key}", numbers) for key, numbers in bounds.items()]
+        value = graph.add("Slice", f"{name}.skip.positions", value, *named)
+    missing = stage.shape[0] - layer.skip
+    if missing:
+        pads = [0] * (dimensions + 1) + [missing] + [0] * (dimensions - 2)
+        value = graph.add("Pad", f"{name}.skip.channels", value, graph.integers(f"{name}.skip.pads", pads))
+    return value, weights.detach().cpu().float().view(-1, *(1,) * (dimensions - 2)).numpy()
+
+
+def _hidden_layer(graph: _Graph, name: str, layer: nn.Module, value: str, skip: tuple[str, np.ndarray] | None) -> str:
     """Activations behind a layer, under the layer's name."""
     if isinstance(layer, LatencyEncoder):
         scaled = graph.add("Div", f"{name}.scaled", value, graph.number(layer.max_value))
         return graph.add("Clip", name, scaled, graph.number(0.0), graph.number(1.0))
-    if isinstance(layer, EarliestSpikePool2d):
-        return graph.add("MaxPool", name, value, kernel_shape=layer.kernel_size, strides=layer.stride)
-    if isinstance(layer, nn.Flatten):
-        return graph.add("Flatten", name, value, axis=1)
     if isinstance(layer, AnalogEncoder | SignedEncoder):
         for operator, step, values in (("Sub", "mean", layer.mean), ("Div", "std", layer.std)):
             constant = graph.constant(f"{name}.{step}", values.detach().cpu().numpy())
             value = graph.add(operator, f"{name}.{operator.lower()}_{step}", value, constant)
     if isinstance(layer, ANNConv2d | ANNLinear):
-        potential, _ = _contractions(graph, name, layer, value, 0.0)
+        potential, _ = _contractions(graph, name, layer, value, 0.0, skip)
         return graph.add("Clip", name, potential, graph.number(0.0), graph.number(1.0))
-    if isinstance(layer, DFTConv2d | DFTLinear):
-        return _fire(graph, name, *_contractions(graph, name, layer, value, layer.neuron.psp_persistence))
-    raise TypeError(f"to_onnx: layers must be those of ttfs_triton.nn; got {type(layer).__name__} ({name}).")
+    assert isinstance(layer, DFTConv2d | DFTLinear), "network_graph knows no other layer"
+    return _fire(graph, name, *_contractions(graph, name, layer, value, layer.neuron.psp_persistence, skip))
 
 
 def _contractions(
-    graph: _Graph, name: str, layer: WeightedConv2d | WeightedLinear, value: str, persistence: float
+    graph: _Graph,
+    name: str,
+    layer: WeightedConv2d | WeightedLinear,
+    value: str,
+    persistence: float,
+    skip: tuple[str, np.ndarray] | None = None,
 ) -> tuple[str, str | None]:
-    """A = Σ w·x + b and σ·W, W = Σ w·[x > 0]; no W if σ = 0."""
+    """A = Σ w·x + v·x_skip + b and σ·W, W = Σ w·[x > 0] + v·[x_skip > 0]; no W if σ = 0."""
     weight, bias = synapse_arrays(layer)
     synapses = [graph.constant(f"{name}.weight", weight)]
     biased = synapses if bias is None else [*synapses, graph.constant(f"{name}.bias", bias)]
@@ -158,11 +216,17 @@ def _contractions(
     else:
         operator, attributes = "Gemm", {"transB": 1}
     potential = graph.add(operator, f"{name}.potential", value, *biased, **attributes)
+    if skip is not None:
+        weights = graph.constant(f"{name}.skip.weight", skip[1])
+        late = graph.add("Mul", f"{name}.skip.weighted", skip[0], weights)
+        potential = graph.add("Add", f"{name}.potential_with_skip", potential, late)
     if persistence == 0:
         return potential, None
-    above = graph.add("Greater", f"{name}.fired", value, graph.number(0.0))
-    spikes = graph.add("Cast", f"{name}.spikes", above, to=graph.onnx.TensorProto.FLOAT)
-    slope = graph.add(operator, f"{name}.slope", spikes, *synapses, **attributes)
+    slope = graph.add(operator, f"{name}.slope", graph.spikes(name, value), *synapses, **attributes)
+    if skip is not None:
+        spikes = graph.spikes(f"{name}.skip", skip[0])
+        late = graph.add("Mul", f"{name}.skip.slope", spikes, f"{name}.skip.weight")
+        slope = graph.add("Add", f"{name}.slope_with_skip", slope, late)
     if persistence != 1:
         slope = graph.add("Mul", f"{name}.persistent_slope", slope, graph.number(persistence))
     return potential, slope
@@ -184,13 +248,14 @@ def _fire(graph: _Graph, name: str, potential: str, slope: str | None) -> str:
     return graph.add("Where", name, inside, crossing, elsewhere)
 
 
-def _readout(graph: _Graph, readout: Readout, value: str, *, spiking: bool) -> list[str]:
+def _readout(graph: _Graph, name: str, readout: Readout, value: str, *, spiking: bool) -> list[str]:
     """Names of the outputs: "logits" and, of spiking networks, "spike_times"."""
-    potential, slope = _contractions(graph, "readout", readout, value, readout.neuron.psp_persistence)
-    times = _spike_times(graph, readout, potential, slope) if spiking else None
-    if isinstance(readout, FirstSpikeReadout):
-        assert times is not None, "an analog network has no first spike"
-        within = graph.add("Min", "readout.within_window", times, graph.number(readout.window))
+    potential, slope = _contractions(graph, name, readout, value, readout.neuron.psp_persistence)
+    reads_times = isinstance(readout, FirstSpikeReadout)
+    times = _spike_times(graph, name, readout, potential, slope) if spiking or reads_times else None
+    if reads_times:
+        assert times is not None
+        within = graph.add("Min", f"{name}.within_window", times, graph.number(readout.window))
         graph.add("Mul", "logits", within, graph.number(-readout.threshold / readout.window))
     elif isinstance(readout, PotentialReadout) and readout.at == "end" and slope is not None:
         graph.add("Add", "logits", potential, slope)
@@ -199,19 +264,19 @@ def _readout(graph: _Graph, readout: Readout, value: str, *, spiking: bool) -> l
     return ["logits"] if times is None else ["logits", times]
 
 
-def _spike_times(graph: _Graph, readout: Readout, potential: str, slope: str | None) -> str:
+def _spike_times(graph: _Graph, name: str, readout: Readout, potential: str, slope: str | None) -> str:
     """When A + V₀ + W·s meets the ramp θ·(1 − s/S); see `first_spike_times`."""
     threshold, zero = graph.number(readout.threshold), graph.number(0.0)
-    start = graph.add("Add", "readout.start", potential, graph.number(readout.initial_potential))
-    slope = slope if slope is not None else graph.add("Mul", "readout.no_slope", potential, zero)
-    rise = graph.add("Mul", "readout.rise", slope, graph.number(readout.window))
-    end = graph.add("Add", "readout.end", start, rise)
-    below = graph.add("Less", "readout.below", start, threshold)
-    crosses = graph.add("Greater", "readout.crosses", end, zero)
-    inside = graph.add("And", "readout.inside", below, crosses)
-    closing_speed = graph.add("Add", "readout.closing_speed", slope, graph.number(readout.threshold / readout.window))
-    steepness = graph.add("Where", "readout.steepness", inside, closing_speed, graph.number(1.0))
-    missing = graph.add("Sub", "readout.missing", threshold, start)
-    crossing = graph.add("Div", "readout.crossing", missing, steepness)
-    elsewhere = graph.add("Where", "readout.elsewhere", below, graph.number(np.inf), zero)
+    start = graph.add("Add", f"{name}.start", potential, graph.number(readout.initial_potential))
+    slope = slope if slope is not None else graph.add("Mul", f"{name}.no_slope", potential, zero)
+    rise = graph.add("Mul", f"{name}.rise", slope, graph.number(readout.window))
+    end = graph.add("Add", f"{name}.end", start, rise)
+    below = graph.add("Less", f"{name}.below", start, threshold)
+    crosses = graph.add("Greater", f"{name}.crosses", end, zero)
+    inside = graph.add("And", f"{name}.inside", below, crosses)
+    closing_speed = graph.add("Add", f"{name}.closing_speed", slope, graph.number(readout.threshold / readout.window))
+    steepness = graph.add("Where", f"{name}.steepness", inside, closing_speed, graph.number(1.0))
+    missing = graph.add("Sub", f"{name}.missing", threshold, start)
+    crossing = graph.add("Div", f"{name}.crossing", missing, steepness)
+    elsewhere = graph.add("Where", f"{name}.elsewhere", below, graph.number(np.inf), zero)
     return graph.add("Where", "spike_times", inside, crossing, elsewhere)

@@ -1,14 +1,18 @@
-"""What both formats need: packages that only exporting needs, a network that fits, and its weights."""
+"""What both formats need: packages that only exporting needs, what a network is, and its weights."""
 
 import importlib
+import json
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.folding import plain_synapses
-from ttfs_triton.nn.models import TTFSNetwork
+from ttfs_triton.nn.graph import NetworkGraph
+from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.nn.weighted import WeightedLayer
 
 
@@ -30,19 +34,31 @@ def require(function: str, module: str, extra: str) -> ModuleType:
         ) from error
 
 
-def check_network(function: str, network: nn.Module, class_names: Sequence[str] | None) -> list[str]:
+def check_names(function: str, graph: NetworkGraph, class_names: Sequence[str] | None) -> list[str]:
     """The class names, by default numbers.
 
     Raises:
-        TypeError, ValueError: in the name of `function`, a network of another kind or names that do not fit it.
+        ValueError: in the name of `function`, as many as do not fit the network.
     """
-    if not isinstance(network, TTFSNetwork):
-        raise TypeError(f"{function}: network must be a TTFSNetwork; got {type(network).__name__}.")
-    classes = network.config.classes
-    names = [str(number) for number in range(classes)] if class_names is None else list(class_names)
-    if len(names) != classes:
-        raise ValueError(f"{function}: class_names must have one name a class ({classes}); got {len(names)}.")
+    names = [str(number) for number in range(graph.classes)] if class_names is None else list(class_names)
+    if len(names) != graph.classes:
+        raise ValueError(f"{function}: class_names must have one name a class ({graph.classes}); got {len(names)}.")
     return names
+
+
+def configuration(network: nn.Module, graph: NetworkGraph) -> dict[str, Any]:
+    """What the network is, as JSON values: the configuration of a `TTFSNetwork`, or a line for each layer."""
+    config = getattr(unwrapped(network), "config", None)
+    if isinstance(config, NetworkConfig):
+        return config.to_dict()
+    return {"image_shape": list(graph.image_shape), "classes": graph.classes, "layers": graph.describe()}
+
+
+def persistence(graph: NetworkGraph) -> str:
+    """σ of the neurons; several, by layer, as JSON."""
+    found = {stage.name: stage.layer.neuron.psp_persistence for stage in graph.stages if hasattr(stage.layer, "neuron")}
+    values = set(found.values())
+    return repr(values.pop()) if len(values) == 1 else json.dumps(found)
 
 
 def synapse_arrays(layer: WeightedLayer) -> tuple[np.ndarray, np.ndarray | None]:

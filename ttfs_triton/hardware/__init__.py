@@ -21,7 +21,6 @@ from ttfs_triton.hardware.energy.run_options import RunOptions
 from ttfs_triton.hardware.simulation.event_driven import event_driven
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import simulate
-from ttfs_triton.hardware.simulation.stages import Stage, network_stages
 from ttfs_triton.hardware.simulation.sweep import Sweep, SweepRow, sweep
 
 __all__ = [
@@ -42,7 +41,6 @@ __all__ = [
     "RunOptions",
     "Simulation",
     "SimulationSettings",
-    "Stage",
     "Sweep",
     "SweepRow",
     "Swing",
@@ -57,7 +55,6 @@ __all__ = [
     "estimate",
     "event_driven",
     "load_chip",
-    "network_stages",
     "power_uw",
     "rate_coded",
     "read_counts",

@@ -22,16 +22,16 @@ class EventWeights:
     """What one event of a layer costs.
 
     Attributes:
-        arriving: a spike that reaches the layer.
         operation: a synaptic operation, a spike at one of the layer's synapses.
         spike: a neuron of the layer that fires, before pooling.
+        delivered: such a spike that reaches another layer, behind pooling; each time that it does.
         spike_time: of such a spike, a window between the window's start and the spike.
         saturated: a spike at the window's start, besides.
     """
 
-    arriving: float = 0.0
     operation: float = 0.0
     spike: float = 0.0
+    delivered: float = 0.0
     spike_time: float = 0.0
     saturated: float = 0.0
 
@@ -44,18 +44,24 @@ class Cost:
         name: what it is, in words.
         constant: what a sample costs without any spike.
         layers: by the names of the layers with synapses; those that are missing cost nothing.
+        input_spike: what a spike of a latency encoder costs.
     """
 
     name: str
     constant: float
     layers: Mapping[str, EventWeights]
+    input_spike: float = 0.0
+
+    def weights(self, layer: str | None) -> EventWeights:
+        """What events of a layer cost; nothing, for what is none."""
+        return self.layers.get(layer or "", EventWeights())
 
     def of(self, counts: Counts) -> float:
         """The cost of a sample, on average over those that were counted."""
-        total = 0.0
-        for layer, arriving in zip(counts.layers, _arriving(counts), strict=True):
-            weights = self.layers.get(layer.name, EventWeights())
-            total += weights.arriving * arriving + weights.operation * layer.synaptic_operations
+        total = self.input_spike * counts.input.spikes
+        for layer in counts.layers:
+            weights = self.weights(layer.name)
+            total += weights.operation * layer.synaptic_operations + weights.delivered * layer.spikes_delivered
             total += weights.spike * layer.spikes + weights.spike_time * layer.summed_spike_time
             total += weights.saturated * layer.saturated
         return self.constant + total / counts.samples
@@ -65,16 +71,17 @@ class Cost:
 
         Each neuron is silent, fires at its window's start or at its end: whichever costs least, or most.
         """
-        least = most = self.constant
-        for place, (layer, arriving) in enumerate(zip(counts.layers, _arriving(counts), strict=True)):
-            weights = self.layers.get(layer.name, EventWeights())
+        first = counts.layers[0]
+        fixed = self.weights(first.name).operation * first.synaptic_operations  # of the images
+        fixed += self.input_spike * counts.input.spikes
+        least = most = self.constant + fixed / counts.samples
+        delivered = max(self.weights(layer.name).delivered for layer in counts.layers)
+        for layer in counts.layers:
+            weights = self.weights(layer.name)
             ways = (0.0, weights.spike + weights.saturated, weights.spike + weights.spike_time)
             least, most = least + layer.neurons * min(ways), most + layer.neurons * max(ways)
-            if place == 0 or layer.kind == "analog":  # of the images
-                fixed = weights.arriving * arriving + weights.operation * layer.synaptic_operations
-                least, most = least + fixed / counts.samples, most + fixed / counts.samples
-            else:
-                most += weights.arriving * layer.inputs + weights.operation * layer.synapses
+            if layer is not first:
+                most += weights.operation * layer.synapses + delivered * layer.inputs
         return least, most
 
 
@@ -144,14 +151,14 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
     layers = {}
     for place, layer in enumerate(idle):
         layers[layer.name] = EventWeights(
-            arriving=one(place - 1, delivered=1.0) if place else energy_uj(idle, 1.0) - base,
             operation=one(place, synaptic_operations=layer.synaptic_operations + 1),
             spike=one(place, spikes=1.0),
+            delivered=one(place, delivered=1.0),
             spike_time=one(place, spike_time=1.0),
             saturated=one(place, saturated=1.0),
         )
     constant = base - layers[idle[0].name].operation * idle[0].synaptic_operations
-    return Cost(f"energy on {chip.name}", constant, layers)
+    return Cost(f"energy on {chip.name}", constant, layers, input_spike=energy_uj(idle, 1.0) - base)
 
 
 def _without_spikes(layer: LayerAverages) -> LayerAverages:
@@ -166,8 +173,3 @@ def _chosen(function: str, layers: Sequence[LayerCounts], name: str | None) -> S
         names = ", ".join(layer.name for layer in layers)
         raise ValueError(f"{function}: layer must be one of {names}; got {name}.")
     return chosen
-
-
-def _arriving(counts: Counts) -> list[int]:
-    """Spikes that reach each layer, summed over samples."""
-    return [counts.input.spikes, *(layer.spikes_delivered for layer in counts.layers[:-1])]

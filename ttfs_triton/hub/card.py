@@ -20,11 +20,12 @@ from huggingface_hub import (
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ttfs_triton.hub.facts import ModelFacts, Results
-from ttfs_triton.model.classification import windows_before_readout
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, ModelDescription
 from ttfs_triton.model.download import REPOSITORY
 from ttfs_triton.model.files import model_bytes
+from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import WEIGHTS
+from ttfs_triton.nn import NetworkGraph
 from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_STEPS, card_rows
 from ttfs_triton.report.view import READOUTS
 from ttfs_triton.wording import interval, number, percent, small_percent
@@ -63,7 +64,7 @@ def render_card(
 def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -> ModelCardData:
     """The metadata of the card, results in the `model-index` form among them."""
     base = facts.model.description.base_model
-    spikes = [] if facts.model.config.analog else TAGS[:-1]
+    spikes = [] if facts.model.description.network.analog else TAGS[:-1]
     return ModelCardData(
         license=license,
         library_name=LIBRARY,
@@ -80,7 +81,7 @@ def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -
 
 def _model_index(facts: ModelFacts, results: Results) -> list[EvalResult]:
     metrics = {"accuracy": ("Accuracy", results.accuracy)}
-    if not facts.model.config.analog:
+    if not facts.model.description.network.analog:
         metrics["first_spike_accuracy"] = ("Accuracy by the first output spike", results.first_spike_accuracy)
         metrics["sparsity"] = ("Spikes a hidden neuron", results.sparsity)
     return [
@@ -135,8 +136,8 @@ def code_block(text: str) -> str:
 
 
 def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequence[str]) -> dict[str, Any]:
-    config, results = facts.model.config, facts.results
-    spiking = not config.analog
+    network, graph, results = facts.model.description.network, facts.model.graph, facts.results
+    spiking = not network.analog
     counts = results.counts if results is not None and spiking else None
     names = facts.model.class_names
     return {
@@ -146,10 +147,14 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "paper": PAPER,
         "version": facts.versions.get(LIBRARY, facts.model.description.library.get("version", "")),
         "spiking": spiking,
-        "config": config,
-        "readout": READOUTS[config.readout],
-        "channels": {1: "grayscale", 3: "colour (RGB)"}.get(config.in_channels, f"{config.in_channels} channels"),
-        "windows": None if not spiking else _windows(facts),
+        "config": network,
+        "own": isinstance(network, OwnNetwork),
+        "encoder": graph.encoder.kind,
+        "persistence": _persistence(graph),
+        "readout_time": graph.readout_time,
+        "readout": READOUTS[graph.readout_time],
+        "channels": {1: "grayscale", 3: "colour (RGB)"}.get(network.in_channels, f"{network.in_channels} channels"),
+        "windows": graph.windows + (graph.readout_time != "potential_start"),
         "parameters": sum(parameter.numel() for parameter in facts.model.parameters()),
         "names": names,
         "numbered": names == tuple(str(place) for place in range(len(names))),
@@ -172,9 +177,10 @@ def _settings(facts: ModelFacts) -> str:
     return code_block(yaml.safe_dump(used, sort_keys=False)) if used else ""
 
 
-def _windows(facts: ModelFacts) -> int:
-    """Windows from the image's start until the decision can be read."""
-    return windows_before_readout(facts.model) + (facts.model.config.readout != "potential_start")
+def _persistence(graph: NetworkGraph) -> str:
+    """σ of the neurons: one number, or its range."""
+    found = [stage.layer.neuron.psp_persistence for stage in graph.stages if hasattr(stage.layer, "neuron")]
+    return f"{min(found)}" if min(found) == max(found) else f"{min(found)} to {max(found)}"
 
 
 @dataclass(frozen=True)

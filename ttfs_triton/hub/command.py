@@ -37,6 +37,8 @@ class PublishOptions(BaseModel):
     """Licence of the model by the Hub's short name, such as apache-2.0. Default: none is stated."""
     dataset: str | None = None
     """What it was trained on (a Hub name), where the run knows a local folder only."""
+    network: str | None = None
+    """FILE.py:FUNCTION that builds the network, if code of yours does. The code itself is not published."""
     evaluation: Path | None = None
     """Folder that recipes/evaluate.py --output-dir wrote; its figures replace those of training."""
     chip: tuple[str, ...] = CARD_CHIPS
@@ -71,6 +73,7 @@ def run(options: PublishOptions, console: Console) -> None:
         dry_run=True,
         evaluation=options.evaluation,
         dataset=options.dataset,
+        network=options.network,
         license=options.license,
         chips=options.chip,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ttfs_triton.model.download import REPOSITORY
+from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.nn import NetworkConfig
 
 SAMPLE = "sample"
@@ -92,7 +93,7 @@ KNOWN = {
 
 
 def training_data(
-    settings: Mapping[str, Any], recorded: str | None, network: NetworkConfig, stated: str | None = None
+    settings: Mapping[str, Any], recorded: str | None, network: NetworkConfig | OwnNetwork, stated: str | None = None
 ) -> TrainingData:
     """The data set of a run, without the name or path of any local folder.
 

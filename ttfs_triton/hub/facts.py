@@ -10,24 +10,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ttfs_triton.hardware import Counts, read_counts
 from ttfs_triton.hub.datasets import UNNAMED, TrainingData, training_data, without_paths
 from ttfs_triton.model.locate import ModelFiles
-from ttfs_triton.model.model import TTFSModel
+from ttfs_triton.model.model import TTFSModel, load_model
 from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import LayerStatistics, Neuron
 from ttfs_triton.yaml_file import YamlError, read_mapping
 
 # Keys of a run's configuration that others need to repeat it. The rest says where and how it ran here.
+NETWORK_SETTINGS = (
+    *("model", "width", "neuron", "batch_norm", "encoder", "readout"),
+    *(field.name for field in dataclasses.fields(Neuron)),
+    *("bias", "weight_standardisation", "initial_gain", "dropout"),
+)
 PUBLISHED_SETTINGS = (
     *("preset", "pretrain", "pretrain_epochs", "trained_as"),
     *("validation_fraction", "max_train_samples", "max_test_samples", "image_size"),
     *("crop_padding", "crop_fill", "flip", "shift", "rotation", "auto_augment", "trivial_augment", "cutout"),
     *("mixup", "cutmix"),
     "random_resized_crop",
-    *("model", "width", "neuron", "batch_norm", "encoder", "readout"),
-    *(field.name for field in dataclasses.fields(Neuron)),
-    *("bias", "weight_standardisation", "initial_gain", "dropout", "calibration_images"),
+    "network",
+    *NETWORK_SETTINGS,
+    "calibration_images",
     *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
     *("warmup", "milestones", "milestone_factor", "gradient_clip", "label_smoothing", "ema_decay"),
     *("seed", "mixed_precision", "gradient_compression", "compile"),
@@ -98,25 +105,32 @@ class ModelFacts:
     unrecorded_base: bool = False
 
 
-def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: str | None = None) -> ModelFacts:
+def read_facts(
+    files: ModelFiles,
+    *,
+    evaluation: Path | None = None,
+    dataset: str | None = None,
+    network: str | nn.Module | None = None,
+) -> ModelFacts:
     """Load a model and all that is written down about it.
 
     Args:
         files: of the model.
         evaluation: folder or evaluation.json that `recipes/evaluate.py` wrote; its figures replace those of training.
         dataset: what it was trained on, if the run does not say.
+        network: or "file.py:function" that builds it, if code of the user's does.
     Raises:
         LoadError: damaged or unfinished; or an evaluation of other weights, or on other data.
         ValueError: `dataset` is no name on the Hub.
     """
-    model = TTFSModel.from_files(files)
+    model = load_model(files, network)
     sha256 = files.sha256
     settings, summary, metrics = {}, {}, []
     if files.run is not None:
         settings = _yaml(files.run / "config.yaml")
         summary = _json(files.run / "summary.json", "A run writes it when it ends: go on with it by --resume.")
         metrics = _metrics(files.run / "metrics.jsonl")
-    data = training_data(settings, model.description.dataset, model.config, dataset)
+    data = training_data(settings, model.description.dataset, model.description.network, dataset)
     if evaluation is not None:
         path = evaluation / "evaluation.json" if evaluation.is_dir() else evaluation
         results = _evaluated(path, sha256, model, data, summary.get("test_fingerprint"))
@@ -128,7 +142,7 @@ def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: st
         weights_sha256=sha256,
         data=data,
         results=results,
-        settings={key: without_paths(settings[key]) for key in PUBLISHED_SETTINGS if key in settings},
+        settings={key: without_paths(settings[key]) for key in _published_keys(settings) if key in settings},
         versions={name: str(summary["versions"][name]) for name in _VERSIONS if name in summary.get("versions", {})},
         device=str(summary.get("device", "")),
         epochs=summary.get("epochs"),
@@ -138,6 +152,13 @@ def read_facts(files: ModelFiles, *, evaluation: Path | None = None, dataset: st
         metrics=metrics,
         unrecorded_base=settings.get("weights") is not None and model.description.base_model is None,
     )
+
+
+def _published_keys(settings: Mapping[str, Any]) -> Sequence[str]:
+    """Without those that a network of the user's does not follow."""
+    if settings.get("network") is None:
+        return PUBLISHED_SETTINGS
+    return [key for key in PUBLISHED_SETTINGS if key not in NETWORK_SETTINGS]
 
 
 def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData, tested: str | None) -> Results:
@@ -167,7 +188,7 @@ def _results(found: Mapping[str, Any], prefix: str, path: Path, model: TTFSModel
     try:
         counts, simulation = found.get("counts"), found.get("simulation")
         if counts is not None:
-            counts = read_counts(counts, neuron=model.config.neuron, readout=model.config.readout)
+            counts = read_counts(counts, neuron=model.graph.readout.neuron, readout=model.graph.readout_time)
         return Results(
             accuracy=float(found[f"{prefix}accuracy"]),
             first_spike_accuracy=float(found[f"{prefix}first_spike_accuracy"]),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from torch import nn
 
 from ttfs_triton.hub.account import check_account, check_name, open_repository
 from ttfs_triton.hub.card import ALLOWED, Package, make_package
@@ -38,6 +39,7 @@ def publish(
     dry_run: bool = False,
     evaluation: Path | None = None,
     dataset: str | None = None,
+    network: str | nn.Module | None = None,
     license: str | None = None,
     chips: Sequence[str] = CARD_CHIPS,
     token: str | None = None,
@@ -52,6 +54,7 @@ def publish(
         dry_run: make the files, and talk to nobody.
         evaluation: folder that `recipes/evaluate.py --output-dir` wrote; its figures replace those of training.
         dataset: Hub name of what it was trained on, where the run knows a local folder only.
+        network: or "file.py:function" that builds it, if code of yours does; the code is not published.
         license: of the model, by the Hub's short name, such as "apache-2.0"; None states none.
         chips: for the energy table.
         token: Default: that of `hf auth login`, or HF_TOKEN.
@@ -64,7 +67,7 @@ def publish(
     if not dry_run:
         check_account(repo_id, token=token)
     files = find_model(Path(run))
-    facts = read_facts(files, evaluation=evaluation, dataset=dataset)
+    facts = read_facts(files, evaluation=evaluation, dataset=dataset, network=network)
     package = make_package(facts, repo_id, license=license, chips=chips)
     if dry_run:
         return Published(package, None)

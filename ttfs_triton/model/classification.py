@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ttfs_triton.nn import FirstSpikeDecision, LatencyEncoder, TTFSNetwork
-from ttfs_triton.nn.weighted import WeightedLayer
+from ttfs_triton.nn import FirstSpikeDecision, NetworkGraph
+from ttfs_triton.nn.graph import logits_and_decision
 
 Decision = Literal["readout", "first_spike"]
 
@@ -73,7 +73,8 @@ class Classification:
 
 @torch.no_grad()
 def classify_batch(
-    network: TTFSNetwork,
+    network: nn.Module,
+    graph: NetworkGraph,
     images: Tensor,
     class_names: Sequence[str],
     *,
@@ -82,21 +83,21 @@ def classify_batch(
     window_ms: float | None,
 ) -> list[Classification]:
     """Classify a batch; arguments as of `TTFSModel.classify`, images as the network takes them."""
-    hidden = network.hidden(images)
-    logits = network.readout(hidden).float()
-    if network.config.analog:
+    readout, start = graph.readout, graph.windows
+    logits, decided = logits_and_decision(network, readout, images)
+    logits = logits.float()
+    if graph.analog:
         return [_classification(row, class_names, top_k, decision) for row in logits.cpu()]
-    spikes = FirstSpikeDecision(*(value.cpu() for value in network.readout.decide(hidden)))
-    readout, start = network.readout, windows_before_readout(network)
+    spikes = FirstSpikeDecision(*(value.cpu() for value in decided))
     if decision == "first_spike":
         logits = spikes.spike_times.clamp(max=readout.window) * (-readout.threshold / readout.window)
     found = []
     for place, row in enumerate(logits.cpu()):
         times, silent = spikes.spike_times[place].double(), bool(spikes.no_spike[place])
-        if decision == "first_spike" or network.config.readout == "first_spike":
+        if decision == "first_spike" or graph.readout_time == "first_spike":
             after = readout.window if silent else times.min().item()
         else:
-            after = 0.0 if network.config.readout == "potential_start" else 1.0
+            after = 0.0 if graph.readout_time == "potential_start" else 1.0
         found.append(
             _classification(
                 row,
@@ -125,12 +126,7 @@ def _classification(
     return Classification(label, names[label], top, logits, decision, **times)
 
 
-def windows_before_readout(network: TTFSNetwork) -> int:
-    """Windows that pass before the output neurons' one starts: one for each layer that fires, the encoder included."""
-    return sum(isinstance(layer, LatencyEncoder | WeightedLayer) for layer in network.features)
-
-
-def check_options(top_k: int, decision: str, window_ms: float | None, batch_size: int, network: TTFSNetwork) -> None:
+def check_options(top_k: int, decision: str, window_ms: float | None, batch_size: int, graph: NetworkGraph) -> None:
     """Refuse what `classify` cannot do.
 
     Raises:
@@ -140,7 +136,7 @@ def check_options(top_k: int, decision: str, window_ms: float | None, batch_size
         raise ValueError(f"classify: top_k must be at least 1; got {top_k}.")
     if decision not in ("readout", "first_spike"):
         raise ValueError(f'classify: decision must be "readout" or "first_spike"; got {decision!r}.')
-    if decision == "first_spike" and network.config.analog:
+    if decision == "first_spike" and graph.analog:
         raise ValueError('classify: decision must be "readout" for an ANN, which never fires; got "first_spike".')
     if window_ms is not None and not (window_ms > 0 and math.isfinite(window_ms)):
         raise ValueError(f"classify: window_ms must be positive and finite; got {window_ms}.")

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 import ttfs_triton
+from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import NetworkConfig
 
 CONFIG = "config.json"
-FORMAT_VERSION = 3  # from 3 on, the weights know their config.json; the keys are those of 2
+SPECIFIED, OWN = 3, 4  # from 3 on, the weights know their config.json; the keys are those of 2
+FORMAT_VERSION = 4  # of networks of the user's; all others are written as 3, so that older versions read on
 LIBRARY = "ttfs-triton"
 TAGS = ["spiking-neural-network", "time-to-first-spike", "neuromorphic", "image-classification"]
 PAPER = (
@@ -62,7 +64,7 @@ class Preprocessing:
             raise ValueError(f"Preprocessing: divisor must be positive and finite; got {self.divisor!r:.80}.")
 
     @classmethod
-    def of(cls, network: NetworkConfig, fit: Literal["stretch", "crop"] = "stretch") -> Preprocessing:
+    def of(cls, network: NetworkConfig | OwnNetwork, fit: Literal["stretch", "crop"] = "stretch") -> Preprocessing:
         """What training does for this network: the darkest pixel is 0, the brightest its `max_value`."""
         return cls(network.image_size, _MODES.get(network.in_channels), 255.0 / network.max_value, fit=fit)
 
@@ -106,7 +108,7 @@ class ModelDescription:
     """The content of a config.json.
 
     Attributes:
-        network: the network.
+        network: the network; of one that code of the user's builds, what is known of it.
         class_names: one a class.
         preprocessing: of its images.
         dataset: that it was trained on: a Hub name or "sample"; None if it was read from a folder, or not known.
@@ -126,7 +128,7 @@ class ModelDescription:
         True
     """
 
-    network: NetworkConfig
+    network: NetworkConfig | OwnNetwork
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     dataset: str | None = None
@@ -157,7 +159,7 @@ class ModelDescription:
     @classmethod
     def of(
         cls,
-        network: NetworkConfig,
+        network: NetworkConfig | OwnNetwork,
         *,
         class_names: Sequence[str] | None = None,
         dataset: str | None = None,
@@ -181,7 +183,7 @@ class ModelDescription:
     def to_dict(self) -> dict[str, Any]:
         """The description as JSON values."""
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": OWN if isinstance(self.network, OwnNetwork) else SPECIFIED,
             "library": _library(),
             "network": self.network.to_dict(),
             "preprocessing": self.preprocessing.to_dict(),
@@ -210,7 +212,8 @@ class ModelDescription:
         if not isinstance(values.get("network", {}), Mapping):
             _refuse("network", "be an object", f"{values['network']!r:.80}")
         try:
-            network, names = NetworkConfig.from_dict(values["network"]), values.get("class_names") or None
+            network = _network(values["network"], version)
+            names = values.get("class_names") or None
             if not isinstance(names, list | None):
                 _refuse("class_names", f"be {network.classes} strings, one a class", f"{names!r:.80}")
             description = cls.of(network, class_names=names, dataset=values.get("dataset"))
@@ -226,6 +229,12 @@ class ModelDescription:
             _refuse("values", f"have the key {error}", f"only {', '.join(values)}")
         except (TypeError, ValueError) as error:
             raise LoadError(f"ModelDescription.from_dict: values must describe a network; {error}") from error
+
+
+def _network(values: Mapping[str, Any], version: int) -> NetworkConfig | OwnNetwork:
+    if version >= OWN and "builder" in values:
+        return OwnNetwork.from_dict(values)
+    return NetworkConfig.from_dict(values)
 
 
 def _refuse(name: str, rule: str, value: object, remedy: str = "") -> NoReturn:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttfs_triton.atomic import write_bytes
 from ttfs_triton.model.description import CONFIG, FORMAT_VERSION, ModelDescription
+from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import (
     CHECKSUM,
     WEIGHTS,
@@ -27,6 +28,7 @@ from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 CONFIG_CHECKSUM = "config_sha256"  # key in the metadata of the weights
 PAIRED_FORMAT = 3  # of config.json, from which on weights must know it
 MAX_CONFIG_BYTES = 2**24
+Tensors = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def model_bytes(tensors: Mapping[str, Tensor], description: ModelDescription) -> dict[str, bytes]:
@@ -56,19 +58,25 @@ def write_model(folder: Path, tensors: Mapping[str, Tensor], description: ModelD
         write_bytes(folder / name, content)
 
 
-def read_model(config: Path, weights: Path) -> tuple[ModelDescription, dict[str, Tensor]]:
+def read_model(
+    config: Path, weights: Path, network: nn.Module | None = None
+) -> tuple[ModelDescription, dict[str, Tensor]]:
     """Read both files; tensors, on the CPU, are all of the network's and in one floating type.
 
     Memory is taken only when the header of the weights has been found to be that of the network.
 
+    Args:
+        config, weights: the files.
+        network: that code of the user's built, whose weights they must be. None: they must say how to build it.
     Raises:
-        LoadError: a file is missing, damaged, or not the other's.
+        LoadError: a file is missing, damaged, or not the other's; or the network is another one.
     """
-    content, header = read_config(config), read_header(weights)
-    values = check_pair(content, header, config)
+    description = described(config, weights)
+    header = read_header(weights)
     try:
-        description = ModelDescription.from_dict(values)
-        wanted = network_tensors(description.network)
+        wanted = _wanted(description, network, config)
+    except LoadError:
+        raise
     except ValueError as error:
         raise LoadError(f"load: {config} must be what training wrote; {error}") from error
     _check_tensors(wanted, header, weights)
@@ -130,18 +138,51 @@ def check_pair(config: bytes, header: Header, path: Path) -> Any:
     return values
 
 
-def network_tensors(config: NetworkConfig) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def described(config: Path, weights: Path) -> ModelDescription:
+    """What a config.json says, if it is the one of these weights.
+
+    Raises:
+        LoadError: a file is missing, damaged, or not the other's.
+    """
+    values = check_pair(read_config(config), read_header(weights), config)
+    try:
+        return ModelDescription.from_dict(values)
+    except ValueError as error:
+        raise LoadError(f"load: {config} must be what training wrote; {error}") from error
+
+
+def _wanted(description: ModelDescription, network: nn.Module | None, path: Path) -> Tensors:
+    """Tensors of the network that a config.json describes, or only knows again."""
+    known = description.network
+    if isinstance(known, OwnNetwork):
+        if network is None:
+            raise LoadError(
+                f"load: {path} must say how its network is built; it only names {known.builder}, code that no file "
+                "holds. Pass it: from_pretrained(…, network=…), or --network FILE.py:FUNCTION."
+            )
+        known.check(network)
+        return _tensors(network)
+    if network is not None:
+        raise LoadError(f"load: network must be None where {path} says how it is built; got {type(network).__name__}.")
+    return network_tensors(known)
+
+
+def network_tensors(config: NetworkConfig) -> Tensors:
     """Type and shape of each tensor of a network's state dict, by name; takes no memory for them.
 
     Raises:
         ValueError: as `TTFSNetwork`.
     """
     with torch.device("meta"):
-        state = TTFSNetwork(config).state_dict()
-    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+        return _tensors(TTFSNetwork(config))
 
 
-def _check_tensors(wanted: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], header: Header, path: Path) -> None:
+def _tensors(network: nn.Module) -> Tensors:
+    state = network.state_dict()
+    return {name.replace("_orig_mod.", ""): (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+
+
+def _check_tensors(wanted: Tensors, header: Header, path: Path) -> None:
     floating = {kind for kind, _ in header.tensors.values() if kind is not None and kind.is_floating_point}
     if len(floating) > 1:
         raise LoadError(f"load: {path} must be of one floating type; got {', '.join(sorted(map(str, floating)))}.")

@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, overload
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from PIL import Image
+from torch import Tensor, nn
 
+from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.classification import Classification, Decision, check_options, classify_batch
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, BaseModel, ModelDescription
-from ttfs_triton.model.files import read_model, write_model
+from ttfs_triton.model.files import described, read_model, write_model
 from ttfs_triton.model.images import ImageLike, network_input, split_images
 from ttfs_triton.model.locate import ModelFiles, find_model
+from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import WEIGHTS, LoadError, checksum, load_tensors
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig, NetworkGraph, TTFSNetwork, network_graph
+from ttfs_triton.nn.trace import image_shape_of, unwrapped
+
+Network = nn.Module | Callable[[], nn.Module]
+"""A network, or a function without arguments that builds it."""
 
 
 class TTFSModel(
-    TTFSNetwork,
+    nn.Module,
     PyTorchModelHubMixin,
     library_name=LIBRARY,
     pipeline_tag="image-classification",
     tags=list(TAGS),
     paper_url=PAPER,
 ):
-    """A `TTFSNetwork` with the names of its classes and the preprocessing of its images; same state dict.
+    """A network with the names of its classes and the preprocessing of its images; state dict and attributes are its.
 
     Args:
-        config: the network.
+        network: configuration of a `TTFSNetwork`, or any network that `network_graph` takes.
         class_names, dataset, base_model: see `ModelDescription`.
+        image_shape: (channels, height, width) of an image; as of `network_graph`.
+        builder: of a network that is no `TTFSNetwork`, what builds it ("file.py:function"), for whoever reads the
+            files. They hold no code: to load them, pass the network. Default: the name of its class.
+    Attributes:
+        network: the network.
     Raises:
+        NetworkError: as `network_graph`.
         ValueError: as `TTFSNetwork` and `ModelDescription` do.
 
     Example:
@@ -49,19 +64,49 @@ class TTFSModel(
 
     def __init__(
         self,
-        config: NetworkConfig,
+        network: NetworkConfig | nn.Module,
         *,
         class_names: Sequence[str] | None = None,
         dataset: str | None = None,
         base_model: BaseModel | None = None,
+        image_shape: Sequence[int] | None = None,
+        builder: str | None = None,
     ) -> None:
-        super().__init__(config)
-        self._description = ModelDescription.of(config, class_names=class_names, dataset=dataset, base_model=base_model)
+        super().__init__()
+        self.network = TTFSNetwork(network) if isinstance(network, NetworkConfig) else network
+        self.register_state_dict_post_hook(_without_prefix)
+        self.register_load_state_dict_pre_hook(_with_prefix)
+        known = describe_network(self.network, image_shape, builder)
+        self._description = ModelDescription.of(known, class_names=class_names, dataset=dataset, base_model=base_model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the network has, the model has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "network":
+                raise
+            return getattr(self.network, name)
 
     @property
     def description(self) -> ModelDescription:
         """What config.json holds."""
-        return self._description.replace(network=self.config)
+        known = self._description.network
+        builder = known.builder if isinstance(known, OwnNetwork) else None
+        return self._description.replace(network=describe_network(self.network, self.image_shape, builder))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of one image: (channels, height, width)."""
+        return (self._description.network.in_channels, *self._description.network.image_size)
+
+    @property
+    def graph(self) -> NetworkGraph:
+        """Its layers, as they are now."""
+        return network_graph(self.network, self.image_shape)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -71,28 +116,44 @@ class TTFSModel(
     @classmethod
     def from_network(
         cls,
-        network: TTFSNetwork,
+        network: nn.Module,
         *,
         class_names: Sequence[str] | None = None,
         dataset: str | None = None,
         base_model: BaseModel | None = None,
+        image_shape: Sequence[int] | None = None,
+        builder: str | None = None,
     ) -> Self:
         """A copy of a network, in evaluation mode, on the same device and in the same precision.
 
         Args:
-            network: whose configuration and weights are taken.
-            class_names, dataset, base_model: see `ModelDescription`.
+            network: whose layers and weights are taken.
+            class_names, dataset, base_model, image_shape, builder: as of the class.
         """
-        model = cls(network.config, class_names=class_names, dataset=dataset, base_model=base_model)
-        parameter = next(network.parameters())
-        tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in network.state_dict().items()}
-        model.to(parameter.device, parameter.dtype).load_state_dict(tensors)
-        return model.eval()
+        bare = unwrapped(network)
+        return cls(
+            deepcopy(bare),
+            class_names=class_names,
+            dataset=dataset,
+            base_model=base_model,
+            image_shape=image_shape_of(bare, image_shape),
+            builder=builder,
+        ).eval()
 
     @classmethod
-    def from_description(cls, description: ModelDescription) -> Self:
-        """A model with fresh weights from what config.json holds."""
-        model = cls(description.network)
+    def from_description(cls, description: ModelDescription, network: nn.Module | None = None) -> Self:
+        """A model with fresh weights from what config.json holds.
+
+        Args:
+            description: of the model.
+            network: that it is of, where code of the user's builds it.
+        """
+        known = description.network
+        if isinstance(known, NetworkConfig):
+            model = cls(known)
+        else:
+            assert network is not None, "read_model asks for it"
+            model = cls(network, image_shape=(known.in_channels, *known.image_size), builder=known.builder)
         model._description = description
         return model
 
@@ -101,6 +162,7 @@ class TTFSModel(
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
+        network: Network | None = None,
         revision: str | None = None,
         device: str | torch.device = "cpu",
         token: str | bool | None = None,
@@ -117,11 +179,14 @@ class TTFSModel(
                 weights are taken), a folder with config.json and model.safetensors, or a .safetensors file beside its
                 config.json, or "bundled:NAME" for one that comes with the package, which computes in float32. What
                 exists locally is never looked for on the Hub.
+            network: of a model whose network code of yours builds: that network, whose weights are then replaced, or
+                a function without arguments that builds it. No code is ever taken from the files.
             revision: branch, tag or commit, of a repository.
             device: where the model goes.
             token, cache_dir, force_download, local_files_only: as of `huggingface_hub.snapshot_download`.
         Raises:
-            LoadError: no such folder or file, damaged files, or weights of another network.
+            LoadError: no such folder or file, damaged files, weights of another network, or no `network` where files
+                do not say how to build it.
             HubError: no such repository, no right to read it, or no connection and nothing in the cache.
         """
         files = find_model(
@@ -132,17 +197,18 @@ class TTFSModel(
             force_download=force_download,
             local_files_only=local_files_only,
         )
-        return cls.from_files(files).to(device)
+        return cls.from_files(files, network).to(device)
 
     @classmethod
-    def from_files(cls, files: ModelFiles) -> Self:
+    def from_files(cls, files: ModelFiles, network: Network | None = None) -> Self:
         """`from_pretrained` from files that were found already.
 
         Raises:
             LoadError: damaged files, or weights of another network.
         """
-        description, tensors = read_model(files.config, files.weights)
-        model = cls.from_description(description)
+        built = network() if network is not None and not isinstance(network, nn.Module) else network
+        description, tensors = read_model(files.config, files.weights, built)
+        model = cls.from_description(description, built)
         load_tensors(model, tensors, files.weights)
         return (model.float() if files.bundled else model).eval()
 
@@ -172,7 +238,8 @@ class TTFSModel(
         if not (files.config.exists() or files.weights.exists()):
             return True
         try:
-            found, tensors = read_model(files.config, files.weights)
+            own = isinstance(self._description.network, OwnNetwork)
+            found, tensors = read_model(files.config, files.weights, self.network if own else None)
         except LoadError:
             return False
         plain = {name.replace("_orig_mod.", ""): tensor for name, tensor in self.state_dict().items()}
@@ -275,16 +342,18 @@ class TTFSModel(
             >>> found[0].decision_time, found[0].decision_time_ms  # three layers fire before the output's potential
             (3.0, 3.0)
         """
-        check_options(top_k, decision, window_ms, batch_size, self)
+        graph = self.graph
+        check_options(top_k, decision, window_ms, batch_size, graph)
         single, one = split_images(images)
-        inputs = network_input(single, self._description.preprocessing, self.config.in_channels) if single else []
+        inputs = network_input(single, self._description.preprocessing, self.image_shape[0]) if single else []
         parameter, was_training = next(self.parameters()), self.training
         found: list[Classification] = []
         self.eval()
         try:
             for start in range(0, len(inputs), batch_size):
                 found += classify_batch(
-                    self,
+                    self.network,
+                    graph,
                     inputs[start : start + batch_size].to(parameter.device, parameter.dtype),  # type: ignore[union-attr]
                     self.class_names,
                     top_k=top_k,
@@ -294,3 +363,56 @@ class TTFSModel(
         finally:
             self.train(was_training)
         return found[0] if one else found
+
+
+def load_model(files: ModelFiles, network: str | nn.Module | None = None) -> TTFSModel:
+    """A trained model of found files, for a command.
+
+    Args:
+        files: of the model.
+        network: or "file.py:function", as the user gave it, that builds it; None where the files say how.
+    Raises:
+        LoadError: as `TTFSModel.from_files`.
+        ValueError: as `build_network_of`.
+    """
+    if not isinstance(network, str):
+        return TTFSModel.from_files(files, network)
+    known = described(files.config, files.weights).network
+    build = partial(
+        build_network_of,
+        network,
+        in_channels=known.in_channels,
+        image_size=known.image_size,
+        classes=known.classes,
+    )
+    return TTFSModel.from_files(files, build)
+
+
+def describe_network(
+    network: nn.Module, image_shape: Sequence[int] | None = None, builder: str | None = None
+) -> NetworkConfig | OwnNetwork:
+    """What config.json says of a network.
+
+    Args:
+        network, image_shape: as of `network_graph`, which checks what is no `TTFSNetwork`.
+        builder: what builds it, where it is no `TTFSNetwork`. Default: the name of its class.
+    Raises:
+        NetworkError: as `network_graph`.
+    """
+    if isinstance(network, TTFSNetwork):
+        return network.config
+    return OwnNetwork.of(network_graph(network, image_shape), builder or type(network).__qualname__)
+
+
+_PREFIX = "network."
+
+
+def _without_prefix(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
+    """The state dict is the network's."""
+    for name in [name for name in state if name.startswith(prefix + _PREFIX)]:
+        state[prefix + name.removeprefix(prefix + _PREFIX)] = state.pop(name)
+
+
+def _with_prefix(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix)]:
+        state[prefix + _PREFIX + name.removeprefix(prefix)] = state.pop(name)

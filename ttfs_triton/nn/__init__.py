@@ -10,8 +10,9 @@ from ttfs_triton.nn.coding import (
     spike_time_to_activation,
 )
 from ttfs_triton.nn.config import NetworkConfig
+from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork, cnn1, vgg11, vgg16
+from ttfs_triton.nn.models import TTFSNetwork, cnn1, resnet18, resnet20, vgg11, vgg16
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,
@@ -30,6 +31,7 @@ from ttfs_triton.nn.statistics import (
     reset_statistics,
     sparsity,
 )
+from ttfs_triton.nn.trace import network_graph
 
 __all__ = [
     "ANNConv2d",
@@ -43,20 +45,27 @@ __all__ = [
     "LatencyEncoder",
     "LayerStatistics",
     "NetworkConfig",
+    "NetworkError",
+    "NetworkGraph",
     "Neuron",
     "PotentialReadout",
     "SignedEncoder",
     "SpikeCounter",
+    "Stage",
     "TTFSNetwork",
+    "Wire",
     "activation_to_spike_time",
     "cnn1",
     "collect_statistics",
     "first_spike_decision",
     "first_spike_times",
     "fold_weight_standardisation",
+    "network_graph",
     "parse_specification",
     "record_statistics",
     "reset_statistics",
+    "resnet18",
+    "resnet20",
     "sparsity",
     "spike_time_to_activation",
     "standardise_weight",

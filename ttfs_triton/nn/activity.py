@@ -40,4 +40,5 @@ class _CountSpikes(torch.autograd.Function):
         activations, weight = ctx.saved_tensors
         scale = grads[0].to(activations.dtype)
         near = torch.mul(activations, -1 / ctx.width).add_(1).clamp_min_(0).mul_(scale)
+        near.mul_(torch.where(scale > 0, 1, activations.sign()))
         return near if weight is None else near.mul_(weight), None, None

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttfs_triton.nn.weighted import LinearOptions, Size, WeightedConv2d, WeightedLinear, WeightOptions
+from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, Size, WeightedConv2d, WeightedLinear
 
 
 def clamped_relu(potential: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class ANNConv2d(WeightedConv2d):
         batch_norm: normalise over the batch before the clamp.
         bias: learn a bias per channel, from 0; with batch norm, which has its own, there is no second one.
         initial_gain: as in `DFTConv2d`; with batch norm, its initial weight.
-        weight_standardisation, device, dtype: as in `DFTConv2d`.
+        weight_standardisation, skip, average, device, dtype: as in `DFTConv2d`.
     """
 
     kind = "ann"
@@ -51,18 +51,25 @@ class ANNConv2d(WeightedConv2d):
         groups: int = 1,
         *,
         batch_norm: bool = False,
-        **options: Unpack[WeightOptions],
+        **options: Unpack[HiddenOptions],
     ) -> None:
         if batch_norm:
             options["bias"] = False
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
         self.batch_norm = _batch_norm(nn.BatchNorm2d, self.weight, self.initial_gain) if batch_norm else None
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
+        """Activations. `skip` [N, skip, ...] are those of an earlier layer, added with their weights behind batch norm;
+        see `WeightedLayer.delayed`."""
+        skip, skip_weight = self.delayed(skip, x)
+        if self.average > 1:
+            self.output_shape(tuple(x.shape[1:]))  # refuses maps that do not divide
         weight = self.effective_weight() if weight is None else weight
         potential = F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         if self.batch_norm is not None:
             potential = self.batch_norm(potential)
+        if skip is not None and skip_weight is not None:
+            potential = potential + skip_weight.to(potential.dtype)[:, None, None] * skip
         # A copy only behind one-channel images, whose layout is ambiguous.
         activations = clamped_relu(potential).contiguous(memory_format=torch.channels_last)
         return self.record(activations)
@@ -75,23 +82,27 @@ class ANNLinear(WeightedLinear):
 
     Args:
         in_features, out_features: as in `torch.nn.Linear`.
-        batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `ANNConv2d`.
-        spike_dropout: as in `DFTLinear`.
+        batch_norm, bias, initial_gain, weight_standardisation, skip, device, dtype: as in `ANNConv2d`.
+        average, spike_dropout: as in `DFTLinear`.
     """
 
     kind = "ann"
 
     def __init__(
-        self, in_features: int, out_features: int, *, batch_norm: bool = False, **options: Unpack[LinearOptions]
+        self, in_features: int, out_features: int, *, batch_norm: bool = False, **options: Unpack[HiddenLinearOptions]
     ) -> None:
         if batch_norm:
             options["bias"] = False
         super().__init__(in_features, out_features, **options)
         self.batch_norm = _batch_norm(nn.BatchNorm1d, self.weight, self.initial_gain) if batch_norm else None
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
+        """Activations; `skip` as in `ANNConv2d`."""
+        skip, skip_weight = self.delayed(skip, x)
         x, weight = self.synapses(x, weight)
         potential = F.linear(x, weight, self.bias)
         if self.batch_norm is not None:
             potential = self.batch_norm(potential)
+        if skip is not None and skip_weight is not None:
+            potential = potential + skip_weight.to(potential.dtype) * skip
         return self.record(clamped_relu(potential))

@@ -15,6 +15,9 @@ from ttfs_triton.nn.ann import ANNConv2d
 from ttfs_triton.nn.layers import DFTConv2d
 from ttfs_triton.nn.weighted import Size, WeightOptions
 
+ROUNDING = 1e-2
+"""Share of max_value by which pixels may leave their range unremarked, as rounding makes them."""
+
 
 def activation_to_spike_time(activation: Tensor, layer: int, window: float = 1.0) -> Tensor:
     """Absolute spike times of a layer's activations: t = (l + 1 − a)·Tw, inf for silent neurons.
@@ -63,28 +66,61 @@ def spike_time_to_activation(spike_time: Tensor, layer: int, window: float = 1.0
 
 
 class LatencyEncoder(nn.Module):
-    """Brighter pixels fire earlier: a = pixel / max_value, clamped to [0, 1]; a zero pixel is silent.
+    """Brighter pixels fire earlier: a = pixel / max_value; a zero pixel is silent.
 
-    Input: any shape, floating point, in units of max_value. Output: activations, same shape and dtype.
+    Input: any shape, floating point in [0, max_value]; integers too if a max_value above 1 says what they mean. Output:
+    activations in [0, 1], same shape; dtype of the input, float32 of integers.
+
+    The values of the first batch are looked at: on the CPU at once, on another device when one comes in evaluation
+    mode, so that no training step there waits for it. Later batches are clamped.
 
     Args:
-        max_value: pixel value that fires at the window's start.
+        max_value: pixel value that fires at the window's start; 255 for 8-bit pixels.
+        clamp: take values outside for the nearest one inside, rather than refuse them.
     Raises:
-        ValueError: max_value is not positive.
+        ValueError: max_value is not positive, or values of the first batch outside [0, max_value].
+        TypeError: integers, and nothing that says what they mean.
     Source: Wei et al., ICCV 2023, Eq. 1.
+    Example:
+        >>> pixels = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
+        >>> LatencyEncoder(max_value=255)(pixels)
+        tensor([[0.0000, 0.2000, 1.0000]])
     """
 
-    def __init__(self, max_value: float = 1.0) -> None:
+    def __init__(self, max_value: float = 1.0, *, clamp: bool = False) -> None:
         super().__init__()
         if not max_value > 0:
             raise ValueError(f"LatencyEncoder: max_value must be positive; got {max_value}.")
-        self.max_value = max_value
+        self.max_value, self.clamp = max_value, clamp
+        self._seen = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point() and self.max_value <= 1:
+            raise TypeError(
+                f"LatencyEncoder: images must be floating point in [0, {self.max_value:g}]; got {x.dtype}. "
+                "Divide 8-bit pixels by 255, or say max_value=255."
+            )
+        if not self.clamp and self._looks(x):
+            self._check(x)
         return (x / self.max_value).clamp(0, 1)
 
+    def _looks(self, x: Tensor) -> bool:
+        if self._seen or x.device.type == "meta" or x.numel() == 0 or torch.compiler.is_compiling():
+            return False
+        return x.device.type == "cpu" or not self.training
+
+    def _check(self, x: Tensor) -> None:
+        low, high = (value.item() for value in x.detach().aminmax())
+        slack = ROUNDING * self.max_value
+        if not (-slack <= low and high <= self.max_value + slack):
+            raise ValueError(
+                f"LatencyEncoder: images must be in [0, {self.max_value:g}]; got values from {low:g} to {high:g}. "
+                "Scale them, say max_value, or give clamp=True."
+            )
+        self._seen = True
+
     def extra_repr(self) -> str:
-        return f"max_value={self.max_value}"
+        return f"max_value={self.max_value}" + (", clamp=True" if self.clamp else "")
 
 
 class _NormalisedImages(nn.Module):

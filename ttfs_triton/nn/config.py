@@ -89,8 +89,16 @@ class NetworkConfig:
                 _refuse(
                     "width", f"give no layer more than {MAX_SIZE} neurons or channels", self.width, f"{size} times it."
                 )
-        if self.encoder != "latency" and not isinstance(tokens[0], Convolution):
-            _refuse("specification", f'start with a convolution for encoder="{self.encoder}"', self.specification)
+        if self.encoder != "latency":
+            layers = [token for token in tokens if isinstance(token, Convolution | Dense)]
+            if not isinstance(tokens[0], Convolution) or any(
+                0 < layer.skip == place for place, layer in enumerate(layers)
+            ):
+                _refuse(
+                    "specification",
+                    f'start with a convolution for encoder="{self.encoder}", not in a block, since it reads no spikes',
+                    self.specification,
+                )
 
     def _check_types(self) -> None:
         """Exactly what JSON gives back: true is no number and 10.0 no count."""

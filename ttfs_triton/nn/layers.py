@@ -5,7 +5,7 @@ from typing import Unpack
 from torch import Tensor
 
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear
-from ttfs_triton.nn.weighted import LinearOptions, Size, WeightedConv2d, WeightedLinear, WeightOptions
+from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, Size, WeightedConv2d, WeightedLinear
 
 
 class DFTConv2d(WeightedConv2d):
@@ -22,12 +22,15 @@ class DFTConv2d(WeightedConv2d):
         weight_standardisation: standardise weights over the fan-in, with a learned norm per channel; folds into
             plain weights by `fold_weight_standardisation`.
         initial_gain: factor on the Kaiming initialisation; see `reset_parameters`.
+        skip: channels of an earlier layer whose spikes reach these neurons too, delayed; see `forward`. Default: 0.
+        average: side of windows of inputs that are averaged in front of the synapses, spikes and masks alike; sizes
+            must divide by it, and kernel_size, stride and padding count such windows. Default: 1.
         device, dtype: as in `torch.nn.Conv2d`.
     Attributes:
         fuse_pool: where a pool that `forward` is given is computed; see `ttfs_kernels.dft_conv2d`. Default: None, as
             tuning says.
     Raises:
-        ValueError: sizes, groups or initial_gain out of range.
+        ValueError: sizes, groups, initial_gain, skip or average out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.
     Example:
         >>> layer = DFTConv2d(16, 32, 3, padding=1, neuron=Neuron(psp_persistence=0.25))
@@ -36,6 +39,10 @@ class DFTConv2d(WeightedConv2d):
         torch.Size([8, 32, 28, 28])
         >>> from ttfs_triton.nn import activation_to_spike_time
         >>> spike_times = activation_to_spike_time(activations, layer=1)  # in [1, 2], inf where silent
+        >>> early, late = DFTConv2d(16, 32, 3, padding=1), DFTConv2d(32, 32, 3, padding=1, skip=16)
+        >>> spikes = torch.rand(8, 16, 28, 28)
+        >>> late(early(spikes), skip=spikes).shape  # past `early`, each spike a window later to one neuron of `late`
+        torch.Size([8, 32, 28, 28])
     """
 
     def __init__(
@@ -50,14 +57,21 @@ class DFTConv2d(WeightedConv2d):
         *,
         neuron: Neuron = Neuron(),
         backend: str = "auto",
-        **options: Unpack[WeightOptions],
+        **options: Unpack[HiddenOptions],
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
         self.neuron, self.backend = neuron, backend
         self.fuse_pool: bool | None = None
 
-    def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1) -> Tensor:
-        """Activations; with `pool`, those of `EarliestSpikePool2d(pool)` behind it, and no spikes are counted."""
+    def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
+        """Activations; with `pool`, those of `EarliestSpikePool2d(pool)` behind it, and no spikes are counted.
+
+        `skip` [N, skip, ...] are activations of an earlier layer, whose spikes have waited for those of `x`: each adds
+        v·x_skip to the potential of one neuron, and v to its slope. See `WeightedLayer.delayed` for other sizes.
+        """
+        skip, skip_weight = self.delayed(skip, x)
+        if self.average > 1:
+            self.output_shape(tuple(x.shape[1:]))  # refuses maps that do not divide
         activations = dft_conv2d(
             x,
             self.effective_weight() if weight is None else weight,
@@ -68,6 +82,8 @@ class DFTConv2d(WeightedConv2d):
             groups=self.groups,
             pool=pool,
             fuse_pool=self.fuse_pool,
+            skip=skip,
+            skip_weight=skip_weight,
             neuron=self.neuron,
             backend=self.backend,
         )
@@ -85,10 +101,12 @@ class DFTLinear(WeightedLinear):
 
     Args:
         in_features, out_features: as in `torch.nn.Linear`.
+        average: inputs in a row that share a weight, at 1/average of it: the positions of a flattened channel, for its
+            mean in front of the synapses. Default: 1.
         spike_dropout: probability that an input spike is dropped while training; the weights make up for it.
-        neuron, backend, bias, weight_standardisation, initial_gain, device, dtype: see `DFTConv2d`.
+        neuron, backend, bias, weight_standardisation, initial_gain, skip, device, dtype: see `DFTConv2d`.
     Raises:
-        ValueError: sizes, initial_gain or spike_dropout out of range.
+        ValueError: sizes, initial_gain, skip, average or spike_dropout out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.
     Example:
         >>> layer = DFTLinear(784, 100, bias=False)
@@ -104,14 +122,17 @@ class DFTLinear(WeightedLinear):
         *,
         neuron: Neuron = Neuron(),
         backend: str = "auto",
-        **options: Unpack[LinearOptions],
+        **options: Unpack[HiddenLinearOptions],
     ) -> None:
         super().__init__(in_features, out_features, **options)
         self.neuron, self.backend = neuron, backend
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
+        """Activations. `skip` [N, skip] are those of an earlier layer, whose spikes have waited for those of `x`."""
         x, weight = self.synapses(x, weight)
-        return self.record(dft_linear(x, weight, self.bias, neuron=self.neuron, backend=self.backend))
+        skip, skip_weight = self.delayed(skip, x)
+        options = {"neuron": self.neuron, "backend": self.backend}
+        return self.record(dft_linear(x, weight, self.bias, skip=skip, skip_weight=skip_weight, **options))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron={self.neuron}"

@@ -1,7 +1,7 @@
-"""Networks built from a specification, and the paper's: CNN1, VGG11, VGG16."""
+"""Networks built from a specification; the paper's, CNN1, VGG11, VGG16; and ResNets."""
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +13,25 @@ from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, PotentialReadout, Readout, ReadoutOptions
-from ttfs_triton.nn.specification import Convolution, Dense, Pool, output_size, parse_specification
+from ttfs_triton.nn.specification import Average, Convolution, Dense, Pool, output_size, parse_specification
 from ttfs_triton.nn.standardise import fold_weight_standardisation
 from ttfs_triton.nn.statistics import SpikeCounter
 from ttfs_triton.nn.weighted import (
-    LinearOptions,
+    HiddenLinearOptions,
+    HiddenOptions,
     WeightedConv2d,
     WeightedLayer,
     WeightedLinear,
     WeightOptions,
     effective_weights,
+    skip_step,
 )
 
 CNN1 = "16C5-P2-32C5p0-P2-128"
 VGG11 = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2-4096-4096"
 VGG16 = "64C3-64C3-P2-128C3-128C3-P2-256C3-256C3-256C3-P2-512C3-512C3-512C3-P2-512C3-512C3-512C3-P2-4096-4096"
+RESNET18 = "64C3-(64C3-64C3)x2" + "".join(f"-({n}C3s2-{n}C3)-({n}C3-{n}C3)" for n in (128, 256, 512)) + "-A"
+RESNET20 = "16C3-(16C3-16C3)x3" + "".join(f"-({n}C3s2-{n}C3)-({n}C3-{n}C3)x2" for n in (32, 64)) + "-A"
 
 # Per-channel mean and standard deviation of CIFAR-10's training images, pixels in [0, 1].
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -60,46 +64,51 @@ class TTFSNetwork(nn.Module):
     def __init__(self, config: NetworkConfig, *, backend: str = "auto") -> None:
         super().__init__()
         self.config = config
-        layers, in_features = _hidden_layers(config)
+        layers, in_features, average, self._waits = _hidden_layers(config)
         self.features = nn.Sequential(layers)
-        self.readout = _readout(config, in_features)
+        self.readout = _readout(config, in_features, average)
         self.readout.statistics = SpikeCounter((config.classes,))
         for layer in layers.values():
             if isinstance(layer, DFTConv2d | DFTLinear):
                 layer.backend = backend
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of one image: (channels, height, width)."""
+        return (self.config.in_channels, *self.config.image_size)
+
     def forward(self, images: Tensor) -> Tensor:
         return self.readout(self.hidden(images))
 
-    def hidden(self, images: Tensor, seen: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """Activations [N, features] of the last hidden layer.
-
-        Args:
-            images: [N, in_channels, height, width].
-            seen: gets what each layer with synapses read and what its neurons did, before pooling.
-        """
-        expected = (self.config.in_channels, *self.config.image_size)
+    def hidden(self, images: Tensor) -> Tensor:
+        """Activations [N, features] of the last hidden layer."""
+        expected = self.image_shape
         if images.dim() != 4 or images.shape[1:] != expected:
             raise ValueError(
                 f"TTFSNetwork: images must have shape [N, {', '.join(map(str, expected))}]; got {tuple(images.shape)}. "
                 "Set in_channels and image_size in the configuration."
             )
         activations = images.contiguous(memory_format=torch.channels_last)
-        layers = list(self.features)
+        names, layers = zip(*self.features.named_children(), strict=True)
         weights = effective_weights(layers)
+        # Spikes that entered the last layers with weights, for as long as some skip may still read them.
+        entered: list[Tensor] = []
+        kept = 1 + max(self._waits.values(), default=0)
         pooled = False
-        for layer, following, weight in zip(layers, (*layers[1:], None), weights, strict=True):
+        for name, layer, following, weight in zip(names, layers, (*layers[1:], None), weights, strict=True):
             if pooled:
                 pooled = False
                 continue
             options: dict[str, Any] = {} if weight is None else {"weight": weight}
-            pooled = seen is None and computes_pool(layer, following)
+            if isinstance(layer, WeightedLayer):
+                entered = [*entered, activations][-kept:]
+                if name in self._waits:
+                    options["skip"] = entered[-1 - self._waits[name]]
+            pooled = computes_pool(layer, following)
             if pooled:
                 options["pool"] = 2
-            inputs, activations = activations, layer(activations, **options)
-            if seen is not None and isinstance(layer, WeightedLayer):
-                seen.append((inputs, activations))
+            activations = layer(activations, **options)
         return activations
 
     def decide(self, images: Tensor) -> FirstSpikeDecision:
@@ -118,7 +127,7 @@ def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
 
     Not while they are counted, or while a hook asks for them.
     """
-    if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)):
+    if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)) or layer.skip:
         return False
     if following.kernel_size != (2, 2) or following.stride != (2, 2):
         return False
@@ -126,40 +135,82 @@ def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
     return not (counted or layer._forward_hooks or following._forward_hooks or following._forward_pre_hooks)
 
 
-def _hidden_layers(config: NetworkConfig) -> tuple["OrderedDict[str, nn.Module]", int]:
-    """Modules by name, and the number of features that the readout gets."""
+class _Entering(NamedTuple):
+    """Shape of the spikes that enter a layer with weights, for one image, and the token of that layer."""
+
+    shape: tuple[int, ...]
+    token: Convolution | Dense
+
+
+def _hidden_layers(config: NetworkConfig) -> tuple["OrderedDict[str, nn.Module]", int, int, dict[str, int]]:
+    """Modules by name, the number of features that the readout gets and averages, and the windows each skip waits."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if config.encoder == "latency":
         layers["encoder"] = LatencyEncoder(config.max_value)
     channels, size = config.in_channels, config.image_size
-    convolutions = pools = dense = 0
+    convolutions = pools = dense = maps = 0
+    average = 1
+    entering: list[_Entering] = []
+    waits: dict[str, int] = {}
     tokens = parse_specification(config.specification)
     for token in tokens:
         if isinstance(token, Dense):
             break  # nothing but fully connected layers from here on
-        size = _map_size(token, size, config)
+        maps += 1
+        if isinstance(token, Average):
+            average = token.kernel_size or size[0] * size[1]
+            continue
+        before, size = size, _map_size(token, size, config, average)
         if isinstance(token, Pool):
             pools += 1
             layers[f"pool{pools}"] = EarliestSpikePool2d(token.kernel_size, token.stride)
         else:
             convolutions += 1
-            layer = _convolution(config, token, channels, first=convolutions == 1)
+            entering.append(_Entering((channels, *before), token))
+            skip = _skipped(config, entering, (config.scaled(token.channels), *size))
+            layer = _convolution(config, token, channels, skip, average, first=convolutions == 1)
+            average = 1
             layer.statistics = SpikeCounter((layer.out_channels, *size))
             layers[f"conv{convolutions}"], channels = layer, layer.out_channels
+            waits |= {f"conv{convolutions}": token.skip} if token.skip else {}
     layers["flatten"], features = nn.Flatten(), channels * size[0] * size[1]
-    for token in tokens[convolutions + pools :]:
+    for token in tokens[maps:]:
         assert isinstance(token, Dense)
         dense += 1
+        entering.append(_Entering((features,), token))
+        skip = _skipped(config, entering, (config.scaled(token.features),))
         # Dropout is for spikes of fully connected layers: the first of them reads convolutions or the encoder.
-        layer = _dense(config, features, config.scaled(token.features), config.dropout if dense > 1 else 0.0)
+        layer = _dense(config, token, features, skip, average, config.dropout if dense > 1 else 0.0)
+        average = 1
         layer.statistics = SpikeCounter((layer.out_features,))
         layers[f"fc{dense}"], features = layer, layer.out_features
-    return layers, features
+        waits |= {f"fc{dense}": token.skip} if token.skip else {}
+    return layers, features, average, waits
 
 
-def _map_size(token: Convolution | Pool, size: tuple[int, int], config: NetworkConfig) -> tuple[int, int]:
+def _skipped(config: NetworkConfig, entering: list[_Entering], shape: tuple[int, ...]) -> int:
+    """Channels that reach the last layer by its skip, 0 without; `shape` is of its neurons."""
+    token = entering[-1].token
+    if not token.skip:
+        return 0
+    first = entering[-1 - token.skip]
+    if skip_step(first.shape, shape) is None:
+        raise ValueError(
+            f"TTFSNetwork: a block must end with as many channels as enter it, or more, and in maps that every k-th "
+            f"position of those that enter it makes; got {first.shape} in front of {first.token} and {shape} behind "
+            f'{token} in "{config.specification}". Change its channels or strides.'
+        )
+    return first.shape[0]
+
+
+def _map_size(token: Convolution | Pool, size: tuple[int, int], config: NetworkConfig, average: int) -> tuple[int, int]:
     padding = token.padding if isinstance(token, Convolution) else 0
-    height, width = (output_size(length, token.kernel_size, token.stride, padding) for length in size)
+    if any(length % average for length in size):
+        raise ValueError(
+            f"TTFSNetwork: maps must divide into windows of an average; got {size[0]}×{size[1]} in front of "
+            f'A{average} in "{config.specification}". Use another size.'
+        )
+    height, width = (output_size(length // average, token.kernel_size, token.stride, padding) for length in size)
     if min(height, width) < 1:
         raise ValueError(
             f"TTFSNetwork: image_size must be large enough for every layer; got {config.image_size}, which leaves maps "
@@ -168,9 +219,11 @@ def _map_size(token: Convolution | Pool, size: tuple[int, int], config: NetworkC
     return height, width
 
 
-def _convolution(config: NetworkConfig, token: Convolution, channels: int, *, first: bool) -> WeightedConv2d:
+def _convolution(
+    config: NetworkConfig, token: Convolution, channels: int, skip: int, average: int, *, first: bool
+) -> WeightedConv2d:
     sizes = (channels, config.scaled(token.channels), token.kernel_size, token.stride, token.padding)
-    options = _weight_options(config)
+    options: HiddenOptions = {**_weight_options(config), "skip": skip, "average": average}
     if first and config.encoder == "signed" and not config.analog:
         return SignedEncoder(*sizes, mean=config.mean, std=config.std, neuron=config.neuron, **options)
     if first and config.encoder != "latency":
@@ -180,19 +233,24 @@ def _convolution(config: NetworkConfig, token: Convolution, channels: int, *, fi
     return DFTConv2d(*sizes, neuron=config.neuron, **options)
 
 
-def _dense(config: NetworkConfig, in_features: int, out_features: int, dropout: float) -> WeightedLinear:
-    options: LinearOptions = {**_weight_options(config), "spike_dropout": dropout}
+def _dense(
+    config: NetworkConfig, token: Dense, in_features: int, skip: int, average: int, dropout: float
+) -> WeightedLinear:
+    out_features = config.scaled(token.features)
+    options: HiddenLinearOptions = {**_weight_options(config), "spike_dropout": dropout}
+    options |= {"skip": skip, "average": average}
     if config.analog:
         return ANNLinear(in_features, out_features, batch_norm=config.batch_norm, **options)
     return DFTLinear(in_features, out_features, neuron=config.neuron, **options)
 
 
-def _readout(config: NetworkConfig, in_features: int) -> Readout:
+def _readout(config: NetworkConfig, in_features: int, average: int) -> Readout:
     behind_dense = isinstance(parse_specification(config.specification)[-1], Dense)
     options: ReadoutOptions = {
         **_weight_options(config),
         "neuron": Neuron(psp_persistence=0.0) if config.analog else config.neuron,
         "spike_dropout": config.dropout if behind_dense else 0.0,
+        "average": average,
     }
     if config.readout == "first_spike":
         return FirstSpikeReadout(in_features, config.classes, **options)
@@ -266,6 +324,44 @@ def vgg16(
 ) -> TTFSNetwork:
     """VGG16, as `vgg11`, with thirteen convolutions."""
     values: dict[str, Any] = {"specification": VGG16, "encoder": "analog"}
+    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
+
+
+def resnet20(
+    image_size: int | tuple[int, int] = 32,
+    in_channels: int = 3,
+    classes: int = 10,
+    *,
+    backend: str = "auto",
+    **overrides: Any,
+) -> TTFSNetwork:
+    """ResNet-20 for small images: nine blocks of two convolutions, whose spikes also arrive past them, a window late.
+
+    Where maps get smaller, every second position arrives, and new channels hear nothing. The readout averages each map.
+    The first convolution is the analog encoder.
+
+    Args:
+        image_size, in_channels, classes, backend, **overrides: as in `vgg11`.
+    Source: He et al., "Deep residual learning for image recognition", 2016, section 4.2, option A.
+    Example:
+        >>> network = resnet20(neuron=Neuron(psp_persistence=0.25))
+        >>> network(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    values: dict[str, Any] = {"specification": RESNET20, "encoder": "analog"}
+    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
+
+
+def resnet18(
+    image_size: int | tuple[int, int] = 32,
+    in_channels: int = 3,
+    classes: int = 10,
+    *,
+    backend: str = "auto",
+    **overrides: Any,
+) -> TTFSNetwork:
+    """ResNet-18 with a first convolution for small images, as `resnet20`: eight blocks, 64 to 512 channels."""
+    values: dict[str, Any] = {"specification": RESNET18, "encoder": "analog"}
     return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
 
 

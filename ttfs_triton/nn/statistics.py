@@ -236,9 +236,13 @@ def in_parts(flat: Tensor) -> Sequence[Tensor]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names without the components that wrappers and containers add: "module.features.conv1" → "conv1"."""
-    wrappers = {"module", "_orig_mod", "features"}
-    return [".".join(part for part in name.split(".") if part not in wrappers) for name in names]
+    """Names without the components that wrappers and containers add: "module.features.conv1" → "conv1".
+
+    As they are where that would leave two with one name, or one with none.
+    """
+    wrappers = {"module", "_orig_mod", "features", "network"}
+    short = [".".join(part for part in name.split(".") if part not in wrappers) for name in names]
+    return short if len(set(short)) == len(names) and all(short) else list(names)
 
 
 def _ratio(numerator: int, denominator: int) -> float:

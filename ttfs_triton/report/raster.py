@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.hardware.simulation.stages import Stage, network_stages
+from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.readout import Readout
+from ttfs_triton.nn.trace import network_graph
 
 
 @dataclass(frozen=True)
@@ -37,40 +38,45 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
     """Spike times of all layers for one image.
 
     Args:
-        network: what `network_stages` takes, on any device; runs in evaluation mode and comes back in the mode it had.
+        network: what `network_graph` takes, on any device; runs in evaluation mode and comes back in the mode it had.
         image: [channels, height, width], as the network takes them.
     Returns:
         One entry a layer, in the order of the windows; the readout's neurons on their own ramp.
     Raises:
-        NotImplementedError: a network with layers that do not spike, or that are not known.
+        NetworkError: as `network_graph`, or a layer that does not spike.
         ValueError: an image of another shape.
     """
     if image.ndim != 3:
         raise ValueError(
             f"spikes_of: image must be [channels, height, width]; got {list(image.shape)}. Take one of the batch."
         )
-    stages = network_stages(network)
+    graph = network_graph(network, image.shape)
+    graph.require_spiking()
     was_training = network.training
     network.eval()
     try:
-        return _run(stages, image[None].to(next(network.parameters()).device))
+        return _run(graph, image[None].to(next(network.parameters()).device))
     finally:
         network.train(was_training)
 
 
-def _run(stages: tuple[Stage, ...], activations: Tensor) -> tuple[LayerSpikes, ...]:
+def _run(graph: NetworkGraph, images: Tensor) -> tuple[LayerSpikes, ...]:
     layers: list[LayerSpikes] = []
-    for window, stage in enumerate(stages):
-        arriving = stage.deliver(activations)
+
+    def fire(stage: Stage, arriving: Tensor, skip: Tensor | None) -> Tensor:
         length = 1.0
         if isinstance(stage.layer, Readout):
             times, length = stage.layer.decide(arriving).spike_times[0], stage.layer.window
+            activations = times
         else:
-            activations = stage.layer(arriving)
+            activations = stage.activations(arriving, skip)
             flat = activations[0].flatten()
             times = torch.where(flat > 0, 1 - flat, torch.inf)
         times = times.float().cpu()
         index = times.isfinite().nonzero().flatten()
         name = "input" if stage.kind == "latency" else stage.name
-        layers.append(LayerSpikes(name, window, len(times), index, window + times[index], length))
+        layers.append(LayerSpikes(name, stage.window, len(times), index, stage.window + times[index], length))
+        return activations
+
+    graph.run(images, fire)
     return tuple(layers)

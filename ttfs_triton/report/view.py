@@ -65,7 +65,7 @@ def page_context(data: PageData) -> dict[str, Any]:
     sweep, simulation, comparison = data.sweep, data.simulation, data.comparison
     return {
         "title": data.title,
-        "subtitle": f"{data.network.get('specification', '')} on {data.dataset}, {number(data.images)} images",
+        "subtitle": f"{_layers(data)} on {data.dataset}, {number(data.images)} images",
         "headlines": headlines(data),
         "network": network_facts(data),
         "activity": tables.activity_table(data.counts),
@@ -127,7 +127,7 @@ def network_facts(data: PageData) -> tables.Table:
     config, total = data.network, data.counts.total()
     height, width = config.get("image_size", ("?", "?"))
     facts = [
-        ("layers", config.get("specification")),
+        ("layers", _layers(data) or None),
         ("width", config.get("width")),
         ("images", f"{config.get('in_channels', '?')} × {height} × {width}"),
         ("classes", config.get("classes")),
@@ -139,6 +139,11 @@ def network_facts(data: PageData) -> tables.Table:
         ("weights and biases", number(total["weights"] + total["biases"])),
     ]
     return tables.pairs_table("The network", [(name, value) for name, value in facts if value is not None])
+
+
+def _layers(data: PageData) -> str:
+    """The specification, or what built a network that has none."""
+    return data.network.get("specification") or data.network.get("builder", "")
 
 
 def sample_view(sample: Sample) -> dict[str, Any]:

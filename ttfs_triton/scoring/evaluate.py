@@ -7,14 +7,9 @@ from typing import cast
 import torch
 from accelerate import Accelerator
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
-from ttfs_triton.nn import (
-    LayerStatistics,
-    TTFSNetwork,
-    collect_statistics,
-    sparsity,
-)
+from ttfs_triton.nn import LayerStatistics, collect_statistics, sparsity
 from ttfs_triton.scoring.batches import EvaluationBatches, load_batches
 from ttfs_triton.scoring.scorer import Scorer
 
@@ -65,7 +60,7 @@ class EvaluationStopped(Exception):
 
 
 def evaluate(
-    network: TTFSNetwork,
+    network: nn.Module,
     batches: EvaluationBatches,
     accelerator: Accelerator,
     *,
@@ -77,7 +72,7 @@ def evaluate(
     """Score a network on this process's share of the images, and sum over processes.
 
     Args:
-        network: unwrapped; left in the mode, training or evaluation, in which it came.
+        network: what `network_graph` takes, unwrapped; left in the mode, training or evaluation, in which it came.
         batches: this process's share.
         accelerator: for device, autocast and the sum.
         scorer: of this network; what it has compiled or captured serves again. Default: a new one, without padding.
@@ -85,9 +80,10 @@ def evaluate(
         stop: asked before each batch, in this process alone; true ends the evaluation after all processes agree.
         on_batch: called with the number of images scored.
     Raises:
+        NetworkError: as `network_graph`.
         EvaluationStopped: some process was asked to stop.
     """
-    scorer = Scorer(network, accelerator) if scorer is None else scorer
+    scorer = Scorer(network, accelerator, batches.data.shape[1:]) if scorer is None else scorer
     stopped = torch.zeros(1, dtype=torch.float64, device=accelerator.device)
     with scorer.scoring():
         for images, labels in load_batches(batches, accelerator.device, num_workers=num_workers):
@@ -101,6 +97,8 @@ def evaluate(
         raise EvaluationStopped
     images, correct, loss, first_spike_correct, ties, no_spike = totals
     layers = collect_statistics(network, lambda counts: sum_over_processes(accelerator, counts))
+    order = {stage.name: place for place, stage in enumerate(scorer.graph.stages)}
+    layers.sort(key=lambda layer: order.get(layer.name, 0))
     return Evaluation(
         int(correct), int(images), loss / images, int(first_spike_correct), int(ties), int(no_spike), layers
     )

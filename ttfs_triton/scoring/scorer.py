@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
-from ttfs_triton.nn import TTFSNetwork, record_statistics, reset_statistics
+from ttfs_triton.nn import network_graph, record_statistics, reset_statistics
+from ttfs_triton.nn.graph import logits_and_decision
 from ttfs_triton.scoring.graphs import GraphError, Graphs, reason_of_failure
 
 PADDING = -1  # label of images that do not count
@@ -20,15 +21,19 @@ class Scorer:
     """Adds up the scores of batches as they come.
 
     Args:
-        network: unwrapped.
+        network: what `network_graph` takes, unwrapped; its layers get what counts their spikes.
         accelerator: for device and autocast.
+        image_shape: as of `network_graph`.
     Attributes:
+        graph: of the network.
         sums: [6], float64, on the device: images, right decisions by the readout's score, cross entropy, right
             decisions by the first spike, ties, images without an output spike.
     """
 
-    def __init__(self, network: TTFSNetwork, accelerator: Accelerator) -> None:
+    def __init__(self, network: nn.Module, accelerator: Accelerator, image_shape: Sequence[int] | None = None) -> None:
         self.network, self.accelerator = network, accelerator
+        self.graph = network_graph(network, image_shape)
+        self.graph.prepare_statistics()
         self.sums = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
 
     @contextmanager
@@ -53,8 +58,8 @@ class Scorer:
         self._add(images, labels, torch.full((), len(labels), device=labels.device), None)
 
     def _add(self, images: Tensor, labels: Tensor, number: Tensor, counted: Tensor | None) -> None:
-        hidden = self.network.hidden(images)
-        logits, decision = self.network.readout(hidden).float(), self.network.readout.decide(hidden)
+        logits, decision = logits_and_decision(self.network, self.graph.readout, images)
+        logits = logits.float()
         tie, no_spike = decision.tie, decision.no_spike
         if counted is not None:
             tie, no_spike = tie & counted, no_spike & counted
@@ -77,7 +82,7 @@ class PaddedScorer(Scorer):
     evaluations of a run. All sums and counts are, bit for bit, those of the images alone in a batch of that size.
 
     Args:
-        network, accelerator: as of `Scorer`.
+        network, accelerator, image_shape: as of `Scorer`.
         batch_size: of all batches; the largest that comes.
         graphs: of the device; None: batches are scored one by one.
         required: whether a capture that fails is an error; else batches are scored without, and `say` says so.
@@ -88,19 +93,21 @@ class PaddedScorer(Scorer):
 
     def __init__(
         self,
-        network: TTFSNetwork,
+        network: nn.Module,
         accelerator: Accelerator,
         batch_size: int,
+        image_shape: Sequence[int] | None = None,
         *,
         graphs: Graphs | None = None,
         required: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        super().__init__(network, accelerator)
+        super().__init__(network, accelerator, image_shape)
         self.graphs, self.required, self.say = graphs, required, say
-        config, device = network.config, accelerator.device
-        shape = (batch_size, config.in_channels, *config.image_size)
-        self._images = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
+        device = accelerator.device
+        self._images = torch.zeros((batch_size, *self.graph.image_shape), device=device)
+        if self._images.dim() == 4:
+            self._images = self._images.contiguous(memory_format=torch.channels_last)
         self._labels = torch.full((batch_size,), PADDING, device=device)
         self.replay: Callable[[], None] | None = None
         self._warm = False

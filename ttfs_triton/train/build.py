@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -18,20 +18,19 @@ from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
 from ttfs_triton.data.placement import PlacedImages, place_images
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.model.builder import build_network_of
+from ttfs_triton.nn import DFTConv2d, DFTLinear, NetworkConfig, NetworkError, NetworkGraph, TTFSNetwork, network_graph
 from ttfs_triton.nn.config import Encoder
-from ttfs_triton.nn.models import CNN1, VGG11, VGG16
+from ttfs_triton.nn.models import CNN1, RESNET18, RESNET20, VGG11, VGG16
 from ttfs_triton.train.config import ConfigError, TrainConfig
-from ttfs_triton.train.metering import MeteredNetwork
-from ttfs_triton.train.start import Start, load_weights
-
-Called = TTFSNetwork | MeteredNetwork
-"""What training calls."""
+from ttfs_triton.train.start import Start, load_own_weights, load_weights
 
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
     "vgg11": (VGG11, "analog"),
     "vgg16": (VGG16, "analog"),
+    "resnet18": (RESNET18, "analog"),
+    "resnet20": (RESNET20, "analog"),
 }
 # Enough images for channel statistics to four digits.
 STATISTICS_IMAGES = 10_000
@@ -116,14 +115,16 @@ def build_network(
     data: RunData,
     device: torch.device | None = None,
     *,
+    network: nn.Module | None = None,
     ann: Path | None = None,
     calibrated: bool = True,
-) -> tuple[TTFSNetwork, Start | None]:
+) -> tuple[nn.Module, Start | None]:
     """The network for these images, initialised from `config.seed` and, if given, from weights.
 
     Args:
         config, data: the run.
         device: to calibrate on; the network itself is on the CPU. Default: the CPU.
+        network: built already. Default: as the configuration says.
         ann: run of the ANN that `config.pretrain` asks for; None before it was trained.
         calibrated: calibrate it where the weights are an ANN's; needless if a checkpoint follows.
     Returns:
@@ -131,13 +132,61 @@ def build_network(
     Raises:
         ConfigError: the weights are not those of this network, or the options exclude each other.
     """
+    if network is None:
+        network = _own_network(config, data) if config.network is not None else _specified_network(config, data)
+    weights = str(ann) if config.pretrain and ann is not None else config.weights
+    if weights is None:
+        return network, None
+    if not isinstance(network, TTFSNetwork):
+        return network, load_own_weights(network, weights)
+    images = None
+    if calibrated and config.calibration_images:
+        images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
+    return network, load_weights(network, weights, images, config.trained_as)
+
+
+def check_network(network: nn.Module, data: RunData) -> NetworkGraph:
+    """The graph of a network that is to be trained on these images; its layers get what counts their spikes.
+
+    Raises:
+        ConfigError: it is no network of our layers, or not for these images and classes; says what to do.
+    """
+    try:
+        graph = network_graph(network, data.train.shape[1:])
+    except NetworkError as error:
+        raise ConfigError(str(error)) from error
+    if graph.classes != (classes := len(data.train.class_names)):
+        raise ConfigError(
+            f"network must have an output for each of the {classes} classes of {data.train.name}; got {graph.classes}. "
+            "Change its readout."
+        )
+    graph.prepare_statistics()
+    return graph
+
+
+def _own_network(config: TrainConfig, data: RunData) -> nn.Module:
+    _, channels, height, width = data.train.shape
+    torch.manual_seed(config.seed)
+    network = build_network_of(
+        str(config.network),
+        in_channels=channels,
+        image_size=(height, width),
+        classes=len(data.train.class_names),
+    )
+    for layer in network.modules():
+        if isinstance(layer, DFTConv2d | DFTLinear) and config.backend != "auto":
+            layer.backend = config.backend
+    return network
+
+
+def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
     specification, usual_encoder = SPECIFICATIONS.get(config.model, (config.model, "latency"))
     encoder = config.encoder or usual_encoder
     _, channels, height, width = data.train.shape
     mean, std = channel_statistics(data) if encoder != "latency" else (None, None)
     torch.manual_seed(config.seed)
     try:
-        network = TTFSNetwork(
+        return TTFSNetwork(
             NetworkConfig(
                 specification=specification,
                 in_channels=channels,
@@ -160,13 +209,6 @@ def build_network(
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    weights = str(ann) if config.pretrain and ann is not None else config.weights
-    if weights is None:
-        return network, None
-    images = None
-    if calibrated and config.calibration_images:
-        images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
-    return network, load_weights(network, weights, images, config.trained_as)
 
 
 def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -187,7 +229,7 @@ def build_augmentation(config: TrainConfig) -> Augmentation:
     return Augmentation(**config.model_dump(include=set(Augmentation.model_fields)))
 
 
-def build_optimizer(config: TrainConfig, network: TTFSNetwork) -> Optimizer:
+def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
     """The optimizer; weight decay reaches weights only, not gains, initial potentials and normalisation."""
     decayed = [p for p in network.parameters() if p.dim() > 1]
     others = [p for p in network.parameters() if p.dim() <= 1]
@@ -246,7 +288,9 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def tune_kernels(network: Called, accelerator: Accelerator, batch_size: int, say: Callable[[str], None]) -> None:
+def tune_kernels(
+    network: nn.Module, accelerator: Accelerator, shape: tuple[int, ...], say: Callable[[str], None]
+) -> None:
     """Choose, for every pass of a network, the faster of our kernel and a library call; on a GPU only.
 
     The main process times what no table covers, seconds a layer, and keeps it in the user's table; the others get its
@@ -254,19 +298,16 @@ def tune_kernels(network: Called, accelerator: Accelerator, batch_size: int, say
     library's, is reported and not chosen where the other is right; the run goes on.
 
     Args:
-        network: on the accelerator's device, as it is called in training.
+        network: on the accelerator's device.
         accelerator: processes, device, precision.
-        batch_size: images a process and micro-batch.
+        shape: of the images of a process and micro-batch, [N, channels, height, width].
         say: shows a line.
     """
     if accelerator.device.type == "cuda":
-        images = torch.zeros(
-            batch_size, network.config.in_channels, *network.config.image_size, device=accelerator.device
-        )
-        choose_kernels(network, accelerator, images, say)
+        choose_kernels(network, accelerator, torch.zeros(shape, device=accelerator.device), say)
 
 
-def choose_kernels(network: Called, accelerator: Accelerator, images: Tensor, say: Callable[[str], None]) -> None:
+def choose_kernels(network: nn.Module, accelerator: Accelerator, images: Tensor, say: Callable[[str], None]) -> None:
     """As `tune_kernels`, for images [N, channels, height, width] on any device."""
     shared: list[Any] = [None]
     if accelerator.is_main_process:
@@ -274,7 +315,7 @@ def choose_kernels(network: Called, accelerator: Accelerator, images: Tensor, sa
         # One pass in each direction tells which passes there are; without dropout it draws no random numbers.
         with accelerator.autocast():
             output = network.eval()(images)
-            logits: Tensor = output[0] if isinstance(network, MeteredNetwork) else output
+            logits: Tensor = output[0] if isinstance(output, tuple) else output  # one that is metered has costs, too
         network.train(training)
         torch.autograd.grad(logits.float().sum(), list(network.parameters()), allow_unused=True)
         shared[0] = ttfs_kernels.tune(report=say, fault=say)

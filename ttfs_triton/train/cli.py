@@ -27,6 +27,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     first.add_argument("--preset")
     first.add_argument("--output-dir", type=Path)
     first.add_argument("--resume", action="store_true")
+    first.add_argument("--network")
     known, _ = first.parse_known_args(arguments)
 
     written = read_recipe(recipe)
@@ -37,6 +38,11 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     if saved is not None and saved.is_file():
         # A run goes on with what it was started with; flags may repeat it, not change it.
         values, source = read_yaml(saved), str(saved)
+        if values.get("network") is not None and known.network is None:
+            raise ConfigError(
+                f"--resume: the run in {known.output_dir} is of a network that {values['network']} built, and no code "
+                "is run that only a file names. Add --network FILE.py:FUNCTION."
+            )
     base = make_config(values, source)
 
     try:

@@ -39,7 +39,8 @@ class TrainConfig(BaseModel):
     dataset: str | None = None
     """Hub data set ("ylecun/mnist", "uoft-cs/cifar10", ...), or "sample" for the bundled Fashion-MNIST sample."""
     data_dir: Path | None = None
-    """Local folder with parquet files or class folders of images; no network is used."""
+    """Local folder with parquet files or class folders of images; no network is used. Of class folders without a split,
+    a fifth of each class are test images, drawn by a hash of their names."""
     image_column: str | None = None
     """Column of the images. Default: detected (image, img)."""
     label_column: str | None = None
@@ -90,8 +91,11 @@ class TrainConfig(BaseModel):
     0: off. With mixup, each image gets one of the two."""
 
     # ---- network
+    network: str | None = None
+    """FILE.py:FUNCTION, which builds a network of yours in place of all keys of this part; called with those of
+    in_channels, image_size and classes that it takes."""
     model: str = "cnn1"
-    """cnn1, vgg11, vgg16, or a specification such as 16C5-P2-32C5p0-P2-128."""
+    """cnn1, vgg11, vgg16, resnet18, resnet20, or a specification such as 16C5-P2-32C5p0-P2-128."""
     width: float = Field(1.0, gt=0)
     """Factor on the size of every hidden layer."""
     neuron: Literal["dft", "ann"] = "dft"
@@ -237,6 +241,8 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _combinations(self) -> "TrainConfig":
+        if self.network is not None and (given := self.network_keys()):
+            raise ValueError(f"network builds all of a network: leave {', '.join(given)} out, and say it there")
         if self.batch_norm and self.neuron != "ann":
             raise ValueError("batch_norm works with neuron: ann only; use weight_standardisation for spiking neurons")
         if self.pretrain and (self.neuron == "ann" or self.weights is not None):
@@ -275,12 +281,23 @@ class TrainConfig(BaseModel):
         """What the network may cost, None without a limit."""
         return parse_target(self.target_sparsity, self.target_operations, self.target_energy)
 
+    def network_keys(self) -> list[str]:
+        """Keys that say what network to build, where they have another value than the default."""
+        changed = [key for key in NETWORK_KEYS if getattr(self, key) != type(self).model_fields[key].default]
+        properties = [name for name in PROPERTIES if getattr(self.spiking_neuron, name) != getattr(Neuron(), name)]
+        return changed + properties
+
     def to_yaml(self) -> str:
         """The configuration as YAML: every key but those that say how to treat an existing folder."""
         values = self.model_dump(mode="json", exclude={"resume", "overwrite"})
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
+# Keys that a network of the user's makes meaningless.
+NETWORK_KEYS = tuple(
+    "model width neuron batch_norm encoder readout bias weight_standardisation initial_gain dropout trained_as "
+    "pretrain pretrain_epochs".split()
+)
 # Keys that may differ between a run and its continuation: they change neither weights nor metrics.
 FREE_ON_RESUME = frozenset(
     "resume overwrite output_dir data_placement num_workers profile cuda_graph checkpoint_steps keep_checkpoints "

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
-from ttfs_triton.nn import TTFSNetwork
 from ttfs_triton.scoring import Evaluation, EvaluationBatches, PaddedScorer, Scorer, evaluate
 from ttfs_triton.scoring.batches import IndexedImages
 from ttfs_triton.scoring.graphs import Graphs
@@ -35,7 +34,7 @@ class Evaluator:
         self._scorer: Scorer | None = None
 
     def __call__(
-        self, network: TTFSNetwork, images: IndexedImages, indices: Tensor | None = None, *, every_epoch: bool = False
+        self, network: nn.Module, images: IndexedImages, indices: Tensor | None = None, *, every_epoch: bool = False
     ) -> Evaluation:
         """Score images, each once over all processes.
 
@@ -52,7 +51,7 @@ class Evaluator:
         size = self.config.evaluation_batch_size
         batches = EvaluationBatches(images, indices, size, accelerator.process_index, accelerator.num_processes)
         if every_epoch and self._scorer is None:
-            self._scorer = self._make_scorer(network, max(1, min(size, len(batches.indices))))
+            self._scorer = self._make_scorer(network, max(1, min(size, len(batches.indices))), images.shape[1:])
         return evaluate(
             network,
             batches,
@@ -62,13 +61,16 @@ class Evaluator:
             stop=self.stop,
         )
 
-    def _make_scorer(self, network: TTFSNetwork, batch_size: int) -> Scorer:
+    def _make_scorer(self, network: nn.Module, batch_size: int, image_shape: tuple[int, ...]) -> Scorer:
         if self.graphs is None and self.accelerator.device.type == "cpu":
-            return Scorer(network, self.accelerator)  # nothing is compiled for a batch size: padding is mere work
+            return Scorer(
+                network, self.accelerator, image_shape
+            )  # nothing is compiled for a batch size: padding is mere work
         return PaddedScorer(
             network,
             self.accelerator,
             batch_size,
+            image_shape,
             graphs=self.graphs,
             required=self.config.cuda_graph == "on",
             say=self.say,

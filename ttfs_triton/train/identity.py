@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ttfs_triton.nn import NetworkGraph
 from ttfs_triton.train.build import RunData
 from ttfs_triton.train.config import ConfigError, TrainConfig, changed_keys, differing_keys, make_config
 
@@ -33,12 +34,12 @@ class Change:
         return f"{self.key}: {self.before!r} → {self.after!r}"
 
 
-def identity(config: TrainConfig, accelerator: Accelerator, data: RunData) -> dict[str, Any]:
+def identity(config: TrainConfig, accelerator: Accelerator, data: RunData, graph: NetworkGraph) -> dict[str, Any]:
     """All that a run's course follows from, for the state of its checkpoints.
 
     Returns:
         JSON values: `configuration`, `precision`, `processes`, and hashes of the images as read, `data` (training) and
-        `test_data`.
+        `test_data`, and the `layers` of a network that code of the user's builds.
     """
     return {
         "configuration": config.model_dump(mode="json", exclude={"resume", "overwrite"}),
@@ -46,6 +47,7 @@ def identity(config: TrainConfig, accelerator: Accelerator, data: RunData) -> di
         "processes": accelerator.num_processes,
         "data": data.train.fingerprint,
         "test_data": data.test.fingerprint,
+        "layers": None if config.network is None else graph.describe(),
     }
 
 
@@ -84,6 +86,10 @@ def compare(path: Path, state: dict[str, Any], now: dict[str, Any], step: int) -
         for name, key in _DATA.items()
         if state.get(key, now[key]) != now[key]
     ]
+    if state.get("layers") != now["layers"]:
+        problems.append(
+            f"the network must be the one that {path} is of; its layers differ. Give the builder as it was then."
+        )
     if (precision := state.get("precision", now["precision"])) != now["precision"]:
         problems.append(
             f"mixed precision must be {precision}, as in {path}; got {now['precision']}. "

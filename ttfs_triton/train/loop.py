@@ -1,6 +1,7 @@
 """The training loop. All that a step depends on is a function of the weights, the configuration and the position."""
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
 from ttfs_triton.model import ModelDescription
+from ttfs_triton.model.model import describe_network
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, sum_over_processes
 from ttfs_triton.scoring.batches import Batch
@@ -24,9 +26,11 @@ from ttfs_triton.train.build import (
     build_network,
     build_optimizer,
     build_schedule,
+    check_network,
     place_data,
     tune_kernels,
 )
+from ttfs_triton.train.callback import Callback
 from ttfs_triton.train.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.display import Display
@@ -46,7 +50,7 @@ class NonFiniteLossError(RuntimeError):
     """Loss or gradient became infinite or not a number; no update was made from that step on."""
 
 
-class Trainer:
+class TrainingLoop:
     """One run: trains, evaluates after each epoch, checkpoints, and can go on from any of its checkpoints.
 
     Args:
@@ -56,6 +60,8 @@ class Trainer:
         folder: prepared for this run.
         display: what to show.
         stop: asks the loop to end at the next step.
+        network: to train. Default: the one that the configuration describes.
+        callbacks: told of steps and epochs.
     Attributes:
         network: the bare network; `model` is what is called in training (distributed, compiled).
         position: progress, saved with every checkpoint.
@@ -71,18 +77,25 @@ class Trainer:
         folder: RunFolder,
         display: Display,
         stop: StopRequest,
+        network: nn.Module | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
+        self.callbacks = callbacks
         self.config, self.accelerator, self.data, self.folder = config, accelerator, data, folder
         self.display, self.stop = display, stop
         # A checkpoint replaces the weights, so that a resumed run need not calibrate them again.
         fresh = not config.resume or latest_checkpoint(folder.checkpoints) is None
-        self.network, self.start = build_network(config, data, accelerator.device, ann=folder.ann, calibrated=fresh)
+        self.network, self.start = build_network(
+            config, data, accelerator.device, network=network, ann=folder.ann, calibrated=fresh
+        )
+        self.graph = check_network(self.network, data)
         self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
         self.position = Position()
         self.steps_per_epoch = self._batches(0).steps
         self.steering: Steering | None = None
         if config.target is not None:
-            self.steering = Steering(config, accelerator, self.network, data, config.epochs * self.steps_per_epoch)
+            steps = config.epochs * self.steps_per_epoch
+            self.steering = Steering(config, accelerator, self.network, self.graph, data, steps)
         self._called = self.network if self.steering is None else self.steering.model
         graphs = choose_graphs(config.cuda_graph, accelerator, display.say)
         # What autograd remembers of the stream on which processes are joined has to fit the capture.
@@ -119,9 +132,9 @@ class Trainer:
         self.last_checkpoint = "none yet"
 
     @property
-    def scored_network(self) -> TTFSNetwork:
+    def scored_network(self) -> nn.Module:
         """The network that is evaluated and kept: the moving average where there is one."""
-        return self.network if self.average is None else self.average.module  # type: ignore[return-value]
+        return self.network if self.average is None else self.average.module
 
     def train(self) -> None:
         """Train to the last epoch.
@@ -130,17 +143,33 @@ class Trainer:
             Interrupted: a signal asked to stop; a checkpoint has been written.
             NonFiniteLossError: no update was made from the failing step on.
         """
+        with nullcontext() if self.steering is None else self.steering.model.watching():
+            self._train()
+
+    def _train(self) -> None:
         total = self.config.epochs * self.steps_per_epoch
-        tune_kernels(self._called, self.accelerator, self._batches(0).micro_batch_size, self.display.say)
+        shape = (self._batches(0).micro_batch_size, *self.graph.image_shape)
+        tune_kernels(self._called, self.accelerator, shape, self.display.say)
         self.display.start(total, self.position.step)
         try:
             while self.position.epoch < self.config.epochs:
                 self._train_epoch()
                 self._finish_epoch(self._validate())
+                if self._enough():
+                    break
         except EvaluationStopped:
             self._stop()
         finally:
             self.display.stop()
+
+    def _enough(self) -> bool:
+        """Whether a callback, in any process, wants no more epochs."""
+        if not self.callbacks:
+            return False
+        line = self.position.metrics[-1]
+        wishes = [callback.on_epoch(self, line) for callback in self.callbacks]
+        asked = torch.tensor([float(any(wish is True for wish in wishes))], device=self.accelerator.device)
+        return bool(sum_over_processes(self.accelerator, asked).item())
 
     def _batches(self, epoch: int) -> EpochBatches:
         return EpochBatches(
@@ -178,6 +207,8 @@ class Trainer:
             position.totals.seconds = already + time.perf_counter() - started
             if position.step % config.log_steps == 0:
                 self._report()
+            for callback in self.callbacks:
+                callback.on_step(self)
             if self.stop.due(position.step, config.log_steps) and self.stop.everywhere():
                 self._stop()
             if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
@@ -258,7 +289,7 @@ class Trainer:
         totals = self.position.totals
         totals.loss, totals.correct, totals.images = loss, int(correct), int(images)
 
-    def score_test_images(self, network: TTFSNetwork) -> Evaluation:
+    def score_test_images(self, network: nn.Module) -> Evaluation:
         """Score a network on the test images.
 
         Raises:
@@ -316,7 +347,7 @@ class Trainer:
     def _description(self) -> ModelDescription:
         config = self.config
         return ModelDescription.of(
-            self.scored_network.config,
+            describe_network(self.scored_network, self.graph.image_shape, config.network),
             class_names=self.data.train.class_names,
             fit="crop" if config.random_resized_crop else "stretch",
             # Of a local folder nobody knows what it holds; the recipe's data set is not it.
@@ -349,7 +380,7 @@ class Trainer:
                 "schedule": self.schedule.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
                 "changes": [asdict(change) for change in self.changes],
-                **identity(self.config, self.accelerator, self.data),
+                **identity(self.config, self.accelerator, self.data, self.graph),
             }
             save_checkpoint(
                 self.folder.checkpoints,
@@ -374,7 +405,7 @@ class Trainer:
             return False
         checkpoint = load_checkpoint(path)
         state = checkpoint.state
-        now = identity(self.config, self.accelerator, self.data)
+        now = identity(self.config, self.accelerator, self.data, self.graph)
         changes = compare(path, state, now, checkpoint.step)
         self.network.load_state_dict(checkpoint.tensors["model"])
         unpack_optimizer(self.bare_optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
@@ -392,7 +423,7 @@ class Trainer:
             self._plain_step.sums += torch.tensor(sums, dtype=torch.float64, device=self._plain_step.sums.device)
         self.last_checkpoint = str(path)
         if self.position.best_epoch:
-            self.folder.check_best()
+            self.folder.check_best(None if isinstance(self.network, TTFSNetwork) else self.network)
         self.changes = [Change(**change) for change in state.get("changes", [])] + changes
         if self.accelerator.is_main_process:
             self.folder.record(self.config)

@@ -19,6 +19,8 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ttfs_triton.atomic import write_text
+from ttfs_triton.nn.statistics import short_names
+from ttfs_triton.nn.weighted import WeightedLayer
 
 # Of what the steps themselves mark.
 STAGES = ("data", "loss", "clipping", "optimiser", "moving average")
@@ -122,8 +124,15 @@ class StepProfiler:
 
 
 def named_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Hidden layers of a `TTFSNetwork`, and its readout."""
-    return [*network.features.named_children(), ("readout", network.readout)]  # type: ignore[union-attr, list-item]
+    """Layers of a network, and modules between them, in the order in which they were declared."""
+    layers = [(name, module) for name, module in network.named_modules() if isinstance(module, WeightedLayer)]
+    inside = {id(part) for _, layer in layers for part in layer.modules() if part is not layer}
+    found = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, WeightedLayer) or (next(module.children(), None) is None and id(module) not in inside)
+    ]
+    return list(zip(short_names([name for name, _ in found]), [module for _, module in found], strict=True))
 
 
 def _marked(layer: nn.Module, name: str) -> Callable[[], None]:

@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -17,28 +18,29 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from torch import nn
 
 from ttfs_kernels.backends import why_no_triton
 from ttfs_triton.command_line import TRACEBACK, plain_errors
 from ttfs_triton.data.decode import DataLostError
-from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.hub.account import check_account, open_repository
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.memory import freed_memory_kept
 from ttfs_triton.model import HubError
-from ttfs_triton.model.weights import LoadError, read_weights_into
-from ttfs_triton.scoring import Evaluation, EvaluationStopped, device_name, versions
+from ttfs_triton.scoring import EvaluationStopped
 from ttfs_triton.scoring.graphs import GraphError
-from ttfs_triton.train.build import build_network, load_data
+from ttfs_triton.train.build import RunData, build_network, load_data
+from ttfs_triton.train.callback import Callback
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from ttfs_triton.train.cli import parse_config
 from ttfs_triton.train.config import FREE_ON_RESUME, ConfigError, TrainConfig, make_config, read_yaml
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.identity import check_configuration
-from ttfs_triton.train.loop import NonFiniteLossError, Trainer
+from ttfs_triton.train.loop import NonFiniteLossError, TrainingLoop
 from ttfs_triton.train.processes import Interrupted, StopRequest, ask_main_process
 from ttfs_triton.train.recipe import ann_config
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
+from ttfs_triton.train.summary import announce, score
 
 WORKERS_PER_CORE = 4  # more than that only takes memory, and thousands hang the machine
 
@@ -71,13 +73,31 @@ def main(recipe: Path, description: str | None, arguments: Sequence[str] | None 
         train(config, name=recipe.stem, ann=ann_config(recipe, config) if config.pretrain else None)
 
 
-def train(config: TrainConfig, name: str = "run", ann: TrainConfig | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Given:
+    """What a program gives in place of what a configuration describes.
+
+    Attributes:
+        network: to train, and to hold the best weights at the end; None: as configured.
+        data: None: as configured.
+        callbacks: told of steps and epochs.
+    """
+
+    network: nn.Module | None = None
+    data: RunData | None = None
+    callbacks: Sequence[Callback] = ()
+
+
+def train(
+    config: TrainConfig, name: str = "run", ann: TrainConfig | None = None, given: Given = Given()
+) -> dict[str, Any]:
     """Train a network as configured. On a CPU, the process keeps the memory that a step frees, until the end.
 
     Args:
         config: the run.
         name: of the default output folder and of the trackers' project.
         ann: of the ANN that is trained first where `config.pretrain` asks for it, in the subfolder `ann`.
+        given: what takes the place of what the configuration describes; see `Trainer`.
     Returns:
         The content of `summary.json`.
     Raises:
@@ -88,23 +108,28 @@ def train(config: TrainConfig, name: str = "run", ann: TrainConfig | None = None
         GraphError: steps or batches cannot be captured in a CUDA graph, as asked for.
         DataLostError: images vanished; one process alone has written a checkpoint, and the message says how to go on.
     """
-    if config.dataset is None and config.data_dir is None:
+    if given.data is None and config.dataset is None and config.data_dir is None:
         raise ConfigError("give --dataset (a Hub name, or sample) or --data-dir (a local folder).")
     if config.pretrain and ann is None:
         raise ConfigError("train: ann must be the ANN's configuration where pretrain is true; got None.")
     accelerator = make_accelerator(config)
     folder = _agree_on_folder(config, accelerator, name)
     try:
-        summary = _train(config, accelerator, folder, name, ann)
+        summary = _train(config, accelerator, folder, name, ann, given)
         accelerator.end_training()
-        _publish(config, folder.path, accelerator)
+        _publish(config, folder.path, accelerator, given.network)
         return summary
     finally:
         folder.release()
 
 
 def _train(
-    config: TrainConfig, accelerator: Accelerator, folder: RunFolder, name: str, ann: TrainConfig | None
+    config: TrainConfig,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    name: str,
+    ann: TrainConfig | None,
+    given: Given = Given(),
 ) -> dict[str, Any]:
     """A run in a folder that is ours."""
     display = Display(accelerator.is_main_process)
@@ -116,14 +141,14 @@ def _train(
     if config.resume:
         _check_configuration(config, folder)
     stop = StopRequest(accelerator)
-    with _beginning(folder):
-        data = load_data(config, accelerator, display.say)
+    with _beginning(folder, config):
+        data = load_data(config, accelerator, display.say) if given.data is None else given.data
     if ann is not None and (not config.resume or latest_checkpoint(folder.checkpoints) is None):
-        with _beginning(folder):
+        with _beginning(folder, config):
             build_network(config, data)  # what is wrong with it should not be found out after the ANN's training
         config = _pretrain(config, ann, accelerator, folder, name)
-    with _beginning(folder):
-        trainer = Trainer(config, accelerator, data, folder, display, stop)
+    with _beginning(folder, config):
+        loop = TrainingLoop(config, accelerator, data, folder, display, stop, given.network, given.callbacks)
     _ask_hub(config, accelerator, partial(open_repository, str(config.hub_repo_id), private=config.hub_private))
     try:
         if accelerator.is_main_process:
@@ -131,40 +156,44 @@ def _train(
         accelerator.wait_for_everyone()
         accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
         accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
-        resumed = config.resume and trainer.resume()
-        _announce(display, trainer, resumed)
+        resumed = config.resume and loop.resume()
+        announce(loop, resumed)
+        for callback in given.callbacks:
+            callback.on_start(loop)
         with stop, freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
-            trainer.train()
-            summary = _score(trainer)
+            loop.train()
+            summary = score(loop)
+        for callback in given.callbacks:
+            callback.on_end(loop, summary)
     except EvaluationStopped:
-        message = f"Stopped while scoring the test images.\nGo on with: {_command(folder)}"
+        message = f"Stopped while scoring the test images.\nGo on with: {_command(folder, config)}"
         raise Interrupted(message, stop.received) from None
     except Interrupted as stopped:
-        raise Interrupted(f"{stopped}\nGo on with: {_command(folder)}", stopped.received) from None
+        raise Interrupted(f"{stopped}\nGo on with: {_command(folder, config)}", stopped.received) from None
     except DataLostError as error:
         if accelerator.num_processes == 1:  # others would wait for those that have lost nothing
-            trainer.save()
+            loop.save()
         reason = str(error).splitlines()[-1].split("DataLostError: ")[-1]  # a worker's comes with its traceback
         raise DataLostError(
-            f"{reason} Last checkpoint: {trainer.last_checkpoint}. Go on with: {_command(folder)}"
+            f"{reason} Last checkpoint: {loop.last_checkpoint}. Go on with: {_command(folder, config)}"
         ) from error
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
-        raise _device_lost(error, trainer.last_checkpoint, folder) from error
+        raise _device_lost(error, loop.last_checkpoint, folder, config) from error
     except OSError as error:
         raise RunFolderError(
             f"train: files must be readable and writable to the end; got {reason_of(error)}. Last checkpoint: "
-            f"{trainer.last_checkpoint}. Mend that, then go on with: {_command(folder)}"
+            f"{loop.last_checkpoint}. Mend that, then go on with: {_command(folder, config)}"
         ) from error
     return summary
 
 
 @contextmanager
-def _beginning(folder: RunFolder) -> Iterator[None]:
+def _beginning(folder: RunFolder, config: TrainConfig) -> Iterator[None]:
     """Within its `with` block, what a run cannot begin with becomes a ConfigError; a lost device, a DeviceLostError."""
     try:
         yield
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
-        raise _device_lost(error, latest_checkpoint(folder.checkpoints) or "none yet", folder) from error
+        raise _device_lost(error, latest_checkpoint(folder.checkpoints) or "none yet", folder, config) from error
     except CheckpointError:
         raise
     except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
@@ -287,98 +316,32 @@ def _ask_hub(config: TrainConfig, accelerator: Accelerator, check: Callable[[], 
         raise ConfigError(f"push_to_hub: {error}") from error
 
 
-def _publish(config: TrainConfig, run: Path, accelerator: Accelerator) -> None:
+def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, network: nn.Module | None) -> None:
     """Publish a run that has ended, if asked for. If that fails, say how to do it by hand; the run has succeeded."""
     if not (config.push_to_hub and accelerator.is_main_process):
         return
     repo_id = str(config.hub_repo_id)
     try:
-        found = publish(run, repo_id, private=config.hub_private, license=config.hub_license)
+        built = config.network if network is None else deepcopy(network)
+        found = publish(run, repo_id, private=config.hub_private, license=config.hub_license, network=built)
     except Exception as error:  # whatever it is, training must not seem to have failed
         words = ["python", "recipes/publish.py", str(run), "--repo-id", repo_id]
         words += ["--public"] if not config.hub_private else []
         words += ["--license", config.hub_license] if config.hub_license else []
+        words += ["--network", config.network] if config.network else []
         message = f"warning: the run is complete, but it was not published. {error}\nPublish it by: {shlex.join(words)}"
         print(message, file=sys.stderr)
         return
     Display(accelerator.is_main_process).say(f"published                {found.url}")
 
 
-def _announce(display: Display, trainer: Trainer, resumed: bool) -> None:
-    config, data = trainer.config, trainer.data
-    parameters = sum(p.numel() for p in trainer.network.parameters())
-    neuron = "ANN" if config.neuron == "ann" else f"σ = {config.spiking_neuron.psp_persistence:g}"
-    display.say(
-        f"{config.model} ({parameters:,} parameters, {neuron}) on {data.train.name}: "
-        f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
-        f"{len(data.test):,} test images"
-    )
-    processes = trainer.accelerator.num_processes
-    where = f"{device_name(trainer.accelerator.device)}{f' × {processes}' if processes > 1 else ''}"
-    start = f"resumed after step {trainer.position.step}" if resumed else f"{config.epochs} epochs"
-    for change in trainer.changes if resumed else ():
-        display.say(f"changed on --resume      {change}")
-    if trainer.start is not None and trainer.start.calibration is not None:
-        display.console.print(trainer.start.calibration.table())
-    display.say(f"{where}, {start}, run folder {trainer.folder.path}")
-
-
-def _score(trainer: Trainer) -> dict[str, Any]:
-    """Load the best weights, score the test images once, write the summary."""
-    network, folder, accelerator = trainer.scored_network, trainer.folder, trainer.accelerator
-    try:
-        read_weights_into(network, folder.best_weights)
-    except LoadError as error:
-        raise RunFolderError(str(error)) from error
-    with counting(network, histogram_bins=0, by_sample=False) as counter:
-        evaluation = trainer.score_test_images(network)
-    summary = make_summary(trainer, evaluation, counter.counts(accelerator))
-    if accelerator.is_main_process:
-        folder.write_summary(summary)
-    trainer.display.result(summary, evaluation.layers)
-    trainer.display.say(f"run folder               {folder.path}")
-    accelerator.wait_for_everyone()
-    return summary
-
-
-def make_summary(trainer: Trainer, test: Evaluation, counts: Counts) -> dict[str, Any]:
-    """Final figures of a run, as JSON values."""
-    config, metrics = trainer.config, trainer.position.metrics
-    best = metrics[trainer.position.best_epoch - 1]
-    seconds = sum(line["seconds"] for line in metrics)
-    images = len(metrics) * trainer.steps_per_epoch * config.batch_size
-    return {
-        "test_accuracy": test.accuracy,
-        "test_first_spike_accuracy": test.first_spike_accuracy,
-        "test_images": test.images,
-        "test_fingerprint": trainer.data.test.fingerprint,
-        "ties": test.ties,
-        "no_spike": test.no_spike,
-        "val_accuracy": best.get("val_accuracy"),
-        "best_epoch": trainer.position.best_epoch,
-        "sparsity": test.sparsity,
-        "sparsity_with_outputs": test.sparsity_with_outputs,
-        "sparsity_as_published": counts.sparsity_as_published,
-        "target": None if trainer.steering is None else trainer.steering.result(best, counts),
-        "counts": counts.to_dict(),
-        "epochs": len(metrics),
-        "seconds_per_epoch": seconds / len(metrics),
-        "images_per_second": images / seconds,
-        "seed": config.seed,
-        "skipped_images": {"train": trainer.data.train.skipped, "test": trainer.data.test.skipped},
-        "versions": versions(),
-        "device": device_name(trainer.accelerator.device),
-        "processes": trainer.accelerator.num_processes,
-        "mixed_precision": trainer.accelerator.mixed_precision,
-        "changes": [asdict(change) for change in trainer.changes],
-    }
-
-
 def _scalar(value: Any) -> bool | int | float | str:
     return value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
 
 
-def _device_lost(error: RuntimeError, checkpoint: Path | str, folder: RunFolder) -> DeviceLostError:
+def _device_lost(
+    error: RuntimeError, checkpoint: Path | str, folder: RunFolder, config: TrainConfig
+) -> DeviceLostError:
     """One line: what happened, what is kept, how to go on."""
     reason = str(error).splitlines()[0].rstrip(".")
     rule, remedy = "the device must last to the end", "Go on with"
@@ -388,8 +351,11 @@ def _device_lost(error: RuntimeError, checkpoint: Path | str, folder: RunFolder)
             "Start again with a smaller --batch-size, or with more --gradient-accumulation at the same one; or, with "
             "less there (--data-placement host, a smaller --evaluation-batch-size, no other program), go on with"
         )
-    return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}: {_command(folder)}")
+    return DeviceLostError(
+        f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}: {_command(folder, config)}"
+    )
 
 
-def _command(folder: RunFolder) -> str:
-    return shlex.join(["python", sys.argv[0], "--output-dir", str((folder.within or folder).path), "--resume"])
+def _command(folder: RunFolder, config: TrainConfig) -> str:
+    words = ["python", sys.argv[0], "--output-dir", str((folder.within or folder).path), "--resume"]
+    return shlex.join(words if config.network is None else [*words, "--network", config.network])

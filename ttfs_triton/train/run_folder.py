@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttfs_triton.atomic import make_folder, write_json, write_text
 from ttfs_triton.model import ModelDescription
@@ -194,14 +194,16 @@ class RunFolder:
         self._summary.unlink(missing_ok=True)
         write_text(self._config, config.to_yaml())
 
-    def check_best(self) -> None:
+    def check_best(self, network: nn.Module | None = None) -> None:
         """Refuse damaged or missing best weights before hours of training, at whose end they would be scored.
 
+        Args:
+            network: that they are of, where code of the user's builds it.
         Raises:
             RunFolderError: says which file, and what is wrong with it.
         """
         try:
-            read_model(self.best_config, self.best_weights)
+            read_model(self.best_config, self.best_weights, network)
         except (LoadError, OSError, ValueError) as error:
             raise RunFolderError(
                 f"--resume: {self.best_weights.parent} must hold the best weights so far. {error} "

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttfs_triton.convert import (
     Calibration,
@@ -83,6 +83,25 @@ def load_weights(
     return Start(base_model, calibration)
 
 
+def load_own_weights(network: nn.Module, source: str) -> Start:
+    """Load weights into a network that code of the user's built, strictly: same names, same shapes.
+
+    Args:
+        network: changed in place.
+        source: what `open_weights` reads.
+    Raises:
+        ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
+    """
+    try:
+        weights = open_weights(source)
+        base_model = weights.base_model()
+        _check_same(network, weights.tensors)
+    except (WeightsError, ConversionError) as error:
+        raise ConfigError(f"weights: {error}") from error
+    network.load_state_dict(weights.tensors)
+    return Start(base_model, None)
+
+
 def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:
     """The network brought as close to its ANN as initial potentials can."""
     if not converted.network.config.bias:
@@ -138,7 +157,7 @@ def _structure(config: NetworkConfig) -> tuple[object, ...]:
     return (*map(at_width, parse_specification(config.specification)), config.in_channels, config.image_size)
 
 
-def _check_same(network: TTFSNetwork, tensors: Mapping[str, Tensor]) -> None:
+def _check_same(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     wanted, got = _shapes(network.state_dict()), _shapes(tensors)
     problems = [
         f"{key}: {got.get(key, 'missing')}, not {wanted.get(key, 'wanted')}"

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.hardware import Counts, counting
-from ttfs_triton.nn import TTFSNetwork
+from ttfs_triton.nn import NetworkGraph
 from ttfs_triton.scoring import Evaluation
 from ttfs_triton.train.build import RunData
 from ttfs_triton.train.config import TrainConfig
@@ -31,6 +31,7 @@ class Steering:
         config: of the run, with a target.
         accelerator: device and processes.
         network: moved to the device.
+        graph: of the network.
         data: images and splits.
         steps: optimiser steps of the run.
     Attributes:
@@ -43,18 +44,25 @@ class Steering:
     """
 
     def __init__(
-        self, config: TrainConfig, accelerator: Accelerator, network: TTFSNetwork, data: RunData, steps: int
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        network: nn.Module,
+        graph: NetworkGraph,
+        data: RunData,
+        steps: int,
     ) -> None:
         assert config.target is not None
+        graph.require_spiking()
         device = accelerator.device
         some = draw_images(data.train, TARGET_IMAGES, config.seed, data.train_indices).to(device)
         self.target: Target = make_target(config.target, network.to(device), some, config.target_steps)
-        self.model = MeteredNetwork(network, self.target)
+        self.model = MeteredNetwork(network, graph, self.target)
         self.dial = Dial(self.target.goals, self.target.floors, accelerator, steps, config.ema_decay)
-        self.accelerator, self._data = accelerator, data
+        self.accelerator, self._data, self._image_shape = accelerator, data, graph.image_shape
         self.measured: list[float] | None = None
 
-    def validate(self, score: Callable[[Tensor], Evaluation], network: TTFSNetwork) -> Evaluation | None:
+    def validate(self, score: Callable[[Tensor], Evaluation], network: nn.Module) -> Evaluation | None:
         """Measure a network's costs on the validation images and score it there; None if there are none.
 
         Then some training images tell the costs, without augmentation.
@@ -65,7 +73,7 @@ class Steering:
         """
         own, held_out = self._data.train_indices, self._data.validation_indices
         indices = held_out if len(held_out) else own[:: max(1, len(own) // MEASURED_IMAGES)]
-        with counting(network, histogram_bins=0, by_sample=False) as counter:
+        with counting(network, image_shape=self._image_shape, histogram_bins=0, by_sample=False) as counter:
             evaluation = score(indices)
         self.measured = self.target.measure(counter.counts(self.accelerator))
         return evaluation if len(held_out) else None

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
-from ttfs_triton.nn import TTFSNetwork, record_statistics, reset_statistics
+from ttfs_triton.nn import record_statistics, reset_statistics
 from ttfs_triton.scoring import sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.config import TrainConfig
@@ -45,7 +45,7 @@ class TrainStep:
         self,
         config: TrainConfig,
         accelerator: Accelerator,
-        network: TTFSNetwork,
+        network: nn.Module,
         model: nn.Module,
         optimizer: AcceleratedOptimizer,
         average: AveragedModel | None,

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttfs_triton.hardware import Counts, RunOptions, count
 from ttfs_triton.hardware.cost import Cost, energy_cost, operations_cost, sparsity_cost
-from ttfs_triton.nn import TTFSNetwork
 
 Kind = Literal["sparsity", "operations", "energy"]
 TOLERANCE = 0.02
@@ -132,7 +131,7 @@ class Target:
         }
 
 
-def make_target(wanted: Wanted, network: TTFSNetwork, images: Tensor, steps: int) -> Target:
+def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) -> Target:
     """The target of a network, if it is within reach.
 
     Args:

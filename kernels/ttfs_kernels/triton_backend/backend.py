@@ -15,6 +15,7 @@ from ttfs_kernels.backends import float32_precisions
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.direct import below
 from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.registration import OPERANDS
 from ttfs_kernels.triton_backend import library, passes
 from ttfs_kernels.triton_backend.choice import Choice, choose
 from ttfs_kernels.triton_backend.configs import Config, default_config
@@ -24,7 +25,7 @@ from ttfs_kernels.triton_backend.problem import Problem
 from ttfs_kernels.triton_backend.programs import Repeated, remembered
 
 ROWS, MAPS = torch.contiguous_format, torch.channels_last
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+Gradients = tuple[Tensor | None, ...]
 
 
 class Passes:
@@ -57,14 +58,22 @@ class Passes:
         self._forward: Callable[..., Any] | None = None
         self._backward: dict[Hashable, Callable[..., Any]] = {}
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        skip: Tensor | None = None,
+        skip_weight: Tensor | None = None,
+    ) -> tuple[Any, ...]:
         """(y, gain, winner): of the two latter None what there is not, see `passes.forward`."""
         if self._forward is None:
             options = self.neuron, self.with_derivatives, self.backend, self.fuse_pool
             self._forward = _forward(self.problem, self.device, *options)
         layout = self.layout
         x, weight = x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
-        y, gain, *winner = self._forward(x, weight, None if bias is None else bias.contiguous())
+        bias = None if bias is None else bias.contiguous()
+        y, gain, *winner = self._forward(x, weight, bias, *_contiguous(skip, skip_weight, layout))
         return y, gain, winner[0] if winner else None
 
     def backward(
@@ -76,8 +85,10 @@ class Passes:
         gain: Tensor | None,
         winner: Tensor | None,
         weight: Tensor,
+        skip: Tensor | None = None,
+        skip_weight: Tensor | None = None,
     ) -> Gradients:
-        """Gradients of x, weight and bias, None where not needed."""
+        """Gradients of x, weight and bias, and of skip and its weights if there are; None where not needed."""
         key = (*needs, grad.dtype)
         run = self._backward.get(key)
         if run is None:
@@ -91,22 +102,21 @@ class Passes:
             None if gain is None else gain.contiguous(memory_format=layout),
             None if winner is None else winner.contiguous(memory_format=layout),
             weight.contiguous(memory_format=layout),
+            *_contiguous(skip, skip_weight, layout),
         )
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, neuron: Neuron, with_derivatives: bool, backend: str
-) -> Passes:
-    """Of x [M, K] and weight [N, K]."""
+def linear(operands: Sequence[Any], neuron: Neuron, with_derivatives: bool, backend: str) -> Passes:
+    """Of x [M, K], weight [N, K], bias, skip [M, N] and its weights; of the last three None what there is not."""
+    x, weight, bias, skip, skip_weight = (*operands, None, None)[:OPERANDS]
     options = (neuron, with_derivatives, backend)
-    key = ("linear", x.shape, weight.shape, *_kinds(x, bias), *options)
-    return remembered(key, lambda: Passes(Problem.of_linear(x, weight, neuron), x.device, ROWS, *options))
+    key = ("linear", x.shape, weight.shape, *_kinds(x, bias, skip_weight), *options)
+    problem = Problem.of_linear
+    return remembered(key, lambda: Passes(problem(x, weight, neuron, skip is not None), x.device, ROWS, *options))
 
 
 def conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    operands: Sequence[Any],
     geometry: Geometry,
     neuron: Neuron,
     with_derivatives: bool,
@@ -114,22 +124,31 @@ def conv2d(
     pool: int = 1,
     fuse_pool: bool | None = None,
 ) -> Passes:
-    """Of x [B, C, H, W] and weight [N, C / groups, R, S].
+    """Of x [B, C, H, W], weight [N, C / groups, R, S], and as `linear`.
 
     Args:
         pool: side of the windows of which the earliest spike is passed on; above 1, the winner says which it was.
     """
+    x, weight, bias, skip, skip_weight = (*operands, None, None)[:OPERANDS]
     options = (neuron, with_derivatives, backend, fuse_pool)
     key = ("conv2d", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups, pool)
-    key += (*_kinds(x, bias), *options)
-    problem = Problem.of_conv2d
-    return remembered(key, lambda: Passes(problem(x, weight, geometry, neuron, pool), x.device, MAPS, *options))
+    key += (*_kinds(x, bias, skip_weight), *options)
+    about = x, weight, geometry, neuron, pool, skip is not None
+    return remembered(key, lambda: Passes(Problem.of_conv2d(*about), x.device, MAPS, *options))
 
 
-def _kinds(x: Tensor, bias: Tensor | None) -> tuple[object, ...]:
+def _kinds(x: Tensor, bias: Tensor | None, skip_weight: Tensor | None) -> tuple[object, ...]:
     """What a plan depends on beside shapes and options."""
     precisions = float32_precisions() if x.dtype == torch.float32 else None
-    return x.dtype, x.device, None if bias is None else bias.dtype, precisions
+    dtypes = (None if tensor is None else tensor.dtype for tensor in (bias, skip_weight))
+    return x.dtype, x.device, *dtypes, precisions
+
+
+def _contiguous(skip: Tensor | None, skip_weight: Tensor | None, layout: torch.memory_format) -> tuple[Tensor, ...]:
+    """Both, or neither."""
+    if skip is None or skip_weight is None:
+        return ()
+    return skip.contiguous(memory_format=layout), skip_weight.contiguous()
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -163,14 +182,15 @@ def _forward(
     pool = Repeated(lambda y, gain: passes.pool(problem, y, gain, with_derivatives))
 
     @below
-    def by_library(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
-        spikes = library.forward(convolved, _rows(x), _rows(weight), bias, neuron, with_derivatives)
+    def by_library(x: Tensor, weight: Tensor, bias: Tensor | None, *skip: Tensor) -> tuple[Any, ...]:
+        spikes = library.forward(convolved, _rows(x), _rows(weight), bias, neuron, with_derivatives, *map(_rows, skip))
         return tuple(_shaped(result, x) for result in (spikes if convolved == problem else pool(*spikes)))
 
-    def plan(x: Tensor, weight: Tensor, bias: Tensor | None) -> Plan:
+    def plan(x: Tensor, weight: Tensor, bias: Tensor | None, *skip: Tensor) -> Plan:
         assert config is not None
-        operands = _rows(x), _rows(weight), bias
-        launches, spikes = passes.forward(convolved, *operands, neuron, with_derivatives, config, precision, chip)
+        operands, delayed = (_rows(x), _rows(weight), bias), map(_rows, skip)
+        options = neuron, with_derivatives, config, precision, chip
+        launches, spikes = passes.forward(convolved, *operands, *options, *delayed)
         if convolved != problem:
             y, gain = spikes
             assert y is not None
@@ -201,7 +221,7 @@ def _backward(
 ) -> Callable[..., Any]:
     """From (grad, x, y, gain, winner, weight) to gradients, for all operands of this shape and device."""
     pooled, problem = problem, problem.unpooled
-    needs_x, needs_weight, needs_bias = needs
+    needs_x, needs_weight, needs_bias, *needs_skip = needs
     configs = {
         which: _choose(which, problem, device, backend).config
         for which, needed in (("grad_x", needs_x), ("grad_w", needs_weight))
@@ -209,10 +229,16 @@ def _backward(
     }
     precision = precision_of(problem)
 
-    def plan_local(grad: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None) -> Plan:
+    def plan_local(grad: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None, *skip: Tensor) -> Plan:
         gain, winner = (None if kept is None else _rows(kept) for kept in (gain, winner))
         with_slope_h = needs_weight or neuron.has_surrogate
-        return passes.local_gradient(pooled, _rows(grad), _rows(y), gain, neuron, with_slope_h, needs_bias, winner)
+        options = neuron, with_slope_h, needs_bias, winner
+        delayed = passes.Delayed(*map(_rows, skip), *needs_skip) if skip else None
+        plan = passes.local_gradient(pooled, _rows(grad), _rows(y), gain, *options, delayed)
+        if delayed is None:
+            return plan
+        pair, grad_bias, grad_skip, grad_skip_weight = plan.outputs
+        return Plan(plan.launches, (pair, grad_bias, _shaped(grad_skip, grad), grad_skip_weight))
 
     def plan_x(h: Tensor, slope_h: Tensor | None, x: Tensor, weight: Tensor) -> Plan:
         config = configs["grad_x"]
@@ -228,16 +254,16 @@ def _backward(
         return Plan(plan.launches, (_shaped(plan.outputs[0], weight),))
 
     def plan_all(
-        grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None, weight: Tensor
+        grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None, weight: Tensor, *skip: Tensor
     ) -> Plan:
-        plans = [plan_local(grad, y, gain, winner)]
-        pair, grad_bias = plans[0].outputs
+        plans = [plan_local(grad, y, gain, winner, *skip)]
+        pair, *others = plans[0].outputs
         assert pair is not None
         h, slope_h = passes.halves(pair)
         plans += [plan(h, slope_h, x, weight) for plan, needed in ((plan_x, needs_x), (plan_w, needs_weight)) if needed]
         grads = iter([plan.outputs[0] for plan in plans[1:]])
         launches = [launch for plan in plans for launch in plan.launches]
-        return Plan(launches, (next(grads) if needs_x else None, next(grads) if needs_weight else None, grad_bias))
+        return Plan(launches, (next(grads) if needs_x else None, next(grads) if needs_weight else None, *others))
 
     if None not in configs.values():
         return Repeated(plan_all)
@@ -245,9 +271,9 @@ def _backward(
 
     @below
     def by_both(
-        grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None, weight: Tensor
+        grad: Tensor, x: Tensor, y: Tensor, gain: Tensor | None, winner: Tensor | None, weight: Tensor, *skip: Tensor
     ) -> Gradients:
-        pair, grad_bias = local(grad, y, gain, winner)
+        pair, *others = local(grad, y, gain, winner, *skip)
         assert pair is not None
         h, slope_h = passes.halves(pair)
         grad_x = grad_w = None
@@ -259,7 +285,7 @@ def _backward(
             grad_w = _shaped(library.grad_w(problem, pair, _rows(x), _rows(weight)), weight)
         elif needs_weight:
             (grad_w,) = by_kernel_w(h, slope_h, x, weight)
-        return grad_x, grad_w, grad_bias
+        return grad_x, grad_w, *others
 
     return by_both
 

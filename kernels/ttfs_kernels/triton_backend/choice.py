@@ -162,6 +162,7 @@ def distance(a: Problem, b: Problem) -> float:
             p.with_slope,
             p.surrogate,
             p.pool,
+            p.skip,
             p.height == p.width == 1,
         )
         for p in (a, b)

@@ -5,6 +5,7 @@ A block is BLOCK_M output positions (m runs over B·P·Q) times BLOCK_N channels
 BY_POSITION: a block is one position (p, q) of BLOCK_M images instead, and leaves out the taps outside the map.
 POOL > 1: rows are ordered by windows of POOL × POOL positions, so that a block holds whole windows; of each, y, gain
 and winner [B, P / POOL, Q / POOL, N_total] get the earliest spike, its gain, and its place in the window.
+HAS_SKIP: skip [B, P, Q, N_total] holds delayed spikes, one a neuron; not with a pool.
 """
 
 # Triton's language is not Python's:
@@ -31,6 +32,8 @@ def conv2d_forward(
     y_ptr,
     gain_ptr,
     winner_ptr,
+    skip_ptr,
+    skip_weight_ptr,
     B,
     H,
     W_in,
@@ -49,6 +52,7 @@ def conv2d_forward(
     DILATION_W: tl.constexpr,
     GROUPS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
     WITH_WINNER: tl.constexpr,
@@ -175,6 +179,9 @@ def conv2d_forward(
         gain_ptr = at_row(gain_ptr, first_row, N * GROUPS) + first_channel
     if WITH_WINNER:
         winner_ptr = at_row(winner_ptr, first_row, N * GROUPS) + first_channel
+    if HAS_SKIP:
+        skip_ptr = at_row(skip_ptr, first_row, N * GROUPS) + first_channel
+        skip_weight_ptr += first_channel
     store_spikes(
         A,
         W,
@@ -196,4 +203,7 @@ def conv2d_forward(
         winner_ptr,
         WITH_WINNER,
         AREA,
+        skip_ptr,
+        skip_weight_ptr,
+        HAS_SKIP,
     )

@@ -7,6 +7,7 @@ its own in `programs.py`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,8 +30,10 @@ def forward(
     bias: Tensor | None,
     neuron: Neuron,
     with_derivatives: bool,
+    skip: Tensor | None = None,
+    skip_weight: Tensor | None = None,
 ) -> tuple[Any, ...]:
-    """(y, gain): one contraction over [x; σ·mask], then the rule."""
+    """(y, gain): one contraction over [x; σ·mask], then the rule; see `passes.forward`."""
     operand = _stack_mask(x, neuron.psp_persistence) if problem.with_slope else x
     if problem.is_matrix_product:
         potentials = F.linear(operand.view(-1, problem.depth), weight.view(problem.out_channels, problem.depth))
@@ -40,17 +43,14 @@ def forward(
         potentials = potentials.permute(0, 2, 3, 1).contiguous()
     shape = (problem.batch, *problem.out_size, problem.out_channels)
     options = (shape, neuron, with_derivatives)
-    key = ("fire_potentials", x.dtype, x.device, None if bias is None else bias.dtype, *options)
-    return remembered(key, lambda: Repeated(lambda A_W, bias: _fire(A_W, bias, *options)))(potentials, bias)
+    dtypes = (None if tensor is None else tensor.dtype for tensor in (bias, skip_weight))
+    key = ("fire_potentials", x.dtype, x.device, *dtypes, *options)
+    fire = remembered(key, lambda: Repeated(lambda *operands: _fire(operands, *options)))
+    return fire(potentials, bias, skip, skip_weight)
 
 
-def _fire(
-    potentials: Tensor,
-    bias: Tensor | None,
-    shape: tuple[int, ...],
-    neuron: Neuron,
-    with_derivatives: bool,
-) -> Plan:
+def _fire(operands: Sequence[Any], shape: tuple[int, ...], neuron: Neuron, with_derivatives: bool) -> Plan:
+    potentials, bias, skip, skip_weight = operands
     A, W = potentials.flatten().tensor_split(2) if neuron.has_slope else (potentials.flatten(), None)
     y = A.new_empty(shape)
     gain = torch.empty_like(y) if with_derivatives and W is not None else None
@@ -60,10 +60,13 @@ def _fire(
         "bias_ptr": bias,
         "y_ptr": y,
         "gain_ptr": gain,
+        "skip_ptr": skip,
+        "skip_weight_ptr": skip_weight,
         "size": y.numel(),
         "N": shape[-1],
         "properties": neuron.numbers(),
         "HAS_BIAS": bias is not None,
+        "HAS_SKIP": skip is not None,
         "WITH_SLOPE": W is not None,
         "WITH_GAIN": gain is not None,
         "SURROGATE": neuron.has_surrogate and gain is not None,

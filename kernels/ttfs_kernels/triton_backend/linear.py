@@ -30,11 +30,14 @@ def linear_forward(
     bias_ptr,
     y_ptr,
     gain_ptr,
+    skip_ptr,
+    skip_weight_ptr,
     M,
     N,
     K,
     properties,
     HAS_BIAS: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
     SURROGATE: tl.constexpr,
@@ -47,7 +50,7 @@ def linear_forward(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """y and gain of BLOCK_M samples and BLOCK_N neurons. UNIT_N and UNIT_K divide N and K."""
+    """y and gain of BLOCK_M samples and BLOCK_N neurons. UNIT_N and UNIT_K divide N and K. skip is laid out as y."""
     AXIS: tl.constexpr = 1 if FORM == WEIGHTS_FIRST else 0
     N = multiple(N, UNIT_N)
     K = multiple(K, UNIT_K)
@@ -76,6 +79,9 @@ def linear_forward(
         bias_ptr += first_neuron
     if WITH_GAIN:
         gain_ptr = at_row(gain_ptr, first, N) + first_neuron
+    if HAS_SKIP:
+        skip_ptr = at_row(skip_ptr, first, N) + first_neuron
+        skip_weight_ptr += first_neuron
     store_spikes(
         A,
         W,
@@ -94,6 +100,9 @@ def linear_forward(
         WITH_SLOPE,
         WITH_GAIN,
         SURROGATE,
+        skip_ptr=skip_ptr,
+        skip_weight_ptr=skip_weight_ptr,
+        HAS_SKIP=HAS_SKIP,
     )
 
 

@@ -256,7 +256,7 @@ def _library(which: str, problem: Problem, operands: Operands) -> Callable[[], R
     x, weight, pair = operands.x, operands.weight, operands.pair
     neuron = neuron_of(problem)
     if which == "forward":
-        return lambda: _present(library.forward(problem, x, weight, operands.bias, neuron, True))
+        return lambda: _present(library.forward(problem, x, weight, operands.bias, neuron, True, *operands.delayed))
     if which == "grad_x":
         return lambda: (library.grad_x(problem, pair, x, weight, neuron),)
     return lambda: (library.grad_w(problem, pair, x, weight).view(weight.shape),)
@@ -271,7 +271,8 @@ def _kernels(
     x, weight, h = operands.x, operands.weight, operands.h
     neuron = neuron_of(problem)
     if which == "forward":
-        plan = passes.forward(problem, x, weight, operands.bias, neuron, True, config, precision, device.chip)
+        options = neuron, True, config, precision, device.chip
+        plan = passes.forward(problem, x, weight, operands.bias, *options, *operands.delayed)
     elif which == "grad_x":
         plan = passes.grad_x(problem, h, x, weight, config, precision, operands.slope_h, neuron, device.processors)
     else:
@@ -326,4 +327,6 @@ def _line(
     library = "wrong" if math.isinf(library_ms) else f"{library_ms:.4f} ms"
     if problem.pool > 1:
         which += " and pool"
+    if problem.skip:
+        which += " with skip"
     return f"{which} {size}, batch {problem.batch}, {dtype}: ours {ours}, {others} {library}{left_out}"

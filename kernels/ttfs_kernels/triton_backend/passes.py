@@ -54,8 +54,12 @@ def forward(
     config: Config,
     precision: str,
     chip: Chip,
+    skip: Tensor | None = None,
+    skip_weight: Tensor | None = None,
 ) -> Plan:
     """(y, gain): activations, and ∂a/∂A if asked for (None for σ = 0, which needs none).
+
+    `skip` are delayed spikes in the shape of y, one a neuron, and `skip_weight` [N] the weights of their synapses.
 
     With a pool (y, gain, winner): of the winner of each window, and uint8 which of its neurons that is.
 
@@ -71,8 +75,11 @@ def forward(
         "bias_ptr": bias,
         "y_ptr": y,
         "gain_ptr": gain,
+        "skip_ptr": skip,
+        "skip_weight_ptr": skip_weight,
         "properties": neuron.numbers(),
         "HAS_BIAS": bias is not None,
+        "HAS_SKIP": skip is not None,
         "WITH_SLOPE": problem.with_slope,
         "WITH_GAIN": gain is not None,
         "SURROGATE": neuron.has_surrogate and gain is not None,
@@ -117,6 +124,15 @@ def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_derivatives: boo
     return Plan([launch] if windows else [], (pooled, pooled_gain, *winner))
 
 
+class Delayed(NamedTuple):
+    """Delayed spikes in the shape of a layer's output, weights [N] of their synapses, and whose gradient to find."""
+
+    skip: Tensor
+    skip_weight: Tensor
+    needs_skip: bool
+    needs_weight: bool
+
+
 def local_gradient(
     problem: Problem,
     grad: Tensor,
@@ -126,13 +142,16 @@ def local_gradient(
     with_slope_h: bool,
     with_bias: bool,
     winner: Tensor | None = None,
+    delayed: Delayed | None = None,
 ) -> Plan:
     """(pair, grad_bias): what the contractions of the backward pass read, see `halves`, and the float32 sum of h.
 
+    Of a layer with delayed spikes also their gradient and, float32, that of their weights; None where not needed.
     Of a layer with a pool, `grad`, `y`, `gain` and `winner` are of the windows; the pair is of all neurons.
     """
     rows, channels = problem.rows, problem.out_channels
-    block_m, block_n = _row_blocks(channels, 2 * TILE // grad.element_size())
+    # With a skip a program holds more of each neuron: half a tile, or registers spill with a surrogate.
+    block_m, block_n = _row_blocks(channels, (2 if delayed is None else 1) * TILE // grad.element_size())
     steps = math.ceil(rows / block_m)
     rows_per_program = max(1, math.ceil(steps / ROW_PROGRAMS)) * block_m
     blocks = math.ceil(rows / rows_per_program)
@@ -140,7 +159,12 @@ def local_gradient(
     # One allocation: a library contracts both in one call.
     pair = grad.new_empty(2 if with_slope_h and problem.with_slope else 1, *shape)
     h, slope_h = halves(pair)
-    sums = grad.new_empty((blocks, channels), dtype=torch.float32) if with_bias else None
+    needs_skip, needs_skip_weight = (False, False) if delayed is None else delayed[2:]
+    sums, skip_sums = (
+        grad.new_empty((blocks, channels), dtype=torch.float32) if wanted else None
+        for wanted in (with_bias, needs_skip_weight)
+    )
+    grad_skip = torch.empty_like(h) if needs_skip else None
     launch = Launch(
         elementwise.local_gradient,
         (blocks, math.ceil(channels / block_n)),
@@ -152,6 +176,10 @@ def local_gradient(
             "slope_h_ptr": slope_h,
             "bias_sum_ptr": sums,
             "winner_ptr": winner,
+            "skip_ptr": delayed and delayed.skip,
+            "skip_weight_ptr": delayed and delayed.skip_weight,
+            "grad_skip_ptr": grad_skip,
+            "skip_weight_sum_ptr": skip_sums,
             "M": rows,
             "N": channels,
             "P": problem.out_size[0],
@@ -161,16 +189,23 @@ def local_gradient(
             "WITH_SLOPE": problem.with_slope,
             "WITH_BIAS": with_bias,
             "WITH_SLOPE_H": slope_h is not None,
+            "WITH_GRAD_SKIP": grad_skip is not None,
+            "WITH_SKIP_WEIGHT": skip_sums is not None,
+            "SURROGATE": neuron.has_surrogate and grad_skip is not None,
             "POOL": problem.pool,
             "BLOCK_M": block_m,
             "BLOCK_N": block_n,
         },
     )
     launches = [launch] if rows else []
-    if sums is None:
-        return Plan(launches, (pair, None))
-    grad_bias = sums.new_empty(channels)
-    return Plan([*launches, _sum(sums, grad_bias)], (pair, grad_bias))
+    totals: list[Tensor | None] = []
+    for parts in (sums, skip_sums):
+        total = None if parts is None else parts.new_empty(channels)
+        if parts is not None and total is not None:
+            launches.append(_sum(parts, total))
+        totals.append(total)
+    grad_bias, grad_skip_weight = totals
+    return Plan(launches, (pair, grad_bias) if delayed is None else (pair, grad_bias, grad_skip, grad_skip_weight))
 
 
 def halves(pair: Tensor) -> tuple[Tensor, Tensor | None]:

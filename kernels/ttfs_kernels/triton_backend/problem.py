@@ -31,6 +31,7 @@ class Problem:
         with_slope: whether σ > 0, so that there are two contractions.
         surrogate: whether silent neurons have a derivative too, so that grad_x has two contractions.
         pool: side of the windows of neurons of which the earliest spike is passed on; 1: every neuron's.
+        skip: whether each neuron has a synapse for a delayed spike, too.
     """
 
     batch: int
@@ -47,15 +48,19 @@ class Problem:
     with_slope: bool = True
     surrogate: bool = False
     pool: int = 1
+    skip: bool = False
 
     @staticmethod
-    def of_linear(x: Tensor, weight: Tensor, neuron: Neuron) -> Problem:
+    def of_linear(x: Tensor, weight: Tensor, neuron: Neuron, skip: bool = False) -> Problem:
         """From x [M, K] and weight [N, K]."""
         sizes = (x.shape[0], 1, 1, x.shape[1], weight.shape[0])
-        return Problem(*sizes, dtype=x.dtype, with_slope=neuron.has_slope, surrogate=neuron.has_surrogate)
+        kind = {"with_slope": neuron.has_slope, "surrogate": neuron.has_surrogate, "skip": skip}
+        return Problem(*sizes, dtype=x.dtype, **kind)
 
     @staticmethod
-    def of_conv2d(x: Tensor, weight: Tensor, geometry: Geometry, neuron: Neuron, pool: int = 1) -> Problem:
+    def of_conv2d(
+        x: Tensor, weight: Tensor, geometry: Geometry, neuron: Neuron, pool: int = 1, skip: bool = False
+    ) -> Problem:
         """From x [B, C, H, W] and weight [N, C / groups, R, S]."""
         stride, padding, dilation = (_pair(value) for value in geometry[:3])
         batch, channels, height, width = x.shape
@@ -74,6 +79,7 @@ class Problem:
             neuron.has_slope,
             neuron.has_surrogate,
             pool,
+            skip,
         )
 
     @property
@@ -123,9 +129,13 @@ class Problem:
         return plain and self.groups == 1
 
     def of_pass(self, which: str) -> Problem:
-        """This layer as one of its passes sees it: the surrogate changes grad_x alone, a pool the forward pass."""
-        surrogate = self.surrogate and which == "grad_x"
-        return dataclasses.replace(self, surrogate=surrogate, pool=self.pool if which == "forward" else 1)
+        """This layer as one of its passes sees it: the surrogate changes grad_x alone, pool and skip the forward pass.
+
+        Both contractions of the backward pass read what is left of them, the local gradient.
+        """
+        surrogate, forward = self.surrogate and which == "grad_x", which == "forward"
+        pool, skip = (self.pool, self.skip) if forward else (1, False)
+        return dataclasses.replace(self, surrogate=surrogate, pool=pool, skip=skip)
 
     @property
     def unpooled(self) -> Problem:
@@ -151,11 +161,12 @@ class Problem:
         passed_on = self.batch * math.prod(self.pooled_size) * self.out_channels
         weights = self.out_channels * self.depth
         pair = 2 if self.with_slope else 1
+        delayed = outputs if self.skip else 0
         elements = {
-            "forward": inputs + weights + pair * passed_on,
+            "forward": inputs + weights + delayed + pair * passed_on,
             "grad_x": (2 if self.surrogate else 1) * outputs + weights + pair * inputs,
             "grad_w": pair * outputs + inputs + weights,
-            "grad_b": (1 + pair) * outputs + self.out_channels,
+            "grad_b": (1 + pair) * outputs + 2 * delayed + self.out_channels,
         }
         winners = passed_on if which == "forward" and self.pool > 1 else 0  # a byte each
         return elements[which] * self.dtype.itemsize + winners

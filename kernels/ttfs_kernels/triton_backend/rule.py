@@ -197,12 +197,16 @@ def store_spikes(
     winner_ptr=None,
     WITH_WINNER: tl.constexpr = False,
     AREA: tl.constexpr = 1,
+    skip_ptr=None,
+    skip_weight_ptr=None,
+    HAS_SKIP: tl.constexpr = False,
 ):
-    """Epilogue of both forward kernels: initial potential, firing rule, stores.
+    """Epilogue of both forward kernels: initial potential, delayed spikes, firing rule, stores.
 
     m: positions, along axis AXIS of A. n: channels of the group, along the other axis; `first_channel` is the
     group's first. `row_stride`: channels of all groups. AREA > 1: of AREA neighbouring positions only the earliest
-    spike is stored, its gain, and which it was; m are the rows to store, one of AREA.
+    spike is stored, its gain, and which it was; m are the rows to store, one of AREA. HAS_SKIP (AREA is 1): each neuron
+    has a synapse for a spike of `skip`, laid out as y.
     """
     if HAS_BIAS:
         bias = tl.load(bias_ptr + first_channel + n, mask=n < N, other=0.0).to(tl.float32)
@@ -210,6 +214,13 @@ def store_spikes(
     kept = tl.expand_dims(m < M, 1 - AXIS) & tl.expand_dims(n < N, AXIS)
     offsets = tl.expand_dims(m * row_stride, 1 - AXIS) + tl.expand_dims(first_channel + n, AXIS)
     dtype: tl.constexpr = y_ptr.dtype.element_ty
+    if HAS_SKIP:
+        skip = tl.load(skip_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
+        skip_weight = tl.load(skip_weight_ptr + first_channel + n, mask=n < N, other=0.0).to(tl.float32)
+        skip_weight = tl.expand_dims(skip_weight, AXIS)
+        A += skip_weight * skip
+        if WITH_SLOPE:
+            W += tl.where(skip > 0, skip_weight, 0.0)
     if WITH_SLOPE:
         y, gain = fire(A, properties.psp_persistence * W, properties, SURROGATE and WITH_GAIN)
     else:

@@ -36,12 +36,14 @@ class Operands:
         weight: [N, R, S, C / groups].
         bias: [N] float32.
         pair: [2, B, P, Q, N], h and slope_h; for σ = 0 [1, ...], h alone.
+        delayed: skip [B, P, Q, N] and its weights [N] float32; empty without a skip.
     """
 
     x: Tensor
     weight: Tensor
     bias: Tensor
     pair: Tensor
+    delayed: tuple[Tensor, ...] = ()
 
     @property
     def h(self) -> Tensor:
@@ -77,11 +79,16 @@ def random_operands(problem: Problem, device: torch.device, seed: int = 0) -> Op
     )
     kinds = uniform(problem.out_channels)
     pair = normal(2, problem.batch, *problem.out_size, problem.out_channels).to(problem.dtype)
+    delayed: tuple[Tensor, ...] = ()
+    if problem.skip:  # weights that leave potentials between the firing borders
+        spikes = (uniform(*pair.shape[1:]) * (uniform(*pair.shape[1:]) > SILENT)).to(problem.dtype)
+        delayed = spikes, 0.3 * uniform(problem.out_channels)
     return Operands(
         (uniform(*images) * (uniform(*images) > SILENT)).to(problem.dtype),
         drive.to(problem.dtype),
         1.5 * (kinds > 0.9).float() - 1.5 * (kinds < 0.3).float(),
         pair if problem.with_slope else pair[:1],
+        delayed,
     )
 
 
@@ -119,9 +126,13 @@ def expected_results(which: str, problem: Problem, operands: Operands, images: T
     mask = (x > 0).double()
     if which == "forward":
         A = F.conv2d(x, weight, operands.bias.double(), *problem.geometry)
+        skip, skip_weight = torch.zeros_like(A), operands.bias.new_zeros(1, 1, 1)
+        if operands.delayed:
+            skip, skip_weight = _maps(operands.delayed[0][images]), operands.delayed[1][:, None, None]
+        A = A + skip_weight * skip
         if not problem.with_slope:
             return (_rows(A.clamp(0, 1)),)
-        W = F.conv2d(mask, weight, None, *problem.geometry)
+        W = F.conv2d(mask, weight, None, *problem.geometry) + skip_weight * (skip > 0)
         y, gain = fire(A, W)
         if problem.surrogate:
             gain = gain + silent_derivative(A, W, neuron_of(problem))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import nn
 
+from tests.hardware.counts.common import PLAIN, counted
 from ttfs_triton.hardware import Counts
 from ttfs_triton.hardware.counts.counter import count, counting
 from ttfs_triton.hardware.counts.synapses import fan_out
@@ -20,6 +21,7 @@ from ttfs_triton.nn import (
     EarliestSpikePool2d,
     FirstSpikeReadout,
     LatencyEncoder,
+    NetworkError,
     Neuron,
     PotentialReadout,
     cnn1,
@@ -56,10 +58,10 @@ def image(*spikes, channels=1, size=4):
 
 
 def test_padded_border_by_hand():
-    network = nn.Sequential(convolution(1, 2, 0.5, kernel_size=3, padding=1))
+    network = [convolution(1, 2, 0.5, kernel_size=3, padding=1)]
     # A corner reaches 2·2 neurons of each channel, an edge 2·3, the inside 3·3.
     x = image(((0, 0, 0), 0.5), ((0, 0, 1), 0.25), ((0, 2, 2), 1.0))
-    (layer,) = count(network, [x]).layers
+    (layer,) = counted(network, [x])
     assert layer.synaptic_operations == 2 * (4 + 6 + 9)
     assert layer.synapses == 2 * (4 * 4 + 8 * 6 + 4 * 9)
     assert (layer.active_inputs, layer.dense_macs, layer.analog_macs) == (3, layer.synapses, 0)
@@ -67,29 +69,27 @@ def test_padded_border_by_hand():
 
 
 def test_stride_two_by_hand():
-    network = nn.Sequential(convolution(1, 3, 0.5, kernel_size=2, stride=2, padding=0))
-    (layer,) = count(network, [image(((0, 1, 1), 0.5), ((0, 3, 0), 0.5))]).layers
+    network = [convolution(1, 3, 0.5, kernel_size=2, stride=2, padding=0)]
+    (layer,) = counted(network, [image(((0, 1, 1), 0.5), ((0, 3, 0), 0.5))])
     assert layer.synaptic_operations == 2 * 3  # each place is read once, by three channels
-    (layer,) = count(nn.Sequential(convolution(1, 1, 0.5, kernel_size=3, stride=2)), [image(((0, 3, 3), 0.5))]).layers
+    (layer,) = counted([convolution(1, 1, 0.5, kernel_size=3, stride=2)], [image(((0, 3, 3), 0.5))])
     assert layer.synaptic_operations == 0  # the last row and column are never read
     assert layer.synapses == 9
 
 
 def test_groups_by_hand():
-    network = nn.Sequential(convolution(4, 8, 0.5, kernel_size=1, groups=2))
-    (layer,) = count(network, [image(((0, 0, 0), 0.5), ((3, 1, 1), 0.5), channels=4)]).layers
+    network = [convolution(4, 8, 0.5, kernel_size=1, groups=2)]
+    (layer,) = counted(network, [image(((0, 0, 0), 0.5), ((3, 1, 1), 0.5), channels=4)])
     assert layer.synaptic_operations == 2 * 4  # four of the eight output channels each
     assert layer.synapses == 16 * 4 * 4
 
 
 def test_pooling_delivers_one_spike_of_a_patch():
-    network = nn.Sequential(
-        convolution(1, 1, 1.0, kernel_size=1), EarliestSpikePool2d(2), nn.Flatten(), linear(4, 5, 0.1)
-    )
+    network = [convolution(1, 1, 1.0, kernel_size=1), EarliestSpikePool2d(2), nn.Flatten(), linear(4, 5, 0.1)]
     x = image(((0, 0, 0), 0.5), ((0, 1, 1), 0.75), ((0, 2, 3), 0.25))
-    first, second = count(network, [x]).layers
+    first, second = counted(network, [x])
     assert (first.spikes, first.spikes_delivered, first.silent) == (3, 2, 13)
-    assert (second.active_inputs, second.synaptic_operations, second.spikes_delivered) == (2, 10, 0)
+    assert (second.active_inputs, second.synaptic_operations, second.spikes_delivered) == (2, 10, second.spikes)
 
 
 @pytest.mark.parametrize("build", [cnn1, vgg11], ids=["latency", "analog"])
@@ -107,28 +107,26 @@ def test_counts_do_not_depend_on_the_device(build, device):
 
 @pytest.mark.parametrize(("bias", "spikes"), [(-9.0, 0), (2.0, 1)], ids=["all-silent", "all-saturated"])
 def test_all_alike(bias, spikes):
-    network = nn.Sequential(
-        convolution(1, 2, 0.0, bias, kernel_size=3, padding=1), nn.Flatten(), linear(32, 4, 0, bias)
-    )
-    counts = count(network, [torch.ones(3, 1, 4, 4)])
-    for layer in counts.layers:
+    network = [convolution(1, 2, 0.0, bias, kernel_size=3, padding=1), nn.Flatten(), linear(32, 4, 0, bias)]
+    layers = counted(network, [torch.ones(3, 1, 4, 4)])
+    for layer in layers:
         assert layer.spikes == layer.saturated == spikes * layer.neurons * 3
         assert layer.silent == (1 - spikes) * layer.neurons * 3
         assert layer.never_active == (1 - spikes) * layer.neurons
         assert layer.summed_spike_time == 0
-    assert counts.layers[1].synaptic_operations == spikes * 3 * 32 * 4
-    assert counts.sparsity == spikes
+    assert layers[1].synaptic_operations == spikes * 3 * 32 * 4
+    assert sparsity(layers) == spikes
 
 
 def test_spike_exactly_at_the_start_is_saturated():
-    network = nn.Sequential(linear(2, 1, 0.5), linear(1, 1, 0.0))
+    network = [linear(2, 2, 0.5), linear(2, 1, 0.0)]
     # Potential at the window's start: 0.5·(1 + 1) = 1, which is the threshold there.
-    first, _ = count(network, [torch.ones(1, 2)]).layers
-    assert (first.spikes, first.saturated, first.summed_spike_time) == (1, 1, 0.0)
-    first, _ = count(network, [torch.tensor([[1.0, 0.9]])]).layers
-    assert (first.spikes, first.saturated) == (1, 0)
-    # A = 0.95, W = 1: the ramp is met at (1 − 0.95) / (1 + 1).
-    assert first.summed_spike_time == pytest.approx(0.025, abs=1e-6)
+    first, _ = counted(network, [torch.ones(1, 2)])
+    assert (first.spikes, first.saturated, first.summed_spike_time) == (2, 2, 0.0)
+    first, _ = counted(network, [torch.tensor([[1.0, 0.9]])])
+    assert (first.spikes, first.saturated) == (2, 0)
+    # A = 0.95, W = 1: the ramp is met at (1 − 0.95) / (1 + 1), by both neurons.
+    assert first.summed_spike_time == pytest.approx(2 * 0.025, abs=1e-6)
 
 
 @pytest.mark.parametrize("model", [vgg16(width=1 / 16), cnn1(width=0.25)], ids=["vgg16", "cnn1"])
@@ -163,7 +161,7 @@ def test_synaptic_operations_match_a_convolution_of_ones(kernel, stride, padding
     sizes = dict(kernel_size=kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
     layer = DFTConv2d(2 * groups, 3 * groups, weight_standardisation=False, **sizes)
     x = torch.rand(3, 2 * groups, 8, 9) * (torch.rand(3, 2 * groups, 8, 9) > 0.6)
-    (counts,) = count(nn.Sequential(layer), [x[:2], x[2:]]).layers
+    (counts,) = counted([layer], [x[:2], x[2:]])
     options = {key: sizes[key] for key in ("stride", "padding", "dilation", "groups")}
     ones = torch.ones_like(layer.weight)
     assert counts.synaptic_operations == F.conv2d((x > 0).float(), ones, **options).sum()
@@ -221,10 +219,10 @@ def test_figures_by_sample_and_histograms_add_up():
 
 
 def test_histogram_knows_early_from_late():
-    network = nn.Sequential(linear(1, 1, 1.0), linear(1, 1, 0.0))
-    layer, _ = count(network, [torch.tensor([[1.0], [0.5], [0.1]])], histogram_bins=4).layers
-    # (A + W) / (1 + W) = (x + 1) / 2: activations 1, 0.75, 0.55, so times 0, 0.25, 0.45.
-    assert layer.histogram == (2, 1, 0, 0)
+    network = [linear(1, 2, 1.0)]
+    (layer,) = counted(network, [torch.tensor([[1.0], [0.5], [0.1]])], histogram_bins=4)
+    # (A + W) / (1 + W) = (x + 1) / 2: activations 1, 0.75, 0.55, so times 0, 0.25, 0.45, of two neurons.
+    assert layer.histogram == (4, 2, 0, 0)
 
 
 def test_ann_has_no_synaptic_operations():
@@ -263,7 +261,6 @@ def test_counts_say_what_was_counted(readout):
     assert {layer.neuron.psp_persistence for layer in counts.layers} == {0.25}
     analog = count(vgg11(width=1 / 32), batches_of(1, channels=3, size=32))
     assert [layer.neuron is None for layer in analog.layers[:2]] == [True, False]
-    assert count(nn.Sequential(DFTLinear(4, 3)), [torch.rand(1, 4)]).readout is None
 
 
 def test_counts_without_neuron_or_readout_are_refused():
@@ -340,7 +337,11 @@ def test_operations_beyond_float32_are_exact():
     layer = DFTConv2d(1, 1, 1, bias=False, weight_standardisation=False)
     x = torch.ones(2, 1, 4096, 4097)
     x[1, 0, 0, 0] = 0
-    counts = count(nn.Sequential(layer), [x], histogram_bins=0)
+    pool = EarliestSpikePool2d((4096, 4097))
+    with torch.no_grad():
+        layer.weight.fill_(-1)  # nothing fires: all operations are this layer's
+    network = nn.Sequential(LatencyEncoder(), layer, pool, nn.Flatten(), PotentialReadout(1, 2, **PLAIN))
+    counts = count(network, [x], histogram_bins=0)
     assert counts.synaptic_operations_by_sample == (4096 * 4097, 4096 * 4097 - 1)
 
 
@@ -367,19 +368,18 @@ def test_statistics_inside_are_those_of_the_counter():
 def test_refuses():
     with pytest.raises(ValueError, match="batches must not be empty"):
         count(cnn1(width=0.25), [])
-    with pytest.raises(ValueError, match=r"must have layers of ttfs_triton\.nn; got ReLU"), counting(nn.ReLU()):
+    with pytest.raises(NetworkError, match=r"got ReLU\. Leave it out"), counting(nn.ReLU(), image_shape=(4,)):
         pass
+    with pytest.raises(ValueError, match="the network must run inside the block"), counting(cnn1()) as counter:
+        counter.counts()
     with pytest.raises(ValueError, match="histogram_samples must be at least 0"), counting(cnn1(), histogram_bins=-1):
         pass
-    shared = DFTLinear(4, 4)
-    with pytest.raises(ValueError, match="each layer must run once for each sample"):
-        count(nn.Sequential(shared, DFTLinear(4, 4), shared), [torch.rand(2, 4)])
     with pytest.raises(TypeError, match="must be a convolution or fully connected"):
         fan_out(nn.ReLU(), ())  # pyright: ignore
 
 
 def test_readout_of_an_ann_reads_real_values():
-    network = nn.Sequential(ANNLinear(6, 4), PotentialReadout(4, 2, neuron=Neuron(0.0)))
+    network = nn.Sequential(LatencyEncoder(), ANNLinear(6, 4), PotentialReadout(4, 2, neuron=Neuron(0.0)))
     counts = count(network, [torch.rand(5, 6)])
     assert math.isclose(counts.layers[1].analog_macs, 5 * 8)
     assert counts.layers[1].synaptic_operations == 0

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from torch import nn
 
+from tests.hardware.counts.common import counted
 from ttfs_triton.hardware import Counts
 from ttfs_triton.hardware.counts.counter import count
 from ttfs_triton.nn import DFTConv2d, NetworkConfig, TTFSNetwork
@@ -42,7 +42,7 @@ def test_neurons_without_input_match_a_potential_of_zero_at_the_end(kernel, stri
         with torch.no_grad():
             layer.bias.fill_(-0.1)[: still or 0] = 0
     x = torch.rand(3, 2 * groups, 8, 9) * (torch.rand(3, 2 * groups, 8, 9) > 0.9)
-    (counts,) = count(nn.Sequential(layer), [x[:2], x[2:]]).layers
+    (counts,) = counted([layer], [x[:2], x[2:]])
     potential, slope = (F.conv2d(v, layer.weight, b, **sizes) for v, b in ((x, layer.bias), ((x > 0).float(), None)))
     assert counts.without_input == ((potential == 0) & (slope == 0)).sum()
 

@@ -17,6 +17,7 @@ from ttfs_triton.nn import (
     EarliestSpikePool2d,
     FirstSpikeReadout,
     LatencyEncoder,
+    NetworkError,
     Neuron,
     PotentialReadout,
     SignedEncoder,
@@ -149,5 +150,5 @@ def test_simulator_converges_to_event_driven(sigma, compare_at):
 
 
 def test_unknown_layers_are_named():
-    with pytest.raises(NotImplementedError, match=r"got Tanh \(1\)"):
+    with pytest.raises(NetworkError, match=r"got Tanh \(1\)"):
         event_driven(nn.Sequential(LatencyEncoder(), nn.Tanh(), PotentialReadout(4, 2)), torch.rand(1, 4))

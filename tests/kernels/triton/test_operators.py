@@ -31,7 +31,7 @@ def schema(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, persistenc
     """The registered operator and its arguments."""
     operator = getattr(torch.ops.ttfs, f"per_pass_{kind}").default
     values = {"x": x, "weight": weight, "bias": bias, "stride": [2, 1], "padding": [1, 0], "dilation": [1, 1]}
-    values |= {"groups": 1, "neuron": Neuron(persistence).pack()}
+    values |= {"skip": None, "skip_weight": None, "groups": 1, "neuron": Neuron(persistence).pack()}
     values |= {"with_derivatives": True, "backend": backend, "pool": 1, "fuse_pool": None}
     return operator, tuple(values[argument.name] for argument in operator._schema.arguments)
 

@@ -136,7 +136,7 @@ def test_opcheck(device, persistence, fuse_pool):
     weight = torch.randn(4, 3, 3, 3, device=device).requires_grad_()
     bias = torch.zeros(4, device=device, requires_grad=True)
     options = [1, 1], [1, 1], [1, 1], 1, 2, Neuron(persistence).pack(), True, "triton", fuse_pool
-    checked = torch.library.opcheck(torch.ops.ttfs.per_pass_conv2d.default, (x, weight, bias, *options))
+    checked = torch.library.opcheck(torch.ops.ttfs.per_pass_conv2d.default, (x, weight, bias, None, None, *options))
     assert set(checked.values()) == {"SUCCESS"}
 
 
@@ -206,6 +206,6 @@ def test_a_pool_is_measured_against_the_layer_without(device):
 def test_no_images_need_no_launch(device):
     x, weight = torch.rand(0, 17, 5, 7, device=device), torch.rand(6, 17, 3, 3, device=device)
     for fuse_pool in (False, True):
-        passes = conv2d(x, weight, None, ODD.geometry, Neuron(), True, "triton", 2, fuse_pool)
+        passes = conv2d((x, weight, None), ODD.geometry, Neuron(), True, "triton", 2, fuse_pool)
         y, _, winner = passes.forward(x, weight, None)
         assert y.shape == winner.shape == (0, 6, 2, 3)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from ttfs_kernels import Neuron
+from ttfs_triton.nn.graph import ReadoutTime
 from ttfs_triton.nn.statistics import LayerStatistics, sparsity
-
-ReadoutTime = Literal["potential_start", "potential_end", "first_spike"]
-"""When a decision is read: at the output window's start or end, or at the first output spike; as in `NetworkConfig`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,14 @@ from torch import Tensor
 from ttfs_triton.hardware.counts.counts import InputCounts, LayerCounts
 from ttfs_triton.hardware.counts.synapses import FanOut, described, fan_out, neurons_without_input
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.statistics import SpikeCounter, channels_innermost, in_parts, where_fired
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
+from ttfs_triton.nn.weighted import WeightedConv2d
 
 # Places in `LayerCounter.sums`, in front of the histogram.
 FIXED = (
     *("samples", "spikes", "saturated", "active_inputs", "nonzero_macs", "synaptic_operations", "without_input"),
-    "histogram_samples",
+    *("histogram_samples", "skipped"),
 )
 
 
@@ -24,22 +25,16 @@ class LayerCounter(SpikeCounter):
     """A `SpikeCounter` that also sees what arrives at its layer, sample by sample.
 
     Attributes:
-        name: of the layer.
+        stage: the layer in its network.
         layer: whose synapses are counted.
-        real_inputs: inputs are real values, not spikes; known when the layer runs first.
+        real_inputs: inputs are real values, not spikes.
     """
 
     def __init__(
-        self,
-        name: str,
-        layer: WeightedLayer,
-        histogram_bins: int,
-        histogram_samples: int,
-        by_sample: bool,
+        self, stage: Stage, real_inputs: bool, histogram_bins: int, histogram_samples: int, by_sample: bool
     ) -> None:
         super().__init__(())
-        self.name, self.layer = name, layer
-        self.real_inputs = False
+        self.stage, self.layer, self.real_inputs = stage, stage.weighted, real_inputs
         self._bins, self._histogram_samples, self._by_sample = histogram_bins, histogram_samples, by_sample
         self.reset()
 
@@ -48,9 +43,13 @@ class LayerCounter(SpikeCounter):
         device = self.layer.weight.device
         self._summed_activation = torch.zeros((), dtype=torch.float64, device=device)
         self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=device)
-        self._active_inputs, self._nonzero_macs, self._synaptic_operations, self._without_input = torch.zeros(
-            4, dtype=torch.int64, device=device
-        )
+        (
+            self._active_inputs,
+            self._nonzero_macs,
+            self._synaptic_operations,
+            self._without_input,
+            self._skipped,
+        ) = torch.zeros(5, dtype=torch.int64, device=device)
         self._spikes_by_sample: list[Tensor] = []
         self._operations_by_sample: list[Tensor] = []
         self._in_histogram = 0
@@ -78,8 +77,10 @@ class LayerCounter(SpikeCounter):
             self._histogram += spike_histogram(part, self._bins)
         self._in_histogram += room
 
-    def arrive(self, inputs: Tensor) -> None:
-        """Add a batch of inputs, [N, channels, height, width] or [N, features]."""
+    def arrive(self, inputs: Tensor, skip: Tensor | None = None) -> None:
+        """Add a batch of inputs, [N, channels, height, width] or [N, features], and of the layer's delayed spikes."""
+        if skip is not None:
+            skip = self.layer.arriving(skip.detach(), self.stage.shape)
         if self._fan_out is None:
             self._prepare_synapses(inputs)
         assert self._fan_out is not None
@@ -87,7 +88,7 @@ class LayerCounter(SpikeCounter):
         if isinstance(self.layer, AnalogEncoder | SignedEncoder):
             inputs = inputs - self.layer.mean  # what its synapses read, but for a factor
         elif self.layer.kind == "spiking":
-            self._without_input += neurons_without_input(self.layer, inputs.detach())
+            self._without_input += neurons_without_input(self.layer, inputs.detach(), skip)
         flat = channels_innermost(inputs.detach())
         for part in in_parts(flat):
             active = torch.ne(part, 0, out=torch.empty_like(part, dtype=torch.float32))
@@ -99,6 +100,27 @@ class LayerCounter(SpikeCounter):
                 self._synaptic_operations += operations.sum()
             if self._by_sample:
                 self._operations_by_sample.append(operations)
+        if skip is not None:
+            self._arrive_late(skip)
+
+    def _arrive_late(self, skip: Tensor) -> None:
+        """Add delayed spikes [N, ...], each of which meets one synapse, to a batch that has arrived."""
+        each = torch.count_nonzero(skip.flatten(1), 1)
+        spikes = each.sum()
+        self._skipped += spikes
+        self._active_inputs += spikes
+        self._nonzero_macs += spikes
+        if self.adds_to_slope:
+            self._synaptic_operations += spikes
+        if self._by_sample:
+            operations = torch.cat(self._operations_by_sample)
+            operations[-len(each) :] += each
+            self._operations_by_sample = [operations]
+
+    @property
+    def arrived(self) -> bool:
+        """Whether anything has."""
+        return self._fan_out is not None
 
     @property
     def adds_to_slope(self) -> bool:
@@ -126,6 +148,7 @@ class LayerCounter(SpikeCounter):
         """All sums as one int64 vector: `FIXED`, the histogram, then spikes per neuron."""
         fixed = [self._samples, self._spikes.sum(), self._saturated, self._active_inputs, self._nonzero_macs]
         fixed += [self._synaptic_operations, self._without_input, torch.full_like(self._samples, self._in_histogram)]
+        fixed += [self._skipped]
         return torch.cat([torch.stack(fixed), self._histogram, self._spikes])
 
     def summed_spike_time(self) -> Tensor:
@@ -145,9 +168,10 @@ class LayerCounter(SpikeCounter):
         assert self._fan_out is not None
         fixed, histogram, spikes = sums.split([len(FIXED), self._bins, len(sums) - len(FIXED) - self._bins])
         found = dict(zip(FIXED, fixed.tolist(), strict=True))
-        dense = self._fan_out.synapses * found["samples"]
+        found.pop("skipped")
+        dense = self._described["synapses"] * found["samples"]
         return LayerCounts(
-            name=self.name,
+            name=self.stage.name,
             neurons=len(spikes),
             **self._described,
             **found,

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttfs_triton.hardware.counts.counts import ReadoutTime
-from ttfs_triton.nn.readout import PotentialReadout, Readout
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
 
 
@@ -69,18 +67,22 @@ def _taps(layer: WeightedConv2d, size: int, axis: int) -> Tensor:
 
 
 def described(layer: WeightedLayer, fan_out: FanOut, inputs: Tensor) -> dict[str, Any]:
-    """What `LayerCounts` says of a layer that reads [N, ...] inputs, whatever it does with them."""
+    """What `LayerCounts` says of a layer that reads [N, ...] inputs, whatever it does with them.
+
+    Delayed spikes that a skip brings are inputs too, each with a synapse of its own.
+    """
+    skipped = math.prod((layer.skip, *layer.output_shape(tuple(inputs.shape[1:]))[1:]))
     return {
         "kind": layer.kind,
         "neuron": getattr(layer, "neuron", None),
-        "inputs": math.prod(inputs.shape[1:]),
-        "synapses": fan_out.synapses,
-        "weights": layer.weight.numel(),
+        "inputs": math.prod(inputs.shape[1:]) + skipped,
+        "synapses": fan_out.synapses + skipped,
+        "weights": layer.weight.numel() + layer.skip,
         "biases": 0 if layer.bias is None else layer.bias.numel(),
     }
 
 
-def neurons_without_input(layer: WeightedLayer, inputs: Tensor) -> Tensor:
+def neurons_without_input(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> Tensor:
     """How many neurons no input spike reaches and no initial potential moves, over a batch: a count, on the device.
 
     Their potential is 0 at the window's end, where the threshold is 0 too: they are silent here, and fire by Eq. 7 to
@@ -89,6 +91,7 @@ def neurons_without_input(layer: WeightedLayer, inputs: Tensor) -> Tensor:
     Args:
         layer: a convolution or fully connected layer.
         inputs: activations [N, channels, height, width] or [N, features].
+        skip: delayed spikes, one a neuron, or None.
     """
     groups = layer.groups if isinstance(layer, WeightedConv2d) else 1
     still = torch.ones(layer.weight.shape[0], device=inputs.device) if layer.bias is None else (layer.bias == 0).float()
@@ -97,12 +100,9 @@ def neurons_without_input(layer: WeightedLayer, inputs: Tensor) -> Tensor:
         rows, columns = layer.padding
         padded = F.pad(reached, (columns, columns, rows, rows))
         reached = F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
+    if skip is not None:
+        reached = reached.repeat_interleave(skip.shape[1] // groups, 1)
+        silent = (torch.maximum(reached, skip) <= 0).transpose(0, 1).flatten(1).sum(1, dtype=torch.float64)
+        return (silent * still).sum().long()
     fields = (reached <= 0).transpose(0, 1).flatten(1).sum(1, dtype=torch.float64)  # of each group
     return (fields * still.view(groups, -1).sum(1)).sum().long()
-
-
-def readout_time(layer: WeightedLayer) -> ReadoutTime | None:
-    """When the decision of a network that ends with this layer is read; None if it is no readout."""
-    if isinstance(layer, PotentialReadout):
-        return "potential_end" if layer.at == "end" else "potential_start"
-    return "first_spike" if isinstance(layer, Readout) else None

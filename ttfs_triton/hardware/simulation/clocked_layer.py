@@ -61,10 +61,13 @@ class ClockedLayer:
         self.layer, self.steps = layer, clock.steps
         self.groups = layer.groups if isinstance(layer, WeightedConv2d) else 1
         reach = int(quantised.integers.double().abs().flatten(1).sum(1).max())
+        late = quantised.late_weights(layer.skip_weights())
+        reach += 0 if late is None else int(late.abs().max())
         dtype = exact_dtype(reach * clock.steps)
         self.weight = quantised.integers_as(dtype)
         shape = (-1, 1, 1) if isinstance(layer, WeightedConv2d) else (-1,)
         self.unit = quantised.unit.view(shape)
+        self._late = None if late is None else late.view(shape)
         initial = initial_potential if layer.bias is None else layer.bias.detach().double() + initial_potential
         preset = quantise_potential(initial, quantised.unit, clock.steps)
         largest = 2.0**POTENTIAL_BITS * clock.steps * (
@@ -79,41 +82,51 @@ class ClockedLayer:
         self._common = quantise_potential(initial_potential, quantised.unit, clock.steps).view(shape) << POTENTIAL_BITS
         self.persistence = round(psp_persistence * 2**FRACTION_BITS)
 
-    def integrate(self, remaining: Tensor) -> Membrane:
+    def integrate(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
         """Membranes after the integration window, by one contraction: order does not matter to integers.
 
         Args:
             remaining: [N, ...] steps that remain at each input's spike, 0 for silent ones.
+            skip: the same of delayed spikes, one a neuron; None for a layer without.
         """
         if self.persistence == 0:
             accumulated = self._contract(remaining).long()
-            return self._membrane(accumulated, torch.zeros_like(accumulated))
-        return self._membrane(*self._contract(torch.cat([remaining, remaining.sign()])).long().chunk(2))
+            slope = torch.zeros_like(accumulated)
+        else:
+            accumulated, slope = self._contract(torch.cat([remaining, remaining.sign()])).long().chunk(2)
+        if self._late is not None and skip is not None:
+            accumulated = accumulated + self._late * skip.long()
+            slope = slope + self._late * skip.sign().long() if self.persistence else slope
+        return self._membrane(accumulated, slope)
 
-    def integrate_stepped(self, remaining: Tensor) -> Membrane:
+    def integrate_stepped(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
         """The same, step by step: deliver the spikes of this step, then add the slope to the potential."""
         slope = self._contract(torch.zeros_like(remaining)).long()
         potential = slope.clone()
         for step in range(self.steps):
             arrivals = (remaining == self.steps - step).to(self.weight.dtype)
             slope += self._contract(arrivals).long()
+            if self._late is not None and skip is not None:
+                slope += self._late * (skip == self.steps - step)
             potential += slope
         return self._membrane(potential, slope)
 
-    def earliest_input(self, remaining: Tensor) -> Tensor:
+    def earliest_input(self, remaining: Tensor, skip: Tensor | None = None) -> Tensor:
         """Steps in which a neuron of each group has a slope: from its earliest input spike on, 0 without any.
 
         Args:
-            remaining: as for `integrate`.
+            remaining, skip: as for `integrate`.
         Returns:
-            [N, groups, P, Q] or [N, 1]: the same for all channels of a group.
+            [N, groups, P, Q] or [N, 1]: the same for all channels of a group; with a skip, [N, C, ...].
         """
         earliest = remaining.unflatten(1, (self.groups, -1)).amax(2)
-        if not isinstance(self.layer, WeightedConv2d):
+        if isinstance(self.layer, WeightedConv2d):
+            rows, columns = self.layer.padding
+            padded = F.pad(earliest, (columns, columns, rows, rows))
+            earliest = F.max_pool2d(padded, self.layer.kernel_size, self.layer.stride, 0, self.layer.dilation)
+        if skip is None:
             return earliest
-        rows, columns = self.layer.padding
-        padded = F.pad(earliest, (columns, columns, rows, rows))
-        return F.max_pool2d(padded, self.layer.kernel_size, self.layer.stride, 0, self.layer.dilation)
+        return torch.maximum(earliest.repeat_interleave(skip.shape[1] // self.groups, 1), skip)
 
     def without_initial_potential(self, membrane: Membrane) -> Membrane:
         """Membranes as if V₀ were 0."""

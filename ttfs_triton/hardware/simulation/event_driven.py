@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttfs_triton.hardware.simulation.stages import Stage, network_stages
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.readout import PotentialReadout, Readout
+from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.nn.weighted import WeightedConv2d
 
 
@@ -38,26 +39,32 @@ def event_driven(model: nn.Module, images: Tensor) -> EventDrivenRun:
     Memory and time grow with neurons · fan-in, since every neuron sorts its own events.
 
     Args:
-        model: see `network_stages`.
+        model: see `network_graph`.
         images: [N, ...] as the model takes them.
     Raises:
-        NotImplementedError, ValueError: as `network_stages`.
+        NetworkError: as `network_graph`, or a layer that does not spike.
     Source: Wei et al., ICCV 2023, Eq. 2-7.
     """
-    stages = network_stages(model)
+    graph = network_graph(model, images.shape[1:])
+    graph.require_spiking()
     spike_times: dict[str, Tensor] = {}
-    values = images.to(next(model.parameters()).device).double()
-    potential = values.new_empty(0)
-    for window, stage in enumerate(stages):
-        if window:
-            # Pooling keeps the largest: the earliest spike of negative times; a silent neuron is −inf.
-            values = -stage.deliver(-values)
-            membrane, shape = _integrate(stage, values, window)
-            values = (window + _crossing(stage, *membrane)).reshape(shape)
+    potential = torch.empty(0)
+
+    # Between layers times are negative: pooling keeps the largest, the earliest spike; a silent neuron is −inf.
+    def fire(stage: Stage, values: Tensor, skip: Tensor | None) -> Tensor:
+        nonlocal potential
+        if stage.window:
+            membrane, shape = _integrate(stage, -values, stage.window)
+            if skip is not None:
+                membrane = _add_late(stage, membrane, -skip, graph.waits(stage))
+            times = (stage.window + _crossing(stage, *membrane)).reshape(shape)
             potential = _read_out(stage, *membrane).reshape(shape)
         else:
-            values = _encode(stage, stage.deliver(values))
-        spike_times[stage.name] = values
+            times = _encode(stage, values)
+        spike_times[stage.name] = times
+        return -times
+
+    graph.run(images.to(graph.readout.weight.device).double(), fire, silent=-torch.inf)
     return EventDrivenRun(spike_times, potential)
 
 
@@ -106,6 +113,20 @@ def _integrate(stage: Stage, times: Tensor, window: int) -> tuple[tuple[Tensor, 
         potential = potential + layer.initial_potential
     assert isinstance(layer, DFTConv2d | DFTLinear | Readout)
     return (potential, layer.neuron.psp_persistence * slope[:, :, :, -1]), torch.Size(shape)
+
+
+def _add_late(stage: Stage, membrane: tuple[Tensor, Tensor], times: Tensor, waits: int) -> tuple[Tensor, Tensor]:
+    """Potential and slope with what spikes bring that wait so many windows, one a neuron: [N, C, ...] times, or inf.
+
+    Potentials add up: each spike raises its neuron's slope from its arrival on.
+    """
+    weight, layer = stage.weighted.skip_weights(), stage.layer
+    assert weight is not None
+    assert isinstance(layer, DFTConv2d | DFTLinear)
+    times = times.flatten(2) if times.dim() > 2 else times[:, :, None]
+    late = weight.double()[:, None] * (stage.window - (times + waits)).clamp_min(0)  # 0 for silent ones
+    slope = layer.neuron.psp_persistence * weight.double()[:, None] * times.isfinite()
+    return membrane[0] + late.view_as(membrane[0]), membrane[1] + slope.view_as(membrane[1])
 
 
 def _crossing(stage: Stage, potential: Tensor, slope: Tensor) -> Tensor:

@@ -34,6 +34,20 @@ class QuantisedWeight:
             self._copies[dtype] = self.integers.to(dtype)
         return self._copies[dtype]
 
+    def late_weights(self, weights: Tensor | None) -> Tensor | None:
+        """Weights of delayed spikes [C_out] as integers [C_out] int64 in the channels' units; None of None.
+
+        They are of the order of a threshold height, where the others are far smaller: to keep those fine, each is an
+        integer up to `limit` times a power of two, a shift in hardware.
+        """
+        if weights is None:
+            return None
+        wanted = weights.detach().double() / self.unit
+        if not bool(wanted.isfinite().all()):
+            raise ValueError("quantise_weight: weights of delayed spikes must be finite; got others. Train again.")
+        shift = torch.exp2((wanted.abs() / self.limit).clamp_min(1).log2().ceil())
+        return ((wanted / shift).round() * shift).long()
+
     def dequantise(self) -> Tensor:
         """The weights that the integers stand for, float64."""
         return self.integers.double() * _per_channel(self.unit, self.integers)

@@ -2,22 +2,23 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts
-from ttfs_triton.hardware.counts.synapses import readout_time
 from ttfs_triton.hardware.simulation.clock import Clock, CompareAt, Ramp
 from ttfs_triton.hardware.simulation.clocked_layer import AnalogLayer, ClockedLayer, Membrane
 from ttfs_triton.hardware.simulation.integers import QuantisedWeight, check_bits, exact_products, quantise_weight
 from ttfs_triton.hardware.simulation.simulation import Engine, Simulation, SimulationSettings
-from ttfs_triton.hardware.simulation.stages import Stage, network_stages
 from ttfs_triton.hardware.simulation.tally import LayerTally
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
+from ttfs_triton.nn.trace import network_graph
 
 # A batch is run in parts whose integers stay near the caches: CNN1 in batches of 200 runs 1.7 times as fast.
 CPU_SAMPLES = 50
@@ -48,7 +49,7 @@ def simulate(
     multiplies real numbers by rounded weights and has its outputs time-stamped.
 
     Args:
-        model: see `network_stages`; on any device, in any mode: dropout is off, batch norm uses its running statistics.
+        model: see `network_graph`; on any device, in any mode: dropout is off, batch norm uses its running statistics.
         batches: images [N, ...] as the model takes them, or tuples (images, labels), labels [N] int64.
         steps: of a window, 1 to 4096. A layer's spike times are at most a step off (half a step with "middle") those
             that the closed form gives for the same inputs and weights.
@@ -66,8 +67,8 @@ def simulate(
     Returns:
         Decisions, counts, and the work of clock-driven neurons.
     Raises:
+        NetworkError: a model that is no network of our layers, or has some that do not spike.
         ValueError: an argument out of range, no samples, labels in some batches only, or potentials beyond 62 bits.
-        NotImplementedError: a model with layers that do not spike, or that are not known.
     Source: Wei et al., ICCV 2023, Eq. 2-7.
     Example:
         >>> from ttfs_triton.nn import cnn1
@@ -81,12 +82,28 @@ def simulate(
     check_settings("simulate", settings)
     if keep_spike_times < 0:
         raise ValueError(f"simulate: keep_spike_times must be a bool or at least 0; got {keep_spike_times}.")
-    stages = network_stages(model)
+    graph, batches = graph_of_batches("simulate", model, batches)
     keep = None if keep_spike_times is True else int(keep_spike_times)
-    simulator = Simulator(stages, quantise_stages(stages, weight_bits, per_channel), settings, keep)
+    simulator = Simulator(graph, quantise_stages(graph, weight_bits, per_channel), settings, keep)
     for batch in batches:
         simulator.add(*images_and_labels(batch))
     return simulator.result()
+
+
+def graph_of_batches(function: str, model: nn.Module, batches: Iterable[Any]) -> tuple[NetworkGraph, Iterable[Any]]:
+    """The graph of a spiking model for the images of batches, and all of the batches.
+
+    Raises:
+        NetworkError: as `network_graph`, or a layer that does not spike.
+        ValueError: in the name of a function, no batches.
+    """
+    remaining = iter(batches)
+    first = next(remaining, None)
+    if first is None:
+        raise ValueError(f"{function}: batches must not be empty; got none. A generator gives its batches only once.")
+    graph = network_graph(model, images_and_labels(first)[0].shape[1:])
+    graph.require_spiking()
+    return graph, chain((first,), remaining)
 
 
 def check_settings(function: str, settings: SimulationSettings) -> None:
@@ -99,11 +116,11 @@ def check_settings(function: str, settings: SimulationSettings) -> None:
             raise ValueError(f"{function}: {name} must be one of {choices}; got {getattr(settings, name)!r}.")
 
 
-def quantise_stages(stages: Sequence[Stage], bits: int | None, per_channel: bool) -> list[QuantisedWeight | None]:
+def quantise_stages(graph: NetworkGraph, bits: int | None, per_channel: bool) -> list[QuantisedWeight | None]:
     """Quantised weights of each stage, None for a latency encoder."""
     return [
         None if stage.kind == "latency" else quantise_weight(stage.synapses()[0], bits, per_channel=per_channel)
-        for stage in stages
+        for stage in graph.stages
     ]
 
 
@@ -118,7 +135,7 @@ class Simulator:
     """Takes batches, adds up, gives a `Simulation`; see `simulate`.
 
     Args:
-        stages: of the network.
+        graph: of a spiking network.
         weights: from `quantise_stages`, which several simulators may share.
         settings: checked ones.
         keep: first samples whose spike times are kept; None for all.
@@ -126,27 +143,26 @@ class Simulator:
 
     def __init__(
         self,
-        stages: Sequence[Stage],
+        graph: NetworkGraph,
         weights: Sequence[QuantisedWeight | None],
         settings: SimulationSettings,
         keep: int | None = 0,
     ) -> None:
-        self._stages, self._settings, self._keep = stages, settings, keep
+        self._graph, self._settings, self._keep = graph, settings, keep
         self._clock = Clock(settings.steps, settings.compare_at)
-        self._device = next(stages[-1].layer.parameters()).device
+        self._device = graph.readout.weight.device
         self._samples, self._input = 0, (0, torch.zeros(2, dtype=torch.int64, device=self._device))
-        self._kept: dict[str, list[Tensor]] = {stage.name: [] for stage in stages}
+        self._kept: dict[str, list[Tensor]] = {stage.name: [] for stage in graph.stages}
         self._decisions: list[tuple[Tensor, ...]] = []
         self._labels: list[Tensor] = []
-        self._layers: list[ClockedLayer | AnalogLayer | None] = []
-        self._tallies: list[LayerTally] = []
-        for stage, weight in zip(stages, weights, strict=True):
+        self._layers: dict[str, ClockedLayer | AnalogLayer] = {}
+        self._tallies: dict[str, LayerTally] = {}
+        for stage, weight in zip(graph.stages, weights, strict=True):
             if weight is None:
-                self._layers.append(None)
                 continue
-            self._layers.append(self._prepare(stage, weight))
+            self._layers[stage.name] = self._prepare(stage, weight)
             window = stage.layer.window if isinstance(stage.layer, FirstSpikeReadout) else 1.0
-            self._tallies.append(LayerTally(stage.name, stage.weighted, self._clock, window, settings.gating))
+            self._tallies[stage.name] = LayerTally(stage.name, stage.weighted, self._clock, window, settings.gating)
 
     def _prepare(self, stage: Stage, weight: QuantisedWeight) -> ClockedLayer | AnalogLayer:
         layer = stage.layer
@@ -179,25 +195,23 @@ class Simulator:
         images = images.to(self._device, non_blocking=True)
         with exact_products():
             for part in images.split(CPU_SAMPLES if images.device.type == "cpu" else max(1, len(images))):
-                self._run(part)
+                self._graph.run(part, self._emit)
                 self._samples += len(part)
 
-    def _run(self, images: Tensor) -> None:
-        spikes, tallies = images, iter(self._tallies)
-        for stage, layer in zip(self._stages, self._layers, strict=True):
-            inputs = stage.deliver(spikes)
-            if layer is None:
-                instant = self._clock.encode(stage.layer(inputs))
-                self._add_input(instant)
-            elif isinstance(layer, AnalogLayer):
-                instant = self._fire_analog(layer, next(tallies), inputs)
-            elif stage.kind == "readout":
-                self._read_out(stage, layer, next(tallies), inputs)
-                break
-            else:
-                instant = self._fire(layer, next(tallies), inputs)
-            self._keep_stamps(stage.name, instant)
-            spikes = self._clock.remaining(instant)
+    def _emit(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+        """What a stage emits, as steps that remain in its window, 0 for silent neurons."""
+        layer, tally = self._layers.get(stage.name), self._tallies.get(stage.name)
+        if layer is None or tally is None:
+            instant = self._clock.encode(stage.layer(inputs))
+            self._add_input(instant)
+        elif isinstance(layer, AnalogLayer):
+            instant = self._fire_analog(layer, tally, inputs)
+        elif stage.kind == "readout":
+            instant = self._read_out(stage, layer, tally, inputs)
+        else:
+            instant = self._fire(layer, tally, inputs, skip)
+        self._keep_stamps(stage.name, instant)
+        return self._clock.remaining(instant)
 
     def _add_input(self, instant: Tensor) -> None:
         step = self._clock.step_of(instant)
@@ -215,30 +229,31 @@ class Simulator:
         tally.add_firing(instant, slope)
         return instant
 
-    def _fire(self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor) -> Tensor:
-        membrane, earliest = self._integrate(layer, tally, inputs)
+    def _fire(self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor, skip: Tensor | None) -> Tensor:
+        membrane, earliest = self._integrate(layer, tally, inputs, skip)
         instant = self._first_instant(Ramp(self._clock, layer.unit), membrane)
         tally.add_spikes(instant)
         tally.add_firing(instant, earliest if layer.persistence else None)
         return instant
 
-    def _integrate(self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor) -> tuple[Membrane, Tensor]:
-        tally.add_inputs(inputs)
-        membrane = layer.integrate(inputs) if self._settings.engine == "summed" else layer.integrate_stepped(inputs)
-        earliest = layer.earliest_input(inputs)
-        tally.add_integration(earliest, membrane.potential.shape[1] // layer.groups)
+    def _integrate(
+        self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor, skip: Tensor | None = None
+    ) -> tuple[Membrane, Tensor]:
+        tally.add_inputs(inputs, skip)
+        integrate = layer.integrate if self._settings.engine == "summed" else layer.integrate_stepped
+        membrane, earliest = integrate(inputs, skip), layer.earliest_input(inputs, skip)
+        tally.add_integration(earliest, membrane.potential.shape[1] // earliest.shape[1])
         return membrane, earliest
 
     def _first_instant(self, ramp: Ramp, membrane: Membrane) -> Tensor:
         return (ramp.first_instant if self._settings.engine == "summed" else ramp.first_instant_stepped)(*membrane)
 
-    def _read_out(self, stage: Stage, layer: ClockedLayer, tally: LayerTally, inputs: Tensor) -> None:
+    def _read_out(self, stage: Stage, layer: ClockedLayer, tally: LayerTally, inputs: Tensor) -> Tensor:
         readout = stage.layer
         assert isinstance(readout, Readout)
         membrane, earliest = self._integrate(layer, tally, inputs)
         ramp = Ramp(self._clock, layer.unit, readout.threshold, readout.window)
-        instant = self._first_instant(ramp, membrane)
-        self._keep_stamps(stage.name, instant)
+        instant = decisive = self._first_instant(ramp, membrane)
         self._decide(readout, layer, membrane, instant, ramp)
         if isinstance(readout, PotentialReadout):
             # Statistics show these neurons on the hidden layers' ramp, without the common initial potential.
@@ -250,6 +265,7 @@ class Simulator:
             first = instant.amin(1, keepdim=True) if self._settings.gating else instant
             tally.add_firing(first.expand_as(instant), earliest if layer.persistence else None)
         tally.add_spikes(instant)
+        return decisive
 
     def _decide(self, readout: Readout, layer: ClockedLayer, membrane: Membrane, instant: Tensor, ramp: Ramp) -> None:
         step = self._clock.step_of(instant)
@@ -260,7 +276,7 @@ class Simulator:
         at_end = layer.height(membrane.after(round(2 * self._clock.steps * readout.window))).argmax(1)
         late = isinstance(readout, PotentialReadout) and readout.at == "end"
         score = layer.height(membrane.after(2 * self._clock.steps if late else 0)).argmax(1)
-        latency = first + (len(self._stages) - 1) * self._clock.steps
+        latency = first + self._graph.windows * self._clock.steps
         self._decisions.append((score, torch.where(no_spike, at_end, prediction), tie, no_spike, latency))
 
     def _keep_stamps(self, name: str, instant: Tensor) -> None:
@@ -278,8 +294,8 @@ class Simulator:
             raise ValueError("simulate: batches must not be empty; got none. A generator gives its batches only once.")
         score, first, tie, no_spike, latency = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
         labels = torch.cat(self._labels).cpu() if self._labels else None
-        steps, readout = self._settings.steps, self._stages[-1].layer
-        windows = len(self._stages) - 1 + (isinstance(readout, PotentialReadout) and readout.at == "end")
+        steps = self._settings.steps
+        windows = self._graph.windows + (self._graph.readout_time == "potential_end")
         kept = {name: torch.cat(parts).cpu() for name, parts in self._kept.items() if parts}
         return Simulation(
             settings=self._settings,
@@ -293,23 +309,29 @@ class Simulator:
             latency_steps=latency,
             potential_latency_steps=windows * steps,
             counts=self._counts(),
-            activity=tuple(tally.activity() for tally in self._tallies),
+            activity=tuple(tally.activity() for tally in self._tallies.values()),
             spike_steps=kept if self._keep != 0 else None,
         )
 
     def _counts(self) -> Counts:
-        delivered = [int(tally.active_inputs) for tally in self._tallies[1:]] + [0]
-        spikes = torch.stack([torch.cat(tally.sample_spikes) for tally in self._tallies]).sum(0)
+        tallies, delivered = self._tallies.values(), dict[str | None, int]()
+        for stage in self._graph.weighted:
+            tally = self._tallies[stage.name]
+            skipped = int(tally.skipped)
+            for wire, arrived in ((stage.input, int(tally.active_inputs) - skipped), (stage.skip, skipped)):
+                if wire is not None:
+                    delivered[wire.source] = delivered.get(wire.source, 0) + arrived
+        spikes = torch.stack([torch.cat(tally.sample_spikes) for tally in tallies]).sum(0)
         synaptic_operations = torch.zeros_like(spikes)
-        for tally in self._tallies:
+        for tally in tallies:
             if tally.adds_to_slope:
                 synaptic_operations += torch.cat(tally.sample_operations)
         neurons, sums = self._input
         return Counts(
             samples=self._samples,
-            layers=tuple(tally.counts(count) for tally, count in zip(self._tallies, delivered, strict=True)),
+            layers=tuple(tally.counts(delivered.get(tally.name, 0)) for tally in tallies),
             input=InputCounts(neurons, *sums.tolist()),
-            readout=readout_time(self._stages[-1].weighted),
+            readout=self._graph.readout_time,
             spikes_by_sample=tuple(spikes.tolist()),
             synaptic_operations_by_sample=tuple(synaptic_operations.tolist()),
         )

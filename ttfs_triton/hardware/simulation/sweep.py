@@ -15,8 +15,13 @@ from torch import nn
 
 from ttfs_triton.hardware.simulation.clock import CompareAt
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
-from ttfs_triton.hardware.simulation.simulator import Simulator, check_settings, images_and_labels, quantise_stages
-from ttfs_triton.hardware.simulation.stages import network_stages
+from ttfs_triton.hardware.simulation.simulator import (
+    Simulator,
+    check_settings,
+    graph_of_batches,
+    images_and_labels,
+    quantise_stages,
+)
 from ttfs_triton.wording import weight_bits_label
 
 Price = Callable[[Simulation], float]
@@ -113,7 +118,6 @@ def sweep(
         A row for each pair.
     Raises:
         ValueError: nothing to sweep over, an iterator, no samples, or other samples in a later pass; and as `simulate`.
-        NotImplementedError: as `simulate`.
     Example:
         >>> from ttfs_triton.nn import cnn1
         >>> batches = [(torch.rand(4, 1, 28, 28), torch.arange(4))]
@@ -125,13 +129,14 @@ def sweep(
         [SimulationSettings(number, bits, per_channel, compare_at, gating) for number in steps] for bits in weight_bits
     ]
     _check(grid, batches)
-    stages, rows, samples = network_stages(model), [], None
+    rows, samples = [], None
+    graph, _ = graph_of_batches("sweep", model, batches)
     with _progress_bar(progress) as bar:
         task = bar.add_task("", total=None)
         for place, settings in enumerate(grid):
             bits, done = settings[0].weight_bits, 0
-            weights = quantise_stages(stages, bits, per_channel)
-            simulators = [Simulator(stages, weights, each) for each in settings]
+            weights = quantise_stages(graph, bits, per_channel)
+            simulators = [Simulator(graph, weights, each) for each in settings]
             for batch in batches:
                 images, labels = images_and_labels(batch)
                 for simulator in simulators:

@@ -31,26 +31,32 @@ class LayerTally:
             self.integration,
             self.firing,
             self.compares,
-        ) = torch.zeros(7, 1, dtype=torch.int64, device=device)
+            self.skipped,
+        ) = torch.zeros(8, 1, dtype=torch.int64, device=device)
         self.ever = torch.zeros(0, dtype=torch.bool, device=device)
         self.sample_spikes: list[Tensor] = []
         self.sample_operations: list[Tensor] = []
         self.samples = 0
         self._reach, self._described = torch.zeros(0), dict[str, Any]()
 
-    def add_inputs(self, inputs: Tensor) -> None:
-        """Add a batch of inputs [N, ...]: what is not zero meets the synapses."""
+    def add_inputs(self, inputs: Tensor, skip: Tensor | None = None) -> None:
+        """Add a batch of inputs [N, ...], and of delayed spikes, one a neuron: what is not zero meets the synapses."""
         if not self.samples:
             reach = fan_out(self.layer, tuple(inputs.shape[2:]) if isinstance(self.layer, WeightedConv2d) else ())
             self._reach = (reach.places * reach.channels).to(inputs.device)
             self._described = described(self.layer, reach, inputs)
         self.samples += len(inputs)
         if self.layer.kind == "spiking":
-            self.without_input += neurons_without_input(self.layer, inputs)
+            self.without_input += neurons_without_input(self.layer, inputs, skip)
         places = (inputs != 0).sum(1).reshape(len(inputs), -1)
         operations = products = (places * self._reach).sum(1)
         if isinstance(self.layer, SignedEncoder):
             operations = ((inputs > 0).sum(1).reshape(len(inputs), -1) * self._reach).sum(1)
+        if skip is not None:
+            late = torch.count_nonzero(skip.flatten(1), 1)
+            operations, products = operations + late, products + late
+            self.skipped += late.sum()
+            self.active_inputs += late.sum()
         self.active_inputs += places.sum()
         self.products += products.sum()
         if self.adds_to_slope:

@@ -1,0 +1,11 @@
+"""Train a network of your own, built by a function in a file of yours.
+
+python recipes/train_own.py --network recipes/own_network.py:build --dataset sample
+"""
+
+from pathlib import Path
+
+from ttfs_triton.command_line import start
+
+if __name__ == "__main__":
+    start("ttfs_triton.train", Path(__file__).with_suffix(".yaml"), __doc__)

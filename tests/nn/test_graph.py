@@ -1,0 +1,257 @@
+"""One description of a network: what is traced, what is refused, and that it runs as the module does."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.nn.common import randomised
+from ttfs_triton.nn import (
+    AnalogEncoder,
+    ANNLinear,
+    DFTConv2d,
+    DFTLinear,
+    EarliestSpikePool2d,
+    FirstSpikeReadout,
+    LatencyEncoder,
+    NetworkError,
+    PotentialReadout,
+    cnn1,
+    network_graph,
+    vgg11,
+)
+from ttfs_triton.nn.graph import logits_and_decision
+
+SHAPE = (1, 8, 8)
+
+
+class Own(nn.Module):
+    """A network as people write them: functions between layers, a check of shapes, layers declared in any order."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = FirstSpikeReadout(6, 3)
+        self.body = nn.ModuleDict({"fc": DFTLinear(64, 6), "conv": DFTConv2d(1, 4, 3, padding=1)})
+        self.encoder = LatencyEncoder()
+
+    def between(self, spikes):
+        return spikes
+
+    def forward(self, x):
+        assert x.shape[1:] == SHAPE
+        spikes = self.between(self.body["conv"](self.encoder(x)))
+        spikes = F.max_pool2d(spikes, 2)
+        spikes = spikes.reshape(x.size(0), -1)
+        return self.out(F.dropout(self.body["fc"](spikes), 0.5, self.training)).float()
+
+
+def own(between=None):
+    network = randomised(Own(), seed=0)
+    if between is not None:
+        network.between = between
+    return network
+
+
+def test_graph_of_cnn1():
+    stages = network_graph(cnn1(width=0.25)).stages
+    assert [(stage.name, stage.kind, stage.window, stage.shape) for stage in stages] == [
+        ("encoder", "latency", 0, (1, 28, 28)),
+        ("conv1", "spiking", 1, (4, 28, 28)),
+        ("conv2", "spiking", 2, (8, 10, 10)),
+        ("fc1", "spiking", 3, (32,)),
+        ("readout", "readout", 4, (10,)),
+    ]
+    assert [stage.input.source for stage in stages] == [None, "encoder", "conv1", "conv2", "fc1"]
+    assert [[type(module) for module in stage.input.route] for stage in stages] == [
+        [],
+        [],
+        [EarliestSpikePool2d],
+        [EarliestSpikePool2d, nn.Flatten],
+        [],
+    ]
+
+
+def test_graph_of_vgg11_begins_with_the_analog_encoder():
+    graph = network_graph(vgg11(width=1 / 32))
+    assert (graph.encoder.name, graph.encoder.kind, graph.windows, len(graph.stages)) == ("conv1", "analog", 10, 11)
+    assert (graph.image_shape, graph.classes, graph.readout_time) == ((3, 32, 32), 10, "potential_start")
+
+
+def test_functions_between_layers_are_modules_of_the_route():
+    network = own().train()
+    network.out.eval()
+    graph = network_graph(network, SHAPE)
+    assert [stage.name for stage in graph.stages] == ["encoder", "body.conv", "body.fc", "out"]
+    pool, flatten = graph["body.fc"].input.route
+    assert (pool.kernel_size, pool.stride, type(flatten)) == ((2, 2), (2, 2), nn.Flatten)
+    assert graph.readout_time == "first_spike"
+    assert (network.training, network.out.training) == (True, False)  # left as they were
+    assert not any("forward" in module.__dict__ for module in network.modules())
+    assert all(parameter.device.type == "cpu" for parameter in network.parameters())
+
+
+def test_running_the_graph_is_running_the_network(device):
+    network = own().eval().to(device)
+    graph = network_graph(network, SHAPE)
+    images = torch.rand(5, *SHAPE, device=device)
+    with torch.no_grad():
+        found = graph.run(images, lambda stage, arriving, _: stage.layer(arriving))
+        logits, decision = logits_and_decision(network, graph.readout, images)
+    torch.testing.assert_close(found, network(images))
+    torch.testing.assert_close(found, logits)
+    assert torch.equal(decision.prediction, logits.argmax(1))
+
+
+def test_nested_compiled_and_wrapped():
+    block = nn.Sequential(nn.Identity(), DFTLinear(8, 4), nn.Dropout())
+    network = nn.Sequential(LatencyEncoder(), nn.Sequential(nn.Flatten(), block), FirstSpikeReadout(4, 2))
+    graph = network_graph(network, (2, 4))
+    assert [stage.name for stage in graph.stages] == ["0", "1.1.1", "2"]
+    assert graph["1.1.1"].input.deliver(torch.zeros(3, 2, 4)).shape == (3, 8)
+    compiled = torch.compile(cnn1(width=0.25), backend="eager")
+    assert [stage.name for stage in network_graph(compiled).stages][1] == "conv1"
+
+
+def test_subclass_with_its_forward_is_a_layer_and_another_forward_is_not():
+    class Named(DFTLinear):
+        pass
+
+    class Doubled(DFTLinear):
+        def forward(self, x, weight=None):
+            return 2 * super().forward(x, weight)
+
+    assert len(network_graph(nn.Sequential(LatencyEncoder(), Named(4, 4), PotentialReadout(4, 2)), (4,)).stages) == 3
+    with pytest.raises(NetworkError, match=r"got \w+\(\) in Doubled \(1\)"):
+        network_graph(nn.Sequential(LatencyEncoder(), Doubled(4, 4), PotentialReadout(4, 2)), (4,))
+
+
+def test_synapses_fold_batch_norm_and_standardisation():
+    layer = randomised(AnalogEncoder(2, 3, 3, padding=1, mean=[0.1, 0.2], std=[0.5, 2.0], batch_norm=True), seed=0)
+    layer.batch_norm.running_mean.uniform_(-1, 1)
+    layer.batch_norm.running_var.uniform_(0.5, 2)
+    network = nn.Sequential(layer, nn.Flatten(), PotentialReadout(75, 2))
+    weight, bias = network_graph(network, (2, 5, 5)).encoder.synapses()
+    x = torch.rand(4, 2, 5, 5)
+    y = nn.functional.conv2d(((x - layer.mean) / layer.std).double(), weight, bias, padding=1).clamp(0, 1)
+    torch.testing.assert_close(y.float(), layer.eval()(x), rtol=1e-5, atol=1e-5)
+    readout = network_graph(nn.Sequential(LatencyEncoder(), PotentialReadout(4, 2, bias=False)), (4,)).stages[1]
+    weight, bias = readout.synapses()
+    assert (weight.dtype, weight.requires_grad, bias) == (torch.float64, False, None)
+
+
+def test_weighted_rejects_a_latency_encoder():
+    with pytest.raises(TypeError, match=r"Stage\.weighted: stage must have synapses; got encoder, a latency encoder"):
+        _ = network_graph(cnn1(width=0.25)).encoder.weighted
+    with pytest.raises(KeyError, match=r"name must be one of encoder, .*; got pool1"):
+        network_graph(cnn1(width=0.25))["pool1"]
+
+
+def test_ann_is_a_graph_that_does_not_spike():
+    graph = network_graph(cnn1(width=0.25, analog=True))
+    assert graph.analog
+    assert not network_graph(cnn1(width=0.25)).analog
+    with pytest.raises(
+        NetworkError, match=r"spiking layers here; got ANNConv2d \(conv1\), which never fires\. Use DFT"
+    ):
+        graph.require_spiking()
+
+
+@pytest.mark.parametrize(
+    ("between", "what", "remedy"),
+    [
+        (lambda h: h + h, "add", "sum of spike times"),
+        (lambda h: h.add_(1), "add", "sum of spike times"),
+        (lambda h: F.avg_pool2d(h, 1), "avg_pool2d", "mean of spike times"),
+        (lambda h: h.mean(1, keepdim=True), "mean", "mean of spike times"),
+        (lambda h: h.relu(), "relu", "Leave it out"),
+        (lambda h: 2 * h, "r?mul", "cannot be scaled"),
+        (lambda h: torch.cat([h, h], 1), "cat", "Use layers of ttfs_triton"),
+        (lambda h: F.max_pool2d(h, 3, 1, 1), "max_pool2d", "no padding"),
+        (lambda h: F.dropout(h), "dropout", "Use nn.Dropout, or pass training"),
+        (lambda h: h[: len(h) if h.max() > 0 else 1], "max", "Use layers of ttfs_triton"),
+        (lambda h: h[:, :, ::2], "getitem", "Use layers of ttfs_triton"),
+    ],
+)
+def test_function_between_layers_is_refused_by_name(between, what, remedy):
+    message = (
+        rf"model must consist of layers of ttfs_triton\.nn that hand on spikes; got {what}\(\) in Own\. .*{remedy}"
+    )
+    with pytest.raises(NetworkError, match=message):
+        network_graph(own(between), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [
+        (nn.AvgPool2d(1), "A mean of spike times is no spike"),
+        (nn.BatchNorm2d(1), "Use weight_standardisation=True"),
+        (nn.ReLU(), "Leave it out"),
+        (nn.Linear(4, 4), "Use DFTLinear"),
+        (nn.Conv2d(1, 1, 1), "Use DFTConv2d"),
+    ],
+)
+def test_module_between_layers_is_refused_by_name(module, remedy):
+    network = nn.Sequential(LatencyEncoder(), module, nn.Flatten(), PotentialReadout(4, 2))
+    with pytest.raises(NetworkError, match=rf"got {type(module).__name__} \(1\)\. {remedy}"):
+        network_graph(network, (1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([], r"begin with its only encoder; got no layers of ours\. Put LatencyEncoder"),
+        ([DFTLinear(4, 4), PotentialReadout(4, 2)], r"begin .*; got DFTLinear \(0\), which reads images\. Put Latency"),
+        ([LatencyEncoder(), LatencyEncoder(), PotentialReadout(4, 2)], r"got LatencyEncoder \(1\), which reads spikes"),
+        ([LatencyEncoder(), DFTLinear(4, 4)], r"end with its only readout; got .*DFTLinear\. Append Potential"),
+        (
+            [LatencyEncoder(), PotentialReadout(4, 4), PotentialReadout(4, 2)],
+            r"end with .*Readout \(2\) behind",
+        ),
+        ([LatencyEncoder(), PotentialReadout(4, 4), nn.Softmax(1)], r"got Softmax \(2\)\. Leave it out"),
+        (
+            [LatencyEncoder(), DFTLinear(4, 3), PotentialReadout(4, 2)],
+            r"fit each other; .*be 4 features; got \(3,",
+        ),
+        ([LatencyEncoder(), DFTConv2d(4, 3, 3)], r"fit each other; .*inputs must be 4 maps; got \(4,\)"),
+        (
+            [LatencyEncoder(), *[DFTLinear(4, 4)] * 2, PotentialReadout(4, 2)],
+            r"got 1, which runs twice\. Use a",
+        ),
+    ],
+)
+def test_wrong_structure_is_refused(layers, message):
+    with pytest.raises(NetworkError, match=f"network_graph: .* must .*{message}"):
+        network_graph(nn.Sequential(*layers), (4,))
+
+
+def test_another_output_is_refused():
+    class Scaled(Own):
+        def forward(self, x):
+            return super().forward(x) / 10
+
+    class Pair(Own):
+        def forward(self, x):
+            return super().forward(x), x
+
+    for network in (Scaled(), Pair()):
+        with pytest.raises(NetworkError, match=r"Hand on the readout's output|another output\. .* hand on its out"):
+            network_graph(network, SHAPE)
+
+
+def test_image_shape_is_the_network_s_or_given():
+    network = nn.Sequential(LatencyEncoder(), PotentialReadout(4, 2))
+    with pytest.raises(ValueError, match=r"image_shape must be known; got None, and Sequential has no attribute"):
+        network_graph(network)
+    with pytest.raises(ValueError, match=r"image_shape must be positive sizes; got \(0,\)"):
+        network_graph(network, (0,))
+    network.image_shape = (4,)
+    assert network_graph(network).image_shape == (4,)
+
+
+def test_description_tells_networks_apart():
+    lines = network_graph(own(), SHAPE).describe()
+    assert lines == network_graph(own(), SHAPE).describe()
+    assert lines[2].startswith("body.fc [6]: DFTLinear(64, 6")
+    assert "reads body.conv → EarliestSpikePool2d(kernel_size=(2, 2), stride=(2, 2)) → Flatten" in lines[2]
+    other = nn.Sequential(LatencyEncoder(), nn.Flatten(), ANNLinear(64, 6), PotentialReadout(6, 3))
+    assert network_graph(other, SHAPE).describe() != lines

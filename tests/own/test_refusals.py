@@ -1,0 +1,130 @@
+"""What is no network of our layers is refused by all who take one, with the same sentence and remedy."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from ttfs_triton.export import to_nir, to_onnx
+from ttfs_triton.hardware import count, counting, estimate, event_driven, load_chip, simulate, sweep
+from ttfs_triton.model import TTFSModel
+from ttfs_triton.nn import (
+    DFTConv2d,
+    DFTLinear,
+    LatencyEncoder,
+    NetworkError,
+    PotentialReadout,
+    network_graph,
+)
+from ttfs_triton.report import spikes_of
+from ttfs_triton.train import ConfigError, TrainConfig, Trainer
+
+SHAPE = (1, 8, 8)
+IMAGES = torch.zeros(4, *SHAPE, dtype=torch.uint8)
+LABELS = torch.arange(4) % 2
+PIXELS = IMAGES / 255
+
+
+class Sum(nn.Module):
+    """Two paths whose spike times are added."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = LatencyEncoder()
+        self.one, self.other = (DFTConv2d(1, 2, 3, padding=1) for _ in range(2))
+        self.readout = PotentialReadout(128, 2)
+
+    def forward(self, images):
+        spikes = self.encoder(images)
+        return self.readout((self.one(spikes) + self.other(spikes)).flatten(1))
+
+
+class Looks(Sum):
+    """A path that depends on values."""
+
+    def forward(self, images):
+        return self.readout(self.one(self.encoder(images)).flatten(1) * float(images.sum()))
+
+
+class Own(nn.Module):
+    """A module with parameters that nobody knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, spikes):
+        return spikes * self.gain
+
+
+def between(*modules, features=128):
+    layers = [LatencyEncoder(), DFTConv2d(1, 2, 3, padding=1), *modules, nn.Flatten()]
+    return nn.Sequential(*layers, PotentialReadout(features, 2))
+
+
+WRONG = {
+    "average pooling": partial(between, nn.AvgPool2d(2), features=32),
+    "global average": partial(between, nn.AdaptiveAvgPool2d(1), features=2),
+    "batch norm": partial(between, nn.BatchNorm2d(2)),
+    "rectified": partial(between, nn.ReLU()),
+    "sum": Sum,
+    "own parameters": partial(between, Own()),
+    "convolution": partial(between, nn.Conv2d(2, 2, 1)),
+    "values": Looks,
+    "twice": lambda: nn.Sequential(LatencyEncoder(), nn.Flatten(), *[DFTLinear(64, 64)] * 2, PotentialReadout(64, 2)),
+    "no encoder": lambda: nn.Sequential(nn.Flatten(), DFTLinear(64, 8), PotentialReadout(8, 2)),
+    "no readout": lambda: nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 2)),
+    "softmax": lambda: nn.Sequential(LatencyEncoder(), nn.Flatten(), PotentialReadout(64, 2), nn.Softmax(1)),
+    "none of ours": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2)),
+}
+
+
+def counted(network):
+    with counting(network, image_shape=SHAPE):
+        pass
+
+
+def published(network):
+    TTFSModel(network, image_shape=SHAPE).push_to_hub("me/never-asked")
+
+
+TAKERS = {
+    "count": lambda network: count(network, [PIXELS]),
+    "counting": counted,
+    "simulate": lambda network: simulate(network, [PIXELS]),
+    "sweep": lambda network: sweep(network, [PIXELS]),
+    "event_driven": lambda network: event_driven(network, PIXELS),
+    "estimate": lambda network: estimate(count(network, [PIXELS]), load_chip("anp_i")),
+    "onnx": partial(to_onnx, image_shape=SHAPE),
+    "nir": partial(to_nir, image_shape=SHAPE),
+    "save": lambda network: TTFSModel.from_network(network, image_shape=SHAPE),
+    "publish": published,
+    "report": lambda network: spikes_of(network, PIXELS[0]),
+    "train": lambda network: Trainer(network, ((IMAGES, LABELS), (IMAGES, LABELS)), TrainConfig(cpu=True)),
+}
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_network_is_refused_by_all_alike(wrong, taker):
+    with pytest.raises(NetworkError, match=r"^network_graph: model must .*; got .*\. [A-Z].*\.$") as refused:
+        network_graph(WRONG[wrong](), SHAPE)
+    if taker in ("onnx", "nir"):
+        pytest.importorskip(taker)
+    with pytest.raises((NetworkError, ConfigError)) as found:
+        TAKERS[taker](WRONG[wrong]())
+    assert str(found.value) == str(refused.value)
+
+
+def test_an_ann_is_refused_by_those_who_need_spikes():
+    from ttfs_triton.nn import ANNLinear
+
+    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), ANNLinear(64, 4), PotentialReadout(4, 2))
+    for taker in ("simulate", "sweep", "event_driven", "nir", "report"):
+        with pytest.raises(
+            NetworkError, match=r"spiking layers here; got ANNLinear \(2\), which never fires\. Use DFT"
+        ):
+            TAKERS[taker](network)
+    for taker in ("count", "onnx", "save", "train"):
+        TAKERS[taker](network)

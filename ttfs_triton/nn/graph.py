@@ -1,0 +1,264 @@
+"""A network as the graph of its layers: which fires in which window, and what it reads.
+
+Everything that takes a network apart (counts, simulation, export, files, training) reads this one description, which
+`ttfs_triton.nn.trace.network_graph` makes of any module. What is no network of ours is refused there, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ttfs_triton.nn.coding import LatencyEncoder
+from ttfs_triton.nn.folding import plain_synapses
+from ttfs_triton.nn.readout import FirstSpikeDecision, PotentialReadout, Readout
+from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
+from ttfs_triton.nn.weighted import WeightedLayer
+
+StageKind = LayerKind | Literal["latency"]
+ReadoutTime = Literal["potential_start", "potential_end", "first_spike"]
+"""When a decision is read: at the output window's start or end, or at the first output spike; as in `NetworkConfig`."""
+
+
+class NetworkError(ValueError):
+    """A module that is no network of our layers; says what was found, and what to put in its place."""
+
+
+@dataclass(frozen=True)
+class Wire:
+    """The way that spikes take to a layer.
+
+    Attributes:
+        source: name of the stage that fires them; None: they are the images.
+        route: pooling and flattening on the way, in order; no synapses, no time.
+    """
+
+    source: str | None
+    route: tuple[nn.Module, ...] = ()
+
+    def deliver(self, spikes: Tensor) -> Tensor:
+        """Spikes of the source, or images, as the layer gets them: pooled, flattened.
+
+        Args:
+            spikes: [N, ...], activations or whatever orders neurons as activations do (larger is earlier, 0 silent).
+        """
+        for module in self.route:
+            spikes = module(spikes)
+        return spikes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A layer whose neurons fire in one window.
+
+    Attributes:
+        name: of the layer in the model, as `collect_statistics` and `count` give it.
+        kind: "latency" (a `LatencyEncoder`), "analog" (an `AnalogEncoder` or `SignedEncoder`), "spiking", "ann" or
+            "readout".
+        layer: the module.
+        window: in which its neurons fire; 0 for the encoder.
+        input: what its synapses read.
+        skip: spikes of an earlier window, delayed, that reach its neurons one to one; None without.
+        shape: of its neurons, for one image, before pooling.
+    """
+
+    name: str
+    kind: StageKind
+    layer: nn.Module
+    window: int
+    input: Wire
+    skip: Wire | None
+    shape: tuple[int, ...]
+
+    @property
+    def weighted(self) -> WeightedLayer:
+        """The layer, of a stage with synapses.
+
+        Raises:
+            TypeError: a latency encoder.
+        """
+        if not isinstance(self.layer, WeightedLayer):
+            raise TypeError(f"Stage.weighted: stage must have synapses; got {self.name}, a {self.kind} encoder.")
+        return self.layer
+
+    def synapses(self) -> tuple[Tensor, Tensor | None]:
+        """Weights and initial potentials as the hardware gets them: standardised, batch norm folded in.
+
+        Returns:
+            weight [C_out, ...] and bias [C_out] or None, float64, detached.
+        """
+        return plain_synapses(self.weighted)
+
+    def activations(self, inputs: Tensor, skip: Tensor | None) -> Tensor:
+        """What the layer's neurons emit, of what `NetworkGraph.run` hands to it."""
+        if skip is None:
+            return self.layer(inputs)
+        return self.layer(inputs, skip=skip[:, : self.weighted.skip])
+
+
+@dataclass(frozen=True)
+class NetworkGraph:
+    """The layers of a network, in the order in which they run: an encoder first, a readout last.
+
+    Attributes:
+        stages: one for each layer that fires.
+        image_shape: of one image, as the network takes it, such as (channels, height, width).
+    """
+
+    stages: tuple[Stage, ...]
+    image_shape: tuple[int, ...]
+
+    def __getitem__(self, name: str) -> Stage:
+        """The stage of a name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(f"NetworkGraph: name must be one of {', '.join(s.name for s in self.stages)}; got {name}.")
+
+    @property
+    def encoder(self) -> Stage:
+        """The first stage."""
+        return self.stages[0]
+
+    @property
+    def weighted(self) -> tuple[Stage, ...]:
+        """The stages with synapses: all but a latency encoder."""
+        return tuple(stage for stage in self.stages if stage.kind != "latency")
+
+    def reads_real_values(self, stage: Stage) -> bool:
+        """Whether the inputs of a stage's synapses are real values: pixels, or activations of an ANN."""
+        source = stage.input.source
+        return stage.kind in ("analog", "ann") or (source is not None and self[source].kind == "ann")
+
+    def waits(self, stage: Stage) -> int:
+        """Windows for which the spikes of a stage's skip wait, so that they arrive with those of its input."""
+        assert stage.skip is not None
+        assert stage.skip.source is not None
+        return stage.window - 1 - self[stage.skip.source].window
+
+    @property
+    def readout(self) -> Readout:
+        """The output layer."""
+        layer = self.stages[-1].layer
+        assert isinstance(layer, Readout)
+        return layer
+
+    @property
+    def readout_time(self) -> ReadoutTime:
+        """When the decision that the readout was trained for is read."""
+        return readout_time(self.readout)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.readout.out_features
+
+    @property
+    def max_value(self) -> float:
+        """Pixel value that fires first; 1 for an encoder that multiplies pixels."""
+        layer = self.encoder.layer
+        return layer.max_value if isinstance(layer, LatencyEncoder) else 1.0
+
+    @property
+    def windows(self) -> int:
+        """Window in which the readout's neurons fire: those that pass before it starts."""
+        return self.stages[-1].window
+
+    @property
+    def analog(self) -> bool:
+        """Whether some neurons are real-valued, as of an ANN, and fire nowhere."""
+        return any(stage.kind == "ann" for stage in self.stages)
+
+    def require_spiking(self) -> None:
+        """Raise unless all layers fire.
+
+        Raises:
+            NetworkError: an ANN layer; names it.
+        """
+        for stage in self.stages:
+            if stage.kind == "ann":
+                raise NetworkError(
+                    f"network_graph: model must consist of spiking layers here; got {type(stage.layer).__name__} "
+                    f"({stage.name}), which never fires. Use DFTConv2d or DFTLinear; with psp_persistence=0 they "
+                    "compute the same."
+                )
+
+    def prepare_statistics(self) -> None:
+        """Give each layer with synapses a `SpikeCounter`, if it has none."""
+        for stage in self.weighted:
+            if stage.weighted.statistics is None:
+                stage.weighted.statistics = SpikeCounter(stage.shape)
+
+    def run(
+        self, images: Tensor, fire: Callable[[Stage, Tensor, Tensor | None], Tensor], *, silent: float = 0.0
+    ) -> Tensor:
+        """Run the stages in order, each with what reaches it; nothing is kept longer than somebody reads it.
+
+        Args:
+            images: [N, *image_shape].
+            fire: gets a stage, its inputs, pooled and flattened, and its skip's, one a neuron, or None; returns what
+                the stage's neurons emit, [N, *shape]: activations, or what orders them as activations do.
+            silent: what stands for no spike there.
+        Returns:
+            What the readout emits.
+        """
+        last_reader = {wire.source: stage for stage in self.stages for wire in _wires(stage)}
+        emitted: dict[str | None, Tensor] = {None: images}
+        for stage in self.stages:
+            skipped = None if stage.skip is None else stage.skip.deliver(emitted[stage.skip.source])
+            if skipped is not None:
+                skipped = stage.weighted.arriving(skipped, stage.shape, silent=silent)
+            arriving = stage.input.deliver(emitted[stage.input.source])
+            for wire in _wires(stage):
+                if last_reader[wire.source] is stage:
+                    emitted.pop(wire.source, None)
+            emitted[stage.name] = fire(stage, arriving, skipped)
+        return emitted[self.stages[-1].name]
+
+    def describe(self) -> list[str]:
+        """A line for each stage: name, shape, layer, and the way of its inputs; equal for equal graphs."""
+        return [_line(stage) for stage in self.stages]
+
+
+def logits_and_decision(network: nn.Module, readout: Readout, images: Tensor) -> tuple[Tensor, FirstSpikeDecision]:
+    """What a network says about images, and what its readout decides by the first spike, in one pass.
+
+    Args:
+        network: any module that ends with `readout`; runs in the mode it has.
+        readout: its output layer.
+        images: [N, ...], as the network takes them.
+    """
+    seen: list[Tensor] = []
+    hook = readout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        logits = network(images)
+    finally:
+        hook.remove()
+    return logits, readout.decide(seen[0])
+
+
+def readout_time(readout: Readout) -> ReadoutTime:
+    """When the decision of a network with this readout is read."""
+    if isinstance(readout, PotentialReadout):
+        return "potential_end" if readout.at == "end" else "potential_start"
+    return "first_spike"
+
+
+def _wires(stage: Stage) -> tuple[Wire, ...]:
+    return (stage.input,) if stage.skip is None else (stage.input, stage.skip)
+
+
+def _line(stage: Stage) -> str:
+    ways = []
+    for wire in _wires(stage):
+        route = "".join(f" → {module}" for module in wire.route)
+        ways.append(f"{wire.source or 'images'}{route}")
+    shape = "×".join(map(str, stage.shape))
+    return f"{stage.name} [{shape}]: {stage.layer} reads {', skip '.join(ways)}"

@@ -1,0 +1,396 @@
+"""From any module to its graph: the module runs once on images without content, and each of our layers says it ran.
+
+Nothing is computed: images and parameters are on PyTorch's device "meta", and layers answer with the shape of their
+output. What happens to spikes between layers is seen by a `TorchFunctionMode`; all that is not known to leave them
+spikes is refused with its name, whoever asked.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
+from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
+from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, StageKind, Wire
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
+from ttfs_triton.nn.pooling import EarliestSpikePool2d
+from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout
+from ttfs_triton.nn.statistics import short_names
+from ttfs_triton.nn.weighted import WeightedLayer, skip_step
+
+LAYERS = (
+    *(LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, ANNConv2d, ANNLinear),
+    *(PotentialReadout, FirstSpikeReadout),
+)
+# Of torch.nn, what may stand between them, in evaluation mode.
+BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+SAMPLES = 3  # of the traced batch: no size that maps have
+
+# Functions by name: what leaves spikes as they are, and what changes their layout only.
+_UNCHANGED = {"contiguous", "clone", "detach", "to", "float", "double", "half", "bfloat16", "type", "type_as"}
+_LAYOUT = {"flatten", "reshape", "view", "squeeze", "view_as", "reshape_as"}
+_DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
+
+_REMEDIES = (
+    (r"avg_?pool|^mean$", "A mean of spike times is no spike: use EarliestSpikePool2d, or a stride."),
+    (
+        r"batch_?norm|layer_?norm|group_?norm|instance_?norm",
+        "Use weight_standardisation=True, the default of our layers; an ANN layer takes batch_norm=True, which folds "
+        "into its weights.",
+    ),
+    (r"^_*i?r?(add|sub)_*$|^add", "A sum of spike times is no spike time: let one layer's synapses read both."),
+    (
+        r"relu|gelu|silu|elu|sigmoid|tanh|softplus|hardswish|mish",
+        "Leave it out: neurons of our layers fire or do not, which is their nonlinearity.",
+    ),
+    (r"max_?pool", "Use EarliestSpikePool2d: no padding, no dilation, whole patches."),
+    (r"conv", "Use DFTConv2d, or AnalogEncoder for the layer that reads pixels."),
+    (r"linear|matmul|bilinear", "Use DFTLinear, or PotentialReadout for the last layer."),
+    (r"dropout", "Use nn.Dropout, or pass training=self.training: a network that runs drops nothing."),
+    (r"softmax", "Leave it out: logits are the output; cross entropy and decisions need no more."),
+    (
+        r"^_*r?(mul|truediv|div)_*$",
+        "Spike times cannot be scaled: normalise images before the network.",
+    ),
+)
+_ANY_REMEDY = (
+    "Use layers of ttfs_triton.nn in its place, and between them pooling by EarliestSpikePool2d and nn.Flatten."
+)
+
+
+def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) -> NetworkGraph:
+    """The graph of a network of our layers; the one place where a network is checked.
+
+    Args:
+        model: any module that runs one encoder first, then layers of `ttfs_triton.nn`, each once, and hands on the
+            output of its only readout: `TTFSNetwork`, an `nn.Sequential`, or a class of yours, in any mode, on any
+            device, compiled or distributed. Between layers spikes may be pooled (`EarliestSpikePool2d`,
+            `nn.MaxPool2d`, `F.max_pool2d`), flattened and dropped out, by modules or in your `forward`.
+        image_shape: of one image, such as (channels, height, width). Default: the model's own `image_shape`.
+    Returns:
+        The stages in the order in which they run.
+    Raises:
+        NetworkError: something else; says what, and what to use in its place.
+        ValueError: no image_shape.
+    Example:
+        >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
+        >>> network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 8), PotentialReadout(8, 2))
+        >>> graph = network_graph(network, (1, 8, 8))
+        >>> [(stage.name, stage.window, stage.shape) for stage in graph.stages]
+        [('0', 0, (1, 8, 8)), ('2', 1, (8,)), ('3', 2, (2,))]
+    """
+    bare = unwrapped(model)
+    shape = image_shape_of(bare, image_shape)
+    trace = _Trace(bare)
+    images = torch.empty((SAMPLES, *shape), device="meta")
+    trace.remember(images, Wire(None))
+    empty = {name: tensor.to("meta") for name, tensor in (*bare.named_parameters(), *bare.named_buffers())}
+    with torch.no_grad(), _evaluating(bare), trace.patched(bare), trace:
+        try:
+            output = functional_call(bare, empty, (images,))
+        except NetworkError:
+            raise
+        except (NotImplementedError, RuntimeError) as error:
+            if "meta" not in str(error):
+                raise
+            _refuse(f"a forward that looks at values ({str(error).splitlines()[0]})", "Let it depend on shapes only.")
+    return trace.graph(output, shape)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, behind `torch.compile` and distribution."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def image_shape_of(model: nn.Module, image_shape: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Shape of one image that a network takes: as given, or as the network says.
+
+    Raises:
+        ValueError: neither says so, or it is no shape.
+    """
+    shape = getattr(unwrapped(model), "image_shape", None) if image_shape is None else image_shape
+    if shape is None:
+        raise ValueError(
+            f"network_graph: image_shape must be known; got None, and {type(model).__name__} has no attribute "
+            "image_shape. Give (channels, height, width)."
+        )
+    sizes = tuple(shape)
+    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(
+            f"network_graph: image_shape must be positive sizes; got {shape}. Give (channels, height, width)."
+        )
+    return sizes
+
+
+class _Trace(TorchFunctionMode):
+    """Where tensors come from, while a model runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        named = [(name, module) for name, module in model.named_modules() if _is_layer(module)]
+        self._names = dict(zip([module for _, module in named], short_names([name for name, _ in named]), strict=True))
+        self._stages: list[Stage] = []
+        self._windows: dict[str | None, int] = {}
+        self._known: dict[int, tuple[Tensor, Wire]] = {}  # tensors are kept, so that their ids stay theirs
+        self._inside: list[str] = []  # modules that run, from the outside in
+
+    def remember(self, tensor: Tensor, wire: Wire) -> Tensor:
+        self._known[id(tensor)] = (tensor, wire)
+        return tensor
+
+    def _wire(self, value: object) -> Wire | None:
+        found = self._known.get(id(value))
+        return None if found is None else found[1]
+
+    # ---- what happens between layers
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        known = [wire for value in pytree.tree_leaves((args, kwargs)) if (wire := self._wire(value)) is not None]
+        result = func(*args, **kwargs)
+        tensors = [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor)]
+        if not known or not tensors:
+            return result
+        name = getattr(func, "__name__", str(func))
+        if len(known) > 1 or len(tensors) > 1 or not isinstance(result, Tensor) or self._wire(args[0]) is None:
+            self._refuse_function(name)
+        module = self._between(name, args[0], result, args, kwargs)
+        wire = known[0] if module is None else Wire(known[0].source, (*known[0].route, module))
+        return self.remember(result, wire)
+
+    def _between(self, name: str, before: Tensor, after: Tensor, args: Any, kwargs: Any) -> nn.Module | None:
+        """The module that a function is, None if it leaves spikes as they are."""
+        same = before.shape == after.shape
+        if same and (name in _UNCHANGED or name in _LAYOUT):
+            return None
+        if same and name in _DROPOUT and not _argument(args, kwargs, 2, "training", True):
+            return None
+        if self._is_output(before):
+            self._refuse_function(name, "Hand on the readout's output as it is.")
+        if name in _LAYOUT and after.shape == (before.shape[0], before[0].numel()):
+            return nn.Flatten()
+        if name in ("max_pool2d", "_max_pool2d", "boolean_dispatch"):
+            kernel, stride, padding, dilation, ceil = (
+                _argument(args, kwargs, place, key, default)
+                for place, (key, default) in enumerate(
+                    (("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1), ("ceil_mode", False)), 1
+                )
+            )
+            if padding in (0, (0, 0)) and dilation in (1, (1, 1)) and not ceil:
+                return EarliestSpikePool2d(kernel, stride or None)
+        self._refuse_function(name)
+
+    def _is_output(self, tensor: Tensor) -> bool:
+        wire = self._wire(tensor)
+        return (
+            bool(self._stages)
+            and wire is not None
+            and wire.source == self._stages[-1].name
+            and (self._stages[-1].kind == "readout")
+        )
+
+    def _refuse_function(self, name: str, remedy: str | None = None) -> NoReturn:
+        plain = name.removesuffix(".default").strip("_")
+        where = f" in {self._inside[-1]}" if self._inside and self._inside[-1] else ""
+        _refuse(f"{plain}(){where}", remedy or _remedy(name))
+
+    # ---- layers and other modules
+
+    @contextmanager
+    def patched(self, model: nn.Module) -> Iterator[None]:
+        """Within its `with` block, modules tell when they run, layers only give shapes, and no hook hears of it."""
+        hooks = ("_forward_hooks", "_forward_pre_hooks")
+        changed: list[tuple[nn.Module, dict[str, Any]]] = []
+        try:
+            for name, module in model.named_modules():
+                before = {key: module.__dict__[key] for key in ("forward", *hooks) if key in module.__dict__}
+                changed.append((module, before))
+                tells = self._tells(name, module)
+                module.__dict__ |= {key: OrderedDict() for key in hooks} | {"forward": tells}
+            yield
+        finally:
+            for module, before in changed:
+                del module.__dict__["forward"]
+                module.__dict__ |= before
+
+    def _tells(self, name: str, module: nn.Module) -> Callable[..., Any]:
+        if _is_layer(module):
+            return functools.partial(self._fire, module)
+        label = _label(module, name)
+        if type(module).__module__.startswith("torch.nn.modules") and not _may_stand(module):
+
+            def refused(*args: Any, **kwargs: Any) -> NoReturn:
+                _refuse(label, _remedy(type(module).__name__))
+
+            return refused
+        forward = module.forward
+
+        def tells(*args: Any, **kwargs: Any) -> Any:
+            self._inside.append(label)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._inside.pop()
+
+        return tells
+
+    def _fire(self, layer: nn.Module, x: Tensor, weight: Any = None, pool: int = 1, *, skip: Any = None) -> Tensor:
+        """A layer runs: a stage of its own, whose output has a shape and nothing else."""
+        name = self._names[layer]
+        if any(stage.layer is layer for stage in self._stages):
+            _refuse(f"{name}, which runs twice", "Use a layer of its own for each window.")
+        wire, kind = self._wire(x), _kind(layer)
+        if wire is None:
+            _refuse(f"{_label(layer, name)}, which reads neither images nor spikes of a layer", _ANY_REMEDY)
+        self._check_place(kind, _label(layer, name), wire)
+        skipped = None if skip is None else self._wire(skip)
+        if skip is not None and skipped is None:
+            _refuse(f"{name}, whose skip reads no spikes of a layer", "Give it the output of an earlier layer.")
+        shape = _output_shape(layer, name, tuple(x.shape[1:]))
+        window = 0 if wire.source is None else self._windows[wire.source] + 1
+        self._check_skip(layer, name, shape, skipped, () if skip is None else tuple(skip.shape[1:]), window)
+        self._windows[name] = window
+        self._stages.append(Stage(name, kind, layer, window, wire, skipped, shape))
+        output, route = torch.empty((SAMPLES, *shape), dtype=x.dtype, device="meta"), ()
+        if pool != 1:
+            route = (EarliestSpikePool2d(pool),)
+            output = route[0](output)
+        return self.remember(output, Wire(name, route))
+
+    def _check_place(self, kind: StageKind, label: str, wire: Wire) -> None:
+        if (kind in ("latency", "analog")) != (wire.source is None):
+            found = f"{label}, which reads {'images' if wire.source is None else 'spikes'}"
+            _refuse_structure(
+                f"begin with its only encoder; got {found}",
+                "Put LatencyEncoder() in front of layers that read spikes, and nowhere else; or begin with an "
+                "AnalogEncoder.",
+            )
+        if self._stages and self._stages[-1].kind == "readout":
+            self._refuse_end(label)
+        if wire.source is None and self._stages:
+            _refuse_structure(f"begin with its only encoder; got {label} as well", "Leave one of them out.")
+
+    def _check_skip(
+        self,
+        layer: nn.Module,
+        name: str,
+        shape: tuple[int, ...],
+        skipped: Wire | None,
+        arriving: tuple[int, ...],
+        window: int,
+    ) -> None:
+        expected = layer.skip if isinstance(layer, WeightedLayer) else 0
+        if skipped is None or not expected:
+            if skipped is not None or expected:
+                got = "none" if skipped is None else f"spikes {arriving}"
+                _refuse(
+                    f"{name}, made with skip={expected}, whose skip brings {got}",
+                    "Call layer(x, skip=spikes) of a layer made with skip=channels, and of no other.",
+                )
+            return
+        if skipped.source is None:
+            _refuse(f"{name}, whose skip reads images", "Give it spikes: the encoder's.")
+        if self._windows[skipped.source] >= window:
+            _refuse(f"{name}, whose skip comes later than its input", "Skip from an earlier layer.")
+        if arriving[0] != expected or skip_step(arriving, shape) is None:
+            _refuse(
+                f"{name}, {shape} neurons made with skip={expected}, whose skip brings {arriving}",
+                "Skip from a layer with so many channels, and of that size or a multiple of it.",
+            )
+
+    def _refuse_end(self, found: str) -> NoReturn:
+        _refuse_structure(
+            f"end with its only readout; got {found} behind it", "Append PotentialReadout or FirstSpikeReadout, once."
+        )
+
+    def graph(self, output: object, image_shape: tuple[int, ...]) -> NetworkGraph:
+        """What was traced, if it is a network."""
+        found = ", ".join(type(stage.layer).__name__ for stage in self._stages) or "no layers of ours"
+        if not self._stages:
+            _refuse_structure(
+                f"begin with its only encoder; got {found}",
+                "Put LatencyEncoder() in front of layers of ttfs_triton.nn.",
+            )
+        wire = self._wire(output)
+        last = self._stages[-1]
+        if last.kind != "readout" or wire is None or wire != Wire(last.name):
+            what = found if last.kind != "readout" else f"{found}, and another output"
+            _refuse_structure(
+                f"end with its only readout; got {what}",
+                "Append PotentialReadout or FirstSpikeReadout, and hand on its output.",
+            )
+        return NetworkGraph(tuple(self._stages), image_shape)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether it computes as one of our layers: a subclass may add what it likes but not another forward."""
+    return any(isinstance(module, kind) and _forward(module) is kind.forward for kind in LAYERS)
+
+
+def _forward(module: nn.Module) -> object:
+    return type(module).forward
+
+
+def _may_stand(module: nn.Module) -> bool:
+    return isinstance(module, BETWEEN) or next(module.children(), None) is not None or isinstance(module, nn.Sequential)
+
+
+def _kind(layer: nn.Module) -> StageKind:
+    return layer.kind if isinstance(layer, WeightedLayer) else "latency"
+
+
+def _label(module: nn.Module, name: str) -> str:
+    return f"{type(module).__name__} ({name})" if name else type(module).__name__
+
+
+def _output_shape(layer: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if not isinstance(layer, WeightedLayer):
+        return shape
+    try:
+        return layer.output_shape(shape)
+    except ValueError as error:
+        raise NetworkError(f"network_graph: layers must fit each other; got {_label(layer, name)}: {error}") from None
+
+
+def _argument(args: Any, kwargs: Any, place: int, name: str, default: Any) -> Any:
+    return kwargs.get(name, args[place] if len(args) > place else default)
+
+
+def _remedy(name: str) -> str:
+    return next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, name.lower())), _ANY_REMEDY)
+
+
+def _refuse(what: str, remedy: str) -> NoReturn:
+    _refuse_structure(f"consist of layers of ttfs_triton.nn that hand on spikes; got {what}", remedy)
+
+
+def _refuse_structure(rule: str, remedy: str) -> NoReturn:
+    raise NetworkError(f"network_graph: model must {rule}. {remedy}")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
