@@ -23,21 +23,24 @@ def random_activations(shape, generator):
     width=st.sampled_from([0.25, 0.5, 1.0]),
     weighted=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    sign=st.sampled_from([3.0, -3.0]),
     seed=st.integers(0, 99),
 )
-def test_number_and_gradient_match_float64(shape, width, weighted, dtype, seed):
+def test_number_and_gradient_match_float64(shape, width, weighted, dtype, sign, seed):
     generator = torch.Generator().manual_seed(seed)
     values = random_activations(shape, generator).to(dtype)
     if len(shape) == 4:
         values = values.contiguous(memory_format=torch.channels_last)
     weight = torch.randint(0, 40, shape[2:], generator=generator).float() if weighted and len(shape) == 4 else None
     activations = values.clone().requires_grad_()
-    found = count_spikes(activations, weight, width=width)
-    (3 * found).backward()
+    reached = (torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator) < 0.5).to(dtype)
+    found = count_spikes(activations, weight, reached, width=width)
+    (sign * found).backward()
     places = torch.ones(shape[2:], dtype=torch.float64) if weight is None else weight.double()
     assert found.dtype == torch.float32
     assert found.item() == ((values > 0).double() * places).sum().item()
-    expected = 3 * places * (1 - values.double() / width).clamp(min=0)
+    expected = sign * places * (1 - values.double() / width).clamp(min=0)
+    expected = expected if sign > 0 else expected * reached
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     torch.testing.assert_close(activations.grad.double(), expected.expand(shape), rtol=tolerance, atol=tolerance)
 

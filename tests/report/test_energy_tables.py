@@ -64,8 +64,8 @@ def test_csv_has_empty_cells_for_what_is_not_known(tmp_path):
     reports = [estimate(dense_network(), name, steps=4, network="small") for name in (chip, "loihi", "odin")]
     path = write_csv(tmp_path / "energy.csv", *reports)
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "network,layer,term,count,price_pj,low_pj,high_pj,status,source"
-    assert lines[1] == "small,fc1,synaptic operations,20,,,,unpublished,asked in vain"
+    assert lines[0] == "network,chip,layer,term,count,price_pj,low_pj,high_pj,status,source"
+    assert lines[1] == "small,secret,fc1,synaptic operations,20,,,,unpublished,asked in vain"
     rows = list(csv.DictReader(lines))
     assert len(rows) == sum(len(report.terms) for report in reports)
     for row in rows:

@@ -17,7 +17,7 @@ from ttfs_triton.hardware.energy.prices import Status, weakest
 from ttfs_triton.report.tables import Table, on_terminal
 from ttfs_triton.wording import duration, energy, energy_range, ratio
 
-COLUMNS = ("network", "layer", "term", "count", "price_pj", "low_pj", "high_pj", "status", "source")
+COLUMNS = ("network", "chip", "layer", "term", "count", "price_pj", "low_pj", "high_pj", "status", "source")
 KINDS: tuple[TermKind, ...] = ("compute", "memory", "communication", "static")
 
 # Of a card's table.
@@ -176,6 +176,7 @@ def csv_rows(found: Estimate) -> list[dict[str, Any]]:
         rows.append(
             {
                 "network": found.network,
+                "chip": found.chip.name,
                 "layer": term.layer,
                 "term": term.name,
                 "count": "" if term.count is None else f"{term.count:.10g}",

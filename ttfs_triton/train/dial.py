@@ -19,7 +19,7 @@ from ttfs_triton.scoring import sum_over_processes
 # These together bring networks to their goals whether they answer fast or slowly; see the tests of this file.
 ASCENT = 20.0  # growth of λ over a whole run at twice the setpoint
 DAMPING = 2.0  # what that error adds to λ at once
-MOST_EAGER = 10.0  # factor on both, by which a learning rate below its peak is made up for
+MOST_EAGER = 10.0  # factor on both, by which a learning rate below its peak is made up for, behind the approach
 SMOOTHING = 0.8  # decay of the average of costs that they look at
 # A relative error counts for this much at most, so that no λ is wound up by a network that cannot follow.
 MOST_ERROR = 0.5
@@ -70,7 +70,7 @@ class Dial:
             step: optimiser steps done.
             rate: learning rate over the peak rate: a network that learns slowly answers slowly.
         """
-        self._eager.fill_(1 / max(rate, 1 / MOST_EAGER))
+        self._eager.fill_(1.0 if step < self.approach else 1 / max(rate, 1 / MOST_EAGER))
         return step == self.approach
 
     def penalty(self, costs: Tensor, micro_batches: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.cost import Cost
-from ttfs_triton.hardware.counts.synapses import fan_out
+from ttfs_triton.hardware.counts.synapses import fan_out, neurons_reached
 from ttfs_triton.nn import NetworkGraph, SignedEncoder, Stage
 from ttfs_triton.nn.activity import count_spikes
 from ttfs_triton.train.target import Target
@@ -115,10 +115,10 @@ class _Meter:
         return [self._count(event, inputs, skip, activations) for event in self.events]
 
     def _count(self, event: str, inputs: Tensor, skip: Tensor | None, activations: Tensor) -> Tensor:
-        if event == "spike":
-            return self._spikes(activations)
-        if event == "spike_time":
-            return self._spikes(activations) - activations.sum(dtype=torch.float32)
+        if event in ("spike", "spike_time"):
+            reached = neurons_reached(self.stage.weighted, inputs, skip) if self.stage.kind == "spiking" else None
+            spikes = count_spikes(activations, None, reached, width=self._width)
+            return spikes if event == "spike" else spikes - activations.sum(dtype=torch.float32)
         if event == "saturated":
             return (activations.detach() == 1).sum(dtype=torch.float32)
         if event == "arrived":
