@@ -2,6 +2,7 @@
 
     python bench/accuracy.py mnist --data-dir DIR              CNN1 from scratch, three seeds
     python bench/accuracy.py cifar10 --data-dir DIR            VGG11 at half width: ANN, σ = 0, 0.25 and 1
+    python bench/accuracy.py depth --data-dir DIR              ResNet-20 against the same layers without skips
 
 Rows that have been run already are kept, unfinished ones go on where they stopped. Rows of the table that were not
 trained here stay as they are: each row names its own commit, machine and date. Recipes train on a GPU where there is
@@ -27,6 +28,9 @@ CIFAR10 = "--width 0.5 --epochs 10 --auto-augment False --cutout 0 --num-workers
 # Each row gets the rate that validation liked best; where spikes can neither appear nor vanish, it may be higher.
 ANN = "--neuron ann --readout potential_start --lr".split()
 BATCH_NORM = [*ANN, "1e-3", "--batch-norm", "--no-weight-standardisation"]
+# ResNet-20's layers in a row: as many weights but for those of the skips, as many operations but for delayed spikes.
+PLAIN = "-".join(["16C3"] * 7 + ["32C3s2"] + ["32C3"] * 5 + ["64C3s2"] + ["64C3"] * 5 + ["A"])
+DEPTH = "--auto-augment False --cutout 0 --num-workers 0 --mixed-precision bf16 --epochs".split()
 EXACT = "--surrogate-width 0 --readout potential_start --lr".split()
 
 # Suite → (recipe, row → flags). A row's name says what it differs in.
@@ -51,6 +55,27 @@ SUITES: dict[str, tuple[str, dict[str, Any]]] = {
             "σ = 1, surrogate": CIFAR10,
         },
     ),
+    "depth": (
+        "train_resnet20_cifar10",
+        {
+            f"{name}, σ = {sigma}, {epochs} epochs, seed {seed}": [
+                *DEPTH,
+                str(epochs),
+                *flags,
+                *neuron,
+                "--seed",
+                str(seed),
+            ]
+            for epochs in (10, 40)
+            for sigma, neuron in (
+                ("0", ["--psp-persistence", "0", *EXACT, "4e-3"]),
+                ("0.25", ["--psp-persistence", "0.25"]),
+                ("1", []),
+            )
+            for name, flags in (("skips", []), ("no skips", ["--model", PLAIN, "--encoder", "analog"]))
+            for seed in range(3)
+        },
+    ),
 }
 
 
@@ -58,7 +83,7 @@ SUITES: dict[str, tuple[str, dict[str, Any]]] = {
 class Options:
     """Train every row of a suite and write bench/results/accuracy-SUITE.csv."""
 
-    suite: tyro.conf.Positional[Literal["mnist", "cifar10"]]
+    suite: tyro.conf.Positional[Literal["mnist", "cifar10", "depth"]]
     data_dir: Path | None = None
     """Local folder with the data set. Default: the Hub."""
     rows: tuple[str, ...] = ()

@@ -320,6 +320,13 @@ def test_biases_cannot_be_dropped():
     assert not network.readout.bias.any()
 
 
+@pytest.mark.parametrize("specification", ["4C3-(4C3-4C3)-8", "4C3-A2-4C3-8"])
+def test_blocks_and_averages_are_refused(specification):
+    network = TTFSNetwork(NetworkConfig(specification, image_size=(8, 8), analog=True))
+    with pytest.raises(ConversionError, match="must have neither residual blocks nor averages; got 4C3-"):
+        convert(own_weights(network))
+
+
 def test_own_network_without_configuration_needs_one():
     source = ours(batch_norm=True)
     with pytest.raises(ConversionError, match=r"must have a config\.json beside it"):

@@ -4,8 +4,12 @@ import csv
 import json
 
 import pytest
+import torch
 
+from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.evaluation.command import main
+from ttfs_triton.model import TTFSModel
+from ttfs_triton.nn import Grid
 
 
 def evaluate(run, *flags):
@@ -94,3 +98,61 @@ def test_missing_network(tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
         evaluate(tmp_path / "nowhere")
     assert "there is nothing at" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def on_grid(trained, tmp_path_factory):
+    """The trained network on a grid, by calibration."""
+    folder = tmp_path_factory.mktemp("grid") / "network"
+    model, images = TTFSModel.from_pretrained(trained[0]), torch.rand(16, 1, 8, 8)
+    calibrate_grid(model, images, Grid(4, 4))
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_network_on_a_grid_is_evaluated_and_simulated_on_it(on_grid, trained, tmp_path, capsys):
+    evaluate(on_grid, "--data-dir", trained[1], "--chip", "anp_i", "--output-dir", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (found["simulation"]["steps"], found["simulation"]["weight_bits"]) == (4, 4)
+    assert found["simulation"]["accuracy"] == found["accuracy"]
+    assert found["simulation"]["first_spike_accuracy"] == found["first_spike_accuracy"]
+    assert found["network"]["grid"]["time_steps"] == 4
+    assert "grid                     4 time steps a window, 4-bit weights" in capsys.readouterr().out
+
+
+def test_faults_deadlines_and_early_exits_are_found(trained, tmp_path, capsys):
+    flags = ["--spike-jitter", 0.1, "--dead-neurons", 0.3, "--deadlines", "--early-exit-error", 0.9]
+    evaluate(trained[0], *flags, "--chip", "anp_i", "--steps", 8, "--output-dir", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["simulation"]["faults"]["dead_neurons"] == 0.3
+    assert len(found["deadlines"]["rows"]) == 20
+    assert found["deadlines"]["rows"][-1]["accuracy"] == pytest.approx(found["first_spike_accuracy"])
+    assert found["deadlines"]["chosen_on"] == "validation images"
+    assert found["deadlines"]["exit"]["bound"] <= 0.9
+    with (tmp_path / "out" / "deadlines.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 20
+    out = capsys.readouterr().out
+    assert "on a chip with         spike jitter 0.1 windows, 30% of neurons dead" in out
+    assert "early exit               after a lead of" in out
+
+
+def test_without_a_run_every_other_test_image_chooses(on_grid, trained, tmp_path):
+    flags = ["--early-exit-error", 0.9, "--no-simulation", "--chip", "anp_i", "--output-dir", tmp_path / "out"]
+    evaluate(on_grid, "--data-dir", trained[1], *flags)
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["deadlines"]
+    assert found["chosen_on"] == "test images, which are not among those below"
+    assert found["exit"]["images"] == 23
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--early-exit-error", "1e-9"], "choose_exit: error must be one that"),
+        (["--lost-spikes", "0.1", "--no-simulation"], "faults must be simulated; got 10% of spikes lost"),
+        (["--dead-neurons", "0.7", "--stuck-neurons", "0.7"], "must be at most 1 together"),
+    ],
+)
+def test_what_cannot_be_promised_or_simulated_is_refused(trained, flags, message, capsys):
+    with pytest.raises(SystemExit):
+        evaluate(trained[0], *flags)
+    assert message in capsys.readouterr().err

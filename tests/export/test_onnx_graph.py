@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.export.common import images_for, small_network
 from ttfs_triton.export import to_onnx
-from ttfs_triton.nn import NetworkConfig, NetworkError, Neuron, TTFSNetwork
+from ttfs_triton.nn import Grid, NetworkConfig, NetworkError, Neuron, TTFSNetwork
 
 onnx = pytest.importorskip("onnx", reason="exporting to ONNX needs onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="running ONNX needs onnxruntime")
@@ -154,3 +154,21 @@ def test_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(RuntimeError, match=r"to_onnx: onnx must be installed; .* pip install 'ttfs-triton\[onnx\]'"):
         to_onnx(small_network())
+
+
+@pytest.mark.parametrize("readout", ["potential_start", "potential_end", "first_spike"])
+@pytest.mark.parametrize("grid", [Grid(4, 4), Grid(6, 8, compare_at="start"), Grid(8, 3, state_bits=24)])
+def test_network_on_a_grid_fires_in_its_steps(grid, readout):
+    network = small_network(readout=readout, neuron=Neuron(0.25), max_value=2.0, grid=grid)
+    images = images_for(network, 20)
+    found = run(network, images, hidden=True)
+    with torch.no_grad():
+        value = network.features.encoder(images)
+        for name in ("conv1", "pool1", "conv2", "flatten", "fc1"):
+            value = network.features.get_submodule(name)(value)
+            if name in found:
+                np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found["logits"], network(images), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found["spike_times"], network.decide(images).spike_times, rtol=0, atol=1e-6)
+    metadata = {entry.key: entry.value for entry in to_onnx(network).metadata_props}
+    assert json.loads(metadata["grid"]) == grid.to_dict()

@@ -93,13 +93,13 @@ def test_help_shows_defaults_and_descriptions(recipe, capsys):
 
 
 def test_every_key_has_a_description_and_a_flag(recipe, capsys):
-    modules = ("ttfs_triton/train/config.py", "kernels/ttfs_kernels/neuron.py")
-    settings, neuron = ((ROOT / module).read_text() for module in modules)
+    modules = ("ttfs_triton/train/config.py", "ttfs_triton/fault_options.py", "kernels/ttfs_kernels/neuron.py")
+    *settings, neuron = ((ROOT / module).read_text() for module in modules)
     with pytest.raises(SystemExit):
         parse_config(recipe, "", ["--help"])
     text = capsys.readouterr().out
     for key in TrainConfig().model_dump():
-        documented = re.search(rf'^    {key}: .*\n    """', settings, re.MULTILINE)
+        documented = re.search(rf'^    {key}: .*\n    """', "".join(settings), re.MULTILINE)
         assert documented or re.search(rf"^        {key}: ", neuron, re.MULTILINE), key
         assert f"--{key.replace('_', '-')}" in text, key
 
@@ -107,14 +107,15 @@ def test_every_key_has_a_description_and_a_flag(recipe, capsys):
 # The command line is what recipes, notes and scripts of users rely on: flags may be added, never silently dropped.
 FLAGS = """
 auto_augment backend batch_norm batch_size bias calibration_images checkpoint_steps compile cpu crop_fill crop_padding
-cuda_graph cutmix cutout data_dir data_placement dataset derivative_clip dropout ema_decay encoder epochs
-evaluation_batch_size flip gradient_accumulation gradient_clip gradient_compression hub_license hub_private
-hub_repo_id image_column image_size initial_gain keep_checkpoints label_column label_smoothing log_steps lr
-max_bad_images max_test_samples max_train_samples milestone_factor milestones mixed_precision mixup model momentum
-neuron num_workers optimizer output_dir overwrite preset pretrain pretrain_epochs profile psp_persistence push_to_hub
-random_resized_crop readout resume rotation schedule seed shift statistics_steps streaming surrogate_width
-target_energy target_operations target_sparsity target_steps trackers trained_as trivial_augment validation_fraction
-warmup weight_decay weight_standardisation weights width
+cuda_graph cutmix cutout data_dir data_placement dataset dead_neurons derivative_clip dropout ema_decay encoder epochs
+evaluation_batch_size flip gradient_accumulation gradient_clip gradient_compression grid_chip hub_license hub_private
+hub_repo_id image_column image_size initial_gain keep_checkpoints label_column label_smoothing learn_units log_steps
+lost_spikes lr max_bad_images max_test_samples max_train_samples milestone_factor milestones mixed_precision mixup
+model momentum network neuron num_workers optimizer output_dir overwrite preset pretrain pretrain_epochs profile
+psp_persistence push_to_hub random_resized_crop readout resume rotation schedule seed shift spike_jitter state_bits
+statistics_steps streaming stuck_neurons surrogate_width target_energy target_operations target_sparsity target_steps
+time_steps trackers trained_as trivial_augment validation_fraction warmup weight_bits weight_decay weight_noise
+weight_standardisation weight_units weights width
 """.split()
 
 

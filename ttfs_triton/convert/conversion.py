@@ -20,7 +20,7 @@ from ttfs_triton.convert.report import ConversionReport, make_report
 from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.convert.vgg import vgg_layout
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification
-from ttfs_triton.nn.specification import Convolution
+from ttfs_triton.nn.specification import Average, Convolution, Dense
 
 # Fields of the network's configuration that the weights leave open; all others are the source's.
 FREE = frozenset("encoder max_value mean std readout neuron bias initial_gain dropout".split())
@@ -177,6 +177,7 @@ def recognise(
                 f"projects, or the paper's; got {describe(tensors)}. Rename the tensors to one of these layouts."
             )
         layout = found
+    _check_plain(layout.config)
     check_layers(layout, tensors)
     unused = unused_keys(layout, tensors)
     if unused:
@@ -190,6 +191,16 @@ def recognise(
             "Give replace_head=True (--replace-head) to draw a new readout."
         )
     return layout
+
+
+def _check_plain(config: NetworkConfig) -> None:
+    """Refuse what is neither folded nor calibrated yet."""
+    for token in parse_specification(config.specification):
+        if isinstance(token, Average) or (isinstance(token, Convolution | Dense) and token.skip):
+            raise ConversionError(
+                f"convert: network must have neither residual blocks nor averages; got {config.specification}. "
+                "Train it, or start from weights of the same network as they are, with --calibration-images 0."
+            )
 
 
 def _with_statistics(layout: Layout, overrides: Mapping[str, Any]) -> NetworkConfig:

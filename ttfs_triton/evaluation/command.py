@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from ttfs_triton.command_line import run_command
 from ttfs_triton.data.images import ImageData
+from ttfs_triton.evaluation.deadlines import deadline_table, find_deadlines
 from ttfs_triton.evaluation.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.evaluation.output import check_output, write_output, write_page
@@ -48,7 +49,10 @@ def run(options: EvaluationOptions) -> Found:
         NotImplementedError: an analog network cannot be simulated; give --no-simulation.
     """
     check_output(options)
+    if options.faults and not options.simulation:
+        raise ValueError(f"evaluate: faults must be simulated; got {options.faults.text()} with --no-simulation.")
     loaded = load_network(options.model, options.network)
+    options = options.on(loaded.description.network.grid)
     if loaded.description.network.analog:
         raise ValueError(
             f"evaluate: network must spike for counts of spikes to be priced; got an ANN in {loaded.files.weights}. "
@@ -93,6 +97,8 @@ def _find(
             steps=options.steps,
             weight_bits=options.weight_bits,
             gating=options.gating,
+            faults=options.faults,
+            seed=options.fault_seed,
         )
     run_options = _run_options(options, simulation)
     priced = counts if simulation is None else simulation.counts
@@ -109,7 +115,12 @@ def _find(
             return float("nan") if total is None else total.nominal
 
         swept = sweep(network, batches, gating=options.gating, price=price)
-    return Found(loaded, data, evaluation, counts, estimates, comparison, simulation, swept, options.max_test_samples)
+    deadlines = None
+    if options.deadlines or options.early_exit_error is not None:
+        error, certainty = options.early_exit_error, options.early_exit_confidence
+        deadlines = find_deadlines(loaded, data, options.batch_size, error, certainty)
+    most = options.max_test_samples
+    return Found(loaded, data, evaluation, counts, estimates, comparison, simulation, swept, deadlines, most)
 
 
 def _shown(batches: EvaluationBatches, name: str) -> Any:
@@ -120,6 +131,7 @@ def _shown(batches: EvaluationBatches, name: str) -> Any:
 
 def _run_options(options: EvaluationOptions, simulation: Simulation | None) -> RunOptions:
     closed = options.implementation == "closed_form"
+    assert options.steps != "network", "known since the network is"
     return RunOptions(
         steps=None if closed else (options.steps if simulation is None else simulation.settings.steps),
         implementation=options.implementation,
@@ -135,7 +147,9 @@ def show(found: Found, console: Console) -> None:
     table.title = f"{found.data.name}, {found.data.split}: {evaluation.images:,} images"
     console.print(table)
     samples, total = found.counts.samples, found.counts.total()
-    lines = [
+    grid = found.loaded.network.config.grid
+    lines = [] if grid is None else [f"grid                     {grid.text()}"]
+    lines += [
         f"accuracy                 {evaluation.accuracy:.2%}",
         f"  by the first spike     {evaluation.first_spike_accuracy:.2%}  ({evaluation.ties} ties)",
         f"sparsity                 {evaluation.sparsity:.4f}  hidden spikes / hidden neurons",
@@ -154,6 +168,11 @@ def show(found: Found, console: Console) -> None:
             f"{'unrounded weights' if bits is None else f'{bits} bits'}, {simulation.first_spike_accuracy or 0:.2%} by "
             f"the first spike, which comes after {simulation.mean_latency_steps:,.0f} steps"
         )
+        if simulation.settings.faults:
+            lines.append(f"  on a chip with         {simulation.settings.faults.text()}")
+    if found.deadlines is not None:
+        console.print(on_terminal(deadline_table(found.deadlines)))
+        lines += found.deadlines.lines()
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     if found.sweep is not None:
         console.print(on_terminal(sweep_details(found.sweep)))

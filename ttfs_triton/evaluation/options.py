@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from ttfs_triton.data.images import ImageData
+from ttfs_triton.evaluation.deadlines import Deadlines
 from ttfs_triton.evaluation.load import LoadedNetwork
+from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
+from ttfs_triton.hardware.simulation.simulator import Own
+from ttfs_triton.nn import Grid
 from ttfs_triton.scoring import Evaluation
 
 
-class EvaluationOptions(BaseModel):
-    """Which network, which images, which hardware. Positional: the run or checkpoint."""
+class EvaluationOptions(FaultOptions):
+    """Which network, which images, which hardware, with which faults. Positional: the run or checkpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,10 +49,10 @@ class EvaluationOptions(BaseModel):
     chip: tuple[str, ...] = ("anp_i", "lemaire45:int8")
     """Chips to price the counts on: names of presets, TOML files of yours, or "all". Alternatives are compared on the
     first that prices an ANN's multiplications."""
-    steps: int = Field(32, ge=1)
-    """Time steps a window, of the simulation and of the energy."""
-    weight_bits: int | None = Field(8, ge=2, le=16)
-    """Bits of a weight in the simulation; None leaves weights as they are."""
+    steps: Annotated[int, Field(ge=1)] | Own = "network"
+    """Time steps a window, of the simulation and of the energy. network: as its grid has it, or 32."""
+    weight_bits: Annotated[int, Field(ge=2, le=16)] | Own | None = "network"
+    """Bits of a weight in the simulation; None leaves weights as they are. network: as its grid has it, or 8."""
     gating: bool = True
     """Neurons rest before their first input spike and behind their own."""
     implementation: Literal["clock_driven", "closed_form"] = "clock_driven"
@@ -59,6 +63,15 @@ class EvaluationOptions(BaseModel):
     """Its mean spikes a neuron and step."""
     simulation: bool = True
     """Run the network as hardware would, in integers. Neurons' work then comes from there."""
+    fault_seed: int = Field(0, ge=0)
+    """Seed of the chip whose faults the simulation has."""
+    deadlines: bool = False
+    """Find accuracy against decision time, by the earliest output spike."""
+    early_exit_error: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Choose how long the earliest output spike must lead for a decision, so that at most this share of such early
+    decisions is wrong; on the run's validation images or, without a run, on every other test image."""
+    early_exit_confidence: float = Field(0.95, gt=0, lt=1)
+    """Confidence with which that is stated."""
     sweep: bool = False
     """Also simulate at 4 to 128 steps and 2 to 16 bits; 36 simulations."""
 
@@ -74,6 +87,16 @@ class EvaluationOptions(BaseModel):
     cpu: bool = False
     """Use the CPU even where there is a GPU."""
 
+    def on(self, grid: Grid | None) -> EvaluationOptions:
+        """The same for a network on a grid, or without one: steps and bits as numbers."""
+        steps, bits = (32, 8) if grid is None else (grid.time_steps, grid.weight_bits)
+        return self.model_copy(
+            update={
+                "steps": steps if self.steps == "network" else self.steps,
+                "weight_bits": bits if self.weight_bits == "network" else self.weight_bits,
+            }
+        )
+
 
 @dataclass(frozen=True)
 class Found:
@@ -85,7 +108,7 @@ class Found:
         counts: of the closed form.
         estimates: energy on each chip; of the simulated network if it was simulated.
         comparison: with alternatives, on the first chip that prices those, else on the first.
-        simulation, sweep: None if not asked for.
+        simulation, sweep, deadlines: None if not asked for.
         max_test_samples: that were asked for; None: all.
     """
 
@@ -97,4 +120,5 @@ class Found:
     comparison: Comparison
     simulation: Simulation | None
     sweep: Sweep | None
+    deadlines: Deadlines | None
     max_test_samples: int | None

@@ -48,6 +48,8 @@ def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
     if found.sweep is not None:
         found.sweep.to_csv(folder / "sweep.csv")
         paths.append(folder / "sweep.csv")
+    if found.deadlines is not None:
+        paths.append(found.deadlines.write_csv(folder / "deadlines.csv"))
     if find_spec("matplotlib") is not None:
         first = found.estimates[0]
         if first.total is not None:
@@ -140,6 +142,7 @@ def figures(found: Found) -> dict[str, Any]:
         "simulation": None if simulation is None else simulation.to_dict(),
         "energy": [each.to_dict() for each in found.estimates],
         "comparison": [each.to_dict() for each in found.comparison.estimates],
+        "deadlines": None if found.deadlines is None else found.deadlines.to_dict(),
         "sweep": None if found.sweep is None else found.sweep.to_dict(),
         "about": facts(found),
     }

@@ -44,8 +44,8 @@ class ExportOptions(BaseModel):
     """Replace the file if it exists."""
 
     # ---- NIR
-    steps: int = Field(64, ge=2, le=4096)
-    """Steps a window; a step is 0.1 ms."""
+    steps: int | None = Field(None, ge=2, le=4096)
+    """Steps a window; a step is 0.1 ms. Default: those of the network's grid, or 64."""
     time_constant: float = Field(1e6, ge=1)
     """Time constants of the neurons, in windows. They should not leak at all; below 10,000 it shows."""
 

@@ -40,6 +40,7 @@ from torch import nn
 from ttfs_triton.export.nir_clock import STEP_S, Clock, clock_weights, sampling
 from ttfs_triton.export.shared import check_names, configuration, persistence, require, synapse_arrays
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
@@ -58,7 +59,7 @@ def to_nir(
     network: nn.Module,
     *,
     image_shape: Sequence[int] | None = None,
-    steps: int = 64,
+    steps: int | None = None,
     time_constant: float = 1e6,
     class_names: Sequence[str] | None = None,
     dataset: str = "",
@@ -74,7 +75,7 @@ def to_nir(
     Args:
         network: what `network_graph` takes, of spiking layers; as trained, standardisation folded.
         image_shape: as of `network_graph`: (channels, height, width).
-        steps: of a window, 2 to 4096; a step is 0.1 ms.
+        steps: of a window, 2 to 4096; a step is 0.1 ms. Default: those of the network's grid, or 64.
         time_constant: τ of synapses and membranes, in windows. For the CNN1 above, 10⁴ is as good as none, 10³ doubles
             the error of spike times, and 10² makes it twelve times as large.
         class_names: one a class, kept in the metadata. Default: numbers.
@@ -92,6 +93,7 @@ def to_nir(
     graph = network_graph(network, image_shape)
     graph.require_spiking()
     names = check_names("to_nir", graph, class_names)
+    steps = steps or (64 if graph.grid is None else graph.grid.time_steps)
     if not 2 <= steps <= MOST_STEPS:
         raise ValueError(f"to_nir: steps must be 2 to {MOST_STEPS}; got {steps}.")
     if not time_constant >= 1:
@@ -152,6 +154,7 @@ def _metadata(network: nn.Module, graph: NetworkGraph, clock: Clock) -> dict[str
         "ends; the earliest decides",
         "not_expressed": json.dumps(_not_expressed(graph), ensure_ascii=False),
         **clock.to_metadata(),
+        **({} if graph.grid is None else {"grid": json.dumps(graph.grid.to_dict())}),
     }
 
 
@@ -165,6 +168,8 @@ def _not_expressed(graph: NetworkGraph) -> list[str]:
         "Windows: NIR has none. The graph needs the clock spikes that its metadata describe, beside the image.",
         "Time is in steps: spike times are rounded to the nearest one.",
     ]
+    if graph.grid is not None:
+        said.append(f"The grid, {graph.grid.text()}: weights are the rounded ones, but potentials are no integers.")
     if graph.encoder.kind == "latency":
         said.append("The latency encoder: the input is spikes; pixel p fires (1 - p / max_value) of a window late.")
     else:
@@ -263,7 +268,7 @@ class _Build:
     def skip(self, stage: Stage, window: int) -> _Skip:
         """Spikes that go past layers, brought into the window before a layer's."""
         name, wire, shape = f"{node_name(stage.name)}_skip", stage.skip, stage.shape
-        weight = stage.weighted.skip_weights()
+        weight = plain_skip_weights(stage.weighted)
         assert wire is not None
         assert weight is not None
         fired = window - 1 - self.waits[stage.name]

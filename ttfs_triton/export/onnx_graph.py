@@ -13,12 +13,13 @@ from torch import nn
 from ttfs_triton.export.shared import check_names, configuration, persistence, require, synapse_arrays
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
+from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.trace import network_graph
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLinear, skip_step
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear, skip_step
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -45,7 +46,9 @@ def to_onnx(
     "logits" [N, classes], what `network(images)` gives; of spiking networks also "spike_times" [N, classes], what
     its readout's `decide` gives: from the output window's start, in windows, inf for silent neurons; with `hidden`,
     the activations of every layer under its name ("conv1", ...), before pooling. Both contractions of a layer share one
-    weight. Dropout is off; standardisation and batch norm are folded into the weights.
+    weight. Dropout is off; standardisation and batch norm are folded into the weights. Of a network on a chip's grid,
+    weights are the rounded ones, and spike times are rounded behind each layer; sums are in floating point, so that a
+    spike at the very border of two steps may come in the other one.
 
     Args:
         network: what `network_graph` takes, spiking or analog.
@@ -55,7 +58,7 @@ def to_onnx(
         hidden: also output the activations of hidden layers.
     Returns:
         The model, checked by `onnx.checker`. Metadata: format_version, network (configuration, JSON), class_names
-        (JSON), dataset, psp_persistence, window, input, outputs.
+        (JSON), dataset, psp_persistence, window, input, outputs, and grid of a network that is on one.
     Raises:
         NetworkError: a model that is no network of our layers; says what to use in its place.
         ValueError: as many class names as classes are needed.
@@ -87,6 +90,8 @@ def to_onnx(
         "input": _input_text(found),
         "outputs": "logits; spike_times in windows from the output window's start, inf is silent; activations by layer",
     }
+    if found.grid is not None:
+        metadata["grid"] = json.dumps(found.grid.to_dict())
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -160,7 +165,7 @@ def _skip(
     assert stage.skip.source is not None
     value, layer = _route(graph, f"{name}.skip", stage.skip, values), stage.weighted
     emitted = torch.empty(1, *network[stage.skip.source].shape, device="meta")
-    weights, dimensions = layer.skip_weights(), 1 + len(stage.shape)
+    weights, dimensions = plain_skip_weights(layer), 1 + len(stage.shape)
     assert weights is not None
     steps = skip_step(stage.skip.deliver(emitted).shape[1:], stage.shape)
     if steps:
@@ -175,19 +180,35 @@ def _skip(
 
 
 def _hidden_layer(graph: _Graph, name: str, layer: nn.Module, value: str, skip: tuple[str, np.ndarray] | None) -> str:
-    """Activations behind a layer, under the layer's name."""
+    """Activations behind a layer, under the layer's name; on a grid, rounded to time steps."""
+    assert isinstance(layer, WeightedLayer | LatencyEncoder), "network_graph knows no other layer"
+    grid = layer.grid
+    if grid is None:
+        return _activations(graph, name, name, layer, value, skip)
+    unrounded = _activations(graph, f"{name}.any_time", name, layer, value, skip)
+    steps = graph.add("Mul", f"{name}.in_steps", unrounded, graph.number(grid.time_steps))
+    if grid.compare_at == "middle":  # rounded to the nearest step
+        steps = graph.add("Add", f"{name}.nearest", steps, graph.number(0.5))
+    whole = graph.add("Floor", f"{name}.whole", steps)
+    return graph.add("Div", name, whole, graph.number(grid.time_steps))
+
+
+def _activations(
+    graph: _Graph, out: str, name: str, layer: nn.Module, value: str, skip: tuple[str, np.ndarray] | None
+) -> str:
+    """What a layer of this name computes, as the value `out`."""
     if isinstance(layer, LatencyEncoder):
         scaled = graph.add("Div", f"{name}.scaled", value, graph.number(layer.max_value))
-        return graph.add("Clip", name, scaled, graph.number(0.0), graph.number(1.0))
+        return graph.add("Clip", out, scaled, graph.number(0.0), graph.number(1.0))
     if isinstance(layer, AnalogEncoder | SignedEncoder):
         for operator, step, values in (("Sub", "mean", layer.mean), ("Div", "std", layer.std)):
             constant = graph.constant(f"{name}.{step}", values.detach().cpu().numpy())
             value = graph.add(operator, f"{name}.{operator.lower()}_{step}", value, constant)
     if isinstance(layer, ANNConv2d | ANNLinear):
         potential, _ = _contractions(graph, name, layer, value, 0.0, skip)
-        return graph.add("Clip", name, potential, graph.number(0.0), graph.number(1.0))
+        return graph.add("Clip", out, potential, graph.number(0.0), graph.number(1.0))
     assert isinstance(layer, DFTConv2d | DFTLinear), "network_graph knows no other layer"
-    return _fire(graph, name, *_contractions(graph, name, layer, value, layer.neuron.psp_persistence, skip))
+    return _fire(graph, out, name, *_contractions(graph, name, layer, value, layer.neuron.psp_persistence, skip))
 
 
 def _contractions(
@@ -232,11 +253,11 @@ def _contractions(
     return potential, slope
 
 
-def _fire(graph: _Graph, name: str, potential: str, slope: str | None) -> str:
+def _fire(graph: _Graph, out: str, name: str, potential: str, slope: str | None) -> str:
     """1 if A ≥ 1; (A + W)/(1 + W) if A < 1 and A + W > 0; else 0. The divisor is 1 where it is not used."""
     zero, one = graph.number(0.0), graph.number(1.0)
     if slope is None:
-        return graph.add("Clip", name, potential, zero, one)
+        return graph.add("Clip", out, potential, zero, one)
     end = graph.add("Add", f"{name}.end", potential, slope)
     below = graph.add("Less", f"{name}.below", potential, one)
     crosses = graph.add("Greater", f"{name}.crosses", end, zero)
@@ -245,7 +266,7 @@ def _fire(graph: _Graph, name: str, potential: str, slope: str | None) -> str:
     divisor = graph.add("Where", f"{name}.divisor", inside, closing_speed, one)
     crossing = graph.add("Div", f"{name}.crossing", end, divisor)
     elsewhere = graph.add("Where", f"{name}.elsewhere", below, zero, one)
-    return graph.add("Where", name, inside, crossing, elsewhere)
+    return graph.add("Where", out, inside, crossing, elsewhere)
 
 
 def _readout(graph: _Graph, name: str, readout: Readout, value: str, *, spiking: bool) -> list[str]:
@@ -279,4 +300,15 @@ def _spike_times(graph: _Graph, name: str, readout: Readout, potential: str, slo
     missing = graph.add("Sub", f"{name}.missing", threshold, start)
     crossing = graph.add("Div", f"{name}.crossing", missing, steepness)
     elsewhere = graph.add("Where", f"{name}.elsewhere", below, graph.number(np.inf), zero)
-    return graph.add("Where", "spike_times", inside, crossing, elsewhere)
+    if readout.grid is None:
+        return graph.add("Where", "spike_times", inside, crossing, elsewhere)
+    clock = readout.grid.clock
+    steps, any_time = graph.number(clock.steps), graph.add("Where", f"{name}.any_time", inside, crossing, elsewhere)
+    late = graph.add("Mul", f"{name}.late", any_time, steps)
+    if clock.compare_at == "middle":
+        late = graph.add("Sub", f"{name}.nearest", late, graph.number(0.5))
+    stamp = graph.add("Ceil", f"{name}.stamp", late)
+    last = float(clock.step_of(torch.tensor(len(clock.instants(readout.window)))))
+    within = graph.add("Less", f"{name}.within", stamp, graph.number(last))
+    time = graph.add("Div", f"{name}.stamped", graph.add("Max", f"{name}.not_before", stamp, zero), steps)
+    return graph.add("Where", "spike_times", within, time, graph.number(np.inf))

@@ -56,9 +56,9 @@ def configuration(network: nn.Module, graph: NetworkGraph) -> dict[str, Any]:
 
 def persistence(graph: NetworkGraph) -> str:
     """σ of the neurons; several, by layer, as JSON."""
-    found = {stage.name: stage.layer.neuron.psp_persistence for stage in graph.stages if hasattr(stage.layer, "neuron")}
-    values = set(found.values())
-    return repr(values.pop()) if len(values) == 1 else json.dumps(found)
+    if len(graph.persistences) == 1:
+        return repr(graph.persistences[0])
+    return json.dumps({stage.name: stage.neuron.psp_persistence for stage in graph.stages if stage.neuron is not None})
 
 
 def synapse_arrays(layer: WeightedLayer) -> tuple[np.ndarray, np.ndarray | None]:

@@ -25,7 +25,6 @@ from ttfs_triton.model.download import REPOSITORY
 from ttfs_triton.model.files import model_bytes
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import WEIGHTS
-from ttfs_triton.nn import NetworkGraph
 from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_STEPS, card_rows
 from ttfs_triton.report.view import READOUTS
 from ttfs_triton.wording import interval, number, percent, small_percent
@@ -150,7 +149,7 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "config": network,
         "own": isinstance(network, OwnNetwork),
         "encoder": graph.encoder.kind,
-        "persistence": _persistence(graph),
+        "persistence": " to ".join(map(str, sorted({graph.persistences[0], graph.persistences[-1]}))),
         "readout_time": graph.readout_time,
         "readout": READOUTS[graph.readout_time],
         "channels": {1: "grayscale", 3: "colour (RGB)"}.get(network.in_channels, f"{network.in_channels} channels"),
@@ -175,12 +174,6 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
 def _settings(facts: ModelFacts) -> str:
     used = {key: value for key, value in facts.settings.items() if value not in (None, False, 0, [], ())}
     return code_block(yaml.safe_dump(used, sort_keys=False)) if used else ""
-
-
-def _persistence(graph: NetworkGraph) -> str:
-    """σ of the neurons: one number, or its range."""
-    found = [stage.layer.neuron.psp_persistence for stage in graph.stages if hasattr(stage.layer, "neuron")]
-    return f"{min(found)}" if min(found) == max(found) else f"{min(found)} to {max(found)}"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.hardware import Counts, read_counts
 from ttfs_triton.hub.datasets import UNNAMED, TrainingData, training_data, without_paths
 from ttfs_triton.model.locate import ModelFiles
@@ -35,6 +36,8 @@ PUBLISHED_SETTINGS = (
     "network",
     *NETWORK_SETTINGS,
     "calibration_images",
+    *("time_steps", "weight_bits", "weight_units", "learn_units", "state_bits", "grid_chip"),
+    *FaultOptions.model_fields,
     *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
     *("warmup", "milestones", "milestone_factor", "gradient_clip", "label_smoothing", "ema_decay"),
     *("seed", "mixed_precision", "gradient_compression", "compile"),

@@ -10,9 +10,11 @@ from ttfs_triton.nn.coding import (
     spike_time_to_activation,
 )
 from ttfs_triton.nn.config import NetworkConfig
+from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork, cnn1, resnet18, resnet20, vgg11, vgg16
+from ttfs_triton.nn.models import TTFSNetwork, cnn1, put_on_grid, resnet18, resnet20, train_for, vgg11, vgg16
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,
@@ -40,8 +42,10 @@ __all__ = [
     "DFTConv2d",
     "DFTLinear",
     "EarliestSpikePool2d",
+    "Faults",
     "FirstSpikeDecision",
     "FirstSpikeReadout",
+    "Grid",
     "LatencyEncoder",
     "LayerStatistics",
     "NetworkConfig",
@@ -62,6 +66,7 @@ __all__ = [
     "fold_weight_standardisation",
     "network_graph",
     "parse_specification",
+    "put_on_grid",
     "record_statistics",
     "reset_statistics",
     "resnet18",
@@ -69,6 +74,7 @@ __all__ = [
     "sparsity",
     "spike_time_to_activation",
     "standardise_weight",
+    "train_for",
     "vgg11",
     "vgg16",
 ]

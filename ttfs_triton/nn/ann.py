@@ -65,14 +65,23 @@ class ANNConv2d(WeightedConv2d):
         if self.average > 1:
             self.output_shape(tuple(x.shape[1:]))  # refuses maps that do not divide
         weight = self.effective_weight() if weight is None else weight
-        potential = F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return self.record(self._activate(x, weight, self.bias, skip, skip_weight))
+
+    def _activate(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        skip: Tensor | None = None,
+        skip_weight: Tensor | None = None,
+    ) -> Tensor:
+        potential = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         if self.batch_norm is not None:
             potential = self.batch_norm(potential)
         if skip is not None and skip_weight is not None:
             potential = potential + skip_weight.to(potential.dtype)[:, None, None] * skip
         # A copy only behind one-channel images, whose layout is ambiguous.
-        activations = clamped_relu(potential).contiguous(memory_format=torch.channels_last)
-        return self.record(activations)
+        return clamped_relu(potential).contiguous(memory_format=torch.channels_last)
 
 
 class ANNLinear(WeightedLinear):

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.ann import ANNConv2d
+from ttfs_triton.nn.faults import Faults, spikes_in_training
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d
+from ttfs_triton.nn.on_grid import RoundedLayer, analog_on_grid
+from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import Size, WeightOptions
 
 ROUNDING = 1e-2
@@ -93,6 +97,12 @@ class LatencyEncoder(nn.Module):
             raise ValueError(f"LatencyEncoder: max_value must be positive; got {max_value}.")
         self.max_value, self.clamp = max_value, clamp
         self._seen = False
+        self.grid: Grid | None = None
+        self.faults: Faults | None = None
+
+    def put_on_grid(self, grid: Grid | None) -> None:
+        """Give spikes the time stamps of a chip from now on, or no longer."""
+        self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point() and self.max_value <= 1:
@@ -102,7 +112,12 @@ class LatencyEncoder(nn.Module):
             )
         if not self.clamp and self._looks(x):
             self._check(x)
-        return (x / self.max_value).clamp(0, 1)
+        activations = (x / self.max_value).clamp(0, 1)
+        if self.grid is not None:
+            activations = straight_through(activations, self.grid.clock.stamped(activations.detach()))
+        if self.training and self.faults:
+            return spikes_in_training(activations, self.faults, self.grid, neurons=False)
+        return activations
 
     def _looks(self, x: Tensor) -> bool:
         if self._seen or x.device.type == "meta" or x.numel() == 0 or torch.compiler.is_compiling():
@@ -189,7 +204,14 @@ class AnalogEncoder(_NormalisedImages, ANNConv2d):
         self.take_statistics(self.weight, mean, std)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        return super().forward(self.normalise(x), weight)
+        x, weight = self.normalise(x), self.effective_weight() if weight is None else weight
+        if not self.runs_on_grid(x):
+            return self.emit(self._activate(x, self.in_training(weight), self.bias))
+        rounded = RoundedLayer(self, weight)
+        spikes = analog_on_grid(rounded, x, psp_persistence=0.0)
+        if torch.is_grad_enabled():
+            spikes = straight_through(self._activate(x, rounded.weight, rounded.bias), spikes)
+        return self.emit(spikes)
 
 
 class SignedEncoder(_NormalisedImages, DFTConv2d):
@@ -231,6 +253,9 @@ class SignedEncoder(_NormalisedImages, DFTConv2d):
 
     def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1) -> Tensor:
         return super().forward(self.normalise(x), weight, pool)
+
+    def _spikes(self, rounded: RoundedLayer, x: Tensor, skip: Tensor | None) -> Tensor:
+        return analog_on_grid(rounded, x, self.neuron.psp_persistence)
 
 
 def _check_window(function: str, layer: int, window: float) -> None:

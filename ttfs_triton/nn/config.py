@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from ttfs_kernels import Neuron
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.specification import MAX_SIZE, Convolution, Dense, parse_specification
 
 Encoder = Literal["latency", "analog", "signed"]
@@ -43,6 +44,7 @@ class NetworkConfig:
         batch_norm: normalise every hidden layer over the batch, analog networks only.
         dropout: probability that a spike of a fully connected hidden layer is dropped while training. The weights that
             read it are divided by 1 − dropout, not the activations: those are times.
+        grid: of the chip that the network was trained or calibrated for, and on which it computes; None: real numbers.
     Raises:
         ValueError: a value of another type or out of range, also above `MAX_SIZE` (classes, and each hidden layer at
             its width), `MAX_CHANNELS`, `MAX_SIDE` or `MAX_NUMBER`; or options that exclude each other.
@@ -71,6 +73,7 @@ class NetworkConfig:
     analog: bool = False
     batch_norm: bool = False
     dropout: float = 0.0
+    grid: Grid | None = None
 
     def __post_init__(self) -> None:
         for name in ("image_size", "mean", "std"):  # JSON has no tuples
@@ -137,6 +140,10 @@ class NetworkConfig:
             _refuse("neuron", "be a Neuron", repr(self.neuron), "Give analog=True for an analog network.")
         if self.batch_norm and not self.analog:
             _refuse("batch_norm", "be False for a spiking network", True, "Use weight_standardisation.")
+        if self.grid is not None and not isinstance(self.grid, Grid):
+            _refuse("grid", "be a Grid or None", repr(self.grid))
+        if self.analog and self.grid is not None:
+            _refuse("grid", "be None for an analog network", self.grid.text(), "It has no spikes.")
         if self.analog and self.readout != "potential_start":
             _refuse("readout", "be potential_start for an analog network", self.readout, "It has no slope.")
 
@@ -171,7 +178,8 @@ class NetworkConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values, those of the neuron among the others.
 
-        "backend" says nothing: it was a setting of the machine and stays for readers of older versions.
+        "backend" says nothing: it was a setting of the machine and stays for readers of older versions. "grid" is there
+        only if there is one: older versions, which would compute something else, refuse it.
         """
         flat: dict[str, Any] = {}
         for field in dataclasses.fields(self):
@@ -180,6 +188,8 @@ class NetworkConfig:
                 flat |= dataclasses.asdict(value)
             elif field.name == "analog":
                 flat["neuron"] = "ann" if value else "dft"
+            elif field.name == "grid":
+                flat |= {} if value is None else {"grid": value.to_dict()}
             else:
                 flat[field.name] = list(value) if isinstance(value, tuple) else value
         return flat | {"backend": "auto"}
@@ -192,8 +202,8 @@ class NetworkConfig:
             ValueError: unknown keys, a missing specification, or values that do not pass the checks above.
         """
         properties = {field.name for field in dataclasses.fields(Neuron)}
-        own = {field.name for field in dataclasses.fields(cls)} - {"neuron", "analog"}
-        known = own | properties | {"neuron", "backend"}
+        own = {field.name for field in dataclasses.fields(cls)} - {"neuron", "analog", "grid"}
+        known = own | properties | {"neuron", "backend", "grid"}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(
@@ -205,7 +215,8 @@ class NetworkConfig:
         if not isinstance(kind, str) or kind not in ("dft", "ann"):
             raise ValueError(f"NetworkConfig.from_dict: neuron must be one of dft, ann; got {kind}.")
         neuron = Neuron(**{name: values[name] for name in properties & set(values)})
-        return cls(neuron=neuron, analog=kind == "ann", **{name: values[name] for name in own & set(values)})
+        grid = None if values.get("grid") is None else Grid.from_dict(values["grid"])
+        return cls(neuron=neuron, analog=kind == "ann", grid=grid, **{name: values[name] for name in own & set(values)})
 
 
 def _is_whole(value: object) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ttfs_triton.nn.on_grid import RoundedLayer
 from ttfs_triton.nn.weighted import WeightedLayer
 
 
@@ -50,7 +51,7 @@ class BatchNorm:
 @torch.no_grad()
 def plain_synapses(layer: WeightedLayer) -> tuple[Tensor, Tensor | None]:
     """Weights and initial potentials that a layer computes with in evaluation mode, standardisation and batch norm
-    folded in: what other programs, hardware and its simulation get.
+    folded in, and rounded on a grid: what other programs, hardware and its simulation get.
 
     Args:
         layer: on any device.
@@ -58,7 +59,17 @@ def plain_synapses(layer: WeightedLayer) -> tuple[Tensor, Tensor | None]:
         weight [C_out, ...] and bias [C_out] or None, float64; without batch norm exactly what the layer uses.
     """
     weight, bias = layer.effective_weight().detach(), layer.bias
+    if layer.grid is not None:
+        return RoundedLayer(layer, weight).numbers()
     norm = getattr(layer, "batch_norm", None)
     if norm is not None:
         return BatchNorm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps).fold(weight, bias)
     return weight.double(), None if bias is None else bias.detach().double()
+
+
+@torch.no_grad()
+def plain_skip_weights(layer: WeightedLayer) -> Tensor | None:
+    """[C_out] weights of delayed spikes that a layer computes with, rounded on a grid; None for one without a skip."""
+    if layer.grid is not None and layer.skip:
+        return RoundedLayer(layer, layer.effective_weight()).skip_weight
+    return layer.skip_weights()

@@ -12,8 +12,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from ttfs_kernels import Neuron
 from ttfs_triton.nn.coding import LatencyEncoder
 from ttfs_triton.nn.folding import plain_synapses
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.readout import FirstSpikeDecision, PotentialReadout, Readout
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 from ttfs_triton.nn.weighted import WeightedLayer
@@ -84,6 +86,12 @@ class Stage:
             raise TypeError(f"Stage.weighted: stage must have synapses; got {self.name}, a {self.kind} encoder.")
         return self.layer
 
+    @property
+    def neuron(self) -> Neuron | None:
+        """How its neurons fire; None of an encoder and of an ANN."""
+        found = getattr(self.layer, "neuron", None)
+        return found if isinstance(found, Neuron) else None
+
     def synapses(self) -> tuple[Tensor, Tensor | None]:
         """Weights and initial potentials as the hardware gets them: standardised, batch norm folded in.
 
@@ -151,6 +159,11 @@ class NetworkGraph:
         return layer
 
     @property
+    def grid(self) -> Grid | None:
+        """Of the chip that it was trained on or calibrated for; None if it has none."""
+        return self.readout.grid
+
+    @property
     def readout_time(self) -> ReadoutTime:
         """When the decision that the readout was trained for is read."""
         return readout_time(self.readout)
@@ -165,6 +178,11 @@ class NetworkGraph:
         """Pixel value that fires first; 1 for an encoder that multiplies pixels."""
         layer = self.encoder.layer
         return layer.max_value if isinstance(layer, LatencyEncoder) else 1.0
+
+    @property
+    def persistences(self) -> tuple[float, ...]:
+        """σ of its neurons, each value once, ascending."""
+        return tuple(sorted({stage.neuron.psp_persistence for stage in self.stages if stage.neuron is not None}))
 
     @property
     def windows(self) -> int:

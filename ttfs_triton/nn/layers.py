@@ -2,9 +2,12 @@
 
 from typing import Unpack
 
+import torch
 from torch import Tensor
 
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear
+from ttfs_triton.nn.on_grid import RoundedLayer, spikes_on_grid
+from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, Size, WeightedConv2d, WeightedLinear
 
 
@@ -69,13 +72,36 @@ class DFTConv2d(WeightedConv2d):
         `skip` [N, skip, ...] are activations of an earlier layer, whose spikes have waited for those of `x`: each adds
         v·x_skip to the potential of one neuron, and v to its slope. See `WeightedLayer.delayed` for other sizes.
         """
+        weight = self.effective_weight() if weight is None else weight
         skip, skip_weight = self.delayed(skip, x)
         if self.average > 1:
             self.output_shape(tuple(x.shape[1:]))  # refuses maps that do not divide
-        activations = dft_conv2d(
+        if not self.runs_on_grid(x):
+            activations = self._fire(x, self.in_training(weight), self.bias, skip, skip_weight, pool)
+            return self.emit(activations) if pool == 1 else activations
+        assert pool == 1, "spikes on a grid are pooled behind the layer"
+        rounded = RoundedLayer(self, weight)
+        spikes = self._spikes(rounded, x, skip)
+        if torch.is_grad_enabled():
+            spikes = straight_through(self._fire(x, rounded.weight, rounded.bias, skip, rounded.skip_weight), spikes)
+        return self.emit(spikes)
+
+    def _spikes(self, rounded: RoundedLayer, x: Tensor, skip: Tensor | None) -> Tensor:
+        return spikes_on_grid(rounded, x, self.neuron.psp_persistence, skip)
+
+    def _fire(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        skip: Tensor | None = None,
+        skip_weight: Tensor | None = None,
+        pool: int = 1,
+    ) -> Tensor:
+        return dft_conv2d(
             x,
-            self.effective_weight() if weight is None else weight,
-            self.bias,
+            weight,
+            bias,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -87,7 +113,6 @@ class DFTConv2d(WeightedConv2d):
             neuron=self.neuron,
             backend=self.backend,
         )
-        return self.record(activations) if pool == 1 else activations
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron={self.neuron}"
@@ -129,10 +154,27 @@ class DFTLinear(WeightedLinear):
 
     def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
         """Activations. `skip` [N, skip] are those of an earlier layer, whose spikes have waited for those of `x`."""
-        x, weight = self.synapses(x, weight)
         skip, skip_weight = self.delayed(skip, x)
+        if not self.runs_on_grid(x):
+            x, weight = self.synapses(x, weight)
+            return self.emit(self._fire(x, weight, self.bias, skip, skip_weight))
+        x, weight, scale = self.with_dropout(x, weight)
+        rounded = RoundedLayer(self, weight, scale)
+        spikes = spikes_on_grid(rounded, x, self.neuron.psp_persistence, skip)
+        if torch.is_grad_enabled():
+            spikes = straight_through(self._fire(x, rounded.weight, rounded.bias, skip, rounded.skip_weight), spikes)
+        return self.emit(spikes)
+
+    def _fire(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        skip: Tensor | None = None,
+        skip_weight: Tensor | None = None,
+    ) -> Tensor:
         options = {"neuron": self.neuron, "backend": self.backend}
-        return self.record(dft_linear(x, weight, self.bias, skip=skip, skip_weight=skip_weight, **options))
+        return dft_linear(x, weight, bias, skip=skip, skip_weight=skip_weight, **options)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron={self.neuron}"

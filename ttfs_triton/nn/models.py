@@ -1,6 +1,7 @@
 """Networks built from a specification; the paper's, CNN1, VGG11, VGG16; and ResNets."""
 
 from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from ttfs_kernels import Neuron
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.config import NetworkConfig
+from ttfs_triton.nn.faults import Faults
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, PotentialReadout, Readout, ReadoutOptions
@@ -71,6 +74,7 @@ class TTFSNetwork(nn.Module):
         for layer in layers.values():
             if isinstance(layer, DFTConv2d | DFTLinear):
                 layer.backend = backend
+        put_on_grid(self, config.grid)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @property
@@ -91,7 +95,9 @@ class TTFSNetwork(nn.Module):
             )
         activations = images.contiguous(memory_format=torch.channels_last)
         names, layers = zip(*self.features.named_children(), strict=True)
-        weights = effective_weights(layers)
+        # Integers of a grid are those of the weights themselves, not of what a mixed precision leaves of them.
+        with nullcontext() if self.config.grid is None else without_autocast(images.device):
+            weights = effective_weights(layers)
         # Spikes that entered the last layers with weights, for as long as some skip may still read them.
         entered: list[Tensor] = []
         kept = 1 + max(self._waits.values(), default=0)
@@ -115,11 +121,41 @@ class TTFSNetwork(nn.Module):
         """Classify images by the earliest output spike, whichever readout the network was trained with."""
         return self.readout.decide(self.hidden(images))
 
+    def put_on_grid(self, grid: Grid | None) -> None:
+        """Compute on a chip's grid from now on, or on none; the units of weights are those that fit them best."""
+        self.config = self.config.replace(grid=grid)
+        put_on_grid(self, grid)
+
     def fold_standardisation(self) -> None:
         """Fold every layer, as `fold_weight_standardisation` does, and note it in the configuration."""
         fold_weight_standardisation(self.features)
         fold_weight_standardisation(self.readout)
         self.config = self.config.replace(weight_standardisation=False)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Compute in the types that tensors have, inside the `with` block."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+def put_on_grid(model: nn.Module, grid: Grid | None) -> None:
+    """Let every layer of a module tree, its encoder included, compute on a chip's grid, or on none.
+
+    Args:
+        model: of layers of `ttfs_triton.nn`; a `TTFSNetwork` notes it in its configuration by its own method.
+        grid: None takes it off.
+    """
+    for module in model.modules():
+        if isinstance(module, WeightedLayer | LatencyEncoder):
+            module.put_on_grid(grid)
+
+
+def train_for(model: nn.Module, faults: Faults | None) -> None:
+    """Let faults happen in every layer of a module tree, its encoder included, in training mode; None: no longer."""
+    for module in model.modules():
+        if isinstance(module, WeightedLayer | LatencyEncoder):
+            module.faults = faults
 
 
 def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
@@ -128,6 +164,8 @@ def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
     Not while they are counted, or while a hook asks for them.
     """
     if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)) or layer.skip:
+        return False
+    if layer.grid is not None or (layer.training and layer.faults):
         return False
     if following.kernel_size != (2, 2) or following.stride != (2, 2):
         return False

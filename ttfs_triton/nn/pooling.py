@@ -9,8 +9,8 @@ from ttfs_triton.nn.weighted import Size, pair
 class EarliestSpikePool2d(nn.Module):
     """Pass on the earliest spike of each patch: the maximum over activations.
 
-    Input [N, C, height, width], output [N, C, ...], activations; a patch of silent neurons stays silent. Average
-    pooling would break single-spike coding.
+    Input [N, C, height, width], output [N, C, ...], activations; a patch of silent neurons stays silent. A mean of
+    spike times is no spike: average pooling belongs to the synapses of the layer behind, `average` of `DFTConv2d`.
 
     Args:
         kernel_size: patch size.

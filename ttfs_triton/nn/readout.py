@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels import Neuron
+from ttfs_triton.nn.on_grid import RoundedLayer, readout_on_grid
+from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import LinearOptions, WeightedLinear
 
 
@@ -57,6 +59,15 @@ def first_spike_times(potential: Tensor, slope: Tensor, *, threshold: float, win
     inside = (threshold - potential) / steepness
     outside = torch.where(potential >= threshold, 0.0, torch.inf)
     return torch.where(fires_inside, inside, outside)
+
+
+def potential_and_slope(x: Tensor, weight: Tensor, bias: Tensor | None, readout: "Readout") -> tuple[Tensor, Tensor]:
+    """A + V₀ and σ·W of a readout with these weights and initial potentials, both [N, classes], by one contraction."""
+    potential, slope = F.linear(torch.cat([x, (x > 0).to(x.dtype)]), weight).chunk(2)
+    potential = potential + readout.initial_potential
+    if bias is not None:
+        potential = potential + bias
+    return potential, readout.neuron.psp_persistence * slope
 
 
 def first_spike_decision(
@@ -118,6 +129,14 @@ class Readout(WeightedLinear):
         self.neuron = neuron
         self.threshold, self.window, self.initial_potential = threshold, window, initial_potential
 
+    @property
+    def common_potential(self) -> float:
+        return self.initial_potential
+
+    @property
+    def threshold_height(self) -> float:
+        return max(1.0, self.threshold)
+
     def potential(self, x: Tensor, *, at: Literal["start", "end"] = "start") -> Tensor:
         """Membrane potential A + σ·W·s at the window's start (s = 0) or at s = 1, without V₀, in one contraction.
 
@@ -128,6 +147,8 @@ class Readout(WeightedLinear):
             [N, classes], in threshold heights, not clamped.
         """
         with torch.autocast(x.device.type, enabled=False):
+            if self.runs_on_grid(x):
+                return ReadoutOnGrid(self, x).potential(at_end=at == "end")
             x, weight = self.synapses(x.to(self.weight.dtype))
             if at == "end":
                 x = x + self.neuron.psp_persistence * (x > 0).to(x.dtype)
@@ -136,21 +157,84 @@ class Readout(WeightedLinear):
     def potential_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A + V₀ and σ·W of the output neurons, both [N, classes], in one stacked contraction."""
         with torch.autocast(x.device.type, enabled=False):
+            if self.runs_on_grid(x):
+                return ReadoutOnGrid(self, x).potential_and_slope()
             x, weight = self.synapses(x.to(self.weight.dtype))
-            potential, slope = F.linear(torch.cat([x, (x > 0).to(x.dtype)]), weight).chunk(2)
-            potential = potential + self.initial_potential
-            if self.bias is not None:
-                potential = potential + self.bias
-            return potential, self.neuron.psp_persistence * slope
+            return potential_and_slope(x, weight, self.bias, self)
+
+    def spike_times(self, x: Tensor) -> Tensor:
+        """Times [N, classes] of the output neurons' spikes on their ramp, in windows, inf for silent ones."""
+        if self.runs_on_grid(x):
+            with torch.autocast(x.device.type, enabled=False):
+                return ReadoutOnGrid(self, x).spike_times()
+        return first_spike_times(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
 
     def decide(self, x: Tensor) -> FirstSpikeDecision:
         """Classify by the earliest output spike; x: [N, in_features], activations."""
+        if self.runs_on_grid(x):
+            with torch.autocast(x.device.type, enabled=False):
+                return FirstSpikeDecision(*ReadoutOnGrid(self, x).decide())
         return first_spike_decision(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
 
     def output_activations(self, x: Tensor) -> Tensor:
         """Activations [N, classes] of the output neurons on their ramp, 1 − s/S, 0 for silent ones."""
-        times = first_spike_times(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
-        return (1 - times / self.window).clamp(min=0)
+        return (1 - self.spike_times(x) / self.window).clamp(min=0)
+
+
+class ReadoutOnGrid:
+    """A pass of a readout on its grid: what integers give, differentiated as the closed form of what they stand for.
+
+    Args:
+        readout: on a grid.
+        x: [N, in_features], activations, multiples of 1/T.
+    """
+
+    def __init__(self, readout: Readout, x: Tensor) -> None:
+        x, weight, scale = readout.with_dropout(x.to(readout.weight.dtype))
+        self._x, self._readout, self._rounded = x, readout, RoundedLayer(readout, weight, scale)
+        self._clocked, self._membrane = readout_on_grid(self._rounded, x)
+
+    def potential(self, *, at_end: bool) -> Tensor:
+        """As `Readout.potential`."""
+        exact = self._clocked.score(self._membrane, at_end=at_end)
+        if not torch.is_grad_enabled():
+            return exact
+        potential, slope = self._closed_form()
+        return straight_through((potential + slope if at_end else potential) - self._readout.initial_potential, exact)
+
+    def potential_and_slope(self) -> tuple[Tensor, Tensor]:
+        """As `Readout.potential_and_slope`."""
+        clocked, membrane = self._clocked, self._membrane
+        exact = clocked.height(membrane.potential), clocked.height(membrane.drift * (2 * clocked.steps))
+        smooth = self._closed_form()
+        return straight_through(smooth[0], exact[0]), straight_through(smooth[1], exact[1])
+
+    def spike_times(self) -> Tensor:
+        """As `Readout.spike_times`, multiples of 1/T; of silent neurons without gradient."""
+        ramp = self._clocked.own_ramp()
+        instant = ramp.first_instant(*self._membrane)
+        exact = (self._clocked.clock.step_of(instant) / self._clocked.steps).masked_fill(
+            instant == ramp.never, torch.inf
+        )
+        if not torch.is_grad_enabled():
+            return exact.float()
+        window = self._readout.window
+        smooth = first_spike_times(*self._closed_form(), threshold=self._readout.threshold, window=window)
+        return straight_through(smooth, exact)
+
+    def decide(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `FirstSpikeDecision`, but times are multiples of 1/T."""
+        instant = self._clocked.own_ramp().first_instant(*self._membrane)
+        found = self._clocked.decide(self._membrane, instant)
+        return found.prediction, self.spike_times().detach(), found.tie, found.no_spike
+
+    def on_hidden_ramp(self) -> Tensor:
+        """As `PotentialReadout.output_activations`."""
+        clocked = self._clocked
+        return clocked.clock.remaining(clocked.on_hidden_ramp(self._membrane)) / clocked.steps
+
+    def _closed_form(self) -> tuple[Tensor, Tensor]:
+        return potential_and_slope(self._x, self._rounded.weight, self._rounded.bias, self._readout)
 
 
 class PotentialReadout(Readout):
@@ -197,6 +281,8 @@ class PotentialReadout(Readout):
 
     def output_activations(self, x: Tensor) -> Tensor:
         """Activations [N, classes] that these neurons would have on the hidden layers' ramp, 1 − s."""
+        if self.runs_on_grid(x):
+            return ReadoutOnGrid(self, x).on_hidden_ramp()
         potential, slope = self.potential_and_slope(x)
         times = first_spike_times(potential - self.initial_potential, slope, threshold=1.0, window=1.0)
         return (1 - times).clamp(min=0)
@@ -231,7 +317,7 @@ class FirstSpikeReadout(Readout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        times = first_spike_times(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
+        times = self.spike_times(x)
         if self.statistics is not None and self.statistics.recording:
             self.record((1 - times / self.window).clamp(min=0))
         return times.clamp(max=self.window) * (-self.threshold / self.window)

@@ -19,11 +19,20 @@ from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
 from ttfs_triton.data.placement import PlacedImages, place_images
 from ttfs_triton.model.builder import build_network_of
-from ttfs_triton.nn import DFTConv2d, DFTLinear, NetworkConfig, NetworkError, NetworkGraph, TTFSNetwork, network_graph
+from ttfs_triton.nn import (
+    DFTConv2d,
+    DFTLinear,
+    NetworkConfig,
+    NetworkError,
+    NetworkGraph,
+    TTFSNetwork,
+    network_graph,
+    train_for,
+)
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.models import CNN1, RESNET18, RESNET20, VGG11, VGG16
 from ttfs_triton.train.config import ConfigError, TrainConfig
-from ttfs_triton.train.start import Start, load_own_weights, load_weights
+from ttfs_triton.train.start import Start, check_chip, load_own_weights, load_weights, start_on_grid
 
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
@@ -134,15 +143,21 @@ def build_network(
     """
     if network is None:
         network = _own_network(config, data) if config.network is not None else _specified_network(config, data)
-    weights = str(ann) if config.pretrain and ann is not None else config.weights
-    if weights is None:
-        return network, None
-    if not isinstance(network, TTFSNetwork):
-        return network, load_own_weights(network, weights)
-    images = None
-    if calibrated and config.calibration_images:
-        images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
-    return network, load_weights(network, weights, images, config.trained_as)
+    weights, start = str(ann) if config.pretrain and ann is not None else config.weights, None
+    if weights is not None and not isinstance(network, TTFSNetwork):
+        start = load_own_weights(network, weights)
+    elif weights is not None:
+        images = None
+        if calibrated and config.calibration_images:
+            images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
+        start = load_weights(network, weights, images, config.trained_as)
+    if config.grid is not None:
+        start_on_grid(network, config.grid, start, learn_units=config.learn_units)
+        if config.grid_chip is not None:
+            check_chip(network, config.grid, config.grid_chip, data.train.shape[1:])
+    if config.faults:
+        train_for(network, config.faults)
+    return network, start
 
 
 def check_network(network: nn.Module, data: RunData) -> NetworkGraph:

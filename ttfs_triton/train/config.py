@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -19,16 +18,21 @@ from pydantic import (
 from ttfs_triton.augment.policy import PolicyName
 from ttfs_triton.command_line import problem_lines
 from ttfs_triton.convert.layouts import TrainedAs
+from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.nn import Neuron
 from ttfs_triton.nn.config import Encoder
+from ttfs_triton.nn.grid import MOST_STEPS, Grid
 from ttfs_triton.train.target import Wanted, parse_target
 from ttfs_triton.yaml_file import YamlError, read_mapping
 
 PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
 
 
-class TrainConfig(BaseModel):
-    """Everything a run depends on. Saved as `config.yaml` in the run's folder."""
+class TrainConfig(FaultOptions):
+    """Everything a run depends on. Saved as `config.yaml` in the run's folder.
+
+    Faults happen to chips that are trained for: anew in each step, and not in validation.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -133,6 +137,22 @@ class TrainConfig(BaseModel):
     """Training images on which a network with an ANN's weights is calibrated before training. 0: not at all."""
     backend: Literal["auto", "triton", "torch"] = "auto"
     """Kernels."""
+
+    # ---- grid of a chip
+    time_steps: int | None = Field(None, ge=1, le=MOST_STEPS)
+    """Train on a chip's grid: spikes at one of so many time steps a window, as the simulator has them. Gradients pass
+    straight through the rounding. The network carries its grid, and evaluation and simulation take it from there."""
+    weight_bits: int | None = Field(None, ge=2, le=16)
+    """Bits of a weight on that grid, sign included. Default: weights are not rounded."""
+    weight_units: Literal["channel", "tensor"] = "channel"
+    """What has its own unit, of which weights are multiples: each output channel, or each layer."""
+    learn_units: bool = True
+    """Learn these units; else they stay those that fit the weights of the start best."""
+    state_bits: int | None = Field(None, ge=4, le=62)
+    """Bits of the registers that hold a neuron's slope and potential on that grid, which saturate. Default: as wide as
+    it takes."""
+    grid_chip: str | None = None
+    """Chip that must hold the network on this grid: a name or a TOML file of yours. It is not trained otherwise."""
 
     # ---- optimisation
     epochs: int = Field(15, ge=1)
@@ -253,6 +273,16 @@ class TrainConfig(BaseModel):
             raise ValueError("trained_as needs weights")
         if self.pretrain_epochs is not None and not self.pretrain:
             raise ValueError("pretrain_epochs needs pretrain: true")
+        if self.time_steps is not None and self.neuron == "ann":
+            raise ValueError("time_steps works with neuron: dft only; an ANN has no spikes")
+        if self.neuron == "ann" and self.faults:
+            raise ValueError(f"faults work with neuron: dft only; got {self.faults.text()}")
+        if self.grid_chip is not None and self.time_steps is None:
+            raise ValueError("grid_chip needs time_steps")
+        if self.time_steps is None and (self.weight_bits is not None or self.state_bits is not None):
+            raise ValueError(
+                "weight_bits and state_bits need time_steps: a chip's neurons run on a clock; 64 steps lose nothing"
+            )
         if self.auto_augment and self.trivial_augment:
             raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")
         if self.resume and self.overwrite:
@@ -280,6 +310,13 @@ class TrainConfig(BaseModel):
     def target(self) -> Wanted | None:
         """What the network may cost, None without a limit."""
         return parse_target(self.target_sparsity, self.target_operations, self.target_energy)
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid that is trained on."""
+        if self.time_steps is None:
+            return None
+        return Grid(self.time_steps, self.weight_bits, self.weight_units == "channel", self.state_bits)
 
     def network_keys(self) -> list[str]:
         """Keys that say what network to build, where they have another value than the default."""

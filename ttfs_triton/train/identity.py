@@ -86,7 +86,7 @@ def compare(path: Path, state: dict[str, Any], now: dict[str, Any], step: int) -
         for name, key in _DATA.items()
         if state.get(key, now[key]) != now[key]
     ]
-    if state.get("layers") != now["layers"]:
+    if state.get("layers") != now.get("layers"):
         problems.append(
             f"the network must be the one that {path} is of; its layers differ. Give the builder as it was then."
         )

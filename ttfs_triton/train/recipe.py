@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.train.config import ConfigError, TrainConfig, make_config, read_yaml
 
 PRETRAINING = "pretrain_ann.yaml"
@@ -91,6 +92,8 @@ def ann_config(recipe: Path, config: TrainConfig) -> TrainConfig:
     trained = make_config(read_recipe(source).values(config.preset), str(source)).model_dump()
     values = config.model_dump() | {key: trained[key] for key in _TRAINING}
     values |= {"neuron": "ann", "readout": None, "dropout": 0.0, "pretrain": False, "pretrain_epochs": None}
+    no_grid = dict.fromkeys(("time_steps", "weight_bits", "state_bits", "grid_chip"))
+    values |= no_grid | dict.fromkeys(FaultOptions.model_fields, 0.0)
     values |= {"output_dir": None, "resume": False, "overwrite": False, "push_to_hub": False, "hub_repo_id": None}
     values |= {"target_sparsity": None, "target_operations": None, "target_energy": None}
     if config.pretrain_epochs is not None:

@@ -1,8 +1,8 @@
 """Weights that a run starts from: its own kind as they are, an ANN's or another project's converted."""
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,12 @@ from ttfs_triton.convert import (
     open_weights,
 )
 from ttfs_triton.convert.layouts import TrainedAs
+from ttfs_triton.hardware import count, load_chip
+from ttfs_triton.hardware.energy.fits import exceeded
 from ttfs_triton.model import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
+from ttfs_triton.nn.grid import Grid
+from ttfs_triton.nn.registers import check_registers
 from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError
 
@@ -31,10 +35,14 @@ class Start:
     Attributes:
         base_model: what it is based on.
         calibration: None if it was not calibrated.
+        grid: that it was on, or None.
+        units: of weights on that grid, by their names in the state dict.
     """
 
     base_model: BaseModel
     calibration: Calibration | None
+    grid: Grid | None = None
+    units: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def load_weights(
@@ -58,7 +66,11 @@ def load_weights(
     """
     try:
         weights = open_weights(source)
+        units = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(".log2_unit")}
         description = weights.description()
+        if units:
+            others = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
+            weights = dataclasses.replace(weights, tensors=others)
         converted, calibration = None, None
         if trained_as is None and _shapes(weights.tensors) == _shapes(network.state_dict()):
             tensors, trained = weights.tensors, None if description is None else description.network
@@ -78,9 +90,48 @@ def load_weights(
     except ConversionError as error:
         raise ConfigError(f"weights: {source} does not fit {network.config.specification}: {error}") from error
     network.load_state_dict(tensors)
-    if trained is not None:
+    if isinstance(trained, NetworkConfig):
         _take_statistics(network, trained)
-    return Start(base_model, calibration)
+    return Start(base_model, calibration, None if description is None else description.network.grid, units)
+
+
+def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *, learn_units: bool = True) -> None:
+    """Put a network on a grid, in place: in the units that its weights had on the same grid, or in those that fit best.
+
+    Args:
+        network: with the weights to start from.
+        grid: to train on.
+        start: where they come from.
+        learn_units: whether units are trained.
+    Raises:
+        ConfigError: registers cannot hold the threshold, at these weights; or code of the user's builds the network,
+            and alone can put it on a grid again.
+    """
+    if not isinstance(network, TTFSNetwork):
+        raise ConfigError(
+            f"time_steps must go with a network of --model; got a {type(network).__name__}. Call "
+            "ttfs_triton.nn.put_on_grid(network, Grid(...)) where you build it: then it is on its grid wherever you do."
+        )
+    network.put_on_grid(grid)
+    if start is not None and start.grid == grid and start.units:
+        network.load_state_dict(start.units, strict=False)
+    for name, parameter in network.named_parameters():
+        if name.endswith(".log2_unit"):
+            parameter.requires_grad_(learn_units)
+    try:
+        check_registers(network)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[int]) -> None:
+    """Raise ConfigError unless a chip, by its name or file, holds a network on its grid."""
+    counts = count(network, [torch.zeros(1, *image_shape)])
+    if lines := exceeded(counts, load_chip(chip), grid.weight_bits):
+        raise ConfigError(
+            f"grid_chip must hold the network on its grid, {grid.text()}; {'; '.join(lines)}. Use a smaller network or "
+            "fewer bits, or another chip."
+        )
 
 
 def load_own_weights(network: nn.Module, source: str) -> Start:
@@ -152,7 +203,9 @@ def _structure(config: NetworkConfig) -> tuple[object, ...]:
     def at_width(token: Token) -> Token:
         if isinstance(token, Convolution):
             return dataclasses.replace(token, channels=config.scaled(token.channels))
-        return Dense(config.scaled(token.features)) if isinstance(token, Dense) else token
+        if isinstance(token, Dense):
+            return dataclasses.replace(token, features=config.scaled(token.features))
+        return token
 
     return (*map(at_width, parse_specification(config.specification)), config.in_channels, config.image_size)
 

@@ -16,8 +16,8 @@ def announce(trainer: TrainingLoop, resumed: bool) -> None:
     """Say what is trained, on what, where."""
     config, data, display = trainer.config, trainer.data, trainer.display
     parameters = sum(p.numel() for p in trainer.network.parameters())
-    found = {stage.layer.neuron.psp_persistence for stage in trainer.graph.stages if hasattr(stage.layer, "neuron")}
-    neuron = "ANN" if trainer.graph.analog else f"σ = {', '.join(f'{value:g}' for value in sorted(found))}"
+    found = ", ".join(f"{value:g}" for value in trainer.graph.persistences)
+    neuron = "ANN" if trainer.graph.analog else f"σ = {found}"
     display.say(
         f"{config.network or config.model} ({parameters:,} parameters, {neuron}) on {data.train.name}: "
         f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
@@ -30,6 +30,10 @@ def announce(trainer: TrainingLoop, resumed: bool) -> None:
         display.say(f"changed on --resume      {change}")
     if trainer.start is not None and trainer.start.calibration is not None:
         display.console.print(trainer.start.calibration.table())
+    if trainer.graph.grid is not None:
+        display.say(f"on the grid of a chip: {trainer.graph.grid.text()}")
+    if config.faults:
+        display.say(f"for chips with faults: {config.faults.text()}")
     display.say(f"{where}, {start}, run folder {trainer.folder.path}")
 
 

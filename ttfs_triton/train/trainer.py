@@ -12,7 +12,7 @@ from ttfs_triton.data.images import ImageData, images_of_tensors, train_validati
 from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.train.build import RunData, check_network
 from ttfs_triton.train.callback import Callback
-from ttfs_triton.train.config import ConfigError, TrainConfig
+from ttfs_triton.train.config import ConfigError, TrainConfig, make_config
 from ttfs_triton.train.run import Given, train
 
 Split = ImageData | tuple[Tensor, Tensor]
@@ -55,7 +55,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         name: str = "run",
     ) -> None:
-        config = TrainConfig() if config is None else config
+        config = make_config({}, "Trainer") if config is None else config
         if given := config.network_keys():
             raise ConfigError(
                 f"Trainer: config must leave the network's keys at their defaults; got {', '.join(given)}."

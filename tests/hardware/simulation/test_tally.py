@@ -9,12 +9,11 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from tests.hardware.simulation.clocked_oracle import Neurons, Work, conv2d, earliest, linear
+from tests.clocked_oracle import Neurons, Work, conv2d, earliest, linear
 from tests.hardware.simulation.networks import READOUTS, assert_same, linear_network, readout_with, small_network
 from tests.nn.common import activations, randomised
 from ttfs_triton.hardware.counts.counter import count
 from ttfs_triton.hardware.counts.counts import LayerActivity
-from ttfs_triton.hardware.simulation.integers import quantise_weight
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn import (
     AnalogEncoder,
@@ -23,6 +22,7 @@ from ttfs_triton.nn import (
     FirstSpikeReadout,
     PotentialReadout,
 )
+from ttfs_triton.nn.integers import quantise_weight
 
 WORK = tuple(field.name for field in dataclasses.fields(Work))
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.readout import PotentialReadout, Readout
@@ -120,7 +121,7 @@ def _add_late(stage: Stage, membrane: tuple[Tensor, Tensor], times: Tensor, wait
 
     Potentials add up: each spike raises its neuron's slope from its arrival on.
     """
-    weight, layer = stage.weighted.skip_weights(), stage.layer
+    weight, layer = plain_skip_weights(stage.weighted), stage.layer
     assert weight is not None
     assert isinstance(layer, DFTConv2d | DFTLinear)
     times = times.flatten(2) if times.dim() > 2 else times[:, :, None]

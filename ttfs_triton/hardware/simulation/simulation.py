@@ -7,7 +7,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ttfs_triton.hardware.counts.counts import Counts, LayerActivity
-from ttfs_triton.hardware.simulation.clock import CompareAt
+from ttfs_triton.nn.clock import CompareAt
+from ttfs_triton.nn.faults import Faults
 
 Engine = Literal["summed", "stepped"]
 
@@ -20,9 +21,12 @@ class SimulationSettings:
         steps: of a window.
         weight_bits: sign included, or None.
         per_channel: one weight unit per output channel.
+        state_bits: of the registers of slope and potential, or None.
         compare_at: "middle" or "start" of a step.
         gating: neurons rest before their first input spike and behind their own.
         engine: "summed" or "stepped".
+        faults: of the chip.
+        seed: of what they are drawn by.
     """
 
     steps: int = 64
@@ -31,6 +35,9 @@ class SimulationSettings:
     compare_at: CompareAt = "middle"
     gating: bool = True
     engine: Engine = "summed"
+    state_bits: int | None = None
+    faults: Faults = Faults()
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,32 @@
 import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts
-from ttfs_triton.hardware.simulation.clock import Clock, CompareAt, Ramp
-from ttfs_triton.hardware.simulation.clocked_layer import AnalogLayer, ClockedLayer, Membrane
-from ttfs_triton.hardware.simulation.integers import QuantisedWeight, check_bits, exact_products, quantise_weight
+from ttfs_triton.hardware.simulation.faulty import FaultyChip
 from ttfs_triton.hardware.simulation.simulation import Engine, Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.tally import LayerTally
+from ttfs_triton.nn.clock import Clock, CompareAt, Ramp
+from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, Membrane
+from ttfs_triton.nn.clocked_readout import ClockedReadout
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.graph import NetworkGraph, Stage
+from ttfs_triton.nn.grid import Grid
+from ttfs_triton.nn.integers import QuantisedWeight, check_bits, exact_products, largest_integer, quantise_weight
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.trace import network_graph
 
 # A batch is run in parts whose integers stay near the caches: CNN1 in batches of 200 runs 1.7 times as fast.
 CPU_SAMPLES = 50
+
+Own = Literal["network"]
+"""As the network's grid has it."""
 
 # Finer clocks are no hardware, and float32 closed forms are no better.
 MOST_STEPS = 4096
@@ -32,15 +39,21 @@ def simulate(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    steps: int = 64,
-    weight_bits: int | None = 8,
-    per_channel: bool = True,
-    compare_at: CompareAt = "middle",
+    steps: int | Own = "network",
+    weight_bits: int | Own | None = "network",
+    per_channel: bool | Own = "network",
+    state_bits: int | Own | None = "network",
+    compare_at: CompareAt | Own = "network",
     gating: bool = True,
     engine: Engine = "summed",
     keep_spike_times: bool | int = False,
+    faults: Faults = Faults(),
+    seed: int = 0,
 ) -> Simulation:
     """Run a trained network in integers, with a clock of `steps` ticks a window.
+
+    What is not said is as the network's grid has it, on which it then decides exactly as in evaluation; of a network
+    without a grid: 64 steps, 8-bit weights with a unit per channel, wide registers, comparing in the middle of a step.
 
     Layer l integrates in window l − 1, while its inputs fire, and fires in window l; otherwise it sleeps. At each step
     of the integration window, weights of the spikes of that step are added to the neuron's slope, and the slope to its
@@ -53,8 +66,10 @@ def simulate(
         batches: images [N, ...] as the model takes them, or tuples (images, labels), labels [N] int64.
         steps: of a window, 1 to 4096. A layer's spike times are at most a step off (half a step with "middle") those
             that the closed form gives for the same inputs and weights.
-        weight_bits: 2 to 16, sign included; None leaves weights as fine as float32.
+        weight_bits: 2 to 16, sign included; None leaves weights as fine as float32. The largest weight becomes the
+            largest integer, but at the bits and units of its grid a network has its own units.
         per_channel: one weight unit per output channel; otherwise one per layer.
+        state_bits: of the registers that hold slope and potential; see `ttfs_triton.nn.Grid`. None: wide enough.
         compare_at: "middle" compares in the middle of each step (and at the window's start), which rounds spike times
             to the nearest step; "start" compares at the start of each step, so that spikes are late by up to a step,
             and errors add up over layers. "middle" costs one more compare a neuron and is better at few steps: CNN1 on
@@ -64,8 +79,11 @@ def simulate(
         engine: "stepped" ticks the clock; "summed" computes the same integers by one contraction a layer and by
             solving for the crossing. Results are equal, bit for bit.
         keep_spike_times: True, or the number of first samples whose spike times to keep.
+        faults: of the chip: its weights and broken neurons are the same for all images, and each image's spikes are
+            moved or lost anew. Output neurons are whole, as are their spikes.
+        seed: of the chip, and of what happens to spikes, in the order in which images come.
     Returns:
-        Decisions, counts, and the work of clock-driven neurons.
+        Decisions, counts of the spikes that are left, and the work of clock-driven neurons.
     Raises:
         NetworkError: a model that is no network of our layers, or has some that do not spike.
         ValueError: an argument out of range, no samples, labels in some batches only, or potentials beyond 62 bits.
@@ -78,13 +96,21 @@ def simulate(
         >>> [layer.name for layer in found.activity]
         ['conv1', 'conv2', 'fc1', 'readout']
     """
-    settings = SimulationSettings(steps, weight_bits, per_channel, compare_at, gating, engine)
+    graph, batches = graph_of_batches("simulate", model, batches)
+    chosen = on_grid(
+        graph.grid,
+        steps=steps,
+        weight_bits=weight_bits,
+        per_channel=per_channel,
+        state_bits=state_bits,
+        compare_at=compare_at,
+    )
+    settings = SimulationSettings(**chosen, gating=gating, engine=engine, faults=faults, seed=seed)
     check_settings("simulate", settings)
     if keep_spike_times < 0:
         raise ValueError(f"simulate: keep_spike_times must be a bool or at least 0; got {keep_spike_times}.")
-    graph, batches = graph_of_batches("simulate", model, batches)
     keep = None if keep_spike_times is True else int(keep_spike_times)
-    simulator = Simulator(graph, quantise_stages(graph, weight_bits, per_channel), settings, keep)
+    simulator = Simulator(graph, quantise_stages(graph, settings.weight_bits, settings.per_channel), settings, keep)
     for batch in batches:
         simulator.add(*images_and_labels(batch))
     return simulator.result()
@@ -111,15 +137,30 @@ def check_settings(function: str, settings: SimulationSettings) -> None:
     if not 1 <= settings.steps <= MOST_STEPS:
         raise ValueError(f"{function}: steps must be 1 to {MOST_STEPS}; got {settings.steps}.")
     check_bits(function, settings.weight_bits)
+    if settings.state_bits is not None and not 4 <= settings.state_bits <= 62:
+        raise ValueError(f"{function}: state_bits must be 4 to 62, or None; got {settings.state_bits}.")
     for name, choices in (("compare_at", ("middle", "start")), ("engine", ("summed", "stepped"))):
         if getattr(settings, name) not in choices:
             raise ValueError(f"{function}: {name} must be one of {choices}; got {getattr(settings, name)!r}.")
 
 
+def on_grid(grid: Grid | None, **settings: Any) -> dict[str, Any]:
+    """Settings of a simulation, those of the grid in the place of "network"."""
+    own: dict[str, Any] = {"steps": 64, "weight_bits": 8, "per_channel": True, "state_bits": None}
+    own["compare_at"] = "middle"
+    if grid is not None:
+        own = {name: getattr(grid, "time_steps" if name == "steps" else name) for name in own}
+    return {name: own[name] if value == "network" else value for name, value in settings.items()}
+
+
 def quantise_stages(graph: NetworkGraph, bits: int | None, per_channel: bool) -> list[QuantisedWeight | None]:
-    """Quantised weights of each stage, None for a latency encoder."""
+    """Quantised weights of each stage, None for a latency encoder; in the units of a layer's grid, if it is this."""
     return [
-        None if stage.kind == "latency" else quantise_weight(stage.synapses()[0], bits, per_channel=per_channel)
+        None
+        if stage.kind == "latency"
+        else quantise_weight(
+            stage.synapses()[0], bits, per_channel=per_channel, unit=stage.weighted.unit_on_grid(bits, per_channel)
+        )
         for stage in graph.stages
     ]
 
@@ -150,16 +191,20 @@ class Simulator:
     ) -> None:
         self._graph, self._settings, self._keep = graph, settings, keep
         self._clock = Clock(settings.steps, settings.compare_at)
+        self._register = None if settings.state_bits is None else largest_integer(settings.state_bits)
         self._device = graph.readout.weight.device
         self._samples, self._input = 0, (0, torch.zeros(2, dtype=torch.int64, device=self._device))
         self._kept: dict[str, list[Tensor]] = {stage.name: [] for stage in graph.stages}
         self._decisions: list[tuple[Tensor, ...]] = []
         self._labels: list[Tensor] = []
+        self._faulty = FaultyChip(settings.faults, self._clock, settings.seed) if settings.faults else None
         self._layers: dict[str, ClockedLayer | AnalogLayer] = {}
         self._tallies: dict[str, LayerTally] = {}
         for stage, weight in zip(graph.stages, weights, strict=True):
             if weight is None:
                 continue
+            if self._faulty is not None:
+                weight = self._faulty.weights(weight)
             self._layers[stage.name] = self._prepare(stage, weight)
             window = stage.layer.window if isinstance(stage.layer, FirstSpikeReadout) else 1.0
             self._tallies[stage.name] = LayerTally(stage.name, stage.weighted, self._clock, window, settings.gating)
@@ -167,19 +212,13 @@ class Simulator:
     def _prepare(self, stage: Stage, weight: QuantisedWeight) -> ClockedLayer | AnalogLayer:
         layer = stage.layer
         if isinstance(layer, AnalogEncoder | SignedEncoder):
-            return AnalogLayer(layer, weight, stage.synapses()[1])
+            persistence = layer.neuron.psp_persistence if isinstance(layer, SignedEncoder) else 0.0
+            return AnalogLayer(layer, weight, stage.synapses()[1], persistence)
         if isinstance(layer, Readout):
-            return ClockedLayer(
-                layer,
-                weight,
-                self._clock,
-                psp_persistence=layer.neuron.psp_persistence,
-                initial_potential=layer.initial_potential,
-                threshold=max(1.0, layer.threshold),
-                window=max(1.0, layer.window),
-            )
+            return ClockedReadout(layer, weight, self._clock, register=self._register)
         assert isinstance(layer, DFTConv2d | DFTLinear)
-        return ClockedLayer(layer, weight, self._clock, psp_persistence=layer.neuron.psp_persistence)
+        persistence = layer.neuron.psp_persistence
+        return ClockedLayer(layer, weight, self._clock, psp_persistence=persistence, register=self._register)
 
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor | None = None) -> None:
@@ -202,14 +241,14 @@ class Simulator:
         """What a stage emits, as steps that remain in its window, 0 for silent neurons."""
         layer, tally = self._layers.get(stage.name), self._tallies.get(stage.name)
         if layer is None or tally is None:
-            instant = self._clock.encode(stage.layer(inputs))
+            instant = self._left(stage, self._clock.encode(stage.layer(inputs)))
             self._add_input(instant)
         elif isinstance(layer, AnalogLayer):
-            instant = self._fire_analog(layer, tally, inputs)
-        elif stage.kind == "readout":
-            instant = self._read_out(stage, layer, tally, inputs)
+            instant = self._fire_analog(stage, layer, tally, inputs)
+        elif isinstance(layer, ClockedReadout):
+            instant = self._read_out(layer, tally, inputs)
         else:
-            instant = self._fire(layer, tally, inputs, skip)
+            instant = self._fire(stage, layer, tally, inputs, skip)
         self._keep_stamps(stage.name, instant)
         return self._clock.remaining(instant)
 
@@ -220,18 +259,25 @@ class Simulator:
             self._input[1] + torch.stack([(step < self._clock.steps).sum(), (step == 0).sum()]),
         )
 
-    def _fire_analog(self, layer: AnalogLayer, tally: LayerTally, images: Tensor) -> Tensor:
-        images = layer.normalise(images)
+    def _left(self, stage: Stage, instant: Tensor) -> Tensor:
+        """Spikes of a stage that are left of these, by the indices of their instants."""
+        return instant if self._faulty is None else self._faulty.spikes(stage, instant)
+
+    def _fire_analog(self, stage: Stage, layer: AnalogLayer, tally: LayerTally, images: Tensor) -> Tensor:
+        assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
+        images = layer.layer.normalise(images)
         tally.add_inputs(images)
         slope = layer.slope(images)
-        instant = self._clock.encode(layer.activations(images))
+        instant = self._left(stage, self._clock.encode(layer.activations(images)))
         tally.add_spikes(instant)
         tally.add_firing(instant, slope)
         return instant
 
-    def _fire(self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor, skip: Tensor | None) -> Tensor:
+    def _fire(
+        self, stage: Stage, layer: ClockedLayer, tally: LayerTally, inputs: Tensor, skip: Tensor | None
+    ) -> Tensor:
         membrane, earliest = self._integrate(layer, tally, inputs, skip)
-        instant = self._first_instant(Ramp(self._clock, layer.unit), membrane)
+        instant = self._left(stage, self._first_instant(layer.ramp(), membrane))
         tally.add_spikes(instant)
         tally.add_firing(instant, earliest if layer.persistence else None)
         return instant
@@ -246,38 +292,27 @@ class Simulator:
         return membrane, earliest
 
     def _first_instant(self, ramp: Ramp, membrane: Membrane) -> Tensor:
-        return (ramp.first_instant if self._settings.engine == "summed" else ramp.first_instant_stepped)(*membrane)
+        find = ramp.first_instant if self._settings.engine == "summed" else ramp.first_instant_stepped
+        return find(*membrane).long()
 
-    def _read_out(self, stage: Stage, layer: ClockedLayer, tally: LayerTally, inputs: Tensor) -> Tensor:
-        readout = stage.layer
-        assert isinstance(readout, Readout)
+    def _read_out(self, layer: ClockedReadout, tally: LayerTally, inputs: Tensor) -> Tensor:
+        readout = layer.readout
         membrane, earliest = self._integrate(layer, tally, inputs)
-        ramp = Ramp(self._clock, layer.unit, readout.threshold, readout.window)
-        instant = decisive = self._first_instant(ramp, membrane)
-        self._decide(readout, layer, membrane, instant, ramp)
+        instant = decisive = self._first_instant(layer.own_ramp(), membrane)
+        at_end = isinstance(readout, PotentialReadout) and readout.at == "end"
+        found, score = layer.decide(membrane, instant), layer.score(membrane, at_end=at_end).argmax(1)
+        latency = found.step.amin(1) + self._graph.windows * self._clock.steps
+        self._decisions.append((score, found.prediction, found.tie, found.no_spike, latency))
         if isinstance(readout, PotentialReadout):
             # Statistics show these neurons on the hidden layers' ramp, without the common initial potential.
-            ramp = Ramp(self._clock, layer.unit)
-            instant = self._first_instant(ramp, layer.without_initial_potential(membrane))
-            if readout.at == "end" and layer.persistence:
+            instant = layer.on_hidden_ramp(membrane).long()
+            if at_end and layer.persistence:
                 tally.add_end_of_window(earliest, instant.shape[1])
         else:
             first = instant.amin(1, keepdim=True) if self._settings.gating else instant
             tally.add_firing(first.expand_as(instant), earliest if layer.persistence else None)
         tally.add_spikes(instant)
         return decisive
-
-    def _decide(self, readout: Readout, layer: ClockedLayer, membrane: Membrane, instant: Tensor, ramp: Ramp) -> None:
-        step = self._clock.step_of(instant)
-        first, prediction = step.min(1)
-        no_spike = instant.amin(1) == ramp.never
-        tie = ((step == first[:, None]).sum(1) > 1) & ~no_spike
-        # Each channel has its own unit: potentials are compared in threshold heights.
-        at_end = layer.height(membrane.after(round(2 * self._clock.steps * readout.window))).argmax(1)
-        late = isinstance(readout, PotentialReadout) and readout.at == "end"
-        score = layer.height(membrane.after(2 * self._clock.steps if late else 0)).argmax(1)
-        latency = first + self._graph.windows * self._clock.steps
-        self._decisions.append((score, torch.where(no_spike, at_end, prediction), tie, no_spike, latency))
 
     def _keep_stamps(self, name: str, instant: Tensor) -> None:
         room = len(instant) if self._keep is None else min(self._keep - self._samples, len(instant))

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from ttfs_triton.hardware.simulation.clock import CompareAt
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import (
     Simulator,
@@ -22,6 +21,7 @@ from ttfs_triton.hardware.simulation.simulator import (
     images_and_labels,
     quantise_stages,
 )
+from ttfs_triton.nn.clock import CompareAt
 from ttfs_triton.wording import weight_bits_label
 
 Price = Callable[[Simulation], float]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ttfs_triton.hardware.counts.counts import LayerActivity, LayerCounts
 from ttfs_triton.hardware.counts.synapses import described, fan_out, neurons_without_input
-from ttfs_triton.hardware.simulation.clock import Clock
+from ttfs_triton.nn.clock import Clock
 from ttfs_triton.nn.coding import SignedEncoder
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 

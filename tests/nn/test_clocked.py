@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 
-from tests.hardware.simulation.clocked_oracle import Neurons, conv2d, linear
+from tests.clocked_oracle import Neurons, conv2d, linear
 from tests.nn.common import activations, randomised
-from ttfs_triton.hardware.simulation.clock import Clock, Ramp
-from ttfs_triton.hardware.simulation.clocked_layer import ClockedLayer
-from ttfs_triton.hardware.simulation.integers import exact_products, quantise_weight
 from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron
+from ttfs_triton.nn.clock import Clock, Ramp
+from ttfs_triton.nn.clocked import ClockedLayer
+from ttfs_triton.nn.integers import exact_products, quantise_weight
 
 PAIR = st.tuples(st.integers(1, 2), st.integers(1, 2))
 SIGMAS = st.sampled_from([0.0, 0.25, 0.3, 1.0])
@@ -19,12 +19,12 @@ BITS = st.sampled_from([2, 4, 8, 16, None])
 COMPARE_AT = st.sampled_from(["middle", "start"])
 
 
-def clocked(layer, clock, bits=8, per_channel=True):
+def clocked(layer, clock, bits=8, per_channel=True, **options):
     quantised = quantise_weight(layer.effective_weight(), bits, per_channel=per_channel)
-    return ClockedLayer(layer, quantised, clock, psp_persistence=layer.neuron.psp_persistence), quantised
+    return ClockedLayer(layer, quantised, clock, psp_persistence=layer.neuron.psp_persistence, **options), quantised
 
 
-def neurons(layer, quantised, clock):
+def neurons(layer, quantised, clock, register=None):
     """The same layer for the oracle."""
     return Neurons(
         quantised.integers.long().numpy(),
@@ -33,6 +33,7 @@ def neurons(layer, quantised, clock):
         clock.steps,
         middle=clock.compare_at == "middle",
         psp_persistence=layer.neuron.psp_persistence,
+        register=register,
     )
 
 
@@ -93,6 +94,45 @@ def test_linear_engines_and_loops_agree(inputs, sigma, bits, compare_at, steps, 
     np.testing.assert_array_equal(instant.numpy(), indices)
     height = potential * quantised.unit.numpy() / steps
     np.testing.assert_allclose(simulated.height(summed.potential).numpy(), height, rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIGMAS, st.sampled_from([2, 4]), COMPARE_AT, st.integers(1, 12), st.integers(3, 200), st.integers(0, 10**6))
+def test_registers_saturate_after_each_step(sigma, bits, compare_at, steps, register, seed):
+    layer = randomised(DFTLinear(20, 6, neuron=Neuron(sigma), weight_standardisation=False), seed)
+    clock = Clock(steps, compare_at)
+    simulated, quantised = clocked(layer, clock, bits, register=register)
+    x = remaining_steps(4, 20, steps=steps, seed=seed)
+    membrane = simulated.integrate(x)
+    indices, potential, slope = linear(neurons(layer, quantised, clock, register), steps - x.long().numpy())
+    np.testing.assert_array_equal(membrane.potential.numpy(), potential * 2**17)
+    np.testing.assert_array_equal(membrane.drift.numpy(), slope * round(sigma * 2**16))
+    np.testing.assert_array_equal(simulated.ramp().first_instant(*membrane).numpy(), indices)
+    assert simulated.may_saturate or abs(potential).max() <= register
+
+
+def test_wide_registers_change_nothing_and_cost_nothing():
+    layer = randomised(DFTLinear(20, 6), 0)
+    wide, narrow = (clocked(layer, Clock(8), 4, register=register)[0] for register in (2**20, 20))
+    assert (wide.may_saturate, narrow.may_saturate) == (False, True)
+    x = remaining_steps(4, 20, steps=8, seed=0)
+    assert torch.equal(wide.integrate(x).potential, clocked(layer, Clock(8), 4)[0].integrate(x).potential)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_known_reach_gives_the_same_membranes(known):
+    layer = randomised(DFTConv2d(2, 4, 3, padding=1, neuron=Neuron(0.3)), 0)
+    quantised = quantise_weight(layer.effective_weight(), 4)
+    reach = 7 * 18 if known else None
+    found = ClockedLayer(layer, quantised, Clock(9), psp_persistence=0.3, reach=reach)
+    assert found.dtype is torch.float64  # divisions of eight numbers at a time
+    x = remaining_steps(3, 2, 5, 5, steps=9, seed=0)
+    exact = ClockedLayer(layer, quantised, Clock(9), psp_persistence=0.3)
+    exact.dtype, exact.preset, exact._start = torch.int64, exact.preset.long(), exact._start.long()
+    for ours, theirs in zip(found.integrate(x), exact.integrate(x), strict=True):
+        assert torch.equal(ours.long(), theirs)
+    fired = [layer.ramp().first_instant(*layer.integrate(x)).long() for layer in (found, exact)]
+    assert torch.equal(*fired)
 
 
 def closed_form_error(layer, clock, x, bits):
@@ -183,7 +223,7 @@ def test_neurons_without_their_common_initial_potential():
     found, expected = with_common.without_initial_potential(with_common.integrate(x)), without.integrate(x)
     assert torch.equal(found.potential, expected.potential)
     assert torch.equal(found.drift, expected.drift)
-    assert torch.equal(found.after(3), expected.potential + 3 * expected.drift)
+    assert torch.equal(without.after(found, 3), expected.potential + 3 * expected.drift)
 
 
 def test_earliest_input_of_padded_groups():

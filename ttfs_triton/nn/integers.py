@@ -11,8 +11,18 @@ from torch.backends import cudnn, mkldnn
 # and the integers of a layer stay within their registers.
 SMALLEST_UNIT = 2.0**-30
 
+# Units of a layer on a grid are at least this: with the steps that a grid may have, potentials are then below 2^53.
+SMALLEST_GRID_UNIT = 2.0**-20
+
 # Weights without quantisation are integers too, as fine beside the largest one as float32 is.
 UNQUANTISED_BITS = 24
+
+
+# Weights that are off are integers of units so many times finer.
+FINER = 2**8
+
+# Every sum of integers within these bounds is exact in any order.
+FLOAT32_BOUND, FLOAT64_BOUND = 2**24, 2**53
 
 
 class QuantisedWeight:
@@ -34,6 +44,12 @@ class QuantisedWeight:
             self._copies[dtype] = self.integers.to(dtype)
         return self._copies[dtype]
 
+    def multiplied(self, factors: Tensor) -> "QuantisedWeight":
+        """Weights that are off by these factors, of their shape, as integers of finer units."""
+        integers = (self.integers.double() * factors.double() * FINER).round()
+        limit = int(FINER * self.limit * max(1.0, float(factors.abs().max()))) + 1
+        return QuantisedWeight(integers if limit > FLOAT32_BOUND else integers.float(), self.unit / FINER, limit)
+
     def late_weights(self, weights: Tensor | None) -> Tensor | None:
         """Weights of delayed spikes [C_out] as integers [C_out] int64 in the channels' units; None of None.
 
@@ -53,46 +69,91 @@ class QuantisedWeight:
         return self.integers.double() * _per_channel(self.unit, self.integers)
 
 
-def quantise_weight(weight: Tensor, bits: int | None, *, per_channel: bool = True) -> QuantisedWeight:
-    """Round weights to signed integers, symmetrically: zero stays zero, the largest weight becomes ±(2^(bits−1) − 1).
+def quantise_weight(
+    weight: Tensor, bits: int | None, *, per_channel: bool = True, unit: Tensor | None = None
+) -> QuantisedWeight:
+    """Round weights to signed integers, symmetrically; zero stays zero.
 
-    No weight moves by more than half a unit. Two bits are {−1, 0, 1}.
+    By default the largest weight becomes ±(2^(bits−1) − 1), and no weight moves by more than half a unit; in a given
+    unit, weights beyond the largest integer become that integer. Two bits are {−1, 0, 1}.
 
     Args:
         weight: [C_out, ...], floating point, in threshold heights.
         bits: 2 to 16, sign included; None for 24, which is as fine as float32 beside the largest weight.
         per_channel: one unit per output channel; otherwise one for all.
+        unit: [C_out] float64, threshold heights; None takes the largest weights for the largest integers.
     Returns:
         Integers and units, on the device of `weight`.
     Raises:
         ValueError: bits out of range, or weights that are not finite.
     """
     check_bits("quantise_weight", bits)
-    weight = weight.detach().double()
-    largest = weight.abs().flatten(1).amax(1)
-    if not bool(largest.isfinite().all()):
-        raise ValueError(f"quantise_weight: weight must be finite; got {largest.max().item()}. Train again.")
-    if not per_channel:
-        largest = largest.max().expand_as(largest)
-    limit = 2 ** ((UNQUANTISED_BITS if bits is None else bits) - 1) - 1
-    unit = (largest / limit).clamp_min(SMALLEST_UNIT)
-    return QuantisedWeight((weight / _per_channel(unit, weight)).round().float(), unit, limit)
+    limit = largest_integer(bits)
+    if unit is None:
+        weight = weight.detach().double()
+        largest = _largest(weight)
+        if not bool(largest.isfinite().all()):
+            raise ValueError(f"quantise_weight: weight must be finite; got {largest.max().item()}. Train again.")
+        unit = ((largest if per_channel else largest.max().expand_as(largest)) / limit).clamp_min(SMALLEST_UNIT)
+    integers = in_units(weight, unit).round_().clamp_(-limit, limit)
+    return QuantisedWeight(integers.float(), unit, limit)
 
 
-def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int) -> Tensor:
-    """Initial membrane potentials as integers: [C_out] int64, in the unit of a potential, weight unit · step.
+def fitting_unit(weight: Tensor, bits: int, *, per_channel: bool = True) -> Tensor:
+    """Units in which rounded weights are closest to the weights, by least squares: few bits rather cut the largest.
+
+    Args:
+        weight: [C_out, ...], floating point, in threshold heights.
+        bits: 2 to 16.
+        per_channel: one unit per output channel; otherwise one for all.
+    Returns:
+        [C_out] float64, threshold heights.
+    """
+    weight, limit = weight.detach().double(), largest_integer(bits)
+    largest = _largest(weight)
+    widest = ((largest if per_channel else largest.max().expand_as(largest)) / limit).clamp_min(SMALLEST_UNIT)
+    best, least = widest, torch.full_like(widest, torch.inf)
+    for share in range(100, 4, -1):
+        unit = widest * (share / 100)
+        integers = in_units(weight, unit).round_().clamp_(-limit, limit)
+        error = (integers * _per_channel(unit, weight) - weight).square_().flatten(1).sum(1)
+        if not per_channel:
+            error = error.sum().expand_as(error)
+        best, least = torch.where(error < least, unit, best), torch.minimum(error, least)
+    return best
+
+
+def largest_integer(bits: int | None) -> int:
+    """2^(bits − 1) − 1; None stands for `UNQUANTISED_BITS`."""
+    return 2 ** ((UNQUANTISED_BITS if bits is None else bits) - 1) - 1
+
+
+def in_units(weight: Tensor, unit: Tensor) -> Tensor:
+    """Weights [C_out, ...] divided by their channels' units [C_out], float64."""
+    return weight.detach().double() / _per_channel(unit, weight)
+
+
+def _largest(weight: Tensor) -> Tensor:
+    return weight.abs().flatten(1).amax(1)
+
+
+def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int, *, checked: bool = True) -> Tensor:
+    """Initial membrane potentials as integers, in the unit of a potential, weight unit · step.
 
     Args:
         potential: [C_out] or a number for all channels, in threshold heights.
         unit: [C_out] of the weights.
         steps: of a window.
+        checked: refuse what is not finite, for which the host waits for the device.
+    Returns:
+        [C_out] float64, whole numbers.
     Raises:
         ValueError: potentials that are not finite.
     """
     potential = torch.as_tensor(potential, device=unit.device).detach().double()
-    if not bool(potential.isfinite().all()):
+    if checked and not bool(potential.isfinite().all()):
         raise ValueError(f"quantise_potential: potential must be finite; got {potential.tolist()}. Train again.")
-    return (potential * steps / unit).round().long()
+    return (potential * steps / unit).round()
 
 
 def check_bits(function: str, bits: int | None) -> None:
@@ -103,10 +164,6 @@ def check_bits(function: str, bits: int | None) -> None:
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.dim() - 1))
-
-
-# Every sum of integers within these bounds is exact in any order.
-FLOAT32_BOUND, FLOAT64_BOUND = 2**24, 2**53
 
 
 def exact_dtype(bound: int) -> torch.dtype:

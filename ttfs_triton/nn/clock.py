@@ -42,8 +42,12 @@ class Clock:
         return [0, *range(1, end, 2)] if self.compare_at == "middle" else list(range(0, end, 2))
 
     def step_of(self, instant: Tensor) -> Tensor:
-        """Time stamps of spikes, from the indices of their instants; shape and dtype of `instant`."""
+        """Time stamps of spikes, from the indices of their instants, whole numbers of any type; a tensor like them."""
         return (instant - 1).clamp_min(0) if self.compare_at == "middle" else instant
+
+    def stamped(self, activation: Tensor) -> Tensor:
+        """Activations in [0, 1] as their time stamps keep them: multiples of 1/T, float32."""
+        return self.remaining(self.encode(activation)) / self.steps
 
     def encode(self, activation: Tensor) -> Tensor:
         """Indices of the instants at which a ramp from 1 to 0 falls to the activations in [0, 1]; int64."""
@@ -61,16 +65,28 @@ class Ramp:
     """A threshold that falls to zero, per channel, and the instants at which it is compared with.
 
     Attributes:
-        height: [C, ...] int64, at the window's start.
-        decrement: [C, ...] int64, in half a step.
+        height: [C, ...] whole numbers, at the window's start.
+        decrement: [C, ...] whole numbers, in half a step.
         instants: in half steps from the window's start.
     """
 
-    def __init__(self, clock: Clock, unit: Tensor, threshold: float = 1.0, window: float = 1.0) -> None:
-        """Quantise the ramp threshold·(1 − s/window), for neurons whose weights have these units [C, ...]."""
-        decrement = 2.0**FRACTION_BITS * threshold / (unit * window)
-        self.decrement = decrement.round().long()
-        self.height = (self.decrement.double() * (2 * clock.steps * window)).round().long()
+    def __init__(
+        self,
+        clock: Clock,
+        unit: Tensor,
+        threshold: float = 1.0,
+        window: float = 1.0,
+        dtype: torch.dtype = torch.int64,
+    ) -> None:
+        """Quantise the ramp threshold·(1 − s/window), for neurons whose weights have these units [C, ...].
+
+        Args:
+            dtype: of the potentials that it is compared with: int64, or float64 for those below 2^53, whose division
+                is vectorised on a CPU. Both give the same instants.
+        """
+        decrement = (2.0**FRACTION_BITS * threshold / (unit * window)).round()
+        self.decrement = decrement.to(dtype)
+        self.height = (decrement * (2 * clock.steps * window)).round().to(dtype)
         self.instants, self._clock = clock.instants(window), clock
 
     @property
@@ -82,19 +98,20 @@ class Ramp:
         """Index of the first instant with potential + drift · half steps at or above the ramp, by division.
 
         Args:
-            potential: [N, C, ...] int64, at the window's start.
+            potential: [N, C, ...] whole numbers of the ramp's dtype, at the window's start.
             drift: of `potential`, in half a step; same shape.
         Returns:
-            [N, C, ...] int64, `never` for neurons that do not fire.
+            [N, C, ...] of the same dtype, `never` for neurons that do not fire.
         """
         missing, closing = self.height - potential, self.decrement + drift
         fires_at_once, diverges = missing <= 0, closing <= 0
         # Both lines are straight, so what is true once stays true: the first whole number of half steps, rounded up.
-        index = missing.sub_(1).div_(closing.clamp_min_(1), rounding_mode="floor").add_(1)
+        # A quotient of whole numbers below 2^53 is never rounded up to the next one.
+        index = _floor_divide_(missing.sub_(1), closing.clamp_min_(1)).add_(1)
         if self._clock.compare_at == "middle":
-            index.bitwise_right_shift_(1).add_(1)
+            index = _floor_divide_(index, 2).add_(1)
         else:
-            index.add_(1).bitwise_right_shift_(1)
+            index = _floor_divide_(index.add_(1), 2)
         return index.masked_fill_(diverges, self.never).masked_fill_(fires_at_once, 0).clamp_max_(self.never)
 
     def first_instant_stepped(self, potential: Tensor, drift: Tensor) -> Tensor:
@@ -107,3 +124,10 @@ class Ramp:
             index.masked_fill_((index == self.never) & (potential >= threshold), number)
             before = now
         return index
+
+
+def _floor_divide_(numbers: Tensor, by: Tensor | int) -> Tensor:
+    """Whole numbers divided in place, rounded down."""
+    if numbers.is_floating_point():
+        return numbers.div_(by).floor_()
+    return numbers.div_(by, rounding_mode="floor")

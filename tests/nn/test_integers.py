@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import backends
 
-from ttfs_triton.hardware.simulation.integers import (
+from ttfs_triton.nn.integers import (
     FLOAT32_BOUND,
     FLOAT64_BOUND,
     SMALLEST_UNIT,

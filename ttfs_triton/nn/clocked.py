@@ -7,29 +7,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels.rule import fire
-from ttfs_triton.hardware.simulation.clock import FRACTION_BITS, POTENTIAL_BITS, Clock
-from ttfs_triton.hardware.simulation.integers import QuantisedWeight, exact_dtype, quantise_potential
-from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn.clock import FRACTION_BITS, POTENTIAL_BITS, Clock, Ramp
+from ttfs_triton.nn.integers import (
+    FLOAT64_BOUND,
+    SMALLEST_GRID_UNIT,
+    QuantisedWeight,
+    exact_dtype,
+    quantise_potential,
+)
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 # Potentials, thresholds and their differences stay below this, so that int64 does not overflow.
 REGISTER_BOUND = 2.0**62
+
+# Where nothing is read from the device, initial potentials are at most so many integers; see `SMALLEST_GRID_UNIT`.
+LARGEST_PRESET = 2.0**35
 
 
 class Membrane(NamedTuple):
     """Neurons at their firing window's start.
 
     Attributes:
-        potential: [N, C, ...] int64; unit: see `ttfs_triton.hardware.clock`.
-        drift: what the potential gains in half a step from here on, σ included; same shape and unit.
+        potential: [N, C, ...] int64, or float64 that holds whole numbers below 2^53; unit: see `ttfs_triton.nn.clock`.
+        drift: what the potential gains in half a step from here on, σ included; same shape, type and unit.
     """
 
     potential: Tensor
     drift: Tensor
-
-    def after(self, half_steps: int) -> Tensor:
-        """Potential of a neuron that does not fire, so many half steps later."""
-        return self.potential + self.drift * half_steps
 
 
 class ClockedLayer:
@@ -43,6 +47,11 @@ class ClockedLayer:
         initial_potential: V₀, added to the layer's own, in threshold heights.
         threshold: θ, the highest that a potential is compared with.
         window: S, of firing, in windows.
+        register: largest slope and potential, in weight units and weight units · steps, at which both saturate after
+            each step; None: registers are as wide as it takes.
+        reach: bound on a neuron's Σ|integers|, of a layer without delayed spikes; None reads it from the weights, for
+            which the host waits for the device, and refuses what overflows. With a bound, units are at least
+            `SMALLEST_GRID_UNIT`.
     Raises:
         ValueError: integers would leave their range: too many steps for these weights.
     """
@@ -57,59 +66,80 @@ class ClockedLayer:
         initial_potential: float = 0.0,
         threshold: float = 1.0,
         window: float = 1.0,
+        register: int | None = None,
+        reach: int | None = None,
     ) -> None:
-        self.layer, self.steps = layer, clock.steps
+        self.layer, self.clock, self.steps, self.register = layer, clock, clock.steps, register
         self.groups = layer.groups if isinstance(layer, WeightedConv2d) else 1
-        reach = int(quantised.integers.double().abs().flatten(1).sum(1).max())
+        known = reach is not None
+        if reach is None:
+            reach = int(quantised.integers.double().abs().flatten(1).sum(1).max())
+        self.weight = quantised.integers_as(exact_dtype(reach * clock.steps))
         late = quantised.late_weights(layer.skip_weights())
         reach += 0 if late is None else int(late.abs().max())
-        dtype = exact_dtype(reach * clock.steps)
-        self.weight = quantised.integers_as(dtype)
         shape = (-1, 1, 1) if isinstance(layer, WeightedConv2d) else (-1,)
         self.unit = quantised.unit.view(shape)
-        self._late = None if late is None else late.view(shape)
         initial = initial_potential if layer.bias is None else layer.bias.detach().double() + initial_potential
-        preset = quantise_potential(initial, quantised.unit, clock.steps)
-        largest = 2.0**POTENTIAL_BITS * clock.steps * (
-            reach * (1 + window) + threshold / float(quantised.unit.min())
-        ) + 2.0**POTENTIAL_BITS * float(preset.abs().max())
+        preset = self._in_range(quantise_potential(initial, quantised.unit, clock.steps, checked=not known))
+        common = self._in_range(quantise_potential(initial_potential, quantised.unit, clock.steps, checked=False))
+        if known:
+            preset, smallest, first = preset.clamp_(-LARGEST_PRESET, LARGEST_PRESET), SMALLEST_GRID_UNIT, LARGEST_PRESET
+        else:
+            smallest, first = float(quantised.unit.min()), float(preset.abs().max())
+        largest = 2.0**POTENTIAL_BITS * (clock.steps * (reach * (1 + window) + threshold / smallest) + first)
         if not largest < REGISTER_BOUND:
             raise ValueError(
                 f"simulate: steps must keep potentials below 2^62; got {clock.steps} steps, which need {largest:.3g}. "
                 "Use fewer steps or fewer weight_bits."
             )
-        self.preset = (preset << POTENTIAL_BITS).view(shape)
-        self._common = quantise_potential(initial_potential, quantised.unit, clock.steps).view(shape) << POTENTIAL_BITS
+        # Below 2^53 floats hold the same whole numbers, and divide them eight at a time.
+        self.dtype = torch.float64 if largest < FLOAT64_BOUND else torch.int64
+        self.may_saturate = register is not None and (known or first + reach * clock.steps > register)
+        self._late = None if late is None else late.view(shape).to(self.dtype)
+        self._start = preset.view(shape).to(self.dtype)
+        self.preset = self._start * 2**POTENTIAL_BITS
+        self._common = (common.view(shape) * 2.0**POTENTIAL_BITS).to(self.dtype)
         self.persistence = round(psp_persistence * 2**FRACTION_BITS)
 
     def integrate(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
         """Membranes after the integration window, by one contraction: order does not matter to integers.
 
+        Only where registers may saturate does it matter in which step a spike comes.
+
         Args:
             remaining: [N, ...] steps that remain at each input's spike, 0 for silent ones.
             skip: the same of delayed spikes, one a neuron; None for a layer without.
         """
+        if self.may_saturate:
+            return self.integrate_stepped(remaining, skip)
         if self.persistence == 0:
-            accumulated = self._contract(remaining).long()
+            accumulated = self._contract(remaining).to(self.dtype)
             slope = torch.zeros_like(accumulated)
         else:
-            accumulated, slope = self._contract(torch.cat([remaining, remaining.sign()])).long().chunk(2)
+            both = self._contract(torch.cat([remaining, remaining.sign()])).to(self.dtype)
+            accumulated, slope = both.chunk(2)
         if self._late is not None and skip is not None:
-            accumulated = accumulated + self._late * skip.long()
-            slope = slope + self._late * skip.sign().long() if self.persistence else slope
-        return self._membrane(accumulated, slope)
+            accumulated.add_(self._late * skip.to(self.dtype))
+            if self.persistence:
+                slope.add_(self._late * skip.sign().to(self.dtype))
+        return self._membrane(accumulated.mul_(2**POTENTIAL_BITS).add_(self.preset), slope)
 
     def integrate_stepped(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
         """The same, step by step: deliver the spikes of this step, then add the slope to the potential."""
-        slope = self._contract(torch.zeros_like(remaining)).long()
-        potential = slope.clone()
+        slope = self._contract(torch.zeros_like(remaining)).to(self.dtype)
+        potential = slope + self._start
         for step in range(self.steps):
             arrivals = (remaining == self.steps - step).to(self.weight.dtype)
-            slope += self._contract(arrivals).long()
+            slope.add_(self._contract(arrivals).to(self.dtype))
             if self._late is not None and skip is not None:
-                slope += self._late * (skip == self.steps - step)
-            potential += slope
-        return self._membrane(potential, slope)
+                slope.add_(self._late * (skip == self.steps - step))
+            slope = self._in_range(slope)
+            potential = self._in_range(potential.add_(slope))
+        return self._membrane(potential.mul_(2**POTENTIAL_BITS), slope)
+
+    def ramp(self, threshold: float = 1.0, window: float = 1.0) -> Ramp:
+        """The falling threshold θ·(1 − s/S) of these neurons."""
+        return Ramp(self.clock, self.unit, threshold, window, self.dtype)
 
     def earliest_input(self, remaining: Tensor, skip: Tensor | None = None) -> Tensor:
         """Steps in which a neuron of each group has a slope: from its earliest input spike on, 0 without any.
@@ -132,13 +162,23 @@ class ClockedLayer:
         """Membranes as if V₀ were 0."""
         return Membrane(membrane.potential - self._common, membrane.drift)
 
+    def after(self, membrane: Membrane, half_steps: int) -> Tensor:
+        """Potentials of neurons that do not fire, so many half steps later."""
+        # The path is straight: saturating at its end is saturating on the way.
+        return self._in_range(membrane.potential + membrane.drift * half_steps, 2**POTENTIAL_BITS)
+
     def height(self, potential: Tensor) -> Tensor:
         """Potentials in threshold heights, float64."""
         return potential.double() * self.unit / (self.steps * 2.0**POTENTIAL_BITS)
 
-    def _membrane(self, accumulated: Tensor, slope: Tensor) -> Membrane:
+    def _in_range(self, numbers: Tensor, scale: int = 1) -> Tensor:
+        """What a register holds of numbers, which are changed."""
+        if self.register is None:
+            return numbers
+        return numbers.clamp_(-self.register * scale, self.register * scale)
+
+    def _membrane(self, potential: Tensor, slope: Tensor) -> Membrane:
         # Half a step of the slope has one binary place less than the potential: no shift but that of σ.
-        potential = accumulated.bitwise_left_shift_(POTENTIAL_BITS).add_(self.preset)
         return Membrane(potential, slope.mul_(self.persistence))
 
     def _contract(self, x: Tensor) -> Tensor:
@@ -150,40 +190,41 @@ class ClockedLayer:
 
 
 class AnalogLayer:
-    """The first layer of a network that reads pixels: dense multiply-accumulates in front of the first spikes.
+    """A convolution that reads pixels: dense multiply-accumulates in front of the first spikes.
+
+    In float64, so that the order of sums, which is another for other numbers of images, moves no spike.
 
     Args:
         layer: the encoder.
         weight: its weights, batch norm folded in.
         bias: [C_out] or None, batch norm folded in.
+        psp_persistence: σ, of neurons whose slope bright pixels raise; 0 without such.
     """
 
-    def __init__(self, layer: AnalogEncoder | SignedEncoder, weight: QuantisedWeight, bias: Tensor | None) -> None:
-        self._layer, dtype = layer, layer.weight.dtype
-        self._weight, self._bias = weight.dequantise().to(dtype), None if bias is None else bias.to(dtype)
-        self._persistence = layer.neuron.psp_persistence if isinstance(layer, SignedEncoder) else 0.0
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """What the synapses read: images [N, C, height, width] in standard deviations from the mean."""
-        return self._layer.normalise(images)
+    def __init__(
+        self, layer: WeightedConv2d, weight: QuantisedWeight, bias: Tensor | None, psp_persistence: float
+    ) -> None:
+        self.layer, self.persistence = layer, psp_persistence
+        self._weight, self._bias = weight.dequantise(), None if bias is None else bias.detach().double()
 
     def activations(self, images: Tensor) -> Tensor:
-        """Activations in [0, 1] of normalised images."""
+        """Activations in [0, 1] of normalised images, float64."""
+        images = images.double()
         potential = self._convolve(images, self._bias)
-        if self._persistence == 0:
-            return potential.clamp(0, 1)
-        return fire(potential, self._persistence * self._convolve((images > 0).to(images.dtype), None))[0]
+        if self.persistence == 0:
+            return potential.clamp_(0, 1)
+        return fire(potential, self.persistence * self._convolve((images > 0).double(), None))[0]
 
     def slope(self, images: Tensor) -> Tensor | None:
         """Where neurons have a slope, as `ClockedLayer.earliest_input`; None if no slope persists."""
-        if self._persistence == 0:
+        if self.persistence == 0:
             return None
-        layer = self._layer
+        layer = self.layer
         bright = (images > 0).unflatten(1, (layer.groups, -1)).any(2).to(images.dtype)
         rows, columns = layer.padding
         padded = F.pad(bright, (columns, columns, rows, rows))
         return F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
 
     def _convolve(self, images: Tensor, bias: Tensor | None) -> Tensor:
-        layer = self._layer
+        layer = self.layer
         return F.conv2d(images, self._weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)

@@ -47,6 +47,7 @@ class Neurons:
     psp_persistence: float = 1.0
     threshold: float = 1.0
     window: float = 1.0
+    register: int | None = None  # largest slope and potential, at which they saturate after each step
     work: Work = field(default_factory=Work)
 
     def stamps(self, indices: np.ndarray) -> np.ndarray:
@@ -71,19 +72,23 @@ class Neurons:
         Returns the index of the instant of its spike, and potential and slope before its own window.
         """
         work, slope, arrived = self.work, 0, False
-        potential = round(self.initial[channel] * self.steps / self.units[channel])
+        potential = self._held(round(self.initial[channel] * self.steps / self.units[channel]))
         for step in range(self.steps):
             for _, weight in (event for event in events if event[0] == step):
                 slope, arrived = slope + weight, True
                 work.synaptic_operations += 1
                 work.state_reads += 1
                 work.state_writes += 1
+            slope = self._held(slope)
             if arrived or not self.gating:
-                potential += slope
+                potential = self._held(potential + slope)
                 work.integration_updates += 1
                 work.state_reads += 2
                 work.state_writes += 1
         return self._fire(potential, slope, channel, arrived or not self.gating, last), potential, slope
+
+    def _held(self, number: int) -> int:
+        return number if self.register is None else max(-self.register, min(self.register, number))
 
     def _fire(self, potential: int, slope: int, channel: int, moves: bool, last: int | None) -> int | None:
         work, fired, before = self.work, None, 0

@@ -1,0 +1,9 @@
+"""Put a trained network on a chip's grid without training: seconds; training on it takes epochs and gives more.
+
+python recipes/calibrate.py runs/mnist --time-steps 8 --weight-bits 4 --dataset ylecun/mnist --output-dir runs/grid
+"""
+
+from ttfs_triton.command_line import start
+
+if __name__ == "__main__":
+    start("ttfs_triton.convert.grid_command", __doc__)

@@ -1,0 +1,8 @@
+"""Train ResNet-18 on CIFAR-100."""
+
+from pathlib import Path
+
+from ttfs_triton.command_line import start
+
+if __name__ == "__main__":
+    start("ttfs_triton.train", Path(__file__).with_suffix(".yaml"), __doc__)

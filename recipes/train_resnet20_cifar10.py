@@ -1,0 +1,8 @@
+"""Train ResNet-20 on CIFAR-10."""
+
+from pathlib import Path
+
+from ttfs_triton.command_line import start
+
+if __name__ == "__main__":
+    start("ttfs_triton.train", Path(__file__).with_suffix(".yaml"), __doc__)

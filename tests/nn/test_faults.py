@@ -1,0 +1,203 @@
+"""Chips with faults: what happens to spikes, weights and neurons, in training and in the simulator."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.nn.common import randomised
+from ttfs_triton.hardware import simulate
+from ttfs_triton.nn import (
+    AnalogEncoder,
+    DFTConv2d,
+    DFTLinear,
+    EarliestSpikePool2d,
+    Faults,
+    Grid,
+    LatencyEncoder,
+    Neuron,
+    PotentialReadout,
+    cnn1,
+    put_on_grid,
+    train_for,
+)
+from ttfs_triton.nn.clock import Clock
+from ttfs_triton.nn.faults import BrokenNeurons, disturbed, draw_broken, spikes_in_training, weight_factors
+from ttfs_triton.nn.integers import quantise_weight
+
+ALL = Faults(spike_jitter=0.1, weight_noise=0.1, dead_neurons=0.1, stuck_neurons=0.05, lost_spikes=0.1)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def small_network(seed=0):
+    network = nn.Sequential(
+        LatencyEncoder(),
+        DFTConv2d(1, 4, 3, padding=1, neuron=Neuron(0.25, surrogate_width=0.5)),
+        EarliestSpikePool2d(2),
+        nn.Flatten(),
+        DFTLinear(64, 12, neuron=Neuron(0.25, surrogate_width=0.5)),
+        PotentialReadout(12, 3, neuron=Neuron(0.25)),
+    )
+    return randomised(network, seed)
+
+
+def test_jitter_moves_spikes_by_its_standard_deviation_and_no_silent_neuron():
+    activations = torch.full((400, 100), 0.5)
+    activations[:, :10] = 0
+    found = disturbed(activations, Faults(spike_jitter=0.05), generator=generator())
+    assert (found[:, :10] == 0).all()
+    change = found[:, 10:] - 0.5
+    assert change.std().item() == pytest.approx(0.05, rel=0.02)
+    assert change.mean().item() == pytest.approx(0, abs=0.002)
+
+
+def test_jitter_before_the_window_comes_at_its_start_and_behind_it_is_lost():
+    early, late = (torch.full((20_000,), value) for value in (0.99, 0.01))
+    found = disturbed(torch.stack([early, late]), Faults(spike_jitter=0.1), generator=generator())
+    assert (found[0] == 1).float().mean().item() == pytest.approx(0.5 * math.erfc(0.1 / math.sqrt(2)), abs=0.02)
+    assert (found[1] == 0).float().mean().item() == pytest.approx(0.5 * math.erfc(0.1 / math.sqrt(2)), abs=0.02)
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_jitter_on_a_clock_moves_whole_steps():
+    found = disturbed(torch.full((1000,), 0.5), Faults(spike_jitter=0.2), clock=Clock(4), generator=generator())
+    assert sorted(found.unique().tolist()) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    still = disturbed(torch.full((1000,), 0.5), Faults(spike_jitter=0.01), clock=Clock(4), generator=generator())
+    assert (still == 0.5).all()  # far less than half a step
+
+
+def test_shares_of_spikes_and_neurons_are_those_asked_for():
+    activations = torch.rand(50, 4000) + 1e-3
+    lost = disturbed(activations.clamp(max=1), Faults(lost_spikes=0.2), generator=generator())
+    assert (lost == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
+    broken = draw_broken(activations, Faults(dead_neurons=0.1, stuck_neurons=0.3), generator())
+    assert broken is not None
+    assert broken.dead.float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert broken.stuck.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert not (broken.dead & broken.stuck).any()
+    assert draw_broken(activations, Faults(lost_spikes=0.5)) is None
+
+
+def test_broken_neurons_are_broken_for_all_images():
+    broken = BrokenNeurons(torch.tensor([True, False, False]), torch.tensor([False, True, False]))
+    activations = torch.tensor([[0.5, 0.0, 0.3], [1.0, 0.2, 0.0]])
+    assert torch.equal(
+        disturbed(activations, Faults(dead_neurons=0.3, stuck_neurons=0.3), broken),
+        torch.tensor([[0.0, 1.0, 0.3], [0.0, 1.0, 0.0]]),
+    )
+
+
+def test_gradients_go_through_what_is_left():
+    torch.manual_seed(0)
+    activations = torch.rand(100, 50).mul_(torch.rand(100, 50) > 0.3).requires_grad_()
+    found = spikes_in_training(activations, Faults(spike_jitter=0.05, lost_spikes=0.3, dead_neurons=0.2), None)
+    (gradient,) = torch.autograd.grad(found.sum(), activations)
+    lost = (found == 0) & (activations > 0)
+    assert (gradient[lost] == 0).all()
+    assert (gradient[found > 0] == 1).all()
+    silent = gradient[activations == 0]
+    assert 0.7 < silent.mean().item() < 0.9  # of those that are not dead, spikes can appear
+
+
+def test_weights_are_off_by_a_share_of_their_magnitude():
+    weight = torch.tensor([[2.0, -0.5, 0.0]]).expand(40_000, 3)
+    factors = weight_factors(weight, 0.1, generator())
+    assert factors.std().item() == pytest.approx(0.1, rel=0.02)
+    assert (factors - 1).abs().max().item() <= 0.4 + 1e-6
+    quantised = quantise_weight(weight[:10], 4)
+    off = quantised.multiplied(factors[:10])
+    torch.testing.assert_close(
+        off.dequantise(), quantised.dequantise() * factors[:10], rtol=0, atol=float(off.unit.max())
+    )
+    assert int(off.integers.abs().max()) <= off.limit
+
+
+@pytest.mark.parametrize("grid", [None, Grid(8, 4), Grid(4)])
+def test_faults_happen_in_training_alone(grid, device):
+    network, images = small_network().to(device), torch.rand(8, 1, 8, 8, device=device)
+    put_on_grid(network, grid)
+    whole = network.eval()(images)
+    train_for(network, ALL)
+    assert torch.equal(network.eval()(images), whole)
+    network.train()
+    first, second = network(images), network(images)
+    assert not torch.equal(first, second)
+    first.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    train_for(network, None)
+    assert torch.equal(network(images), whole)
+
+
+def test_pools_are_behind_the_faults():
+    network = cnn1(width=0.25)
+    train_for(network, Faults(dead_neurons=1.0))
+    assert (network.train().hidden(torch.rand(2, 1, 28, 28)) == 0).all()
+
+
+def test_an_analog_encoder_has_faults_too():
+    layer = AnalogEncoder(1, 4, 3).train()
+    train_for(layer, Faults(lost_spikes=1.0))
+    assert (layer(torch.rand(2, 1, 6, 6)) == 0).all()
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        Faults(0.1),
+        Faults(weight_noise=0.2),
+        Faults(dead_neurons=0.2),
+        Faults(stuck_neurons=0.1),
+        Faults(lost_spikes=0.3),
+    ],
+    ids=lambda faults: faults.text(),
+)
+def test_simulated_chip_is_that_of_its_seed(faults):
+    network, images = small_network(), torch.rand(40, 1, 8, 8)
+
+    def run(**options):
+        return simulate(network, [images], steps=16, keep_spike_times=True, **options)
+
+    one, same, other, whole = run(faults=faults), run(faults=faults), run(faults=faults, seed=1), run()
+    assert one.spike_steps is not None
+    assert all(torch.equal(one.spike_steps[name], same.spike_steps[name]) for name in one.spike_steps)
+    assert any(not torch.equal(one.spike_steps[name], other.spike_steps[name]) for name in one.spike_steps)
+    assert any(not torch.equal(one.spike_steps[name], whole.spike_steps[name]) for name in one.spike_steps)
+    assert one.counts == run(faults=faults, engine="stepped").counts
+    assert one.to_dict()["faults"]
+
+
+def test_simulated_broken_neurons_stay_broken():
+    network, images = small_network(), torch.rand(200, 1, 8, 8)
+    found = simulate(network, images.split(70), steps=8, faults=Faults(0, 0, 0.2, 0.1), keep_spike_times=True)
+    steps = found.spike_steps["1"].flatten(1)
+    assert 0.05 < (steps == 0).all(0).float().mean().item() < 0.2
+    whole = simulate(network, [images], steps=8, keep_spike_times=True).spike_steps["1"].flatten(1)
+    silent = (steps == 8).all(0) & ~(whole == 8).all(0)
+    assert 0.1 < silent.float().mean().item() < 0.3
+    assert found.counts.layers[0].never_active >= int(silent.sum())
+
+
+def test_faults_in_words():
+    assert ALL.text() == (
+        "spike jitter 0.1 windows, weights 0.1 of their magnitude off, 10% of neurons dead, 5% of neurons stuck, "
+        "10% of spikes lost"
+    )
+    assert (Faults().text(), bool(Faults()), bool(Faults(lost_spikes=1e-3))) == ("", False, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"spike_jitter": -0.1}, "spike_jitter must be a number from 0 to 1; got -0.1"),
+        ({"weight_noise": float("nan")}, "weight_noise must be a number from 0 to 1; got nan"),
+        ({"lost_spikes": True}, "lost_spikes must be a number from 0 to 1; got True"),
+        ({"dead_neurons": 0.7, "stuck_neurons": 0.6}, "dead_neurons and stuck_neurons must be at most 1 together"),
+    ],
+)
+def test_faults_rejects(options, message):
+    with pytest.raises(ValueError, match=f"Faults: {message}"):
+        Faults(**options)

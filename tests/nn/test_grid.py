@@ -1,0 +1,249 @@
+"""Networks on a chip's grid: what they compute, how they are differentiated, what carries the grid."""
+
+import dataclasses
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from torch import nn
+
+from tests.nn.common import activations, randomised
+from ttfs_triton.hardware import simulate
+from ttfs_triton.model import TTFSModel
+from ttfs_triton.nn import (
+    DFTConv2d,
+    DFTLinear,
+    EarliestSpikePool2d,
+    FirstSpikeReadout,
+    Grid,
+    LatencyEncoder,
+    NetworkConfig,
+    Neuron,
+    PotentialReadout,
+    TTFSNetwork,
+    network_graph,
+    put_on_grid,
+)
+from ttfs_triton.nn.integers import fitting_unit, quantise_weight
+from ttfs_triton.nn.on_grid import RoundedLayer
+from ttfs_triton.nn.registers import check_registers
+
+GRIDS = [
+    Grid(4, 4),
+    Grid(1, 2, per_channel=False),
+    Grid(7, None),
+    Grid(16, 8, compare_at="start"),
+    Grid(5, 4, state_bits=11),
+    Grid(3, 16, state_bits=24),
+]
+READOUTS = {
+    "start": lambda sigma: PotentialReadout(5, 3, neuron=Neuron(sigma)),
+    "end": lambda sigma: PotentialReadout(5, 3, at="end", neuron=Neuron(sigma)),
+    "first_spike": lambda sigma: FirstSpikeReadout(5, 3, neuron=Neuron(sigma), threshold=4.0, initial_potential=1.0),
+    "wide": lambda sigma: FirstSpikeReadout(5, 3, neuron=Neuron(sigma), threshold=2.0, window=1.3, initial_potential=0),
+}
+
+
+def network_on(grid, seed, sigma=0.25, readout="start", device=None):
+    network = nn.Sequential(
+        LatencyEncoder(max_value=2.0),
+        DFTConv2d(2, 4, 3, padding=1, groups=2, neuron=Neuron(sigma)),
+        EarliestSpikePool2d(2, 1),
+        DFTConv2d(4, 3, (2, 3), stride=2, padding=(0, 1), neuron=Neuron(sigma)),
+        nn.Flatten(),
+        DFTLinear(12, 5, neuron=Neuron(sigma)),
+        READOUTS[readout](sigma),
+    )
+    put_on_grid(randomised(network, seed).to(device), grid)
+    return network
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(GRIDS),
+    st.sampled_from(sorted(READOUTS)),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(0, 10**6),
+    st.booleans(),
+)
+def test_network_on_a_grid_fires_in_the_simulators_steps(grid, readout, sigma, seed, training):
+    network = network_on(grid, seed, sigma, readout).train(training)
+    images = 2 * activations(6, 2, 5, 4, seed=seed).float()
+    found = simulate(network, [images], keep_spike_times=True, engine="stepped")
+    assert (found.settings.steps, found.settings.weight_bits) == (grid.time_steps, grid.weight_bits)
+    arriving = []
+
+    def fire(stage, inputs, skip):
+        arriving.append(inputs)
+        value = stage.activations(inputs, skip)
+        if stage.kind != "readout":
+            assert torch.equal(((1 - value) * grid.time_steps).round().int(), found.spike_steps[stage.name])
+        return value
+
+    logits = network_graph(network, images.shape[1:]).run(images, fire)
+    decided = network[-1].decide(arriving[-1])
+    assert torch.equal(decided.prediction, found.first_spike_predictions)
+    assert int(decided.tie.sum()) == found.ties
+    assert int(decided.no_spike.sum()) == found.no_spike
+    if isinstance(network[-1], PotentialReadout):
+        assert torch.equal(logits.argmax(1), found.predictions)
+
+
+def test_network_on_a_grid_computes_the_same_on_every_device(device):
+    for grid in GRIDS[:3]:
+        images = 2 * activations(6, 2, 5, 4, seed=1).float()
+        here, there = network_on(grid, 1), network_on(grid, 1, device=device)
+        assert torch.equal(here(images), there(images.to(device)).cpu())
+
+
+def test_analog_encoder_on_a_grid_decides_as_its_simulation(device):
+    config = NetworkConfig("6C3-P2-8", 2, (6, 6), 3, encoder="analog", mean=(0.4, 0.5), std=(0.2, 0.3))
+    for encoder in ("analog", "signed"):
+        network = TTFSNetwork(config.replace(encoder=encoder, grid=Grid(4, 3))).to(device).eval()
+        images = torch.rand(130, 2, 6, 6)
+        with torch.no_grad():
+            logits = network(images.to(device))
+        assert torch.equal(logits.argmax(1).cpu(), simulate(network, images.split(60)).predictions)
+
+
+def test_gradients_are_those_of_the_closed_form_of_rounded_weights():
+    for convolution in (True, False):
+        layer = DFTConv2d(2, 4, 3, padding=1, bias=True) if convolution else DFTLinear(12, 5)
+        layer = randomised(layer, 3)
+        layer.put_on_grid(Grid(4, 8))
+        shape = (6, 2, 5, 4) if convolution else (6, 12)
+        x = ((activations(*shape, seed=0) * 4).round() / 4).float().requires_grad_()
+        upstream = torch.randn(layer(x).shape)
+        parameters = [x, layer.weight, layer.weight_gain, layer.bias]
+        ours = torch.autograd.grad((layer(x) * upstream).sum(), parameters)
+        rounded = RoundedLayer(layer, layer.effective_weight())
+        plain = type(layer)(2, 4, 3, padding=1) if convolution else type(layer)(12, 5)
+        plain.weight_gain = None
+        weight, bias = (tensor.detach().float().requires_grad_() for tensor in rounded.numbers())
+        y = plain._fire(x, weight, bias)
+        by_x, by_weight, by_bias = torch.autograd.grad((y * upstream).sum(), [x, weight, bias])
+        effective = layer.effective_weight()
+        by_latent, by_gain = torch.autograd.grad((effective * by_weight).sum(), [layer.weight, layer.weight_gain])
+        # Nothing is cut at 8 bits but weights at the very end.
+        for found, expected in zip(ours, [by_x, by_latent, by_gain, by_bias], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_gradient_of_a_unit_is_that_of_the_rounded_weights():
+    layer = DFTLinear(40, 3, weight_standardisation=False)
+    layer.put_on_grid(Grid(4, 3))
+    upstream, unit = torch.randn(3, 40), layer.log2_unit.detach().double().exp2()
+    (found,) = torch.autograd.grad((RoundedLayer(layer, layer.weight).weight * upstream).sum(), layer.log2_unit)
+    scaled = layer.weight.detach().double() / unit[:, None]
+    integers = scaled.round().clamp(-3, 3)
+    slope = torch.where(scaled.abs() > 3, integers, integers - scaled)  # Esser et al., Eq. 3
+    expected = (slope * upstream).sum(1) * unit * torch.log(torch.tensor(2.0, dtype=torch.float64))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_cut_weights_are_not_driven_further_out():
+    layer = DFTLinear(4, 1, weight_standardisation=False)
+    layer.put_on_grid(Grid(4, 2))
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[3.0, -3.0, 3.0, -3.0]]))
+        layer.log2_unit.zero_()
+    upstream = torch.tensor([[1.0, 1.0, -1.0, -1.0]])  # gradient descent goes against it
+    (found,) = torch.autograd.grad((RoundedLayer(layer, layer.weight).weight * upstream).sum(), layer.weight)
+    assert found.tolist() == [[1.0, 0.0, 0.0, -1.0]]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 6), st.booleans(), st.integers(0, 10**6))
+def test_fitting_unit_rounds_better_than_the_largest_weight(bits, per_channel, seed):
+    weight = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(seed))
+    unit = fitting_unit(weight, bits, per_channel=per_channel)
+
+    def error(unit):
+        found = quantise_weight(weight, bits, per_channel=per_channel, unit=unit)
+        return (found.dequantise() - weight).square().flatten(1).sum(1)
+
+    fitted, widest = error(unit), error(None)
+    assert (fitted <= widest + 1e-12).all() if per_channel else fitted.sum() <= widest.sum() + 1e-12
+    assert per_channel or len(unit.unique()) == 1
+
+
+def test_registers_that_cannot_hold_a_threshold_are_refused():
+    network = TTFSNetwork(NetworkConfig("8", image_size=(4, 4), grid=Grid(64, 8, state_bits=8)))
+    with pytest.raises(
+        ValueError, match=r"Grid: state_bits must hold every layer's threshold, which is .* in fc1 at 64"
+    ):
+        check_registers(network)
+    network.put_on_grid(Grid(64, 8, state_bits=32))
+    check_registers(network)
+    network.put_on_grid(None)
+    check_registers(network)
+
+
+def test_grid_goes_through_files_with_the_same_decisions(tmp_path):
+    config = NetworkConfig("6C3-P2-8", image_size=(8, 8), classes=3, grid=Grid(4, 2, per_channel=False))
+    model = TTFSModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    loaded, images = TTFSModel.from_pretrained(tmp_path), torch.rand(40, 1, 8, 8)
+    assert loaded.config == config
+    assert loaded.features.conv1.log2_unit.shape == (1,)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+    assert torch.equal(simulate(loaded, [images]).predictions, model(images).argmax(1))
+
+
+def test_configuration_without_a_grid_is_as_it_was():
+    assert "grid" not in NetworkConfig("8").to_dict()
+    config = NetworkConfig("8", grid=Grid(8, 4, state_bits=20))
+    assert NetworkConfig.from_dict(config.to_dict()) == config
+
+
+def test_mixed_precision_computes_the_same_integers():
+    network = TTFSNetwork(NetworkConfig("6C3-P2-8", image_size=(8, 8), classes=3, grid=Grid(4, 4)))
+    images = torch.rand(20, 1, 8, 8)
+    expected = network(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(images)
+        F.cross_entropy(found.float(), torch.zeros(20, dtype=torch.int64)).backward()
+    assert torch.equal(found, expected)
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"time_steps": 0}, "time_steps must be a whole number from 1 to 1024; got 0"),
+        ({"time_steps": 4, "weight_bits": 1}, "weight_bits must be a whole number from 2 to 16, or None; got 1"),
+        ({"time_steps": 4, "state_bits": 3}, "state_bits must be a whole number from 4 to 62, or None; got 3"),
+        ({"time_steps": True}, "time_steps must be a whole number"),
+        ({"time_steps": 4, "per_channel": 1}, "per_channel must be True or False; got 1"),
+        ({"time_steps": 4, "compare_at": "end"}, 'compare_at must be "middle" or "start"; got \'end\''),
+    ],
+)
+def test_grid_rejects(options, message):
+    with pytest.raises(ValueError, match=f"Grid: {message}"):
+        Grid(**options)
+
+
+@pytest.mark.parametrize("values", [None, {"weight_bits": 4}, {"time_steps": 4, "bits": 2}])
+def test_grid_from_dict_rejects(values):
+    with pytest.raises(ValueError, match=r"Grid.from_dict: values must map time_steps and some of weight_bits"):
+        Grid.from_dict(values)
+
+
+def test_analog_network_has_no_grid():
+    with pytest.raises(ValueError, match="NetworkConfig: grid must be None for an analog network; got 4 time steps"):
+        NetworkConfig("8", analog=True, grid=Grid(4))
+    with pytest.raises(ValueError, match="NetworkConfig: grid must be a Grid or None; got 4"):
+        NetworkConfig("8", grid=4)
+
+
+def test_grid_in_words():
+    weights = "2-bit weights with one unit a layer"
+    said = f"1 time step a window, {weights}, 12-bit membranes, compared at the start of each step"
+    assert Grid(1, 2, False, 12, "start").text() == said
+    assert dataclasses.replace(Grid(4), time_steps=8).text() == "8 time steps a window, unrounded weights"

@@ -1,0 +1,145 @@
+"""A network of one's own, from the first line to the Hub: what a notebook of a page would do, in its order."""
+
+import hashlib
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from recipes.own_network import build
+from ttfs_triton import TTFSModel
+from ttfs_triton.data.images import load_images
+from ttfs_triton.hardware import RunOptions, count, estimate, load_chip, simulate
+from ttfs_triton.nn import network_graph
+from ttfs_triton.train import Callback, TrainConfig, Trainer
+
+SHAPE = (1, 28, 28)
+CLASSES = 10
+
+
+class Watch(Callback):
+    def __init__(self):
+        self.heard = []
+
+    def on_start(self, loop):
+        self.heard.append("start")
+
+    def on_step(self, loop):
+        self.heard.append(loop.position.step)
+
+    def on_epoch(self, loop, line):
+        self.heard.append(line["val_accuracy"])
+
+    def on_end(self, loop, summary):
+        self.heard.append(summary["test_accuracy"])
+
+
+def digest(logits):
+    return hashlib.sha256(logits.detach().numpy().tobytes()).hexdigest()
+
+
+def test_own_network_all_the_way(tmp_path, hub, client):
+    torch.manual_seed(0)
+    # Train.
+    train = load_images("sample", split="train", max_samples=600)
+    test = load_images("sample", split="test", like=train, max_samples=50)
+    network, watch, run = build(in_channels=1, image_size=(28, 28), classes=CLASSES), Watch(), tmp_path / "run"
+    config = TrainConfig(epochs=2, batch_size=60, lr=4e-3, ema_decay=0.9, cpu=True, output_dir=run)
+    summary = Trainer(network, (train, test), config, callbacks=[watch]).train()
+    steps = 2 * (540 // 60)
+    assert watch.heard[0] == "start"
+    assert [found for found in watch.heard if isinstance(found, int)] == list(range(1, steps + 1))
+    assert (len(watch.heard), watch.heard[-1]) == (steps + 4, summary["test_accuracy"])
+    assert summary["test_accuracy"] > 0.3
+    network.eval()
+    images = test.images / 255
+
+    # Count, and by hand: the fan-out of a spike is what a convolution of ones makes of it.
+    counts = count(network, images.split(20))
+    assert counts.total()["synaptic_operations"] == summary["counts"]["total"]["synaptic_operations"]
+    ones = [torch.ones(16, 1, 5, 5), torch.ones(32, 16, 3, 3)]
+    with torch.no_grad():
+        conv1 = network.conv1(network.encoder(images))
+        pooled = F.max_pool2d(conv1, 2)
+        conv2 = network.conv2(pooled)
+        hidden = network.hidden(conv2.flatten(1))
+        by_hand = [
+            F.conv2d((images > 0).float(), ones[0], padding=2).sum(),
+            F.conv2d((pooled > 0).float(), ones[1], stride=2, padding=1).sum(),
+            (conv2 > 0).sum() * 128,
+            (hidden > 0).sum() * CLASSES,
+        ]
+    assert [layer.name for layer in counts.layers] == ["conv1", "conv2", "hidden", "readout"]
+    assert [layer.synaptic_operations for layer in counts.layers] == [int(found) for found in by_hand]
+    assert [layer.spikes for layer in counts.layers[:3]] == [int((a > 0).sum()) for a in (conv1, conv2, hidden)]
+    assert counts.layers[0].synapses == 16 * (28 * 5 - 6) ** 2
+    assert counts.layers[1].spikes_delivered == int((conv2 > 0).sum())
+
+    # Simulate and price.
+    fine = simulate(network, [(images, test.labels)], steps=4096, weight_bits=None)
+    logits = network(images)
+    assert (fine.predictions == logits.argmax(1)).float().mean() >= 0.98
+    coarse = simulate(network, [(images, test.labels)], steps=32, weight_bits=8)
+    assert abs(coarse.accuracy - summary["test_accuracy"]) < 0.1
+    priced = estimate(coarse.counts, load_chip("anp_i"), RunOptions(steps=32, activity=coarse.activity))
+    assert priced.total.nominal > 0
+
+    # Save and load: the code is passed, never found.
+    model = TTFSModel.from_network(network, image_shape=SHAPE, class_names=train.class_names, builder="own.py:build")
+    model.save_pretrained(tmp_path / "saved")
+    expected = digest(logits)
+    for source in (tmp_path / "saved", run):
+        loaded = TTFSModel.from_pretrained(source, network=build(1, (28, 28), CLASSES))
+        assert digest(loaded(images)) == expected
+        assert loaded.classify(images[0]).label == int(logits[0].argmax())
+        with pytest.raises(
+            ValueError, match=r"it only names \w+(\.py:build)?, code that no file holds\. Pass it: from_pre"
+        ):
+            TTFSModel.from_pretrained(source)
+    wide = build(1, (28, 28), CLASSES)
+    wide.conv1 = type(wide.conv1)(1, 16, 3, padding=1)
+    with pytest.raises(ValueError, match=r"network must be the one that the weights are of.*; got in layer 1 conv1"):
+        TTFSModel.from_pretrained(run, network=wide)
+
+    # Publish, and load it elsewhere.
+    client.run(
+        "import torch; torch.set_num_threads(1); from recipes.own_network import build\n"
+        "from ttfs_triton.model import *; from ttfs_triton.hub.publish import publish\n"
+        f"publish({str(run)!r}, 'org/own', network=build(1, (28, 28), {CLASSES}))"
+    )
+    files = hub.files("org/own")
+    assert set(files) == {"model.safetensors", "config.json", "README.md", "training.yaml", "metrics.jsonl"}
+    assert files["model.safetensors"] == (run / "best" / "model.safetensors").read_bytes()
+    assert "network=build()" in files["README.md"].decode()
+    assert "model: cnn1" not in files["training.yaml"].decode()
+    buffer = tmp_path / "images.safetensors"
+    save_file({"images": images.contiguous(), "logits": logits.detach().contiguous()}, buffer)
+    printed = client.run(
+        "from safetensors.torch import load_file\n"
+        f"found = load_file({str(buffer)!r})\n"
+        f"model = TTFSModel.from_pretrained('org/own', network=lambda: build(1, (28, 28), {CLASSES}))\n"
+        "print((model(found['images']) - found['logits']).abs().max().item())"
+    )
+    assert float(printed) < 1e-5
+
+
+def test_own_network_exports(tmp_path):
+    pytest.importorskip("onnxruntime")
+    nir, _ = pytest.importorskip("nir"), pytest.importorskip("snntorch")
+    from ttfs_triton.export import compare_nir, compare_onnx, to_nir, to_onnx
+
+    torch.manual_seed(0)
+    network, images = build(1, (12, 12), 3).eval(), torch.rand(4, 1, 12, 12)
+    found = compare_onnx(to_onnx(network, image_shape=(1, 12, 12)).SerializeToString(), network, images)
+    assert (found.same_decisions, found.times[0].layer, found.times[0].one_sided) == (4, "readout", 0)
+    assert found.logits < 1e-5
+    file = io.BytesIO()
+    nir.write(file, to_nir(network, image_shape=(1, 12, 12), steps=64))
+    spikes = compare_nir(nir.read(io.BytesIO(file.getvalue())), network, images)
+    assert [layer.layer for layer in spikes.times] == [
+        stage.name for stage in network_graph(network, (1, 12, 12)).weighted
+    ]
+    assert max(layer.mean for layer in spikes.times) < 0.03
+    assert max(layer.repeated for layer in spikes.times) == 0

@@ -1,0 +1,147 @@
+"""Training on a chip's grid, from the command line to a network that decides as its simulation."""
+
+import json
+
+import pytest
+import torch
+
+from tests.train.runs import change, run
+from ttfs_triton.data.images import load_images
+from ttfs_triton.data.pixels import to_float
+from ttfs_triton.hardware import simulate
+from ttfs_triton.model import ModelDescription, TTFSModel
+from ttfs_triton.model.files import write_model
+from ttfs_triton.nn import Faults, Grid, NetworkConfig, Neuron, TTFSNetwork
+from ttfs_triton.train import ConfigError, TrainConfig
+from ttfs_triton.train.build import RunData, build_network
+from ttfs_triton.train.config import make_config
+from ttfs_triton.train.recipe import ann_config
+from ttfs_triton.train.start import Start, start_on_grid
+
+NETWORK = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, neuron=Neuron(0.25), readout="potential_end")
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A run on 4 steps and 3 bits, for chips with faults."""
+    folder = tmp_path_factory.mktemp("grid")
+    settings = "\ntime_steps: 4\nweight_bits: 3\nspike_jitter: 0.05\nlost_spikes: 0.02\npsp_persistence: 0.25\n"
+    result = run(folder, data, folder / "run", settings=settings + "readout: potential_end\n")
+    assert result.returncode == 0, result.stderr
+    assert "on the grid of a chip: 4 time steps a window, 3-bit weights with a unit per channel" in result.stdout
+    assert "for chips with faults: spike jitter 0.05 windows, 2% of spikes lost" in result.stdout
+    return folder / "run"
+
+
+def test_images(data):
+    """All test images, in [0, 1], and their labels."""
+    found = load_images(None, data, split="test", like=None)
+    return to_float(found.images_at(torch.arange(len(found)))), found.labels
+
+
+test_images.__test__ = False
+
+
+def test_validation_and_simulator_decide_alike(trained, data):
+    summary, model = json.loads((trained / "summary.json").read_text()), TTFSModel.from_pretrained(trained)
+    assert model.config.grid == Grid(4, 3)
+    images, labels = test_images(data)
+    with torch.no_grad():
+        decided, logits = model.decide(images), model(images)
+    found = simulate(model, [(images, labels)])
+    assert (found.settings.steps, found.settings.weight_bits) == (4, 3)
+    assert torch.equal(logits.argmax(1), found.predictions)
+    assert torch.equal(decided.prediction, found.first_spike_predictions)
+    assert (found.accuracy, found.first_spike_accuracy) == (
+        summary["test_accuracy"],
+        summary["test_first_spike_accuracy"],
+    )
+    assert found.ties == summary["ties"]
+    for ours, theirs in zip(found.counts.layers, summary["counts"]["layers"], strict=True):
+        assert (ours.spikes, ours.synaptic_operations) == (theirs["spikes"], theirs["synaptic_operations"])
+
+
+def test_a_trained_grid_is_gone_on_with(trained, data, config):
+    shapes = load_images(None, data, split="train", like=None)
+    split = RunData(shapes, shapes, torch.arange(len(shapes)), torch.arange(0))
+    same = change(config, weights=str(trained), time_steps=4, weight_bits=3, psp_persistence=0.25)
+    network, start = build_network(change(same, readout="potential_end"), split)
+    assert start is not None
+    assert start.grid == Grid(4, 3)
+    trained_units = TTFSModel.from_pretrained(trained).features.conv1.log2_unit
+    assert torch.equal(network.features.conv1.log2_unit, trained_units)
+    other, _ = build_network(change(same, readout="potential_end", time_steps=8, learn_units=False), split)
+    assert not other.features.conv1.log2_unit.requires_grad
+    assert not torch.equal(other.features.conv1.log2_unit, trained_units)
+    without, _ = build_network(
+        change(same, readout="potential_end", time_steps=None, weight_bits=None, lost_spikes=0.1), split
+    )
+    assert without.config.grid is None
+    assert without.features.conv1.faults == Faults(lost_spikes=0.1)
+
+
+def test_units_of_another_start_are_not_taken():
+    network = TTFSNetwork(NETWORK)
+    units = {"readout.log2_unit": torch.full((4,), 3.0)}
+    start = Start(base_model=None, calibration=None, grid=Grid(8, 3), units=units)  # type: ignore[arg-type]
+    start_on_grid(network, Grid(4, 3), start)
+    assert (network.readout.log2_unit < 1).all()
+    start_on_grid(network, Grid(8, 3), start)
+    assert (network.readout.log2_unit == 3).all()
+
+
+def test_registers_that_are_too_small_are_told_before_training():
+    with pytest.raises(ConfigError, match=r"Grid: state_bits must hold every layer's threshold, .* Use at least \d+"):
+        start_on_grid(TTFSNetwork(NETWORK), Grid(64, 8, state_bits=8))
+
+
+@pytest.mark.parametrize(
+    ("chip", "bits", "problem"),
+    [
+        ("odin", 3, r"grid_chip must hold .* neurons exceed the 256 of odin.* synapses exceed the 65,536"),
+        ("loihi", 12, "weights of 12 bits exceed the 9 bits of loihi"),
+        ("loihi", None, "weights that are not rounded exceed the 9 bits of loihi"),
+        ("loiih", 4, "loiih"),
+        ("loihi", 8, None),
+    ],
+)
+def test_chip_must_hold_the_network_on_its_grid(chip, bits, problem, data, config):
+    shapes = load_images(None, data, split="train", like=None)
+    split = RunData(shapes, shapes, torch.arange(len(shapes)), torch.arange(0))
+    wanted = change(config, time_steps=4, weight_bits=bits, grid_chip=chip, model="16C3-16C3-64")
+    if problem is None:
+        assert build_network(wanted, split)[0].config.grid == Grid(4, 8)
+        return
+    with pytest.raises(ValueError, match=problem):
+        build_network(wanted, split)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"weight_bits": 4}, "weight_bits and state_bits need time_steps"),
+        ({"grid_chip": "loihi"}, "grid_chip needs time_steps"),
+        ({"time_steps": 4, "neuron": "ann"}, "time_steps works with neuron: dft only"),
+        ({"lost_spikes": 0.1, "neuron": "ann"}, "faults work with neuron: dft only; got 10% of spikes lost"),
+        ({"time_steps": 0}, "time_steps: Input should be greater than or equal to 1; got 0"),
+        ({"time_steps": 4, "weight_bits": 1}, "weight_bits: Input should be greater than or equal to 2; got 1"),
+        ({"spike_jitter": -1}, "spike_jitter: Input should be greater than or equal to 0; got -1"),
+        ({"dead_neurons": 0.6, "stuck_neurons": 0.6}, "dead_neurons and stuck_neurons must be at most 1 together"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(values, "here")
+
+
+def test_the_ann_in_front_has_neither_grid_nor_faults(tmp_path):
+    (tmp_path / "pretrain_ann.yaml").write_text("epochs: 2\n")
+    config = TrainConfig(pretrain=True, time_steps=4, weight_bits=4, grid_chip="loihi", dead_neurons=0.1)
+    found = ann_config(tmp_path / "small.yaml", config)
+    assert (found.grid, found.faults, found.grid_chip, found.epochs) == (None, Faults(), None, 2)
+
+
+def test_weights_on_a_grid_know_it(tmp_path):
+    network = TTFSNetwork(NETWORK.replace(grid=Grid(4, 2)))
+    write_model(tmp_path, network.state_dict(), ModelDescription.of(network.config))
+    assert json.loads((tmp_path / "config.json").read_text())["network"]["grid"]["weight_bits"] == 2

@@ -1,0 +1,101 @@
+"""`recipes/calibrate.py`: put a trained network on a chip's grid without training, write a folder for all else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+
+from ttfs_triton.atomic import write_json
+from ttfs_triton.command_line import run_command
+from ttfs_triton.convert.calibrate_grid import GridCalibration, calibrate_grid
+from ttfs_triton.convert.command import check_folder
+from ttfs_triton.data.images import draw_images, load_images
+from ttfs_triton.model import TTFSModel
+from ttfs_triton.nn import Grid
+from ttfs_triton.nn.grid import MOST_STEPS
+
+
+class CalibrateOptions(BaseModel):
+    """What to calibrate, for which grid, on which images, where to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    network: Annotated[str, tyro.conf.Positional]
+    """A run's folder, one with config.json and model.safetensors, owner/name[@revision] on the Hub, or bundled:NAME."""
+    output_dir: Path
+    """Folder for model.safetensors, config.json and calibration.json; must not hold anything."""
+
+    # ---- grid of a chip
+    time_steps: int = Field(ge=1, le=MOST_STEPS)
+    """Time steps of a window."""
+    weight_bits: int | None = Field(None, ge=2, le=16)
+    """Bits of a weight, sign included. Default: weights are not rounded."""
+    weight_units: Literal["channel", "tensor"] = "channel"
+    """What has its own unit, of which weights are multiples: each output channel, or each layer."""
+    state_bits: int | None = Field(None, ge=4, le=62)
+    """Bits of the registers that hold a neuron's slope and potential, which saturate. Default: as wide as it takes."""
+
+    # ---- images
+    dataset: str | None = None
+    """Hub data set whose training images to calibrate on, or "sample"."""
+    data_dir: Path | None = None
+    """Local folder with them: parquet files or class folders."""
+    image_column: str | None = None
+    """Column of the images. Default: detected."""
+    label_column: str | None = None
+    """Column of the labels. Default: detected."""
+    images: int = Field(512, ge=1)
+    """How many, drawn by the seed."""
+    seed: int = Field(0, ge=0)
+    """Of the draw."""
+    cpu: bool = False
+    """Calibrate on the CPU even where there is a GPU."""
+
+
+def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the recipe: parse, calibrate, exit with a plain message where the user can mend it."""
+    run_command(CalibrateOptions, run, prog="calibrate.py", description=description, arguments=arguments)
+
+
+def run(options: CalibrateOptions) -> GridCalibration:
+    """Calibrate as asked, print what it did, write the folder.
+
+    Raises:
+        ConversionError: the folder holds something already; nothing has been written.
+        ValueError: no such network, an ANN, a grid whose registers are too small, or unusable images.
+        OSError, RuntimeError: images that cannot be had, or a folder that cannot be written.
+    """
+    check_folder(options.output_dir)
+    if options.dataset is None and options.data_dir is None:
+        raise ValueError("calibrate: --data-dir or --dataset must name training images; got neither. Give one of them.")
+    grid = Grid(options.time_steps, options.weight_bits, options.weight_units == "channel", options.state_bits)
+    model = TTFSModel.from_pretrained(options.network)
+    config, console = model.config, Console()
+    data = load_images(
+        options.dataset,
+        options.data_dir,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        image_size=config.image_size,
+        streaming=True,
+        progress=True,
+    )
+    if data.shape[1] != config.in_channels:
+        raise ValueError(f"calibrate: images must have {config.in_channels} channels; got {data.shape[1]}.")
+    device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
+    images = draw_images(data, options.images, options.seed).to(device)
+    with console.status("calibrating") as status:
+        found = calibrate_grid(
+            model.to(device), images, grid, progress=lambda name: status.update(f"calibrating {name}")
+        )
+    console.print(found.table())
+    model.cpu().save_pretrained(options.output_dir)
+    write_json(options.output_dir / "calibration.json", found.to_dict())
+    console.print(f"written: {options.output_dir}", markup=False, highlight=False, soft_wrap=True)
+    return found

@@ -1,0 +1,32 @@
+"""Options of all commands in which chips have faults; each says its unit."""
+
+from typing import Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from ttfs_triton.nn.faults import Faults
+
+
+class FaultOptions(BaseModel):
+    """How much goes wrong; see `ttfs_triton.nn.Faults`."""
+
+    spike_jitter: float = Field(0.0, ge=0, le=1)
+    """Standard deviation of spike times, in windows."""
+    weight_noise: float = Field(0.0, ge=0, le=1)
+    """Standard deviation of each weight, as a share of its own magnitude."""
+    dead_neurons: float = Field(0.0, ge=0, le=1)
+    """Share of the hidden neurons that never fire."""
+    stuck_neurons: float = Field(0.0, ge=0, le=1)
+    """Share of the hidden neurons that always fire at their window's start."""
+    lost_spikes: float = Field(0.0, ge=0, le=1)
+    """Share of the spikes that reach no synapse."""
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        _ = self.faults  # which says what excludes each other
+        return self
+
+    @property
+    def faults(self) -> Faults:
+        """All of them."""
+        return Faults(**{name: getattr(self, name) for name in FaultOptions.model_fields})

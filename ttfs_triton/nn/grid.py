@@ -1,0 +1,108 @@
+"""The grid of a chip, on which a network is trained and runs: time steps, bits of weights and of membranes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ttfs_triton.nn.clock import Clock, CompareAt
+from ttfs_triton.nn.integers import largest_integer
+
+# Finer clocks are no grid: from some hundred steps on nothing is left of it.
+MOST_STEPS = 1024
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a chip's neurons, synapses and clock can hold; frozen, and JSON values throughout.
+
+    A network on a grid computes what the chip does, and `ttfs_triton.hardware.simulate`: whole time stamps, integer
+    weights, registers that saturate.
+
+    Attributes:
+        time_steps: T, steps of a window, 1 to 1024.
+        weight_bits: 2 to 16, sign included; None leaves weights as fine as float32.
+        per_channel: one weight unit per output channel; otherwise one per layer.
+        state_bits: 4 to 62, sign included, of the registers that hold a neuron's slope (in weight units) and potential
+            (in weight units · steps), which saturate after each step; the fraction that comparing in the middle of a
+            step takes is beside them. None: as wide as it takes.
+        compare_at: "middle" or "start" of a step; see `ttfs_triton.nn.clock`.
+    Raises:
+        ValueError: a value of another type or out of range.
+    Example:
+        >>> Grid(time_steps=4, weight_bits=4).text()
+        '4 time steps a window, 4-bit weights with a unit per channel'
+        >>> Grid.from_dict(Grid(8).to_dict()) == Grid(8)
+        True
+    """
+
+    time_steps: int
+    weight_bits: int | None = None
+    per_channel: bool = True
+    state_bits: int | None = None
+    compare_at: CompareAt = "middle"
+
+    def __post_init__(self) -> None:
+        for name, least, most, optional in (
+            ("time_steps", 1, MOST_STEPS, False),
+            ("weight_bits", 2, 16, True),
+            ("state_bits", 4, 62, True),
+        ):
+            value = getattr(self, name)
+            if value is None and optional:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                none = ", or None" if optional else ""
+                raise ValueError(
+                    f"Grid: {name} must be a whole number from {least} to {most}{none}; got {value!r:.80}."
+                )
+        if not isinstance(self.per_channel, bool):
+            raise ValueError(f"Grid: per_channel must be True or False; got {self.per_channel!r:.80}.")
+        if self.compare_at not in ("middle", "start"):
+            raise ValueError(f'Grid: compare_at must be "middle" or "start"; got {self.compare_at!r:.80}.')
+
+    @property
+    def clock(self) -> Clock:
+        """Its steps and instants."""
+        return Clock(self.time_steps, self.compare_at)
+
+    @property
+    def limit(self) -> int:
+        """Largest integer weight."""
+        return largest_integer(self.weight_bits)
+
+    @property
+    def register(self) -> int | None:
+        """Largest slope and potential."""
+        return None if self.state_bits is None else largest_integer(self.state_bits)
+
+    def text(self) -> str:
+        """In words, for people."""
+        units = "a unit per channel" if self.per_channel else "one unit a layer"
+        weights = "unrounded weights" if self.weight_bits is None else f"{self.weight_bits}-bit weights with {units}"
+        parts = [f"{self.time_steps} time step{'s' * (self.time_steps > 1)} a window", weights]
+        if self.state_bits is not None:
+            parts.append(f"{self.state_bits}-bit membranes")
+        if self.compare_at != "middle":
+            parts.append("compared at the start of each step")
+        return ", ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Grid:
+        """The grid that `to_dict` gave.
+
+        Raises:
+            ValueError: no mapping, unknown keys, or values out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(values, Mapping) or not set(values) <= set(known) or "time_steps" not in values:
+            raise ValueError(
+                f"Grid.from_dict: values must map time_steps and some of {', '.join(known[1:])}; got {values!r:.200}."
+            )
+        return cls(**values)

@@ -1,0 +1,163 @@
+"""Layers on a chip's grid: forward passes are the chip's, in integers; gradients those of the closed form, straight
+through the rounding.
+
+A layer's weights, initial potentials and spikes are rounded as `ttfs_triton.hardware.simulate` rounds them. The closed
+form of the rounded weights, initial potentials and inputs gives the derivatives, as if no spike had been moved to a
+time step. Units of weights are learned: their gradient is that of the rounded weights (Esser et al., "Learned step size
+quantization", 2020), by the logarithm, so that a step of the optimizer changes them by a share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer
+from ttfs_triton.nn.clocked_readout import ClockedReadout
+from ttfs_triton.nn.integers import QuantisedWeight, exact_products, in_units, quantise_potential, quantise_weight
+from ttfs_triton.nn.straight_through import straight_through
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
+
+# Inputs of a layer that run at once on a CPU: integers and potentials stay near its caches.
+PART_NUMBERS = 1 << 18
+
+
+class RoundedLayer:
+    """A layer's integers in this pass, and the real numbers that they stand for, with gradients.
+
+    Args:
+        layer: on a grid.
+        weight: its effective weight, with gradient.
+        scale: on the weights, while dropout makes up for spikes that are missing.
+    Attributes:
+        quantised: integer weights.
+        weight: [C_out, ...], rounded, differentiable by the effective weight and the units.
+        bias: [C_out] or None, rounded, differentiable by the initial potentials.
+    """
+
+    def __init__(self, layer: WeightedLayer, weight: Tensor, scale: float = 1.0) -> None:
+        assert layer.grid is not None
+        self.layer, self.grid = layer, layer.grid
+        bits, per_channel = self.grid.weight_bits, self.grid.per_channel
+        unit = layer.unit_on_grid(bits, per_channel)
+        found = quantise_weight(weight, bits, per_channel=per_channel, unit=unit)
+        self.quantised = QuantisedWeight(found.integers, found.unit * scale, found.limit)
+        if layer.log2_unit is None:
+            self.weight = scale * straight_through(weight, found.dequantise())
+        else:
+            self.weight = scale * _Rounded.apply(weight, layer.log2_unit, found)
+        factors = layer.factors_in_training(weight)
+        self._off = factors is not None
+        if factors is not None:
+            self.quantised = self.quantised.multiplied(factors)
+            self.weight = straight_through(self.weight * factors, self.quantised.dequantise())
+        self.bias = None if layer.bias is None else straight_through(layer.bias, self._initial_potential(layer.bias))
+
+    def _initial_potential(self, bias: Tensor) -> Tensor:
+        """Rounded initial potentials, float64; an analog layer adds up real numbers."""
+        bias = bias.detach().double()
+        if self.layer.kind == "analog":
+            return bias
+        unit, steps, common = self.quantised.unit, self.grid.time_steps, self.layer.common_potential
+        return quantise_potential(bias + common, unit, steps, checked=False) * unit / steps - common
+
+    @property
+    def skip_weight(self) -> Tensor | None:
+        """[C_out] weights of delayed spikes, rounded, differentiable by their own; None for a layer without."""
+        weights = self.layer.skip_weights()
+        late = self.quantised.late_weights(weights)
+        return None if weights is None or late is None else straight_through(weights, late * self.quantised.unit)
+
+    def numbers(self) -> tuple[Tensor, Tensor | None]:
+        """Rounded weights [C_out, ...] and initial potentials [C_out] or None, float64, detached."""
+        bias = self.layer.bias
+        return self.quantised.dequantise(), None if bias is None else self._initial_potential(bias)
+
+    def reach(self) -> int | None:
+        """Bound on a neuron's Σ|integers|, if it is small enough to be no hindrance; else it is read from them."""
+        unknown = self.grid.weight_bits is None or self._off or self.layer.skip > 0
+        return None if unknown else self.quantised.limit * self.quantised.integers[0].numel()
+
+    def steps_left(self, x: Tensor) -> Tensor:
+        """Steps that remain at each input's spike, of activations that are multiples of 1/T."""
+        return (x.detach().float() * self.grid.time_steps).round_()
+
+
+@torch.no_grad()
+def spikes_on_grid(rounded: RoundedLayer, x: Tensor, psp_persistence: float, skip: Tensor | None = None) -> Tensor:
+    """Activations of spiking neurons, multiples of 1/T, float32.
+
+    Args:
+        rounded: the layer.
+        x: input activations, multiples of 1/T.
+        psp_persistence: σ.
+        skip: of delayed spikes, one a neuron.
+    """
+    with exact_products():
+        layer = ClockedLayer(
+            rounded.layer,
+            rounded.quantised,
+            rounded.grid.clock,
+            psp_persistence=psp_persistence,
+            register=rounded.grid.register,
+            reach=rounded.reach(),
+        )
+        ramp, clock = layer.ramp(), rounded.grid.clock
+
+        def run(remaining: Tensor, late: Tensor | None = None) -> Tensor:
+            return clock.remaining(ramp.first_instant(*layer.integrate(remaining, late)))
+
+        inputs = [rounded.steps_left(part) for part in (x, skip) if part is not None]
+        return _in_parts(run, *inputs).div_(clock.steps)
+
+
+@torch.no_grad()
+def analog_on_grid(rounded: RoundedLayer, images: Tensor, psp_persistence: float) -> Tensor:
+    """Activations of neurons that read normalised images, multiples of 1/T, float32; arguments as above."""
+    assert isinstance(rounded.layer, WeightedConv2d)
+    with exact_products():
+        layer = AnalogLayer(rounded.layer, rounded.quantised, rounded.layer.bias, psp_persistence)
+        return _in_parts(lambda part: rounded.grid.clock.stamped(layer.activations(part)), images.detach())
+
+
+@torch.no_grad()
+def readout_on_grid(rounded: RoundedLayer, x: Tensor) -> tuple[ClockedReadout, Any]:
+    """A readout as it is on its grid, and the membranes of its neurons after the integration window."""
+    with exact_products():
+        readout: Any = rounded.layer
+        register, reach = rounded.grid.register, rounded.reach()
+        clocked = ClockedReadout(readout, rounded.quantised, rounded.grid.clock, register=register, reach=reach)
+        return clocked, clocked.integrate(rounded.steps_left(x))
+
+
+def _in_parts(run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    samples = max(1, PART_NUMBERS // max(1, math.prod(inputs[0].shape[1:])))
+    if inputs[0].device.type != "cpu" or len(inputs[0]) <= samples:
+        return run(*inputs)
+    return torch.cat([run(*parts) for parts in zip(*(each.split(samples) for each in inputs), strict=True)])
+
+
+class _Rounded(torch.autograd.Function):
+    """Rounded weights; straight through but for what would drive cut weights further out, and to the units."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, log2_unit: Tensor, found: QuantisedWeight) -> Tensor:
+        ctx.found = found
+        ctx.save_for_backward(weight, log2_unit)
+        return found.dequantise().to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (weight, log2_unit), found = ctx.saved_tensors, ctx.found
+        scaled = in_units(weight, found.unit)
+        cut = scaled.abs() > found.limit
+        # What a unit of `unit` adds to each rounded weight: its integer, less what rounding gave it.
+        by_unit = (found.integers - scaled.masked_fill(cut, 0.0)) * grad
+        by_logarithm = by_unit.flatten(1).sum(1, dtype=torch.float64) * found.unit * math.log(2)
+        if len(log2_unit) == 1:
+            by_logarithm = by_logarithm.sum(0, keepdim=True)
+        return grad.masked_fill(cut & (grad * scaled < 0), 0.0), by_logarithm.to(log2_unit.dtype), None
