@@ -46,7 +46,7 @@ def test_comparison_shows_compute_and_memory_side_by_side():
         assert word in text
     assert "firing share" in text
     event = comparison_table(compare(convolutional_network(), "loihi", RunOptions(steps=8)))
-    assert event.rows[1] == ("dense ANN", *["–"] * 5)  # no price on Loihi: no ratio, energy or status
+    assert event.rows[1] == ("dense ANN", *["–"] * 6)  # no price on Loihi: no ratio, energy or status
 
 
 def test_chips_show_what_is_missing():

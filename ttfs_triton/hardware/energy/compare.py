@@ -16,8 +16,14 @@ from ttfs_triton.hardware.energy.ledger import Estimate
 from ttfs_triton.hardware.energy.operations import averages
 from ttfs_triton.hardware.energy.prices import Range
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.verdict import Verdict, verdict
 
 Measure = Literal["compute_only", "memory_included", "total"]
+_MEASURED = {
+    "compute_only": "by arithmetic alone",
+    "memory_included": "with memory",
+    "total": "of all that has a price",
+}
 MEASURES: tuple[Measure, ...] = ("compute_only", "memory_included", "total")
 
 
@@ -63,7 +69,7 @@ def break_even_firing_share(
         return BreakEven(None, "no firing share: a price is missing, or what does not depend on spikes costs more")
     share = factor * counts.sparsity
     beyond = "at any firing share" if share > 1 else f"below a firing share of {share:.1%} (now {counts.sparsity:.1%})"
-    return BreakEven(share, f"cheaper than the dense ANN {beyond}")
+    return BreakEven(share, f"{_MEASURED[measure]}, it costs less than the dense ANN {beyond}")
 
 
 def break_even_rate(
@@ -99,11 +105,13 @@ class Comparison:
     Attributes:
         estimates: ours first.
         firing_share, rates: break-even points; `rates` by the T of each rate code.
+        verdict: whether ours is cheaper than the dense ANN.
     """
 
     estimates: tuple[Estimate, ...]
     firing_share: BreakEven
     rates: Mapping[int, BreakEven]
+    verdict: Verdict
 
 
 def compare(
@@ -142,6 +150,7 @@ def compare(
             code.steps: break_even_rate(counts, chip, options, rate_steps=code.steps, measure=measure)
             for code in rate_codes
         },
+        verdict(counts, chip, options),
     )
 
 
