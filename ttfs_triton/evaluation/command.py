@@ -53,7 +53,7 @@ def run(options: EvaluationOptions) -> Found:
     if options.faults and not options.simulation:
         raise ValueError(f"evaluate: faults must be simulated; got {options.faults.text()} with --no-simulation.")
     loaded = load_network(options.model, options.network)
-    options = options.on(loaded.description.network.grid)
+    options = options.on(loaded.network.graph.grid)
     if loaded.description.network.analog:
         raise ValueError(
             f"evaluate: network must spike for counts of spikes to be priced; got an ANN in {loaded.files.weights}. "
@@ -144,6 +144,7 @@ def _run_options(options: EvaluationOptions, simulation: Simulation | None) -> R
     return RunOptions(
         steps=None if closed else (options.steps if simulation is None else simulation.settings.steps),
         implementation=options.implementation,
+        step_us=options.step_us,
         gating=options.gating and not closed,
         activity=None if simulation is None or closed else simulation.activity,
     )
@@ -156,7 +157,7 @@ def show(found: Found, console: Console) -> None:
     table.title = f"{found.data.name}, {found.data.split}: {evaluation.images:,} images"
     console.print(table)
     samples, total = found.counts.samples, found.counts.total()
-    grid = found.loaded.network.config.grid
+    grid = found.loaded.network.graph.grid
     lines = [] if grid is None else [f"grid                     {grid.text()}"]
     lines += [
         f"accuracy                 {evaluation.accuracy:.2%}",
@@ -171,6 +172,8 @@ def show(found: Found, console: Console) -> None:
     if total["analog_macs"]:
         lines.append(f"analog multiplications   {total['analog_macs'] / samples:,.0f} an image, in the first layer")
     if simulation is not None:
+        simulated = simulation.counts.total()["synaptic_operations"] / simulation.counts.samples
+        lines.append(f"  as simulated           {simulated:,.0f}, which is what the energies below are of")
         bits = simulation.settings.weight_bits
         lines.append(
             f"simulated                {simulation.accuracy or 0:.2%} at {simulation.settings.steps} steps and "

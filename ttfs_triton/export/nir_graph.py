@@ -246,7 +246,9 @@ class _Build:
             bias = bias + np.float32(layer.initial_potential)
         source, graded = self.value, isinstance(layer, AnalogEncoder)
         late = np.zeros(len(weight), np.float32) if skip is None else skip.weight
-        excitation = _graded_excitation(layer, weight) if graded else _excitation(weight, late)
+        excitation = _excitation(weight, late)
+        if isinstance(layer, AnalogEncoder):
+            excitation = _graded_excitation(layer, weight)
         inputs = [self.synapses(name, stage, weight, source)]
         shape = stage.shape
         if persistence < 1 and not graded:  # graded inputs are taken back by the host

@@ -92,7 +92,10 @@ def load_weights(
     network.load_state_dict(tensors)
     if isinstance(trained, NetworkConfig):
         _take_statistics(network, trained)
-    return Start(base_model, calibration, None if description is None else description.network.grid, units)
+    grid = (
+        description.network.grid if description is not None and isinstance(description.network, NetworkConfig) else None
+    )
+    return Start(base_model, calibration, grid, units)
 
 
 def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *, learn_units: bool = True) -> None:

@@ -73,14 +73,6 @@ class Position:
         return cls(totals=EpochTotals(**values["totals"]), **others)
 
 
-def mixed_seed(*numbers: int) -> int:
-    """One seed from several numbers."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number + 1) % (2**63)
-    return seed
-
-
 def to_json(value: Any, where: str = "state") -> Any:
     """Express a value in strict JSON, keeping what JSON loses: tuples and non-finite floats.
 
@@ -206,3 +198,11 @@ def _require_equal(what: str, own: Any, saved: Any) -> None:
             f"unpack_optimizer: {what} must be what was saved, {saved}; got {own}. "
             "Build model and optimizer from the configuration of the saved run."
         )
+
+
+def mix(*numbers: int) -> int:
+    """One seed from several numbers."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % (2**63)
+    return seed
