@@ -342,7 +342,8 @@ def choose_kernels(network: nn.Module, accelerator: Accelerator, images: Tensor,
         training = network.training
         # One pass in each direction tells which passes there are; without dropout it draws no random numbers.
         with accelerator.autocast():
-            logits = network.eval()(images)
+            output = network.eval()(images)
+            logits: Tensor = output[0] if isinstance(output, tuple) else output  # one that is metered has costs, too
         network.train(training)
         torch.autograd.grad(logits.float().sum(), list(network.parameters()), allow_unused=True)
         shared[0] = ttfs_kernels.tune(report=say, fault=say)
