@@ -24,7 +24,7 @@ from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.data.images import draw_images, load_images
 from ttfs_triton.model.description import ModelDescription
 from ttfs_triton.model.files import write_model
-from ttfs_triton.nn import Neuron
+from ttfs_triton.nn import NetworkConfig, Neuron
 from ttfs_triton.nn.config import Encoder
 
 
@@ -218,6 +218,7 @@ def _overrides(options: ConvertOptions, weights: Weights) -> dict[str, Any]:
     overrides = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.psp_persistence is not None:
         source = weights.description()
-        neuron = Neuron() if source is None else source.network.neuron
+        known = None if source is None else source.network
+        neuron = known.neuron if isinstance(known, NetworkConfig) else Neuron()
         overrides["neuron"] = dataclasses.replace(neuron, psp_persistence=options.psp_persistence)
     return overrides

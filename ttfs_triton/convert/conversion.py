@@ -161,6 +161,11 @@ def recognise(
                 f"convert: {weights.name} must have a config.json beside it, as training writes; it has none. "
                 "Keep both together."
             )
+        if not isinstance(own, NetworkConfig):
+            raise ConversionError(
+                f"convert: {weights.name} must be of a network with a specification; got one that {own.builder} built. "
+                "Load its weights into that network: train_own.py --network FILE.py:FUNCTION --weights ."
+            )
         if image_size is not None and image_size != own.image_size:
             raise ConversionError(
                 f"convert: image_size must be {own.image_size}, as {weights.name} was trained; got {image_size}."

@@ -52,7 +52,7 @@ def run(options: EvaluationOptions) -> Found:
     if options.faults and not options.simulation:
         raise ValueError(f"evaluate: faults must be simulated; got {options.faults.text()} with --no-simulation.")
     loaded = load_network(options.model, options.network)
-    options = options.on(loaded.description.network.grid)
+    options = options.on(loaded.network.graph.grid)
     if loaded.description.network.analog:
         raise ValueError(
             f"evaluate: network must spike for counts of spikes to be priced; got an ANN in {loaded.files.weights}. "
@@ -148,7 +148,7 @@ def show(found: Found, console: Console) -> None:
     table.title = f"{found.data.name}, {found.data.split}: {evaluation.images:,} images"
     console.print(table)
     samples, total = found.counts.samples, found.counts.total()
-    grid = found.loaded.network.config.grid
+    grid = found.loaded.network.graph.grid
     lines = [] if grid is None else [f"grid                     {grid.text()}"]
     lines += [
         f"accuracy                 {evaluation.accuracy:.2%}",

@@ -244,9 +244,12 @@ class _Build:
         persistence, height, ramp = _neuron(layer)
         if isinstance(layer, Readout):
             bias = bias + np.float32(layer.initial_potential)
-        source, graded = self.value, isinstance(layer, AnalogEncoder)
+        source = self.value
         late = np.zeros(len(weight), np.float32) if skip is None else skip.weight
-        excitation = _graded_excitation(layer, weight) if graded else _excitation(weight, late)
+        if graded := isinstance(layer, AnalogEncoder):
+            excitation = _graded_excitation(layer, weight)
+        else:
+            excitation = _excitation(weight, late)
         inputs = [self.synapses(name, stage, weight, source)]
         shape = stage.shape
         if persistence < 1 and not graded:  # graded inputs are taken back by the host

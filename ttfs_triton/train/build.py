@@ -148,7 +148,7 @@ def build_network(
     weights, start = str(ann) if config.pretrain and ann is not None else config.weights, None
     if weights is not None and not isinstance(network, TTFSNetwork):
         start = load_own_weights(network, weights)
-    elif weights is not None:
+    elif weights is not None and isinstance(network, TTFSNetwork):
         images = None
         if calibrated and config.calibration_images:
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)

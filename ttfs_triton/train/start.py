@@ -92,7 +92,8 @@ def load_weights(
     network.load_state_dict(tensors)
     if isinstance(trained, NetworkConfig):
         _take_statistics(network, trained)
-    return Start(base_model, calibration, None if description is None else description.network.grid, units)
+    known = None if description is None else description.network
+    return Start(base_model, calibration, known.grid if isinstance(known, NetworkConfig) else None, units)
 
 
 def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *, learn_units: bool = True) -> None:

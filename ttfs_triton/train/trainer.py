@@ -61,8 +61,9 @@ class Trainer:
                 f"Trainer: config must leave the network's keys at their defaults; got {', '.join(given)}."
             )
         self.network, self.callbacks, self.name = unwrapped(network), tuple(callbacks), name
-        self.config = config.model_copy(update={"network": config.network or type(self.network).__qualname__})
-        self.data = data if isinstance(data, RunData) else run_data(*data, self.config)
+        self.data = data if isinstance(data, RunData) else run_data(*data, config)
+        known = {"network": config.network or type(self.network).__qualname__, "dataset": self.data.train.dataset}
+        self.config = config.model_copy(update=known)
         check_network(self.network, self.data)
 
     def train(self) -> dict[str, Any]:
