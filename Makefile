@@ -19,7 +19,7 @@ $(READY): pyproject.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-versions check bench gpu
+.PHONY: help train test test-versions check docs bench gpu
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -47,6 +47,10 @@ check: $(READY)  ## lint, formatting, types
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m pyright --pythonpath "$$($(RUN) -c 'import sys; print(sys.executable)')"
+
+docs: $(READY)  ## build the documentation site into docs/_build; runs its notebooks, any warning fails
+	OMP_NUM_THREADS=1 $(RUN) -m sphinx -E -W --keep-going -q $(ARGS) docs docs/_build/html
+	@echo "written: docs/_build/html/index.html"
 
 bench: $(READY)  ## time a training step on the CPU
 	$(RUN) bench/train_step.py --device cpu $(ARGS)

@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -38,7 +38,8 @@ MARKERS = ("<!-- table 1: python bench/table1.py -->", "<!-- end of table 1 -->"
 FILES = ("metrics.jsonl", "summary.json")
 # Keys that differ between runs of one row.
 _APART = FREE_ON_RESUME | {"seed", "cpu", "backend", "compile", "mixed_precision"}
-NAMES = {"cnn1": "CNN1", "vgg11": "VGG11", "vgg16": "VGG16"}
+CONVOLUTIONS_ONLY = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2"
+NAMES = {"cnn1": "CNN1", "vgg11": "VGG11", "vgg16": "VGG16", CONVOLUTIONS_ONLY: "VGG11's convolutions"}
 
 
 @dataclasses.dataclass
@@ -169,19 +170,32 @@ def read(folder: Path) -> Run:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """The table, in Markdown: the rows of `TARGETS`, each followed by those of runs that belong to it."""
+    """The table, in Markdown: the rows of `TARGETS`, each with the runs that belong to it, and other networks' rows."""
     headings = (
         *("data", "network", "accuracy %, ours", "the paper", "best published"),
         *("sparsity, ours", "as the paper counts", "the paper", "runs"),
     )
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
-    for target in TARGETS:
+    for target in with_others(runs):
         mine = [run for run in runs if belongs(run, target)]
         rows: dict[str, list[Run]] = {}
-        for run in sorted(mine, key=lambda run: (run.config.get("psp_persistence", 1.0), run.name)):
+        for run in sorted(mine, key=lambda run: (_sigma(run), run.name)):
             rows.setdefault(run.row, []).append(run)
         lines += [line(target, found) for found in rows.values()] or [line(target, [])]
     return "\n".join(lines) + "\n"
+
+
+def with_others(runs: Sequence[Run]) -> Iterator[Target]:
+    """`TARGETS`, and behind those of each data set the other networks that were trained on it."""
+    for place, target in enumerate(TARGETS):
+        yield target
+        if target.data in {later.data for later in TARGETS[place + 1 :]}:
+            continue
+        known = {other.model for other in TARGETS if other.data == target.data}
+        for model in sorted({run.config["model"] for run in runs} - known):
+            other = dataclasses.replace(target, model=model, paper_accuracy=None, paper_sparsity=None)
+            if any(belongs(run, other) for run in runs):
+                yield other
 
 
 def belongs(run: Run, target: Target) -> bool:
@@ -208,7 +222,7 @@ def line(target: Target, runs: Sequence[Run]) -> str:
         network_of(target, runs),
         accuracy,
         _figure(target.paper_accuracy) if _paper_s_neuron(runs) else "–",
-        _figure(target.best_accuracy),
+        "–" if runs and _sigma(runs[0]) < 0 else _figure(target.best_accuracy),
         sparsity,
         published,
         _figure(target.paper_sparsity) if _paper_s_neuron(runs) else "–",
@@ -219,12 +233,12 @@ def line(target: Target, runs: Sequence[Run]) -> str:
 
 def network_of(target: Target, runs: Sequence[Run]) -> str:
     """Name, width, neuron and length of the training."""
-    name = NAMES[target.model]
+    name = NAMES.get(target.model, target.model)
     if not runs:
         return name
     config = runs[0].config
     words = [name + (f" × {config['width']:g}" if config.get("width", 1.0) != 1 else "")]
-    words.append("ANN" if config.get("neuron") == "ann" else f"σ = {config.get('psp_persistence', 1.0):g}")
+    words.append("ANN" if _sigma(runs[0]) < 0 else f"σ = {_sigma(runs[0]):g}")
     words.append(f"{config['epochs']} epochs" + (", from an ANN" if _from_ann(config) else ""))
     return ", ".join(words)
 
@@ -267,14 +281,14 @@ def _from_ann(config: dict[str, Any]) -> bool:
     return bool(config.get("pretrain") or config.get("weights"))
 
 
+def _sigma(run: Run) -> float:
+    """σ; below all for an ANN."""
+    return -1.0 if run.config.get("neuron") == "ann" else run.config.get("psp_persistence", 1.0)
+
+
 def _paper_s_neuron(runs: Sequence[Run]) -> bool:
     """Whether a row may stand against the paper's figures: its neuron at full width, or nothing yet."""
-    return all(
-        run.config.get("psp_persistence", 1.0) == 1
-        and run.config.get("width", 1.0) == 1
-        and run.config.get("neuron") != "ann"
-        for run in runs
-    )
+    return all(_sigma(run) == 1 and run.config.get("width", 1.0) == 1 for run in runs)
 
 
 def _figure(value: float | None) -> str:

@@ -175,8 +175,10 @@ def call(find: Callable[..., Formula], operands: tuple[Any, ...], *options: Hash
     # Products in float32 depend on a switch of PyTorch's, which takes long to ask.
     precisions = float32_precisions() if x.dtype == torch.float32 and dtype is None else None
     about_x, about_weight = (x.shape, x.dtype, x.device), (weight.shape, weight.dtype, weight.device)
-    about_skip = [tensor is not None and (tensor.shape, tensor.dtype, tensor.device) for tensor in skip]
-    key = (find, about_x, about_weight, about_bias, *about_skip, dtype, precisions, differentiable, options)
+    about_skip = None
+    if skip:
+        about_skip = tuple([tensor is not None and (tensor.shape, tensor.dtype, tensor.device) for tensor in skip])
+    key = (find, about_x, about_weight, about_bias, about_skip, dtype, precisions, differentiable, options)
     layer = _layers.get(key)
     if layer is None:
         formula = find(operands, differentiable, *options)

@@ -57,13 +57,15 @@ def dft_linear(
         tensor([[0.6364, 0.0000]], grad_fn=<DFTLayerBackward>)
         >>> y.sum().backward()
     """
-    operands = (x, weight, bias) if skip is None and skip_weight is None else (x, weight, bias, skip, skip_weight)
+    operands: tuple[Any, ...] = x, weight, bias
+    if skip is not None or skip_weight is not None:
+        operands = x, weight, bias, skip, skip_weight
     if x.dim() != 2:
         check_linear(*operands)
-        x, skip = (None if rows is None else rows.reshape(-1, rows.shape[-1]) for rows in (x, skip))
-        assert x is not None
-        y = dft_linear(x, weight, bias, skip=skip, skip_weight=skip_weight, neuron=neuron, backend=backend)
-        return y.view(*operands[0].shape[:-1], weight.shape[0])
+        flat, late = (None if rows is None else rows.reshape(-1, rows.shape[-1]) for rows in (x, skip))
+        assert flat is not None
+        y = dft_linear(flat, weight, bias, skip=late, skip_weight=skip_weight, neuron=neuron, backend=backend)
+        return y.view(*x.shape[:-1], weight.shape[0])
     selection = operators_for("dft_linear", backend, x)
     if is_plain(*operands):
         return call(_linear_formula, operands, neuron, selection)
@@ -148,7 +150,9 @@ def dft_conv2d(
             f"dft_conv2d: fuse_pool must be None or False where our kernels do not run; got {fuse_pool} with "
             f'backend={backend!r} on {x.device}. Use backend="triton" on a GPU, or leave it out.'
         )
-    operands = (x, weight, bias) if skip is None and skip_weight is None else (x, weight, bias, skip, skip_weight)
+    operands: tuple[Any, ...] = x, weight, bias
+    if skip is not None or skip_weight is not None:
+        operands = x, weight, bias, skip, skip_weight
     if is_plain(*operands):
         y = call(_conv2d_formula, operands, geometry, pool, fuse_pool, neuron, selection)
     else:

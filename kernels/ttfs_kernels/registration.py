@@ -16,6 +16,7 @@ _library = torch.library.Library("ttfs", "FRAGMENT")
 
 OPERANDS = 5  # of every layer, the first arguments of its operator: x, weight, bias, skip, skip_weight
 Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # and their gradients
+Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def operator(name: str, *, formula: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -74,6 +75,13 @@ def register_autograd(name: str, backward: Callable[..., Any], setup_context: Ca
 def new_channels_last(like: Tensor, *shape: int) -> Tensor:
     """Uninitialised [N, C, rows, columns], channels-last, dtype and device of `like`."""
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def all_operands(operands: Sequence[Any]) -> Operands:
+    """x, weight, bias, skip and skip_weight, of which the last two may not have been given."""
+    all_five: list[Any] = [*operands, None, None]
+    x, weight, bias, skip, skip_weight = all_five[:OPERANDS]
+    return x, weight, bias, skip, skip_weight
 
 
 def or_empty(tensor: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -18,11 +18,13 @@ with pytest.MonkeyPatch.context() as patch:
     import _plan_model as plan_model
     import _planning as planning
     import _published as published
+    import checkpoint_choice
     import quickstart
     import table1
 
 __all__ = [
     "BENCH",
+    "checkpoint_choice",
     "gpu_driver",
     "kernels_compile",
     "kernels_plan",

@@ -100,6 +100,33 @@ def test_every_target_has_a_row(options, tmp_path):
     assert {row[2] for row in rows(text)} == {"not run yet"}
 
 
+def test_other_networks_stand_behind_those_of_their_data(options, tmp_path):
+    runs = collected(
+        options,
+        make_run(tmp_path / "runs" / "a", accuracy=0.5, dataset="uoft-cs/cifar10", model="8C3-P2", width=0.5),
+        make_run(tmp_path / "runs" / "b", accuracy=0.5, model="8C3", max_train_samples=100),
+        make_run(tmp_path / "runs" / "c", accuracy=0.5, dataset="uoft-cs/cifar10", model=table1.CONVOLUTIONS_ONLY),
+    )
+    found = [row for row in rows(table1.table(runs)) if row[2] != "not run yet"]
+    assert [row[1] for row in found] == ["VGG11's convolutions, σ = 1, 3 epochs", "8C3-P2 × 0.5, σ = 1, 3 epochs"]
+    assert {(row[0], row[3], row[4], row[7]) for row in found} == {("CIFAR-10", "–", "95.06", "–")}
+    titles = [row[0] for row in rows(table1.table(runs))]
+    assert titles == ["MNIST", "Fashion-MNIST", "CIFAR-10", "CIFAR-10", "CIFAR-10", "CIFAR-10", "CIFAR-100"]
+
+
+def test_analog_network_comes_first_and_stands_against_no_spiking_one(options, tmp_path):
+    runs = collected(
+        options,
+        make_run(tmp_path / "runs" / "a", accuracy=0.5, psp_persistence=0.25),
+        make_run(tmp_path / "runs" / "b", accuracy=0.5, neuron="ann"),
+    )
+    found = [row for row in rows(table1.table(runs)) if row[0] == "MNIST"]
+    assert [row[1:5] for row in found] == [
+        ["CNN1, ANN, 3 epochs", "50.00", "–", "–"],
+        ["CNN1, σ = 0.25, 3 epochs", "50.00", "–", "99.51"],
+    ]
+
+
 def test_table_is_written_between_its_markers_only(options, tmp_path):
     collected(options, make_run(tmp_path / "runs" / "a", accuracy=0.75))
     table1.replace_table(options.readme, "| new |\n")

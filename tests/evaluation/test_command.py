@@ -6,7 +6,9 @@ import json
 import pytest
 import torch
 
+from tests.scoring.test_deadline import random_outputs
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
+from ttfs_triton.evaluation import deadlines, load_network, load_test_images
 from ttfs_triton.evaluation.command import main
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Grid
@@ -120,28 +122,41 @@ def test_network_on_a_grid_is_evaluated_and_simulated_on_it(on_grid, trained, tm
     assert "grid                     4 time steps a window, 4-bit weights" in capsys.readouterr().out
 
 
-def test_faults_deadlines_and_early_exits_are_found(trained, tmp_path, capsys):
-    flags = ["--spike-jitter", 0.1, "--dead-neurons", 0.3, "--deadlines", "--early-exit-error", 0.9]
+def test_faults_and_deadlines_are_found(trained, tmp_path, capsys):
+    flags = ["--spike-jitter", 0.1, "--dead-neurons", 0.3, "--deadlines"]
     evaluate(trained[0], *flags, "--chip", "anp_i", "--steps", 8, "--output-dir", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["simulation"]["faults"]["dead_neurons"] == 0.3
     assert len(found["deadlines"]["rows"]) == 20
     assert found["deadlines"]["rows"][-1]["accuracy"] == pytest.approx(found["first_spike_accuracy"])
-    assert found["deadlines"]["chosen_on"] == "validation images"
-    assert found["deadlines"]["exit"]["bound"] <= 0.9
+    assert found["deadlines"]["exit"] is None
     with (tmp_path / "out" / "deadlines.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 20
-    out = capsys.readouterr().out
-    assert "on a chip with         spike jitter 0.1 windows, 30% of neurons dead" in out
-    assert "early exit               after a lead of" in out
+    assert "on a chip with         spike jitter 0.1 windows, 30% of neurons dead" in capsys.readouterr().out
 
 
-def test_without_a_run_every_other_test_image_chooses(on_grid, trained, tmp_path):
-    flags = ["--early-exit-error", 0.9, "--no-simulation", "--chip", "anp_i", "--output-dir", tmp_path / "out"]
-    evaluate(on_grid, "--data-dir", trained[1], *flags)
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["deadlines"]
-    assert found["chosen_on"] == "test images, which are not among those below"
-    assert found["exit"]["images"] == 23
+@pytest.mark.parametrize("run", [True, False])
+def test_lead_is_chosen_on_images_on_which_it_is_not_judged(run, on_grid, trained, monkeypatch):
+    """With a run on what it has held out, else on every other test image."""
+    loaded = load_network(trained[0] if run else on_grid)
+    data = load_test_images(loaded, data_dir=trained[1])
+    seen = []
+
+    def outputs(network, batches):
+        seen.append(sum(len(labels) for _, labels in batches))
+        return random_outputs(2000, len(seen))
+
+    monkeypatch.setattr(deadlines, "output_spikes", outputs)
+    found = deadlines.find_deadlines(loaded, data, 20, 0.02, 0.95)
+    assert seen == ([45, 32] if run else [45])
+    assert found.chosen_on == ("validation images" if run else "test images, which are not among those below")
+    assert found.exit is not None
+    assert found.exit.images == (2000 if run else 1000)
+    assert found.exit.bound <= 0.02
+    early, stated, judged = found.lines()
+    assert f"chosen on {found.exit.images:,} {found.chosen_on}" in early
+    assert "with 95% confidence" in stated
+    assert "of the test images exit" in judged
 
 
 @pytest.mark.parametrize(

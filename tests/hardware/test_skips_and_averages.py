@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tests.nn.common import activations, randomised
 from ttfs_triton.hardware import count, event_driven, simulate
-from ttfs_triton.hardware.simulation.integers import quantise_weight
 from ttfs_triton.nn import (
     DFTConv2d,
+    Grid,
     LatencyEncoder,
     NetworkConfig,
     NetworkError,
@@ -21,6 +21,7 @@ from ttfs_triton.nn import (
     TTFSNetwork,
     network_graph,
 )
+from ttfs_triton.nn.integers import quantise_weight
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
 
@@ -183,7 +184,7 @@ def test_networks_with_wrong_skips_are_refused():
 
         def forward(self, x: Tensor) -> Tensor:
             spikes = self.encoder(x)
-            late = (None, spikes, x, spikes + 1)[self.take]
+            late = (spikes + 1) if self.take == 3 else (None, spikes, x)[self.take]
             return self.readout(self.second(self.first(spikes), skip=late).flatten(1))
 
     assert network_graph(Net(2, 1), (2, 4, 4))["second"].skip.source == "encoder"
@@ -203,3 +204,15 @@ def test_analog_twins_are_counted_too():
     layers = {layer.name: layer for layer in counts.layers}
     assert layers["conv3"].analog_macs == layers["conv3"].dense_macs == 2 * layers["conv3"].synapses
     assert dataclasses.asdict(layers["conv3"])["synaptic_operations"] == 0
+
+
+@torch.no_grad()
+def test_network_on_a_grid_is_its_simulation():
+    """Blocks and averages too: every neuron fires in the step of the simulator."""
+    model = residual(0.25, grid=Grid(time_steps=8, weight_bits=5))
+    images = activations(3, 1, 8, 12, seed=6).float()
+    found = simulate(model, [images], steps=8, weight_bits=5, keep_spike_times=True)
+    assert found.spike_steps is not None
+    for name, layer in emitted(model, images).items():
+        if name != "readout":
+            assert torch.equal(layer, 1 - found.spike_steps[name] / 8), name

@@ -19,7 +19,7 @@ NAMES = bundled_names()
 
 
 def test_there_are_some():
-    assert {"cnn1-mnist"} <= set(NAMES)
+    assert {"cnn1-mnist", "vgg9-cifar10"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,6 +13,8 @@ from tests.nn.common import activations, randomised
 from ttfs_triton.hardware import simulate
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import (
+    AnalogEncoder,
+    ANNLinear,
     DFTConv2d,
     DFTLinear,
     EarliestSpikePool2d,
@@ -247,3 +249,23 @@ def test_grid_in_words():
     said = f"1 time step a window, {weights}, 12-bit membranes, compared at the start of each step"
     assert Grid(1, 2, False, 12, "start").text() == said
     assert dataclasses.replace(Grid(4), time_steps=8).text() == "8 time steps a window, unrounded weights"
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 4), Grid(5, 3, state_bits=16)])
+def test_delayed_spikes_and_averages_are_on_the_grid_too(grid):
+    config = NetworkConfig("4C3-(4C3-6C3s2)-A", image_size=(8, 8), classes=3, neuron=Neuron(0.25), grid=grid)
+    network, images = TTFSNetwork(config), torch.rand(40, 1, 8, 8)
+    logits = network(images)
+    F.cross_entropy(logits, torch.arange(40) % 3).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    for engine in ("summed", "stepped"):
+        found = simulate(network, [images], engine=engine)
+        assert torch.equal(logits.argmax(1), found.predictions)
+        assert torch.equal(network.decide(images).prediction, found.first_spike_predictions)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_layers_that_do_not_fire_by_their_own_weights_are_refused(batch_norm):
+    layer = AnalogEncoder(1, 4, 3, batch_norm=True) if batch_norm else ANNLinear(4, 2)
+    with pytest.raises(ValueError, match="put_on_grid: layers must fire, by weights of their own; got a A"):
+        put_on_grid(layer, Grid(4))

@@ -17,7 +17,7 @@ from ttfs_triton.convert.calibrate_grid import GridCalibration, calibrate_grid
 from ttfs_triton.convert.command import check_folder
 from ttfs_triton.data.images import draw_images, load_images
 from ttfs_triton.model import TTFSModel
-from ttfs_triton.nn import Grid
+from ttfs_triton.nn import Grid, TTFSNetwork
 from ttfs_triton.nn.grid import MOST_STEPS
 
 
@@ -76,7 +76,13 @@ def run(options: CalibrateOptions) -> GridCalibration:
         raise ValueError("calibrate: --data-dir or --dataset must name training images; got neither. Give one of them.")
     grid = Grid(options.time_steps, options.weight_bits, options.weight_units == "channel", options.state_bits)
     model = TTFSModel.from_pretrained(options.network)
-    config, console = model.config, Console()
+    network, console = model.network, Console()
+    if not isinstance(network, TTFSNetwork):
+        raise ValueError(
+            f"calibrate: network must have a specification; got a {type(network).__name__}, which code of yours "
+            "builds. Call ttfs_triton.nn.put_on_grid where you build it."
+        )
+    config = network.config
     data = load_images(
         options.dataset,
         options.data_dir,
@@ -91,9 +97,8 @@ def run(options: CalibrateOptions) -> GridCalibration:
     device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
     images = draw_images(data, options.images, options.seed).to(device)
     with console.status("calibrating") as status:
-        found = calibrate_grid(
-            model.to(device), images, grid, progress=lambda name: status.update(f"calibrating {name}")
-        )
+        network.to(device)
+        found = calibrate_grid(network, images, grid, progress=lambda name: status.update(f"calibrating {name}"))
     console.print(found.table())
     model.cpu().save_pretrained(options.output_dir)
     write_json(options.output_dir / "calibration.json", found.to_dict())

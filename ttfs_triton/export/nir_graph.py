@@ -246,10 +246,9 @@ class _Build:
             bias = bias + np.float32(layer.initial_potential)
         source = self.value
         late = np.zeros(len(weight), np.float32) if skip is None else skip.weight
-        if graded := isinstance(layer, AnalogEncoder):
+        excitation = _excitation(weight, late)
+        if isinstance(layer, AnalogEncoder):
             excitation = _graded_excitation(layer, weight)
-        else:
-            excitation = _excitation(weight, late)
         inputs = [self.synapses(name, stage, weight, source)]
         shape = stage.shape
         if persistence < 1 and not graded:  # graded inputs are taken back by the host

@@ -203,7 +203,8 @@ class AnalogEncoder(_NormalisedImages, ANNConv2d):
         super().__init__(*sizes, batch_norm=batch_norm, **options)
         self.take_statistics(self.weight, mean, std)
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
+        self.delayed(skip, x)  # refuses one
         x, weight = self.normalise(x), self.effective_weight() if weight is None else weight
         if not self.runs_on_grid(x):
             return self.emit(self._activate(x, self.in_training(weight), self.bias))
@@ -251,8 +252,8 @@ class SignedEncoder(_NormalisedImages, DFTConv2d):
         super().__init__(*sizes, neuron=neuron, backend=backend, **options)
         self.take_statistics(self.weight, mean, std)
 
-    def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1) -> Tensor:
-        return super().forward(self.normalise(x), weight, pool)
+    def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
+        return super().forward(self.normalise(x), weight, pool, skip=skip)
 
     def _spikes(self, rounded: RoundedLayer, x: Tensor, skip: Tensor | None) -> Tensor:
         return analog_on_grid(rounded, x, self.neuron.psp_persistence)

@@ -133,7 +133,7 @@ class TTFSNetwork(nn.Module):
         self.config = self.config.replace(weight_standardisation=False)
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Compute in the types that tensors have, inside the `with` block."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
@@ -341,7 +341,7 @@ def vgg11(
     """VGG11 without batch norm, ending 512-4096-4096-classes; its first convolution is the analog encoder.
 
     Args:
-        image_size, in_channels, classes, backend, **overrides: as in `cnn1`; `width=0.5` halves every hidden layer.
+        image_size, in_channels, classes, backend, overrides: as in `cnn1`; `width=0.5` halves every hidden layer.
             Mean and std are CIFAR-10's for three channels unless given.
     Example:
         >>> network = vgg11(classes=100, width=0.125)

@@ -55,7 +55,7 @@ class SpikeCounter:
         self._saturated, self._samples = self._saturated.to(device), self._samples.to(device)
 
     def update(self, activations: Tensor) -> None:
-        """Add a batch: [N, *shape] activations in [0, 1]; 0 and nan are silent, 1 fired at the window's start."""
+        """Add a batch of activations [N, ...] in [0, 1]; 0 and nan are silent, 1 fired at the window's start."""
         flat = channels_innermost(activations.detach())
         if self.counted is not None:
             flat = flat * self.counted[:, None]

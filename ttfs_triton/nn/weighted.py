@@ -340,14 +340,13 @@ class WeightedConv2d(WeightedLayer):
         super().__init__((out_channels, in_channels // groups, *pair(kernel_size)), **options)
         if self.average > 1 and pair(dilation) != (1, 1):
             raise ValueError(f"{name}: dilation must be 1 with average={self.average}; got {dilation}. Use a stride.")
-        self.in_channels, self.out_channels, self.dilation, self.groups = (
-            in_channels,
-            out_channels,
-            pair(dilation),
-            groups,
-        )
-        in_pixels = [tuple(self.average * size for size in pair(sizes)) for sizes in (kernel_size, stride, padding)]
-        self.kernel_size, self.stride, self.padding = in_pixels
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.dilation = pair(dilation)
+        self.kernel_size, self.stride, self.padding = (self._in_pixels(size) for size in (kernel_size, stride, padding))
+
+    def _in_pixels(self, size: Size) -> tuple[int, int]:
+        rows, columns = pair(size)
+        return self.average * rows, self.average * columns
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the layer's neurons for one image, (out_channels, height, width).

@@ -50,8 +50,8 @@ class Outputs:
 
     def __getitem__(self, chosen: Tensor | slice) -> Outputs:
         """Those of some images."""
-        parts = (part[chosen] for part in (self.times, self.potential, self.slope, self.labels))
-        return Outputs(*parts, self.window, self.start, self.early[chosen])
+        times, potential, slope = (part[chosen] for part in (self.times, self.potential, self.slope))
+        return Outputs(times, potential, slope, self.labels[chosen], self.window, self.start, self.early[chosen])
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -92,8 +92,10 @@ def load_weights(
     network.load_state_dict(tensors)
     if isinstance(trained, NetworkConfig):
         _take_statistics(network, trained)
-    known = None if description is None else description.network
-    return Start(base_model, calibration, known.grid if isinstance(known, NetworkConfig) else None, units)
+    grid = (
+        description.network.grid if description is not None and isinstance(description.network, NetworkConfig) else None
+    )
+    return Start(base_model, calibration, grid, units)
 
 
 def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *, learn_units: bool = True) -> None:

@@ -15,7 +15,7 @@ from ttfs_kernels.backends import float32_precisions
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.direct import below
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.registration import OPERANDS
+from ttfs_kernels.registration import all_operands
 from ttfs_kernels.triton_backend import library, passes
 from ttfs_kernels.triton_backend.choice import Choice, choose
 from ttfs_kernels.triton_backend.configs import Config, default_config
@@ -108,7 +108,7 @@ class Passes:
 
 def linear(operands: Sequence[Any], neuron: Neuron, with_derivatives: bool, backend: str) -> Passes:
     """Of x [M, K], weight [N, K], bias, skip [M, N] and its weights; of the last three None what there is not."""
-    x, weight, bias, skip, skip_weight = (*operands, None, None)[:OPERANDS]
+    x, weight, bias, skip, skip_weight = all_operands(operands)
     options = (neuron, with_derivatives, backend)
     key = ("linear", x.shape, weight.shape, *_kinds(x, bias, skip_weight), *options)
     problem = Problem.of_linear
@@ -129,7 +129,7 @@ def conv2d(
     Args:
         pool: side of the windows of which the earliest spike is passed on; above 1, the winner says which it was.
     """
-    x, weight, bias, skip, skip_weight = (*operands, None, None)[:OPERANDS]
+    x, weight, bias, skip, skip_weight = all_operands(operands)
     options = (neuron, with_derivatives, backend, fuse_pool)
     key = ("conv2d", x.shape, weight.shape, *map(tuple, geometry[:3]), geometry.groups, pool)
     key += (*_kinds(x, bias, skip_weight), *options)
@@ -233,7 +233,7 @@ def _backward(
         gain, winner = (None if kept is None else _rows(kept) for kept in (gain, winner))
         with_slope_h = needs_weight or neuron.has_surrogate
         options = neuron, with_slope_h, needs_bias, winner
-        delayed = passes.Delayed(*map(_rows, skip), *needs_skip) if skip else None
+        delayed = passes.Delayed(_rows(skip[0]), skip[1], *needs_skip[:2]) if skip else None
         plan = passes.local_gradient(pooled, _rows(grad), _rows(y), gain, *options, delayed)
         if delayed is None:
             return plan

@@ -135,16 +135,17 @@ def _blocks(which: str, problem: Problem, chip: Chip, precision: str) -> list[Si
         # Three stages of tf32 do not fit into the 64 KiB of shared memory of AMD's compute units.
         return [(128, 64, 32, 8, 2 if chip.vendor == "hip" else 3)]
     wide = _columns(which, problem) > 64
+    # The epilogue of a layer with a skip holds more: 128×128 potentials, or 128×64 with 4 warps, would be spilled.
+    late = which == "forward" and problem.skip
+    warps = 8 if late else 4
     if chip.vendor == "hip":
         sizes = [(128, 128, 32, 8, 2), (128, 64, 32, 4, 2), (64, 64, 32, 4, 2)]
     elif chip.has_tensor_memory:
         sizes = [(128, 128, 64, 8, 3), (128, 64, 64, 8, 3), (64, 64, 64, 4, 3)]
     elif chip.has_wgmma:
-        # The epilogue of a layer with a skip holds more: with 4 warps it spills.
-        warps = 8 if which == "forward" and problem.skip else 4
         sizes = [(128, 128, 64, 8, 3), (128, 64, 64, warps, 3), (64, 64, 64, 4, 4)]
     else:
-        sizes = [(128, 128, 32, 8, 3), (128, 64, 32, 4, 3), (64, 64, 32, 4, 4)]
+        sizes = [(128, 128, 32, 8, 3), (128, 64, 32, warps, 3), (64, 64, 32, 4, 4)]
     if which == "grad_w":
         m, n, k, warps, stages = sizes[0 if wide else 1]
         return [(m, n, k, warps, stages if wide else 2)]
@@ -152,7 +153,7 @@ def _blocks(which: str, problem: Problem, chip: Chip, precision: str) -> list[Si
         # Every element of such a step has its own address: with 128 positions, the loop spills registers.
         m, n, k, warps, stages = sizes[0 if wide else 1]
         return [(64, n, k, warps, stages)]
-    return sizes if wide else sizes[1:]
+    return sizes if wide and not late else sizes[1:]
 
 
 def _fitted(config: Config, which: str, problem: Problem, chip: Chip) -> Config:

@@ -1,7 +1,7 @@
 """Small kernels around the contractions: local gradients, sums over splits, the rule on finished potentials."""
 
 # Triton's language is not Python's:
-# pyright: reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
+# pyright: reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 import triton
 import triton.language as tl
 

@@ -54,8 +54,8 @@ class Problem:
     def of_linear(x: Tensor, weight: Tensor, neuron: Neuron, skip: bool = False) -> Problem:
         """From x [M, K] and weight [N, K]."""
         sizes = (x.shape[0], 1, 1, x.shape[1], weight.shape[0])
-        kind = {"with_slope": neuron.has_slope, "surrogate": neuron.has_surrogate, "skip": skip}
-        return Problem(*sizes, dtype=x.dtype, **kind)
+        slope, surrogate = neuron.has_slope, neuron.has_surrogate
+        return Problem(*sizes, dtype=x.dtype, with_slope=slope, surrogate=surrogate, skip=skip)
 
     @staticmethod
     def of_conv2d(
