@@ -244,7 +244,7 @@ class _Build:
         persistence, height, ramp = _neuron(layer)
         if isinstance(layer, Readout):
             bias = bias + np.float32(layer.initial_potential)
-        source = self.value
+        source, graded = self.value, isinstance(layer, AnalogEncoder)
         late = np.zeros(len(weight), np.float32) if skip is None else skip.weight
         excitation = _excitation(weight, late)
         if isinstance(layer, AnalogEncoder):
