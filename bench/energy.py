@@ -18,11 +18,12 @@ import torch
 import tyro
 from _record import ROOT, environment, write
 from rich.console import Console
+from torch import nn
 
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluation import LoadError, load_network, load_test_images
 from ttfs_triton.hardware import Range, RunOptions, available_chips, dense_ann, estimate, simulate
-from ttfs_triton.nn import TTFSNetwork, vgg16
+from ttfs_triton.nn import vgg16
 from ttfs_triton.report import print_chips
 from ttfs_triton.scoring.batches import EvaluationBatches
 
@@ -62,7 +63,7 @@ def main() -> None:
         print(f"written: {path}")
 
 
-def networks(options: Options) -> Iterable[tuple[str, TTFSNetwork, EvaluationBatches]]:
+def networks(options: Options) -> Iterable[tuple[str, nn.Module, EvaluationBatches]]:
     """Name, network, images."""
     for number, run in enumerate(options.runs):
         loaded = load_network(run)
@@ -75,7 +76,7 @@ def networks(options: Options) -> Iterable[tuple[str, TTFSNetwork, EvaluationBat
         yield "VGG16, random weights", vgg16().eval(), EvaluationBatches(data, None, 20)
 
 
-def price(options: Options, name: str, network: TTFSNetwork, batches: EvaluationBatches) -> list[dict[str, Any]]:
+def price(options: Options, name: str, network: nn.Module, batches: EvaluationBatches) -> list[dict[str, Any]]:
     """Rows of one network, a chip each."""
     simulated = simulate(network, batches, steps=options.steps, weight_bits=options.weight_bits)
     run = RunOptions(

@@ -46,7 +46,7 @@ def test_comparison_shows_compute_and_memory_side_by_side():
         assert word in text
     assert "firing share" in text
     event = comparison_table(compare(convolutional_network(), "loihi", RunOptions(steps=8)))
-    assert event.rows[1] == ("dense ANN", *["–"] * 5)  # no price on Loihi: no ratio, energy or status
+    assert event.rows[1] == ("dense ANN", *["–"] * 6)  # no price on Loihi: no ratio, energy or status
 
 
 def test_chips_show_what_is_missing():
@@ -65,8 +65,8 @@ def test_csv_has_empty_cells_for_what_is_not_known(tmp_path):
     reports = [estimate(dense_network(), name, steps=4, network="small") for name in (chip, "loihi", "odin")]
     path = write_csv(tmp_path / "energy.csv", *reports)
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "network,layer,term,count,price_pj,low_pj,high_pj,status,source"
-    assert lines[1] == "small,fc1,synaptic operations,20,,,,unpublished,asked in vain"
+    assert lines[0] == "network,chip,layer,term,count,price_pj,low_pj,high_pj,status,source"
+    assert lines[1] == "small,secret,fc1,synaptic operations,20,,,,unpublished,asked in vain"
     rows = list(csv.DictReader(lines))
     assert len(rows) == sum(len(report.terms) for report in reports)
     for row in rows:

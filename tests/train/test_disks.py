@@ -41,7 +41,9 @@ def on_disk(script: str, tmp_path: Path, data: Path, *flags: str) -> subprocess.
 
 
 # Kilobytes: config.yaml does not fit; no checkpoint does; some do, but not all that is kept.
-@pytest.mark.parametrize("size", [4, 16, 40])
+@pytest.mark.parametrize(
+    "size", [pytest.param(4, marks=pytest.mark.slow), 16, pytest.param(40, marks=pytest.mark.slow)]
+)
 def test_full_disk_is_told_and_the_run_goes_on_when_there_is_room(tmp_path, data, size):
     found = on_disk(
         f"""

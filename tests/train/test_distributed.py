@@ -57,6 +57,7 @@ def test_two_processes_accumulate_as_one_does(runs):
         torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_exchange_rounded_gradients(runs):
     one, folder = runs[0], runs[0].parent
     output = folder / "compressed"

@@ -44,7 +44,10 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.mark.parametrize(("name", "nodes", "processes"), [("cpu", 1, 1), ("multi_gpu", 1, 2), ("multi_node", 2, 4)])
+@pytest.mark.parametrize(
+    ("name", "nodes", "processes"),
+    [("cpu", 1, 1), pytest.param("multi_gpu", 1, 2, marks=pytest.mark.slow), ("multi_node", 2, 4)],
+)
 def test_launched_processes_train_as_one_does(one_process, tmp_path, name, nodes, processes):
     flags = ["--num_processes", str(processes), "--main_process_port", str(free_port())]
     flags += ["--main_process_ip", "127.0.0.1"] if nodes > 1 else []

@@ -121,6 +121,7 @@ def test_what_cannot_begin_leaves_an_old_run_alone(tmp_path, data, uninterrupted
     assert sorted(path.name for path in uninterrupted.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_overwriting_replaces_the_ann_too(tmp_path, data):
     output = folder_with_recipes(tmp_path) / "run"
     assert run(tmp_path, data, output, *FLAGS, settings=SETTINGS).returncode == 0

@@ -58,7 +58,7 @@ def test_run_killed_at_five_random_moments_equals_the_uninterrupted_one(tmp_path
     assert not list((output / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_signal_writes_a_checkpoint_and_says_how_to_go_on(tmp_path, data, uninterrupted, number):
     output = tmp_path / "run"
     process = start_and_wait(tmp_path, data, output, step=4)

@@ -140,7 +140,9 @@ def test_signal_to_all_leaves_worker_processes_to_the_main_one(tmp_path, data, n
     assert shown.strip().splitlines()[-1].startswith(GOES_ON)
 
 
-@pytest.mark.parametrize(("number", "to"), [(signal.SIGTERM, "rank 1"), (signal.SIGINT, "all")])
+@pytest.mark.parametrize(
+    ("number", "to"), [(signal.SIGTERM, "rank 1"), pytest.param(signal.SIGINT, "all", marks=pytest.mark.slow)]
+)
 def test_signal_to_one_of_two_processes_or_to_all_and_their_launcher_saves(tmp_path, data, number, to):
     words = command(tmp_path, data, tmp_path / "run", settings="\nepochs: 500\ncheckpoint_steps: 5\n", processes=2)
     script = tmp_path / "small.py"

@@ -34,6 +34,7 @@ def change(config, **values):
         {"mixed_precision": "fp16", "gradient_clip": 1.0, "gradient_accumulation": 2},
         {"mixed_precision": "fp16", "optimizer": "sgd", "ema_decay": 0.0},
         {"neuron": "ann", "batch_norm": True, "weight_standardisation": False, "encoder": "analog"},
+        {"target_energy": "lemaire45:int8:0.5", "gradient_accumulation": 2},
     ],
     ids=lambda values: "-".join(map(str, values.values())) or "defaults",
 )

@@ -218,7 +218,6 @@ def _overrides(options: ConvertOptions, weights: Weights) -> dict[str, Any]:
     overrides = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.psp_persistence is not None:
         source = weights.description()
-        known = None if source is None else source.network
-        neuron = known.neuron if isinstance(known, NetworkConfig) else Neuron()
+        neuron = source.network.neuron if source is not None and isinstance(source.network, NetworkConfig) else Neuron()
         overrides["neuron"] = dataclasses.replace(neuron, psp_persistence=options.psp_persistence)
     return overrides

@@ -163,8 +163,8 @@ def recognise(
             )
         if not isinstance(own, NetworkConfig):
             raise ConversionError(
-                f"convert: {weights.name} must be of a network with a specification; got one that {own.builder} built. "
-                "Load its weights into that network: train_own.py --network FILE.py:FUNCTION --weights ."
+                f"convert: {weights.name} must hold a network of a specification; got one that {own.builder} builds. "
+                "Fine-tune it with recipes/train_own.py --weights."
             )
         if image_size is not None and image_size != own.image_size:
             raise ConversionError(

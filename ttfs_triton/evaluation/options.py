@@ -48,7 +48,7 @@ class EvaluationOptions(FaultOptions):
     # ---- hardware
     chip: tuple[str, ...] = ("anp_i", "lemaire45:int8")
     """Chips to price the counts on: names of presets, TOML files of yours, or "all". Alternatives are compared on the
-    first that prices an ANN's multiplications."""
+    first that prices an ANN's multiplications and its memory, else on lemaire45:int8."""
     steps: Annotated[int, Field(ge=1)] | Own = "network"
     """Time steps a window, of the simulation and of the energy. network: as its grid has it, or 32."""
     step_us: float | None = Field(None, gt=0)

@@ -56,7 +56,7 @@ class PageData:
         counts: of `count`.
         sample: an image for the raster.
         energy: one estimate a chip.
-        chip: whose energy is among the headline figures. Default: the first one with a price.
+        chip: whose energy is among the headline figures. Default: the first one that prices memory, or anything.
         comparison: with other ways of computing the network.
         simulation: on the clock, with quantised weights.
         sweep: over time steps and weight bits.
@@ -100,10 +100,11 @@ class PageData:
 
     @property
     def headline_energy(self) -> Estimate | None:
-        """The estimate among the headline figures: that of `chip`, or the first one with a price."""
+        """The estimate among the headline figures: that of `chip`, or the first one with memory, or with a price."""
         if self.chip is not None:
             return next(found for found in self.energy if found.chip.name == self.chip)
-        return next((found for found in self.energy if found.total is not None), None)
+        priced = [found for found in self.energy if found.total is not None]
+        return next((found for found in priced if found.memory_included is not None), priced[0] if priced else None)
 
 
 def _refuse(name: str, rule: str, value: object) -> None:

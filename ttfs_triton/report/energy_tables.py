@@ -17,7 +17,7 @@ from ttfs_triton.hardware.energy.prices import Status, weakest
 from ttfs_triton.report.tables import Table, on_terminal
 from ttfs_triton.wording import duration, energy, energy_range, ratio
 
-COLUMNS = ("network", "layer", "term", "count", "price_pj", "low_pj", "high_pj", "status", "source")
+COLUMNS = ("network", "chip", "layer", "term", "count", "price_pj", "low_pj", "high_pj", "status", "source")
 KINDS: tuple[TermKind, ...] = ("compute", "memory", "communication", "static")
 
 # Of a card's table.
@@ -69,22 +69,32 @@ def chips_table(estimates: Sequence[Estimate], *, published: bool = False) -> Ta
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """One row for each way of computing the network, with the ratio to the first one."""
+    """One row for each way of computing the network, with its ratios to the first one; memory comes first."""
     first = comparison.estimates[0]
     rows = []
     for found in comparison.estimates:
-        known = found.total is not None and first.total is not None and first.total.nominal > 0
-        times = found.total.nominal / first.total.nominal if known and found.total and first.total else None
-        sums = (energy_range(amount) for amount in (found.total, found.compute_only, found.memory_included))
-        rows.append((found.implementation, "–" if times is None else f"× {ratio(times)}", *sums, found.status or "–"))
-    headers = ("computed as", "ratio", "all that has a price", "compute only", "memory included", "weakest status")
+        cells = []
+        for measure in ("memory_included", "compute_only"):
+            amount, own = getattr(found, measure), getattr(first, measure)
+            known = amount is not None and own is not None and own.nominal > 0
+            cells += [energy_range(amount), f"× {ratio(amount.nominal / own.nominal)}" if known else "–"]
+        rows.append((found.implementation, *cells, energy_range(found.total), found.status or "–"))
+    headers = (
+        "computed as",
+        "memory included",
+        "ratio",
+        "compute only",
+        "ratio",
+        "all that has a price",
+        "weakest status",
+    )
     return Table(f"Energy of an image on {first.chip.name}", headers, tuple(rows))
 
 
 def break_even(comparison: Comparison) -> list[str]:
-    """Where alternatives cost the same, in sentences."""
+    """Whether the dense ANN costs more, and where alternatives cost the same, in sentences."""
     points = (comparison.firing_share, *comparison.rates.values())
-    return [f"{point.text[:1].upper()}{point.text[1:]}." for point in points]
+    return [*comparison.verdict.sentences(), *(f"{point.text[:1].upper()}{point.text[1:]}." for point in points)]
 
 
 def layers_table(found: Estimate) -> Table:
@@ -187,6 +197,7 @@ def csv_rows(found: Estimate) -> list[dict[str, Any]]:
         rows.append(
             {
                 "network": found.network,
+                "chip": found.chip.name,
                 "layer": term.layer,
                 "term": term.name,
                 "count": "" if term.count is None else f"{term.count:.10g}",

@@ -115,11 +115,14 @@ def _energy_headline(found: Estimate) -> Headline:
     total = found.total
     if total is None:
         return Headline("energy of an image", "–", f"{found.chip.name} has no price")
-    low, high = energy(total.low), energy(total.high)
-    note = found.chip.name + (f", {low} to {high}" if low != high else ", no range published")
+    shown = total if found.memory_included is None else found.memory_included
+    low, high = energy(shown.low), energy(shown.high)
+    note = found.chip.name + (", memory included" if found.memory_included else ", without memory, which has no price")
+    note += f"; {energy(found.compute_only.nominal)} by arithmetic alone" if found.compute_only else ""
+    note += f"; {low} to {high}" if low != high else "; no range published"
     missing = len(energy_tables.missing(found))
     note += f"; {found.status} prices" + (f"; {missing} terms not in it" if missing else "")
-    return Headline("energy of an image", energy(total.nominal), note)
+    return Headline("energy of an image", energy(shown.nominal), note)
 
 
 def network_facts(data: PageData) -> tables.Table:

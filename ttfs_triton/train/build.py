@@ -146,13 +146,13 @@ def build_network(
     if network is None:
         network = _own_network(config, data) if config.network is not None else _specified_network(config, data)
     weights, start = str(ann) if config.pretrain and ann is not None else config.weights, None
-    if weights is not None and not isinstance(network, TTFSNetwork):
-        start = load_own_weights(network, weights)
-    elif weights is not None and isinstance(network, TTFSNetwork):
+    if weights is not None and isinstance(network, TTFSNetwork):
         images = None
         if calibrated and config.calibration_images:
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
         start = load_weights(network, weights, images, config.trained_as)
+    elif weights is not None:
+        start = load_own_weights(network, weights)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, learn_units=config.learn_units)
         if config.grid_chip is not None:
@@ -342,7 +342,8 @@ def choose_kernels(network: nn.Module, accelerator: Accelerator, images: Tensor,
         training = network.training
         # One pass in each direction tells which passes there are; without dropout it draws no random numbers.
         with accelerator.autocast():
-            logits = network.eval()(images)
+            output = network.eval()(images)
+            logits: Tensor = output[0] if isinstance(output, tuple) else output  # one that is metered has costs, too
         network.train(training)
         torch.autograd.grad(logits.float().sum(), list(network.parameters()), allow_unused=True)
         shared[0] = ttfs_kernels.tune(report=say, fault=say)

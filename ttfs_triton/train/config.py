@@ -22,6 +22,7 @@ from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.nn import Neuron
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.grid import MOST_STEPS, Grid
+from ttfs_triton.train.target import Wanted, parse_target
 from ttfs_triton.yaml_file import YamlError, read_mapping
 
 PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
@@ -183,6 +184,16 @@ class TrainConfig(FaultOptions):
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then what is scored and saved. 0: off."""
 
+    # ---- what it may cost
+    target_sparsity: float | str | None = None
+    """Hidden spikes over hidden neurons that training is to end with, such as 0.15; or of layers, conv1=0.3,fc1=0.1."""
+    target_operations: float | str | None = None
+    """Synaptic operations over the products of the dense ANN, instead; or in layers."""
+    target_energy: str | None = None
+    """Energy of an image on a chip, instead: CHIP:MICROJOULES, such as lemaire45:int8:40."""
+    target_steps: int = Field(32, ge=1)
+    """Time steps a window for which target_energy is priced."""
+
     # ---- run
     output_dir: Path | None = None
     """Folder of the run. Default: runs/<recipe>-<time>."""
@@ -256,6 +267,8 @@ class TrainConfig(FaultOptions):
             raise ValueError("batch_norm works with neuron: ann only; use weight_standardisation for spiking neurons")
         if self.pretrain and (self.neuron == "ann" or self.weights is not None):
             raise ValueError("pretrain works with neuron: dft and without weights only")
+        if self.target is not None and self.neuron == "ann":
+            raise ValueError(f"target_{self.target.kind} works with neuron: dft only; an ANN has no spikes")
         if self.trained_as is not None and self.weights is None:
             raise ValueError("trained_as needs weights")
         if self.pretrain_epochs is not None and not self.pretrain:
@@ -292,6 +305,11 @@ class TrainConfig(FaultOptions):
                 f"(={self.gradient_accumulation})"
             )
         return self
+
+    @property
+    def target(self) -> Wanted | None:
+        """What the network may cost, None without a limit."""
+        return parse_target(self.target_sparsity, self.target_operations, self.target_energy)
 
     @property
     def grid(self) -> Grid | None:

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ttfs_triton.nn import LayerStatistics
 from ttfs_triton.scoring import layer_table
+from ttfs_triton.train.target import UNITS
 
 
 class Display:
@@ -51,6 +52,8 @@ class Display:
         text += f"  train {line['train_accuracy']:.2%}"
         if "val_accuracy" in line:
             text += f"  val {line['val_accuracy']:.2%}  sparsity {line['sparsity']:.3f}"
+        if "cost" in line:
+            text += "  cost " + ", ".join(f"{value:.4g}" for value in line["cost"].values())
         text += f"  {line['images_per_second']:.0f} images/s  {line['seconds']:.1f} s"
         self.say(text + ("  *" if best else ""))
         self._warn_of_blindness(layers)
@@ -79,11 +82,25 @@ class Display:
             if summary["val_accuracy"] is not None
             else "validation accuracy      none (last epoch used)",
             f"sparsity                 {summary['sparsity']:.4f}  hidden spikes / hidden neurons",
+            *([f"target                   {_target_words(summary['target'])}"] if summary["target"] else []),
             f"training                 {summary['epochs']} epochs, {summary['seconds_per_epoch']:.1f} s each, "
             f"{summary['images_per_second']:.0f} images/s",
         ]
         self.say("\n".join(lines))
         self._warn_of_blindness(layers)
+
+
+def _target_words(target: dict[str, Any]) -> str:
+    """What was reached of what was wanted, and whether that is near enough."""
+    unit = UNITS[target["kind"]]
+    parts = [
+        f"{'' if name == 'network' else f'{name} '}{target['test'][name]:.4g}{unit} of {goal:.4g}{unit}"
+        for name, goal in target["goal"].items()
+    ]
+    where = f" on {target['chip']}" if target["chip"] else ""
+    verdict = "reached" if target["reached"] else "not reached"
+    words = f"{target['kind']}{where} {', '.join(parts)}: {verdict} within {target['tolerance']:.0%}"
+    return words if target["reached"] else f"{words}. More --epochs give the multiplier more time"
 
 
 def is_blind(layer: LayerStatistics) -> bool:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -39,6 +40,7 @@ from ttfs_triton.train.processes import Interrupted, StopRequest, compress_gradi
 from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.states import EpochTotals, Position, mix, pack_optimizer, unpack_optimizer
+from ttfs_triton.train.steering import Steering
 from ttfs_triton.train.step import TrainStep
 from ttfs_triton.train.update import make_average
 
@@ -87,10 +89,17 @@ class TrainingLoop:
         )
         self.graph = check_network(self.network, data)
         self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
+        self.position = Position()
+        self.steps_per_epoch = self._batches(0).steps
+        self.steering: Steering | None = None
+        if config.target is not None:
+            steps = config.epochs * self.steps_per_epoch
+            self.steering = Steering(config, accelerator, self.network, self.graph, data, steps)
+        self._called = self.network if self.steering is None else self.steering.model
         graphs = choose_graphs(config.cuda_graph, accelerator, display.say)
         # What autograd remembers of the stream on which processes are joined has to fit the capture.
         with nullcontext() if graphs is None else graphs.aside():
-            model = accelerator.prepare_model(self.network)
+            model = accelerator.prepare_model(self._called)
             if config.gradient_compression == "bf16":
                 compress_gradients(model, display.say)
         self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
@@ -99,13 +108,13 @@ class TrainingLoop:
         self.average: AveragedModel | None = None
         if config.ema_decay:
             self.average = make_average(self.network, config.ema_decay)
-        self.position = Position()
         self.changes: list[Change] = []
-        self.steps_per_epoch = self._batches(0).steps
         # Before the wrapper, which in fp16 puts the step that it finds now in the place of the one that counts calls.
         self.schedule = build_schedule(self.bare_optimizer, config, self.steps_per_epoch)
         self.optimizer = cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.bare_optimizer))
-        self._plain_step = TrainStep(config, accelerator, self.network, self.model, self.optimizer, self.average)
+        self.dial = None if self.steering is None else self.steering.dial
+        parts = (self.network, self.model, self.optimizer, self.average, self.dial)
+        self._plain_step = TrainStep(config, accelerator, *parts)
         self._step: TrainStep | GraphedStep = self._plain_step
         if graphs is not None:
             required = config.cuda_graph == "on"
@@ -133,9 +142,13 @@ class TrainingLoop:
             Interrupted: a signal asked to stop; a checkpoint has been written.
             NonFiniteLossError: no update was made from the failing step on.
         """
+        with nullcontext() if self.steering is None else self.steering.model.watching():
+            self._train()
+
+    def _train(self) -> None:
         total = self.config.epochs * self.steps_per_epoch
         shape = (self._batches(0).micro_batch_size, *self.graph.image_shape)
-        tune_kernels(self.network, self.accelerator, shape, self.display.say)
+        tune_kernels(self._called, self.accelerator, shape, self.display.say)
         self.display.start(total, self.position.step)
         try:
             while self.position.epoch < self.config.epochs:
@@ -210,7 +223,10 @@ class TrainingLoop:
         step = self._step
         if isinstance(step, GraphedStep) and self._profiler.one_by_one:
             step = step.one_by_one
-        step(micro_batches, sampled=sampled, first=position.step == 0)
+        first = position.step == 0
+        if self.dial is not None:
+            first |= self.dial.prepare(position.step, float(self.schedule.get_last_lr()[0]) / self.config.lr)
+        step(micro_batches, sampled=sampled, first=first)
         self.schedule.step()
         if self.average is not None:
             self.average.n_averaged += 1
@@ -281,9 +297,10 @@ class TrainingLoop:
         return self._evaluator(network, self._test_images)
 
     def _validate(self) -> Evaluation | None:
-        if len(self.data.validation_indices) == 0:
-            return None
-        return self._evaluator(self.scored_network, self._train_images, self.data.validation_indices, every_epoch=True)
+        network, indices = self.scored_network, self.data.validation_indices
+        if self.steering is not None:
+            return self.steering.validate(partial(self._evaluator, network, self._train_images), network)
+        return self._evaluator(network, self._train_images, indices, every_epoch=True) if len(indices) else None
 
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
         position, totals = self.position, self.position.totals
@@ -303,12 +320,15 @@ class TrainingLoop:
                 "sparsity_with_outputs": evaluation.sparsity_with_outputs,
                 "layer_sparsity": {layer.name: layer.sparsity for layer in evaluation.layers},
             }
+        line |= {} if self.steering is None else self.steering.after_epoch()
         line |= {"seconds": totals.seconds, "images_per_second": totals.images / totals.seconds}
-        best = evaluation is None or position.is_best(evaluation.accuracy, evaluation.loss)
+        miss = 0.0 if self.steering is None else self.steering.miss
+        best = evaluation is None or position.is_best(evaluation.accuracy, evaluation.loss, miss)
         if best:
             position.best_epoch = position.epoch + 1
         if best and evaluation is not None:
             position.best_accuracy, position.best_loss = evaluation.accuracy, evaluation.loss
+            position.best_miss = miss
         position.metrics.append(line)
         position.epoch += 1
         position.step_in_epoch, position.totals = 0, EpochTotals()
@@ -342,6 +362,8 @@ class TrainingLoop:
             tensors: dict[str, dict[str, Tensor]] = {"model": self.network.state_dict(), "optimizer": optimizer_tensors}
             if self.average is not None:
                 tensors["average"] = self.average.state_dict()
+            if self.dial is not None:
+                tensors["dial"] = self.dial.state()
             state = {
                 "position": self.position.to_dict(),
                 "optimizer": optimizer_state,
@@ -379,6 +401,8 @@ class TrainingLoop:
         unpack_optimizer(self.bare_optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(checkpoint.tensors["average"])
+        if self.dial is not None:
+            self.dial.load(checkpoint.tensors["dial"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.schedule.load_state_dict(state["schedule"])

@@ -95,6 +95,7 @@ def ann_config(recipe: Path, config: TrainConfig) -> TrainConfig:
     no_grid = dict.fromkeys(("time_steps", "weight_bits", "state_bits", "grid_chip"))
     values |= no_grid | dict.fromkeys(FaultOptions.model_fields, 0.0)
     values |= {"output_dir": None, "resume": False, "overwrite": False, "push_to_hub": False, "hub_repo_id": None}
+    values |= {"target_sparsity": None, "target_operations": None, "target_energy": None}
     if config.pretrain_epochs is not None:
         values["epochs"] = config.pretrain_epochs
     return make_config(values, str(source))

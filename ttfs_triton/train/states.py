@@ -37,6 +37,7 @@ class Position:
         metrics: one line for each completed epoch.
         best_epoch, best_accuracy, best_loss: best on the validation images so far; epochs count from 1, 0 is none yet.
             A checkpoint from before ties were broken by loss has no loss: None.
+        best_miss: how far that epoch was from the run's target.
     """
 
     epoch: int = 0
@@ -47,12 +48,16 @@ class Position:
     best_epoch: int = 0
     best_accuracy: float = -1.0
     best_loss: float | None = None
+    best_miss: float = 0.0
 
-    def is_best(self, accuracy: float, loss: float) -> bool:
+    def is_best(self, accuracy: float, loss: float, miss: float = 0.0) -> bool:
         """Whether validation figures are the best so far: by accuracy, then loss, then the later epoch.
 
         A few thousand held-out images often give several epochs one accuracy; the first of them is the least trained.
+        Before all that counts how far the target was missed, beyond what is tolerated.
         """
+        if self.best_epoch and miss != self.best_miss:
+            return miss < self.best_miss
         if accuracy != self.best_accuracy or self.best_loss is None:
             return accuracy >= self.best_accuracy
         return loss <= self.best_loss

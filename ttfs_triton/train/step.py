@@ -20,6 +20,7 @@ from ttfs_triton.nn import record_statistics, reset_statistics
 from ttfs_triton.scoring import sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.config import TrainConfig
+from ttfs_triton.train.dial import Dial
 from ttfs_triton.train.update import FiniteGuard, update_average
 
 
@@ -33,6 +34,7 @@ class TrainStep:
         model: what is called: the network, distributed and compiled as asked for.
         optimizer: prepared by the accelerator.
         average: the moving average, if there is one.
+        dial: holds what the network costs to a goal, if there is one; the model then also says what it costs.
     Attributes:
         sums: [3], float64, on the device: loss, right answers and images of this process since they were last zeroed.
         guard: cancels updates that are not finite.
@@ -47,9 +49,10 @@ class TrainStep:
         model: nn.Module,
         optimizer: AcceleratedOptimizer,
         average: AveragedModel | None,
+        dial: Dial | None = None,
     ) -> None:
         self.config, self.accelerator, self.network, self.model = config, accelerator, network, model
-        self.optimizer, self.average = optimizer, average
+        self.optimizer, self.average, self.dial = optimizer, average, dial
         self.bare_optimizer: Optimizer = optimizer.optimizer
         self.guard = FiniteGuard(self.bare_optimizer, accelerator.device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
@@ -71,6 +74,9 @@ class TrainStep:
             last = index == len(micro_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 losses.append(self._gradients(batch, len(micro_batches), sampled))
+        if self.dial is not None:
+            with record_function("dial"):
+                self.dial.update()
         with record_function("clipping"):
             self._watch(sum(losses[1:], losses[0]))
         with record_function("optimiser"), self._rates_on_the_device():
@@ -83,10 +89,12 @@ class TrainStep:
         """Add the gradients of a micro-batch; returns its loss."""
         images, labels = batch
         with record_statistics(self.network) if sampled else nullcontext():
-            logits = self.model(images)
+            output = self.model(images)
+        logits: Tensor = output if self.dial is None else output[0]
         with record_function("loss"):
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
-        self.accelerator.backward(loss / micro_batches if micro_batches > 1 else loss)
+            total = loss if self.dial is None else loss + self.dial.penalty(output[1], micro_batches)
+        self.accelerator.backward(total / micro_batches if micro_batches > 1 else total)
         classes = labels if labels.dim() == 1 else labels.argmax(1)
         correct = (logits.detach().argmax(1) == classes).sum()
         count = len(labels)

@@ -124,7 +124,7 @@ def test_break_even_says_when_there_is_none():
     assert (unpriced.value, unpriced.text) == (None, "no firing share: loihi has no price for the dense ANN")
     always = break_even_firing_share(dense_network(), "horowitz45:fp32", RunOptions(steps=1))
     assert always.value > 1
-    assert always.text == "cheaper than the dense ANN at any firing share"
+    assert always.text == "of all that has a price, it costs less than the dense ANN at any firing share"
     below = break_even_firing_share(of_neuron(convolutional_network(), 0.0), "horowitz45:fp32", EAGER)
     assert f"below a firing share of {below.value:.1%} (now 29.7%)" in below.text
     assert break_even_rate(dense_network(), "loihi", RunOptions(steps=4), rate_steps=999).value is None

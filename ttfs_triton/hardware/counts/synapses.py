@@ -82,6 +82,23 @@ def described(layer: WeightedLayer, fan_out: FanOut, inputs: Tensor) -> dict[str
     }
 
 
+@torch.no_grad()
+def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> Tensor | None:
+    """Which places of a convolution some input spike reaches: ones and zeros, [N, 1, ...]; None, all, for other layers.
+
+    Args:
+        layer, inputs, skip: as of `neurons_without_input`; groups are not told apart.
+    """
+    if not isinstance(layer, WeightedConv2d):
+        return None
+    rows, columns = layer.padding
+    padded = F.pad(inputs.amax(1, keepdim=True), (columns, columns, rows, rows))
+    strongest = F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
+    if skip is not None:
+        strongest = torch.maximum(strongest, skip.amax(1, keepdim=True))
+    return (strongest > 0).to(inputs.dtype)
+
+
 def neurons_without_input(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> Tensor:
     """How many neurons no input spike reaches and no initial potential moves, over a batch: a count, on the device.
 

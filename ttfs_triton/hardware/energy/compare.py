@@ -16,9 +16,15 @@ from ttfs_triton.hardware.energy.ledger import Estimate
 from ttfs_triton.hardware.energy.operations import averages
 from ttfs_triton.hardware.energy.prices import Range
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.verdict import Verdict, verdict
 from ttfs_triton.wording import energy
 
 Measure = Literal["compute_only", "memory_included", "total"]
+_MEASURED = {
+    "compute_only": "by arithmetic alone",
+    "memory_included": "with memory",
+    "total": "of all that has a price",
+}
 MEASURES: tuple[Measure, ...] = ("compute_only", "memory_included", "total")
 
 
@@ -65,7 +71,7 @@ def break_even_firing_share(
         return BreakEven(None, f"no firing share: {why}")
     share = factor * counts.sparsity
     beyond = "at any firing share" if share > 1 else f"below a firing share of {share:.1%} (now {counts.sparsity:.1%})"
-    return BreakEven(share, f"cheaper than the dense ANN {beyond}")
+    return BreakEven(share, f"{_MEASURED[measure]}, it costs less than the dense ANN {beyond}")
 
 
 def break_even_rate(
@@ -102,11 +108,13 @@ class Comparison:
     Attributes:
         estimates: ours first.
         firing_share, rates: break-even points; `rates` by the T of each rate code.
+        verdict: whether ours is cheaper than the dense ANN.
     """
 
     estimates: tuple[Estimate, ...]
     firing_share: BreakEven
     rates: Mapping[int, BreakEven]
+    verdict: Verdict
 
 
 def compare(
@@ -145,6 +153,7 @@ def compare(
             code.steps: break_even_rate(counts, chip, options, rate_steps=code.steps, measure=measure)
             for code in rate_codes
         },
+        verdict(counts, chip, options),
     )
 
 

@@ -1,0 +1,92 @@
+"""Goals: how they are written, what cannot be reached, and what is said of them."""
+
+import pytest
+import torch
+
+from tests.train.runs import change
+from ttfs_triton.hardware import RunOptions, count, estimate
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.train import ConfigError, train
+from ttfs_triton.train.config import make_config
+from ttfs_triton.train.target import Wanted, make_target, parse_target
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        ({}, None),
+        ({"target_sparsity": 0.15}, Wanted("sparsity", {None: 0.15})),
+        ({"target_sparsity": "0.15"}, Wanted("sparsity", {None: 0.15})),
+        ({"target_operations": "conv1=0.3, fc1=0.1"}, Wanted("operations", {"conv1": 0.3, "fc1": 0.1})),
+        ({"target_energy": "lemaire45:int8:40"}, Wanted("energy", {None: 40.0}, "lemaire45:int8")),
+        ({"target_energy": "loihi:1e3"}, Wanted("energy", {None: 1000.0}, "loihi")),
+    ],
+)
+def test_goals_are_read(keys, wanted):
+    assert make_config(keys, "here").target == wanted
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"target_sparsity": 1.5}, r"target_sparsity must be shares between 0 and 1, such as 0\.15 .*; got 1\.5"),
+        ({"target_sparsity": 0.0}, "target_sparsity must be shares between 0 and 1"),
+        ({"target_operations": "few"}, "target_operations must be shares between 0 and 1.*; got few"),
+        ({"target_operations": "0.1,conv1=0.2"}, "target_operations must be one share, or one for each layer"),
+        ({"target_sparsity": "conv1=0.1,conv1=0.2"}, "target_sparsity must be one share, or one for each layer"),
+        ({"target_energy": "40"}, "target_energy must be CHIP:MICROJOULES with a positive number.*; got 40"),
+        ({"target_energy": "loihi:-1"}, "target_energy must be CHIP:MICROJOULES"),
+        ({"target_energy": "loihi"}, "target_energy must be CHIP:MICROJOULES"),
+        ({"target_energy": "loihi:9", "target_sparsity": 0.1}, "target_sparsity and target_energy exclude each other"),
+        ({"target_sparsity": 0.1, "neuron": "ann"}, "target_sparsity works with neuron: dft only"),
+    ],
+)
+def test_goals_that_cannot_be_meant_are_refused(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(keys, "here")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"target_sparsity": "conv7=0.1"},
+            "target_sparsity: sparsity_cost: layer must be one of conv1, fc1; got conv7",
+        ),
+        ({"target_operations": "conv1=0.1"}, "target_operations must lie between .* what this network takes in conv1"),
+        ({"target_operations": 0.01}, r"target_operations must lie between 0\.\d+ and .*; got 0\.01. Choose another"),
+        (
+            {"target_energy": "loihi:0.001"},
+            r"target_energy must lie between .* µJ, what this network takes on loihi at 32 steps a window if",
+        ),
+        ({"target_energy": "loihi:1e9"}, "target_energy must lie between"),
+        ({"target_energy": "lohii:1"}, "target_energy: .*lohii"),
+        ({"target_energy": "anp_i:1", "encoder": "analog"}, "anp_i has no price for multiply-accumulates of conv1"),
+    ],
+)
+def test_goals_out_of_reach_are_refused_before_training(config, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        train(change(config, **keys))
+    assert not config.output_dir.exists()
+
+
+def test_target_measures_what_the_estimate_says():
+    torch.manual_seed(0)
+    network, images = TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(8, 8))), torch.rand(7, 1, 8, 8)
+    target = make_target(Wanted("energy", {None: 0.9}, "loihi"), network, images, steps=16)
+    counts = count(network, [images])
+    total = estimate(counts, "loihi", RunOptions(steps=16, gating=True)).total
+    (measured,) = target.measure(counts)
+    assert measured == pytest.approx(total.nominal * 1e-6)
+    assert target.miss([0.909]) == pytest.approx(0.01)
+    assert target.to_dict(None, [0.91])["reached"]
+    assert not target.to_dict({"network": 0.91}, [0.93])["reached"]
+
+
+def test_target_of_layers_is_missed_by_the_worst():
+    torch.manual_seed(0)
+    network, images = TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(8, 8))), torch.rand(7, 1, 8, 8)
+    wanted = parse_target("conv1=0.2,fc1=0.1", None, None)
+    assert wanted is not None
+    target = make_target(wanted, network, images, steps=16)
+    assert target.miss([0.2, 0.11]) == pytest.approx(0.1)

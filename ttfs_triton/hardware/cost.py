@@ -1,0 +1,175 @@
+"""What spikes cost, as a sum over events: a weight for each kind of event of each layer, so that training can lower it.
+
+The same weights meet the exact counts of a network (`Cost.of`) and, in training, those of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ttfs_triton.hardware.counts.counts import Counts, LayerCounts
+from ttfs_triton.hardware.energy.chip import Chip
+from ttfs_triton.hardware.energy.chip_files import as_chip
+from ttfs_triton.hardware.energy.estimate import estimate, spiking_estimate
+from ttfs_triton.hardware.energy.operations import LayerAverages, averages
+from ttfs_triton.hardware.energy.run_options import RunOptions
+
+
+@dataclass(frozen=True)
+class EventWeights:
+    """What one event of a layer costs.
+
+    Attributes:
+        operation: a synaptic operation, a spike at one of the layer's synapses.
+        spike: a neuron of the layer that fires, before pooling.
+        delivered: such a spike that reaches another layer, behind pooling; each time that it does.
+        spike_time: of such a spike, a window between the window's start and the spike.
+        saturated: a spike at the window's start, besides.
+    """
+
+    operation: float = 0.0
+    spike: float = 0.0
+    delivered: float = 0.0
+    spike_time: float = 0.0
+    saturated: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost of one sample that is linear in what happens in a network.
+
+    Attributes:
+        name: what it is, in words.
+        constant: what a sample costs without any spike.
+        layers: by the names of the layers with synapses; those that are missing cost nothing.
+        input_spike: what a spike of a latency encoder costs.
+    """
+
+    name: str
+    constant: float
+    layers: Mapping[str, EventWeights]
+    input_spike: float = 0.0
+
+    def weights(self, layer: str | None) -> EventWeights:
+        """What events of a layer cost; nothing, for what is none."""
+        return self.layers.get(layer or "", EventWeights())
+
+    def of(self, counts: Counts) -> float:
+        """The cost of a sample, on average over those that were counted."""
+        total = self.input_spike * counts.input.spikes
+        for layer in counts.layers:
+            weights = self.weights(layer.name)
+            total += weights.operation * layer.synaptic_operations + weights.delivered * layer.spikes_delivered
+            total += weights.spike * layer.spikes + weights.spike_time * layer.summed_spike_time
+            total += weights.saturated * layer.saturated
+        return self.constant + total / counts.samples
+
+    def bounds(self, counts: Counts) -> tuple[float, float]:
+        """The least and the most that a network of this shape may cost with these inputs, whatever its weights.
+
+        Each neuron is silent, fires at its window's start or at its end: whichever costs least, or most.
+        """
+        first = counts.layers[0]
+        fixed = self.weights(first.name).operation * first.synaptic_operations  # of the images
+        fixed += self.input_spike * counts.input.spikes
+        least = most = self.constant + fixed / counts.samples
+        delivered = max(self.weights(layer.name).delivered for layer in counts.layers)
+        for layer in counts.layers:
+            weights = self.weights(layer.name)
+            ways = (0.0, weights.spike + weights.saturated, weights.spike + weights.spike_time)
+            least, most = least + layer.neurons * min(ways), most + layer.neurons * max(ways)
+            if layer is not first:
+                most += weights.operation * layer.synapses + delivered * layer.inputs
+        return least, most
+
+
+def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
+    """Spikes over neurons: of all hidden layers, as `Counts.sparsity`, or of one.
+
+    Args:
+        counts: of the network; only its shape is used.
+        layer: name of a hidden layer.
+    Raises:
+        ValueError: there is no such layer.
+    """
+    chosen = _chosen("sparsity_cost", [found for found in counts.layers if found.kind != "readout"], layer)
+    neurons = sum(found.neurons for found in chosen)
+    return Cost("sparsity", 0.0, {found.name: EventWeights(spike=1 / neurons) for found in chosen})
+
+
+def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
+    """Synaptic operations over the products of the same layers in a dense ANN: of all layers that read spikes, or one.
+
+    A spike counts for its true fan-out behind pooling, so nothing into padding. A first layer that reads real values
+    multiplies them densely, whatever fires, and is on neither side.
+
+    Args, Raises: as of `sparsity_cost`; `layer` is the one in which the operations are, the readout included.
+    """
+    chosen = _chosen(
+        "operations_cost", [found for found in counts.layers if found.kind in ("spiking", "readout")], layer
+    )
+    synapses = sum(found.synapses for found in chosen)
+    return Cost("operations", 0.0, {found.name: EventWeights(operation=1 / synapses) for found in chosen})
+
+
+def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Cost:
+    """Microjoules a sample on a chip: all that has a price there, nominal, as `estimate` adds it up.
+
+    Args:
+        counts: of a spiking network; only its shape is used.
+        chip, options: as of `estimate`; no `activity`.
+    Raises:
+        ValueError: an unknown chip; one that has no price for synaptic operations, or for the multiplications of a
+            first layer that reads real values.
+    """
+    chip = as_chip(chip)
+    unpriced = {
+        f"{term.name} of {term.layer}"
+        for term in estimate(counts, chip, options).unpriced
+        if "operations" in term.name or "multiply" in term.name
+    }
+    if unpriced:
+        raise ValueError(
+            f"energy_cost: chip must price what layers do with what arrives; {chip.name} has no price for "
+            f"{', '.join(sorted(unpriced))}. Choose another chip."
+        )
+    idle = [_without_spikes(layer) for layer in averages("energy_cost", counts)]
+
+    def energy_uj(layers: Sequence[LayerAverages], input_spikes: float = 0.0) -> float:
+        total = spiking_estimate("network", layers, input_spikes, chip, options, counts.samples).total
+        return 0.0 if total is None else total.nominal * 1e-6
+
+    base = energy_uj(idle)
+
+    def one(place: int, **events: float) -> float:
+        """What one more event costs: the estimate is linear in all of them."""
+        changed = [replace(layer, **events) if index == place else layer for index, layer in enumerate(idle)]
+        return energy_uj(changed) - base
+
+    layers = {}
+    for place, layer in enumerate(idle):
+        layers[layer.name] = EventWeights(
+            operation=one(place, synaptic_operations=layer.synaptic_operations + 1),
+            spike=one(place, spikes=1.0),
+            delivered=one(place, delivered=1.0),
+            spike_time=one(place, spike_time=1.0),
+            saturated=one(place, saturated=1.0),
+        )
+    constant = base - layers[idle[0].name].operation * idle[0].synaptic_operations
+    return Cost(f"energy on {chip.name}", constant, layers, input_spike=energy_uj(idle, 1.0) - base)
+
+
+def _without_spikes(layer: LayerAverages) -> LayerAverages:
+    """The layer if no hidden neuron fires."""
+    operations = layer.synaptic_operations if layer.first else 0.0
+    return replace(layer, spikes=0.0, delivered=0.0, saturated=0.0, synaptic_operations=operations, spike_time=0.0)
+
+
+def _chosen(function: str, layers: Sequence[LayerCounts], name: str | None) -> Sequence[LayerCounts]:
+    chosen = [layer for layer in layers if name in (None, layer.name)]
+    if not chosen:
+        names = ", ".join(layer.name for layer in layers)
+        raise ValueError(f"{function}: layer must be one of {names}; got {name}.")
+    return chosen

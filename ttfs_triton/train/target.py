@@ -1,0 +1,170 @@
+"""What a network may cost: the goal that a run was given, and how far from it a network is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ttfs_triton.hardware import Counts, RunOptions, count
+from ttfs_triton.hardware.cost import Cost, energy_cost, operations_cost, sparsity_cost
+
+Kind = Literal["sparsity", "operations", "energy"]
+TOLERANCE = 0.02
+"""Relative distance from a goal within which it counts as reached."""
+UNITS: Mapping[Kind, str] = {"sparsity": "", "operations": "", "energy": " µJ"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A goal as the configuration has it.
+
+    Attributes:
+        kind: of the cost.
+        goals: by layer; under None, of the network.
+        chip: whose prices count, for energy.
+    """
+
+    kind: Kind
+    goals: Mapping[str | None, float]
+    chip: str | None = None
+
+
+def parse_target(sparsity: float | str | None, operations: float | str | None, energy: str | None) -> Wanted | None:
+    """The goal of a run, of the keys target_sparsity, target_operations and target_energy; None without.
+
+    Args:
+        sparsity, operations: a share of the network, or "LAYER=SHARE,…".
+        energy: "CHIP:MICROJOULES".
+    Raises:
+        ValueError: more than one of them; what is no number, or out of range.
+    """
+    given = {
+        key: value
+        for key, value in (("sparsity", sparsity), ("operations", operations), ("energy", energy))
+        if value is not None
+    }
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(f'target_{key}' for key in given)} exclude each other; give one")
+    if energy is not None:
+        chip, _, amount = energy.rpartition(":")
+        goal = _number(amount)
+        if not chip or not 0 < goal < math.inf:
+            raise ValueError(
+                f"target_energy must be CHIP:MICROJOULES with a positive number, such as loihi:100; got {energy}"
+            )
+        return Wanted("energy", {None: goal}, chip)
+    kind: Kind
+    for kind in ("sparsity", "operations"):
+        if kind in given:
+            return Wanted(kind, _shares(f"target_{kind}", given[kind]))
+    return None
+
+
+def _shares(key: str, value: float | str) -> dict[str | None, float]:
+    """{None: share}, or {layer: share, …}."""
+    goals: dict[str | None, float] = {}
+    for part in str(value).split(","):
+        layer, _, amount = part.rpartition("=")
+        goal = _number(amount)
+        if not 0 < goal < 1:
+            raise ValueError(f"{key} must be shares between 0 and 1, such as 0.15 or conv1=0.3,fc1=0.1; got {value}")
+        goals[layer.strip() or None] = goal
+    if (None in goals and len(goals) > 1) or len(goals) < len(str(value).split(",")):
+        raise ValueError(f"{key} must be one share, or one for each layer that is named; got {value}")
+    return goals
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+@dataclass(frozen=True)
+class Target:
+    """Costs that a run is to bring to their goals.
+
+    Attributes:
+        kind: of the costs.
+        names: of the layers that have goals of their own, else "network".
+        goals: shares, or microjoules a sample.
+        costs: what is to be that much.
+        floors: the least that each could be, with these images.
+        chip: whose prices count, for energy.
+    """
+
+    kind: Kind
+    names: tuple[str, ...]
+    goals: tuple[float, ...]
+    costs: tuple[Cost, ...]
+    floors: tuple[float, ...]
+    chip: str | None = None
+
+    def measure(self, counts: Counts) -> list[float]:
+        """The costs of a network by its exact counts."""
+        return [cost.of(counts) for cost in self.costs]
+
+    def miss(self, measured: Sequence[float]) -> float:
+        """Relative distance from the goal that is missed most."""
+        return max(abs(value / goal - 1) for value, goal in zip(measured, self.goals, strict=True))
+
+    def named(self, values: Sequence[float]) -> dict[str, float]:
+        """One value for each cost, by name."""
+        return dict(zip(self.names, values, strict=True))
+
+    def to_dict(self, validation: Mapping[str, float] | None, test: Sequence[float]) -> dict[str, Any]:
+        """For a summary: what was wanted, what was measured, and whether the test images say that it is reached."""
+        return {
+            "kind": self.kind,
+            "chip": self.chip,
+            "goal": self.named(self.goals),
+            "validation": validation,
+            "test": self.named(test),
+            "tolerance": TOLERANCE,
+            "reached": self.miss(test) <= TOLERANCE,
+        }
+
+
+def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) -> Target:
+    """The target of a network, if it is within reach.
+
+    Args:
+        wanted: the goal.
+        network: on the device of the images.
+        images: [N, channels, height, width], some that it will be trained with: what the first layer reads is a part of
+            the cost that no training changes.
+        steps: time steps a window, for energy.
+    Raises:
+        ValueError: a layer that the network does not have, a chip that does not price its layers, or a goal that no
+            weights can reach.
+    """
+    with torch.no_grad():
+        counts = count(network, [images], histogram_bins=0, by_sample=False)
+    key = f"target_{wanted.kind}"
+    try:
+        if wanted.chip is not None:
+            costs = [energy_cost(counts, wanted.chip, RunOptions(steps=steps, gating=True))]
+        else:
+            find = sparsity_cost if wanted.kind == "sparsity" else operations_cost
+            costs = [find(counts, layer) for layer in wanted.goals]
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    floors = []
+    for (layer, goal), cost in zip(wanted.goals.items(), costs, strict=True):
+        least, most = cost.bounds(counts)
+        floors.append(least)
+        if not least < goal < most:
+            where = f" in {layer}" if layer else f" on {wanted.chip} at {steps} steps a window" if wanted.chip else ""
+            between = f"{least:.4g} and {most:.4g}{UNITS[wanted.kind]}"
+            raise ValueError(
+                f"{key} must lie between {between}, what this network takes{where} if no or all hidden neurons fire; "
+                f"got {goal:g}. Choose another goal or a smaller network."
+            )
+    names = tuple(layer or "network" for layer in wanted.goals)
+    return Target(wanted.kind, names, tuple(wanted.goals.values()), tuple(costs), tuple(floors), wanted.chip)
