@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from safetensors.torch import save_file
 from recipes.own_network import build
 from ttfs_triton import TTFSModel
 from ttfs_triton.data.images import load_images
+from ttfs_triton.evaluation.command import run as evaluate_run
+from ttfs_triton.evaluation.options import EvaluationOptions
 from ttfs_triton.hardware import RunOptions, count, estimate, load_chip, simulate
 from ttfs_triton.nn import network_graph
 from ttfs_triton.train import Callback, TrainConfig, Trainer
 
+OWN = Path(__file__).parents[2] / "recipes" / "own_network.py"
 SHAPE = (1, 28, 28)
 CLASSES = 10
 
@@ -107,6 +111,14 @@ def test_own_network_all_the_way(tmp_path, hub, client):
     wide.conv1 = type(wide.conv1)(1, 16, 3, padding=1)
     with pytest.raises(ValueError, match=r"network must be the one that the weights are of.*; got in layer 1 conv1"):
         TTFSModel.from_pretrained(run, network=wide)
+
+    # The command that evaluates, whose user names the code.
+    options = {"model": str(run), "network": f"{OWN}:build", "max_test_samples": 20, "cpu": True, "steps": 8}
+    with pytest.raises(ValueError, match=r"only names Network, code that no file holds\. Pass it: .* --network F"):
+        evaluate_run(EvaluationOptions(**options | {"network": None}))
+    evaluated = evaluate_run(EvaluationOptions(**options, report=tmp_path / "page.html"))
+    assert (evaluated.evaluation.images, evaluated.counts.samples, evaluated.simulation.samples) == (20, 20, 20)
+    assert "conv4" in (tmp_path / "page.html").read_text()
 
     # Publish, and load it elsewhere.
     client.run(

@@ -147,6 +147,7 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "version": facts.versions.get(LIBRARY, facts.model.description.library.get("version", "")),
         "spiking": spiking,
         "config": network,
+        "grid": graph.grid,
         "own": isinstance(network, OwnNetwork),
         "encoder": graph.encoder.kind,
         "persistence": " to ".join(map(str, sorted({graph.persistences[0], graph.persistences[-1]}))),

@@ -40,8 +40,8 @@ class Trainer:
         >>> images = torch.randint(0, 100, (64, 1, 8, 8), dtype=torch.uint8) + 100 * labels.byte().view(-1, 1, 1, 1)
         >>> with TemporaryDirectory() as folder:
         ...     config = TrainConfig(epochs=2, batch_size=16, cpu=True, output_dir=f"{folder}/run")
-        ...     summary = Trainer(network, ((images, labels), (images, labels)), config).train()  # doctest: +ELLIPSIS
-        Sequential ...
+        ...     summary = Trainer(network, ((images, labels), (images, labels)), config).train()
+        images: 0.0 MiB in main memory...
         >>> summary["epochs"], 0 <= summary["test_accuracy"] <= 1
         (2, True)
     """
@@ -61,8 +61,9 @@ class Trainer:
                 f"Trainer: config must leave the network's keys at their defaults; got {', '.join(given)}."
             )
         self.network, self.callbacks, self.name = unwrapped(network), tuple(callbacks), name
-        self.config = config.model_copy(update={"network": config.network or type(self.network).__qualname__})
-        self.data = data if isinstance(data, RunData) else run_data(*data, self.config)
+        self.data = data if isinstance(data, RunData) else run_data(*data, config)
+        known = {"network": config.network or type(self.network).__qualname__, "dataset": self.data.train.dataset}
+        self.config = config.model_copy(update=known)
         check_network(self.network, self.data)
 
     def train(self) -> dict[str, Any]:
