@@ -9,20 +9,24 @@ NEURON = Neuron(psp_persistence=0.25, surrogate_width=0.5)
 
 
 class Network(nn.Module):
-    """Two convolutions, of which the second looks at every second place, and a hidden layer."""
+    """Four convolutions and a hidden layer. Spikes of the second wait for a window and skip the third."""
 
     def __init__(self, in_channels: int, side: int, classes: int) -> None:
         super().__init__()
         self.encoder = LatencyEncoder()
         self.conv1 = DFTConv2d(in_channels, 16, 5, padding=2, neuron=NEURON)
         self.conv2 = DFTConv2d(16, 32, 3, stride=2, padding=1, neuron=NEURON)
+        self.conv3 = DFTConv2d(32, 32, 3, padding=1, neuron=NEURON)
+        self.conv4 = DFTConv2d(32, 32, 3, padding=1, neuron=NEURON, skip=32)
         features = 32 * ((side // 2 + 1) // 2) ** 2
         self.hidden = DFTLinear(features, 128, neuron=NEURON)
         self.readout = PotentialReadout(128, classes, at="end", neuron=NEURON)
 
     def forward(self, images: Tensor) -> Tensor:
         spikes = F.max_pool2d(self.conv1(self.encoder(images)), 2)  # the earliest spike of each patch
-        return self.readout(self.hidden(self.conv2(spikes).flatten(1)))
+        early = self.conv2(spikes)
+        late = self.conv4(self.conv3(early), skip=early)  # a sum of spike times would be none: see `DFTConv2d`
+        return self.readout(self.hidden(late.flatten(1)))
 
 
 def build(in_channels: int, image_size: tuple[int, int], classes: int) -> nn.Module:

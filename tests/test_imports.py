@@ -33,6 +33,19 @@ ROOMS = (
     "export",
 )
 
+# Packages that `pip install -e .` alone does not bring.
+EXTRAS = (
+    "matplotlib",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "nir",
+    "nirtorch",
+    "snntorch",
+    "spikingjelly",
+    "tensorboard",
+)
+
 # What modules under a name must not import. All entries that match a module apply.
 ABOVE = {
     "ttfs_kernels": ("ttfs_triton", "recipes", "bench", "docs", "tests"),
@@ -157,11 +170,13 @@ def test_kernels_folder_is_not_a_package() -> None:
         "import ttfs_triton.nn; assert 'ttfs_triton.train' not in sys.modules",
         "import ttfs_triton; assert 'huggingface_hub' not in sys.modules; ttfs_triton.TTFSModel",
         "import ttfs_kernels; assert 'ttfs_triton' not in sys.modules",
+        "import ttfs_triton.evaluation.command, ttfs_triton.export.command, ttfs_triton.hub.command, "
+        "ttfs_triton.convert.command, ttfs_triton.report",
     ],
-    ids=["everything", "nn_without_train", "networks_without_hub", "kernels_without_networks"],
+    ids=["everything", "nn_without_train", "networks_without_hub", "kernels_without_networks", "commands"],
 )
-def test_import_needs_neither_gpu_nor_triton(code: str) -> None:
+def test_import_needs_neither_gpu_nor_triton_nor_extras(code: str) -> None:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
-    without_triton = f"import sys; sys.modules['triton'] = None; {code}"
+    without_triton = f"import sys; sys.modules.update(dict.fromkeys({('triton', *EXTRAS)})); {code}"
     process = subprocess.run([sys.executable, "-c", without_triton], env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

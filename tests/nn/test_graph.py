@@ -20,7 +20,7 @@ from ttfs_triton.nn import (
     network_graph,
     vgg11,
 )
-from ttfs_triton.nn.graph import logits_and_decision
+from ttfs_triton.nn.decision import logits_and_decision
 
 SHAPE = (1, 8, 8)
 

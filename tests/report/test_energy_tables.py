@@ -53,6 +53,7 @@ def test_chips_show_what_is_missing():
     estimates = [estimate(convolutional_network(), name, steps=8) for name in ("anp_i", "odin")]
     table = chips_table(estimates, published=True)
     assert table.rows[0][-1] == "multiply-accumulates, neuron updates, leakage"
+    assert table.rows[1][-1].startswith("multiply-accumulates, neuron updates; leakage, idle power (the latency")
     assert "487 µJ" in table.rows[2]
     assert all(len(row) == len(table.headers) for row in table.rows)
     assert "warning: 778 neurons" in printed(print_chips, estimates)

@@ -135,6 +135,7 @@ def _run_options(options: EvaluationOptions, simulation: Simulation | None) -> R
     return RunOptions(
         steps=None if closed else (options.steps if simulation is None else simulation.settings.steps),
         implementation=options.implementation,
+        step_us=options.step_us,
         gating=options.gating and not closed,
         activity=None if simulation is None or closed else simulation.activity,
     )
@@ -162,6 +163,8 @@ def show(found: Found, console: Console) -> None:
     if total["analog_macs"]:
         lines.append(f"analog multiplications   {total['analog_macs'] / samples:,.0f} an image, in the first layer")
     if simulation is not None:
+        simulated = simulation.counts.total()["synaptic_operations"] / simulation.counts.samples
+        lines.append(f"  as simulated           {simulated:,.0f}, which is what the energies below are of")
         bits = simulation.settings.weight_bits
         lines.append(
             f"simulated                {simulation.accuracy or 0:.2%} at {simulation.settings.steps} steps and "

@@ -7,7 +7,7 @@ from typing import Any
 from ttfs_triton.data.images import ImageData, load_images
 from ttfs_triton.data.sources import HUB_NAME, SAMPLE
 from ttfs_triton.model import LoadError, ModelDescription, ModelFiles, TTFSModel, find_model
-from ttfs_triton.model.model import load_model
+from ttfs_triton.model.load import load_model
 from ttfs_triton.yaml_file import YamlError, read_mapping
 
 # What a run's configuration says about its data, by the arguments of `load_images`.

@@ -51,6 +51,8 @@ class EvaluationOptions(FaultOptions):
     first that prices an ANN's multiplications."""
     steps: Annotated[int, Field(ge=1)] | Own = "network"
     """Time steps a window, of the simulation and of the energy. network: as its grid has it, or 32."""
+    step_us: float | None = Field(None, gt=0)
+    """Duration of a step in microseconds, for static power. Default: the chip's, if it fixes one."""
     weight_bits: Annotated[int, Field(ge=2, le=16)] | Own | None = "network"
     """Bits of a weight in the simulation; None leaves weights as they are. network: as its grid has it, or 8."""
     gating: bool = True

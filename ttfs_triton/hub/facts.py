@@ -15,8 +15,9 @@ from torch import nn
 from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.hardware import Counts, read_counts
 from ttfs_triton.hub.datasets import UNNAMED, TrainingData, training_data, without_paths
+from ttfs_triton.model.load import load_model
 from ttfs_triton.model.locate import ModelFiles
-from ttfs_triton.model.model import TTFSModel, load_model
+from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import LayerStatistics, Neuron
 from ttfs_triton.yaml_file import YamlError, read_mapping

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -13,13 +12,12 @@ from huggingface_hub import PyTorchModelHubMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.classification import Classification, Decision, check_options, classify_batch
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, BaseModel, ModelDescription
-from ttfs_triton.model.files import described, read_model, write_model
+from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.model.images import ImageLike, network_input, split_images
 from ttfs_triton.model.locate import ModelFiles, find_model
-from ttfs_triton.model.own_network import OwnNetwork
+from ttfs_triton.model.own_network import OwnNetwork, describe_network
 from ttfs_triton.model.weights import WEIGHTS, LoadError, checksum, load_tensors
 from ttfs_triton.nn import NetworkConfig, NetworkGraph, TTFSNetwork, network_graph
 from ttfs_triton.nn.trace import image_shape_of, unwrapped
@@ -363,45 +361,6 @@ class TTFSModel(
         finally:
             self.train(was_training)
         return found[0] if one else found
-
-
-def load_model(files: ModelFiles, network: str | nn.Module | None = None) -> TTFSModel:
-    """A trained model of found files, for a command.
-
-    Args:
-        files: of the model.
-        network: or "file.py:function", as the user gave it, that builds it; None where the files say how.
-    Raises:
-        LoadError: as `TTFSModel.from_files`.
-        ValueError: as `build_network_of`.
-    """
-    if not isinstance(network, str):
-        return TTFSModel.from_files(files, network)
-    known = described(files.config, files.weights).network
-    build = partial(
-        build_network_of,
-        network,
-        in_channels=known.in_channels,
-        image_size=known.image_size,
-        classes=known.classes,
-    )
-    return TTFSModel.from_files(files, build)
-
-
-def describe_network(
-    network: nn.Module, image_shape: Sequence[int] | None = None, builder: str | None = None
-) -> NetworkConfig | OwnNetwork:
-    """What config.json says of a network.
-
-    Args:
-        network, image_shape: as of `network_graph`, which checks what is no `TTFSNetwork`.
-        builder: what builds it, where it is no `TTFSNetwork`. Default: the name of its class.
-    Raises:
-        NetworkError: as `network_graph`.
-    """
-    if isinstance(network, TTFSNetwork):
-        return network.config
-    return OwnNetwork.of(network_graph(network, image_shape), builder or type(network).__qualname__)
 
 
 _PREFIX = "network."

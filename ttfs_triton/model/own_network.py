@@ -6,14 +6,15 @@ Whoever loads such a file passes the network, or the function that builds it; no
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from ttfs_triton.nn.config import MAX_CHANNELS, MAX_SIDE
+from ttfs_triton.nn.config import MAX_CHANNELS, MAX_SIDE, NetworkConfig
 from ttfs_triton.nn.graph import NetworkGraph
+from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.specification import MAX_SIZE
 from ttfs_triton.nn.trace import network_graph
 
@@ -105,6 +106,22 @@ class OwnNetwork:
             TypeError, ValueError: unknown or missing keys, or values that do not pass the checks.
         """
         return cls(**values)
+
+
+def describe_network(
+    network: nn.Module, image_shape: Sequence[int] | None = None, builder: str | None = None
+) -> NetworkConfig | OwnNetwork:
+    """What config.json says of a network.
+
+    Args:
+        network, image_shape: as of `network_graph`, which checks what is no `TTFSNetwork`.
+        builder: what builds it, where it is no `TTFSNetwork`. Default: the name of its class.
+    Raises:
+        NetworkError: as `network_graph`.
+    """
+    if isinstance(network, TTFSNetwork):
+        return network.config
+    return OwnNetwork.of(network_graph(network, image_shape), builder or type(network).__qualname__)
 
 
 def _is_size(value: object, most: int) -> bool:

@@ -10,6 +10,7 @@ from ttfs_triton.nn.coding import (
     spike_time_to_activation,
 )
 from ttfs_triton.nn.config import NetworkConfig
+from ttfs_triton.nn.decision import decide
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import Grid
@@ -61,6 +62,7 @@ __all__ = [
     "activation_to_spike_time",
     "cnn1",
     "collect_statistics",
+    "decide",
     "first_spike_decision",
     "first_spike_times",
     "fold_weight_standardisation",

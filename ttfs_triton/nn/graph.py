@@ -16,7 +16,7 @@ from ttfs_kernels import Neuron
 from ttfs_triton.nn.coding import LatencyEncoder
 from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.readout import FirstSpikeDecision, PotentialReadout, Readout
+from ttfs_triton.nn.readout import PotentialReadout, Readout
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 from ttfs_triton.nn.weighted import WeightedLayer
 
@@ -243,23 +243,6 @@ class NetworkGraph:
     def describe(self) -> list[str]:
         """A line for each stage: name, shape, layer, and the way of its inputs; equal for equal graphs."""
         return [_line(stage) for stage in self.stages]
-
-
-def logits_and_decision(network: nn.Module, readout: Readout, images: Tensor) -> tuple[Tensor, FirstSpikeDecision]:
-    """What a network says about images, and what its readout decides by the first spike, in one pass.
-
-    Args:
-        network: any module that ends with `readout`; runs in the mode it has.
-        readout: its output layer.
-        images: [N, ...], as the network takes them.
-    """
-    seen: list[Tensor] = []
-    hook = readout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        logits = network(images)
-    finally:
-        hook.remove()
-    return logits, readout.decide(seen[0])
 
 
 def readout_time(readout: Readout) -> ReadoutTime:

@@ -170,7 +170,19 @@ class Readout(WeightedLinear):
         return first_spike_times(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
 
     def decide(self, x: Tensor) -> FirstSpikeDecision:
-        """Classify by the earliest output spike; x: [N, in_features], activations."""
+        """Classify by the earliest output spike.
+
+        Args:
+            x: [N, in_features], activations of the last hidden layer, which are what reaches this one. Images go to
+                `ttfs_triton.nn.decide(network, images)`.
+        Raises:
+            ValueError: another shape.
+        """
+        if x.dim() != 2 or x.shape[1] != self.in_features:
+            raise ValueError(
+                f"{type(self).__name__}.decide: x must be activations [N, {self.in_features}], what reaches it; got "
+                f"{list(x.shape)}. Of images, use decide(network, images) of ttfs_triton.nn."
+            )
         if self.runs_on_grid(x):
             with torch.autocast(x.device.type, enabled=False):
                 return FirstSpikeDecision(*ReadoutOnGrid(self, x).decide())

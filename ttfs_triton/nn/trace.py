@@ -43,13 +43,19 @@ _LAYOUT = {"flatten", "reshape", "view", "squeeze", "view_as", "reshape_as"}
 _DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
 
 _REMEDIES = (
-    (r"avg_?pool|^mean$", "A mean of spike times is no spike: use EarliestSpikePool2d, or a stride."),
+    (
+        r"avg_?pool|^mean$",
+        "A mean of spike times is no spike: use average=… of the layer behind it, or EarliestSpikePool2d.",
+    ),
     (
         r"batch_?norm|layer_?norm|group_?norm|instance_?norm",
         "Use weight_standardisation=True, the default of our layers; an ANN layer takes batch_norm=True, which folds "
         "into its weights.",
     ),
-    (r"^_*i?r?(add|sub)_*$|^add", "A sum of spike times is no spike time: let one layer's synapses read both."),
+    (
+        r"^_*i?r?(add|sub)_*$|^add",
+        "A sum of spike times is no spike time: use a layer with skip=…, and call layer(x, skip=spikes).",
+    ),
     (
         r"relu|gelu|silu|elu|sigmoid|tanh|softplus|hardswish|mish",
         "Leave it out: neurons of our layers fire or do not, which is their nonlinearity.",
@@ -59,10 +65,7 @@ _REMEDIES = (
     (r"linear|matmul|bilinear", "Use DFTLinear, or PotentialReadout for the last layer."),
     (r"dropout", "Use nn.Dropout, or pass training=self.training: a network that runs drops nothing."),
     (r"softmax", "Leave it out: logits are the output; cross entropy and decisions need no more."),
-    (
-        r"^_*r?(mul|truediv|div)_*$",
-        "Spike times cannot be scaled: normalise images before the network.",
-    ),
+    (r"^_*r?(mul|truediv|div)_*$", "Spike times cannot be scaled: normalise images before the network."),
 )
 _ANY_REMEDY = (
     "Use layers of ttfs_triton.nn in its place, and between them pooling by EarliestSpikePool2d and nn.Flatten."

@@ -30,6 +30,18 @@ def missing(found: Estimate) -> list[str]:
     return list(dict.fromkeys(term.name for term in found.unpriced))
 
 
+def not_in_it(found: Estimate) -> str:
+    """What is in no sum, in words: what nobody has published a price of, and what has a price and no count."""
+    names: dict[str, list[str]] = {}
+    for term in found.unpriced:
+        stated = found.chip.prices.get(term.price_name)
+        own = names.setdefault(term.note if stated is not None and stated.amount is not None else "", [])
+        if term.name not in own:
+            own.append(term.name)
+    parts = [", ".join(own) + (f" ({why})" if why else "") for why, own in sorted(names.items())]
+    return "; ".join(parts) or "nothing"
+
+
 def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
     """The same by what they lack."""
     why: dict[str, list[str]] = {}
@@ -46,13 +58,12 @@ def chips_table(estimates: Sequence[Estimate], *, published: bool = False) -> Ta
     rows = []
     for found in estimates:
         latency = [duration(found.latency_us)] if timed else []
-        unpriced = ", ".join(missing(found)) or "nothing"
-        rows.append((found.chip.name, energy_range(found.total), *latency, found.status or "–", unpriced))
+        rows.append((found.chip.name, energy_range(found.total), *latency, found.status or "–", not_in_it(found)))
     for entry in PUBLISHED if published else ():
         name = f"{entry.network}, {entry.data}: {entry.conditions}"
         latency = ["–"] if timed else []
         rows.append((name, energy(entry.energy_uj * 1e6), *latency, "published", entry.source))
-    headers = ["chip", "energy", *(["latency"] if timed else []), "weakest status", "not priced, so not in it"]
+    headers = ["chip", "energy", *(["latency"] if timed else []), "weakest status", "not in it"]
     caption = "Energy of an image at nominal prices; in brackets: all prices at their low end, all at their high end"
     return Table(caption, tuple(headers), tuple(rows), (len(headers) - 1,))
 
@@ -228,6 +239,6 @@ def card_rows(counts: Counts, chips: Sequence[str] = CARD_CHIPS) -> list[CardRow
     for chip in map(load_chip, chips):
         found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
         sums = (found.total, found.compute_only, found.memory_included, dense.total)
-        cells = (chip.name, *map(energy_range, sums), found.status or "–", ", ".join(missing(found)) or "nothing")
+        cells = (chip.name, *map(energy_range, sums), found.status or "–", not_in_it(found))
         rows.append(CardRow(found, cells, (*found.assumptions, *found.warnings)))
     return rows

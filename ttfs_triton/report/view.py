@@ -118,7 +118,7 @@ def _energy_headline(found: Estimate) -> Headline:
     low, high = energy(total.low), energy(total.high)
     note = found.chip.name + (f", {low} to {high}" if low != high else ", no range published")
     missing = len(energy_tables.missing(found))
-    note += f"; {found.status} prices" + (f"; {missing} terms not priced" if missing else "")
+    note += f"; {found.status} prices" + (f"; {missing} terms not in it" if missing else "")
     return Headline("energy of an image", energy(total.nominal), note)
 
 
@@ -218,6 +218,15 @@ def limits(data: PageData) -> list[str]:
             "Chips differ in process, precision and in what their prices hold; energies of two chips compare only as "
             "far as these agree.",
         ]
+    if data.energy and data.simulation is not None:
+        counted, simulated = (
+            number(counts.total()["synaptic_operations"] / counts.samples)
+            for counts in (data.counts, data.simulation.counts)
+        )
+        lines.append(
+            f"Energies are of the network as simulated, {simulated} synaptic operations an image; the tables of "
+            f"activity and operations are of the closed form, {counted}. Rounded weights and times move spikes."
+        )
     if data.sweep is not None and data.sweep.samples != data.images:
         count = number(data.sweep.samples)
         lines.append(f"The sweep ran over {count} images; differences below its own interval are chance.")

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ttfs_triton.nn import network_graph, record_statistics, reset_statistics
-from ttfs_triton.nn.graph import logits_and_decision
+from ttfs_triton.nn.decision import logits_and_decision
 from ttfs_triton.scoring.graphs import GraphError, Graphs, reason_of_failure
 
 PADDING = -1  # label of images that do not count

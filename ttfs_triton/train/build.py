@@ -18,7 +18,9 @@ from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
 from ttfs_triton.data.placement import PlacedImages, place_images
+from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.builder import build_network_of
+from ttfs_triton.model.own_network import describe_network
 from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
@@ -177,6 +179,17 @@ def check_network(network: nn.Module, data: RunData) -> NetworkGraph:
         )
     graph.prepare_statistics()
     return graph
+
+
+def describe(config: TrainConfig, network: nn.Module, data: RunData, start: Start | None) -> ModelDescription:
+    """What config.json says of a run's network."""
+    return ModelDescription.of(
+        describe_network(network, data.train.shape[1:], config.network),
+        class_names=data.train.class_names,
+        fit="crop" if config.random_resized_crop else "stretch",
+        dataset=data.train.dataset,
+        base_model=None if start is None else start.base_model,
+    )
 
 
 def _own_network(config: TrainConfig, data: RunData) -> nn.Module:

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
-from ttfs_triton.model import ModelDescription
-from ttfs_triton.model.model import describe_network
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, sum_over_processes
 from ttfs_triton.scoring.batches import Batch
@@ -26,6 +24,7 @@ from ttfs_triton.train.build import (
     build_optimizer,
     build_schedule,
     check_network,
+    describe,
     place_data,
     tune_kernels,
 )
@@ -39,7 +38,7 @@ from ttfs_triton.train.identity import Change, compare, identity
 from ttfs_triton.train.processes import Interrupted, StopRequest, compress_gradients
 from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.run_folder import RunFolder
-from ttfs_triton.train.states import EpochTotals, Position, pack_optimizer, unpack_optimizer
+from ttfs_triton.train.states import EpochTotals, Position, mix, pack_optimizer, unpack_optimizer
 from ttfs_triton.train.step import TrainStep
 from ttfs_triton.train.update import make_average
 
@@ -206,7 +205,7 @@ class TrainingLoop:
     def _train_step(self, micro_batches: list[Batch]) -> None:
         position = self.position
         # Dropout included, a step's random numbers follow from its position: a resumed run draws the same ones.
-        torch.manual_seed(_mix(self.config.seed, position.step, self.accelerator.process_index))
+        torch.manual_seed(mix(self.config.seed, position.step, self.accelerator.process_index))
         sampled = position.step % self.config.statistics_steps == 0
         step = self._step
         if isinstance(step, GraphedStep) and self._profiler.one_by_one:
@@ -316,24 +315,15 @@ class TrainingLoop:
         self._plain_step.sums.zero_()
         # Best weights before the checkpoint that names their epoch: a kill in between repeats the epoch, bit by bit.
         if best and self.accelerator.is_main_process:
-            self.folder.write_best(self.scored_network.state_dict(), self._description())
+            self.folder.write_best(
+                self.scored_network.state_dict(), describe(self.config, self.scored_network, self.data, self.start)
+            )
         self.save()
         if self.accelerator.is_main_process:
             self.folder.write_metrics(position.metrics)
         scalars = {f"epoch/{key}": value for key, value in line.items() if isinstance(value, int | float)}
         self.accelerator.log(scalars, step=position.step)
         self.display.epoch(line, self.config.epochs, best, [] if evaluation is None else evaluation.layers)
-
-    def _description(self) -> ModelDescription:
-        config = self.config
-        return ModelDescription.of(
-            describe_network(self.scored_network, self.graph.image_shape, config.network),
-            class_names=self.data.train.class_names,
-            fit="crop" if config.random_resized_crop else "stretch",
-            # Of a local folder nobody knows what it holds; the recipe's data set is not it.
-            dataset=None if config.data_dir else config.dataset,
-            base_model=None if self.start is None else self.start.base_model,
-        )
 
     def _stop(self) -> None:
         self.save()
@@ -405,11 +395,3 @@ class TrainingLoop:
             self.folder.record(self.config)
             self.folder.write_metrics(self.position.metrics)
         return True
-
-
-def _mix(*numbers: int) -> int:
-    """One seed from several numbers."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number + 1) % (2**63)
-    return seed

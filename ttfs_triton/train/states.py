@@ -193,3 +193,11 @@ def _require_equal(what: str, own: Any, saved: Any) -> None:
             f"unpack_optimizer: {what} must be what was saved, {saved}; got {own}. "
             "Build model and optimizer from the configuration of the saved run."
         )
+
+
+def mix(*numbers: int) -> int:
+    """One seed from several numbers."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % (2**63)
+    return seed

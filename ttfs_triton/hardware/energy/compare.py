@@ -16,6 +16,7 @@ from ttfs_triton.hardware.energy.ledger import Estimate
 from ttfs_triton.hardware.energy.operations import averages
 from ttfs_triton.hardware.energy.prices import Range
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.wording import energy
 
 Measure = Literal["compute_only", "memory_included", "total"]
 MEASURES: tuple[Measure, ...] = ("compute_only", "memory_included", "total")
@@ -60,7 +61,8 @@ def break_even_firing_share(
     target = _nominal(dense_ann(counts, chip, options=options), measure)
     factor = _crossing(ours, target)
     if factor is None:
-        return BreakEven(None, "no firing share: a price is missing, or what does not depend on spikes costs more")
+        why = _why_no_crossing(ours, target, chip, "the dense ANN", "what does not depend on spikes")
+        return BreakEven(None, f"no firing share: {why}")
     share = factor * counts.sparsity
     beyond = "at any firing share" if share > 1 else f"below a firing share of {share:.1%} (now {counts.sparsity:.1%})"
     return BreakEven(share, f"cheaper than the dense ANN {beyond}")
@@ -88,7 +90,8 @@ def break_even_rate(
 
     rate = _crossing(rated, target)
     if rate is None:
-        return BreakEven(None, f"no rate: a price is missing, or T = {rate_steps} costs more without a spike")
+        why = _why_no_crossing(rated, target, chip, "this network", f"T = {rate_steps} without a spike")
+        return BreakEven(None, f"no rate: {why}")
     return BreakEven(rate, f"cheaper than rate coding with T = {rate_steps} above {rate:.3g} spikes a neuron and step")
 
 
@@ -178,8 +181,19 @@ def _crossing(line: Callable[[float], float | None], target: float | None) -> fl
     return (target - start) / (end - start)
 
 
-def _nominal(energy: Estimate, measure: Measure) -> float | None:
+def _why_no_crossing(
+    line: Callable[[float], float | None], target: float | None, chip: Chip, other: str, fixed: str
+) -> str:
+    start, end = line(0.0), line(1.0)
+    if target is None or start is None or end is None:
+        return f"{chip.name} has no price for {other if target is None else 'what spikes do'}"
+    if target < start:
+        return f"{fixed} costs {energy(start)}, more than {other} at {energy(target)}"
+    return f"spikes cost nothing on {chip.name}"
+
+
+def _nominal(found: Estimate, measure: Measure) -> float | None:
     if measure not in MEASURES:
         raise ValueError(f"break_even: measure must be one of {', '.join(MEASURES)}; got {measure}.")
-    amount: Range | None = getattr(energy, measure)
+    amount: Range | None = getattr(found, measure)
     return None if amount is None else amount.nominal

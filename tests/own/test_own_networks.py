@@ -1,0 +1,268 @@
+"""Networks without a specification: builders, files, the trainer of a program, and the recipe."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from ttfs_triton import TTFSModel
+from ttfs_triton.data.images import images_of_tensors
+from ttfs_triton.model import LoadError, ModelDescription
+from ttfs_triton.model.builder import build_network_of
+from ttfs_triton.model.own_network import OwnNetwork
+from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, PotentialReadout, TTFSNetwork, cnn1, decide
+from ttfs_triton.train import Callback, ConfigError, TrainConfig, Trainer, run_data
+from ttfs_triton.train.cli import parse_config
+
+SHAPE = (1, 8, 8)
+SOURCE = """
+from torch import nn
+from helpers_beside import WIDTH
+from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
+
+def build(classes, image_size):
+    return nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(image_size[0] * image_size[1], WIDTH),
+                         PotentialReadout(WIDTH, classes))
+
+def anything(**data):
+    return build(data["classes"], data["image_size"])
+
+def nothing():
+    return None
+"""
+
+
+def network(classes=2, width=6):
+    return nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, width), PotentialReadout(width, classes))
+
+
+def tensors(count=40):
+    labels = torch.arange(count) % 2
+    images = torch.randint(0, 90, (count, *SHAPE), dtype=torch.uint8) + 120 * labels.byte().view(-1, 1, 1, 1)
+    return images, labels
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(SOURCE)
+    (tmp_path / "helpers_beside.py").write_text("WIDTH = 6")
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "helpers_beside", raising=False)
+    return tmp_path / "mine.py"
+
+
+def settings(**changes):
+    return TrainConfig(**{"epochs": 1, "batch_size": 8, "validation_fraction": 0.2, "cpu": True} | changes)
+
+
+# ---- builders
+
+
+@pytest.mark.parametrize("function", ["build", "anything"])
+def test_builder_gets_what_it_takes(file, function):
+    built = build_network_of(f"{file}:{function}", in_channels=1, image_size=(8, 8), classes=3)
+    assert (built[2].in_features, built[2].out_features, built[3].out_features) == (64, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("mine.py", r"must be FILE\.py:FUNCTION; got mine\.py"),
+        ("missing.py:build", r"must name a Python file that exists; got missing\.py"),
+        ("{file}:built", r"must have a function built; got build, anything, nothing"),
+        ("{file}:nothing", r"must build an nn\.Module; got NoneType"),
+    ],
+)
+def test_builder_errors_say_what_to_do(file, source, message):
+    with pytest.raises(ValueError, match=message):
+        build_network_of(source.format(file=file), in_channels=1, image_size=(8, 8), classes=3)
+
+
+# ---- files
+
+
+def test_own_model_survives_a_folder_and_needs_its_network(tmp_path):
+    model = TTFSModel(network(), image_shape=SHAPE, class_names=["cat", "dog"], builder="/home/me/mine.py:build")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["format_version"], config["network"]["builder"]) == (4, "mine.py:build")  # no folder of ours
+    with pytest.raises(
+        LoadError, match=r"only names mine\.py:build, code that no file holds\. Pass it: from_pretrained"
+    ):
+        TTFSModel.from_pretrained(tmp_path)
+    loaded = TTFSModel.from_pretrained(tmp_path, network=network)
+    assert loaded.state_dict().keys() == network().state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert (loaded.class_names, loaded.image_shape, loaded.training) == (("cat", "dog"), SHAPE, False)
+    found = loaded.classify(torch.rand(SHAPE), window_ms=2.0)
+    assert (found.class_name in ("cat", "dog"), found.decision_time, found.decision_time_ms) == (True, 2.0, 4.0)
+    loaded.save_pretrained(tmp_path)  # the same again
+    with pytest.raises(
+        LoadError, match=r"one that the weights are of, built by mine\.py:build; got in layer 1 2 \[7\]"
+    ):
+        TTFSModel.from_pretrained(tmp_path, network=network(width=7))
+
+
+def test_a_network_that_files_describe_takes_no_other(tmp_path):
+    TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8))).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["format_version"] == 3  # older versions read on
+    with pytest.raises(
+        LoadError, match=r"network must be None where .*config\.json says how it is built; got Sequential"
+    ):
+        TTFSModel.from_pretrained(tmp_path, network=network)
+
+
+def test_copy_of_an_own_network_is_a_copy():
+    mine = network().double()
+    copy = TTFSModel.from_network(mine, image_shape=SHAPE)
+    assert (copy.description.network.builder, copy.class_names) == ("Sequential", ("0", "1"))
+    with torch.no_grad():
+        mine[2].weight.zero_()
+    assert copy.network[2].weight.any()
+    assert copy.load_state_dict(mine.state_dict()).missing_keys == []
+    assert not copy.network[2].weight.any()
+    with pytest.raises(AttributeError, match="has no attribute 'features'"):
+        copy.features  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_channels": 0}, "in_channels and image_size must be three sizes"),
+        ({"image_size": [8]}, "in_channels and image_size must be three sizes"),
+        ({"classes": True}, "classes must be 1 to"),
+        ({"layers": []}, "builder and layers must be texts"),
+        ({"builder": 3}, "builder and layers must be texts"),
+        ({"analog": 1}, "analog must be True or False"),
+        ({"more": 1}, "unexpected keyword argument 'more'"),
+    ],
+)
+def test_description_of_an_own_network_is_checked(change, message):
+    description = TTFSModel(network(), image_shape=SHAPE).description
+    values = description.to_dict()
+    assert ModelDescription.from_dict(json.loads(json.dumps(values))) == description
+    with pytest.raises(LoadError, match=message):
+        ModelDescription.from_dict(values | {"network": values["network"] | change})
+    with pytest.raises(LoadError, match=r"keys must be among .*got analog, builder"):
+        ModelDescription.from_dict(values | {"format_version": 3})
+
+
+def test_flat_images_have_no_description():
+    with pytest.raises(ValueError, match=r"OwnNetwork: image_shape must be \(channels, height, width\); got \(64,\)"):
+        TTFSModel(nn.Sequential(LatencyEncoder(), PotentialReadout(64, 2)), image_shape=(64,))
+    assert OwnNetwork("a", 1, (2, 2), 2, ("x",)).max_value == 1
+
+
+# ---- the trainer of a program
+
+
+class Stop(Callback):
+    def on_epoch(self, loop, line):
+        return line["epoch"] == 2
+
+
+def test_trainer_trains_what_it_is_given_and_stops_when_told(tmp_path):
+    mine = network()
+    config = settings(epochs=5, ema_decay=0.5, output_dir=tmp_path / "run", lr=1e-2)
+    summary = Trainer(mine, (tensors(), tensors(12)), config, callbacks=[Stop()]).train()
+    assert summary["epochs"] == 2
+    best = TTFSModel.from_pretrained(tmp_path / "run", network=network)
+    assert all(torch.equal(tensor, mine.state_dict()[name]) for name, tensor in best.state_dict().items())
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["network"] == "Sequential"
+    assert best.description.dataset is None
+
+
+def test_trainer_takes_a_network_with_a_specification(tmp_path):
+    mine = TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=2))
+    Trainer(mine, (tensors(), tensors(12)), settings(output_dir=tmp_path / "run")).train()
+    assert TTFSModel.from_pretrained(tmp_path / "run").config.specification == "4C3-P2-8"
+
+
+def test_trainer_goes_on_with_the_same_network_only(tmp_path):
+    config = settings(epochs=2, schedule="constant", output_dir=tmp_path / "run")
+    data = (tensors(), tensors(12))
+    Trainer(network(), data, config, callbacks=[type("S", (Callback,), {"on_epoch": lambda *_: True})()]).train()
+    again = config.model_copy(update={"resume": True})
+    with pytest.raises(ConfigError, match=r"--resume: the network must be the one that .* is of; its layers differ"):
+        Trainer(network(width=5), data, again).train()
+    assert Trainer(network(), data, again).train()["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda data: Trainer(network(), data, settings(model="vgg11", dropout=0.5)), "defaults; got model, dropout"),
+        (lambda data: Trainer(network(), data, settings(psp_persistence=0.5)), "defaults; got psp_persistence"),
+        (
+            lambda data: Trainer(network(3), data),
+            "output for each of the 2 classes of tensors; got 3. Change its readout",
+        ),
+        (lambda data: Trainer(cnn1(), data), r"images must have shape \[N, 1, 28, 28\]|layers must fit each other"),
+    ],
+)
+def test_trainer_refuses_before_it_begins(make, message):
+    with pytest.raises(ValueError, match=message):
+        make((tensors(), tensors(12)))
+
+
+def test_tensors_are_splits_like_any_other():
+    images, labels = tensors()
+    data = images_of_tensors(images, labels)
+    assert (data.shape, data.class_names, data.dataset) == ((40, *SHAPE), ["0", "1"], None)
+    assert torch.equal(data.images_at(torch.tensor([3])), images[3:4])
+    for wrong, message in (
+        ((images / 255, labels), r"must be uint8, pixels from 0 to 255; got torch\.float32"),
+        ((images, labels[:3]), r"labels \[N\] int64; got \[40, 1, 8, 8\] and \[3\]"),
+        ((images, labels - 1), "labels must be in 0 to 0; got -1 to 0"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            images_of_tensors(*wrong)
+    with pytest.raises(ValueError, match="run_data: test images must be like the training images"):
+        run_data((images, labels), (images[:, :, 1:], labels), settings())
+
+
+# ---- the recipe
+
+
+def test_recipe_names_a_builder_and_nothing_else_of_the_network(tmp_path):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("dataset: sample\nnetwork: mine.py:build\n")
+    assert parse_config(recipe, "", ["--network", "other.py:build"]).network == "other.py:build"
+    with pytest.raises(ConfigError, match="network builds all of a network: leave width, psp_persistence out"):
+        parse_config(recipe, "", ["--width", "2", "--psp-persistence", "0.5"])
+
+
+def test_a_run_s_own_code_is_run_only_if_the_user_says_so_again(tmp_path):
+    recipe, run = tmp_path / "own.yaml", tmp_path / "run"
+    recipe.write_text("dataset: sample\n")
+    run.mkdir()
+    (run / "config.yaml").write_text(TrainConfig(dataset="sample", network="theirs.py:build").to_yaml())
+    resume = ["--output-dir", str(run), "--resume"]
+    with pytest.raises(ConfigError, match=r"no code is run that only a file names\. Add --network FILE\.py:FUNCTION"):
+        parse_config(recipe, "", resume)
+    assert parse_config(recipe, "", [*resume, "--network", "theirs.py:build"]).network == "theirs.py:build"
+
+
+def test_the_shown_network_is_one(monkeypatch):
+    root = Path(__file__).parents[2]
+    monkeypatch.setattr("sys.path", [*sys.path])
+    built = build_network_of(f"{root}/recipes/own_network.py:build", in_channels=3, image_size=(32, 32), classes=10)
+    assert TTFSModel(built, image_shape=(3, 32, 32)).graph.windows == 6
+
+
+# ---- decisions
+
+
+def test_any_network_decides_about_images_and_a_readout_about_activations():
+    mine, images = network().eval(), torch.rand(5, *SHAPE)
+    found = decide(mine, images)
+    with torch.no_grad():
+        expected = mine[-1].decide(mine[:-1](images))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    with pytest.raises(ValueError, match=r"Readout\.decide: x must be activations \[N, 6\].*; got \[5, 1, 8, 8\]"):
+        mine[-1].decide(images)
