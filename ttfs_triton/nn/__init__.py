@@ -2,6 +2,7 @@
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
+from ttfs_triton.nn.chip import put_on_grid, train_for
 from ttfs_triton.nn.coding import (
     AnalogEncoder,
     LatencyEncoder,
@@ -15,7 +16,7 @@ from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork, cnn1, put_on_grid, resnet18, resnet20, train_for, vgg11, vgg16
+from ttfs_triton.nn.models import TTFSNetwork, cnn1, resnet18, resnet20, vgg11, vgg16
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,

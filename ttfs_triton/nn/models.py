@@ -1,7 +1,7 @@
 """Networks built from a specification; the paper's, CNN1, VGG11, VGG16; and ResNets."""
 
 from collections import OrderedDict
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
+from ttfs_triton.nn.chip import put_on_grid, without_autocast
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.config import NetworkConfig
-from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
@@ -131,31 +131,6 @@ class TTFSNetwork(nn.Module):
         fold_weight_standardisation(self.features)
         fold_weight_standardisation(self.readout)
         self.config = self.config.replace(weight_standardisation=False)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Compute in the types that tensors have, inside the `with` block."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
-
-
-def put_on_grid(model: nn.Module, grid: Grid | None) -> None:
-    """Let every layer of a module tree, its encoder included, compute on a chip's grid, or on none.
-
-    Args:
-        model: of layers of `ttfs_triton.nn`; a `TTFSNetwork` notes it in its configuration by its own method.
-        grid: None takes it off.
-    """
-    for module in model.modules():
-        if isinstance(module, WeightedLayer | LatencyEncoder):
-            module.put_on_grid(grid)
-
-
-def train_for(model: nn.Module, faults: Faults | None) -> None:
-    """Let faults happen in every layer of a module tree, its encoder included, in training mode; None: no longer."""
-    for module in model.modules():
-        if isinstance(module, WeightedLayer | LatencyEncoder):
-            module.faults = faults
 
 
 def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
