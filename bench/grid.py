@@ -56,10 +56,14 @@ def row(name: str, options: Options) -> dict[str, Any]:
     if graph.grid is None:
         raise ValueError(f"runs must be of networks on a grid; got {name}. Train with --time-steps.")
     network, decided = loaded.network.network, []
+    arriving: list[torch.Tensor] = []
+    hook = graph.readout.register_forward_pre_hook(lambda _, inputs: arriving.append(inputs[0]))
     for place in range(len(batches)):
         images, labels = batches[place]
-        logits, decision = logits_and_decision(network, graph.readout, images)
-        decided.append(torch.stack([logits.argmax(1), decision.prediction, labels]))
+        logits = network(images)
+        first = graph.readout.decide(arriving.pop()).prediction
+        decided.append(torch.stack([logits.argmax(1), first, labels]))
+    hook.remove()
     ours, first, labels = torch.cat(decided, 1)
     found = simulate(network, batches)
     samples = found.samples
