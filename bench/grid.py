@@ -18,7 +18,6 @@ from _record import ROOT, environment, write
 
 from ttfs_triton.evaluation import LoadError, load_network, load_test_images
 from ttfs_triton.hardware import simulate
-from ttfs_triton.nn.decision import logits_and_decision
 from ttfs_triton.scoring.batches import EvaluationBatches
 
 
