@@ -76,8 +76,8 @@ def comparison_table(comparison: Comparison) -> Table:
         cells = []
         for measure in ("memory_included", "compute_only"):
             amount, own = getattr(found, measure), getattr(first, measure)
-            known = amount is not None and own is not None and own.nominal > 0
-            cells += [energy_range(amount), f"× {ratio(amount.nominal / own.nominal)}" if known else "–"]
+            times = amount.nominal / own.nominal if amount and own and own.nominal > 0 else None
+            cells += [energy_range(amount), "–" if times is None else f"× {ratio(times)}"]
         rows.append((found.implementation, *cells, energy_range(found.total), found.status or "–"))
     headers = (
         "computed as",
