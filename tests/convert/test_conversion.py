@@ -124,7 +124,7 @@ def own_weights(network: TTFSNetwork):
 def test_own_network_becomes_the_same_spiking_network(options, keep):
     source = ours(**options)
     converted = convert(own_weights(source), keep_standardisation=keep, neuron=Neuron(0.0))
-    network, images = converted.network, torch.rand(6, 3, 14, 14)
+    network, images = converted.network, options.get("max_value", 1.0) * torch.rand(6, 3, 14, 14)
     with torch.no_grad():
         expected = source(images)
         assert expected.std(0).max() > 1e-3
@@ -322,7 +322,7 @@ def test_biases_cannot_be_dropped():
 
 @pytest.mark.parametrize("specification", ["4C3-(4C3-4C3)-8", "4C3-A2-4C3-8"])
 def test_blocks_and_averages_are_refused(specification):
-    network = TTFSNetwork(NetworkConfig(specification, image_size=(8, 8), analog=True))
+    network = TTFSNetwork(NetworkConfig(specification, image_size=(8, 8), classes=5, analog=True))
     with pytest.raises(ConversionError, match="must have neither residual blocks nor averages; got 4C3-"):
         convert(own_weights(network))
 

@@ -98,7 +98,8 @@ def test_whole_loop_waits_for_the_device_only_where_it_is_read(config, watched_d
     with recording() as record:
         train(change(config, **FEW, **MIXED, **values))
     first, *others = between
-    assert set(first) <= {"copy to the device"}  # tables and counters
+    # Tables and counters; the encoder looks at the first batch of validation.
+    assert set(first) <= {"copy to the device", "_local_scalar_dense"}
     assert others == [{}] * 9  # two reports and the epoch's sums, validation, and what follows it; twice
     assert all(read)
 

@@ -39,6 +39,7 @@ PUBLISHED_SETTINGS = (
     "calibration_images",
     *("time_steps", "weight_bits", "weight_units", "learn_units", "state_bits", "grid_chip"),
     *FaultOptions.model_fields,
+    *("target_sparsity", "target_operations", "target_energy", "target_steps"),
     *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
     *("warmup", "milestones", "milestone_factor", "gradient_clip", "label_smoothing", "ema_decay"),
     *("seed", "mixed_precision", "gradient_compression", "compile"),

@@ -122,6 +122,8 @@ class LatencyEncoder(nn.Module):
     def _looks(self, x: Tensor) -> bool:
         if self._seen or x.device.type == "meta" or x.numel() == 0 or torch.compiler.is_compiling():
             return False
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            return False
         return x.device.type == "cpu" or not self.training
 
     def _check(self, x: Tensor) -> None:
