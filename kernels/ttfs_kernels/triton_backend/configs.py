@@ -135,6 +135,9 @@ def _blocks(which: str, problem: Problem, chip: Chip, precision: str) -> list[Si
         # Three stages of tf32 do not fit into the 64 KiB of shared memory of AMD's compute units.
         return [(128, 64, 32, 8, 2 if chip.vendor == "hip" else 3)]
     wide = _columns(which, problem) > 64
+    if which == "grad_x" and chip.has_wgmma and problem.is_matrix_product:
+        # With offsets of 64 bits, the assembler under Triton 3.6 serialises the products of 128×128 blocks.
+        wide = wide and problem.rows * max(problem.in_channels, problem.out_channels) < WIDE
     # The epilogue of a layer with a skip holds more: 128×128 potentials, or 128×64 with 4 warps, would be spilled.
     late = which == "forward" and problem.skip
     warps = 8 if late else 4

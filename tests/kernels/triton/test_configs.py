@@ -43,6 +43,12 @@ def test_candidates_try_forms_where_they_matter(which):
     assert len(candidates(which, VGG, HOPPER, "ieee", (3, 9))) > 10
 
 
+def test_linear_layers_with_wide_offsets_get_blocks_that_hopper_does_not_serialise():
+    for batch, block_n in ((2**19, 64), (2**19 - 1, 128)):
+        problem = Problem(batch, 1, 1, 4096, 4096, dtype=torch.bfloat16)
+        assert default_config("grad_x", problem, HOPPER, "tf32").block_n == block_n
+
+
 @given(problem=convolutions(), chip=st.sampled_from(CHIPS), dtype=st.sampled_from([torch.float16, torch.float32]))
 def test_blocks_are_no_larger_than_what_they_cover(problem, chip, dtype):
     problem = dataclasses.replace(problem, dtype=dtype)
