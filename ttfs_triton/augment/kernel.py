@@ -38,7 +38,8 @@ _COLOUR, _SHARPNESS = (tl.constexpr(int(k)) for k in (Kind.COLOUR, Kind.SHARPNES
 def block_of_words(seed, epoch, index, block):
     """Four random words, uint32, as `philox.random_words` gives them."""
     low, high = (index & 0xFFFFFFFF).to(tl.uint32), (index >> 32).to(tl.uint32)
-    return tl.philox(seed, low, high, tl.to_tensor(epoch).to(tl.uint32), tl.to_tensor(block).to(tl.uint32))
+    # `full` takes numbers that Triton has made constants, too.
+    return tl.philox(seed, low, high, tl.full((), epoch, tl.uint32), tl.full((), block, tl.uint32))
 
 
 @triton.jit
@@ -237,7 +238,7 @@ def augment(
     AREA: tl.constexpr = H * W
     image = tl.program_id(0).to(tl.int64)
     index = tl.load(indices_ptr + image)
-    seed = tl.to_tensor(seed).to(tl.int64)
+    seed = tl.full((), seed, tl.int64)
     top, left, flip, choice = block_of_words(seed, epoch, index, 0)
     applied, applied_second, sign, angle = block_of_words(seed, epoch, index, 1)
     shift_top, shift_left, cut_row, cut_column = block_of_words(seed, epoch, index, 2)

@@ -68,6 +68,7 @@ class TTFSNetwork(nn.Module):
         super().__init__()
         self.config = config
         layers, in_features, average, self._waits = _hidden_layers(config)
+        self._longest_wait = max(self._waits.values(), default=0)
         self.features = nn.Sequential(layers)
         self.readout = _readout(config, in_features, average)
         self.readout.statistics = SpikeCounter((config.classes,))
@@ -100,7 +101,7 @@ class TTFSNetwork(nn.Module):
             weights = effective_weights(layers)
         # Spikes that entered the last layers with weights, for as long as some skip may still read them.
         entered: list[Tensor] = []
-        kept = 1 + max(self._waits.values(), default=0)
+        kept = 1 + self._longest_wait
         pooled = False
         for name, layer, following, weight in zip(names, layers, (*layers[1:], None), weights, strict=True):
             if pooled:

@@ -378,7 +378,8 @@ def effective_weights(modules: Iterable[nn.Module]) -> list[Tensor | None]:
         return [None] * len(modules)
     weights, gains = [layer.weight for layer in layers], [layer.weight_gain for layer in layers]
     dtype, device_type = weights[0].dtype, weights[0].device.type
-    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    # The meta device has no autocast; asking whether a device has it stops PyTorch 2.11's compiler.
+    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
     if autocast and dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype(device_type)
     standardised = standardise_weights(weights, gains, dtype=dtype)  # pyright: ignore[reportArgumentType]
