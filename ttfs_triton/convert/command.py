@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
+from torch import Tensor
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json
 from ttfs_triton.command_line import run_command
@@ -144,7 +145,34 @@ def _calibrated(options: ConvertOptions, converted: Converted, console: Console)
             "convert: --data-dir or --dataset must name images to calibrate on; got neither. "
             "Give one of them, or --no-calibrate."
         )
-    config = converted.network.config
+    images = calibration_images("convert", options, converted.network.config, options.calibration_images)
+    with console.status("calibrating") as status:
+        return calibrate_converted(
+            converted,
+            images,
+            percentile=options.percentile,
+            progress=lambda name: status.update(f"calibrating {name}"),
+        )
+
+
+class ImageOptions(Protocol):
+    """Where images to calibrate on come from; fields of a command's options."""
+
+    dataset: str | None
+    data_dir: Path | None
+    image_column: str | None
+    label_column: str | None
+    seed: int
+    cpu: bool
+
+
+def calibration_images(function: str, options: ImageOptions, config: NetworkConfig, count: int) -> Tensor:
+    """Training images of a network, [count, C, H, W], on the GPU where there is one and it is wanted.
+
+    Raises:
+        ConversionError: images of another number of channels.
+        ValueError, OSError, RuntimeError: images that cannot be used, or had.
+    """
     data = load_images(
         options.dataset,
         options.data_dir,
@@ -156,17 +184,10 @@ def _calibrated(options: ConvertOptions, converted: Converted, console: Console)
     )
     if data.shape[1] != config.in_channels:
         raise ConversionError(
-            f"convert: images must have {config.in_channels} channels, as the network; got {data.shape[1]}."
+            f"{function}: images must have {config.in_channels} channels, as the network; got {data.shape[1]}."
         )
     device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
-    images = draw_images(data, options.calibration_images, options.seed).to(device)
-    with console.status("calibrating") as status:
-        return calibrate_converted(
-            converted,
-            images,
-            percentile=options.percentile,
-            progress=lambda name: status.update(f"calibrating {name}"),
-        )
+    return draw_images(data, count, options.seed).to(device)
 
 
 def check_folder(folder: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
@@ -14,8 +13,7 @@ from rich.console import Console
 from ttfs_triton.atomic import write_json
 from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.calibrate_grid import GridCalibration, calibrate_grid
-from ttfs_triton.convert.command import check_folder
-from ttfs_triton.data.images import draw_images, load_images
+from ttfs_triton.convert.command import calibration_images, check_folder
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Grid, TTFSNetwork
 from ttfs_triton.nn.grid import MOST_STEPS
@@ -82,22 +80,9 @@ def run(options: CalibrateOptions) -> GridCalibration:
             f"calibrate: network must have a specification; got a {type(network).__name__}, which code of yours "
             "builds. Call ttfs_triton.nn.put_on_grid where you build it."
         )
-    config = network.config
-    data = load_images(
-        options.dataset,
-        options.data_dir,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        image_size=config.image_size,
-        streaming=True,
-        progress=True,
-    )
-    if data.shape[1] != config.in_channels:
-        raise ValueError(f"calibrate: images must have {config.in_channels} channels; got {data.shape[1]}.")
-    device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
-    images = draw_images(data, options.images, options.seed).to(device)
+    images = calibration_images("calibrate", options, network.config, options.images)
     with console.status("calibrating") as status:
-        network.to(device)
+        network.to(images.device)
         found = calibrate_grid(network, images, grid, progress=lambda name: status.update(f"calibrating {name}"))
     console.print(found.table())
     model.cpu().save_pretrained(options.output_dir)

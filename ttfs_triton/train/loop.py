@@ -1,4 +1,7 @@
-"""The training loop. All that a step depends on is a function of the weights, the configuration and the position."""
+"""The training loop; over 400 lines, since what is saved and resumed stands beside what changes it.
+
+All that a step depends on is a function of the weights, the configuration and the position.
+"""
 
 import time
 from collections.abc import Sequence
