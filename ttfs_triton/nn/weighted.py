@@ -155,9 +155,7 @@ class WeightedLayer(ChipLayer):
         return self.spread(self._stored_weight())
 
     def _stored_weight(self) -> Tensor:
-        if self.weight_gain is None:
-            return self.weight
-        return standardise_weight(self.weight, self.weight_gain)
+        return self.weight if self.weight_gain is None else standardise_weight(self.weight, self.weight_gain)
 
     def spread(self, weight: Tensor) -> Tensor:
         """Weights of the synapses from those that windows of inputs share, each at its part; see `average`."""
@@ -198,8 +196,7 @@ class WeightedLayer(ChipLayer):
     def arriving(self, skip: Tensor, shape: Sequence[int], *, silent: float = 0.0) -> Tensor:
         """Delayed spikes as they arrive, one a neuron.
 
-        Of larger maps every second position (third, ...) does, and channels that the earlier layer does not have are
-        silent.
+        Of larger maps every second position (third, ...) does; channels that the earlier layer lacks are silent.
 
         Args:
             skip: [N, skip, ...], activations of an earlier layer, whose spikes have waited until the window in which
@@ -242,7 +239,13 @@ class WeightedLayer(ChipLayer):
         return text if self.average == 1 else f"{text}, average={self.average}"
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the layer's neurons for one image, of inputs of a shape."""
+        """Shape of the layer's neurons for one image.
+
+        Args:
+            shape: of its inputs for one image.
+        Raises:
+            ValueError: it cannot read them.
+        """
         raise NotImplementedError
 
 
@@ -278,13 +281,7 @@ class WeightedConv2d(WeightedLayer):
         return self.average * rows, self.average * columns
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the layer's neurons for one image, (out_channels, height, width).
-
-        Args:
-            shape: of its inputs for one image.
-        Raises:
-            ValueError: it cannot read them.
-        """
+        """(out_channels, height, width); see `WeightedLayer.output_shape`."""
         if len(shape) != 3 or shape[0] != self.in_channels:
             raise ValueError(f"inputs must be {self.in_channels} maps; got {shape}.")
         if any(size % self.average for size in shape[1:]):
@@ -327,13 +324,7 @@ class WeightedLinear(WeightedLayer):
         self.in_features, self.out_features, self.spike_dropout = in_features, out_features, spike_dropout
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the layer's neurons for one image, (out_features,).
-
-        Args:
-            shape: of its inputs for one image.
-        Raises:
-            ValueError: it cannot read them.
-        """
+        """(out_features,); see `WeightedLayer.output_shape`."""
         if shape != (self.in_features,):
             raise ValueError(f"inputs must be {self.in_features} features; got {shape}.")
         return (self.out_features,)

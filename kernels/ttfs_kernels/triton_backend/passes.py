@@ -197,15 +197,11 @@ def local_gradient(
             "BLOCK_N": block_n,
         },
     )
+    totals = [None if parts is None else parts.new_empty(channels) for parts in (sums, skip_sums)]
+    sizes = zip((sums, skip_sums), totals, strict=True)
     launches = [launch] if rows else []
-    totals: list[Tensor | None] = []
-    for parts in (sums, skip_sums):
-        total = None if parts is None else parts.new_empty(channels)
-        if parts is not None and total is not None:
-            launches.append(_sum(parts, total))
-        totals.append(total)
-    grad_bias, grad_skip_weight = totals
-    return Plan(launches, (pair, grad_bias) if delayed is None else (pair, grad_bias, grad_skip, grad_skip_weight))
+    launches += [_sum(parts, total) for parts, total in sizes if parts is not None and total is not None]
+    return Plan(launches, (pair, totals[0]) if delayed is None else (pair, totals[0], grad_skip, totals[1]))
 
 
 def halves(pair: Tensor) -> tuple[Tensor, Tensor | None]:
