@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ttfs_triton.data.events import EventWindows
 from ttfs_triton.model import BaseModel, LoadError, ModelDescription, Preprocessing
 from ttfs_triton.nn import NetworkConfig, Neuron
 
@@ -116,3 +117,17 @@ def test_missing_keys_are_named(values, key):
     del values[key]
     with pytest.raises(LoadError, match=f"values must have the key '{key}'"):
         ModelDescription.from_dict(values)
+
+
+def test_what_events_become_survives_and_fits_the_channels():
+    events = EventWindows(3, 105_000, 2, (34, 34))
+    description = ModelDescription.of(NETWORK.replace(in_channels=6), events=events)
+    values = json.loads(json.dumps(description.to_dict()))
+    assert values["preprocessing"]["events"] == {"count": 3, "length_us": 105_000, "pool": 2, "sensor": [34, 34]}
+    assert ModelDescription.from_dict(values) == description
+    assert "events" not in ModelDescription.of(NETWORK).to_dict()["preprocessing"]  # older versions read on
+    with pytest.raises(ValueError, match="half as many windows as the network has channels, 4; got 3"):
+        ModelDescription.of(NETWORK.replace(in_channels=4), events=events)
+    for wrong in ([], {"count": 0}, {"windows": 3}):
+        with pytest.raises(LoadError, match="values must describe a network"):
+            ModelDescription.from_dict(values | {"preprocessing": values["preprocessing"] | {"events": wrong}})

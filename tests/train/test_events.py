@@ -13,7 +13,9 @@ from ttfs_triton.data.event_files import read_bin
 from ttfs_triton.data.events import EventWindows, first_spike_levels, first_spikes
 from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.evaluation.command import main as evaluate
-from ttfs_triton.model import ModelDescription, TTFSModel
+from ttfs_triton.hub.card import render_card
+from ttfs_triton.hub.facts import read_facts
+from ttfs_triton.model import ModelDescription, TTFSModel, find_model
 from ttfs_triton.nn import LatencyEncoder, activation_to_spike_time
 from ttfs_triton.train import ConfigError
 from ttfs_triton.train.config import make_config, read_yaml
@@ -54,6 +56,10 @@ def test_what_events_become_is_part_of_the_network(run):
     loaded = load_network(run / "best")
     data = load_test_images(loaded, data_dir=config.data_dir)
     assert data.fingerprint == load_test_images(load_network(run)).fingerprint
+    card = render_card(read_facts(find_model(run)), "org/name")
+    length = "105,000 µs" if config.event_window_us else "equal parts of its duration"
+    assert f"becomes {config.events.count} windows of {length}; in each, the first event" in card
+    assert "Images are converted" not in card
     if config.event_pool > 1:
         return
     path = next((config.data_dir / "Test").glob("*/*.bin"))
