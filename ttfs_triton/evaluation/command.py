@@ -18,15 +18,14 @@ from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.evaluation.output import check_output, write_output, write_page
 from ttfs_triton.hardware import (
     Chip,
-    Counts,
     RateCode,
     RunOptions,
     Simulation,
     available_chips,
     compare,
     counting,
-    dense_ann,
     estimate,
+    fair_chip,
     load_chip,
     simulate,
     sweep,
@@ -106,7 +105,7 @@ def _find(
     name = loaded.files.name
     estimates = tuple(estimate(priced, chip, run_options, network=name) for chip in chips)
     code = RateCode(options.rate_steps, options.rate)
-    comparison = compare(priced, _fair_chip(priced, chips, run_options), run_options, rate_codes=[code], network=name)
+    comparison = compare(priced, fair_chip(priced, chips, run_options), run_options, rate_codes=[code], network=name)
     swept = None
     if options.sweep:
 
@@ -121,15 +120,6 @@ def _find(
         deadlines = find_deadlines(loaded, data, options.batch_size, error, certainty)
     most = options.max_test_samples
     return Found(loaded, data, evaluation, counts, estimates, comparison, simulation, swept, deadlines, most)
-
-
-def _fair_chip(counts: Counts, chips: Sequence[Chip], options: RunOptions) -> Chip:
-    """A chip that prices the dense ANN with memory and without: of those asked for, or else the model of Lemaire."""
-    for chip in chips:
-        dense = dense_ann(counts, chip, options=options)
-        if dense.memory_included is not None and dense.compute_only is not None:
-            return chip
-    return load_chip("lemaire45:int8")
 
 
 def _shown(batches: EvaluationBatches, name: str) -> Any:
