@@ -1,14 +1,15 @@
 """The energy model of Lemaire et al., written down again: what it counts, and what ours counts otherwise.
 
 Lemaire, Cordone, Castagnetti, Novac, Courtois and Miramond, "An Analytical Estimation of Spiking Neural Networks Energy
-Efficiency", ICONIP 2022, LNCS 13623, pages 574–587, doi:10.1007/978-3-031-30105-6_48 (arXiv 2210.13107). Equation numbers
-are theirs. Eq. 2 counts the inputs of a fully connected layer once too often; the authors' own program and SpikingJelly
-do not, nor does this. Arithmetic is int32, and each number read or written is an access of its own.
+Efficiency", ICONIP 2022, LNCS 13623, pages 574–587, doi:10.1007/978-3-031-30105-6_48 (arXiv 2210.13107). Equation
+numbers are theirs. Eq. 2 counts the inputs of a fully connected layer once too often; the authors' own program (Qualia)
+and SpikingJelly do not, nor does this. Arithmetic is int32, and each number read or written is an access of its own.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 ADD_PJ, MULTIPLY_PJ = 0.1, 3.1  # int32, Horowitz, ISSCC 2014
 MEMORY = ((0.0, 0.0), (8 * 1024.0, 10.0), (32 * 1024.0, 20.0), (1024 * 1024.0, 100.0))  # bytes, pJ an access
@@ -138,7 +139,7 @@ def access(numbers: float, reading: Reading) -> float:
     size = min(numbers * WORD, MEMORY[-1][0])
     if reading.small_memories:
         size = max(size, MEMORY[1][0])
-    for (small, low), (large, high) in zip(MEMORY, MEMORY[1:], strict=False):
+    for (small, low), (large, high) in pairwise(MEMORY):
         if size <= large:
             return low + (high - low) * (size - small) / (large - small)
     raise AssertionError

@@ -65,5 +65,5 @@ def like(stage: Stage, spiking: bool) -> nn.Module:
 
 
 def train(remaining: Tensor, steps: int) -> Tensor:
-    """Spikes as a train [steps, N, ...]: a neuron with k steps remaining fires at step `steps` − k, one with 0 never."""
+    """Spikes as a train [steps, N, ...]: with k steps remaining a neuron fires at step `steps` − k, with 0 never."""
     return torch.stack([(remaining == steps - step).float() for step in range(steps)])

@@ -2,13 +2,13 @@
 
     python bench/break_even.py bundled:cnn1-mnist bundled:vgg9-cifar10 --data-dir MNIST CIFAR10 --ann-accuracy 1 0.8496
 
-A row is a network at a number of steps on a chip that prices the dense ANN with memory and without. Both have the same
-weights' and states' widths. Beside that opponent stand harder ones, which the verdict does not ask for: an ANN whose
-activations are as narrow as its weights, one that skips zeros, memories that hold several numbers a word, and an ANN that
-reads each weight and input once for several products (`reuse_at_par`: for how many it costs as much as the network).
-`of_updates` and `of_operations` say which term it is: the energy of neurons over steps, and of synaptic operations, both
-over the dense ANN's. The second file has the layers: the share of inputs that spike, and the one at which the layer costs
-what it costs in the dense ANN.
+A row is a network at a number of steps on a chip that prices the dense ANN with memory and without, at the same widths
+of weights and states. Beside that opponent stand harder ones, which the verdict does not ask for: an ANN whose
+activations are as narrow as its weights, one that skips zeros, memories that hold several numbers a word, and an ANN
+that reads each weight and input once for several products (`reuse_at_par`: for how many it costs what the network
+does). `of_updates` and `of_operations` say which term it is: the energy of neurons over steps, and of synaptic
+operations, both over the dense ANN's. The second file has the layers: the share of inputs that spike, and the one at
+which the layer costs what it costs in the dense ANN.
 """
 
 import dataclasses

@@ -1,13 +1,13 @@
-"""A network's counts and energy beside SpikingJelly's counters and the model of Lemaire et al., difference by difference.
+"""Counts and energy beside SpikingJelly's counters and the model of Lemaire et al., difference by difference.
 
     pip install -e '.[peers]'
     python bench/cross_check.py bundled:cnn1-mnist --data-dir MNIST
 
 The network is simulated at --steps; each image's spikes are replayed through SpikingJelly's layers. Its counter of
-synaptic operations must find ours. Its implementation of the model of Lemaire et al. (bench/_lemaire.py cites it) prices
-integrate-and-fire neurons with these spikes; that model, written down here, must give the same, and then turns into ours
-one difference at a time: the last of these must be what `ttfs_triton.hardware` says. Exit status 1 if an end is missed.
-For networks of unstrided convolutions and fully connected layers behind a latency encoder, with biases, without skips.
+synaptic operations must find ours. Its implementation of the model of Lemaire et al. (bench/_lemaire.py cites it)
+prices integrate-and-fire neurons with these spikes; that model, written down here, must give the same, and then turns
+into ours one difference at a time: the last must be what `ttfs_triton.hardware` says. Exit status 1 otherwise. For
+networks of unstrided convolutions and fully connected layers behind a latency encoder, with biases, without skips.
 """
 
 import dataclasses
@@ -168,7 +168,7 @@ def layer_of(stage: Stage, counts: Counts, place: int, spikes_out: float) -> Lay
 def spikingjelly(
     stages: Sequence[Stage], arriving: dict[str, Tensor], remaining: dict[str, Tensor], steps: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Synaptic operations a sample by layer; pJ a sample by `COMPONENTS` of neurons with these spikes, and of the ANN."""
+    """Synaptic operations a sample by layer; pJ by `COMPONENTS` of neurons with these spikes, and of the ANN."""
     from _twin import Twin, train
     from spikingjelly.activation_based.op_counter import (  # pyright: ignore[reportMissingImports]
         DispatchCounterMode,

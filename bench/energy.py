@@ -4,8 +4,8 @@
 
 Each network runs on its first test images, is simulated in integers, and its counts are priced. A row is a network on a
 chip; rows of equal arithmetic stand together, the chip that prices memory before the one that does not. Energies are
-those of an image at nominal prices; a term without a public price is in no sum and named. Ratios are ours over the dense
-ANN at the same prices and widths: at --steps, and the least and the most from 4 to 128 steps a window.
+those of an image at nominal prices; a term without a public price is in no sum and named. Ratios are ours over the
+dense ANN at the same prices and widths: at --steps, and the least and the most from 4 to 128 steps a window.
 """
 
 import dataclasses

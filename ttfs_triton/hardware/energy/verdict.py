@@ -72,7 +72,9 @@ class Verdict:
     def _line(self, how: str, ratios: Sequence[float], otherwise: str) -> str:
         if not ratios:
             return f"{otherwise[:1].upper()}{otherwise[1:]}."
-        text = f"{how[:1].upper()}{how[1:]}, an image costs × {ratio(ratios[self.asked])} of the dense ANN on {self.chip}"
+        text = (
+            f"{how[:1].upper()}{how[1:]}, an image costs × {ratio(ratios[self.asked])} of the dense ANN on {self.chip}"
+        )
         if len(ratios) > 1:
             text += f" at {self.steps[self.asked]} steps a window, × {ratio(min(ratios))} to {ratio(max(ratios))}"
             text += f" at {self.steps[0]} to {self.steps[-1]}"
