@@ -75,7 +75,7 @@ class Reading:
 
 
 STEPS = {
-    "exact_borders": "no synapses into padding",
+    "exact_borders": "fewer synapses at borders",
     "small_memories": "memories below 8 kB cost what 8 kB do",
     "free_biases": "biases in registers",
     "no_queues": "no queues of spikes",

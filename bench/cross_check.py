@@ -225,7 +225,7 @@ def operation_row(layer: Layer, theirs: float) -> dict[str, Any]:
         "spikingjelly": round(theirs, 2),
         "agree": math.isclose(layer.operations, theirs, rel_tol=1e-9),
         "kernel_area_a_spike": round(blind, 2),
-        "into_padding": f"{1 - layer.operations / blind:.2%}" if blind else "",
+        "not_there_at_borders": f"{1 - layer.operations / blind:.2%}" if blind else "",
     }
 
 
