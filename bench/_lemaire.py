@@ -16,7 +16,7 @@ MEMORY = ((0.0, 0.0), (8 * 1024.0, 10.0), (32 * 1024.0, 20.0), (1024 * 1024.0, 1
 QUEUE = 1000  # messages that the queues before and behind a layer hold, as in the paper's experiments
 WORD = 4  # bytes of a number
 
-COMPONENTS = ("operations", "addressing", "weights", "states", "inputs_outputs")
+COMPONENTS: tuple[str, ...] = ("operations", "addressing", "weights", "states", "inputs_outputs")
 
 
 @dataclass(frozen=True)

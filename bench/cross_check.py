@@ -70,7 +70,7 @@ def main() -> None:
     operations, bridge, missed = compare(tested, options.steps)
     show(operations, bridge)
     about = environment(torch.device("cpu")) | {"spikingjelly": version("spikingjelly"), "chip": CHIP}
-    about |= {"network": tested.name, "samples": len(tested.batches.data), "steps": options.steps}
+    about |= {"network": tested.name, "samples": options.samples, "steps": options.steps}
     for name, rows in (("cross_check-operations", operations), ("cross_check-energy", bridge)):
         for path in write(options.output, name, rows, about):
             print(f"written: {path}")
