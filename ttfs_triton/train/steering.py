@@ -7,11 +7,13 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.nn import NetworkGraph
 from ttfs_triton.scoring import Evaluation
+from ttfs_triton.train.background import Background
 from ttfs_triton.train.build import RunData
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.dial import Dial
@@ -59,8 +61,18 @@ class Steering:
         self.target: Target = make_target(config.target, network.to(device), some, config.target_steps)
         self.model = MeteredNetwork(network, graph, self.target)
         self.dial = Dial(self.target.goals, self.target.floors, accelerator, steps, config.ema_decay)
+        self._background = Background(graph, some)
         self.accelerator, self._data, self._image_shape = accelerator, data, graph.image_shape
         self.measured: list[float] | None = None
+
+    def watch(self, optimizer: Optimizer) -> None:
+        """Let updates by this optimizer take no cost over its goal at once, once it has been approached."""
+        self._background.attach(optimizer)
+
+    def prepare(self, step: int, rate: float) -> bool:
+        """As `Dial.prepare`, before each step."""
+        self._background.hold(step >= self.dial.approach)
+        return self.dial.prepare(step, rate)
 
     def validate(self, score: Callable[[Tensor], Evaluation], network: nn.Module) -> Evaluation | None:
         """Measure a network's costs on the validation images and score it there; None if there are none.
