@@ -1,5 +1,7 @@
 """What a goal inside the jump of a channel's background asks of training: the jump, and an end beside it."""
 
+from itertools import pairwise
+
 import torch
 from accelerate import Accelerator
 
@@ -8,10 +10,10 @@ from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.train.background import Background
 from ttfs_triton.train.dial import Dial
 from ttfs_triton.train.metering import MeteredNetwork
-from ttfs_triton.train.target import make_target, parse_target
+from ttfs_triton.train.target import Wanted, make_target
 
-STEPS = 240
-LR = 2e-3
+STEPS = 160
+RATE = 4e-4
 
 
 def drawn_on_nothing():
@@ -23,8 +25,9 @@ def drawn_on_nothing():
     images[:, :, 5:11, 5:11] = torch.rand(16, 1, 6, 6) * (torch.rand(16, 1, 6, 6) < 0.7)
     graph = network_graph(network, images.shape[1:])
     potential = graph.stages[1].weighted.bias
+    assert potential is not None
     with torch.no_grad():
-        potential.copy_(torch.tensor([0.05, -0.004, -0.1, -0.1, -0.1, -0.1]))
+        potential.copy_(torch.tensor([0.05, -0.001, -0.004, -0.008, -0.1, -0.1]))
     return network, graph, images, potential
 
 
@@ -33,26 +36,27 @@ def activity(network, images):
 
 
 def steered(goal, held):
-    """Activity behind each step of a network that nothing but the dial trains."""
+    """Activity before each step of a network that nothing but the dial trains."""
     network, graph, images, _ = drawn_on_nothing()
-    target = make_target(parse_target(goal, None, None), network, images, steps=16)
+    target = make_target(Wanted("sparsity", {None: goal}), network, images, steps=16)
     model = MeteredNetwork(network, graph, target)
     dial = Dial(target.goals, target.floors, Accelerator(cpu=True), STEPS, ema_decay=0.0)
-    optimizer = torch.optim.Adam(network.parameters(), lr=LR)
+    optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
     background = Background(graph, images)
     background.attach(optimizer)
     reached = []
     with model.watching():
         for step in range(STEPS):
             rate = 1 - step / STEPS
-            optimizer.param_groups[0]["lr"] = LR * rate
+            optimizer.param_groups[0]["lr"] = RATE * rate
             background.hold(held and step >= dial.approach)
             dial.prepare(step, rate)
             optimizer.zero_grad()
-            dial.penalty(model(images)[1], 1).backward()
+            costs = model(images)[1]
+            reached.append(costs.item())
+            dial.penalty(costs, 1).backward()
             dial.update()
             optimizer.step()
-            reached.append(activity(network, images))
     return reached
 
 
@@ -63,6 +67,17 @@ def test_channel_fires_all_of_its_background_at_once():
         potential[1] += 0.008
     assert activity(network, images) > before + 0.08
     assert Background(graph, images).layers == ["conv1"]
+
+
+def test_multiplier_hops_over_a_goal_inside_the_jump_unless_channels_are_held():
+    def largest_jump(reached):
+        settled = reached[STEPS // 3 :]
+        return max(abs(after / before - 1) for before, after in pairwise(settled))
+
+    free, held = steered(0.3, held=False), steered(0.3, held=True)
+    assert largest_jump(free) > 0.2
+    assert largest_jump(held) < 0.02
+    assert abs(held[-1] - 0.3) < abs(free[-1] - 0.3)
 
 
 def test_held_channel_stays_silent_and_others_may_cease():
