@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -66,7 +66,7 @@ class Steering:
         self.measured: list[float] | None = None
 
     def watch(self, optimizer: Optimizer) -> None:
-        """Let updates by this optimizer take no cost over its goal at once, once it has been approached."""
+        """Keep costs from jumping up in updates by this optimizer, once the goals have been approached."""
         self._background.attach(optimizer)
 
     def prepare(self, step: int, rate: float) -> bool:
@@ -97,14 +97,17 @@ class Steering:
         named = self.target.named
         return {"cost": named(self.measured), "multiplier": named(self.dial.multipliers())}
 
-    def result(self, best: Mapping[str, Any], test: Counts) -> dict[str, Any]:
+    def result(self, metrics: Sequence[Mapping[str, Any]], best: Mapping[str, Any], test: Counts) -> dict[str, Any]:
         """What was wanted and what was reached, for the summary.
 
         Args:
-            best: line of metrics of the best epoch.
+            metrics: a line an epoch.
+            best: that of the best one.
             test: counts of its weights on the test images.
         """
-        return self.target.to_dict(best["cost"] if "val_accuracy" in best else None, self.target.measure(test))
+        stalled = self.target.stalled([list(line["cost"].values()) for line in metrics])
+        validation = best["cost"] if "val_accuracy" in best else None
+        return self.target.to_dict(validation, self.target.measure(test), stalled)
 
     @property
     def miss(self) -> float:
