@@ -104,7 +104,13 @@ SUITES: dict[str, tuple[str, dict[str, Any]]] = {
         "train_vgg11_cifar10",
         {
             f"{name}, seed 21": [*BUNDLED["cifar10-targets"].split(), *flags, "--seed", "21"]
-            for name, flags in (ACTIVITIES | {"16 steps, 4 bits": "--time-steps 16 --weight-bits 4".split()}).items()
+            for name, flags in (
+                ACTIVITIES
+                | {
+                    "activity 0.15, 6 epochs": "--target-sparsity 0.15 --epochs 6".split(),
+                    "16 steps, 4 bits": "--time-steps 16 --weight-bits 4".split(),
+                }
+            ).items()
         },
     ),
 }
