@@ -35,7 +35,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "weight_bits": (2, 3, 4),
         "spike_jitter": (0.02, 0.05, 0.1, 0.2),
         "deadlines": True,
-        "epochs": 3,
+        "epochs": 4,
+        "config": ROOT / "bench" / "frontier-mnist.yaml",
     },
 }
 

@@ -13,7 +13,7 @@ from ttfs_triton.frontier.settings import point_config, settings_of
 
 
 def settings(source, **changes):
-    options = FrontierOptions(runs=(source,), output_dir="out", **changes)
+    options = FrontierOptions(runs=(source,), output_dir=Path("out"), **changes)
     return settings_of(source, load_network(source), options)
 
 

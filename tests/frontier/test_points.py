@@ -1,5 +1,7 @@
 """Points, and what may be asked of a sweep."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -9,7 +11,7 @@ from ttfs_triton.nn.faults import Faults
 
 
 def options(**changes):
-    return FrontierOptions(runs=("bundled:cnn1-mnist",), output_dir="out", **changes)
+    return FrontierOptions(runs=("bundled:cnn1-mnist",), output_dir=Path("out"), **changes)
 
 
 def test_point_reads_its_own_name():

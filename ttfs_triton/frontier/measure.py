@@ -87,8 +87,15 @@ class Bench:
     def with_faults(self, network: nn.Module, row: FrontierRow, faults: Faults) -> FrontierRow:
         """A row of the same network on a faulty chip, simulated."""
         network.to(self.accelerator.device)
-        on_grid = {} if row.time_steps is not None else {"steps": self.steps, "weight_bits": BITS}
-        found = simulate(network, self.batches, faults=faults, seed=self.seed, **on_grid)
+        free = row.time_steps is None
+        found = simulate(
+            network,
+            self.batches,
+            steps=self.steps if free else "network",
+            weight_bits=BITS if free else "network",
+            faults=faults,
+            seed=self.seed,
+        )
         assert found.accuracy is not None, "test images have labels"
         row = replace(
             identity(row),
