@@ -49,7 +49,10 @@ def curves(rows: Rows, here: FrontierRow | None = None) -> list[Curves]:
         here: a network to be shown among its points.
     """
     chip = figures.memory_chip(rows)
-    marks = "Filled: trained for it; open: calibrated, without training. Thin lines: 95% interval of the accuracy."
+    marks = (
+        "Numbers: the activity that was trained for; 8×4: 8 time steps, 4-bit weights. Filled: trained; open: "
+        "calibrated, without training. Thin lines: 95% interval of the accuracy."
+    )
     dense = " Dashed: the dense ANN at the same precision."
     found = [
         ("operations", "Synaptic operations", [(figures.operations_svg(rows, here), "synaptic operations", marks)]),

@@ -59,6 +59,17 @@ def label(row: FrontierRow) -> str:
     return ", ".join([*words, *([] if row.trained else ["calibrated"])])
 
 
+def short_label(row: FrontierRow) -> str:
+    """A point as briefly as a crowded figure wants it: "0.15", "8×4", "0.15, 8×4", "jitter 0.1"."""
+    if row.point == FREE:
+        return "as given"
+    given = dict(part.split("=", 1) for part in row.point.split("+"))
+    steps, bits = given.pop("time_steps", None), given.pop("weight_bits", "float")
+    grid = [] if steps is None else [f"{steps}×{bits}"]
+    words = [f"{'' if key == 'target_sparsity' else _SHORT.get(key, key)}{value}" for key, value in given.items()]
+    return ", ".join([*words, *grid])
+
+
 def of_networks(rows: Rows) -> list[FrontierRow]:
     """Rows of networks as they are, once each."""
     return [row for row in rows if row.kind == "network"]
@@ -184,7 +195,7 @@ def _scatter(
     if len(found) < 2:
         return None
     styles, several = _styles(row.network for row in rows), len({row.network for row in rows}) > 1
-    with page_figure(name, 4.0) as picture:
+    with page_figure(name, 4.4) as picture:
         axes = picture.figure.subplots()
         axes.set_xscale("log")
         for network, style in styles.items():
@@ -211,13 +222,23 @@ def _scatter(
         axes.set_xlabel(title)
         if several:
             axes.legend(frameon=False, loc="lower right", fontsize=LABEL_SIZE)
-        names = [("this network" if row is here else label(row)) for _, row in found]
         _value_axis(axes, wording)
-        marks = [(x, row.accuracy, text) for (x, row), text in zip(found, names, strict=True)]
+        marks = [
+            (x, row.accuracy, "this network" if row is here else short_label(row) if _is_named(x, row, found) else "")
+            for x, row in found
+        ]
         if dense:
             marks += [(value, axes.get_ylim()[0], "dense ANN") for value in list(dense.values())[:1]]
         _label_points(picture.figure, axes, marks)
     return picture.svg
+
+
+def _is_named(x: float, row: FrontierRow, others: Sequence[tuple[float, FrontierRow]]) -> bool:
+    """Whether there is room for a name: not for a calibrated point that another one beats in both."""
+    if row.trained:
+        return True
+    rivals = [(cost, other) for cost, other in others if not other.trained and other.network == row.network]
+    return not any(cost <= x and other.accuracy > row.accuracy for cost, other in rivals)
 
 
 def _is_joined(row: FrontierRow) -> bool:
@@ -331,6 +352,8 @@ def _label_points(figure: Figure, axes: Axes, marks: Sequence[tuple[float, float
     box = axes.get_window_extent()
     taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in (axes.transData.transform(mark[:2]) for mark in marks)]
     for x, y, text in marks:
+        if not text:
+            continue
         px, py = axes.transData.transform((x, y))
         wide, tall = 0.55 * LABEL_SIZE * scale * len(text), 1.2 * LABEL_SIZE * scale
         best: tuple[float, tuple[float, float]] | None = None
