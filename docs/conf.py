@@ -27,7 +27,7 @@ exclude_patterns = ["_build", "jupyter_execute"]
 html_theme = "furo"
 html_title = "ttfs-triton"
 html_static_path = ["_static"]
-html_css_files = ["neuron.css"]
+html_css_files = ["neuron.css", "tables.css"]
 html_js_files = [("neuron.js", {"defer": "defer"})]
 
 # Notebooks: each is run anew, and a cell that fails fails the build.
