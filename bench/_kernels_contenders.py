@@ -141,7 +141,8 @@ class Stacked(torch.autograd.Function):
         operand = torch.cat((x, sigma * (x > 0).to(x.dtype)))
         A, W = contract(problem, operand, weight, None).float().chunk(2)
         y, gain = fire(A + (bias if is_linear(problem) else bias[:, None, None]), W)
-        y, gain = y.to(x.dtype), gain.to(x.dtype)
+        if y.dtype != x.dtype:  # PyTorch 2.11 compiles an output cast to its own dtype to one without a gradient
+            y, gain = y.to(x.dtype), gain.to(x.dtype)
         ctx.save_for_backward(x, weight, y, gain)
         ctx.problem, ctx.sigma = problem, sigma
         return y
