@@ -50,7 +50,6 @@ check: $(READY)  ## lint, formatting, types
 
 docs: $(READY)  ## build the documentation site into docs/_build; runs its notebooks, any warning fails
 	OMP_NUM_THREADS=1 $(RUN) -m sphinx -E -W --keep-going -q $(ARGS) docs docs/_build/html
-	$(RUN) docs/links.py docs/_build/html
 	@echo "written: docs/_build/html/index.html"
 
 links: $(READY)  ## check the site's links to other sites; needs the internet

@@ -45,6 +45,7 @@ myst_heading_anchors = 3
 default_role = "code"
 suppress_warnings = ["ref.python"]  # attributes of one name in several classes
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # those of PyTorch say nothing of ours
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_default_options = {"members": True, "show-inheritance": True}

@@ -1,4 +1,4 @@
-"""Links between the repository's own pages and files lead somewhere, as they are read on GitHub."""
+"""Links between the repository's own pages and files lead somewhere, as they are read on GitHub; Sphinx checks the site."""
 
 from pathlib import Path
 from urllib.parse import unquote
@@ -6,8 +6,6 @@ from urllib.parse import unquote
 import pytest
 from markdown_it import MarkdownIt
 from mdit_py_plugins.anchors import anchors_plugin
-
-from docs.links import broken_links
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs", "kernels", "recipes", "ttfs_triton/sample")
@@ -54,12 +52,3 @@ def test_broken_links_of_a_page_are_found(tmp_path):
         "[e](none.md) [f](other.md#none) [g](#none) ![h](none.png)\n"
     )
     assert broken(page) == ["none.md", "other.md#none", "#none", "none.png"]
-
-
-def test_broken_links_of_a_site_are_found(tmp_path):
-    (tmp_path / "other.html").write_text('<h1 id="there">x</h1>')
-    (tmp_path / "index.html").write_text(
-        '<a href="other.html#there"><a href="#"><a href="https://example.org/x"><img src="data:image/png;base64,x">'
-        '<a href="other.html#none"><a href="none.html"><script src="none.js?v=1"></script>'
-    )
-    assert broken_links(tmp_path) == [f"index.html: {link}" for link in ("other.html#none", "none.html", "none.js?v=1")]
