@@ -1,4 +1,4 @@
-"""Links between the repository's own pages and files lead somewhere, as they are read on GitHub; Sphinx checks the site."""
+"""Links between the repository's own pages and files lead somewhere, as GitHub reads them; Sphinx checks the site."""
 
 from pathlib import Path
 from urllib.parse import unquote
