@@ -36,10 +36,11 @@ train: $(READY)  ## train a spiking CNN on the bundled images, about a minute on
 test: $(READY)  ## run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# The oldest and the newest pair that is supported; Triton 3.6 interprets kernels with NumPy before 2.3 only.
-test-versions:  ## run the tests with PyTorch 2.11 and 2.15, in environments of their own (14 GB)
+# The oldest and the newest pair that is supported, and one between; Triton 3.6 interprets kernels with NumPy before 2.3 only.
+test-versions:  ## run the tests with PyTorch 2.11, 2.13 and 2.15, in environments of their own (20 GB)
 	@status=0; \
 	$(MAKE) test VENV=.venv-torch-2.15 PIN='torch==2.15.0 triton==3.9.0' || status=1; \
+	$(MAKE) test VENV=.venv-torch-2.13 PIN='torch==2.13.0 triton==3.9.0' || status=1; \
 	$(MAKE) test VENV=.venv-torch-2.11 PIN='torch==2.11.0 triton==3.6.0 numpy==2.2.6' || status=1; \
 	exit $$status
 

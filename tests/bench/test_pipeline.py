@@ -13,14 +13,13 @@ ROOT = Path(__file__).parents[2]
 pytest.importorskip("triton")
 
 
-def test_kernel_compiles_for_every_chip_without_spills():
+@pytest.mark.parametrize(
+    "target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90", pytest.param("gfx942", marks=pytest.mark.slow)]
+)
+def test_kernel_compiles_without_spills(target):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
-    command = [sys.executable, "bench/pipeline.py", "--compile-only"]
+    command = [sys.executable, "bench/pipeline.py", "--compile-only", "--targets", target]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"^(\w+): \d+ registers, 0 bytes spilled", done.stdout, re.MULTILINE) == [
-        "sm_80",
-        "sm_90",
-        "gfx942",
-    ]
+    assert re.fullmatch(rf"{target}: \d+ registers, 0 bytes spilled.*\n", done.stdout)
