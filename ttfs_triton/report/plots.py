@@ -58,7 +58,7 @@ def draw_layers(found: Estimate, path: str | Path) -> Path:
     total = _require_total("draw_layers", found)
     layers, names = (list(dict.fromkeys(values)) for values in zip(*((t.layer, t.name) for t, _ in terms), strict=True))
     unit, size = energy_unit(max(amount.nominal for amount in found.by_layer().values() if amount is not None))
-    with _figure("draw_layers", path, height=1.6 + 0.34 * max(len(layers), len(names) // 2)) as figure:
+    with _figure("draw_layers", path, height=1.4 + 0.36 * len(layers) + 0.07 * len(names)) as figure:
         axes = figure.subplots()
         left = dict.fromkeys(layers, 0.0)
         for index, name in enumerate(names):
@@ -76,7 +76,7 @@ def draw_layers(found: Estimate, path: str | Path) -> Path:
             left = {layer: left[layer] + own[layer] for layer in layers}
         axes.invert_yaxis()
         axes.set_xlabel(f"energy a sample, {unit}")
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        _legend_below(figure, axes)
         axes.set_title(f"{found.network}, {found.implementation}, on {found.chip.name}: {energy(total.nominal)}")
         _grid(axes, "x", INK)
     return Path(path)
@@ -158,7 +158,7 @@ def draw_sensitivity(swings: Sequence[Swing], path: str | Path) -> Path:
         raise ValueError("draw_sensitivity: swings must not be empty; got none. Give sensitivity a spread.")
     nominal = swings[0].nominal
     unit, size = energy_unit(nominal)
-    with _figure("draw_sensitivity", path, height=1.4 + 0.36 * len(swings)) as figure:
+    with _figure("draw_sensitivity", path, height=1.6 + 0.36 * len(swings)) as figure:
         axes = figure.subplots()
         names = [swing.price_name for swing in swings]
         for end, colour in (("low", COLOURS[0]), ("high", COLOURS[5])):
@@ -168,7 +168,7 @@ def draw_sensitivity(swings: Sequence[Swing], path: str | Path) -> Path:
         axes.invert_yaxis()
         axes.set_xlabel(f"energy a sample, {unit}")
         axes.set_title(f"One price at a time, around {nominal / size:.3g} {unit}")
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        _legend_below(figure, axes)
         _grid(axes, "x", INK)
     return Path(path)
 
@@ -270,6 +270,11 @@ def _require_total(function: str, found: Estimate) -> Range:
     if found.total is None:
         raise ValueError(f"{function}: estimate must have a price; got none on {found.chip.name}. Choose another chip.")
     return found.total
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """Where no bar can be."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False, fontsize=9)
 
 
 def _grid(axes: Axes, axis: Literal["x", "y"], ink: str) -> None:
