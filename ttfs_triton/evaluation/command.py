@@ -116,7 +116,7 @@ def _find(
             total = estimate(found.counts, chips[0], _run_options(options, found)).total
             return float("nan") if total is None else total.nominal
 
-        swept = sweep(network, batches, gating=options.gating, price=price)
+        swept = sweep(network, batches, gating=options.gating, price=price, chip=chips[0].name)
     deadlines = None
     if options.deadlines or options.early_exit_error is not None:
         error, certainty = options.early_exit_error, options.early_exit_confidence
@@ -138,6 +138,9 @@ def _run_options(options: EvaluationOptions, simulation: Simulation | None) -> R
         steps=None if closed else (options.steps if simulation is None else simulation.settings.steps),
         implementation=options.implementation,
         step_us=options.step_us,
+        latency_us=options.latency_us,
+        clock_mhz=options.clock_mhz,
+        hops_per_spike=options.hops_per_spike,
         gating=options.gating and not closed,
         activity=None if simulation is None or closed else simulation.activity,
     )
