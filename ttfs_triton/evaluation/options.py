@@ -16,6 +16,7 @@ from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
 from ttfs_triton.hardware.simulation.simulator import Own
 from ttfs_triton.nn import Grid
+from ttfs_triton.report.frontier_table import FrontierRow
 from ttfs_triton.scoring import Evaluation
 
 
@@ -88,6 +89,8 @@ class EvaluationOptions(FaultOptions):
     """Write evaluation.json, energy.csv, sweep.csv and figures there; must not hold an evaluation already."""
     report: Path | None = None
     """Write one self-contained HTML page there."""
+    frontier: Path | None = None
+    """Folder of a sweep of recipes/frontier.py, or its frontier.json: the page shows where the network lies on it."""
     overwrite: bool = False
     """Replace what is at --output-dir and --report."""
     sample: int = Field(0, ge=0)
@@ -118,6 +121,7 @@ class Found:
         comparison: with alternatives, on the first chip that prices those, else on the first.
         simulation, sweep, deadlines: None if not asked for.
         max_test_samples: that were asked for; None: all.
+        frontier: rows of a sweep, to lie among; empty if not asked for.
     """
 
     loaded: LoadedNetwork
@@ -130,3 +134,4 @@ class Found:
     sweep: Sweep | None
     deadlines: Deadlines | None
     max_test_samples: int | None
+    frontier: tuple[FrontierRow, ...] = ()

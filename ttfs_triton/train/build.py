@@ -85,6 +85,7 @@ def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str]
             max_samples=samples,
             max_bad_images=config.max_bad_images,
             streaming=streaming or config.streaming,
+            events=config.events,
             progress=accelerator.is_main_process,
         )
 
@@ -92,7 +93,7 @@ def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str]
         try:
             return load(split, samples, like)
         except NotEnoughMemoryError as error:
-            if config.data_placement != "auto":
+            if config.data_placement != "auto" or config.events is not None:
                 raise
             say(f"{split} images are streamed: {str(error).split('; ', 1)[1].rsplit('. Use', 1)[0]}")
             return load(split, samples, like, streaming=True)
@@ -188,6 +189,7 @@ def describe(config: TrainConfig, network: nn.Module, data: RunData, start: Star
         describe_network(network, data.train.shape[1:], config.network),
         class_names=data.train.class_names,
         fit="crop" if config.random_resized_crop else "stretch",
+        events=config.events,
         dataset=data.train.dataset,
         base_model=None if start is None else start.base_model,
     )

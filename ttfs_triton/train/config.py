@@ -22,13 +22,14 @@ from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.nn import Neuron
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.grid import MOST_STEPS, Grid
+from ttfs_triton.train.event_options import EventOptions
 from ttfs_triton.train.target import Wanted, parse_target
 from ttfs_triton.yaml_file import YamlError, read_mapping
 
 PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
 
 
-class TrainConfig(FaultOptions):
+class TrainConfig(FaultOptions, EventOptions):
     """Everything a run depends on. Saved as `config.yaml` in the run's folder.
 
     Faults happen to chips that are trained for: anew in each step, and not in validation.
