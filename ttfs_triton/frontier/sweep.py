@@ -17,7 +17,7 @@ from ttfs_triton.data.images import draw_images
 from ttfs_triton.evaluation import load_network
 from ttfs_triton.frontier.measure import Bench, summary_row
 from ttfs_triton.frontier.options import FrontierOptions
-from ttfs_triton.frontier.plan import PlannedNetwork, PlannedPoint
+from ttfs_triton.frontier.plan import PlannedNetwork, PlannedPoint, split_for
 from ttfs_triton.frontier.points import FAULTS, Point
 from ttfs_triton.hardware import read_counts
 from ttfs_triton.nn import Grid, TTFSNetwork
@@ -153,7 +153,8 @@ class Sweep:
             return True
         self.say(f"\n{network.name}: {planned.point.name}")
         try:
-            train(planned.config, name=planned.point.folder, given=Given(data=data, again="the same command"))
+            given = Given(data=split_for(planned.config, data), again="the same command")
+            train(planned.config, name=planned.point.folder, given=given)
         except NonFiniteLossError as error:
             self.failed[f"{network.name}, {planned.point.name}"] = str(error)
             return False
