@@ -153,6 +153,7 @@ def validation_images(loaded: LoadedNetwork) -> tuple[ImageData, Tensor] | None:
         split="train",
         max_samples=values.get("max_train_samples"),
         cropped=bool(values.get("random_resized_crop")),
+        events=loaded.description.preprocessing.events,
         progress=True,
         **options,
     )

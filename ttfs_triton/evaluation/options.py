@@ -54,6 +54,12 @@ class EvaluationOptions(FaultOptions):
     """Time steps a window, of the simulation and of the energy. network: as its grid has it, or 32."""
     step_us: float | None = Field(None, gt=0)
     """Duration of a step in microseconds, for static power. Default: the chip's, if it fixes one."""
+    latency_us: float | None = Field(None, gt=0)
+    """Duration of an image in microseconds, for static power, in place of that of its steps; an ANN has none."""
+    clock_mhz: float | None = Field(None, gt=0)
+    """Clock, for idle power. Default: the chip's."""
+    hops_per_spike: float | None = Field(None, ge=0)
+    """Tiles that a delivered spike crosses, all its messages together. Default: not priced."""
     weight_bits: Annotated[int, Field(ge=2, le=16)] | Own | None = "network"
     """Bits of a weight in the simulation; None leaves weights as they are. network: as its grid has it, or 8."""
     gating: bool = True

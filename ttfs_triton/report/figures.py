@@ -169,9 +169,7 @@ def sweep_svg(sweep: Sweep) -> str | None:
     if any(row.accuracy is None for row in sweep.rows):
         return None
     with page_figure("sweep", 3.4) as drawing:
-        axes = drawing.figure.subplots()
-        sweep_on(axes, sweep, ink=INK)
-        axes.legend(frameon=False, title="weight bits", alignment="left", loc="lower right")
+        sweep_on(drawing.figure, drawing.figure.subplots(), sweep, ink=INK)
     return drawing.svg
 
 

@@ -16,6 +16,7 @@ from ttfs_triton.report.data import PageData
 from ttfs_triton.report.view import page_context
 
 ADDRESS = re.compile(r"(?:https?://|\b(?:github\.com|doi\.org|arxiv\.org)/)[\w./~%?&=#:+@-]*[\w/]")
+TIED = re.compile(r"(?<=×) (?=\d)|(?<=\d) (?=[pnµm]?J\b)")
 
 
 def write_page(path: Path, data: PageData) -> Path:
@@ -69,8 +70,9 @@ def render(template: str, context: Callable[[], dict[str, Any]]) -> str:
 
 
 def linked(text: str) -> Markup:
-    """Text as HTML, escaped, in which web addresses are links."""
+    """Text as HTML, escaped, in which web addresses are links; no line ends behind × or before a unit of energy."""
     parts, done = [], 0
+    text = TIED.sub("\u00a0", text)
     for found in ADDRESS.finditer(text):
         address = found.group()
         target = address if address.startswith("http") else f"https://{address}"
