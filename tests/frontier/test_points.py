@@ -35,7 +35,12 @@ def test_target_takes_the_place_of_any_other():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("0.15", "must read KEY=VALUE"), ("lr=1", "may have the keys"), ("time_steps=4+time_steps=8", "each once")],
+    [
+        ("0.15", "must read KEY=VALUE"),
+        ("width=1", "may have the keys"),
+        ("lr=1", "must have a target, grid or faults"),
+        ("time_steps=4+time_steps=8", "each key once"),
+    ],
 )
 def test_point_refuses(text, message):
     with pytest.raises(ValueError, match=message):

@@ -78,7 +78,7 @@ def test_network_as_given_is_that_of_its_run(rows, trained):
 def test_grids_decide_as_their_simulation(rows):
     on_grid = [row for row in rows if row.kind == "network" and row.time_steps is not None]
     assert {row.same_decisions for row in on_grid} == {row.same_first_spike_decisions for row in on_grid} == {100}
-    assert [row.priced_steps for row in on_grid] == [row.time_steps for row in on_grid] == [2, 4, 4]
+    assert [row.steps for row in on_grid] == [row.time_steps for row in on_grid] == [2, 4, 4]
 
 
 def test_faults_are_those_of_the_simulator(rows, trained):

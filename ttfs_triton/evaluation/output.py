@@ -145,7 +145,7 @@ def _on_frontier(options: EvaluationOptions, found: Found) -> FrontierRow:
         weight_bits=None if grid is None else grid.weight_bits,
         state_bits=None if grid is None else grid.state_bits,
     )
-    theirs = next((each.priced_steps for each in found.frontier if each.time_steps is None and each.priced_steps), None)
+    theirs = next((each.steps for each in found.frontier if each.time_steps is None and each.steps), None)
     steps = row.time_steps or theirs or int(options.steps)
     known = [each.chip.name for each in found.estimates] + list(available_chips())
     chips = [each.chip for each in found.frontier[0].energy if each.chip in known]

@@ -50,15 +50,15 @@ class Bench:
         """All test images, in order."""
         return EvaluationBatches(self.data, None, self.batch_size)
 
-    def score(self, network: nn.Module, row: FrontierRow) -> FrontierRow:
-        """A row of a network that is scored here."""
+    def score(self, network: nn.Module, row: FrontierRow) -> tuple[FrontierRow, Counts]:
+        """A row of a network that is scored here, and what it did."""
         network.to(self.accelerator.device)
         with counting(network, image_shape=self.data.shape[1:], histogram_bins=0, by_sample=False) as counter:
             found = evaluate(network, self.batches, self.accelerator)
         row = replace(
             row, images=found.images, accuracy=found.accuracy, first_spike_accuracy=found.first_spike_accuracy
         )
-        return self.agree(network, self.price(counter.counts(), replace(row, **self.stamp())))
+        return self.agree(network, replace(row, **self.stamp())), counter.counts()
 
     def stamp(self) -> dict[str, str]:
         """Who measures, and when."""
@@ -97,15 +97,16 @@ class Bench:
             seed=self.seed,
         )
         assert found.accuracy is not None, "test images have labels"
-        row = replace(
+        return replace(
             identity(row),
             kind="faults",
             accuracy=found.accuracy,
             first_spike_accuracy=found.first_spike_accuracy,
             images=found.samples,
+            steps=found.settings.steps,
             **vars(faults),
+            **self.stamp(),
         )
-        return self.price(found.counts, replace(row, **self.stamp()))
 
     def in_time(self, network: nn.Module, row: FrontierRow) -> list[FrontierRow]:
         """Rows of the same network by deadline."""

@@ -35,7 +35,8 @@ class FrontierOptions(BaseModel):
     target_energy: tuple[str, ...] = ()
     """Energies of an image to train for, CHIP:MICROJOULES."""
     points: tuple[str, ...] = ()
-    """Any combination, such as target_sparsity=0.15+time_steps=8+weight_bits=4."""
+    """Any combination, such as target_sparsity=0.15+time_steps=8+weight_bits=4; epochs, lr, ema_decay and seed in it
+    say how it is trained."""
 
     # ---- grids and faults: without training, and with it if asked for
     time_steps: tuple[int, ...] = ()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from ttfs_triton.data.images import draw_images
+from ttfs_triton.data.images import draw_images, train_validation_split
 from ttfs_triton.evaluation import LoadedNetwork, load_network
 from ttfs_triton.frontier.options import FrontierOptions
 from ttfs_triton.frontier.points import Point
@@ -107,6 +107,7 @@ def _planned(settings: dict[str, object], point: Point, path: Path) -> PlannedPo
     if not folder.is_run():
         return PlannedPoint(point, folder, config)
     saved = make_config(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
+    config = config.model_copy(update={"cpu": saved.cpu})  # it goes on where it began
     if changes := changed_keys(saved, config):
         lines = ", ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
         raise ConfigError(
@@ -144,13 +145,22 @@ def check_points(network: PlannedNetwork, data: RunData, options: FrontierOption
             built, _ = build_network(config, data, accelerator.device, calibrated=False)
             check_network(built, data)
             if config.target is not None:
-                images = draw_images(data.train, TARGET_IMAGES, config.seed, data.train_indices)
+                among = split_for(config, data).train_indices
+                images = draw_images(data.train, TARGET_IMAGES, config.seed, among)
                 make_target(config.target, built, images, config.target_steps)
         except (ValueError, RuntimeError) as error:
             problems.append(f"{planned.point.name}: {error}")
     if problems:
         lines = "\n".join(problems)
         raise ConfigError(f"frontier: nothing was trained, for some points of {network.name} cannot be:\n{lines}")
+
+
+def split_for(config: TrainConfig, data: RunData) -> RunData:
+    """The same images, validation images held out as a point's seed has them."""
+    if config.validation_fraction == 0:
+        return data
+    training, held_out = train_validation_split(data.train, config.validation_fraction, config.seed)
+    return replace(data, train_indices=training, validation_indices=held_out)
 
 
 def outline(networks: Sequence[PlannedNetwork]) -> list[str]:

@@ -12,8 +12,9 @@ from ttfs_triton.fault_options import FaultOptions
 TARGETS = ("target_sparsity", "target_operations", "target_energy")
 GRID = ("time_steps", "weight_bits", "state_bits")
 FAULTS = tuple(FaultOptions.model_fields)
-KEYS = (*TARGETS, *GRID, *FAULTS)
-"""Keys of a training run that may make a point."""
+TRAINING = ("epochs", "lr", "ema_decay", "seed")
+KEYS = (*TARGETS, *GRID, *FAULTS, *TRAINING)
+"""Keys of a training run that a point may set; those of `TRAINING` say how, and make none alone."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class Point:
         names = [key for key, _ in self.keys]
         if unknown := [name for name in names if name not in KEYS]:
             raise ValueError(f"a point may have the keys {', '.join(KEYS)}; got {', '.join(unknown)}")
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"a point must have one key or several, each once; got {', '.join(names) or 'none'}")
+        if set(names) <= set(TRAINING) or len(set(names)) < len(names):
+            raise ValueError(
+                f"a point must have a target, grid or faults, and each key once; got {', '.join(names) or 'none'}"
+            )
         object.__setattr__(self, "keys", tuple(sorted(self.keys, key=lambda pair: KEYS.index(pair[0]))))
 
     @classmethod

@@ -48,7 +48,8 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
         values = {}
     values |= _OWN | {"cpu": options.cpu}
     if isinstance(loaded.description.network, NetworkConfig):
-        values |= _network_keys(loaded.description.network)
+        known = _network_keys(loaded.description.network)
+        values = known | values | {"weight_standardisation": known["weight_standardisation"]}  # it may have been folded
     else:
         values["network"] = options.network
     values["dataset"] = values.get("dataset") or loaded.description.dataset
@@ -77,7 +78,7 @@ def point_config(settings: dict[str, Any], point: Point | None, folder: Path) ->
 
 
 def _network_keys(config: NetworkConfig) -> dict[str, Any]:
-    """Keys that build the network again: weights may have been folded since it was trained."""
+    """Keys that build the network again."""
     return {
         "model": config.specification,
         "width": config.width,

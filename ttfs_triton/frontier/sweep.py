@@ -17,9 +17,9 @@ from ttfs_triton.data.images import draw_images
 from ttfs_triton.evaluation import load_network
 from ttfs_triton.frontier.measure import Bench, summary_row
 from ttfs_triton.frontier.options import FrontierOptions
-from ttfs_triton.frontier.plan import PlannedNetwork, PlannedPoint
+from ttfs_triton.frontier.plan import PlannedNetwork, PlannedPoint, split_for
 from ttfs_triton.frontier.points import FAULTS, Point
-from ttfs_triton.hardware import read_counts
+from ttfs_triton.hardware import Counts, read_counts
 from ttfs_triton.nn import Grid, TTFSNetwork
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.report.frontier_table import FREE, FrontierRow
@@ -33,6 +33,9 @@ CALIBRATION_IMAGES = 512
 Rows = list[FrontierRow]
 
 
+Found = tuple[Rows, Counts | None]
+
+
 class Measured:
     """What has been measured, kept in a file: the test images are scored once for each network and setting.
 
@@ -44,7 +47,7 @@ class Measured:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._found: dict[str, list[dict[str, Any]]] = {}
+        self._found: dict[str, dict[str, Any]] = {}
         if path.is_file():
             try:
                 self._found = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -54,13 +57,17 @@ class Measured:
                     "measured again, nothing trained again."
                 ) from error
 
-    def rows(self, key: Mapping[str, Any], measure: Callable[[], Rows]) -> Rows:
-        """Those of a key, measured if they have not been."""
+    def get(self, key: Mapping[str, Any], measure: Callable[[], Found]) -> Found:
+        """Rows of a key, and counts if there are, but no prices, which may change; measured if they have not been."""
         text = json.dumps(key, sort_keys=True)
         if text not in self._found:
-            self._found[text] = [row.to_dict() for row in measure()]
+            rows, counts = measure()
+            kept = {"rows": [row.to_dict() for row in rows], "counts": None if counts is None else counts.to_dict()}
+            self._found[text] = kept
             write_json(self.path, self._found)
-        return [FrontierRow.from_dict(row) for row in self._found[text]]
+        kept = self._found[text]
+        counts = None if kept["counts"] is None else Counts.from_dict(kept["counts"])
+        return [FrontierRow.from_dict(row) for row in kept["rows"]], counts
 
 
 class Sweep:
@@ -85,8 +92,14 @@ class Sweep:
         """Do all that is asked of one network; yields whenever there are new rows."""
         options = self.options
         bench = Bench(data.test, self.accelerator, options.batch_size, options.chip, options.steps, options.fault_seed)
-        free = self._row(network, FREE)
-        yield from self._measure(network.loaded.network, free, bench, FAULTS)
+        free, own = self._row(network, FREE), network.loaded.network
+
+        def score() -> Found:
+            row, counts = bench.score(own, free)
+            return [row], counts
+
+        yield from self._scored(_key(free, bench), score, bench)
+        yield from self._measure(own, self.rows[-1], bench, FAULTS)
         for grid in options.grids():
             yield from self._calibrated(network, grid, data, bench)
         for planned in network.points:
@@ -98,53 +111,41 @@ class Sweep:
         row = FrontierRow(network=network.name, point=point, kind="network", trained=True, images=0, accuracy=0.0)
         return replace(_on(row, grid), weights_sha256=network.loaded.files.sha256)
 
-    def _measure(
-        self, network: Any, row: FrontierRow, bench: Bench, kinds: tuple[str, ...], scored: FrontierRow | None = None
-    ) -> Iterator[None]:
-        """A network as it is, with faults of some kinds, and in time."""
-        name, point = row.network, row.point
-
-        def key(**what: Any) -> dict[str, Any]:
-            common = {"weights": row.weights_sha256, "images": bench.data.fingerprint, "network": name, "point": point}
-            return common | what
-
-        prices = {"chips": list(bench.chips), "steps": bench.steps}
-        (row,) = self.measured.rows(
-            key(**prices),
-            lambda: [bench.score(network, row) if scored is None else bench.agree(network, scored)],
-        )
-        self._add([row])
-        yield
+    def _measure(self, network: Any, row: FrontierRow, bench: Bench, kinds: tuple[str, ...]) -> Iterator[None]:
+        """A network with faults of some kinds, and in time."""
+        key = _key(row, bench)
         asked = [faults for kind in kinds for faults in self.options.faults(kind)]
         for faults in [Faults(), *asked] if asked else []:  # without any, in the same simulation: where curves begin
-            what = {"faults": faults.text(), "seed": bench.seed}
-            self._add(self.measured.rows(key(**prices, **what), lambda f=faults: [bench.with_faults(network, row, f)]))
+            what = {"faults": faults.text(), "seed": bench.seed, "steps": bench.steps}
+            rows, _ = self.measured.get(key | what, lambda f=faults: ([bench.with_faults(network, row, f)], None))
+            self._add(rows)
             yield
         if self.options.deadlines:
-            self._add(self.measured.rows(key(deadlines=True), lambda: bench.in_time(network, row)))
+            rows, _ = self.measured.get(key | {"deadlines": True}, lambda: (bench.in_time(network, row), None))
+            self._add(rows)
             yield
 
     def _calibrated(self, network: PlannedNetwork, grid: Grid, data: RunData, bench: Bench) -> Iterator[None]:
         """The network on a grid without training."""
         point = Point.of(time_steps=grid.time_steps, weight_bits=grid.weight_bits, state_bits=grid.state_bits)
         row = replace(_on(self._row(network, point.name), grid), trained=False)
-        key = {
-            "weights": row.weights_sha256,
-            "images": bench.data.fingerprint,
-            "calibrated": point.name,
-            "network": network.name,
-            "chips": list(bench.chips),
-        }
 
-        def measure() -> Rows:
+        def measure() -> Found:
             model = copy.deepcopy(network.loaded.network)
             assert isinstance(model.network, TTFSNetwork), "refused before"
             images = draw_images(data.train, CALIBRATION_IMAGES, network.config.seed, data.train_indices)
             model.to(self.accelerator.device)
             calibrate_grid(model.network, images.to(self.accelerator.device), grid)
-            return [bench.score(model, row)]
+            row_, counts = bench.score(model, row)
+            return [row_], counts
 
-        self._add(self.measured.rows(key, measure))
+        yield from self._scored(_key(row, bench) | {"calibrated": True}, measure, bench)
+
+    def _scored(self, key: Mapping[str, Any], measure: Callable[[], Found], bench: Bench) -> Iterator[None]:
+        """The row of a network that is scored here."""
+        (row,), counts = self.measured.get(key, measure)
+        assert counts is not None, "scoring counts"
+        self._add([bench.price(counts, row)])
         yield
 
     def _train(self, network: PlannedNetwork, planned: PlannedPoint, data: RunData) -> bool:
@@ -153,7 +154,8 @@ class Sweep:
             return True
         self.say(f"\n{network.name}: {planned.point.name}")
         try:
-            train(planned.config, name=planned.point.folder, given=Given(data=data, again="the same command"))
+            given = Given(data=split_for(planned.config, data), again="the same command")
+            train(planned.config, name=planned.point.folder, given=given)
         except NonFiniteLossError as error:
             self.failed[f"{network.name}, {planned.point.name}"] = str(error)
             return False
@@ -176,9 +178,12 @@ class Sweep:
             folder=str(path.relative_to(self.options.output_dir)),
         )
         counts = read_counts(summary["counts"], neuron=planned.config.spiking_neuron, readout=graph.readout_time)
-        row = bench.price(counts, summary_row(summary, replace(_on(row, graph.grid), date=bench.stamp()["date"])))
+        row = summary_row(summary, replace(_on(row, graph.grid), date=bench.stamp()["date"]))
+        (row,), _ = self.measured.get(_key(row, bench), lambda: ([bench.agree(loaded.network, row)], None))
+        self._add([bench.price(counts, row)])
+        yield
         kinds = tuple(key for key, _ in planned.point.keys if key in FAULTS)
-        yield from self._measure(loaded.network, row, bench, kinds, scored=row)
+        yield from self._measure(loaded.network, row, bench, kinds)
 
     def _add(self, rows: Rows) -> None:
         self.rows += rows
@@ -199,6 +204,16 @@ def line(row: FrontierRow) -> str:
     if row.same_decisions is not None:
         parts.append(f"{row.same_decisions:,} of {row.images:,} decided alike in simulation")
     return ", ".join(parts)
+
+
+def _key(row: FrontierRow, bench: Bench) -> dict[str, Any]:
+    """What figures of a network depend on, but for what is asked."""
+    return {
+        "weights": row.weights_sha256,
+        "images": bench.data.fingerprint,
+        "network": row.network,
+        "point": row.point,
+    }
 
 
 def _on(row: FrontierRow, grid: Grid | None) -> FrontierRow:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ttfs_triton.hardware import Counts, Range, RunOptions, dense_ann, estimate
-from ttfs_triton.hardware.energy.verdict import verdict
+from ttfs_triton.hardware import Counts, Range, RunOptions, dense_ann, estimate, verdict
 from ttfs_triton.report.frontier_table import ChipEnergy, FrontierRow
 
 
@@ -28,7 +27,7 @@ def with_costs(row: FrontierRow, counts: Counts, chips: Iterable[str], steps: in
         spikes=sum(layer.spikes for layer in counts.layers if layer.kind != "readout") / samples,
         synaptic_operations=total["synaptic_operations"] / samples,
         dense_macs=total["dense_macs"] / samples,
-        priced_steps=steps,
+        steps=steps,
         energy=tuple(chip_energy(counts, chip, steps, fixed=row.time_steps is not None) for chip in chips),
     )
 
@@ -57,6 +56,7 @@ def chip_energy(counts: Counts, chip: str, steps: int, *, fixed: bool) -> ChipEn
         _microjoules(dense.compute_only),
         min(ratios, default=None),
         max(ratios, default=None),
+        ", ".join(compared.missing),
     )
 
 

@@ -54,8 +54,7 @@ def label(row: FrontierRow) -> str:
     """A point in a few words: "activity 0.15", "4 steps, 4 bits, calibrated"."""
     if row.point == FREE:
         return "as given"
-    parts = [part.partition("=") for part in row.point.split("+")]
-    words = [f"{_SHORT.get(key, key)}{value}{_UNITS.get(key, '')}" for key, _, value in parts]
+    words = [f"{_SHORT[key]}{value}{_UNITS.get(key, '')}" for key, value in _wanted(row).items()]
     return ", ".join([*words, *([] if row.trained else ["calibrated"])])
 
 
@@ -63,11 +62,17 @@ def short_label(row: FrontierRow) -> str:
     """A point as briefly as a crowded figure wants it: "0.15", "8×4", "0.15, 8×4", "jitter 0.1"."""
     if row.point == FREE:
         return "as given"
-    given = dict(part.split("=", 1) for part in row.point.split("+"))
+    given = _wanted(row)
     steps, bits = given.pop("time_steps", None), given.pop("weight_bits", "float")
     grid = [] if steps is None else [f"{steps}×{bits}"]
-    words = [f"{'' if key == 'target_sparsity' else _SHORT.get(key, key)}{value}" for key, value in given.items()]
+    words = [f"{'' if key == 'target_sparsity' else _SHORT[key]}{value}" for key, value in given.items()]
     return ", ".join([*words, *grid])
+
+
+def _wanted(row: FrontierRow) -> dict[str, str]:
+    """What a point is trained or put there for, without how it was trained."""
+    given = dict(part.split("=", 1) for part in row.point.split("+"))
+    return {key: value for key, value in given.items() if key in _SHORT}
 
 
 def of_networks(rows: Rows) -> list[FrontierRow]:
@@ -243,7 +248,7 @@ def _is_named(x: float, row: FrontierRow, others: Sequence[tuple[float, Frontier
 
 def _is_joined(row: FrontierRow) -> bool:
     """Whether a row is on the line of what training for a target gives: such points alone, and the network as given."""
-    return row.point == FREE or (row.point.startswith("target_") and "+" not in row.point)
+    return row.point == FREE or (len(_wanted(row)) == 1 and row.target is not None)
 
 
 def _lines(

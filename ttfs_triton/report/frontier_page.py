@@ -121,7 +121,8 @@ def verdicts(rows: Rows) -> list[str]:
         return ["No chip here prices memory, so nothing is said about which is cheaper, the network or its dense ANN."]
     lines = []
     for name, own in near(rows).items():
-        ratios = [(row, _ratio(row, chip, "with_memory"), _ratio(row, chip, "arithmetic")) for row in own]
+        whole = [row for row in own if (found := figures.on_chip(row, chip)) is not None and not found.missing]
+        ratios = [(row, _ratio(row, chip, "with_memory"), _ratio(row, chip, "arithmetic")) for row in whole]
         both = [(with_memory, alone, row) for row, with_memory, alone in ratios if with_memory and alone]
         both = [found for found in both if max(found[:2]) < 1]
         if not both:
@@ -173,7 +174,7 @@ def points_table(networks: Rows) -> Table:
                 number(row.synaptic_operations),
                 "–" if chip is None else ratio(_ratio(row, chip, "with_memory")) + _steps(row, chip),
                 "–" if chip is None else ratio(_ratio(row, chip, "arithmetic")),
-                str(row.priced_steps or "–"),
+                str(row.steps or "–"),
                 alike,
             )
         )
@@ -207,7 +208,7 @@ def faults_table(rows: Rows) -> Table:
                 row.network,
                 figures.label(row),
                 *(f"{getattr(row, name):g}" for name in FAULTS),
-                str(row.priced_steps or "–"),
+                str(row.steps or "–"),
                 weight_bits_label(row.weight_bits) if row.time_steps else "8",
                 percent(row.accuracy),
                 percent(row.first_spike_accuracy),
@@ -246,7 +247,7 @@ def limits(rows: Rows) -> list[str]:
         "Energies are estimates: exact counts times published prices, of neurons that rest behind their spikes. "
         "Nothing was measured on a chip.",
     ]
-    steps = sorted({row.priced_steps for row in rows if row.priced_steps and row.time_steps is None})
+    steps = sorted({row.steps for row in rows if row.steps and row.time_steps is None})
     if steps:
         lines.append(
             f"Networks without a grid are priced and simulated at {', '.join(map(str, steps))} time steps a window, "

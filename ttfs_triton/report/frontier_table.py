@@ -16,6 +16,7 @@ FORMAT = 1
 FREE = "free"
 """Name of the point that is the network as it was given."""
 Kind = Literal["network", "faults", "deadline"]
+_ENERGIES = ("total", "with_memory", "arithmetic", "dense_with_memory", "dense_arithmetic")
 FAULTS = ("spike_jitter", "weight_noise", "dead_neurons", "stuck_neurons", "lost_spikes")
 
 
@@ -31,6 +32,7 @@ class ChipEnergy:
         dense_with_memory, dense_arithmetic: the same of the dense ANN, at the same precision.
         least_ratio, most_ratio: with memory, over the dense ANN: from 4 to 128 time steps a window, as the choice of
             steps decides it; of a network on a grid, at its own.
+        missing: what the network does that has no price there, and comes on top.
     """
 
     chip: str
@@ -41,6 +43,7 @@ class ChipEnergy:
     dense_arithmetic: float | None
     least_ratio: float | None = None
     most_ratio: float | None = None
+    missing: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class FrontierRow:
         same_decisions, same_first_spike_decisions: images that network and simulator decide alike; of grids alone.
         sparsity: hidden spikes over hidden neurons.
         spikes, synaptic_operations, dense_macs: of an image.
-        priced_steps: time steps a window for which energies are.
+        steps: time steps a window for which it is priced, or at which it is simulated.
         energy: on each chip.
         epochs: it was trained for here.
         weights_sha256: of its weights' file; of a calibrated network, of the one it was made of.
@@ -100,7 +103,7 @@ class FrontierRow:
     spikes: float | None = None
     synaptic_operations: float | None = None
     dense_macs: float | None = None
-    priced_steps: int | None = None
+    steps: int | None = None
     energy: tuple[ChipEnergy, ...] = ()
     epochs: int | None = None
     weights_sha256: str = ""
