@@ -118,14 +118,14 @@ def test_damaged_files_are_refused(tmp_path):
 
 
 def test_files_that_are_too_large_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(event_files, "MAX_BYTES", 1000)
-    (tmp_path / "a").write_bytes(bytes(1001))
+    monkeypatch.setattr(event_files, "MAX_BYTES", 10_000)
+    (tmp_path / "a").write_bytes(bytes(10_001))
     for read in (read_bin, read_aedat):
-        with pytest.raises(ValueError, match="must have at most 1000 bytes; got 1001"):
+        with pytest.raises(ValueError, match="must have at most 10000 bytes; got 10001"):
             read(tmp_path / "a")
         with pytest.raises(ValueError, match="must be a file; it is none"):
             read(tmp_path)
     with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("t.npy", bytes(10**6))
-    with pytest.raises(ValueError, match=r"b\.npz must unpack to at most 1000 bytes; got 1000000"):
+    with pytest.raises(ValueError, match=r"b\.npz must unpack to at most 10000 bytes; got 1000000"):
         read_npz(tmp_path / "b.npz")

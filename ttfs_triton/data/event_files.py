@@ -6,6 +6,7 @@ pyproject.toml. A format is a record of numpy's.
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 import zlib
@@ -28,7 +29,7 @@ _PACKET = struct.Struct(
     "<hhiiiiii"
 )  # type, source, bytes an event, offset of its time, overflows, capacity, number, valid
 _POLARITY, _POLARITY_BYTES = 1, 8
-_DAMAGE = (KeyError, EOFError, MemoryError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (KeyError, OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def read_bin(path: Path) -> np.ndarray:
@@ -107,11 +108,12 @@ def read_npz(path: Path) -> Mapping[str, np.ndarray]:
         ValueError: an array is missing, or the file is damaged or too large.
         OSError: the file cannot be read.
     """
+    content = _content(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if (size := sum(member.file_size for member in archive.infolist())) > MAX_BYTES:
                 raise ValueError(f"{path.name} must unpack to at most {MAX_BYTES} bytes; got {size}")
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in EVENT.names or ()}
     except _DAMAGE as error:
         raise ValueError(f"{path.name} must hold the arrays t, x, y and p of `numpy.savez`; {error}") from error
