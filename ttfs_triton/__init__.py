@@ -14,7 +14,9 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0+unknown"
 
 __all__ = ["TTFSModel", "__version__", "nn"]
-_PACKAGES = frozenset("augment convert data evaluation export frontier hardware hub model nn report scoring train".split())
+_PACKAGES = frozenset(
+    "augment convert data evaluation export frontier hardware hub model nn report scoring train".split()
+)
 
 
 def __getattr__(name: str) -> Any:
