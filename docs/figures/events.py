@@ -53,13 +53,13 @@ def main() -> None:
         for polarity, name, _ in POLARITIES:
             for window in range(3):
                 plane = axes[str(2 * window + polarity)]
-                shown = plane.imshow(spikes[2 * window + polarity], cmap="viridis", vmin=0, vmax=1)
+                plane.imshow(spikes[2 * window + polarity], cmap="viridis", vmin=0, vmax=1)
                 plane.set(xticks=[], yticks=[], title=f"channel {2 * window + polarity}")
                 if polarity == 0:
                     plane.set_xlabel(f"window {window}")
             axes[str(polarity)].set_ylabel(name)
         label = "activation: early is 1, silent is 0"
-        figure.colorbar(shown, ax=[axes["5"], axes["4"]], label=label, shrink=0.8)
+        figure.colorbar(axes["5"].images[0], ax=[axes["5"], axes["4"]], label=label, shrink=0.8)
         figure.savefig(Path(__file__).with_suffix(".png"), dpi=150, metadata={"Software": None})
         plt.close(figure)
 

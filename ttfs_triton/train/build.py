@@ -147,13 +147,14 @@ def build_network(
     if network is None:
         network = _own_network(config, data) if config.network is not None else _specified_network(config, data)
     weights, start = str(ann) if config.pretrain and ann is not None else config.weights, None
-    if weights is not None and isinstance(network, TTFSNetwork):
+    if weights is not None:
         images = None
         if calibrated and config.calibration_images:
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
-        start = load_weights(network, weights, images, config.trained_as)
-    elif weights is not None:
-        start = load_own_weights(network, weights)
+        if isinstance(network, TTFSNetwork):
+            start = load_weights(network, weights, images, config.trained_as)
+        else:  # what its weights were trained as only the user knows
+            start = load_own_weights(network, weights, images if config.trained_as == "ann" else None)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, learn_units=config.learn_units)
         if config.grid_chip is not None:
