@@ -19,7 +19,7 @@ $(READY): pyproject.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-versions check docs bench gpu
+.PHONY: help train test test-versions check docs links bench gpu
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -29,7 +29,7 @@ help:  ## show this list
 	  '  VENV=             use your own environment (say conda with a CUDA build of PyTorch) as it is;' \
 	  "                    once before: pip install -e '.[dev]'"
 
-train: $(READY)  ## train a spiking CNN on the bundled images, about two minutes
+train: $(READY)  ## train a spiking CNN on the bundled images, about a minute on two cores
 	$(RUN) recipes/quickstart.py $(ARGS)
 
 # As many processes as cores, one thread each; a file stays in one process; the longest files come first.
@@ -52,6 +52,9 @@ check: $(READY)  ## lint, formatting, types
 docs: $(READY)  ## build the documentation site into docs/_build; runs its notebooks, any warning fails
 	OMP_NUM_THREADS=1 $(RUN) -m sphinx -E -W --keep-going -q $(ARGS) docs docs/_build/html
 	@echo "written: docs/_build/html/index.html"
+
+links: $(READY)  ## check the site's links to other sites; needs the internet
+	$(RUN) -m sphinx -E -b linkcheck -D nb_execution_mode=off -q $(ARGS) docs docs/_build/links
 
 bench: $(READY)  ## time a training step on the CPU
 	$(RUN) bench/train_step.py --device cpu $(ARGS)

@@ -3,6 +3,8 @@
     python bench/accuracy.py mnist --data-dir DIR              CNN1 from scratch, three seeds
     python bench/accuracy.py cifar10 --data-dir DIR            VGG11 at half width: ANN, σ = 0, 0.25 and 1
     python bench/accuracy.py depth --data-dir DIR              ResNet-20 against the same layers without skips
+    python bench/accuracy.py mnist-targets --data-dir DIR      the bundled CNN1 at what it may cost
+    python bench/accuracy.py cifar10-targets --data-dir DIR    the bundled network for CIFAR-10 at what it may cost
 
 Rows that have been run already are kept, unfinished ones go on where they stopped. Rows of the table that were not
 trained here stay as they are: each row names its own commit, machine and date. Recipes train on a GPU where there is
@@ -32,6 +34,21 @@ BATCH_NORM = [*ANN, "1e-3", "--batch-norm", "--no-weight-standardisation"]
 PLAIN = "-".join(["16C3"] * 7 + ["32C3s2"] + ["32C3"] * 5 + ["64C3s2"] + ["64C3"] * 5 + ["A"])
 DEPTH = "--auto-augment False --cutout 0 --num-workers 0 --mixed-precision bf16 --epochs".split()
 EXACT = "--surrogate-width 0 --readout potential_start --lr".split()
+# Fine-tuned from networks that come with the package, whose weights are plain.
+BUNDLED = {
+    "mnist-targets": "--weights bundled:cnn1-mnist --no-weight-standardisation --epochs 4 --lr 1e-3 --ema-decay 0.99",
+    "cifar10-targets": "--weights bundled:vgg9-cifar10 --no-weight-standardisation --epochs 2 --lr 5e-4 --width 0.375 "
+    "--model 64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2 --encoder analog --psp-persistence 0.25 "
+    "--readout potential_start --label-smoothing 0.1 --auto-augment False --cutout 0 --num-workers 0 "
+    "--mixed-precision bf16 --validation-fraction 0.05",
+}
+ACTIVITIES = {f"activity {goal}": ["--target-sparsity", goal] for goal in ("0.3", "0.2", "0.15", "0.1", "0.05")}
+OTHERS = {
+    "operations 0.25": ["--target-operations", "0.25"],
+    "72 µJ on lemaire45:int8": ["--target-energy", "lemaire45:int8:72"],
+    # Two thirds of it are spent on neurons whether they fire or not: to see what becomes of a goal that none can reach.
+    "40 µJ on lemaire45:int8": ["--target-energy", "lemaire45:int8:40"],
+}
 
 # Suite → (recipe, row → flags). A row's name says what it differs in.
 SUITES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -76,6 +93,26 @@ SUITES: dict[str, tuple[str, dict[str, Any]]] = {
             for seed in range(3)
         },
     ),
+    "mnist-targets": (
+        "train_cnn_mnist",
+        {
+            f"{name}, seed 21": [*BUNDLED["mnist-targets"].split(), *flags, "--seed", "21"]
+            for name, flags in (ACTIVITIES | OTHERS).items()
+        },
+    ),
+    "cifar10-targets": (
+        "train_vgg11_cifar10",
+        {
+            f"{name}, seed 21": [*BUNDLED["cifar10-targets"].split(), *flags, "--seed", "21"]
+            for name, flags in (
+                ACTIVITIES
+                | {
+                    "activity 0.15, 6 epochs": "--target-sparsity 0.15 --epochs 6".split(),
+                    "16 steps, 4 bits": "--time-steps 16 --weight-bits 4".split(),
+                }
+            ).items()
+        },
+    ),
 }
 
 
@@ -83,7 +120,7 @@ SUITES: dict[str, tuple[str, dict[str, Any]]] = {
 class Options:
     """Train every row of a suite and write bench/results/accuracy-SUITE.csv."""
 
-    suite: tyro.conf.Positional[Literal["mnist", "cifar10", "depth"]]
+    suite: tyro.conf.Positional[Literal["mnist", "cifar10", "depth", "mnist-targets", "cifar10-targets"]]
     data_dir: Path | None = None
     """Local folder with the data set. Default: the Hub."""
     rows: tuple[str, ...] = ()
@@ -118,6 +155,7 @@ def main() -> None:
             "val_accuracy": summary["val_accuracy"],
             "sparsity": summary["sparsity"],
             "sparsity_with_outputs": summary["sparsity_with_outputs"],
+            **(reached(summary) if options.suite in BUNDLED else {}),
             "epochs": summary["epochs"],
             "seconds": summary["epochs"] * summary["seconds_per_epoch"],
             "jobs": options.jobs,
@@ -137,6 +175,19 @@ def main() -> None:
     if missing:
         print(f"not run yet: {'; '.join(missing)}")
     print(f"written: {', '.join(str(path.relative_to(ROOT)) for path in written)}")
+
+
+def reached(summary: dict[str, Any]) -> dict[str, Any]:
+    """What a network was to cost, and costs on the test images; empty without a target."""
+    target = summary["target"]
+    if target is None:
+        return {"kind": "", "goal": "", "cost": "", "reached": ""}
+    return {
+        "kind": target["kind"],
+        "goal": target["goal"]["network"],
+        "cost": target["test"]["network"],
+        "reached": target["reached"],
+    }
 
 
 def read_table(suite: str) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from ttfs_triton.hardware import RunOptions, count, estimate
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, train
 from ttfs_triton.train.config import make_config
+from ttfs_triton.train.display import _target_words
 from ttfs_triton.train.target import Wanted, make_target, parse_target
 
 
@@ -81,6 +82,19 @@ def test_target_measures_what_the_estimate_says():
     assert target.miss([0.909]) == pytest.approx(0.01)
     assert target.to_dict(None, [0.91])["reached"]
     assert not target.to_dict({"network": 0.91}, [0.93])["reached"]
+
+
+def test_goal_that_no_pressure_brings_nearer_is_told_from_one_that_needs_time():
+    torch.manual_seed(0)
+    network, images = TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(8, 8))), torch.rand(7, 1, 8, 8)
+    target = make_target(Wanted("sparsity", {None: 0.2}), network, images, steps=16)
+    assert target.stalled([[0.4], [0.31], [0.305], [0.3]])
+    assert not target.stalled([[0.4], [0.31], [0.27], [0.25]])
+    assert not target.stalled([[0.4], [0.21], [0.2], [0.203]])
+    assert not target.stalled([[0.3]])
+    summary = {"kind": "sparsity", **target.to_dict(None, [0.3], stalled=True)}
+    assert "not reached within 2%. It came hardly nearer in the second half of the run" in _target_words(summary)
+    assert "not reached within 2%. More --epochs" in _target_words(summary | {"stalled": False})
 
 
 def test_target_of_layers_is_missed_by_the_worst():

@@ -154,6 +154,7 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "persistence": " to ".join(map(str, sorted({graph.persistences[0], graph.persistences[-1]}))),
         "readout_time": graph.readout_time,
         "readout": READOUTS[graph.readout_time],
+        "events": facts.model.description.preprocessing.events,
         "channels": {1: "grayscale", 3: "colour (RGB)"}.get(network.in_channels, f"{network.in_channels} channels"),
         "windows": graph.windows + (graph.readout_time != "potential_start"),
         "parameters": sum(parameter.numel() for parameter in facts.model.parameters()),

@@ -100,7 +100,11 @@ def _target_words(target: dict[str, Any]) -> str:
     where = f" on {target['chip']}" if target["chip"] else ""
     verdict = "reached" if target["reached"] else "not reached"
     words = f"{target['kind']}{where} {', '.join(parts)}: {verdict} within {target['tolerance']:.0%}"
-    return words if target["reached"] else f"{words}. More --epochs give the multiplier more time"
+    if target["reached"]:
+        return words
+    if target["stalled"]:
+        return f"{words}. It came hardly nearer in the second half of the run: choose another goal or a smaller network"
+    return f"{words}. More --epochs give the multiplier more time"
 
 
 def is_blind(layer: LayerStatistics) -> bool:

@@ -108,6 +108,8 @@ class TrainingLoop:
         self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
         # The bare optimizer steps the schedule and is saved; the wrapper around it knows about loss scaling.
         self.bare_optimizer = build_optimizer(config, self.network)
+        if self.steering is not None:
+            self.steering.watch(self.bare_optimizer)
         self.average: AveragedModel | None = None
         if config.ema_decay:
             self.average = make_average(self.network, config.ema_decay)
@@ -227,8 +229,8 @@ class TrainingLoop:
         if isinstance(step, GraphedStep) and self._profiler.one_by_one:
             step = step.one_by_one
         first = position.step == 0
-        if self.dial is not None:
-            first |= self.dial.prepare(position.step, float(self.schedule.get_last_lr()[0]) / self.config.lr)
+        if self.steering is not None:
+            first |= self.steering.prepare(position.step, float(self.schedule.get_last_lr()[0]) / self.config.lr)
         step(micro_batches, sampled=sampled, first=first)
         self.schedule.step()
         if self.average is not None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.nn import NetworkGraph
 from ttfs_triton.scoring import Evaluation
+from ttfs_triton.train.background import Background
 from ttfs_triton.train.build import RunData
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.dial import Dial
@@ -59,8 +61,18 @@ class Steering:
         self.target: Target = make_target(config.target, network.to(device), some, config.target_steps)
         self.model = MeteredNetwork(network, graph, self.target)
         self.dial = Dial(self.target.goals, self.target.floors, accelerator, steps, config.ema_decay)
+        self._background = Background(graph, some)
         self.accelerator, self._data, self._image_shape = accelerator, data, graph.image_shape
         self.measured: list[float] | None = None
+
+    def watch(self, optimizer: Optimizer) -> None:
+        """Keep costs from jumping up in updates by this optimizer, once the goals have been approached."""
+        self._background.attach(optimizer)
+
+    def prepare(self, step: int, rate: float) -> bool:
+        """As `Dial.prepare`, before each step."""
+        self._background.hold(step >= self.dial.approach)
+        return self.dial.prepare(step, rate)
 
     def validate(self, score: Callable[[Tensor], Evaluation], network: nn.Module) -> Evaluation | None:
         """Measure a network's costs on the validation images and score it there; None if there are none.
@@ -85,14 +97,17 @@ class Steering:
         named = self.target.named
         return {"cost": named(self.measured), "multiplier": named(self.dial.multipliers())}
 
-    def result(self, best: Mapping[str, Any], test: Counts) -> dict[str, Any]:
+    def result(self, metrics: Sequence[Mapping[str, Any]], best: Mapping[str, Any], test: Counts) -> dict[str, Any]:
         """What was wanted and what was reached, for the summary.
 
         Args:
-            best: line of metrics of the best epoch.
+            metrics: a line an epoch.
+            best: that of the best one.
             test: counts of its weights on the test images.
         """
-        return self.target.to_dict(best["cost"] if "val_accuracy" in best else None, self.target.measure(test))
+        stalled = self.target.stalled([list(line["cost"].values()) for line in metrics])
+        validation = best["cost"] if "val_accuracy" in best else None
+        return self.target.to_dict(validation, self.target.measure(test), stalled)
 
     @property
     def miss(self) -> float:

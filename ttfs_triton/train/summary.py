@@ -76,7 +76,7 @@ def make_summary(trainer: TrainingLoop, test: Evaluation, counts: Counts) -> dic
         "sparsity": test.sparsity,
         "sparsity_with_outputs": test.sparsity_with_outputs,
         "sparsity_as_published": counts.sparsity_as_published,
-        "target": None if trainer.steering is None else trainer.steering.result(best, counts),
+        "target": None if trainer.steering is None else trainer.steering.result(metrics, best, counts),
         "counts": counts.to_dict(),
         "epochs": len(metrics),
         "seconds_per_epoch": seconds / len(metrics),

@@ -16,6 +16,7 @@ from ttfs_triton.hardware.cost import Cost, energy_cost, operations_cost, sparsi
 Kind = Literal["sparsity", "operations", "energy"]
 TOLERANCE = 0.02
 """Relative distance from a goal within which it counts as reached."""
+HARDLY = 0.2  # share of what is missing that half a run should bring, or more epochs will not
 UNITS: Mapping[Kind, str] = {"sparsity": "", "operations": "", "energy": " µJ"}
 
 
@@ -114,11 +115,22 @@ class Target:
         """Relative distance from the goal that is missed most."""
         return max(abs(value / goal - 1) for value, goal in zip(measured, self.goals, strict=True))
 
+    def stalled(self, measured: Sequence[Sequence[float]]) -> bool:
+        """Whether the goals are missed, and came hardly nearer in the second half of a run, for all the pressure.
+
+        Args:
+            measured: costs after each epoch.
+        """
+        before, after = self.miss(measured[(len(measured) - 1) // 2]), self.miss(measured[-1])
+        return len(measured) > 1 and after > TOLERANCE and before - after < HARDLY * after
+
     def named(self, values: Sequence[float]) -> dict[str, float]:
         """One value for each cost, by name."""
         return dict(zip(self.names, values, strict=True))
 
-    def to_dict(self, validation: Mapping[str, float] | None, test: Sequence[float]) -> dict[str, Any]:
+    def to_dict(
+        self, validation: Mapping[str, float] | None, test: Sequence[float], stalled: bool = False
+    ) -> dict[str, Any]:
         """For a summary: what was wanted, what was measured, and whether the test images say that it is reached."""
         return {
             "kind": self.kind,
@@ -128,6 +140,7 @@ class Target:
             "test": self.named(test),
             "tolerance": TOLERANCE,
             "reached": self.miss(test) <= TOLERANCE,
+            "stalled": stalled,
         }
 
 
