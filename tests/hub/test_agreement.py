@@ -93,7 +93,7 @@ def test_verdicts_agree(texts):
     assert len(ours) == 3
     assert ours[0].startswith("With memory, an image costs × ")
     assert ours[1].startswith("By arithmetic alone, an image costs × ")
-    shown = html.unescape(page)
+    shown = html.unescape(page).replace("\u00a0", " ")
     if figures["simulation"] is not None:
         ours = [re.sub(r"\d+(\.\d+)?", "0", line) for line in ours[:2]]
         shown = re.sub(r"\d+(\.\d+)?", "0", shown)
