@@ -19,7 +19,7 @@ $(READY): pyproject.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-versions check docs bench gpu
+.PHONY: help train test test-versions check docs links bench gpu
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -29,17 +29,18 @@ help:  ## show this list
 	  '  VENV=             use your own environment (say conda with a CUDA build of PyTorch) as it is;' \
 	  "                    once before: pip install -e '.[dev]'"
 
-train: $(READY)  ## train a spiking CNN on the bundled images, about two minutes
+train: $(READY)  ## train a spiking CNN on the bundled images, about a minute on two cores
 	$(RUN) recipes/quickstart.py $(ARGS)
 
 # As many processes as cores, one thread each; a file stays in one process; the longest files come first.
 test: $(READY)  ## run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# The oldest and the newest pair that is supported; Triton 3.6 interprets kernels with NumPy before 2.3 only.
-test-versions:  ## run the tests with PyTorch 2.11 and 2.15, in environments of their own (14 GB)
+# The oldest and the newest pair that is supported, and one between; Triton 3.6 interprets kernels with NumPy before 2.3 only.
+test-versions:  ## run the tests with PyTorch 2.11, 2.13 and 2.15, in environments of their own (20 GB)
 	@status=0; \
 	$(MAKE) test VENV=.venv-torch-2.15 PIN='torch==2.15.0 triton==3.9.0' || status=1; \
+	$(MAKE) test VENV=.venv-torch-2.13 PIN='torch==2.13.0 triton==3.9.0' || status=1; \
 	$(MAKE) test VENV=.venv-torch-2.11 PIN='torch==2.11.0 triton==3.6.0 numpy==2.2.6' || status=1; \
 	exit $$status
 
@@ -51,6 +52,9 @@ check: $(READY)  ## lint, formatting, types
 docs: $(READY)  ## build the documentation site into docs/_build; runs its notebooks, any warning fails
 	OMP_NUM_THREADS=1 $(RUN) -m sphinx -E -W --keep-going -q $(ARGS) docs docs/_build/html
 	@echo "written: docs/_build/html/index.html"
+
+links: $(READY)  ## check the site's links to other sites; needs the internet
+	$(RUN) -m sphinx -E -b linkcheck -D nb_execution_mode=off -q $(ARGS) docs docs/_build/links
 
 bench: $(READY)  ## time a training step on the CPU
 	$(RUN) bench/train_step.py --device cpu $(ARGS)

@@ -20,10 +20,10 @@ SILENCE = {DYNAMIC: OURS, FIXED: FIRST, FIXED_FREE: SECOND}
 def draw(path: Path, rows: list[dict[str, Any]], silence: list[dict[str, Any]]) -> Path:
     """Write the picture as SVG, from the rows of both tables."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 4.4), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
-        draw_times(left, [row for row in rows if row["pass"] == "forward_backward"])
-        draw_silence(right, silence)
+        figure = Figure(figsize=(6, 9), layout="constrained")
+        upper, lower = figure.subplots(2, 1)
+        draw_times(upper, [row for row in rows if row["pass"] == "forward_backward"])
+        draw_silence(lower, silence)
         about = rows[0]
         note = f"{about['device']}, {about['threads']} threads, PyTorch {about['torch']}, {about['utc']} UTC"
         figure.supxlabel(note, fontsize=8, color=INK, alpha=0.8)
@@ -32,13 +32,17 @@ def draw(path: Path, rows: list[dict[str, Any]], silence: list[dict[str, Any]]) 
 
 
 def draw_times(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """One line for each contender, with its ratio to the closed form at the largest fan-in."""
+    """One line for each contender, with its ratios to the closed form at the smallest and the largest fan-in."""
     fan_ins = sorted({row["fan_in"] for row in rows})
     for name, (colour, marker) in TIMES.items():
         own = sorted((row for row in rows if row["provider"] == name), key=lambda row: row["fan_in"])
-        axes.plot(fan_ins, [row["ms_p50"] for row in own], color=colour, marker=marker)
-        ratio = "" if name == "closed form" else f"\n× {own[-1]['ratio_to_closed_form']:.3g}"
-        label(axes, fan_ins[-1], own[-1]["ms_p50"], name + ratio, colour)
+        ratio = (
+            ""
+            if name == "closed form"
+            else f": × {own[0]['ratio_to_closed_form']:.3g} to {own[-1]['ratio_to_closed_form']:.3g}"
+        )
+        axes.plot(fan_ins, [row["ms_p50"] for row in own], color=colour, marker=marker, label=name + ratio)
+    axes.legend(loc="upper left", frameon=False)  # times grow with the fan-in: nothing is there
     axes.set(xscale="log", yscale="log", xlabel="fan-in", ylabel="forward + backward, ms")
     axes.set_xticks(fan_ins, [str(fan_in) for fan_in in fan_ins])
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -82,8 +86,3 @@ def draw_silence(axes: Axes, rows: list[dict[str, Any]]) -> None:
     )
     axes.grid(axis="y", color=INK, linewidth=0.5, alpha=0.15)
     axes.set_title("Silent neurons: same random weights, nothing trained")
-
-
-def label(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
-    """Right of a line's end."""
-    axes.annotate(text, (x, y), (9, 0), textcoords="offset points", color=colour, va="center", annotation_clip=False)

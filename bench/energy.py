@@ -1,113 +1,128 @@
-"""Energy of trained networks on every chip that has prices, compute only beside memory included.
+"""Energy of trained networks on every chip that has prices, with memory beside arithmetic alone, and beside the ANN.
 
-    python bench/energy.py bundled:cnn1-mnist --random-vgg16 DATA
-    python bench/energy.py runs/mnist
+    python bench/energy.py bundled:cnn1-mnist bundled:vgg9-cifar10 --data-dir MNIST CIFAR10
 
-Each network runs on its test images (the first ones), is simulated in integers, and its counts are priced. VGG16 has
-random weights unless you give a trained run: then about half of its neurons fire, more than after training.
-Energies are those of an image; a term without a public price is in no sum and named.
+Each network runs on its first test images, is simulated in integers, and its counts are priced. A row is a network on a
+chip; rows of equal arithmetic stand together, the chip that prices memory before the one that does not. Energies are
+those of an image at nominal prices; a term without a public price is in no sum and named. Ratios are ours over the
+dense ANN at the same prices and widths: at --steps, and the least and the most from 4 to 128 steps a window.
 """
 
 import dataclasses
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from _networks import Tested, load_tested
 from _record import ROOT, environment, write
 from rich.console import Console
-from torch import nn
 
-from ttfs_triton.data.images import load_images
-from ttfs_triton.evaluation import LoadError, load_network, load_test_images
-from ttfs_triton.hardware import Range, RunOptions, available_chips, dense_ann, estimate, simulate
-from ttfs_triton.nn import vgg16
-from ttfs_triton.report import print_chips
-from ttfs_triton.scoring.batches import EvaluationBatches
+from ttfs_triton.hardware import (
+    Chip,
+    Range,
+    RunOptions,
+    available_chips,
+    compare,
+    dense_ann,
+    estimate,
+    fair_chip,
+    load_chip,
+    simulate,
+    verdict,
+)
+from ttfs_triton.report import print_chips, print_comparison
 
 
 @dataclasses.dataclass
 class Options:
     """Price networks on all chips."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
-    """Trained networks: folders of runs, or bundled:NAME."""
-    random_vgg16: Path | None = None
-    """Local folder of CIFAR-10: also VGG16 with random weights on it."""
+    networks: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of runs, or bundled:NAME."""
     data_dir: tuple[Path, ...] = ()
-    """Local folders of the runs' data sets, in their order. Default: as the runs were trained."""
+    """Local folders of the networks' data sets, in their order. Default: as they were trained."""
     samples: int = 500
     """Test images of each network."""
     steps: int = 32
+    """Time steps a window; a network on a grid has its own."""
     weight_bits: int = 8
+    """Of the simulation; a network on a grid has its own."""
     threads: int | None = None
     output: Path = ROOT / "bench" / "results"
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    if options.data_dir and len(options.data_dir) != len(options.runs):
-        sys.exit(f"energy: --data-dir must name one folder a run; got {len(options.data_dir)}.")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    try:
-        found = list(networks(options))
-    except (LoadError, ValueError, OSError) as error:
-        sys.exit(f"energy: {error}")
-    rows = [row for name, network, batches in found for row in price(options, name, network, batches)]
-    about = environment(torch.device("cpu"))
-    about |= {"samples": options.samples, "steps": options.steps, "weight_bits": options.weight_bits}
+    found = load_tested("energy", options.networks, options.data_dir, options.samples)
+    rows = [row for tested in found for row in price(options, tested)]
+    about = environment(torch.device("cpu")) | {"samples": options.samples}
     for path in write(options.output, "energy", rows, about):
         print(f"written: {path}")
 
 
-def networks(options: Options) -> Iterable[tuple[str, nn.Module, EvaluationBatches]]:
-    """Name, network, images."""
-    for number, run in enumerate(options.runs):
-        loaded = load_network(run)
-        folder = options.data_dir[number] if options.data_dir else None
-        data = load_test_images(loaded, data_dir=folder, max_samples=options.samples)
-        yield f"{loaded.files.name}, trained", loaded.network, EvaluationBatches(data, None, 100)
-    if options.random_vgg16 is not None:
-        torch.manual_seed(0)
-        data = load_images(None, options.random_vgg16, split="test", max_samples=min(options.samples, 100))
-        yield "VGG16, random weights", vgg16().eval(), EvaluationBatches(data, None, 20)
-
-
-def price(options: Options, name: str, network: nn.Module, batches: EvaluationBatches) -> list[dict[str, Any]]:
+def price(options: Options, tested: Tested) -> list[dict[str, Any]]:
     """Rows of one network, a chip each."""
-    simulated = simulate(network, batches, steps=options.steps, weight_bits=options.weight_bits)
-    run = RunOptions(
-        steps=options.steps,
-        gating=True,
-        activity=simulated.activity,
-    )
-    estimates = [estimate(simulated.counts, chip, run, network=name) for chip in available_chips()]
-    print_chips(estimates, Console(width=120))
+    found = simulate(tested.network, tested.batches, **tested.simulation(options.steps, options.weight_bits))
+    run = RunOptions(steps=found.settings.steps, gating=True, activity=found.activity)
+    chips = sorted(map(load_chip, available_chips()), key=place)
+    console = Console(width=120)
+    print_chips([estimate(found.counts, chip, run, network=tested.name) for chip in chips], console)
+    print_comparison(compare(found.counts, fair_chip(found.counts, (), run), run, network=tested.name), console)
+    about = {
+        "network": tested.name,
+        "images": found.samples,
+        "accuracy": found.accuracy,
+        "steps": found.settings.steps,
+        "weight_bits": found.settings.weight_bits,
+        "sparsity": round(found.counts.sparsity, 4),
+        "synaptic_operations": round(found.counts.total()["synaptic_operations"] / found.samples),
+    }
     rows = []
-    for found in estimates:
-        ann = dense_ann(simulated.counts, found.chip, options=run).total
+    for chip in chips:
+        ours, ann = estimate(found.counts, chip, run), dense_ann(found.counts, chip, options=run)
+        decided = verdict(found.counts, chip, run)
         rows.append(
             {
-                "network": name,
-                "images": simulated.samples,
-                "sparsity": round(simulated.counts.sparsity, 4),
-                "synaptic_operations": round(simulated.counts.total()["synaptic_operations"] / simulated.samples),
-                "chip": found.chip.name,
-                "compute_only_nj": nanojoules(found.compute_only),
-                "memory_included_nj": nanojoules(found.memory_included),
-                "total_nj": nanojoules(found.total),
-                "total_low_nj": "" if found.total is None else round(found.total.low / 1e3, 3),
-                "total_high_nj": "" if found.total is None else round(found.total.high / 1e3, 3),
-                "dense_ann_total_nj": nanojoules(ann),
-                "status": found.status or "",
-                "unpriced": "; ".join(sorted({term.name for term in found.unpriced})),
-                "warnings": "; ".join(found.warnings),
+                **about,
+                "chip": chip.name,
+                "memory": memory(chip),
+                "memory_included_nj": nanojoules(ours.memory_included),
+                "dense_ann_memory_included_nj": nanojoules(ann.memory_included),
+                **ratios("with_memory", decided.with_memory, decided.asked),
+                "compute_only_nj": nanojoules(ours.compute_only),
+                "dense_ann_compute_only_nj": nanojoules(ann.compute_only),
+                **ratios("arithmetic", decided.arithmetic, decided.asked),
+                "verdict": decided.sentences()[-1],
+                "total_nj": nanojoules(ours.total),
+                "total_low_nj": "" if ours.total is None else round(ours.total.low / 1e3, 3),
+                "total_high_nj": "" if ours.total is None else round(ours.total.high / 1e3, 3),
+                "status": ours.status or "",
+                "unpriced": "; ".join(sorted({term.name for term in ours.unpriced})),
+                "warnings": "; ".join(ours.warnings),
             }
         )
     return rows
+
+
+def place(chip: Chip) -> tuple[bool, str, bool, str]:
+    """Chips of arithmetic first, by precision, with memory before without; then chips of synaptic operations."""
+    return not chip.arithmetic, chip.name.partition(":")[2], chip.memory is None, chip.name
+
+
+def memory(chip: Chip) -> str:
+    if chip.holds("memory"):
+        return "inside a synaptic operation"
+    return "no price" if chip.memory is None else "priced"
+
+
+def ratios(name: str, found: tuple[float, ...], asked: int) -> dict[str, float | str]:
+    """At the steps asked for, and the least and the most over all."""
+    values = (found[asked], min(found), max(found)) if found else ("", "", "")
+    keys = (f"ratio_{name}", f"ratio_{name}_least", f"ratio_{name}_most")
+    return {key: value if isinstance(value, str) else round(value, 4) for key, value in zip(keys, values, strict=True)}
 
 
 def nanojoules(energy: Range | None) -> float | str:

@@ -59,6 +59,10 @@ CURVES = {
     "SpikingJelly": {"color": "#0072B2", "marker": "o", "linewidth": 2},
     "snnTorch": {"color": "#C24E00", "marker": "s", "linewidth": 2},
 }
+LABELS: dict[str, dict[str, Any]] = {
+    "SpikingJelly": {"xytext": (7, 0), "va": "top"},
+    "snnTorch": {"xytext": (-7, 4), "ha": "right"},
+}
 STYLE: dict[Any, Any] = {"svg.hashsalt": "peers", "font.size": 10, "text.color": INK, "axes.labelcolor": INK}
 
 
@@ -264,13 +268,13 @@ def draw(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure
 
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 4.4), layout="constrained")
-        time, memory = figure.subplots(1, 2)
+        figure = Figure(figsize=(6, 8), layout="constrained")
+        time, memory = figure.subplots(2, 1)
         draw_panel(time, rows, "ms_p50", "time_ratio_to_ours")
         draw_panel(memory, rows, "peak_mib", "memory_ratio_to_ours")
         time.set_title("milliseconds a training step, median", loc="left", fontsize=11)
         memory.set_title("MiB of tensors at the peak of a step", loc="left", fontsize=11)
-        figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
         machine = f"{about['device']}, {about['threads']} threads, PyTorch {about['torch']}, {about['utc'][:10]}"
         subject = f"{rows[0]['case']}, {rows[0]['dtype']}: forward, loss, backward; × is the ratio to {OURS}"
         figure.suptitle(f"{subject}\n{machine}", fontsize=9)
@@ -291,9 +295,10 @@ def draw_panel(axes: Any, rows: list[dict[str, Any]], value: str, ratio_to_ours:
         for row in own:
             place = (row["time_steps"], row[value])
             text = f"×{digits(row[ratio_to_ours])}"
-            axes.annotate(text, place, (-6, 4), textcoords="offset points", ha="right", color=style["color"])
+            axes.annotate(text, place, textcoords="offset points", color=style["color"], **LABELS[library.title])
     time_steps = sorted({row["time_steps"] for row in rows if row["time_steps"]})
-    axes.set(xlim=(0, None), ylim=(0, 1.1 * max(row[value] for row in rows)), xlabel="time steps T", xticks=time_steps)
+    axes.set(xlim=(0, 1.13 * max(time_steps, default=1)), ylim=(0, 1.1 * max(row[value] for row in rows)))
+    axes.set(xlabel="time steps T", xticks=time_steps)
     axes.spines[["top", "right"]].set_visible(False)
 
 

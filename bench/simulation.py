@@ -71,7 +71,14 @@ def main() -> None:
         ).total
         return float("nan") if total is None else total.nominal
 
-    found = sweep(network, batches, steps=options.steps, weight_bits=options.weight_bits, price=price)
+    found = sweep(
+        network,
+        batches,
+        steps=options.steps,
+        weight_bits=options.weight_bits,
+        price=price,
+        chip=options.chip,
+    )
     Console().print(on_terminal(sweep_details(found)))
     rows: list[dict[str, Any]] = [dataclasses.asdict(row) for row in found.rows]
     for row in rows:

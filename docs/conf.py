@@ -27,7 +27,7 @@ exclude_patterns = ["_build", "jupyter_execute"]
 html_theme = "furo"
 html_title = "ttfs-triton"
 html_static_path = ["_static"]
-html_css_files = ["neuron.css"]
+html_css_files = ["neuron.css", "tables.css"]
 html_js_files = [("neuron.js", {"defer": "defer"})]
 
 # Notebooks: each is run anew, and a cell that fails fails the build.
@@ -45,6 +45,7 @@ myst_heading_anchors = 3
 default_role = "code"
 suppress_warnings = ["ref.python"]  # attributes of one name in several classes
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # those of PyTorch say nothing of ours
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_default_options = {"members": True, "show-inheritance": True}

@@ -31,6 +31,7 @@ ROOMS = (
     "train",
     "evaluation",
     "export",
+    "frontier",
 )
 
 # Packages that `pip install -e .` alone does not bring.
@@ -62,9 +63,10 @@ ABOVE = {
     "ttfs_triton.report": within_package("augment", "model", "scoring", *ROOMS[7:]),
     "ttfs_triton.convert": within_package("augment", "hardware", "scoring", "report", *ROOMS[8:]),
     "ttfs_triton.hub": within_package("augment", "convert", "scoring", *ROOMS[9:]),
-    "ttfs_triton.train": within_package("report", "evaluation", "export"),
-    "ttfs_triton.evaluation": within_package("convert", "hub", "train", "export"),
-    "ttfs_triton.export": within_package("convert", "hub", "report", "scoring", "train"),
+    "ttfs_triton.train": within_package("report", "evaluation", "export", "frontier"),
+    "ttfs_triton.evaluation": within_package("convert", "hub", "train", "export", "frontier"),
+    "ttfs_triton.export": within_package("convert", "hub", "report", "scoring", "train", "frontier"),
+    "ttfs_triton.frontier": within_package("augment", "hub", "export"),
     "recipes": ("bench", "docs", "tests"),
     "bench": ("docs", "tests"),
     "docs": ("tests",),

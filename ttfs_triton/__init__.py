@@ -14,12 +14,15 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0+unknown"
 
 __all__ = ["TTFSModel", "__version__", "nn"]
+_PACKAGES = frozenset(
+    "augment convert data evaluation export frontier hardware hub model nn report scoring train".split()
+)
 
 
 def __getattr__(name: str) -> Any:
-    """`nn` and `TTFSModel` when first asked for: a command answers before PyTorch is there, and layers need no Hub."""
-    if name == "nn":
-        return import_module("ttfs_triton.nn")
+    """Packages and `TTFSModel` when first asked for: a command answers before PyTorch is there; layers need no Hub."""
+    if name in _PACKAGES:
+        return import_module(f"ttfs_triton.{name}")
     if name == "TTFSModel":
         from ttfs_triton.model import TTFSModel
 
@@ -28,4 +31,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_PACKAGES})

@@ -104,17 +104,17 @@ def annotate(rows: list[Axes], activation: float) -> None:
         if axes is not rows[-1]:
             axes.spines["bottom"].set_visible(False)
             axes.tick_params(bottom=False)
-    rows[0].text(1.06, 1.5, "each input spikes once: the larger its value, the earlier", va="center")
+    rows[0].text(1.06, 1.5, "each input spikes once:\nthe larger its value, the earlier", va="center")
     first, second, third = rows[1:]
     first.text(1.05, 1.3, "fires at once", color=AT_ONCE, va="center")
     first.text(1.56, 0.55, "fires inside", color=INSIDE, va="bottom")
     first.text(2.04, -0.16, "stays silent", color=SILENT, va="center")
     first.annotate(
-        "firing threshold: falls from 1 to 0 inside the window",
+        "firing threshold: falls\nfrom 1 to 0 in the window",
         (1.26, 0.75),
-        (2.04, 1.05),
+        (2.06, 1.05),
         va="center",
-        arrowprops={"arrowstyle": "-", "linewidth": 0.8, "color": INK},
+        arrowprops={"arrowstyle": "-", "linewidth": 0.8, "color": INK, "relpos": (0, 0.5)},
     )
     second.text(0.96, 0.2, "membrane\npotential", ha="right", va="center")
     second.text(3.02 - activation, 0.5, "spike time", color=INSIDE, va="bottom")
@@ -124,11 +124,11 @@ def annotate(rows: list[Axes], activation: float) -> None:
         (3, -0.3),
         arrowprops={"arrowstyle": "<->", "color": INSIDE, "shrinkA": 0, "shrinkB": 0},
     )
-    second.text(3.04, -0.3, f"activation {activation:.2f}\n= window's end − spike time", color=INSIDE, va="center")
+    second.text(3.06, 1.08, f"activation {activation:.2f}\n= window's end\n− spike time", color=INSIDE, va="center")
     third.text(
-        1.96,
-        0.2,
-        "when a layer may fire, all its inputs have arrived:\neach crossing is one closed formula",
+        1.94,
+        0.5,
+        "when a layer may fire, all its\ninputs have arrived: each\ncrossing is one closed formula",
         ha="right",
         va="center",
     )
@@ -137,7 +137,7 @@ def annotate(rows: list[Axes], activation: float) -> None:
 def main() -> None:
     """Compute the network, draw it and write forward_pass.svg beside this file."""
     figure, axes = plt.subplots(
-        LAYERS + 1, sharex=True, figsize=(9, 6.2), height_ratios=[0.55, 1, 1, 1], layout="constrained"
+        LAYERS + 1, sharex=True, figsize=(6, 6.4), height_ratios=[0.55, 1, 1, 1], layout="constrained"
     )
     generator = torch.Generator().manual_seed(SEED)
     layers = [torch.tensor(INPUTS)]

@@ -2,14 +2,18 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
 
+from tests.hardware.energy.energy_cases import convolutional_network
 from tests.scoring.test_deadline import random_outputs
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.evaluation import deadlines, load_network, load_test_images
 from ttfs_triton.evaluation.command import main
+from ttfs_triton.evaluation.options import EvaluationOptions
+from ttfs_triton.hardware import RunOptions, available_chips, dense_ann, estimate
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Grid
 
@@ -94,6 +98,16 @@ def test_bad_options_are_refused(trained, flags, message, capsys):
     with pytest.raises(SystemExit, match="1"):
         evaluate(trained[0], *flags)
     assert message in capsys.readouterr().err
+
+
+def test_what_would_make_a_figure_known_is_a_flag():
+    counts, chips = convolutional_network(), available_chips()
+    options = (RunOptions(steps=4), RunOptions(implementation="closed_form"))
+    found = [estimate(counts, chip, each) for chip in chips for each in options]
+    found += [dense_ann(counts, chip) for chip in chips]
+    notes = " ".join(term.note for each in found for term in each.terms)
+    remedies = set(re.findall(r"give (\w+)", notes))
+    assert {"step_us", "latency_us", "hops_per_spike"} <= remedies <= EvaluationOptions.model_fields.keys()
 
 
 def test_missing_network(tmp_path, capsys):

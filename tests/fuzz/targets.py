@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
 from PIL import Image
 
+from recipes.make_events import write_aedat, write_bin
 from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.source import open_weights
+from ttfs_triton.data.events import EventWindows
 from ttfs_triton.data.images import load_images
+from ttfs_triton.data.recordings import recording_pixels
 from ttfs_triton.hardware.energy.chip_files import FOLDER, load_chip
 from ttfs_triton.model import LoadError, ModelDescription, Preprocessing, TTFSModel
 from ttfs_triton.model.images import network_input
@@ -89,6 +94,11 @@ def _parquet(folder: Path, content: bytes) -> object:
     return load_images(None, folder)
 
 
+def _events(folder: Path, content: bytes) -> object:
+    name = "a.aedat" if content.startswith(b"#") else "a.npz" if content.startswith(b"P") else "a.bin"
+    return recording_pixels(_written(folder, name, content), EventWindows(2, sensor=(34, 34)))
+
+
 def _chip(folder: Path, content: bytes) -> object:
     return load_chip(_written(folder, "a.toml", content))
 
@@ -113,6 +123,17 @@ def _parquet_seeds() -> list[bytes]:
     return [buffer.getvalue()]
 
 
+def _event_seeds() -> list[bytes]:
+    events = dict.fromkeys("xyp", np.array([0, 1, 1, 0])) | {"t": np.array([5, 9, 9, 70])}
+    buffer = io.BytesIO()
+    np.savez(buffer, **events)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("a.bin", "a.aedat")]
+        write_bin(files[0], events)
+        write_aedat(files[1], events, packet=3)
+        return [buffer.getvalue(), *(file.read_bytes() for file in files)]
+
+
 def _pickle_seeds() -> list[bytes]:
     found = []
     for archive in (True, False):
@@ -135,5 +156,6 @@ TARGETS = {
     "pickle": Target(_pickle_seeds, _pickled, (ConversionError,), text=False),
     "chip": Target(_chip_seeds, _chip, (ValueError,)),
     "image": Target(_image_seeds, _image, (ValueError,), text=False),
+    "events": Target(_event_seeds, _events, (ValueError, TypeError), text=False),
     "parquet": Target(_parquet_seeds, _parquet, (ValueError, RuntimeError), text=False),
 }

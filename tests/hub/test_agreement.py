@@ -1,5 +1,6 @@
 """The card and the page of one run: every figure that both show is the same."""
 
+import html
 import json
 import re
 
@@ -7,7 +8,7 @@ import pytest
 
 from ttfs_triton.evaluation.command import main as evaluate
 from ttfs_triton.hub.publish import publish
-from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_STEPS
+from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_HEADERS, CARD_STEPS
 
 pytest.importorskip("matplotlib", reason="a page needs matplotlib")
 
@@ -79,9 +80,25 @@ def test_layers_and_operations_agree(texts):
 def test_energies_agree_or_the_card_says_why_not(texts):
     page, figures, card, _ = texts
     theirs, ours = page_rows(page), card_rows(card)
-    same = [theirs[chip][1] == ours[chip][1] for chip in CARD_CHIPS]
+    total = CARD_HEADERS.index("all that has a price")
+    same = [theirs[chip][1] == ours[chip][total] for chip in CARD_CHIPS]
     assert all(same) or figures["simulation"] is not None
     assert "a report by `recipes/evaluate.py` prices the steps and options that it was asked for" in card
+
+
+def test_verdicts_agree(texts):
+    """The same sentences; a simulation moves spikes, so that ratios differ, and nothing else."""
+    page, figures, card, _ = texts
+    ours = [line[2:] for line in card.splitlines() if line.startswith("- ") and "dense ANN" in line]
+    assert len(ours) == 3
+    assert ours[0].startswith("With memory, an image costs × ")
+    assert ours[1].startswith("By arithmetic alone, an image costs × ")
+    shown = html.unescape(page)
+    if figures["simulation"] is not None:
+        ours = [re.sub(r"\d+(\.\d+)?", "0", line) for line in ours[:2]]
+        shown = re.sub(r"\d+(\.\d+)?", "0", shown)
+    for line in ours:
+        assert line in shown
 
 
 def test_card_of_the_run_alone_has_the_same_figures(texts):

@@ -93,8 +93,9 @@ def test_help_shows_defaults_and_descriptions(recipe, capsys):
 
 
 def test_every_key_has_a_description_and_a_flag(recipe, capsys):
-    modules = ("ttfs_triton/train/config.py", "ttfs_triton/fault_options.py", "kernels/ttfs_kernels/neuron.py")
-    *settings, neuron = ((ROOT / module).read_text() for module in modules)
+    modules = ("train/config.py", "train/event_options.py", "fault_options.py")
+    settings = [(ROOT / "ttfs_triton" / module).read_text() for module in modules]
+    neuron = (ROOT / "kernels" / "ttfs_kernels" / "neuron.py").read_text()
     with pytest.raises(SystemExit):
         parse_config(recipe, "", ["--help"])
     text = capsys.readouterr().out
@@ -108,7 +109,8 @@ def test_every_key_has_a_description_and_a_flag(recipe, capsys):
 FLAGS = """
 auto_augment backend batch_norm batch_size bias calibration_images checkpoint_steps compile cpu crop_fill crop_padding
 cuda_graph cutmix cutout data_dir data_placement dataset dead_neurons derivative_clip dropout ema_decay encoder epochs
-evaluation_batch_size flip gradient_accumulation gradient_clip gradient_compression grid_chip hub_license hub_private
+evaluation_batch_size event_pool event_sensor event_window_us event_windows flip
+gradient_accumulation gradient_clip gradient_compression grid_chip hub_license hub_private
 hub_repo_id image_column image_size initial_gain keep_checkpoints label_column label_smoothing learn_units log_steps
 lost_spikes lr max_bad_images max_test_samples max_train_samples milestone_factor milestones mixed_precision mixup
 model momentum network neuron num_workers optimizer output_dir overwrite preset pretrain pretrain_epochs profile
@@ -126,7 +128,7 @@ def test_command_line_is_frozen():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_has_a_script_and_a_valid_configuration(path):
     config = make_config(read_recipe(path).values(None), str(path))
-    assert config.dataset is not None
+    assert config.dataset is not None or config.events is not None
     script = path.with_suffix(".py").read_text()
     assert 'start("ttfs_triton.train", Path(__file__).with_suffix(".yaml"), __doc__)' in script
 

@@ -19,7 +19,7 @@ def outgrown(monkeypatch, tmp_path, random_images, write_parquet):
     grey, colour = random_images(20, 1), random_images(20, 3)
     write_parquet(tmp_path / "train.parquet", [*grey, *colour], [i % 2 for i in range(40)])
     write_parquet(tmp_path / "test.parquet", colour[:4], [0, 1, 0, 1])
-    require, calls = decode._require_memory, []
+    require, calls = decode.require_memory, []
 
     def refuse(size, what):
         calls.append(size)
@@ -27,7 +27,7 @@ def outgrown(monkeypatch, tmp_path, random_images, write_parquet):
             monkeypatch.setattr(decode.psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
         require(size, what)
 
-    monkeypatch.setattr(decode, "_require_memory", refuse)
+    monkeypatch.setattr(decode, "require_memory", refuse)
     return tmp_path
 
 

@@ -7,13 +7,14 @@ import torch
 
 from tests.convert import sources
 from tests.convert.sources import randomised
+from tests.convert.test_calibrate_network import skipping
 from ttfs_triton.convert import convert
 from ttfs_triton.model import BaseModel, ModelDescription
 from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.model.weights import read_weights, weight_bytes
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.train import ConfigError
-from ttfs_triton.train.start import load_weights
+from ttfs_triton.train.start import load_own_weights, load_weights
 
 ANN = NetworkConfig(
     "6C3-P2-8C3-P2-12",
@@ -213,3 +214,29 @@ def test_calibration_needs_initial_potentials(tmp_path):
     source = save(trained(ANN.replace(bias=False)), tmp_path / "run")
     with pytest.raises(ConfigError, match="bias must be True to calibrate"):
         load_weights(target(bias=False, neuron=Neuron(1.0)), str(source), torch.rand(4, 3, 8, 8))
+
+
+def test_residual_network_is_calibrated_where_the_weights_are_its_ann(tmp_path):
+    config = ANN.replace(specification="6C3-(6C3-6C3)-A", encoder="latency", mean=None, std=None)
+    run, images = save(trained(config), tmp_path / "ann"), torch.rand(12, 3, 8, 8)
+    network = TTFSNetwork(config.replace(analog=False, neuron=Neuron(psp_persistence=0.5)))
+    start = load_weights(network, str(run), images)
+    assert [layer.name for layer in start.calibration.layers] == ["conv1", "conv2", "conv3"]
+    assert start.calibration.images == 12
+    assert load_weights(network, str(run)).calibration is None
+    again = save(network, tmp_path / "spiking")
+    assert load_weights(network, str(again), images).calibration is None  # what spikes already stays as it is
+    unbiased = save(TTFSNetwork(config.replace(bias=False)), tmp_path / "unbiased")
+    with pytest.raises(ConfigError, match=r"weights: calibrate_network: layers must have initial potentials"):
+        load_weights(TTFSNetwork(network.config.replace(bias=False)), str(unbiased), images)
+
+
+def test_own_network_is_calibrated_if_its_weights_are_said_to_be_an_anns(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(weight_bytes(skipping(sigma=0.0).state_dict()))
+    path, images = str(tmp_path / "model.safetensors"), torch.rand(12, 3, 12, 12)
+    network = skipping()
+    assert load_own_weights(network, path).calibration is None
+    before = network.conv3.bias.clone()
+    start = load_own_weights(network, path, images)
+    assert [layer.name for layer in start.calibration.layers] == ["conv1", "conv2", "conv3", "hidden"]
+    assert not torch.equal(network.conv3.bias, before)

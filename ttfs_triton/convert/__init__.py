@@ -7,6 +7,7 @@ from ttfs_triton.convert.calibrate import (
     calibrate_converted,
     layer_correlations,
 )
+from ttfs_triton.convert.calibrate_network import calibrate_network
 from ttfs_triton.convert.clean import ConversionError, WeightsError
 from ttfs_triton.convert.conversion import Converted, convert
 from ttfs_triton.convert.fit_range import fit_range
@@ -27,6 +28,7 @@ __all__ = [
     "WeightsError",
     "calibrate",
     "calibrate_converted",
+    "calibrate_network",
     "convert",
     "fit_range",
     "layer_correlations",

@@ -178,8 +178,18 @@ def _choose_initial_potentials(
     assert layer.bias is not None
     share = min(1.0, samples / sum(rows_of(target).shape[0] for target in targets))
     chosen = [_sample(layer, x, target, share, generator) for x, target in zip(inputs, targets, strict=True)]
-    potential, slope, wanted = (torch.cat(parts) for parts in zip(*chosen, strict=True))
-    first = layer.bias.float().clone()
+    return search_initial_potentials(layer.bias, *(torch.cat(parts) for parts in zip(*chosen, strict=True)))
+
+
+def search_initial_potentials(bias: Tensor, potential: Tensor, slope: Tensor, wanted: Tensor) -> float:
+    """Give each channel the initial potential of least squared error, in place; returns the mean change.
+
+    Args:
+        bias: [C], to start from.
+        potential, slope: [rows, C], A without an initial potential, and σW.
+        wanted: [rows, C], activations of the ANN.
+    """
+    first = bias.float().clone()
     best, reach = first, REACH
     error = _squared_error(potential, slope, wanted, best)
     for _ in range(GRIDS):
@@ -189,7 +199,7 @@ def _choose_initial_potentials(
             its_error = _squared_error(potential, slope, wanted, candidate)
             best, error = torch.where(its_error < error, candidate, best), torch.minimum(error, its_error)
         reach *= 2 / (POINTS - 1)
-    layer.bias.copy_(best)
+    bias.copy_(best)
     return (best - first).mean().item()
 
 
@@ -197,7 +207,7 @@ def _sample(
     layer: DFTConv2d | DFTLinear, x: Tensor, target: Tensor, share: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A without initial potential, σW and the ANN's activation, each [rows, channels], at some positions of a batch."""
-    contract = _contraction(layer)
+    contract = contraction(layer)
     x = layer.normalise(x) if isinstance(layer, SignedEncoder) else x
     rows = rows_of(target)
     kept = torch.randperm(len(rows), generator=generator)[: max(1, round(share * len(rows)))].to(x.device)
@@ -205,7 +215,8 @@ def _sample(
     return rows_of(potential)[kept].float(), rows_of(slope)[kept].float(), rows[kept].float()
 
 
-def _contraction(layer: DFTConv2d | DFTLinear) -> Callable[[Tensor], Tensor]:
+def contraction(layer: DFTConv2d | DFTLinear) -> Callable[[Tensor], Tensor]:
+    """Σ w·x over the synapses of a layer, without initial potentials."""
     weight = layer.effective_weight()
     if isinstance(layer, DFTLinear):
         return lambda x: F.linear(x, weight)
@@ -235,10 +246,7 @@ def layer_correlations(
     moments: dict[str, Tensor] = {}
     for batch in images.split(batch_size):
         for name, spiking, analog in _side_by_side(network, ann, batch):
-            pairs = torch.stack([spiking.flatten(), analog.flatten()]).double()
-            sums = torch.cat(
-                [torch.tensor([float(pairs.shape[1])]), pairs.sum(1).cpu(), (pairs @ pairs.T).view(-1).cpu()]
-            )
+            sums = _moments(spiking, analog)
             moments[name] = moments.get(name, torch.zeros_like(sums)) + sums
     return {name: _pearson(*sums.tolist()) for name, sums in moments.items()}
 
@@ -253,6 +261,16 @@ def _side_by_side(network: TTFSNetwork, ann: FoldedANN, images: Tensor) -> Itera
         analog = ann.run_layer(name, analog)
         if isinstance(layer, WeightedLayer):
             yield name, spiking, analog
+
+
+def correlation(spiking: Tensor, analog: Tensor) -> float | None:
+    """Pearson's coefficient of activations, in [−1, 1]; None where either side is constant."""
+    return _pearson(*_moments(spiking, analog).tolist())
+
+
+def _moments(spiking: Tensor, analog: Tensor) -> Tensor:
+    pairs = torch.stack([spiking.flatten(), analog.flatten()]).double()
+    return torch.cat([torch.tensor([float(pairs.shape[1])]), pairs.sum(1).cpu(), (pairs @ pairs.T).view(-1).cpu()])
 
 
 def _pearson(count: float, x: float, y: float, xx: float, xy: float, _: float, yy: float) -> float | None:

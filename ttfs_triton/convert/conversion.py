@@ -198,14 +198,20 @@ def recognise(
     return layout
 
 
+def is_plain(config: NetworkConfig) -> bool:
+    """Whether a network has neither residual blocks nor averages, which are not folded."""
+    return not any(
+        isinstance(token, Average) or (isinstance(token, Convolution | Dense) and token.skip > 0)
+        for token in parse_specification(config.specification)
+    )
+
+
 def _check_plain(config: NetworkConfig) -> None:
-    """Refuse what is neither folded nor calibrated yet."""
-    for token in parse_specification(config.specification):
-        if isinstance(token, Average) or (isinstance(token, Convolution | Dense) and token.skip):
-            raise ConversionError(
-                f"convert: network must have neither residual blocks nor averages; got {config.specification}. "
-                "Train it, or start from weights of the same network as they are, with --calibration-images 0."
-            )
+    if not is_plain(config):
+        raise ConversionError(
+            f"convert: network must have neither residual blocks nor averages; got {config.specification}. "
+            "Start training from such weights by --weights, as they are, without batch norm: they are calibrated."
+        )
 
 
 def _with_statistics(layout: Layout, overrides: Mapping[str, Any]) -> NetworkConfig:

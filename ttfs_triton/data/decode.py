@@ -158,7 +158,7 @@ class _Decoder:
         self._set_channels(row, channels)
         if self.pixels is not None:
             if self.count and self.count % _CHECK_EVERY == 0:
-                _require_memory(self.pixels[self.count :].nbytes, f"{self.total - self.count} more of {self._images()}")
+                require_memory(self.pixels[self.count :].nbytes, f"{self.total - self.count} more of {self._images()}")
             self.pixels[self.count] = image
         self.hash.update(image.tobytes())
         self.count += 1
@@ -178,7 +178,7 @@ class _Decoder:
             return
         assert self.size is not None
         shape = (self.total, *self.size, wanted)
-        _require_memory(math.prod(shape), self._images())
+        require_memory(math.prod(shape), self._images())
         pixels = np.empty(shape, dtype=np.uint8)
         if self.pixels is not None:
             pixels[: self.count] = self.pixels[: self.count]
@@ -240,13 +240,17 @@ def decode_rows(
     return Decoded(images, torch.tensor(kept, dtype=torch.int64), bad.rows, decoder.hash.hexdigest())
 
 
-def _require_memory(size: int, what: str) -> None:
-    """Raise unless `size` bytes fit into memory, once for each process on this machine."""
+def require_memory(size: int, what: str, remedy: str = "Use --streaming to decode batch by batch.") -> None:
+    """Raise unless `size` bytes fit into memory, once for each process on this machine.
+
+    Raises:
+        NotEnoughMemoryError: says `what` they are, and the remedy.
+    """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     available = psutil.virtual_memory().available
     if size * processes > _MEMORY_FRACTION * available:
         copies = f" in each of {processes} processes" if processes > 1 else ""
         raise NotEnoughMemoryError(
             f"load_images: the decoded images must fit into memory; got {what}, {size / 2**30:.1f} GiB{copies}, with "
-            f"{available / 2**30:.1f} GiB available. Use --streaming to decode batch by batch."
+            f"{available / 2**30:.1f} GiB available. {remedy}"
         )

@@ -17,7 +17,9 @@ from pyarrow import compute
 from torch import Tensor
 
 from ttfs_triton.data.checked import check_rows
-from ttfs_triton.data.decode import EncodedImages, InMemoryImages, decode_rows
+from ttfs_triton.data.decode import Decoded, EncodedImages, InMemoryImages, decode_rows
+from ttfs_triton.data.events import EventWindows
+from ttfs_triton.data.recordings import decode_recordings, find_recordings
 from ttfs_triton.data.sources import Rows, find_rows, image_column, label_column
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ def load_images(
     max_samples: int | None = None,
     max_bad_images: int = 10,
     streaming: bool = False,
+    events: EventWindows | None = None,
     progress: bool = False,
 ) -> ImageData:
     """Load one split, decode every image once.
@@ -115,22 +118,29 @@ def load_images(
         max_samples: use only so many rows, class proportions kept. Default: all.
         max_bad_images: how many images that cannot be decoded are logged and skipped.
         streaming: keep the images encoded, in a memory-mapped table, and decode them when they are needed.
+        events: what becomes of recordings of an event camera, which `data_dir` holds as `find_recordings` says: N-MNIST
+            or DVS-Gesture as published, or class folders of .bin or .npz files. Default: it holds images.
         progress: show progress bars.
     Raises:
         ValueError: data, split, columns, labels or images are not as described.
         RuntimeError: no network and no cached copy, unreadable files, or not enough memory.
     """
+    if events is not None:
+        beside = {"image_column": image_column, "label_column": label_column, "image_size": image_size}
+        given = [name for name, value in (beside | {"cropped": cropped, "streaming": streaming}).items() if value]
+        if data_dir is None or given:
+            raise ValueError(
+                "load_images: events must go with data_dir and without image_column, label_column, image_size, cropped "
+                f"and streaming; got {', '.join(given) or 'no data_dir'}. Recordings lie in a folder; pool makes them "
+                "smaller."
+            )
+        return _load_recordings(Path(data_dir), split, events, like, max_samples, max_bad_images, progress)
     rows = find_rows(dataset, data_dir, split, progress=progress)
     if rows.split != split:
         logger.warning("load_images: %s has no %s split; using %s.", rows.origin, split, rows.split)
     encoded, where = _encoded_images(rows, image_column), f"the {rows.split} split of {rows.origin}"
     labels, class_names = _labels(rows, label_column, where, like)
-    row_numbers = torch.arange(len(labels))
-    if max_samples is not None:
-        if max_samples < 1:
-            raise ValueError(f"load_images: max_samples must be at least 1; got {max_samples}. None uses all.")
-        if max_samples < len(labels):
-            row_numbers = _stratified_choice(labels, max_samples, seed=0)
+    row_numbers = _chosen(labels, max_samples)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if like is not None and size is None:
         size = (like.shape[2], like.shape[3])
@@ -143,17 +153,45 @@ def load_images(
     else:
         resize = image_size is not None
         decoded = decode_rows(encoded, row_numbers, keep=not streaming, where=where, size=size, resize=resize, **limits)
-    labels = labels[row_numbers[decoded.kept]]
-    return ImageData(
-        decoded.images,
-        labels,
-        class_names,
-        rows.origin,
-        rows.split,
-        _fingerprint(decoded.digest, decoded.images.shape, class_names, labels),
-        decoded.skipped,
-        dataset=dataset if data_dir is None else None,
-    )
+    names = (rows.origin, rows.split, dataset if data_dir is None else None)
+    return _data(decoded, labels[row_numbers[decoded.kept]], class_names, *names)
+
+
+def _load_recordings(
+    folder: Path,
+    split: str,
+    events: EventWindows,
+    like: ImageData | None,
+    max_samples: int | None,
+    max_bad_images: int,
+    progress: bool,
+) -> ImageData:
+    """One split of recordings of an event camera, with the classes of the training split if there is one."""
+    found = find_recordings(folder, split)
+    if like is not None and found.class_names != like.class_names:
+        raise ValueError(
+            f"load_images: classes of the {found.split} split of {found.origin} must be those of the training split; "
+            f"got {', '.join(found.class_names[:5])}. Use the same data set for both."
+        )
+    rows = _chosen(found.labels, max_samples)
+    decoded = decode_recordings(found, rows, events, max_bad_images=max_bad_images, progress=progress)
+    return _data(decoded, found.labels[rows[decoded.kept]], found.class_names, found.origin, found.split)
+
+
+def _data(
+    decoded: Decoded, labels: Tensor, class_names: list[str], name: str, split: str, dataset: str | None = None
+) -> ImageData:
+    fingerprint = _fingerprint(decoded.digest, decoded.images.shape, class_names, labels)
+    return ImageData(decoded.images, labels, class_names, name, split, fingerprint, decoded.skipped, dataset)
+
+
+def _chosen(labels: Tensor, max_samples: int | None) -> Tensor:
+    """Row numbers of all images, or of so many, class proportions kept."""
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"load_images: max_samples must be at least 1; got {max_samples}. None uses all.")
+    if max_samples is None or max_samples >= len(labels):
+        return torch.arange(len(labels))
+    return _stratified_choice(labels, max_samples, seed=0)
 
 
 def images_of_tensors(

@@ -124,13 +124,18 @@ def _type_name(feature: object) -> str:
     return str(getattr(feature, "dtype", None) or type(feature).__name__)
 
 
-def _local_rows(folder: Path, names: Sequence[str]) -> Rows:
+def require_folder(folder: Path) -> None:
+    """ValueError unless there is such a folder."""
     if not folder.is_dir():
         problem = "a file" if folder.exists() else "no such folder"
         raise ValueError(
             f"load_images: data_dir must be an existing folder; got {str(folder)!r}, {problem}. "
             "Correct --data-dir, or leave it out to use the data set by its name on the Hub."
         )
+
+
+def _local_rows(folder: Path, names: Sequence[str]) -> Rows:
+    require_folder(folder)
     for name in names:
         if files := _parquet_files(folder, name):
             return Rows(_read_parquet(files, folder), name, str(folder), embedded=True)
@@ -149,7 +154,8 @@ def _local_rows(folder: Path, names: Sequence[str]) -> Rows:
     raise ValueError(
         f"load_images: data_dir must hold a {names[0]} split; got {str(folder)!r}, which holds {listing}. Looked for "
         f"NAME*.parquet (here or one folder down), NAME/*.parquet and image files in NAME/<class>/, "
-        f"with NAME = {', '.join(names)}, and image files in <class>/."
+        f"with NAME = {', '.join(names)}, and image files in <class>/. Recordings of an event camera need "
+        "--event-windows."
     )
 
 

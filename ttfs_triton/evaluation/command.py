@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,20 +19,20 @@ from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.evaluation.output import check_output, write_output, write_page
 from ttfs_triton.hardware import (
     Chip,
-    Counts,
     RateCode,
     RunOptions,
     Simulation,
     available_chips,
     compare,
     counting,
-    dense_ann,
     estimate,
+    fair_chip,
     load_chip,
     simulate,
     sweep,
 )
 from ttfs_triton.report import on_terminal, print_chips, print_comparison, print_estimate, sweep_details
+from ttfs_triton.report.frontier_table import read_table
 from ttfs_triton.scoring import EvaluationBatches, evaluate, layer_table
 
 
@@ -52,6 +53,7 @@ def run(options: EvaluationOptions) -> Found:
     check_output(options)
     if options.faults and not options.simulation:
         raise ValueError(f"evaluate: faults must be simulated; got {options.faults.text()} with --no-simulation.")
+    frontier = () if options.frontier is None else tuple(read_table(options.frontier)[0])
     loaded = load_network(options.model, options.network)
     options = options.on(loaded.network.graph.grid)
     if loaded.description.network.analog:
@@ -74,7 +76,7 @@ def run(options: EvaluationOptions) -> Found:
     )
     if options.sample >= len(data):
         raise ValueError(f"evaluate: sample must be below {len(data)}, the number of images; got {options.sample}.")
-    found = _find(options, loaded, data, chips, accelerator)
+    found = replace(_find(options, loaded, data, chips, accelerator), frontier=frontier)
     show(found, Console())
     for path in [*write_output(options, found), *write_page(options, found)]:
         print(f"written: {path}")
@@ -106,7 +108,7 @@ def _find(
     name = loaded.files.name
     estimates = tuple(estimate(priced, chip, run_options, network=name) for chip in chips)
     code = RateCode(options.rate_steps, options.rate)
-    comparison = compare(priced, _fair_chip(priced, chips, run_options), run_options, rate_codes=[code], network=name)
+    comparison = compare(priced, fair_chip(priced, chips, run_options), run_options, rate_codes=[code], network=name)
     swept = None
     if options.sweep:
 
@@ -114,22 +116,13 @@ def _find(
             total = estimate(found.counts, chips[0], _run_options(options, found)).total
             return float("nan") if total is None else total.nominal
 
-        swept = sweep(network, batches, gating=options.gating, price=price)
+        swept = sweep(network, batches, gating=options.gating, price=price, chip=chips[0].name)
     deadlines = None
     if options.deadlines or options.early_exit_error is not None:
         error, certainty = options.early_exit_error, options.early_exit_confidence
         deadlines = find_deadlines(loaded, data, options.batch_size, error, certainty)
     most = options.max_test_samples
     return Found(loaded, data, evaluation, counts, estimates, comparison, simulation, swept, deadlines, most)
-
-
-def _fair_chip(counts: Counts, chips: Sequence[Chip], options: RunOptions) -> Chip:
-    """A chip that prices the dense ANN with memory and without: of those asked for, or else the model of Lemaire."""
-    for chip in chips:
-        dense = dense_ann(counts, chip, options=options)
-        if dense.memory_included is not None and dense.compute_only is not None:
-            return chip
-    return load_chip("lemaire45:int8")
 
 
 def _shown(batches: EvaluationBatches, name: str) -> Any:
@@ -145,6 +138,9 @@ def _run_options(options: EvaluationOptions, simulation: Simulation | None) -> R
         steps=None if closed else (options.steps if simulation is None else simulation.settings.steps),
         implementation=options.implementation,
         step_us=options.step_us,
+        latency_us=options.latency_us,
+        clock_mhz=options.clock_mhz,
+        hops_per_spike=options.hops_per_spike,
         gating=options.gating and not closed,
         activity=None if simulation is None or closed else simulation.activity,
     )

@@ -79,6 +79,20 @@ class Deadlines:
             f"{percent(found.accuracy)} after {found.time:.3f} windows instead of {found.full_time:.3f}",
         ]
 
+    def sentences(self) -> list[str]:
+        """The early exit for a page."""
+        if self.exit is None or self.figures is None:
+            return []
+        found = self.figures
+        wrong = "none" if found.error is None else percent(found.error)
+        return [
+            f"Early exit as soon as a spike has led for {self.exit.lead:.3f} windows, chosen on {self.exit.images:,} "
+            f"{self.chosen_on}: at most {percent(self.exit.bound)} of exits wrong, with {self.exit.confidence:.0%} "
+            "confidence.",
+            f"Found: {percent(found.exits)} of the test images exit early, {wrong} of them wrong; all together, "
+            f"{percent(found.accuracy)} after {found.time:.3f} windows instead of {found.full_time:.3f}.",
+        ]
+
 
 def find_deadlines(
     loaded: LoadedNetwork, data: ImageData, batch_size: int, error: float | None, certainty: float
@@ -139,6 +153,7 @@ def validation_images(loaded: LoadedNetwork) -> tuple[ImageData, Tensor] | None:
         split="train",
         max_samples=values.get("max_train_samples"),
         cropped=bool(values.get("random_resized_crop")),
+        events=loaded.description.preprocessing.events,
         progress=True,
         **options,
     )

@@ -104,7 +104,10 @@ def load_test_images(
 def _configured(loaded: LoadedNetwork) -> dict[str, Any]:
     """What the run's configuration says about its data, or else what was published with the weights."""
     path = None if loaded.files.run is None else loaded.files.run / "config.yaml"
+    events = loaded.description.preprocessing.events
     if path is None or not path.is_file():
+        if events is not None:
+            return {"events": events}
         name, size = loaded.description.dataset or "", loaded.description.network.image_size
         cropped = loaded.description.preprocessing.fit == "crop"
         return {"image_size": size, "cropped": cropped} | (
@@ -115,4 +118,4 @@ def _configured(loaded: LoadedNetwork) -> dict[str, Any]:
     except YamlError as error:
         raise LoadError(f"load_test_images: {path} {error}") from error
     found = {key: values[key] for key in KEYS if values.get(key) is not None}
-    return found | {"cropped": bool(values.get("random_resized_crop"))}
+    return found | {"cropped": bool(values.get("random_resized_crop")), "events": events}

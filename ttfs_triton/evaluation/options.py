@@ -16,6 +16,7 @@ from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
 from ttfs_triton.hardware.simulation.simulator import Own
 from ttfs_triton.nn import Grid
+from ttfs_triton.report.frontier_table import FrontierRow
 from ttfs_triton.scoring import Evaluation
 
 
@@ -53,6 +54,12 @@ class EvaluationOptions(FaultOptions):
     """Time steps a window, of the simulation and of the energy. network: as its grid has it, or 32."""
     step_us: float | None = Field(None, gt=0)
     """Duration of a step in microseconds, for static power. Default: the chip's, if it fixes one."""
+    latency_us: float | None = Field(None, gt=0)
+    """Duration of an image in microseconds, for static power, in place of that of its steps; an ANN has none."""
+    clock_mhz: float | None = Field(None, gt=0)
+    """Clock, for idle power. Default: the chip's."""
+    hops_per_spike: float | None = Field(None, ge=0)
+    """Tiles that a delivered spike crosses, all its messages together. Default: not priced."""
     weight_bits: Annotated[int, Field(ge=2, le=16)] | Own | None = "network"
     """Bits of a weight in the simulation; None leaves weights as they are. network: as its grid has it, or 8."""
     gating: bool = True
@@ -82,6 +89,8 @@ class EvaluationOptions(FaultOptions):
     """Write evaluation.json, energy.csv, sweep.csv and figures there; must not hold an evaluation already."""
     report: Path | None = None
     """Write one self-contained HTML page there."""
+    frontier: Path | None = None
+    """Folder of a sweep of recipes/frontier.py, or its frontier.json: the page shows where the network lies on it."""
     overwrite: bool = False
     """Replace what is at --output-dir and --report."""
     sample: int = Field(0, ge=0)
@@ -112,6 +121,7 @@ class Found:
         comparison: with alternatives, on the first chip that prices those, else on the first.
         simulation, sweep, deadlines: None if not asked for.
         max_test_samples: that were asked for; None: all.
+        frontier: rows of a sweep, to lie among; empty if not asked for.
     """
 
     loaded: LoadedNetwork
@@ -124,3 +134,4 @@ class Found:
     sweep: Sweep | None
     deadlines: Deadlines | None
     max_test_samples: int | None
+    frontier: tuple[FrontierRow, ...] = ()

@@ -14,9 +14,12 @@ import torch
 from ttfs_triton import report
 from ttfs_triton.atomic import write_json
 from ttfs_triton.data.pixels import to_float
+from ttfs_triton.evaluation.deadlines import deadline_table
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
-from ttfs_triton.hardware import sensitivity
+from ttfs_triton.hardware import available_chips, sensitivity
 from ttfs_triton.model.own_network import OwnNetwork
+from ttfs_triton.report.frontier_costs import with_costs
+from ttfs_triton.report.frontier_table import FREE, FrontierRow
 from ttfs_triton.scoring import device_name, versions
 
 MAIN_FILE = "evaluation.json"
@@ -36,6 +39,8 @@ def check_output(options: EvaluationOptions) -> None:
             raise ValueError(f"evaluate: --report must end in .html; got {options.report}.")
         if find_spec("matplotlib") is None:
             raise ValueError("evaluate: --report must have matplotlib; found none. Run: pip install matplotlib.")
+    if options.frontier is not None and options.report is None:
+        raise ValueError("evaluate: --frontier must go with a page to be drawn on; got none. Add --report PAGE.html.")
 
 
 def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
@@ -96,10 +101,55 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
         comparison=found.comparison,
         simulation=found.simulation,
         sweep=found.sweep,
+        deadlines=None if found.deadlines is None else deadline_view(found),
+        frontier=found.frontier,
+        here=_on_frontier(options, found) if found.frontier else None,
         facts=facts(found),
     )
     options.report.parent.mkdir(parents=True, exist_ok=True)
     return [report.write_page(options.report, data)]
+
+
+def deadline_view(found: Found) -> report.DeadlineView:
+    """Decisions in time, as the page shows them."""
+    assert found.deadlines is not None, "asked for"
+    name, images = found.loaded.files.name, found.evaluation.images
+    rows = tuple(
+        FrontierRow(
+            network=name,
+            point=FREE,
+            kind="deadline",
+            trained=True,
+            images=images,
+            accuracy=row.accuracy,
+            deadline=row.deadline,
+            decision_time=row.time,
+        )
+        for row in found.deadlines.rows
+    )
+    return report.DeadlineView(rows, deadline_table(found.deadlines), tuple(found.deadlines.sentences()))
+
+
+def _on_frontier(options: EvaluationOptions, found: Found) -> FrontierRow:
+    """The network among the points of a frontier: priced as they were, on the chips that are known here."""
+    evaluation, grid = found.evaluation, found.loaded.network.graph.grid
+    row = FrontierRow(
+        network=found.loaded.files.name,
+        point=FREE,
+        kind="network",
+        trained=True,
+        images=evaluation.images,
+        accuracy=evaluation.accuracy,
+        first_spike_accuracy=evaluation.first_spike_accuracy,
+        time_steps=None if grid is None else grid.time_steps,
+        weight_bits=None if grid is None else grid.weight_bits,
+        state_bits=None if grid is None else grid.state_bits,
+    )
+    theirs = next((each.steps for each in found.frontier if each.time_steps is None and each.steps), None)
+    steps = row.time_steps or theirs or int(options.steps)
+    known = [each.chip.name for each in found.estimates] + list(available_chips())
+    chips = [each.chip for each in found.frontier[0].energy if each.chip in known]
+    return with_costs(row, found.counts, chips, steps)
 
 
 def network_facts(found: Found) -> dict[str, Any]:
@@ -117,7 +167,7 @@ def facts(found: Found) -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d"),
         "device": device_name(device),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "command": shlex.join(["python", "recipes/evaluate.py", *(_without_path(word) for word in sys.argv[1:])]),
+        "command": command_line("recipes/evaluate.py"),
     }
 
 
@@ -148,6 +198,7 @@ def figures(found: Found) -> dict[str, Any]:
     }
 
 
-def _without_path(word: str) -> str:
-    """Folders of this machine say nothing to readers."""
-    return Path(word).name if word.startswith("/") else word
+def command_line(script: str) -> str:
+    """The command as others may give it: folders of this machine say nothing to readers."""
+    words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
+    return shlex.join(["python", script, *words])

@@ -18,6 +18,7 @@ from ttfs_triton.hardware.energy.ledger import Estimate, Term
 from ttfs_triton.hardware.energy.power import power_uw
 from ttfs_triton.hardware.energy.prices import Price, Range
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.verdict import Verdict, fair_chip, verdict
 from ttfs_triton.hardware.simulation.event_driven import event_driven
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import simulate
@@ -45,6 +46,7 @@ __all__ = [
     "SweepRow",
     "Swing",
     "Term",
+    "Verdict",
     "available_chips",
     "break_even_firing_share",
     "break_even_rate",
@@ -54,6 +56,7 @@ __all__ = [
     "dense_ann",
     "estimate",
     "event_driven",
+    "fair_chip",
     "load_chip",
     "power_uw",
     "rate_coded",
@@ -61,5 +64,6 @@ __all__ = [
     "sensitivity",
     "simulate",
     "sweep",
+    "verdict",
     "zero_skipping_ann",
 ]

@@ -25,7 +25,7 @@ from ttfs_triton.model.download import REPOSITORY
 from ttfs_triton.model.files import model_bytes
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import WEIGHTS
-from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_STEPS, card_rows
+from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_HEADERS, CARD_STEPS, card_rows, card_verdict
 from ttfs_triton.report.view import READOUTS
 from ttfs_triton.wording import interval, number, percent, small_percent
 
@@ -139,6 +139,7 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
     spiking = not network.analog
     counts = results.counts if results is not None and spiking else None
     names = facts.model.class_names
+    steps = CARD_STEPS if graph.grid is None else graph.grid.time_steps
     return {
         "title": repo_id.rpartition("/")[2],
         "repo_id": repo_id,
@@ -153,6 +154,7 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "persistence": " to ".join(map(str, sorted({graph.persistences[0], graph.persistences[-1]}))),
         "readout_time": graph.readout_time,
         "readout": READOUTS[graph.readout_time],
+        "events": facts.model.description.preprocessing.events,
         "channels": {1: "grayscale", 3: "colour (RGB)"}.get(network.in_channels, f"{network.in_channels} channels"),
         "windows": graph.windows + (graph.readout_time != "potential_start"),
         "parameters": sum(parameter.numel() for parameter in facts.model.parameters()),
@@ -164,8 +166,10 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "interval": None if results is None else interval(results.accuracy, results.images),
         "total": None if counts is None else counts.total(),
         "samples": None if counts is None else counts.samples,
-        "energy": None if counts is None else card_rows(counts, chips),
-        "steps": CARD_STEPS,
+        "energy": None if counts is None else card_rows(counts, chips, steps),
+        "energy_headers": CARD_HEADERS,
+        "verdict": None if counts is None else card_verdict(counts, chips, steps),
+        "steps": steps,
         "facts": facts,
         "settings": _settings(facts),
         "base": facts.model.description.base_model,

@@ -33,6 +33,7 @@ PUBLISHED_SETTINGS = (
     *("validation_fraction", "max_train_samples", "max_test_samples", "image_size"),
     *("crop_padding", "crop_fill", "flip", "shift", "rotation", "auto_augment", "trivial_augment", "cutout"),
     *("mixup", "cutmix"),
+    *("event_windows", "event_window_us", "event_pool", "event_sensor"),
     "random_resized_crop",
     "network",
     *NETWORK_SETTINGS,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 import ttfs_triton
+from ttfs_triton.data.events import EventWindows
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import NetworkConfig
@@ -37,6 +38,7 @@ class Preprocessing:
         fit: how an image of another shape becomes one of that size: "stretch" it, or "crop": the shorter side is
             resized to 8/7 of what is wanted and the middle cut out. Pixels in tensors are taken to be fitted already if
             they have the size.
+        events: what becomes of recordings of an event camera, where images are made of such. None: they are images.
     Raises:
         ValueError: another mode, filter or fit, or a size or divisor that is not positive.
     """
@@ -46,10 +48,13 @@ class Preprocessing:
     divisor: float = 255.0
     resize: str = "bilinear"
     fit: Literal["stretch", "crop"] = "stretch"
+    events: EventWindows | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.size, list):  # JSON has no tuples
             object.__setattr__(self, "size", tuple(self.size))
+        if isinstance(self.events, Mapping):
+            object.__setattr__(self, "events", EventWindows(**self.events))
         sides = self.size if isinstance(self.size, tuple) else ()
         if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"Preprocessing: size must be two positive sizes, height and width; got {self.size}.")
@@ -59,19 +64,28 @@ class Preprocessing:
             raise ValueError(f'Preprocessing: resize must be "bilinear"; got {self.resize!r}.')
         if self.fit not in ("stretch", "crop"):
             raise ValueError(f'Preprocessing: fit must be "stretch" or "crop"; got {self.fit!r}.')
+        if not isinstance(self.events, EventWindows | None):
+            raise ValueError(f"Preprocessing: events must be EventWindows or None; got {self.events!r:.80}.")
         number = isinstance(self.divisor, int | float) and not isinstance(self.divisor, bool)
         if not number or not 0 < self.divisor < math.inf:
             raise ValueError(f"Preprocessing: divisor must be positive and finite; got {self.divisor!r:.80}.")
 
     @classmethod
-    def of(cls, network: NetworkConfig | OwnNetwork, fit: Literal["stretch", "crop"] = "stretch") -> Preprocessing:
+    def of(
+        cls,
+        network: NetworkConfig | OwnNetwork,
+        fit: Literal["stretch", "crop"] = "stretch",
+        events: EventWindows | None = None,
+    ) -> Preprocessing:
         """What training does for this network: the darkest pixel is 0, the brightest its `max_value`."""
-        return cls(network.image_size, _MODES.get(network.in_channels), 255.0 / network.max_value, fit=fit)
+        mode = _MODES.get(network.in_channels)
+        return cls(network.image_size, mode, 255.0 / network.max_value, fit=fit, events=events)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `fit` only if it is not "stretch", so that older versions, which can do no other, read on."""
+        """As JSON values; `fit` and `events` only where needed, so that older versions, which have none, read on."""
         values = dataclasses.asdict(self) | {"size": list(self.size)}
-        return {name: value for name, value in values.items() if (name, value) != ("fit", "stretch")}
+        usual = {"fit": "stretch", "events": None}
+        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,12 @@ class ModelDescription:
                 f"ModelDescription: preprocessing must give the network's {wanted[0]} in mode {wanted[1]}; "
                 f"got {self.preprocessing}."
             )
+        events = self.preprocessing.events
+        if events is not None and 2 * events.count != self.network.in_channels:
+            raise ValueError(
+                f"ModelDescription: events must have half as many windows as the network has channels, "
+                f"{self.network.in_channels}; got {events.count}."
+            )
 
     @classmethod
     def of(
@@ -165,16 +185,17 @@ class ModelDescription:
         dataset: str | None = None,
         base_model: BaseModel | None = None,
         fit: Literal["stretch", "crop"] = "stretch",
+        events: EventWindows | None = None,
     ) -> ModelDescription:
         """A description of a network, preprocessed as in training.
 
         Args:
             network, dataset, base_model: as above.
             class_names: Default: "0", "1", ...
-            fit: of images, see `Preprocessing`.
+            fit, events: of images, see `Preprocessing`.
         """
         names = [str(number) for number in range(network.classes)] if class_names is None else class_names
-        return cls(network, tuple(names), Preprocessing.of(network, fit), dataset, base_model)
+        return cls(network, tuple(names), Preprocessing.of(network, fit, events), dataset, base_model)
 
     def replace(self, **changes: Any) -> ModelDescription:
         """A copy with some attributes changed, checked again."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from ttfs_triton.data.crops import Crop, centre_crop
 from ttfs_triton.data.pixels import image_pixels, to_float
 from ttfs_triton.data.reading import open_image
+from ttfs_triton.data.recordings import recording_pixels
 from ttfs_triton.model.description import Preprocessing
 
 ImageLike = Image.Image | np.ndarray | Tensor | str | Path
@@ -39,7 +40,8 @@ def network_input(images: Sequence[Any], preprocessing: Preprocessing, channels:
     Args:
         images: each a Pillow image, the path of a file, a uint8 array [height, width] or [height, width, C], or a
             tensor [height, width] or [C, height, width], uint8, or floating point in [0, 1]. C is 1 or 3, or, for
-            tensors, `channels`. A float tensor that has the network's size and channels goes in as it is.
+            tensors, `channels`. A float tensor that has the network's size and channels goes in as it is. Where images
+            are made of recordings of an event camera, a file is a recording.
         preprocessing: of the network.
         channels: of the network.
     Returns:
@@ -99,6 +101,8 @@ def _opened(path: Path, preprocessing: Preprocessing) -> Tensor:
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise ValueError(f"must be a file; {path} is none.")
     try:
+        if preprocessing.events is not None:
+            return _scaled(recording_pixels(path, preprocessing.events))
         with open_image({"bytes": None, "path": str(path)}) as image:
             return _pixels(image, preprocessing)
     except FileNotFoundError:

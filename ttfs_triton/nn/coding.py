@@ -78,6 +78,9 @@ class LatencyEncoder(nn.Module):
     The values of the first batch are looked at: on the CPU at once, on another device when one comes in evaluation
     mode, so that no training step there waits for it. Later batches are clamped.
 
+    Spikes of an event camera need no other encoder: `ttfs_triton.data.events` gives their activations, any number of
+    channels, and this one hands them on.
+
     Args:
         max_value: pixel value that fires at the window's start; 255 for 8-bit pixels.
         clamp: take values outside for the nearest one inside, rather than refuse them.

@@ -1,6 +1,6 @@
 """What people look at: tables, plots, and one HTML page of an evaluated network, for a phone or a desktop."""
 
-from ttfs_triton.report.data import PageData, Sample
+from ttfs_triton.report.data import DeadlineView, PageData, Sample
 from ttfs_triton.report.energy_tables import (
     chips_table,
     comparison_table,
@@ -16,6 +16,7 @@ from ttfs_triton.report.raster import LayerSpikes, spikes_of
 from ttfs_triton.report.tables import on_terminal, sweep_details
 
 __all__ = [
+    "DeadlineView",
     "LayerSpikes",
     "PageData",
     "Sample",

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
+from ttfs_triton.report.frontier_table import FrontierRow
 from ttfs_triton.report.raster import LayerSpikes
+from ttfs_triton.report.tables import Table
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,21 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class DeadlineView:
+    """Decisions in time.
+
+    Attributes:
+        rows: accuracy by deadline.
+        table: the same with shares that were decided.
+        notes: on early exits, in sentences.
+    """
+
+    rows: tuple[FrontierRow, ...]
+    table: Table
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PageData:
     """One network, evaluated on one data set. What is None or empty is left out.
 
@@ -60,6 +77,8 @@ class PageData:
         comparison: with other ways of computing the network.
         simulation: on the clock, with quantised weights.
         sweep: over time steps and weight bits.
+        deadlines: accuracy by decision time.
+        frontier, here: points of a sweep, and this network among them.
         facts: how the page was made (versions, device, date, command), in the order in which they are shown.
     Raises:
         ValueError: no title, no images, a share outside [0, 1], more ties than images, or a chip without an estimate.
@@ -80,6 +99,9 @@ class PageData:
     comparison: Comparison | None = None
     simulation: Simulation | None = None
     sweep: Sweep | None = None
+    deadlines: DeadlineView | None = None
+    frontier: tuple[FrontierRow, ...] = ()
+    here: FrontierRow | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -11,7 +11,18 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from ttfs_triton.hardware import PUBLISHED, Comparison, Counts, Estimate, RunOptions, dense_ann, estimate, load_chip
+from ttfs_triton.hardware import (
+    PUBLISHED,
+    Comparison,
+    Counts,
+    Estimate,
+    RunOptions,
+    dense_ann,
+    estimate,
+    fair_chip,
+    load_chip,
+    verdict,
+)
 from ttfs_triton.hardware.energy.ledger import TermKind
 from ttfs_triton.hardware.energy.prices import Status, weakest
 from ttfs_triton.report.tables import Table, on_terminal
@@ -20,9 +31,19 @@ from ttfs_triton.wording import duration, energy, energy_range, ratio
 COLUMNS = ("network", "chip", "layer", "term", "count", "price_pj", "low_pj", "high_pj", "status", "source")
 KINDS: tuple[TermKind, ...] = ("compute", "memory", "communication", "static")
 
-# Of a card's table.
-CARD_CHIPS = ("anp_i", "lemaire45:int8", "odin", "loihi")
+# Of a card's table: the same arithmetic with memory and without, then chips that price synaptic operations.
+CARD_CHIPS = ("lemaire45:int8", "horowitz45:int8", "anp_i", "odin", "loihi")
 CARD_STEPS = 32
+CARD_HEADERS = (
+    "chip",
+    "with memory",
+    "dense ANN with memory",
+    "by arithmetic alone",
+    "dense ANN by arithmetic alone",
+    "all that has a price",
+    "weakest price",
+    "not in it, for want of a price or of what stands in brackets",
+)
 
 
 def missing(found: Estimate) -> list[str]:
@@ -228,9 +249,8 @@ class CardRow:
     """Energy of an image on one chip, for a card.
 
     Attributes:
-        estimate: clock-driven, `CARD_STEPS` steps a window.
-        cells: chip, all that has a price, compute only, with memory, dense ANN on the same chip, weakest status, terms
-            that are in no sum.
+        estimate: clock-driven.
+        cells: by `CARD_HEADERS`; the dense ANN is on the same chip.
         lines: what the figures depend on and what speaks against them, in sentences.
     """
 
@@ -239,19 +259,33 @@ class CardRow:
     lines: tuple[str, ...]
 
 
-def card_rows(counts: Counts, chips: Sequence[str] = CARD_CHIPS) -> list[CardRow]:
+def card_rows(counts: Counts, chips: Sequence[str] = CARD_CHIPS, steps: int = CARD_STEPS) -> list[CardRow]:
     """Estimate on each chip.
 
     Args:
         counts: of a spiking network.
         chips: what `load_chip` takes.
+        steps: time steps a window.
     Raises:
         ValueError: an unknown chip.
     """
-    options, rows = RunOptions(steps=CARD_STEPS, gating=True), []
+    options, rows = _card_options(steps), []
     for chip in map(load_chip, chips):
         found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
-        sums = (found.total, found.compute_only, found.memory_included, dense.total)
+        sums = (found.memory_included, dense.memory_included, found.compute_only, dense.compute_only, found.total)
         cells = (chip.name, *map(energy_range, sums), found.status or "–", not_in_it(found))
         rows.append(CardRow(found, cells, (*found.assumptions, *found.warnings)))
     return rows
+
+
+def card_verdict(counts: Counts, chips: Sequence[str] = CARD_CHIPS, steps: int = CARD_STEPS) -> list[str]:
+    """Whether the network is cheaper than its dense ANN, in the sentences of terminal and page.
+
+    Args, Raises: as for `card_rows`.
+    """
+    options = _card_options(steps)
+    return verdict(counts, fair_chip(counts, chips, options), options).sentences()
+
+
+def _card_options(steps: int) -> RunOptions:
+    return RunOptions(steps=steps, gating=True)

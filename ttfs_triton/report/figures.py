@@ -47,7 +47,7 @@ def raster_svg(layers: Sequence[LayerSpikes]) -> str:
     Args:
         layers: as `spikes_of` gives them.
     """
-    with _drawing("raster", 1.0 + 0.44 * len(layers)) as drawing:
+    with page_figure("raster", 1.0 + 0.44 * len(layers)) as drawing:
         axes = drawing.figure.subplots()
         for row, layer in enumerate(layers):
             size = next((size for most, size in POINTS if layer.neurons <= most), 0.9)
@@ -103,7 +103,7 @@ def histograms_svg(counts: Counts) -> str | None:
         return None
     columns = 2 if len(layers) <= 8 else 3
     rows = -(-len(layers) // columns)
-    with _drawing("histograms", 0.5 + 1.3 * rows) as drawing:
+    with page_figure("histograms", 0.5 + 1.3 * rows) as drawing:
         grid = drawing.figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
         for axes, layer in zip(grid, layers, strict=False):
             bins = len(layer.histogram)
@@ -155,7 +155,7 @@ def energy_svg(estimates: Sequence[Estimate]) -> str | None:
     totals = priced(estimates)
     if len(totals) < 2:
         return None
-    with _drawing("energy", 0.8 + 0.3 * len(totals)) as drawing:
+    with page_figure("energy", 0.8 + 0.3 * len(totals)) as drawing:
         chips_on(drawing.figure.subplots(), totals, ink=INK, paper=PAPER, colour=COLOURS[4])
     return drawing.svg
 
@@ -168,10 +168,8 @@ def sweep_svg(sweep: Sweep) -> str | None:
     """
     if any(row.accuracy is None for row in sweep.rows):
         return None
-    with _drawing("sweep", 3.4) as drawing:
-        axes = drawing.figure.subplots()
-        sweep_on(axes, sweep, ink=INK)
-        axes.legend(frameon=False, title="weight bits", alignment="left", loc="lower right")
+    with page_figure("sweep", 3.4) as drawing:
+        sweep_on(drawing.figure, drawing.figure.subplots(), sweep, ink=INK)
     return drawing.svg
 
 
@@ -182,7 +180,7 @@ def _ticks(at_most: int, *, integer: bool = False) -> Any:
 
 
 @contextmanager
-def _drawing(name: str, height: float) -> Iterator[Drawing]:
+def page_figure(name: str, height: float) -> Iterator[Drawing]:
     """A figure that is turned into SVG in the end; its name keeps its identifiers apart from other figures'."""
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -14,6 +16,7 @@ from ttfs_triton.report.data import PageData
 from ttfs_triton.report.view import page_context
 
 ADDRESS = re.compile(r"(?:https?://|\b(?:github\.com|doi\.org|arxiv\.org)/)[\w./~%?&=#:+@-]*[\w/]")
+TIED = re.compile(r"(?<=×) (?=\d)|(?<=\d) (?=[pnµm]?J\b)")
 
 
 def write_page(path: Path, data: PageData) -> Path:
@@ -41,6 +44,18 @@ def render_page(data: PageData) -> str:
     Raises:
         RuntimeError: matplotlib is not installed.
     """
+    return render("page.html", lambda: page_context(data))
+
+
+def render(template: str, context: Callable[[], dict[str, Any]]) -> str:
+    """One of our templates as text.
+
+    Args:
+        template: its file.
+        context: everything that it names, drawn when it is called.
+    Raises:
+        RuntimeError: matplotlib is not installed.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         raise RuntimeError("write_page: matplotlib must be installed; found none. pip install 'ttfs-triton[plot]'")
     environment = Environment(
@@ -51,12 +66,13 @@ def render_page(data: PageData) -> str:
         lstrip_blocks=True,
     )
     environment.filters["linked"] = linked
-    return environment.get_template("page.html").render(page_context(data))
+    return environment.get_template(template).render(context())
 
 
 def linked(text: str) -> Markup:
-    """Text as HTML, escaped, in which web addresses are links."""
+    """Text as HTML, escaped, in which web addresses are links; no line ends behind × or before a unit of energy."""
     parts, done = [], 0
+    text = TIED.sub("\u00a0", text)
     for found in ADDRESS.finditer(text):
         address = found.group()
         target = address if address.startswith("http") else f"https://{address}"

@@ -132,6 +132,7 @@ def sweep_details(sweep: Sweep) -> Table:
     priced = any(row.energy_pj is not None for row in sweep.rows)
     rows = tuple(_sweep_row(row, priced) for row in sweep.rows)
     caption = f"All figures over {number(sweep.samples)} images; those of work are of an image"
+    caption += f", energy on {sweep.chip}" if priced and sweep.chip else ""
     return Table(caption, (*headers, *(["energy"] if priced else [])), rows)
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from ttfs_triton.hardware import Counts, Estimate
 from ttfs_triton.report import energy_tables, figures, tables
 from ttfs_triton.report.data import PageData, Sample
+from ttfs_triton.report.frontier_curves import curves
+from ttfs_triton.report.frontier_figures import deadline_svg
 from ttfs_triton.wording import energy, interval, number, percent, small_percent
 
 READOUTS = {
@@ -83,6 +85,9 @@ def page_context(data: PageData) -> dict[str, Any]:
         "sweep": None if sweep is None else tables.sweep_table(sweep),
         "sweep_details": None if sweep is None else tables.sweep_details(sweep),
         "sweep_figure": None if sweep is None else figures.sweep_svg(sweep),
+        "deadlines": data.deadlines,
+        "deadline_figure": None if data.deadlines is None else deadline_svg(data.deadlines.rows),
+        "curves": curves(data.frontier, data.here) if data.frontier else [],
         "fineprint": fineprint(data),
         "limits": limits(data),
         "facts": tables.pairs_table("How this page was made", data.facts.items()) if data.facts else None,

@@ -85,6 +85,7 @@ def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str]
             max_samples=samples,
             max_bad_images=config.max_bad_images,
             streaming=streaming or config.streaming,
+            events=config.events,
             progress=accelerator.is_main_process,
         )
 
@@ -92,7 +93,7 @@ def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str]
         try:
             return load(split, samples, like)
         except NotEnoughMemoryError as error:
-            if config.data_placement != "auto":
+            if config.data_placement != "auto" or config.events is not None:
                 raise
             say(f"{split} images are streamed: {str(error).split('; ', 1)[1].rsplit('. Use', 1)[0]}")
             return load(split, samples, like, streaming=True)
@@ -146,13 +147,14 @@ def build_network(
     if network is None:
         network = _own_network(config, data) if config.network is not None else _specified_network(config, data)
     weights, start = str(ann) if config.pretrain and ann is not None else config.weights, None
-    if weights is not None and isinstance(network, TTFSNetwork):
+    if weights is not None:
         images = None
         if calibrated and config.calibration_images:
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
-        start = load_weights(network, weights, images, config.trained_as)
-    elif weights is not None:
-        start = load_own_weights(network, weights)
+        if isinstance(network, TTFSNetwork):
+            start = load_weights(network, weights, images, config.trained_as)
+        else:  # what its weights were trained as only the user knows
+            start = load_own_weights(network, weights, images if config.trained_as == "ann" else None)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, learn_units=config.learn_units)
         if config.grid_chip is not None:
@@ -187,6 +189,7 @@ def describe(config: TrainConfig, network: nn.Module, data: RunData, start: Star
         describe_network(network, data.train.shape[1:], config.network),
         class_names=data.train.class_names,
         fit="crop" if config.random_resized_crop else "stretch",
+        events=config.events,
         dataset=data.train.dataset,
         base_model=None if start is None else start.base_model,
     )

@@ -22,13 +22,14 @@ from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.nn import Neuron
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.grid import MOST_STEPS, Grid
+from ttfs_triton.train.event_options import EventOptions
 from ttfs_triton.train.target import Wanted, parse_target
 from ttfs_triton.yaml_file import YamlError, read_mapping
 
 PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
 
 
-class TrainConfig(FaultOptions):
+class TrainConfig(FaultOptions, EventOptions):
     """Everything a run depends on. Saved as `config.yaml` in the run's folder.
 
     Faults happen to chips that are trained for: anew in each step, and not in validation.
@@ -127,7 +128,8 @@ class TrainConfig(FaultOptions):
     network, also as an ANN with batch norm, or of a known VGG; see recipes/convert.py for what more can be changed."""
     trained_as: TrainedAs | None = None
     """What the weights are of if they are the paper's, whose names do not say it: its ANN, or the spiking network of
-    its script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Only an ANN's are calibrated."""
+    its script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Only an ANN's are calibrated; those of a
+    network of your own are if you say ann here, say of one trained at psp_persistence 0."""
     pretrain: bool = False
     """Train the ANN first, as recipes/pretrain_ann.py does with the same preset, in the run's folder, and start from
     its weights."""
@@ -271,6 +273,8 @@ class TrainConfig(FaultOptions):
             raise ValueError(f"target_{self.target.kind} works with neuron: dft only; an ANN has no spikes")
         if self.trained_as is not None and self.weights is None:
             raise ValueError("trained_as needs weights")
+        if self.network is not None and self.trained_as not in (None, "ann"):
+            raise ValueError(f"trained_as must be ann for a network of your own, or left out; got {self.trained_as}")
         if self.pretrain_epochs is not None and not self.pretrain:
             raise ValueError("pretrain_epochs needs pretrain: true")
         if self.time_steps is not None and self.neuron == "ann":
@@ -332,7 +336,7 @@ class TrainConfig(FaultOptions):
 
 # Keys that a network of the user's makes meaningless.
 NETWORK_KEYS = tuple(
-    "model width neuron batch_norm encoder readout bias weight_standardisation initial_gain dropout trained_as "
+    "model width neuron batch_norm encoder readout bias weight_standardisation initial_gain dropout "
     "pretrain pretrain_epochs".split()
 )
 # Keys that may differ between a run and its continuation: they change neither weights nor metrics.

@@ -81,11 +81,13 @@ class Given:
         network: to train, and to hold the best weights at the end; None: as configured.
         data: None: as configured.
         callbacks: told of steps and epochs.
+        again: how to go on with the run, in words. Default: its recipe's command.
     """
 
     network: nn.Module | None = None
     data: RunData | None = None
     callbacks: Sequence[Callback] = ()
+    again: str | None = None
 
 
 def train(
@@ -132,7 +134,7 @@ def _train(
     given: Given = Given(),
 ) -> dict[str, Any]:
     """A run in a folder that is ours."""
-    display = Display(accelerator.is_main_process)
+    display, again = Display(accelerator.is_main_process), given.again or _command(folder, config)
     # Rights are found out before data are loaded: token and name now, the repository as soon as the run can begin.
     _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
     if config.resume and (summary := folder.read_summary()) is not None and summary["epochs"] >= config.epochs:
@@ -141,13 +143,13 @@ def _train(
     if config.resume:
         _check_configuration(config, folder)
     stop = StopRequest(accelerator)
-    with _beginning(folder, config):
+    with _beginning(folder, again):
         data = load_data(config, accelerator, display.say) if given.data is None else given.data
     if ann is not None and (not config.resume or latest_checkpoint(folder.checkpoints) is None):
-        with _beginning(folder, config):
+        with _beginning(folder, again):
             build_network(config, data)  # what is wrong with it should not be found out after the ANN's training
         config = _pretrain(config, ann, accelerator, folder, name)
-    with _beginning(folder, config):
+    with _beginning(folder, again):
         loop = TrainingLoop(config, accelerator, data, folder, display, stop, given.network, given.callbacks)
     _ask_hub(config, accelerator, partial(open_repository, str(config.hub_repo_id), private=config.hub_private))
     try:
@@ -166,34 +168,32 @@ def _train(
         for callback in given.callbacks:
             callback.on_end(loop, summary)
     except EvaluationStopped:
-        message = f"Stopped while scoring the test images.\nGo on with: {_command(folder, config)}"
+        message = f"Stopped while scoring the test images.\nGo on with: {again}"
         raise Interrupted(message, stop.received) from None
     except Interrupted as stopped:
-        raise Interrupted(f"{stopped}\nGo on with: {_command(folder, config)}", stopped.received) from None
+        raise Interrupted(f"{stopped}\nGo on with: {again}", stopped.received) from None
     except DataLostError as error:
         if accelerator.num_processes == 1:  # others would wait for those that have lost nothing
             loop.save()
         reason = str(error).splitlines()[-1].split("DataLostError: ")[-1]  # a worker's comes with its traceback
-        raise DataLostError(
-            f"{reason} Last checkpoint: {loop.last_checkpoint}. Go on with: {_command(folder, config)}"
-        ) from error
+        raise DataLostError(f"{reason} Last checkpoint: {loop.last_checkpoint}. Go on with: {again}") from error
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
-        raise _device_lost(error, loop.last_checkpoint, folder, config) from error
+        raise _device_lost(error, loop.last_checkpoint, again) from error
     except OSError as error:
         raise RunFolderError(
             f"train: files must be readable and writable to the end; got {reason_of(error)}. Last checkpoint: "
-            f"{loop.last_checkpoint}. Mend that, then go on with: {_command(folder, config)}"
+            f"{loop.last_checkpoint}. Mend that, then go on with: {again}"
         ) from error
     return summary
 
 
 @contextmanager
-def _beginning(folder: RunFolder, config: TrainConfig) -> Iterator[None]:
+def _beginning(folder: RunFolder, again: str) -> Iterator[None]:
     """Within its `with` block, what a run cannot begin with becomes a ConfigError; a lost device, a DeviceLostError."""
     try:
         yield
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
-        raise _device_lost(error, latest_checkpoint(folder.checkpoints) or "none yet", folder, config) from error
+        raise _device_lost(error, latest_checkpoint(folder.checkpoints) or "none yet", again) from error
     except CheckpointError:
         raise
     except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
@@ -339,9 +339,7 @@ def _scalar(value: Any) -> bool | int | float | str:
     return value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
 
 
-def _device_lost(
-    error: RuntimeError, checkpoint: Path | str, folder: RunFolder, config: TrainConfig
-) -> DeviceLostError:
+def _device_lost(error: RuntimeError, checkpoint: Path | str, again: str) -> DeviceLostError:
     """One line: what happened, what is kept, how to go on."""
     reason = str(error).splitlines()[0].rstrip(".")
     rule, remedy = "the device must last to the end", "Go on with"
@@ -351,9 +349,7 @@ def _device_lost(
             "Start again with a smaller --batch-size, or with more --gradient-accumulation at the same one; or, with "
             "less there (--data-placement host, a smaller --evaluation-batch-size, no other program), go on with"
         )
-    return DeviceLostError(
-        f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}: {_command(folder, config)}"
-    )
+    return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}: {again}")
 
 
 def _command(folder: RunFolder, config: TrainConfig) -> str:

@@ -14,14 +14,17 @@ from ttfs_triton.convert import (
     Weights,
     WeightsError,
     calibrate_converted,
+    calibrate_network,
     convert,
     open_weights,
 )
+from ttfs_triton.convert.conversion import is_plain
 from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.hardware import count, load_chip
 from ttfs_triton.hardware.energy.fits import exceeded
 from ttfs_triton.model import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
+from ttfs_triton.nn.graph import NetworkError
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.registers import check_registers
 from ttfs_triton.nn.specification import Convolution, Dense, Token
@@ -53,7 +56,8 @@ def load_weights(
     Tensors of exactly the network's names and shapes are copied, from a spiking network or its analog twin. Others are
     converted first: an ANN of ours with batch norm or standardised weights, or a known network of another project. What
     neither names nor shapes fix stays as the network has it, but for mean and std of the images, which are those that
-    the weights were trained with. A spiking network with an ANN's weights is calibrated.
+    the weights were trained with. A spiking network with an ANN's weights is calibrated; with residual blocks or
+    averages it must have the ANN's very tensors.
 
     Args:
         network: changed in place.
@@ -79,7 +83,8 @@ def load_weights(
             tensors, trained = converted.network.state_dict(), converted.network.config
             _check_same(network, tensors)
         known_ann = converted is not None or (trained is not None and trained.analog)
-        if images is not None and known_ann and not network.config.analog:
+        to_calibrate = images is not None and known_ann and not network.config.analog
+        if images is not None and to_calibrate and is_plain(network.config):
             converted = converted or _convert(network.config, weights, trained_as)
             if converted.needs_calibration:
                 converted, calibration = _calibrate(converted, images)
@@ -92,6 +97,8 @@ def load_weights(
     network.load_state_dict(tensors)
     if isinstance(trained, NetworkConfig):
         _take_statistics(network, trained)
+    if images is not None and to_calibrate and not is_plain(network.config):
+        calibration = _calibrate_network(network, images)
     grid = (
         description.network.grid if description is not None and isinstance(description.network, NetworkConfig) else None
     )
@@ -137,12 +144,13 @@ def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[
         )
 
 
-def load_own_weights(network: nn.Module, source: str) -> Start:
+def load_own_weights(network: nn.Module, source: str, images: Tensor | None = None) -> Start:
     """Load weights into a network that code of the user's built, strictly: same names, same shapes.
 
     Args:
         network: changed in place.
         source: what `open_weights` reads.
+        images: to calibrate on, as for `load_weights`, where the weights are an ANN's.
     Raises:
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
@@ -153,7 +161,17 @@ def load_own_weights(network: nn.Module, source: str) -> Start:
     except (WeightsError, ConversionError) as error:
         raise ConfigError(f"weights: {error}") from error
     network.load_state_dict(weights.tensors)
-    return Start(base_model, None)
+    return Start(base_model, None if images is None else _calibrate_network(network, images))
+
+
+def _calibrate_network(network: nn.Module, images: Tensor) -> Calibration:
+    """Calibrate on the images' device; the network stays on the CPU."""
+    try:
+        return calibrate_network(network.to(images.device), images)
+    except (ConversionError, NetworkError) as error:
+        raise ConfigError(f"weights: {error}") from error
+    finally:
+        network.cpu()
 
 
 def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:

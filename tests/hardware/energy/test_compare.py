@@ -117,11 +117,11 @@ def test_break_even_says_when_there_is_none():
     never = break_even_firing_share(convolutional_network(), "horowitz45:int8", RunOptions(steps=4096))
     assert never.value is None
     assert re.fullmatch(
-        r"no firing share: what does not depend on spikes costs .* [nµ]J, more than the dense ANN at .* [nµ]J",
+        r"no break-even firing share: the network without a spike costs .* [nµ]J, more than the dense ANN at .* [nµ]J",
         never.text,
     )
     unpriced = break_even_firing_share(convolutional_network(), "loihi", RunOptions(steps=4))
-    assert (unpriced.value, unpriced.text) == (None, "no firing share: loihi has no price for the dense ANN")
+    assert (unpriced.value, unpriced.text) == (None, "no break-even firing share: loihi has no price for the dense ANN")
     always = break_even_firing_share(dense_network(), "horowitz45:fp32", RunOptions(steps=1))
     assert always.value > 1
     assert always.text == "of all that has a price, it costs less than the dense ANN at any firing share"

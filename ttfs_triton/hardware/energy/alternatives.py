@@ -165,7 +165,7 @@ def _ann(
         multiplications(ledger, layer, layer.nonzero_macs if skip_zeros else layer.dense_macs)
         if layer.kind != "readout":
             ledger.charge(layer.name, "activation functions", "compute", layer.neurons, "compare")
-    static_power(ledger, options.latency_us, options.clock_mhz)
+    static_power(ledger, options.latency_us, options.clock_mhz, remedy="latency_us")
     name = "zero-skipping ANN" if skip_zeros else "dense ANN"
     lines = (f"{name}; no reuse of what was read", *about(ledger))
     latency_us = options.latency_us

@@ -67,8 +67,8 @@ def break_even_firing_share(
     target = _nominal(dense_ann(counts, chip, options=options), measure)
     factor = _crossing(ours, target)
     if factor is None:
-        why = _why_no_crossing(ours, target, chip, "the dense ANN", "what does not depend on spikes")
-        return BreakEven(None, f"no firing share: {why}")
+        why = _why_no_crossing(ours, target, chip, "the dense ANN", "the network without a spike")
+        return BreakEven(None, f"no break-even firing share: {why}")
     share = factor * counts.sparsity
     beyond = "at any firing share" if share > 1 else f"below a firing share of {share:.1%} (now {counts.sparsity:.1%})"
     return BreakEven(share, f"{_MEASURED[measure]}, it costs less than the dense ANN {beyond}")
@@ -97,7 +97,7 @@ def break_even_rate(
     rate = _crossing(rated, target)
     if rate is None:
         why = _why_no_crossing(rated, target, chip, "this network", f"T = {rate_steps} without a spike")
-        return BreakEven(None, f"no rate: {why}")
+        return BreakEven(None, f"no break-even rate: {why}")
     return BreakEven(rate, f"cheaper than rate coding with T = {rate_steps} above {rate:.3g} spikes a neuron and step")
 
 

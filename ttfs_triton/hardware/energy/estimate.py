@@ -99,7 +99,8 @@ def spiking_estimate(
         if layer.kind != "readout":
             spikes_out(ledger, layer.name, layer.spikes, layer.delivered, options)
     latency_us = latency(chip, options, windows)
-    static_power(ledger, latency_us, options.clock_mhz)
+    remedy = "step_us" if options.implementation == "clock_driven" else "latency_us"
+    static_power(ledger, latency_us, options.clock_mhz, remedy)
     return Estimate(
         network=network,
         implementation=options.implementation.replace("_", "-"),

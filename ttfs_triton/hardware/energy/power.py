@@ -23,9 +23,9 @@ def step_time(chip: Chip, step_us: float | None, steps: int) -> float | None:
     return None if step_us is None else step_us * steps
 
 
-def static_power(ledger: Ledger, latency_us: float | None, clock_mhz: float | None) -> None:
-    """Charge leakage and idle power over the latency, unless other prices hold them."""
-    prices, note = ledger.chip.prices, "" if latency_us is not None else "the latency is not known: give step_us"
+def static_power(ledger: Ledger, latency_us: float | None, clock_mhz: float | None, remedy: str = "step_us") -> None:
+    """Charge leakage and idle power over the latency, unless other prices hold them; `remedy` makes it known."""
+    prices, note = ledger.chip.prices, "" if latency_us is not None else f"the latency is not known: give {remedy}"
     if "leakage_power" in prices or "idle_power" not in prices:
         ledger.charge("chip", "leakage", "static", latency_us, "leakage_power", note)
     idle = prices.get("idle_power")

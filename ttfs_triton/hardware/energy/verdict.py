@@ -9,7 +9,7 @@ from pathlib import Path
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.alternatives import dense_ann
 from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.chip_files import as_chip
+from ttfs_triton.hardware.energy.chip_files import as_chip, load_chip
 from ttfs_triton.hardware.energy.estimate import estimate
 from ttfs_triton.hardware.energy.ledger import Estimate
 from ttfs_triton.hardware.energy.run_options import RunOptions
@@ -17,6 +17,9 @@ from ttfs_triton.wording import ratio
 
 STEPS = (4, 8, 16, 32, 64, 128)
 """Time steps a window at which networks are compared, besides those that were asked for."""
+
+FAIR_CHIP = "lemaire45:int8"
+"""Where networks are compared if no chip that was asked for prices the dense ANN with memory and without."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Verdict:
         with_memory, arithmetic: ratio at each of `steps`, or the one of a closed form; empty where the chip does not
             price it, or does not tell it apart.
         asked: place of the steps that were asked for.
+        missing: what the network does that has no price there, so that it costs more than the ratios say.
     """
 
     chip: str
@@ -36,12 +40,13 @@ class Verdict:
     with_memory: tuple[float, ...]
     arithmetic: tuple[float, ...]
     asked: int
+    missing: tuple[str, ...] = ()
 
     @property
     def cheaper(self) -> bool:
         """Whether it costs less with memory and without, at the steps that were asked for. Unknown is no."""
         both = (self.with_memory, self.arithmetic)
-        return all(ratios and ratios[self.asked] < 1 for ratios in both)
+        return not self.missing and all(ratios and ratios[self.asked] < 1 for ratios in both)
 
     def sentences(self) -> list[str]:
         """The same in words, memory first."""
@@ -55,6 +60,8 @@ class Verdict:
         if not all(both):
             return [*lines, "No verdict: it needs prices with memory and without."]
         wins = [all(ratios[place] < 1 for ratios in both) for place in range(len(self.with_memory))]
+        if any(wins) and self.missing:
+            return [*lines, f"No verdict: {self.chip} has no price for {', '.join(self.missing)}, which comes on top."]
         if all(wins):
             return [*lines, f"Cheaper than the dense ANN, with memory and without{self._at(self.steps)}."]
         if any(wins):
@@ -65,7 +72,9 @@ class Verdict:
     def _line(self, how: str, ratios: Sequence[float], otherwise: str) -> str:
         if not ratios:
             return f"{otherwise[:1].upper()}{otherwise[1:]}."
-        text = f"{how[:1].upper()}{how[1:]}, an image costs × {ratio(ratios[self.asked])} of the dense ANN"
+        text = (
+            f"{how[:1].upper()}{how[1:]}, an image costs × {ratio(ratios[self.asked])} of the dense ANN on {self.chip}"
+        )
         if len(ratios) > 1:
             text += f" at {self.steps[self.asked]} steps a window, × {ratio(min(ratios))} to {ratio(max(ratios))}"
             text += f" at {self.steps[0]} to {self.steps[-1]}"
@@ -77,6 +86,22 @@ class Verdict:
             return ""
         span = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
         return f" at {span} steps a window"
+
+
+def fair_chip(counts: Counts, chips: Sequence[Chip | str | Path], options: RunOptions) -> Chip:
+    """The chip of a verdict: the first of several that prices the dense ANN with memory and without, or `FAIR_CHIP`.
+
+    Args:
+        counts, options: as for `verdict`.
+        chips: what was asked for.
+    Raises:
+        ValueError: as `dense_ann` does.
+    """
+    for chip in map(as_chip, chips):
+        dense = dense_ann(counts, chip, options=options)
+        if _whole(dense, "memory_included") is not None and _whole(dense, "compute_only") is not None:
+            return chip
+    return load_chip(FAIR_CHIP)
 
 
 def verdict(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Verdict:
@@ -104,13 +129,23 @@ def verdict(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Ver
         _ratios(found, dense, "memory_included"),
         _ratios(found, dense, "compute_only"),
         steps.index(options.steps) if steps and options.steps is not None else 0,
+        tuple(dict.fromkeys(term.name for term in found[0].unpriced if term.kind == "compute")),
     )
 
 
 def _ratios(found: Sequence[Estimate], dense: Estimate, measure: str) -> tuple[float, ...]:
     """Ours over the dense ANN's; empty if either is not known."""
-    theirs = getattr(dense, measure)
+    theirs = _whole(dense, measure)
     ours = [getattr(each, measure) for each in found]
-    if theirs is None or theirs.nominal == 0 or any(each is None for each in ours):
+    if not theirs or any(each is None for each in ours):
         return ()
-    return tuple(each.nominal / theirs.nominal for each in ours)
+    return tuple(each.nominal / theirs for each in ours)
+
+
+def _whole(dense: Estimate, measure: str) -> float | None:
+    """Nominal pJ of a dense ANN; None if a part of it has no price: what is left is no opponent."""
+    kinds = ("compute",) if measure == "compute_only" else ("compute", "memory")
+    amount = getattr(dense, measure)
+    if amount is None or any(term.kind in kinds for term in dense.unpriced):
+        return None
+    return amount.nominal

@@ -63,14 +63,16 @@ class Sweep:
     Attributes:
         samples: in each simulation.
         rows: one for each pair.
+        chip: name of the chip whose energies they hold; None without.
     """
 
     samples: int
     rows: tuple[SweepRow, ...]
+    chip: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as JSON values."""
-        return {"samples": self.samples, "rows": [dataclasses.asdict(row) for row in self.rows]}
+        return {"samples": self.samples, "chip": self.chip, "rows": [dataclasses.asdict(row) for row in self.rows]}
 
     def to_csv(self, path: Path | str | None = None) -> str:
         """The rows as CSV; unknown figures, and the bits of unquantised weights, are empty.
@@ -98,6 +100,7 @@ def sweep(
     compare_at: CompareAt = "middle",
     gating: bool = True,
     price: Price | None = None,
+    chip: str | None = None,
     progress: bool | None = None,
 ) -> Sweep:
     """Simulate a network at every pair of time steps and weight bits.
@@ -113,6 +116,7 @@ def sweep(
         weight_bits: 2 to 16, or None for unquantised.
         price: energy in picojoules of a sample, from a simulation: its counts (sums over its samples), the work of its
             neurons, and its settings (steps, weight bits).
+        chip: name of the chip whose energy that is, for tables and pictures.
         progress: show a progress bar; None shows one on a terminal.
     Returns:
         A row for each pair.
@@ -154,7 +158,7 @@ def sweep(
             samples = done
             rows += [_row(simulator.result(), price) for simulator in simulators]
     assert samples is not None
-    return Sweep(samples, tuple(rows))
+    return Sweep(samples, tuple(rows), chip)
 
 
 def _check(grid: Sequence[Sequence[SimulationSettings]], batches: Iterable[Any]) -> None:

@@ -1,0 +1,217 @@
+"""On which chips that price memory is a network cheaper than its dense ANN, and where does that turn?
+
+    python bench/break_even.py bundled:cnn1-mnist bundled:vgg9-cifar10 --data-dir MNIST CIFAR10 --ann-accuracy 1 0.8496
+
+A row is a network at a number of steps on a chip that prices the dense ANN with memory and without, at the same widths
+of weights and states. Beside that opponent stand harder ones, which the verdict does not ask for: an ANN whose
+activations are as narrow as its weights, one that skips zeros, memories that hold several numbers a word, and an ANN
+that reads each weight and input once for several products (`reuse_at_par`: for how many it costs what the network
+does). `of_updates` and `of_operations` say which term it is: the energy of neurons over steps, and of synaptic
+operations, both over the dense ANN's. The second file has the layers: the share of inputs that spike, and the one at
+which the layer costs what it costs in the dense ANN.
+"""
+
+import dataclasses
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from _networks import Tested, load_tested
+from _record import ROOT, environment, write
+from rich.console import Console
+from rich.table import Table
+
+from ttfs_triton.hardware import (
+    Chip,
+    Counts,
+    Estimate,
+    RunOptions,
+    Simulation,
+    available_chips,
+    break_even_firing_share,
+    dense_ann,
+    estimate,
+    load_chip,
+    simulate,
+    verdict,
+    zero_skipping_ann,
+)
+from ttfs_triton.hardware.energy.estimate import spiking_estimate
+from ttfs_triton.hardware.energy.operations import averages
+
+READS = ("weight reads", "input reads")
+
+
+@dataclasses.dataclass
+class Options:
+    """Where a network costs what its dense ANN does."""
+
+    networks: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of runs, or bundled:NAME."""
+    data_dir: tuple[Path, ...] = ()
+    """Local folders of the networks' data sets, in their order. Default: as they were trained."""
+    ann_accuracy: tuple[float, ...] = ()
+    """Of each network's ANN; 1, the default, is what no ANN exceeds."""
+    steps: tuple[int, ...] = (4, 8, 16, 32, 64)
+    """Time steps a window; a network on a grid has its own."""
+    weight_bits: int = 8
+    """Of the simulation; a network on a grid has its own."""
+    samples: int | None = None
+    """Test images of each network. Default: all."""
+    output: Path = ROOT / "bench" / "results"
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    anns = options.ann_accuracy or (1.0,) * len(options.networks)
+    if len(anns) != len(options.networks):
+        sys.exit(f"break_even: --ann-accuracy must have one figure a network; got {len(anns)}.")
+    rows, layers = [], []
+    for tested, ann in zip(
+        load_tested("break_even", options.networks, options.data_dir, options.samples), anns, strict=True
+    ):
+        own = tested.network.graph.grid
+        for steps in options.steps if own is None else (own.time_steps,):
+            found = simulate(tested.network, tested.batches, **tested.simulation(steps, options.weight_bits))
+            for chip in fair_chips(found.counts):
+                rows.append(network_row(tested, found, chip, ann))
+                layers += layer_rows(tested, found, chip)
+    show(rows)
+    about = environment(torch.device("cpu")) | {"samples": options.samples}
+    for name, table in (("break_even", rows), ("break_even-layers", layers)):
+        for path in write(options.output, name, table, about):
+            print(f"written: {path}")
+
+
+def fair_chips(counts: Counts) -> list[Chip]:
+    """Those of the package's chips that price memory apart, and the dense ANN with it and without."""
+    run = RunOptions(steps=1)
+    return [
+        chip for chip in map(load_chip, available_chips()) if chip.memory and verdict(counts, chip, run).with_memory
+    ]
+
+
+def run_options(found: Simulation) -> RunOptions:
+    return RunOptions(steps=found.settings.steps, gating=True, activity=found.activity)
+
+
+def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> dict[str, Any]:
+    """One network at a number of steps on one chip."""
+    run, counts = run_options(found), found.counts
+    ours, dense = estimate(counts, chip, run), dense_ann(counts, chip, options=run)
+    mine, theirs = memory_included(ours), memory_included(dense)
+    arithmetic = verdict(counts, chip, run).arithmetic
+    updates = memory_included(without_operations(found, chip))
+    narrow = dense_ann(counts, chip, options=replace(run, state_bits=chip.bits))
+    assert chip.memory is not None
+    packed = replace(chip, memory=replace(chip.memory, packed=True))
+    reads = sum(term.energy.nominal for term in dense.terms if term.name in READS and term.energy is not None)
+    rest = mine - (theirs - reads)
+    closed = estimate(counts, chip, implementation="closed_form", steps=None)
+    return {
+        "network": tested.name,
+        "images": found.samples,
+        "accuracy": found.accuracy,
+        "ann_accuracy": ann,
+        "within_a_point": (found.accuracy or 0) >= ann - 0.01,
+        "sparsity": round(counts.sparsity, 4),
+        "steps": found.settings.steps,
+        "weight_bits": found.settings.weight_bits,
+        "chip": chip.name,
+        "memory_included_nj": round(mine / 1e3, 3),
+        "dense_ann_memory_included_nj": round(theirs / 1e3, 3),
+        "ratio": round(mine / theirs, 4),
+        "of_updates": round(updates / theirs, 4),
+        "of_operations": round((mine - updates) / theirs, 4),
+        "ratio_arithmetic": round(arithmetic[verdict(counts, chip, run).asked], 4),
+        "cheaper": verdict(counts, chip, run).cheaper,
+        "steps_at_par": steps_at_par(counts, chip, theirs),
+        "sparsity_at_par": rounded(
+            break_even_firing_share(counts, chip, run, measure="memory_included").value  # at these spike times
+        ),
+        "ratio_narrow_ann": round(mine / memory_included(narrow), 4),
+        "ratio_zero_skipping": round(mine / memory_included(zero_skipping_ann(counts, chip, options=run)), 4),
+        "ratio_packed": round(
+            memory_included(estimate(counts, packed, run)) / memory_included(dense_ann(counts, packed, options=run)), 4
+        ),
+        "ratio_closed_form": "" if missing(closed) else round(memory_included(closed) / theirs, 4),
+        "reuse_at_par": rounded(reads / rest) if rest > 0 else "",
+    }
+
+
+def layer_rows(tested: Tested, found: Simulation, chip: Chip) -> list[dict[str, Any]]:
+    """Layers that read spikes, of one network at a number of steps on one chip."""
+    run, counts = run_options(found), found.counts
+    ours, fixed = by_layer(estimate(counts, chip, run)), by_layer(without_operations(found, chip))
+    theirs = by_layer(dense_ann(counts, chip, options=run))
+    rows = []
+    for layer in averages("break_even", counts):
+        if layer.kind == "analog":
+            continue
+        density = layer.synaptic_operations / layer.synapses
+        operations = ours[layer.name] - fixed[layer.name]
+        par = density * (theirs[layer.name] - fixed[layer.name]) / operations if operations else None
+        rows.append(
+            {
+                "network": tested.name,
+                "steps": found.settings.steps,
+                "chip": chip.name,
+                "layer": layer.name,
+                "fan_in": round(layer.synapses / layer.neurons, 1),
+                "fan_out": round(layer.synapses / layer.inputs, 1),
+                "density": round(density, 4),
+                "density_at_par": rounded(par) if par is None or par > 0 else "none",
+                "ratio": round(ours[layer.name] / theirs[layer.name], 4),
+                "share_of_dense_ann": round(theirs[layer.name] / sum(theirs.values()), 4),
+            }
+        )
+    return rows
+
+
+def without_operations(found: Simulation, chip: Chip) -> Estimate:
+    """The network if no spike met a synapse: neurons over their steps, and an analog first layer."""
+    counts = found.counts
+    layers = [replace(layer, synaptic_operations=0.0) for layer in averages("break_even", counts)]
+    return spiking_estimate("network", layers, 0.0, chip, run_options(found), counts.samples)
+
+
+def steps_at_par(counts: Counts, chip: Chip, theirs: float) -> float | str:
+    """Steps a window at which the network costs what the dense ANN does; its energy is linear in them."""
+    one, two = (memory_included(estimate(counts, chip, RunOptions(steps=steps, gating=True))) for steps in (1, 2))
+    found = 1 + (theirs - one) / (two - one)
+    return round(found, 1) if found > 0 else "none"
+
+
+def memory_included(found: Estimate) -> float:
+    """Nominal pJ, memory included."""
+    assert found.memory_included is not None
+    return found.memory_included.nominal
+
+
+def by_layer(found: Estimate) -> dict[str, float]:
+    return {name: energy.nominal for name, energy in found.by_layer().items() if energy is not None}
+
+
+def missing(found: Estimate) -> bool:
+    """Whether arithmetic or memory lack a price."""
+    return any(term.kind in ("compute", "memory") for term in found.unpriced)
+
+
+def rounded(value: float | None) -> float | str:
+    return "" if value is None else round(value, 4)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    keys = ("network", "accuracy", "sparsity", "steps", "chip", "ratio", "of_updates", "of_operations", "cheaper")
+    keys += ("steps_at_par", "sparsity_at_par", "ratio_narrow_ann", "ratio_zero_skipping", "ratio_packed")
+    table = Table(*keys, "reuse_at_par")
+    for row in rows:
+        table.add_row(*(str(row[key]) for key in (*keys, "reuse_at_par")))
+    Console(width=200).print(table)
+
+
+if __name__ == "__main__":
+    main()

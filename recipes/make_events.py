@@ -1,0 +1,170 @@
+"""Make a small synthetic data set of an event camera, in the layout and the files of N-MNIST or DVS-Gesture.
+
+    python recipes/make_events.py nmnist EVENTS        # bundled images, moved as N-MNIST's were
+    python recipes/make_events.py dvs_gesture EVENTS   # a bright disc on eleven paths
+
+To try the recipe without an archive; no benchmark, and not to be compared with results on either data set. The camera
+is ideal: a pixel sends an event whenever the logarithm of its brightness crosses one of equally spaced levels, at the
+time of the crossing. Levels differ from pixel to pixel; noise, delays and dead times are left out.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+
+from ttfs_triton.command_line import run_command
+from ttfs_triton.data.images import load_images
+from ttfs_triton.data.recordings import GESTURES
+
+SACCADES = np.array([[0, 0], [3, 6], [6, 0], [0, 0]])  # pixels; N-MNIST's camera went along a triangle too
+SACCADE_US = 105_000
+THRESHOLD = 0.3
+FRAME_US = 5_000  # events lie between frames, where levels are interpolated
+GESTURE_US, GESTURE_FRAME_US, PAUSE_US = 500_000, 10_000, 100_000
+
+
+class EventOptions(BaseModel):
+    """What to make and where to write it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Annotated[Literal["nmnist", "dvs_gesture"], tyro.conf.Positional]
+    """Layout and file format."""
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Must not exist."""
+    train: int = Field(200, ge=11)
+    """Training recordings."""
+    test: int = Field(100, ge=11)
+    """Test recordings."""
+    seed: int = Field(0, ge=0)
+    """Of pixels' levels and of gestures' speeds."""
+
+
+def events_of(frames: np.ndarray, frame_us: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Events of an ideal camera that looks at frames.
+
+    Args:
+        frames: [n, height, width], brightness, positive.
+        frame_us: microseconds from a frame to the next.
+        generator: of pixels' levels.
+    Returns:
+        t, x, y, p, int64, [events] each, sorted by time.
+    """
+    level = np.log(frames) / THRESHOLD + generator.random(frames.shape[1:])  # integers are crossed
+    steps = np.diff(np.floor(level).astype(np.int64), axis=0)
+    frame, y, x = steps.nonzero()
+    count = np.abs(steps[frame, y, x])
+    frame, y, x, count = (values.repeat(count) for values in (frame, y, x, count))
+    first = np.flatnonzero(np.r_[True, (np.diff(frame) != 0) | (np.diff(y) != 0) | (np.diff(x) != 0)])
+    number = np.arange(len(frame)) - first.repeat(count[first])  # of several crossings from one frame to the next
+    before, after = level[frame, y, x], level[frame + 1, y, x]
+    crossed = np.where(after > before, np.floor(before) + 1 + number, np.floor(before) - number)
+    t = ((frame + (crossed - before) / (after - before)) * frame_us).astype(np.int64)
+    order = t.argsort(kind="stable")
+    return {"t": t[order], "x": x[order], "y": y[order], "p": (after > before).astype(np.int64)[order]}
+
+
+def saccades(image: np.ndarray, side: int = 34) -> np.ndarray:
+    """Frames of an image, [28, 28] in [0, 1], before which the camera moves along N-MNIST's triangle."""
+    margin = side - len(image)
+    scene = np.pad(0.1 + image, (margin, margin + 1), constant_values=0.1)
+    corners = np.arange(len(SACCADES)) * SACCADE_US
+    times = np.arange(0, corners[-1] + 1, FRAME_US)
+    row, column = (np.interp(times, corners, SACCADES[:, axis]) for axis in (1, 0))
+    frames = []
+    for top, left in zip(row, column, strict=True):
+        y, x, dy, dx = int(top), int(left), top % 1, left % 1
+        part = scene[y : y + side + 1, x : x + side + 1]
+        part = (1 - dy) * part[:-1] + dy * part[1:]
+        frames.append((1 - dx) * part[:, :-1] + dx * part[:, 1:])
+    return np.stack(frames)
+
+
+def gesture(label: int, speed: float, side: int = 128) -> np.ndarray:
+    """Frames of a bright disc on the path of a class, a Lissajous figure, [n, side, side]."""
+    turn = 2 * np.pi * speed * np.arange(0, GESTURE_US + 1, GESTURE_FRAME_US) / GESTURE_US
+    across, down = label % 4, 1 + label // 4
+    x = side * (0.5 + 0.3 * np.cos(across * turn + label))[:, None, None]
+    y = side * (0.5 + 0.3 * np.sin(down * turn))[:, None, None]
+    pixel = np.arange(side)
+    distance = np.hypot(pixel[None, :, None] - y, pixel[None, None, :] - x)
+    return 0.1 + np.clip(side / 12 - distance, 0, 1)
+
+
+def write_bin(path: Path, events: dict[str, np.ndarray]) -> None:
+    """40 bits an event: x, y, polarity, and time in 23 bits."""
+    t = events["t"]
+    columns = (events["x"], events["y"], events["p"] << 7 | t >> 16, t >> 8 & 255, t & 255)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(np.stack(columns, axis=1).astype(np.uint8).tobytes())
+
+
+def write_aedat(path: Path, events: dict[str, np.ndarray], packet: int = 4096) -> None:
+    """AEDAT 3.1, polarity events, all valid."""
+    address = events["x"] << 17 | events["y"] << 2 | events["p"] << 1 | 1
+    words = np.stack([address, events["t"] & 0x7FFFFFFF], axis=1).astype("<u4")
+    overflow = events["t"] >> 31
+    with path.open("wb") as file:
+        file.write(b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n")
+        for times in np.unique(overflow).tolist():  # a packet is all of one
+            of_it = words[overflow == times]
+            for some in np.split(of_it, range(packet, len(of_it), packet)):
+                counts = (times, len(some), len(some), len(some))
+                file.write(struct.pack("<hhiiiiii", 1, 1, 8, 4, *counts) + some.tobytes())
+
+
+def make_nmnist(options: EventOptions) -> Iterator[Path]:
+    """Train/<class>/NUMBER.bin and Test/<class>/NUMBER.bin."""
+    generator = np.random.default_rng(options.seed)
+    for split, count in (("train", options.train), ("test", options.test)):
+        data = load_images("sample", split=split, max_samples=count)
+        for number, (image, label) in enumerate(
+            zip(data.images[:, 0].numpy() / 255, data.labels.tolist(), strict=True)
+        ):
+            path = options.folder / split.capitalize() / str(label) / f"{number + 1:05d}.bin"
+            write_bin(path, events_of(saccades(image), FRAME_US, generator))
+            yield path
+
+
+def make_gestures(options: EventOptions) -> Iterator[Path]:
+    """userNN_led.aedat with all gestures one after another, userNN_led_labels.csv, and the lists of both splits."""
+    generator = np.random.default_rng(options.seed)
+    options.folder.mkdir(parents=True)
+    user = 0
+    for split, count in (("train", options.train), ("test", options.test)):
+        names = []
+        for _ in range(round(count / len(GESTURES))):
+            user, start, parts, rows = user + 1, 2**31 - 3_000_000, [], ["class,startTime_usec,endTime_usec"]
+            for label in range(len(GESTURES)):
+                found = events_of(gesture(label, generator.uniform(0.8, 1.2)), GESTURE_FRAME_US, generator)
+                parts.append(found | {"t": found["t"] + start})
+                rows.append(f"{label + 1},{start},{start + GESTURE_US}")
+                start += GESTURE_US + PAUSE_US
+            path = options.folder / f"user{user:02d}_led.aedat"
+            write_aedat(path, {name: np.concatenate([part[name] for part in parts]) for name in "txyp"})
+            path.with_name(f"{path.stem}_labels.csv").write_text("\n".join(rows) + "\n")
+            names.append(path.name)
+            yield path
+        (options.folder / f"trials_to_{split}.txt").write_text("\n".join(names) + "\n")
+
+
+def run(options: EventOptions) -> None:
+    """Make what was asked for."""
+    if options.folder.exists():
+        raise ValueError(f"make_events: folder must not exist; got {options.folder}, which does. Give another.")
+    make = make_nmnist if options.kind == "nmnist" else make_gestures
+    print(f"written: {len(list(make(options)))} files in {options.folder}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    run_command(EventOptions, run, prog="make_events.py", description=__doc__, arguments=arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""Train on recordings of an event camera: the first event of each pixel, polarity and window is a spike.
+
+python recipes/train_events.py --preset nmnist --data-dir N-MNIST          # holds Train/ and Test/
+python recipes/train_events.py --preset dvs_gesture --data-dir DvsGesture  # holds trials_to_train.txt
+"""
+
+from pathlib import Path
+
+from ttfs_triton.command_line import start
+
+if __name__ == "__main__":
+    start("ttfs_triton.train", Path(__file__).with_suffix(".yaml"), __doc__)

@@ -1,0 +1,133 @@
+"""Initial potentials of any network of our layers: skips, averages, modules of one's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.convert.test_calibrate import IMAGES, own
+from ttfs_triton.convert import ConversionError, calibrate, calibrate_network
+from ttfs_triton.nn import (
+    DFTConv2d,
+    DFTLinear,
+    Grid,
+    LatencyEncoder,
+    NetworkConfig,
+    Neuron,
+    PotentialReadout,
+    TTFSNetwork,
+    put_on_grid,
+)
+from ttfs_triton.nn.graph import NetworkError
+
+SMALL = IMAGES[:, :, :12, :12]
+
+
+class Skipping(nn.Module):
+    """Spikes of the first convolution wait for a window, and reach two of the third's three channels."""
+
+    def __init__(self, sigma: float, **options) -> None:
+        super().__init__()
+        neuron = Neuron(psp_persistence=sigma)
+        self.encoder = LatencyEncoder()
+        self.conv1 = DFTConv2d(3, 2, 3, padding=1, neuron=neuron, initial_gain=1.0)
+        self.conv2 = DFTConv2d(2, 4, 3, padding=1, neuron=neuron, initial_gain=1.0)
+        self.conv3 = DFTConv2d(4, 3, 3, padding=1, skip=2, neuron=neuron, initial_gain=1.0, **options)
+        self.hidden = DFTLinear(3 * 12 * 12, 8, neuron=neuron, average=144)
+        self.readout = PotentialReadout(8, 4, neuron=neuron)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        early = self.conv1(self.encoder(images))
+        return self.readout(self.hidden(self.conv3(self.conv2(early), skip=early).flatten(1)))
+
+
+def skipping(sigma: float = 1.0, **options) -> Skipping:
+    torch.manual_seed(3)
+    network = Skipping(sigma, **options)
+    with torch.no_grad():
+        network.conv3.skip_weight.copy_(torch.tensor([0.8, -0.6]))
+    return network
+
+
+def spikes_of(network: Skipping, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Activations of the layers up to the skip's."""
+    early = network.conv1(network.encoder(x))
+    late = network.conv2(early)
+    return {"conv1": early, "conv2": late, "conv3": network.conv3(late, skip=early)}
+
+
+@pytest.mark.parametrize("encoder", ["latency", "analog", "signed"])
+def test_plain_networks_are_calibrated_as_against_their_ann(encoder):
+    one, other = own(standardised=True, encoder=encoder), own(standardised=True, encoder=encoder)
+    expected = calibrate(one.network, one.ann, SMALL, samples=10**9)
+    found = calibrate_network(other.network, SMALL, samples=10**9, batch_size=7)
+    for layer, same in zip(found.layers, expected.layers, strict=True):
+        assert layer.name == same.name
+        assert (layer.before, layer.after) == pytest.approx((same.before, same.after), abs=2e-3)
+        assert layer.shift == pytest.approx(same.shift, abs=5e-3)
+
+
+@torch.no_grad()
+def test_layers_of_a_network_with_a_skip_come_closer_to_its_ann():
+    network, wanted = skipping(), spikes_of(skipping(sigma=0.0), SMALL)
+    copied = spikes_of(network, SMALL)
+    found = calibrate_network(network, SMALL)
+    calibrated = spikes_of(network, SMALL)
+    assert [layer.name for layer in found.layers] == ["conv1", "conv2", "conv3", "hidden"]
+    for layer in found.layers[:3]:
+        before, after, ann = (spikes[layer.name].double().flatten() for spikes in (copied, calibrated, wanted))
+        assert (after - ann).square().sum() < (before - ann).square().sum()
+        for correlation, ours in ((layer.before, before), (layer.after, after)):
+            assert correlation == pytest.approx(torch.corrcoef(torch.stack([ours, ann]))[0, 1].item(), abs=1e-6)
+
+
+@torch.no_grad()
+def test_initial_potentials_behind_a_skip_are_the_best_of_a_fine_scan():
+    """One channel at a time, in float64, from the formulas."""
+    network, ann = skipping(), skipping(sigma=0.0)
+    calibrate_network(network, SMALL, samples=10**9)
+    spikes, wanted = spikes_of(network, SMALL), spikes_of(ann, SMALL)["conv3"].double()
+    layer, x, early = network.conv3, spikes["conv2"].double(), spikes["conv1"].double()
+    weight, delayed = layer.effective_weight().double(), torch.tensor([0.8, -0.6, 0.0], dtype=torch.float64)
+    early = torch.cat([early, torch.zeros_like(early[:, :1])], 1)
+    potential = nn.functional.conv2d(x, weight, padding=1) + delayed.view(-1, 1, 1) * early
+    slope = nn.functional.conv2d((x > 0).double(), weight, padding=1) + delayed.view(-1, 1, 1) * (early > 0)
+
+    def error(initial: torch.Tensor) -> torch.Tensor:
+        A = potential + initial.view(-1, 1, 1)
+        fired = torch.where(A >= 1, 1.0, torch.where(A + slope > 0, (A + slope) / (1 + slope), 0.0))
+        return (fired - wanted).square().mean((0, 2, 3))
+
+    scan = torch.stack([error(torch.full((3,), each)) for each in torch.linspace(-2, 2, 401, dtype=torch.float64)])
+    assert (error(layer.bias.double()) <= scan.min(0).values + 1e-4).all()
+
+
+def test_without_a_slope_there_is_nothing_to_calibrate():
+    network = skipping(sigma=0.0).train()
+    found = calibrate_network(network, SMALL)
+    assert network.training
+    for layer in found.layers:
+        assert layer.before == pytest.approx(1)
+        assert layer.after == pytest.approx(1)
+        assert layer.shift == pytest.approx(0, abs=1e-6)
+
+
+def test_residual_networks_of_a_specification(device):
+    torch.manual_seed(0)
+    config = NetworkConfig("8C3-(8C3-8C3)x2-(16C3s2-16C3)-A", in_channels=3, image_size=(12, 12), classes=4)
+    network = TTFSNetwork(config.replace(neuron=Neuron(psp_persistence=0.5), initial_gain=1.0)).to(device)
+    found = calibrate_network(network, SMALL.to(device))
+    assert len(found.layers) == 7
+    assert sum(layer.after > layer.before for layer in found.layers) >= 6
+
+
+def test_what_cannot_be_calibrated_is_refused():
+    with pytest.raises(ConversionError, match=r"layers must have initial potentials; got bias=False in conv3"):
+        calibrate_network(skipping(bias=False), SMALL)
+    with pytest.raises(ConversionError, match="must get a network without a grid, and images; got no images"):
+        calibrate_network(skipping(), SMALL[:0])
+    on_grid = skipping()
+    put_on_grid(on_grid, Grid(8, 4))
+    with pytest.raises(ConversionError, match="got a network on a grid"):
+        calibrate_network(on_grid, SMALL)
+    with pytest.raises(NetworkError, match="must consist of spiking layers here"):
+        calibrate_network(TTFSNetwork(NetworkConfig("4C3", in_channels=3, image_size=(12, 12), analog=True)), SMALL)

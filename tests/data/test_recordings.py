@@ -1,0 +1,150 @@
+"""Folders of recordings, as published: who is found, in which split and class, and what becomes of it."""
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from recipes.make_events import write_aedat, write_bin
+from ttfs_triton.data import decode
+from ttfs_triton.data.decode import NotEnoughMemoryError
+from ttfs_triton.data.event_files import read_aedat
+from ttfs_triton.data.events import EventWindows, first_spike_levels
+from ttfs_triton.data.images import load_images
+from ttfs_triton.data.recordings import GESTURES, find_recordings
+
+WINDOWS = EventWindows(2, 50)
+
+
+def events(seed: int, n: int = 40, side: int = 34, until: int = 100) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    found = {name: generator.integers(0, high, n) for name, high in zip("xyp", (side, side, 2), strict=True)}
+    return found | {"t": np.sort(generator.integers(0, until, n))}
+
+
+@pytest.fixture
+def n_mnist(tmp_path):
+    """Two classes, of which the test split has both too."""
+    for seed, name in enumerate(("Train/3/00002", "Train/3/00007", "Train/8/00001", "Test/3/00001", "Test/8/00002")):
+        write_bin(tmp_path / f"{name}.bin", events(seed))
+    (tmp_path / "Train" / "3" / "._00002.bin").write_bytes(b"of a Macintosh")
+    return tmp_path
+
+
+@pytest.fixture
+def gestures(tmp_path):
+    """A user in each split; three gestures in a file, and events between them."""
+    for seed, split in enumerate(("train", "test")):
+        (tmp_path / f"trials_to_{split}.txt").write_text(f"user{seed}_led.aedat\n\n")
+        write_aedat(tmp_path / f"user{seed}_led.aedat", events(seed, 2000, 128, 1000))
+        (tmp_path / f"user{seed}_led_labels.csv").write_text("class,start,end\n1,100,300\n11,300,420\n8,500,999\n")
+    return tmp_path
+
+
+def test_n_mnist_is_read_as_published(n_mnist):
+    train = load_images(None, n_mnist, events=WINDOWS)
+    test = load_images(None, n_mnist, split="test", like=train, events=WINDOWS)
+    assert (train.shape, test.shape) == ((3, 4, 34, 34), (2, 4, 34, 34))
+    assert (train.labels.tolist(), test.labels.tolist(), train.class_names) == ([0, 0, 1], [0, 1], ["3", "8"])
+    assert (train.split, test.split, train.name) == ("Train", "Test", str(n_mnist))
+    for seed, image in enumerate(train.images):
+        assert image.equal(torch.from_numpy(first_spike_levels(events(seed), (34, 34), WINDOWS, start=0)))
+    assert train.fingerprint != load_images(None, n_mnist, events=EventWindows(2, 60)).fingerprint
+    assert len(load_images(None, n_mnist, events=WINDOWS, max_samples=2)) == 2
+
+
+def test_gestures_are_cut_out_of_their_files(gestures):
+    windows = EventWindows(2, None, 4)
+    train = load_images(None, gestures, events=windows)
+    assert train.shape == (3, 4, 32, 32)
+    assert (train.labels.tolist(), train.class_names) == ([0, 10, 7], list(GESTURES))
+    found = read_aedat(gestures / "user0_led.aedat")
+    for image, (start, stop) in zip(train.images, ((100, 300), (300, 420), (500, 999)), strict=True):
+        part = found[(found["t"] >= start) & (found["t"] < stop)]
+        assert image.equal(torch.from_numpy(first_spike_levels(part, (128, 128), windows, start=start, stop=stop)))
+    longer = load_images(None, gestures, events=EventWindows(1, 1000, 4))  # the next gesture is not in it
+    part = found[(found["t"] >= 100) & (found["t"] < 300)]
+    assert longer.images[0].equal(
+        torch.from_numpy(first_spike_levels(part, (128, 128), EventWindows(1, 1000, 4), start=100))
+    )
+
+
+def test_recordings_of_ones_own_get_a_split_and_say_their_sensor(tmp_path):
+    for number in range(10):
+        for name in ("left", "right"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            np.savez(tmp_path / name / f"{number}.npz", **events(number, side=20))
+    windows = EventWindows(1, 50, sensor=(20, 24))
+    train = load_images(None, tmp_path, events=windows)
+    test = load_images(None, tmp_path, split="test", like=train, events=windows)
+    assert (train.shape, test.shape) == ((16, 2, 20, 24), (4, 2, 20, 24))
+    assert train.class_names == test.class_names == ["left", "right"]
+    with pytest.raises(ValueError, match=r"load_images: event_sensor must say the height and width of .*; got None"):
+        load_images(None, tmp_path, events=WINDOWS)
+
+
+def test_recordings_that_cannot_be_used_are_skipped_and_named(n_mnist, caplog):
+    (n_mnist / "Train" / "3" / "00002.bin").write_bytes(b"123456")
+    write_bin(n_mnist / "Train" / "8" / "00001.bin", events(2, side=60))
+    with caplog.at_level(logging.WARNING):
+        data = load_images(None, n_mnist, events=WINDOWS, max_bad_images=2)
+    assert (data.labels.tolist(), data.skipped) == ([0], [0, 2])
+    assert "00002.bin: 00002.bin must hold whole events of 5 bytes; got 6 bytes" in caplog.text
+    assert "events must be on the sensor of 34 × 34 pixels" in caplog.text
+    with pytest.raises(ValueError, match="at most 1 images must be undecodable; got 2 up to row 2"):
+        load_images(None, n_mnist, events=WINDOWS, max_bad_images=1)
+    shutil.rmtree(n_mnist / "Train" / "8")
+    (n_mnist / "Train" / "3" / "00007.bin").unlink()
+    with pytest.raises(ValueError, match="must hold images; got none that can be decoded"):
+        load_images(None, n_mnist, events=WINDOWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("trials_to_train.txt", "../user0_led.aedat\n", r"must name .aedat files beside it .*; got '\.\./user0_led"),
+        ("trials_to_train.txt", "user7_led.aedat\n", "user7_led.aedat and user7_led_labels.csv must be there"),
+        ("user0_led_labels.csv", "class,start,end\n1,100\n", "must hold class, start and stop in each row"),
+        ("user0_led_labels.csv", "class,start,end\n1,0.5,7\n", "must hold class, start and stop in each row"),
+        ("user0_led_labels.csv", "class,start,end\n12,0,7\n", "must hold classes from 1 to 11"),
+        ("user0_led_labels.csv", "class,start,end\n1,7,6\n", "no stop before its start"),
+    ],
+)
+def test_gestures_that_are_damaged_are_refused(gestures, name, content, message):
+    (gestures / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        find_recordings(gestures, "train")
+
+
+def test_folders_without_recordings_are_refused(n_mnist, tmp_path):
+    with pytest.raises(ValueError, match=r"must be an existing folder; got .*no such folder"):
+        find_recordings(tmp_path / "none", "train")
+    with pytest.raises(ValueError, match="must hold a other split of recordings"):
+        find_recordings(n_mnist, "other")
+    shutil.rmtree(n_mnist / "Test")
+    with pytest.raises(ValueError, match=r"must hold a test split of recordings; got .* Looked for trials_to_test.txt"):
+        find_recordings(n_mnist, "test")  # a training split is not divided
+    with pytest.raises(ValueError, match="Recordings of an event camera need --event-windows"):
+        load_images(None, n_mnist)
+
+
+def test_test_classes_are_those_of_training(n_mnist):
+    train = load_images(None, n_mnist, events=WINDOWS)
+    shutil.rmtree(n_mnist / "Test" / "8")
+    with pytest.raises(ValueError, match=r"classes of the Test split of .* must be those of the training split; got 3"):
+        load_images(None, n_mnist, split="test", like=train, events=WINDOWS)
+
+
+def test_options_of_images_are_refused(n_mnist):
+    with pytest.raises(ValueError, match=r"events must go with data_dir and without .*; got image_size, streaming"):
+        load_images(None, n_mnist, events=WINDOWS, image_size=20, streaming=True)
+    with pytest.raises(ValueError, match=r"events must go with data_dir .*; got no data_dir"):
+        load_images("sample", events=WINDOWS)
+
+
+def test_images_that_outgrow_memory_are_refused(n_mnist, monkeypatch):
+    monkeypatch.setattr(decode, "_MEMORY_FRACTION", 0)
+    with pytest.raises(NotEnoughMemoryError, match=r"3 images of the Train split.*Use fewer windows or a larger pool"):
+        load_images(None, n_mnist, events=WINDOWS)

@@ -1,0 +1,210 @@
+"""`recipes/frontier.py` from start to finish, and again."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.frontier.conftest import EVALUATED, FLAGS, SWEEP, sweep
+from ttfs_triton.evaluation import load_network, load_test_images
+from ttfs_triton.evaluation.command import main as evaluate
+from ttfs_triton.frontier import command, measure
+from ttfs_triton.frontier import sweep as sweeping
+from ttfs_triton.hardware import simulate
+from ttfs_triton.nn.faults import Faults
+from ttfs_triton.report.frontier_table import read_table
+from ttfs_triton.scoring import EvaluationBatches
+from ttfs_triton.train import NonFiniteLossError
+
+ROOT = Path(__file__).parents[2]
+ON_GRID = "time_steps=4+weight_bits=4+spike_jitter=0.1"
+
+
+@pytest.fixture(scope="module")
+def rows(swept):
+    return read_table(swept)[0]
+
+
+def of(rows, point, kind="network"):
+    return [row for row in rows if (row.point, row.kind) == (point, kind)]
+
+
+def test_all_points_are_there(rows, swept):
+    assert [(row.point, row.trained) for row in rows if row.kind == "network"] == [
+        ("free", True),
+        ("time_steps=2+weight_bits=4", False),
+        ("time_steps=4+weight_bits=4", False),
+        ("target_sparsity=0.4", True),
+        (ON_GRID, True),
+    ]
+    assert len(of(rows, "free", "faults")) == len(of(rows, ON_GRID, "faults")) == 3
+    assert not of(rows, "target_sparsity=0.4", "faults")
+    assert {len(of(rows, point, "deadline")) for point in ("free", "target_sparsity=0.4", ON_GRID)} == {20}
+    assert {row.images for row in rows} == {100}
+    for row in rows:
+        assert (row.folder is not None) == (row.point in ("target_sparsity=0.4", ON_GRID))
+        assert row.folder is None or (swept / row.folder / "summary.json").is_file()
+
+
+def test_figures_of_a_point_are_those_of_its_run(rows, swept):
+    (row,) = of(rows, "target_sparsity=0.4")
+    summary = json.loads((swept / "points" / "run" / "target_sparsity=0.4" / "summary.json").read_text())
+    assert (row.accuracy, row.sparsity) == (summary["test_accuracy"], pytest.approx(summary["sparsity"]))
+    assert (row.target, row.goal, row.cost) == ("sparsity", 0.4, summary["target"]["test"]["network"])
+    assert row.reached == summary["target"]["reached"]
+    assert row.synaptic_operations == summary["counts"]["total"]["synaptic_operations"] / 100
+    (energy,) = row.energy
+    assert energy.chip == "lemaire45:int8"
+    assert 0 < energy.arithmetic < energy.with_memory <= energy.total
+    assert 0 < energy.dense_arithmetic < energy.dense_with_memory
+
+
+def test_network_as_given_is_that_of_its_run(rows, trained):
+    (row,) = of(rows, "free")
+    summary = json.loads((trained / "summary.json").read_text())
+    assert (row.accuracy, row.first_spike_accuracy) == (summary["test_accuracy"], summary["test_first_spike_accuracy"])
+    assert row.sparsity == pytest.approx(summary["sparsity"])
+
+
+def test_grids_decide_as_their_simulation(rows):
+    on_grid = [row for row in rows if row.kind == "network" and row.time_steps is not None]
+    assert {row.same_decisions for row in on_grid} == {row.same_first_spike_decisions for row in on_grid} == {100}
+    assert [row.steps for row in on_grid] == [row.time_steps for row in on_grid] == [2, 4, 4]
+
+
+def test_faults_are_those_of_the_simulator(rows, trained):
+    loaded = load_network(trained)
+    batches = EvaluationBatches(load_test_images(loaded, max_samples=100), None, 250)
+    for row in of(rows, "free", "faults"):
+        faults = Faults(spike_jitter=row.spike_jitter)
+        found = simulate(loaded.network, batches, steps=8, weight_bits=8, faults=faults)
+        assert (row.accuracy, row.first_spike_accuracy) == (found.accuracy, found.first_spike_accuracy)
+    assert sorted(row.spike_jitter for row in of(rows, "free", "faults")) == [0, 0.1, 0.3]
+
+
+def test_table_for_people_has_the_same_rows(rows, swept):
+    with (swept / "frontier.csv").open(newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert len(cells) == len(rows)
+    assert [float(cell["accuracy"]) for cell in cells] == [row.accuracy for row in rows]
+    assert float(cells[0]["lemaire45:int8: with_memory_uj"]) == rows[0].energy[0].with_memory
+
+
+def test_same_command_does_nothing_twice(swept, trained, rows, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in swept.rglob("points/**/*") if path.is_file()}
+    for name in ("score", "with_faults", "in_time", "agree"):
+        monkeypatch.setattr(measure.Bench, name, lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(sweeping, "train", lambda *_, **__: pytest.fail("trained again"))
+    sweep(trained, "--output-dir", swept, *SWEEP, *EVALUATED)
+    assert read_table(swept)[0] == rows
+    assert before == {path: path.stat().st_mtime_ns for path in swept.rglob("points/**/*") if path.is_file()}
+
+
+def test_page_shows_curves_and_points(swept):
+    page = (swept / "frontier.html").read_text()
+    for name in ("operations", "energy", "grid", "faults", "deadline", "points", "made"):
+        assert f'<section id="{name}">' in page
+    assert page.count("<svg") >= 6
+    assert "activity 0.4" in page
+    assert "with memory" in page
+    assert not re.search(r'(src|href)="(?!https?://|data:|#)', page), "it needs nothing but itself"
+
+
+def test_network_is_shown_on_a_frontier(swept, trained, tmp_path):
+    flags = ["--chip", "anp_i", "--steps", "8", "--cpu", "--deadlines"]
+    evaluate("Evaluate.", [str(trained), *flags, "--report", str(tmp_path / "page.html"), "--frontier", str(swept)])
+    page = (tmp_path / "page.html").read_text()
+    assert "this network" in page
+    assert '<section id="decisions">' in page
+    assert '<section id="energy">' in page
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--frontier", "{swept}"], "must go with a page"),
+        (["--frontier", "{empty}", "--report", "{empty}/page.html"], "there is no such file"),
+    ],
+)
+def test_evaluation_refuses(swept, trained, tmp_path, capsys, flags, message):
+    flags = [flag.format(swept=swept, empty=tmp_path) for flag in flags]
+    with pytest.raises(SystemExit, match="1"):
+        evaluate("Evaluate.", [str(trained), "--cpu", *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_diverged_point_does_not_end_the_sweep(trained, tmp_path, monkeypatch, capsys):
+    real = sweeping.train
+
+    def train(config, **given):
+        if config.target_sparsity == 0.2:
+            raise NonFiniteLossError("the loss must be finite; got nan.")
+        return real(config, **given)
+
+    monkeypatch.setattr(sweeping, "train", train)
+    with pytest.raises(SystemExit, match="1"):
+        sweep(trained, "--output-dir", tmp_path / "out", *FLAGS, "--target-sparsity", "0.2", "0.4")
+    assert "run, target_sparsity=0.2: the loss must be finite" in capsys.readouterr().err
+    assert [row.point for row in read_table(tmp_path / "out")[0]] == ["free", "target_sparsity=0.4"]
+
+
+def test_damaged_files_are_told(swept, trained, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "measured.json").write_text("{")
+    with pytest.raises(SystemExit, match="1"):
+        sweep(trained, "--output-dir", tmp_path / "out", *FLAGS)
+    assert "nothing trained again" in capsys.readouterr().err
+    for text in ("{", "[]", '{"format": 9, "rows": []}', '{"format": 1, "rows": [{"networks": 1}]}'):
+        (tmp_path / "frontier.json").write_text(text)
+        with pytest.raises(ValueError, match="must be a table that recipes"):
+            read_table(tmp_path)
+
+
+def test_two_sweeps_do_not_share_a_folder(swept, trained, capsys):
+    claim = command.Claim(swept)
+    try:
+        with pytest.raises(SystemExit, match="1"):
+            sweep(trained, "--output-dir", swept, *SWEEP)
+    finally:
+        claim.release()
+    assert "must belong to one run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_sweep_goes_on(trained, swept, rows, tmp_path):
+    """SIGTERM in training, then the same command: the rows are those of a sweep that was not stopped."""
+    out = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "recipes" / "frontier.py"), str(trained), "--output-dir", str(out)]
+    command += [*SWEEP, *EVALUATED]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (out / "points" / "run" / ON_GRID / "config.yaml").is_file() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    if process.returncode:  # else it was quicker
+        assert process.returncode == 128 + signal.SIGTERM
+        assert "Go on with: the same command" in said
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    found = read_table(out)[0]
+    assert [(row.point, row.kind, row.accuracy, row.cost) for row in found] == [
+        (row.point, row.kind, row.accuracy, row.cost) for row in rows
+    ]
+
+
+def test_point_that_was_cut_short_is_gone_on_with(swept, trained, rows, tmp_path):
+    out = shutil.copytree(swept, tmp_path / "out")
+    (out / "points" / "run" / "target_sparsity=0.4" / "summary.json").unlink()
+    sweep(trained, "--output-dir", out, *SWEEP, *EVALUATED)
+    assert [(row.point, row.accuracy, row.cost) for row in read_table(out)[0]] == [
+        (row.point, row.accuracy, row.cost) for row in rows
+    ]

@@ -1,0 +1,54 @@
+"""Links between the repository's own pages and files lead somewhere, as GitHub reads them; Sphinx checks the site."""
+
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from markdown_it import MarkdownIt
+from mdit_py_plugins.anchors import anchors_plugin
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("docs", "kernels", "recipes", "ttfs_triton/sample")
+PAGES = sorted(
+    page.relative_to(ROOT).as_posix()
+    for page in (*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md")))
+    if "_build" not in page.parts
+)
+
+
+def read(page: Path) -> tuple[set[str], list[str]]:
+    """Anchors of a page's headings as GitHub names them, and where its links and images lead."""
+    tokens = MarkdownIt().use(anchors_plugin, max_level=6).parse(page.read_text(encoding="utf-8"))
+    anchors = {str(token.attrs["id"]) for token in tokens if token.type == "heading_open"}
+    inside = [token for block in tokens for token in block.children or ()]
+    return anchors, [str(token.attrGet("href") or token.attrGet("src") or "") for token in inside if token.attrs]
+
+
+def broken(page: Path) -> list[str]:
+    """Links of a page to files or headings that are not there."""
+    found = []
+    for link in read(page)[1]:
+        path, _, anchor = unquote(link).partition("#")
+        target = page.parent / path if path else page
+        if "://" not in link and (not target.exists() or (anchor and anchor not in read(target)[0])):
+            found.append(link)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_a_page_lead_somewhere(page):
+    assert broken(ROOT / page) == []
+
+
+def test_pages_are_found():
+    assert {"README.md", "CONTRIBUTING.md", "docs/guides/hardware.md", "kernels/DESIGN.md"} <= set(PAGES)
+
+
+def test_broken_links_of_a_page_are_found(tmp_path):
+    (tmp_path / "other.md").write_text("# A heading, named\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Top\n[a](other.md) [b](other.md#a-heading-named) [c](#top) [d](https://example.org/x)\n"
+        "[e](none.md) [f](other.md#none) [g](#none) ![h](none.png)\n"
+    )
+    assert broken(page) == ["none.md", "other.md#none", "#none", "none.png"]

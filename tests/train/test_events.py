@@ -1,0 +1,106 @@
+"""A run on recordings of an event camera, from their files to counts, energy and simulation."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recipes.make_events import main as make_events
+from ttfs_triton.augment import Augmentation
+from ttfs_triton.data.event_files import read_bin
+from ttfs_triton.data.events import EventWindows, first_spike_levels, first_spikes
+from ttfs_triton.evaluation import load_network, load_test_images
+from ttfs_triton.evaluation.command import main as evaluate
+from ttfs_triton.model import ModelDescription, TTFSModel
+from ttfs_triton.nn import LatencyEncoder, activation_to_spike_time
+from ttfs_triton.train import ConfigError
+from ttfs_triton.train.config import make_config, read_yaml
+from ttfs_triton.train.run import main as train
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "train_events.yaml"
+COMMON = "--cpu --epochs 1 --batch-size 11 --model 4C5-P4-16 --lr 2e-2 --validation-fraction 0".split()
+
+
+@pytest.fixture(scope="module", params=["nmnist", "dvs_gesture"])
+def run(request, tmp_path_factory):
+    """Folder of a run by the recipe on synthetic recordings in the published files."""
+    folder = tmp_path_factory.mktemp(request.param)
+    make_events([request.param, str(folder / "data"), "--train", "22", "--test", "11"])
+    data = ["--data-dir", str(folder / "data"), "--output-dir", str(folder / "run")]
+    train(RECIPE, None, ["--preset", request.param, *data, *COMMON])
+    return folder / "run"
+
+
+def test_a_run_on_events_is_scored_counted_priced_and_simulated(run, tmp_path):
+    summary = json.loads((run / "summary.json").read_text())
+    evaluate(None, [str(run), "--cpu", "--steps", "8", "--deadlines", "--output-dir", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["accuracy"] == summary["test_accuracy"]
+    assert found["images"] == found["counts"]["samples"] == summary["test_images"]
+    assert found["counts"]["layers"][0]["spikes"] == summary["counts"]["layers"][0]["spikes"] > 0
+    assert found["simulation"]["steps"] == 8
+    assert all(chip["chip"]["name"] for chip in found["energy"])
+
+
+def test_what_events_become_is_part_of_the_network(run):
+    """A folder of config.json and weights alone is scored on the same images, and takes recordings."""
+    description = ModelDescription.from_dict(json.loads((run / "best" / "config.json").read_text()))
+    config = make_config(read_yaml(run / "config.yaml"), "")
+    assert description.preprocessing.events == config.events
+    assert config.events is not None
+    assert description.network.in_channels == 2 * config.events.count
+    loaded = load_network(run / "best")
+    data = load_test_images(loaded, data_dir=config.data_dir)
+    assert data.fingerprint == load_test_images(load_network(run)).fingerprint
+    if config.event_pool > 1:
+        return
+    path = next((config.data_dir / "Test").glob("*/*.bin"))
+    model = TTFSModel.from_pretrained(run / "best")
+    expected = model.classify(torch.from_numpy(first_spikes(read_bin(path), (34, 34), config.events, start=0)))
+    levels = first_spike_levels(read_bin(path), (34, 34), config.events, start=0)
+    assert model.classify(torch.from_numpy(levels)).top == model.classify(path).top == model.classify(str(path)).top
+    assert model.classify(path).top[0].probability == pytest.approx(expected.top[0].probability, abs=0.05)
+    (run / "broken.bin").write_bytes(b"123456")
+    for name, message in (
+        ("broken.bin", "broken.bin must hold whole events of 5 bytes"),
+        ("none.bin", "must exist; there is no file"),
+        ("config.yaml", "must be a recording, .bin, .aedat, .npz; got config.yaml"),
+    ):
+        with pytest.raises(ValueError, match=f"classify: image 0 .*{message}"):
+            model.classify(run / name)
+
+
+def test_spikes_of_events_are_those_of_the_encoder():
+    events = {"t": np.array([0, 30]), "x": np.array([0, 1]), "y": np.array([1, 0]), "p": np.array([1, 0])}
+    spikes = torch.from_numpy(first_spikes(events, (2, 2), EventWindows(2, 40)))
+    assert LatencyEncoder()(spikes[None]).equal(spikes[None])
+    assert activation_to_spike_time(spikes, 0, window=40).isfinite().nonzero().tolist() == [[0, 0, 1], [1, 1, 0]]
+    assert activation_to_spike_time(spikes, 0, window=40)[0, 0, 1] == 30
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_geometric_augmentation_moves_all_channels_alike(backend):
+    images = torch.randint(0, 256, (3, 1, 9, 9), dtype=torch.uint8)
+    indices = torch.arange(3)
+    augmentation = Augmentation(flip=True, shift=2, cutout=3)
+    one = augmentation(images, indices, seed=1, epoch=0, backend="torch")
+    many = augmentation(images.repeat(1, 16, 1, 1), indices, seed=1, epoch=0, backend=backend)
+    assert many.equal(one.expand(3, 16, 9, 9))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"event_pool": 2}, "event_pool must go with event_windows: recordings become images by windows"),
+        ({"event_windows": 2, "auto_augment": True}, "event_windows: leave auto_augment out; events have no colours"),
+        ({"event_windows": 2, "dataset": "sample", "streaming": True}, "leave dataset, streaming out"),
+        ({"event_windows": 257}, "event_windows: Input should be less than or equal to 256"),
+        ({"event_windows": 2, "event_window_us": 0}, "event_window_us: Input should be greater than or equal to 1"),
+        ({"event_windows": 2, "event_sensor": (0, 9)}, "sensor must be .height, width. in pixels; got .0, 9."),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(values, "here")

@@ -1,0 +1,195 @@
+"""From the events of a camera to spikes: the first event of each pixel and polarity in each window.
+
+An event (t, x, y, p) says that at time t, in microseconds, the logarithm of the brightness of pixel (x, y) had fallen
+(p = 0) or risen (p = 1) by a threshold. A recording is divided into K windows of T microseconds from a time t₀ on:
+window k is [t₀ + kT, t₀ + (k + 1)T). Where τ in [0, T) is the time from a window's start to the first of its events of
+a pixel and a polarity, the activation is, as of every spike,
+
+    a[2k + p, y, x] = 1 − τ / T,    and 0 without such an event.
+
+An event at a window's very start has activation 1, and no pixel of a channel spikes more than once. Data sets hold
+these in 8 bits, as images: a window has 255 ticks, and the first event in tick n has the level
+
+    255 − n = 255 − ⌊255 τ / T⌋ = ⌈255 a⌉,    1 to 255; 0 is silent still.
+
+All windows are shown to a network at once, as 2K channels of the one window of its encoder; outside of the K windows,
+events count for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MAX_WINDOWS = 256
+LEVELS = 255
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+@dataclass(frozen=True)
+class EventWindows:
+    """How recordings become images.
+
+    Attributes:
+        count: K, windows of a recording; its image has 2K channels.
+        length_us: T, their length in microseconds. None: a recording's own duration over K, rounded up.
+        pool: so many pixels of the sensor, a side, become one, which takes their earliest event.
+        sensor: (height, width) of the sensor in pixels. None: as the data set is known to have it.
+    Raises:
+        ValueError: a number that is not positive, or more than 256 windows.
+    """
+
+    count: int = 1
+    length_us: int | None = None
+    pool: int = 1
+    sensor: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sensor, list):  # JSON has no tuples
+            object.__setattr__(self, "sensor", tuple(self.sensor))
+        if not _is_size(self.count) or self.count > MAX_WINDOWS:
+            raise ValueError(f"EventWindows: count must be 1 to {MAX_WINDOWS}; got {self.count!r:.80}.")
+        if self.length_us is not None and not _is_size(self.length_us):
+            raise ValueError(
+                f"EventWindows: length_us must be a positive number of microseconds; got {self.length_us!r:.80}. "
+                "None divides the recording's own duration."
+            )
+        if not _is_size(self.pool):
+            raise ValueError(f"EventWindows: pool must be at least 1; got {self.pool!r:.80}. 1 keeps all pixels.")
+        if self.sensor is not None and not (
+            isinstance(self.sensor, tuple) and len(self.sensor) == 2 and all(map(_is_size, self.sensor))
+        ):
+            raise ValueError(f"EventWindows: sensor must be (height, width) in pixels; got {self.sensor!r:.80}.")
+
+    def shape(self, sensor: tuple[int, int]) -> tuple[int, int, int]:
+        """(2K, height, width) of images from a sensor of (height, width) pixels; pools at its border may be smaller."""
+        height, width = sensor
+        return 2 * self.count, -(-height // self.pool), -(-width // self.pool)
+
+
+def first_spikes(
+    events: np.ndarray | Mapping[str, np.ndarray],
+    sensor: tuple[int, int],
+    windows: EventWindows,
+    *,
+    start: int | None = None,
+    stop: int | None = None,
+) -> np.ndarray:
+    """Activations of the first event of each pixel and polarity in each window; the module's first formula.
+
+    Args:
+        events: whole numbers t (microseconds, ascending), x, y and p (0 or 1, or bool), [n] each, as the fields of a
+            structured array, as Tonic and Expelliarmus give them, or as a mapping, such as an open .npz file.
+        sensor: (height, width) of the sensor in pixels.
+        windows: their number and length, and how many pixels become one. Its `sensor` is not looked at.
+        start: t₀ in microseconds. Default: the first event's time.
+        stop: end of the recording in microseconds; events from there on count for nothing. Default: behind the last.
+    Returns:
+        [2K, height, width], float32, in [0, 1]; channel 2k + p is polarity p in window k. A recording without events is
+        silent.
+    Raises:
+        TypeError: values that are no whole numbers.
+        ValueError: fields that are missing or of different lengths, times that are not sorted, coordinates off the
+            sensor, polarities that are neither 0 nor 1, or a stop before the start.
+    Example:
+        >>> events = {"t": np.array([0, 25, 60]), "x": np.array([0, 0, 1]), "y": np.zeros(3, int), "p": np.ones(3, int)}
+        >>> first_spikes(events, (1, 2), EventWindows(length_us=100))
+        array([[[0. , 0. ]],
+        <BLANKLINE>
+               [[1. , 0.4]]], dtype=float32)
+    """
+    times, length = _first_times("first_spikes", events, sensor, windows, start, stop)
+    return ((length - times) / length).astype(np.float32)  # one rounding, to no less than 1 / length
+
+
+def first_spike_levels(
+    events: np.ndarray | Mapping[str, np.ndarray],
+    sensor: tuple[int, int],
+    windows: EventWindows,
+    *,
+    start: int | None = None,
+    stop: int | None = None,
+) -> np.ndarray:
+    """The same in 8 bits, as data sets hold it: the module's second formula, in whole numbers throughout.
+
+    Args:
+        events, sensor, windows, start, stop: as of `first_spikes`.
+    Returns:
+        [2K, height, width], uint8.
+    Raises:
+        TypeError, ValueError: as `first_spikes`.
+    """
+    times, length = _first_times("first_spike_levels", events, sensor, windows, start, stop)
+    return (LEVELS - LEVELS * times // length).astype(np.uint8)
+
+
+def _first_times(
+    function: str,
+    events: np.ndarray | Mapping[str, np.ndarray],
+    sensor: tuple[int, int],
+    windows: EventWindows,
+    start: int | None,
+    stop: int | None,
+) -> tuple[np.ndarray, int]:
+    """τ of each pixel and channel, [2K, height, width] int64, T without an event; and T."""
+    t, x, y, p = _checked(function, events, sensor)
+    start = start if start is not None else int(t[0]) if len(t) else 0
+    if stop is not None and stop < start:
+        raise ValueError(f"{function}: stop must not be before start ({start}); got {stop}.")
+    stop = stop if stop is not None else int(t[-1]) + 1 if len(t) else start
+    length = windows.length_us or max(1, -(-(stop - start) // windows.count))
+    inside = slice(*np.searchsorted(t, [start, min(stop, start + windows.count * length)]))
+    t, x, y, p = (values[inside] for values in (t, x, y, p))
+    window, since = np.divmod(t - start, length)
+    shape = windows.shape(sensor)
+    times = np.full(shape, length)
+    place = np.ravel_multi_index((2 * window + p, y // windows.pool, x // windows.pool), shape)
+    np.minimum.at(times.reshape(-1), place, since)
+    return times, length
+
+
+def _checked(
+    function: str, events: np.ndarray | Mapping[str, np.ndarray], sensor: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """t, x, y and p, int64, that can be relied on."""
+    names = events.dtype.names or () if isinstance(events, np.ndarray) else tuple(events)
+    if missing := [name for name in "txyp" if name not in names]:
+        raise ValueError(
+            f"{function}: events must have the fields t, x, y and p; got {', '.join(names) or 'none'}, without "
+            f"{', '.join(missing)}."
+        )
+    columns = {name: np.asarray(events[name]) for name in "txyp"}
+    for name, values in columns.items():
+        if values.dtype.kind not in ("iub" if name == "p" else "iu"):
+            remedy = " Of seconds, give (1e6 * t).round().astype(int)." if name == "t" else ""
+            raise TypeError(f"{function}: {name} must be whole numbers; got {values.dtype}.{remedy}")
+        if values.shape != columns["t"].shape or values.ndim != 1:
+            shapes = {name: list(column.shape) for name, column in columns.items()}
+            raise ValueError(f"{function}: t, x, y and p must be [n], one of each for an event; got {shapes}.")
+    t, x, y, p = (values.astype(np.int64) for values in columns.values())
+    if (back := np.flatnonzero(t[1:] < t[:-1])).size:
+        place = int(back[0]) + 1
+        raise ValueError(
+            f"{function}: t must not fall; got {t[place]} after {t[place - 1]} µs, event {place}. Sort the events, "
+            "unless a counter began anew."
+        )
+    height, width = sensor
+    off = np.flatnonzero((x < 0) | (x >= width) | (y < 0) | (y >= height))
+    if off.size:
+        place = int(off[0])
+        raise ValueError(
+            f"{function}: events must be on the sensor of {width} × {height} pixels; got x = {x[place]}, "
+            f"y = {y[place]} ({off.size} such events). Name the sensor that recorded them."
+        )
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError(
+            f"{function}: p must be 0 (darker) or 1 (brighter); got values from {p.min()} to {p.max()}. Of -1 and 1, "
+            "give p > 0."
+        )
+    return t, x, y, p

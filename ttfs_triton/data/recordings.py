@@ -1,0 +1,232 @@
+"""Folders of recordings of event cameras, as they are published, made into images once, before training."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from ttfs_triton.data.decode import Decoded, InMemoryImages, require_memory
+from ttfs_triton.data.event_files import READERS
+from ttfs_triton.data.events import EventWindows, first_spike_levels
+from ttfs_triton.data.reading import BadImages
+from ttfs_triton.data.sources import SPLIT_NAMES, divide, require_folder
+
+_SUFFIXES = {".bin", ".npz"}  # of recordings in class folders
+_SENSORS = {".bin": (34, 34), ".aedat": (128, 128)}  # N-MNIST's, DVS-Gesture's
+GESTURES = (
+    *("hand clapping", "right hand wave", "left hand wave", "right arm clockwise", "right arm counter-clockwise"),
+    *("left arm clockwise", "left arm counter-clockwise", "arm roll", "air drums", "air guitar", "other gestures"),
+)
+"""Of DVS-Gesture, numbered from 1 in its files (Amir et al., CVPR 2017)."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A part of a file, of one class.
+
+    Attributes:
+        path: of the file.
+        label: number of the class.
+        start, stop: of the part, in microseconds; None: the first event's time, and the end.
+    """
+
+    path: Path
+    label: int
+    start: int | None = None
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """One split of a data set of recordings, not read.
+
+    Attributes:
+        items: the recordings, those of a file one after another.
+        class_names: one a class.
+        sensor: (height, width) in pixels, None where the layout does not say it.
+        split: the name under which the split was found.
+        origin: folder, for messages.
+    """
+
+    items: Sequence[Recording]
+    class_names: list[str]
+    sensor: tuple[int, int] | None
+    split: str
+    origin: str
+
+    @property
+    def labels(self) -> Tensor:
+        """[n], int64."""
+        return torch.tensor([item.label for item in self.items], dtype=torch.int64)
+
+
+def find_recordings(folder: Path, split: str) -> Recordings:
+    """Find the recordings of a split.
+
+    Args:
+        folder: DVS-Gesture as published (`trials_to_train.txt`, `trials_to_test.txt`, and the files that these list,
+            with their `_labels.csv`), or class folders of recordings: `Train/<class>/*.bin`, as N-MNIST is published,
+            or .npz files, or `<class>/*`, which `divide` splits.
+        split: "train" or "test".
+    Raises:
+        ValueError: no such folder or split, or labels that are damaged.
+        OSError: a list or labels cannot be read.
+    """
+    require_folder(folder)
+    names = SPLIT_NAMES.get(split, (split,))
+    for name in names:
+        if (trials := folder / f"trials_to_{name}.txt").is_file():
+            return Recordings(_gestures(trials), list(GESTURES), _SENSORS[".aedat"], name, str(folder))
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    for name in names:
+        for path in inside:
+            if path.name.lower() == name and (files := _files(path)):
+                return _class_folders(files, path.name, folder)
+    known = {name for group in SPLIT_NAMES.values() for name in group}
+    if names[0] in SPLIT_NAMES and not known & {path.name.lower() for path in inside} and (files := _files(folder)):
+        return _class_folders(divide(files)[names[0]], names[0], folder, _class_names(files))
+    raise ValueError(
+        f"load_images: data_dir must hold a {names[0]} split of recordings; got {str(folder)!r}. Looked for "
+        f"trials_to_{names[0]}.txt of DVS-Gesture, and for .bin and .npz files in NAME/<class>/, with NAME = "
+        f"{', '.join(names)} in any case, and in <class>/."
+    )
+
+
+def decode_recordings(
+    found: Recordings,
+    row_numbers: Tensor,
+    windows: EventWindows,
+    *,
+    max_bad_images: int = 10,
+    progress: bool = False,
+) -> Decoded:
+    """Make images of recordings, all in memory.
+
+    Args:
+        found: of a split.
+        row_numbers: [n], int64, of the recordings to take.
+        windows: what becomes of each.
+        max_bad_images: how many that cannot be used are reported and skipped.
+        progress: show a progress bar.
+    Raises:
+        ValueError: nothing says how large the sensor is, too many cannot be used, or none is left.
+        NotEnoughMemoryError: the images do not fit into memory.
+    """
+    sensor = windows.sensor or found.sensor
+    if sensor is None:
+        raise ValueError(
+            f"load_images: event_sensor must say the height and width of {found.origin}; got None. Give it."
+        )
+    where = f"the {found.split} split of {found.origin}"
+    channels, height, width = windows.shape(sensor)
+    shape = (len(row_numbers), height, width, channels)
+    require_memory(math.prod(shape), f"{len(row_numbers)} images of {where}", "Use fewer windows or a larger pool.")
+    pixels, kept, bad = np.empty(shape, np.uint8), [], BadImages(where, max_bad_images)
+    digest, file = hashlib.sha256(), _LastFile()
+    visible = progress and Console().is_terminal
+    rows = track(row_numbers.tolist(), description="Reading events", transient=True, disable=not visible)
+    for position, row in enumerate(rows):
+        item = found.items[row]
+        try:
+            levels = first_spike_levels(file.events(item), sensor, windows, start=item.start, stop=item.stop)
+        except (OSError, TypeError, ValueError) as error:
+            bad.add(row, f"{item.path}: {error}")
+            continue
+        pixels[len(kept)] = levels.transpose(1, 2, 0)
+        digest.update(pixels[len(kept)].data)
+        kept.append(position)
+    bad.require_any(kept)
+    images = InMemoryImages(torch.from_numpy(pixels[: len(kept)]))
+    return Decoded(images, torch.tensor(kept, dtype=torch.int64), bad.rows, digest.hexdigest())
+
+
+def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:
+    """The image of one recording in a file of its own.
+
+    Args:
+        path: .bin, .aedat or .npz.
+        windows: as the network was trained with.
+    Returns:
+        [height, width, 2K], uint8.
+    Raises:
+        TypeError, ValueError: another kind of file, damage, or events that cannot be.
+        OSError: the file cannot be read.
+    """
+    if path.suffix not in READERS:
+        raise ValueError(f"must be a recording, {', '.join(READERS)}; got {path.name}.")
+    sensor = windows.sensor or _SENSORS.get(path.suffix)
+    if sensor is None:
+        raise ValueError(f"must be of a sensor that the network's configuration names; got {path.name}.")
+    return first_spike_levels(READERS[path.suffix](path), sensor, windows, start=_start(path)).transpose(1, 2, 0)
+
+
+class _LastFile:
+    """Events of recordings; a file of which there are several is read once."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.content: np.ndarray | Mapping[str, np.ndarray] = {}
+
+    def events(self, item: Recording) -> np.ndarray | Mapping[str, np.ndarray]:
+        if item.path != self.path:
+            self.content, self.path = READERS[item.path.suffix](item.path), item.path
+        if item.stop is None or not isinstance(self.content, np.ndarray):
+            return self.content
+        time = self.content["t"]
+        return self.content[(time >= item.start) & (time < item.stop)]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Recordings in class folders, class by class."""
+    return sorted(path for path in folder.glob("*/*") if path.suffix in _SUFFIXES and not path.name.startswith("."))
+
+
+def _class_names(files: Sequence[Path]) -> list[str]:
+    return sorted({path.parent.name for path in files})
+
+
+def _class_folders(files: Sequence[Path], split: str, folder: Path, names: list[str] | None = None) -> Recordings:
+    names = _class_names(files) if names is None else names
+    items = [Recording(path, names.index(path.parent.name), _start(path)) for path in files]
+    sensors = {_SENSORS.get(path.suffix) for path in files}
+    return Recordings(items, names, sensors.pop() if len(sensors) == 1 else None, split, str(folder))
+
+
+def _start(path: Path) -> int | None:
+    """Time in .bin files begins with the recording; elsewhere it is the camera's."""
+    return 0 if path.suffix == ".bin" else None
+
+
+def _gestures(trials: Path) -> list[Recording]:
+    """The recordings of the files that a list names, in its order."""
+    items: list[Recording] = []
+    for name in filter(None, map(str.strip, trials.read_text(encoding="utf-8").splitlines())):
+        path, table = trials.parent / name, trials.parent / f"{Path(name).stem}_labels.csv"
+        if Path(name).name != name or path.suffix != ".aedat" or not path.is_file() or not table.is_file():
+            raise ValueError(
+                f"load_images: {trials.name} must name .aedat files beside it that have labels; got {name!r:.80}, for "
+                f"which {path.name} and {table.name} must be there. Extract the whole archive."
+            )
+        try:
+            lines = filter(None, table.read_text(encoding="utf-8").splitlines()[1:])
+            rows = [(int(label), int(start), int(stop)) for label, start, stop in (line.split(",") for line in lines)]
+        except ValueError as error:
+            raise ValueError(
+                f"load_images: {table.name} must hold class, start and stop in each row; {error}."
+            ) from error
+        if any(not 1 <= label <= len(GESTURES) or stop < start for label, start, stop in rows):
+            raise ValueError(
+                f"load_images: {table.name} must hold classes from 1 to {len(GESTURES)}, and no stop before its start. "
+                "Extract it anew."
+            )
+        items += [Recording(path, label - 1, start, stop) for label, start, stop in rows]
+    return items

@@ -1,0 +1,130 @@
+"""What is asked of a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ttfs_triton.frontier.points import FAULTS, TARGETS, Point, as_number, grids
+from ttfs_triton.nn import Grid
+from ttfs_triton.nn.faults import Faults
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class FrontierOptions(BaseModel):
+    """Which networks, along which axes. Positional: the runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(min_length=1)
+    """Trained networks to start from: folders of runs, or others with config.json and model.safetensors,
+    owner/name[@revision] on the Hub, or bundled:NAME. Several are drawn into the same curves."""
+    output_dir: Path
+    """Folder of the sweep: a run's folder for each point that is trained, frontier.csv, frontier.json, frontier.html.
+    The same command goes on with what is there."""
+
+    # ---- trained: each value is a run of its own, from the network's weights
+    target_sparsity: tuple[str, ...] = ()
+    """Hidden spikes over hidden neurons to train for, such as 0.3 0.15 0.05; or of layers, conv1=0.3,fc1=0.1."""
+    target_operations: tuple[str, ...] = ()
+    """Synaptic operations over the products of the dense ANN to train for."""
+    target_energy: tuple[str, ...] = ()
+    """Energies of an image to train for, CHIP:MICROJOULES."""
+    points: tuple[str, ...] = ()
+    """Any combination, such as target_sparsity=0.15+time_steps=8+weight_bits=4; epochs, lr, ema_decay and seed in it
+    say how it is trained."""
+
+    # ---- grids and faults: without training, and with it if asked for
+    time_steps: tuple[int, ...] = ()
+    """Time steps a window: the network is calibrated for each, with each of weight_bits."""
+    weight_bits: tuple[int, ...] = ()
+    """Bits of a weight on these grids. Default: weights are not rounded."""
+    state_bits: int | None = None
+    """Bits of the registers on these grids. Default: as wide as it takes."""
+    train_grids: bool = False
+    """Also train the network on each of these grids."""
+    spike_jitter: tuple[Share, ...] = ()
+    """Standard deviations of spike times, in windows: the network is simulated with each."""
+    weight_noise: tuple[Share, ...] = ()
+    """Standard deviations of weights, as shares of their magnitudes."""
+    dead_neurons: tuple[Share, ...] = ()
+    """Shares of the hidden neurons that never fire."""
+    stuck_neurons: tuple[Share, ...] = ()
+    """Shares of the hidden neurons that always fire at their window's start."""
+    lost_spikes: tuple[Share, ...] = ()
+    """Shares of the spikes that reach no synapse."""
+    train_faults: bool = False
+    """Also train the network with each of these faults, and simulate that with all faults of the same kind."""
+    fault_seed: int = Field(0, ge=0)
+    """Seed of the chip whose faults the simulation has."""
+    deadlines: bool = False
+    """Find accuracy against decision time, of the network and of each point that is trained."""
+
+    # ---- training of a point: as its run was trained, with its weights to begin with, but for these
+    epochs: int = Field(4, ge=1)
+    """Passes over the training images."""
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate. Default: half the run's. Milestones give way to one cycle, of a shorter run."""
+    config: Path | None = None
+    """YAML file of more keys, as training recipes have them, which win over the run's."""
+    network: str | None = None
+    """FILE.py:FUNCTION that builds the network, if code of yours does."""
+
+    # ---- data
+    dataset: str | None = None
+    """Hub data set, or "sample". Default: as the run was trained."""
+    data_dir: Path | None = None
+    """Local folder with parquet files or class folders of images; no network is used."""
+    max_train_samples: int | None = Field(None, ge=1)
+    """Use only this many training images: a quick look."""
+    max_test_samples: int | None = Field(None, ge=1)
+    """Use only this many test images."""
+    batch_size: int = Field(250, ge=1)
+    """Images a batch, where networks are measured."""
+
+    # ---- measuring
+    chip: tuple[str, ...] = ("lemaire45:int8", "anp_i")
+    """Chips to price on: names of presets or TOML files of yours. Curves are drawn for the first that prices memory."""
+    steps: int = Field(32, ge=1)
+    """Time steps a window of networks without a grid, where they are priced or simulated."""
+    cpu: bool = False
+    """Use the CPU even where there is a GPU."""
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.weight_bits and not self.time_steps:
+            raise ValueError("weight_bits needs time_steps: a chip's neurons run on a clock; 64 steps lose nothing")
+        if self.state_bits is not None and not self.time_steps:
+            raise ValueError("state_bits needs time_steps")
+        if self.train_grids and not self.time_steps:
+            raise ValueError("train_grids needs time_steps, to train on")
+        if self.train_faults and not any(getattr(self, name) for name in FAULTS):
+            raise ValueError(f"train_faults needs faults to train with: {', '.join(FAULTS)}")
+        self.grids()
+        self.trained()
+        return self
+
+    def grids(self) -> list[Grid]:
+        """On which the network is calibrated."""
+        return [Grid(**dict(point.keys)) for point in self._grid_points()]
+
+    def _grid_points(self) -> list[Point]:
+        return grids(self.time_steps, self.weight_bits, self.state_bits)
+
+    def faults(self, kind: str | None = None) -> list[Faults]:
+        """That are simulated, of one kind or of all."""
+        kinds = FAULTS if kind is None else (kind,)
+        return [Faults(**{name: value}) for name in kinds for value in getattr(self, name)]
+
+    def trained(self) -> list[Point]:
+        """Points that are trained, each once."""
+        found = [Point.of(**{key: as_number(value)}) for key in TARGETS for value in getattr(self, key)]
+        if self.train_grids:
+            found += self._grid_points()
+        if self.train_faults:
+            found += [Point.of(**{name: value}) for name in FAULTS for value in getattr(self, name)]
+        return list(dict.fromkeys([*found, *map(Point.parse, self.points)]))

@@ -1,0 +1,192 @@
+"""The table of a frontier: a row for each point, as CSV for people and spreadsheets and as JSON to be read again."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ttfs_triton.atomic import write_json, write_text
+
+FORMAT = 1
+FREE = "free"
+"""Name of the point that is the network as it was given."""
+Kind = Literal["network", "faults", "deadline"]
+_ENERGIES = ("total", "with_memory", "arithmetic", "dense_with_memory", "dense_arithmetic")
+FAULTS = ("spike_jitter", "weight_noise", "dead_neurons", "stuck_neurons", "lost_spikes")
+
+
+@dataclass(frozen=True)
+class ChipEnergy:
+    """Energy of an image on a chip, microjoules at nominal prices; None where the chip does not tell it apart.
+
+    Attributes:
+        chip: its name.
+        total: of all that has a price.
+        with_memory: of arithmetic and memory.
+        arithmetic: of arithmetic alone.
+        dense_with_memory, dense_arithmetic: the same of the dense ANN, at the same precision.
+        least_ratio, most_ratio: with memory, over the dense ANN: from 4 to 128 time steps a window, as the choice of
+            steps decides it; of a network on a grid, at its own.
+        missing: what the network does that has no price there, and comes on top.
+    """
+
+    chip: str
+    total: float | None
+    with_memory: float | None
+    arithmetic: float | None
+    dense_with_memory: float | None
+    dense_arithmetic: float | None
+    least_ratio: float | None = None
+    most_ratio: float | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierRow:
+    """What a network does at one point.
+
+    Attributes:
+        network: that was given to the sweep.
+        point: "free", or what was asked for, KEY=VALUE+KEY=VALUE.
+        kind: "network": as evaluation runs it; "faults": simulated on a chip with faults; "deadline": decided in time.
+        trained: for the point, or only calibrated or put there. The free network counts as trained.
+        images: test images.
+        accuracy, first_spike_accuracy: shares of them, by the readout and by the earliest spike; by a deadline, of what
+            is decided by then or forced.
+        validation_accuracy: of the epoch that was kept; None without training here.
+        target, goal, cost, reached: what was to be brought where, what it costs on the test images, and whether that is
+            within the tolerance; of the goal that is missed most.
+        time_steps, weight_bits, state_bits: of its grid; None without.
+        spike_jitter, weight_noise, dead_neurons, stuck_neurons, lost_spikes: that it meets here, not in training.
+        deadline, decision_time: windows from the image's start; the second is the mean.
+        same_decisions, same_first_spike_decisions: images that network and simulator decide alike; of grids alone.
+        sparsity: hidden spikes over hidden neurons.
+        spikes, synaptic_operations, dense_macs: of an image.
+        steps: time steps a window for which it is priced, or at which it is simulated.
+        energy: on each chip.
+        epochs: it was trained for here.
+        weights_sha256: of its weights' file; of a calibrated network, of the one it was made of.
+        folder: of its run, within the sweep's.
+        device, date: that measured it.
+    """
+
+    network: str
+    point: str
+    kind: Kind
+    trained: bool
+    images: int
+    accuracy: float
+    first_spike_accuracy: float | None = None
+    validation_accuracy: float | None = None
+    target: str | None = None
+    goal: float | None = None
+    cost: float | None = None
+    reached: bool | None = None
+    time_steps: int | None = None
+    weight_bits: int | None = None
+    state_bits: int | None = None
+    spike_jitter: float = 0.0
+    weight_noise: float = 0.0
+    dead_neurons: float = 0.0
+    stuck_neurons: float = 0.0
+    lost_spikes: float = 0.0
+    deadline: float | None = None
+    decision_time: float | None = None
+    same_decisions: int | None = None
+    same_first_spike_decisions: int | None = None
+    sparsity: float | None = None
+    spikes: float | None = None
+    synaptic_operations: float | None = None
+    dense_macs: float | None = None
+    steps: int | None = None
+    energy: tuple[ChipEnergy, ...] = ()
+    epochs: int | None = None
+    weights_sha256: str = ""
+    folder: str | None = None
+    device: str = ""
+    date: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FrontierRow:
+        """The row that `to_dict` gave.
+
+        Raises:
+            TypeError: other keys, or none where one must be.
+        """
+        return cls(**{**values, "energy": tuple(ChipEnergy(**each) for each in values.get("energy", ()))})
+
+    def flat(self) -> dict[str, Any]:
+        """As cells of a table: energies are columns of their own, named CHIP: WHAT, µJ."""
+        cells: dict[str, Any] = {}
+        for name, value in self.to_dict().items():
+            if name != "energy":
+                cells[name] = value
+                continue
+            for each in self.energy:
+                amounts = dataclasses.asdict(each)
+                chip = amounts.pop("chip")
+                cells |= {
+                    f"{chip}: {what}{'' if 'ratio' in what else '_uj'}": amount for what, amount in amounts.items()
+                }
+        return cells
+
+
+def write_table(folder: Path, name: str, rows: Sequence[FrontierRow], about: Mapping[str, Any]) -> list[Path]:
+    """Write NAME.csv and NAME.json, each whole or not at all.
+
+    Args:
+        folder: must exist.
+        name: of the files.
+        rows: at least one.
+        about: machine, versions, date, command; into the JSON.
+    """
+    table, document = folder / f"{name}.csv", folder / f"{name}.json"
+    cells = [row.flat() for row in rows]
+    lines = _Lines()
+    writer = csv.DictWriter(lines, list(dict.fromkeys(key for row in cells for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(cells)
+    write_text(table, "".join(lines))
+    write_json(document, {"format": FORMAT, **about, "rows": [row.to_dict() for row in rows]})
+    return [table, document]
+
+
+class _Lines(list[str]):
+    """What csv writes into."""
+
+    def write(self, line: str) -> None:
+        self.append(line)
+
+
+def read_table(path: Path) -> tuple[list[FrontierRow], dict[str, Any]]:
+    """The rows of a frontier, and how they were made.
+
+    Args:
+        path: of the JSON, or of a sweep's folder, which holds frontier.json.
+    Raises:
+        ValueError: it is no such file, damaged, or of a later version.
+        OSError: it cannot be read.
+    """
+    path = path / "frontier.json" if path.is_dir() else path
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        rows = [FrontierRow.from_dict(row) for row in values.pop("rows")]
+        if values.pop("format") == FORMAT and rows:
+            return rows, values
+        problem = "it has no rows, or those of a later version"
+    except FileNotFoundError:
+        problem = "there is no such file"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = str(error)
+    raise ValueError(
+        f"frontier: {path} must be a table that recipes/frontier.py wrote, frontier.json; {problem}. Give its folder."
+    )
