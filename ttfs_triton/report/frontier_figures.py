@@ -205,8 +205,10 @@ def _scatter(
         axes.set_xscale("log")
         for network, style in styles.items():
             own = [(x, row) for x, row in found if row.network == network and row is not here]
-            joined = sorted((x, row.accuracy) for x, row in own if _is_joined(row))
-            axes.plot(*zip(*joined, strict=True), color=style.colour, linewidth=1.2, alpha=0.6) if joined else None
+            for kind in sorted({row.target for _, row in own if row.target is not None}):
+                joined = sorted((x, row.accuracy) for x, row in own if _is_joined(row, kind))
+                if joined:
+                    axes.plot(*zip(*joined, strict=True), color=style.colour, linewidth=1.2, alpha=0.6)
             for x, row in own:
                 low, high = interval(row.accuracy, row.images)
                 axes.plot([x, x], [low, high], color=style.colour, linewidth=1, alpha=0.35)
@@ -246,9 +248,9 @@ def _is_named(x: float, row: FrontierRow, others: Sequence[tuple[float, Frontier
     return not any(cost <= x and other.accuracy > row.accuracy for cost, other in rivals)
 
 
-def _is_joined(row: FrontierRow) -> bool:
-    """Whether a row is on the line of what training for a target gives: such points alone, and the network as given."""
-    return row.point == FREE or (len(_wanted(row)) == 1 and row.target is not None)
+def _is_joined(row: FrontierRow, kind: str) -> bool:
+    """Whether a row is on the line of what training for one kind of target gives: such points alone, and the start."""
+    return row.point == FREE or (len(_wanted(row)) == 1 and row.target == kind)
 
 
 def _lines(
