@@ -284,9 +284,7 @@ class TrainConfig(FaultOptions, EventOptions):
         if self.grid_chip is not None and self.time_steps is None:
             raise ValueError("grid_chip needs time_steps")
         if self.time_steps is None and (self.weight_bits is not None or self.state_bits is not None):
-            raise ValueError(
-                "weight_bits and state_bits need time_steps: a chip's neurons run on a clock; 64 steps lose nothing"
-            )
+            raise ValueError("weight_bits and state_bits need time_steps: chips run on a clock; 64 steps lose nothing")
         if self.auto_augment and self.trivial_augment:
             raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")
         if self.resume and self.overwrite:
