@@ -25,12 +25,12 @@ def metered(wanted, specification="4C3-P2-6C3p0-P2-8", **options):
     torch.manual_seed(0)
     network = TTFSNetwork(NetworkConfig(specification, image_size=(14, 14), **options))
     images = torch.rand(6, 1, 14, 14) * (torch.rand(6, 1, 14, 14) < 0.5)
+    graph = network_graph(network, images.shape[1:])
     if isinstance(wanted, str):  # a chip
         counts, options = count(network, [images]), RunOptions(steps=16, gating=True)
-        wanted = None, None, f"{wanted}:{mean(energy_cost(counts, wanted, options).bounds(counts))}"
+        wanted = None, None, f"{wanted}:{mean(energy_cost(counts, wanted, options).bounds(counts, graph))}"
     parsed = parse_target(*wanted)
     assert parsed is not None
-    graph = network_graph(network, images.shape[1:])
     return MeteredNetwork(network, graph, make_target(parsed, network, images, steps=16)), images
 
 

@@ -54,11 +54,11 @@ def test_goals_that_cannot_be_meant_are_refused(keys, message):
             {"target_sparsity": "conv7=0.1"},
             "target_sparsity: sparsity_cost: layer must be one of conv1, fc1; got conv7",
         ),
-        ({"target_operations": "conv1=0.1"}, "target_operations must lie between .* what this network takes in conv1"),
+        ({"target_operations": "conv1=0.1"}, "target_operations must lie between .* can take in conv1"),
         ({"target_operations": 0.01}, r"target_operations must lie between 0\.\d+ and .*; got 0\.01. Choose another"),
         (
             {"target_energy": "loihi:0.001"},
-            r"target_energy must lie between .* µJ, what this network takes on loihi at 32 steps a window if",
+            r"target_energy must lie between .* µJ, .* can take on loihi at 32 steps a window;",
         ),
         ({"target_energy": "loihi:1e9"}, "target_energy must lie between"),
         ({"target_energy": "lohii:1"}, "target_energy: .*lohii"),

@@ -5,16 +5,23 @@ The same weights meet the exact counts of a network (`Cost.of`) and, in training
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from ttfs_triton.hardware.counts.counts import Counts, LayerCounts
+from ttfs_triton.hardware.counts.synapses import fan_out
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import as_chip
 from ttfs_triton.hardware.energy.estimate import estimate, spiking_estimate
 from ttfs_triton.hardware.energy.operations import LayerAverages, averages
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.nn.graph import NetworkGraph, Stage
+from ttfs_triton.nn.weighted import WeightedConv2d
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,15 @@ class Cost:
             total += weights.saturated * layer.saturated
         return self.constant + total / counts.samples
 
-    def bounds(self, counts: Counts) -> tuple[float, float]:
+    def bounds(self, counts: Counts, graph: NetworkGraph) -> tuple[float, float]:
         """The least and the most that a network of this shape may cost with these inputs, whatever its weights.
 
-        Each neuron is silent, fires at its window's start or at its end: whichever costs least, or most.
+        Each neuron is silent, fires at its window's start or at its end: whichever costs least, or most. A spike that
+        saves updates of its neuron saves no more than that, less what it causes in the layer that it reaches.
+
+        Args:
+            counts: of the network.
+            graph: of the same network.
         """
         first = counts.layers[0]
         fixed = self.weights(first.name).operation * first.synaptic_operations  # of the images
@@ -79,10 +91,30 @@ class Cost:
         for layer in counts.layers:
             weights = self.weights(layer.name)
             ways = (0.0, weights.spike + weights.saturated, weights.spike + weights.spike_time)
-            least, most = least + layer.neurons * min(ways), most + layer.neurons * max(ways)
+            least, most = least + self._least(graph, graph[layer.name], min(ways)), most + layer.neurons * max(ways)
             if layer is not first:
                 most += weights.operation * layer.synapses + delivered * layer.inputs
         return least, most
+
+    def _least(self, graph: NetworkGraph, stage: Stage, spike: float) -> float:
+        """What all neurons of a layer cost at least, with `spike` ≤ 0 for one of its own that fires."""
+        neurons = math.prod(stage.shape)
+        reader = next((other for other in graph.stages if other.input.source == stage.name), None)
+        if reader is None or spike == 0:
+            return neurons * spike
+        shape = stage.shape
+        for module in reader.input.route:
+            if not isinstance(module, nn.Flatten):
+                shape = tuple(module(torch.zeros(1, *shape)).shape[1:])
+        if any(before % after for before, after in zip(stage.shape, shape, strict=True)):
+            return neurons * spike  # pooling leaves some neurons out, which cause nothing
+        maps = shape[1:] if isinstance(reader.weighted, WeightedConv2d) else ()
+        reached = fan_out(reader.weighted, maps)
+        caused = self.weights(reader.name).operation * reached.channels * reached.places
+        caused = caused + self.weights(stage.name).delivered
+        inputs = math.prod(shape)
+        places = (neurons / inputs * spike + caused).clamp_max(0)
+        return float(places.mean()) * inputs
 
 
 def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.hardware import Counts, RunOptions, count
 from ttfs_triton.hardware.cost import Cost, energy_cost, operations_cost, sparsity_cost
+from ttfs_triton.nn import network_graph
 
 Kind = Literal["sparsity", "operations", "energy"]
 TOLERANCE = 0.02
@@ -159,6 +160,7 @@ def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) 
     """
     with torch.no_grad():
         counts = count(network, [images], histogram_bins=0, by_sample=False)
+    graph = network_graph(network, tuple(images.shape[1:]))
     key = f"target_{wanted.kind}"
     try:
         if wanted.chip is not None:
@@ -170,13 +172,13 @@ def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) 
         raise ValueError(f"{key}: {error}") from error
     floors = []
     for (layer, goal), cost in zip(wanted.goals.items(), costs, strict=True):
-        least, most = cost.bounds(counts)
+        least, most = cost.bounds(counts, graph)
         floors.append(least)
         if not least < goal < most:
             where = f" in {layer}" if layer else f" on {wanted.chip} at {steps} steps a window" if wanted.chip else ""
             between = f"{least:.4g} and {most:.4g}{UNITS[wanted.kind]}"
             raise ValueError(
-                f"{key} must lie between {between}, what this network takes{where} if no or all hidden neurons fire; "
+                f"{key} must lie between {between}, the least and the most that this network can take{where}; "
                 f"got {goal:g}. Choose another goal or a smaller network."
             )
     names = tuple(layer or "network" for layer in wanted.goals)
