@@ -47,8 +47,6 @@ HURRY: dict[str, list[str]] = {"": [], ", 12 epochs": ["--epochs", "12"]}  # two
 OTHERS = {
     "operations 0.25": ["--target-operations", "0.25"],
     "72 µJ on lemaire45:int8": ["--target-energy", "lemaire45:int8:72"],
-    # Two thirds of it are spent on neurons whether they fire or not: to see what becomes of a goal that none can reach.
-    "40 µJ on lemaire45:int8": ["--target-energy", "lemaire45:int8:40"],
 }
 
 # Suite → (recipe, row → flags). A row's name says what it differs in.
