@@ -137,7 +137,7 @@ class ModelDescription:
         >>> network = NetworkConfig("4C3-P2-16", image_size=(8, 8), classes=2)
         >>> description = ModelDescription.of(network, class_names=["cat", "dog"])
         >>> description.preprocessing
-        Preprocessing(size=(8, 8), mode='L', divisor=255.0, resize='bilinear', fit='stretch')
+        Preprocessing(size=(8, 8), mode='L', divisor=255.0, resize='bilinear', fit='stretch', events=None)
         >>> ModelDescription.from_dict(description.to_dict()) == description
         True
     """
