@@ -20,14 +20,11 @@ from ttfs_triton.data.reading import MAX_BYTES
 EVENT = np.dtype([("t", np.int64), ("x", np.int32), ("y", np.int32), ("p", np.int8)])
 """Time in microseconds, column, row, polarity (1 is brighter)."""
 
-_COUNTER_ROW, _COUNTER_STEP = (
-    240,
-    2**13,
-)  # an event in that row is none: the sensor's counter of microseconds began anew
+# An event in that row is none: the sensor's counter of microseconds began anew.
+_COUNTER_ROW, _COUNTER_STEP = 240, 2**13
 _AEDAT, _END_OF_HEADER = b"#!AER-DAT3.1\r\n", b"#!END-HEADER\r\n"
-_PACKET = struct.Struct(
-    "<hhiiiiii"
-)  # type, source, bytes an event, offset of its time, overflows, capacity, number, valid
+# Type, source, bytes an event, offset of its time, overflows, capacity, number, valid.
+_PACKET = struct.Struct("<hhiiiiii")
 _POLARITY, _POLARITY_BYTES = 1, 8
 _DAMAGE = (KeyError, OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
