@@ -1,6 +1,7 @@
 """What accuracy costs: the frontier of networks that come with the package, by the sweep that users have.
 
-    python bench/frontier.py mnist --data-dir MNIST
+    python bench/frontier.py mnist --data-dir MNIST --cpu
+    python bench/frontier.py cifar10 --data-dir CIFAR10 --cpu
 
 Settings are fixed here, so that the table can be made again: targets of activity, grids with training and without, a
 target on a grid, jitter with training and without, deadlines. Points are runs in --folder, which the same command goes
@@ -26,9 +27,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "runs": ("bundled:cnn1-mnist",),
         "target_sparsity": ("0.3", "0.2", "0.15", "0.1", "0.05"),
         "target_operations": ("0.25",),
+        "target_energy": ("lemaire45:int8:72",),
         "points": (
-            "time_steps=4+weight_bits=4+epochs=6+ema_decay=0.999+seed=7",
-            "time_steps=8+weight_bits=2+epochs=6+lr=0.002+ema_decay=0.999+seed=7",
+            "spike_jitter=0.1",
+            "time_steps=4+weight_bits=4+epochs=6+ema_decay=0.999",
+            "time_steps=4+weight_bits=4+epochs=24+ema_decay=0.999",
+            "time_steps=4+weight_bits=4+target_sparsity=0.1",
+            "time_steps=8+weight_bits=2+epochs=6+lr=0.002+ema_decay=0.999",
         ),
         "time_steps": (4, 8),
         "weight_bits": (2, 4),
@@ -37,6 +42,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "epochs": 4,
         "config": ROOT / "bench" / "frontier-mnist.yaml",
     },
+    "cifar10": {
+        "runs": ("bundled:vgg9-cifar10",),
+        "target_sparsity": ("0.3", "0.2", "0.1", "0.05"),
+        "points": ("target_sparsity=0.15+epochs=12", "time_steps=16+weight_bits=4+epochs=2"),
+        "time_steps": (8, 16),
+        "weight_bits": (4,),
+        "deadlines": True,
+        "epochs": 6,
+        "config": ROOT / "bench" / "frontier-cifar10.yaml",
+    },
 }
 
 
@@ -44,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 class Options:
     """Sweep with fixed settings."""
 
-    name: tyro.conf.Positional[Literal["mnist"]]
+    name: tyro.conf.Positional[Literal["mnist", "cifar10"]]
     """Of the settings."""
     data_dir: Path | None = None
     """Local folder of the data set. Default: the Hub."""
