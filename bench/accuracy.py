@@ -3,8 +3,6 @@
     python bench/accuracy.py mnist --data-dir DIR              CNN1 from scratch, three seeds
     python bench/accuracy.py cifar10 --data-dir DIR            VGG11 at half width: ANN, σ = 0, 0.25 and 1
     python bench/accuracy.py depth --data-dir DIR              ResNet-20 against the same layers without skips
-    python bench/accuracy.py mnist-targets --data-dir DIR      the bundled CNN1 at what it may cost
-    python bench/accuracy.py cifar10-targets --data-dir DIR    the bundled network for CIFAR-10 at what it may cost
 
 Rows that have been run already are kept, unfinished ones go on where they stopped. Rows of the table that were not
 trained here stay as they are: each row names its own commit, machine and date. Recipes train on a GPU where there is
@@ -32,22 +30,12 @@ ANN = "--neuron ann --readout potential_start --lr".split()
 BATCH_NORM = [*ANN, "1e-3", "--batch-norm", "--no-weight-standardisation"]
 # ResNet-20's layers in a row: as many weights but for those of the skips, as many operations but for delayed spikes.
 PLAIN = "-".join(["16C3"] * 7 + ["32C3s2"] + ["32C3"] * 5 + ["64C3s2"] + ["64C3"] * 5 + ["A"])
-DEPTH = "--auto-augment False --cutout 0 --num-workers 0 --mixed-precision bf16 --epochs".split()
+DEPTH = "--auto-augment False --cutout 0 --num-workers 0".split()
+BUDGETS: dict[str, tuple[list[str], range]] = {
+    "10 epochs of 8,000 images": ("--epochs 10 --max-train-samples 8000".split(), range(3)),
+    "40 epochs": ("--epochs 40".split(), range(1)),
+}
 EXACT = "--surrogate-width 0 --readout potential_start --lr".split()
-# Fine-tuned from networks that come with the package, whose weights are plain.
-BUNDLED = {
-    "mnist-targets": "--weights bundled:cnn1-mnist --no-weight-standardisation --epochs 4 --lr 1e-3 --ema-decay 0.99",
-    "cifar10-targets": "--weights bundled:vgg9-cifar10 --no-weight-standardisation --epochs 2 --lr 5e-4 --width 0.375 "
-    "--model 64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2 --encoder analog --psp-persistence 0.25 "
-    "--readout potential_start --label-smoothing 0.1 --auto-augment False --cutout 0 --num-workers 0 "
-    "--mixed-precision bf16 --validation-fraction 0.05",
-}
-ACTIVITIES = {f"activity {goal}": ["--target-sparsity", goal] for goal in ("0.3", "0.2", "0.15", "0.1", "0.05")}
-HURRY: dict[str, list[str]] = {"": [], ", 12 epochs": ["--epochs", "12"]}  # two epochs, and twelve
-OTHERS = {
-    "operations 0.25": ["--target-operations", "0.25"],
-    "72 µJ on lemaire45:int8": ["--target-energy", "lemaire45:int8:72"],
-}
 
 # Suite → (recipe, row → flags). A row's name says what it differs in.
 SUITES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -74,40 +62,15 @@ SUITES: dict[str, tuple[str, dict[str, Any]]] = {
     "depth": (
         "train_resnet20_cifar10",
         {
-            f"{name}, σ = {sigma}, {epochs} epochs, seed {seed}": [
-                *DEPTH,
-                str(epochs),
-                *flags,
-                *neuron,
-                "--seed",
-                str(seed),
-            ]
-            for epochs in (10, 40)
+            f"{name}, σ = {sigma}, {budget}, seed {seed}": [*DEPTH, *length, *flags, *neuron, "--seed", str(seed)]
+            for budget, (length, seeds) in BUDGETS.items()
             for sigma, neuron in (
                 ("0", ["--psp-persistence", "0", *EXACT, "4e-3"]),
                 ("0.25", ["--psp-persistence", "0.25"]),
                 ("1", []),
             )
             for name, flags in (("skips", []), ("no skips", ["--model", PLAIN, "--encoder", "analog"]))
-            for seed in range(3)
-        },
-    ),
-    "mnist-targets": (
-        "train_cnn_mnist",
-        {
-            f"{name}, seed 21": [*BUNDLED["mnist-targets"].split(), *flags, "--seed", "21"]
-            for name, flags in (ACTIVITIES | OTHERS).items()
-        },
-    ),
-    "cifar10-targets": (
-        "train_vgg11_cifar10",
-        {
-            f"{name}, seed 21": [*BUNDLED["cifar10-targets"].split(), *flags, "--seed", "21"]
-            for name, flags in (
-                {f"{name}, 6 epochs": [*flags, "--epochs", "6"] for name, flags in ACTIVITIES.items()}
-                | {f"activity 0.15{epochs}": ["--target-sparsity", "0.15", *flags] for epochs, flags in HURRY.items()}
-                | {"16 steps, 4 bits": "--time-steps 16 --weight-bits 4".split()}
-            ).items()
+            for seed in seeds
         },
     ),
 }
@@ -117,7 +80,7 @@ SUITES: dict[str, tuple[str, dict[str, Any]]] = {
 class Options:
     """Train every row of a suite and write bench/results/accuracy-SUITE.csv."""
 
-    suite: tyro.conf.Positional[Literal["mnist", "cifar10", "depth", "mnist-targets", "cifar10-targets"]]
+    suite: tyro.conf.Positional[Literal["mnist", "cifar10", "depth"]]
     data_dir: Path | None = None
     """Local folder with the data set. Default: the Hub."""
     rows: tuple[str, ...] = ()
@@ -152,7 +115,6 @@ def main() -> None:
             "val_accuracy": summary["val_accuracy"],
             "sparsity": summary["sparsity"],
             "sparsity_with_outputs": summary["sparsity_with_outputs"],
-            **(reached(summary) if options.suite in BUNDLED else {}),
             "epochs": summary["epochs"],
             "seconds": summary["epochs"] * summary["seconds_per_epoch"],
             "jobs": options.jobs,
@@ -172,19 +134,6 @@ def main() -> None:
     if missing:
         print(f"not run yet: {'; '.join(missing)}")
     print(f"written: {', '.join(str(path.relative_to(ROOT)) for path in written)}")
-
-
-def reached(summary: dict[str, Any]) -> dict[str, Any]:
-    """What a network was to cost, and costs on the test images; empty without a target."""
-    target = summary["target"]
-    if target is None:
-        return {"kind": "", "goal": "", "cost": "", "reached": ""}
-    return {
-        "kind": target["kind"],
-        "goal": target["goal"]["network"],
-        "cost": target["test"]["network"],
-        "reached": target["reached"],
-    }
 
 
 def read_table(suite: str) -> list[dict[str, Any]]:
