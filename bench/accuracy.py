@@ -32,7 +32,7 @@ BATCH_NORM = [*ANN, "1e-3", "--batch-norm", "--no-weight-standardisation"]
 PLAIN = "-".join(["16C3"] * 7 + ["32C3s2"] + ["32C3"] * 5 + ["64C3s2"] + ["64C3"] * 5 + ["A"])
 DEPTH = "--auto-augment False --cutout 0 --num-workers 0".split()
 BUDGETS: dict[str, tuple[list[str], range]] = {
-    "10 epochs of 8,000 images": ("--epochs 10 --max-train-samples 8000".split(), range(3)),
+    "10 epochs of 6,000 images": ("--epochs 10 --max-train-samples 6000 --batch-size 32".split(), range(3)),
     "40 epochs": ("--epochs 40".split(), range(1)),
 }
 EXACT = "--surrogate-width 0 --readout potential_start --lr".split()

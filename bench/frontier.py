@@ -45,7 +45,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cifar10": {
         "runs": ("bundled:vgg9-cifar10",),
         "target_sparsity": ("0.3", "0.2", "0.1", "0.05"),
-        "points": ("target_sparsity=0.15+epochs=12", "time_steps=16+weight_bits=4+epochs=2"),
+        "points": (
+            "target_sparsity=0.15+epochs=12",
+            "time_steps=16+weight_bits=4+epochs=2",
+            "target_sparsity=0.05+epochs=12",
+        ),
         "time_steps": (8, 16),
         "weight_bits": (4,),
         "deadlines": True,
