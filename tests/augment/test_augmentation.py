@@ -1,6 +1,7 @@
 """The whole pass against slow references that take one image, and one pixel, at a time."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ttfs_triton.augment import Augmentation
-from ttfs_triton.augment.geometry import ONE
+from ttfs_triton.augment.geometry import ONE, move
 from ttfs_triton.augment.parameters import Parameters, draw_parameters
 
 EVERYTHING = {
@@ -27,7 +28,7 @@ def draw(augmentation: Augmentation, images: Tensor, seed: int = 1) -> Parameter
     return draw_parameters(augmentation, seed, 0, torch.arange(len(images)), images.shape[2], images.shape[3])
 
 
-def affine_reference(image: np.ndarray, fixed: list[int], fill: int) -> np.ndarray:
+def affine_reference(image: np.ndarray, fixed: Sequence[int], fill: int) -> np.ndarray:
     """Each pixel from the one whose area its place is in."""
     result = np.full_like(image, fill)
     _, height, width = image.shape
@@ -78,7 +79,7 @@ def cutout_reference(image: np.ndarray, centre: Tensor, side: int, fill: float) 
     channels=st.sampled_from([1, 3]),
     height=st.integers(1, 9),
     width=st.integers(1, 9),
-    crop=st.integers(0, 4),
+    crop=st.integers(0, 9),
     fill=st.integers(0, 255),
     flip=st.booleans(),
     shift=st.integers(0, 3),
@@ -98,17 +99,31 @@ def test_apply_equals_the_slow_reference(channels, height, width, crop, fill, fl
     for i in range(5):
         expected = images[i].numpy()
         if parameters.crop is not None:
-            a, _, c, _, _, f = parameters.crop[i].tolist()
-            mirrored = a < 0
-            assert mirrored <= flip
-            left = (c - ONE // 2) // ONE - (width - 1) * mirrored
-            expected = window_reference(expected, (f - ONE // 2) // ONE, left, fill)
-            expected = expected[:, :, ::-1] if mirrored else expected
+            expected = window_reference(expected, *parameters.crop[i].tolist(), fill)
+        if parameters.flip is not None and parameters.flip[i]:
+            expected = expected[:, :, ::-1]
         if parameters.shift is not None:
-            expected = affine_reference(expected, parameters.shift[i].tolist(), 0)
+            expected = window_reference(expected, *parameters.shift[i].tolist(), 0)
         if parameters.cutout is not None:
             expected = cutout_reference(expected, parameters.cutout[i], cutout, cutout_fill)
         assert np.array_equal(result[i].numpy(), expected)
+
+
+turn, place = st.integers(-2 * ONE, 2 * ONE), st.integers(-10 * ONE, 10 * ONE)
+
+
+@given(
+    channels=st.sampled_from([1, 3]),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    maps=st.lists(st.tuples(turn, turn, place, turn, turn, place), min_size=1, max_size=3),
+    fill=st.integers(0, 255),
+)
+def test_move_equals_the_slow_reference(channels, height, width, maps, fill):
+    images = batch(len(maps), channels, height, width)
+    result = move(images, torch.tensor(maps, dtype=torch.int32), fill)
+    for image, ours, fixed in zip(images, result, maps, strict=True):
+        assert np.array_equal(ours.numpy(), affine_reference(image.numpy(), fixed, fill))
 
 
 @pytest.mark.parametrize("degrees", [15.0, 180.0])
@@ -172,13 +187,11 @@ def test_draw_covers_the_whole_range():
     augmentation, images = Augmentation(crop_padding=4, flip=True, shift=2, rotation=30, cutout=3), batch(4000)
     parameters = draw(augmentation, images)
     assert parameters.crop is not None
-    assert ((parameters.crop[:, 5] - ONE // 2) // ONE).unique().tolist() == list(range(-4, 5))
-    mirrored = (parameters.crop[:, 0] < 0).float()
-    assert abs(float(mirrored.mean()) - 0.5) < 0.04  # five standard deviations
-    left = (parameters.crop[:, 2] - ONE // 2) // ONE - 6 * mirrored
-    assert left.unique().tolist() == list(range(-4, 5))
+    assert [each.unique().tolist() for each in parameters.crop.unbind(1)] == [list(range(-4, 5))] * 2
+    assert parameters.flip is not None
+    assert abs(float(parameters.flip.float().mean()) - 0.5) < 0.04  # five standard deviations
     assert parameters.shift is not None
-    assert ((parameters.shift[:, 2] - ONE // 2) // ONE).unique().tolist() == list(range(-2, 3))
+    assert [each.unique().tolist() for each in parameters.shift.unbind(1)] == [list(range(-2, 3))] * 2
     assert parameters.cutout is not None
     assert parameters.cutout[:, 0].unique().tolist() == list(range(9))
     assert parameters.cutout[:, 1].unique().tolist() == list(range(7))

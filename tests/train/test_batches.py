@@ -154,6 +154,21 @@ def test_train_loader_continues_at_a_step(start_step, num_workers):
         assert torch.equal(labels, expected_labels)
 
 
+@pytest.mark.parametrize("images_ahead", [1, 5, 1000])
+@pytest.mark.parametrize("more", [{}, {"mixup": 0.2}, {"mixup": 0.2, "cutmix": 1.0}], ids=["plain", "mixup", "both"])
+def test_train_loader_augmenting_ahead_changes_nothing(monkeypatch, images_ahead, more):
+    monkeypatch.setattr("ttfs_triton.train.batches.AUGMENTED_AHEAD", images_ahead * 64)
+    augmentation = Augmentation(crop_padding=2, flip=True, auto_augment=True, cutout=3, **more)
+    batches = epoch(augmentation=augmentation, classes=50, rank=1, world_size=2, accumulation=3)
+    loaded = list(train_loader(batches, torch.device("cpu"), start_step=1))
+    assert len(loaded) == len(batches) - 3 == 9
+    for number, (images, labels) in enumerate(loaded, start=3):
+        expected_images, expected_labels = batches[number]
+        assert torch.equal(images, expected_images)
+        assert images.stride() == expected_images.stride()
+        assert torch.equal(labels, expected_labels)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_train_loader_workers_change_nothing(tmp_path, random_images, write_parquet, streaming):
     write_parquet(tmp_path / "train.parquet", random_images(40, 3, 16, 16), [i % 2 for i in range(40)])

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from ttfs_kernels.backends import operators_for
-from ttfs_triton.augment.geometry import LARGEST_SIDE, move, move_bilinear
+from ttfs_triton.augment.geometry import LARGEST_SIDE, mirror, move_bilinear, windows
 from ttfs_triton.augment.operations import apply_operations
 from ttfs_triton.augment.parameters import Parameters, draw_parameters, rotation_maps
 from ttfs_triton.augment.policy import Policy, PolicyName, policy_tables
@@ -131,11 +131,14 @@ class Augmentation(BaseModel):
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         """Apply parameters that were drawn to images [n, C, height, width], uint8."""
-        images = images.contiguous()  # the passes below are fastest plane by plane
+        # The passes below are fastest plane by plane.
         if parameters.crop is not None:
-            images = move(images, parameters.crop, self.crop_fill, aligned=True)
+            images = windows(images, parameters.crop, self.crop_padding, self.crop_fill)
+        images = images.contiguous()
+        if parameters.flip is not None:
+            images = mirror(images, parameters.flip)
         if parameters.shift is not None:
-            images = move(images, parameters.shift, 0, aligned=True)
+            images = windows(images, parameters.shift, self.shift, 0)
         if parameters.operations is not None:
             policy = self.policy(images.shape[2], images.shape[3], images.device)
             assert policy is not None
@@ -169,13 +172,16 @@ class Augmentation(BaseModel):
 
 def _cut_out(images: Tensor, centre: Tensor, side: int, fill: int) -> Tensor:
     """Fill a square of each image."""
-    height, width = images.shape[2:]
-    row, column = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     first = centre - side // 2
-    above_or_below = (row < first[:, :1]) | (row >= first[:, :1] + side)
-    left_or_right = (column < first[:, 1:]) | (column >= first[:, 1:] + side)
-    kept = 255 * (above_or_below[:, None, :, None] | left_or_right[:, None, None, :]).to(torch.uint8)
-    return images & kept | ~kept & fill
+    row, column = (
+        torch.arange(size, device=images.device) - corner[:, None]
+        for size, corner in zip(images.shape[2:], first.unbind(1), strict=True)
+    )
+    # Levels are kept where all bits of `kept` are set.
+    above_or_below, left_or_right = (-((at < 0) | (at >= side)).to(torch.uint8) for at in (row, column))
+    kept = above_or_below[:, None, :, None] | left_or_right[:, None, None, :]
+    images = images & kept
+    return images | ~kept & fill if fill else images
 
 
 def _scale(images: Tensor) -> Tensor:

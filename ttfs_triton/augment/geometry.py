@@ -1,8 +1,8 @@
-"""All that moves pixels — crop, flip, shift, shear, translation, rotation — through one affine map in fixed point.
+"""All that moves pixels: windows for crop and shift, flips, and affine maps for shear, translation and rotation.
 
-A map gives for the centre of output pixel (x, y) a place in the input, in 1/65536 pixel: a·x + b·y + c across and
-d·x + e·y + f down. Pillow computes its affine maps in the same integers, so the nearest pixel is Pillow's, and the
-same on every device.
+A map, in fixed point, gives for the centre of output pixel (x, y) a place in the input, in 1/65536 pixel: a·x + b·y + c
+across and d·x + e·y + f down. Pillow computes its affine maps in the same integers, so the nearest pixel is Pillow's,
+and the same on every device.
 """
 
 from __future__ import annotations
@@ -32,78 +32,99 @@ def rotation(degrees: float, height: int, width: int) -> tuple[int, ...]:
     return affine(cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y)
 
 
-def window_maps(corner: Tensor, flip: Tensor | None, width: int) -> Tensor:
-    """Maps of windows of the image's own size.
+def windows(images: Tensor, corners: Tensor, padding: int, fill: int) -> Tensor:
+    """Windows of the images' own size.
 
     Args:
-        corner: [n, 2], int64, row and column of the window's corner in the image; outside of it is allowed.
-        flip: [n], bool, mirror the window left to right.
-        width: of the window in pixels.
+        images: [n, C, height, width], uint8, in any memory format.
+        corners: [n, 2], int64, row and column of each window's corner in its image, from -padding to padding.
+        padding: pixels around the image that a window may reach into.
+        fill: their level.
     Returns:
-        [n, 6], int32.
+        As `images`, contiguous.
     """
-    maps = torch.tensor(IDENTITY, dtype=torch.int32, device=corner.device).repeat(len(corner), 1)
-    top, left = corner.unbind(1)
-    if flip is not None:
-        maps[:, 0] -= 2 * ONE * flip.int()
-        left = left + (width - 1) * flip
-    maps[:, 2] += (left * ONE).int()
-    maps[:, 5] += (top * ONE).int()
-    return maps
+    n, channels, height, width = images.shape
+    padding = min(padding, max(height, width))  # farther away a window sees nothing of the image either
+    framed = images.new_full((n, channels, height + 2 * padding, width + 2 * padding), fill)
+    framed[:, :, padding : padding + height, padding : padding + width] = images
+    # A window is a view of the frame; of the views from all its pixels on, those that begin at a corner are copied.
+    image, plane, row, _ = framed.stride()
+    top, left = (corners + padding).clamp_(0, 2 * padding).unbind(1)
+    begin = image * torch.arange(n, device=images.device) + row * top + left
+    views = framed.as_strided(
+        (image * (n - 1) + 2 * padding * (row + 1) + 1, channels, height, width), (1, plane, row, 1)
+    )
+    return views.index_select(0, begin)
 
 
-def places(maps: Tensor, height: int, width: int, *, aligned: bool = False) -> tuple[Tensor, Tensor]:
-    """Where output pixels come from, in 1/65536 pixel.
+def mirror(images: Tensor, chosen: Tensor) -> Tensor:
+    """Images [n, C, height, width], those of `chosen`, [n], bool, left to right."""
+    n = len(images)
+    both = torch.cat([images, images.flip(3)])
+    return both.index_select(0, torch.arange(n, device=images.device) + n * chosen)
+
+
+def places(maps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where output pixels come from: row and column in 1/65536 pixel, each [n, height, width], int32.
 
     Args:
         maps: [n, 6], int32.
         height, width: in pixels.
-        aligned: the maps neither turn nor shear, so that rows are a matter of y alone and columns of x.
-    Returns:
-        Row and column, int32, each [n, height, width]; if aligned, [n, height, 1] and [n, 1, width].
     """
     x = torch.arange(width, dtype=torch.int32, device=maps.device)
     y = torch.arange(height, dtype=torch.int32, device=maps.device)[:, None]
-    a, b, c, d, e, f = (term[:, None, None] for term in maps.unbind(1))
-    if aligned:
-        return e * y + f, a * x + c
+    a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
     return (e * y + f) + d * x, (b * y + c) + a * x
 
 
-def pixels_at(images: Tensor, rows: Tensor, columns: Tensor, fill: int) -> Tensor:
-    """Pixels of images [n, C, height, width] at whole places that broadcast to [n, height, width]; `fill` outside."""
-    n, channels, height, width = images.shape
-    # A border of one pixel stands for all that is outside: clamping is cheaper than asking each place.
-    framed = pad(images, (1, 1, 1, 1), value=fill).view(n, channels, -1)
-    rows, columns = rows.clamp(-1, height), columns.clamp(-1, width)
-    index = (rows.add_(1).mul_(width + 2).add_(1) + columns).view(n, 1, -1).long()
-    return framed.gather(2, index.expand(-1, channels, -1)).view(images.shape)
-
-
-def move(images: Tensor, maps: Tensor, fill: int, *, aligned: bool = False) -> Tensor:
+def move(images: Tensor, maps: Tensor, fill: int) -> Tensor:
     """Map images, each pixel from the nearest.
 
     Args:
         images: [n, C, height, width], uint8.
         maps: [n, 6], int32.
         fill: level outside the image.
-        aligned: as for `places`.
     Returns:
         As `images`.
     """
-    rows, columns = places(maps, *images.shape[2:], aligned=aligned)
-    return pixels_at(images, rows >> 16, columns >> 16, fill)
+    rows, columns = places(maps, *images.shape[2:])
+    framed, index = _framed(images, rows.bitwise_right_shift_(16), columns.bitwise_right_shift_(16), 1, fill)
+    return _pixels(framed, index).view(images.shape)
 
 
 def move_bilinear(images: Tensor, maps: Tensor) -> Tensor:
     """Map images, each pixel from the four around its place, which counts in 1/256 pixel; 0 outside the image."""
     rows, columns = places(maps, *images.shape[2:])
     # Places are of centres: half a pixel back, the pixel above and to the left has its centre at a whole number.
-    rows, columns = rows - ONE // 2, columns - ONE // 2
-    down, across = (rows >> 8 & 255)[:, None], (columns >> 8 & 255)[:, None]
-    rows, columns = rows >> 16, columns >> 16
-    result = torch.full(images.shape, ONE // 2, dtype=torch.int32, device=images.device)
-    for i, weight_down in enumerate((256 - down, down)):
-        for j, weight_across in enumerate((256 - across, across)):
-            result += pixels_at(images, rows + i, columns + j, 0) * (weight_down * weight_across)
-    return (result >> 16).to(torch.uint8)
+    rows, columns = rows.sub_(ONE // 2), columns.sub_(ONE // 2)
+    down, across = ((place >> 8 & 255)[:, None].flatten(2) for place in (rows, columns))
+    framed, index = _framed(images, rows.bitwise_right_shift_(16), columns.bitwise_right_shift_(16), 2, 0)
+    result = torch.full((*images.shape[:2], index.shape[2]), ONE // 2, dtype=torch.int32, device=images.device)
+    for below, weight_down in enumerate((256 - down, down)):
+        for right, weight_across in enumerate((256 - across, across)):
+            pixels = _pixels(framed, index + (below * framed.shape[3] + right))
+            result.addcmul_(pixels.int(), weight_down * weight_across)
+    return (result >> 16).to(torch.uint8).view(images.shape)
+
+
+def _framed(images: Tensor, rows: Tensor, columns: Tensor, border: int, fill: int) -> tuple[Tensor, Tensor]:
+    """Images with a border that stands for all outside, since clamping is cheaper than asking each place.
+
+    Args:
+        images: [n, C, height, width], uint8.
+        rows, columns: [n, height, width], int32, of pixels. Changed.
+        border: its width in pixels.
+        fill: its level.
+    Returns:
+        The framed images, [n, C, framed height, framed width], and places in their planes, [n, 1, pixels], int64.
+    """
+    height, width = images.shape[2:]
+    framed = pad(images, (border,) * 4, value=fill)
+    rows, columns = rows.clamp_(-border, height), columns.clamp_(-border, width)
+    index = rows.mul_(framed.shape[3]).add_(columns).add_(border * (framed.shape[3] + 1))
+    return framed, index.flatten(1)[:, None].long()
+
+
+def _pixels(framed: Tensor, index: Tensor) -> Tensor:
+    """Pixels [n, C, pixels] at places in the planes of images."""
+    return framed.flatten(2).gather(2, index.expand(-1, framed.shape[1], -1))

@@ -1,4 +1,4 @@
-"""The operations of a policy on a batch: images of one kind of operation are computed together."""
+"""The operations of a policy on a batch: images of one kind together, all that are tables in one look-up."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from ttfs_triton.augment.points import (
     colour,
     contrast_tables,
     equalise_tables,
-    histograms,
     look_up,
     sharpness,
 )
-from ttfs_triton.augment.policy import Kind, Policy
+from ttfs_triton.augment.policy import TABLES, Kind, Policy
 
 
 def apply_operations(images: Tensor, rows: Tensor, policy: Policy, fill: int) -> Tensor:
     """Apply one operation to each image.
 
     Args:
-        images: [n, C, height, width], uint8, C = 1 or 3. Not changed.
+        images: [n, C, height, width], uint8, C = 1 or 3, contiguous. Not changed.
         rows: [n], int64, of the policy's operations.
         policy: for images of this size, on this device.
         fill: level of what geometric operations uncover.
@@ -34,28 +33,36 @@ def apply_operations(images: Tensor, rows: Tensor, policy: Policy, fill: int) ->
     sorted_images, sorted_rows = images.index_select(0, order), rows[order]
     counts = torch.bincount(kinds, minlength=len(Kind)).tolist()
     groups = zip(Kind, sorted_images.split(counts), sorted_rows.split(counts), strict=True)
-    results = [_apply(kind, some, of, policy, fill) for kind, some, of in groups if len(some)]
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    return torch.cat(results).index_select(0, back)
+    present = [(kind, some, of) for kind, some, of in groups if len(some)]
+    results = [_apply(kind, some, of, policy, fill) for kind, some, of in present if kind not in TABLES]
+    tables = [_tables(kind, some, of, policy) for kind, some, of in present if kind in TABLES]
+    if tables:
+        results.append(look_up(sorted_images[-sum(map(len, tables)) :], torch.cat(tables)))
+    return torch.cat(results).index_select(0, order.argsort())
 
 
 def _apply(kind: Kind, images: Tensor, rows: Tensor, policy: Policy, fill: int) -> Tensor:
-    """Operations of one kind."""
+    """Operations of one kind that is no table."""
     match kind:
-        case Kind.IDENTITY:
-            return images
         case Kind.GEOMETRY:
             return move(images, policy.maps[rows], fill)
-        case Kind.LEVELS:
-            return look_up(images, policy.levels[rows][:, None])
-        case Kind.CONTRAST:
-            return look_up(images, contrast_tables(images, policy.factors[rows]))
-        case Kind.AUTO_CONTRAST:
-            return look_up(images, auto_contrast_tables(histograms(images)))
-        case Kind.EQUALISE:
-            return look_up(images, equalise_tables(histograms(images)))
         case Kind.COLOUR:
             return colour(images, policy.factors[rows])
         case Kind.SHARPNESS:
             return sharpness(images, policy.factors[rows])
+        case _:
+            return images
+
+
+def _tables(kind: Kind, images: Tensor, rows: Tensor, policy: Policy) -> Tensor:
+    """What becomes of each level of each channel, for operations of one kind: [n, C, 256], uint8."""
+    match kind:
+        case Kind.CONTRAST:
+            tables = contrast_tables(images, policy.factors[rows])
+        case Kind.AUTO_CONTRAST:
+            tables = auto_contrast_tables(images)
+        case Kind.EQUALISE:
+            tables = equalise_tables(images)
+        case _:
+            tables = policy.levels[rows][:, None]
+    return tables.expand(-1, images.shape[1], -1)

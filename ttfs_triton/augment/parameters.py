@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ttfs_triton.augment.geometry import rotation, window_maps
+from ttfs_triton.augment.geometry import rotation
 from ttfs_triton.augment.philox import below, random_words
 
 if TYPE_CHECKING:
@@ -29,14 +29,16 @@ class Parameters:
     """Random parameters of n images; a field is None where that augmentation is off.
 
     Attributes:
-        crop: [n, 6], int32, map of crop and flip.
-        shift: [n, 6], int32, map of the shift.
+        crop: [n, 2], int64, row and column of the window's corner.
+        flip: [n], bool, whether the window is mirrored.
+        shift: [n, 2], int64, row and column of the shifted window's corner.
         operations: [n, stages], int64, rows of the policy's tables.
         rotation: [n, 6], int32, map of the rotation.
         cutout: [n, 2], int64, row and column of the square's centre.
     """
 
     crop: Tensor | None = None
+    flip: Tensor | None = None
     shift: Tensor | None = None
     operations: Tensor | None = None
     rotation: Tensor | None = None
@@ -62,14 +64,12 @@ def draw_parameters(
     """
     words = random_words(seed, epoch, indices, AUGMENTATION_BLOCKS)
     drawn: dict[str, Tensor] = {}
-    if augmentation.crop_padding or augmentation.flip:
-        padding = augmentation.crop_padding
-        corner = below(words[:, CROP_TOP : CROP_LEFT + 1], 2 * padding + 1) - padding
-        flip = below(words[:, FLIP], 2).bool() if augmentation.flip else None
-        drawn["crop"] = window_maps(corner, flip, width)
+    if augmentation.crop_padding:
+        drawn["crop"] = _corners(words[:, CROP_TOP : CROP_LEFT + 1], augmentation.crop_padding)
+    if augmentation.flip:
+        drawn["flip"] = below(words[:, FLIP], 2).bool()
     if augmentation.shift:
-        corner = below(words[:, SHIFT_TOP : SHIFT_LEFT + 1], 2 * augmentation.shift + 1) - augmentation.shift
-        drawn["shift"] = window_maps(corner, None, width)
+        drawn["shift"] = _corners(words[:, SHIFT_TOP : SHIFT_LEFT + 1], augmentation.shift)
     policy = augmentation.policy(height, width, indices.device)
     if policy is not None:
         sub_policies, stages = policy.thresholds.shape
@@ -86,3 +86,8 @@ def draw_parameters(
         rows, columns = below(words[:, CUTOUT_ROW], height), below(words[:, CUTOUT_COLUMN], width)
         drawn["cutout"] = torch.stack([rows, columns], dim=1)
     return Parameters(**drawn)
+
+
+def _corners(words: Tensor, farthest: int) -> Tensor:
+    """Whole numbers from -farthest to farthest."""
+    return below(words, 2 * farthest + 1) - farthest

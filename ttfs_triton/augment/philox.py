@@ -9,6 +9,8 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -27,20 +29,31 @@ def philox(counters: Tensor, seed: int) -> Tensor:
     Returns:
         [..., 4], int64, each word uniform in [0, 2³²).
     """
-    # Constants stay numbers: as tensors they would be copied to the device, which waits for it, batch by batch.
-    word = counters.unbind(-1)
-    key = (seed & _MASK, seed >> 32 & _MASK)
-    for _ in range(ROUNDS):
+    keys, multipliers, low, half = _constants(seed, counters.device)
+    first, second, third, fourth = counters.reshape(-1, 4).unbind(1)
+    # Words that are multiplied, third and first, and those that are not: two of each at a time halve the calls.
+    multiplied, others = torch.stack([third, first]), torch.stack([second, fourth])
+    for key in keys:
         # The product of two 32-bit words wraps to a negative int64; its bits are right all the same.
-        one, other = (word[0] * _MULTIPLIERS[0], word[2] * _MULTIPLIERS[1])
-        word = (
-            (other >> 32 & _MASK) ^ word[1] ^ key[0],
-            other & _MASK,
-            (one >> 32 & _MASK) ^ word[3] ^ key[1],
-            one & _MASK,
-        )
-        key = (key[0] + _WEYL[0] & _MASK, key[1] + _WEYL[1] & _MASK)
-    return torch.stack(word, dim=-1)
+        product = multiplied * multipliers
+        words = (product >> half).bitwise_xor_(others).bitwise_xor_(key).bitwise_and_(low)  # the next first and third
+        multiplied, others = words.flip(0), product.bitwise_and_(low)
+    return torch.stack([multiplied[1], others[0], multiplied[0], others[1]], dim=1).view(counters.shape)
+
+
+@functools.lru_cache(maxsize=4)
+def _constants(seed: int, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+    """Keys of the rounds, multipliers, mask of the lower word and its bits: on the device once, not batch by batch."""
+    halves = seed & _MASK, seed >> 32 & _MASK
+    keys = [
+        [half + number * weyl & _MASK for half, weyl in zip(halves, _WEYL, strict=True)] for number in range(ROUNDS)
+    ]
+    return (
+        torch.tensor(keys, device=device)[..., None].unbind(0),
+        torch.tensor(_MULTIPLIERS[::-1], device=device)[:, None],
+        torch.tensor(_MASK, device=device),
+        torch.tensor(32, device=device),
+    )
 
 
 def random_words(seed: int, epoch: int, indices: Tensor, blocks: range) -> Tensor:

@@ -13,22 +13,25 @@ GREY = (19595, 38470, 7471)  # in 1/65536
 
 
 def grey_levels(images: Tensor) -> Tensor:
-    """Grey images, [n, height, width], int32 in [0, 255]."""
+    """Grey images, [n, height, width], of [n, C, height, width]; both float32, whole numbers in [0, 255]."""
     if images.shape[1] == 1:
-        return images[:, 0].int()
-    red, green, blue = images.int().unbind(1)
-    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2]).add_(32768) >> 16
+        return images[:, 0]
+    red, green, blue = images.unbind(1)
+    # All sums are below 2²⁴, so that float32 is exact.
+    weighted = (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2]).add_(32768)
+    return weighted.mul_(1 / 65536).floor_()
 
 
 def blend(first: Tensor, second: Tensor, factors: Tensor) -> Tensor:
-    """first + factors · (second − first) of levels, whole numbers, in float32; cut off to uint8."""
+    """first + factors · (second − first) of levels, whole numbers in float32; cut off to uint8."""
     # By way of int16: PyTorch has no fast path from float to uint8.
-    return (second - first).mul(factors).add_(first).clamp_(0, 255).short().to(torch.uint8)
+    return (second - first).mul_(factors).add_(first).clamp_(0, 255).short().to(torch.uint8)
 
 
 def colour(images: Tensor, factors: Tensor) -> Tensor:
     """Blend with the grey image; a factor for each image, 0: grey."""
-    return blend(grey_levels(images)[:, None], images, factors.view(-1, 1, 1, 1))
+    levels = images.float()
+    return blend(grey_levels(levels)[:, None], levels, factors.view(-1, 1, 1, 1))
 
 
 def sharpness(images: Tensor, factors: Tensor) -> Tensor:
@@ -36,60 +39,64 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
 
     Smooth is the mean over a pixel and its eight neighbours, in which the pixel counts five times.
     """
-    height, width = images.shape[2:]
+    n, channels, height, width = images.shape
     if height < 3 or width < 3:
         return images
-    levels = images.short()
-    three = levels[:, :, :-2] + levels[:, :, 1:-1] + levels[:, :, 2:]
-    centre = levels[:, :, 1:-1, 1:-1]
-    thirteen = three[..., :-2] + three[..., 1:-1] + three[..., 2:] + 4 * centre
+    # Planes as lines, which are faster than rows: at a row's ends the sums run over into the next one, unused.
+    levels = images.view(n, channels, -1).float()
+    three = (levels[..., : -2 * width] + levels[..., width:-width]).add_(levels[..., 2 * width :])
+    centre = levels[..., width + 1 : -width - 1]
+    thirteen = (three[..., :-2] + three[..., 1:-1]).add_(three[..., 2:]).add_(centre, alpha=4)
     # No thirteenth lies halfway between two levels: any rounding of the product gives the same.
-    smooth = thirteen.float().mul_(1 / 13).add_(0.5).short()
+    smooth = thirteen.mul_(1 / 13).add_(0.5).floor_()
+    sharp = blend(smooth, centre, factors.view(-1, 1, 1))
+    inner = (n, channels, height - 2, width - 2)
     result = images.clone()
-    result[:, :, 1:-1, 1:-1] = blend(smooth, centre, factors.view(-1, 1, 1, 1))
+    result[:, :, 1:-1, 1:-1] = sharp.as_strided(inner, (*sharp.stride()[:2], width, 1))
     return result
-
-
-def histograms(images: Tensor) -> Tensor:
-    """How many pixels have each level: [n, C, 256], int64."""
-    planes = images.shape[0] * images.shape[1]
-    index = images.view(planes, -1).int()
-    index += 256 * torch.arange(planes, dtype=torch.int32, device=images.device)[:, None]
-    return torch.bincount(index.view(-1), minlength=planes * 256).view(*images.shape[:2], 256)
 
 
 def contrast_tables(images: Tensor, factors: Tensor) -> Tensor:
     """Levels blended with the mean grey level, rounded; [n, 1, 256], uint8."""
     area = images.shape[2] * images.shape[3]
-    mean = (2 * grey_levels(images).sum((1, 2)) + area) // (2 * area)
-    level = torch.arange(256, dtype=torch.int32, device=images.device)
+    total = grey_levels(images.float()).sum((1, 2), dtype=torch.float64)
+    mean = total.mul_(2).add_(area).div_(2 * area).floor_().float()
+    level = torch.arange(256, dtype=torch.float32, device=images.device)
     return blend(mean.view(-1, 1, 1), level, factors.view(-1, 1, 1))
 
 
-def auto_contrast_tables(counts: Tensor) -> Tensor:
-    """Levels stretched so that the darkest becomes 0 and the brightest 255; from histograms, [n, C, 256], uint8."""
-    present = counts > 0
-    level = torch.arange(256, device=counts.device)
-    darkest = torch.where(present, level, 255).amin(2, keepdim=True)
-    brightest = torch.where(present, level, 0).amax(2, keepdim=True)
+def auto_contrast_tables(images: Tensor) -> Tensor:
+    """Levels stretched so that the darkest of a channel becomes 0 and its brightest 255; [n, C, 256], uint8."""
+    planes = images.flatten(2)
+    darkest, brightest = planes.amin(2, keepdim=True).double(), planes.amax(2, keepdim=True).double()
     # Pillow's double precision decides on which side of a level a product falls.
-    spread = (brightest - darkest).clamp(min=1).double()
-    scale = torch.full_like(spread, 255) / spread  # `255 / spread` would multiply by the reciprocal
-    stretched = (level * scale + -darkest * scale).clamp_(0, 255).to(torch.uint8)
-    return torch.where(brightest > darkest, stretched, level.to(torch.uint8))
+    constant = brightest == darkest
+    scale = (torch.full_like(darkest, 255) / (brightest - darkest)).masked_fill_(constant, 1)
+    offset = (-darkest * scale).masked_fill_(constant, 0)
+    level = torch.arange(256, dtype=torch.float64, device=images.device)
+    return (level * scale).add_(offset).clamp_(0, 255).short().to(torch.uint8)
 
 
-def equalise_tables(counts: Tensor) -> Tensor:
-    """Levels spread so that each range holds as many pixels as any other; from histograms, [n, C, 256], uint8."""
-    level = torch.arange(256, device=counts.device)
-    brightest = torch.where(counts > 0, level, 0).amax(2, keepdim=True)
-    step = (counts.sum(2, keepdim=True) - counts.gather(2, brightest)) // 255
-    below = counts.cumsum(2) - counts
-    spread = (below + step // 2).div_(step.clamp(min=1), rounding_mode="floor").clamp_(max=255).to(torch.uint8)
-    return torch.where(step > 0, spread, level.to(torch.uint8))
+def equalise_tables(images: Tensor) -> Tensor:
+    """Levels spread so that each range of a channel holds as many pixels as any other; [n, C, 256], uint8."""
+    n, channels, height, width = images.shape
+    counts = torch.bincount(_table_places(images), minlength=n * channels * 256).view(n, channels, 256).int()
+    brightest = images.flatten(2).amax(2, keepdim=True).long()
+    step = (height * width - counts.gather(2, brightest)) // 255
+    below = counts.cumsum(2, dtype=torch.int32).sub_(counts).add_(step // 2)
+    # Whole numbers in float64, which PyTorch divides faster: no quotient is rounded up to the next of them.
+    spread = below.double().div_(step.clamp(min=1)).clamp_(max=255).short().to(torch.uint8)
+    level = torch.arange(256, dtype=torch.uint8, device=images.device)
+    return torch.where(step > 0, spread, level)
 
 
 def look_up(images: Tensor, tables: Tensor) -> Tensor:
-    """Levels through tables, [n, C, 256] or, one for all channels, [n, 1, 256]."""
-    tables = tables.expand(-1, images.shape[1], -1)
-    return tables.gather(2, images.flatten(2).long()).view(images.shape)
+    """Levels through tables, [n, C, 256]."""
+    return tables.reshape(-1).index_select(0, _table_places(images)).view(images.shape)
+
+
+def _table_places(images: Tensor) -> Tensor:
+    """Places of pixels in tables of 256 levels a plane that lie one behind another; [n · C · height · width], int32."""
+    planes = images.flatten(2).flatten(0, 1)
+    first = 256 * torch.arange(len(planes), dtype=torch.int32, device=images.device)
+    return planes.int().add_(first[:, None]).view(-1)

@@ -29,12 +29,20 @@ class Kind(IntEnum):
 
     IDENTITY = 0
     GEOMETRY = 1  # affine map, nearest pixel
-    LEVELS = 2  # table of 256 levels, known beforehand: brightness, posterise, solarise, invert
-    CONTRAST = 3  # table from the mean grey level
-    AUTO_CONTRAST = 4  # table from darkest and brightest level of a channel
-    EQUALISE = 5  # table from the histogram of a channel
-    COLOUR = 6  # blend with the grey image
-    SHARPNESS = 7  # blend with the smoothed image
+    COLOUR = 2  # blend with the grey image
+    SHARPNESS = 3  # blend with the smoothed image
+    LEVELS = 4  # table of 256 levels, known beforehand: brightness, posterise, solarise, invert
+    CONTRAST = 5  # table from the mean grey level
+    AUTO_CONTRAST = 6  # table from darkest and brightest level of a channel
+    EQUALISE = 7  # table from the histogram of a channel
+
+
+TABLES = (
+    Kind.LEVELS,
+    Kind.CONTRAST,
+    Kind.AUTO_CONTRAST,
+    Kind.EQUALISE,
+)  # last, so that sorted images have them together
 
 
 class Operation(NamedTuple):

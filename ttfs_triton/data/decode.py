@@ -47,7 +47,7 @@ class InMemoryImages:
 
     def images_at(self, indices: Tensor) -> Tensor:
         """Images at `indices` ([b], int64): [b, C, height, width], uint8, channels last."""
-        return self.pixels[indices].permute(0, 3, 1, 2)
+        return self.pixels.index_select(0, indices).permute(0, 3, 1, 2)
 
 
 class DataLostError(RuntimeError):
