@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json
 from ttfs_triton.command_line import run_command
-from ttfs_triton.convert.calibrate import Calibration, calibrate_converted
+from ttfs_triton.convert.calibrate import calibrate_converted
+from ttfs_triton.convert.calibration import Calibration
 from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.conversion import Converted, convert
 from ttfs_triton.convert.layouts import TrainedAs
