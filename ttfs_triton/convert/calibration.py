@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from ttfs_kernels.rule import fire
+from ttfs_triton.terminal import TerminalTable
 
 # Grids of 17 initial potentials, each eight times finer than the one before. The first reaches two threshold heights
 # up and down, the last resolves 1/256 of one.
@@ -46,14 +46,11 @@ class Calibration:
         """As JSON values."""
         return {"images": self.images, "layers": [asdict(layer) for layer in self.layers]}
 
-    def table(self) -> Table:
+    def table(self) -> TerminalTable:
         """For a terminal."""
-        table = Table("layer", title=f"Calibrated on {self.images} images", title_justify="left")
-        for heading in ("correlation\nwith the ANN", "\ncalibrated", "mean change of\ninitial potential"):
-            table.add_column(heading, justify="right")
-        for layer in self.layers:
-            table.add_row(layer.name, _text(layer.before), _text(layer.after), f"{layer.shift:+.3f}")
-        return table
+        headers = ("layer", "correlation with the ANN", "calibrated", "mean change of initial potential")
+        rows = [(each.name, _text(each.before), _text(each.after), f"{each.shift:+.3f}") for each in self.layers]
+        return TerminalTable(f"Calibrated on {self.images} images", headers, rows)
 
 
 def search_initial_potentials(bias: Tensor, potential: Tensor, slope: Tensor, wanted: Tensor) -> float:
