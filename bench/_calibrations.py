@@ -71,11 +71,10 @@ def fit_weights(converted: Converted, images: Tensor, *, steps: int = 100, batch
 
 def _layer_by_layer(converted: Converted, images: Tensor):
     """(spiking layer, its inputs, the ANN's activations): each layer's inputs are made when those before are fitted."""
-    spiking, analog = images, converted.ann.encode(images)
+    spiking, analog = images, converted.ann.hidden(images)
     for name, layer in converted.network.features.named_children():
-        analog = converted.ann.run_layer(name, analog)
         if isinstance(layer, Layer):
-            yield layer, spiking, analog
+            yield layer, spiking, analog[name]
         with torch.no_grad():
             spiking = layer(spiking)
 

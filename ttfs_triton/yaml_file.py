@@ -34,6 +34,12 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise YamlError("must hold whole characters; got half of a pair, such as \\ud800. Write the character out.")
+        return value
+
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a file; of an empty one, none.

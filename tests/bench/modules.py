@@ -24,6 +24,7 @@ with pytest.MonkeyPatch.context() as patch:
     import checkpoint_choice
     import cross_check
     import energy
+    import kernels_tried
     import quickstart
     import table1
 
@@ -36,6 +37,7 @@ __all__ = [
     "gpu_driver",
     "kernels_compile",
     "kernels_plan",
+    "kernels_tried",
     "lemaire",
     "machine_code",
     "networks",

@@ -35,7 +35,7 @@ def ann(tmp_path):
     """A folder with an ANN of ours as training writes it."""
     network = ours(batch_norm=True)
     (tmp_path / "ann").mkdir()
-    description = ModelDescription.of(network.config, class_names=list("abcde"), dataset="letters")
+    description = ModelDescription.of(network.config, class_names=list("abcde"), dataset="letters", fit="crop")
     write_model(tmp_path / "ann", network.state_dict(), description)
     return tmp_path / "ann"
 
@@ -62,7 +62,7 @@ def test_recipe_writes_what_evaluation_loads(vgg, tmp_path, capsys):
 def test_names_of_classes_are_kept_unless_the_head_is_new(ann, tmp_path):
     command.main(None, [str(ann), "--output-dir", str(tmp_path / "kept"), *COPY])
     kept = described(tmp_path / "kept")
-    assert (kept.class_names, kept.dataset) == (tuple("abcde"), "letters")
+    assert (kept.class_names, kept.dataset, kept.preprocessing.fit) == (tuple("abcde"), "letters", "crop")
     options = ["--classes", "2", "--replace-head", "--no-keep-standardisation"]
     command.main(None, [str(ann), "--output-dir", str(tmp_path / "new"), *options, *COPY])
     new = described(tmp_path / "new")
@@ -212,7 +212,7 @@ def test_spiking_source_is_not_calibrated(tmp_path):
     ("flags", "message"),
     [
         ([], "must name images to calibrate on"),
-        (["--dataset", "sample"], "images must have 3 channels"),
+        (["--dataset", "sample"], "images must be (3, 32, 32) (channels, height, width); got (1, 32, 32)"),
         (["--data-dir", "images"], "data_dir must hold readable parquet files"),
     ],
 )

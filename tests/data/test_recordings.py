@@ -110,10 +110,14 @@ def test_recordings_that_cannot_be_used_are_skipped_and_named(n_mnist, caplog):
         ("user0_led_labels.csv", "class,start,end\n1,0.5,7\n", "must hold class, start and stop in each row"),
         ("user0_led_labels.csv", "class,start,end\n12,0,7\n", "must hold classes from 1 to 11"),
         ("user0_led_labels.csv", "class,start,end\n1,7,6\n", "no stop before its start"),
+        ("user0_led_labels.csv", f"class,start,end\n1,0,{10**20}\n", "and times in microseconds"),
+        ("user0_led_labels.csv", "class,start,end\n1,-2,7\n", "and times in microseconds"),
+        ("user0_led_labels.csv", "classe,début,fin\n", "user0_led_labels.csv must be text; .* Extract it anew"),
+        ("trials_to_train.txt", "é.aedat\n", "trials_to_train.txt must be text; .* Extract it anew"),
     ],
 )
 def test_gestures_that_are_damaged_are_refused(gestures, name, content, message):
-    (gestures / name).write_text(content)
+    (gestures / name).write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=message):
         find_recordings(gestures, "train")
 

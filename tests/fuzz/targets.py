@@ -8,6 +8,7 @@ import tempfile
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,14 @@ def _events(folder: Path, content: bytes) -> object:
     return recording_pixels(_written(folder, name, content), EventWindows(2, sensor=(34, 34)))
 
 
+def _gestures(folder: Path, content: bytes) -> object:
+    """DVS-Gesture's list of files, or a file's table of labels; what is not fuzzed of the three is whole."""
+    for name, whole in zip(("trials_to_train.txt", "a_labels.csv", "a.aedat"), _gesture_files(), strict=True):
+        _written(folder, name, whole)
+    _written(folder, "a_labels.csv" if b"," in content else "trials_to_train.txt", content)
+    return load_images(None, folder, events=EventWindows(2))
+
+
 def _chip(folder: Path, content: bytes) -> object:
     return load_chip(_written(folder, "a.toml", content))
 
@@ -123,6 +132,11 @@ def _parquet_seeds() -> list[bytes]:
     return [buffer.getvalue()]
 
 
+def _gesture_files() -> list[bytes]:
+    return [b"a.aedat\n\n", b"class,startTime_usec,endTime_usec\n1,5,9\n11,9,80\n2,70,71\n", _event_seeds()[-1]]
+
+
+@cache
 def _event_seeds() -> list[bytes]:
     events = dict.fromkeys("xyp", np.array([0, 1, 1, 0])) | {"t": np.array([5, 9, 9, 70])}
     buffer = io.BytesIO()
@@ -157,5 +171,6 @@ TARGETS = {
     "chip": Target(_chip_seeds, _chip, (ValueError,)),
     "image": Target(_image_seeds, _image, (ValueError,), text=False),
     "events": Target(_event_seeds, _events, (ValueError, TypeError), text=False),
+    "gestures": Target(lambda: _gesture_files()[:2], _gestures, (ValueError,)),
     "parquet": Target(_parquet_seeds, _parquet, (ValueError, RuntimeError), text=False),
 }

@@ -85,7 +85,7 @@ def test_batches_never_wait_for_the_device(network, images, watched_device):
 
 def test_layers_have_a_row_each(network, images):
     layers = evaluate(network, EvaluationBatches(images, None, 9), Accelerator(cpu=True)).layers
-    assert layer_table(layers).row_count == len(layers) == 3
+    assert len(layer_table(layers).rows) == len(layers) == 3
     assert [layer.kind for layer in layers] == ["spiking", "spiking", "readout"]
 
 

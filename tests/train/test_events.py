@@ -9,6 +9,8 @@ import torch
 
 from recipes.make_events import main as make_events
 from ttfs_triton.augment import Augmentation
+from ttfs_triton.convert.command import main as convert
+from ttfs_triton.convert.grid_command import main as calibrate
 from ttfs_triton.data.event_files import read_bin
 from ttfs_triton.data.events import EventWindows, first_spike_levels, first_spikes
 from ttfs_triton.evaluation import load_network, load_test_images
@@ -76,6 +78,39 @@ def test_what_events_become_is_part_of_the_network(run):
     ):
         with pytest.raises(ValueError, match=f"classify: image 0 .*{message}"):
             model.classify(run / name)
+
+
+def test_recordings_calibrate_a_network_on_a_grid_and_its_ann_converted(run, tmp_path, capsys):
+    """Both read what the network's own config.json says of recordings, and keep it."""
+    config = make_config(read_yaml(run / "config.yaml"), "")
+    images = ["--data-dir", str(config.data_dir), "--cpu"]
+    flags = ["--time-steps", "8", "--weight-bits", "4", "--images", "12"]
+    calibrate(None, [str(run), "--output-dir", str(tmp_path / "grid"), *flags, *images])
+    data = ["--data-dir", str(config.data_dir), "--output-dir", str(tmp_path / "ann")]
+    train(
+        RECIPE,
+        None,
+        [
+            "--preset",
+            run.parent.name[:-1],
+            *data,
+            *COMMON,
+            *"--neuron ann --batch-norm --readout potential_start".split(),
+        ],
+    )
+    convert(None, [str(tmp_path / "ann"), "--output-dir", str(tmp_path / "snn"), "--calibration-images", "12", *images])
+    for name, file in (("grid", "calibration"), ("snn", "conversion")):
+        loaded = load_network(tmp_path / name)
+        assert loaded.description.preprocessing.events == config.events
+        written = json.loads((tmp_path / name / f"{file}.json").read_text())
+        assert written.get("calibration", written)["images"] == 12
+        assert len(load_test_images(loaded, data_dir=config.data_dir)) == 11
+    for command, more in ((calibrate, flags[:2]), (convert, [])):
+        source = str(tmp_path / "ann" if command is convert else run)
+        with pytest.raises(SystemExit):
+            command(None, [source, "--output-dir", str(tmp_path / "no"), "--dataset", "sample", *more])
+        assert "events must go with data_dir" in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
 
 
 def test_spikes_of_events_are_those_of_the_encoder():

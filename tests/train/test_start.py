@@ -216,9 +216,11 @@ def test_calibration_needs_initial_potentials(tmp_path):
         load_weights(target(bias=False, neuron=Neuron(1.0)), str(source), torch.rand(4, 3, 8, 8))
 
 
-def test_residual_network_is_calibrated_where_the_weights_are_its_ann(tmp_path):
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_residual_network_is_calibrated_where_the_weights_are_an_anns(tmp_path, batch_norm):
     config = ANN.replace(specification="6C3-(6C3-6C3)-A", encoder="latency", mean=None, std=None)
-    run, images = save(trained(config), tmp_path / "ann"), torch.rand(12, 3, 8, 8)
+    ann = config.replace(batch_norm=batch_norm)
+    run, images = save(trained(ann), tmp_path / "ann"), torch.rand(12, 3, 8, 8)
     network = TTFSNetwork(config.replace(analog=False, neuron=Neuron(psp_persistence=0.5)))
     start = load_weights(network, str(run), images)
     assert [layer.name for layer in start.calibration.layers] == ["conv1", "conv2", "conv3"]
@@ -227,7 +229,7 @@ def test_residual_network_is_calibrated_where_the_weights_are_its_ann(tmp_path):
     again = save(network, tmp_path / "spiking")
     assert load_weights(network, str(again), images).calibration is None  # what spikes already stays as it is
     unbiased = save(TTFSNetwork(config.replace(bias=False)), tmp_path / "unbiased")
-    with pytest.raises(ConfigError, match=r"weights: calibrate_network: layers must have initial potentials"):
+    with pytest.raises(ConfigError, match="bias must be True to calibrate"):
         load_weights(TTFSNetwork(network.config.replace(bias=False)), str(unbiased), images)
 
 

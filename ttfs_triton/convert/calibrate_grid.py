@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from ttfs_triton.nn import Grid, TTFSNetwork
 from ttfs_triton.nn.registers import check_registers
 from ttfs_triton.nn.weighted import WeightedLayer
+from ttfs_triton.terminal import TerminalTable
 
 # Shares of the unit that rounds the weights best: outputs, which add many of them up, may like another.
 UNIT_SHARES = tuple(2 ** (step / 4) for step in range(-4, 5))
@@ -60,15 +60,12 @@ class GridCalibration:
         layers = [asdict(layer) for layer in self.layers]
         return {"grid": self.grid.to_dict(), "images": self.images, "layers": layers}
 
-    def table(self) -> Table:
+    def table(self) -> TerminalTable:
         """For a terminal."""
-        table = Table("layer", title=f"Calibrated on {self.images} images for {self.grid.text()}", title_justify="left")
-        for heading in ("difference\nrounded", "\ncalibrated"):
-            table.add_column(heading, justify="right")
-        for layer in self.layers:
-            table.add_row(layer.name, f"{layer.before:.4f}", f"{layer.after:.4f}")
-        table.caption = "root mean square, in windows; of the readout in threshold heights"
-        return table
+        title = f"Calibrated on {self.images} images for {self.grid.text()}"
+        rows = [(layer.name, f"{layer.before:.4f}", f"{layer.after:.4f}") for layer in self.layers]
+        caption = "root mean square, in windows; of the readout in threshold heights"
+        return TerminalTable(title, ("layer", "difference rounded", "calibrated"), rows, caption=caption)
 
 
 @torch.no_grad()

@@ -7,21 +7,22 @@ A delayed spike adds v·x to the potential and σ·v to its slope, so that at σ
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttfs_triton.convert.calibrate import (
+from ttfs_triton.convert.calibration import (
     Calibration,
     LayerCalibration,
-    contraction,
     correlation,
     search_initial_potentials,
 )
 from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.fit_range import rows_of
 from ttfs_triton.nn import DFTConv2d, DFTLinear, SignedEncoder
-from ttfs_triton.nn.graph import Stage
+from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.trace import network_graph
 
 
@@ -69,32 +70,56 @@ def calibrate_network(
         got = "no images" if len(images) == 0 else f"a network on a grid, {graph.grid}"
         raise ConversionError(f"calibrate_network: must get a network without a grid, and images; got {got}.")
 
+    return calibrate_layers(
+        network,
+        graph,
+        images,
+        _without_slope,
+        batch_size=batch_size,
+        samples=samples,
+        seed=seed,
+        progress=progress,
+    )
+
+
+@torch.no_grad()
+def calibrate_layers(
+    network: nn.Module,
+    graph: NetworkGraph,
+    images: Tensor,
+    reference: Callable[[Stage, Tensor, Tensor | None], Tensor],
+    *,
+    batch_size: int,
+    samples: int,
+    seed: int,
+    progress: Callable[[str], None],
+) -> Calibration:
+    """Calibrate each spiking layer, in the order in which they fire, against an ANN of the same graph, in place.
+
+    Args:
+        network, images, batch_size, samples, seed, progress: as in `calibrate_network`, checked.
+        graph: of the network.
+        reference: activations of the ANN's layer for a stage, from its inputs and its skip's, as `NetworkGraph.run`
+            hands them over. It is asked before the stage is calibrated.
+    Returns:
+        What it did to each hidden layer.
+    """
+
     def run(choose: bool) -> dict[str, tuple[float | None, float]]:
         generator = torch.Generator().manual_seed(seed)
         found: dict[str, tuple[float | None, float]] = {}
 
         def fire(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
             """Both networks' activations, those of the spiking one first."""
-            if not _spiking(stage):
-                output = stage.activations(inputs, skip)
-                if stage.kind == "analog":
-                    found[stage.name] = (correlation(*output.chunk(2)), 0.0)
-                return output
-            ours, theirs = inputs.chunk(2)
-            our_skip, their_skip = (None, None) if skip is None else skip.chunk(2)
-            bias = stage.weighted.bias
-            assert bias is not None
-            wanted = _by_batches(
-                lambda *each: _with(bias, _potentials(stage, *each)[0]).clamp(0, 1),
-                (theirs, their_skip),
-                batch_size,
-            )
+            (ours, theirs), (our_skip, their_skip) = inputs.chunk(2), (None, None) if skip is None else skip.chunk(2)
+            wanted = _by_batches(partial(reference, stage), (theirs, their_skip), batch_size)
             shift = 0.0
-            if choose:
+            if choose and _spiking(stage):
                 progress(stage.name)
                 shift = _choose(stage, ours, our_skip, wanted, batch_size, samples, generator)
             spikes = _by_batches(stage.activations, (ours, our_skip), batch_size)
-            found[stage.name] = (correlation(spikes, wanted), shift)
+            if stage.kind not in ("latency", "readout"):
+                found[stage.name] = (correlation(spikes, wanted), shift)
             return torch.cat([spikes, wanted])
 
         graph.run(torch.cat([images, images]), fire)
@@ -113,18 +138,35 @@ def _spiking(stage: Stage) -> bool:
     return isinstance(stage.layer, DFTConv2d | DFTLinear)
 
 
+def _without_slope(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+    """Activations of the same layer at σ = 0; those of an analog encoder, and the readout's logits, as they are."""
+    if not _spiking(stage):
+        return stage.activations(inputs, skip)
+    potential, bias = _potentials(stage, inputs, skip)[0], stage.weighted.bias
+    assert bias is not None
+    return (potential + bias.view(-1, *[1] * (potential.dim() - 2))).clamp(0, 1)
+
+
 def _potentials(stage: Stage, inputs: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor]:
     """A without the initial potential, and σW, of a layer's neurons."""
     layer = stage.layer
     assert isinstance(layer, DFTConv2d | DFTLinear)
     x = layer.normalise(inputs) if isinstance(layer, SignedEncoder) else inputs
-    contract = contraction(layer)
+    contract = _contraction(layer)
     potential, slope = contract(x), contract((x > 0).to(x.dtype))
     delayed = layer.skip_weights()
     if skip is not None and delayed is not None:
         delayed = delayed.view(-1, *[1] * (skip.dim() - 2))
         potential, slope = potential + delayed * skip, slope + delayed * (skip > 0)
     return potential, layer.neuron.psp_persistence * slope
+
+
+def _contraction(layer: DFTConv2d | DFTLinear) -> Callable[[Tensor], Tensor]:
+    """Σ w·x over the synapses of a layer, without initial potentials."""
+    weight = layer.effective_weight()
+    if isinstance(layer, DFTLinear):
+        return lambda x: F.linear(x, weight)
+    return lambda x: F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 def _choose(
@@ -146,11 +188,6 @@ def _choose(
     bias = stage.weighted.bias
     assert bias is not None
     return search_initial_potentials(bias, *(torch.cat(each) for each in zip(*parts, strict=True)))
-
-
-def _with(channels: Tensor, values: Tensor) -> Tensor:
-    """Values [N, C, ...] plus a number a channel."""
-    return values + channels.view(-1, *[1] * (values.dim() - 2))
 
 
 def _by_batches(

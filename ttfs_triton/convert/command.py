@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json
 from ttfs_triton.command_line import run_command
-from ttfs_triton.convert.calibrate import Calibration, calibrate_converted
+from ttfs_triton.convert.calibrate import calibrate_converted
+from ttfs_triton.convert.calibration import Calibration
 from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.conversion import Converted, convert
 from ttfs_triton.convert.layouts import TrainedAs
@@ -84,7 +85,7 @@ class ConvertOptions(BaseModel):
     dataset: str | None = None
     """Hub data set whose training images to calibrate on, or "sample"."""
     data_dir: Path | None = None
-    """Local folder with them: parquet files or class folders."""
+    """Local folder with them: parquet files or class folders; of a network for an event camera, recordings."""
     image_column: str | None = None
     """Column of the images. Default: detected."""
     label_column: str | None = None
@@ -145,7 +146,8 @@ def _calibrated(options: ConvertOptions, converted: Converted, console: Console)
             "convert: --data-dir or --dataset must name images to calibrate on; got neither. "
             "Give one of them, or --no-calibrate."
         )
-    images = calibration_images("convert", options, converted.network.config, options.calibration_images)
+    description = description_of(converted)
+    images = calibration_images("convert", options, description, options.calibration_images)
     with console.status("calibrating") as status:
         return calibrate_converted(
             converted,
@@ -166,26 +168,33 @@ class ImageOptions(Protocol):
     cpu: bool
 
 
-def calibration_images(function: str, options: ImageOptions, config: NetworkConfig, count: int) -> Tensor:
-    """Training images of a network, [count, C, H, W], on the GPU where there is one and it is wanted.
+def calibration_images(function: str, options: ImageOptions, description: ModelDescription, count: int) -> Tensor:
+    """Training images of a network, [count, C, H, W], made as its own were: resized or cropped, or of recordings.
+
+    They are on the GPU where there is one and it is wanted.
 
     Raises:
-        ConversionError: images of another number of channels.
+        ConversionError: images of another shape.
         ValueError, OSError, RuntimeError: images that cannot be used, or had.
     """
+    config, preprocessing = description.network, description.preprocessing
+    events = preprocessing.events
     data = load_images(
         options.dataset,
         options.data_dir,
         image_column=options.image_column,
         label_column=options.label_column,
-        image_size=config.image_size,
-        streaming=True,
+        image_size=None if events else config.image_size,
+        cropped=preprocessing.fit == "crop",
+        max_samples=None if events is None else count,  # of which files are read
+        samples_seed=options.seed,
+        streaming=events is None,
+        events=events,
         progress=True,
     )
-    if data.shape[1] != config.in_channels:
-        raise ConversionError(
-            f"{function}: images must have {config.in_channels} channels, as the network; got {data.shape[1]}."
-        )
+    wanted, found = (config.in_channels, *config.image_size), tuple(data.shape[1:])
+    if found != wanted:
+        raise ConversionError(f"{function}: images must be {wanted} (channels, height, width); got {found}.")
     device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
     return draw_images(data, count, options.seed).to(device)
 
@@ -223,11 +232,13 @@ def write_folder(converted: Converted, folder: Path, more: dict[str, Any] | None
 
 
 def description_of(converted: Converted) -> ModelDescription:
-    """The network's config.json, with the source's class names where the classes are still the source's."""
+    """The network's config.json: images are made as the source's were, and classes named so if they are still its."""
     config, source = converted.network.config, converted.weights.description()
     kept = source is not None and not converted.report.head_replaced
     return ModelDescription.of(
         config,
+        fit="stretch" if source is None else source.preprocessing.fit,
+        events=None if source is None else source.preprocessing.events,
         class_names=source.class_names if source is not None and kept else None,
         dataset=source.dataset if source is not None and kept else None,
         base_model=converted.weights.base_model(),

@@ -5,6 +5,7 @@ of the membrane potential persisting (σ above 0), or with activations above 1, 
 start only: calibrate or train them.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,27 @@ from torch import Tensor
 
 from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.fold import FoldedANN, FoldedLayer, fold_layers
-from ttfs_triton.convert.layouts import Layout, TrainedAs, check_layers, describe, is_own, own_layout, unused_keys
+from ttfs_triton.convert.layouts import (
+    Layout,
+    TrainedAs,
+    check_layers,
+    describe,
+    is_own,
+    own_layout,
+    skeleton,
+    unused_keys,
+    weighted_layers,
+)
 from ttfs_triton.convert.report import ConversionReport, make_report
 from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.convert.vgg import vgg_layout
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification
-from ttfs_triton.nn.specification import Average, Convolution, Dense
+from ttfs_triton.nn.specification import Convolution
 
 # Fields of the network's configuration that the weights leave open; all others are the source's.
 FREE = frozenset("encoder max_value mean std readout neuron bias initial_gain dropout".split())
+# What residual networks of torchvision, timm and the CIFAR projects have.
+_RESIDUAL = re.compile(r"(?:layers?|stages?)\.?\d+\.\d+\.conv1\.weight")
 
 
 @dataclass(frozen=True)
@@ -130,7 +143,7 @@ def convert(
     )
     target = _target_config(source_config, layers, classes, standardised, fold_input, overrides)
     network = _network(target, layers)
-    ann = FoldedANN(target, _plain_tensors(layers), layout.bound)
+    ann = FoldedANN(target, _plain_tensors(target, layers), layout.bound)
     return Converted(ann, network, weights, make_report(weights, layout, layers, network, seed), layout.config)
 
 
@@ -177,12 +190,17 @@ def recognise(
     else:
         found = vgg_layout(tensors, weights.config, image_size, trained_as)
         if found is None:
+            if any(_RESIDUAL.match(key) for key in tensors):
+                raise ConversionError(
+                    f"convert: {weights.name} must hold a network of ours, if it has skips; got another project's "
+                    f"({describe(tensors)}). Its shortcuts mix or move channels, where ours are one synapse a neuron. "
+                    "Train one by recipes/pretrain_ann.py --model resnet20, or resnet18, with --batch-norm if you like."
+                )
             raise ConversionError(
                 f"convert: {weights.name} must hold a network of ours, a VGG of torchvision, timm or the known CIFAR "
                 f"projects, or the paper's; got {describe(tensors)}. Rename the tensors to one of these layouts."
             )
         layout = found
-    _check_plain(layout.config)
     check_layers(layout, tensors)
     unused = unused_keys(layout, tensors)
     if unused:
@@ -196,22 +214,6 @@ def recognise(
             "Give replace_head=True (--replace-head) to draw a new readout."
         )
     return layout
-
-
-def is_plain(config: NetworkConfig) -> bool:
-    """Whether a network has neither residual blocks nor averages, which are not folded."""
-    return not any(
-        isinstance(token, Average) or (isinstance(token, Convolution | Dense) and token.skip > 0)
-        for token in parse_specification(config.specification)
-    )
-
-
-def _check_plain(config: NetworkConfig) -> None:
-    if not is_plain(config):
-        raise ConversionError(
-            f"convert: network must have neither residual blocks nor averages; got {config.specification}. "
-            "Start training from such weights by --weights, as they are, without batch norm: they are calibrated."
-        )
 
 
 def _with_statistics(layout: Layout, overrides: Mapping[str, Any]) -> NetworkConfig:
@@ -283,13 +285,15 @@ def _target_config(
     return source.replace(**values)
 
 
-def _plain_tensors(layers: list[FoldedLayer]) -> dict[str, Tensor]:
-    """Tensors of the folded network; a layer without bias gets zeros."""
+def _plain_tensors(config: NetworkConfig, layers: list[FoldedLayer]) -> dict[str, Tensor]:
+    """Tensors of the folded network; a layer without bias gets zeros, one that averages a weight for each input."""
     tensors: dict[str, Tensor] = {}
-    for layer in layers:
-        tensors[f"{layer.name}.weight"] = layer.weight.float()
+    for layer, (_, shape) in zip(layers, weighted_layers(skeleton(config)), strict=True):
+        tensors[f"{layer.name}.weight"] = shape.spread(layer.weight).float()
         zeros = torch.zeros(layer.weight.shape[0])
         tensors[f"{layer.name}.bias"] = zeros if layer.bias is None else layer.bias.float()
+        if layer.skip_weight is not None:
+            tensors[f"{layer.name}.skip_weight"] = layer.skip_weight.float()
     return tensors
 
 
@@ -305,6 +309,8 @@ def _network(config: NetworkConfig, layers: list[FoldedLayer]) -> TTFSNetwork:
         if kept:
             assert layer.weight_gain is not None
             state[f"{prefix}.weight_gain"] = layer.weight_gain
+        if layer.skip_weight is not None:
+            state[f"{prefix}.skip_weight"] = layer.skip_weight
         if config.bias:
             state[f"{prefix}.bias"] = torch.zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
     network.load_state_dict(state)

@@ -92,8 +92,8 @@ def _rescaled(ann: FoldedANN, reached: dict[str, Tensor]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     before: Tensor | None = None
     for name, layer in ann.layers.items():
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
-            continue
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        assert not hasattr(layer, "skip_weight")  # what has one is ours, and clamped
         weight, bias = layer.weight.clone(), layer.bias
         assert bias is not None  # as in every layer of FoldedANN
         if before is not None:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from ttfs_triton.convert.clean import ConversionError
 from ttfs_triton.convert.layouts import Layout, SourceLayer, skeleton, weighted_layers
-from ttfs_triton.nn import EarliestSpikePool2d, LatencyEncoder, NetworkConfig, standardise_weight
+from ttfs_triton.nn import NetworkConfig, standardise_weight
 from ttfs_triton.nn.folding import BatchNorm
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLinear
+from ttfs_triton.nn.graph import Stage
+from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class FoldedLayer:
         weight: [C_out, ...], plain.
         bias: [C_out], or None.
         raw_weight, weight_gain: standardised weights and their gains where they are kept; else `weight` and None.
+        skip_weight: of delayed spikes, one a channel that they come from; None without. They arrive behind a batch
+            norm, which leaves them as they are.
         folded: what was folded in, in words.
         drawn: whether the layer was drawn anew.
     """
@@ -36,6 +40,7 @@ class FoldedLayer:
     bias: Tensor | None
     raw_weight: Tensor
     weight_gain: Tensor | None
+    skip_weight: Tensor | None = None
     folded: tuple[str, ...] = ()
     drawn: bool = False
 
@@ -81,7 +86,7 @@ def fold_layers(
             folded.append("mean and std of the images")
         kept = layer.weight_gain is not None
         raw = layer.raw_weight if kept else weight
-        layers.append(FoldedLayer(name, weight, bias, raw, layer.weight_gain, tuple(folded)))
+        layers.append(FoldedLayer(name, weight, bias, raw, layer.weight_gain, layer.skip_weight, tuple(folded)))
     return layers
 
 
@@ -102,7 +107,8 @@ def _fold(
         gain = None if gain is None else gain.double() * norm.scale()
         weight, bias = norm.fold(weight, bias)
         folded.append("batch norm")
-    return FoldedLayer(source.name, weight, bias, raw, gain if keep_standardisation else None, tuple(folded))
+    skip = None if source.skip_weight is None else tensors[source.skip_weight]
+    return FoldedLayer(source.name, weight, bias, raw, gain if keep_standardisation else None, skip, tuple(folded))
 
 
 def _draw(
@@ -179,11 +185,12 @@ class FoldedANN(nn.Module):
 
     Args:
         config: specification, encoder, mean, std and sizes; what it says of neurons is not used.
-        tensors: "conv1.weight", "conv1.bias", ..., "readout.bias": every layer's, nothing else.
+        tensors: "conv1.weight", "conv1.bias", ..., "readout.bias": every layer's, weights spread over what it averages;
+            "conv3.skip_weight" [skip] of one with a skip; nothing else.
         bound: upper bound of hidden activations, 1 for a clamped ReLU; None for a plain one.
     Attributes:
         layers: `nn.ModuleDict` in the order of computation: `nn.Conv2d` and `nn.Linear` by the names of `TTFSNetwork`
-            ("conv1", ..., "fc1", ..., "readout"), all with bias, and what lies between them ("pool1", "flatten").
+            ("conv1", ..., "fc1", ..., "readout"), all with bias, those with a skip with a `skip_weight`.
     Raises:
         ValueError: tensors are missing, superfluous or of another shape.
     """
@@ -194,11 +201,8 @@ class FoldedANN(nn.Module):
     def __init__(self, config: NetworkConfig, tensors: Mapping[str, Tensor], bound: float | None = 1.0) -> None:
         super().__init__()
         self.config, self.bound = config, bound
-        network = skeleton(config)
-        self.layers = nn.ModuleDict()
-        for name, layer in [*network.features.named_children(), ("readout", network.readout)]:
-            if not isinstance(layer, LatencyEncoder):
-                self.layers[name] = _plain(layer)
+        self._graph = network_graph(skeleton(config))
+        self.layers = nn.ModuleDict({stage.name: _plain(stage.weighted) for stage in self._graph.weighted})
         try:
             self.layers.load_state_dict(dict(tensors), assign=True)
         except RuntimeError as error:
@@ -210,44 +214,50 @@ class FoldedANN(nn.Module):
             self.register_buffer(name, buffer.view(-1, 1, 1).to(dtype), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._run(images, {})
+        return self._graph.run(images, self.activate)
 
     def hidden(self, images: Tensor) -> dict[str, Tensor]:
         """Activations of every hidden layer by name, [N, channels, height, width] or [N, features], before pooling."""
         found: dict[str, Tensor] = {}
-        self._run(images, found)
-        return found
 
-    def encode(self, images: Tensor) -> Tensor:
-        """What the first layer reads: normalised images, clamped to [0, 1] for a latency encoder."""
-        x = (images - self.mean) / self.std
-        return x.clamp(0, 1) if self.config.encoder == "latency" else x
+        def keep(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+            found[stage.name] = activations = self.activate(stage, inputs, skip)
+            return activations
 
-    def run_layer(self, name: str, x: Tensor) -> Tensor:
-        """One of `layers` and what its neurons make of it: [N, ...] activations, logits behind the readout."""
-        layer = self.layers[name]
+        self._graph.run(images, keep)
+        return {name: found[name] for name in self.layers if name != "readout"}
+
+    def activate(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+        """What the neurons of a layer make of its inputs, and of its skip's, as `NetworkGraph.run` hands them over.
+
+        Args:
+            stage: of this network's graph, or of a spiking network's with the same layers.
+            inputs: of the first one images, which are normalised, for a latency encoder clamped to [0, 1].
+            skip: [N, channels, ...], one a neuron; or None.
+        Returns:
+            [N, ...] activations, the readout's logits.
+        """
+        x = (inputs - self.mean) / self.std if stage.input.source is None else inputs
+        if stage.kind == "latency":
+            return x.clamp(0, 1)
+        layer = self.layers[stage.name]
         x = layer(x)
-        hidden = isinstance(layer, nn.Conv2d | nn.Linear) and name != "readout"
-        return x.clamp(0, self.bound) if hidden else x
-
-    def _run(self, images: Tensor, hidden: dict[str, Tensor]) -> Tensor:
-        x = self.encode(images)
-        for name, layer in self.layers.items():
-            x = self.run_layer(name, x)
-            if isinstance(layer, nn.Conv2d | nn.Linear) and name != "readout":
-                hidden[name] = x
-        return x
+        if skip is not None:
+            v = layer.get_parameter("skip_weight")
+            v = F.pad(v, (0, skip.shape[1] - len(v)))  # new channels hear nothing
+            x = x + v.view(-1, *[1] * (skip.dim() - 2)) * skip
+        return x if stage.kind == "readout" else x.clamp(0, self.bound)
 
 
-def _plain(layer: nn.Module) -> nn.Module:
+def _plain(layer: WeightedLayer) -> nn.Module:
     """The PyTorch layer of the same shape, without memory for its weights yet."""
     if isinstance(layer, WeightedConv2d):
-        return nn.Conv2d(
+        plain = nn.Conv2d(
             layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, device="meta"
         )
-    if isinstance(layer, WeightedLinear):
-        return nn.Linear(layer.in_features, layer.out_features, device="meta")
-    if isinstance(layer, EarliestSpikePool2d):
-        return nn.MaxPool2d(layer.kernel_size, layer.stride)
-    assert isinstance(layer, nn.Flatten)
-    return nn.Flatten()
+    else:
+        assert isinstance(layer, WeightedLinear)
+        plain = nn.Linear(layer.in_features, layer.out_features, device="meta")
+    if layer.skip:
+        plain.register_parameter("skip_weight", nn.Parameter(torch.empty(layer.skip, device="meta")))
+    return plain

@@ -43,7 +43,7 @@ class CalibrateOptions(BaseModel):
     dataset: str | None = None
     """Hub data set whose training images to calibrate on, or "sample"."""
     data_dir: Path | None = None
-    """Local folder with them: parquet files or class folders."""
+    """Local folder with them: parquet files or class folders; of a network for an event camera, recordings."""
     image_column: str | None = None
     """Column of the images. Default: detected."""
     label_column: str | None = None
@@ -80,7 +80,7 @@ def run(options: CalibrateOptions) -> GridCalibration:
             f"calibrate: network must have a specification; got a {type(network).__name__}, which code of yours "
             "builds. Call ttfs_triton.nn.put_on_grid where you build it."
         )
-    images = calibration_images("calibrate", options, network.config, options.images)
+    images = calibration_images("calibrate", options, model.description, options.images)
     with console.status("calibrating") as status:
         network.to(images.device)
         found = calibrate_grid(network, images, grid, progress=lambda name: status.update(f"calibrating {name}"))

@@ -46,6 +46,7 @@ class SourceLayer:
         bias: key of the bias, or None.
         batch_norm: what the keys of its batch norm begin with ("features.1"), or None.
         weight_gain: key of the gains of standardised weights, or None.
+        skip_weight: key of the weights of delayed spikes, or None.
     """
 
     name: str
@@ -53,10 +54,12 @@ class SourceLayer:
     bias: str | None = None
     batch_norm: str | None = None
     weight_gain: str | None = None
+    skip_weight: str | None = None
 
     def keys(self) -> list[str]:
         """Keys of this layer's own tensors, without those of its batch norm."""
-        return [key for key in (self.weight, self.weight_gain, self.bias) if key is not None]
+        keys = (self.weight, self.weight_gain, self.bias, self.skip_weight)
+        return [key for key in keys if key is not None]
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Layout:
 def own_layout(tensors: Mapping[str, Tensor], config: NetworkConfig) -> Layout:
     """The layout of a network of ours: trained as an ANN, with or without batch norm, or as a spiking network."""
     layers = []
-    for name, _ in weighted_layers(skeleton(config)):
+    for name, layer in weighted_layers(skeleton(config)):
         prefix = f"{name}." if name == "readout" else f"features.{name}."
         layers.append(
             SourceLayer(
@@ -105,6 +108,7 @@ def own_layout(tensors: Mapping[str, Tensor], config: NetworkConfig) -> Layout:
                 f"{prefix}bias" if f"{prefix}bias" in tensors else None,
                 f"{prefix}batch_norm" if f"{prefix}batch_norm.running_mean" in tensors else None,
                 f"{prefix}weight_gain" if f"{prefix}weight_gain" in tensors else None,
+                f"{prefix}skip_weight" if layer.skip else None,
             )
         )
     return Layout("ours", tuple(layers), config, bound=1.0)
@@ -155,10 +159,13 @@ def check_layers(layout: Layout, tensors: Mapping[str, Tensor]) -> None:
             vectors += [f"{source.batch_norm}.{key}" for key in ("running_mean", "running_var")]
             affine = [f"{source.batch_norm}.{key}" for key in ("weight", "bias")]
             vectors += affine if any(key in tensors for key in affine) else []
-        for key in vectors:
+        sizes = {key: expected[:1] for key in vectors}
+        if source.skip_weight is not None:
+            sizes[source.skip_weight] = [layer.skip]
+        for key, size in sizes.items():
             found = list(tensors[key].shape) if key in tensors else "missing"
-            if found != expected[:1]:
-                problems.append(f"{key}: {found}, {name} needs {expected[:1]}")
+            if found != size:
+                problems.append(f"{key}: {found}, {name} needs {size}")
     if problems:
         raise ConversionError(
             f"convert: the weights must be those of {layout.config.specification} ({layout.name}); got "

@@ -193,6 +193,7 @@ def _source_entries(
     # With standardised weights kept, what is folded goes into the gain.
     scaled = gain if gain in parameters else weight
     targets = {source.weight: (weight,), source.weight_gain: (scaled,), source.bias: (bias,)}
+    targets |= {source.skip_weight: (f"{path}.skip_weight",)}
     norm = source.batch_norm
     if norm is not None:
         targets |= {f"{norm}.{key}": (scaled, bias) for key in ("running_mean", "running_var", "weight", "bias")}
@@ -216,6 +217,8 @@ def _source_entries(
 
 def _reason(key: str, source: SourceLayer, folded: FoldedLayer, standardised: bool) -> str:
     """What was folded together with the tensor, or "" if it was used as it is."""
+    if key == source.skip_weight:
+        return ""
     if key == source.weight:
         return "" if standardised else ", ".join(folded.folded)
     if key == source.bias:
@@ -235,6 +238,8 @@ def _origin(name: str, source: SourceLayer, folded: FoldedLayer, seed: int) -> s
         keys += [f"{norm}.*"] if norm else []
         keys += [source.weight] if "mean and std of the images" in folded.folded else []
         return " + ".join(keys) or "zero: the source has none"
+    if kind == "skip_weight":
+        return f"{source.skip_weight}"
     if kind == "weight_gain":
         return f"{source.weight_gain}" + (f" × {norm}.*" if norm else "")
     if folded.weight_gain is not None:

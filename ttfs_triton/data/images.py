@@ -19,7 +19,7 @@ from torch import Tensor
 from ttfs_triton.data.checked import check_rows
 from ttfs_triton.data.decode import Decoded, EncodedImages, InMemoryImages, decode_rows
 from ttfs_triton.data.events import EventWindows
-from ttfs_triton.data.recordings import decode_recordings, find_recordings
+from ttfs_triton.data.recordings import Recordings, decode_recordings, find_recordings
 from ttfs_triton.data.sources import Rows, find_rows, image_column, label_column
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ def load_images(
     image_size: int | tuple[int, int] | None = None,
     cropped: bool = False,
     max_samples: int | None = None,
+    samples_seed: int = 0,
     max_bad_images: int = 10,
     streaming: bool = False,
     events: EventWindows | None = None,
@@ -116,6 +117,7 @@ def load_images(
             part. Such images stay encoded, whatever `streaming` says. All are decoded once, at an eighth of their size,
             and the result is kept in the cache.
         max_samples: use only so many rows, class proportions kept. Default: all.
+        samples_seed: of their choice.
         max_bad_images: how many images that cannot be decoded are logged and skipped.
         streaming: keep the images encoded, in a memory-mapped table, and decode them when they are needed.
         events: what becomes of recordings of an event camera, which `data_dir` holds as `find_recordings` says: N-MNIST
@@ -134,13 +136,15 @@ def load_images(
                 f"and streaming; got {', '.join(given) or 'no data_dir'}. Recordings lie in a folder; pool makes them "
                 "smaller."
             )
-        return _load_recordings(Path(data_dir), split, events, like, max_samples, max_bad_images, progress)
+        recordings = find_recordings(Path(data_dir), split)
+        chosen = _chosen(recordings.labels, max_samples, samples_seed)
+        return _load_recordings(recordings, chosen, events, like, max_bad_images, progress)
     rows = find_rows(dataset, data_dir, split, progress=progress)
     if rows.split != split:
         logger.warning("load_images: %s has no %s split; using %s.", rows.origin, split, rows.split)
     encoded, where = _encoded_images(rows, image_column), f"the {rows.split} split of {rows.origin}"
     labels, class_names = _labels(rows, label_column, where, like)
-    row_numbers = _chosen(labels, max_samples)
+    row_numbers = _chosen(labels, max_samples, samples_seed)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if like is not None and size is None:
         size = (like.shape[2], like.shape[3])
@@ -158,22 +162,19 @@ def load_images(
 
 
 def _load_recordings(
-    folder: Path,
-    split: str,
+    found: Recordings,
+    rows: Tensor,
     events: EventWindows,
     like: ImageData | None,
-    max_samples: int | None,
     max_bad_images: int,
     progress: bool,
 ) -> ImageData:
-    """One split of recordings of an event camera, with the classes of the training split if there is one."""
-    found = find_recordings(folder, split)
+    """Some recordings of an event camera, with the classes of the training split if there is one."""
     if like is not None and found.class_names != like.class_names:
         raise ValueError(
             f"load_images: classes of the {found.split} split of {found.origin} must be those of the training split; "
             f"got {', '.join(found.class_names[:5])}. Use the same data set for both."
         )
-    rows = _chosen(found.labels, max_samples)
     decoded = decode_recordings(found, rows, events, max_bad_images=max_bad_images, progress=progress)
     return _data(decoded, found.labels[rows[decoded.kept]], found.class_names, found.origin, found.split)
 
@@ -185,13 +186,13 @@ def _data(
     return ImageData(decoded.images, labels, class_names, name, split, fingerprint, decoded.skipped, dataset)
 
 
-def _chosen(labels: Tensor, max_samples: int | None) -> Tensor:
+def _chosen(labels: Tensor, max_samples: int | None, seed: int) -> Tensor:
     """Row numbers of all images, or of so many, class proportions kept."""
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"load_images: max_samples must be at least 1; got {max_samples}. None uses all.")
     if max_samples is None or max_samples >= len(labels):
         return torch.arange(len(labels))
-    return _stratified_choice(labels, max_samples, seed=0)
+    return _stratified_choice(labels, max_samples, seed)
 
 
 def images_of_tensors(

@@ -22,6 +22,7 @@ from ttfs_triton.data.sources import SPLIT_NAMES, divide, require_folder
 
 _SUFFIXES = {".bin", ".npz"}  # of recordings in class folders
 _SENSORS = {".bin": (34, 34), ".aedat": (128, 128)}  # N-MNIST's, DVS-Gesture's
+_LATEST = 2**62  # microseconds in AEDAT 3.1 have 31 bits, and their overflows as many
 GESTURES = (
     *("hand clapping", "right hand wave", "left hand wave", "right arm clockwise", "right arm counter-clockwise"),
     *("left arm clockwise", "left arm counter-clockwise", "arm roll", "air drums", "air guitar", "other gestures"),
@@ -209,7 +210,7 @@ def _start(path: Path) -> int | None:
 def _gestures(trials: Path) -> list[Recording]:
     """The recordings of the files that a list names, in its order."""
     items: list[Recording] = []
-    for name in filter(None, map(str.strip, trials.read_text(encoding="utf-8").splitlines())):
+    for name in filter(None, map(str.strip, _lines(trials))):
         path, table = trials.parent / name, trials.parent / f"{Path(name).stem}_labels.csv"
         if Path(name).name != name or path.suffix != ".aedat" or not path.is_file() or not table.is_file():
             raise ValueError(
@@ -217,16 +218,23 @@ def _gestures(trials: Path) -> list[Recording]:
                 f"which {path.name} and {table.name} must be there. Extract the whole archive."
             )
         try:
-            lines = filter(None, table.read_text(encoding="utf-8").splitlines()[1:])
+            lines = filter(None, _lines(table)[1:])
             rows = [(int(label), int(start), int(stop)) for label, start, stop in (line.split(",") for line in lines)]
         except ValueError as error:
             raise ValueError(
                 f"load_images: {table.name} must hold class, start and stop in each row; {error}."
             ) from error
-        if any(not 1 <= label <= len(GESTURES) or stop < start for label, start, stop in rows):
+        if any(not 1 <= label <= len(GESTURES) or not 0 <= start <= stop <= _LATEST for label, start, stop in rows):
             raise ValueError(
-                f"load_images: {table.name} must hold classes from 1 to {len(GESTURES)}, and no stop before its start. "
-                "Extract it anew."
+                f"load_images: {table.name} must hold classes from 1 to {len(GESTURES)}, and times in microseconds, no "
+                "stop before its start. Extract it anew."
             )
         items += [Recording(path, label - 1, start, stop) for label, start, stop in rows]
     return items
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"load_images: {path.name} must be text; {error}. Extract it anew.") from error

@@ -149,9 +149,8 @@ def _run_options(options: EvaluationOptions, simulation: Simulation | None) -> R
 def show(found: Found, console: Console) -> None:
     """Tables and figures on a terminal."""
     evaluation, simulation = found.evaluation, found.simulation
-    table = layer_table(evaluation.layers)
-    table.title = f"{found.data.name}, {found.data.split}: {evaluation.images:,} images"
-    console.print(table)
+    title = f"{found.data.name}, {found.data.split}: {evaluation.images:,} images"
+    console.print(layer_table(evaluation.layers, title))
     samples, total = found.counts.samples, found.counts.total()
     grid = found.loaded.network.graph.grid
     lines = [] if grid is None else [f"grid                     {grid.text()}"]

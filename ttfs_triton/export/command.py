@@ -11,7 +11,6 @@ import torch
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from ttfs_triton.atomic import write_bytes
@@ -22,6 +21,7 @@ from ttfs_triton.export.compare import Comparison, compare_nir, compare_onnx
 from ttfs_triton.export.nir_graph import not_expressed, to_nir
 from ttfs_triton.export.onnx_graph import to_onnx
 from ttfs_triton.export.shared import require
+from ttfs_triton.terminal import TerminalTable
 
 Check = Callable[[Tensor], Comparison]
 
@@ -149,21 +149,14 @@ def _images(options: ExportOptions, loaded: LoadedNetwork) -> tuple[Tensor, Tens
 def show(comparison: Comparison, labels: Tensor | None, console: Console) -> None:
     """Print a comparison; with labels, accuracies too."""
     kind = "random" if labels is None else "test"
-    table = Table(title=f"{comparison.program} beside PyTorch: {comparison.images:,} {kind} images")
-    for column in ("layer", "spikes", "|Δt| mean", "|Δt| largest", "fires in one only", "fires again"):
-        table.add_column(column, justify="left" if column == "layer" else "right")
+    headers = ("layer", "spikes", "|Δt| mean", "|Δt| largest", "fires in one only", "fires again")
+    rows = []
     for layer in comparison.times:
-        table.add_row(
-            layer.layer,
-            f"{layer.spikes:,}",
-            f"{layer.mean:.2g}",
-            f"{layer.largest:.2g}",
-            f"{layer.one_sided:.2%}",
-            f"{layer.repeated:,}",
-        )
-    if comparison.times:
-        table.caption = "times in windows"
-        console.print(table)
+        times = (f"{layer.mean:.2g}", f"{layer.largest:.2g}", f"{layer.one_sided:.2%}")
+        rows.append((layer.layer, f"{layer.spikes:,}", *times, f"{layer.repeated:,}"))
+    if rows:
+        title = f"{comparison.program} beside PyTorch: {comparison.images:,} {kind} images"
+        console.print(TerminalTable(title, headers, rows, caption="times in windows"))
     lines = []
     if comparison.logits is not None:
         lines.append(f"largest difference of logits  {comparison.logits:.2g}")

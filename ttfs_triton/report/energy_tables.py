@@ -147,9 +147,9 @@ def terms_table(found: Estimate) -> Table:
         counts = [term.count for term in own if term.count is not None]
         count = f"{sum(counts):,.6g}" + (" µs" if own[0].kind == "static" else "") if counts else "–"
         statuses: list[Status] = [term.price.status if term.price else "unpublished" for term in own]
-        prices = ", ".join(dict.fromkeys(term.price_name for term in own))
+        prices = ", ".join(dict.fromkeys(term.price_name.replace("_", " ") for term in own))
         rows.append((name, own[0].kind, count, energy_range(amount), prices, weakest(statuses) or "–"))
-    return Table("Terms", ("term", "kind", "count", "energy", "price", "status"), tuple(rows))
+    return Table("Terms", ("term", "kind", "count", "energy", "price", "status"), tuple(rows), (4,))
 
 
 def sums_table(found: Estimate) -> Table:

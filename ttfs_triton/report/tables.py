@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import rich.table
-
 from ttfs_triton.hardware import Counts, LayerCounts, Simulation, Sweep, SweepRow
+from ttfs_triton.terminal import TerminalTable
 from ttfs_triton.wording import energy, number, percent, small_percent, weight_bits_label
 
 
@@ -41,16 +40,10 @@ class Table:
     prose: tuple[int, ...] = ()
 
 
-def on_terminal(table: Table) -> rich.table.Table:
+def on_terminal(table: Table) -> TerminalTable:
     """The table for `rich.print`."""
-    laid_out = rich.table.Table(*table.headers, title=table.caption, title_justify="left")
-    for place, column in enumerate(laid_out.columns):
-        column.justify = "right" if place and place not in table.prose else "left"
-        column.overflow = "fold"  # a name that is cut names nothing
-        column.no_wrap = place == 0 and place not in table.prose
-    for row in table.rows:
-        laid_out.add_row(*(cell if isinstance(cell, str) else cell.text for cell in row))
-    return laid_out
+    rows = [[cell if isinstance(cell, str) else cell.text for cell in row] for row in table.rows]
+    return TerminalTable(table.caption, table.headers, rows, table.prose)
 
 
 def activity_table(counts: Counts) -> Table:

@@ -6,12 +6,12 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator
-from rich.table import Table
 from torch import Tensor, nn
 
 from ttfs_triton.nn import LayerStatistics, collect_statistics, sparsity
 from ttfs_triton.scoring.batches import EvaluationBatches, load_batches
 from ttfs_triton.scoring.scorer import Scorer
+from ttfs_triton.terminal import TerminalTable
 
 
 @dataclass(frozen=True)
@@ -109,24 +109,12 @@ def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
     return cast(Tensor, accelerator.reduce(values.clone(), "sum"))
 
 
-def layer_table(layers: Sequence[LayerStatistics]) -> Table:
+def layer_table(layers: Sequence[LayerStatistics], title: str = "") -> TerminalTable:
     """A row for each layer: neurons, spikes a sample, and what share of the neurons does what."""
-    table = Table("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    headers = ("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
+    rows = []
     for layer in layers:
-        table.add_row(
-            layer.name,
-            f"{layer.neurons:,}",
-            f"{layer.spikes / max(1, layer.samples):,.1f}",
-            *(
-                f"{share:.2%}"
-                for share in (
-                    layer.sparsity,
-                    layer.saturated_share,
-                    layer.silent_share,
-                    layer.never_active_share,
-                )
-            ),
-        )
-    return table
+        shares = (layer.sparsity, layer.saturated_share, layer.silent_share, layer.never_active_share)
+        spikes = f"{layer.spikes / max(1, layer.samples):,.1f}"
+        rows.append((layer.name, f"{layer.neurons:,}", spikes, *(f"{share:.2%}" for share in shares)))
+    return TerminalTable(title, headers, rows)

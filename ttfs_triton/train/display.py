@@ -72,9 +72,7 @@ class Display:
 
     def result(self, summary: dict[str, Any], layers: Sequence[LayerStatistics]) -> None:
         """Table of the layers, then the figures of the run."""
-        table = layer_table(layers)
-        table.title = f"Test: {summary['test_images']:,} images"
-        self.console.print(table)
+        self.console.print(layer_table(layers, f"Test: {summary['test_images']:,} images"))
         lines = [
             f"test accuracy            {summary['test_accuracy']:.2%}",
             f"  by the first spike     {summary['test_first_spike_accuracy']:.2%}  ({summary['ties']} ties)",

@@ -18,7 +18,6 @@ from ttfs_triton.convert import (
     convert,
     open_weights,
 )
-from ttfs_triton.convert.conversion import is_plain
 from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.hardware import count, load_chip
 from ttfs_triton.hardware.energy.fits import exceeded
@@ -56,8 +55,7 @@ def load_weights(
     Tensors of exactly the network's names and shapes are copied, from a spiking network or its analog twin. Others are
     converted first: an ANN of ours with batch norm or standardised weights, or a known network of another project. What
     neither names nor shapes fix stays as the network has it, but for mean and std of the images, which are those that
-    the weights were trained with. A spiking network with an ANN's weights is calibrated; with residual blocks or
-    averages it must have the ANN's very tensors.
+    the weights were trained with. A spiking network with an ANN's weights is calibrated.
 
     Args:
         network: changed in place.
@@ -84,7 +82,7 @@ def load_weights(
             _check_same(network, tensors)
         known_ann = converted is not None or (trained is not None and trained.analog)
         to_calibrate = images is not None and known_ann and not network.config.analog
-        if images is not None and to_calibrate and is_plain(network.config):
+        if images is not None and to_calibrate:
             converted = converted or _convert(network.config, weights, trained_as)
             if converted.needs_calibration:
                 converted, calibration = _calibrate(converted, images)
@@ -97,8 +95,6 @@ def load_weights(
     network.load_state_dict(tensors)
     if isinstance(trained, NetworkConfig):
         _take_statistics(network, trained)
-    if images is not None and to_calibrate and not is_plain(network.config):
-        calibration = _calibrate_network(network, images)
     grid = (
         description.network.grid if description is not None and isinstance(description.network, NetworkConfig) else None
     )
