@@ -75,6 +75,7 @@ class Options:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
+    options.output.mkdir(parents=True, exist_ok=True)  # before hours of training
     about = environment(torch.device("cpu" if options.cpu or not torch.cuda.is_available() else "cuda"))
     try:
         rows = run(settings(options))
