@@ -61,6 +61,8 @@ class Options:
     """Of the simulation; a network on a grid has its own."""
     samples: int | None = None
     """Test images of each network. Default: all."""
+    name: str = "break_even"
+    """Of the files: NAME.csv, NAME-layers.csv and the same as JSON."""
     output: Path = ROOT / "bench" / "results"
 
 
@@ -81,7 +83,7 @@ def main() -> None:
                 layers += layer_rows(tested, found, chip)
     show(rows)
     about = environment(torch.device("cpu")) | {"samples": options.samples}
-    for name, table in (("break_even", rows), ("break_even-layers", layers)):
+    for name, table in ((options.name, rows), (f"{options.name}-layers", layers)):
         for path in write(options.output, name, table, about):
             print(f"written: {path}")
 
