@@ -13,6 +13,7 @@ the rows take from each other.
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
@@ -31,7 +32,7 @@ BATCH_NORM = [*ANN, "1e-3", "--batch-norm", "--no-weight-standardisation"]
 # ResNet-20's layers in a row: as many weights but for those of the skips, as many operations but for delayed spikes.
 PLAIN = "-".join(["16C3"] * 7 + ["32C3s2"] + ["32C3"] * 5 + ["64C3s2"] + ["64C3"] * 5 + ["A"])
 DEPTH = "--auto-augment False --cutout 0 --num-workers 0".split()
-BUDGETS: dict[str, tuple[list[str], range]] = {
+BUDGETS: dict[str, tuple[Sequence[str], range]] = {
     "10 epochs of 6,000 images": ("--epochs 10 --max-train-samples 6000 --batch-size 32".split(), range(3)),
     "40 epochs": ("--epochs 40".split(), range(1)),
 }
