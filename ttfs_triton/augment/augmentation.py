@@ -131,10 +131,9 @@ class Augmentation(BaseModel):
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         """Apply parameters that were drawn to images [n, C, height, width], uint8."""
-        # The passes below are fastest plane by plane.
         if parameters.crop is not None:
             images = windows(images, parameters.crop, self.crop_padding, self.crop_fill)
-        images = images.contiguous()
+        images = images.contiguous()  # the passes below are fastest plane by plane
         if parameters.flip is not None:
             images = mirror(images, parameters.flip)
         if parameters.shift is not None:

@@ -15,8 +15,7 @@ from torch import Tensor
 from ttfs_triton.augment import Augmentation, Mixing, draw_mixing, mix
 from ttfs_triton.scoring.batches import Batch, Gathered, IndexedImages, check_rank, load_batches
 
-# Pixels that a CPU augments at a time, 512 images of CIFAR-10: 1.4 times the images a second of 128 at a time, where
-# PyTorch's calls take as long as what they compute.
+# Pixels that a CPU augments at a time, 512 images of CIFAR-10: of fewer, PyTorch's calls take much of the time.
 AUGMENTED_AHEAD = 512 * 32 * 32
 
 
