@@ -34,7 +34,7 @@ PLAIN = "-".join(["16C3"] * 7 + ["32C3s2"] + ["32C3"] * 5 + ["64C3s2"] + ["64C3"
 DEPTH = "--auto-augment False --cutout 0 --num-workers 0".split()
 BUDGETS: dict[str, tuple[Sequence[str], range]] = {
     "10 epochs of 6,000 images": ("--epochs 10 --max-train-samples 6000 --batch-size 32".split(), range(3)),
-    "40 epochs": ("--epochs 40".split(), range(1)),
+    "40 epochs": ("--epochs 40 --mixed-precision bf16".split(), range(1)),
 }
 EXACT = "--surrogate-width 0 --readout potential_start --lr".split()
 
