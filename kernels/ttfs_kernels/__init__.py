@@ -5,6 +5,7 @@ length 1; 1 fires at the window's start, 0 is silent.
 """
 
 from ttfs_kernels.backends import available_backends, backend
+from ttfs_kernels.fused import fuse_passes
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.ops import dft_conv2d, dft_linear
 from ttfs_kernels.standardise import standardise_weights
@@ -16,6 +17,7 @@ __all__ = [
     "backend",
     "dft_conv2d",
     "dft_linear",
+    "fuse_passes",
     "standardise_weights",
     "tune",
     "use_measurements",

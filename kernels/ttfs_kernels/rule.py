@@ -33,7 +33,7 @@ def silent_derivative(A: Tensor, W: Tensor, neuron: Neuron) -> Tensor:
 
     (1 + (A + W)/δ)·min(1/(1 + W), 2) where −δ < A + W ≤ 0, the membrane potential at the window's end; else 0.
     """
-    closing_speed = (1 + W).clamp_min(_smallest_closing_speed(A.dtype))
+    closing_speed = (1 + W).clamp_min(smallest_closing_speed(A.dtype))
     near = (1 + (A + W) / neuron.surrogate_width).clamp(0, 1) * (1 / closing_speed).clamp_max(SURROGATE_BOUND)
     return torch.where((1 - A).clamp_min(0) / closing_speed >= 1, near, torch.zeros_like(near))
 
@@ -55,7 +55,7 @@ def fire(A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         activation in [0, 1], and gain = ∂a/∂A = 1/(1 + W) where the neuron crosses inside the window, else 0.
         Both are NaN where A or W is. The other derivative is ∂a/∂W = (1 − a)·gain (Eq. 9, 10).
     """
-    closing_speed = (1 + W).clamp_min(_smallest_closing_speed(A.dtype))
+    closing_speed = (1 + W).clamp_min(smallest_closing_speed(A.dtype))
     crossing = ((1 - A).clamp_min(0) / closing_speed).clamp_max(1)
     outside = (crossing <= 0) | (crossing >= 1)
     gain = torch.where(outside, torch.zeros_like(closing_speed), 1 / closing_speed)
@@ -120,14 +120,14 @@ def _fire_block_(
     if with_derivatives and neuron.has_surrogate:
         width = neuron.surrogate_width
         near = torch.add(potential, closing_speed).sub_(1 - width).div_(width).clamp_(0, 1)
-    closing_speed.clamp_min_(_smallest_closing_speed(precise))
+    closing_speed.clamp_min_(smallest_closing_speed(precise))
     crossing = torch.rsub(potential, 1).clamp_min_(0).div_(closing_speed).clamp_max_(1)
     if with_derivatives:
         gain = closing_speed.reciprocal_()
         if near is not None:
             # threshold_backward(g, s, t) is g where s > t, else 0: for silent neurons, whose s is 1.
             near.mul_(gain.clamp_max(SURROGATE_BOUND))
-            aten.threshold_backward.grad_input(near, crossing, 1 - _smallest_closing_speed(precise), grad_input=near)
+            aten.threshold_backward.grad_input(near, crossing, 1 - smallest_closing_speed(precise), grad_input=near)
         # hardtanh_backward(g, s, 0, 1) is g where 0 < s < 1, else 0: zero for saturated and silent neurons.
         aten.hardtanh_backward.grad_input(gain, crossing, 0, 1, grad_input=potential)
         torch.mul(potential, crossing, out=slope)
@@ -144,6 +144,6 @@ def _fire_block_(
         activations.copy_(aten.rsub.Scalar_out(crossing, 1, out=crossing))
 
 
-def _smallest_closing_speed(dtype: torch.dtype) -> float:
+def smallest_closing_speed(dtype: torch.dtype) -> float:
     """Distance from 1 to the next smaller number: the smallest 1 − A > 0."""
     return torch.finfo(dtype).eps / 2

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttfs_kernels import fused
 from ttfs_kernels.contraction import Geometry, convolve, gradient_of_input, gradient_of_weight
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_, vanishing
@@ -37,14 +38,16 @@ def conv2d_forward(
         x = x.contiguous(memory_format=torch.channels_last)
         potentials = convolve(x, weight, _like(x, bias), geometry)
         return _delayed_(potentials, skip, skip_weight).clamp_(0, 1), None, None
-    stacked = _stack_mask(x, neuron.psp_persistence)
+    stacked = _stack_mask(x, neuron)
     potentials = convolve(stacked, weight, None, geometry)
     pair, channels, rows, columns = potentials.shape
-    flat = potentials.permute(0, 2, 3, 1).view(2, pair // 2 * rows * columns, channels)
-    delayed = None if skip is None else skip.permute(0, 2, 3, 1).reshape(flat.shape[1:])
-    activations = fire_(flat, bias, neuron, with_derivatives, delayed, skip_weight)
-    activations = activations.view(pair // 2, rows, columns, channels).permute(0, 3, 1, 2)
-    return (activations, stacked, potentials) if with_derivatives else (activations, None, None)
+    flat = _rows(potentials).view(2, -1, channels)
+    delayed = None if skip is None else _rows(skip)
+    activations, derivatives = _fire(flat, bias, neuron, with_derivatives, delayed, skip_weight)
+    activations = _like_rows(activations, (pair // 2, channels, rows, columns))
+    if not with_derivatives:
+        return activations, None, None
+    return activations, stacked, _like_rows(derivatives, potentials.shape)
 
 
 def conv2d_backward(
@@ -63,12 +66,13 @@ def conv2d_backward(
     `x` and `saved` are the stacked input and derivatives, or for σ = 0 the input and the activations.
     """
     needs_x, needs_weight, needs_bias, *needs_skip = needs
-    grad_x = grad_weight = grad_bias = None
+    grad_x = grad_weight = None
     if not neuron.has_slope:
         x = x.contiguous(memory_format=torch.channels_last)
         h = h_values = _inside(grad, saved)
+        grad_bias = _sum(h) if needs_bias else None
     else:
-        h = _scale(grad, saved)
+        h, grad_bias = _scale(grad, saved, needs_bias)
         h_values = _first_half(h)
     if needs_x:
         # With a surrogate, both halves in one contraction: the gradients of activations and of the mask.
@@ -77,8 +81,6 @@ def conv2d_backward(
         grad_x = _at_inputs(grad_x, x, neuron)
     if needs_weight:
         grad_weight = gradient_of_weight(h, x, weight, geometry)
-    if needs_bias:
-        grad_bias = _sum(h_values, (0, 2, 3))
     return grad_x, grad_weight, grad_bias, *_skip_gradients(h, skip, skip_weight, neuron, needs_skip)
 
 
@@ -94,11 +96,10 @@ def linear_forward(
     """As `conv2d_forward`, for x [rows, in_features]."""
     if not neuron.has_slope:
         return _delayed_(F.linear(x, weight, _like(x, bias)), skip, skip_weight).clamp_(0, 1), None, None
-    stacked = _stack_mask(x, neuron.psp_persistence)
-    potentials = F.linear(stacked, weight)
-    flat = potentials.view(2, x.shape[0], weight.shape[0])
-    activations = fire_(flat, bias, neuron, with_derivatives, skip, skip_weight)
-    return (activations, stacked, potentials) if with_derivatives else (activations, None, None)
+    stacked = _stack_mask(x, neuron)
+    flat = F.linear(stacked, weight).view(2, x.shape[0], weight.shape[0])
+    activations, derivatives = _fire(flat, bias, neuron, with_derivatives, skip, skip_weight)
+    return (activations, stacked, derivatives.flatten(0, 1)) if with_derivatives else (activations, None, None)
 
 
 def linear_backward(
@@ -113,18 +114,17 @@ def linear_backward(
 ) -> Gradients:
     """As `conv2d_backward`, for grad [rows, out_features]."""
     needs_x, needs_weight, needs_bias, *needs_skip = needs
-    grad_x = grad_weight = grad_bias = None
+    grad_x = grad_weight = None
     if not neuron.has_slope:
         h = h_values = _inside(grad, saved)
+        grad_bias = _sum(h) if needs_bias else None
     else:
-        h = _scale(grad, saved)
+        h, grad_bias = _scale(grad, saved, needs_bias)
         h_values = _first_half(h)
     if needs_x:
         grad_x = _at_inputs((h if neuron.has_surrogate else h_values) @ weight, x, neuron)
     if needs_weight:
         grad_weight = h.t() @ x
-    if needs_bias:
-        grad_bias = _sum(h_values, (0,))
     return grad_x, grad_weight, grad_bias, *_skip_gradients(h, skip, skip_weight, neuron, needs_skip)
 
 
@@ -147,12 +147,12 @@ def _skip_gradients(
     needs_skip, needs_weight = needs
     grad_skip = grad_weight = None
     h = h.contiguous(memory_format=torch.channels_last) if h.dim() == 4 else h
-    stacked = _stack_mask(skip, neuron.psp_persistence) if neuron.has_slope else skip
+    stacked = _stack_mask(skip, neuron) if neuron.has_slope else skip
     if needs_skip:
         by_both = h if neuron.has_surrogate or not neuron.has_slope else _first_half(h)
         grad_skip = _at_inputs(by_both * _channels(skip_weight, skip), stacked, neuron)
     if needs_weight:
-        grad_weight = _sum(h * stacked, (0, 2, 3) if h.dim() == 4 else (0,))
+        grad_weight = _sum(h * stacked)
     return grad_skip, grad_weight
 
 
@@ -166,28 +166,54 @@ def _inside(grad: Tensor, activations: Tensor) -> Tensor:
     return aten.hardtanh_backward(grad, activations, 0, 1).add_(activations, alpha=0)
 
 
-def _stack_mask(x: Tensor, psp_persistence: float) -> Tensor:
+def _stack_mask(x: Tensor, neuron: Neuron) -> Tensor:
     """[x ; σ·[x > 0]] along the first dimension; maps come out channels-last whatever the input's layout."""
+    if fused.is_fused(x):
+        stacked = fused.run(fused.masking, neuron)(_rows(x).flatten())
+        return _like_rows(stacked, (2 * x.shape[0], *x.shape[1:]))
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     stacked = torch.empty(2 * x.shape[0], *x.shape[1:], dtype=x.dtype, device=x.device, memory_format=layout)
     values, mask = stacked.tensor_split(2)
     values.copy_(x)
     torch.gt(x, 0, out=mask)  # into floats: comparisons that write booleans are not vectorised on CPU
-    if psp_persistence != 1.0:
-        mask.mul_(psp_persistence)
+    if neuron.psp_persistence != 1.0:
+        mask.mul_(neuron.psp_persistence)
     return stacked
+
+
+def _fire(
+    potentials: Tensor,
+    bias: Tensor | None,
+    neuron: Neuron,
+    with_derivatives: bool,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Activations [neurons, channels] and derivatives [2, neurons, channels] from as many potentials, overwritten.
+
+    Without derivatives, the second tensor holds nothing of use.
+    """
+    if fused.is_fused(potentials):
+        fire = fused.run(fused.firing, neuron, with_derivatives)
+        activations, derivatives = fire(potentials, bias, skip, skip_weight)
+        return activations, potentials if derivatives is None else derivatives
+    return fire_(potentials, bias, neuron, with_derivatives, skip, skip_weight), potentials
 
 
 def _first_half(stacked: Tensor) -> Tensor:
     return stacked[: stacked.shape[0] // 2]
 
 
-def _scale(grad: Tensor, derivatives: Tensor) -> Tensor:
-    """[g·∂a/∂A ; g·∂a/∂W], in the layout of the derivatives."""
+def _scale(grad: Tensor, derivatives: Tensor, with_sum: bool) -> tuple[Tensor, Tensor | None]:
+    """[g·∂a/∂A ; g·∂a/∂W] in the layout of the derivatives, and if wanted the first half's sum for each channel."""
+    if with_sum and fused.is_fused(derivatives):
+        pair = _rows(derivatives).view(2, -1, derivatives.shape[1])
+        scaled, total = fused.run(fused.scaling)(_rows(grad), pair)
+        return _like_rows(scaled, derivatives.shape), total
     scaled = torch.empty_like(derivatives)
     pairs = (2, grad.shape[0])
     torch.mul(derivatives.unflatten(0, pairs), grad, out=scaled.unflatten(0, pairs))
-    return scaled
+    return scaled, _sum(_first_half(scaled)) if with_sum else None
 
 
 def _at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
@@ -201,6 +227,9 @@ def _at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
     values = _first_half(x)
     if not neuron.has_surrogate:
         return aten.threshold_backward.grad_input(grad_x, values, 0, grad_input=grad_x)
+    if fused.is_fused(values):
+        enter = fused.run(fused.entering, neuron)
+        return _like_rows(enter(_rows(grad_x).view(2, -1), _rows(values).flatten()), values.shape)
     by_activation, by_mask = grad_x.tensor_split(2)
     by_mask.mul_(vanishing(values, neuron))
     if neuron.psp_persistence != 1.0:
@@ -209,9 +238,22 @@ def _at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
     return result.add_(by_mask)
 
 
-def _sum(h: Tensor, dimensions: tuple[int, ...]) -> Tensor:
-    """Sum in at least float32."""
-    return h.sum(dimensions, dtype=torch.promote_types(h.dtype, torch.float32))
+def _sum(h: Tensor) -> Tensor:
+    """Sum for each channel or neuron, in at least float32."""
+    return h.sum((0, 2, 3) if h.dim() == 4 else 0, dtype=torch.promote_types(h.dtype, torch.float32))
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """[N, C, P, Q] → [N·P·Q, C], a view of channels-last maps; [N, C] as it is."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]) if maps.dim() == 4 else maps.contiguous()
+
+
+def _like_rows(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of `_rows`, for rows in any shape: channels-last maps, or a matrix."""
+    if len(shape) == 2:
+        return rows.view(*shape)
+    batch, channels, height, width = shape
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _like(x: Tensor, bias: Tensor | None) -> Tensor | None:

@@ -209,6 +209,9 @@ class TrainConfig(FaultOptions, EventOptions):
     """Default: as `accelerate launch` says."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    fuse: Literal["auto", "on", "off"] = "auto"
+    """On a CPU, let PyTorch's compiler fuse the passes over neurons. auto: where there is a C++ compiler, in runs that
+    are long enough."""
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     """Make each step by one launch of a CUDA graph. auto: where it is possible."""
     gradient_compression: Literal["no", "bf16"] = "no"
@@ -337,9 +340,9 @@ NETWORK_KEYS = tuple(
     "model width neuron batch_norm encoder readout bias weight_standardisation initial_gain dropout "
     "pretrain pretrain_epochs".split()
 )
-# Keys that may differ between a run and its continuation: they change neither weights nor metrics.
+# Keys that may differ between a run and its continuation: they change neither weights nor metrics, but for roundings.
 FREE_ON_RESUME = frozenset(
-    "resume overwrite output_dir data_placement num_workers profile cuda_graph checkpoint_steps keep_checkpoints "
+    "resume overwrite output_dir data_placement num_workers profile fuse cuda_graph checkpoint_steps keep_checkpoints "
     "log_steps trackers data_dir "
     "evaluation_batch_size max_bad_images push_to_hub hub_repo_id hub_private hub_license".split()
 )

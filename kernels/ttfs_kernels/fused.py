@@ -1,0 +1,149 @@
+"""The PyTorch backend's passes over a layer's neurons as one loop each, made by PyTorch's compiler for a CPU.
+
+Eager PyTorch goes through memory once an operation: a layer on large maps, with few synapses a neuron, spends most of
+its time there. Off until `fuse_passes` says so, since compiling takes a process some 20 seconds, once for all shapes,
+and a C++ compiler. The arithmetic is that of the eager passes: equal bit for bit in float32 and float64, and with fewer
+roundings where tensors have 16 bits, since what lies between two passes is never stored.
+
+Tensors here have the shape [2, neurons, channels] or, where channels do not matter, [2, elements]: potentials A and
+slopes W, or what belongs to activations and to their masks.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.rule import SURROGATE_BOUND, smallest_closing_speed
+
+logger = logging.getLogger(__name__)
+
+# Below so many neurons a layer, calling a compiled pass takes as long as it saves. Measured on one core.
+SMALLEST = 1 << 15
+
+_on = False
+
+
+def fuse_passes(on: bool = True) -> None:
+    """Let PyTorch's compiler fuse the passes over neurons, for layers on a CPU, in this process; or stop it.
+
+    Where it cannot (no C++ compiler), the first layer says why in a warning of the logger "ttfs_kernels.fused", and
+    passes stay as they are.
+
+    Args:
+        on: whether to.
+    """
+    global _on
+    _on = on
+
+
+def is_fused(x: Tensor) -> bool:
+    """Whether passes over a tensor of this size, on its device, are fused."""
+    return _on and x.device.type == "cpu" and x.numel() >= SMALLEST
+
+
+def run(make: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
+    """A pass, compiled where that is possible: `make(*settings)` gives its formula."""
+    return _Pass.of(make, settings)
+
+
+class _Pass:
+    """A compiled pass, or its formula once compiling has failed."""
+
+    @staticmethod
+    @cache
+    def of(make: Callable[..., Any], settings: tuple[Any, ...]) -> "_Pass":
+        return _Pass(make(*settings))
+
+    def __init__(self, formula: FunctionType) -> None:
+        self.formula = formula
+        # The compiler counts versions by code object, of which closures share one: give each settings their own.
+        formula.__code__ = formula.__code__.replace(co_name=f"{formula.__name__}_fused")
+        self.compiled = torch.compile(formula, dynamic=True)
+
+    def __call__(self, *operands: Tensor | None) -> Any:
+        if not _on:
+            return self.formula(*operands)
+        # The shapes of parameters would be taken for constants.
+        operands = tuple([None if operand is None else operand.detach() for operand in operands])
+        try:
+            return self.compiled(*operands)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            logger.warning("passes are not fused: PyTorch's compiler failed (%s)", reason)
+            fuse_passes(False)
+            return self.formula(*operands)
+
+
+def firing(neuron: Neuron, with_derivatives: bool) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The rule, as `rule.fire_`: (potentials, bias, skip, skip_weight) → (activations, derivatives or None)."""
+    width, clip, persistence = neuron.surrogate_width, neuron.derivative_clip, neuron.psp_persistence
+
+    def fire(
+        potentials: Tensor, bias: Tensor | None, skip: Tensor | None, skip_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        precise = torch.promote_types(potentials.dtype, torch.float32)
+        potential, slope = potentials[0].to(precise), potentials[1].to(precise)
+        if bias is not None:
+            potential = potential + bias
+        if skip is not None and skip_weight is not None:
+            skip, skip_weight = skip.to(precise), skip_weight.to(precise)
+            potential = potential + skip * skip_weight
+            slope = slope + persistence * torch.where(skip > 0, skip_weight, 0)
+        smallest = smallest_closing_speed(precise)
+        speed = slope + 1
+        closing_speed = speed.clamp_min(smallest)
+        crossing = ((1 - potential).clamp_min(0) / closing_speed).clamp_max(1)
+        activations = (1 - crossing).to(potentials.dtype)
+        if not with_derivatives:
+            return activations, None
+        gain = closing_speed.reciprocal()
+        by_potential = torch.where((crossing <= 0) | (crossing >= 1), 0, gain)
+        by_slope = by_potential * crossing
+        by_potential = torch.where(crossing.isnan(), crossing, by_potential)
+        if width > 0:
+            near = ((potential + speed - (1 - width)) / width).clamp(0, 1) * gain.clamp_max(SURROGATE_BOUND)
+            near = torch.where(crossing <= 1 - smallest, 0, near)
+            by_potential, by_slope = by_potential + near, by_slope + near
+        derivatives = torch.stack([by_potential, by_slope])
+        if clip is not None:
+            derivatives = derivatives.clamp_max(clip)
+        return activations, derivatives.to(potentials.dtype)
+
+    return fire
+
+
+def scaling() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(gradient [neurons, channels], derivatives) → (their product h, the sum of h[0] over neurons)."""
+
+    def scale(grad: Tensor, derivatives: Tensor) -> tuple[Tensor, Tensor]:
+        h = derivatives * grad
+        return h, h[0].sum(0, dtype=torch.promote_types(h.dtype, torch.float32))
+
+    return scale
+
+
+def entering(neuron: Neuron) -> Callable[[Tensor, Tensor], Tensor]:
+    """The gradient of an input from those of its activations and masks: ([2, elements], [elements]) → [elements]."""
+    width, persistence = neuron.surrogate_width, neuron.psp_persistence
+
+    def enter(grad: Tensor, x: Tensor) -> Tensor:
+        by_mask = grad[1] * (1 - x / width).clamp_min(0)
+        return torch.where(x <= 0, 0, grad[0]) + by_mask * persistence
+
+    return enter
+
+
+def masking(neuron: Neuron) -> Callable[[Tensor], Tensor]:
+    """[x ; σ·[x > 0]]: [elements] → [2, elements]."""
+    persistence = neuron.psp_persistence
+
+    def mask(x: Tensor) -> Tensor:
+        return torch.stack([x, torch.where(x > 0, persistence, 0).to(x.dtype)])
+
+    return mask
