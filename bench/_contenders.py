@@ -24,6 +24,7 @@ class Contender(Generic[Network]):
         floor: its contractions over an ANN's three.
         twin: another network that must compute the same, with weights of its own; None without a check.
         statistics: count spikes in every step.
+        fused: let PyTorch's compiler fuse the passes over neurons.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Contender(Generic[Network]):
     floor: float
     twin: Network | None = None
     statistics: bool = False
+    fused: bool = False
 
 
 class Composed(nn.Module):
@@ -65,7 +67,13 @@ def compose(network: TTFSNetwork) -> TTFSNetwork:
 
 
 def build(
-    model: str, image_size: int | None, *, statistics: bool, backends: Sequence[str] = ("auto",), **options
+    model: str,
+    image_size: int | None,
+    *,
+    statistics: bool,
+    fuse: bool = False,
+    backends: Sequence[str] = ("auto",),
+    **options,
 ) -> list[Contender[TTFSNetwork]]:
     """All contenders, the ANN first, with the same weights.
 
@@ -73,6 +81,7 @@ def build(
         model: a function of `ttfs_triton.nn.models`.
         image_size: side of the images. None: the model's own.
         statistics: add ours with spikes counted in every step.
+        fuse: add ours with passes over neurons fused by PyTorch's compiler.
         backends: kernels of ours; a name other than "auto" is added to the contender's.
         **options: fields of `NetworkConfig`.
     """
@@ -88,6 +97,11 @@ def build(
             ours = make(neuron=neuron, backend=backend, **options)
             twin = compose(make(neuron=neuron, **options)) if neuron.has_slope else ann
             contenders.append(Contender(f"DFT σ={psp_persistence:g}{suffix}", ours, floor, twin))
+            if fuse and neuron.has_slope:
+                name = f"{contenders[-1].name} fused"
+                contenders.append(
+                    Contender(name, make(neuron=neuron, backend=backend, **options), floor, twin, fused=True)
+                )
     contenders.append(Contender(COMPOSITION, compose(make(**options)), 5 / 3))
     if statistics:
         contenders.append(Contender("DFT σ=1 counting", make(**options), 5 / 3, statistics=True))

@@ -16,6 +16,7 @@ from _contenders import Contender
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from ttfs_kernels import fuse_passes
 from ttfs_triton.nn import DFTConv2d, DFTLinear, TTFSNetwork, record_statistics
 
 FEW, PARTS = 2, 5  # images that are compared at a time, and how often
@@ -45,6 +46,7 @@ class Step:
         """Leaves gradients in the parameters."""
         network = self.contender.network
         network.zero_grad(set_to_none=True)
+        fuse_passes(self.contender.fused)
         with record_statistics(network) if self.contender.statistics else nullcontext():
             loss_of(network, self.images, self.labels, self.dtype).backward()
 

@@ -55,6 +55,8 @@ class Options:
     """Standardise weights in all contenders, and give neurons an initial potential as in training."""
     statistics: bool = False
     """Also time ours with spikes counted in every step."""
+    fuse: bool = False
+    """On the CPU, also time ours with passes over neurons fused by PyTorch's compiler, as long trainings have them."""
     optimizer: Literal["none", "sgd", "adamw"] = "sgd"
     repeats: int = 15
     """Rounds that count."""
@@ -100,6 +102,7 @@ def measure(options: Options, device: torch.device, dtype: torch.dtype) -> list[
         options.image_size,
         width=options.width,
         statistics=options.statistics,
+        fuse=options.fuse,
         backends=options.backends or (("auto", "triton", "torch") if device.type == "cuda" else ("auto",)),
         weight_standardisation=options.weight_standardisation,
         bias=options.weight_standardisation,

@@ -30,10 +30,10 @@ _on = False
 
 
 def fuse_passes(on: bool = True) -> None:
-    """Let PyTorch's compiler fuse the passes over neurons, for layers on a CPU, in this process; or stop it.
+    """Let PyTorch's compiler fuse the passes over neurons, for layers of σ > 0 on a CPU, in this process; or stop it.
 
-    Where it cannot (no C++ compiler), the first layer says why in a warning of the logger "ttfs_kernels.fused", and
-    passes stay as they are.
+    Where it fails, as without a C++ compiler, the first layer says why in a warning of the logger "ttfs_kernels.fused",
+    and passes stay as they are.
 
     Args:
         on: whether to.
@@ -47,33 +47,29 @@ def is_fused(x: Tensor) -> bool:
     return _on and x.device.type == "cpu" and x.numel() >= SMALLEST
 
 
-def run(make: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
-    """A pass, compiled where that is possible: `make(*settings)` gives its formula."""
-    return _Pass.of(make, settings)
+@cache
+def compiled(make: Callable[..., Any], *settings: Any) -> "Pass":
+    """A pass of this module, such as `compiled(masking, neuron)`; the same one for the same settings."""
+    return Pass(make(*settings))
 
 
-class _Pass:
-    """A compiled pass, or its formula once compiling has failed."""
-
-    @staticmethod
-    @cache
-    def of(make: Callable[..., Any], settings: tuple[Any, ...]) -> "_Pass":
-        return _Pass(make(*settings))
+class Pass:
+    """A formula over tensors, compiled when it is first called; or as it is, once compiling has failed."""
 
     def __init__(self, formula: FunctionType) -> None:
-        self.formula = formula
+        from torch._dynamo.exc import TorchDynamoException  # which takes a second to import
+
+        self.formula, self.failure = formula, TorchDynamoException
         # The compiler counts versions by code object, of which closures share one: give each settings their own.
         formula.__code__ = formula.__code__.replace(co_name=f"{formula.__name__}_fused")
         self.compiled = torch.compile(formula, dynamic=True)
 
     def __call__(self, *operands: Tensor | None) -> Any:
-        if not _on:
-            return self.formula(*operands)
         # The shapes of parameters would be taken for constants.
         operands = tuple([None if operand is None else operand.detach() for operand in operands])
         try:
             return self.compiled(*operands)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except self.failure as error:
             reason = str(error).strip().splitlines()[0]
             logger.warning("passes are not fused: PyTorch's compiler failed (%s)", reason)
             fuse_passes(False)
@@ -129,10 +125,15 @@ def scaling() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 def entering(neuron: Neuron) -> Callable[[Tensor, Tensor], Tensor]:
-    """The gradient of an input from those of its activations and masks: ([2, elements], [elements]) → [elements]."""
+    """The gradient of an input from those of its activations and masks: ([2, elements], [elements]) → [elements].
+
+    Without a surrogate masks have none: ([elements], [elements]) → [elements].
+    """
     width, persistence = neuron.surrogate_width, neuron.psp_persistence
 
     def enter(grad: Tensor, x: Tensor) -> Tensor:
+        if width == 0:
+            return torch.where(x <= 0, 0, grad)
         by_mask = grad[1] * (1 - x / width).clamp_min(0)
         return torch.where(x <= 0, 0, grad[0]) + by_mask * persistence
 

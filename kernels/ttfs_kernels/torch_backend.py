@@ -169,7 +169,7 @@ def _inside(grad: Tensor, activations: Tensor) -> Tensor:
 def _stack_mask(x: Tensor, neuron: Neuron) -> Tensor:
     """[x ; σ·[x > 0]] along the first dimension; maps come out channels-last whatever the input's layout."""
     if fused.is_fused(x):
-        stacked = fused.run(fused.masking, neuron)(_rows(x).flatten())
+        stacked = fused.compiled(fused.masking, neuron)(_rows(x).flatten())
         return _like_rows(stacked, (2 * x.shape[0], *x.shape[1:]))
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     stacked = torch.empty(2 * x.shape[0], *x.shape[1:], dtype=x.dtype, device=x.device, memory_format=layout)
@@ -194,7 +194,7 @@ def _fire(
     Without derivatives, the second tensor holds nothing of use.
     """
     if fused.is_fused(potentials):
-        fire = fused.run(fused.firing, neuron, with_derivatives)
+        fire = fused.compiled(fused.firing, neuron, with_derivatives)
         activations, derivatives = fire(potentials, bias, skip, skip_weight)
         return activations, potentials if derivatives is None else derivatives
     return fire_(potentials, bias, neuron, with_derivatives, skip, skip_weight), potentials
@@ -208,7 +208,7 @@ def _scale(grad: Tensor, derivatives: Tensor, with_sum: bool) -> tuple[Tensor, T
     """[g·∂a/∂A ; g·∂a/∂W] in the layout of the derivatives, and if wanted the first half's sum for each channel."""
     if with_sum and fused.is_fused(derivatives):
         pair = _rows(derivatives).view(2, -1, derivatives.shape[1])
-        scaled, total = fused.run(fused.scaling)(_rows(grad), pair)
+        scaled, total = fused.compiled(fused.scaling)(_rows(grad), pair)
         return _like_rows(scaled, derivatives.shape), total
     scaled = torch.empty_like(derivatives)
     pairs = (2, grad.shape[0])
@@ -225,11 +225,11 @@ def _at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
     if not neuron.has_slope:
         return grad_x
     values = _first_half(x)
+    if fused.is_fused(values):
+        grad = _rows(grad_x).view(2, -1) if neuron.has_surrogate else _rows(grad_x).flatten()
+        return _like_rows(fused.compiled(fused.entering, neuron)(grad, _rows(values).flatten()), values.shape)
     if not neuron.has_surrogate:
         return aten.threshold_backward.grad_input(grad_x, values, 0, grad_input=grad_x)
-    if fused.is_fused(values):
-        enter = fused.run(fused.entering, neuron)
-        return _like_rows(enter(_rows(grad_x).view(2, -1), _rows(values).flatten()), values.shape)
     by_activation, by_mask = grad_x.tensor_split(2)
     by_mask.mul_(vanishing(values, neuron))
     if neuron.psp_persistence != 1.0:

@@ -1,7 +1,7 @@
 """Whether PyTorch's compiler fuses a run's passes over neurons, which is for CPUs: a GPU has kernels of its own."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -36,28 +36,39 @@ def is_worth_while(graph: NetworkGraph, images: int) -> bool:
     return images * sum(math.prod(stage.shape) for stage in graph.stages) >= LEAST_NEURONS
 
 
-@contextmanager
-def fusing(
-    wanted: Literal["auto", "on", "off"], device: torch.device, graph: NetworkGraph, images: int
-) -> Iterator[bool]:
-    """Within the block, layers on a CPU take fused passes, if wanted and possible.
+def choose_fusing(
+    wanted: Literal["auto", "on", "off"],
+    device: torch.device,
+    graph: NetworkGraph,
+    images: int,
+    say: Callable[[str], None],
+) -> bool:
+    """Whether a run fuses its passes, and a line if it does, since its first steps take long.
 
     Args:
         wanted: auto: where it can be had and is worth while.
         device: of the run.
         graph: of the network.
         images: that the run trains on, all epochs together.
-    Yields:
-        Whether they do.
+        say: shows a line.
     Raises:
         ConfigError: they are asked for and cannot be had.
     """
-    reason = None if wanted == "off" else why_not_fused(device, graph)
+    if wanted == "off" or (wanted == "auto" and not is_worth_while(graph, images)):
+        return False
+    reason = why_not_fused(device, graph)
     if wanted == "on" and reason is not None:
         raise ConfigError(f"fuse: on needs passes that can be fused, but {reason}; use auto or off.")
-    on = wanted != "off" and reason is None and (wanted == "on" or is_worth_while(graph, images))
+    if reason is None:
+        say("passes over neurons are fused: the first steps wait for PyTorch's compiler")
+    return reason is None
+
+
+@contextmanager
+def fused_passes(on: bool) -> Iterator[None]:
+    """Within the block, layers on a CPU take fused passes, if `on`."""
     fuse_passes(on)
     try:
-        yield on
+        yield
     finally:
         fuse_passes(False)

@@ -37,6 +37,7 @@ from ttfs_triton.train.checkpoint import checkpoint_name, latest_checkpoint, loa
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.evaluator import Evaluator
+from ttfs_triton.train.fusing import choose_fusing, fused_passes
 from ttfs_triton.train.graph import GraphedStep, choose_graphs
 from ttfs_triton.train.identity import Change, compare, identity
 from ttfs_triton.train.processes import Interrupted, StopRequest, compress_gradients
@@ -66,6 +67,7 @@ class TrainingLoop:
         callbacks: told of steps and epochs.
     Attributes:
         network: the bare network; `model` is what is called in training (distributed, compiled).
+        fuses: whether passes over neurons are fused while training.
         position: progress, saved with every checkpoint.
         changes: what continuations did otherwise, without changing the run's course.
         last_checkpoint: path of the newest one, for messages.
@@ -94,6 +96,8 @@ class TrainingLoop:
         self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
         self.position = Position()
         self.steps_per_epoch = self._batches(0).steps
+        images = config.epochs * self.steps_per_epoch * config.batch_size
+        self.fuses = choose_fusing(config.fuse, accelerator.device, self.graph, images, display.say)
         self.steering: Steering | None = None
         if config.target is not None:
             steps = config.epochs * self.steps_per_epoch
@@ -147,7 +151,7 @@ class TrainingLoop:
             Interrupted: a signal asked to stop; a checkpoint has been written.
             NonFiniteLossError: no update was made from the failing step on.
         """
-        with nullcontext() if self.steering is None else self.steering.model.watching():
+        with fused_passes(self.fuses), nullcontext() if self.steering is None else self.steering.model.watching():
             self._train()
 
     def _train(self) -> None:

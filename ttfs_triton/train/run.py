@@ -35,7 +35,6 @@ from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, loa
 from ttfs_triton.train.cli import parse_config
 from ttfs_triton.train.config import FREE_ON_RESUME, ConfigError, TrainConfig, make_config, read_yaml
 from ttfs_triton.train.display import Display
-from ttfs_triton.train.fusing import fusing
 from ttfs_triton.train.identity import check_configuration
 from ttfs_triton.train.loop import NonFiniteLossError, TrainingLoop
 from ttfs_triton.train.processes import Interrupted, StopRequest, ask_main_process
@@ -163,11 +162,7 @@ def _train(
         announce(loop, resumed)
         for callback in given.callbacks:
             callback.on_start(loop)
-        memory = freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext()
-        images = config.epochs * loop.steps_per_epoch * config.batch_size
-        with stop, memory, fusing(config.fuse, accelerator.device, loop.graph, images) as fused:
-            if fused:
-                display.say("passes over neurons are fused: the first steps wait for PyTorch's compiler")
+        with stop, freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
             loop.train()
             summary = score(loop)
         for callback in given.callbacks:

@@ -1,0 +1,93 @@
+"""Passes fused by PyTorch's compiler: those of eager PyTorch, to the bit where nothing is rounded between them."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+
+from tests.kernels.common import activations
+from ttfs_kernels import Neuron, dft_conv2d, dft_linear, fuse_passes, fused
+from ttfs_kernels.rule import fire_
+
+NEURON = Neuron(0.5, derivative_clip=3.0, surrogate_width=0.3)
+
+
+@pytest.fixture(autouse=True)
+def fuse_small_layers_too(monkeypatch) -> Iterator[None]:
+    monkeypatch.setattr(fused, "SMALLEST", 0)
+    yield
+    fuse_passes(False)
+
+
+def both_passes(fuse: bool, kind: str, dtype: torch.dtype) -> list[Tensor]:
+    """Activations and all gradients of a layer with a bias and a skip; the same operands in every call."""
+    fuse_passes(fuse)
+    torch.manual_seed(0)
+    shape, weight = ((48, 12), torch.randn(12, 12)) if kind == "linear" else ((4, 6, 7, 5), torch.randn(6, 6, 3, 3) / 3)
+    operands = activations(*shape), weight, torch.randn(len(weight)) / 2, activations(*shape), torch.randn(len(weight))
+    keep = [value.to(dtype if value.dim() > 1 else torch.float32).requires_grad_() for value in operands]
+    x, weight, bias, skip, skip_weight = keep
+    options: dict[str, Any] = {"skip": skip, "skip_weight": skip_weight, "neuron": NEURON, "backend": "torch"}
+    y = (
+        dft_linear(x, weight, bias, **options)
+        if kind == "linear"
+        else dft_conv2d(x, weight, bias, padding=1, **options)
+    )
+    y.backward(torch.randn(y.shape).to(dtype))
+    assert fused._on is fuse  # nothing fell back
+    return [y.detach(), *(value.grad for value in keep if value.grad is not None)]
+
+
+# Sums over neurons, and a skip's product, are added up in another order.
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_layers_are_those_of_the_eager_passes(kind, dtype, tolerance):
+    eager, compiled = (both_passes(fuse, kind, dtype) for fuse in (False, True))
+    assert len(eager) == len(compiled) == 6
+    for expected, found in zip(eager, compiled, strict=True):
+        assert found.dtype == expected.dtype
+        assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_the_rule_is_equal_to_the_bit_in_every_case():
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0, 1 - 2**-24, 0.0, -0.0, -1.0, -0.29, 0.5])
+    grid = torch.cartesian_prod(special, torch.cat([special, torch.randn(8)]))
+    potentials = grid.t().reshape(2, -1, 1).repeat(1, 1, 2).contiguous()
+    bias = skip = skip_weight = None
+    fuse_passes()
+    operands = potentials, bias, skip, skip_weight
+    found, derivatives = fused.compiled(fused.firing, NEURON, True)(*operands)
+    expected = fire_(potentials, None, NEURON, with_derivatives=True)  # leaves the derivatives in `potentials`
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(derivatives, potentials, rtol=0, atol=0, equal_nan=True)
+
+
+def test_one_compilation_serves_all_shapes():
+    fuse_passes()
+    enter = fused.compiled(fused.entering, NEURON)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for elements in (6, 48, 1000):
+            grad, x = torch.randn(2, elements), activations(elements)
+            expected = torch.where(x > 0, grad[0], 0) + grad[1] * (1 - x / 0.3).clamp_min(0) * 0.5
+            torch.testing.assert_close(enter(grad, x), expected, rtol=0, atol=0)
+
+
+def test_without_a_compiler_passes_stay_as_they_are(monkeypatch, caplog):
+    expected = both_passes(False, "linear", torch.float32)
+
+    def fail(*_):
+        raise TorchDynamoException("no C++ compiler\nand a trace")
+
+    monkeypatch.setattr(fused.compiled(fused.masking, NEURON), "compiled", fail)
+    fuse_passes()
+    with caplog.at_level(logging.WARNING, "ttfs_kernels.fused"):
+        layer = dft_linear(activations(9, 12), torch.randn(12, 12), neuron=NEURON, backend="torch")
+    assert layer.shape == (9, 12)
+    assert [record.getMessage() for record in caplog.records] == [
+        "passes are not fused: PyTorch's compiler failed (no C++ compiler)"
+    ]
+    torch.testing.assert_close(both_passes(fused._on, "linear", torch.float32), expected, rtol=0, atol=0)
