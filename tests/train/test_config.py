@@ -109,7 +109,7 @@ def test_every_key_has_a_description_and_a_flag(recipe, capsys):
 FLAGS = """
 auto_augment backend batch_norm batch_size bias calibration_images checkpoint_steps compile cpu crop_fill crop_padding
 cuda_graph cutmix cutout data_dir data_placement dataset dead_neurons derivative_clip dropout ema_decay encoder epochs
-evaluation_batch_size event_pool event_sensor event_window_us event_windows flip
+evaluation_batch_size event_pool event_sensor event_window_us event_windows flip fuse
 gradient_accumulation gradient_clip gradient_compression grid_chip hub_license hub_private
 hub_repo_id image_column image_size initial_gain keep_checkpoints label_column label_smoothing learn_units log_steps
 lost_spikes lr max_bad_images max_test_samples max_train_samples milestone_factor milestones mixed_precision mixup
