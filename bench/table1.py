@@ -39,7 +39,13 @@ FILES = ("metrics.jsonl", "summary.json")
 # Keys that differ between runs of one row.
 _APART = FREE_ON_RESUME | {"seed", "cpu", "backend", "compile", "mixed_precision"}
 CONVOLUTIONS_ONLY = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2"
-NAMES = {"cnn1": "CNN1", "vgg11": "VGG11", "vgg16": "VGG16", "resnet20": "ResNet-20", CONVOLUTIONS_ONLY: "VGG11's convolutions"}
+NAMES = {
+    "cnn1": "CNN1",
+    "vgg11": "VGG11",
+    "vgg16": "VGG16",
+    "resnet20": "ResNet-20",
+    CONVOLUTIONS_ONLY: "VGG11's convolutions",
+}
 
 
 @dataclasses.dataclass
