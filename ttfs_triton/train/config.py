@@ -1,4 +1,4 @@
-"""The configuration of a run: one flat, typed, validated object; each key is a YAML key and a command-line flag."""
+"""The configuration of a run, whose keys are those of YAML and of the command line; over 400 lines: one flat object."""
 
 import dataclasses
 from pathlib import Path
@@ -210,8 +210,7 @@ class TrainConfig(FaultOptions, EventOptions):
     compile: bool = False
     """Compile the network with torch.compile."""
     fuse: Literal["auto", "on", "off"] = "auto"
-    """On a CPU, let PyTorch's compiler fuse the passes over neurons. auto: where there is a C++ compiler, in runs that
-    are long enough."""
+    """On a CPU, let PyTorch's compiler fuse the passes over neurons. auto: in long runs, if there is a C++ compiler."""
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     """Make each step by one launch of a CUDA graph. auto: where it is possible."""
     gradient_compression: Literal["no", "bf16"] = "no"
@@ -343,8 +342,8 @@ NETWORK_KEYS = tuple(
 # Keys that may differ between a run and its continuation: they change neither weights nor metrics, but for roundings.
 FREE_ON_RESUME = frozenset(
     "resume overwrite output_dir data_placement num_workers profile fuse cuda_graph checkpoint_steps keep_checkpoints "
-    "log_steps trackers data_dir "
-    "evaluation_batch_size max_bad_images push_to_hub hub_repo_id hub_private hub_license".split()
+    "log_steps trackers data_dir evaluation_batch_size max_bad_images "
+    "push_to_hub hub_repo_id hub_private hub_license".split()
 )
 # Schedules whose rate at a step does not depend on how many follow: such a run can be made longer.
 OPEN_SCHEDULES = ("constant", "milestones")
