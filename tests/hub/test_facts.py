@@ -14,7 +14,7 @@ from ttfs_triton.train import TrainConfig
 # Keys of a run that say where and how it ran here, or what is published elsewhere: data set, base model.
 KEPT_HERE = set(
     "dataset data_dir image_column label_column max_bad_images streaming data_placement num_workers weights backend "
-    "output_dir resume overwrite cpu cuda_graph profile evaluation_batch_size checkpoint_steps keep_checkpoints "
+    "output_dir resume overwrite cpu cuda_graph fuse profile evaluation_batch_size checkpoint_steps keep_checkpoints "
     "log_steps statistics_steps trackers "
     "push_to_hub hub_repo_id hub_private hub_license".split()
 )
