@@ -30,7 +30,7 @@ _on = False
 
 
 def fuse_passes(on: bool = True) -> None:
-    """Let PyTorch's compiler fuse the passes over neurons, for layers of σ > 0 on a CPU, in this process; or stop it.
+    """Let PyTorch's compiler fuse the passes over neurons of layers on a CPU, in this process; or stop it.
 
     Where it fails, as without a C++ compiler, the first layer says why in a warning of the logger "ttfs_kernels.fused",
     and passes stay as they are.
@@ -114,6 +114,32 @@ def firing(neuron: Neuron, with_derivatives: bool) -> Callable[..., tuple[Tensor
     return fire
 
 
+def clamping() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The rule at σ = 0, with delayed spikes: (potentials [neurons, channels], skip, skip_weight) → activations."""
+
+    def clamp(potentials: Tensor, skip: Tensor, skip_weight: Tensor) -> Tensor:
+        precise = torch.promote_types(potentials.dtype, torch.float32)
+        potentials = potentials.to(precise) + skip.to(precise) * skip_weight.to(precise)
+        return potentials.clamp(0, 1).to(skip.dtype)
+
+    return clamp
+
+
+def crossing() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(gradient [neurons, channels], activations) → (h, its sum over neurons), for σ = 0.
+
+    h is the gradient where 0 < a < 1, else 0; NaN where a is.
+    """
+
+    def cross(grad: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
+        precise = torch.promote_types(grad.dtype, torch.float32)
+        h, a = grad.to(precise), activations.to(precise)  # in 16 bits, comparisons are not vectorised
+        h = torch.where((a <= 0) | (a >= 1), 0, h) + 0 * a
+        return h.to(grad.dtype), h.sum(0)
+
+    return cross
+
+
 def scaling() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(gradient [neurons, channels], derivatives) → (their product h, the sum of h[0] over neurons)."""
 
@@ -138,6 +164,28 @@ def entering(neuron: Neuron) -> Callable[[Tensor, Tensor], Tensor]:
         return torch.where(x <= 0, 0, grad[0]) + by_mask * persistence
 
     return enter
+
+
+def skipping(neuron: Neuron) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(h [2, neurons, channels], skip, skip_weight) → gradients of delayed spikes and of their weights.
+
+    At σ = 0, h is [1, neurons, channels].
+    """
+    width, persistence = neuron.surrogate_width, neuron.psp_persistence
+
+    def gradients(h: Tensor, skip: Tensor, skip_weight: Tensor) -> tuple[Tensor, Tensor]:
+        precise = torch.promote_types(h.dtype, torch.float32)
+        by_potential, x = h[0].to(precise), skip.to(precise)
+        by_weights, by_spikes = (by_potential * x).sum(0), by_potential
+        if neuron.has_slope:
+            by_slope = h[1].to(precise)
+            by_weights = by_weights + torch.where(x > 0, by_slope, 0).sum(0) * persistence
+            by_spikes = torch.where(x <= 0, 0, by_potential)
+            if neuron.has_surrogate:
+                by_spikes = by_spikes + by_slope * (1 - x / width).clamp_min(0) * persistence
+        return (by_spikes * skip_weight.to(precise)).to(h.dtype), by_weights
+
+    return gradients
 
 
 def masking(neuron: Neuron) -> Callable[[Tensor], Tensor]:

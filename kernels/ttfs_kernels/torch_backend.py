@@ -37,7 +37,7 @@ def conv2d_forward(
     if not neuron.has_slope:
         x = x.contiguous(memory_format=torch.channels_last)
         potentials = convolve(x, weight, _like(x, bias), geometry)
-        return _delayed_(potentials, skip, skip_weight).clamp_(0, 1), None, None
+        return _clamp_(potentials, skip, skip_weight), None, None
     stacked = _stack_mask(x, neuron)
     potentials = convolve(stacked, weight, None, geometry)
     pair, channels, rows, columns = potentials.shape
@@ -69,8 +69,8 @@ def conv2d_backward(
     grad_x = grad_weight = None
     if not neuron.has_slope:
         x = x.contiguous(memory_format=torch.channels_last)
-        h = h_values = _inside(grad, saved)
-        grad_bias = _sum(h) if needs_bias else None
+        h, grad_bias = _inside(grad, saved, needs_bias)
+        h_values = h
     else:
         h, grad_bias = _scale(grad, saved, needs_bias)
         h_values = _first_half(h)
@@ -95,7 +95,7 @@ def linear_forward(
 ) -> Spikes:
     """As `conv2d_forward`, for x [rows, in_features]."""
     if not neuron.has_slope:
-        return _delayed_(F.linear(x, weight, _like(x, bias)), skip, skip_weight).clamp_(0, 1), None, None
+        return _clamp_(F.linear(x, weight, _like(x, bias)), skip, skip_weight), None, None
     stacked = _stack_mask(x, neuron)
     flat = F.linear(stacked, weight).view(2, x.shape[0], weight.shape[0])
     activations, derivatives = _fire(flat, bias, neuron, with_derivatives, skip, skip_weight)
@@ -116,8 +116,8 @@ def linear_backward(
     needs_x, needs_weight, needs_bias, *needs_skip = needs
     grad_x = grad_weight = None
     if not neuron.has_slope:
-        h = h_values = _inside(grad, saved)
-        grad_bias = _sum(h) if needs_bias else None
+        h, grad_bias = _inside(grad, saved, needs_bias)
+        h_values = h
     else:
         h, grad_bias = _scale(grad, saved, needs_bias)
         h_values = _first_half(h)
@@ -128,11 +128,17 @@ def linear_backward(
     return grad_x, grad_weight, grad_bias, *_skip_gradients(h, skip, skip_weight, neuron, needs_skip)
 
 
-def _delayed_(potential: Tensor, skip: Tensor | None, skip_weight: Tensor | None) -> Tensor:
-    """`potential` plus that of delayed spikes, each by a synapse of its own, in place."""
+def _clamp_(potentials: Tensor, skip: Tensor | None, skip_weight: Tensor | None) -> Tensor:
+    """The rule at σ = 0: potentials and those of delayed spikes, each by a synapse of its own, clamped to [0, 1].
+
+    `potentials` are overwritten.
+    """
     if skip is None or skip_weight is None:
-        return potential
-    return potential.addcmul_(skip, _channels(skip_weight, skip))
+        return potentials.clamp_(0, 1)
+    if fused.is_fused(potentials):
+        activations = fused.compiled(fused.clamping)(_rows(potentials), _rows(skip), skip_weight)
+        return _like_rows(activations, potentials.shape)
+    return potentials.addcmul_(skip, _channels(skip_weight, skip)).clamp_(0, 1)
 
 
 def _skip_gradients(
@@ -147,6 +153,10 @@ def _skip_gradients(
     needs_skip, needs_weight = needs
     grad_skip = grad_weight = None
     h = h.contiguous(memory_format=torch.channels_last) if h.dim() == 4 else h
+    if needs_skip and needs_weight and fused.is_fused(h):
+        rows = _rows(h).view(2 if neuron.has_slope else 1, -1, h.shape[1])
+        grad_skip, grad_weight = fused.compiled(fused.skipping, neuron)(rows, _rows(skip), skip_weight)
+        return _like_rows(grad_skip, skip.shape), grad_weight
     stacked = _stack_mask(skip, neuron) if neuron.has_slope else skip
     if needs_skip:
         by_both = h if neuron.has_surrogate or not neuron.has_slope else _first_half(h)
@@ -161,9 +171,16 @@ def _channels(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).view(-1, *(1,) * (like.dim() - 2))
 
 
-def _inside(grad: Tensor, activations: Tensor) -> Tensor:
-    """`grad` where 0 < a < 1, else 0; NaN where a is NaN, which hardtanh_backward takes for inside."""
-    return aten.hardtanh_backward(grad, activations, 0, 1).add_(activations, alpha=0)
+def _inside(grad: Tensor, activations: Tensor, with_sum: bool) -> tuple[Tensor, Tensor | None]:
+    """`grad` where 0 < a < 1, else 0, and if wanted its sum for each channel.
+
+    NaN where a is NaN, which hardtanh_backward takes for inside.
+    """
+    if with_sum and fused.is_fused(activations):
+        h, total = fused.compiled(fused.crossing)(_rows(grad), _rows(activations))
+        return _like_rows(h, activations.shape), total
+    h = aten.hardtanh_backward(grad, activations, 0, 1).add_(activations, alpha=0)
+    return h, _sum(h) if with_sum else None
 
 
 def _stack_mask(x: Tensor, neuron: Neuron) -> Tensor:

@@ -23,7 +23,7 @@ def fuse_small_layers_too(monkeypatch) -> Iterator[None]:
     fuse_passes(False)
 
 
-def both_passes(fuse: bool, kind: str, dtype: torch.dtype) -> list[Tensor]:
+def both_passes(fuse: bool, kind: str, dtype: torch.dtype, neuron: Neuron = NEURON) -> list[Tensor]:
     """Activations and all gradients of a layer with a bias and a skip; the same operands in every call."""
     fuse_passes(fuse)
     torch.manual_seed(0)
@@ -31,7 +31,7 @@ def both_passes(fuse: bool, kind: str, dtype: torch.dtype) -> list[Tensor]:
     operands = activations(*shape), weight, torch.randn(len(weight)) / 2, activations(*shape), torch.randn(len(weight))
     keep = [value.to(dtype if value.dim() > 1 else torch.float32).requires_grad_() for value in operands]
     x, weight, bias, skip, skip_weight = keep
-    options: dict[str, Any] = {"skip": skip, "skip_weight": skip_weight, "neuron": NEURON, "backend": "torch"}
+    options: dict[str, Any] = {"skip": skip, "skip_weight": skip_weight, "neuron": neuron, "backend": "torch"}
     y = (
         dft_linear(x, weight, bias, **options)
         if kind == "linear"
@@ -44,9 +44,10 @@ def both_passes(fuse: bool, kind: str, dtype: torch.dtype) -> list[Tensor]:
 
 # Sums over neurons, and a skip's product, are added up in another order.
 @pytest.mark.parametrize("kind", ["linear", "conv2d"])
+@pytest.mark.parametrize("neuron", [NEURON, Neuron(1.0), Neuron(0.0)], ids=["surrogate", "exact", "two-phase"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_layers_are_those_of_the_eager_passes(kind, dtype, tolerance):
-    eager, compiled = (both_passes(fuse, kind, dtype) for fuse in (False, True))
+def test_layers_are_those_of_the_eager_passes(kind, neuron, dtype, tolerance):
+    eager, compiled = (both_passes(fuse, kind, dtype, neuron) for fuse in (False, True))
     assert len(eager) == len(compiled) == 6
     for expected, found in zip(eager, compiled, strict=True):
         assert found.dtype == expected.dtype
@@ -64,6 +65,18 @@ def test_the_rule_is_equal_to_the_bit_in_every_case():
     expected = fire_(potentials, None, NEURON, with_derivatives=True)  # leaves the derivatives in `potentials`
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(derivatives, potentials, rtol=0, atol=0, equal_nan=True)
+
+
+def test_at_zero_slope_the_gradient_is_equal_to_the_bit_in_every_case():
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0, 1 - 2**-24, 0.0, 2**-126, -1.0, 0.5])
+    activations, grad = (
+        column.view(-1, 1) for column in torch.cartesian_prod(special[[0, 3, 4, 5, 6, 8]], special).t()
+    )
+    fuse_passes()
+    found, total = fused.compiled(fused.crossing)(grad, activations)
+    expected = torch.where((activations > 0) & (activations < 1), grad, 0).where(~activations.isnan(), activations)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert total.isnan().all()
 
 
 def test_one_compilation_serves_all_shapes():

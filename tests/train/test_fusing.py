@@ -38,7 +38,7 @@ def test_what_cannot_be_had_is_refused_if_asked_for(graph, monkeypatch):
     analog = network_graph(TTFSNetwork(NetworkConfig("8", in_channels=1, image_size=(4, 4), analog=True)), (1, 4, 4))
     for device, refused, reason in [
         (torch.device("meta"), graph, "the device is no CPU"),
-        (CPU, analog, "no neuron has a slope"),
+        (CPU, analog, "no hidden layer is of spiking neurons"),
         (CPU, graph, r"there is no C\+\+ compiler"),
     ]:
         if refused is graph and device is CPU:
