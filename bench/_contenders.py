@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttfs_kernels.reference import compose_conv2d, compose_linear
-from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron, TTFSNetwork, models
+from ttfs_triton.nn import AnalogEncoder, ANNConv2d, ANNLinear, DFTConv2d, DFTLinear, Neuron, TTFSNetwork, models
 
 ANN = "ANN"
 COMPOSITION = "composition σ=1"
@@ -36,14 +37,19 @@ class Contender(Generic[Network]):
 
 
 class Composed(nn.Module):
-    """A layer of ours with `ttfs_kernels.reference` in place of the operator."""
+    """A layer of ours with PyTorch's operators: an analog one as anyone has it, a spiking one by `reference`."""
 
-    def __init__(self, layer: DFTConv2d | DFTLinear) -> None:
+    def __init__(self, layer: ANNConv2d | ANNLinear | DFTConv2d | DFTLinear) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
+        if isinstance(layer, ANNLinear):
+            return F.hardtanh(F.linear(x, layer.effective_weight(), layer.bias), 0.0, 1.0)
+        if isinstance(layer, ANNConv2d):
+            geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+            return F.hardtanh(F.conv2d(x, layer.effective_weight(), layer.bias, *geometry), 0.0, 1.0)
         if isinstance(layer, DFTLinear):
             return compose_linear(x, layer.effective_weight(), layer.bias, psp_persistence=layer.neuron.psp_persistence)
         return compose_conv2d(
@@ -59,9 +65,10 @@ class Composed(nn.Module):
 
 
 def compose(network: TTFSNetwork) -> TTFSNetwork:
-    """Replace the operators of all hidden layers; parameters stay the same ones, in the same order."""
+    """Replace the operators of all hidden layers but the encoder; parameters stay the same ones, in the same order."""
     for name, layer in network.features.named_children():
-        if isinstance(layer, DFTConv2d | DFTLinear):
+        ours = isinstance(layer, ANNConv2d | ANNLinear | DFTConv2d | DFTLinear)
+        if ours and not isinstance(layer, AnalogEncoder):
             setattr(network.features, name, Composed(layer))
     return network
 
@@ -88,7 +95,7 @@ def build(
     make = getattr(models, model)
     if image_size is not None:
         options["image_size"] = image_size
-    ann = make(analog=True, **options)
+    ann = compose(make(analog=True, **options))
     contenders = [Contender(ANN, ann, 1.0)]
     for backend in backends:
         suffix = "" if backend == "auto" else f" {backend}"
@@ -97,7 +104,7 @@ def build(
             ours = make(neuron=neuron, backend=backend, **options)
             twin = compose(make(neuron=neuron, **options)) if neuron.has_slope else ann
             contenders.append(Contender(f"DFT σ={psp_persistence:g}{suffix}", ours, floor, twin))
-            if fuse and neuron.has_slope:
+            if fuse:
                 name = f"{contenders[-1].name} fused"
                 contenders.append(
                     Contender(name, make(neuron=neuron, backend=backend, **options), floor, twin, fused=True)

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import torch
+from _contenders import Composed
 from torch import Tensor, nn
 
 from ttfs_triton.nn import ANNConv2d, ANNLinear, EarliestSpikePool2d, TTFSNetwork
@@ -159,6 +160,7 @@ def mirror(ann: TTFSNetwork, kinds: ModuleType, neurons: Callable[[], nn.Module]
     """
     layers: list[nn.Module] = []
     for module in (*ann.features, ann.readout):
+        module = module.layer if isinstance(module, Composed) else module
         if isinstance(module, EarliestSpikePool2d):
             layers.append(kinds.MaxPool2d(module.kernel_size, module.stride))
         elif isinstance(module, nn.Flatten):

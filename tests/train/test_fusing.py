@@ -35,10 +35,11 @@ def no_compiler(*_):
 
 
 def test_what_cannot_be_had_is_refused_if_asked_for(graph, monkeypatch):
-    analog = network_graph(TTFSNetwork(NetworkConfig("8", in_channels=1, image_size=(4, 4), analog=True)), (1, 4, 4))
+    config = NetworkConfig("8", in_channels=1, image_size=(4, 4), analog=True, batch_norm=True)
+    normalised = network_graph(TTFSNetwork(config), (1, 4, 4))
     for device, refused, reason in [
         (torch.device("meta"), graph, "the device is no CPU"),
-        (CPU, analog, "no hidden layer is of spiking neurons"),
+        (CPU, normalised, "batch norm stands in all of its passes"),
         (CPU, graph, r"there is no C\+\+ compiler"),
     ]:
         if refused is graph and device is CPU:

@@ -1,7 +1,8 @@
 """The same layers as an artificial network: ReLU clamped to [0, 1], optional batch normalisation.
 
 They take the arguments of `DFTConv2d` and `DFTLinear`, so that a network can be compared with, or started from, its
-analog twin. With σ = 0 a spiking layer computes exactly what these compute without batch norm.
+analog twin. With σ = 0 a spiking layer computes exactly what these compute without batch norm, and on a CPU its
+operators compute it here, too: they choose the faster of two contractions.
 """
 
 from typing import Unpack
@@ -10,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttfs_kernels import Neuron, dft_conv2d, dft_linear
 from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, Size, WeightedConv2d, WeightedLinear
+
+TWO_PHASE = Neuron(psp_persistence=0.0)
 
 
 def clamped_relu(potential: Tensor) -> Tensor:
@@ -75,6 +79,20 @@ class ANNConv2d(WeightedConv2d):
         skip: Tensor | None = None,
         skip_weight: Tensor | None = None,
     ) -> Tensor:
+        if self.batch_norm is None and x.device.type == "cpu":
+            return dft_conv2d(
+                x,
+                weight,
+                bias,
+                stride=self.stride,
+                padding=self.padding,
+                dilation=self.dilation,
+                groups=self.groups,
+                skip=skip,
+                skip_weight=skip_weight,
+                neuron=TWO_PHASE,
+                backend="torch",
+            )
         potential = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         if self.batch_norm is not None:
             potential = self.batch_norm(potential)
@@ -109,6 +127,9 @@ class ANNLinear(WeightedLinear):
         """Activations; `skip` as in `ANNConv2d`."""
         skip, skip_weight = self.delayed(skip, x)
         x, weight = self.synapses(x, weight)
+        if self.batch_norm is None and x.device.type == "cpu":
+            options = {"neuron": TWO_PHASE, "backend": "torch"}
+            return self.record(dft_linear(x, weight, self.bias, skip=skip, skip_weight=skip_weight, **options))
         potential = F.linear(x, weight, self.bias)
         if self.batch_norm is not None:
             potential = self.batch_norm(potential)

@@ -21,8 +21,9 @@ def why_not_fused(device: torch.device, graph: NetworkGraph) -> str | None:
     """Why passes cannot be fused; None if they can."""
     if device.type != "cpu":
         return "the device is no CPU"
-    if not any(stage.kind == "spiking" for stage in graph.stages):
-        return "no hidden layer is of spiking neurons"
+    hidden = [stage.layer for stage in graph.stages if stage.kind in ("analog", "ann", "spiking")]
+    if all(getattr(layer, "batch_norm", None) is not None for layer in hidden):
+        return "batch norm stands in all of its passes"
     from torch._inductor import cpp_builder, exc
 
     try:
