@@ -43,12 +43,12 @@ EXACT = "--surrogate-width 0 --readout potential_start --lr".split()
 def depth_rows() -> dict[str, list[str]]:
     """ResNet-20 and its layers in a row, by σ and budget.
 
-    At σ = 0 nothing renews a signal from layer to layer: with the default initial gain of 0.5, which suits σ > 0, it
-    vanishes where there are no skips. So σ = 0 starts at 1, and once, to show it, at 0.5.
+    At σ = 0 nothing renews a signal from layer to layer: without skips it vanishes at the default initial gain of 0.5.
+    There it starts at 1, and once, to show it, at 0.5; with skips, validation liked 0.5 better (44.0 % against 42.2).
     """
     networks = {"skips": [], "no skips": ["--model", PLAIN, "--encoder", "analog"]}
     two_phase = ["--psp-persistence", "0", *EXACT, "4e-3"]
-    neurons = {"0": [*two_phase, "--initial-gain", "1"], "0.25": ["--psp-persistence", "0.25"], "1": []}
+    neurons = {"0": two_phase, "0.25": ["--psp-persistence", "0.25"], "1": []}
     rows = {
         f"{name}, σ = {sigma}, {budget}, seed {seed}": [*length, *network, *neuron, "--seed", str(seed)]
         for budget, (length, seeds) in BUDGETS.items()
@@ -56,9 +56,11 @@ def depth_rows() -> dict[str, list[str]]:
         for name, network in networks.items()
         for seed in seeds
     }
+    for name in rows:
+        if name.startswith("no skips, σ = 0,"):
+            rows[name] += ["--initial-gain", "1"]
     length, _ = BUDGETS[SHORT]
-    for name, network in networks.items():
-        rows[f"{name}, σ = 0, gain 0.5, {SHORT}, seed 0"] = [*length, *network, *two_phase, "--seed", "0"]
+    rows[f"no skips, σ = 0, gain 0.5, {SHORT}, seed 0"] = [*length, *networks["no skips"], *two_phase, "--seed", "0"]
     return {name: [*DEPTH, *flags] for name, flags in rows.items()}
 
 
