@@ -32,6 +32,8 @@ _on = False
 def fuse_passes(on: bool = True) -> None:
     """Let PyTorch's compiler fuse the passes over neurons of layers on a CPU, in this process; or stop it.
 
+    Gradients of standardised weights, too.
+
     Where it fails, as without a C++ compiler, the first layer says why in a warning of the logger "ttfs_kernels.fused",
     and passes stay as they are.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from ttfs_kernels import fused
 from ttfs_kernels.backends import chosen_backend, why_no_triton
 from ttfs_kernels.registration import fake, operator, register_autograd
 
@@ -88,14 +89,34 @@ def _(weight, gain, dtype):
 @operator("standardise_weight_backward")
 def _standardise_weight_backward(grad: Tensor, weight: Tensor, gain: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
     weight = _dense(weight)
-    rows, grad_rows = (_rows(tensor).to(stats.dtype) for tensor in (weight, _as_dense(grad, weight)))
+    rows, grad_rows = _rows(weight), _rows(_as_dense(grad, weight))
     neurons, fan_in = rows.shape
-    scale, sizes = _scale(gain, fan_in), (1, neurons, fan_in, neurons)
-    grad_weight, grad_scale, _ = aten.native_group_norm_backward(
-        grad_rows[None], rows[None], stats[:1], stats[1:], scale, *sizes, [True, True, False]
-    )
+    scale = _scale(gain, fan_in)
+    if fused.is_fused(rows):
+        grad_weight, grad_scale = fused.compiled(_gradients)(grad_rows, rows, scale, stats)
+    else:
+        grad_rows, rows, sizes = grad_rows.to(stats.dtype), rows.to(stats.dtype), (1, neurons, fan_in, neurons)
+        grad_weight, grad_scale, _ = aten.native_group_norm_backward(
+            grad_rows[None], rows[None], stats[:1], stats[1:], scale, *sizes, [True, True, False]
+        )
     grad_weight = grad_weight.as_strided(weight.shape, weight.stride())
     return grad_weight.to(weight.dtype), grad_scale.mul_(fan_in**-0.5).to(gain.dtype)
+
+
+def _gradients() -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What group normalisation's backward pass computes, to be compiled: half its time, measured on one core.
+
+    (gradient [C_out, fan_in], weights, scale, stats) → gradients of weights and scale.
+    """
+
+    def gradients(grad: Tensor, weights: Tensor, scale: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
+        means, inverse_stds = stats.unsqueeze(-1)
+        grad, normalised = grad.to(stats.dtype), (weights.to(stats.dtype) - means) * inverse_stds
+        grad_scale = (grad * normalised).sum(1)
+        centred = grad - grad.mean(1, keepdim=True) - normalised * (grad_scale / weights.shape[1]).unsqueeze(-1)
+        return centred * (inverse_stds * scale.unsqueeze(-1)), grad_scale
+
+    return gradients
 
 
 @fake("standardise_weight_backward")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ttfs_kernels import standardise, standardise_weights
+from ttfs_kernels import fuse_passes, fused, standardise, standardise_weights
 
 OPERATOR = torch.ops.ttfs.standardise_weight.default
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -84,6 +84,19 @@ def test_blocks_of_any_size(neurons, fan_in, block, channels_last):
         patch.setattr(standardise, "BLOCK_WEIGHTS", block)
         assert torch.equal(standardise_weights([weight], [gain], dtype=torch.bfloat16)[0], expected)
         check(weight, gain, torch.bfloat16)
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (6, 7, 3, 3)])
+@pytest.mark.parametrize("of_results", [torch.float64, torch.float32, torch.bfloat16])
+def test_compiled_gradients_match_the_definition(shape, of_results, monkeypatch):
+    monkeypatch.setattr(fused, "SMALLEST", 0)
+    fuse_passes()
+    try:
+        of_weights = torch.promote_types(of_results, torch.float32)
+        check(*layer(shape, of_weights), of_results)
+        assert fused.is_fused(torch.zeros(1))  # nothing fell back
+    finally:
+        fuse_passes(False)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
