@@ -44,7 +44,7 @@ def depth_rows() -> dict[str, list[str]]:
     """ResNet-20 and its layers in a row, by σ and budget.
 
     At σ = 0 nothing renews a signal from layer to layer: without skips it vanishes at the default initial gain of 0.5.
-    There it starts at 1, and once, to show it, at 0.5; with skips, validation liked 0.5 better (44.0 % against 42.2).
+    There it starts at 1, and once, to show it, at 0.5; with skips, validation liked 0.5 better.
     """
     networks = {"skips": [], "no skips": ["--model", PLAIN, "--encoder", "analog"]}
     two_phase = ["--psp-persistence", "0", *EXACT, "4e-3"]

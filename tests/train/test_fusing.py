@@ -39,7 +39,7 @@ def test_what_cannot_be_had_is_refused_if_asked_for(graph, monkeypatch):
     normalised = network_graph(TTFSNetwork(config), (1, 4, 4))
     for device, refused, reason in [
         (torch.device("meta"), graph, "the device is no CPU"),
-        (CPU, normalised, "batch norm stands in all of its passes"),
+        (CPU, normalised, "no hidden layer is without batch norm"),
         (CPU, graph, r"there is no C\+\+ compiler"),
     ]:
         if refused is graph and device is CPU:

@@ -23,7 +23,7 @@ def why_not_fused(device: torch.device, graph: NetworkGraph) -> str | None:
         return "the device is no CPU"
     hidden = [stage.layer for stage in graph.stages if stage.kind in ("analog", "ann", "spiking")]
     if all(getattr(layer, "batch_norm", None) is not None for layer in hidden):
-        return "batch norm stands in all of its passes"
+        return "no hidden layer is without batch norm"
     from torch._inductor import cpp_builder, exc
 
     try:
