@@ -89,7 +89,7 @@ def test_ann_shares_data_and_network_and_is_trained_as_its_own_recipe_says(model
     ann, alone = ann_config(recipe, config), parse_config(recipe.with_name(PRETRAINING), "", ["--preset", preset])
     for key in ("dataset", "model", "width", "seed", "auto_augment", "cutout", "weight_standardisation", "preset"):
         assert getattr(ann, key) == getattr(config, key), key
-    for key in ("epochs", "lr", "optimizer", "schedule", "weight_decay", "batch_size", "neuron"):
+    for key in ("epochs", "lr", "optimizer", "schedule", "weight_decay", "batch_size", "neuron", "initial_gain"):
         assert getattr(ann, key) == getattr(alone, key), key
     assert (ann.pretrain, ann.push_to_hub, ann.readout) == (False, False, None)
     shorter = ann_config(recipe, config.model_copy(update={"pretrain_epochs": 3}))

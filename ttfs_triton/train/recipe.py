@@ -16,7 +16,7 @@ PRETRAINING = "pretrain_ann.yaml"
 # How a network is trained; all else of a run (data, augmentation, network, seed, machine) is also its ANN's.
 _TRAINING = frozenset(
     "epochs batch_size gradient_accumulation optimizer lr momentum weight_decay schedule warmup milestones "
-    "milestone_factor gradient_clip label_smoothing ema_decay".split()
+    "milestone_factor gradient_clip label_smoothing ema_decay initial_gain".split()
 )
 _MOST_FILES = 8  # of recipes that extend one another
 
