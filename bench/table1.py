@@ -6,7 +6,8 @@
 Collecting copies a run's config.yaml, metrics.jsonl and summary.json to bench/results/runs/NAME, with the checksum of
 its best weights in run.json, and that of the ANN that it started from, if its folder holds one. Where a run is too old
 to say how many neurons were without input, its best network counts them on the test images (no accuracy is scored
-anew). Runs that differ in the seed alone share a row: mean and standard deviation, and each of them.
+anew). Runs that differ in the seed alone share a row: mean and standard deviation, and each of them. Networks narrower
+than their own size are collected, and have no row: the table is of the paper's networks.
 """
 
 import dataclasses
@@ -38,13 +39,11 @@ MARKERS = ("<!-- table 1: python bench/table1.py -->", "<!-- end of table 1 -->"
 FILES = ("metrics.jsonl", "summary.json")
 # Keys that differ between runs of one row.
 _APART = FREE_ON_RESUME | {"seed", "cpu", "backend", "compile", "mixed_precision"}
-CONVOLUTIONS_ONLY = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2"
 NAMES = {
     "cnn1": "CNN1",
     "vgg11": "VGG11",
     "vgg16": "VGG16",
     "resnet20": "ResNet-20",
-    CONVOLUTIONS_ONLY: "VGG11's convolutions",
 }
 
 
@@ -205,10 +204,11 @@ def with_others(runs: Sequence[Run]) -> Iterator[Target]:
 
 
 def belongs(run: Run, target: Target) -> bool:
-    """Whether a run is of a target's data and network, at full width or another, on all images."""
+    """Whether a run is of a target's data, all of them, and of its network at full width."""
     config = run.config
     whole = config.get("max_train_samples") is None and config.get("max_test_samples") is None
-    return (config["dataset"], config["model"], whole) == (target.data, target.model, True)
+    full = config.get("width", 1.0) == 1
+    return (config["dataset"], config["model"], whole, full) == (target.data, target.model, True, True)
 
 
 def line(target: Target, runs: Sequence[Run]) -> str:
@@ -238,13 +238,12 @@ def line(target: Target, runs: Sequence[Run]) -> str:
 
 
 def network_of(target: Target, runs: Sequence[Run]) -> str:
-    """Name, width, neuron and length of the training."""
+    """Name, neuron and length of the training."""
     name = NAMES.get(target.model, target.model)
     if not runs:
         return name
     config = runs[0].config
-    words = [name + (f" × {config['width']:g}" if config.get("width", 1.0) != 1 else "")]
-    words.append("ANN" if _sigma(runs[0]) < 0 else f"σ = {_sigma(runs[0]):g}")
+    words = [name, "ANN" if _sigma(runs[0]) < 0 else f"σ = {_sigma(runs[0]):g}"]
     words.append(f"{config['epochs']} epochs" + (", from an ANN" if _from_ann(config) else ""))
     return ", ".join(words)
 
@@ -293,8 +292,8 @@ def _sigma(run: Run) -> float:
 
 
 def _paper_s_neuron(runs: Sequence[Run]) -> bool:
-    """Whether a row may stand against the paper's figures: its neuron at full width, or nothing yet."""
-    return all(_sigma(run) == 1 and run.config.get("width", 1.0) == 1 for run in runs)
+    """Whether a row may stand against the paper's figures: its neuron, or nothing yet."""
+    return all(_sigma(run) == 1 for run in runs)
 
 
 def _figure(value: float | None) -> str:

@@ -85,13 +85,24 @@ def test_seeds_share_a_row_and_settings_do_not(options, tmp_path):
 
 
 def test_unfinished_runs_stand_there_with_what_they_reached(options, tmp_path):
-    runs = collected(options, make_run(tmp_path / "runs" / "a"), make_run(tmp_path / "runs" / "b", width=0.5))
-    found = [row for row in rows(table1.table(runs)) if row[0] == "MNIST"]
-    assert {row[2] for row in found} == {"not finished: 50.00% of validation images after 2 of 3 epochs"}
-    assert [(row[1], row[3]) for row in found] == [
-        ("CNN1, σ = 1, 3 epochs", "99.4"),
-        ("CNN1 × 0.5, σ = 1, 3 epochs", "–"),
+    text = table1.table(collected(options, make_run(tmp_path / "runs" / "a")))
+    (row,) = [row for row in rows(text) if row[0] == "MNIST"]
+    assert row[1:4] == [
+        "CNN1, σ = 1, 3 epochs",
+        "not finished: 50.00% of validation images after 2 of 3 epochs",
+        "99.4",
     ]
+
+
+def test_narrower_networks_have_no_row(options, tmp_path):
+    runs = collected(
+        options,
+        make_run(tmp_path / "runs" / "a", accuracy=0.5, width=0.5),
+        make_run(tmp_path / "runs" / "b", accuracy=0.5, dataset="uoft-cs/cifar10", model="8C3", width=0.375),
+    )
+    text = table1.table(runs)
+    assert len(runs) == 2
+    assert {row[2] for row in rows(text)} == {"not run yet"}
 
 
 def test_every_target_has_a_row(options, tmp_path):
@@ -103,12 +114,12 @@ def test_every_target_has_a_row(options, tmp_path):
 def test_other_networks_stand_behind_those_of_their_data(options, tmp_path):
     runs = collected(
         options,
-        make_run(tmp_path / "runs" / "a", accuracy=0.5, dataset="uoft-cs/cifar10", model="8C3-P2", width=0.5),
+        make_run(tmp_path / "runs" / "a", accuracy=0.5, dataset="uoft-cs/cifar10", model="8C3-P2"),
         make_run(tmp_path / "runs" / "b", accuracy=0.5, model="8C3", max_train_samples=100),
-        make_run(tmp_path / "runs" / "c", accuracy=0.5, dataset="uoft-cs/cifar10", model=table1.CONVOLUTIONS_ONLY),
+        make_run(tmp_path / "runs" / "c", accuracy=0.5, dataset="uoft-cs/cifar10", model="resnet20"),
     )
     found = [row for row in rows(table1.table(runs)) if row[2] != "not run yet"]
-    assert [row[1] for row in found] == ["VGG11's convolutions, σ = 1, 3 epochs", "8C3-P2 × 0.5, σ = 1, 3 epochs"]
+    assert [row[1] for row in found] == ["8C3-P2, σ = 1, 3 epochs", "ResNet-20, σ = 1, 3 epochs"]
     assert {(row[0], row[3], row[4], row[7]) for row in found} == {("CIFAR-10", "–", "95.06", "–")}
     titles = [row[0] for row in rows(table1.table(runs))]
     assert titles == ["MNIST", "Fashion-MNIST", "CIFAR-10", "CIFAR-10", "CIFAR-10", "CIFAR-10", "CIFAR-100"]
