@@ -1,6 +1,7 @@
 """Training on photographs of any sizes: the same batches however they are shared out, and after what goes wrong."""
 
 import json
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,20 @@ def test_batches_go_on_in_the_middle_of_an_epoch(data, num_workers, start_step):
     found = join(list(train_loader(epoch(data), start_step=start_step, num_workers=num_workers)))
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
+
+
+def test_workers_end_with_what_fails(data, monkeypatch):
+    """At once, though a traceback refers to their loader until Python ends."""
+    loader = train_loader(epoch(data), num_workers=2)
+    next(loader)
+    assert len(active_children()) == 2
+    loader.close()
+    assert active_children() == []
+    monkeypatch.setattr(EpochBatches, "gather", lambda batches, index: batches.no_such_thing)
+    with pytest.raises(AttributeError, match="no_such_thing") as failed:
+        next(train_loader(epoch(data), num_workers=2))
+    assert active_children() == []
+    assert failed.traceback
 
 
 def test_parts_differ_by_epoch(data):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
 from threading import Timer
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -113,8 +113,8 @@ class EvaluationBatches:
 
 def load_batches(
     batches: Batches, device: torch.device | None = None, *, first: int = 0, num_workers: int = 0
-) -> Iterator[Batch]:
-    """Batches in order, on a device.
+) -> Generator[Batch]:
+    """Batches in order, on a device. Closing it ends its worker processes.
 
     Args:
         batches: gathered by this process if the images are in memory.
@@ -124,10 +124,10 @@ def load_batches(
     """
     device = batches.data.device if device is None else device
     order = range(first, len(batches))
-    gathered: Iterable[Gathered] = map(batches.gather, order)
+    gathered, end = map(batches.gather, order), lambda: None
     if num_workers and not batches.data.in_memory:
         # Its own generator: otherwise every epoch would take a number from the global one, and a resumed run another.
-        gathered = DataLoader(
+        loader = DataLoader(
             _Gathering(batches),
             batch_size=None,
             sampler=order,
@@ -136,8 +136,13 @@ def load_batches(
             generator=torch.Generator().manual_seed(0),
             worker_init_fn=_leave_signals_to_the_main_process,
         )
-    for tensors in gathered:
-        yield batches.finish(tuple(tensor.to(device, non_blocking=True) for tensor in tensors))
+        gathered = iter(loader)
+        end = cast(Any, gathered)._shutdown_workers  # PyTorch calls it when nothing refers to `gathered` any more
+    try:
+        for tensors in gathered:
+            yield batches.finish(tuple(tensor.to(device, non_blocking=True) for tensor in tensors))
+    finally:
+        end()  # a traceback refers to it until Python ends, which would then wait for WORKER_SECONDS
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

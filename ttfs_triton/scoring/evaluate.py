@@ -1,6 +1,7 @@
 """Accuracy, loss and activity of a network over a set of images: exact, over any number of processes."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import cast
 
@@ -85,8 +86,9 @@ def evaluate(
     """
     scorer = Scorer(network, accelerator, batches.data.shape[1:]) if scorer is None else scorer
     stopped = torch.zeros(1, dtype=torch.float64, device=accelerator.device)
-    with scorer.scoring():
-        for images, labels in load_batches(batches, accelerator.device, num_workers=num_workers):
+    loader = load_batches(batches, accelerator.device, num_workers=num_workers)
+    with scorer.scoring(), closing(loader):
+        for images, labels in loader:
             if stop():
                 stopped += 1
                 break

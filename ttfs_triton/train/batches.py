@@ -7,7 +7,7 @@ the image's index. One process, several, and a resumed run see the same images.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
@@ -137,8 +137,8 @@ def _check_classes(labels: Tensor, classes: int | None) -> int:
 
 def train_loader(
     batches: EpochBatches, device: torch.device | None = None, *, start_step: int = 0, num_workers: int = 0
-) -> Iterator[Batch]:
-    """Micro-batches from an optimiser step on.
+) -> Generator[Batch]:
+    """Micro-batches from an optimiser step on. Closing it ends its worker processes.
 
     Args:
         batches: of one epoch.
@@ -160,7 +160,7 @@ def train_loader(
     return load_batches(batches, device, first=first, num_workers=num_workers)
 
 
-def _augment_ahead(batches: EpochBatches, first: int, count: int) -> Iterator[Batch]:
+def _augment_ahead(batches: EpochBatches, first: int, count: int) -> Generator[Batch]:
     """Micro-batches, augmented so many at a time: what happens to an image does not depend on its batch."""
     for index in range(first, len(batches), count):
         images, labels = batches.finish(batches.gather(index, count))

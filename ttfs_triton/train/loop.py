@@ -4,8 +4,8 @@ All that a step depends on is a function of the weights, the configuration and t
 """
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
@@ -196,12 +196,19 @@ class TrainingLoop:
     def _train_epoch(self) -> None:
         config, position = self.config, self.position
         self.model.train()
-        micro_batches = train_loader(
+        loader = train_loader(
             self._batches(position.epoch),
             self.accelerator.device,
             start_step=position.step_in_epoch,
             num_workers=config.num_workers,
         )
+        with closing(loader) as micro_batches:
+            self._train_steps(micro_batches)
+        self._profiler.close()
+        self._gather_totals()
+
+    def _train_steps(self, micro_batches: Iterator[Batch]) -> None:
+        config, position = self.config, self.position
         started = time.perf_counter()
         already = position.totals.seconds
         for _ in range(position.step_in_epoch, self.steps_per_epoch):
@@ -221,8 +228,6 @@ class TrainingLoop:
                 self._stop()
             if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
                 self.save()
-        self._profiler.close()
-        self._gather_totals()
 
     def _train_step(self, micro_batches: list[Batch]) -> None:
         position = self.position
