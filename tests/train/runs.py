@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from tests.train.forked import run_script
 from ttfs_triton.train import TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -91,13 +92,10 @@ def run(
     tmp_path: Path, data: Path, output: Path, *flags: str, settings: str = "", processes: int = 1
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; whoever calls checks the exit code."""
-    return subprocess.run(
-        command(tmp_path, data, output, *flags, settings=settings, processes=processes),
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    words = command(tmp_path, data, output, *flags, settings=settings, processes=processes)
+    if processes == 1:
+        return run_script(words[1:], environment(tmp_path), timeout=300)
+    return subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
 
 
 def best(output: Path) -> dict[str, torch.Tensor]:
