@@ -3,21 +3,41 @@
 import os
 import shutil
 import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
-from tests.train.runs import assert_same_run, command, environment, run
+from tests.train.runs import assert_same_run, environment, run
 
 # In a mount namespace of its own, so that nothing is left mounted whatever happens.
-MOUNT = ["unshare", "--mount", "--map-root-user", "sh", "-euc"]
+UNSHARED = ["unshare", "--mount", "--map-root-user"]
+START = """
+import subprocess, sys
+from pathlib import Path
+from tests.train.runs import run
+
+folder, data, *flags = sys.argv[1:]
+disk = Path(folder, "disk")
+disk.mkdir()
+
+def sh(command):
+    subprocess.run(command, shell=True, check=True)
+
+def start(output, *more):
+    ended = run(Path(folder), Path(data), output, *flags, *more)
+    sys.stdout.write(ended.stdout)
+    sys.stderr.write(ended.stderr)
+    return ended.returncode
+"""
 
 
 def can_mount() -> bool:
     """Whether this system lets us."""
     if shutil.which("unshare") is None:
         return False
-    words = [*MOUNT, "mount -t tmpfs -o size=64k none /mnt"]
+    words = [*UNSHARED, "mount", "-t", "tmpfs", "-o", "size=64k", "none", "/mnt"]
     return subprocess.run(words, capture_output=True).returncode == 0
 
 
@@ -25,14 +45,10 @@ pytestmark = pytest.mark.skipif(not can_mount(), reason="needs unshare and the r
 
 
 def on_disk(script: str, tmp_path: Path, data: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell script in which $RUN starts a run in `disk/run`, or in what $AT names, with more flags behind it."""
-    (tmp_path / "disk").mkdir()
-    words = command(tmp_path, data, Path("AT"), *flags)
-    at = words.index("AT")
-    variables = {"RUN": " ".join(words[:at]), "FLAGS": " ".join(words[at + 1 :]), "DISK": str(tmp_path / "disk")}
+    """Run a script that mounts things at `disk`, in the current folder, and calls `start` for runs with these flags."""
     return subprocess.run(
-        [*MOUNT, "start() { at=$1; shift; $RUN $at $FLAGS $*; }\n" + script],
-        env=environment(tmp_path) | variables,
+        [*UNSHARED, sys.executable, "-c", START + textwrap.dedent(script), str(tmp_path), str(data), *flags],
+        env=environment(tmp_path),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -47,20 +63,20 @@ def on_disk(script: str, tmp_path: Path, data: Path, *flags: str) -> subprocess.
 def test_full_disk_is_told_and_the_run_goes_on_when_there_is_room(tmp_path, data, size):
     found = on_disk(
         f"""
-        mount -t tmpfs -o size={size}k none $DISK
-        start $DISK/run || echo "code $?"
-        df $DISK >&2
-        mount -o remount,size=20m $DISK
-        if [ -e $DISK/run/config.yaml ]; then start $DISK/run --resume; else start $DISK/run; fi
-        cp -r $DISK/run copy
+        sh("mount -t tmpfs -o size={size}k none disk")
+        assert start(disk / "run") == 1
+        sys.stderr.write("more room")
+        sh("mount -o remount,size=20m disk")
+        begun = (disk / "run" / "config.yaml").exists()
+        assert start(disk / "run", *["--resume"] * begun) == 0
+        sh("cp -r disk/run copy")
         """,
         tmp_path,
         data,
     )
     assert found.returncode == 0, found.stderr
-    assert "\ncode 1\n" in "\n" + found.stdout
     assert "Traceback" not in found.stderr
-    assert "No space left on device" in found.stderr.partition("Filesystem")[0]
+    assert "No space left on device" in found.stderr.partition("more room")[0]
     other = run(tmp_path, data, tmp_path / "other")
     assert other.returncode == 0, other.stderr
     assert_same_run(tmp_path / "copy", tmp_path / "other")
@@ -69,17 +85,17 @@ def test_full_disk_is_told_and_the_run_goes_on_when_there_is_room(tmp_path, data
 def test_disk_that_may_only_be_read_is_told(tmp_path, data):
     found = on_disk(
         """
-        mount -t tmpfs -o size=20m none $DISK
-        start $DISK/run
-        rm $DISK/run/summary.json
-        mount -o remount,ro $DISK
-        for flags in --resume --overwrite; do start $DISK/run $flags || echo "code $?"; done
-        start $DISK/new || echo "code $?"
+        sh("mount -t tmpfs -o size=20m none disk")
+        assert start(disk / "run") == 0
+        sh("rm disk/run/summary.json; mount -o remount,ro disk")
+        assert start(disk / "run", "--resume") == 1
+        assert start(disk / "run", "--overwrite") == 1
+        assert start(disk / "new") == 1
         """,
         tmp_path,
         data,
     )
-    assert found.stdout.count("code 1\n") == 3, found.stdout
+    assert found.returncode == 0, found.stderr
     assert "Traceback" not in found.stderr
     lines = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 3, found.stderr
@@ -89,15 +105,14 @@ def test_disk_that_may_only_be_read_is_told(tmp_path, data):
 def test_overwriting_replaces_a_run_on_a_mount_point_and_behind_a_link(tmp_path, data):
     found = on_disk(
         """
-        mount -t tmpfs -o size=20m none $DISK
-        ln -s $DISK link
-        start $DISK
-        touch $DISK/old
-        start link --overwrite
-        touch $DISK/old2
-        start $DISK --overwrite
-        mountpoint $DISK
-        ls $DISK
+        sh("mount -t tmpfs -o size=20m none disk; ln -s disk link")
+        assert start(disk) == 0
+        (disk / "old").touch()
+        assert start(Path("link"), "--overwrite") == 0
+        (disk / "old2").touch()
+        assert start(disk, "--overwrite") == 0
+        sys.stdout.flush()
+        sh("mountpoint disk; ls disk")
         """,
         tmp_path,
         data,
@@ -114,13 +129,12 @@ def test_run_goes_on_that_lost_its_disk_for_a_while(tmp_path, data):
     """As of a network share that is not mounted when the run is to go on: there is no run, and none is begun."""
     found = on_disk(
         """
-        mount -t tmpfs -o size=20m none $DISK
-        start $DISK/run
-        mkdir elsewhere
-        mount --move $DISK elsewhere
-        start $DISK/run --resume || echo "code $?"
-        mount --move elsewhere $DISK
-        start $DISK/run --resume
+        sh("mount -t tmpfs -o size=20m none disk")
+        assert start(disk / "run") == 0
+        sh("mkdir elsewhere; mount --move disk elsewhere")
+        assert start(disk / "run", "--resume") == 1
+        sh("mount --move elsewhere disk")
+        assert start(disk / "run", "--resume") == 0
         """,
         tmp_path,
         data,
