@@ -337,12 +337,11 @@ class TrainingLoop:
         line |= {} if self.steering is None else self.steering.after_epoch()
         line |= {"seconds": totals.seconds, "images_per_second": totals.images / totals.seconds}
         miss = 0.0 if self.steering is None else self.steering.miss
-        best = evaluation is None or position.is_best(evaluation.accuracy, evaluation.loss, miss)
+        best = evaluation is None or position.is_best(evaluation.accuracy, miss)
         if best:
             position.best_epoch = position.epoch + 1
         if best and evaluation is not None:
-            position.best_accuracy, position.best_loss = evaluation.accuracy, evaluation.loss
-            position.best_miss = miss
+            position.best_accuracy, position.best_miss = evaluation.accuracy, miss
         position.metrics.append(line)
         position.epoch += 1
         position.step_in_epoch, position.totals = 0, EpochTotals()

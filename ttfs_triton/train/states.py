@@ -35,8 +35,7 @@ class Position:
         step: optimiser steps done in all.
         totals: of the current epoch.
         metrics: one line for each completed epoch.
-        best_epoch, best_accuracy, best_loss: best on the validation images so far; epochs count from 1, 0 is none yet.
-            A checkpoint from before ties were broken by loss has no loss: None.
+        best_epoch, best_accuracy: best on the validation images so far; epochs count from 1, 0 is none yet.
         best_miss: how far that epoch was from the run's target.
     """
 
@@ -47,20 +46,18 @@ class Position:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
     best_accuracy: float = -1.0
-    best_loss: float | None = None
     best_miss: float = 0.0
 
-    def is_best(self, accuracy: float, loss: float, miss: float = 0.0) -> bool:
-        """Whether validation figures are the best so far: by accuracy, then loss, then the later epoch.
+    def is_best(self, accuracy: float, miss: float = 0.0) -> bool:
+        """Whether validation figures are the best so far: by accuracy, then the later epoch.
 
-        A few thousand held-out images often give several epochs one accuracy; the first of them is the least trained.
-        Before all that counts how far the target was missed, beyond what is tolerated.
+        A few thousand held-out images often give several epochs one accuracy; the last of them is the most trained, and
+        better than the one with the lowest loss (`bench/checkpoint_choice.py`). Before all that counts how far the
+        target was missed, beyond what is tolerated.
         """
         if self.best_epoch and miss != self.best_miss:
             return miss < self.best_miss
-        if accuracy != self.best_accuracy or self.best_loss is None:
-            return accuracy >= self.best_accuracy
-        return loss <= self.best_loss
+        return accuracy >= self.best_accuracy
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -68,8 +65,8 @@ class Position:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Position":
-        """The position that `to_dict` gave."""
-        others = {key: value for key, value in values.items() if key != "totals"}
+        """The position that `to_dict` gave, or did when ties were broken by a loss that is not read any more."""
+        others = {key: value for key, value in values.items() if key not in ("totals", "best_loss")}
         return cls(totals=EpochTotals(**values["totals"]), **others)
 
 
