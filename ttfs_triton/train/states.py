@@ -52,8 +52,8 @@ class Position:
         """Whether validation figures are the best so far: by accuracy, then the later epoch.
 
         A few thousand held-out images often give several epochs one accuracy; the last of them is the most trained, and
-        better than the one with the lowest loss (`bench/checkpoint_choice.py`). Before all that counts how far the
-        target was missed, beyond what is tolerated.
+        was never worse than the one with the lowest loss (`bench/checkpoint_choice.py`). Before all that counts how far
+        the target was missed, beyond what is tolerated.
         """
         if self.best_epoch and miss != self.best_miss:
             return miss < self.best_miss
