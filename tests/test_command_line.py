@@ -101,3 +101,28 @@ def test_interrupt_ends_a_command_with_one_line(tmp_path, phase):
     _, shown = process.communicate(timeout=10)
     assert process.returncode == 130
     assert shown.strip() == "Interrupted. Nothing that was saved is lost."
+
+
+@pytest.mark.parametrize("lines", [1, 20_000])
+def test_output_whose_reader_leaves_is_dropped_without_a_word(tmp_path, lines):
+    """As `--help | head` does; short text is written when the program ends, long text before."""
+    (tmp_path / "talker.py").write_text(
+        "from pydantic import BaseModel\n"
+        "from ttfs_triton.command_line import run_command\n"
+        "class Options(BaseModel): pass\n"
+        "def main():\n"
+        f"    text = 'Say more. ' * {lines}\n"
+        "    run_command(Options, print, prog='talker.py', description=text, arguments=['--help'])\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", "from ttfs_triton.command_line import start; start('talker')"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

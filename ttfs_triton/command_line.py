@@ -45,7 +45,18 @@ def start(module: str, *arguments: Any) -> None:
         os._exit(128 + number)
 
     signal.signal(signal.SIGINT, end)
-    importlib.import_module(module).main(*arguments)
+    try:
+        importlib.import_module(module).main(*arguments)
+    finally:
+        _write_out()
+
+
+def _write_out() -> None:
+    """Write what standard output still holds; where its reader has left, as `| head` does, drop it without a word."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again, and complains
 
 
 def run_command(
@@ -118,6 +129,8 @@ def parse_options(
             prog=prog,
             config=(tyro.conf.OmitArgPrefixes,),
         )
+    except BrokenPipeError:  # of --help, the only text here: whoever read it has seen enough
+        raise SystemExit(0) from None
     except Refused as error:
         raise OptionsError("the command line is not usable:\n" + "\n".join(error.args)) from None
     return options(**found.model_dump())
