@@ -42,7 +42,11 @@ def train(recipe: str, flags: Sequence[str], folder: Path, data_dir: Path | None
 
 def read_run(folder: Path) -> dict[str, Any] | None:
     """The summary of a run that has ended, with the commit at which it began; else None."""
+    summary = read_summary(folder)
+    return summary and summary | {"commit": folder.with_name(f"{folder.name}.commit").read_text()}
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run that has ended, else None."""
     path = folder / "summary.json"
-    if not path.is_file():
-        return None
-    return json.loads(path.read_text()) | {"commit": folder.with_name(f"{folder.name}.commit").read_text()}
+    return json.loads(path.read_text()) if path.is_file() else None

@@ -6,8 +6,8 @@
 
 Rows that have been run already are kept, unfinished ones go on where they stopped. Rows of the table that were not
 trained here stay as they are: each row names its own commit, machine and date. Recipes train on a GPU where there is
-one; CUDA_VISIBLE_DEVICES= keeps them from it. Seconds are wall-clock seconds of training; with --jobs they include what
-the rows take from each other.
+one; CUDA_VISIBLE_DEVICES= keeps them from it. Seconds are wall-clock seconds of training, the ANN's that a row trains
+first among them; with --jobs they include what the rows take from each other.
 """
 
 import dataclasses
@@ -21,14 +21,16 @@ from typing import Any, Literal
 
 import tyro
 from _record import ROOT, write
-from _training import read_run, train
+from _training import read_run, read_summary, train
 from rich.console import Console
 from rich.table import Table
 
-CIFAR10 = "--width 0.5 --epochs 10 --auto-augment False --cutout 0 --num-workers 0 --mixed-precision bf16".split()
+CIFAR10 = "--width 0.5 --auto-augment False --cutout 0 --num-workers 0 --mixed-precision bf16 --epochs".split()
 # Each row gets the rate that validation liked best; where spikes can neither appear nor vanish, it may be higher.
 ANN = "--neuron ann --readout potential_start --lr".split()
 BATCH_NORM = [*ANN, "1e-3", "--batch-norm", "--no-weight-standardisation"]
+# 40 epochs in all, those of the ANN that a spiking network starts from among them.
+FROM_ANN = [*CIFAR10, *"25 --preset paper --pretrain --pretrain-epochs 15".split()]
 # ResNet-20's layers in a row: as many weights but for those of the skips, as many operations but for delayed spikes.
 PLAIN = "-".join(["16C3"] * 7 + ["32C3s2"] + ["32C3"] * 5 + ["64C3s2"] + ["64C3"] * 5 + ["A"])
 DEPTH = "--auto-augment False --cutout 0 --num-workers 0".split()
@@ -77,13 +79,19 @@ SUITES: dict[str, tuple[str, dict[str, Any]]] = {
     "cifar10": (
         "train_vgg11_cifar10",
         {
-            "ANN, batch norm": [*CIFAR10, *BATCH_NORM],
-            "ANN, standardised weights": [*CIFAR10, *ANN, "4e-3"],
-            "σ = 0": [*CIFAR10, "--psp-persistence", "0", *EXACT, "4e-3"],
-            "σ = 0.25, surrogate": [*CIFAR10, "--psp-persistence", "0.25"],
-            "σ = 1": [*CIFAR10, *EXACT, "4e-3"],
-            "σ = 1, a quarter of the rate": [*CIFAR10, *EXACT, "1e-3"],
-            "σ = 1, surrogate": CIFAR10,
+            "ANN, batch norm": [*CIFAR10, "10", *BATCH_NORM],
+            "ANN, standardised weights": [*CIFAR10, "10", *ANN, "4e-3"],
+            "ANN, standardised weights, gain 1, 1e-3": [*CIFAR10, "10", *ANN, "1e-3", "--initial-gain", "1"],
+            "ANN, standardised weights, gain 1, 2e-3": [*CIFAR10, "10", *ANN, "2e-3", "--initial-gain", "1"],
+            "σ = 0": [*CIFAR10, "10", "--psp-persistence", "0", *EXACT, "4e-3"],
+            "σ = 0.25, surrogate": [*CIFAR10, "10", "--psp-persistence", "0.25"],
+            "σ = 1": [*CIFAR10, "10", *EXACT, "4e-3"],
+            "σ = 1, a quarter of the rate": [*CIFAR10, "10", *EXACT, "1e-3"],
+            "σ = 1, surrogate": [*CIFAR10, "10"],
+            "40 epochs, ANN": [*CIFAR10, "40", *ANN, "1e-3", "--initial-gain", "1"],
+            "40 epochs, σ = 0": [*CIFAR10, "40", "--preset", "best"],
+            "40 epochs, σ = 0.25 from an ANN of 15": [*FROM_ANN, "--psp-persistence", "0.25"],
+            "40 epochs, σ = 1 from an ANN of 15": FROM_ANN,
         },
     ),
     "depth": ("train_resnet20_cifar10", depth_rows()),
@@ -130,7 +138,11 @@ def main() -> None:
             "sparsity": summary["sparsity"],
             "sparsity_with_outputs": summary["sparsity_with_outputs"],
             "epochs": summary["epochs"],
-            "seconds": summary["epochs"] * summary["seconds_per_epoch"],
+            "seconds": sum(
+                part["epochs"] * part["seconds_per_epoch"]
+                for part in (summary, read_summary(folder_of(options, name) / "ann"))
+                if part is not None
+            ),
             "jobs": options.jobs,
             "seed": summary["seed"],
             "device": summary["device"],
