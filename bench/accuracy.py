@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 CIFAR10 = "--width 0.5 --auto-augment False --cutout 0 --num-workers 0 --mixed-precision bf16 --epochs".split()
-# Each row gets the rate that validation liked best; where spikes can neither appear nor vanish, it may be higher.
+# Each row gets the rate that validation liked best; where spikes can neither appear nor vanish, it may be higher. Those
+# that start at gain 1 have the recipes' rate, and one twice that.
 ANN = "--neuron ann --readout potential_start --lr".split()
 BATCH_NORM = [*ANN, "1e-3", "--batch-norm", "--no-weight-standardisation"]
 # 40 epochs in all, those of the ANN that a spiking network starts from among them.
