@@ -37,6 +37,7 @@ from ttfs_triton.train.config import FREE_ON_RESUME, ConfigError, TrainConfig, m
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.identity import check_configuration
 from ttfs_triton.train.loop import NonFiniteLossError, TrainingLoop
+from ttfs_triton.train.precision import warn_of_emulation
 from ttfs_triton.train.processes import Interrupted, StopRequest, ask_main_process
 from ttfs_triton.train.recipe import ann_config
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
@@ -142,6 +143,7 @@ def _train(
         return summary
     if config.resume:
         _check_configuration(config, folder)
+    warn_of_emulation(accelerator, display.say)
     stop = StopRequest(accelerator)
     with _beginning(folder, again):
         data = load_data(config, accelerator, display.say) if given.data is None else given.data
