@@ -12,9 +12,11 @@ READY :=
 else
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
+# pip compiles on one core, and packages' own tests too; processes that find nothing compiled would each do it again.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -e '.[dev]' $(PIN)
+	$(RUN) -m pip install --no-compile -e '.[dev]' $(PIN)
+	-$(RUN) -m compileall -qq -j 0 -x '/tests?/' $$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 	@touch $@
 endif
 

@@ -136,7 +136,8 @@ def crossing() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     def cross(grad: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
         precise = torch.promote_types(grad.dtype, torch.float32)
         h, a = grad.to(precise), activations.to(precise)  # in 16 bits, comparisons are not vectorised
-        h = torch.where((a <= 0) | (a >= 1), 0, h) + 0 * a
+        h = torch.where((a <= 0) | (a >= 1), 0, h)
+        h = torch.where(a.isnan(), a, h)  # PyTorch 2.13's compiler takes 0 * a for 0
         return h.to(grad.dtype), h.sum(0)
 
     return cross

@@ -16,6 +16,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_one_step_an_epoch_is_scaled_to_all(tmp_path: Path) -> None:
     flags = "--model 2C3s8-8 --auto-augment False --num-workers 0"
     done = run("--steps", "1", "--rounds", "1", "--threads", "1", f"--flags={flags}", "--output", str(tmp_path))

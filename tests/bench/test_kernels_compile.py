@@ -83,6 +83,7 @@ def test_compiles_for_chips_that_are_not_there(tmp_path):
     assert "10 kernels compiled, 0 refused" in said
 
 
+@pytest.mark.slow
 def test_refused_kernels_are_reported(tmp_path):
     """Blocks that four warps have no registers for."""
     before = (

@@ -13,9 +13,8 @@ ROOT = Path(__file__).parents[2]
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize(
-    "target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90", pytest.param("gfx942", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
 def test_kernel_compiles_without_spills(target):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from tests.bench.modules import quickstart
@@ -18,6 +19,7 @@ def test_held_out_images_are_not_in_the_sample(monkeypatch):
     assert not known & {image.numpy().tobytes() for image in everything.images[found]}
 
 
+@pytest.mark.slow
 def test_rows_of_other_names_stay(monkeypatch, tmp_path, write_parquet):  # noqa: F811
     images = torch.randint(256, (30, 28, 28), dtype=torch.uint8).numpy()
     write_parquet(tmp_path / "train.parquet", images, [place % 10 for place in range(30)])

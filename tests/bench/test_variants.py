@@ -65,6 +65,7 @@ def new(model: str, batch: int, which: tuple[str, ...]) -> int:
     return len({signature for name in which for signature in other[name]} - seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["vgg16", "cnn1"])
 def test_batches_of_the_same_blocks_compile_nothing(model):
     """Neither the number of images nor what follows from it is compiled into a kernel."""

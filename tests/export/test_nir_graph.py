@@ -118,14 +118,19 @@ def test_delayed_spikes_come_whole_windows_later(waits):
     ("sigma", "config"),
     [
         (0.0, {"readout": "first_spike"}),
-        (0.25, {"max_value": 2.0}),
         (1.0, {"specification": "4C3-P2-6", "bias": False}),
-        (0.25, {"encoder": "analog", "mean": (0.4, 0.5), "std": (0.3, 0.3)}),
-        (0.25, {"specification": "P2-6-5", "readout": "potential_end"}),
-        (1.0, {"specification": "3C3-P3s2-8"}),
         (0.25, {"specification": "3C3-(3C3-4C3s2)-6", "image_size": (8, 8)}),
-        (1.0, {"specification": "P2-(3C3-3C3-4C3)-A-8-(8-9)", "image_size": (8, 8)}),
-        (0.25, {"specification": "2C3-A2-3C3-8", "image_size": (8, 8), "encoder": "analog"}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (0.25, {"max_value": 2.0}),
+                (0.25, {"encoder": "analog", "mean": (0.4, 0.5), "std": (0.3, 0.3)}),
+                (0.25, {"specification": "P2-6-5", "readout": "potential_end"}),
+                (1.0, {"specification": "3C3-P3s2-8"}),
+                (1.0, {"specification": "P2-(3C3-3C3-4C3)-A-8-(8-9)", "image_size": (8, 8)}),
+                (0.25, {"specification": "2C3-A2-3C3-8", "image_size": (8, 8), "encoder": "analog"}),
+            ]
+        ),
     ],
 )
 def test_spike_times_approach_the_closed_form(sigma, config):

@@ -91,6 +91,7 @@ def test_wrong_files_are_found_out_before_a_repository_is_made(hub, client, tmp_
     assert "org/nothing" not in hub.repositories
 
 
+@pytest.mark.slow
 def test_missing_token_is_told(hub, trained, tmp_path):
     process = Client(environment(hub.url, tmp_path))
     try:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -43,6 +44,7 @@ def train(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_gradients_of_one(tmp_path: Path) -> None:
     mp.spawn(train, (str(tmp_path),), nprocs=2)
     alone = Network()

@@ -119,12 +119,11 @@ def test_network_gradients_match_numeric_ones(readout, encoder):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"readout": "potential_end", "encoder": "analog"},
-        {"readout": "first_spike", "dropout": 0.2},
-        {"analog": True, "batch_norm": True},
+        pytest.param({}, id="latency"),
+        pytest.param({"readout": "potential_end", "encoder": "analog"}, id="analog", marks=pytest.mark.slow),
+        pytest.param({"readout": "first_spike", "dropout": 0.2}, id="first-spike", marks=pytest.mark.slow),
+        pytest.param({"analog": True, "batch_norm": True}, id="ann", marks=pytest.mark.slow),
     ],
-    ids=["latency", "analog", "first-spike", "ann"],
 )
 def test_network_compiles_in_one_graph(options):
     model, x = small(**options), torch.rand(2, 1, 10, 12)

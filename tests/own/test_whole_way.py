@@ -142,6 +142,7 @@ def test_own_network_all_the_way(tmp_path, hub, client):
     assert float(printed) < 1e-5
 
 
+@pytest.mark.slow
 def test_own_network_exports(tmp_path):
     pytest.importorskip("onnxruntime")
     nir, _ = pytest.importorskip("nir"), pytest.importorskip("snntorch")

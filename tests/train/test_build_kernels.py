@@ -87,6 +87,7 @@ with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_choose_what_the_main_one_measured(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     launcher = "-m torch.distributed.run --nproc_per_node=2 --rdzv-backend=c10d --rdzv-endpoint=localhost:0".split()

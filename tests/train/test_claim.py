@@ -70,6 +70,7 @@ def test_claim_of_another_machine_counts_until_somebody_removes_it(tmp_path):
 IN_CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--map-root-user"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("unshare") is None or subprocess.run([*IN_CONTAINER, "true"], capture_output=True).returncode != 0,
     reason="needs unshare and the right to make a namespace of process ids",

@@ -153,6 +153,7 @@ def test_accumulation_and_compilation_give_the_same_weights(config, tmp_path, mo
             torch.testing.assert_close(value, best(tmp_path / name)[key], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_turn_one_dial(config, tmp_path):
     keys = {"epochs": 1, "dropout": 0.0, "batch_size": 24, "surrogate_width": 0.5, "target_operations": 0.85}
     one = train(change(config, **keys))

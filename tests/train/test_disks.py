@@ -82,6 +82,7 @@ def test_full_disk_is_told_and_the_run_goes_on_when_there_is_room(tmp_path, data
     assert_same_run(tmp_path / "copy", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_disk_that_may_only_be_read_is_told(tmp_path, data):
     found = on_disk(
         """
@@ -102,6 +103,7 @@ def test_disk_that_may_only_be_read_is_told(tmp_path, data):
     assert all("must be a folder that can be written; got Read-only file system" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_overwriting_replaces_a_run_on_a_mount_point_and_behind_a_link(tmp_path, data):
     found = on_disk(
         """
@@ -125,6 +127,7 @@ def test_overwriting_replaces_a_run_on_a_mount_point_and_behind_a_link(tmp_path,
     assert names == ["best", "checkpoints", "config.yaml", "metrics.jsonl", "summary.json"]
 
 
+@pytest.mark.slow
 def test_run_goes_on_that_lost_its_disk_for_a_while(tmp_path, data):
     """As of a network share that is not mounted when the run is to go on: there is no run, and none is begun."""
     found = on_disk(

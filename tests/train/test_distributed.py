@@ -46,6 +46,7 @@ def test_two_processes_score_every_image_once(runs):
     assert metrics(runs[0])[0]["train_accuracy"] == metrics(runs[1])[0]["train_accuracy"]
 
 
+@pytest.mark.slow
 def test_two_processes_accumulate_as_one_does(runs):
     """Gradients that live in buckets are added up over micro-batches before they are exchanged."""
     one, folder = runs[0], runs[0].parent
@@ -105,6 +106,7 @@ dist.destroy_process_group()  # threads that are left at exit end the process by
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2], ids=["static graph", "accumulation"])
 def test_exchanged_gradients_are_means_of_rounded_ones(tmp_path, accumulation):
     """In buckets as views, bit for bit."""
@@ -120,6 +122,7 @@ def test_one_process_says_that_it_compresses_nothing():
     assert said == ["gradient_compression: one process exchanges no gradients"]
 
 
+@pytest.mark.slow
 def test_two_processes_start_from_an_ann_as_one_does(runs):
     folder = runs[0].parent
     result = run(folder, folder / "images", folder / "ann", settings=f"{SETTINGS}neuron: ann\n")

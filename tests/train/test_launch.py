@@ -46,7 +46,11 @@ def free_port() -> int:
 
 @pytest.mark.parametrize(
     ("name", "nodes", "processes"),
-    [("cpu", 1, 1), pytest.param("multi_gpu", 1, 2, marks=pytest.mark.slow), ("multi_node", 2, 4)],
+    [
+        ("cpu", 1, 1),
+        pytest.param("multi_gpu", 1, 2, marks=pytest.mark.slow),
+        pytest.param("multi_node", 2, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_launched_processes_train_as_one_does(one_process, tmp_path, name, nodes, processes):
     flags = ["--num_processes", str(processes), "--main_process_port", str(free_port())]

@@ -127,16 +127,18 @@ def test_combinations_that_mean_nothing_are_refused(values, message):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, folder) -> tuple[Path, Path]:
+def trained(tmp_path_factory, folder) -> Path:
     output = tmp_path_factory.mktemp("runs")
-    for processes in (1, 2):
-        result = run(output, folder, output / str(processes), settings=SETTINGS, processes=processes)
-        assert result.returncode == 0, result.stderr
-    return output / "1", output / "2"
+    result = run(output, folder, output / "1", settings=SETTINGS)
+    assert result.returncode == 0, result.stderr
+    return output / "1"
 
 
-def test_two_processes_train_as_one_does(runs):
-    one, two = runs
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(trained, folder):
+    runs = one, two = trained, trained.with_name("2")
+    result = run(one.parent, folder, two, settings=SETTINGS, processes=2)
+    assert result.returncode == 0, result.stderr
     for read in (best, last):
         for name, value in read(one).items():
             torch.testing.assert_close(value, read(two)[name], atol=1e-5, rtol=0)
@@ -146,20 +148,20 @@ def test_two_processes_train_as_one_does(runs):
     assert all(summary["skipped_images"] == {"train": [35], "test": []} for summary in summaries)
 
 
-def test_weights_classify_photographs_as_they_were_scored(runs, folder):
-    network = TTFSModel.from_pretrained(str(runs[0] / "best"))
+def test_weights_classify_photographs_as_they_were_scored(trained, folder):
+    network = TTFSModel.from_pretrained(str(trained / "best"))
     assert network.description.preprocessing.fit == "crop"
-    for path in (runs[0], runs[0] / "best"):
+    for path in (trained, trained / "best"):
         scored = load_test_images(load_network(path), data_dir=folder)
         expected = load_images(None, folder, split="test", image_size=16, cropped=True)
         assert torch.equal(scored.images, expected.images)
     files = sorted((folder / "test").glob("*/*.jpg"))
     found = [network.classify(file).class_name == file.parent.name for file in files]
-    summary = json.loads((runs[0] / "summary.json").read_text())
+    summary = json.loads((trained / "summary.json").read_text())
     assert sum(found) / len(files) == pytest.approx(summary["test_accuracy"])
 
 
-def test_data_that_vanish_lose_nothing(tmp_path, runs, monkeypatch):
+def test_data_that_vanish_lose_nothing(tmp_path, trained, monkeypatch):
     photographs, output = make_photographs(tmp_path / "photographs"), tmp_path / "run"
     settings = SETTINGS + "checkpoint_steps: 1\n"
     # Taken away after the first of six steps; a worker may have read the next ones already.
@@ -187,7 +189,7 @@ main(Path(sys.argv.pop(1)), "A small run.")
     (photographs / "away").rename(photographs / "train")
     resumed = run(tmp_path, photographs, output, "--resume", settings=settings)
     assert resumed.returncode == 0, resumed.stderr
-    assert_same_run(output, runs[0])
+    assert_same_run(output, trained)
 
 
 def test_recipe_trains_on_large_images_of_mixed_sizes(tmp_path):

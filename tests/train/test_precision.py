@@ -42,7 +42,14 @@ def test_a_product_takes_time(dtype):
 
 
 def test_run_says_so_before_it_trains(tmp_path, emulated, capsys):
-    settings = {"dataset": "sample", "model": "4C3-P4-8", "epochs": 1, "max_test_samples": 32, "max_train_samples": 64, "batch_size": 16}
+    settings = {
+        "dataset": "sample",
+        "model": "4C3-P4-8",
+        "epochs": 1,
+        "max_test_samples": 32,
+        "max_train_samples": 64,
+        "batch_size": 16,
+    }
     train(TrainConfig(**settings, cpu=True, mixed_precision="bf16", output_dir=tmp_path / "run"))
     said = " ".join(capsys.readouterr().out.split())
     assert "this CPU emulates bf16, in which a product of matrices takes 50 times as long" in said

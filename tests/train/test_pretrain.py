@@ -63,6 +63,7 @@ def start_and_kill(tmp_path: Path, data: Path, output: Path, flags: tuple[str, .
     process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_at_every_stage_and_resumed_it_is_the_same_run(tmp_path, data, uninterrupted):
     output, flags = folder_with_recipes(tmp_path) / "run", FLAGS
     signs = [
@@ -82,6 +83,7 @@ def test_killed_at_every_stage_and_resumed_it_is_the_same_run(tmp_path, data, un
     assert "has ended already" in again.stdout
 
 
+@pytest.mark.slow
 def test_signal_in_the_anns_training_says_how_the_whole_goes_on(tmp_path, data, uninterrupted):
     output = folder_with_recipes(tmp_path) / "run"
     process = subprocess.Popen(
@@ -103,6 +105,7 @@ def test_signal_in_the_anns_training_says_how_the_whole_goes_on(tmp_path, data, 
     assert_same_run(moved, uninterrupted)
 
 
+@pytest.mark.slow
 def test_two_processes_pretrain_together(tmp_path, data):
     output = folder_with_recipes(tmp_path) / "run"
     result = run(tmp_path, data, output, *FLAGS, settings=SETTINGS, processes=2)

@@ -40,6 +40,7 @@ def start_and_wait(tmp_path: Path, data: Path, output: Path, *flags: str, step: 
     return process
 
 
+@pytest.mark.slow
 def test_run_killed_at_five_random_moments_equals_the_uninterrupted_one(tmp_path, data, uninterrupted):
     chance = random.Random(7)
     output, kills, flags = tmp_path / "run", 0, ()

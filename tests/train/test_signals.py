@@ -101,14 +101,14 @@ def wait_for(path: str, folder: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     ("phase", "signals", "says"),
     [
-        ("import", 1, ENDS),
-        ("data", 1, ENDS),
-        ("build", 1, ENDS),
-        ("training", 1, GOES_ON),
-        ("saving", 1, GOES_ON),
+        pytest.param("import", 1, ENDS, marks=pytest.mark.slow),
+        pytest.param("data", 1, ENDS, marks=pytest.mark.slow),
+        pytest.param("build", 1, ENDS, marks=pytest.mark.slow),
+        pytest.param("training", 1, GOES_ON, marks=pytest.mark.slow),
+        pytest.param("saving", 1, GOES_ON, marks=pytest.mark.slow),
         ("saving for ever", 2, ENDS),
-        ("final test", 1, GOES_ON),
-        ("end", 1, ENDS),
+        pytest.param("final test", 1, GOES_ON, marks=pytest.mark.slow),
+        pytest.param("end", 1, ENDS, marks=pytest.mark.slow),
     ],
 )
 def test_interrupt_ends_every_phase_with_a_line(tmp_path, data, uninterrupted, phase, signals, says):
@@ -128,7 +128,7 @@ def test_interrupt_ends_every_phase_with_a_line(tmp_path, data, uninterrupted, p
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signal_to_all_leaves_worker_processes_to_the_main_one(tmp_path, data, number):
     """A terminal sends Ctrl-C to all of them; a worker that ended would end the run without a checkpoint."""
     process = begin(command(tmp_path, data, tmp_path / "run", settings=DECODING), tmp_path)
@@ -140,9 +140,8 @@ def test_signal_to_all_leaves_worker_processes_to_the_main_one(tmp_path, data, n
     assert shown.strip().splitlines()[-1].startswith(GOES_ON)
 
 
-@pytest.mark.parametrize(
-    ("number", "to"), [(signal.SIGTERM, "rank 1"), pytest.param(signal.SIGINT, "all", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "to"), [(signal.SIGTERM, "rank 1"), (signal.SIGINT, "all")])
 def test_signal_to_one_of_two_processes_or_to_all_and_their_launcher_saves(tmp_path, data, number, to):
     words = command(tmp_path, data, tmp_path / "run", settings="\nepochs: 500\ncheckpoint_steps: 5\n", processes=2)
     script = tmp_path / "small.py"

@@ -1,6 +1,6 @@
 """Every command of the README in its smallest form, from start to finish on the virtual CUDA device.
 
-Two run with all tests, the others on request: pytest tests/virtual_cuda/test_commands.py -m slow
+On request, some ten minutes of one core: pytest tests/virtual_cuda/test_commands.py -m slow
 """
 
 import json
@@ -14,6 +14,7 @@ import pytest
 
 from tests.virtual_cuda import why_not
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TINY = "--epochs 1 --max-train-samples 64 --max-test-samples 20 --batch-size 16"
 TINIER = "--model 2C3s4-8 --epochs 1 --max-train-samples 8 --max-test-samples 4 --batch-size 4 --validation-fraction 0"
@@ -126,7 +127,6 @@ def test_interrupted_run_is_resumed(trained, tmp_path, cache):
         assert again.read_bytes() == (tmp_path / newest.name / name).read_bytes(), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINING)
 def test_recipe_trains(name, tmp_path, cache, request):
     command = TRAINING[name]
@@ -140,7 +140,6 @@ def test_recipe_trains(name, tmp_path, cache, request):
     assert ("Calibrated on 16 images" in shown) == (name == "calibrated")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_command_ends_well(name, tmp_path, cache, request):
     (tmp_path / "shapes.json").write_text(json.dumps(LAYERS))

@@ -10,9 +10,12 @@ import pytest
 from tests.virtual_cuda import why_not
 
 ROOT = Path(__file__).parents[2]
+# Layers, scoring, and that a training step waits for nothing; all of it takes minutes.
+QUICK = ("tests/nn", "tests/scoring", "tests/train/test_steps.py::test_step_never_waits_for_the_device")
 
 
-def test_rooms_on_the_virtual_device() -> None:
+@pytest.mark.parametrize("rooms", [QUICK, pytest.param(("tests",), marks=pytest.mark.slow)], ids=["quick", "all"])
+def test_rooms_on_the_virtual_device(rooms) -> None:
     if (reason := why_not()) is not None:
         pytest.skip(reason)
     environment = os.environ | {
@@ -20,7 +23,7 @@ def test_rooms_on_the_virtual_device() -> None:
         "TRITON_INTERPRET": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
     }
-    command = [sys.executable, "-m", "pytest", "--device", "virtual", "-q", "-p", "no:cacheprovider", "tests"]
+    command = [sys.executable, "-m", "pytest", "--device", "virtual", "-q", "-p", "no:cacheprovider", *rooms]
     command += ["--ignore", "tests/augment/test_kernel.py"]  # a minute of interpreter, and the same on the CPU
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert process.returncode == 0, process.stdout[-8000:] + process.stderr[-2000:]

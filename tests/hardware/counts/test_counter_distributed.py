@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -39,6 +40,7 @@ def share(rank: int, folder: str) -> None:
     accelerator.end_training()
 
 
+@pytest.mark.slow
 def test_two_processes_count_what_one_does(tmp_path):
     mp.spawn(share, (str(tmp_path),), nprocs=2)
     ours, theirs = (Counts.from_dict(json.loads((tmp_path / f"{rank}.json").read_text())) for rank in (0, 1))

@@ -1,14 +1,34 @@
-"""Every test of this folder runs on the GPU if there is one, else in Triton's interpreter on the CPU."""
+"""Every test of this folder runs on the GPU if there is one, else in Triton's interpreter on the CPU.
+
+There, of a test's many cases only some run by default, the others behind -m slow.
+"""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
 
 from ttfs_kernels import backends
 from ttfs_kernels.triton_backend import choice
+
+FOLDER = Path(__file__).parent
+MANY, SHARE = 12, 3  # of at least so many cases of a test, one of so many runs in the interpreter
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    ours = [item for item in items if item.path.is_relative_to(FOLDER)]
+    test_of = {item: item.nodeid.split("[")[0] for item in ours}
+    cases = Counter(test_of.values())
+    for item in ours:  # chosen by name: whatever order, anywhere, the same
+        if cases[test_of[item]] >= MANY and crc32(item.nodeid.encode()) % SHARE:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

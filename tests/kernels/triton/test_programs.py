@@ -300,6 +300,7 @@ def test_the_number_of_remembered_passes_is_bounded(monkeypatch):
     assert len(programs._remembered) == 1
 
 
+@pytest.mark.slow
 def test_launches_reach_the_launcher():
     """Compiled by Triton for a GPU that is not there: the second call hands over what the first one did."""
     variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
