@@ -52,5 +52,5 @@ def test_run_says_so_before_it_trains(tmp_path, emulated, capsys):
     }
     train(TrainConfig(**settings, cpu=True, mixed_precision="bf16", output_dir=tmp_path / "run"))
     said = " ".join(capsys.readouterr().out.split())
-    assert "this CPU emulates bf16, in which a product of matrices takes 50 times as long" in said
+    assert "this CPU emulates bf16, where a product of matrices takes 50 times as long" in said
     assert said.index("emulates") < said.index("epoch 1")

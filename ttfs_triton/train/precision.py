@@ -27,7 +27,7 @@ def warn_of_emulation(accelerator: Accelerator, say: Callable[[str], None]) -> N
     ratio = bfloat16_cost()
     if ratio > SLOW:
         say(
-            f"mixed_precision: this CPU emulates bf16, in which a product of matrices takes {ratio:.0f} times as long as "
+            f"mixed_precision: this CPU emulates bf16, where a product of matrices takes {ratio:.0f} times as long as "
             "in float32; use --mixed-precision no"
         )
 
