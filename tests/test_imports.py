@@ -165,20 +165,22 @@ def test_kernels_folder_is_not_a_package() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import ttfs_triton, ttfs_triton.train",
-        "import ttfs_triton.nn; assert 'ttfs_triton.train' not in sys.modules",
-        "import ttfs_triton; assert 'huggingface_hub' not in sys.modules; ttfs_triton.TTFSModel",
-        "import ttfs_kernels; assert 'ttfs_triton' not in sys.modules",
-        "import ttfs_triton.evaluation.command, ttfs_triton.export.command, ttfs_triton.hub.command, "
-        "ttfs_triton.convert.command, ttfs_triton.report",
-    ],
-    ids=["everything", "nn_without_train", "networks_without_hub", "kernels_without_networks", "commands"],
-)
-def test_import_needs_neither_gpu_nor_triton_nor_extras(code: str) -> None:
+# In this order, in one process, as importing PyTorch takes seconds: what each line must not have imported yet.
+IMPORTS = """
+import ttfs_kernels
+assert "ttfs_triton" not in sys.modules
+import ttfs_triton, ttfs_triton.nn
+assert "ttfs_triton.train" not in sys.modules
+assert "huggingface_hub" not in sys.modules
+ttfs_triton.TTFSModel
+import ttfs_triton.train
+import ttfs_triton.evaluation.command, ttfs_triton.export.command, ttfs_triton.hub.command
+import ttfs_triton.convert.command, ttfs_triton.report
+"""
+
+
+def test_import_needs_neither_gpu_nor_triton_nor_extras() -> None:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
-    without_triton = f"import sys; sys.modules.update(dict.fromkeys({('triton', *EXTRAS)})); {code}"
+    without_triton = f"import sys; sys.modules.update(dict.fromkeys({('triton', *EXTRAS)}))\n{IMPORTS}"
     process = subprocess.run([sys.executable, "-c", without_triton], env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

@@ -30,7 +30,7 @@ def both(augmentation, images, indices, **options):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("height", "width", "channels"), [(12, 12, 3), (9, 14, 1)])
+@pytest.mark.parametrize(("height", "width", "channels"), [pytest.param(12, 12, 3, marks=pytest.mark.slow), (9, 14, 1)])
 def test_kernel_equals_its_twin(device, policy, height, width, channels):
     chosen = {"trivial_augment": True} if policy == "trivial" else {"auto_augment": policy}
     augmentation = Augmentation(

@@ -262,7 +262,7 @@ def test_contender_that_does_not_run_fails_alone(run, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # PyTorch's own, while it traces
-@pytest.mark.parametrize("sigma", [1.0, 0.3, 0.0])
+@pytest.mark.parametrize("sigma", [pytest.param(1.0, marks=pytest.mark.slow), 0.3, 0.0])
 @pytest.mark.parametrize("fields", LAYERS, ids=["conv2d", "linear"])
 def test_contenders_compute_the_same(kernels, device, monkeypatch, sigma, fields):
     """All that a GPU gets, on whatever runs Triton here; compiled ones without code generation, which takes minutes."""

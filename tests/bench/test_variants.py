@@ -72,6 +72,7 @@ def test_batches_of_the_same_blocks_compile_nothing(model):
     assert new(model, 255, kernels_compile.WHICH) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "batch", "forward", "step"),
     [("vgg16", 100, 3, 12), ("vgg16", 1, 4, 14), ("cnn1", 100, 0, 1), ("cnn1", 1, 2, 7)],

@@ -54,7 +54,7 @@ def test_global_average_pool_folds_exactly(size):
     assert_same_logits(convert(weights_of(source), image_size=size).ann, source, torch.rand(3, 3, size, size))
 
 
-@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
+@pytest.mark.parametrize("name", [pytest.param("vgg11", marks=pytest.mark.slow), "vgg11_bn"])
 def test_torchvision_network_folds_exactly(name):
     source = randomised(getattr(torchvision.models, name)(num_classes=7, init_weights=False))
     converted = convert(weights_of(source))

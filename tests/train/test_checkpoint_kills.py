@@ -134,6 +134,7 @@ def test_sigkill_at_random_moments_leaves_a_whole_latest_checkpoint(
     assert "passed over" not in caplog.text
 
 
+@pytest.mark.slow
 def test_death_before_any_file_system_call_leaves_a_whole_latest_checkpoint(
     tmp_path: Path, server: SaveServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -207,6 +207,7 @@ def test_default_folders_are_unique(tmp_path, monkeypatch):
         _new_folder("run")
 
 
+@pytest.mark.slow
 def test_three_simultaneous_starts_make_one_run(tmp_path, write_parquet):
     data = make_images(tmp_path / "images", write_parquet)
     processes = [

@@ -10,8 +10,8 @@ import pytest
 from tests.virtual_cuda import why_not
 
 ROOT = Path(__file__).parents[2]
-# Layers, scoring, and that a training step waits for nothing; all of it takes minutes.
-QUICK = ("tests/nn", "tests/scoring", "tests/train/test_steps.py::test_step_never_waits_for_the_device")
+# Networks, scoring, and that a training step waits for nothing; all of it takes minutes.
+QUICK = ("tests/nn/test_models.py", "tests/scoring", "tests/train/test_steps.py::test_step_never_waits_for_the_device")
 
 
 @pytest.mark.parametrize("rooms", [QUICK, pytest.param(("tests",), marks=pytest.mark.slow)], ids=["quick", "all"])
