@@ -1,4 +1,4 @@
-"""Train a spiking CNN on the bundled Fashion-MNIST sample: no download, a minute or two on two CPU cores."""
+"""Train a spiking CNN on the bundled Fashion-MNIST sample: no download, some minutes on two CPU cores."""
 
 from pathlib import Path
 
