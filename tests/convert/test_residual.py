@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.convert.sources import weights_of
@@ -64,8 +64,8 @@ def test_folded_layers_compute_the_ann_with_batch_norm(specification, standardis
     x = images(5, seed).double()
     with torch.no_grad():
         expected = source(x)
+        assume(expected.std(0).max() > 1e-6)  # where a layer is silent, any weights before it would do
         torch.testing.assert_close(plain.eval()(x), expected, atol=1e-12, rtol=1e-10)
-    assert expected.std(0).max() > 1e-6
 
 
 @torch.no_grad()
