@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 
-SIZE = 256  # of the matrices: half a millisecond in float32 on one slow core
+SIZE = 256  # of the matrices: a millisecond in float32 on one slow core
 TIMES = 3
 SLOW = 3.0  # with instructions for it, bfloat16 takes as long as float32 at most
 
