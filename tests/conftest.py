@@ -13,8 +13,10 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# The first example of a test may compile or import for seconds: no deadline.
-settings.register_profile("ttfs", deadline=None)
+# The first example of a test may compile or import for seconds: no deadline. Examples follow from the test, so that what
+# passed once passes again; `--hypothesis-profile anew` draws others in every run.
+settings.register_profile("anew", deadline=None)
+settings.register_profile("ttfs", deadline=None, derandomize=True)
 settings.load_profile("ttfs")
 
 
