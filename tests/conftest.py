@@ -13,8 +13,8 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# The first example of a test may compile or import for seconds: no deadline. Examples follow from the test, so that what
-# passed once passes again; `--hypothesis-profile anew` draws others in every run.
+# The first example of a test may compile or import for seconds: no deadline. Examples follow from the test: what
+# passed once passes again. `--hypothesis-profile anew` draws others in every run.
 settings.register_profile("anew", deadline=None)
 settings.register_profile("ttfs", deadline=None, derandomize=True)
 settings.load_profile("ttfs")
@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    virtual, slow = config.getoption("--device") == "virtual", "slow" in config.getoption("-m")
+    virtual, slow = config.getoption("--device") == "virtual", "slow" in str(config.getoption("-m"))
     kept, left_out = [], []
     for item in items:
         wanted = not virtual or _on_cuda(item)
