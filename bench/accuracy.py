@@ -101,6 +101,7 @@ SUITES: dict[str, tuple[str, dict[str, Any]]] = {
             "40 epochs, σ = 0": [*CIFAR10, "40", "--preset", "best"],
             "40 epochs, σ = 0.25 from an ANN of 15": [*FROM_ANN, "--psp-persistence", "0.25"],
             "40 epochs, σ = 1 from an ANN of 15": FROM_ANN,
+            "40 epochs, σ = 1 from an ANN of 15, twice the rate": [*FROM_ANN, "--lr", "1e-3"],
         },
     ),
     "depth": ("train_resnet20_cifar10", depth_rows()),
