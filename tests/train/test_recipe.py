@@ -94,6 +94,8 @@ def test_ann_shares_data_and_network_and_is_trained_as_its_own_recipe_says(model
     assert (ann.pretrain, ann.push_to_hub, ann.readout) == (False, False, None)
     shorter = ann_config(recipe, config.model_copy(update={"pretrain_epochs": 3}))
     assert shorter == ann.model_copy(update={"epochs": 3})
+    faster = ann_config(recipe, config.model_copy(update={"pretrain_lr": 4e-3}))
+    assert faster == ann.model_copy(update={"lr": 4e-3})
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,7 @@ def test_ann_shares_data_and_network_and_is_trained_as_its_own_recipe_says(model
         ({"pretrain": True, "neuron": "ann"}, "pretrain works with neuron: dft and without weights only"),
         ({"pretrain": True, "weights": "runs/x"}, "pretrain works with neuron: dft and without weights only"),
         ({"pretrain_epochs": 3}, "pretrain_epochs needs pretrain: true"),
+        ({"pretrain_lr": 1e-3}, "pretrain_lr needs pretrain: true"),
     ],
 )
 def test_pretraining_that_makes_no_sense_is_refused(values, message):

@@ -19,6 +19,7 @@ _OWN = {
     "trained_as": None,
     "pretrain": False,
     "pretrain_epochs": None,
+    "pretrain_lr": None,
     "output_dir": None,
     "resume": False,
     "overwrite": False,

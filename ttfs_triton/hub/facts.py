@@ -29,7 +29,7 @@ NETWORK_SETTINGS = (
     *("bias", "weight_standardisation", "initial_gain", "dropout"),
 )
 PUBLISHED_SETTINGS = (
-    *("preset", "pretrain", "pretrain_epochs", "trained_as"),
+    *("preset", "pretrain", "pretrain_epochs", "pretrain_lr", "trained_as"),
     *("validation_fraction", "max_train_samples", "max_test_samples", "image_size"),
     *("crop_padding", "crop_fill", "flip", "shift", "rotation", "auto_augment", "trivial_augment", "cutout"),
     *("mixup", "cutmix"),

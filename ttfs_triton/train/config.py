@@ -135,6 +135,8 @@ class TrainConfig(FaultOptions, EventOptions):
     its weights."""
     pretrain_epochs: int | None = Field(None, ge=1)
     """Passes of that ANN over the training images. Default: as that recipe says."""
+    pretrain_lr: float | None = Field(None, gt=0, le=100)
+    """That ANN's highest learning rate. Default: as that recipe says, for VGG16; narrow networks want more."""
     calibration_images: int = Field(256, ge=0)
     """Training images on which a network with an ANN's weights is calibrated before training. 0: not at all."""
     backend: Literal["auto", "triton", "torch"] = "auto"
@@ -277,8 +279,9 @@ class TrainConfig(FaultOptions, EventOptions):
             raise ValueError("trained_as needs weights")
         if self.network is not None and self.trained_as not in (None, "ann"):
             raise ValueError(f"trained_as must be ann for a network of your own, or left out; got {self.trained_as}")
-        if self.pretrain_epochs is not None and not self.pretrain:
-            raise ValueError("pretrain_epochs needs pretrain: true")
+        for key in ("pretrain_epochs", "pretrain_lr"):
+            if getattr(self, key) is not None and not self.pretrain:
+                raise ValueError(f"{key} needs pretrain: true")
         if self.time_steps is not None and self.neuron == "ann":
             raise ValueError("time_steps works with neuron: dft only; an ANN has no spikes")
         if self.neuron == "ann" and self.faults:
@@ -337,7 +340,7 @@ class TrainConfig(FaultOptions, EventOptions):
 # Keys that a network of the user's makes meaningless.
 NETWORK_KEYS = tuple(
     "model width neuron batch_norm encoder readout bias weight_standardisation initial_gain dropout "
-    "pretrain pretrain_epochs".split()
+    "pretrain pretrain_epochs pretrain_lr".split()
 )
 # Keys that may differ between a run and its continuation: they change neither weights nor metrics, but for roundings.
 FREE_ON_RESUME = frozenset(

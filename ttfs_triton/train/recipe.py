@@ -91,11 +91,14 @@ def ann_config(recipe: Path, config: TrainConfig) -> TrainConfig:
     source = recipe.with_name(PRETRAINING)
     trained = make_config(read_recipe(source).values(config.preset), str(source)).model_dump()
     values = config.model_dump() | {key: trained[key] for key in _TRAINING}
-    values |= {"neuron": "ann", "readout": None, "dropout": 0.0, "pretrain": False, "pretrain_epochs": None}
+    values |= {"neuron": "ann", "readout": None, "dropout": 0.0, "pretrain": False}
+    values |= {"pretrain_epochs": None, "pretrain_lr": None}
     no_grid = dict.fromkeys(("time_steps", "weight_bits", "state_bits", "grid_chip"))
     values |= no_grid | dict.fromkeys(FaultOptions.model_fields, 0.0)
     values |= {"output_dir": None, "resume": False, "overwrite": False, "push_to_hub": False, "hub_repo_id": None}
     values |= {"target_sparsity": None, "target_operations": None, "target_energy": None}
     if config.pretrain_epochs is not None:
         values["epochs"] = config.pretrain_epochs
+    if config.pretrain_lr is not None:
+        values["lr"] = config.pretrain_lr
     return make_config(values, str(source))
