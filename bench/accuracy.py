@@ -29,12 +29,9 @@ SIGMA_1 = ["--psp-persistence", "1"]
 SEEDS = 0, 1, 2, 4, 7  # the settings were chosen with 3
 EARLIER = "--dropout 0 --validation-fraction 0.05".split()
 CIFAR10 = "--width 0.5 --auto-augment False --cutout 0 --num-workers 0 --mixed-precision bf16 --epochs".split()
-# Each row gets the rate that validation liked best; where spikes can neither appear nor vanish, it may be higher. Those
-# that start at gain 1 have the recipes' rate, and one twice that.
+# Each row gets the rate that validation liked best; where spikes can neither appear nor vanish, it may be higher.
 ANN = "--neuron ann --readout potential_start --lr".split()
 BATCH_NORM = [*ANN, "1e-3", "--batch-norm", "--no-weight-standardisation"]
-# 40 epochs in all, those of the ANN that a spiking network starts from among them.
-FROM_ANN = [*CIFAR10, *"25 --preset paper --pretrain --pretrain-epochs 15".split()]
 # ResNet-20's layers in a row: as many weights but for those of the skips, as many operations but for delayed spikes.
 PLAIN = "-".join(["16C3"] * 7 + ["32C3s2"] + ["32C3"] * 5 + ["64C3s2"] + ["64C3"] * 5 + ["A"])
 DEPTH = "--auto-augment False --cutout 0 --num-workers 0".split()
@@ -90,18 +87,11 @@ SUITES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "ANN, batch norm": [*CIFAR10, "10", *BATCH_NORM],
             "ANN, standardised weights": [*CIFAR10, "10", *ANN, "4e-3"],
-            "ANN, standardised weights, gain 1, 1e-3": [*CIFAR10, "10", *ANN, "1e-3", "--initial-gain", "1"],
-            "ANN, standardised weights, gain 1, 2e-3": [*CIFAR10, "10", *ANN, "2e-3", "--initial-gain", "1"],
             "σ = 0": [*CIFAR10, "10", "--psp-persistence", "0", *EXACT, "4e-3"],
             "σ = 0.25, surrogate": [*CIFAR10, "10", "--psp-persistence", "0.25"],
             "σ = 1": [*CIFAR10, "10", *EXACT, "4e-3"],
             "σ = 1, a quarter of the rate": [*CIFAR10, "10", *EXACT, "1e-3"],
             "σ = 1, surrogate": [*CIFAR10, "10"],
-            "40 epochs, ANN": [*CIFAR10, "40", *ANN, "1e-3", "--initial-gain", "1"],
-            "40 epochs, σ = 0": [*CIFAR10, "40", "--preset", "best"],
-            "40 epochs, σ = 0.25 from an ANN of 15": [*FROM_ANN, "--psp-persistence", "0.25"],
-            "40 epochs, σ = 1 from an ANN of 15": FROM_ANN,
-            "40 epochs, σ = 1 from an ANN of 15, twice the rate": [*FROM_ANN, "--lr", "1e-3"],
         },
     ),
     "depth": ("train_resnet20_cifar10", depth_rows()),
