@@ -109,15 +109,15 @@ def test_every_key_has_a_description_and_a_flag(recipe, capsys):
 FLAGS = """
 auto_augment backend batch_norm batch_size bias calibration_images checkpoint_steps compile cpu crop_fill crop_padding
 cuda_graph cutmix cutout data_dir data_placement dataset dead_neurons derivative_clip dropout ema_decay encoder epochs
-evaluation_batch_size event_pool event_sensor event_window_us event_windows flip fuse
-gradient_accumulation gradient_clip gradient_compression grid_chip hub_license hub_private
-hub_repo_id image_column image_size initial_gain keep_checkpoints label_column label_smoothing learn_units log_steps
-lost_spikes lr max_bad_images max_test_samples max_train_samples milestone_factor milestones mixed_precision mixup
-model momentum network neuron num_workers optimizer output_dir overwrite preset pretrain pretrain_epochs pretrain_lr
-profile psp_persistence push_to_hub random_resized_crop readout resume rotation schedule seed shift spike_jitter state_bits
-statistics_steps streaming stuck_neurons surrogate_width target_energy target_operations target_sparsity target_steps
-time_steps trackers trained_as trivial_augment validation_fraction warmup weight_bits weight_decay weight_noise
-weight_standardisation weight_units weights width
+evaluation_batch_size event_pool event_sensor event_window_us event_windows flip fuse gradient_accumulation
+gradient_clip gradient_compression grid_chip hub_license hub_private hub_repo_id image_column image_size initial_gain
+keep_checkpoints label_column label_smoothing learn_units log_steps lost_spikes lr max_bad_images max_test_samples
+max_train_samples milestone_factor milestones mixed_precision mixup model momentum network neuron num_workers optimizer
+output_dir overwrite preset pretrain pretrain_epochs pretrain_lr profile psp_persistence push_to_hub random_resized_crop
+readout resume rotation schedule seed shift spike_jitter state_bits statistics_steps streaming stuck_neurons
+surrogate_width target_energy target_operations target_sparsity target_steps time_steps trackers trained_as
+trivial_augment validation_fraction warmup weight_bits weight_decay weight_noise weight_standardisation weight_units
+weights width
 """.split()
 
 
