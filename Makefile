@@ -31,7 +31,7 @@ help:  ## show this list
 	  '  VENV=             use your own environment (say conda with a CUDA build of PyTorch) as it is;' \
 	  "                    once before: pip install -e '.[dev]'"
 
-train: $(READY)  ## train a spiking CNN on the bundled images, some minutes on two cores
+train: $(READY)  ## train a spiking CNN on the bundled images, one to three minutes on two cores
 	$(RUN) recipes/quickstart.py $(ARGS)
 
 # As many processes as cores, one thread each; a file stays in one process; the longest files come first.
