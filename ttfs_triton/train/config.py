@@ -136,7 +136,7 @@ class TrainConfig(FaultOptions, EventOptions):
     pretrain_epochs: int | None = Field(None, ge=1)
     """Passes of that ANN over the training images. Default: as that recipe says."""
     pretrain_lr: float | None = Field(None, gt=0, le=100)
-    """That ANN's highest learning rate. Default: as that recipe says, for VGG16; narrow networks want more."""
+    """That ANN's highest learning rate. Default: as that recipe says, for VGG16."""
     calibration_images: int = Field(256, ge=0)
     """Training images on which a network with an ANN's weights is calibrated before training. 0: not at all."""
     backend: Literal["auto", "triton", "torch"] = "auto"
