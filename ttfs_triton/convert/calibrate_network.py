@@ -20,6 +20,7 @@ from ttfs_triton.convert.calibration import (
     search_initial_potentials,
 )
 from ttfs_triton.convert.clean import ConversionError
+from ttfs_triton.convert.encoder_margin import choose_margin, reader_of_encoder
 from ttfs_triton.convert.fit_range import rows_of
 from ttfs_triton.nn import DFTConv2d, DFTLinear, SignedEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage
@@ -94,7 +95,7 @@ def calibrate_layers(
     seed: int,
     progress: Callable[[str], None],
 ) -> Calibration:
-    """Calibrate each spiking layer, in the order in which they fire, against an ANN of the same graph, in place.
+    """Calibrate each layer, in the order in which they fire, against an ANN of the same graph, in place.
 
     Args:
         network, images, batch_size, samples, seed, progress: as in `calibrate_network`, checked.
@@ -105,6 +106,12 @@ def calibrate_layers(
         What it did to each hidden layer.
     """
 
+    def correlation_behind(encoder: Stage, reader: Stage, inputs: Tensor, wanted: Tensor) -> float | None:
+        """Of the encoder's reader, calibrated, with the ANN."""
+        spikes = reader.input.deliver(_by_batches(encoder.activations, (inputs, None), batch_size))
+        _choose(reader, spikes, None, wanted, batch_size, samples, torch.Generator().manual_seed(seed))
+        return correlation(_by_batches(reader.activations, (spikes, None), batch_size), wanted)
+
     def run(choose: bool) -> dict[str, tuple[float | None, float]]:
         generator = torch.Generator().manual_seed(seed)
         found: dict[str, tuple[float | None, float]] = {}
@@ -113,7 +120,11 @@ def calibrate_layers(
             """Both networks' activations, those of the spiking one first."""
             (ours, theirs), (our_skip, their_skip) = inputs.chunk(2), (None, None) if skip is None else skip.chunk(2)
             wanted = _by_batches(partial(reference, stage), (theirs, their_skip), batch_size)
-            shift = 0.0
+            shift, reader = 0.0, reader_of_encoder(graph)
+            if choose and stage is graph.encoder and reader is not None:
+                progress(stage.name)
+                target = _by_batches(partial(reference, reader), (reader.input.deliver(wanted), None), batch_size)
+                shift = -choose_margin(stage, reader, lambda: correlation_behind(stage, reader, ours, target))
             if choose and _spiking(stage):
                 progress(stage.name)
                 shift = _choose(stage, ours, our_skip, wanted, batch_size, samples, generator)
