@@ -27,7 +27,7 @@ def pair(sigma: float = 1.0, **more) -> Converted:
     return fit_range(convert(weights_of(randomised(sources.kuangliu())), neuron=Neuron(sigma), **more), IMAGES)
 
 
-def own(standardised: bool, encoder: str = "latency") -> Converted:
+def own(standardised: bool, encoder: str = "latency", sigma: float = 1.0) -> Converted:
     torch.manual_seed(1)
     config = NetworkConfig(
         "6C3-P2-8C3-16",
@@ -38,7 +38,7 @@ def own(standardised: bool, encoder: str = "latency") -> Converted:
         analog=True,
         weight_standardisation=standardised,
     )
-    return convert(weights_of(TTFSNetwork(config)), config=config, neuron=Neuron(1.0))
+    return convert(weights_of(TTFSNetwork(config)), config=config, neuron=Neuron(sigma))
 
 
 def test_calibration_brings_layers_closer():
@@ -47,7 +47,7 @@ def test_calibration_brings_layers_closer():
     assert [layer.name for layer in layers] == list(both.ann.hidden(IMAGES))
     first, *others = layers
     assert first.before == pytest.approx(1)  # analog in both
-    assert first.shift == 0
+    assert first.shift <= 0  # its margin
     assert all(layer.after > layer.before for layer in others)
 
 
@@ -73,13 +73,13 @@ def test_initial_potential_is_the_best_of_a_fine_scan():
 
 
 @pytest.mark.parametrize("standardised", [True, False])
-def test_only_initial_potentials_of_spiking_layers_change(standardised):
+def test_only_initial_potentials_change(standardised):
     both = own(standardised, "analog")
     before = {name: tensor.clone() for name, tensor in both.network.state_dict().items()}
     layers = calibrate(both.network, both.ann, IMAGES[:, :, :12, :12]).layers
     changed = {name for name, tensor in both.network.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == {"features.conv2.bias", "features.fc1.bias"}
-    for layer in layers[1:]:
+    assert changed == {"features.conv1.bias", "features.conv2.bias", "features.fc1.bias"}
+    for layer in layers:
         name = f"features.{layer.name}.bias"
         change = (both.network.state_dict()[name] - before[name]).mean().item()
         assert layer.shift == pytest.approx(change, abs=1e-6)
@@ -119,10 +119,10 @@ def test_calibration_does_not_depend_on_the_device(device):
         torch.testing.assert_close(mine, theirs.cpu(), atol=2 / 256, rtol=0)
 
 
-def test_progress_names_each_spiking_layer():
+def test_progress_names_each_layer():
     both, names = pair(), []
     calibrate(both.network, both.ann, IMAGES, progress=names.append)
-    assert names == [f"conv{number}" for number in range(2, 9)]
+    assert names == [f"conv{number}" for number in range(1, 9)]
 
 
 @pytest.mark.parametrize(

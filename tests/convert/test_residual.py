@@ -90,7 +90,7 @@ def test_calibration_brings_a_residual_network_to_its_ann():
     before = (copied.network(x) - source(x)).square().mean()
     converted, found = calibrate_converted(copied, x)
     assert [layer.name for layer in found.layers] == [f"conv{number}" for number in range(1, 9)]
-    assert found.layers[0].shift == 0
+    assert found.layers[0].shift <= 0  # the encoder's margin
     assert sum(layer.after for layer in found.layers) > sum(layer.before for layer in found.layers)
     assert (converted.network(x) - source(x)).square().mean() < before
     correlations = layer_correlations(converted.network, converted.ann, x)

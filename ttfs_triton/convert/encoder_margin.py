@@ -40,13 +40,13 @@ def choose_margin(encoder: Stage, reader: Stage, correlation: Callable[[], float
     assert readers is not None
     first, its_first = bias.clone(), readers.clone()
     best, margin = correlation(), 0.0
-    while best is not None and margin < MOST:
+    for step in range(1, round(MOST / STEP) + 1):
         readers.copy_(its_first)
-        bias.copy_(first - (margin + STEP))
+        bias.copy_(first - step * STEP)
         found = correlation()
-        if found is None or found <= best:
+        if best is None or found is None or found <= best:
             break
-        best, margin = found, margin + STEP
+        best, margin = found, step * STEP
     bias.copy_(first - margin)
     readers.copy_(its_first)
     return margin
