@@ -3,7 +3,8 @@
 With psp_persistence σ > 0 a copied neuron fires by (A + σW)/(1 + σW) where the ANN has A. The slope W, the sum of the
 weights of all active inputs, is far from 0 in a trained ANN: neurons that the ANN has silent rise into the threshold,
 or active ones never meet it, and every layer adds to it. Another initial potential makes up for the mean of that. It is
-one number a channel, found on a few hundred images, and leaves the weights, standardised or not, as they are.
+one number a channel, found on a few hundred images, and leaves the weights, standardised or not, as they are. An analog
+encoder gets a margin, see `encoder_margin`.
 
 `bench/conversion.py` compares it with a gain a channel, centred weights, and fitting all weights of a layer.
 """
@@ -65,8 +66,9 @@ def calibrate(
 ) -> Calibration:
     """Choose initial potentials that bring each layer's activations closest to the ANN's (least squares), in place.
 
-    Layers follow one another: each sees what those before it, calibrated, make of the images. Analog layers and the
-    readout are left alone. Both networks' activations of a layer and of the next are held in memory.
+    Layers follow one another: each sees what those before it, calibrated, make of the images. The readout is left
+    alone; an analog encoder's initial potentials are lowered as long as the layer behind comes closer to the ANN. Both
+    networks' activations of a layer and of the next are held in memory.
 
     Args:
         network: spiking network with the weights of `ann`, in any mode; its initial potentials are changed in place.

@@ -20,7 +20,7 @@ from ttfs_triton.convert.calibration import (
     search_initial_potentials,
 )
 from ttfs_triton.convert.clean import ConversionError
-from ttfs_triton.convert.encoder_margin import choose_margin, reader_of_encoder
+from ttfs_triton.convert.encoder_margin import MARGIN_IMAGES, choose_margin, reader_of_encoder
 from ttfs_triton.convert.fit_range import rows_of
 from ttfs_triton.nn import DFTConv2d, DFTLinear, SignedEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage
@@ -41,7 +41,7 @@ def calibrate_network(
 
     Args:
         network: what `network_graph` takes, with an ANN's weights and initial potentials, on the images' device, in any
-            mode; analog layers and the readout are left alone.
+            mode; the readout is left alone, an analog encoder only gets a margin.
         images: [N, ...], as the network reads them; 256 are enough. Activations of some layers for all of them are held
             in memory.
         batch_size: images whose potentials are computed at once.
@@ -123,8 +123,9 @@ def calibrate_layers(
             shift, reader = 0.0, reader_of_encoder(graph)
             if choose and stage is graph.encoder and reader is not None:
                 progress(stage.name)
-                target = _by_batches(partial(reference, reader), (reader.input.deliver(wanted), None), batch_size)
-                shift = -choose_margin(stage, reader, lambda: correlation_behind(stage, reader, ours, target))
+                some, its_inputs = ours[:MARGIN_IMAGES], reader.input.deliver(wanted[:MARGIN_IMAGES])
+                target = _by_batches(partial(reference, reader), (its_inputs, None), batch_size)
+                shift = -choose_margin(stage, reader, lambda: correlation_behind(stage, reader, some, target))
             if choose and _spiking(stage):
                 progress(stage.name)
                 shift = _choose(stage, ours, our_skip, wanted, batch_size, samples, generator)

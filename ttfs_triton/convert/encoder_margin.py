@@ -11,8 +11,9 @@ from collections.abc import Callable
 from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 
-# Threshold heights; those of networks measured are 0.2 to 0.3.
-STEP, MOST = 0.05, 0.5
+STEP, MOST = 0.05, 0.5  # threshold heights
+# Enough for one number, and each margin that is tried has the reader calibrated on them.
+MARGIN_IMAGES = 64
 
 
 def reader_of_encoder(graph: NetworkGraph) -> Stage | None:
