@@ -1,4 +1,7 @@
-"""Ways to calibrate a copied network that `bench/conversion.py` compares: ours, and what did not pay."""
+"""Ways to calibrate a copied network that `bench/conversion.py` compares: ours, and what did not pay.
+
+Those that call `calibrate` give an analog encoder its margin, too.
+"""
 
 import dataclasses
 from collections.abc import Callable

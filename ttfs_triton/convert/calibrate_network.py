@@ -106,11 +106,18 @@ def calibrate_layers(
         What it did to each hidden layer.
     """
 
-    def correlation_behind(encoder: Stage, reader: Stage, inputs: Tensor, wanted: Tensor) -> float | None:
-        """Of the encoder's reader, calibrated, with the ANN."""
-        spikes = reader.input.deliver(_by_batches(encoder.activations, (inputs, None), batch_size))
-        _choose(reader, spikes, None, wanted, batch_size, samples, torch.Generator().manual_seed(seed))
-        return correlation(_by_batches(reader.activations, (spikes, None), batch_size), wanted)
+    reader = reader_of_encoder(graph)
+
+    def margin(reader: Stage, pixels: Tensor, analog: Tensor) -> float:
+        """The encoder's, chosen by its reader on a few images; `analog` is what the ANN's encoder makes of them."""
+        target = _by_batches(partial(reference, reader), (reader.input.deliver(analog), None), batch_size)
+
+        def reader_correlation() -> float | None:
+            spikes = reader.input.deliver(_by_batches(graph.encoder.activations, (pixels, None), batch_size))
+            _choose(reader, spikes, None, target, batch_size, samples, torch.Generator().manual_seed(seed))
+            return correlation(_by_batches(reader.activations, (spikes, None), batch_size), target)
+
+        return choose_margin(graph.encoder, reader, reader_correlation)
 
     def run(choose: bool) -> dict[str, tuple[float | None, float]]:
         generator = torch.Generator().manual_seed(seed)
@@ -120,12 +127,10 @@ def calibrate_layers(
             """Both networks' activations, those of the spiking one first."""
             (ours, theirs), (our_skip, their_skip) = inputs.chunk(2), (None, None) if skip is None else skip.chunk(2)
             wanted = _by_batches(partial(reference, stage), (theirs, their_skip), batch_size)
-            shift, reader = 0.0, reader_of_encoder(graph)
+            shift = 0.0
             if choose and stage is graph.encoder and reader is not None:
                 progress(stage.name)
-                some, its_inputs = ours[:MARGIN_IMAGES], reader.input.deliver(wanted[:MARGIN_IMAGES])
-                target = _by_batches(partial(reference, reader), (its_inputs, None), batch_size)
-                shift = -choose_margin(stage, reader, lambda: correlation_behind(stage, reader, some, target))
+                shift = -margin(reader, ours[:MARGIN_IMAGES], wanted[:MARGIN_IMAGES])
             if choose and _spiking(stage):
                 progress(stage.name)
                 shift = _choose(stage, ours, our_skip, wanted, batch_size, samples, generator)

@@ -2,8 +2,8 @@
 
 Standardised weights have no mean, so that an even patch of an image leaves a neuron near its initial potential. In a
 trained ANN that is near 0, and it does not matter whether such activations are a little above: the next layer reads
-almost nothing. A spiking layer with σ > 0 also reads whether a neuron fired, σ·w at once, and half of an image becomes
-noise to it. A lower initial potential keeps those neurons silent, and costs the ANN's least activations.
+almost nothing. A spiking layer with σ > 0 also reads whether a neuron fired, σ·w at once, and even patches become noise
+to it. A lower initial potential keeps those neurons silent, and costs the ANN's least activations.
 """
 
 from collections.abc import Callable
