@@ -110,6 +110,21 @@ def test_of_many_claims_over_an_ended_one_one_succeeds(tmp_path):
             assert sum(pool.map(claim, range(16))) == 1
 
 
+def test_claim_that_goes_while_it_is_read_is_in_nobodys_way(tmp_path, monkeypatch):
+    leave_claim(tmp_path, ended_process())
+    iterdir = Path.iterdir
+
+    def removed_by_another_start(path: Path):
+        if path.name == CLAIM:
+            shutil.rmtree(path)
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", removed_by_another_start)
+    Claim(tmp_path)
+    monkeypatch.undo()
+    assert [file.name for file in (tmp_path / CLAIM).iterdir()] == [Owner.this_process().name]
+
+
 def test_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(30, "Read-only file system", str(tmp_path))

@@ -127,7 +127,10 @@ class Claim:
 
 
 def _files(path: Path) -> list[Path]:
-    return list(path.iterdir()) if path.is_dir() else []
+    try:
+        return list(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # asking first is no help: another start may remove it right after
+        return []
 
 
 def _refusal(folder: Path, claim: Path) -> str:
