@@ -11,6 +11,7 @@ slopes W, or what belongs to activations and to their masks.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.rule import SURROGATE_BOUND, smallest_closing_speed
+from ttfs_kernels.rule import fire_with_derivatives
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def is_fused(x: Tensor) -> bool:
 
 @cache
 def compiled(make: Callable[..., Any], *settings: Any) -> "Pass":
-    """A pass of this module, such as `compiled(masking, neuron)`; the same one for the same settings."""
+    """A pass of this module, such as `compiled(entering, neuron)`; the same one for the same settings."""
     return Pass(make(*settings))
 
 
@@ -78,12 +79,26 @@ class Pass:
             return self.formula(*operands)
 
 
+def persistence(neuron: Neuron, like: Tensor) -> Tensor:
+    """σ as a formula takes it: a scalar on the device of `like`, in at least float32."""
+    return torch.full((), neuron.psp_persistence, dtype=precise_dtype(like.dtype), device=like.device)
+
+
+def of_any_persistence(neuron: Neuron) -> Neuron:
+    """The neuron as formulas know it: σ is a tensor of its own, so that a new one compiles nothing anew."""
+    return replace(neuron, psp_persistence=1.0) if neuron.has_slope else neuron
+
+
+def precise_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which a formula computes: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def firing(neuron: Neuron, with_derivatives: bool) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The rule, as `rule.fire_`: (potentials, bias, skip, skip_weight) → (activations, derivatives or None)."""
-    width, clip, persistence = neuron.surrogate_width, neuron.derivative_clip, neuron.psp_persistence
+    """The rule, as `rule.fire_`: (potentials, bias, skip, skip_weight, σ) → (activations, derivatives or None)."""
 
     def fire(
-        potentials: Tensor, bias: Tensor | None, skip: Tensor | None, skip_weight: Tensor | None
+        potentials: Tensor, bias: Tensor | None, skip: Tensor | None, skip_weight: Tensor | None, sigma: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         precise = torch.promote_types(potentials.dtype, torch.float32)
         potential, slope = potentials[0].to(precise), potentials[1].to(precise)
@@ -92,26 +107,10 @@ def firing(neuron: Neuron, with_derivatives: bool) -> Callable[..., tuple[Tensor
         if skip is not None and skip_weight is not None:
             skip, skip_weight = skip.to(precise), skip_weight.to(precise)
             potential = potential + skip * skip_weight
-            slope = slope + persistence * torch.where(skip > 0, skip_weight, 0)
-        smallest = smallest_closing_speed(precise)
-        speed = slope + 1
-        closing_speed = speed.clamp_min(smallest)
-        crossing = ((1 - potential).clamp_min(0) / closing_speed).clamp_max(1)
-        activations = (1 - crossing).to(potentials.dtype)
-        if not with_derivatives:
-            return activations, None
-        gain = closing_speed.reciprocal()
-        by_potential = torch.where((crossing <= 0) | (crossing >= 1), 0, gain)
-        by_slope = by_potential * crossing
-        by_potential = torch.where(crossing.isnan(), crossing, by_potential)
-        if width > 0:
-            near = ((potential + speed - (1 - width)) / width).clamp(0, 1) * gain.clamp_max(SURROGATE_BOUND)
-            near = torch.where(crossing <= 1 - smallest, 0, near)
-            by_potential, by_slope = by_potential + near, by_slope + near
-        derivatives = torch.stack([by_potential, by_slope])
-        if clip is not None:
-            derivatives = derivatives.clamp_max(clip)
-        return activations, derivatives.to(potentials.dtype)
+            slope = slope + sigma * torch.where(skip > 0, skip_weight, 0)
+        activations, *derivatives = fire_with_derivatives(potential, slope, neuron)
+        activations = activations.to(potentials.dtype)
+        return activations, torch.stack(derivatives).to(potentials.dtype) if with_derivatives else None
 
     return fire
 
@@ -153,49 +152,48 @@ def scaling() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     return scale
 
 
-def entering(neuron: Neuron) -> Callable[[Tensor, Tensor], Tensor]:
-    """The gradient of an input from those of its activations and masks: ([2, elements], [elements]) → [elements].
+def entering(neuron: Neuron) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The gradient of an input from those of its activations and masks: ([2, elements], [elements], σ) → [elements].
 
-    Without a surrogate masks have none: ([elements], [elements]) → [elements].
+    Without a surrogate masks have none: ([elements], [elements], σ) → [elements].
     """
-    width, persistence = neuron.surrogate_width, neuron.psp_persistence
+    width = neuron.surrogate_width
 
-    def enter(grad: Tensor, x: Tensor) -> Tensor:
+    def enter(grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         if width == 0:
             return torch.where(x <= 0, 0, grad)
         by_mask = grad[1] * (1 - x / width).clamp_min(0)
-        return torch.where(x <= 0, 0, grad[0]) + by_mask * persistence
+        return torch.where(x <= 0, 0, grad[0]) + by_mask * sigma
 
     return enter
 
 
-def skipping(neuron: Neuron) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(h [2, neurons, channels], skip, skip_weight) → gradients of delayed spikes and of their weights.
+def skipping(neuron: Neuron) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(h [2, neurons, channels], skip, skip_weight, σ) → gradients of delayed spikes and of their weights.
 
     At σ = 0, h is [1, neurons, channels].
     """
-    width, persistence = neuron.surrogate_width, neuron.psp_persistence
+    width = neuron.surrogate_width
 
-    def gradients(h: Tensor, skip: Tensor, skip_weight: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(h: Tensor, skip: Tensor, skip_weight: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         precise = torch.promote_types(h.dtype, torch.float32)
         by_potential, x = h[0].to(precise), skip.to(precise)
         by_weights, by_spikes = (by_potential * x).sum(0), by_potential
         if neuron.has_slope:
             by_slope = h[1].to(precise)
-            by_weights = by_weights + torch.where(x > 0, by_slope, 0).sum(0) * persistence
+            by_weights = by_weights + torch.where(x > 0, by_slope, 0).sum(0) * sigma
             by_spikes = torch.where(x <= 0, 0, by_potential)
             if neuron.has_surrogate:
-                by_spikes = by_spikes + by_slope * (1 - x / width).clamp_min(0) * persistence
+                by_spikes = by_spikes + by_slope * (1 - x / width).clamp_min(0) * sigma
         return (by_spikes * skip_weight.to(precise)).to(h.dtype), by_weights
 
     return gradients
 
 
-def masking(neuron: Neuron) -> Callable[[Tensor], Tensor]:
-    """[x ; σ·[x > 0]]: [elements] → [2, elements]."""
-    persistence = neuron.psp_persistence
+def masking() -> Callable[[Tensor, Tensor], Tensor]:
+    """[x ; σ·[x > 0]]: ([elements], σ) → [2, elements]."""
 
-    def mask(x: Tensor) -> Tensor:
-        return torch.stack([x, torch.where(x > 0, persistence, 0).to(x.dtype)])
+    def mask(x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.stack([x, torch.where(x > 0, sigma, 0).to(x.dtype)])
 
     return mask

@@ -62,6 +62,34 @@ def fire(A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
     return 1 - crossing, torch.where(crossing.isnan(), crossing, gain)
 
 
+def fire_with_derivatives(potential: Tensor, slope: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor, Tensor]:
+    """Activations and their derivatives by both potentials, surrogate and clip included; for a compiler to fuse.
+
+    Args:
+        potential, slope: A, initial potential included, and W, any shape, float32 or float64.
+        neuron: its surrogate and clip; σ is in `slope`.
+    Returns:
+        activation, ∂a/∂A and ∂a/∂W, shape and dtype of `potential`.
+    """
+    smallest = smallest_closing_speed(potential.dtype)
+    speed = slope + 1
+    closing_speed = speed.clamp_min(smallest)
+    crossing = ((1 - potential).clamp_min(0) / closing_speed).clamp_max(1)
+    gain = closing_speed.reciprocal()
+    by_potential = torch.where((crossing <= 0) | (crossing >= 1), 0, gain)
+    by_slope = by_potential * crossing
+    by_potential = torch.where(crossing.isnan(), crossing, by_potential)
+    width = neuron.surrogate_width
+    if width > 0:
+        near = ((potential + speed - (1 - width)) / width).clamp(0, 1) * gain.clamp_max(SURROGATE_BOUND)
+        near = torch.where(crossing <= 1 - smallest, 0, near)
+        by_potential, by_slope = by_potential + near, by_slope + near
+    if neuron.derivative_clip is not None:
+        by_potential = by_potential.clamp_max(neuron.derivative_clip)
+        by_slope = by_slope.clamp_max(neuron.derivative_clip)
+    return 1 - crossing, by_potential, by_slope
+
+
 def fire_(
     potentials: Tensor,
     bias: Tensor | None,

@@ -38,16 +38,16 @@ def conv2d_forward(
         x = x.contiguous(memory_format=torch.channels_last)
         potentials = convolve(x, weight, _like(x, bias), geometry)
         return _clamp_(potentials, skip, skip_weight), None, None
-    stacked = _stack_mask(x, neuron)
+    stacked = stack_mask(x, neuron)
     potentials = convolve(stacked, weight, None, geometry)
     pair, channels, rows, columns = potentials.shape
     flat = _rows(potentials).view(2, -1, channels)
     delayed = None if skip is None else _rows(skip)
     activations, derivatives = _fire(flat, bias, neuron, with_derivatives, delayed, skip_weight)
-    activations = _like_rows(activations, (pair // 2, channels, rows, columns))
+    activations = like_rows(activations, (pair // 2, channels, rows, columns))
     if not with_derivatives:
         return activations, None, None
-    return activations, stacked, _like_rows(derivatives, potentials.shape)
+    return activations, stacked, like_rows(derivatives, potentials.shape)
 
 
 def conv2d_backward(
@@ -78,7 +78,7 @@ def conv2d_backward(
         # With a surrogate, both halves in one contraction: the gradients of activations and of the mask.
         by_both = neuron.has_surrogate
         grad_x = gradient_of_input(h if by_both else h_values, x if by_both else x[: len(grad)], weight, geometry)
-        grad_x = _at_inputs(grad_x, x, neuron)
+        grad_x = at_inputs(grad_x, x, neuron)
     if needs_weight:
         grad_weight = gradient_of_weight(h, x, weight, geometry)
     return grad_x, grad_weight, grad_bias, *_skip_gradients(h, skip, skip_weight, neuron, needs_skip)
@@ -96,7 +96,7 @@ def linear_forward(
     """As `conv2d_forward`, for x [rows, in_features]."""
     if not neuron.has_slope:
         return _clamp_(F.linear(x, weight, _like(x, bias)), skip, skip_weight), None, None
-    stacked = _stack_mask(x, neuron)
+    stacked = stack_mask(x, neuron)
     flat = F.linear(stacked, weight).view(2, x.shape[0], weight.shape[0])
     activations, derivatives = _fire(flat, bias, neuron, with_derivatives, skip, skip_weight)
     return (activations, stacked, derivatives.flatten(0, 1)) if with_derivatives else (activations, None, None)
@@ -122,7 +122,7 @@ def linear_backward(
         h, grad_bias = _scale(grad, saved, needs_bias)
         h_values = _first_half(h)
     if needs_x:
-        grad_x = _at_inputs((h if neuron.has_surrogate else h_values) @ weight, x, neuron)
+        grad_x = at_inputs((h if neuron.has_surrogate else h_values) @ weight, x, neuron)
     if needs_weight:
         grad_weight = h.t() @ x
     return grad_x, grad_weight, grad_bias, *_skip_gradients(h, skip, skip_weight, neuron, needs_skip)
@@ -137,7 +137,7 @@ def _clamp_(potentials: Tensor, skip: Tensor | None, skip_weight: Tensor | None)
         return potentials.clamp_(0, 1)
     if fused.is_fused(potentials):
         activations = fused.compiled(fused.clamping)(_rows(potentials), _rows(skip), skip_weight)
-        return _like_rows(activations, potentials.shape)
+        return like_rows(activations, potentials.shape)
     return potentials.addcmul_(skip, _channels(skip_weight, skip)).clamp_(0, 1)
 
 
@@ -155,12 +155,13 @@ def _skip_gradients(
     h = h.contiguous(memory_format=torch.channels_last) if h.dim() == 4 else h
     if needs_skip and needs_weight and fused.is_fused(h):
         rows = _rows(h).view(2 if neuron.has_slope else 1, -1, h.shape[1])
-        grad_skip, grad_weight = fused.compiled(fused.skipping, neuron)(rows, _rows(skip), skip_weight)
-        return _like_rows(grad_skip, skip.shape), grad_weight
-    stacked = _stack_mask(skip, neuron) if neuron.has_slope else skip
+        skipping = fused.compiled(fused.skipping, fused.of_any_persistence(neuron))
+        grad_skip, grad_weight = skipping(rows, _rows(skip), skip_weight, fused.persistence(neuron, h))
+        return like_rows(grad_skip, skip.shape), grad_weight
+    stacked = stack_mask(skip, neuron) if neuron.has_slope else skip
     if needs_skip:
         by_both = h if neuron.has_surrogate or not neuron.has_slope else _first_half(h)
-        grad_skip = _at_inputs(by_both * _channels(skip_weight, skip), stacked, neuron)
+        grad_skip = at_inputs(by_both * _channels(skip_weight, skip), stacked, neuron)
     if needs_weight:
         grad_weight = _sum(h * stacked)
     return grad_skip, grad_weight
@@ -178,16 +179,16 @@ def _inside(grad: Tensor, activations: Tensor, with_sum: bool) -> tuple[Tensor, 
     """
     if with_sum and fused.is_fused(activations):
         h, total = fused.compiled(fused.crossing)(_rows(grad), _rows(activations))
-        return _like_rows(h, activations.shape), total
+        return like_rows(h, activations.shape), total
     h = aten.hardtanh_backward(grad, activations, 0, 1).add_(activations, alpha=0)
     return h, _sum(h) if with_sum else None
 
 
-def _stack_mask(x: Tensor, neuron: Neuron) -> Tensor:
+def stack_mask(x: Tensor, neuron: Neuron) -> Tensor:
     """[x ; σ·[x > 0]] along the first dimension; maps come out channels-last whatever the input's layout."""
     if fused.is_fused(x):
-        stacked = fused.compiled(fused.masking, neuron)(_rows(x).flatten())
-        return _like_rows(stacked, (2 * x.shape[0], *x.shape[1:]))
+        stacked = fused.compiled(fused.masking)(_rows(x).flatten(), fused.persistence(neuron, x))
+        return like_rows(stacked, (2 * x.shape[0], *x.shape[1:]))
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     stacked = torch.empty(2 * x.shape[0], *x.shape[1:], dtype=x.dtype, device=x.device, memory_format=layout)
     values, mask = stacked.tensor_split(2)
@@ -211,8 +212,8 @@ def _fire(
     Without derivatives, the second tensor holds nothing of use.
     """
     if fused.is_fused(potentials):
-        fire = fused.compiled(fused.firing, neuron, with_derivatives)
-        activations, derivatives = fire(potentials, bias, skip, skip_weight)
+        fire = fused.compiled(fused.firing, fused.of_any_persistence(neuron), with_derivatives)
+        activations, derivatives = fire(potentials, bias, skip, skip_weight, fused.persistence(neuron, potentials))
         return activations, potentials if derivatives is None else derivatives
     return fire_(potentials, bias, neuron, with_derivatives, skip, skip_weight), potentials
 
@@ -226,14 +227,14 @@ def _scale(grad: Tensor, derivatives: Tensor, with_sum: bool) -> tuple[Tensor, T
     if with_sum and fused.is_fused(derivatives):
         pair = _rows(derivatives).view(2, -1, derivatives.shape[1])
         scaled, total = fused.compiled(fused.scaling)(_rows(grad), pair)
-        return _like_rows(scaled, derivatives.shape), total
+        return like_rows(scaled, derivatives.shape), total
     scaled = torch.empty_like(derivatives)
     pairs = (2, grad.shape[0])
     torch.mul(derivatives.unflatten(0, pairs), grad, out=scaled.unflatten(0, pairs))
     return scaled, _sum(_first_half(scaled)) if with_sum else None
 
 
-def _at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
+def at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
     """The gradient of the input from what the contraction returned, in place; `x` is stacked if σ > 0.
 
     Zero where x is silent: the mask [x > 0] is constant there. With a surrogate, `grad_x` is stacked, and the gradient
@@ -244,7 +245,8 @@ def _at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
     values = _first_half(x)
     if fused.is_fused(values):
         grad = _rows(grad_x).view(2, -1) if neuron.has_surrogate else _rows(grad_x).flatten()
-        return _like_rows(fused.compiled(fused.entering, neuron)(grad, _rows(values).flatten()), values.shape)
+        enter = fused.compiled(fused.entering, fused.of_any_persistence(neuron))
+        return like_rows(enter(grad, _rows(values).flatten(), fused.persistence(neuron, grad)), values.shape)
     if not neuron.has_surrogate:
         return aten.threshold_backward.grad_input(grad_x, values, 0, grad_input=grad_x)
     by_activation, by_mask = grad_x.tensor_split(2)
@@ -265,7 +267,7 @@ def _rows(maps: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]) if maps.dim() == 4 else maps.contiguous()
 
 
-def _like_rows(rows: Tensor, shape: Sequence[int]) -> Tensor:
+def like_rows(rows: Tensor, shape: Sequence[int]) -> Tensor:
     """The inverse of `_rows`, for rows in any shape: channels-last maps, or a matrix."""
     if len(shape) == 2:
         return rows.view(*shape)

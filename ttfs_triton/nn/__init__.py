@@ -16,7 +16,8 @@ from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork, cnn1, resnet18, resnet20, vgg11, vgg16
+from ttfs_triton.nn.models import TTFSNetwork, cifarnet, cnn1, resnet18, resnet20, vgg11, vgg16
+from ttfs_triton.nn.normalisation import fold_batch_norm, whiten, whitening_weights
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,
@@ -61,11 +62,13 @@ __all__ = [
     "TTFSNetwork",
     "Wire",
     "activation_to_spike_time",
+    "cifarnet",
     "cnn1",
     "collect_statistics",
     "decide",
     "first_spike_decision",
     "first_spike_times",
+    "fold_batch_norm",
     "fold_weight_standardisation",
     "network_graph",
     "parse_specification",
@@ -80,4 +83,6 @@ __all__ = [
     "train_for",
     "vgg11",
     "vgg16",
+    "whiten",
+    "whitening_weights",
 ]

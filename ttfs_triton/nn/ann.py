@@ -9,9 +9,9 @@ from typing import Unpack
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ttfs_kernels import Neuron, dft_conv2d, dft_linear
+from ttfs_kernels import Neuron, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
 from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, Size, WeightedConv2d, WeightedLinear
 
 TWO_PHASE = Neuron(psp_persistence=0.0)
@@ -20,13 +20,6 @@ TWO_PHASE = Neuron(psp_persistence=0.0)
 def clamped_relu(potential: Tensor) -> Tensor:
     """`clamp(potential, 0, 1)`, without gradient at the borders themselves: there the neuron is silent or saturated."""
     return F.hardtanh(potential, 0.0, 1.0)
-
-
-def _batch_norm(kind: type[nn.BatchNorm1d | nn.BatchNorm2d], weight: Tensor, initial_gain: float) -> nn.Module:
-    """Start at standard deviation `initial_gain`: at 1, most maps are saturated behind two or three max pools."""
-    norm = kind(weight.shape[0], device=weight.device, dtype=weight.dtype)
-    nn.init.constant_(norm.weight, initial_gain)
-    return norm
 
 
 class ANNConv2d(WeightedConv2d):
@@ -53,14 +46,9 @@ class ANNConv2d(WeightedConv2d):
         padding: Size = 0,
         dilation: Size = 1,
         groups: int = 1,
-        *,
-        batch_norm: bool = False,
         **options: Unpack[HiddenOptions],
     ) -> None:
-        if batch_norm:
-            options["bias"] = False
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
-        self.batch_norm = _batch_norm(nn.BatchNorm2d, self.weight, self.initial_gain) if batch_norm else None
 
     def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
         """Activations. `skip` [N, skip, ...] are those of an earlier layer, added with their weights behind batch norm;
@@ -79,7 +67,22 @@ class ANNConv2d(WeightedConv2d):
         skip: Tensor | None = None,
         skip_weight: Tensor | None = None,
     ) -> Tensor:
-        if self.batch_norm is None and x.device.type == "cpu":
+        if self.batch_norm is not None and self.training and x.device.type == "cpu":
+            found = normalised_conv2d(
+                x,
+                weight,
+                self.normalisation(),
+                stride=self.stride,
+                padding=self.padding,
+                dilation=self.dilation,
+                groups=self.groups,
+                skip=skip,
+                skip_weight=skip_weight,
+                neuron=TWO_PHASE,
+            )
+            return self.follow(found)
+        if x.device.type == "cpu":
+            weight, bias = self.with_batch_norm(weight)
             return dft_conv2d(
                 x,
                 weight,
@@ -115,21 +118,20 @@ class ANNLinear(WeightedLinear):
 
     kind = "ann"
 
-    def __init__(
-        self, in_features: int, out_features: int, *, batch_norm: bool = False, **options: Unpack[HiddenLinearOptions]
-    ) -> None:
-        if batch_norm:
-            options["bias"] = False
+    def __init__(self, in_features: int, out_features: int, **options: Unpack[HiddenLinearOptions]) -> None:
         super().__init__(in_features, out_features, **options)
-        self.batch_norm = _batch_norm(nn.BatchNorm1d, self.weight, self.initial_gain) if batch_norm else None
 
     def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
         """Activations; `skip` as in `ANNConv2d`."""
         skip, skip_weight = self.delayed(skip, x)
         x, weight = self.synapses(x, weight)
-        if self.batch_norm is None and x.device.type == "cpu":
-            options = {"neuron": TWO_PHASE, "backend": "torch"}
-            return self.record(dft_linear(x, weight, self.bias, skip=skip, skip_weight=skip_weight, **options))
+        delayed = {"skip": skip, "skip_weight": skip_weight}
+        if self.batch_norm is not None and self.training and x.device.type == "cpu":
+            found = normalised_linear(x, weight, self.normalisation(), neuron=TWO_PHASE, **delayed)
+            return self.record(self.follow(found))
+        if x.device.type == "cpu":
+            weight, bias = self.with_batch_norm(weight)
+            return self.record(dft_linear(x, weight, bias, neuron=TWO_PHASE, backend="torch", **delayed))
         potential = F.linear(x, weight, self.bias)
         if self.batch_norm is not None:
             potential = self.batch_norm(potential)

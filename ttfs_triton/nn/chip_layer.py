@@ -35,6 +35,10 @@ class ChipLayer(nn.Module):
         """Weights of the synapses."""
         raise NotImplementedError
 
+    def fold_batch_norm(self) -> None:
+        """Make batch norm part of the weights."""
+        raise NotImplementedError
+
     def record(self, activations: Tensor) -> Tensor:
         """Count spikes, and hand them on."""
         raise NotImplementedError
@@ -42,14 +46,15 @@ class ChipLayer(nn.Module):
     def put_on_grid(self, grid: Grid | None) -> None:
         """Compute as a chip does from now on, or no longer; units are chosen that fit the present weights best.
 
+        Batch norm is folded first.
+
         Raises:
-            ValueError: a layer of an ANN, or with batch norm.
+            ValueError: a layer of an ANN.
         """
-        if grid is not None and (self.kind == "ann" or getattr(self, "batch_norm", None) is not None):
-            what = "is real-valued" if self.kind == "ann" else "has batch norm, which depends on other images"
-            raise ValueError(
-                f"put_on_grid: layers must fire, by weights of their own; got a {type(self).__name__}, which {what}."
-            )
+        if grid is not None and self.kind == "ann":
+            raise ValueError(f"put_on_grid: layers must fire; got a {type(self).__name__}, which is real-valued.")
+        if grid is not None:
+            self.fold_batch_norm()
         self.grid, self.log2_unit = grid, None
         if grid is None or grid.weight_bits is None:
             return

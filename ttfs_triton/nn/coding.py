@@ -201,11 +201,9 @@ class AnalogEncoder(_NormalisedImages, ANNConv2d):
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        batch_norm: bool = False,
         **options: Unpack[WeightOptions],
     ) -> None:
-        sizes = (in_channels, out_channels, kernel_size, stride, padding)
-        super().__init__(*sizes, batch_norm=batch_norm, **options)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, **options)
         self.take_statistics(self.weight, mean, std)
 
     def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from ttfs_kernels import Neuron
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.specification import MAX_SIZE, Convolution, Dense, parse_specification
 
-Encoder = Literal["latency", "analog", "signed"]
+Encoder = Literal["latency", "analog", "whitened", "signed"]
 """How images enter a network; see `NetworkConfig`."""
 MAX_CHANNELS = 2**12
 """Channels of an image."""
@@ -32,16 +32,20 @@ class NetworkConfig:
         classes: number of classes.
         width: factor on the size of every hidden layer (at least 1 channel each).
         encoder: "latency" (a = pixel / max_value), "analog" (the first token is an analog convolution whose clamped
-            outputs are spikes) or "signed" (it is of spiking neurons that read normalised pixels; see `SignedEncoder`).
+            outputs are spikes), "whitened" (the same with frozen weights that whiten patches of the images, see
+            `ttfs_triton.nn.whiten`; `width` does not change it) or "signed" (it is of spiking neurons that read
+            normalised pixels; see `SignedEncoder`).
         max_value: pixel value that fires first, latency encoder only.
         mean, std: per channel, in units of the pixels, not for a latency encoder.
         readout: "potential_start", "potential_end" or "first_spike"; see `ttfs_triton.nn.readout`.
         neuron: of every layer. An analog network keeps the one that its spiking twin is to have.
         bias: learn initial membrane potentials.
-        weight_standardisation: standardise the weights of every layer; folds into plain weights.
+        weight_standardisation: standardise the weights of every layer; folds into plain weights. With batch norm, of
+            analog networks only.
         initial_gain: factor on the Kaiming initialisation.
         analog: the artificial twin, clamped ReLU in place of spikes; in files neuron "ann", and "dft" otherwise.
-        batch_norm: normalise every hidden layer over the batch, analog networks only.
+        batch_norm: normalise the potentials of every hidden layer over the batch while training, but of a whitened
+            encoder; folds into plain weights.
         dropout: probability that a spike of a fully connected hidden layer is dropped while training. The weights that
             read it are divided by 1 − dropout, not the activations: those are times.
         grid: of the chip that the network was trained or calibrated for, and on which it computes; None: real numbers.
@@ -92,6 +96,14 @@ class NetworkConfig:
                 _refuse(
                     "width", f"give no layer more than {MAX_SIZE} neurons or channels", self.width, f"{size} times it."
                 )
+        if self.encoder == "whitened" and isinstance(tokens[0], Convolution):
+            components = 2 * self.in_channels * tokens[0].kernel_size ** 2
+            if tokens[0].channels != components:
+                _refuse(
+                    "specification",
+                    f'start with {components} channels for encoder="whitened", two a component of its patches',
+                    self.specification,
+                )
         if self.encoder != "latency":
             layers = [token for token in tokens if isinstance(token, Convolution | Dense)]
             if not isinstance(tokens[0], Convolution) or any(
@@ -138,8 +150,6 @@ class NetworkConfig:
             _refuse("mean and std", 'be None for encoder="latency"', (self.mean, self.std), "Use max_value.")
         if not isinstance(self.neuron, Neuron):
             _refuse("neuron", "be a Neuron", repr(self.neuron), "Give analog=True for an analog network.")
-        if self.batch_norm and not self.analog:
-            _refuse("batch_norm", "be False for a spiking network", True, "Use weight_standardisation.")
         if self.grid is not None and not isinstance(self.grid, Grid):
             _refuse("grid", "be a Grid or None", repr(self.grid))
         if self.analog and self.grid is not None:

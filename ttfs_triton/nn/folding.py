@@ -58,13 +58,11 @@ def plain_synapses(layer: WeightedLayer) -> tuple[Tensor, Tensor | None]:
     Returns:
         weight [C_out, ...] and bias [C_out] or None, float64; without batch norm exactly what the layer uses.
     """
-    weight, bias = layer.effective_weight().detach(), layer.bias
+    weight = layer.effective_weight().detach()
     if layer.grid is not None:
         return RoundedLayer(layer, weight).numbers()
-    norm = getattr(layer, "batch_norm", None)
-    if norm is not None:
-        return BatchNorm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps).fold(weight, bias)
-    return weight.double(), None if bias is None else bias.detach().double()
+    weight, bias = layer.with_batch_norm(weight.double())
+    return weight, None if bias is None else bias.detach().double()
 
 
 @torch.no_grad()

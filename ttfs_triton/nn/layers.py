@@ -3,9 +3,10 @@
 from typing import Unpack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ttfs_kernels import Neuron, dft_conv2d, dft_linear
+from ttfs_kernels import Neuron, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
 from ttfs_triton.nn.on_grid import RoundedLayer, spikes_on_grid
 from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, Size, WeightedConv2d, WeightedLinear
@@ -24,7 +25,9 @@ class DFTConv2d(WeightedConv2d):
         bias: learn an initial membrane potential per channel, from 0.
         weight_standardisation: standardise weights over the fan-in, with a learned norm per channel; folds into
             plain weights by `fold_weight_standardisation`.
-        initial_gain: factor on the Kaiming initialisation; see `reset_parameters`.
+        batch_norm: normalise potentials over the batch while training; folds by `fold_batch_norm`. Instead of weight
+            standardisation, unless that is asked for, too.
+        initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm its initial weight.
         skip: channels of an earlier layer whose spikes reach these neurons too, delayed; see `forward`. Default: 0.
         average: side of windows of inputs that are averaged in front of the synapses, spikes and masks alike; sizes
             must divide by it, and kernel_size, stride and padding count such windows. Default: 1.
@@ -76,8 +79,12 @@ class DFTConv2d(WeightedConv2d):
         skip, skip_weight = self.delayed(skip, x)
         if self.average > 1:
             self.output_shape(tuple(x.shape[1:]))  # refuses maps that do not divide
+        if self.batch_norm is not None and self.training:
+            activations = self._normalise(x, self.in_training(weight), skip, skip_weight)
+            return self.emit(activations) if pool == 1 else F.max_pool2d(activations, pool)
         if not self.runs_on_grid(x):
-            activations = self._fire(x, self.in_training(weight), self.bias, skip, skip_weight, pool)
+            weight, bias = self.with_batch_norm(weight)
+            activations = self._fire(x, self.in_training(weight), bias, skip, skip_weight, pool)
             return self.emit(activations) if pool == 1 else activations
         assert pool == 1, "spikes on a grid are pooled behind the layer"
         rounded = RoundedLayer(self, weight)
@@ -88,6 +95,21 @@ class DFTConv2d(WeightedConv2d):
 
     def _spikes(self, rounded: RoundedLayer, x: Tensor, skip: Tensor | None) -> Tensor:
         return spikes_on_grid(rounded, x, self.neuron.psp_persistence, skip)
+
+    def _normalise(self, x: Tensor, weight: Tensor, skip: Tensor | None, skip_weight: Tensor | None) -> Tensor:
+        found = normalised_conv2d(
+            x,
+            weight,
+            self.normalisation(),
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            skip=skip,
+            skip_weight=skip_weight,
+            neuron=self.neuron,
+        )
+        return self.follow(found)
 
     def _fire(
         self,
@@ -129,7 +151,7 @@ class DFTLinear(WeightedLinear):
         average: inputs in a row that share a weight, at 1/average of it: the positions of a flattened channel, for its
             mean in front of the synapses. Default: 1.
         spike_dropout: probability that an input spike is dropped while training; the weights make up for it.
-        neuron, backend, bias, weight_standardisation, initial_gain, skip, device, dtype: see `DFTConv2d`.
+        neuron, backend, bias, weight_standardisation, batch_norm, initial_gain, skip, device, dtype: see `DFTConv2d`.
     Raises:
         ValueError: sizes, initial_gain, skip, average or spike_dropout out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.
@@ -155,9 +177,15 @@ class DFTLinear(WeightedLinear):
     def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
         """Activations. `skip` [N, skip] are those of an earlier layer, whose spikes have waited for those of `x`."""
         skip, skip_weight = self.delayed(skip, x)
+        if self.batch_norm is not None and self.training:
+            x, weight = self.synapses(x, weight)
+            delayed = {"skip": skip, "skip_weight": skip_weight}
+            found = normalised_linear(x, weight, self.normalisation(), neuron=self.neuron, **delayed)
+            return self.emit(self.follow(found))
         if not self.runs_on_grid(x):
             x, weight = self.synapses(x, weight)
-            return self.emit(self._fire(x, weight, self.bias, skip, skip_weight))
+            weight, bias = self.with_batch_norm(weight)
+            return self.emit(self._fire(x, weight, bias, skip, skip_weight))
         x, weight, scale = self.with_dropout(x, weight)
         rounded = RoundedLayer(self, weight, scale)
         spikes = spikes_on_grid(rounded, x, self.neuron.psp_persistence, skip)

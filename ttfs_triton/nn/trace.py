@@ -49,8 +49,7 @@ _REMEDIES = (
     ),
     (
         r"batch_?norm|layer_?norm|group_?norm|instance_?norm",
-        "Use weight_standardisation=True, the default of our layers; an ANN layer takes batch_norm=True, which folds "
-        "into its weights.",
+        "Use batch_norm=True of our layers, which folds into their weights.",
     ),
     (
         r"^_*i?r?(add|sub)_*$|^add",

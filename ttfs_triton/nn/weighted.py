@@ -7,8 +7,9 @@ from typing import ClassVar, TypedDict, Unpack
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from ttfs_kernels import standardise_weights
+from ttfs_kernels import Normalisation, Normalised, standardise_weights
 from ttfs_triton.nn.chip_layer import ChipLayer
 from ttfs_triton.nn.standardise import standardise_weight
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
@@ -23,7 +24,8 @@ class WeightOptions(TypedDict, total=False):
     """Keywords of every layer with synapses; `WeightedLayer` says what they mean and their defaults."""
 
     bias: bool
-    weight_standardisation: bool
+    weight_standardisation: bool | None
+    batch_norm: bool
     initial_gain: float
     device: torch.device | str | None
     dtype: torch.dtype | None
@@ -52,10 +54,14 @@ class WeightedLayer(ChipLayer):
 
     Args:
         weight_shape: [C_out, ...].
-        bias: learn an initial membrane potential per neuron or channel, from 0.
+        bias: learn an initial membrane potential per neuron or channel, from 0. Batch norm has its own instead.
         weight_standardisation: standardise weights over the fan-in, with a learned norm per channel; folds into
-            plain weights by `fold_weight_standardisation`.
-        initial_gain: factor on the Kaiming initialisation; see `reset_parameters`.
+            plain weights by `fold_weight_standardisation`. Default: unless spiking neurons have batch norm.
+        batch_norm: normalise A and W over the batch while training, by the statistics of A + W; in evaluation the
+            layer is a plain one, whose weights and initial potentials hold the running statistics. See
+            `ttfs_kernels.normalised_conv2d`, and `fold_batch_norm`. Not for readouts.
+        initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm its initial weight
+            γ, the standard deviation of A + W.
         skip: channels, or neurons, of an earlier layer whose delayed spikes `forward` gets as `skip`, each by a synapse
             of its own; see `delayed`. 0 for none. Not for encoders and readouts.
         average: inputs that share a weight, at 1/average of it each: average pooling in front of the layer, at its
@@ -71,6 +77,8 @@ class WeightedLayer(ChipLayer):
         weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
         skip_weight: Parameter [skip], weights v of delayed spikes, one a channel (start at 1), or None. They are not
             standardised with the others.
+        batch_norm: `BatchNorm2d` or `BatchNorm1d`, which holds γ, β and the running statistics, or None.
+        statistics_group: processes that share the statistics of a batch; None: each has its own.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
         grid, faults, log2_unit: of the chip that it computes for; see `ChipLayer`.
     """
@@ -80,13 +88,15 @@ class WeightedLayer(ChipLayer):
     bias: nn.Parameter | None
     weight_gain: nn.Parameter | None
     skip_weight: nn.Parameter | None
+    batch_norm: nn.BatchNorm1d | nn.BatchNorm2d | None
 
     def __init__(
         self,
         weight_shape: tuple[int, ...],
         *,
         bias: bool = True,
-        weight_standardisation: bool = True,
+        weight_standardisation: bool | None = None,
+        batch_norm: bool = False,
         initial_gain: float = 0.5,
         skip: int = 0,
         average: int = 1,
@@ -104,6 +114,10 @@ class WeightedLayer(ChipLayer):
             )
         if not (math.isfinite(initial_gain) and initial_gain > 0):
             raise ValueError(f"{name}: initial_gain must be positive and finite; got {initial_gain}.")
+        if batch_norm and self.kind == "readout":
+            raise ValueError(f"{name}: batch_norm must be False for a readout; got True. Leave it out.")
+        if weight_standardisation is None:
+            weight_standardisation = not (batch_norm and self.kind == "spiking")
         if weight_standardisation and math.prod(weight_shape[1:]) < 2:
             raise ValueError(
                 f"{name}: weight_standardisation must have a fan-in of at least 2; got 1. "
@@ -126,10 +140,14 @@ class WeightedLayer(ChipLayer):
         self.statistics: SpikeCounter | None = None
         factory = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(weight_shape, **factory))
+        bias = bias and not batch_norm
         self.register_parameter("bias", nn.Parameter(torch.empty(weight_shape[0], **factory)) if bias else None)
         gain = nn.Parameter(torch.empty(weight_shape[0], **factory)) if weight_standardisation else None
         self.register_parameter("weight_gain", gain)
         self.register_parameter("skip_weight", nn.Parameter(torch.empty(skip, **factory)) if skip else None)
+        kind = nn.BatchNorm2d if len(weight_shape) == 4 else nn.BatchNorm1d
+        self.batch_norm = kind(weight_shape[0], **factory) if batch_norm else None
+        self.statistics_group: ProcessGroup | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -146,6 +164,9 @@ class WeightedLayer(ChipLayer):
             nn.init.constant_(self.weight_gain, self.initial_gain * math.sqrt(2))
         if self.skip_weight is not None:
             nn.init.ones_(self.skip_weight)
+        if self.batch_norm is not None:
+            self.batch_norm.reset_parameters()
+            nn.init.constant_(self.batch_norm.weight, self.initial_gain)
 
     def effective_weight(self) -> Tensor:
         """Weights of the synapses: standardised if the layer standardises, spread if it averages.
@@ -171,6 +192,65 @@ class WeightedLayer(ChipLayer):
         if self.weight_gain is not None:
             self.weight.copy_(self._stored_weight())
             self.weight_gain = None
+
+    @property
+    def has_initial_potential(self) -> bool:
+        """Whether neurons start from a potential of their own."""
+        return self.bias is not None or self.batch_norm is not None
+
+    def with_batch_norm(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weights and initial potentials of evaluation mode, batch norm folded in; without one, as they are.
+
+        Args:
+            weight: the effective weight.
+        Returns:
+            weight, shape of `weight`, and bias [C_out] or None, in the dtype of `weight` or of the batch norm, whichever
+            is wider.
+        """
+        norm = self.batch_norm
+        if norm is None:
+            return weight, self.bias
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        dtype = torch.promote_types(weight.dtype, norm.weight.dtype)
+        scale = norm.weight.to(dtype) * (norm.running_var.to(dtype) + norm.eps).rsqrt()
+        bias = norm.bias.to(dtype) - scale * norm.running_mean.to(dtype)
+        return weight.to(dtype) * scale.view(-1, *(1,) * (weight.dim() - 1)), bias
+
+    def normalisation(self) -> Normalisation:
+        """How potentials of this training step are normalised.
+
+        Raises:
+            RuntimeError: the layer has no batch norm.
+        """
+        norm = self.batch_norm
+        if norm is None or norm.running_mean is None:
+            raise RuntimeError(f"{type(self).__name__}: normalisation must have a batch norm; there is none.")
+        return Normalisation(norm.weight, norm.bias, norm.running_mean, norm.eps, self.statistics_group)
+
+    @torch.no_grad()
+    def follow(self, found: Normalised) -> Tensor:
+        """Let the running statistics follow those of a batch; returns its activations."""
+        norm = self.batch_norm
+        assert norm is not None
+        assert norm.momentum is not None
+        for running, value in ((norm.running_mean, found.mean), (norm.running_var, found.variance)):
+            assert running is not None
+            running.lerp_(value.to(running.dtype), norm.momentum)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        return found.activations
+
+    @torch.no_grad()
+    def fold_batch_norm(self) -> None:
+        """Make the layer of evaluation mode this layer: plain weights and initial potentials; see the module function."""
+        if self.batch_norm is None:
+            return
+        self.fold_standardisation()
+        weight, bias = self.with_batch_norm(self.weight.double())
+        assert bias is not None
+        self.weight.copy_(weight)
+        self.bias, self.batch_norm = nn.Parameter(bias.to(self.weight.dtype)), None
 
     def delayed(self, skip: Tensor | None, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Delayed spikes, one a neuron of this layer, and the weights of their synapses, as `dft_conv2d` takes them.

@@ -78,7 +78,7 @@ def described(layer: WeightedLayer, fan_out: FanOut, inputs: Tensor) -> dict[str
         "inputs": math.prod(inputs.shape[1:]) + skipped,
         "synapses": fan_out.synapses + skipped,
         "weights": layer.weight.numel() + layer.skip,
-        "biases": 0 if layer.bias is None else layer.bias.numel(),
+        "biases": len(layer.weight) if layer.has_initial_potential else 0,
     }
 
 
@@ -111,7 +111,8 @@ def neurons_without_input(layer: WeightedLayer, inputs: Tensor, skip: Tensor | N
         skip: delayed spikes, one a neuron, or None.
     """
     groups = layer.groups if isinstance(layer, WeightedConv2d) else 1
-    still = torch.ones(layer.weight.shape[0], device=inputs.device) if layer.bias is None else (layer.bias == 0).float()
+    bias = layer.with_batch_norm(layer.weight)[1]
+    still = torch.ones(layer.weight.shape[0], device=inputs.device) if bias is None else (bias == 0).float()
     reached = inputs.unflatten(1, (groups, -1)).amax(2)
     if isinstance(layer, WeightedConv2d):
         rows, columns = layer.padding

@@ -1,0 +1,382 @@
+"""Layers with normalised potentials: batch norm for spiking neurons, at any σ.
+
+A channel's statistics are those of V = A + W, the potential at the window's end, over the batch and all positions
+(σ = 0: of A, which is batch norm as it is known). One factor scales both potentials:
+
+    g = γ / √(s² + ε)        A' = g·(A − μ) + β        W' = g·W        activation = fire(A', W')
+
+So a trained layer is a plain one: weights g·w, initial potential β − g·μ. Backward, over N neurons of a channel, with
+the rule's derivatives dA' and dW':
+
+    dβ = Σ dA'        dγ = Σ (dA'·(A − μ) + dW'·W) / √(s² + ε)
+    dA = g·(dA' − dβ/N − (V − μ)·dγ/(N·√(s² + ε)))        dW = the same with dW' in place of dA'
+
+Each pass over the neurons below is a formula over tensors, which runs as it is, or fused by PyTorch's compiler (see
+`fused`). σ is a tensor there, so that a training may change it without compiling anew.
+
+Shapes: potentials [2, images, positions, channels] for A and Σ w·[x > 0], or [1, ...] at σ = 0; one row is an image of
+one position in a fully connected layer.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ttfs_kernels import fused
+from ttfs_kernels.checks import check_conv2d, check_linear, pair
+from ttfs_kernels.contraction import Geometry, convolve, gradient_of_input, gradient_of_weight
+from ttfs_kernels.direct import autocast
+from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.rule import fire_with_derivatives
+from ttfs_kernels.torch_backend import at_inputs, like_rows, stack_mask
+
+Size = int | tuple[int, int]
+
+
+class Normalised(NamedTuple):
+    """Activations of a layer, and the statistics of its potentials.
+
+    Attributes:
+        activations: as of `dft_conv2d` or `dft_linear`.
+        mean, variance: [C], float32 or wider, of V = A + W over batch and positions; the variance is unbiased, as
+            `torch.nn.BatchNorm2d` keeps it. No gradient.
+    """
+
+    activations: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+class Normalisation(NamedTuple):
+    """How potentials are normalised.
+
+    Attributes:
+        weight: γ [C], standard deviation of the normalised potential A' + W', in threshold heights.
+        bias: β [C], its mean.
+        estimate: [C], any value near μ: sums of squares are taken around it, so that none of their digits are lost.
+        epsilon: ε, added to the variance.
+        group: processes that share their statistics; None: each has its own.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    estimate: Tensor
+    epsilon: float = 1e-5
+    group: ProcessGroup | None = None
+
+
+def normalised_linear(
+    x: Tensor,
+    weight: Tensor,
+    normalisation: Normalisation,
+    *,
+    skip: Tensor | None = None,
+    skip_weight: Tensor | None = None,
+    neuron: Neuron = Neuron(),
+) -> Normalised:
+    """As `dft_linear`, with potentials normalised over the batch; for training.
+
+    Args:
+        x: [N, in_features], activations; fp16, bf16, fp32 or fp64.
+        weight: [out_features, in_features].
+        normalisation: γ and β [out_features], ε.
+        skip, skip_weight: as in `dft_linear`; added behind the normalisation.
+        neuron: how it fires and how it is differentiated.
+    Returns:
+        See `Normalised`. Gradients for x, weight, γ, β, skip and skip_weight.
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices disagree.
+    """
+    operands = x, weight, normalisation.bias, skip, skip_weight
+    check_linear(*operands)
+    return _apply(operands, normalisation, None, neuron)
+
+
+def normalised_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    normalisation: Normalisation,
+    *,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    skip: Tensor | None = None,
+    skip_weight: Tensor | None = None,
+    neuron: Neuron = Neuron(),
+) -> Normalised:
+    """As `dft_conv2d`, with potentials normalised over batch and positions; for training.
+
+    Args:
+        x: [N, in_channels, height, width], activations; fp16, bf16, fp32 or fp64.
+        weight: [out_channels, in_channels / groups, rows, columns].
+        normalisation: γ and β [out_channels], ε.
+        stride, padding, dilation, groups, skip, skip_weight, neuron: as in `dft_conv2d`; the skip is added behind the
+            normalisation.
+    Returns, raises: as `normalised_linear`.
+    Example:
+        >>> x, weight = torch.rand(8, 3, 32, 32), torch.randn(16, 3, 3, 3)
+        >>> normalisation = Normalisation(torch.full((16,), 0.5), torch.zeros(16), torch.zeros(16))
+        >>> normalised_conv2d(x, weight, normalisation).activations.shape
+        torch.Size([8, 16, 30, 30])
+    """
+    name = "normalised_conv2d"
+    sizes = (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
+    geometry = Geometry(*(pair(name, *size) for size in sizes), groups)
+    operands = x, weight, normalisation.bias, skip, skip_weight
+    check_conv2d(operands, geometry, 1)
+    return _apply(operands, normalisation, geometry, neuron)
+
+
+def _apply(
+    operands: tuple[Tensor | None, ...], normalisation: Normalisation, geometry: Geometry | None, neuron: Neuron
+) -> Normalised:
+    present = operands if operands[3] is not None else operands[:3]
+    x, weight, bias, *delayed = autocast(*present)
+    skip, skip_weight = delayed or (None, None)
+    settings = geometry, neuron, normalisation.epsilon, normalisation.group
+    estimate = normalisation.estimate.detach()
+    return Normalised(
+        *_NormalisedLayer.apply(x, weight, normalisation.weight, bias, skip, skip_weight, estimate, settings)
+    )
+
+
+class _NormalisedLayer(torch.autograd.Function):
+    """Contraction, statistics and rule; the backward pass evaluates the rule again rather than keep its derivatives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        skip: Tensor | None,
+        skip_weight: Tensor | None,
+        estimate: Tensor,
+        settings: tuple[Geometry | None, Neuron, float, ProcessGroup | None],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        geometry, neuron, epsilon, group = settings
+        sigma, neuron = fused.persistence(neuron, x), fused.of_any_persistence(neuron)
+        inputs = stack_mask(x, neuron) if neuron.has_slope else x
+        maps = F.linear(inputs, weight) if geometry is None else convolve(inputs, weight, None, geometry)
+        shape = (len(x), *maps.shape[1:])
+        potentials = _positions(maps, len(maps) // len(x))
+        sums = torch.stack(_run(_summing, neuron, potentials, sigma, estimate))
+        count = torch.full((1,), float(potentials[0, ..., 0].numel()), device=x.device, dtype=sums.dtype)
+        if group is not None:
+            joined = torch.cat([sums.flatten(), count])
+            torch.distributed.all_reduce(joined, group=group)
+            sums, count = joined[:-1].view_as(sums), joined[-1:]
+        offset, square = sums / count
+        mean, variance = estimate + offset, (square - offset.square()).clamp_min(0)
+        inverse = (variance + epsilon).rsqrt()
+        delayed = None if skip is None else _positions(skip, 1)[0]
+        affine = gamma * inverse, beta - gamma * inverse * mean
+        activations = _run(_firing, neuron, potentials, sigma, *affine, delayed, skip_weight)
+        ctx.save_for_backward(
+            inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight
+        )
+        ctx.geometry, ctx.neuron, ctx.group = geometry, neuron, group
+        unbiased = variance * (count / (count - 1).clamp_min(1))
+        ctx.mark_non_differentiable(mean, unbiased)
+        ctx.set_materialize_grads(False)
+        return like_rows(activations, shape), mean, unbiased
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
+        if grad is None:
+            return (None,) * 8
+        inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight = ctx.saved_tensors
+        geometry, neuron, needs = ctx.geometry, ctx.neuron, ctx.needs_input_grad
+        rows = _positions(grad, 1)[0]
+        affine = gamma * inverse, beta - gamma * inverse * mean
+        common = potentials, sigma, *affine, delayed, skip_weight, rows, mean
+        grad_beta, by_scale, grad_skip_weight = _run(_reducing, neuron, *common)
+        grad_gamma = by_scale * inverse
+        sums = torch.stack([grad_beta, grad_gamma])
+        if ctx.group is not None:
+            torch.distributed.all_reduce(sums, group=ctx.group)
+        by_mean, by_variance = sums / count
+        h, grad_skip = _run(_spreading, neuron, *common, by_mean, by_variance * inverse)
+        h = like_rows(h, (len(potentials) * len(grad), *grad.shape[1:]))
+        grad_x = grad_weight = None
+        if needs[0]:
+            by_both = h if neuron.has_surrogate or not neuron.has_slope else h[: len(grad)]
+            if geometry is None:
+                at_both = by_both @ weight
+            else:
+                x = inputs if len(by_both) == len(inputs) else inputs[: len(grad)]
+                at_both = gradient_of_input(by_both, x, weight, geometry)
+            grad_x = at_inputs(at_both, inputs, neuron)
+        if needs[1]:
+            by_product = geometry is None
+            grad_weight = h.t() @ inputs if by_product else gradient_of_weight(h, inputs, weight, geometry)
+        if delayed is not None:
+            grad_skip = like_rows(grad_skip, grad.shape)
+        return grad_x, grad_weight, grad_gamma, grad_beta, grad_skip, grad_skip_weight, None, None
+
+
+def _run(make: Callable[[Neuron], Callable[..., Any]], neuron: Neuron, *operands: Tensor | None) -> Any:
+    first = operands[0]
+    assert first is not None
+    return fused.compiled(make, neuron)(*operands) if fused.is_fused(first) else make(neuron)(*operands)
+
+
+def _positions(maps: Tensor, pairs: int) -> Tensor:
+    """[pairs · N, C, P, Q] → [pairs, N, P·Q, C], a view of channels-last maps; [pairs · N, C] → [pairs, N, 1, C]."""
+    if maps.dim() == 2:
+        return maps.contiguous().view(pairs, -1, 1, maps.shape[1])
+    rows = maps.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    return rows.reshape(pairs, len(maps) // pairs, -1, maps.shape[1])
+
+
+def _both(potentials: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A and W, the latter None at σ = 0, in at least float32."""
+    precise = fused.precise_dtype(potentials.dtype)
+    A = potentials[0].to(precise)
+    return A, potentials[1].to(precise) * sigma if len(potentials) == 2 else None
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Σ over images and positions, first within an image: in parallel, and with short sums."""
+    return values.sum(1).sum(0)
+
+
+def _summing(neuron: Neuron) -> Callable[..., tuple[Tensor, Tensor]]:
+    """(potentials, σ, estimate) → Σ (V − estimate) and Σ (V − estimate)², [C]."""
+
+    def sums(potentials: Tensor, sigma: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
+        A, W = _both(potentials, sigma)
+        offset = (A if W is None else A + W) - estimate
+        return _sum(offset), _sum(offset.square())
+
+    return sums
+
+
+def _normalise(
+    potentials: Tensor,
+    sigma: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
+    neuron: Neuron,
+) -> tuple[Tensor, Tensor | None]:
+    """A' and W' with delayed spikes: (potentials, σ, g, β − g·μ, skip, skip_weight)."""
+    A, W = _both(potentials, sigma)
+    A = A * scale + shift
+    W = None if W is None else W * scale
+    if skip is not None and skip_weight is not None:
+        skip, skip_weight = skip.to(A.dtype), skip_weight.to(A.dtype)
+        A = A + skip * skip_weight
+        W = None if W is None else W + torch.where(skip > 0, skip_weight * sigma, 0)
+    return A, W
+
+
+def _firing(neuron: Neuron) -> Callable[..., Tensor]:
+    """(potentials, σ, g, β − g·μ, skip, skip_weight) → activations."""
+
+    def fire(
+        potentials: Tensor,
+        sigma: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        skip: Tensor | None,
+        skip_weight: Tensor | None,
+    ) -> Tensor:
+        A, W = _normalise(potentials, sigma, scale, shift, skip, skip_weight, neuron)
+        activations = A.clamp(0, 1) if W is None else fire_with_derivatives(A, W, neuron)[0]
+        return activations.to(potentials.dtype)
+
+    return fire
+
+
+def _derive(
+    grad: Tensor, potentials: Tensor, normalised: tuple[Tensor, Tensor | None], neuron: Neuron
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of A' and W' from that of the activations; None for W' at σ = 0."""
+    A, W = normalised
+    grad = grad.to(A.dtype)
+    if W is None:
+        inside = torch.where((A <= 0) | (A >= 1), 0, grad)
+        return torch.where(A.isnan(), A, inside), None
+    _, by_potential, by_slope = fire_with_derivatives(A, W, neuron)
+    return grad * by_potential, grad * by_slope
+
+
+def _reducing(neuron: Neuron) -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
+    """(potentials, σ, g, β − g·μ, skip, skip_weight, grad, μ) → dβ, dg and the gradient of skip_weight, [C]."""
+
+    def reduce(
+        potentials: Tensor,
+        sigma: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        skip: Tensor | None,
+        skip_weight: Tensor | None,
+        grad: Tensor,
+        mean: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        A, W = _both(potentials, sigma)
+        normalised = _normalise(potentials, sigma, scale, shift, skip, skip_weight, neuron)
+        by_A, by_W = _derive(grad, potentials, normalised, neuron)
+        by_scale = by_A * (A - mean)
+        if by_W is not None and W is not None:
+            by_scale = by_scale + by_W * W
+        by_skip_weight = None
+        if skip is not None:
+            skip = skip.to(by_A.dtype)
+            by_skip_weight = by_A * skip
+            if by_W is not None:
+                by_skip_weight = by_skip_weight + torch.where(skip > 0, by_W * sigma, 0)
+            by_skip_weight = _sum(by_skip_weight)
+        return _sum(by_A), _sum(by_scale), by_skip_weight
+
+    return reduce
+
+
+def _spreading(neuron: Neuron) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """(potentials, σ, g, β − g·μ, skip, skip_weight, grad, μ, dβ/N, dγ/(N·√(s² + ε))) → h, gradient of skip.
+
+    h [2, images, positions, channels] are the gradients of A and of Σ w·[x > 0], or [1, ...] at σ = 0:
+    g·dA' and σ·g·dW', each less g·(dβ/N + (V − μ)·dγ/(N·√(s² + ε))), which came by mean and variance.
+    """
+
+    def spread(
+        potentials: Tensor,
+        sigma: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        skip: Tensor | None,
+        skip_weight: Tensor | None,
+        grad: Tensor,
+        mean: Tensor,
+        by_mean: Tensor,
+        by_variance: Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        A, W = _both(potentials, sigma)
+        normalised = _normalise(potentials, sigma, scale, shift, skip, skip_weight, neuron)
+        by_A, by_W = _derive(grad, potentials, normalised, neuron)
+        V = A if W is None else A + W
+        shared = by_mean + (V - mean) * by_variance
+        parts = [scale * (by_A - shared)]
+        if by_W is not None:
+            parts.append(sigma * scale * (by_W - shared))
+        by_skip = None
+        if skip is not None and skip_weight is not None:
+            skip, v = skip.to(by_A.dtype), skip_weight.to(by_A.dtype)
+            by_skip = by_A
+            if by_W is not None:
+                by_skip = torch.where(skip <= 0, 0, by_A)
+                if neuron.has_surrogate:
+                    by_skip = by_skip + by_W * sigma * (1 - skip / neuron.surrogate_width).clamp_min(0)
+            by_skip = (by_skip * v).to(grad.dtype)
+        return torch.stack(parts).to(potentials.dtype), by_skip
+
+    return spread
