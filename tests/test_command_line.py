@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from typing import Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
@@ -46,6 +47,31 @@ def test_run_command_refuses_options_that_are_not_valid(arguments, code, message
     shown = capsys.readouterr()
     assert stopped.value.code == code
     assert message in shown.out + shown.err
+
+
+class Mirror(BaseModel):
+    flip_images: bool | Literal["sometimes"] = False
+    """Whether."""
+    other: str = ""
+    """What else."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ("--flip-images --other x", True),
+        ("--other x --flip_images", True),
+        ("--no-flip-images --other x", False),
+        ("--flip-images False --other x", False),
+        ("--other x --flip-images sometimes", "sometimes"),
+        ("--flip-images=sometimes --other x", "sometimes"),
+        ("--other=x", False),
+    ],
+)
+def test_a_flag_that_also_takes_words_is_still_a_flag(arguments, value):
+    got = []
+    run_command(Mirror, got.append, prog="some.py", description="Do something.", arguments=arguments.split())
+    assert got == [Mirror(flip_images=value, other="x")]
 
 
 def test_run_command_tells_errors_of_the_user_only(capsys):

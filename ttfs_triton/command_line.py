@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -123,7 +123,7 @@ def parse_options(
     try:
         found = tyro.cli(
             checked,
-            args=[word for word in arguments if word != TRACEBACK],
+            args=_with_values(options, [word for word in arguments if word != TRACEBACK]),
             default=None if default is None else checked(**default.model_dump()),
             description="\n\n".join(filter(None, (description, _HINT))),
             prog=prog,
@@ -134,6 +134,26 @@ def parse_options(
     except Refused as error:
         raise OptionsError("the command line is not usable:\n" + "\n".join(error.args)) from None
     return options(**found.model_dump())
+
+
+def _with_values(options: type[BaseModel], arguments: Sequence[str]) -> list[str]:
+    """Arguments in which `--flag` and `--no-flag` are `--flag True` and `--flag False` where words are values, too."""
+    flags = [
+        f"--{name.replace('_', '-')}"
+        for name, field in options.model_fields.items()
+        if bool in get_args(field.annotation)
+    ]
+    found = []
+    for word, following in zip(arguments, [*arguments, "--"][1:], strict=True):
+        flag = word.replace("_", "-")
+        positive = flag.replace("--no-", "--", 1)
+        if flag in flags and following.startswith("--"):
+            found += [flag, "True"]
+        elif flag not in flags and positive in flags:
+            found += [positive, "False"]
+        else:
+            found.append(word)
+    return found
 
 
 def problem_lines(

@@ -109,6 +109,44 @@ def test_apply_equals_the_slow_reference(channels, height, width, crop, fill, fl
         assert np.array_equal(result[i].numpy(), expected)
 
 
+@given(
+    channels=st.sampled_from([1, 3]),
+    height=st.integers(2, 9),
+    width=st.integers(2, 9),
+    padding=st.integers(1, 8),
+    seed=st.integers(0, 1000),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+)
+def test_reflecting_crop_equals_a_window_of_the_padded_image(channels, height, width, padding, seed, layout):
+    padding = min(padding, height - 1, width - 1)
+    augmentation = Augmentation(crop_padding=padding, crop_fill="reflect")
+    images = batch(5, channels, height, width, seed)
+    parameters = draw(augmentation, images, seed)
+    result = augmentation.apply(images.contiguous(memory_format=layout), parameters)
+    padded = torch.nn.functional.pad(images.float(), (padding,) * 4, mode="reflect").byte()
+    assert parameters.crop is not None
+    for ours, whole, corner in zip(result, padded, parameters.crop + padding, strict=True):
+        top, left = corner.tolist()
+        assert torch.equal(ours, whole[:, top : top + height, left : left + width])
+
+
+def test_what_a_policy_uncovers_is_black_where_the_crop_reflects():
+    images, indices = batch(50, height=12, width=12), torch.arange(50)
+    reflecting, black = (Augmentation(auto_augment=True, crop_fill=fill) for fill in ("reflect", 0))
+    assert torch.equal(*(each(images, indices, seed=0, epoch=0) for each in (reflecting, black)))
+
+
+@given(seed=st.integers(0, 2**64 - 1), first=st.integers(0, 2**40), epoch=st.integers(0, 100))
+def test_alternating_flip_is_random_in_the_first_epoch_and_alternates_from_there(seed, first, epoch):
+    images, indices = batch(64), torch.arange(first, first + 64)
+    alternating = Augmentation(flip="alternating")
+    start = Augmentation(flip=True)(images, indices, seed=seed, epoch=0)
+    here, next_one, later = (alternating(images, indices, seed=seed, epoch=epoch + more) for more in (0, 1, 2))
+    assert torch.equal(here, start if epoch % 2 == 0 else start.flip(3))
+    assert torch.equal(next_one, here.flip(3))
+    assert torch.equal(later, here)
+
+
 turn, place = st.integers(-2 * ONE, 2 * ONE), st.integers(-10 * ONE, 10 * ONE)
 
 
@@ -151,7 +189,11 @@ def test_no_augmentation_scales_to_the_unit_interval():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, *({name: value} for name, value in EVERYTHING.items()), {"trivial_augment": True}]
+    "options",
+    [
+        *({}, {"trivial_augment": True}, {"flip": "alternating"}, {"crop_padding": 2, "crop_fill": "reflect"}),
+        *({name: value} for name, value in EVERYTHING.items()),
+    ],
 )
 def test_colour_images_are_channels_last(options):
     result = Augmentation(**options)(batch(), torch.arange(8), seed=0, epoch=0)
@@ -224,8 +266,30 @@ def test_augmentation_rejects_negative_sizes(name):
 @pytest.mark.parametrize("name", ["crop_fill", "cutout_fill"])
 @pytest.mark.parametrize(("value", "rule"), [(-1, "greater than or equal to 0"), (256, "less than or equal to 255")])
 def test_augmentation_rejects_fills_that_are_no_pixel_value(name, value, rule):
-    with pytest.raises(ValueError, match=rf"Augmentation\n{name}\n +Input should be {rule} .*input_value={value}"):
+    with pytest.raises(ValueError, match=rf"{name}.*\n +Input should be {rule} .*input_value={value}"):
         Augmentation(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("crop_fill", "mirror", "should be 'reflect'"),
+        ("cutout_fill", "reflect", "should be a valid integer"),
+        ("flip", "sometimes", "should be 'alternating'"),
+    ],
+)
+def test_augmentation_rejects_words_that_it_does_not_know(name, value, rule):
+    with pytest.raises(ValueError, match=rf"{name}.*\n +Input {rule}"):
+        Augmentation(**{name: value})
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 9), (9, 3)])
+def test_augmentation_rejects_to_reflect_more_pixels_than_the_image_has_beside_its_border(height, width):
+    augmentation = Augmentation(crop_padding=4, crop_fill="reflect")
+    with pytest.raises(
+        ValueError, match=rf"crop_padding must be less than .*; got 4 for \({height}, {width}\)\. Lower"
+    ):
+        augmentation(batch(height=height, width=width), torch.arange(8), seed=0, epoch=0)
 
 
 def test_augmentation_rejects_two_policies():

@@ -39,7 +39,8 @@ cpu: true
 # Every augmentation at once. The quadrants of `make_images` stay what they are but for mirrored ones.
 AUGMENTATION = """
 crop_padding: 1
-flip: true
+crop_fill: reflect
+flip: alternating
 auto_augment: true
 rotation: 10
 cutout: 2

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from ttfs_triton.train import ConfigError, TrainConfig
+from ttfs_triton.train.build import build_augmentation
 from ttfs_triton.train.cli import parse_config
 from ttfs_triton.train.config import FREE_ON_RESUME, changed_keys, make_config, read_yaml
 from ttfs_triton.train.recipe import read_recipe
@@ -69,6 +70,23 @@ def test_flags_win_over_config_file_and_file_over_recipe(recipe, tmp_path):
     other.write_text("epochs: 9\nbatch_size: 32\n")
     config = parse_config(recipe, "", ["--config", str(other), "--batch-size", "16", "--flip"])
     assert (config.epochs, config.batch_size, config.lr, config.flip) == (9, 16, 3e-3, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flip", "fill"),
+    [
+        ("", False, 0),
+        ("--flip --crop-fill 128", True, 128),
+        ("--flip alternating --crop-fill reflect", "alternating", "reflect"),
+        ("--no-flip", False, 0),
+    ],
+)
+def test_flip_and_crop_fill_are_numbers_flags_or_words(recipe, arguments, flip, fill):
+    config = parse_config(recipe, "", arguments.split())
+    assert (config.flip, config.crop_fill) == (flip, fill)
+    assert make_config(yaml.safe_load(config.to_yaml()), "itself") == config
+    augmentation = build_augmentation(config)
+    assert (augmentation.flip, augmentation.crop_fill) == (flip, fill)
 
 
 def test_config_survives_its_own_yaml(recipe):
@@ -164,6 +182,7 @@ def test_files_that_are_no_configuration_are_named(tmp_path):
         ("seed", str(2**64), "seed: Input should be less than"),
         ("lr", "1e9", "lr: Input should be less than or equal to 100"),
         ("image-size", "1000000", "image_size: Input should be less than or equal to 8192"),
+        ("crop-fill", "256", r"crop_fill\S*: Input should be less than or equal to 255; got 256"),
         ("crop-padding", "1000000", "crop_padding: Input should be less than or equal to 8192"),
         ("shift", "1000000", "shift: Input should be less than or equal to 8192"),
     ],

@@ -8,6 +8,7 @@ and the same on every device.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,21 +33,25 @@ def rotation(degrees: float, height: int, width: int) -> tuple[int, ...]:
     return affine(cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y)
 
 
-def windows(images: Tensor, corners: Tensor, padding: int, fill: int) -> Tensor:
+def windows(images: Tensor, corners: Tensor, padding: int, fill: int | Literal["reflect"]) -> Tensor:
     """Windows of the images' own size.
 
     Args:
         images: [n, C, height, width], uint8, in any memory format.
         corners: [n, 2], int64, row and column of each window's corner in its image, from -padding to padding.
-        padding: pixels around the image that a window may reach into.
-        fill: their level.
+        padding: pixels around the image that a window may reach into; if they mirror it, fewer than its sides have.
+        fill: their level. "reflect": they mirror the image about its outermost pixels.
     Returns:
         As `images`, contiguous.
     """
     n, channels, height, width = images.shape
     padding = min(padding, max(height, width))  # farther away a window sees nothing of the image either
-    framed = images.new_full((n, channels, height + 2 * padding, width + 2 * padding), fill)
+    framed = images.new_empty((n, channels, height + 2 * padding, width + 2 * padding))
+    if fill != "reflect":
+        framed.fill_(fill)
     framed[:, :, padding : padding + height, padding : padding + width] = images
+    if fill == "reflect":
+        _reflect(framed, padding)
     # A window is a view of the frame; of the views from all its pixels on, those that begin at a corner are copied.
     image, plane, row, _ = framed.stride()
     top, left = (corners + padding).clamp_(0, 2 * padding).unbind(1)
@@ -55,6 +60,14 @@ def windows(images: Tensor, corners: Tensor, padding: int, fill: int) -> Tensor:
         (image * (n - 1) + 2 * padding * (row + 1) + 1, channels, height, width), (1, plane, row, 1)
     )
     return views.index_select(0, begin)
+
+
+def _reflect(framed: Tensor, padding: int) -> None:
+    """Fill a border of so many pixels as `torch.nn.functional.pad` does, which takes no uint8 on a GPU."""
+    for axis in (2, 3):
+        end = framed.shape[axis] - padding
+        framed.narrow(axis, 0, padding).copy_(framed.narrow(axis, padding + 1, padding).flip(axis))
+        framed.narrow(axis, end, padding).copy_(framed.narrow(axis, end - 1 - padding, padding).flip(axis))
 
 
 def mirror(images: Tensor, chosen: Tensor) -> Tensor:

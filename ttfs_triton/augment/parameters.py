@@ -66,7 +66,10 @@ def draw_parameters(
     drawn: dict[str, Tensor] = {}
     if augmentation.crop_padding:
         drawn["crop"] = _corners(words[:, CROP_TOP : CROP_LEFT + 1], augmentation.crop_padding)
-    if augmentation.flip:
+    if augmentation.flip == "alternating":
+        in_first_epoch = below(random_words(seed, 0, indices, range(1))[:, FLIP], 2)
+        drawn["flip"] = (in_first_epoch + epoch) % 2 == 1
+    elif augmentation.flip:
         drawn["flip"] = below(words[:, FLIP], 2).bool()
     if augmentation.shift:
         drawn["shift"] = _corners(words[:, SHIFT_TOP : SHIFT_LEFT + 1], augmentation.shift)

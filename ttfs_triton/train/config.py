@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from ttfs_triton.augment.augmentation import Fill, Flip
 from ttfs_triton.augment.policy import PolicyName
 from ttfs_triton.command_line import problem_lines
 from ttfs_triton.convert.layouts import TrainedAs
@@ -75,10 +76,10 @@ class TrainConfig(FaultOptions, EventOptions):
     # ---- augmentation
     crop_padding: int = Field(0, ge=0, le=8192)
     """Pad by this many pixels and crop at random."""
-    crop_fill: int = Field(0, ge=0, le=255)
-    """Pixel value of that padding."""
-    flip: bool = False
-    """Flip images left to right with probability one half."""
+    crop_fill: Fill = 0
+    """Pixel value of that padding, or reflect: mirror the image there."""
+    flip: Flip = False
+    """Flip images left to right with probability one half; alternating: so in the first epoch, then every other one."""
     shift: int = Field(0, ge=0, le=8192)
     """Shift images by up to this many pixels, filling with zeros."""
     rotation: float = Field(0.0, ge=0, le=180)
