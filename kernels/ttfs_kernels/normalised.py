@@ -166,7 +166,7 @@ class _NormalisedLayer(torch.autograd.Function):
         maps = F.linear(inputs, weight) if geometry is None else convolve(inputs, weight, None, geometry)
         shape = (len(x), *maps.shape[1:])
         potentials = _positions(maps, len(maps) // len(x))
-        sums = torch.stack(_run(_summing, neuron, potentials, sigma, estimate))
+        sums = torch.stack(_run((_summing,), potentials, sigma, estimate))
         count = torch.full((1,), float(potentials[0, ..., 0].numel()), device=x.device, dtype=sums.dtype)
         if group is not None:
             joined = torch.cat([sums.flatten(), count])
@@ -177,7 +177,7 @@ class _NormalisedLayer(torch.autograd.Function):
         inverse = (variance + epsilon).rsqrt()
         delayed = None if skip is None else _positions(skip, 1)[0]
         affine = gamma * inverse, beta - gamma * inverse * mean
-        activations = _run(_firing, neuron, potentials, sigma, *affine, delayed, skip_weight)
+        activations = _run((_firing, neuron), potentials, sigma, *affine, delayed, skip_weight)
         ctx.save_for_backward(
             inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight
         )
@@ -194,38 +194,43 @@ class _NormalisedLayer(torch.autograd.Function):
             return (None,) * 8
         inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight = ctx.saved_tensors
         geometry, neuron, needs = ctx.geometry, ctx.neuron, ctx.needs_input_grad
-        rows = _positions(grad, 1)[0]
         affine = gamma * inverse, beta - gamma * inverse * mean
-        common = potentials, sigma, *affine, delayed, skip_weight, rows, mean
-        grad_beta, by_scale, grad_skip_weight = _run(_reducing, neuron, *common)
+        h = torch.empty_like(potentials)
+        by_both = (h[0], h[1] if neuron.has_slope else None)
+        rows = _positions(grad.to(h.dtype), 1)[0]
+        _run((_deriving, neuron), potentials, sigma, *affine, delayed, skip_weight, rows, *by_both)
+        grad_beta, by_scale = _run((_reducing,), potentials, sigma, mean, *by_both)
         grad_gamma = by_scale * inverse
+        grad_skip = grad_skip_weight = None
+        if delayed is not None:
+            grad_skip, grad_skip_weight = _run((_skipping, neuron), *by_both, sigma, delayed, skip_weight)
+            grad_skip = like_rows(grad_skip, grad.shape)
         sums = torch.stack([grad_beta, grad_gamma])
         if ctx.group is not None:
             torch.distributed.all_reduce(sums, group=ctx.group)
         by_mean, by_variance = sums / count
-        h, grad_skip = _run(_spreading, neuron, *common, by_mean, by_variance * inverse)
+        _run((_spreading,), potentials, sigma, affine[0], mean, by_mean, by_variance * inverse, *by_both)
         h = like_rows(h, (len(potentials) * len(grad), *grad.shape[1:]))
         grad_x = grad_weight = None
         if needs[0]:
-            by_both = h if neuron.has_surrogate or not neuron.has_slope else h[: len(grad)]
+            both = len(h) if neuron.has_surrogate else len(grad)  # the masks' gradient is for the surrogate alone
             if geometry is None:
-                at_both = by_both @ weight
+                by_inputs = h[:both] @ weight
             else:
-                x = inputs if len(by_both) == len(inputs) else inputs[: len(grad)]
-                at_both = gradient_of_input(by_both, x, weight, geometry)
-            grad_x = at_inputs(at_both, inputs, neuron)
+                by_inputs = gradient_of_input(h[:both], inputs[:both], weight, geometry)
+            grad_x = at_inputs(by_inputs, inputs, neuron)
         if needs[1]:
-            by_product = geometry is None
-            grad_weight = h.t() @ inputs if by_product else gradient_of_weight(h, inputs, weight, geometry)
-        if delayed is not None:
-            grad_skip = like_rows(grad_skip, grad.shape)
+            grad_weight = h.t() @ inputs if geometry is None else gradient_of_weight(h, inputs, weight, geometry)
         return grad_x, grad_weight, grad_gamma, grad_beta, grad_skip, grad_skip_weight, None, None
 
 
-def _run(make: Callable[[Neuron], Callable[..., Any]], neuron: Neuron, *operands: Tensor | None) -> Any:
-    first = operands[0]
-    assert first is not None
-    return fused.compiled(make, neuron)(*operands) if fused.is_fused(first) else make(neuron)(*operands)
+def _run(formula: tuple[Any, ...], *operands: Tensor | None) -> Any:
+    """What a formula, with its settings, makes of operands of which the first is the largest: fused, or as it is."""
+    make, *settings = formula
+    assert operands[0] is not None
+    if torch.compiler.is_compiling() or not fused.is_fused(operands[0]):
+        return make(*settings)(*operands)
+    return fused.compiled(make, *settings)(*operands)
 
 
 def _positions(maps: Tensor, pairs: int) -> Tensor:
@@ -248,7 +253,7 @@ def _sum(values: Tensor) -> Tensor:
     return values.sum(1).sum(0)
 
 
-def _summing(neuron: Neuron) -> Callable[..., tuple[Tensor, Tensor]]:
+def _summing() -> Callable[..., tuple[Tensor, Tensor]]:
     """(potentials, σ, estimate) → Σ (V − estimate) and Σ (V − estimate)², [C]."""
 
     def sums(potentials: Tensor, sigma: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,7 +271,6 @@ def _normalise(
     shift: Tensor,
     skip: Tensor | None,
     skip_weight: Tensor | None,
-    neuron: Neuron,
 ) -> tuple[Tensor, Tensor | None]:
     """A' and W' with delayed spikes: (potentials, σ, g, β − g·μ, skip, skip_weight)."""
     A, W = _both(potentials, sigma)
@@ -290,30 +294,20 @@ def _firing(neuron: Neuron) -> Callable[..., Tensor]:
         skip: Tensor | None,
         skip_weight: Tensor | None,
     ) -> Tensor:
-        A, W = _normalise(potentials, sigma, scale, shift, skip, skip_weight, neuron)
+        A, W = _normalise(potentials, sigma, scale, shift, skip, skip_weight)
         activations = A.clamp(0, 1) if W is None else fire_with_derivatives(A, W, neuron)[0]
         return activations.to(potentials.dtype)
 
     return fire
 
 
-def _derive(
-    grad: Tensor, potentials: Tensor, normalised: tuple[Tensor, Tensor | None], neuron: Neuron
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of A' and W' from that of the activations; None for W' at σ = 0."""
-    A, W = normalised
-    grad = grad.to(A.dtype)
-    if W is None:
-        inside = torch.where((A <= 0) | (A >= 1), 0, grad)
-        return torch.where(A.isnan(), A, inside), None
-    _, by_potential, by_slope = fire_with_derivatives(A, W, neuron)
-    return grad * by_potential, grad * by_slope
+def _deriving(neuron: Neuron) -> Callable[..., None]:
+    """(potentials, σ, g, β − g·μ, skip, skip_weight, grad, by_A, by_W) → gradients of A' and W' in by_A and by_W.
 
+    There is no by_W at σ = 0.
+    """
 
-def _reducing(neuron: Neuron) -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
-    """(potentials, σ, g, β − g·μ, skip, skip_weight, grad, μ) → dβ, dg and the gradient of skip_weight, [C]."""
-
-    def reduce(
+    def derive(
         potentials: Tensor,
         sigma: Tensor,
         scale: Tensor,
@@ -321,30 +315,61 @@ def _reducing(neuron: Neuron) -> Callable[..., tuple[Tensor, Tensor, Tensor | No
         skip: Tensor | None,
         skip_weight: Tensor | None,
         grad: Tensor,
-        mean: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        by_A: Tensor,
+        by_W: Tensor | None,
+    ) -> None:
+        A, W = _normalise(potentials, sigma, scale, shift, skip, skip_weight)
+        grad = grad.to(A.dtype)
+        if W is None or by_W is None:
+            inside = torch.where((A <= 0) | (A >= 1), 0, grad)
+            by_A.copy_(torch.where(A.isnan(), A, inside))
+            return
+        _, by_potential, by_slope = fire_with_derivatives(A, W, neuron)
+        by_A.copy_(grad * by_potential)
+        by_W.copy_(grad * by_slope)
+
+    return derive
+
+
+def _reducing() -> Callable[..., tuple[Tensor, Tensor]]:
+    """(potentials, σ, μ, by_A, by_W) → dβ and dg, [C]."""
+
+    def reduce(
+        potentials: Tensor, sigma: Tensor, mean: Tensor, by_A: Tensor, by_W: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         A, W = _both(potentials, sigma)
-        normalised = _normalise(potentials, sigma, scale, shift, skip, skip_weight, neuron)
-        by_A, by_W = _derive(grad, potentials, normalised, neuron)
+        by_A = by_A.to(A.dtype)
         by_scale = by_A * (A - mean)
-        if by_W is not None and W is not None:
-            by_scale = by_scale + by_W * W
-        by_skip_weight = None
-        if skip is not None:
-            skip = skip.to(by_A.dtype)
-            by_skip_weight = by_A * skip
-            if by_W is not None:
-                by_skip_weight = by_skip_weight + torch.where(skip > 0, by_W * sigma, 0)
-            by_skip_weight = _sum(by_skip_weight)
-        return _sum(by_A), _sum(by_scale), by_skip_weight
+        if W is not None and by_W is not None:
+            by_scale = by_scale + by_W.to(A.dtype) * W
+        return _sum(by_A), _sum(by_scale)
 
     return reduce
 
 
-def _spreading(neuron: Neuron) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """(potentials, σ, g, β − g·μ, skip, skip_weight, grad, μ, dβ/N, dγ/(N·√(s² + ε))) → h, gradient of skip.
+def _skipping(neuron: Neuron) -> Callable[..., tuple[Tensor, Tensor]]:
+    """(by_A, by_W, σ, skip, skip_weight) → gradients of delayed spikes and of their weights."""
 
-    h [2, images, positions, channels] are the gradients of A and of Σ w·[x > 0], or [1, ...] at σ = 0:
+    def gradients(
+        by_A: Tensor, by_W: Tensor | None, sigma: Tensor, skip: Tensor, skip_weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        dtype, precise = skip.dtype, fused.precise_dtype(skip.dtype)
+        skip, by_A, skip_weight = skip.to(precise), by_A.to(precise), skip_weight.to(precise)
+        by_weight, by_skip = by_A * skip, by_A
+        if by_W is not None:
+            by_W = by_W.to(precise) * sigma
+            by_weight = by_weight + torch.where(skip > 0, by_W, 0)
+            by_skip = torch.where(skip <= 0, 0, by_A)
+            if neuron.has_surrogate:
+                by_skip = by_skip + by_W * (1 - skip / neuron.surrogate_width).clamp_min(0)
+        return (by_skip * skip_weight).to(dtype), _sum(by_weight)
+
+    return gradients
+
+
+def _spreading() -> Callable[..., None]:
+    """(potentials, σ, g, μ, dβ/N, dγ/(N·√(s² + ε)), by_A, by_W): gradients of A and of Σ w·[x > 0], in place.
+
     g·dA' and σ·g·dW', each less g·(dβ/N + (V − μ)·dγ/(N·√(s² + ε))), which came by mean and variance.
     """
 
@@ -352,31 +377,16 @@ def _spreading(neuron: Neuron) -> Callable[..., tuple[Tensor, Tensor | None]]:
         potentials: Tensor,
         sigma: Tensor,
         scale: Tensor,
-        shift: Tensor,
-        skip: Tensor | None,
-        skip_weight: Tensor | None,
-        grad: Tensor,
         mean: Tensor,
         by_mean: Tensor,
         by_variance: Tensor,
-    ) -> tuple[Tensor, Tensor | None]:
+        by_A: Tensor,
+        by_W: Tensor | None,
+    ) -> None:
         A, W = _both(potentials, sigma)
-        normalised = _normalise(potentials, sigma, scale, shift, skip, skip_weight, neuron)
-        by_A, by_W = _derive(grad, potentials, normalised, neuron)
-        V = A if W is None else A + W
-        shared = by_mean + (V - mean) * by_variance
-        parts = [scale * (by_A - shared)]
+        shared = by_mean + ((A if W is None else A + W) - mean) * by_variance
+        by_A.copy_(scale * (by_A.to(A.dtype) - shared))
         if by_W is not None:
-            parts.append(sigma * scale * (by_W - shared))
-        by_skip = None
-        if skip is not None and skip_weight is not None:
-            skip, v = skip.to(by_A.dtype), skip_weight.to(by_A.dtype)
-            by_skip = by_A
-            if by_W is not None:
-                by_skip = torch.where(skip <= 0, 0, by_A)
-                if neuron.has_surrogate:
-                    by_skip = by_skip + by_W * sigma * (1 - skip / neuron.surrogate_width).clamp_min(0)
-            by_skip = (by_skip * v).to(grad.dtype)
-        return torch.stack(parts).to(potentials.dtype), by_skip
+            by_W.copy_(sigma * scale * (by_W.to(A.dtype) - shared))
 
     return spread

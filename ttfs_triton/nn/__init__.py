@@ -13,11 +13,12 @@ from ttfs_triton.nn.coding import (
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.decision import decide
 from ttfs_triton.nn.faults import Faults
+from ttfs_triton.nn.folding import fold_batch_norm
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import Grid
+from ttfs_triton.nn.initialisation import start_as_identity, whiten, whitening_weights
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.models import TTFSNetwork, cifarnet, cnn1, resnet18, resnet20, vgg11, vgg16
-from ttfs_triton.nn.normalisation import fold_batch_norm, whiten, whitening_weights
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,
@@ -78,6 +79,7 @@ __all__ = [
     "resnet18",
     "resnet20",
     "sparsity",
+    "start_as_identity",
     "spike_time_to_activation",
     "standardise_weight",
     "train_for",

@@ -6,7 +6,7 @@ All of it is computed in float64 and is exact but for rounding.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttfs_triton.nn.on_grid import RoundedLayer
 from ttfs_triton.nn.weighted import WeightedLayer
@@ -71,3 +71,20 @@ def plain_skip_weights(layer: WeightedLayer) -> Tensor | None:
     if layer.grid is not None and layer.skip:
         return RoundedLayer(layer, layer.effective_weight()).skip_weight
     return layer.skip_weights()
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """Replace batch norm by the weights and initial potentials that it stands for in evaluation, in every layer.
+
+    In evaluation mode outputs stay the same, but for rounding. Layers without batch norm are left alone.
+
+    Args:
+        model: a layer or network of `ttfs_triton.nn`, changed in place; of a `TTFSNetwork` call its own method, which
+            notes it in the configuration.
+    Returns:
+        `model`.
+    """
+    for module in model.modules():
+        if isinstance(module, WeightedLayer):
+            module.fold_batch_norm()
+    return model

@@ -12,9 +12,9 @@ from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.chip import put_on_grid, without_autocast
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.config import NetworkConfig
+from ttfs_triton.nn.folding import fold_batch_norm
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.normalisation import fold_batch_norm
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, PotentialReadout, Readout, ReadoutOptions
 from ttfs_triton.nn.specification import Average, Convolution, Dense, Pool, output_size, parse_specification

@@ -230,15 +230,19 @@ class WeightedLayer(ChipLayer):
 
     @torch.no_grad()
     def follow(self, found: Normalised) -> Tensor:
-        """Let the running statistics follow those of a batch; returns its activations."""
+        """Let the running statistics follow those of a batch; returns its activations.
+
+        They are the mean of all batches so far, until that is as long a memory as the batch norm's momentum gives them.
+        """
         norm = self.batch_norm
         assert norm is not None
         assert norm.momentum is not None
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        share = norm.num_batches_tracked.to(norm.weight.dtype).reciprocal().clamp_min(norm.momentum)
         for running, value in ((norm.running_mean, found.mean), (norm.running_var, found.variance)):
             assert running is not None
-            running.lerp_(value.to(running.dtype), norm.momentum)
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
+            running.lerp_(value.to(running.dtype), share)
         return found.activations
 
     @torch.no_grad()

@@ -29,15 +29,19 @@ from ttfs_triton.nn import (
     NetworkGraph,
     TTFSNetwork,
     network_graph,
+    start_as_identity,
     train_for,
+    whiten,
 )
 from ttfs_triton.nn.config import Encoder
-from ttfs_triton.nn.models import CNN1, RESNET18, RESNET20, VGG11, VGG16
+from ttfs_triton.nn.models import CNN1, RESNET18, RESNET20, VGG11, VGG16, cifarnet_specification
+from ttfs_triton.nn.readout import Readout
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.start import Start, check_chip, load_own_weights, load_weights, start_on_grid
 
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
+    "cifarnet": (cifarnet_specification(), "whitened"),
     "vgg11": (VGG11, "analog"),
     "vgg16": (VGG16, "analog"),
     "resnet18": (RESNET18, "analog"),
@@ -45,6 +49,8 @@ SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
 }
 # Enough images for channel statistics to four digits.
 STATISTICS_IMAGES = 10_000
+WHITENING_IMAGES = 5_000
+HEAD = "4096-4096"  # of the paper's VGGs
 STATISTICS_VALUES = 2**25  # at a time: all of these images at 32 × 32 pixels
 # As torch's OneCycleLR: start at peak / 25, end at start / 10⁴.
 ONE_CYCLE_START = 1 / 25
@@ -146,6 +152,9 @@ def build_network(
     """
     if network is None:
         network = _own_network(config, data) if config.network is not None else _specified_network(config, data)
+    if isinstance(network, TTFSNetwork) and network.config.encoder == "whitened" and calibrated:
+        images = draw_images(data.train, WHITENING_IMAGES, config.seed, data.train_indices)
+        whiten(network.features.get_submodule("conv1"), images)  # pyright: ignore[reportArgumentType]
     weights, start = str(ann) if config.pretrain and ann is not None else config.weights, None
     if weights is not None:
         images = None
@@ -212,18 +221,24 @@ def _own_network(config: TrainConfig, data: RunData) -> nn.Module:
 
 def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
     specification, usual_encoder = SPECIFICATIONS.get(config.model, (config.model, "latency"))
+    factor = config.width
+    if config.model == "cifarnet":
+        specification, factor = cifarnet_specification(config.width, config.block_convolutions), 1.0
+    if config.model in ("vgg11", "vgg16") and config.head != HEAD:
+        specification = specification.removesuffix(HEAD) + config.head
+        specification = specification.removesuffix("-none")
     encoder = config.encoder or usual_encoder
     _, channels, height, width = data.train.shape
     mean, std = channel_statistics(data) if encoder != "latency" else (None, None)
     torch.manual_seed(config.seed)
     try:
-        return TTFSNetwork(
+        network = TTFSNetwork(
             NetworkConfig(
                 specification=specification,
                 in_channels=channels,
                 image_size=(height, width),
                 classes=len(data.train.class_names),
-                width=config.width,
+                width=factor,
                 encoder=encoder,
                 mean=mean,
                 std=std,
@@ -240,6 +255,9 @@ def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if config.identity_start:
+        start_as_identity(network)
+    return network
 
 
 def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -261,11 +279,14 @@ def build_augmentation(config: TrainConfig) -> Augmentation:
 
 
 def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
-    """The optimizer; weight decay reaches weights only, not gains, initial potentials and normalisation."""
-    decayed = [p for p in network.parameters() if p.dim() > 1]
-    others = [p for p in network.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    """The optimizer; weight decay reaches weights only, not gains, initial potentials and normalisation.
+
+    Where a rate has a factor, its parameters decay by the same share a step as with a factor of 1.
+    """
+    groups = [
+        {"params": parameters, "lr": config.lr * rate, "weight_decay": config.weight_decay / rate if decays else 0.0}
+        for (decays, rate), parameters in _by_rate(config, network).items()
+    ]
     # Fused: one pass over weights and moments instead of ten, on CPU and GPU alike.
     if config.optimizer == "sgd":
         optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
@@ -276,6 +297,21 @@ def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
         return optimizer
     kind = AdamW if config.optimizer == "adamw" else Adam
     return kind(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+
+
+def _by_rate(config: TrainConfig, network: nn.Module) -> dict[tuple[bool, float], list[nn.Parameter]]:
+    """Parameters by whether they decay and by the factor on their rate; those of ordinary weights first."""
+    rates: dict[int, float] = {}
+    for module in network.modules():
+        norm = getattr(module, "batch_norm", None)
+        if norm is not None:
+            rates |= {id(norm.bias): config.norm_bias_rate, id(norm.weight): config.norm_gain_rate}
+        if isinstance(module, Readout):
+            rates |= {id(parameter): config.readout_rate for parameter in module.parameters()}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    for parameter in network.parameters():
+        groups.setdefault((parameter.dim() > 1, rates.get(id(parameter), 1.0)), []).append(parameter)
+    return {key: parameters for key, parameters in groups.items() if parameters}
 
 
 def build_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int) -> LambdaLR:
@@ -300,15 +336,24 @@ def rate_factor(config: TrainConfig, total: int, steps_per_epoch: int) -> Callab
             return (step + 1) / (warmup + 1)
         return _cosine(1.0, 0.0, _progress(step, warmup, total))
 
+    def linear(step: int) -> float:
+        if step < warmup:
+            return config.start_factor + (1 - config.start_factor) * step / warmup
+        return 1 + (config.end_factor - 1) * _progress(step, warmup, total)
+
     def by_milestones(step: int) -> float:
         return config.milestone_factor ** sum(step >= milestone for milestone in milestones)
 
     def constant(step: int) -> float:
         return 1.0
 
-    return {"one_cycle": one_cycle, "cosine": cosine, "milestones": by_milestones, "constant": constant}[
-        config.schedule
-    ]
+    return {
+        "one_cycle": one_cycle,
+        "cosine": cosine,
+        "linear": linear,
+        "milestones": by_milestones,
+        "constant": constant,
+    }[config.schedule]
 
 
 def _progress(step: int, warmup: float, total: int) -> float:

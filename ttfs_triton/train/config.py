@@ -101,16 +101,23 @@ class TrainConfig(FaultOptions, EventOptions):
     """FILE.py:FUNCTION, which builds a network of yours in place of all keys of this part; called with those of
     in_channels, image_size and classes that it takes."""
     model: str = "cnn1"
-    """cnn1, vgg11, vgg16, resnet18, resnet20, or a specification such as 16C5-P2-32C5p0-P2-128."""
+    """cnn1, cifarnet, vgg11, vgg16, resnet18, resnet20, or a specification such as 16C5-P2-32C5p0-P2-128."""
+    block_convolutions: Literal[2, 3] = 2
+    """Convolutions a block of cifarnet; with three, spikes also go past the last two."""
+    head: Literal["4096-4096", "512", "none"] = "4096-4096"
+    """Fully connected hidden layers of vgg11 and vgg16; the paper's are 4096-4096."""
     width: float = Field(1.0, gt=0)
     """Factor on the size of every hidden layer."""
     neuron: Literal["dft", "ann"] = "dft"
     """dft: dynamic-firing-threshold spiking neurons. ann: the same network with ReLU clamped to [0, 1]."""
     batch_norm: bool = False
-    """Batch normalisation, for neuron=ann only."""
+    """Normalise the potentials of every hidden layer over the batch; folds into plain weights and initial potentials."""
+    sync_batch_norm: bool = False
+    """Take the statistics of batch_norm over all processes, not in each."""
     encoder: Encoder | None = None
-    """latency: bright pixels spike early. analog: the first convolution reads pixels. signed: so do its neurons, which
-    spike by the paper's rule, as its training script has them. Default: the model's own."""
+    """latency: bright pixels spike early. analog: the first convolution reads pixels. whitened: by frozen weights that
+    whiten patches of the training images. signed: so do its neurons, which spike by the paper's rule, as its training
+    script has them. Default: the model's own."""
     readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
     """potential_*: membrane potential of the output layer at its window's start or end. first_spike: earliest spike
     wins. Default: the model's own."""
@@ -121,7 +128,14 @@ class TrainConfig(FaultOptions, EventOptions):
     weight_standardisation: bool = True
     """Standardise the weights over the fan-in, with a learned gain; folds into plain weights."""
     initial_gain: float = Field(0.5, gt=0)
-    """Scale of the initial weights, as a factor on Kaiming's."""
+    """Scale of the initial weights, as a factor on Kaiming's. With batch_norm, initial standard deviation of the
+    potentials, in threshold heights: the smaller, the later neurons saturate."""
+    identity_start: bool = False
+    """Let the first filters of every spiking convolution hand on one input channel each at the start."""
+    psp_persistence_rise: tuple[float, float] | None = None
+    """Start at σ = 0 and let σ rise to psp_persistence between these two shares of the training, such as 0.25 0.6."""
+    psp_persistence_order: Literal["together", "layers"] = "together"
+    """Whether σ rises in all layers together, or in one layer after the other, from the input on."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability that a spike of a fully connected layer is dropped in training."""
     weights: str | None = None
@@ -174,10 +188,22 @@ class TrainConfig(FaultOptions, EventOptions):
     """Momentum of sgd; first beta of adam and adamw."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of weights (not of gains and initial potentials)."""
-    schedule: Literal["one_cycle", "cosine", "milestones", "constant"] = "one_cycle"
-    """Course of the learning rate, by optimiser step."""
+    norm_bias_rate: float = Field(1.0, ge=0)
+    """Factor on the rate of batch norm's biases β. 0: they stay at 0."""
+    norm_gain_rate: float = Field(1.0, ge=0)
+    """Factor on the rate of batch norm's weights γ, which say how far below saturation neurons are. 0: they stay at
+    initial_gain."""
+    readout_rate: float = Field(1.0, gt=0)
+    """Factor on the rate of the readout."""
+    schedule: Literal["one_cycle", "cosine", "linear", "milestones", "constant"] = "one_cycle"
+    """Course of the learning rate, by optimiser step. linear: from start_factor up to the peak, then down to
+    end_factor."""
     warmup: float = Field(0.2, ge=0, lt=1)
-    """Share of the steps in which the rate rises (one_cycle, cosine)."""
+    """Share of the steps in which the rate rises (one_cycle, cosine, linear)."""
+    start_factor: float = Field(0.2, ge=0, le=1)
+    """Share of the peak rate at the first step (linear)."""
+    end_factor: float = Field(0.0, ge=0, le=1)
+    """Share of the peak rate at the last step (linear)."""
     milestones: tuple[int, ...] = ()
     """Epochs after which the rate is multiplied by milestone_factor."""
     milestone_factor: float = Field(0.1, gt=0)
@@ -188,6 +214,10 @@ class TrainConfig(FaultOptions, EventOptions):
     """Label smoothing of the cross entropy."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then what is scored and saved. 0: off."""
+
+    lookahead: int = Field(0, ge=0)
+    """Every so many steps, average the weights with those of earlier steps, and go on from the average, which is what
+    is scored and saved; earlier steps count more towards the end. 0: off."""
 
     # ---- what it may cost
     target_sparsity: float | str | None = None
@@ -270,8 +300,14 @@ class TrainConfig(FaultOptions, EventOptions):
     def _combinations(self) -> "TrainConfig":
         if self.network is not None and (given := self.network_keys()):
             raise ValueError(f"network builds all of a network: leave {', '.join(given)} out, and say it there")
-        if self.batch_norm and self.neuron != "ann":
-            raise ValueError("batch_norm works with neuron: ann only; use weight_standardisation for spiking neurons")
+        if self.batch_norm and self.time_steps is not None:
+            raise ValueError(
+                "batch_norm and time_steps exclude each other: train with batch_norm first, then start from its "
+                "weights with time_steps and without batch_norm"
+            )
+        self._check_rise()
+        if self.lookahead and self.ema_decay:
+            raise ValueError("lookahead and ema_decay exclude each other: each is the average that is scored")
         if self.pretrain and (self.neuron == "ann" or self.weights is not None):
             raise ValueError("pretrain works with neuron: dft and without weights only")
         if self.target is not None and self.neuron == "ann":
@@ -314,6 +350,17 @@ class TrainConfig(FaultOptions, EventOptions):
             )
         return self
 
+    def _check_rise(self) -> None:
+        rise = self.psp_persistence_rise
+        if rise is None:
+            return
+        if not 0 <= rise[0] <= rise[1] <= 1:
+            raise ValueError(f"psp_persistence_rise must be two rising shares from 0 to 1; got {rise[0]} {rise[1]}")
+        if self.neuron == "ann" or self.spiking_neuron.psp_persistence == 0:
+            raise ValueError("psp_persistence_rise needs neuron: dft and a psp_persistence above 0 to rise to")
+        if self.compile:
+            raise ValueError("psp_persistence_rise and compile exclude each other: each σ would be compiled anew")
+
     @property
     def target(self) -> Wanted | None:
         """What the network may cost, None without a limit."""
@@ -340,7 +387,8 @@ class TrainConfig(FaultOptions, EventOptions):
 
 # Keys that a network of the user's makes meaningless.
 NETWORK_KEYS = tuple(
-    "model width neuron batch_norm encoder readout bias weight_standardisation initial_gain dropout "
+    "model block_convolutions head width neuron batch_norm encoder readout bias weight_standardisation initial_gain "
+    "identity_start dropout "
     "pretrain pretrain_epochs pretrain_lr".split()
 )
 # Keys that may differ between a run and its continuation: they change neither weights nor metrics, but for roundings.

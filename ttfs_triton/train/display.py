@@ -52,6 +52,8 @@ class Display:
         text += f"  train {line['train_accuracy']:.2%}"
         if "val_accuracy" in line:
             text += f"  val {line['val_accuracy']:.2%}  sparsity {line['sparsity']:.3f}"
+        if "rise" in line:
+            text += f"  σ at {line['rise']:.0%} of its goal"
         if "cost" in line:
             text += "  cost " + ", ".join(f"{value:.4g}" for value in line["cost"].values())
         text += f"  {line['images_per_second']:.0f} images/s  {line['seconds']:.1f} s"

@@ -61,6 +61,10 @@ class Evaluator:
             stop=self.stop,
         )
 
+    def forget(self) -> None:
+        """Compile and capture anew: neurons have changed."""
+        self._scorer = None
+
     def _make_scorer(self, network: nn.Module, batch_size: int, image_shape: tuple[int, ...]) -> Scorer:
         if self.graphs is None and self.accelerator.device.type == "cpu":
             return Scorer(

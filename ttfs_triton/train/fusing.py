@@ -17,13 +17,10 @@ from ttfs_triton.train.config import ConfigError
 LEAST_NEURONS = 10_000_000_000
 
 
-def why_not_fused(device: torch.device, graph: NetworkGraph) -> str | None:
+def why_not_fused(device: torch.device) -> str | None:
     """Why passes cannot be fused; None if they can."""
     if device.type != "cpu":
         return "the device is no CPU"
-    hidden = [stage.layer for stage in graph.stages if stage.kind in ("analog", "ann", "spiking")]
-    if all(getattr(layer, "batch_norm", None) is not None for layer in hidden):
-        return "no hidden layer is without batch norm"
     from torch._inductor import cpp_builder, exc
 
     try:
@@ -58,7 +55,7 @@ def choose_fusing(
     """
     if wanted == "off" or (wanted == "auto" and not is_worth_while(graph, images)):
         return False
-    reason = why_not_fused(device, graph)
+    reason = why_not_fused(device)
     if wanted == "on" and reason is not None:
         raise ConfigError(f"fuse: on needs passes that can be fused, but {reason}; use auto or off.")
     if reason is None:

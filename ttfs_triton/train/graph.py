@@ -101,6 +101,10 @@ class GraphedStep:
                 own_labels.copy_(labels, non_blocking=True)
             self.replay()
 
+    def forget(self) -> None:
+        """Capture anew at the next step, since what the graph holds as constants has changed."""
+        self.replay, self._inputs = None, []
+
     def one_by_one(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
         """The same step without the graph."""
         self._set_rates()

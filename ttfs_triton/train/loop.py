@@ -40,13 +40,14 @@ from ttfs_triton.train.evaluator import Evaluator
 from ttfs_triton.train.fusing import choose_fusing, fused_passes
 from ttfs_triton.train.graph import GraphedStep, choose_graphs
 from ttfs_triton.train.identity import Change, compare, identity
-from ttfs_triton.train.processes import Interrupted, StopRequest, compress_gradients
+from ttfs_triton.train.persistence import PersistenceSchedule
+from ttfs_triton.train.processes import Interrupted, StopRequest, compress_gradients, share_statistics
 from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.states import EpochTotals, Position, mix, pack_optimizer, unpack_optimizer
 from ttfs_triton.train.steering import Steering
 from ttfs_triton.train.step import TrainStep
-from ttfs_triton.train.update import make_average
+from ttfs_triton.train.update import look_ahead, make_average
 
 
 class NonFiniteLossError(RuntimeError):
@@ -93,6 +94,9 @@ class TrainingLoop:
             config, data, accelerator.device, network=network, ann=folder.ann, calibrated=fresh
         )
         self.graph = check_network(self.network, data)
+        self._identity = identity(config, accelerator, data, self.graph)
+        if config.sync_batch_norm and accelerator.num_processes > 1:
+            share_statistics(self.network)
         self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
         self.position = Position()
         self.steps_per_epoch = self._batches(0).steps
@@ -115,14 +119,20 @@ class TrainingLoop:
         if self.steering is not None:
             self.steering.watch(self.bare_optimizer)
         self.average: AveragedModel | None = None
-        if config.ema_decay:
+        if config.ema_decay or config.lookahead:
             self.average = make_average(self.network, config.ema_decay)
+        networks = [self.network] if self.average is None else [self.network, self.average.module]
+        steps = config.epochs * self.steps_per_epoch
+        self.persistence = PersistenceSchedule(
+            networks, config.psp_persistence_rise, config.psp_persistence_order, steps
+        )
         self.changes: list[Change] = []
         # Before the wrapper, which in fp16 puts the step that it finds now in the place of the one that counts calls.
         self.schedule = build_schedule(self.bare_optimizer, config, self.steps_per_epoch)
         self.optimizer = cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.bare_optimizer))
         self.dial = None if self.steering is None else self.steering.dial
-        parts = (self.network, self.model, self.optimizer, self.average, self.dial)
+        followed = None if config.lookahead else self.average
+        parts = (self.network, self.model, self.optimizer, followed, self.dial)
         self._plain_step = TrainStep(config, accelerator, *parts)
         self._step: TrainStep | GraphedStep = self._plain_step
         if graphs is not None:
@@ -153,6 +163,7 @@ class TrainingLoop:
         """
         with fused_passes(self.fuses), nullcontext() if self.steering is None else self.steering.model.watching():
             self._train()
+        self.persistence.set(self.config.epochs * self.steps_per_epoch)  # a run that a callback ended early is not there
 
     def _train(self) -> None:
         total = self.config.epochs * self.steps_per_epoch
@@ -234,6 +245,7 @@ class TrainingLoop:
         # Dropout included, a step's random numbers follow from its position: a resumed run draws the same ones.
         torch.manual_seed(mix(self.config.seed, position.step, self.accelerator.process_index))
         sampled = position.step % self.config.statistics_steps == 0
+        self._set_persistence()
         step = self._step
         if isinstance(step, GraphedStep) and self._profiler.one_by_one:
             step = step.one_by_one
@@ -244,6 +256,15 @@ class TrainingLoop:
         self.schedule.step()
         if self.average is not None:
             self.average.n_averaged += 1
+        if self.average is not None and self.config.lookahead and (position.step + 1) % self.config.lookahead == 0:
+            progress = (position.step + 1) / (self.config.epochs * self.steps_per_epoch)
+            look_ahead(self.average.module, self.network, self.config.lookahead, progress)
+
+    def _set_persistence(self) -> None:
+        if self.persistence.set(self.position.step):
+            if isinstance(self._step, GraphedStep):
+                self._step.forget()
+            self._evaluator.forget()
 
     def _read_sums(self) -> list[float]:
         """Loss, right answers and images of the epoch so far, over all processes. Here the host waits for the device.
@@ -336,7 +357,10 @@ class TrainingLoop:
             }
         line |= {} if self.steering is None else self.steering.after_epoch()
         line |= {"seconds": totals.seconds, "images_per_second": totals.images / totals.seconds}
-        miss = 0.0 if self.steering is None else self.steering.miss
+        # An epoch before σ has reached its goal is no better than a later one, however accurate.
+        missing = self.persistence.missing
+        line |= {} if self.config.psp_persistence_rise is None else {"rise": 1 - missing}
+        miss = missing + (0.0 if self.steering is None else self.steering.miss)
         best = evaluation is None or position.is_best(evaluation.accuracy, miss)
         if best:
             position.best_epoch = position.epoch + 1
@@ -348,9 +372,9 @@ class TrainingLoop:
         self._plain_step.sums.zero_()
         # Best weights before the checkpoint that names their epoch: a kill in between repeats the epoch, bit by bit.
         if best and self.accelerator.is_main_process:
-            self.folder.write_best(
-                self.scored_network.state_dict(), describe(self.config, self.scored_network, self.data, self.start)
-            )
+            with self.persistence.at_goal():
+                description = describe(self.config, self.scored_network, self.data, self.start)
+            self.folder.write_best(self.scored_network.state_dict(), description)
         self.save()
         if self.accelerator.is_main_process:
             self.folder.write_metrics(position.metrics)
@@ -383,7 +407,7 @@ class TrainingLoop:
                 "schedule": self.schedule.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
                 "changes": [asdict(change) for change in self.changes],
-                **identity(self.config, self.accelerator, self.data, self.graph),
+                **self._identity,
             }
             save_checkpoint(
                 self.folder.checkpoints,
@@ -408,8 +432,7 @@ class TrainingLoop:
             return False
         checkpoint = load_checkpoint(path)
         state = checkpoint.state
-        now = identity(self.config, self.accelerator, self.data, self.graph)
-        changes = compare(path, state, now, checkpoint.step)
+        changes = compare(path, state, self._identity, checkpoint.step)
         self.network.load_state_dict(checkpoint.tensors["model"])
         unpack_optimizer(self.bare_optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
         if self.average is not None:

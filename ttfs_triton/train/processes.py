@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.scoring import sum_over_processes
 
 
@@ -103,6 +104,13 @@ def compress_gradients(model: nn.Module, say: Callable[[str], None]) -> None:
 
     # Under the hook's own name PyTorch insists on GPUs, although gloo sums bfloat16, too.
     model.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
+
+
+def share_statistics(network: nn.Module) -> None:
+    """Let batch norm of every layer take its statistics over all processes."""
+    for module in network.modules():
+        if isinstance(module, WeightedLayer):
+            module.statistics_group = torch.distributed.group.WORLD
 
 
 def ask_main_process(accelerator: Accelerator, ask: Callable[[], Any], error: type[Exception]) -> Any:

@@ -16,7 +16,8 @@ PRETRAINING = "pretrain_ann.yaml"
 # How a network is trained; all else of a run (data, augmentation, network, seed, machine) is also its ANN's.
 _TRAINING = frozenset(
     "epochs batch_size gradient_accumulation optimizer lr momentum weight_decay schedule warmup milestones "
-    "milestone_factor gradient_clip label_smoothing ema_decay initial_gain".split()
+    "milestone_factor gradient_clip label_smoothing ema_decay initial_gain start_factor end_factor norm_bias_rate "
+    "norm_gain_rate readout_rate lookahead".split()
 )
 _MOST_FILES = 8  # of recipes that extend one another
 
@@ -91,7 +92,7 @@ def ann_config(recipe: Path, config: TrainConfig) -> TrainConfig:
     source = recipe.with_name(PRETRAINING)
     trained = make_config(read_recipe(source).values(config.preset), str(source)).model_dump()
     values = config.model_dump() | {key: trained[key] for key in _TRAINING}
-    values |= {"neuron": "ann", "readout": None, "dropout": 0.0, "pretrain": False}
+    values |= {"neuron": "ann", "readout": None, "dropout": 0.0, "pretrain": False, "psp_persistence_rise": None}
     values |= {"pretrain_epochs": None, "pretrain_lr": None}
     no_grid = dict.fromkeys(("time_steps", "weight_bits", "state_bits", "grid_chip"))
     values |= no_grid | dict.fromkeys(FaultOptions.model_fields, 0.0)

@@ -50,6 +50,29 @@ def make_average(network: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
+LOOKAHEAD_DECAY = 0.95
+"""Of the weights of earlier steps in `look_ahead`, a step, at the training's end."""
+
+
+@torch.no_grad()
+def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: float) -> None:
+    """Average weights with those of earlier steps, and let the network go on from there.
+
+    average ← d·average + (1 − d)·network with d = 0.95^steps · progress³, then network ← average; buffers too.
+
+    Args:
+        average, network: of the same layers.
+        steps: since this was done last.
+        progress: share of the training that is done.
+    Source: Zhang et al., "Lookahead optimizer", 2019; d as in Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024, 3.4.
+    """
+    decay = LOOKAHEAD_DECAY**steps * progress**3
+    own = [tensor for tensor in (*average.parameters(), *average.buffers()) if tensor.is_floating_point()]
+    other = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
+    torch._foreach_lerp_(own, other, 1 - decay)
+    torch._foreach_copy_(other, own)
+
+
 def update_average(average: AveragedModel, network: nn.Module, *, first: bool) -> None:
     """As `average.update_parameters(network)`, without its counter, which would go from host to device in every step.
 
