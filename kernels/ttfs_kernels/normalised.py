@@ -126,14 +126,15 @@ def normalised_conv2d(
     """
     name = "normalised_conv2d"
     sizes = (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
-    geometry = Geometry(*(pair(name, *size) for size in sizes), groups)
+    strides, paddings, dilations = (pair(name, *size) for size in sizes)
+    geometry = Geometry(strides, paddings, dilations, groups)
     operands = x, weight, normalisation.bias, skip, skip_weight
     check_conv2d(operands, geometry, 1)
     return _apply(operands, normalisation, geometry, neuron)
 
 
 def _apply(
-    operands: tuple[Tensor | None, ...], normalisation: Normalisation, geometry: Geometry | None, neuron: Neuron
+    operands: tuple[Any, ...], normalisation: Normalisation, geometry: Geometry | None, neuron: Neuron
 ) -> Normalised:
     present = operands if operands[3] is not None else operands[:3]
     x, weight, bias, *delayed = autocast(*present)

@@ -67,8 +67,8 @@ def test_the_rule_is_equal_to_the_bit_in_every_case():
     potentials = grid.t().reshape(2, -1, 1).repeat(1, 1, 2).contiguous()
     bias = skip = skip_weight = None
     fuse_passes()
-    operands = potentials, bias, skip, skip_weight
-    found, derivatives = fused.compiled(fused.firing, NEURON, True)(*operands)
+    operands = potentials, bias, skip, skip_weight, fused.persistence(NEURON, potentials)
+    found, derivatives = fused.compiled(fused.firing, fused.of_any_persistence(NEURON), True)(*operands)
     expected = fire_(potentials, None, NEURON, with_derivatives=True)  # leaves the derivatives in `potentials`
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(derivatives, potentials, rtol=0, atol=0, equal_nan=True)
@@ -88,12 +88,12 @@ def test_at_zero_slope_the_gradient_is_equal_to_the_bit_in_every_case():
 
 def test_one_compilation_serves_all_shapes():
     fuse_passes()
-    enter = fused.compiled(fused.entering, NEURON)
+    enter, sigma = fused.compiled(fused.entering, fused.of_any_persistence(NEURON)), torch.tensor(0.5)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for elements in (6, 48, 1000):
             grad, x = torch.randn(2, elements), activations(elements)
             expected = torch.where(x > 0, grad[0], 0) + grad[1] * (1 - x / 0.3).clamp_min(0) * 0.5
-            torch.testing.assert_close(enter(grad, x), expected, rtol=0, atol=0)
+            torch.testing.assert_close(enter(grad, x, sigma), expected, rtol=0, atol=0)
 
 
 def test_without_a_compiler_passes_stay_as_they_are(monkeypatch, caplog):
@@ -102,7 +102,7 @@ def test_without_a_compiler_passes_stay_as_they_are(monkeypatch, caplog):
     def fail(*_):
         raise TorchDynamoException("no C++ compiler\nand a trace")
 
-    monkeypatch.setattr(fused.compiled(fused.masking, NEURON), "compiled", fail)
+    monkeypatch.setattr(fused.compiled(fused.masking), "compiled", fail)
     fuse_passes()
     with caplog.at_level(logging.WARNING, "ttfs_kernels.fused"):
         layer = dft_linear(activations(9, 12), torch.randn(12, 12), neuron=NEURON, backend="torch")

@@ -62,13 +62,16 @@ def test_config_scales_sizes():
         ({"specification": "128", "depth": 3, "colour": 1}, "keys must be among .*; got colour, depth"),
         ({"classes": 3}, r"values must have a specification; got \['classes'\]"),
         ({"specification": "12x"}, 'got "12x"'),
-        ({"specification": "128", "encoder": "rate"}, "encoder must be one of latency, analog, signed; got rate"),
+        (
+            {"specification": "128", "encoder": "rate"},
+            "encoder must be one of latency, analog, whitened, signed; got rate",
+        ),
         ({"specification": "128", "readout": "count"}, "readout must be one of"),
         ({"specification": "128", "neuron": "lif"}, "neuron must be one of dft, ann; got lif"),
         ({"specification": "128", "encoder": "analog"}, "specification must start with a convolution"),
         ({**ANALOG, "max_value": 255.0}, "max_value must be 1 .* Use mean and std"),
         ({"specification": "128", "std": [0.5]}, "mean and std must be None .* Use max_value"),
-        ({"specification": "128", "batch_norm": True}, "batch_norm must be False for a spiking network; got True"),
+        ({"specification": "12C2", "encoder": "whitened"}, 'start with 8 channels for encoder="whitened"'),
         (
             {"specification": "128", "neuron": "ann", "readout": "first_spike"},
             "readout must be potential_start for an analog network; got first_spike",

@@ -184,7 +184,7 @@ def test_function_between_layers_is_refused_by_name(between, what, remedy):
     ("module", "remedy"),
     [
         (nn.AvgPool2d(1), "A mean of spike times is no spike"),
-        (nn.BatchNorm2d(1), "Use weight_standardisation=True"),
+        (nn.BatchNorm2d(1), "Use batch_norm=True of our layers"),
         (nn.ReLU(), "Leave it out"),
         (nn.Linear(4, 4), "Use DFTLinear"),
         (nn.Conv2d(1, 1, 1), "Use DFTConv2d"),

@@ -31,7 +31,14 @@ def recipe(tmp_path) -> Path:
         ({"lr": "fast"}, "lr: .*valid number.*; got 'fast'"),
         ({"psp_persistence": 1.5}, r"Neuron: psp_persistence must lie in \[0, 1\]; got 1.5"),
         ({"optimizer": "lion"}, "optimizer: .*'adamw', 'adam' or 'sgd'"),
-        ({"batch_norm": True}, "batch_norm works with neuron: ann only"),
+        ({"batch_norm": True, "time_steps": 8}, "batch_norm and time_steps exclude each other"),
+        ({"psp_persistence_rise": (0.6, 0.2)}, "psp_persistence_rise must be two rising shares"),
+        (
+            {"psp_persistence_rise": (0.2, 0.6), "psp_persistence": 0.0},
+            "needs neuron: dft and a psp_persistence above 0",
+        ),
+        ({"psp_persistence_rise": (0.2, 0.6), "compile": True}, "psp_persistence_rise and compile exclude each other"),
+        ({"lookahead": 5, "ema_decay": 0.9}, "lookahead and ema_decay exclude each other"),
         ({"resume": True, "overwrite": True}, "resume and overwrite exclude each other"),
         ({"streaming": True, "data_placement": "host"}, "streaming and data_placement: host exclude each other"),
         ({"schedule": "milestones"}, "needs milestones"),
@@ -125,17 +132,18 @@ def test_every_key_has_a_description_and_a_flag(recipe, capsys):
 
 # The command line is what recipes, notes and scripts of users rely on: flags may be added, never silently dropped.
 FLAGS = """
-auto_augment backend batch_norm batch_size bias calibration_images checkpoint_steps compile cpu crop_fill crop_padding
-cuda_graph cutmix cutout data_dir data_placement dataset dead_neurons derivative_clip dropout ema_decay encoder epochs
-evaluation_batch_size event_pool event_sensor event_window_us event_windows flip fuse gradient_accumulation
-gradient_clip gradient_compression grid_chip hub_license hub_private hub_repo_id image_column image_size initial_gain
-keep_checkpoints label_column label_smoothing learn_units log_steps lost_spikes lr max_bad_images max_test_samples
-max_train_samples milestone_factor milestones mixed_precision mixup model momentum network neuron num_workers optimizer
-output_dir overwrite preset pretrain pretrain_epochs pretrain_lr profile psp_persistence push_to_hub random_resized_crop
-readout resume rotation schedule seed shift spike_jitter state_bits statistics_steps streaming stuck_neurons
-surrogate_width target_energy target_operations target_sparsity target_steps time_steps trackers trained_as
-trivial_augment validation_fraction warmup weight_bits weight_decay weight_noise weight_standardisation weight_units
-weights width
+auto_augment backend batch_norm batch_size bias block_convolutions calibration_images checkpoint_steps compile cpu
+crop_fill crop_padding cuda_graph cutmix cutout data_dir data_placement dataset dead_neurons derivative_clip dropout
+ema_decay encoder end_factor epochs evaluation_batch_size event_pool event_sensor event_window_us event_windows flip
+fuse gradient_accumulation gradient_clip gradient_compression grid_chip head hub_license hub_private hub_repo_id
+identity_start image_column image_size initial_gain keep_checkpoints label_column label_smoothing learn_units
+log_steps lookahead lost_spikes lr max_bad_images max_test_samples max_train_samples milestone_factor milestones
+mixed_precision mixup model momentum network neuron norm_bias_rate norm_gain_rate num_workers optimizer output_dir
+overwrite preset pretrain pretrain_epochs pretrain_lr profile psp_persistence psp_persistence_order
+psp_persistence_rise push_to_hub random_resized_crop readout readout_rate resume rotation schedule seed shift
+spike_jitter start_factor state_bits statistics_steps streaming stuck_neurons surrogate_width sync_batch_norm
+target_energy target_operations target_sparsity target_steps time_steps trackers trained_as trivial_augment
+validation_fraction warmup weight_bits weight_decay weight_noise weight_standardisation weight_units weights width
 """.split()
 
 

@@ -12,9 +12,7 @@ SMALLEST_EIGENVALUE = 5e-4
 """Added to the eigenvalues of patches of normalised images, so that noise is not whitened (Jordan 2024, 3.2)."""
 
 
-def whitening_weights(
-    images: Tensor, kernel_size: tuple[int, int], *, epsilon: float = SMALLEST_EIGENVALUE
-) -> Tensor:
+def whitening_weights(images: Tensor, kernel_size: tuple[int, int], *, epsilon: float = SMALLEST_EIGENVALUE) -> Tensor:
     """Weights of a convolution whose outputs are uncorrelated, of variance 1, over patches of images: whitening.
 
     Each principal component of the patches is there twice, with both signs, since neurons pass on positive values only.

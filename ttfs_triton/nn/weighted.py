@@ -204,8 +204,7 @@ class WeightedLayer(ChipLayer):
         Args:
             weight: the effective weight.
         Returns:
-            weight, shape of `weight`, and bias [C_out] or None, in the dtype of `weight` or of the batch norm, whichever
-            is wider.
+            weight, shape of `weight`, and bias [C_out] or None, in the wider of the dtypes of `weight` and batch norm.
         """
         norm = self.batch_norm
         if norm is None:
@@ -247,7 +246,7 @@ class WeightedLayer(ChipLayer):
 
     @torch.no_grad()
     def fold_batch_norm(self) -> None:
-        """Make the layer of evaluation mode this layer: plain weights and initial potentials; see the module function."""
+        """Replace batch norm by plain weights and initial potentials; see the function `fold_batch_norm`."""
         if self.batch_norm is None:
             return
         self.fold_standardisation()

@@ -111,7 +111,7 @@ class TrainConfig(FaultOptions, EventOptions):
     neuron: Literal["dft", "ann"] = "dft"
     """dft: dynamic-firing-threshold spiking neurons. ann: the same network with ReLU clamped to [0, 1]."""
     batch_norm: bool = False
-    """Normalise the potentials of every hidden layer over the batch; folds into plain weights and initial potentials."""
+    """Normalise the potentials of every hidden layer over the batch. Folds into weights and initial potentials."""
     sync_batch_norm: bool = False
     """Take the statistics of batch_norm over all processes, not in each."""
     encoder: Encoder | None = None

@@ -163,7 +163,9 @@ class TrainingLoop:
         """
         with fused_passes(self.fuses), nullcontext() if self.steering is None else self.steering.model.watching():
             self._train()
-        self.persistence.set(self.config.epochs * self.steps_per_epoch)  # a run that a callback ended early is not there
+        self.persistence.set(
+            self.config.epochs * self.steps_per_epoch
+        )  # a run that a callback ended early is not there
 
     def _train(self) -> None:
         total = self.config.epochs * self.steps_per_epoch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -33,11 +33,11 @@ class PersistenceSchedule:
         order: Literal["together", "layers"],
         steps: int,
     ) -> None:
-        self._layers = [
+        self._layers: list[list[Any]] = [
             [module for module in network.modules() if isinstance(getattr(module, "neuron", None), Neuron)]
             for network in networks
         ]
-        self._goals: list[Neuron] = [layer.neuron for layer in self._layers[0]]  # pyright: ignore[reportAssignmentType]
+        self._goals = [layer.neuron for layer in self._layers[0]]
         self.rise, self.order, self.steps = rise, order, steps
         self._shares: list[float] | None = None
 
@@ -71,7 +71,7 @@ class PersistenceSchedule:
     def _apply(self, shares: Sequence[float]) -> None:
         for layers in self._layers:
             for layer, goal, share in zip(layers, self._goals, shares, strict=True):
-                layer.neuron = replace(goal, psp_persistence=goal.psp_persistence * share)  # pyright: ignore[reportAttributeAccessIssue]
+                layer.neuron = replace(goal, psp_persistence=goal.psp_persistence * share)
 
     def _share(self, step: int, place: int) -> float:
         if self.rise is None:

@@ -69,8 +69,9 @@ def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: flo
     decay = LOOKAHEAD_DECAY**steps * progress**3
     own = [tensor for tensor in (*average.parameters(), *average.buffers()) if tensor.is_floating_point()]
     other = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
-    torch._foreach_lerp_(own, other, 1 - decay)
-    torch._foreach_copy_(other, own)
+    for slow, fast in zip(own, other, strict=True):
+        slow.lerp_(fast, 1 - decay)
+        fast.copy_(slow)
 
 
 def update_average(average: AveragedModel, network: nn.Module, *, first: bool) -> None:

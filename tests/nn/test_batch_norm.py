@@ -1,0 +1,183 @@
+"""Batch norm of spiking layers and networks: folds, running statistics, readers of plain layers."""
+
+from copy import deepcopy
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from ttfs_kernels import Neuron
+from ttfs_triton.hardware import count, simulate
+from ttfs_triton.nn import (
+    AnalogEncoder,
+    DFTConv2d,
+    DFTLinear,
+    Grid,
+    NetworkConfig,
+    SignedEncoder,
+    TTFSNetwork,
+    cifarnet,
+    fold_batch_norm,
+    network_graph,
+    start_as_identity,
+    whiten,
+    whitening_weights,
+)
+from ttfs_triton.nn.folding import plain_synapses
+from ttfs_triton.nn.models import cifarnet_specification
+
+SIGMAS = [0.0, 0.25, 1.0]
+
+
+def trained(sigma, specification="8C2-6C3-P2-(6C3-6C3)-A2-4C3-10", encoder="analog"):
+    """A network in float64 whose statistics are those of some batches."""
+    neuron = Neuron(psp_persistence=sigma, surrogate_width=0.5)
+    size = {"in_channels": 2, "image_size": (13, 13), "classes": 3, "encoder": encoder}
+    network = TTFSNetwork(NetworkConfig(specification, neuron=neuron, batch_norm=True, **size)).double()
+    for _ in range(40):
+        network(torch.rand(16, 2, 13, 13).double())
+    return network.eval()
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("encoder", ["analog", "signed"])
+def test_a_folded_network_is_the_one_in_evaluation(sigma, encoder):
+    network, images = trained(sigma, encoder=encoder), torch.rand(9, 2, 13, 13).double()
+    folded = deepcopy(network)
+    folded.fold_batch_norm()
+    torch.testing.assert_close(folded(images), network(images))
+    assert not folded.config.batch_norm
+    assert not any("batch_norm" in name for name in folded.state_dict())
+    again = TTFSNetwork(folded.config).double()
+    again.load_state_dict(folded.state_dict())
+    assert torch.equal(again.eval()(images), folded(images))
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_counts_and_simulator_see_plain_layers(sigma):
+    network, images = trained(sigma).float(), torch.rand(9, 2, 13, 13)
+    folded = deepcopy(network)
+    folded.fold_batch_norm()
+    for ours, plain in zip(network_graph(network).weighted, network_graph(folded).weighted, strict=True):
+        for one, other in zip(ours.synapses(), plain.synapses(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    for ours, plain in zip(count(network, [images]).layers, count(folded, [images]).layers, strict=True):
+        times = {"summed_spike_time": pytest.approx(plain.summed_spike_time, rel=1e-5)}
+        assert asdict(ours) == asdict(plain) | times
+    options = {"steps": 16, "weight_bits": 8}
+    predictions = [simulate(model, [images], **options).predictions for model in (network, folded)]
+    assert torch.equal(*predictions)
+
+
+def test_a_grid_folds_first():
+    network, images = trained(1.0), torch.rand(9, 2, 13, 13).double()
+    folded = deepcopy(network)
+    folded.fold_batch_norm()
+    for each in (network, folded):
+        each.put_on_grid(Grid(16, 8))
+    assert torch.equal(network(images), folded(images))
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("standardised", [False, True])
+def test_a_layer_normalises_the_potential_at_its_windows_end(sigma, standardised):
+    layer = DFTConv2d(
+        4, 6, 3, neuron=Neuron(sigma), batch_norm=True, initial_gain=0.6, weight_standardisation=standardised
+    ).double()
+    x = (torch.rand(32, 4, 9, 9).double() - 0.4).clamp_min(0)
+    layer(x)  # statistics of one batch are those of the batch
+    weight, bias = layer.with_batch_norm(layer.effective_weight())
+    potential = torch.nn.functional.conv2d(x + sigma * (x > 0), weight, bias)
+    mean, std = potential.mean((0, 2, 3)), potential.std((0, 2, 3))
+    torch.testing.assert_close(mean, torch.zeros(6).double(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(std, torch.full((6,), 0.6).double(), rtol=1e-3, atol=0)
+    assert layer.bias is None
+
+
+def test_running_statistics_are_a_mean_and_later_a_moving_one():
+    layer = DFTLinear(5, 3, batch_norm=True, neuron=Neuron(0.5)).double()
+    found = []
+    for _ in range(12):
+        x = torch.rand(16, 5).double()
+        potential = torch.nn.functional.linear(x + 0.5 * (x > 0), layer.weight)
+        found.append((potential.mean(0), potential.var(0)))
+        layer(x)
+        if len(found) == 10:
+            for running, part in ((layer.batch_norm.running_mean, 0), (layer.batch_norm.running_var, 1)):
+                torch.testing.assert_close(running, torch.stack([each[part] for each in found]).mean(0))
+    moved = torch.stack([each[0] for each in found[:10]]).mean(0).lerp(found[10][0], 0.1).lerp(found[11][0], 0.1)
+    torch.testing.assert_close(layer.batch_norm.running_mean, moved)
+
+
+def test_evaluation_changes_no_statistics():
+    network = trained(0.5)
+    before = deepcopy(network.state_dict())
+    network(torch.rand(4, 2, 13, 13).double())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_layers_refuse_what_cannot_be():
+    from ttfs_triton.nn import PotentialReadout
+
+    with pytest.raises(ValueError, match="batch_norm must be False for a readout"):
+        PotentialReadout(4, 2, batch_norm=True)
+    with pytest.raises(RuntimeError, match="must have a batch norm"):
+        DFTLinear(4, 2).normalisation()
+
+
+def test_folding_a_module_of_layers():
+    module = torch.nn.Sequential(
+        SignedEncoder(2, 4, 3, batch_norm=True), torch.nn.Flatten(), DFTLinear(484, 5)
+    ).double()
+    images = torch.rand(8, 2, 13, 13).double()
+    for _ in range(3):
+        module(images)
+    expected = module.eval()(images)
+    torch.testing.assert_close(fold_batch_norm(module)(images), expected)
+    weight, bias = plain_synapses(module[0])
+    assert torch.equal(weight, module[0].weight)
+    assert torch.equal(bias, module[0].bias)
+
+
+def test_whitened_patches_are_uncorrelated():
+    images = torch.rand(200, 3, 12, 12).cumsum(2) / 6  # neighbours alike
+    encoder = AnalogEncoder(3, 24, 2, mean=[0.5] * 3, std=[0.3] * 3, weight_standardisation=False, initial_gain=0.25)
+    whiten(encoder, images)
+    outputs = torch.nn.functional.conv2d(encoder.normalise(images), encoder.weight)
+    outputs = outputs.movedim(1, -1).flatten(0, 2)
+    products = outputs.T @ outputs / len(outputs)
+    signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    expected = 0.0625 * torch.kron(signs, torch.eye(12))
+    torch.testing.assert_close(products, expected, rtol=0, atol=4e-3)
+    assert not encoder.bias.any()
+
+
+def test_whitening_refuses_other_sizes():
+    encoder = AnalogEncoder(3, 20, 2, weight_standardisation=False)
+    with pytest.raises(ValueError, match="encoder must have 24 channels"):
+        whiten(encoder, torch.rand(8, 3, 4, 4))
+    with pytest.raises(ValueError, match="at least as large as a patch"):
+        whitening_weights(torch.rand(8, 3, 1, 4), (2, 2))
+
+
+def test_identity_hands_on_the_input():
+    layer = DFTConv2d(4, 6, 3, padding=1, weight_standardisation=False, neuron=Neuron(0.0))
+    start_as_identity(layer)
+    x = torch.rand(2, 4, 5, 5)
+    torch.testing.assert_close(layer(x)[:, :4], x)
+    assert layer.weight[4:].abs().min() > 0
+
+
+@pytest.mark.parametrize("convolutions", [2, 3])
+def test_cifarnet_has_its_shape(convolutions):
+    network = cifarnet(width=0.25, convolutions=convolutions, classes=7)
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    layers = [stage.shape[0] for stage in network_graph(network).stages[:-1]]
+    assert layers == [24, *[16] * convolutions, *[64] * 2 * convolutions]
+    assert not network.features.conv1.weight.requires_grad
+    assert network.features.conv1.batch_norm is None
+
+
+def test_cifarnet_refuses_other_shapes():
+    with pytest.raises(ValueError, match="convolutions must be 2 or 3"):
+        cifarnet_specification(1.0, 4)
