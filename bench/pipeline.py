@@ -1,7 +1,6 @@
 """Images a second through each augmentation, ours and torchvision's, and the share of a training step that data take.
 
     OMP_NUM_THREADS=1 python bench/pipeline.py
-    python bench/pipeline.py --compile-only      # the kernel for GPUs that need not be there
 
 Ours is the loader of a training run, which augments whole batches of uint8 images, on a CPU some batches ahead;
 torchvision's transforms (v2, on tensors) go image by image, as its users have them. Both end in float32 batches, in a
@@ -12,24 +11,21 @@ for each one; torchvision mixes a batch with itself, once, with one share.
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import tyro
-from _machine_code import inspect
 from _record import ROOT, environment, write
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData
@@ -51,12 +47,11 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "MixUp": {"mixup": 0.2},
     "CutMix": {"cutmix": 1.0},
 }
-CHIPS = {str(chip): chip for chip in (Chip("cuda", 80), Chip("cuda", 90), Chip("hip", "gfx942"))}
 
 
 @dataclasses.dataclass
 class Options:
-    """Time augmentation, or compile its kernel."""
+    """Time augmentation."""
 
     batch_size: int = 128
     image_size: int = 32
@@ -64,10 +59,6 @@ class Options:
     """Rounds that count."""
     width: float = 0.5
     """Of VGG11, whose training step data are a share of."""
-    compile_only: bool = False
-    """Registers and spills of the kernel; then the exit status is 1 if one spills."""
-    targets: tuple[Literal["sm_80", "sm_90", "gfx942"], ...] = ("sm_80", "sm_90", "gfx942")
-    """Chips to compile for."""
     seed: int = 0
     output: Path = ROOT / "bench" / "results"
     """Folder of the CSV and JSON files."""
@@ -75,8 +66,6 @@ class Options:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    if options.compile_only:
-        sys.exit(compile_only(options))
     with freed_memory_kept():
         rows = [measure(name, values, options) for name, values in track(AUGMENTATIONS.items(), "augmentations")]
         step_ms = training_step_ms(options)
@@ -184,27 +173,6 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*map(str, row.values()))
     Console().print(table)
-
-
-def compile_only(options: Options) -> Literal[0, 1]:
-    """Compile the kernel with everything on for each chip, and show what it takes."""
-    from ttfs_triton.augment.kernel import augment_launch
-
-    size = options.image_size
-    augmentation = Augmentation(
-        crop_padding=4, crop_fill=128, flip=True, shift=2, auto_augment=True, rotation=15, cutout=16
-    )
-    images, out = torch.zeros(4, 3, size, size, dtype=torch.uint8), torch.zeros(4, 3, size, size)
-    launch = augment_launch(augmentation, images, torch.arange(4), out, torch.zeros(3, 256), 0, 0)
-    spilled = 0
-    for target in options.targets:
-        code = inspect(launch, CHIPS[target])
-        spilled += code.spilled_bytes
-        print(
-            f"{target}: {code.registers} registers, {code.spilled_bytes} bytes spilled, "
-            f"{code.shared_kib:.0f} KiB shared, {code.programs_per_processor} programs on a processor"
-        )
-    return 1 if spilled else 0
 
 
 if __name__ == "__main__":

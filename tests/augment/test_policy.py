@@ -45,19 +45,27 @@ def test_trivial_augment_policy_has_each_operation_of_torchvision_at_each_magnit
     assert {operation.probability for (operation,) in policy} == {1.0}
 
 
+def words(applied, choice=0, negative=0) -> torch.Tensor:
+    """Random words of images that draw a sub-policy of 25, two words to be compared with probabilities, two signs."""
+    drawn = torch.zeros(len(applied), 12, dtype=torch.int64)
+    drawn[:, 3] = (torch.as_tensor(choice) << 32) // 25 + 1
+    drawn[:, 4:6] = torch.as_tensor(applied)
+    drawn[:, 6] = torch.as_tensor(negative) << 30
+    return drawn
+
+
 def test_rows_follow_sub_policy_stage_sign_and_probability():
     tables = policy_tables("cifar10", 32, 32, CPU)
     assert tables.kinds.shape == (1 + 25 * 2 * 2,)
-    choice = torch.tensor([0, 0, 3, 24, 14])
     never, always = 2**32 - 1, 0
-    applied = torch.tensor([[always, never], [never, always], [always, always], [always, never], [never, always]])
-    negative = torch.tensor([[0, 0], [1, 1], [1, 0], [0, 1], [0, 0]])
+    applied = [[always, never], [never, always], [always, always], [always, never], [never, always]]
     # The last one is an inversion with probability 0.
-    assert tables.rows(choice, applied, negative).tolist() == [[1, 0], [0, 4], [14, 15], [97, 0], [0, 0]]
+    rows = tables.draw(words(applied, choice=[0, 0, 3, 24, 14], negative=[0b00, 0b11, 0b10, 0b01, 0b00]))
+    assert rows.tolist() == [[1, 0], [0, 4], [14, 15], [97, 0], [0, 0]]
 
 
 def test_rows_are_applied_with_the_probability_of_the_policy():
     tables = policy_tables("imagenet", 32, 32, CPU)
     word = torch.arange(0, 2**32, 2**22)
-    rows = tables.rows(torch.full((1024,), 7), torch.stack([word, word], 1), torch.zeros(1024, 2, dtype=torch.int64))
+    rows = tables.draw(words(torch.stack([word, word], 1), choice=7))
     assert (rows > 0).sum(0).tolist() == [820, 1024]  # 0.8 and 1

@@ -156,11 +156,13 @@ def test_train_loader_continues_at_a_step(start_step, num_workers):
 
 @pytest.mark.parametrize("images_ahead", [1, 5, 1000])
 @pytest.mark.parametrize("more", [{}, {"mixup": 0.2}, {"mixup": 0.2, "cutmix": 1.0}], ids=["plain", "mixup", "both"])
-def test_train_loader_augmenting_ahead_changes_nothing(monkeypatch, images_ahead, more):
+def test_train_loader_augmenting_ahead_changes_nothing(monkeypatch, device, images_ahead, more):
     monkeypatch.setattr("ttfs_triton.train.batches.AUGMENTED_AHEAD", images_ahead * 64)
     augmentation = Augmentation(crop_padding=2, flip=True, auto_augment=True, cutout=3, **more)
-    batches = epoch(augmentation=augmentation, classes=50, rank=1, world_size=2, accumulation=3)
-    loaded = list(train_loader(batches, torch.device("cpu"), start_step=1))
+    (data,), _ = place_images([numbered(50, 3)], device)
+    options = {"batch_size": 12, "seed": 5, "epoch": 1, "rank": 1, "world_size": 2, "accumulation": 3}
+    batches = EpochBatches(data, torch.arange(50), augmentation=augmentation, classes=50, **options)
+    loaded = list(train_loader(batches, device, start_step=1))
     assert len(loaded) == len(batches) - 3 == 9
     for number, (images, labels) in enumerate(loaded, start=3):
         expected_images, expected_labels = batches[number]

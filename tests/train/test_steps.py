@@ -10,7 +10,6 @@ from torch import nn
 
 from tests.train.runs import SETTINGS, assert_same_run, last, metrics
 from tests.virtual_cuda import recording
-from ttfs_kernels import backends
 from ttfs_triton.train import DeviceLostError, NonFiniteLossError, TrainConfig, evaluator, loop, train
 from ttfs_triton.train.build import build_optimizer
 from ttfs_triton.train.update import FiniteGuard, make_average, update_average
@@ -54,7 +53,6 @@ def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, va
     assert all(record.operators.total() > 50 for record in records)
 
 
-# The interpreter of Triton needs a tenth of a second an image.
 FEW = {"epochs": 2, "max_train_samples": 20, "batch_size": 4, "log_steps": 2, "statistics_steps": 3, "backend": "torch"}
 MIXED = {"auto_augment": True, "crop_padding": 1, "flip": True, "cutout": 2, "mixup": 0.2, "cutmix": 1.0}
 
@@ -68,9 +66,7 @@ MIXED = {"auto_augment": True, "crop_padding": 1, "flip": True, "cutout": 2, "mi
     ids=["accumulation", "fp16 from the host"],
 )
 def test_whole_loop_waits_for_the_device_only_where_it_is_read(config, watched_device, monkeypatch, values):
-    """Gathering, augmentation by the kernel, mixing, steps, moving average: two epochs, but for the first step."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.setattr(backends, "_choice", "triton")  # of the augmentation; the layers are told otherwise
+    """Gathering, augmentation, mixing, steps, moving average: two epochs, but for the first step."""
     between, read, inside = [], [], []  # waits outside of readings and in them, by operator
 
     def waits():

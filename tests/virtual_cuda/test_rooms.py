@@ -10,8 +10,11 @@ import pytest
 from tests.virtual_cuda import why_not
 
 ROOT = Path(__file__).parents[2]
-# Networks, scoring, and that a training step waits for nothing; all of it takes minutes.
-QUICK = ("tests/nn/test_models.py", "tests/scoring", "tests/train/test_steps.py::test_step_never_waits_for_the_device")
+# Networks, scoring, augmentation, and that a training step waits for nothing; all of it takes minutes.
+QUICK = (
+    *("tests/nn/test_models.py", "tests/scoring", "tests/augment"),
+    "tests/train/test_steps.py::test_step_never_waits_for_the_device",
+)
 
 
 @pytest.mark.parametrize("rooms", [QUICK, pytest.param(("tests",), marks=pytest.mark.slow)], ids=["quick", "all"])
@@ -24,7 +27,6 @@ def test_rooms_on_the_virtual_device(rooms) -> None:
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, "-m", "pytest", "--device", "virtual", "-q", "-p", "no:cacheprovider", *rooms]
-    command += ["--ignore", "tests/augment/test_kernel.py"]  # a minute of interpreter, and the same on the CPU
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert process.returncode == 0, process.stdout[-8000:] + process.stderr[-2000:]
     assert " passed" in process.stdout

@@ -1,8 +1,7 @@
-"""Augmentation of image batches where they lie, in one pass, each image by random numbers of its own.
+"""Augmentation of image batches where they lie, each image by random numbers of its own.
 
-`philox` numbers, `policy` AutoAugment and TrivialAugment as tables, `parameters` what an image draws, `geometry` and
-`points` the two sorts of operations, `operations` these on a batch, `augmentation` the pass in PyTorch, `kernel` the
-same in Triton, `mixing` MixUp and CutMix.
+`augmentation` the options and the pass over a batch, `philox` the numbers, `policy` AutoAugment and TrivialAugment as
+tables, `operations` what these do to a batch, `geometry` all that moves pixels, `mixing` MixUp and CutMix.
 
 Operations equal those of Pillow as torchvision calls them (affine maps, nearest pixel, one fill for all channels),
 level by level, at every magnitude, without exceptions. torchvision's own on tensors are others: they take other

@@ -1,22 +1,21 @@
-"""The augmentations of a run, and the one pass that applies them to a batch where it lies."""
+"""The augmentations of a run, applied to a batch where it lies."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from ttfs_kernels.backends import operators_for
-from ttfs_triton.augment.geometry import LARGEST_SIDE, mirror, move_bilinear, windows
+from ttfs_triton.augment.geometry import LARGEST_SIDE, mirror, move_bilinear, rotation, windows
 from ttfs_triton.augment.operations import apply_operations
-from ttfs_triton.augment.parameters import Parameters, draw_parameters, rotation_maps
-from ttfs_triton.augment.policy import Policy, PolicyName, policy_tables
+from ttfs_triton.augment.philox import ANGLE, AUGMENTATION_BLOCKS, CROP, CUTOUT, FLIP, SHIFT, below, random_words
+from ttfs_triton.augment.policy import PolicyName, policy_tables
 from ttfs_triton.data.pixels import pixel_layout, to_float
 
+ANGLES = 4096  # equally spaced rotations to draw from, so that each has its map in a table
 Fill = Annotated[int, Field(ge=0, le=255)] | Literal["reflect"]
 Flip = bool | Literal["alternating"]
 CHANGES = ("crop_padding", "flip", "shift", "auto_augment", "trivial_augment", "rotation", "cutout")
@@ -79,31 +78,7 @@ class Augmentation(BaseModel):
         """Whether images are mixed, so that labels become probabilities of classes."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def policy(self, height: int, width: int, device: torch.device) -> Policy | None:
-        """Tables of the policy that is on, for images of this size."""
-        if self.trivial_augment:
-            return policy_tables("trivial", height, width, device)
-        if self.auto_augment:
-            name = "cifar10" if self.auto_augment is True else self.auto_augment
-            return policy_tables(name, height, width, device)
-        return None
-
-    def rotation_maps(self, height: int, width: int, device: torch.device) -> Tensor:
-        """The maps of all rotations that can be drawn, [4096, 6], int32."""
-        return _rotation_maps(self.rotation, height, width, device)
-
-    def __call__(
-        self,
-        images: Tensor,
-        indices: Tensor,
-        *,
-        seed: int,
-        epoch: int,
-        mean: Sequence[float] = (),
-        std: Sequence[float] = (),
-        dtype: torch.dtype = torch.float32,
-        backend: str = "auto",
-    ) -> Tensor:
+    def __call__(self, images: Tensor, indices: Tensor, *, seed: int, epoch: int) -> Tensor:
         """Augment a batch, all but mixing.
 
         Args:
@@ -112,49 +87,43 @@ class Augmentation(BaseModel):
                 alone decide what happens to an image.
             seed: of the run.
             epoch: number of the epoch.
-            mean, std: of each channel, pixels in [0, 1], to normalise by. Default: not at all.
-            dtype: of the result.
-            backend: "triton", "torch", or "auto": Triton on a GPU, PyTorch elsewhere. The results are the same.
         Returns:
-            [n, C, height, width] in [0, 1], or normalised, channels last if C > 1.
+            [n, C, height, width], float32 in [0, 1], channels last if C > 1.
         Raises:
             ValueError: images and indices do not fit together, or the images are too large, too small for the border
                 that mirrors them, or have other channels.
             TypeError: the images are not uint8.
-            RuntimeError: Triton was asked for and cannot run.
         """
         self._check(images, indices)
         if not self.changes_images:
-            return _normalise(to_float(images), mean, std, dtype)
-        in_torch_only = self.crop_fill == "reflect" or self.flip == "alternating"
-        if in_torch_only or operators_for("Augmentation", backend, images) == ("dft",):
-            changed = self.apply(images, draw_parameters(self, seed, epoch, indices, *images.shape[2:]))
-            return _normalise(_scale(changed), mean, std, dtype)
-        from ttfs_triton.augment.kernel import augment_launch
+            return to_float(images)
+        words = random_words(seed, epoch, indices, AUGMENTATION_BLOCKS)
+        if self.crop_padding:
+            images = windows(images, _corners(words, CROP, self.crop_padding), self.crop_padding, self.crop_fill)
+        images = images.contiguous()  # what follows is fastest plane by plane
+        if self.flip == "alternating":
+            in_first_epoch = below(random_words(seed, 0, indices, range(1))[:, FLIP], 2)
+            images = mirror(images, (in_first_epoch + epoch) % 2)
+        elif self.flip:
+            images = mirror(images, below(words[:, FLIP], 2))
+        if self.shift:
+            images = windows(images, _corners(words, SHIFT, self.shift), self.shift, 0)
+        if self.auto_augment or self.trivial_augment:
+            images = self._apply_policy(images, words)
+        if self.rotation:
+            maps = _rotation_maps(self.rotation, *images.shape[2:], images.device)
+            images = move_bilinear(images, maps[below(words[:, ANGLE], ANGLES)])
+        if self.cutout:
+            images = _cut_out(images, words, self.cutout, self.cutout_fill)
+        return _scale(images)
 
-        out = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=pixel_layout(images))
-        values = _values(images.shape[1], tuple(mean), tuple(std), dtype, images.device)
-        augment_launch(self, images, indices, out, values, seed, epoch).run()
-        return out
-
-    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Apply parameters that were drawn to images [n, C, height, width], uint8."""
-        if parameters.crop is not None:
-            images = windows(images, parameters.crop, self.crop_padding, self.crop_fill)
-        images = images.contiguous()  # the passes below are fastest plane by plane
-        if parameters.flip is not None:
-            images = mirror(images, parameters.flip)
-        if parameters.shift is not None:
-            images = windows(images, parameters.shift, self.shift, 0)
-        if parameters.operations is not None:
-            policy = self.policy(images.shape[2], images.shape[3], images.device)
-            assert policy is not None
-            for rows in parameters.operations.unbind(1):
-                images = apply_operations(images, rows, policy, 0 if self.crop_fill == "reflect" else self.crop_fill)
-        if parameters.rotation is not None:
-            images = move_bilinear(images, parameters.rotation)
-        if parameters.cutout is not None:
-            images = _cut_out(images, parameters.cutout, self.cutout, self.cutout_fill)
+    def _apply_policy(self, images: Tensor, words: Tensor) -> Tensor:
+        """Draw a sub-policy for each image and apply its operations."""
+        name = "trivial" if self.trivial_augment else "cifar10" if self.auto_augment is True else self.auto_augment
+        policy = policy_tables(name, *images.shape[2:], images.device)
+        fill = 0 if self.crop_fill == "reflect" else self.crop_fill
+        for rows in policy.draw(words).unbind(1):
+            images = apply_operations(images, rows, policy, fill)
         return images
 
     def _check(self, images: Tensor, indices: Tensor) -> None:
@@ -182,45 +151,34 @@ class Augmentation(BaseModel):
             )
 
 
-def _cut_out(images: Tensor, centre: Tensor, side: int, fill: int) -> Tensor:
-    """Fill a square of each image."""
-    first = centre - side // 2
-    row, column = (
-        torch.arange(size, device=images.device) - corner[:, None]
-        for size, corner in zip(images.shape[2:], first.unbind(1), strict=True)
-    )
-    # Levels are kept where all bits of `kept` are set.
-    above_or_below, left_or_right = (-((at < 0) | (at >= side)).to(torch.uint8) for at in (row, column))
-    kept = above_or_below[:, None, :, None] | left_or_right[:, None, None, :]
-    images = images & kept
-    return images | ~kept & fill if fill else images
-
-
-def _scale(images: Tensor) -> Tensor:
-    """As `to_float`, for images that lie plane by plane, which PyTorch is slow to turn round."""
-    result = torch.empty(images.shape, device=images.device, memory_format=pixel_layout(images))
-    for plane, levels in zip(result.unbind(1), images.unbind(1), strict=True):
-        plane.copy_(levels)
-    return result.div_(255)
+def _corners(words: Tensor, first: int, farthest: int) -> Tensor:
+    """Two whole numbers from -farthest to farthest for each image, [n, 2], by its word `first` and the next."""
+    return below(words[:, first : first + 2], 2 * farthest + 1) - farthest
 
 
 @functools.lru_cache(maxsize=4)
 def _rotation_maps(degrees: float, height: int, width: int, device: torch.device) -> Tensor:
-    return rotation_maps(degrees, height, width).to(device)
+    """The maps of `ANGLES` rotations from -degrees to degrees: [ANGLES, 6], int32."""
+    angles = (degrees * ((2 * number + 1) / ANGLES - 1) for number in range(ANGLES))
+    return torch.tensor([rotation(angle, height, width) for angle in angles], dtype=torch.int32, device=device)
 
 
-def _normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """(images − mean) / std, then cast. `images`, float32, may be changed."""
-    if len(mean):
-        shift, scale = (torch.tensor(v, dtype=images.dtype, device=images.device).view(-1, 1, 1) for v in (mean, std))
-        images.sub_(shift).div_(scale)
-    return images.to(dtype)
+def _cut_out(images: Tensor, words: Tensor, side: int, fill: int) -> Tensor:
+    """Fill a square of each image, about a random centre."""
+    kept = []  # all bits are set of rows, and of columns, outside the square
+    for axis, size in enumerate(images.shape[2:]):
+        first = below(words[:, CUTOUT + axis], size) - side // 2
+        at = torch.arange(size, device=images.device) - first[:, None]
+        kept.append(-((at < 0) | (at >= side)).to(torch.uint8))
+    above_or_below, left_or_right = kept
+    levels = above_or_below[:, None, :, None] | left_or_right[:, None, None, :]
+    images = images & levels
+    return images | ~levels & fill if fill else images
 
 
-@functools.lru_cache(maxsize=4)
-def _values(
-    channels: int, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """What becomes of each level in the end: [C, 256], dtype."""
-    levels = torch.arange(256, dtype=torch.uint8).expand(1, channels, 1, 256)
-    return _normalise(levels.float().div_(255), mean, std, dtype).view(channels, 256).to(device)
+def _scale(images: Tensor) -> Tensor:
+    """As `to_float`, for images that lie plane by plane, which PyTorch turns round faster one after the other."""
+    turned = torch.empty_like(images, memory_format=pixel_layout(images))
+    for plane, levels in zip(turned.unbind(1), images.unbind(1), strict=True):
+        plane.copy_(levels)
+    return to_float(turned)

@@ -71,10 +71,10 @@ def _reflect(framed: Tensor, padding: int) -> None:
 
 
 def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """Images [n, C, height, width], those of `chosen`, [n], bool, left to right."""
-    n = len(images)
-    both = torch.cat([images, images.flip(3)])
-    return both.index_select(0, torch.arange(n, device=images.device) + n * chosen)
+    """Images [n, C, height, width], left to right where `chosen`, [n], int64, is 1."""
+    # Where all bits of the mask are set, two differences leave the mirrored image; faster than `torch.where` on bytes.
+    mask = (-chosen).to(torch.uint8).view(-1, 1, 1, 1)
+    return images.flip(3).bitwise_xor_(images).bitwise_and_(mask).bitwise_xor_(images)
 
 
 def places(maps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

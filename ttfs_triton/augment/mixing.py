@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from ttfs_triton.augment.augmentation import Augmentation
-from ttfs_triton.augment.parameters import (
+from ttfs_triton.augment.philox import (
     MIXING_BLOCKS,
     MIXING_COLUMN,
     MIXING_KIND,
     MIXING_ROW,
     MIXING_SHARE,
     PARTNER,
+    below,
+    random_words,
 )
-from ttfs_triton.augment.philox import below, random_words
 from ttfs_triton.data.pixels import pixel_layout
 
 SHARES = 4096  # quantiles of the Beta distribution to draw from

@@ -1,8 +1,7 @@
 """Random numbers as a function of their key: Philox-4x32-10, in integers, the same on every device.
 
 A counter instead of a state: the numbers of one image are those of (seed, epoch, index of the image in its data set),
-whichever process asks, in whatever batch, before or after a restart. The kernel takes the same numbers from
-`tl.philox`; `tests/augment/test_philox.py` holds both to the published vectors.
+whichever process asks, in whatever batch, before or after a restart.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -18,6 +17,12 @@ ROUNDS = 10
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
+
+# Which random words of an image decide what; of two, the first. They stay the same whatever else is switched on.
+CROP, FLIP, SUB_POLICY, APPLIED, SIGN, ANGLE, SHIFT, CUTOUT = 0, 2, 3, 4, 6, 7, 8, 10
+AUGMENTATION_BLOCKS = range(3)
+PARTNER, MIXING_KIND, MIXING_SHARE, MIXING_ROW, MIXING_COLUMN = range(5)
+MIXING_BLOCKS = range(3, 5)
 
 
 def philox(counters: Tensor, seed: int) -> Tensor:

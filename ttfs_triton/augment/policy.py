@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ttfs_triton.augment.geometry import IDENTITY, affine, rotation
+from ttfs_triton.augment.philox import APPLIED, SIGN, SUB_POLICY, below
 
 PolicyName = Literal["cifar10", "svhn", "imagenet"]
 
@@ -35,14 +36,6 @@ class Kind(IntEnum):
     CONTRAST = 5  # table from the mean grey level
     AUTO_CONTRAST = 6  # table from darkest and brightest level of a channel
     EQUALISE = 7  # table from the histogram of a channel
-
-
-TABLES = (
-    Kind.LEVELS,
-    Kind.CONTRAST,
-    Kind.AUTO_CONTRAST,
-    Kind.EQUALISE,
-)  # last, so that sorted images have them together
 
 
 class Operation(NamedTuple):
@@ -140,20 +133,14 @@ class Policy:
     factors: Tensor
     levels: Tensor
 
-    def rows(self, choice: Tensor, applied: Tensor, negative: Tensor) -> Tensor:
-        """Rows of the operations that are drawn.
-
-        Args:
-            choice: [n], int64, number of the sub-policy.
-            applied: [n, stages], int64, random words that decide whether an operation is applied.
-            negative: [n, stages], int64, 0 or 1: the magnitude's sign.
-        Returns:
-            [n, stages], int64.
-        """
-        stages = self.thresholds.shape[1]
-        stage = torch.arange(stages, device=choice.device)
+    def draw(self, words: Tensor) -> Tensor:
+        """Rows of the operations that images draw, [n, stages], int64, by their random words, [n, 12]."""
+        sub_policies, stages = self.thresholds.shape
+        stage = torch.arange(stages, device=words.device)
+        choice = below(words[:, SUB_POLICY], sub_policies)
+        negative = words[:, SIGN, None] >> (31 - stage) & 1
         row = 1 + 2 * (choice[:, None] * stages + stage) + negative
-        return torch.where(applied < self.thresholds[choice], row, 0)
+        return torch.where(words[:, APPLIED : APPLIED + stages] < self.thresholds[choice], row, 0)
 
 
 @functools.lru_cache(maxsize=16)

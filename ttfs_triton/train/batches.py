@@ -15,7 +15,7 @@ from torch import Tensor
 from ttfs_triton.augment import Augmentation, Mixing, draw_mixing, mix
 from ttfs_triton.scoring.batches import Batch, Gathered, IndexedImages, check_rank, load_batches
 
-# Pixels that a CPU augments at a time, 512 images of CIFAR-10: of fewer, PyTorch's calls take much of the time.
+# Pixels that are augmented at a time, 512 images of CIFAR-10: of fewer, PyTorch's calls take much of the time.
 AUGMENTED_AHEAD = 512 * 32 * 32
 
 
@@ -151,7 +151,7 @@ def train_loader(
     if not 0 <= start_step <= batches.steps:
         raise ValueError(f"train_loader: start_step must be in 0 to {batches.steps}; got {start_step}. Lower it.")
     first, count = start_step * batches.accumulation, 1
-    at_hand = batches.data.in_memory and batches.data.device.type == "cpu" and device in (None, batches.data.device)
+    at_hand = batches.data.in_memory and device in (None, batches.data.device)
     if at_hand and batches.augmentation.changes_images:
         height, width = batches.data.shape[2:]
         count = AUGMENTED_AHEAD // (batches.micro_batch_size * height * width)
