@@ -47,6 +47,7 @@ def train_plainly(config, output):
         {},
         {"mixed_precision": "bf16", "gradient_clip": 1.0, "gradient_accumulation": 2, "optimizer": "adam"},
         {"optimizer": "sgd", "ema_decay": 0.0, "gradient_clip": 0.1, "mixup": 0.5},
+        {"batch_norm": True, "lookahead": 3, "ema_decay": 0.0, "optimizer": "sgd", "surrogate_width": 0.5},
         {"neuron": "ann", "batch_norm": True, "weight_standardisation": False, "encoder": "analog"},
         {"psp_persistence": 0.25, "readout": "first_spike", "schedule": "milestones", "milestones": (1,)},
     ],
@@ -60,6 +61,14 @@ def test_replayed_steps_give_the_weights_of_plain_ones(config, tmp_path, graphs,
     sampled = 3  # steps 0, 6 and 12 of 16
     validation = 4  # batches, of which the first one warms up
     assert (graphs.asides, graphs.replays) == (WARM_UP + 1 + 1, 16 - sampled - WARM_UP + validation - 1)
+
+
+def test_a_step_is_captured_anew_when_sigma_has_changed(config, tmp_path, graphs):
+    config = change(config, statistics_steps=6, batch_norm=True, psp_persistence_rise=(0.3, 0.6))
+    train_plainly(config, tmp_path / "plain")
+    train(config)
+    assert_same_run(tmp_path / "plain", config.output_dir)
+    assert graphs.replays > 0
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache:UserWarning")

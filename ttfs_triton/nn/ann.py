@@ -67,7 +67,7 @@ class ANNConv2d(WeightedConv2d):
         skip: Tensor | None = None,
         skip_weight: Tensor | None = None,
     ) -> Tensor:
-        if self.batch_norm is not None and self.training and x.device.type == "cpu":
+        if self.normalises and x.device.type == "cpu":
             found = normalised_conv2d(
                 x,
                 weight,
@@ -126,7 +126,7 @@ class ANNLinear(WeightedLinear):
         skip, skip_weight = self.delayed(skip, x)
         x, weight = self.synapses(x, weight)
         delayed = {"skip": skip, "skip_weight": skip_weight}
-        if self.batch_norm is not None and self.training and x.device.type == "cpu":
+        if self.normalises and x.device.type == "cpu":
             found = normalised_linear(x, weight, self.normalisation(), neuron=TWO_PHASE, **delayed)
             return self.record(self.follow(found))
         if x.device.type == "cpu":

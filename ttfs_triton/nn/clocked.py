@@ -79,7 +79,8 @@ class ClockedLayer:
         reach += 0 if late is None else int(late.abs().max())
         shape = (-1, 1, 1) if isinstance(layer, WeightedConv2d) else (-1,)
         self.unit = quantised.unit.view(shape)
-        initial = initial_potential if layer.bias is None else layer.bias.detach().double() + initial_potential
+        bias = layer.with_batch_norm(layer.weight.double())[1]
+        initial = initial_potential if bias is None else bias.detach().double() + initial_potential
         preset = self._in_range(quantise_potential(initial, quantised.unit, clock.steps, checked=not known))
         common = self._in_range(quantise_potential(initial_potential, quantised.unit, clock.steps, checked=False))
         if known:

@@ -79,7 +79,7 @@ class DFTConv2d(WeightedConv2d):
         skip, skip_weight = self.delayed(skip, x)
         if self.average > 1:
             self.output_shape(tuple(x.shape[1:]))  # refuses maps that do not divide
-        if self.batch_norm is not None and self.training:
+        if self.normalises:
             activations = self._normalise(x, self.in_training(weight), skip, skip_weight)
             return self.emit(activations) if pool == 1 else F.max_pool2d(activations, pool)
         if not self.runs_on_grid(x):
@@ -177,7 +177,7 @@ class DFTLinear(WeightedLinear):
     def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
         """Activations. `skip` [N, skip] are those of an earlier layer, whose spikes have waited for those of `x`."""
         skip, skip_weight = self.delayed(skip, x)
-        if self.batch_norm is not None and self.training:
+        if self.normalises:
             x, weight = self.synapses(x, weight)
             delayed = {"skip": skip, "skip_weight": skip_weight}
             found = normalised_linear(x, weight, self.normalisation(), neuron=self.neuron, **delayed)

@@ -77,7 +77,8 @@ class WeightedLayer(ChipLayer):
         weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
         skip_weight: Parameter [skip], weights v of delayed spikes, one a channel (start at 1), or None. They are not
             standardised with the others.
-        batch_norm: `BatchNorm2d` or `BatchNorm1d`, which holds γ, β and the running statistics, or None.
+        batch_norm: `BatchNorm2d` or `BatchNorm1d`, which holds γ, β and the running statistics, or None. In its
+            evaluation mode the layer computes with these, also while it is trained: `layer.batch_norm.eval()`.
         statistics_group: processes that share the statistics of a batch; None: each has its own.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
         grid, faults, log2_unit: of the chip that it computes for; see `ChipLayer`.
@@ -197,6 +198,11 @@ class WeightedLayer(ChipLayer):
     def has_initial_potential(self) -> bool:
         """Whether neurons start from a potential of their own."""
         return self.bias is not None or self.batch_norm is not None
+
+    @property
+    def normalises(self) -> bool:
+        """Whether potentials are normalised by the statistics of the batch: in the training mode of `batch_norm`."""
+        return self.batch_norm is not None and self.batch_norm.training
 
     def with_batch_norm(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weights and initial potentials of evaluation mode, batch norm folded in; without one, as they are.

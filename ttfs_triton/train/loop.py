@@ -45,6 +45,7 @@ from ttfs_triton.train.processes import Interrupted, StopRequest, compress_gradi
 from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.states import EpochTotals, Position, mix, pack_optimizer, unpack_optimizer
+from ttfs_triton.train.statistics import refresh_statistics
 from ttfs_triton.train.steering import Steering
 from ttfs_triton.train.step import TrainStep
 from ttfs_triton.train.update import look_ahead, make_average
@@ -175,6 +176,7 @@ class TrainingLoop:
         try:
             while self.position.epoch < self.config.epochs:
                 self._train_epoch()
+                self._refresh_statistics()
                 self._finish_epoch(self._validate())
                 if self._enough():
                     break
@@ -332,6 +334,10 @@ class TrainingLoop:
             EvaluationStopped: a signal asked to stop.
         """
         return self._evaluator(network, self._test_images)
+
+    def _refresh_statistics(self) -> None:
+        size = self.config.evaluation_batch_size
+        refresh_statistics(self.scored_network, self._train_images, self.data.train_indices, size, self.accelerator)
 
     def _validate(self) -> Evaluation | None:
         network, indices = self.scored_network, self.data.validation_indices
