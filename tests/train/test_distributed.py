@@ -136,3 +136,15 @@ def test_two_processes_start_from_an_ann_as_one_does(runs):
         found.append(best(output))
     for name, value in found[0].items():
         torch.testing.assert_close(value, found[1][name], atol=1e-5, rtol=0)
+
+
+def test_two_processes_share_the_statistics_of_batch_norm(tmp_path, data):
+    settings = f"{SETTINGS}batch_norm: true\nencoder: analog\nsync_batch_norm: true\npsp_persistence: 0.5\n"
+    settings += "surrogate_width: 0.5\noptimizer: sgd\nlr: 0.2\n"
+    for processes, name in ((1, "one"), (2, "two")):
+        result = run(tmp_path, data, tmp_path / name, settings=settings, processes=processes)
+        assert result.returncode == 0, result.stderr
+    ours, theirs = best(tmp_path / "one"), best(tmp_path / "two")
+    assert any(name.endswith("running_var") for name in ours)
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=0)
