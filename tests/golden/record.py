@@ -1,0 +1,157 @@
+"""What is kept of values, where it lies, and how present values compare with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+FOLDER = Path(__file__).parent
+NUMBERS, TENSORS = FOLDER / "values.json", FOLDER / "values.safetensors"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Of Triton's kernels."""
+
+SAMPLES = 64
+"""Number of elements that are kept of a tensor, at most: all of a small one, every n-th of a larger one."""
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 2e-1, "trained": 1e-2, "grid": math.inf}
+"""Largest relative difference (see `Difference`) where bits may differ; a value's key is a part of its name. At least
+three times the largest that was seen with AVX2 or SSE alone and with PyTorch 2.11 and 2.15. In bfloat16, rounding moves
+whole spikes. "trained": weights after a few steps in float32. "grid": not compared, since a chip's largest weight lies
+at the border of the range that weights are clamped to, where one rounding changes gradients as a whole."""
+DECIDE_BITS = ("torch", "triton", "numpy", "product", "device", "capability", "amx")
+"""Parts of the environment on which the bits of tensors depend. Triton's interpreter multiplies by NumPy, whose BLAS
+chooses by processor and environment: "product" is the hash of one of its products."""
+ROUNDED = "export/"
+"""Values under this name are onnxruntime's: their bits are never compared."""
+
+Value = Tensor | int | float | str
+
+
+class Difference(NamedTuple):
+    """A value that is not the recorded one.
+
+    Attributes:
+        name: of the value.
+        size: relative difference; of tensors, over the root mean square of the recorded one, the larger one of the root
+            mean square of the samples' difference and that of the means. inf where nothing can be subtracted.
+        text: what differs.
+    """
+
+    name: str
+    size: float
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text} (relative difference {self.size:.2g})"
+
+
+def environment() -> dict[str, Any]:
+    """What values are computed by and on."""
+    factors = np.random.default_rng(0).random((2, 64, 64), dtype=np.float32) - np.float32(0.5)
+    return {
+        "machine": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "triton", "numpy", "onnxruntime")},
+        "product": _hash((factors[0] @ factors[1]).tobytes()),
+        "device": DEVICE,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+    }
+
+
+def write(values: Mapping[str, Value]) -> None:
+    """Record values, with the environment and the commit."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=FOLDER, capture_output=True, text=True, check=True)
+    numbers: dict[str, Any] = {"environment": environment() | {"commit": git.stdout.strip()}}
+    numbers |= {name: _summary(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+    lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in numbers.items())
+    NUMBERS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    tensors = {name: _samples(value) for name, value in values.items() if isinstance(value, Tensor)}
+    safetensors.torch.save_file(tensors, TENSORS)
+
+
+class Record:
+    """The recorded values.
+
+    Attributes:
+        same_bits: whether the environment is the recorded one, so that floating-point tensors must have equal bits.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, Any] = json.loads(NUMBERS.read_text(encoding="utf-8"))
+        self._samples = safetensors.torch.load_file(TENSORS)
+        recorded, present = self._numbers.pop("environment"), environment()
+        self.same_bits = all(recorded[key] == present[key] for key in DECIDE_BITS)
+
+    def differences(self, values: Mapping[str, Value], group: str) -> list[Difference]:
+        """Values of a group that are not the recorded ones, and those that only one side has.
+
+        Text and integers, also in tensors, are compared exactly everywhere. Floating-point tensors are compared bit by
+        bit if `same_bits`, otherwise within `TOLERANCE`. Energies are compared within the tolerance of float64.
+        """
+        missing = [name for name in self._numbers if name.startswith(f"{group}/") and name not in values]
+        found = [Difference(name, math.inf, "recorded, not computed") for name in missing]
+        for name, value in values.items():
+            if name not in self._numbers:
+                found.append(Difference(name, math.inf, "computed, not recorded"))
+                continue
+            difference = self._tensor(name, value) if isinstance(value, Tensor) else self._number(name, value)
+            found += [] if difference is None else [difference]
+        return found
+
+    def _number(self, name: str, value: float | str) -> Difference | None:
+        recorded, size = self._numbers[name], math.inf
+        if isinstance(value, int | float) and isinstance(recorded, int | float):
+            size = abs(value - recorded) / max(abs(recorded), 1e-300)
+        if value == recorded or (isinstance(value, float) and size <= TOLERANCE["float64"]):
+            return None
+        return Difference(name, size, f"{value!r}, recorded {recorded!r}")
+
+    def _tensor(self, name: str, value: Tensor) -> Difference | None:
+        present, recorded = _summary(value), self._numbers[name]
+        if present["sha256"] == recorded["sha256"]:
+            return None
+        kinds = [f"{summary['dtype']} {summary['shape']}" for summary in (present, recorded)]
+        if kinds[0] != kinds[1]:
+            return Difference(name, math.inf, f"{kinds[0]}, recorded {kinds[1]}")
+        difference = _samples(value).double() - self._samples[name].double()
+        scale = max(recorded["rms"], 1e-300)
+        sizes = float(difference.square().mean().sqrt()) / scale, abs(present["mean"] - recorded["mean"]) / scale
+        size = max(sizes) if value.isfinite().all() else math.inf
+        exact = not value.is_floating_point() or (self.same_bits and not name.startswith(ROUNDED))
+        if not exact and size <= next(TOLERANCE[part] for part in name.split("/") if part in TOLERANCE):
+            return None
+        text = f"{'bits' if exact else 'values'} differ, samples by up to {float(difference.abs().max()):.3g}"
+        return Difference(name, size, text)
+
+
+def _summary(tensor: Tensor) -> dict[str, Any]:
+    """Type, shape, hash, mean and root mean square. −0 is 0, and the memory format makes no difference."""
+    plain = (tensor.detach().cpu() + 0).contiguous()
+    return {
+        "dtype": str(plain.dtype).removeprefix("torch."),
+        "shape": list(plain.shape),
+        "sha256": _hash(plain.flatten().view(torch.uint8).numpy().tobytes()),
+        "mean": float(plain.double().mean()),
+        "rms": float(plain.double().square().mean().sqrt()),
+    }
+
+
+def _samples(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().cpu().flatten()
+    return flat[:: max(1, math.ceil(flat.numel() / SAMPLES))].clone()
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
