@@ -23,7 +23,7 @@ from ttfs_triton.nn import (
     whiten,
     whitening_weights,
 )
-from ttfs_triton.nn.folding import plain_synapses
+from ttfs_triton.nn.folding import plain_synapses, unfold_batch_norm
 from ttfs_triton.nn.models import cifarnet_specification
 
 SIGMAS = [0.0, 0.25, 1.0]
@@ -181,3 +181,21 @@ def test_cifarnet_has_its_shape(convolutions):
 def test_cifarnet_refuses_other_shapes():
     with pytest.raises(ValueError, match="convolutions must be 2 or 3"):
         cifarnet_specification(1.0, 4)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("encoder", ["analog", "signed"])
+def test_a_plain_network_is_unfolded_into_the_same_one(sigma, encoder):
+    normalised = trained(sigma, encoder=encoder)
+    plain = deepcopy(normalised)
+    plain.fold_batch_norm()
+    images = torch.rand(700, 2, 13, 13).double()
+    other = TTFSNetwork(normalised.config).double()
+    unfold_batch_norm(other, plain, images)
+    torch.testing.assert_close(other.eval()(images[:9]), plain(images[:9]))
+    # Statistics are those of the images: a training step's normalisation changes next to nothing.
+    other.train()
+    conv = other.features.conv2
+    before = conv.batch_norm.running_mean.clone()
+    other(images)
+    torch.testing.assert_close(conv.batch_norm.running_mean, before, rtol=1e-3, atol=1e-3)

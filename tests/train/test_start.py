@@ -242,3 +242,26 @@ def test_own_network_is_calibrated_if_its_weights_are_said_to_be_an_anns(tmp_pat
     start = load_own_weights(network, path, images)
     assert [layer.name for layer in start.calibration.layers] == ["conv1", "conv2", "conv3", "hidden"]
     assert not torch.equal(network.conv3.bias, before)
+
+
+@pytest.mark.parametrize("analog", [False, True])
+def test_a_network_with_batch_norm_starts_where_plain_weights_are(tmp_path, analog):
+    source = trained(ANN.replace(analog=analog, neuron=Neuron(0.0)))
+    network, images = target(batch_norm=True, weight_standardisation=False), torch.rand(64, 3, 8, 8)
+    load_weights(network, str(save(source, tmp_path / "plain")), images)
+    torch.testing.assert_close(network(images), source(images), rtol=1e-3, atol=1e-4)
+    assert network.config.mean == ANN.mean
+
+
+def test_batch_norm_is_copied_where_the_weights_have_it(tmp_path):
+    source = trained(ANN.replace(analog=False, batch_norm=True, neuron=Neuron(0.0)))
+    network = target(batch_norm=True, neuron=Neuron(1.0))
+    load_weights(network, str(save(source, tmp_path / "normalised")), torch.rand(8, 3, 8, 8))
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor), name
+
+
+def test_statistics_of_plain_weights_need_images(tmp_path):
+    source = trained(ANN.replace(analog=False))
+    with pytest.raises(ConfigError, match="statistics are then taken from calibration images; got none"):
+        load_weights(target(batch_norm=True), str(save(source, tmp_path / "plain")), None)

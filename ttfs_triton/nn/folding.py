@@ -4,12 +4,17 @@ All of it is computed in float64 and is exact but for rounding.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ttfs_triton.nn.on_grid import RoundedLayer
 from ttfs_triton.nn.weighted import WeightedLayer
+
+STATISTICS_BATCH = 500
+"""Images whose statistics are taken at a time."""
 
 
 @dataclass(frozen=True)
@@ -88,3 +93,50 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
         if isinstance(module, WeightedLayer):
             module.fold_batch_norm()
     return model
+
+
+@torch.no_grad()
+def unfold_batch_norm(network: nn.Module, plain: nn.Module, images: Tensor) -> None:
+    """Give a network with batch norm the weights of a plain one, such that it computes the same in evaluation.
+
+    The statistics are those of the plain network's potentials, so that training goes on where the plain network is.
+
+    Args:
+        network: changed in place; its layers are those of `plain`, in the same order, some with batch norm.
+        plain: without batch norm and weight standardisation.
+        images: [N, ...], as the networks take them; training images, since their statistics are kept.
+    """
+    pairs = list(zip(_weighted_layers(network), _weighted_layers(plain), strict=True))
+    modes = network.training, plain.training
+    network.eval()
+    plain.eval()
+    hooks, momenta = [], []
+    for own, other in pairs:
+        own.load_state_dict(other.state_dict(), strict=own.batch_norm is None)
+        if own.batch_norm is not None:
+            momenta.append((own.batch_norm, own.batch_norm.momentum, other.bias))
+            own.batch_norm.reset_running_stats()
+            own.batch_norm.momentum = 0.0
+            own.batch_norm.train()
+            follow = partial(_run_beside, own)
+            hooks.append(other.register_forward_pre_hook(follow, with_kwargs=True))
+    for part in images.split(STATISTICS_BATCH):
+        plain(part)
+    for hook in hooks:
+        hook.remove()
+    for norm, momentum, bias in momenta:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.momentum = momentum
+        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+        norm.bias.copy_(norm.running_mean if bias is None else norm.running_mean + bias)
+    network.train(modes[0])
+    plain.train(modes[1])
+
+
+def _weighted_layers(model: nn.Module) -> list[WeightedLayer]:
+    return [module for module in model.modules() if isinstance(module, WeightedLayer)]
+
+
+def _run_beside(layer: WeightedLayer, _: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    layer(*arguments, **options)

@@ -23,6 +23,7 @@ from ttfs_triton.hardware import count, load_chip
 from ttfs_triton.hardware.energy.fits import exceeded
 from ttfs_triton.model import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
+from ttfs_triton.nn.folding import unfold_batch_norm
 from ttfs_triton.nn.graph import NetworkError
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.registers import check_registers
@@ -52,6 +53,9 @@ def load_weights(
 ) -> Start:
     """Load weights into a network, strictly: every tensor used or folded, every parameter found.
 
+    A network with batch norm starts from weights without one as if it had been trained to them: it computes the same,
+    with the statistics of `images`.
+
     Tensors of exactly the network's names and shapes are copied, from a spiking network or its analog twin. Others are
     converted first: an ANN of ours with batch norm or standardised weights, or a known network of another project. What
     neither names nor shapes fix stays as the network has it, but for mean and std of the images, which are those that
@@ -66,6 +70,8 @@ def load_weights(
     Raises:
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
+    if network.config.batch_norm and not network.config.analog and not _has_batch_norm(source):
+        return _load_plain(network, source, images, trained_as)
     try:
         weights = open_weights(source)
         units = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(".log2_unit")}
@@ -99,6 +105,31 @@ def load_weights(
         description.network.grid if description is not None and isinstance(description.network, NetworkConfig) else None
     )
     return Start(base_model, calibration, grid, units)
+
+
+def _has_batch_norm(source: str) -> bool:
+    """Whether weights are of a spiking network with batch norm, and so can be copied as they are."""
+    try:
+        weights = open_weights(source)
+        description = weights.description()
+    except WeightsError as error:
+        raise ConfigError(f"weights: {error}") from error
+    network = None if description is None else description.network
+    return isinstance(network, NetworkConfig) and network.batch_norm and not network.analog
+
+
+def _load_plain(network: TTFSNetwork, source: str, images: Tensor | None, trained_as: TrainedAs | None) -> Start:
+    """`load_weights` of a plain network, folded and calibrated, into one with batch norm."""
+    if images is None or not len(images):
+        raise ConfigError(
+            f"weights: {source} has no batch norm, whose statistics are then taken from calibration images; got none. "
+            "Give --calibration-images, or --no-batch-norm."
+        )
+    plain = TTFSNetwork(network.config.replace(batch_norm=False, weight_standardisation=False))
+    start = load_weights(plain, source, images, trained_as)
+    unfold_batch_norm(network, plain.to(images.device), images)
+    _take_statistics(network, plain.config)
+    return start
 
 
 def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *, learn_units: bool = True) -> None:
