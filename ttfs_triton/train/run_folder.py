@@ -6,7 +6,7 @@ summary.json        final figures, written when the run has ended
 checkpoints/step-*/ the newest checkpoints
 best/               model.safetensors and config.json of the best epoch
 ann/                the run of the ANN that this one starts from, if it was trained for it
-.claim/             the process that owns the folder now
+.lock               held by the process that owns the folder now
 """
 
 import json
