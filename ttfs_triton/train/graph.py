@@ -105,11 +105,6 @@ class GraphedStep:
         """Capture anew at the next step, since what the graph holds as constants has changed."""
         self.replay, self._inputs = None, []
 
-    def one_by_one(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
-        """The same step without the graph."""
-        self._set_rates()
-        self.step(micro_batches, sampled=sampled, first=first)
-
     def _set_rates(self) -> None:
         for group, rate in zip(self.step.bare_optimizer.param_groups, self.step.rates or [], strict=True):
             rate.fill_(group["lr"])

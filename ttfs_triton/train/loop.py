@@ -144,7 +144,6 @@ class TrainingLoop:
             self.network,
             folder.path / "profile" if accelerator.is_main_process else None,
             accelerator.device,
-            lambda: isinstance(self._step, GraphedStep) and self._step.replay is not None,
             display.say,
         )
         self._evaluator = Evaluator(config, accelerator, graphs, display.say, lambda: stop.received is not None)
@@ -250,13 +249,10 @@ class TrainingLoop:
         torch.manual_seed(mix(self.config.seed, position.step, self.accelerator.process_index))
         sampled = position.step % self.config.statistics_steps == 0
         self._set_persistence()
-        step = self._step
-        if isinstance(step, GraphedStep) and self._profiler.one_by_one:
-            step = step.one_by_one
         first = position.step == 0
         if self.steering is not None:
             first |= self.steering.prepare(position.step, float(self.schedule.get_last_lr()[0]) / self.config.lr)
-        step(micro_batches, sampled=sampled, first=first)
+        self._step(micro_batches, sampled=sampled, first=first)
         self.schedule.step()
         if self.average is not None:
             self.average.n_averaged += 1
