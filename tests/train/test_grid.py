@@ -12,10 +12,9 @@ from ttfs_triton.hardware import simulate
 from ttfs_triton.model import ModelDescription, TTFSModel
 from ttfs_triton.model.files import write_model
 from ttfs_triton.nn import Faults, Grid, NetworkConfig, Neuron, TTFSNetwork
-from ttfs_triton.train import ConfigError, TrainConfig
+from ttfs_triton.train import ConfigError
 from ttfs_triton.train.build import RunData, build_network
 from ttfs_triton.train.config import make_config
-from ttfs_triton.train.recipe import ann_config
 from ttfs_triton.train.start import Start, start_on_grid
 
 NETWORK = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, neuron=Neuron(0.25), readout="potential_end")
@@ -132,13 +131,6 @@ def test_chip_must_hold_the_network_on_its_grid(chip, bits, problem, data, confi
 def test_options_that_cannot_be_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         make_config(values, "here")
-
-
-def test_the_ann_in_front_has_neither_grid_nor_faults(tmp_path):
-    (tmp_path / "pretrain_ann.yaml").write_text("epochs: 2\n")
-    config = TrainConfig(pretrain=True, time_steps=4, weight_bits=4, grid_chip="loihi", dead_neurons=0.1)
-    found = ann_config(tmp_path / "small.yaml", config)
-    assert (found.grid, found.faults, found.grid_chip, found.epochs) == (None, Faults(), None, 2)
 
 
 def test_weights_on_a_grid_know_it(tmp_path):

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ttfs_triton.train import ConfigError
+from ttfs_triton.train import ConfigError, TrainConfig
 from ttfs_triton.train.cli import parse_config
 from ttfs_triton.train.config import make_config
-from ttfs_triton.train.recipe import PRETRAINING, ann_config, read_recipe
+from ttfs_triton.train.recipe import read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PRESETS = [(path, name) for path in sorted(RECIPES.glob("*.yaml")) for name in read_recipe(path).presets]
@@ -80,33 +80,13 @@ def test_every_preset_of_a_recipe_is_a_valid_configuration(path, name):
     assert {key for key, value in read_recipe(path).presets[name].items() if config.model_dump()[key] != value} == set()
 
 
-@pytest.mark.parametrize("model", ["vgg11_cifar10", "vgg16_cifar10", "vgg16_cifar100"])
-@pytest.mark.parametrize("preset", ["paper", "best"])
-def test_ann_shares_data_and_network_and_is_trained_as_its_own_recipe_says(model, preset):
-    recipe = RECIPES / f"train_{model}.yaml"
-    flags = ["--width", "0.25", "--seed", "5", "--auto-augment", "False", "--push-to-hub", "--hub-repo-id", "a/b"]
-    config = parse_config(recipe, "", ["--preset", preset, "--pretrain", *flags])
-    ann, alone = ann_config(recipe, config), parse_config(recipe.with_name(PRETRAINING), "", ["--preset", preset])
-    for key in ("dataset", "model", "width", "seed", "auto_augment", "cutout", "weight_standardisation", "preset"):
-        assert getattr(ann, key) == getattr(config, key), key
-    for key in ("epochs", "lr", "optimizer", "schedule", "weight_decay", "batch_size", "neuron", "initial_gain"):
-        assert getattr(ann, key) == getattr(alone, key), key
-    assert (ann.pretrain, ann.push_to_hub, ann.readout) == (False, False, None)
-    shorter = ann_config(recipe, config.model_copy(update={"pretrain_epochs": 3}))
-    assert shorter == ann.model_copy(update={"epochs": 3})
-    faster = ann_config(recipe, config.model_copy(update={"pretrain_lr": 4e-3}))
-    assert faster == ann.model_copy(update={"lr": 4e-3})
+def test_retired_keys_are_told_apart_from_wrong_ones():
+    with pytest.raises(ConfigError, match=r"this key was retired: one training begins at σ = 0"):
+        make_config({"pretrain": True}, "here")
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"pretrain": True, "neuron": "ann"}, "pretrain works with neuron: dft and without weights only"),
-        ({"pretrain": True, "weights": "runs/x"}, "pretrain works with neuron: dft and without weights only"),
-        ({"pretrain_epochs": 3}, "pretrain_epochs needs pretrain: true"),
-        ({"pretrain_lr": 1e-3}, "pretrain_lr needs pretrain: true"),
-    ],
-)
-def test_pretraining_that_makes_no_sense_is_refused(values, message):
-    with pytest.raises(ConfigError, match=message):
-        make_config(values, "here")
+def test_a_run_that_holds_retired_keys_goes_on(tmp_path):
+    saved = yaml.safe_load(TrainConfig().to_yaml()) | {"pretrain": True, "pretrain_epochs": None, "pretrain_lr": 1e-3}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    found = parse_config(RECIPES / "quickstart.yaml", "", ["--output-dir", str(tmp_path), "--resume"])
+    assert found == TrainConfig(resume=True, output_dir=tmp_path)

@@ -17,9 +17,6 @@ from ttfs_triton.train.config import TrainConfig, make_config, read_yaml
 _OWN = {
     "preset": None,
     "trained_as": None,
-    "pretrain": False,
-    "pretrain_epochs": None,
-    "pretrain_lr": None,
     "output_dir": None,
     "resume": False,
     "overwrite": False,

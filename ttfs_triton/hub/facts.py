@@ -24,12 +24,13 @@ from ttfs_triton.yaml_file import YamlError, read_mapping
 
 # Keys of a run's configuration that others need to repeat it. The rest says where and how it ran here.
 NETWORK_SETTINGS = (
-    *("model", "width", "neuron", "batch_norm", "encoder", "readout"),
+    *("model", "block_convolutions", "head", "width", "neuron", "batch_norm", "sync_batch_norm", "encoder", "readout"),
+    *("identity_start", "psp_persistence_rise", "psp_persistence_order"),
     *(field.name for field in dataclasses.fields(Neuron)),
     *("bias", "weight_standardisation", "initial_gain", "dropout"),
 )
 PUBLISHED_SETTINGS = (
-    *("preset", "pretrain", "pretrain_epochs", "pretrain_lr", "trained_as"),
+    *("preset", "trained_as"),
     *("validation_fraction", "max_train_samples", "max_test_samples", "image_size"),
     *("crop_padding", "crop_fill", "flip", "shift", "rotation", "auto_augment", "trivial_augment", "cutout"),
     *("mixup", "cutmix"),
@@ -42,7 +43,8 @@ PUBLISHED_SETTINGS = (
     *FaultOptions.model_fields,
     *("target_sparsity", "target_operations", "target_energy", "target_steps"),
     *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
-    *("warmup", "milestones", "milestone_factor", "gradient_clip", "label_smoothing", "ema_decay"),
+    *("warmup", "start_factor", "end_factor", "milestones", "milestone_factor", "gradient_clip", "label_smoothing"),
+    *("norm_bias_rate", "norm_gain_rate", "readout_rate", "ema_decay", "lookahead"),
     *("seed", "mixed_precision", "gradient_compression", "compile"),
 )
 _VERSIONS = ("python", "ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors")

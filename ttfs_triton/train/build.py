@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,7 +133,6 @@ def build_network(
     device: torch.device | None = None,
     *,
     network: nn.Module | None = None,
-    ann: Path | None = None,
     calibrated: bool = True,
 ) -> tuple[nn.Module, Start | None]:
     """The network for these images, initialised from `config.seed` and, if given, from weights.
@@ -143,7 +141,6 @@ def build_network(
         config, data: the run.
         device: to calibrate on; the network itself is on the CPU. Default: the CPU.
         network: built already. Default: as the configuration says.
-        ann: run of the ANN that `config.pretrain` asks for; None before it was trained.
         calibrated: calibrate it where the weights are an ANN's; needless if a checkpoint follows.
     Returns:
         The network, and where its weights come from; None if they were drawn.
@@ -155,7 +152,7 @@ def build_network(
     if isinstance(network, TTFSNetwork) and network.config.encoder == "whitened" and calibrated:
         images = draw_images(data.train, WHITENING_IMAGES, config.seed, data.train_indices)
         whiten(network.features.get_submodule("conv1"), images)  # pyright: ignore[reportArgumentType]
-    weights, start = str(ann) if config.pretrain and ann is not None else config.weights, None
+    weights, start = config.weights, None
     if weights is not None:
         images = None
         if calibrated and config.calibration_images:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ttfs_triton.command_line import OptionsError, parse_options
-from ttfs_triton.train.config import ConfigError, TrainConfig, changed_keys, make_config, read_yaml
+from ttfs_triton.train.config import ConfigError, TrainConfig, changed_keys, make_config, read_yaml, without_retired
 from ttfs_triton.train.recipe import read_recipe
 
 
@@ -37,7 +37,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     saved = known.output_dir / "config.yaml" if known.resume and known.output_dir else None
     if saved is not None and saved.is_file():
         # A run goes on with what it was started with; flags may repeat it, not change it.
-        values, source = read_yaml(saved), str(saved)
+        values, source = without_retired(read_yaml(saved)), str(saved)
         if values.get("network") is not None and known.network is None:
             raise ConfigError(
                 f"--resume: the run in {known.output_dir} is of a network that {values['network']} built, and no code "

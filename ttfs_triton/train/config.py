@@ -145,13 +145,6 @@ class TrainConfig(FaultOptions, EventOptions):
     """What the weights are of if they are the paper's, whose names do not say it: its ANN, or the spiking network of
     its script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Only an ANN's are calibrated; those of a
     network of your own are if you say ann here, say of one trained at psp_persistence 0."""
-    pretrain: bool = False
-    """Train the ANN first, as recipes/pretrain_ann.py does with the same preset, in the run's folder, and start from
-    its weights."""
-    pretrain_epochs: int | None = Field(None, ge=1)
-    """Passes of that ANN over the training images. Default: as that recipe says."""
-    pretrain_lr: float | None = Field(None, gt=0, le=100)
-    """That ANN's highest learning rate. Default: as that recipe says, for VGG16."""
     calibration_images: int = Field(256, ge=0)
     """Training images on which a network with an ANN's weights is calibrated before training. 0: not at all."""
     backend: Literal["auto", "triton", "torch"] = "auto"
@@ -308,17 +301,12 @@ class TrainConfig(FaultOptions, EventOptions):
         self._check_rise()
         if self.lookahead and self.ema_decay:
             raise ValueError("lookahead and ema_decay exclude each other: each is the average that is scored")
-        if self.pretrain and (self.neuron == "ann" or self.weights is not None):
-            raise ValueError("pretrain works with neuron: dft and without weights only")
         if self.target is not None and self.neuron == "ann":
             raise ValueError(f"target_{self.target.kind} works with neuron: dft only; an ANN has no spikes")
         if self.trained_as is not None and self.weights is None:
             raise ValueError("trained_as needs weights")
         if self.network is not None and self.trained_as not in (None, "ann"):
             raise ValueError(f"trained_as must be ann for a network of your own, or left out; got {self.trained_as}")
-        for key in ("pretrain_epochs", "pretrain_lr"):
-            if getattr(self, key) is not None and not self.pretrain:
-                raise ValueError(f"{key} needs pretrain: true")
         if self.time_steps is not None and self.neuron == "ann":
             raise ValueError("time_steps works with neuron: dft only; an ANN has no spikes")
         if self.neuron == "ann" and self.faults:
@@ -388,8 +376,7 @@ class TrainConfig(FaultOptions, EventOptions):
 # Keys that a network of the user's makes meaningless.
 NETWORK_KEYS = tuple(
     "model block_convolutions head width neuron batch_norm encoder readout bias weight_standardisation initial_gain "
-    "identity_start dropout "
-    "pretrain pretrain_epochs pretrain_lr".split()
+    "identity_start dropout".split()
 )
 # Keys that may differ between a run and its continuation: they change neither weights nor metrics, but for roundings.
 FREE_ON_RESUME = frozenset(
@@ -397,6 +384,12 @@ FREE_ON_RESUME = frozenset(
     "log_steps trackers data_dir evaluation_batch_size max_bad_images "
     "push_to_hub hub_repo_id hub_private hub_license".split()
 )
+# Keys that runs of earlier versions hold.
+RETIRED = {
+    "pretrain": "one training begins at σ = 0 and ends at its goal; use psp_persistence_rise, and batch_norm",
+    "pretrain_epochs": "see psp_persistence_rise",
+    "pretrain_lr": "see psp_persistence_rise",
+}
 # Schedules whose rate at a step does not depend on how many follow: such a run can be made longer.
 OPEN_SCHEDULES = ("constant", "milestones")
 
@@ -447,8 +440,15 @@ def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any
     return changes
 
 
+def without_retired(values: dict[str, Any]) -> dict[str, Any]:
+    """The keys of an earlier version's run that still mean something; its checkpoints hold what the others did."""
+    return {key: value for key, value in values.items() if key not in RETIRED}
+
+
 def _no_such_key(key: str) -> str:
     import difflib
 
+    if key in RETIRED:
+        return f"this key was retired: {RETIRED[key]}"
     close = difflib.get_close_matches(key.replace("-", "_"), (*TrainConfig.model_fields, *PROPERTIES), n=1)
     return "there is no such key" + (f", did you mean {close[0]}?" if close else "")

@@ -10,7 +10,14 @@ from accelerate import Accelerator
 
 from ttfs_triton.nn import NetworkGraph
 from ttfs_triton.train.build import RunData
-from ttfs_triton.train.config import ConfigError, TrainConfig, changed_keys, differing_keys, make_config
+from ttfs_triton.train.config import (
+    ConfigError,
+    TrainConfig,
+    changed_keys,
+    differing_keys,
+    make_config,
+    without_retired,
+)
 
 _DATA = {"training images": "data", "test images": "test_data"}
 
@@ -107,4 +114,4 @@ def compare(path: Path, state: dict[str, Any], now: dict[str, Any], step: int) -
 
 
 def _configuration(path: Path, state: dict[str, Any]) -> TrainConfig:
-    return make_config(state["configuration"], str(path))
+    return make_config(without_retired(state["configuration"]), str(path))

@@ -91,9 +91,7 @@ class TrainingLoop:
         self.display, self.stop = display, stop
         # A checkpoint replaces the weights, so that a resumed run need not calibrate them again.
         fresh = not config.resume or latest_checkpoint(folder.checkpoints) is None
-        self.network, self.start = build_network(
-            config, data, accelerator.device, network=network, ann=folder.ann, calibrated=fresh
-        )
+        self.network, self.start = build_network(config, data, accelerator.device, network=network, calibrated=fresh)
         self.graph = check_network(self.network, data)
         self._identity = identity(config, accelerator, data, self.graph)
         if config.sync_batch_norm and accelerator.num_processes > 1:

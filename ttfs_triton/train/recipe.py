@@ -9,16 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ttfs_triton.fault_options import FaultOptions
-from ttfs_triton.train.config import ConfigError, TrainConfig, make_config, read_yaml
+from ttfs_triton.train.config import ConfigError, read_yaml
 
-PRETRAINING = "pretrain_ann.yaml"
-# How a network is trained; all else of a run (data, augmentation, network, seed, machine) is also its ANN's.
-_TRAINING = frozenset(
-    "epochs batch_size gradient_accumulation optimizer lr momentum weight_decay schedule warmup milestones "
-    "milestone_factor gradient_clip label_smoothing ema_decay initial_gain start_factor end_factor norm_bias_rate "
-    "norm_gain_rate readout_rate lookahead".split()
-)
 _MOST_FILES = 8  # of recipes that extend one another
 
 
@@ -78,28 +70,3 @@ def read_recipe(path: Path) -> Recipe:
             return Recipe(path, keys, presets)
         file = file.parent / str(above)
     raise ConfigError(f"{path}: extends must end after {_MOST_FILES} files; got {file} after them.")
-
-
-def ann_config(recipe: Path, config: TrainConfig) -> TrainConfig:
-    """How the ANN is trained that a run with `pretrain` starts from: as pretrain_ann.yaml beside the recipe has it.
-
-    Args:
-        recipe: of the run.
-        config: of the run, whose preset, data, augmentation, network, seed and machine are also the ANN's.
-    Raises:
-        ConfigError: that file is not there, or lacks the preset.
-    """
-    source = recipe.with_name(PRETRAINING)
-    trained = make_config(read_recipe(source).values(config.preset), str(source)).model_dump()
-    values = config.model_dump() | {key: trained[key] for key in _TRAINING}
-    values |= {"neuron": "ann", "readout": None, "dropout": 0.0, "pretrain": False, "psp_persistence_rise": None}
-    values |= {"pretrain_epochs": None, "pretrain_lr": None}
-    no_grid = dict.fromkeys(("time_steps", "weight_bits", "state_bits", "grid_chip"))
-    values |= no_grid | dict.fromkeys(FaultOptions.model_fields, 0.0)
-    values |= {"output_dir": None, "resume": False, "overwrite": False, "push_to_hub": False, "hub_repo_id": None}
-    values |= {"target_sparsity": None, "target_operations": None, "target_energy": None}
-    if config.pretrain_epochs is not None:
-        values["epochs"] = config.pretrain_epochs
-    if config.pretrain_lr is not None:
-        values["lr"] = config.pretrain_lr
-    return make_config(values, str(source))

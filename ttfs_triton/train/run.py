@@ -29,17 +29,16 @@ from ttfs_triton.memory import freed_memory_kept
 from ttfs_triton.model import HubError
 from ttfs_triton.scoring import EvaluationStopped
 from ttfs_triton.scoring.graphs import GraphError
-from ttfs_triton.train.build import RunData, build_network, load_data
+from ttfs_triton.train.build import RunData, load_data
 from ttfs_triton.train.callback import Callback
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from ttfs_triton.train.cli import parse_config
-from ttfs_triton.train.config import FREE_ON_RESUME, ConfigError, TrainConfig, make_config, read_yaml
+from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.identity import check_configuration
 from ttfs_triton.train.loop import NonFiniteLossError, TrainingLoop
 from ttfs_triton.train.precision import warn_of_emulation
 from ttfs_triton.train.processes import Interrupted, StopRequest, ask_main_process
-from ttfs_triton.train.recipe import ann_config
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
 from ttfs_triton.train.summary import announce, score
 
@@ -71,7 +70,7 @@ def main(recipe: Path, description: str | None, arguments: Sequence[str] | None 
     )
     with plain_errors(*errors, traceback=TRACEBACK in arguments):
         config = parse_config(recipe, description or "", arguments)
-        train(config, name=recipe.stem, ann=ann_config(recipe, config) if config.pretrain else None)
+        train(config, name=recipe.stem)
 
 
 @dataclass(frozen=True)
@@ -91,15 +90,12 @@ class Given:
     again: str | None = None
 
 
-def train(
-    config: TrainConfig, name: str = "run", ann: TrainConfig | None = None, given: Given = Given()
-) -> dict[str, Any]:
+def train(config: TrainConfig, name: str = "run", given: Given = Given()) -> dict[str, Any]:
     """Train a network as configured. On a CPU, the process keeps the memory that a step frees, until the end.
 
     Args:
         config: the run.
         name: of the default output folder and of the trackers' project.
-        ann: of the ANN that is trained first where `config.pretrain` asks for it, in the subfolder `ann`.
         given: what takes the place of what the configuration describes; see `Trainer`.
     Returns:
         The content of `summary.json`.
@@ -113,12 +109,10 @@ def train(
     """
     if given.data is None and config.dataset is None and config.data_dir is None:
         raise ConfigError("give --dataset (a Hub name, or sample) or --data-dir (a local folder).")
-    if config.pretrain and ann is None:
-        raise ConfigError("train: ann must be the ANN's configuration where pretrain is true; got None.")
     accelerator = make_accelerator(config)
     folder = _agree_on_folder(config, accelerator, name)
     try:
-        summary = _train(config, accelerator, folder, name, ann, given)
+        summary = _train(config, accelerator, folder, name, given)
         accelerator.end_training()
         _publish(config, folder.path, accelerator, given.network)
         return summary
@@ -131,8 +125,7 @@ def _train(
     accelerator: Accelerator,
     folder: RunFolder,
     name: str,
-    ann: TrainConfig | None,
-    given: Given = Given(),
+    given: Given,
 ) -> dict[str, Any]:
     """A run in a folder that is ours."""
     display, again = Display(accelerator.is_main_process), given.again or _command(folder, config)
@@ -147,10 +140,6 @@ def _train(
     stop = StopRequest(accelerator)
     with _beginning(folder, again):
         data = load_data(config, accelerator, display.say) if given.data is None else given.data
-    if ann is not None and (not config.resume or latest_checkpoint(folder.checkpoints) is None):
-        with _beginning(folder, again):
-            build_network(config, data)  # what is wrong with it should not be found out after the ANN's training
-        config = _pretrain(config, ann, accelerator, folder, name)
     with _beginning(folder, again):
         loop = TrainingLoop(config, accelerator, data, folder, display, stop, given.network, given.callbacks)
     _ask_hub(config, accelerator, partial(open_repository, str(config.hub_repo_id), private=config.hub_private))
@@ -200,29 +189,6 @@ def _beginning(folder: RunFolder, again: str) -> Iterator[None]:
         raise
     except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
         raise ConfigError(str(error) or f"not enough memory for this run; {type(error).__name__}.") from error
-
-
-def _pretrain(
-    config: TrainConfig, ann: TrainConfig, accelerator: Accelerator, folder: RunFolder, name: str
-) -> TrainConfig:
-    """Train the ANN, or go on with it, in its own folder in the run's; returns what the run goes on with."""
-    if accelerator.is_main_process:
-        folder.prepare(config)  # from here on it can be resumed
-    accelerator.wait_for_everyone()
-    part = RunFolder(folder.ann, within=folder)
-    if part.is_run():
-        saved = make_config(read_yaml(part.path / "config.yaml"), str(part.path / "config.yaml"))
-        free = {key: value for key, value in ann.model_dump().items() if key in FREE_ON_RESUME}
-        ann = make_config(saved.model_dump() | free | {"resume": True}, str(part.path))
-    ask_main_process(accelerator, lambda: part.claim(resume=ann.resume, overwrite=False), RunFolderError)
-    its_own = make_accelerator(ann)
-    try:
-        _train(ann, its_own, part, f"{name}-ann", None)
-        for tracker in its_own.trackers:  # not end_training, which parts the processes
-            tracker.finish()
-    finally:
-        part.release()
-    return config.model_copy(update={"overwrite": False})  # done above
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -355,5 +321,5 @@ def _device_lost(error: RuntimeError, checkpoint: Path | str, again: str) -> Dev
 
 
 def _command(folder: RunFolder, config: TrainConfig) -> str:
-    words = ["python", sys.argv[0], "--output-dir", str((folder.within or folder).path), "--resume"]
+    words = ["python", sys.argv[0], "--output-dir", str(folder.path), "--resume"]
     return shlex.join(words if config.network is None else [*words, "--network", config.network])

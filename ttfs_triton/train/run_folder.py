@@ -5,7 +5,6 @@ metrics.jsonl       one line an epoch
 summary.json        final figures, written when the run has ended
 checkpoints/step-*/ the newest checkpoints
 best/               model.safetensors and config.json of the best epoch
-ann/                the run of the ANN that this one starts from, if it was trained for it
 .lock               held by the process that owns the folder now
 """
 
@@ -36,14 +35,11 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        within: the run that this one is a part of, or None.
         checkpoints: `path / "checkpoints"`.
-        ann: `path / "ann"`, where a run's own ANN is trained.
     """
 
-    def __init__(self, path: Path, within: "RunFolder | None" = None) -> None:
-        self.path, self.within = path, within
-        self.ann = path / "ann"
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.checkpoints = path / "checkpoints"
         self.best_weights = path / "best" / "model.safetensors"
         self.best_config = path / "best" / "config.json"
