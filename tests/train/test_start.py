@@ -265,3 +265,14 @@ def test_statistics_of_plain_weights_need_images(tmp_path):
     source = trained(ANN.replace(analog=False))
     with pytest.raises(ConfigError, match="statistics are then taken from calibration images; got none"):
         load_weights(target(batch_norm=True), str(save(source, tmp_path / "plain")), None)
+
+
+def test_a_plain_network_starts_from_one_whose_batch_norm_is_folded(tmp_path):
+    source = trained(ANN.replace(analog=False, batch_norm=True, neuron=Neuron(0.5)))
+    network = target(neuron=Neuron(0.5), weight_standardisation=False)
+    load_weights(network, str(save(source, tmp_path / "normalised")))
+    images = torch.rand(8, 3, 8, 8)
+    source.fold_batch_norm()
+    assert torch.equal(network(images), source(images))
+    with pytest.raises(ConfigError, match="batch norm folded, does not fit: its converted tensors must be"):
+        load_weights(target(weight_standardisation=True), str(tmp_path / "normalised"))

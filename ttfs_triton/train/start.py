@@ -70,7 +70,10 @@ def load_weights(
     Raises:
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
-    if network.config.batch_norm and not network.config.analog and not _has_batch_norm(source):
+    normalised = not network.config.analog and network.config.batch_norm
+    if (trained := _trained_with_batch_norm(source)) is not None and not normalised and not network.config.analog:
+        return _load_folded(network, source, trained)
+    if normalised and trained is None:
         return _load_plain(network, source, images, trained_as)
     try:
         weights = open_weights(source)
@@ -107,15 +110,28 @@ def load_weights(
     return Start(base_model, calibration, grid, units)
 
 
-def _has_batch_norm(source: str) -> bool:
-    """Whether weights are of a spiking network with batch norm, and so can be copied as they are."""
+def _trained_with_batch_norm(source: str) -> NetworkConfig | None:
+    """The spiking network with batch norm that weights are of; None if they are of another one."""
     try:
-        weights = open_weights(source)
-        description = weights.description()
+        description = open_weights(source).description()
     except WeightsError as error:
         raise ConfigError(f"weights: {error}") from error
     network = None if description is None else description.network
-    return isinstance(network, NetworkConfig) and network.batch_norm and not network.analog
+    return network if isinstance(network, NetworkConfig) and network.batch_norm and not network.analog else None
+
+
+def _load_folded(network: TTFSNetwork, source: str, trained: NetworkConfig) -> Start:
+    """`load_weights` of a spiking network with batch norm into one without."""
+    normalised = TTFSNetwork(trained)
+    start = load_weights(normalised, source)
+    normalised.fold_batch_norm()
+    try:
+        _check_same(network, normalised.state_dict())
+    except ConversionError as error:
+        raise ConfigError(f"weights: {source}, batch norm folded, does not fit: {error}") from error
+    network.load_state_dict(normalised.state_dict())
+    _take_statistics(network, trained)
+    return start
 
 
 def _load_plain(network: TTFSNetwork, source: str, images: Tensor | None, trained_as: TrainedAs | None) -> Start:
