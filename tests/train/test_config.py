@@ -118,7 +118,7 @@ def test_help_shows_defaults_and_descriptions(recipe, capsys):
 
 
 def test_every_key_has_a_description_and_a_flag(recipe, capsys):
-    modules = ("train/config.py", "train/event_options.py", "fault_options.py")
+    modules = ("train/options.py", "train/event_options.py", "fault_options.py")
     settings = [(ROOT / "ttfs_triton" / module).read_text() for module in modules]
     neuron = (ROOT / "kernels" / "ttfs_kernels" / "neuron.py").read_text()
     with pytest.raises(SystemExit):

@@ -1,0 +1,390 @@
+"""Keys of a run, each class with its own: what they mean, their ranges, and what excludes each other.
+
+YAML files and the command line have them flat, in one `TrainConfig`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from ttfs_triton.augment.augmentation import Fill, Flip
+from ttfs_triton.augment.policy import PolicyName
+from ttfs_triton.convert.layouts import TrainedAs
+from ttfs_triton.nn import Neuron
+from ttfs_triton.nn.config import Encoder
+from ttfs_triton.nn.grid import MOST_STEPS, Grid
+from ttfs_triton.train.event_options import EventOptions
+from ttfs_triton.train.target import Wanted, parse_target
+
+PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
+
+
+class DataOptions(EventOptions):
+    """Images, and where they lie."""
+
+    dataset: str | None = None
+    """Hub data set ("ylecun/mnist", "uoft-cs/cifar10", ...), or "sample" for the bundled Fashion-MNIST sample."""
+    data_dir: Path | None = None
+    """Local folder with parquet files or class folders of images; no network is used. Of class folders without a split,
+    a fifth of each class are test images, drawn by a hash of their names."""
+    image_column: str | None = None
+    """Column of the images. Default: detected (image, img)."""
+    label_column: str | None = None
+    """Column of the labels. Default: detected (label, fine_label)."""
+    image_size: int | None = Field(None, ge=1, le=8192)
+    """Resize all images to this height and width. Default: their own size, which must then be the same for all."""
+    random_resized_crop: bool = False
+    """Train on random parts of photographs, 8 to 100 % of the area, resized to image_size, and score their middle.
+    Photographs are decoded batch by batch."""
+    validation_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the training images held out, class by class, to choose the best checkpoint. 0: the last epoch is
+    the best."""
+    max_train_samples: int | None = Field(None, ge=1)
+    """Use only this many training images (before the validation split)."""
+    max_test_samples: int | None = Field(None, ge=1)
+    """Use only this many test images."""
+    max_bad_images: int = Field(10, ge=0)
+    """Undecodable images that are reported and skipped before the run stops."""
+    streaming: bool = False
+    """Decode images batch by batch from disk instead of keeping all of them in memory."""
+    data_placement: Literal["auto", "device", "host"] = "auto"
+    """Where decoded images lie: in the memory of the GPU, in main memory, or as free memory allows. Images that do not
+    fit into main memory either are streamed, unless one of the two is asked for."""
+    num_workers: int = Field(0, ge=0, le=256)
+    """Worker processes that decode streamed images."""
+
+    @model_validator(mode="after")
+    def _of_images(self) -> Self:
+        if self.streaming and self.data_placement != "auto":
+            raise ValueError(f"streaming and data_placement: {self.data_placement} exclude each other")
+        if self.random_resized_crop and self.image_size is None:
+            raise ValueError("random_resized_crop needs image_size, e.g. 224")
+        return self
+
+
+class AugmentationOptions(BaseModel):
+    """What happens to training images; see `ttfs_triton.augment.Augmentation`."""
+
+    crop_padding: int = Field(0, ge=0, le=8192)
+    """Pad by this many pixels and crop at random."""
+    crop_fill: Fill = 0
+    """Pixel value of that padding, or reflect: mirror the image there."""
+    flip: Flip = False
+    """Flip images left to right with probability one half; alternating: so in the first epoch, then every other one."""
+    shift: int = Field(0, ge=0, le=8192)
+    """Shift images by up to this many pixels, filling with zeros."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Rotate images by up to this many degrees."""
+    auto_augment: bool | PolicyName = False
+    """AutoAugment with the policy of cifar10 (also: true), svhn or imagenet."""
+    trivial_augment: bool = False
+    """TrivialAugment (Wide), instead of AutoAugment."""
+    cutout: int = Field(0, ge=0)
+    """Blank a square of this side."""
+    mixup: float = Field(0.0, ge=0)
+    """Mix each image with another, with a share from the Beta distribution of this parameter. 0: off."""
+    cutmix: float = Field(0.0, ge=0)
+    """Replace a rectangle of each image by another's, with a share from the Beta distribution of this parameter.
+    0: off. With mixup, each image gets one of the two."""
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> Self:
+        if self.auto_augment and self.trivial_augment:
+            raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")
+        return self
+
+
+class NetworkOptions(BaseModel):
+    """The network; meaningless beside a network of the user's own."""
+
+    model: str = "cnn1"
+    """cnn1, cifarnet, vgg11, vgg16, resnet18, resnet20, or a specification such as 16C5-P2-32C5p0-P2-128."""
+    block_convolutions: Literal[2, 3] = 2
+    """Convolutions a block of cifarnet; with three, spikes also go past the last two."""
+    head: Literal["4096-4096", "512", "none"] = "4096-4096"
+    """Fully connected hidden layers of vgg11 and vgg16; the paper's are 4096-4096."""
+    width: float = Field(1.0, gt=0)
+    """Factor on the size of every hidden layer."""
+    neuron: Literal["dft", "ann"] = "dft"
+    """dft: dynamic-firing-threshold spiking neurons. ann: the same network with ReLU clamped to [0, 1]."""
+    batch_norm: bool = False
+    """Normalise the potentials of every hidden layer over the batch. Folds into weights and initial potentials."""
+    sync_batch_norm: bool = False
+    """Take the statistics of batch_norm over all processes, not in each."""
+    encoder: Encoder | None = None
+    """latency: bright pixels spike early. analog: the first convolution reads pixels. whitened: by frozen weights that
+    whiten patches of the training images. signed: so do its neurons, which spike by the paper's rule, as its training
+    script has them. Default: the model's own."""
+    readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
+    """potential_*: membrane potential of the output layer at its window's start or end. first_spike: earliest spike
+    wins. Default: the model's own."""
+    spiking_neuron: Neuron = Neuron()
+    """Properties of spiking neurons; each is a key of its own."""
+    bias: bool = True
+    """Give each neuron a learned initial membrane potential."""
+    weight_standardisation: bool = True
+    """Standardise the weights over the fan-in, with a learned gain; folds into plain weights."""
+    initial_gain: float = Field(0.5, gt=0)
+    """Scale of the initial weights, as a factor on Kaiming's. With batch_norm, initial standard deviation of the
+    potentials, in threshold heights: the smaller, the later neurons saturate."""
+    identity_start: bool = False
+    """Let the first filters of every spiking convolution hand on one input channel each at the start."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability that a spike of a fully connected layer is dropped in training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, values: Any) -> Any:
+        """The neuron from its flat keys."""
+        own = {name: values[name] for name in PROPERTIES if name in values}
+        others = {name: value for name, value in values.items() if name not in own}
+        return others | {"spiking_neuron": own} if own else others
+
+    @model_serializer(mode="wrap")
+    def _flatten(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The neuron as flat keys, in its place."""
+        flat: dict[str, Any] = {}
+        for name, value in handler(self).items():
+            flat |= value if name == "spiking_neuron" else {name: value}
+        return flat
+
+    def network_keys(self) -> list[str]:
+        """Keys that say what network to build, where they have another value than the default."""
+        own = [name for name in NetworkOptions.model_fields if name != "spiking_neuron"]
+        changed = [name for name in own if getattr(self, name) != NetworkOptions.model_fields[name].default]
+        return changed + [name for name in PROPERTIES if getattr(self.spiking_neuron, name) != getattr(Neuron(), name)]
+
+
+class StartOptions(BaseModel):
+    """A network of the user's own, and the weights that a run starts from."""
+
+    network: str | None = None
+    """FILE.py:FUNCTION, which builds a network of yours in place of all keys of this part; called with those of
+    in_channels, image_size and classes that it takes."""
+    weights: str | None = None
+    """Start from these weights: a run's folder, a file, or a Hub repository, org/name[/file][@revision]. Of the same
+    network, also as an ANN with batch norm, or of a known VGG; see recipes/convert.py for what more can be changed."""
+    trained_as: TrainedAs | None = None
+    """What the weights are of if they are the paper's, whose names do not say it: its ANN, or the spiking network of
+    its script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Only an ANN's are calibrated; those of a
+    network of your own are if you say ann here, say of one trained at psp_persistence 0."""
+    calibration_images: int = Field(256, ge=0)
+    """Training images on which a network with an ANN's weights is calibrated before training. 0: not at all."""
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @model_validator(mode="after")
+    def _of_weights(self) -> Self:
+        if self.trained_as is not None and self.weights is None:
+            raise ValueError("trained_as needs weights")
+        if self.network is not None and self.trained_as not in (None, "ann"):
+            raise ValueError(f"trained_as must be ann for a network of your own, or left out; got {self.trained_as}")
+        return self
+
+
+class GridOptions(BaseModel):
+    """The grid of a chip: time steps, bits of weights and registers."""
+
+    time_steps: int | None = Field(None, ge=1, le=MOST_STEPS)
+    """Train on a chip's grid: spikes at one of so many time steps a window, as the simulator has them. Gradients pass
+    straight through the rounding. The network carries its grid, and evaluation and simulation take it from there."""
+    weight_bits: int | None = Field(None, ge=2, le=16)
+    """Bits of a weight on that grid, sign included. Default: weights are not rounded."""
+    weight_units: Literal["channel", "tensor"] = "channel"
+    """What has its own unit, of which weights are multiples: each output channel, or each layer."""
+    learn_units: bool = True
+    """Learn these units; else they stay those that fit the weights of the start best."""
+    state_bits: int | None = Field(None, ge=4, le=62)
+    """Bits of the registers that hold a neuron's slope and potential on that grid, which saturate. Default: as wide as
+    it takes."""
+    grid_chip: str | None = None
+    """Chip that must hold the network on this grid: a name or a TOML file of yours. It is not trained otherwise."""
+
+    @model_validator(mode="after")
+    def _of_the_grid(self) -> Self:
+        if self.grid_chip is not None and self.time_steps is None:
+            raise ValueError("grid_chip needs time_steps")
+        if self.time_steps is None and (self.weight_bits is not None or self.state_bits is not None):
+            raise ValueError("weight_bits and state_bits need time_steps: chips run on a clock; 64 steps lose nothing")
+        return self
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid that is trained on."""
+        if self.time_steps is None:
+            return None
+        return Grid(self.time_steps, self.weight_bits, self.weight_units == "channel", self.state_bits)
+
+
+class OptimisationOptions(BaseModel):
+    """Updates, their rates, and σ's course."""
+
+    epochs: int = Field(15, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(128, ge=1)
+    """Images an optimiser step, over all processes and accumulated micro-batches together."""
+    gradient_accumulation: int = Field(1, ge=1)
+    """Micro-batches an optimiser step."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Adam's weight decay is decoupled in adamw; sgd uses Nesterov momentum."""
+    lr: float = Field(1e-3, gt=0, le=100)
+    """Peak learning rate."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of sgd; first beta of adam and adamw."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of weights (not of gains and initial potentials)."""
+    norm_bias_rate: float = Field(1.0, ge=0)
+    """Factor on the rate of batch norm's biases β. 0: they stay at 0."""
+    norm_gain_rate: float = Field(1.0, ge=0)
+    """Factor on the rate of batch norm's weights γ, which say how far below saturation neurons are. 0: they stay at
+    initial_gain."""
+    readout_rate: float = Field(1.0, gt=0)
+    """Factor on the rate of the readout."""
+    schedule: Literal["one_cycle", "cosine", "linear", "milestones", "constant"] = "one_cycle"
+    """Course of the learning rate, by optimiser step. linear: from start_factor up to the peak, then down to
+    end_factor."""
+    warmup: float = Field(0.2, ge=0, lt=1)
+    """Share of the steps in which the rate rises (one_cycle, cosine, linear)."""
+    start_factor: float = Field(0.2, ge=0, le=1)
+    """Share of the peak rate at the first step (linear)."""
+    end_factor: float = Field(0.0, ge=0, le=1)
+    """Share of the peak rate at the last step (linear)."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the rate is multiplied by milestone_factor."""
+    milestone_factor: float = Field(0.1, gt=0)
+    """Factor on the rate at each milestone."""
+    gradient_clip: float | None = Field(None, gt=0)
+    """Bound on the norm of the whole gradient."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Label smoothing of the cross entropy."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is scored and saved. 0: off."""
+
+    lookahead: int = Field(0, ge=0)
+    """Every so many steps, average the weights with those of earlier steps, and go on from the average, which is what
+    is scored and saved; earlier steps count more towards the end. 0: off."""
+    psp_persistence_rise: tuple[float, float] | None = None
+    """Start at σ = 0 and let σ rise to psp_persistence between these two shares of the training, such as 0.25 0.6."""
+    psp_persistence_order: Literal["together", "layers"] = "together"
+    """Whether σ rises in all layers together, or in one layer after the other, from the input on."""
+
+    @model_validator(mode="after")
+    def _of_updates(self) -> Self:
+        if self.schedule == "milestones" and not self.milestones:
+            raise ValueError("schedule: milestones needs milestones, e.g. [50, 150, 240]")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise; got {list(self.milestones)}")
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size (={self.batch_size}) must be divisible by gradient_accumulation "
+                f"(={self.gradient_accumulation})"
+            )
+        if self.lookahead and self.ema_decay:
+            raise ValueError("lookahead and ema_decay exclude each other: each is the average that is scored")
+        rise = self.psp_persistence_rise
+        if rise is not None and not 0 <= rise[0] <= rise[1] <= 1:
+            raise ValueError(f"psp_persistence_rise must be two rising shares from 0 to 1; got {rise[0]} {rise[1]}")
+        return self
+
+
+class TargetOptions(BaseModel):
+    """What the network may cost."""
+
+    target_sparsity: float | str | None = None
+    """Hidden spikes over hidden neurons that training is to end with, such as 0.15; or of layers, conv1=0.3,fc1=0.1."""
+    target_operations: float | str | None = None
+    """Synaptic operations over the products of the dense ANN, instead; or in layers."""
+    target_energy: str | None = None
+    """Energy of an image on a chip, instead: CHIP:MICROJOULES, such as lemaire45:int8:40."""
+    target_steps: int = Field(32, ge=1)
+    """Time steps a window for which target_energy is priced."""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        _ = self.target  # which says what cannot be meant
+        return self
+
+    @property
+    def target(self) -> Wanted | None:
+        """What the network may cost, None without a limit."""
+        return parse_target(self.target_sparsity, self.target_operations, self.target_energy)
+
+
+class RunOptions(BaseModel):
+    """Where and how a run runs."""
+
+    preset: str | None = None
+    """Keys of the recipe under this name, as `--help` lists them; a configuration file and flags win over them."""
+    output_dir: Path | None = None
+    """Folder of the run. Default: runs/<recipe>-<time>."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of weights, data order and augmentation."""
+    resume: bool = False
+    """Go on from the newest complete checkpoint in output_dir."""
+    overwrite: bool = False
+    """Delete an existing run in output_dir first."""
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    """Default: as `accelerate launch` says."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    fuse: Literal["auto", "on", "off"] = "auto"
+    """On a CPU, let PyTorch's compiler fuse the passes over neurons. auto: in long runs, if there is a C++ compiler."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """Make each step by one launch of a CUDA graph. auto: where it is possible."""
+    gradient_compression: Literal["no", "bf16"] = "no"
+    """Numbers in which several processes exchange gradients: as they are, or rounded to bfloat16."""
+    cpu: bool = False
+    """Train on the CPU even where there is a GPU."""
+    evaluation_batch_size: int = Field(500, ge=1)
+    """Images a batch, a process, in evaluation."""
+    checkpoint_steps: int = Field(0, ge=0)
+    """Write a checkpoint every so many optimiser steps, besides each epoch's end. 0: only then."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints to keep; the best weights are kept besides."""
+    log_steps: int = Field(20, ge=1)
+    """Optimiser steps between two updates of progress bar and trackers."""
+    statistics_steps: int = Field(50, ge=1)
+    """Optimiser steps between two samples of the layers' activity in training."""
+    profile: int = Field(0, ge=0)
+    """Trace so many steps and tell where their time goes, in the folder `profile` of the run. 0: off."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""
+    backend: Literal["auto", "triton", "torch"] = "auto"
+    """Kernels."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite exclude each other")
+        return self
+
+
+class HubOptions(BaseModel):
+    """Publishing when the run has ended."""
+
+    push_to_hub: bool = False
+    """Publish the best weights, with a model card, when the run has ended. Rights are checked before it starts."""
+    hub_repo_id: str | None = None
+    """Where to publish: owner/name, made if need be."""
+    hub_private: bool = True
+    """Only you, and the members of your organisation, can see it."""
+    hub_license: str | None = None
+    """Licence of the model by the Hub's short name, such as apache-2.0. Default: none is stated."""
+
+    @model_validator(mode="after")
+    def _of_the_hub(self) -> Self:
+        if self.push_to_hub and self.hub_repo_id is None:
+            raise ValueError("push_to_hub needs hub_repo_id, owner/name")
+        return self
