@@ -203,7 +203,7 @@ def graph(output: str) -> int:
 
     from ttfs_triton.train import TrainConfig, train
 
-    recipe = yaml.safe_load((ROOT / "recipes" / "train_vgg16_cifar10.yaml").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load((ROOT / "ttfs_triton" / "recipes" / "vgg16-cifar10.yaml").read_text(encoding="utf-8"))
     changes = {"dataset": "sample", "data_dir": None, "image_size": 32, "batch_size": 128, "epochs": 6}
     changes |= {"mixed_precision": "bf16", "statistics_steps": 1000, "profile": 5, "overwrite": True}
     losses, idle = [], 0.0

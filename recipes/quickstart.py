@@ -1,8 +1,6 @@
 """Train a spiking CNN on the bundled Fashion-MNIST sample: no download, some minutes on two CPU cores."""
 
-from pathlib import Path
-
-from ttfs_triton.command_line import start
+from ttfs_triton.command_line import recipe, start
 
 if __name__ == "__main__":
-    start("ttfs_triton.train", Path(__file__).with_suffix(".yaml"), __doc__)
+    start("ttfs_triton.train", recipe("quickstart"), __doc__)

@@ -1,8 +1,6 @@
 """Train CNN1 on MNIST from scratch."""
 
-from pathlib import Path
-
-from ttfs_triton.command_line import start
+from ttfs_triton.command_line import recipe, start
 
 if __name__ == "__main__":
-    start("ttfs_triton.train", Path(__file__).with_suffix(".yaml"), __doc__)
+    start("ttfs_triton.train", recipe("cnn-mnist"), __doc__)

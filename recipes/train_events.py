@@ -4,9 +4,7 @@ python recipes/train_events.py --preset nmnist --data-dir N-MNIST          # hol
 python recipes/train_events.py --preset dvs_gesture --data-dir DvsGesture  # holds trials_to_train.txt
 """
 
-from pathlib import Path
-
-from ttfs_triton.command_line import start
+from ttfs_triton.command_line import recipe, start
 
 if __name__ == "__main__":
-    start("ttfs_triton.train", Path(__file__).with_suffix(".yaml"), __doc__)
+    start("ttfs_triton.train", recipe("events"), __doc__)

@@ -3,9 +3,7 @@
 python recipes/train_own.py --network recipes/own_network.py:build --dataset sample
 """
 
-from pathlib import Path
-
-from ttfs_triton.command_line import start
+from ttfs_triton.command_line import recipe, start
 
 if __name__ == "__main__":
-    start("ttfs_triton.train", Path(__file__).with_suffix(".yaml"), __doc__)
+    start("ttfs_triton.train", recipe("own"), __doc__)

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -19,11 +20,22 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options", bound="BaseModel")
 TRACEBACK = "--traceback"
+RECIPES = Path(__file__).parent / "recipes"
 _HINT = f"Add {TRACEBACK} to any command to see where in the code an error came from."
 
 
 class OptionsError(ValueError):
     """Options that are well formed, but not allowed: names each, the rule and the value."""
+
+
+def recipe(name: str) -> Path:
+    """The file of a recipe that comes with the package."""
+    return RECIPES / f"{name}.yaml"
+
+
+def program() -> str:
+    """How this program was started: `ttfs train NAME`, or `python recipes/train_NAME.py`."""
+    return sys.argv[0] if sys.argv[0].startswith("ttfs ") else f"python {sys.argv[0]}"
 
 
 def start(module: str, *arguments: Any) -> None:

@@ -23,7 +23,7 @@ from ttfs_triton.train import ConfigError
 from ttfs_triton.train.config import make_config, read_yaml
 from ttfs_triton.train.run import main as train
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "train_events.yaml"
+RECIPE = Path(__file__).parents[2] / "ttfs_triton" / "recipes" / "events.yaml"
 COMMON = "--cpu --epochs 1 --batch-size 11 --model 4C5-P4-16 --lr 2e-2 --validation-fraction 0".split()
 
 

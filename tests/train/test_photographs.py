@@ -199,7 +199,7 @@ def test_recipe_trains_on_large_images_of_mixed_sizes(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             size = ((500, 375), (375, 500), (1200, 900))[i % 2 + (i == 5)]
             photograph(i).resize(size).save(path)
-    recipe = read_yaml(ROOT / "recipes" / "train_vgg16_imagenet.yaml")
+    recipe = read_yaml(ROOT / "ttfs_triton" / "recipes" / "vgg16-imagenet.yaml")
     small = {"width": 1 / 64, "epochs": 1, "batch_size": 8, "num_workers": 1, "max_train_samples": 21}
     small |= {"max_test_samples": 5, "validation_fraction": 0.2, "dataset": None, "evaluation_batch_size": 3}
     assert TrainConfig(**(recipe | small)).image_size == 224

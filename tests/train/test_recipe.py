@@ -10,7 +10,7 @@ from ttfs_triton.train.cli import parse_config
 from ttfs_triton.train.config import make_config
 from ttfs_triton.train.recipe import read_recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[2] / "ttfs_triton" / "recipes"
 PRESETS = [(path, name) for path in sorted(RECIPES.glob("*.yaml")) for name in read_recipe(path).presets]
 
 

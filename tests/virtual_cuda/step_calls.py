@@ -26,7 +26,7 @@ import tyro
 from tests.virtual_cuda import Record, install, recording
 
 ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "recipes" / "train_vgg16_cifar10.yaml"
+RECIPE = ROOT / "ttfs_triton" / "recipes" / "vgg16-cifar10.yaml"
 BATCH = 2
 FOUND = "STEP_CALLS_FOUND"  # where a process with another commit's packages leaves what it found
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ttfs_triton.command_line import OptionsError, parse_options
+from ttfs_triton.command_line import OptionsError, parse_options, program
 from ttfs_triton.train.config import ConfigError, TrainConfig, changed_keys, make_config, read_yaml, without_retired
 from ttfs_triton.train.recipe import read_recipe
 
@@ -51,7 +51,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
             default=_WithConfigFlag.model_validate(base.model_dump() | {"config": known.config}),
             arguments=arguments,
             description="\n\n".join(filter(None, (description, written.help()))),
-            prog=f"{recipe.stem}.py",
+            prog=program(),
         )
     except OptionsError as error:
         raise ConfigError(str(error)) from None

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, ValidationError, model_validator
 
 from ttfs_triton.command_line import problem_lines
 from ttfs_triton.fault_options import FaultOptions
+from ttfs_triton.train.event_options import EventOptions
 from ttfs_triton.train.options import (
     PROPERTIES,
     AugmentationOptions,
@@ -32,6 +33,7 @@ class TrainConfig(
     GridOptions,
     StartOptions,
     NetworkOptions,
+    EventOptions,
     AugmentationOptions,
     DataOptions,
 ):

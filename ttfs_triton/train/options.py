@@ -22,13 +22,12 @@ from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.nn import Neuron
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.grid import MOST_STEPS, Grid
-from ttfs_triton.train.event_options import EventOptions
 from ttfs_triton.train.target import Wanted, parse_target
 
 PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
 
 
-class DataOptions(EventOptions):
+class DataOptions(BaseModel):
     """Images, and where they lie."""
 
     dataset: str | None = None

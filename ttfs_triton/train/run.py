@@ -21,7 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 
 from ttfs_kernels.backends import why_no_triton
-from ttfs_triton.command_line import TRACEBACK, plain_errors
+from ttfs_triton.command_line import TRACEBACK, plain_errors, program
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.hub.account import check_account, open_repository
 from ttfs_triton.hub.publish import publish
@@ -321,5 +321,5 @@ def _device_lost(error: RuntimeError, checkpoint: Path | str, again: str) -> Dev
 
 
 def _command(folder: RunFolder, config: TrainConfig) -> str:
-    words = ["python", sys.argv[0], "--output-dir", str(folder.path), "--resume"]
+    words = [*program().split(), "--output-dir", str(folder.path), "--resume"]
     return shlex.join(words if config.network is None else [*words, "--network", config.network])

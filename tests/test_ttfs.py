@@ -1,0 +1,69 @@
+"""The command `ttfs`, as a program of its own and outside of the repository."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ttfs_triton.command_line import RECIPES
+from ttfs_triton.ttfs import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+
+
+def ttfs(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(folder / "cache"),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
+    }
+    words = (sys.executable, "-m", "ttfs_triton.ttfs", *words)
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_help_names_every_command_and_recipe(capsys):
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+    assert all(path.stem in shown for path in RECIPES.glob("*.yaml") if path.stem != "own")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "command must be one of train, evaluate, .*; got trian. Did you mean train?"),
+        (["train", "vgg16-cifar10O"], "recipe must be one of .*; got vgg16-cifar10O. Did you mean vgg16-cifar10?"),
+        (["train", "missing.yaml"], "recipe must be one of .*; got missing.yaml."),
+    ],
+)
+def test_unknown_words_are_refused(words, message, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(words)
+    assert refused.value.code == 2
+    shown = capsys.readouterr().err
+    assert message.split(".*")[0] in shown
+    assert message.split(".*")[-1] in shown
+
+
+def test_a_recipe_is_trained_evaluated_and_gone_on_with_by_the_words_that_it_says(tmp_path):
+    flags = ("--dataset", "sample", "--model", "4C5-P4-16", "--cpu", "--epochs", "1", "--max-train-samples", "200")
+    trained = ttfs(tmp_path, "train", *flags, "--max-test-samples", "50", "--output-dir", "run")
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["test_images"] == 50
+    again = ttfs(tmp_path, "train", "--output-dir", "run", "--resume")
+    assert "has ended already" in again.stdout
+    scored = ttfs(tmp_path, "evaluate", "run", "--cpu", "--max-test-samples", "20")
+    assert scored.returncode == 0, scored.stderr
+    wrong = ttfs(tmp_path, "train", "quickstart", "--epochs", "0")
+    assert wrong.returncode == 1
+    assert "epochs: Input should be greater than or equal to 1" in wrong.stderr
+
+
+def test_commands_have_the_help_of_their_flags(tmp_path):
+    shown = ttfs(tmp_path, "sweep", "--help")
+    assert shown.returncode == 0
+    assert "usage: " in shown.stdout

@@ -1,0 +1,78 @@
+"""The command `ttfs`: what to do, then the flags of that.
+
+Nothing is imported but what Python brings until it is known what to do.
+"""
+
+from __future__ import annotations
+
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+from ttfs_triton.command_line import RECIPES, recipe, start
+
+COMMANDS = {
+    "train": ("ttfs_triton.train", "Train a network by a recipe, or one of your own."),
+    "evaluate": ("ttfs_triton.evaluation.command", "Score a network, count operations, price them on chips, simulate."),
+    "convert": ("ttfs_triton.convert.command", "Make a spiking network of a trained ANN."),
+    "calibrate": ("ttfs_triton.convert.grid_command", "Put a trained network on a chip's grid, without training."),
+    "export": ("ttfs_triton.export.command", "Write a network as ONNX or NIR, and check it in another program."),
+    "sweep": ("ttfs_triton.frontier.command", "Accuracy against activity, energy, time steps, weight bits and faults."),
+    "publish": ("ttfs_triton.hub.command", "Publish a network on the Hugging Face Hub, with a model card."),
+}
+NEUTRAL = "own"
+"""The recipe of a training without a recipe: every key at its default."""
+
+
+def main(words: list[str] | None = None) -> None:
+    """Entry point of the console script.
+
+    Args:
+        words: behind `ttfs`. Default: the command line's.
+    Raises:
+        SystemExit: with 2 for an unknown command or recipe, after a line that says which there are.
+    """
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return
+    command, *flags = words
+    if command not in COMMANDS:
+        _refuse("command", command, list(COMMANDS))
+    module, description = COMMANDS[command]
+    if command != "train":
+        sys.argv = [f"ttfs {command}", *flags]
+        start(module, description)
+        return
+    name = NEUTRAL
+    if flags and not flags[0].startswith("-"):
+        name, *flags = flags
+    path = Path(name) if name.endswith((".yaml", ".yml")) else recipe(name)
+    if not path.is_file():
+        _refuse("recipe", name, _recipes())
+    sys.argv = ["ttfs train" if name == NEUTRAL else f"ttfs train {name}", *flags]
+    start(
+        module, path, f"{description}\n\nttfs train RECIPE, with RECIPE one of {', '.join(_recipes())}, or a YAML file."
+    )
+
+
+def _recipes() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != NEUTRAL)
+
+
+def _help() -> str:
+    lines = ["ttfs COMMAND ..., train time-to-first-spike networks and take them to chips", ""]
+    lines += [f"  {name:<10} {description}" for name, (_, description) in COMMANDS.items()]
+    lines += ["", f"  ttfs train RECIPE, of {', '.join(_recipes())}", "  ttfs COMMAND --help"]
+    return "\n".join(lines)
+
+
+def _refuse(what: str, given: str, known: list[str]) -> None:
+    close = get_close_matches(given, known, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    print(f"error: ttfs: {what} must be one of {', '.join(known)}; got {given}.{hint}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()
