@@ -83,6 +83,7 @@ def test_every_preset_of_a_recipe_is_a_valid_configuration(path, name):
 def test_retired_keys_are_told_apart_from_wrong_ones():
     with pytest.raises(ConfigError, match=r"this key was retired: one training begins at σ = 0"):
         make_config({"pretrain": True}, "here")
+    assert make_config({"pretrain": False, "pretrain_lr": None}, "here") == TrainConfig()
 
 
 def test_a_run_that_holds_retired_keys_goes_on(tmp_path):

@@ -118,10 +118,11 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
     """Validate values into a configuration.
 
     Raises:
-        ConfigError: with one line for each wrong key, the rule and the value, naming `source`.
+        ConfigError: with one line for each wrong key, the rule and the value, naming `source`. A retired key is wrong
+            if it asks for something.
     """
     try:
-        return TrainConfig(**values)
+        return TrainConfig(**{key: value for key, value in values.items() if value or key not in RETIRED})
     except ValidationError as error:
         lines = "\n".join(problem_lines(error, "spiking_neuron", _no_such_key))
         raise ConfigError(f"{source} is not usable:\n{lines}") from None
