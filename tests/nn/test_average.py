@@ -110,7 +110,7 @@ def test_folding_keeps_shared_weights():
     [
         (lambda: DFTConv2d(2, 3, 3, average=0), "DFTConv2d: average must be at least 1, and 1 for an encoder; got 0"),
         (lambda: AnalogEncoder(1, 3, 3, average=2), "AnalogEncoder: average must be at least 1, and 1 for an encoder"),
-        (lambda: DFTConv2d(2, 3, 3, dilation=2, average=2), "dilation must be 1 with average=2; got 2"),
+        (lambda: DFTConv2d(2, 3, 3, dilation=2, average=2), "dilation must be 1 with average=2; got .2, 2."),
         (lambda: DFTLinear(10, 3, average=4), r"DFTLinear: average must divide in_features \(10\); got 4"),
         (lambda: DFTConv2d(2, 3, 3, average=2)(torch.rand(1, 2, 9, 8)), "must divide into windows of average=2"),
         (lambda: ANNConv2d(2, 3, 3, average=2)(torch.rand(1, 2, 9, 8)), "must divide into windows of average=2"),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
-from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, Size, WeightedConv2d, WeightedLinear
+from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, Padding, Size, WeightedConv2d, WeightedLinear
 
 TWO_PHASE = Neuron(psp_persistence=0.0)
 
@@ -43,7 +43,7 @@ class ANNConv2d(WeightedConv2d):
         out_channels: int,
         kernel_size: Size,
         stride: Size = 1,
-        padding: Size = 0,
+        padding: Padding = 0,
         dilation: Size = 1,
         groups: int = 1,
         **options: Unpack[HiddenOptions],

@@ -17,7 +17,7 @@ from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d
 from ttfs_triton.nn.on_grid import RoundedLayer, analog_on_grid
 from ttfs_triton.nn.straight_through import straight_through
-from ttfs_triton.nn.weighted import Size, WeightOptions
+from ttfs_triton.nn.weighted import Padding, Size, WeightOptions
 
 ROUNDING = 1e-2
 """Share of max_value by which pixels may leave their range unremarked, as rounding makes them."""
@@ -197,7 +197,7 @@ class AnalogEncoder(_NormalisedImages, ANNConv2d):
         out_channels: int,
         kernel_size: Size,
         stride: Size = 1,
-        padding: Size = 0,
+        padding: Padding = 0,
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -243,7 +243,7 @@ class SignedEncoder(_NormalisedImages, DFTConv2d):
         out_channels: int,
         kernel_size: Size,
         stride: Size = 1,
-        padding: Size = 0,
+        padding: Padding = 0,
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
+from ttfs_kernels.backends import BACKENDS
 from ttfs_triton.nn.on_grid import RoundedLayer, spikes_on_grid
 from ttfs_triton.nn.straight_through import straight_through
-from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, Size, WeightedConv2d, WeightedLinear
+from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, Padding, Size, WeightedConv2d, WeightedLinear
 
 
 class DFTConv2d(WeightedConv2d):
@@ -57,7 +58,7 @@ class DFTConv2d(WeightedConv2d):
         out_channels: int,
         kernel_size: Size,
         stride: Size = 1,
-        padding: Size = 0,
+        padding: Padding = 0,
         dilation: Size = 1,
         groups: int = 1,
         *,
@@ -65,6 +66,7 @@ class DFTConv2d(WeightedConv2d):
         backend: str = "auto",
         **options: Unpack[HiddenOptions],
     ) -> None:
+        _check_neuron(type(self).__name__, neuron, backend)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
         self.neuron, self.backend = neuron, backend
         self.fuse_pool: bool | None = None
@@ -171,6 +173,7 @@ class DFTLinear(WeightedLinear):
         backend: str = "auto",
         **options: Unpack[HiddenLinearOptions],
     ) -> None:
+        _check_neuron(type(self).__name__, neuron, backend)
         super().__init__(in_features, out_features, **options)
         self.neuron, self.backend = neuron, backend
 
@@ -206,3 +209,10 @@ class DFTLinear(WeightedLinear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron={self.neuron}"
+
+
+def _check_neuron(name: str, neuron: object, backend: object) -> None:
+    if not isinstance(neuron, Neuron):
+        raise TypeError(f"{name}: neuron must be a Neuron; got {neuron!r}. Give Neuron(psp_persistence=...).")
+    if backend not in BACKENDS:
+        raise ValueError(f"{name}: backend must be one of {', '.join(BACKENDS)}; got {backend!r}.")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from ttfs_triton.nn.standardise import standardise_weight
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 
 Size = int | tuple[int, int]
+Padding = Size | Literal["same", "valid"]
 
 MAX_WEIGHTS = 2**31
 """Weights of a layer: 8 GiB in float32."""
@@ -339,7 +340,11 @@ class WeightedLayer(ChipLayer):
 
 
 class WeightedConv2d(WeightedLayer):
-    """Base of convolutions: weight [out_channels, in_channels / groups, height, width]."""
+    """Base of convolutions: weight [out_channels, in_channels / groups, height, width].
+
+    `padding` is a size, "valid" for none, or "same" for maps that keep their size, with stride 1 and as much padding on
+    either side.
+    """
 
     def __init__(
         self,
@@ -347,12 +352,17 @@ class WeightedConv2d(WeightedLayer):
         out_channels: int,
         kernel_size: Size,
         stride: Size = 1,
-        padding: Size = 0,
+        padding: Padding = 0,
         dilation: Size = 1,
         groups: int = 1,
         **options: Unpack[HiddenOptions],
     ) -> None:
         name = type(self).__name__
+        kernel_size, stride, dilation = (
+            checked_pair(name, key, size, 1)
+            for key, size in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation))
+        )
+        padding = _padding(name, padding, kernel_size, stride, dilation)
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"{name}: groups must divide in_channels (={in_channels}) and out_channels (={out_channels}); "
@@ -481,6 +491,39 @@ def skip_step(size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | No
     steps = tuple(-(-before // after) for before, after in zip(size[1:], shape[1:], strict=True))
     fits = all(-(-before // k) == after for before, after, k in zip(size[1:], shape[1:], steps, strict=True))
     return steps if fits else None
+
+
+def checked_pair(name: str, key: str, value: Any, smallest: int) -> tuple[int, int]:
+    """A size for both image dimensions; ValueError unless one or two integers of at least `smallest`."""
+    values: tuple[Any, ...] = (value, value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        values = tuple(value)
+    if len(values) != 2 or not all(type(size) is int and size >= smallest for size in values):
+        raise ValueError(
+            f"{name}: {key} must be an integer of at least {smallest}, or two for rows and columns; got {value!r}."
+        )
+    return values[0], values[1]
+
+
+def _padding(
+    name: str, padding: Any, kernel_size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int]:
+    """Rows and columns on each side, as `torch.nn.Conv2d` has it; what would need more on one side is refused."""
+    if not isinstance(padding, str):
+        return checked_pair(name, "padding", padding, 0)
+    if padding == "valid":
+        return 0, 0
+    if padding != "same":
+        raise ValueError(f'{name}: padding must be sizes, "same" or "valid"; got {padding!r}.')
+    if stride != (1, 1):
+        raise ValueError(f'{name}: stride must be 1 with padding="same"; got {stride}. Give the padding as a number.')
+    rows, columns = (step * (size - 1) for size, step in zip(kernel_size, dilation, strict=True))
+    if rows % 2 or columns % 2:
+        raise ValueError(
+            f'{name}: kernel_size must be odd with padding="same", so that both sides are padded alike; got '
+            f"{kernel_size}. Use an odd kernel, or give the padding as a number."
+        )
+    return rows // 2, columns // 2
 
 
 def pair(value: Size) -> tuple[int, int]:
