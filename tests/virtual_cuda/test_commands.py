@@ -49,8 +49,6 @@ OTHERS = {
     "--dtypes fp16 --sigma 1 --output {tmp}",
     "train_step": "bench/train_step.py --device cuda --model cnn1 --width 0.0625 --image-size 12 --batch-size 2 "
     "--repeats 1 --dtypes float32 --output {tmp}",
-    "counting": "bench/counting.py --device cuda --models cnn1 --sigma 1 --batch-size 4 --batches 1 --rounds 1 "
-    "--output {tmp}",
     "causal_set": "bench/causal_set.py --device cuda --fan-ins 16 --outputs 8 --batch-size 4 --repeats 1 --depth 2 "
     "--gains 1 --draws 1 --no-plot --output {tmp}",
     "peers": "bench/peers.py --device cuda --batch-size 2 --width 0.0625 --repeats 1 --steps 2 --output {tmp}",
