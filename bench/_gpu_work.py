@@ -3,7 +3,6 @@
 python bench/_gpu_work.py NAME [ARGUMENT...]
 """
 
-import csv
 import json
 import os
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _record import ROOT, environment
+from _record import ROOT, environment, read
 from torch import Tensor, nn
 
 TABLES = ROOT / "kernels" / "ttfs_kernels" / "triton_backend" / "tuning"
@@ -255,8 +254,7 @@ def model(output: str) -> int:
     if not paths:
         print("layers have not been measured: run the stage layers")
         return 1
-    with paths[-1].open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["provider"] == "ours, triton" and row["ms_p50"]]
+    rows = [row for row in read(paths[-1])[0] if row["provider"] == "ours, triton" and row["ms_p50"]]
     measured = {(row["case"].rpartition("-b")[0], row["pass"]): 1e3 * float(row["ms_p50"]) for row in rows}
     pairs = []
     for layer in load(ROOT / "bench" / "shapes.json"):

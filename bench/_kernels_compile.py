@@ -6,7 +6,6 @@ sm_90; any register operand is one before Triton 3.9), if it does not fit on a p
 cores and does not.
 """
 
-import json
 import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ import torch
 from _kernels_cases import FORMATS, Layer, Number
 from _machine_code import MachineCode, inspect
 from _planning import plan_pass
+from _record import read
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
@@ -181,14 +181,12 @@ def row(kernel: Kernel, code: MachineCode | str) -> dict[str, Any]:
     return about | measured(code) | {"verdict": f"refused: {', '.join(reasons)}" if reasons else "ok"}
 
 
-def others(path: Path, version: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def others(path: Path, version: str) -> tuple[list[dict[str, str]], dict[str, str]]:
     """Rows of an earlier table that another Triton compiled, and the circumstances of those runs."""
-    if not path.is_file():
-        return [], []
-    found = json.loads(path.read_text(encoding="utf-8"))
-    runs = [run for run in found.get("runs", []) if run["triton"] != version]
-    versions = {".".join(run["triton"].split(".")[:2]) for run in runs}
-    return [row for row in found["rows"] if row.get("triton") in versions], runs
+    rows, about = read(path)
+    runs = {key: value for key, value in about.items() if key.startswith("triton ") and key != f"triton {version}"}
+    versions = {".".join(key.split()[1].split(".")[:2]) for key in runs}
+    return [row for row in rows if row["triton"] in versions], runs
 
 
 def measured(code: MachineCode) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,17 @@ def machine(device: torch.device) -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Machine, threads, versions, commit, date and command."""
+    """Command, commit, date, machine, threads and versions."""
     return {
+        "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *portable(sys.argv[1:])]),
+        "commit": commit(),
+        "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         "device": machine(device),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
-        "commit": commit(),
-        "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *portable(sys.argv[1:])]),
     }
 
 
@@ -61,13 +61,32 @@ def commit() -> str:
     return revision.stdout.strip()
 
 
-def write(folder: Path, name: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> list[Path]:
-    """NAME.csv with the rows, NAME.json with everything; both replace what an earlier call wrote."""
+def write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Path:
+    """Write NAME.csv: a line "# key: value" for each circumstance, then the rows; replaces an earlier file.
+
+    Args:
+        folder: is made if it does not exist.
+        name: of the file, without ending.
+        rows: at least one; a column that a row lacks stays empty.
+        about: how the rows came about; None is left out, what is no text is JSON.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    table, document = folder / f"{name}.csv", folder / f"{name}.json"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
+    path = folder / f"{name}.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        for key, value in about.items():
+            if value is not None:
+                file.write(f"# {key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}\n")
+        columns = dict.fromkeys(key for row in rows for key in row)
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    document.write_text(json.dumps(about | {"rows": rows}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return [table, document]
+    print(f"written: {path}")
+    return path
+
+
+def read(path: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Rows and circumstances of a file that `write` made; none of both if there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    about = [line for line in lines if line.startswith("# ")]
+    found = (line.removeprefix("# ").rstrip("\n").partition(": ") for line in about)
+    return list(csv.DictReader(lines[len(about) :])), {key: value for key, _, value in found}

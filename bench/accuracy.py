@@ -11,7 +11,6 @@ first among them; with --jobs they include what the rows take from each other.
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +19,12 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 import tyro
-from _record import ROOT, write
+from _record import ROOT, read, write
 from _training import read_run, read_summary, train
 from rich.console import Console
 from rich.table import Table
 
+RESULTS = ROOT / "bench" / "results"
 SIGMA_1 = ["--psp-persistence", "1"]
 SEEDS = 0, 1, 2, 4, 7  # the settings were chosen with 3
 EARLIER = "--dropout 0 --validation-fraction 0.05".split()
@@ -128,7 +128,9 @@ def main() -> None:
         )
     found = {name: read_run(folder_of(options, name)) for name in rows}
     summaries = {name: summary for name, summary in found.items() if summary is not None}
-    table = {line["row"]: line for line in read_table(options.suite)}
+    table: dict[str, dict[str, Any]] = {
+        line["row"]: line for line in read(RESULTS / f"accuracy-{options.suite}.csv")[0]
+    }
     table |= {
         name: {
             "row": name,
@@ -155,17 +157,10 @@ def main() -> None:
     }
     lines, missing = [table[name] for name in rows if name in table], [name for name in rows if name not in table]
     about = {"suite": options.suite, "jobs": options.jobs, "threads": options.threads, "not run": missing}
-    written = write(ROOT / "bench/results", f"accuracy-{options.suite}", lines, about)
     show(lines)
     if missing:
         print(f"not run yet: {'; '.join(missing)}")
-    print(f"written: {', '.join(str(path.relative_to(ROOT)) for path in written)}")
-
-
-def read_table(suite: str) -> list[dict[str, Any]]:
-    """Rows of the committed table."""
-    path = ROOT / "bench/results" / f"accuracy-{suite}.json"
-    return json.loads(path.read_text())["rows"] if path.is_file() else []
+    write(RESULTS, f"accuracy-{options.suite}", lines, about)
 
 
 def folder_of(options: Options, name: str) -> Path:
@@ -179,18 +174,18 @@ def show(lines: list[dict[str, Any]]) -> None:
     for line in lines:
         table.add_row(
             line["row"],
-            f"{line['test_accuracy']:.2%}",
-            f"{line['test_first_spike_accuracy']:.2%}",
-            f"{line['sparsity']:.4f}",
+            f"{float(line['test_accuracy']):.2%}",
+            f"{float(line['test_first_spike_accuracy']):.2%}",
+            f"{float(line['sparsity']):.4f}",
             str(line["epochs"]),
-            f"{line['seconds']:.0f}",
+            f"{float(line['seconds']):.0f}",
         )
     console = Console()
     console.print(table)
     for name in dict.fromkeys(line["row"].rsplit(", seed ", 1)[0] for line in lines):
         seeds = [line for line in lines if line["row"].startswith(f"{name}, seed ")]
         if len(seeds) > 1:
-            accuracies, sparsities = ([line[key] for line in seeds] for key in ("test_accuracy", "sparsity"))
+            accuracies, sparsities = ([float(line[key]) for line in seeds] for key in ("test_accuracy", "sparsity"))
             console.print(
                 f"{name}: mean test accuracy {mean(accuracies):.3%} ± {stdev(accuracies):.3%}, "
                 f"sparsity {mean(sparsities):.4f} ± {stdev(sparsities):.4f}, {len(seeds)} seeds"

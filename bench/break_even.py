@@ -62,7 +62,7 @@ class Options:
     samples: int | None = None
     """Test images of each network. Default: all."""
     name: str = "break_even"
-    """Of the files: NAME.csv, NAME-layers.csv and the same as JSON."""
+    """Of the files: NAME.csv and NAME-layers.csv."""
     output: Path = ROOT / "bench" / "results"
 
 
@@ -84,8 +84,7 @@ def main() -> None:
     show(rows)
     about = environment(torch.device("cpu")) | {"samples": options.samples}
     for name, table in ((options.name, rows), (f"{options.name}-layers", layers)):
-        for path in write(options.output, name, table, about):
-            print(f"written: {path}")
+        write(options.output, name, table, about)
 
 
 def fair_chips(counts: Counts) -> list[Chip]:

@@ -128,13 +128,12 @@ def main() -> None:
     show(about, rows, silence)
     about["options"] = {key: value for key, value in dataclasses.asdict(options).items() if key != "output"}
     name = f"causal_set-{options.device}"
-    written = write(options.output, name, rows, about) + write(options.output, f"{name}-silent", silence, about)
+    write(options.output, name, rows, about)
+    write(options.output, f"{name}-silent", silence, about)
     if options.plot:
         from _causal_set_plot import draw
 
-        written.append(draw(options.output / f"{name}.svg", rows, silence))
-    for path in written:
-        print(f"written: {path}")
+        print(f"written: {draw(options.output / f'{name}.svg', rows, silence)}")
 
 
 def refuse_nonsense(options: Options) -> None:

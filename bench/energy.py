@@ -59,8 +59,7 @@ def main() -> None:
     found = load_tested("energy", options.networks, options.data_dir, options.samples)
     rows = [row for tested in found for row in price(options, tested)]
     about = environment(torch.device("cpu")) | {"samples": options.samples}
-    for path in write(options.output, "energy", rows, about):
-        print(f"written: {path}")
+    write(options.output, "energy", rows, about)
 
 
 def price(options: Options, tested: Tested) -> list[dict[str, Any]]:

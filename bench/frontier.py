@@ -5,7 +5,7 @@
 
 Settings are fixed here, so that the table can be made again: targets of activity, grids with training and without, a
 target on a grid, jitter with training and without, deadlines. Points are runs in --folder, which the same command goes
-on with; the table goes to bench/results/frontier-NAME.csv, .json.
+on with; the table goes to bench/results/frontier-NAME.csv.
 """
 
 import dataclasses
@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from _record import ROOT, environment
+from _record import ROOT, environment, write
 
 from ttfs_triton.frontier import FrontierOptions
 from ttfs_triton.frontier.command import run
-from ttfs_triton.report.frontier_table import write_table
 from ttfs_triton.train import Interrupted
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -81,8 +80,7 @@ def main() -> None:
         rows = run(settings(options))
     except (ValueError, RuntimeError, OSError, Interrupted) as error:
         sys.exit(f"frontier: {error}")
-    for path in write_table(options.output, f"frontier-{options.name}", rows, about):
-        print(f"written: {path}")
+    write(options.output, f"frontier-{options.name}", [row.flat() for row in rows], about)
 
 
 def settings(options: Options) -> FrontierOptions:

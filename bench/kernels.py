@@ -207,13 +207,11 @@ def time(options: Options, layers: list[Layer]) -> int:
     about |= {"options": plain(options), "geometric_means": means}
     folder = options.output or ROOT / "bench" / "results"
     name = f"kernels-{table_name(device) if gpu else 'cpu'}"
-    paths = write(folder, name, rows, about)
+    write(folder, name, rows, about)
     if options.plot:
         from _kernels_plot import draw
 
-        paths.append(draw(folder / f"{name}.svg", rows, note))
-    for path in paths:
-        print(f"written: {path}")
+        print(f"written: {draw(folder / f'{name}.svg', rows, note)}")
     return int(any(row["check"] != "passed" for row in rows))
 
 
@@ -269,9 +267,8 @@ def compile_only(options: Options, layers: list[Layer]) -> int:
     show(console, rows)
     about = versions(torch.device("cpu")) | {"options": plain(options)}
     folder, name = options.output or ROOT / "bench" / "results", "kernels-compile-only"
-    kept, runs = others(folder / f"{name}.json", str(about["triton"]))
-    for path in write(folder, name, kept + rows, {"runs": [*runs, about]}):
-        print(f"written: {path}")
+    kept, runs = others(folder / f"{name}.csv", str(about["triton"]))
+    write(folder, name, [*kept, *rows], runs | {f"triton {about['triton']}": about})
     return int(any(row["verdict"] != "ok" for row in rows))
 
 
@@ -287,11 +284,10 @@ def plan(options: Options) -> int:
     note = f"{options.model}, batch {batch}, {number}, σ = {sigma:g}, {options.machine.name}"
     planned.show(wide_console(), parts, totals, note)
     few = [f"{part.layer} {part.pass_}" for part in planned.few_programs(parts)]
-    about = versions(torch.device("cpu")) | {"is": "a model, not a measurement", "options": plain(options)}
-    about |= {"totals": totals, "few_programs": few}
+    about = versions(torch.device("cpu")) | {"is": "a model, not a measurement"}
+    about |= {"machine": dataclasses.asdict(options.machine), "totals": totals, "few_programs": few}
     name = f"kernels-plan-{options.machine.name}" + ("" if options.model == "vgg16" else f"-{options.model}")
-    for path in write(options.output or ROOT / "bench" / "results", name, [planned.row(p) for p in parts], about):
-        print(f"written: {path}")
+    write(options.output or ROOT / "bench" / "results", name, [planned.row(p) for p in parts], about)
     return 0
 
 

@@ -84,7 +84,7 @@ class Options:
     """CPU threads. Default: PyTorch's choice. Beside other programs take fewer: a thread that waits delays all."""
     seed: int = 0
     output: Path = ROOT / "bench" / "results"
-    """Folder of the CSV, JSON and SVG files."""
+    """Folder of the CSV and SVG files."""
 
 
 def main() -> None:
@@ -108,11 +108,10 @@ def main() -> None:
     show(about, rows)
     about["options"] = {key: value for key, value in dataclasses.asdict(options).items() if key != "output"}
     about["left_out"] = list(left_out)
-    written = write(options.output, f"peers-{options.device}", rows, about)
+    write(options.output, f"peers-{options.device}", rows, about)
     plot = options.output / f"peers-{options.device}.svg"
     draw(plot, about, rows)
-    for path in (*written, plot):
-        print(f"written: {path}")
+    print(f"written: {plot}")
 
 
 def refuse(options: Options, device: torch.device) -> None:

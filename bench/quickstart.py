@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import tyro
-from _record import ROOT, environment, write
+from _record import ROOT, environment, read, write
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -51,9 +51,7 @@ def main() -> None:
     about = environment(torch.device("cpu"))
     data = load_images(None, options.data_dir, split="train", max_bad_images=0)
     held_out = outside(data, load_images("sample", split="train", max_bad_images=0))
-    path = options.output / "quickstart.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
-    rows = [row for row in rows if row["name"] != options.name]
+    rows = [row for row in read(options.output / "quickstart.csv")[0] if row["name"] != options.name]
     mine = []
     for seed in options.seeds:
         mine.append(row_of(options, seed, data, held_out) | {key: about[key] for key in ("device", "commit", "utc")})
@@ -61,8 +59,7 @@ def main() -> None:
     accuracies = [row["accuracy"] for row in mine]
     if len(mine) > 1:
         print(f"mean {mean(accuracies):.2%} ± {stdev(accuracies):.2%} of {len(held_out):,} held-out images")
-    for file in write(options.output, "quickstart", [*rows, *mine], about):
-        print(f"written: {file}")
+    write(options.output, "quickstart", [*rows, *mine], about)
 
 
 def outside(data: ImageData, sample: ImageData) -> Tensor:

@@ -44,7 +44,7 @@ class Options:
     threads: int | None = None
     output: Path = ROOT / "bench" / "results"
     name: str = "mnist"
-    """Of the files: simulation-NAME.csv, .json, .svg."""
+    """Of the files: simulation-NAME.csv, .svg."""
 
 
 def main() -> None:
@@ -94,8 +94,8 @@ def main() -> None:
         "images_per_second": throughput,
     }
     name = f"simulation-{options.name}"
-    for path in [*write(options.output, name, rows, about), draw_sweep(found, options.output / f"{name}.svg")]:
-        print(f"written: {path}")
+    write(options.output, name, rows, about)
+    print(f"written: {draw_sweep(found, options.output / f'{name}.svg')}")
 
 
 def images_per_second(options: Options, network: torch.nn.Module, data: Any, engine: Any) -> float:

@@ -64,7 +64,7 @@ class Options:
     """CPU threads. Default: PyTorch's choice. Beside other programs take fewer: a thread that waits delays all."""
     seed: int = 0
     output: Path = ROOT / "bench" / "results"
-    """Folder of the CSV and JSON files."""
+    """Folder of the CSV file."""
 
 
 def main() -> None:
@@ -90,8 +90,7 @@ def run(options: Options) -> None:
     rows = [row | {key: about[key] for key in ("device", "threads", "torch", "cudnn", "commit", "utc")} for row in rows]
     show(about, rows)
     about["options"] = {key: value for key, value in dataclasses.asdict(options).items() if key != "output"}
-    for path in write(options.output, f"train_step-{options.device}-{options.model}", rows, about):
-        print(f"written: {path}")
+    write(options.output, f"train_step-{options.device}-{options.model}", rows, about)
 
 
 def measure(options: Options, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:

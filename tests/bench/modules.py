@@ -19,6 +19,7 @@ with pytest.MonkeyPatch.context() as patch:
     import _plan_model as plan_model
     import _planning as planning
     import _published as published
+    import _record as record
     import break_even
     import energy
     import quickstart
@@ -37,5 +38,6 @@ __all__ = [
     "planning",
     "published",
     "quickstart",
+    "record",
     "table1",
 ]

@@ -1,6 +1,5 @@
 """The searched causal sets against simulated potentials, our layer against its rule, and what the script writes."""
 
-import csv
 import json
 import math
 import sys
@@ -15,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.bench.modules import record
 from tests.oracles import linear_layer
 from ttfs_kernels import dft_linear
 
@@ -158,8 +158,7 @@ def run(bench, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return record.read(path)[0]
 
 
 def test_writes_times_silence_their_circumstances_and_a_picture(bench, monkeypatch, tmp_path, capsys):
@@ -183,8 +182,8 @@ def test_writes_times_silence_their_circumstances_and_a_picture(bench, monkeypat
     ]
     for row in silence:
         assert 0 <= float(row["silent_min"]) <= float(row["silent_share"]) <= float(row["silent_max"]) <= 1
-    about = json.loads((tmp_path / "causal_set-cpu-silent.json").read_text(encoding="utf-8"))
-    assert about["options"]["depth"] == 2
+    about = record.read(tmp_path / "causal_set-cpu-silent.csv")[1]
+    assert json.loads(about["options"])["depth"] == 2
     assert about["command"].endswith("--gains 0.5 1e-9")  # without where the results went
     picture = (tmp_path / "causal_set-cpu.svg").read_text(encoding="utf-8")
     assert picture.count("<svg") == 1

@@ -1,6 +1,5 @@
 """`bench/kernels.py`: options, layers, checks and times. Tuning and compiling have files of their own."""
 
-import csv
 import dataclasses
 import json
 import re
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.bench.modules import record
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 from ttfs_triton.nn import DFTConv2d, DFTLinear, models
 
@@ -42,9 +42,7 @@ def run(kernels, monkeypatch, shapes, tmp_path):
         monkeypatch.setattr(sys, "argv", ["kernels.py", *options])
         with pytest.raises(SystemExit) as exit_:
             kernels.main()
-        with (output / "kernels-cpu.csv").open(encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return exit_.value.code, rows, json.loads((output / "kernels-cpu.json").read_text(encoding="utf-8"))
+        return exit_.value.code, *record.read(output / "kernels-cpu.csv")
 
     return call
 
@@ -186,10 +184,9 @@ def test_writes_rows_with_the_documented_columns(kernels, run, capsys):
         assert row["check"] == "passed"
         assert row["power_w"] == row["choice"] == row["cudnn"] == ""
         assert row["torch"] == torch.__version__
-    assert about["options"]["sigma"] == [1, 0]
-    assert set(about["ceilings"]) == {"fp32", "bf16"}
-    assert not {"output", "shapes"} & set(about["options"])
-    assert [[str(value) for value in row.values()] for row in about["rows"]] == [list(row.values()) for row in rows]
+    assert json.loads(about["options"])["sigma"] == [1, 0]
+    assert set(json.loads(about["ceilings"])) == {"fp32", "bf16"}
+    assert not {"output", "shapes"} & set(json.loads(about["options"]))
     said = capsys.readouterr().out
     assert "Triton rows need a GPU and are left out" in said
     assert "Milliseconds, bfloat16, σ = 0" in said
@@ -209,8 +206,7 @@ def test_times_our_kernels_on_a_gpu(kernels, shapes, tmp_path):
     options = kernels.Options(device="cuda", dtypes=("bf16", "tf32"), batch_size=16, rounds=1, compiled=False)
     options.output = tmp_path
     assert kernels.time(options, kernels.load(shapes)) == 0
-    with (tmp_path / f"kernels-{kernels.table_name(torch.device('cuda'))}.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows, _ = record.read(tmp_path / f"kernels-{kernels.table_name(torch.device('cuda'))}.csv")
     assert {row["provider"] for row in rows} == {"ours, triton", "ours, auto", "composition", "stacked", "ANN"}
     assert all(row["check"] == "passed" and float(row["ms_p50"]) > 0 for row in rows)
     choices = {row["provider"]: row["choice"] for row in rows if row["pass"] == "grad_w"}
@@ -242,7 +238,7 @@ def test_times_nothing_that_is_wrong(kernels, run, monkeypatch, capsys):
         assert (float(row["max_err"]) > 0.05) == failed
         for column in ("ms_p50", "ms_p20", "ms_p80", "peak_mib", "floor_ms", "tflops", "percent_of_ceiling"):
             assert (row[column] == "") == failed
-    assert {mean["layers"] for mean in about["geometric_means"]} == {1}
+    assert {mean["layers"] for mean in json.loads(about["geometric_means"])} == {1}
     assert "f-b3 float32 grad_w, ours, torch: check failed" in capsys.readouterr().out
 
 

@@ -3,7 +3,6 @@
 Whatever compiles runs in a process of its own: here, Triton interprets.
 """
 
-import csv
 import json
 import os
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.modules import BENCH, machine_code
+from tests.bench.modules import BENCH, machine_code, record
 from ttfs_kernels.triton_backend.formulation import Chip
 
 MachineCode = machine_code.MachineCode
@@ -42,9 +41,7 @@ def compile_only(tmp_path: Path, *options: str, before: str = "", interpret: boo
         code = f"import sys; sys.path.insert(0, {str(BENCH)!r}); {before}; import kernels; kernels.main()"
         program = ["-c", code]
     said = run_python(*program, *arguments, interpret=interpret, status=status)
-    with (tmp_path / "kernels-compile-only.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return said, rows, json.loads((tmp_path / "kernels-compile-only.json").read_text(encoding="utf-8"))
+    return said, *record.read(tmp_path / "kernels-compile-only.csv")
 
 
 def test_compiles_for_chips_that_are_not_there(tmp_path):
@@ -77,9 +74,9 @@ def test_compiles_for_chips_that_are_not_there(tmp_path):
             assert float(row["shared_kib"]) > 0
     forms = {(row["target"], row["form"]) for row in rows if row["pass"] == "forward"}
     assert forms == {("sm_90", "weights_first"), ("gfx942", "activations_first")}
-    (run,) = about["runs"]
-    assert run["options"]["targets"] == ["sm_90", "gfx942"]
-    assert {row["triton"] for row in rows} == {".".join(run["triton"].split(".")[:2])}
+    ((version, run),) = about.items()
+    assert json.loads(run)["options"]["targets"] == ["sm_90", "gfx942"]
+    assert {row["triton"] for row in rows} == {".".join(version.split()[1].split(".")[:2])}
     assert "10 kernels compiled, 0 refused" in said
 
 
@@ -153,15 +150,12 @@ print(json.dumps([
 def test_rows_of_another_triton_stay(kernels, tmp_path):
     from _kernels_compile import others
 
-    path = tmp_path / "kernels-compile-only.json"
-    assert others(path, "3.9.0") == ([], [])
-    runs = [{"triton": "3.6.0", "commit": "a"}, {"triton": "3.9.0", "commit": "b"}]
+    assert others(tmp_path / "kernels-compile-only.csv", "3.9.0") == ([], {})
+    runs = {"triton 3.6.0": "a", "triton 3.9.0": "b"}
     rows = [{"triton": version, "kernel": "k"} for version in ("3.6", "3.9", "3.6")]
-    path.write_text(json.dumps({"runs": runs, "rows": rows}), encoding="utf-8")
-    assert others(path, "3.9.0") == ([rows[0], rows[2]], [runs[0]])
+    path = record.write(tmp_path, "kernels-compile-only", rows, runs)
+    assert others(path, "3.9.0") == ([rows[0], rows[2]], {"triton 3.6.0": "a"})
     assert others(path, "3.8.1") == (rows, runs)
-    path.write_text(json.dumps({"rows": [{"kernel": "of an older table"}]}), encoding="utf-8")
-    assert others(path, "3.9.0") == ([], [])
 
 
 def test_hard_shapes_are_compiled_too(kernels):

@@ -1,6 +1,5 @@
 """`bench/kernels.py --plan`: costs by hand, what a step holds, and that it says what it is."""
 
-import csv
 import dataclasses
 import json
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.bench.modules import kernels_plan, plan_model
+from tests.bench.modules import kernels_plan, plan_model, record
 from ttfs_kernels.triton_backend.problem import Problem
 
 Cost, Machine = plan_model.Cost, plan_model.Machine
@@ -165,14 +164,13 @@ def test_the_plan_is_written_and_says_that_it_is_a_model(kernels, monkeypatch, t
         kernels.main()
     assert exit_.value.code == 0
     assert "MODEL, not measured: cnn1, batch 8, bf16, σ = 1, small" in capsys.readouterr().out
-    with (tmp_path / "kernels-plan-small-cnn1.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    about = json.loads((tmp_path / "kernels-plan-small-cnn1.json").read_text(encoding="utf-8"))
+    rows, about = record.read(tmp_path / "kernels-plan-small-cnn1.csv")
+    totals = json.loads(about["totals"])
     assert about["is"] == "a model, not a measurement"
-    assert about["options"]["machine"]["name"] == "small"
-    assert {row["provider"] for row in rows} == set(about["totals"]) == {"ours", "stacked", "ANN"}
+    assert json.loads(about["machine"])["name"] == "small"
+    assert {row["provider"] for row in rows} == set(totals) == {"ours", "stacked", "ANN"}
     ours = [row for row in rows if row["provider"] == "ours"]
-    assert sum(float(row["model_us"]) for row in ours) == pytest.approx(about["totals"]["ours"]["model_us"], abs=0.5)
+    assert sum(float(row["model_us"]) for row in ours) == pytest.approx(totals["ours"]["model_us"], abs=0.5)
     (forward,) = (row for row in ours if (row["layer"], row["pass"]) == ("conv2", "forward"))
     assert int(forward["programs"]) >= 1
     assert float(forward["executed_gflop"]) >= float(forward["dense_gflop"]) > 0
@@ -197,9 +195,8 @@ def test_refuses_nonsense(kernels, monkeypatch, arguments, message):
 
 def test_the_committed_plan_is_of_this_model(kernels):
     """Whoever changes the model writes the plan anew."""
-    path = Path(kernels.__file__).with_name("results") / "kernels-plan-h100.json"
-    about = json.loads(path.read_text(encoding="utf-8"))
-    assert about["options"]["machine"] == dataclasses.asdict(Machine())
+    _, about = record.read(Path(kernels.__file__).with_name("results") / "kernels-plan-h100.csv")
+    assert json.loads(about["machine"]) == dataclasses.asdict(Machine())
 
 
 def test_a_step_of_vgg16_fills_the_processors_and_skips_what_is_nothing():

@@ -1,11 +1,9 @@
 """`bench/quickstart.py`: held-out images are none of the sample's."""
 
-import json
-
 import pytest
 import torch
 
-from tests.bench.modules import quickstart
+from tests.bench.modules import quickstart, record
 from tests.data.fixtures import _own_cache, write_parquet  # noqa: F401
 from ttfs_triton.data.images import load_images
 
@@ -27,11 +25,11 @@ def test_rows_of_other_names_stay(monkeypatch, tmp_path, write_parquet):  # noqa
     row = dict.fromkeys(("name", "flags", "seed", "accuracy", "first_spike_accuracy", "sparsity", "epochs"), "")
     row |= dict.fromkeys(("best_epoch", "cpu_s", "device", "commit", "utc"), "")
     rows = [row | {"name": "one"}, row | {"name": "two", "seed": 9}]
-    (tmp_path / "quickstart.json").write_text(json.dumps({"rows": rows}))
+    record.write(tmp_path, "quickstart", rows, {})
     words = ["x", "--data-dir", str(tmp_path), "--output", str(tmp_path), "--name", "two", "--seeds", "3"]
     monkeypatch.setattr("sys.argv", [*words, "--flags=--max-train-samples 100 --epochs 1 --model 4C5-P4-8"])
     quickstart.main()
-    one, two = json.loads((tmp_path / "quickstart.json").read_text())["rows"]
-    assert (one["name"], two["name"], two["seed"], two["epochs"]) == ("one", "two", 3, 1)
-    assert 0 <= two["accuracy"] <= 1
-    assert two["cpu_s"] > 0
+    one, two = record.read(tmp_path / "quickstart.csv")[0]
+    assert (one["name"], two["name"], two["seed"], two["epochs"]) == ("one", "two", "3", "1")
+    assert 0 <= float(two["accuracy"]) <= 1
+    assert float(two["cpu_s"]) > 0

@@ -32,9 +32,9 @@ class Options:
     backends: tuple[Literal["torch", "triton"], ...] = ("torch", "triton")
     """Kernels."""
     output: Path = ROOT / "bench" / "results"
-    """Folder of the CSV and JSON files."""
+    """Folder of the CSV file."""
     name: str = "step_calls"
-    """Of the files."""
+    """Of the file."""
 
 
 def main() -> None:
@@ -44,8 +44,7 @@ def main() -> None:
 
     rows, operators = measure_all(options)
     about = environment(torch.device("cpu")) | {"operators": operators}
-    for path in write(options.output, options.name, rows, about):
-        print(f"written: {path}")
+    write(options.output, options.name, rows, about)
 
 
 def measure_all(options: Options) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
