@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.bench.modules import break_even, energy, networks
+from tests.bench.modules import break_even, energy
 from ttfs_triton.hardware import RunOptions, count, dense_ann, estimate, load_chip, simulate
 from ttfs_triton.hardware.energy.estimate import spiking_estimate
 from ttfs_triton.hardware.energy.operations import averages
@@ -21,7 +21,7 @@ def tested():
     """A small network behind a latency encoder, with a padded convolution."""
     torch.manual_seed(0)
     model = TTFSModel(NetworkConfig("6C3-P2-12", image_size=(10, 10), classes=4)).eval()
-    return networks.Tested("small", model, [(torch.rand(3, 1, 10, 10), torch.tensor([0, 1, 2]))])
+    return energy.Tested("small", model, [(torch.rand(3, 1, 10, 10), torch.tensor([0, 1, 2]))])
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,6 @@ def test_chips_that_price_both_are_found():
 
 def test_benches_say_what_is_wrong_with_their_arguments(tmp_path):
     with pytest.raises(SystemExit, match="energy: --data-dir must name one folder a network; got 2 for 1"):
-        networks.load_tested("energy", ("bundled:cnn1-mnist",), (tmp_path, tmp_path), None)
+        energy.load_tested("energy", ("bundled:cnn1-mnist",), (tmp_path, tmp_path), None)
     with pytest.raises(SystemExit, match=r"energy: .*nothing"):
-        networks.load_tested("energy", (str(tmp_path / "nothing"),), (), None)
+        energy.load_tested("energy", (str(tmp_path / "nothing"),), (), None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.modules import kernels_compile, kernels_plan, planning
+from tests.bench.modules import kernels_compile, kernels_layers, kernels_plan
 from ttfs_kernels.triton_backend.configs import default_config
 from ttfs_kernels.triton_backend.problem import PASSES
 
@@ -32,7 +32,7 @@ def variants(model: str, batch: int) -> dict[str, list[str]]:
             if which in PASSES:
                 problem = layer.unpooled  # pools have a kernel of their own until tuning says otherwise
                 config = default_config(which, problem, device.chip, "ieee", device.processors)
-            launches = planning.plan_pass(which, problem, config, "ieee", device).launches
+            launches = kernels_layers.plan_pass(which, problem, config, "ieee", device).launches
             signatures |= {repr(kernels_compile.signature(launch)) for launch in launches}
     return {which: sorted(signatures) for which, signatures in found.items()}
 

@@ -40,11 +40,11 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     sys.path.insert(0, str(ROOT / "bench"))
-    from _record import environment, write
+    import _bench as bench
 
     rows, operators = measure_all(options)
-    about = environment(torch.device("cpu")) | {"operators": operators}
-    write(options.output, options.name, rows, about)
+    about = bench.environment(torch.device("cpu")) | {"operators": operators}
+    bench.write(options.output, options.name, rows, about)
 
 
 def measure_all(options: Options) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
