@@ -2,7 +2,9 @@
 
 import pytest
 
-from tests.bench.modules import accuracy, bench, frontier
+from tests.bench.modules import modules
+
+accuracy, bench, frontier = modules("accuracy", "_bench", "frontier")
 
 
 @pytest.mark.parametrize(

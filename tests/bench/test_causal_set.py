@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.bench.modules import bench, causal_set
+from tests.bench.modules import modules
+
+bench, causal_set = modules("_bench", "causal_set")
 
 SMALL = "--fan-ins 4 8 --outputs 6 --batch-size 8 --repeats 2".split()
 search = causal_set.causal_set_linear

@@ -6,12 +6,14 @@ import math
 import pytest
 import torch
 
-from tests.bench.modules import break_even, energy
+from tests.bench.modules import modules
 from ttfs_triton.hardware import RunOptions, count, dense_ann, estimate, load_chip, simulate
 from ttfs_triton.hardware.energy.estimate import spiking_estimate
 from ttfs_triton.hardware.energy.operations import averages
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig
+
+break_even, energy = modules("break_even", "energy")
 
 STEPS = 6
 

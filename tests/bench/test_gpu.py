@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.modules import BENCH, gpu, gpu_work
+from tests.bench.modules import BENCH, modules
+
+gpu, gpu_work = modules("gpu", "_gpu_work")
 
 ROOT = BENCH.parent
 WAIT = "import time; print('begun', flush=True); time.sleep(60)"
@@ -70,16 +72,13 @@ def test_what_has_ended_is_run_again_only_by_name(tmp_path):
 
 
 def test_a_stage_that_the_deadline_cut_is_run_by_the_next_call(tmp_path):
-    """The one after it has no time left then."""
-    code = f"import os; print('rested' if os.path.exists({str(tmp_path / 'go')!r}) else exec({WAIT!r}))"
-    stages = (stage(tmp_path, "first", code), stage(tmp_path, "second", "print('done')", limit_s=20.0))
-    outcomes = gpu.run_all(stages, tmp_path, None, time.monotonic() + 31)
-    assert outcomes["first"] == gpu.Outcome("not reached", "out of time, begun")
-    assert outcomes["second"] == gpu.Outcome("not reached", "no time left")
-    (tmp_path / "go").touch()
-    assert run(tmp_path, *stages) == (
+    slow, other = stage(tmp_path, "slow", WAIT, limit_s=100.0), stage(tmp_path, "other", "print('done')", limit_s=20.0)
+    assert gpu.run(slow, tmp_path, None, 1.0) == gpu.Outcome("not reached", "out of time, begun", ended=False)
+    outcomes = gpu.run_all((slow, other), tmp_path, None, time.monotonic() + 10)
+    assert set(outcomes.values()) == {gpu.Outcome("not reached", "no time left")}
+    assert run(tmp_path, other) == (
         0,
-        {"first": ["confirmed", "rested", True], "second": ["confirmed", "done", True]},
+        {"slow": ["not reached", "no time left", False], "other": ["confirmed", "done", True]},
     )
 
 

@@ -2,18 +2,18 @@
 
 import json
 import sys
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.bench.modules import BENCH, gpu_work, kernels, kernels_layers, kernels_plan
+from tests.bench.modules import BENCH, modules
 from ttfs_kernels.triton_backend import choice, measure
 from ttfs_kernels.triton_backend.choice import choose, read_table
 from ttfs_kernels.triton_backend.launch import device_of
-from ttfs_kernels.triton_backend.problem import Problem
-from ttfs_triton.nn import DFTConv2d, DFTLinear, models
+
+gpu_work, kernels, kernels_layers, kernels_plan = modules("_gpu_work", "kernels", "_kernels_layers", "_kernels_plan")
 
 LAYER = {"name": "c", "height": 4, "width": 3, "in_channels": 3, "out_channels": 5, "kernel": [3, 2]}
 
@@ -63,48 +63,19 @@ def test_files_that_hold_no_layers_are_refused(tmp_path, content):
 
 
 def test_shapes_are_those_of_the_networks():
-    """Every spiking layer of CNN1, VGG11 and VGG16 by its name, and no other; "latency" where it takes that encoder."""
-    expected: dict[str, Problem] = {}
+    """Every layer of CNN1, VGG11 and VGG16 by its name, and no other; "latency" where it takes that encoder."""
+    expected, pooled = {}, set()
     for model in ("cnn1", "vgg11", "vgg16"):
-        usual = spiking_layers(model)
-        latency = {f"{name} latency": layer for name, layer in spiking_layers(model, encoder="latency").items()}
-        expected |= usual | {name: x for name, x in latency.items() if name.removesuffix(" latency") not in usual}
+        network = kernels_plan.read(model, 1, "fp32", 1.0)
+        expected |= {f"{model}.{name}": problem.unpooled for name, problem in network.spiking}
+        expected |= {f"{model}.{name} latency": replace(problem, with_slope=True) for name, problem in network.analog}
+        pooled |= {f"{model}.{name}" for name, problem in network.spiking if problem.pool > 1}
     layers = kernels_layers.load(kernels.SHAPES)
     found = {name: layer.problem(1, "fp32", 1.0) for layer in layers for name in layer.networks}
     assert found == expected
     assert len(found) == sum(len(layer.networks) for layer in layers)
     assert len({layer.name for layer in layers}) == len(layers) == len(set(found.values()))
-    pooled = {
-        f"{model}.{name}"
-        for model in ("cnn1", "vgg11", "vgg16")
-        for name, problem in kernels_plan.read(model, 1, "fp32", 1.0).spiking
-        if problem.pool > 1
-    }
-    assert {layer.name for layer in layers if layer.pooled} == {
-        layer.name for layer in layers if pooled.intersection(layer.networks)
-    }
-
-
-def spiking_layers(model: str, **options) -> dict[str, Problem]:
-    with torch.device("meta"):
-        network = getattr(models, model)(**options)
-    found = {}
-
-    def note(name, layer, arguments):
-        (x,) = arguments
-        if isinstance(layer, DFTLinear):
-            found[name] = Problem(1, 1, 1, layer.in_features, layer.out_features)
-        else:
-            geometry = (layer.stride, layer.padding, layer.dilation)
-            sizes = (*x.shape[2:], layer.in_channels, layer.out_channels)
-            found[name] = Problem(1, *sizes, layer.kernel_size, *geometry, layer.groups)
-
-    for name, layer in network.features.named_children():
-        if isinstance(layer, DFTConv2d | DFTLinear):
-            layer.register_forward_pre_hook(partial(note, f"{model}.{name}"))
-    config = network.config
-    network.hidden(torch.empty(1, config.in_channels, *config.image_size, device="meta"))
-    return found
+    assert all(layer.pooled == bool(pooled.intersection(layer.networks)) for layer in layers)
 
 
 @pytest.mark.usefixtures("_no_tables")

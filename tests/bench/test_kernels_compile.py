@@ -3,6 +3,7 @@
 Whatever compiles runs in a process of its own: here, Triton interprets.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,8 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.modules import BENCH, bench, kernels, kernels_compile, kernels_layers, machine_code
+from tests.bench.modules import BENCH, modules
+from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip
+from ttfs_kernels.triton_backend.problem import Problem
+
+bench, kernels, kernels_compile, kernels_layers, machine_code = modules(
+    "_bench", "kernels", "_kernels_compile", "_kernels_layers", "_machine_code"
+)
 
 LINEAR = {"name": "f", "height": 1, "width": 1, "in_channels": 128, "out_channels": 32}
 CONV2D = {"name": "c", "height": 8, "width": 8, "in_channels": 32, "out_channels": 32, "kernel": [3, 3]}
@@ -31,7 +38,8 @@ def run_python(*arguments: str, interpret: bool = False, status: int = 0) -> str
     """What a Python process prints; on one thread, and interpreting kernels or not."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "160"} | ({"TRITON_INTERPRET": "1"} if interpret else {})
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    words = [sys.executable, *arguments]
+    done = subprocess.run(words, cwd=BENCH.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
@@ -101,35 +109,26 @@ def test_compiles_what_differs_once(tmp_path):
     """Each layer in each pass, kernels with the surrogate derivative where they differ, and only with a slope."""
     layers = [LINEAR, LINEAR | {"name": "g", "in_channels": 256}, CONV2D, CONV2D | {"name": "d", "height": 9}]
     (tmp_path / "shapes.json").write_text(json.dumps(layers), encoding="utf-8")
-    code = f"""
-import json, sys
-from pathlib import Path
-sys.path.insert(0, {str(BENCH)!r})
-from _kernels_compile import default_kernels
-from _kernels_layers import load
-layers = load(Path({str(tmp_path / "shapes.json")!r}))
-found = default_kernels(layers, ["sm_80", "sm_90"], ["bf16", "fp16"], [1.0, 0.0], 64)
-print(json.dumps([
-    (k.target, k.number, k.problem.with_slope, k.problem.surrogate, k.which, k.launch().kernel.__name__, k.layers)
-    for k in found
-]))
-"""
-    found = json.loads(run_python("-c", code))
-    counts = Counter(tuple(kernel[:2]) for kernel in found)
-    assert set(counts) == {(target, number) for target in ("sm_80", "sm_90") for number in ("bf16", "fp16")}
-    assert len(set(counts.values())) == 1
-    here = [kernel[2:] for kernel in found if kernel[:2] == ["sm_90", "bf16"]]
-    assert {(slope, which) for slope, surrogate, which, *_ in here if surrogate} == {
+    found = json.loads(run_python("-c", f"from {__name__} import main; main({str(tmp_path)!r})"))
+    assert {(slope, which) for slope, surrogate, which, *_ in found if surrogate} == {
         (True, "forward"),
         (True, "grad_x"),
     }
     for slope in (True, False):
         for which in ("forward", "local_gradient", "grad_x", "grad_w"):
             for surrogate in (False, True) if slope and which in ("forward", "grad_x") else (False,):
-                chosen = [k for k in here if k[:3] == [slope, surrogate, which] and k[3] != "sum_splits"]
+                chosen = [k for k in found if k[:3] == [slope, surrogate, which] and k[3] != "sum_splits"]
                 assert sorted(layer for kernel in chosen for layer in kernel[4]) == ["c", "d", "f", "g"]
                 # Sizes of matrix products are no constants.
                 assert any({"f", "g"} <= set(k[4]) for k in chosen)
+
+
+def main(folder: str) -> None:
+    """Print the kernels of a file of shapes, as JSON."""
+    layers = kernels_layers.load(Path(folder) / "shapes.json")
+    found = kernels_compile.default_kernels(layers, ["sm_90"], ["bf16"], [1.0, 0.0], 64)
+    fields = [(k.problem.with_slope, k.problem.surrogate, k.which, k.launch().kernel.__name__, k.layers) for k in found]
+    print(json.dumps(fields))
 
 
 def test_rows_of_another_triton_stay(tmp_path):
@@ -191,3 +190,25 @@ def test_columns_of_machine_code():
     assert (found["loop_instructions"], found["loop_tensor_core"], found["others_per_product"]) == (20, 8, 1.5)
     assert found["loop_mix"] == "IADD3 12 HGMMA 8"
     assert kernels_compile.measured(code(loop=Counter({"FFMA": 8})))["others_per_product"] == ""
+
+
+def test_interpreted_kernels_cannot_be_compiled():
+    config, device = Config(16, 16, 16, 4, 1), kernels_compile.TARGETS["sm_80"]
+    plan = kernels_layers.plan_pass("forward", Problem(4, 1, 1, 8, 8), config, "ieee", device)
+    interpreted = dataclasses.replace(plan.launches[0], kernel=lambda: None)
+    with pytest.raises(RuntimeError, match="kernels must not be interpreted; start without TRITON_INTERPRET"):
+        machine_code.compile_launch(interpreted, device.chip)
+
+
+def test_main_loop_is_the_innermost_with_the_most_products():
+    names = ["IADD3", "FFMA", "FFMA", "HMMA", "HMMA", "LDS", "BRA", "HMMA", "BRA", "FFMA", "EXIT"]
+    lines = [machine_code.Line(index, name, name) for index, name in enumerate(names)]
+
+    def loop(*spans: tuple[int, int]) -> list[int]:
+        return [line.address for line in machine_code.main_loop(lines, list(spans))]
+
+    assert loop((1, 6), (3, 6), (7, 8)) == [3, 4, 5, 6]
+    assert loop((0, 8), (3, 6)) == list(range(9))
+    assert loop((0, 2), (9, 9)) == [0, 1, 2]
+    # No loop holds a product: the kernel takes a single step.
+    assert loop((5, 5)) == loop() == list(range(11))

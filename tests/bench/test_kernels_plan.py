@@ -7,11 +7,15 @@ import sys
 import pytest
 import torch
 
-from tests.bench.modules import bench, kernels, kernels_layers, kernels_plan, plan_model
+from tests.bench.modules import modules
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip, Form
 from ttfs_kernels.triton_backend.launch import Device
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
+
+bench, kernels, kernels_layers, kernels_plan, plan_model = modules(
+    "_bench", "kernels", "_kernels_layers", "_kernels_plan", "_plan_model"
+)
 
 Cost, Machine = plan_model.Cost, plan_model.Machine
 # 4 processors at 4 TFLOP/s together, 1 TB/s, 1 GHz.

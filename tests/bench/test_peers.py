@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.bench.modules import bench, peers
+from tests.bench.modules import modules
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+
+bench, peers = modules("_bench", "peers")
 
 SMALL = ["--width", "0.03", "--batch-size", "2", "--repeats", "2", "--steps", "2", "1"]
 WITHOUT_TIME = ["DFT σ=1", "DFT σ=0", "ANN"]
@@ -80,17 +82,6 @@ def test_layout_is_the_faster_one(faster):
     step.time = lambda: noted.append(1.0 if simulation.layout == faster else 2.0)
     assert peers.faster_layout(step, simulation) == faster
     assert not noted
-
-
-def test_times_nothing_that_disagrees(run, monkeypatch, tmp_path):
-    def wrong(step):
-        raise bench.DisagreementError("gradients are apart")
-
-    monkeypatch.setattr(peers, "check", wrong)
-    monkeypatch.setattr(peers.Step, "time", lambda step: pytest.fail("timed"))
-    with pytest.raises(SystemExit, match="peers: gradients are apart"):
-        run(*SMALL)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("package", ["spikingjelly", "snntorch"])

@@ -6,7 +6,9 @@ import json
 import pytest
 import yaml
 
-from tests.bench.modules import bench, table1
+from tests.bench.modules import modules
+
+bench, table1 = modules("_bench", "table1")
 
 
 @pytest.fixture

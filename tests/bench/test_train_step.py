@@ -4,7 +4,9 @@ import sys
 
 import pytest
 
-from tests.bench.modules import bench, train_step
+from tests.bench.modules import modules
+
+bench, train_step = modules("_bench", "train_step")
 
 SMALL = ["--model", "cnn1", "--width", "0.25", "--batch-size", "2", "--repeats", "2"]
 

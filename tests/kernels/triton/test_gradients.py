@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench.modules import kernels_layers
+from tests.bench.modules import modules
 from tests.kernels.triton.common import (
     BLOCKS,
     CONV2D,
@@ -30,6 +30,8 @@ from ttfs_kernels.triton_backend import passes, work
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.launch import Device
 from ttfs_kernels.triton_backend.problem import Problem
+
+(kernels_layers,) = modules("_kernels_layers")
 
 ARCHITECTURES = pytest.mark.parametrize("architecture", [80, 90])
 SURROGATES = pytest.mark.parametrize("surrogate_width", [0.0, 0.5])

@@ -10,19 +10,21 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
-from tests.bench.modules import BENCH, kernels_compile, kernels_layers, machine_code
+from tests.bench.modules import BENCH, modules
 from ttfs_kernels.triton_backend import standardisation
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import Form
 from ttfs_kernels.triton_backend.launch import Launch
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
+
+kernels_compile, kernels_layers, machine_code = modules("_kernels_compile", "_kernels_layers", "_machine_code")
 
 DEVICES = kernels_compile.TARGETS
 PROBLEMS = {
@@ -36,28 +38,23 @@ PROBLEMS = {
     "units_of_4": Problem(64, 16, 16, 100, 100, (3, 3), padding=(1, 1), dtype=torch.bfloat16),
     "short": Problem(256, 1, 1, 4096, 100, dtype=torch.bfloat16),
 }
+# Layers of 16 inputs a tap, whose blocks are as narrow as any.
+NARROWEST = {
+    "narrowest": Problem(256, 32, 32, 16, 16, (3, 3), padding=(1, 1), dtype=torch.bfloat16),
+    "narrowest_by_position": Problem(256, 14, 14, 16, 32, (5, 5), dtype=torch.bfloat16),
+}
 WITH_SURROGATE = ("few_channels", "narrow", "wide", "linear", "tf32")
 SURROGATE = " with surrogate"
 BROKEN = ("racing", "starved")
 STANDARDISATION = ("standardise", "standardise_backward")
 NAMES = [
     *(f"{problem} {which}" for problem in PROBLEMS for which in PASSES),
+    *(f"{problem} grad_x" for problem in NARROWEST),
     *(f"{problem} {which}{SURROGATE}" for problem in WITH_SURROGATE for which in ("forward", "grad_x")),
 ]
-
-
-def is_quick(target: str, name: str) -> bool:
-    """Whether a launch, or a problem's launches, are compiled by default."""
-    return target == "sm_90" and name.split()[0] in ("linear", *STANDARDISATION, *BROKEN)
-
-
-def cases(names: Iterable[str], targets: Iterable[str] = DEVICES) -> list[Any]:
-    """Every target with every name."""
-    return [
-        pytest.param(target, name, marks=[] if is_quick(target, name) else pytest.mark.slow)
-        for target in targets
-        for name in names
-    ]
+QUICK = ("linear", *STANDARDISATION, *BROKEN)
+CASES = [("sm_90", True), *(pytest.param(target, False, marks=pytest.mark.slow) for target in DEVICES)]
+on_targets = pytest.mark.parametrize(("target", "quick"), CASES)
 
 
 def launches(target: str) -> Iterator[tuple[str, Launch]]:
@@ -65,7 +62,7 @@ def launches(target: str) -> Iterator[tuple[str, Launch]]:
     device = DEVICES[target]
     for name in NAMES:
         kind, which = name.split()[:2]
-        problem = dataclasses.replace(PROBLEMS[kind], surrogate=name.endswith(SURROGATE))
+        problem = dataclasses.replace((PROBLEMS | NARROWEST)[kind], surrogate=name.endswith(SURROGATE))
         precision = "tf32" if kind == "tf32" else "ieee"
         config = default_config(which, problem, device.chip, precision, device.processors)
         yield name, kernels_layers.plan_pass(which, problem, config, precision, device).launches[0]
@@ -91,97 +88,73 @@ def standardisations() -> Iterator[Launch]:
 
 
 def main(target: str, quick: bool) -> None:
-    """Print the machine code of all launches that are quick, or of the others, as JSON."""
+    """Print the machine code of all launches, or of those that are quick, as JSON."""
     chip = DEVICES[target].chip
-    chosen = [(name, launch) for name, launch in launches(target) if is_quick(target, name) == quick]
+    chosen = [(name, launch) for name, launch in launches(target) if not quick or name.split()[0] in QUICK]
     print(json.dumps({name: vars(machine_code.inspect(launch, chip)) for name, launch in chosen}))
 
 
-def built(target: str, name: str) -> "machine_code.MachineCode":
-    """Machine code of a launch."""
-    done = compile_all(target, is_quick(target, name))
-    assert done.returncode == 0, done.stderr
-    values = json.loads(done.stdout)[name]
-    return machine_code.MachineCode(
-        **values | {"loop": Counter(values["loop"]), "serialised": tuple(values["serialised"])}
-    )
-
-
 @cache
-def compile_all(target: str, quick: bool) -> subprocess.CompletedProcess[str]:
-    """`main` in a process where Triton compiles; once, even if it fails."""
-    variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {
-        "OMP_NUM_THREADS": "1"
-    }
+def built(target: str, quick: bool) -> dict[str, Any]:
+    """Machine code by the launch's name, from a process where Triton compiles."""
+    variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     words = [sys.executable, "-c", f"from {__name__} import main; main({target!r}, {quick})"]
-    return subprocess.run(words, cwd=BENCH.parent, env=variables, capture_output=True, text=True)
+    environment = variables | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=BENCH.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for values in found.values():
+        values |= {"loop": Counter(values["loop"]), "serialised": tuple(values["serialised"])}
+    return {name: machine_code.MachineCode(**values) for name, values in found.items()}
 
 
-@pytest.mark.parametrize(("target", "name"), cases(NAMES))
-def test_defaults_compile_to_clean_loops(target, name):
+@on_targets
+def test_defaults_compile_to_clean_loops(target, quick):
     """On sm_90, no product has its first operand in registers, which may race."""
-    code = built(target, name)
-    assert code.loop_spills == 0
-    assert code.serialised == ()
-    assert code.loop_tensor_core > 0
-    assert code.loop_register_operands == 0
-    assert code.programs_per_processor
-    if target == "sm_90" and name.startswith(("narrow", "wide", "linear")):
-        assert code.loop_shared_operands == code.loop["HGMMA"] == code.loop_tensor_core
+    codes = {name: code for name, code in built(target, quick).items() if name not in (*STANDARDISATION, *BROKEN)}
+    assert len(codes) == (5 if quick else len(NAMES))
+    for name, code in codes.items():
+        assert (code.loop_spills, code.serialised, code.loop_register_operands) == (0, (), 0), name
+        assert code.loop_tensor_core > 0, name
+        assert code.programs_per_processor, name
+        if target == "sm_90" and name.startswith(("narrow ", "wide", "linear")):
+            assert code.loop_shared_operands == code.loop["HGMMA"] == code.loop_tensor_core, name
 
 
-@pytest.mark.parametrize(("target", "name"), cases(STANDARDISATION))
-def test_standardisation_of_many_layers_spills_nothing(target, name):
-    code = built(target, name)
-    assert code.spilled_bytes == 0
-    assert code.programs_per_processor
-    assert code.programs_per_processor >= 4
+@on_targets
+def test_standardisation_of_many_layers_spills_nothing(target, quick):
+    for name in STANDARDISATION:
+        code = built(target, quick)[name]
+        assert code.spilled_bytes == 0
+        assert code.programs_per_processor >= 4
 
 
-@pytest.mark.parametrize(("target", "problem"), cases(WITH_SURROGATE))
-def test_surrogate_adds_one_product_to_grad_x(target, problem):
+@on_targets
+def test_surrogate_adds_one_product_to_grad_x(target, quick):
     """Twice the products a step; the forward pass has as many as without, and the rule is outside its loop."""
-    for which, factor in (("grad_x", 2), ("forward", 1)):
-        plain, surrogate = (built(target, f"{problem} {which}{suffix}") for suffix in ("", SURROGATE))
-        assert surrogate.loop_tensor_core == factor * plain.loop_tensor_core
+    codes = built(target, quick)
+    for problem in ("linear",) if quick else WITH_SURROGATE:
+        for which, factor in (("grad_x", 2), ("forward", 1)):
+            plain, surrogate = (codes[f"{problem} {which}{suffix}"] for suffix in ("", SURROGATE))
+            assert surrogate.loop_tensor_core == factor * plain.loop_tensor_core, problem
 
 
-@pytest.mark.parametrize("which", PASSES)
-@pytest.mark.parametrize(("target", "problem"), cases(["units_of_8", "units_of_4", "short"], list(DEVICES)[:3]))
-def test_channels_that_are_no_multiple_of_16_are_copied_as_others_are(target, problem, which):
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_channels_that_are_no_multiple_of_16_are_copied_as_others_are(target):
     """Straight to shared memory, 8 or 16 bytes at once; a load to registers would be one an element."""
-    loop = built(target, f"{problem} {which}").loop
-    assert loop["LDGSTS"] > 0
-    assert loop["LDG"] == 0
+    for problem in ("units_of_8", "units_of_4", "short"):
+        for which in PASSES:
+            loop = built(target, False)[f"{problem} {which}"].loop
+            assert loop["LDGSTS"] > 0, (problem, which)
+            assert loop["LDG"] == 0, (problem, which)
 
 
 def test_what_must_not_be_built_is_recognised():
-    racing, starved = (built("sm_90", name) for name in BROKEN)
+    racing, starved = (built("sm_90", True)[name] for name in BROKEN)
     assert racing.mixes_operands
-    assert all(message.startswith("C75") for message in starved.serialised)
     assert starved.serialised
+    assert all(message.startswith("C75") for message in starved.serialised)
     assert starved.loop_spills > 0
     assert starved.spilled_bytes > 0
     assert starved.registers == 255
-
-
-def test_interpreted_kernels_cannot_be_compiled():
-    config, device = Config(16, 16, 16, 4, 1), DEVICES["sm_80"]
-    plan = kernels_layers.plan_pass("forward", Problem(4, 1, 1, 8, 8), config, "ieee", device)
-    interpreted = dataclasses.replace(plan.launches[0], kernel=lambda: None)
-    with pytest.raises(RuntimeError, match="kernels must not be interpreted; start without TRITON_INTERPRET"):
-        machine_code.compile_launch(interpreted, device.chip)
-
-
-def test_main_loop_is_the_innermost_with_the_most_products():
-    names = ["IADD3", "FFMA", "FFMA", "HMMA", "HMMA", "LDS", "BRA", "HMMA", "BRA", "FFMA", "EXIT"]
-    lines = [machine_code.Line(index, name, name) for index, name in enumerate(names)]
-
-    def loop(*spans: tuple[int, int]) -> list[int]:
-        return [line.address for line in machine_code.main_loop(lines, list(spans))]
-
-    assert loop((1, 6), (3, 6), (7, 8)) == [3, 4, 5, 6]
-    assert loop((0, 8), (3, 6)) == list(range(9))
-    assert loop((0, 2), (9, 9)) == [0, 1, 2]
-    # No loop holds a product: the kernel takes a single step.
-    assert loop((5, 5)) == loop() == list(range(11))
