@@ -6,24 +6,18 @@ sm_90; any register operand is one before Triton 3.9), if it does not fit on a p
 cores and does not.
 """
 
-import json
 import math
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from _kernels_cases import FORMATS, Layer, Number
-from _machine_code import MachineCode, inspect
-from _planning import plan_pass
-from rich import box
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+import _bench as bench
+from _kernels_layers import FORMATS, Layer, Number, plan_pass
+from _machine_code import MachineCode, inspect, specialisation
 
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import FIRST_CLEAN_STACKED, Chip, Form, Version, triton_version
@@ -44,21 +38,15 @@ HEADINGS = "dtype σ|kernel|blocks|warps|stages|reg|spill|KiB|fit|MMA|others|RS/
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch of a pass, described so that another process can plan it again.
-
-    Attributes:
-        config: blocks; None for kernels whose blocks are always the same.
-        index: of the launch in its plan.
-        layers: names of all layers that launch it so.
-    """
+    """One launch of a pass, described so that another process can plan it again."""
 
     target: Target
     number: Number
     which: str
     problem: Problem
-    config: Config | None
-    index: int
-    layers: list[str] = field(default_factory=list, compare=False)
+    config: Config | None  # blocks; None for kernels whose blocks are always the same
+    index: int  # of the launch in its plan
+    layers: list[str] = field(default_factory=list, compare=False)  # that launch it so
 
     def launch(self) -> Launch:
         return self.plan().launches[self.index]
@@ -94,23 +82,8 @@ def default_kernels(
 
 
 def signature(launch: Launch) -> tuple:
-    """What Triton compiles a launch for: constants, dtypes, and of numbers their width and, if asked, divisibility."""
-    parameters = []
-    for parameter in launch.kernel.params:
-        value = launch.arguments[parameter.name]
-        if parameter.is_constexpr or value is None:
-            parameters.append(("constant", value))
-        elif parameter.do_not_specialize and isinstance(value, int):
-            parameters.append(("int", value >= 2**31))
-        elif isinstance(value, int) and value == 1:
-            parameters.append(("constant", value))
-        elif isinstance(value, torch.Tensor):
-            parameters.append(("tensor", value.dtype))
-        elif isinstance(value, int):
-            parameters.append(("int", value >= 2**31, value % 16 == 0))
-        else:
-            parameters.append(("float",))
-    return launch.kernel.__name__, tuple(parameters), launch.num_warps, launch.num_stages
+    """Equal for launches that Triton compiles alike."""
+    return launch.kernel.__name__, str(specialisation(launch)), launch.num_warps, launch.num_stages
 
 
 def build(kernel: Kernel) -> MachineCode | str:
@@ -121,20 +94,13 @@ def build(kernel: Kernel) -> MachineCode | str:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
-def build_all(kernels: list[Kernel], workers: int) -> Iterator[MachineCode | str]:
-    """`build` of all kernels, in order, with a progress bar."""
-    with Progress() as progress:
-        task = progress.add_task("compiling", total=len(kernels))
-        if workers == 1:
-            for kernel in kernels:
-                yield build(kernel)
-                progress.advance(task)
-            return
-        # A fresh interpreter for each: forked ones would inherit PyTorch's threads.
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for code in pool.map(build, kernels):
-                yield code
-                progress.advance(task)
+def build_all(kernels: list[Kernel], workers: int) -> list[MachineCode | str]:
+    """`build` of all kernels, in order."""
+    if workers == 1:
+        return list(map(build, kernels))
+    # A fresh interpreter for each: forked ones would inherit PyTorch's threads.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(build, kernels))
 
 
 def refusals(code: MachineCode, chip: Chip, version: Version, wants_tensor_cores: bool) -> list[str]:
@@ -155,11 +121,10 @@ def refusals(code: MachineCode, chip: Chip, version: Version, wants_tensor_cores
     return reasons
 
 
-def row(kernel: Kernel, code: MachineCode | str) -> dict[str, Any]:
-    """One line of the table."""
+def row(kernel: Kernel, code: MachineCode | str) -> bench.Row:
+    """One line of the table; columns of the machine code are missing where there is none."""
     launch = kernel.launch()
     sizes = [launch.arguments[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if name in launch.arguments]
-    contraction = len(sizes) == 3
     about = {
         "triton": ".".join(map(str, triton_version())),
         "target": kernel.target,
@@ -175,89 +140,59 @@ def row(kernel: Kernel, code: MachineCode | str) -> dict[str, Any]:
         "stages": launch.num_stages,
     }
     if isinstance(code, str):
-        return about | dict.fromkeys(CODE_COLUMNS, "") | {"verdict": f"refused: cannot be built, {code}"}
-    needed = contraction and kernel.number != "fp32"
-    reasons = refusals(code, TARGETS[kernel.target].chip, triton_version(), needed)
+        return about | {"verdict": f"refused: cannot be built, {code}"}
+    is_contraction = len(sizes) == 3
+    reasons = refusals(code, TARGETS[kernel.target].chip, triton_version(), is_contraction and kernel.number != "fp32")
     return about | measured(code) | {"verdict": f"refused: {', '.join(reasons)}" if reasons else "ok"}
 
 
-def others(path: Path, version: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of an earlier table that another Triton compiled, and the circumstances of those runs."""
-    if not path.is_file():
-        return [], []
-    found = json.loads(path.read_text(encoding="utf-8"))
-    runs = [run for run in found.get("runs", []) if run["triton"] != version]
-    versions = {".".join(run["triton"].split(".")[:2]) for run in runs}
-    return [row for row in found["rows"] if row.get("triton") in versions], runs
-
-
-def measured(code: MachineCode) -> dict[str, Any]:
+def measured(code: MachineCode) -> bench.Row:
     """Machine code as columns; empty where it is not known."""
     others = code.others_per_product
-    values = (
-        code.registers,
-        code.spilled_bytes,
-        round(code.shared_kib, 1),
-        "" if code.programs_per_processor is None else code.programs_per_processor,
-        code.tensor_core,
-        code.loop_instructions,
-        code.loop_tensor_core,
-        round(others, 1) if math.isfinite(others) else "",
-        code.loop_register_operands,
-        code.loop_shared_operands,
-        code.loop_spills,
-        " ".join(f"{name} {count}" for name, count in code.loop.most_common(8)),
-        " ".join(code.serialised),
-    )
-    return dict(zip(CODE_COLUMNS, values, strict=True))
+    return {
+        "registers": code.registers,
+        "spilled_bytes": code.spilled_bytes,
+        "shared_kib": round(code.shared_kib, 1),
+        "programs_per_processor": "" if code.programs_per_processor is None else code.programs_per_processor,
+        "tensor_core": code.tensor_core,
+        "loop_instructions": code.loop.total(),
+        "loop_tensor_core": code.loop_tensor_core,
+        "others_per_product": round(others, 1) if math.isfinite(others) else "",
+        "loop_register_operands": code.loop_register_operands,
+        "loop_shared_operands": code.loop_shared_operands,
+        "loop_spills": code.loop_spills,
+        "loop_mix": " ".join(f"{name} {count}" for name, count in code.loop.most_common(8)),
+        "serialised": " ".join(code.serialised),
+    }
 
 
-CODE_COLUMNS = (
-    "registers",
-    "spilled_bytes",
-    "shared_kib",
-    "programs_per_processor",
-    "tensor_core",
-    "loop_instructions",
-    "loop_tensor_core",
-    "others_per_product",
-    "loop_register_operands",
-    "loop_shared_operands",
-    "loop_spills",
-    "loop_mix",
-    "serialised",
-)
+def others(path: Path, version: str) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Rows of an earlier table that another Triton compiled, and the circumstances of those runs."""
+    rows, about = bench.read(path)
+    runs = {key: value for key, value in about.items() if key.startswith("triton ") and key != f"triton {version}"}
+    versions = {".".join(key.split()[1].split(".")[:2]) for key in runs}
+    return [row for row in rows if row["triton"] in versions], runs
 
 
-def show(console: Console, rows: list[dict[str, Any]]) -> None:
+def show(rows: list[bench.Row]) -> None:
     """One table a chip; then what is refused. δ marks kernels with the surrogate derivative."""
+    numbers = {form.name: number for number, form in FORMATS.items()}
+    what = [f"{numbers[row['dtype']]} {row['sigma']}{'δ' if row['surrogate'] else ''}" for row in rows]
+    shown = ("warps", "stages", "registers", "spilled_bytes", "shared_kib", "programs_per_processor", "tensor_core")
     for target in dict.fromkeys(row["target"] for row in rows):
-        table = Table(title=f"{target}, default blocks", title_justify="left", box=box.SIMPLE, show_edge=False)
-        for heading in HEADINGS:
-            left = heading in ("dtype σ", "kernel", "verdict", "layers")
-            table.add_column(heading, justify="left" if left else "right", no_wrap=True)
-        for line in (row for row in rows if row["target"] == target):
-            first, *others = line["layers"].split()
-            operands = f"{line['loop_register_operands']}/{line['loop_shared_operands']}"
-            table.add_row(
-                what(line),
-                line["kernel"],
-                line["blocks"],
-                *(str(line[key]) for key in ("warps", "stages", "registers", "spilled_bytes", "shared_kib")),
-                *(str(line[key]) for key in ("programs_per_processor", "tensor_core", "others_per_product")),
-                operands if target == "sm_90" else "",
-                line["verdict"].split(":")[0],
-                f"{first} +{len(others)}" if others else first,
-            )
-        console.print(table)
-    refused = [line for line in rows if line["verdict"] != "ok"]
-    console.print(f"{len(rows)} kernels compiled, {len(refused)} refused")
-    for line in refused:
-        where = f"{line['target']} {what(line)} {line['kernel']} {line['blocks']} {line['layers']}"
-        console.print(f"  {where}: {line['verdict']}", soft_wrap=True, highlight=False)
-
-
-def what(line: dict[str, Any]) -> str:
-    """Number format and σ, with δ for the surrogate derivative."""
-    number = next(number for number, form in FORMATS.items() if form.name == line["dtype"])
-    return f"{number} {line['sigma']}{'δ' if line['surrogate'] else ''}"
+        lines = []
+        for line, kind in zip(rows, what, strict=True):
+            if line["target"] == target:
+                first, *more = line["layers"].split()
+                operands = f"{line.get('loop_register_operands', '')}/{line.get('loop_shared_operands', '')}"
+                code = [line.get(key, "") for key in (*shown, "others_per_product")]
+                code.append(operands if target == "sm_90" else "")
+                layers = f"{first} +{len(more)}" if more else first
+                lines.append((kind, line["kernel"], line["blocks"], *code, line["verdict"].split(":")[0], layers))
+        left = ("kernel", "verdict", "layers")
+        bench.print_table(HEADINGS, lines, title=f"{target}, default blocks", left=left, width=140, gap=2)
+    refused = [(line, kind) for line, kind in zip(rows, what, strict=True) if line["verdict"] != "ok"]
+    print(f"{len(rows)} kernels compiled, {len(refused)} refused")
+    for line, kind in refused:
+        where = f"{line['target']} {kind} {line['kernel']} {line['blocks']} {line['layers']}"
+        print(f"  {where}: {line['verdict']}")

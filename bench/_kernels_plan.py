@@ -1,33 +1,31 @@
-"""A training step as launches, layer by layer: ours, the stacked library calls, and the plain ANN, by `_plan_model`."""
+"""A training step as launches, layer by layer: ours, stacked library calls, and the plain ANN, timed by a model."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
+import _bench as bench
 import torch
-from _kernels_cases import FORMATS, Number
+from _kernels_layers import FORMATS, SURROGATE_WIDTH, Number, plan_pass
 from _plan_model import Cost, Machine, elementwise, library_products, products
-from _planning import plan_pass
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
+from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import standardisation as standardise
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, Launch
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 from ttfs_kernels.triton_backend.work import cut, executed_flops, tap_steps, weight_blocks
-from ttfs_triton.nn import DFTConv2d, DFTLinear, EarliestSpikePool2d, TTFSNetwork, models
+from ttfs_triton.nn import DFTConv2d, DFTLinear, EarliestSpikePool2d, models
 from ttfs_triton.nn.models import computes_pool
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 OURS, STACKED, ANN = "ours", "stacked", "ANN"
 PROVIDERS = (OURS, STACKED, ANN)
-SPIKING = (OURS, STACKED)
 WHOLE = "network"
 WIDE_BYTES = 4  # of parameters and moments, float32
 
@@ -43,43 +41,35 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """What of a network the plan needs.
+    """What of a network the plan needs."""
 
-    Attributes:
-        spiking: (name, shape) of the layers of ours, with the pools behind them that they compute.
-        analog: the same of the encoder's convolution, whichever provider runs the rest.
-        pools: (elements in, elements out) of each other pool.
-        weights: shape [neurons, synapses] of each layer's.
-        parameters: all elements that the optimiser updates.
-    """
-
-    spiking: list[tuple[str, Problem]]
-    analog: list[tuple[str, Problem]]
-    pools: list[tuple[int, int]]
-    weights: list[tuple[int, int]]
-    parameters: int
+    spiking: list[tuple[str, Problem]]  # name and shape of the layers of ours, with the pools that they compute
+    analog: list[tuple[str, Problem]]  # the same of the encoder's convolution, whichever provider runs the rest
+    pools: list[tuple[int, int]]  # elements in and out of each other pool
+    weights: list[tuple[int, int]]  # neurons and synapses of each layer
+    parameters: int  # all elements that the optimiser updates
 
 
-def read(
-    model: Literal["vgg16", "vgg11", "cnn1"], batch: int, number: Number, sigma: float, *, surrogate: bool = False
-) -> Network:
-    """Layers of a network, on the meta device: no memory, no GPU."""
+def read(model: str, batch: int, number: Number, sigma: float, *, surrogate: bool = False) -> Network:
+    """Layers of a network of `ttfs_triton.nn.models`, on the meta device: no memory, no GPU."""
     with torch.device("meta"):
-        network: TTFSNetwork = getattr(models, model)()
+        network = getattr(models, model)()
     found = Network([], [], [], [], sum(p.numel() for p in network.parameters()))
-    dtype = FORMATS[number].dtype
+    neuron = Neuron(sigma, surrogate_width=SURROGATE_WIDTH if surrogate else 0.0)
 
     def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
             if isinstance(module, EarliestSpikePool2d):
                 if name not in computed:
                     found.pools.append((inputs[0].numel(), output.numel()))
             elif isinstance(module, WeightedLayer):
                 spiking = isinstance(module, DFTConv2d | DFTLinear)
-                problem = problem_of(module, inputs[0].shape, dtype)
-                with_slope = spiking and sigma > 0
-                pool = 2 if name in computed else 1
-                problem = replace(problem, with_slope=with_slope, surrogate=with_slope and surrogate, pool=pool)
+                x, own = inputs[0].to(FORMATS[number].dtype), neuron if spiking else Neuron(0.0)
+                if isinstance(module, WeightedConv2d):
+                    geometry = Geometry(module.stride, module.padding, module.dilation, module.groups)
+                    problem = Problem.of_conv2d(x, module.weight, geometry, own, 2 if name in computed else 1)
+                else:
+                    problem = Problem.of_linear(x, module.weight, own)
                 (found.spiking if spiking else found.analog).append((name, problem))
                 found.weights.append((module.weight.shape[0], module.weight[0].numel()))
 
@@ -96,16 +86,6 @@ def read(
     return found
 
 
-def problem_of(layer: WeightedLayer, shape: torch.Size, dtype: torch.dtype) -> Problem:
-    """The shape of a layer on inputs [N, C, H, W] or [N, K]."""
-    if isinstance(layer, WeightedConv2d):
-        batch, channels, height, width = shape
-        sizes = (batch, height, width, channels, layer.out_channels, layer.kernel_size)
-        return Problem(*sizes, layer.stride, layer.padding, layer.dilation, layer.groups, dtype)
-    assert isinstance(layer, WeightedLinear)
-    return Problem(shape[0], 1, 1, layer.in_features, layer.out_features, dtype=dtype)
-
-
 def plan(network: Network, number: Number, machine: Machine) -> list[Part]:
     """Everything that a training step launches, for each provider."""
     parts = []
@@ -117,9 +97,7 @@ def plan(network: Network, number: Number, machine: Machine) -> list[Part]:
         parts += [Part(name, which, OURS, cost) for which, cost in ours(problem, number, machine)]
         parts += [Part(name, which, STACKED, cost) for which, cost in stacked(problem, machine)]
         parts += [Part(name, which, ANN, cost) for which, cost in ann(problem, machine)]
-    for which, provider, cost in whole(network, machine):
-        parts.append(Part(WHOLE, which, provider, cost))
-    return parts
+    return parts + [Part(WHOLE, which, provider, cost) for which, provider, cost in whole(network, machine)]
 
 
 def device(machine: Machine) -> Device:
@@ -129,13 +107,12 @@ def device(machine: Machine) -> Device:
 def ours(problem: Problem, number: Number, machine: Machine) -> Iterator[tuple[str, Cost]]:
     """Our kernels with their default blocks, a pool in a kernel of its own."""
     here, precision = device(machine), FORMATS[number].precision
-    yield from around(problem, here, machine)
+    yield from around(problem, machine)
     problem = problem.unpooled
     for which in PASSES:
         config = default_config(which, problem, here.chip, precision, here.processors)
-        launches = plan_pass(which, problem, config, precision, here).launches
+        main, *others = plan_pass(which, problem, config, precision, here).launches
         executed = executed_flops(which, problem, config)
-        main, *others = launches
         # Each block of results reads both sides of its products from the second-level cache, step by step. The forward
         # pass's two products share them; the others' have one side of their own each.
         tile = main.arguments["BLOCK_M"], main.arguments["BLOCK_N"]
@@ -145,7 +122,7 @@ def ours(problem: Problem, number: Number, machine: Machine) -> Iterator[tuple[s
         longest *= executed // max(1, cut(which, problem, config).steps)
         dense = problem.flops(which)
         cost = products(machine, programs, executed, dense, moved(main), longest=longest, cache_bytes=cache)
-        yield which, sum((elementwise_launch(machine, launch) for launch in others), cost)
+        yield which, cost + elementwise_launches(machine, others)
 
 
 def working(which: str, problem: Problem, config: Config, launch: Launch) -> tuple[int, int]:
@@ -159,101 +136,81 @@ def working(which: str, problem: Problem, config: Config, launch: Launch) -> tup
     return math.prod(launch.grid), longest if math.prod(launch.grid) == programs else 0
 
 
-def around(problem: Problem, here: Device, machine: Machine) -> Iterator[tuple[str, Cost]]:
+def around(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
     """What all of ours share: the pool, whose backward pass is the local gradient's, and the gradient of the bias."""
     if problem.pool > 1:
-        (pool,) = plan_pass("pool", problem, None, "ieee", here).launches
-        yield "pooling", elementwise_launch(machine, pool)
-    first, *sums = plan_pass("local_gradient", problem, None, "ieee", here).launches
-    yield "local_gradient", elementwise_launch(machine, first)
-    yield "bias_gradient", sum((elementwise_launch(machine, launch) for launch in sums), Cost())
+        pool = plan_pass("pool", problem, None, "ieee", device(machine)).launches
+        yield "pooling", elementwise_launches(machine, pool)
+    first, *sums = plan_pass("local_gradient", problem, None, "ieee", device(machine)).launches
+    yield "local_gradient", elementwise_launches(machine, [first])
+    yield "bias_gradient", elementwise_launches(machine, sums)
 
 
-def elementwise_launch(machine: Machine, launch: Launch) -> Cost:
-    return elementwise(machine, moved(launch), math.prod(launch.grid), serial_steps(launch))
-
-
-def serial_steps(launch: Launch) -> int:
-    """Steps of a program's loop, of the kernels beside the products."""
-    arguments = launch.arguments
-    if "splits" in arguments:
-        return math.ceil(arguments["splits"] / arguments.get("ROWS", 1))
-    if "FAN_IN" in arguments:
-        return 2 * math.ceil(max(arguments["FAN_IN"]) / arguments["BLOCK"])  # once for the sums, once to apply
-    if "rows_per_program" in arguments:
-        return math.ceil(min(arguments["rows_per_program"], arguments["M"]) / arguments["BLOCK_M"])
-    return 1
+def elementwise_launches(machine: Machine, launches: Iterable[Launch]) -> Cost:
+    """Of kernels beside the products."""
+    cost = Cost()
+    for launch in launches:
+        arguments, steps = launch.arguments, 1  # of a program's loop
+        if "splits" in arguments:
+            steps = math.ceil(arguments["splits"] / arguments.get("ROWS", 1))
+        elif "rows_per_program" in arguments:
+            steps = math.ceil(min(arguments["rows_per_program"], arguments["M"]) / arguments["BLOCK_M"])
+        cost += elementwise(machine, moved(launch), math.prod(launch.grid), steps)
+    return cost
 
 
 def moved(launch: Launch) -> int:
     """Bytes of a launch's tensors, each once."""
     values = [value if isinstance(value, tuple) else (value,) for value in launch.arguments.values()]
-    return sum(tensor.nbytes for value in values for tensor in value if isinstance(tensor, torch.Tensor))
+    return sum(tensor.nbytes for value in values for tensor in value if isinstance(tensor, Tensor))
 
 
 def stacked(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
-    """`triton_backend.library` in all passes; the pool and the local gradient are ours."""
-    size = problem.dtype.itemsize
-    inputs, outputs, weights = (count * size for count in elements(problem))
-    twice = 2 if problem.with_slope else 1
-    yield from around(problem, device(machine), machine)
-    stack = elementwise(machine, 3 * inputs) if problem.with_slope else Cost()
-    call = library_products(
-        machine,
-        twice * problem.rows,
-        problem.group_outputs,
-        problem.flops("forward"),
-        twice * inputs + weights + twice * outputs,
-    )
-    yield "forward", stack + call + elementwise(machine, 2 * twice * outputs)
-    doubled = 2 if problem.surrogate else 1
-    call = library_products(
-        machine,
+    """One library call over [x; σ·mask] in all passes; the pool and the local gradient are ours."""
+    inputs, outputs, weights = sizes(problem)
+    twice, doubled = 2 if problem.with_slope else 1, 2 if problem.surrogate else 1
+    masks = elementwise(machine, 3 * inputs) if problem.with_slope else Cost()
+    bytes_ = twice * (inputs + outputs) + weights
+    flops = [problem.flops(which) for which in PASSES]
+    yield from around(problem, machine)
+    call = library_products(machine, twice * problem.rows, problem.group_outputs, flops[0], bytes_)
+    yield "forward", masks + call + elementwise(machine, 2 * twice * outputs)
+    positions, moved_x = (
         doubled * problem.batch * problem.height * problem.width,
-        problem.group_inputs,
-        problem.flops("grad_x"),
         doubled * (outputs + inputs) + weights,
     )
-    masks = elementwise(machine, 3 * inputs).times(1 if doubled == 1 else 3) if problem.with_slope else Cost()
-    yield "grad_x", call + masks
-    call = library_products(
-        machine,
-        problem.group_outputs,
-        problem.depth,
-        problem.flops("grad_w"),
-        twice * (outputs + inputs) + weights,
-        split=True,
-    )
-    yield "grad_w", stack + call
+    call = library_products(machine, positions, problem.group_inputs, flops[1], moved_x)
+    yield "grad_x", call + sum([masks] * (1 if doubled == 1 else 3), Cost())
+    call = library_products(machine, problem.group_outputs, problem.depth, flops[2], bytes_, split=True)
+    yield "grad_w", masks + call
 
 
 def ann(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
     """The same layer in PyTorch with one contraction a pass, a bias and a clamped ReLU."""
-    size = problem.dtype.itemsize
-    inputs, outputs, weights = (count * size for count in elements(problem))
+    inputs, outputs, weights = sizes(problem)
     flops = 2 * problem.rows * problem.out_channels * problem.depth
-    moved = inputs + outputs + weights
-    forward = library_products(machine, problem.rows, problem.group_outputs, flops, moved)
+    bytes_ = inputs + outputs + weights
+    forward = library_products(machine, problem.rows, problem.group_outputs, flops, bytes_)
     # A convolution adds its bias in a launch of its own, a matrix product in its epilogue; then the clamp.
     bias = elementwise(machine, 2 * outputs) if not problem.is_matrix_product else Cost()
     yield "forward", forward + bias + elementwise(machine, 2 * outputs)
     if problem.pool > 1:
+        size = problem.dtype.itemsize
         passed_on = problem.batch * math.prod(problem.pooled_size) * problem.out_channels
         yield "pooling", max_pool(machine, size, outputs // size, passed_on)
     yield "local_gradient", elementwise(machine, 3 * outputs)
     yield "bias_gradient", elementwise(machine, outputs)
     positions = problem.batch * problem.height * problem.width
-    yield "grad_x", library_products(machine, positions, problem.group_inputs, flops, moved)
-    yield (
-        "grad_w",
-        library_products(machine, problem.group_outputs, problem.depth, flops, moved, split=True),
-    )
+    yield "grad_x", library_products(machine, positions, problem.group_inputs, flops, bytes_)
+    yield "grad_w", library_products(machine, problem.group_outputs, problem.depth, flops, bytes_, split=True)
 
 
-def elements(problem: Problem) -> tuple[int, int, int]:
-    """Of the inputs, the outputs and the weights."""
+def sizes(problem: Problem) -> tuple[int, int, int]:
+    """Bytes of the inputs, the outputs and the weights."""
     inputs = problem.batch * problem.height * problem.width * problem.in_channels
-    return inputs, problem.rows * problem.out_channels, problem.out_channels * problem.depth
+    elements = inputs, problem.rows * problem.out_channels, problem.out_channels * problem.depth
+    inputs, outputs, weights = (count * problem.dtype.itemsize for count in elements)
+    return inputs, outputs, weights
 
 
 def whole(network: Network, machine: Machine) -> Iterator[tuple[str, str, Cost]]:
@@ -263,7 +220,7 @@ def whole(network: Network, machine: Machine) -> Iterator[tuple[str, str, Cost]]
     casts = Cost()
     for weights in map(math.prod, network.weights):
         # To 16 bits for the products, and their gradient back.
-        casts += elementwise(machine, (WIDE_BYTES + size) * weights).times(2)
+        casts += sum([elementwise(machine, (WIDE_BYTES + size) * weights)] * 2, Cost())
     # Adam: parameter, gradient and two moments are read, all but the gradient written.
     optimiser = elementwise(machine, 7 * WIDE_BYTES * network.parameters)
     for provider in PROVIDERS:
@@ -272,13 +229,13 @@ def whole(network: Network, machine: Machine) -> Iterator[tuple[str, str, Cost]]
         yield "optimiser", provider, optimiser
     # Standardised weights are written in 16 bits.
     yield "weight_casts", ANN, casts
-    for provider in SPIKING:
+    for provider in (OURS, STACKED):
         yield "weight_standardisation", provider, standardisation(network, machine)
 
 
 def max_pool(machine: Machine, size: int, inputs: int, outputs: int) -> Cost:
     """`max_pool2d` and its backward pass: elements of `size` bytes and, of each output, its place in 64 bits."""
-    return elementwise(machine, size * (inputs + outputs) + 8 * outputs).times(2)
+    return sum([elementwise(machine, size * (inputs + outputs) + 8 * outputs)] * 2, Cost())
 
 
 def standardisation(network: Network, machine: Machine) -> Cost:
@@ -289,10 +246,10 @@ def standardisation(network: Network, machine: Machine) -> Cost:
     stats = standardise.new_stats(weights)
     launches = standardise.forward_launches(weights, gains, rounded, stats, 0.0)
     launches += standardise.backward_launches(rounded, weights, gains, weights, gains, stats)
-    return sum((elementwise_launch(machine, launch) for launch in launches), Cost())
+    return elementwise_launches(machine, launches)
 
 
-def row(part: Part) -> dict[str, Any]:
+def row(part: Part) -> bench.Row:
     """One line of the table; empty where there are no products."""
     cost = part.cost
     return {
@@ -311,7 +268,7 @@ def row(part: Part) -> dict[str, Any]:
     }
 
 
-def totals(parts: list[Part]) -> dict[str, dict[str, Any]]:
+def totals(parts: list[Part]) -> dict[str, bench.Row]:
     """Of a step, by provider."""
     ann_us = sum(part.cost.us for part in parts if part.provider == ANN)
     found = {}
@@ -337,38 +294,25 @@ def few_programs(parts: list[Part], enough: int = 128) -> list[Part]:
 
     It has if blocks of 64×64 would give as many: results, or for a weight's gradient its reduction, can be cut so far.
     """
-    return [
-        part
-        for part in parts
-        if part.provider == OURS
-        and part.cost.executed
-        and part.cost.programs < enough
-        and part.cost.executed >= enough * 2 * 64 * 64 * 256
-    ]
+    own = [part for part in parts if part.provider == OURS and 0 < part.cost.executed]
+    work = enough * 2 * 64 * 64 * 256
+    return [part for part in own if part.cost.programs < enough and part.cost.executed >= work]
 
 
-def show(console: Console, parts: list[Part], found: dict[str, dict[str, Any]], note: str) -> None:
+def show(parts: list[Part], found: dict[str, bench.Row], note: str) -> None:
     """Ours layer by layer beside the others' times, then the totals."""
-    table = Table(title=f"MODEL, not measured: {note}", title_justify="left", box=box.SIMPLE, show_edge=False)
     headings = "layer|pass|launches|programs|waves|GFLOP|dense|MiB|µs|limit|cache µs|stacked µs|ANN µs".split("|")
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index < 2 or heading == "limit" else "right", no_wrap=True)
+    shown = ("launches", "programs", "waves", "executed_gflop", "dense_gflop", "mib", "model_us", "limit", "cache_us")
     others = {(part.layer, part.pass_, part.provider): part.cost.us for part in parts}
+    lines = []
     for part in parts:
-        if part.provider != OURS:
-            continue
-        line = row(part)
-        numbers = ("launches", "programs", "waves", "executed_gflop", "dense_gflop", "mib", "model_us", "limit")
-        rivals = [others.get((part.layer, part.pass_, rival)) for rival in (STACKED, ANN)]
-        table.add_row(
-            part.layer,
-            part.pass_,
-            *(str(line[key]) for key in numbers),
-            str(line["cache_us"]),
-            *("" if us is None else f"{us:.2f}" for us in rivals),
-        )
-    console.print(table)
+        if part.provider == OURS:
+            rivals = [others.get((part.layer, part.pass_, rival)) for rival in (STACKED, ANN)]
+            rivals = ["" if us is None else f"{us:.2f}" for us in rivals]
+            lines.append((part.layer, part.pass_, *(row(part)[key] for key in shown), *rivals))
+    title = f"MODEL, not measured: {note}"
+    bench.print_table(headings, lines, title=title, left=("pass", "limit"), width=140, gap=2)
     for provider, values in found.items():
-        console.print(f"{provider}: " + ", ".join(f"{key} {value}" for key, value in values.items()), soft_wrap=True)
+        print(f"{provider}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
     for part in few_programs(parts):
-        console.print(f"few programs: {part.layer} {part.pass_}, {part.cost.programs}")
+        print(f"few programs: {part.layer} {part.pass_}, {part.cost.programs}")

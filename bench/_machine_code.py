@@ -3,8 +3,6 @@
 Triton must not be interpreting (TRITON_INTERPRET unset), and its bundled assembler and disassembler are used.
 """
 
-from __future__ import annotations
-
 import bisect
 import contextlib
 import io
@@ -14,7 +12,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,40 +28,23 @@ POINTERS = {
 SERIALISED = re.compile(r"C75(?:1[0-7])")
 TENSOR_CORE = re.compile(r"^(HGMMA|HMMA|IMMA|UTCHMMA|UTCOMMA|v_mfma_\w+|v_smfmac_\w+)")
 MULTIPLY_ADD = re.compile(r"^(FFMA2?|v_(pk_)?fmac?_f32\w*)$")
+SPILL = re.compile(r"^(LDL|STL|scratch_\w+)$")
 
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What was built.
+    """What was built."""
 
-    Attributes:
-        registers: a thread.
-        spilled_bytes: a thread stores and loads, each place in the code counted once.
-        shared_kib: of a program.
-        programs_per_processor: that fit at once by registers, shared memory, tensor memory and warps; 0 if a program
-            does not fit; None if the chip's limits are not known here.
-        tensor_core: tensor-core instructions of the whole kernel.
-        loop: instructions of the main loop by opcode (without modifiers); of the whole kernel if it has one step only.
-        loop_register_operands, loop_shared_operands: HGMMA of the main loop, by where their first operand is.
-        loop_spills: loads and stores of spilled registers in the main loop.
-        serialised: messages of the assembler that say so.
-    """
-
-    registers: int
-    spilled_bytes: int
-    shared_kib: float
-    programs_per_processor: int | None
-    tensor_core: int
-    loop: Counter[str] = field(repr=False)
-    loop_register_operands: int
-    loop_shared_operands: int
-    loop_spills: int
-    serialised: tuple[str, ...]
-
-    @property
-    def loop_instructions(self) -> int:
-        """Instructions of the main loop."""
-        return sum(self.loop.values())
+    registers: int  # a thread
+    spilled_bytes: int  # that a thread stores and loads, each place in the code counted once
+    shared_kib: float  # of a program
+    programs_per_processor: int | None  # that fit at once; 0 if none does; None if the chip's limits are not known here
+    tensor_core: int  # tensor-core instructions of the whole kernel
+    loop: Counter[str] = field(repr=False)  # instructions of the main loop by opcode, without modifiers
+    loop_register_operands: int  # HGMMA of the main loop whose first operand is in registers
+    loop_shared_operands: int  # and in shared memory
+    loop_spills: int  # loads and stores of spilled registers in the main loop
+    serialised: tuple[str, ...]  # messages of the assembler that say so
 
     @property
     def loop_tensor_core(self) -> int:
@@ -74,7 +55,7 @@ class MachineCode:
     def others_per_product(self) -> float:
         """Other instructions of the main loop for each of its tensor-core instructions; inf without any."""
         products = self.loop_tensor_core
-        return (self.loop_instructions - products) / products if products else float("inf")
+        return (self.loop.total() - products) / products if products else float("inf")
 
     @property
     def mixes_operands(self) -> bool:
@@ -82,22 +63,11 @@ class MachineCode:
         return self.loop_register_operands > 0 and self.loop_shared_operands > 0
 
 
-def compile_launch(launch: Launch, chip: Chip) -> Any:
-    """Compile exactly what `launch.run()` would build on a chip; tensors may be on the meta device.
+Specialisation = tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], list]]
 
-    Returns:
-        (Triton's compiled kernel, the assembler's log).
-    Raises:
-        RuntimeError: Triton is interpreting.
-    """
-    import triton
-    from triton import knobs
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    kernel = launch.kernel
-    if not isinstance(kernel, triton.JITFunction):
-        raise RuntimeError("compile_launch: kernels must not be interpreted; start without TRITON_INTERPRET.")
+def specialisation(launch: Launch) -> Specialisation:
+    """What Triton compiles a launch for: types, constants, and attributes of numbers that 16 divides."""
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list] = {}
@@ -120,10 +90,29 @@ def compile_launch(launch: Launch, chip: Chip) -> Any:
             attributes[path] = [["tt.divisibility", 16]]
         return "i64" if value >= 2**31 else "i32"
 
-    for index, parameter in enumerate(kernel.params):
-        value = launch.arguments[parameter.name]
-        signature[parameter.name] = describe(value, (index,), parameter.is_constexpr, not parameter.do_not_specialize)
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    for index, parameter in enumerate(launch.kernel.params):
+        value, special = launch.arguments[parameter.name], not parameter.do_not_specialize
+        signature[parameter.name] = describe(value, (index,), parameter.is_constexpr, special)
+    return signature, constants, attributes
+
+
+def compile_launch(launch: Launch, chip: Chip) -> tuple[Any, str]:
+    """Compile exactly what `launch.run()` would build on a chip; tensors may be on the meta device.
+
+    Returns:
+        (Triton's compiled kernel, the assembler's log).
+    Raises:
+        RuntimeError: Triton is interpreting.
+    """
+    import triton
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if not isinstance(launch.kernel, triton.JITFunction):
+        raise RuntimeError("compile_launch: kernels must not be interpreted; start without TRITON_INTERPRET.")
+    signature, constants, attributes = specialisation(launch)
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget(chip.vendor, chip.architecture, chip.warp_size)
     log = io.StringIO()
     with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
@@ -133,45 +122,69 @@ def compile_launch(launch: Launch, chip: Chip) -> Any:
     return compiled, log.getvalue()
 
 
+class Line(NamedTuple):
+    address: int
+    opcode: str
+    text: str  # the instruction without predicate
+
+
+class Listing(NamedTuple):
+    """A kernel as its disassembly says; spans are indices of the first and last line of each loop."""
+
+    lines: list[Line]
+    spans: list[tuple[int, int]]
+    registers: int
+    spilled_bytes: int
+
+
 def inspect(launch: Launch, chip: Chip) -> MachineCode:
     """Compile a launch and read what came out."""
     compiled, log = compile_launch(launch, chip)
-    read = _read_amdgcn if chip.vendor == "hip" else _read_cubin
-    return read(compiled, log, chip)
-
-
-def _read_cubin(compiled: Any, log: str, chip: Chip) -> MachineCode:
-    registers = int(_found(r"Used (\d+) registers", log))
-    spilled = int(_found(r"(\d+) bytes spill stores", log)) + int(_found(r"(\d+) bytes spill loads", log))
-    lines = [line for line in _disassemble(compiled.asm["cubin"]) if line[1] != "NOP"]
-    loop = _main_loop(lines, _backward_branches(lines))
-    products = [text for _, name, text in loop if name == "HGMMA"]
+    found = _read_amdgcn(compiled.asm["amdgcn"]) if chip.vendor == "hip" else _read_cubin(compiled.asm["cubin"], log)
+    loop = main_loop(found.lines, found.spans)
+    products = [line.text for line in loop if line.opcode == "HGMMA"]
     in_registers = sum(re.match(r"\S+ R\d+, R\d+", text) is not None for text in products)
+    metadata = compiled.metadata
+    columns = getattr(metadata, "tmem_size", 0)  # where there is tensor memory
     return MachineCode(
-        registers,
-        spilled,
-        compiled.metadata.shared / 1024,
-        programs_per_processor(chip, registers, compiled.metadata),
-        sum(TENSOR_CORE.match(name) is not None for _, name, _ in lines),
-        Counter(name for _, name, _ in loop),
-        in_registers,
-        len(products) - in_registers,
-        sum(name in ("LDL", "STL") for _, name, _ in loop),
-        tuple(sorted(set(SERIALISED.findall(log)))),
+        registers=found.registers,
+        spilled_bytes=found.spilled_bytes,
+        shared_kib=metadata.shared / 1024,
+        programs_per_processor=fitting(chip, found.registers, metadata.num_warps, metadata.shared, columns),
+        tensor_core=sum(TENSOR_CORE.match(line.opcode) is not None for line in found.lines),
+        loop=Counter(line.opcode for line in loop),
+        loop_register_operands=in_registers,
+        loop_shared_operands=len(products) - in_registers,
+        loop_spills=sum(SPILL.match(line.opcode) is not None for line in loop),
+        serialised=tuple(sorted(set(SERIALISED.findall(log)))),
     )
 
 
-def _found(pattern: str, log: str) -> str:
-    found = re.search(pattern, log)
+def main_loop(lines: list[Line], spans: list[tuple[int, int]]) -> list[Line]:
+    """The innermost loop with the most tensor-core instructions, or with the most multiply-adds if there are none.
+
+    All lines if no loop holds a product: those of a single step are no loop.
+    """
+
+    def products(loop: list[Line]) -> tuple[int, int]:
+        tensor_core, multiply_add = (
+            sum(pattern.match(line.opcode) is not None for line in loop) for pattern in (TENSOR_CORE, MULTIPLY_ADD)
+        )
+        return tensor_core, 0 if tensor_core else multiply_add
+
+    loops = [lines[first : last + 1] for first, last in spans]
+    best = max(loops, key=lambda loop: (products(loop), -len(loop)), default=[])
+    return best if any(products(best)) else lines
+
+
+def _found(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
     if found is None:
-        raise RuntimeError(f"the assembler's log must hold {pattern!r}; got {log[:500]!r}")
-    return found[1]
+        raise RuntimeError(f"the compiler must say {pattern!r}; got {text[:500]!r}")
+    return int(found[1])
 
 
-Line = tuple[int, str, str]  # address, opcode, instruction without predicate
-
-
-def _disassemble(cubin: bytes) -> list[Line]:
+def _read_cubin(cubin: bytes, log: str) -> Listing:
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -182,83 +195,30 @@ def _disassemble(cubin: bytes) -> list[Line]:
     lines = []
     for address, code in re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", text, re.MULTILINE):
         code = re.sub(r"^@!?U?P\w+\s+", "", code.strip())
-        lines.append((int(address, 16), re.split(r"[.\s]", code)[0], code))
-    return lines
-
-
-def _backward_branches(lines: list[Line]) -> list[tuple[int, int]]:
-    addresses = [address for address, _, _ in lines]
-    spans = []
-    for index, (_, name, text) in enumerate(lines):
-        target = re.search(r"0x([0-9a-f]+)$", text) if name == "BRA" else None
-        if target is not None and int(target[1], 16) < addresses[index]:
+        line = Line(int(address, 16), re.split(r"[.\s]", code)[0], code)
+        lines += [line] if line.opcode != "NOP" else []
+    addresses, spans = [line.address for line in lines], []
+    for index, line in enumerate(lines):
+        target = re.search(r"0x([0-9a-f]+)$", line.text) if line.opcode == "BRA" else None
+        if target is not None and int(target[1], 16) < line.address:
             spans.append((bisect.bisect_left(addresses, int(target[1], 16)), index))
-    return spans
+    spilled = _found(r"(\d+) bytes spill stores", log) + _found(r"(\d+) bytes spill loads", log)
+    return Listing(lines, spans, _found(r"Used (\d+) registers", log), spilled)
 
 
-def _main_loop(lines: list[Line], spans: list[tuple[int, int]]) -> list[Line]:
-    """The innermost loop with the most tensor-core instructions, or with the most multiply-adds if there are none.
-
-    All lines if no loop holds a product: those of a single step are no loop.
-
-    Args:
-        lines: of the whole kernel.
-        spans: indices of the first and last line of each loop.
-    """
-
-    def products(loop: list[Line]) -> tuple[int, int]:
-        tensor_core, multiply_add = (
-            sum(pattern.match(name) is not None for _, name, _ in loop) for pattern in (TENSOR_CORE, MULTIPLY_ADD)
-        )
-        return tensor_core, 0 if tensor_core else multiply_add
-
-    loops = [lines[first : last + 1] for first, last in spans]
-    best = max(loops, key=lambda loop: (products(loop), -len(loop)), default=[])
-    return best if any(products(best)) else lines
-
-
-def programs_per_processor(chip: Chip, registers: int, metadata: Any) -> int | None:
-    """How many programs fit on a processor at once.
-
-    Args:
-        chip: which limits.
-        registers: a thread.
-        metadata: Triton's; num_warps, shared (bytes) and tmem_size (columns, where there is tensor memory).
-    """
-    columns = getattr(metadata, "tmem_size", 0)
-    return fitting(chip, registers, metadata.num_warps, metadata.shared, columns)
-
-
-def _read_amdgcn(compiled: Any, log: str, chip: Chip) -> MachineCode:
-    text = compiled.asm["amdgcn"]
-
-    def metadata(key: str) -> int:
-        return int(_found(rf"\.{key}:\s*(\d+)", text))
-
+def _read_amdgcn(text: str) -> Listing:
     lines: list[Line] = []
     labels: dict[str, int] = {}
     for line in text.splitlines():
-        label = re.match(r"^(\.LBB\w+):", line)
-        if label is not None:
+        if label := re.match(r"^(\.LBB\w+):", line):
             labels[label[1]] = len(lines)
         elif code := re.match(r"^\t([a-z]\w+)(.*)", line):
-            lines.append((len(lines), code[1], f"{code[1]} {code[2].strip()}"))
+            lines.append(Line(len(lines), code[1], f"{code[1]} {code[2].strip()}"))
     spans = []
-    for index, name, code in lines:
-        target = re.search(r"(\.LBB\w+)", code) if name.startswith(("s_cbranch", "s_branch")) else None
+    for index, opcode, code in lines:
+        target = re.search(r"(\.LBB\w+)", code) if opcode.startswith(("s_cbranch", "s_branch")) else None
         if target is not None and labels.get(target[1], index) < index:
             spans.append((labels[target[1]], index))
-    loop = _main_loop(lines, spans)
-    registers = metadata("vgpr_count")  # those for accumulators (agpr_count) included
-    return MachineCode(
-        registers,
-        4 * metadata("vgpr_spill_count"),
-        compiled.metadata.shared / 1024,
-        programs_per_processor(chip, registers, compiled.metadata),
-        sum(TENSOR_CORE.match(name) is not None for _, name, _ in lines),
-        Counter(name for _, name, _ in loop),
-        0,
-        0,
-        sum(name.startswith("scratch_") for _, name, _ in loop),
-        (),
-    )
+    # Registers for accumulators (agpr_count) are among them.
+    registers, spilled = _found(r"\.vgpr_count:\s*(\d+)", text), _found(r"\.vgpr_spill_count:\s*(\d+)", text)
+    return Listing(lines, spans, registers, 4 * spilled)

@@ -17,80 +17,47 @@ are too small.
 """
 
 import math
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A GPU as the model sees it.
-
-    Attributes:
-        name: of the file that the plan is written to.
-        processors: streaming multiprocessors.
-        clock_ghz: under load.
-        product_tflops: of products in 16 bits when every processor is busy.
-        memory_tb_s: that the memory moves.
-        cache_tb_s: that the second-level cache moves.
-        shortest_us: no launch takes less.
-        library_tile: side of the blocks of results of library calls; smaller ones would fill small layers better.
-    """
-
-    name: str = "h100"
-    processors: int = 132
-    clock_ghz: float = 1.65
-    product_tflops: float = 450.0
-    memory_tb_s: float = 2.8
-    cache_tb_s: float = 5.5
-    shortest_us: float = 2.0
-    library_tile: int = 128
-
+from dataclasses import dataclass, replace
+from typing import Any
 
 CYCLES_PER_STEP = 200  # of a loop over memory
 PROGRAMS_PER_PROCESSOR = 16  # element-wise kernels, of four warps
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What some launches cost, one after the other.
+class Machine:
+    """A GPU as the model sees it."""
 
-    Attributes:
-        launches: number of them.
-        programs: of the launch with the most operations, or the most bytes if there are none; its waves on the machine.
-        executed, dense: floating point operations; those that are given to tensor cores, and those of a dense pass.
-        moved: bytes.
-        us: microseconds of the model.
-        cache_us: microseconds that the second-level cache would take for the products.
-        limit: of the longest launch: "products", "memory", "serial" or "launch".
-    """
+    name: str = "h100"  # of the file that the plan is written to
+    processors: int = 132  # streaming multiprocessors
+    clock_ghz: float = 1.65  # under load
+    product_tflops: float = 450.0  # of products in 16 bits when every processor is busy
+    memory_tb_s: float = 2.8  # that the memory moves
+    cache_tb_s: float = 5.5  # that the second-level cache moves
+    shortest_us: float = 2.0  # no launch takes less
+    library_tile: int = 128  # side of blocks of results of library calls; smaller ones fill small layers better
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some launches cost, one after the other."""
 
     launches: int = 0
-    programs: int = 0
-    waves: int = 0
-    executed: int = 0
-    dense: int = 0
-    moved: int = 0
-    us: float = 0.0
-    cache_us: float = 0.0
-    limit: str = ""
+    programs: int = 0  # of the launch with the most operations, or the most bytes if there are none
+    waves: int = 0  # of these programs on the machine
+    executed: int = 0  # floating point operations that are given to tensor cores
+    dense: int = 0  # those of a dense pass
+    moved: int = 0  # bytes
+    us: float = 0.0  # microseconds of the model
+    cache_us: float = 0.0  # microseconds that the second-level cache would take for the products
+    limit: str = ""  # of the longest launch: "products", "memory", "serial" or "launch"
 
     def __add__(self, other: "Cost") -> "Cost":
         main = max(self, other, key=lambda cost: (cost.executed, cost.moved))
         longest = max(self, other, key=lambda cost: cost.us)
-        return Cost(
-            self.launches + other.launches,
-            main.programs,
-            main.waves,
-            self.executed + other.executed,
-            self.dense + other.dense,
-            self.moved + other.moved,
-            self.us + other.us,
-            self.cache_us + other.cache_us,
-            longest.limit,
-        )
-
-    def times(self, count: int) -> "Cost":
-        """The same launches `count` times."""
-        return sum((self for _ in range(count)), Cost())
+        names = ("launches", "executed", "dense", "moved", "us", "cache_us")
+        sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Cost(programs=main.programs, waves=main.waves, limit=longest.limit, **sums)
 
 
 def products(
@@ -107,7 +74,8 @@ def products(
     waves = math.ceil(programs / machine.processors)
     share = max(waves * executed / max(1, programs), longest)
     product_us = share * machine.processors / machine.product_tflops / 1e6
-    return _launch(machine, programs, waves, executed, dense, moved, product_us, 0.0, cache_bytes)
+    cost = Cost(1, programs, waves, executed, dense, moved, cache_us=cache_bytes / machine.cache_tb_s / 1e6)
+    return _limited(machine, cost, products=product_us)
 
 
 def library_products(machine: Machine, rows: int, columns: int, flops: int, moved: int, *, split: bool = False) -> Cost:
@@ -122,28 +90,14 @@ def elementwise(machine: Machine, moved: int, programs: int | None = None, steps
     """A launch that computes next to nothing: `steps` of a serial loop in each program (default: as many as fill)."""
     slots = machine.processors * PROGRAMS_PER_PROCESSOR
     programs = slots if programs is None else programs
-    waves = math.ceil(programs / slots)
-    serial_us = waves * steps * CYCLES_PER_STEP / machine.clock_ghz / 1e3
-    return _launch(machine, programs, math.ceil(programs / machine.processors), 0, 0, moved, 0.0, serial_us, 0.0)
+    serial_us = math.ceil(programs / slots) * steps * CYCLES_PER_STEP / machine.clock_ghz / 1e3
+    cost = Cost(1, programs, math.ceil(programs / machine.processors), moved=moved)
+    return _limited(machine, cost, serial=serial_us)
 
 
-def _launch(
-    machine: Machine,
-    programs: int,
-    waves: int,
-    executed: int,
-    dense: int,
-    moved: int,
-    product_us: float,
-    serial_us: float,
-    cache_bytes: float,
-) -> Cost:
-    limits = {
-        "products": product_us,
-        "memory": moved / machine.memory_tb_s / 1e6,
-        "serial": serial_us,
-        "launch": machine.shortest_us,
-    }
+def _limited(machine: Machine, cost: Cost, products: float = 0.0, serial: float = 0.0) -> Cost:
+    """A launch with its time, the longest of these."""
+    limits = {"products": products, "memory": cost.moved / machine.memory_tb_s / 1e6, "serial": serial}
+    limits["launch"] = machine.shortest_us
     limit = max(limits, key=lambda name: limits[name])
-    cache_us = cache_bytes / machine.cache_tb_s / 1e6
-    return Cost(1, programs, waves, executed, dense, moved, limits[limit], cache_us, limit)
+    return replace(cost, us=limits[limit], limit=limit)

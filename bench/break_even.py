@@ -15,14 +15,11 @@ import dataclasses
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import _bench as bench
 import torch
 import tyro
-from _networks import Tested, load_tested
-from _record import ROOT, environment, write
-from rich.console import Console
-from rich.table import Table
+from energy import Tested, load_tested
 
 from ttfs_triton.hardware import (
     Chip,
@@ -43,27 +40,27 @@ from ttfs_triton.hardware.energy.estimate import spiking_estimate
 from ttfs_triton.hardware.energy.operations import averages
 
 READS = ("weight reads", "input reads")
+SHOWN = (
+    *("network", "accuracy", "sparsity", "steps", "chip", "ratio", "of_updates", "of_operations", "cheaper"),
+    *("steps_at_par", "sparsity_at_par", "ratio_narrow_ann", "ratio_zero_skipping", "ratio_packed", "reuse_at_par"),
+)
 
 
 @dataclasses.dataclass
 class Options:
     """Where a network costs what its dense ANN does."""
 
-    networks: tyro.conf.Positional[tuple[str, ...]]
-    """Folders of runs, or bundled:NAME."""
+    networks: tyro.conf.Positional[tuple[str, ...]]  # folders of runs, or bundled:NAME
     data_dir: tuple[Path, ...] = ()
     """Local folders of the networks' data sets, in their order. Default: as they were trained."""
-    ann_accuracy: tuple[float, ...] = ()
-    """Of each network's ANN; 1, the default, is what no ANN exceeds."""
-    steps: tuple[int, ...] = (4, 8, 16, 32, 64)
-    """Time steps a window; a network on a grid has its own."""
-    weight_bits: int = 8
-    """Of the simulation; a network on a grid has its own."""
+    ann_accuracy: tuple[float, ...] = ()  # of each network's ANN; 1, the default, is what no ANN exceeds
+    steps: tuple[int, ...] = (4, 8, 16, 32, 64)  # time steps a window; a network on a grid has its own
+    weight_bits: int = 8  # of the simulation; a network on a grid has its own
     samples: int | None = None
     """Test images of each network. Default: all."""
     name: str = "break_even"
-    """Of the files: NAME.csv, NAME-layers.csv and the same as JSON."""
-    output: Path = ROOT / "bench" / "results"
+    """Of the files: NAME.csv and NAME-layers.csv."""
+    output: Path = bench.RESULTS
 
 
 def main() -> None:
@@ -71,21 +68,19 @@ def main() -> None:
     anns = options.ann_accuracy or (1.0,) * len(options.networks)
     if len(anns) != len(options.networks):
         sys.exit(f"break_even: --ann-accuracy must have one figure a network; got {len(anns)}.")
+    networks = load_tested("break_even", options.networks, options.data_dir, options.samples)
     rows, layers = [], []
-    for tested, ann in zip(
-        load_tested("break_even", options.networks, options.data_dir, options.samples), anns, strict=True
-    ):
-        own = tested.network.graph.grid
-        for steps in options.steps if own is None else (own.time_steps,):
+    for tested, ann in zip(networks, anns, strict=True):
+        grid = tested.network.graph.grid
+        for steps in options.steps if grid is None else (grid.time_steps,):
             found = simulate(tested.network, tested.batches, **tested.simulation(steps, options.weight_bits))
             for chip in fair_chips(found.counts):
                 rows.append(network_row(tested, found, chip, ann))
                 layers += layer_rows(tested, found, chip)
-    show(rows)
-    about = environment(torch.device("cpu")) | {"samples": options.samples}
-    for name, table in ((options.name, rows), (f"{options.name}-layers", layers)):
-        for path in write(options.output, name, table, about):
-            print(f"written: {path}")
+    bench.print_table(SHOWN, [[row[key] for key in SHOWN] for row in rows], width=200, left=("chip",))
+    about = bench.environment(torch.device("cpu")) | {"samples": options.samples or "all"}
+    bench.write(options.output, options.name, rows, about)
+    bench.write(options.output, f"{options.name}-layers", layers, about)
 
 
 def fair_chips(counts: Counts) -> list[Chip]:
@@ -100,12 +95,11 @@ def run_options(found: Simulation) -> RunOptions:
     return RunOptions(steps=found.settings.steps, gating=True, activity=found.activity)
 
 
-def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> dict[str, Any]:
+def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> bench.Row:
     """One network at a number of steps on one chip."""
     run, counts = run_options(found), found.counts
-    ours, dense = estimate(counts, chip, run), dense_ann(counts, chip, options=run)
-    mine, theirs = memory_included(ours), memory_included(dense)
-    arithmetic = verdict(counts, chip, run).arithmetic
+    dense, decided = dense_ann(counts, chip, options=run), verdict(counts, chip, run)
+    mine, theirs = memory_included(estimate(counts, chip, run)), memory_included(dense)
     updates = memory_included(without_operations(found, chip))
     narrow = dense_ann(counts, chip, options=replace(run, state_bits=chip.bits))
     assert chip.memory is not None
@@ -113,6 +107,10 @@ def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> di
     reads = sum(term.energy.nominal for term in dense.terms if term.name in READS and term.energy is not None)
     rest = mine - (theirs - reads)
     closed = estimate(counts, chip, implementation="closed_form", steps=None)
+    is_priced = not any(term.kind in ("compute", "memory") for term in closed.unpriced)
+    share = break_even_firing_share(counts, chip, run, measure="memory_included").value  # at these spike times
+    skipping = zero_skipping_ann(counts, chip, options=run)
+    packed_ann = dense_ann(counts, packed, options=run)
     return {
         "network": tested.name,
         "images": found.samples,
@@ -128,23 +126,19 @@ def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> di
         "ratio": round(mine / theirs, 4),
         "of_updates": round(updates / theirs, 4),
         "of_operations": round((mine - updates) / theirs, 4),
-        "ratio_arithmetic": round(arithmetic[verdict(counts, chip, run).asked], 4),
-        "cheaper": verdict(counts, chip, run).cheaper,
+        "ratio_arithmetic": round(decided.arithmetic[decided.asked], 4),
+        "cheaper": decided.cheaper,
         "steps_at_par": steps_at_par(counts, chip, theirs),
-        "sparsity_at_par": rounded(
-            break_even_firing_share(counts, chip, run, measure="memory_included").value  # at these spike times
-        ),
+        "sparsity_at_par": rounded(share),
         "ratio_narrow_ann": round(mine / memory_included(narrow), 4),
-        "ratio_zero_skipping": round(mine / memory_included(zero_skipping_ann(counts, chip, options=run)), 4),
-        "ratio_packed": round(
-            memory_included(estimate(counts, packed, run)) / memory_included(dense_ann(counts, packed, options=run)), 4
-        ),
-        "ratio_closed_form": "" if missing(closed) else round(memory_included(closed) / theirs, 4),
+        "ratio_zero_skipping": round(mine / memory_included(skipping), 4),
+        "ratio_packed": round(memory_included(estimate(counts, packed, run)) / memory_included(packed_ann), 4),
+        "ratio_closed_form": round(memory_included(closed) / theirs, 4) if is_priced else "",
         "reuse_at_par": rounded(reads / rest) if rest > 0 else "",
     }
 
 
-def layer_rows(tested: Tested, found: Simulation, chip: Chip) -> list[dict[str, Any]]:
+def layer_rows(tested: Tested, found: Simulation, chip: Chip) -> list[bench.Row]:
     """Layers that read spikes, of one network at a number of steps on one chip."""
     run, counts = run_options(found), found.counts
     ours, fixed = by_layer(estimate(counts, chip, run)), by_layer(without_operations(found, chip))
@@ -197,22 +191,8 @@ def by_layer(found: Estimate) -> dict[str, float]:
     return {name: energy.nominal for name, energy in found.by_layer().items() if energy is not None}
 
 
-def missing(found: Estimate) -> bool:
-    """Whether arithmetic or memory lack a price."""
-    return any(term.kind in ("compute", "memory") for term in found.unpriced)
-
-
 def rounded(value: float | None) -> float | str:
     return "" if value is None else round(value, 4)
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    keys = ("network", "accuracy", "sparsity", "steps", "chip", "ratio", "of_updates", "of_operations", "cheaper")
-    keys += ("steps_at_par", "sparsity_at_par", "ratio_narrow_ann", "ratio_zero_skipping", "ratio_packed")
-    table = Table(*keys, "reuse_at_par")
-    for row in rows:
-        table.add_row(*(str(row[key]) for key in (*keys, "reuse_at_par")))
-    Console(width=200).print(table)
 
 
 if __name__ == "__main__":

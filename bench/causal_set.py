@@ -1,4 +1,4 @@
-"""Closed form against causal sets: what the dynamic firing threshold and its consecutive windows save, and silence.
+"""Closed form against causal sets: what the dynamic firing threshold and its consecutive windows save.
 
     python bench/causal_set.py --device cpu
     python bench/causal_set.py --device cuda --fan-ins 256 1024 4096
@@ -10,70 +10,46 @@ inputs are silent. First they are compared in float64: with the threshold's ramp
 the closed form's spikes and gradients, or nothing is timed. Then the contenders take turns, round by round; ratios are
 medians over the rounds' own ratios. Memory counts inputs, weights and everything a pass makes.
 
-The silent share is counted on images of the bundled sample, latency-coded, in a deep network with random weights, the
-same for all rules; see `bench/_silence.py` for what that does and does not say.
+Inputs still arrive while a neuron may already fire, so which of them make it fire has to be searched. The search is
+vectorised over samples and neurons as in Mostafa (2017) and Zhou et al. (2021), and made as cheap as PyTorch's own
+operations allow: one argsort for all neurons of a sample, silent inputs cut off, sums in place, a test that divides
+nothing, and a backward pass that keeps neither order nor sums.
 """
 
 import dataclasses
-import importlib.util
-import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
+import _bench as bench
 import torch
 import tyro
-from _fixed_threshold import causal_set_linear
-from _measure import DisagreementError, now, transient_bytes
-from _record import ROOT, environment, write
-from _silence import RULES, draw_weights, silent_shares
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from ttfs_kernels import Neuron, dft_linear
-from ttfs_triton.data.images import load_images
 from ttfs_triton.nn import activation_to_spike_time
 
 CLOSED_FORM, SEARCH, CHUNKED = "closed form", "causal set", "causal set, chunked"
 # A chunk's tensors should stay in a CPU core's caches, and should fill a GPU. On one busy core (AVX-512, 2 MiB of
 # second-level cache) 0.25 to 4 MiB took a third of the time of all outputs at once; the figure for GPUs is not tuned.
 CHUNK_MIB = {"cpu": 1.0, "cuda": 256.0}
+BACKENDS = {"cpu": "torch", "cuda": "auto"}
 SHORTEST_MS = 20.0  # passes are repeated until they take so long
-
-Layer = Callable[[Tensor, Tensor], Tensor]
+PASSES = ("forward", "forward_backward")
 
 
 @dataclasses.dataclass
 class Options:
-    """Time the closed form and the search for causal sets, and count silent neurons."""
+    """Time the closed form and the search for causal sets."""
 
     device: Literal["cpu", "cuda"] = "cpu"
     fan_ins: tuple[int, ...] = (64, 256, 1024, 4096)
-    outputs: int = 512
-    """Neurons of the timed layer, and of each layer of the deep network."""
+    outputs: int = 512  # neurons of the layer
     batch_size: int = 64
-    """Also the number of images in the count of silent neurons."""
-    repeats: int = 5
-    """Rounds that count; one more warms up."""
-    chunk_mib: float | None = None
-    """Size of one tensor of the chunked search. Default: 1 on a CPU, 256 on a GPU."""
-    depth: int = 8
-    """Layers of the deep network."""
-    gains: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Factors on Kaiming-normal weights; our layers start at 0.5."""
-    draws: int = 3
-    """Random weights for each gain."""
-    threads: int | None = None
-    """CPU threads. Default: PyTorch's choice."""
-    seed: int = 0
-    plot: bool = True
-    """Draw the results beside the tables, as SVG; left out, with a line, without matplotlib."""
-    output: Path = ROOT / "bench" / "results"
-    """Folder of the results."""
+    repeats: int = 5  # rounds that count; one more warms up
+    output: Path = bench.RESULTS  # folder of the CSV file
 
 
 @dataclasses.dataclass
@@ -81,131 +57,82 @@ class Contender:
     """A layer with its inputs [batch, fan_in]: activations, or spike times."""
 
     name: str
-    layer: Layer
+    layer: Callable[[Tensor, Tensor], Tensor]
     inputs: Tensor
     weight: Tensor
-    ms: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {"forward": [], "forward_backward": []})
+    ms: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {name: [] for name in PASSES})
 
-    def forward(self) -> None:
-        with torch.no_grad():
-            self.layer(self.inputs, self.weight)
+    def run(self, name: str) -> None:
+        """A pass; backward, from a gradient of ones to inputs and weights."""
+        with torch.set_grad_enabled(name == "forward_backward"):
+            y = self.layer(self.inputs, self.weight)
+            if name == "forward_backward":
+                torch.autograd.grad(y, (self.inputs, self.weight), torch.ones_like(y))
 
-    def forward_backward(self) -> None:
-        """Gradients of inputs and weights, from a gradient of ones."""
-        y = self.layer(self.inputs, self.weight)
-        torch.autograd.grad(y, (self.inputs, self.weight), torch.ones_like(y))
+    def peak_mib(self, name: str) -> float:
+        self.run(name)
+        transient = bench.transient_bytes(lambda: self.run(name), self.inputs.device)
+        return (self.inputs.nbytes + self.weight.nbytes + transient) / 2**20
 
-    def peak_mib(self, passes: str) -> float:
-        run = getattr(self, passes)
-        run()
-        return (self.inputs.nbytes + self.weight.nbytes + transient_bytes(run, self.inputs.device)) / 2**20
-
-    def time(self, passes: str) -> None:
+    def time(self, name: str) -> None:
         """Run often enough for the clock and note the mean."""
-        run, elapsed, calls = getattr(self, passes), 0.0, 0
-        start = now(self.inputs.device)
+        elapsed, calls = 0.0, 0
+        start = bench.now(self.inputs.device)
         while elapsed < SHORTEST_MS:
-            run()
+            self.run(name)
             calls += 1
-            elapsed = (now(self.inputs.device) - start) * 1e3
-        self.ms[passes].append(elapsed / calls)
+            elapsed = (bench.now(self.inputs.device) - start) * 1e3
+        self.ms[name].append(elapsed / calls)
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    refuse_nonsense(options)
-    device = torch.device(options.device)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    device = bench.device_of("causal_set", options.device)
     try:
         rows = [row for fan_in in options.fan_ins for row in measure(options, fan_in, device)]
-    except DisagreementError as error:
+    except bench.DisagreementError as error:
         sys.exit(f"causal_set: {error}")
-    silence = count_silence(options, device)
-    about = environment(device)
-    circumstances = {key: about[key] for key in ("device", "threads", "torch", "cudnn", "commit", "utc")}
-    rows, silence = ([row | circumstances for row in table] for table in (rows, silence))
-    show(about, rows, silence)
-    about["options"] = {key: value for key, value in dataclasses.asdict(options).items() if key != "output"}
-    name = f"causal_set-{options.device}"
-    written = write(options.output, name, rows, about) + write(options.output, f"{name}-silent", silence, about)
-    if options.plot:
-        from _causal_set_plot import draw
-
-        written.append(draw(options.output / f"{name}.svg", rows, silence))
-    for path in written:
-        print(f"written: {path}")
+    about = bench.environment(device)
+    print(bench.machine_line(about))
+    show(rows)
+    bench.write(options.output, f"causal_set-{options.device}", rows, about)
 
 
-def refuse_nonsense(options: Options) -> None:
-    """Exit with a reason before any work, if an option cannot be met; say what is left out."""
-    for name, least in (("fan_ins", 2), ("outputs", 1), ("batch_size", 1), ("repeats", 1), ("depth", 1), ("draws", 1)):
-        value = getattr(options, name)
-        if not value or min(value if isinstance(value, tuple) else (value,)) < least:
-            sys.exit(f"causal_set: --{name.replace('_', '-')} must be at least {least}; got {value}.")
-    for name in ("chunk_mib", "gains"):
-        value = getattr(options, name)
-        if value is not None and not (value and min(value if isinstance(value, tuple) else (value,)) > 0):
-            sys.exit(f"causal_set: --{name.replace('_', '-')} must be positive; got {value}.")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("causal_set: --device cuda must have a GPU that PyTorch can use; found none. Use --device cpu.")
-    if options.plot and importlib.util.find_spec("matplotlib") is None:
-        print("no plot: matplotlib is not installed. For one, pip install -e '.[plot]'.", file=sys.stderr)
-        options.plot = False
-
-
-def backend_of(device: torch.device) -> str:
-    return "auto" if device.type == "cuda" else "torch"
-
-
-def outputs_at_once(options: Options, fan_in: int) -> int:
-    """Neurons whose causal sets fit into a chunk."""
-    mib = CHUNK_MIB[options.device] if options.chunk_mib is None else options.chunk_mib
-    return max(1, int(mib * 2**20 / (4 * options.batch_size * fan_in)))
-
-
-def measure(options: Options, fan_in: int, device: torch.device) -> list[dict[str, Any]]:
+def measure(options: Options, fan_in: int, device: torch.device) -> list[bench.Row]:
     """Check, then time all contenders at one fan-in: rows for the table."""
-    generator = torch.Generator().manual_seed(options.seed)
+    generator, backend = torch.Generator().manual_seed(0), BACKENDS[options.device]
     # As in a hidden layer: half of the inputs silent, the others' spikes spread over their window.
     x = (2 * torch.rand(options.batch_size, fan_in, generator=generator) - 1).relu().to(device)
-    weight = draw_weights(fan_in, options.outputs, 1, 0.5, generator)[0].to(device)
-    chunk = outputs_at_once(options, fan_in)
-    check(x[:8].double(), weight[:32].double(), backend_of(device))
+    weight = torch.randn(options.outputs, fan_in, generator=generator).to(device) * 0.5 * (2 / fan_in) ** 0.5
+    chunk = max(1, int(CHUNK_MIB[options.device] * 2**20 / (4 * options.batch_size * fan_in)))  # outputs at once
+    check(x[:8].double(), weight[:32].double(), backend)
     times = activation_to_spike_time(x, 0).requires_grad_()
     x.requires_grad_()
     weight.requires_grad_()
     contenders = [
-        Contender(CLOSED_FORM, lambda x, w: dft_linear(x, w, backend=backend_of(device)), x, weight),
+        Contender(CLOSED_FORM, partial(dft_linear, backend=backend), x, weight),
         Contender(SEARCH, causal_set_linear, times, weight),
-        Contender(CHUNKED, lambda t, w: causal_set_linear(t, w, outputs_at_once=chunk), times, weight),
+        Contender(CHUNKED, partial(causal_set_linear, outputs_at_once=chunk), times, weight),
     ]
     rows = []
-    for passes in ("forward", "forward_backward"):
-        peaks = [contender.peak_mib(passes) for contender in contenders]
-        for round_ in range(1 + options.repeats):
-            first = round_ % len(contenders)
-            for contender in contenders[first:] + contenders[:first]:
-                contender.time(passes)
+    for name in PASSES:
+        peaks = [contender.peak_mib(name) for contender in contenders]
+        for contender in bench.in_turns(contenders, 1 + options.repeats):
+            contender.time(name)
         for contender, peak in zip(contenders, peaks, strict=True):
-            own, base = (other.ms[passes][1:] for other in (contender, contenders[0]))
-            low, high = torch.tensor(own).quantile(torch.tensor([0.2, 0.8])).tolist()
+            own, base = (other.ms[name][1:] for other in (contender, contenders[0]))
             rows.append(
                 {
                     "op": "causal_set",
                     "case": f"b{options.batch_size}-o{options.outputs}",
                     "fan_in": fan_in,
-                    "pass": passes,
+                    "pass": name,
                     "provider": contender.name,
-                    "backend": backend_of(device) if contender is contenders[0] else "",
-                    "outputs_at_once": {SEARCH: options.outputs, CHUNKED: min(chunk, options.outputs)}.get(
-                        contender.name, ""
-                    ),
+                    "backend": backend if contender.name == CLOSED_FORM else "",
+                    "outputs_at_once": {SEARCH: options.outputs, CHUNKED: chunk}.get(contender.name, ""),
                     "dtype": "float32",
-                    "ms_p50": round(median(own), 4),
-                    "ms_p20": round(low, 4),
-                    "ms_p80": round(high, 4),
-                    "ratio_to_closed_form": round(median(a / b for a, b in zip(own, base, strict=True)), 2),
+                    **bench.percentiles(own, 4),
+                    "ratio_to_closed_form": bench.ratio(own, base),
                     "peak_mib": round(peak, 4),
                 }
             )
@@ -235,66 +162,103 @@ def check(x: Tensor, weight: Tensor, backend: str) -> None:
         for what, (ours, theirs) in zip(("spikes", "gradients of x", "gradients of weight"), pairs, strict=True):
             error, size = (ours - theirs).norm().item(), theirs.norm().item()
             if not error <= 1e-8 * size:
-                raise DisagreementError(
+                raise bench.DisagreementError(
                     f"{SEARCH} must agree with the {CLOSED_FORM} in float64; got {what} {error:.2g} apart (at most "
                     f"{1e-8 * size:.2g}). Nothing was timed."
                 )
 
 
-def count_silence(options: Options, device: torch.device) -> list[dict[str, Any]]:
-    """Silent neurons of the deep network under every rule, gain by gain: rows for the table."""
-    images = load_images("sample", split="test", max_samples=options.batch_size).images
-    x = images.flatten(1).to(device) / 255
-
-    def search(times: Tensor, weight: Tensor) -> Tensor:
-        return causal_set_linear(times, weight, outputs_at_once=outputs_at_once(options, weight.shape[1]))
-
-    rows = []
-    for gain in options.gains:
-        generator = torch.Generator().manual_seed(options.seed)
-        weights = [
-            [weight.to(device) for weight in draw_weights(x.shape[1], options.outputs, options.depth, gain, generator)]
-            for _ in range(options.draws)
-        ]
-        for rule, layer, shares in silent_shares(x, weights, search, backend_of(device)):
-            rows.append({"op": "silent_share", "gain": gain, "rule": rule, "layer": layer} | shares)
-    return rows
+def show(rows: list[bench.Row]) -> None:
+    """The table of times and memory."""
+    headings = ("fan-in", "", "forward ms", "×", "MiB", "fwd+bwd ms", "×", "MiB")
+    lines = []
+    for pair in zip(*([row for row in rows if row["pass"] == name] for name in PASSES), strict=True):
+        columns = ("ms_p50", "ratio_to_closed_form", "peak_mib")
+        cells = [bench.digits(row[key]) for row in pair for key in columns]
+        lines.append((pair[0]["fan_in"], pair[0]["provider"], *cells))
+    bench.print_table(headings, lines, title=f"{rows[0]['case']}, float32; × is against the closed form", left=("",))
 
 
-def show(about: dict[str, Any], rows: list[dict[str, Any]], silence: list[dict[str, Any]]) -> None:
-    """One table for times and memory, one for silent neurons."""
-    console = Console()
-    console.print(
-        f"{about['device']}, {about['threads']} threads, PyTorch {about['torch']}, {about['utc']} UTC", soft_wrap=True
+def causal_set_linear(
+    spike_times: Tensor, weight: Tensor, *, threshold: float = 1.0, outputs_at_once: int | None = None
+) -> Tensor:
+    """Spike times of ReL-PSP neurons: t = (θ + Σ w·t_i) / Σ w over the inputs that arrive before t.
+
+    Args:
+        spike_times: [batch, fan_in] of the inputs, any unit, inf = silent; float32 or float64.
+        weight: [outputs, fan_in], in threshold heights per unit of time.
+        threshold: θ, positive.
+        outputs_at_once: neurons whose causal sets are searched together. The search holds some tensors of
+            [batch, outputs_at_once, fan_in] at a time. None: all neurons.
+    Returns:
+        [batch, outputs] spike times, inf = silent.
+    Gradient: for spike_times and weight, with the causal set that the forward pass found.
+    Source: Wei et al., ICCV 2023, Eq. 2 to 4 and section 2.2.
+    """
+    at_once = outputs_at_once or len(weight)
+    return _CausalSetLinear.apply(spike_times, weight, threshold, at_once)  # pyright: ignore[reportReturnType]
+
+
+class _CausalSetLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spike_times: Tensor, weight: Tensor, threshold: float, at_once: int) -> Tensor:
+        arrival, order = spike_times.sort(dim=1)
+        spikes = max(1, int(arrival.isfinite().sum(dim=1).amax()))
+        arrival, order = arrival[:, :spikes], order[:, :spikes]  # the rest is silent in every sample
+        silent = arrival.isinf()
+        following = torch.cat([arrival[:, 1:], torch.full_like(arrival[:, :1], torch.inf)], dim=1)
+        following.masked_fill_(silent, torch.nan)  # no comparison holds: silent inputs end no causal set
+        finite = arrival.masked_fill(silent, 0)
+        found = [_search(part, order, finite, following, threshold) for part in weight.split(at_once)]
+        time, latest, slope = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        ctx.save_for_backward(spike_times, weight, time, latest, slope)
+        ctx.at_once = at_once
+        return time
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        spike_times, weight, time, latest, slope = ctx.saved_tensors
+        h = grads[0] / slope
+        finite, time = spike_times.masked_fill(spike_times.isinf(), 0), time.masked_fill(time.isinf(), 0)
+        grad_times, grad_weight = torch.zeros_like(spike_times), torch.empty_like(weight)
+        for start in range(0, weight.shape[0], ctx.at_once):
+            here = slice(start, start + ctx.at_once)
+            causal = (spike_times[:, None] <= latest[:, here, None]).to(weight.dtype)
+            grad_times += (causal * weight[here]).mul_(h[:, here, None]).sum(dim=1)
+            lag = finite[:, None] - time[:, here, None]
+            grad_weight[here] = lag.mul_(causal).mul_(h[:, here, None]).sum(dim=0)
+        return grad_times, grad_weight, None, None
+
+
+def _search(
+    weight: Tensor, order: Tensor, arrival: Tensor, following: Tensor, threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Spike time, arrival of the causal set's last input and slope, [batch, outputs]; silent: inf, -inf, inf.
+
+    After its k-th input the potential is slope·t + intercept. It starts below the threshold, so the first k for which
+    it has reached the threshold when the next input arrives is the causal set, and the crossing lies between the two.
+
+    Args:
+        weight: [outputs, fan_in].
+        order: [batch, spikes], inputs by spike time.
+        arrival, following: [batch, spikes], sorted spike times (0 where silent), and those of the next input (nan where
+            silent, inf after the last).
+        threshold: θ.
+    """
+    outputs = weight.shape[0]
+    slope = weight.expand(order.shape[0], -1, -1).gather(2, order[:, None].expand(-1, outputs, -1))
+    intercept = (slope * -arrival[:, None]).cumsum_(dim=2)
+    slope.cumsum_(dim=2)
+    reached = torch.addcmul(intercept, slope, following[:, None]) >= threshold
+    fires, last = reached.max(dim=2)  # the first maximum: the smallest set
+    slope, intercept = (sums.gather(2, last[..., None])[..., 0] for sums in (slope, intercept))
+    latest, end = arrival.gather(1, last), following.gather(1, last)
+    time = ((threshold - intercept) / slope).clamp(latest, end)
+    return (
+        torch.where(fires, time, torch.inf),
+        torch.where(fires, latest, -torch.inf),
+        torch.where(fires, slope, torch.inf),
     )
-    style: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE, "padding": (0, 1, 0, 0), "show_edge": False}
-    table = Table(title=f"{rows[0]['case']}, float32; × is against the closed form", **style)
-    for heading in ("fan-in", "", "forward ms", "×", "MiB", "fwd+bwd ms", "×", "MiB"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    halves = ([row for row in rows if row["pass"] == name] for name in ("forward", "forward_backward"))
-    for forward, both in zip(*halves, strict=True):
-        cells = [
-            cell
-            for row in (forward, both)
-            for cell in (digits(row["ms_p50"]), digits(row["ratio_to_closed_form"]), digits(row["peak_mib"]))
-        ]
-        closed = forward["provider"] == CLOSED_FORM
-        table.add_row(str(forward["fan_in"]) if closed else "", forward["provider"], *cells)
-    console.print(table)
-    layers = sorted({row["layer"] for row in silence})
-    table = Table(title="silent neurons, % of layer 1, 2, …; random weights, nothing trained", **style)
-    for heading in ("gain", "", *map(str, layers)):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for gain in dict.fromkeys(row["gain"] for row in silence):
-        for rule in RULES:
-            shares = [row["silent_share"] for row in silence if (row["gain"], row["rule"]) == (gain, rule)]
-            table.add_row(f"{gain:g}" if rule == RULES[0] else "", rule, *(f"{100 * share:.3g}" for share in shares))
-    console.print(table)
-
-
-def digits(value: float) -> str:
-    """Three digits or more, no exponent."""
-    return f"{value:.{max(0, 2 - int(math.log10(max(value, 1))))}f}"
 
 
 if __name__ == "__main__":

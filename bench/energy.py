@@ -9,15 +9,17 @@ dense ANN at the same prices and widths: at --steps, and the least and the most 
 """
 
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import _bench as bench
 import torch
 import tyro
-from _networks import Tested, load_tested
-from _record import ROOT, environment, write
 from rich.console import Console
 
+from ttfs_triton.evaluation import LoadError, load_network, load_test_images
 from ttfs_triton.hardware import (
     Chip,
     Range,
@@ -31,39 +33,59 @@ from ttfs_triton.hardware import (
     simulate,
     verdict,
 )
+from ttfs_triton.model import TTFSModel
 from ttfs_triton.report import print_chips, print_comparison
+from ttfs_triton.scoring.batches import EvaluationBatches
 
 
 @dataclasses.dataclass
 class Options:
     """Price networks on all chips."""
 
-    networks: tyro.conf.Positional[tuple[str, ...]]
-    """Folders of runs, or bundled:NAME."""
+    networks: tyro.conf.Positional[tuple[str, ...]]  # folders of runs, or bundled:NAME
     data_dir: tuple[Path, ...] = ()
     """Local folders of the networks' data sets, in their order. Default: as they were trained."""
-    samples: int = 500
-    """Test images of each network."""
-    steps: int = 32
-    """Time steps a window; a network on a grid has its own."""
-    weight_bits: int = 8
-    """Of the simulation; a network on a grid has its own."""
-    threads: int | None = None
-    output: Path = ROOT / "bench" / "results"
+    samples: int = 500  # test images of each network
+    steps: int = 32  # time steps a window; a network on a grid has its own
+    weight_bits: int = 8  # of the simulation; a network on a grid has its own
+    output: Path = bench.RESULTS
+
+
+class Tested(NamedTuple):
+    """A trained network, by the name of its run, and the first test images with labels."""
+
+    name: str
+    network: TTFSModel
+    batches: EvaluationBatches
+
+    def simulation(self, steps: int, weight_bits: int) -> dict[str, Any]:
+        """Steps and bits as `simulate` takes them; a network on a grid has its own."""
+        return {"steps": steps, "weight_bits": weight_bits} if self.network.graph.grid is None else {}
+
+
+def load_tested(command: str, runs: Sequence[str], data_dirs: Sequence[Path], samples: int | None) -> list[Tested]:
+    """Networks in order, as the options of a command say. What the user can mend ends it with a message."""
+    if data_dirs and len(data_dirs) != len(runs):
+        sys.exit(f"{command}: --data-dir must name one folder a network; got {len(data_dirs)} for {len(runs)}.")
+    found = []
+    try:
+        for run, folder in zip(runs, data_dirs or [None] * len(runs), strict=True):
+            loaded = load_network(run)
+            data = load_test_images(loaded, data_dir=folder, max_samples=samples)
+            found.append(Tested(loaded.files.name, loaded.network, EvaluationBatches(data, None, 100)))
+    except (LoadError, ValueError, OSError) as error:
+        sys.exit(f"{command}: {error}")
+    return found
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    found = load_tested("energy", options.networks, options.data_dir, options.samples)
-    rows = [row for tested in found for row in price(options, tested)]
-    about = environment(torch.device("cpu")) | {"samples": options.samples}
-    for path in write(options.output, "energy", rows, about):
-        print(f"written: {path}")
+    networks = load_tested("energy", options.networks, options.data_dir, options.samples)
+    rows = [row for tested in networks for row in price(options, tested)]
+    bench.write(options.output, "energy", rows, bench.environment(torch.device("cpu")) | {"samples": options.samples})
 
 
-def price(options: Options, tested: Tested) -> list[dict[str, Any]]:
+def price(options: Options, tested: Tested) -> list[bench.Row]:
     """Rows of one network, a chip each."""
     found = simulate(tested.network, tested.batches, **tested.simulation(options.steps, options.weight_bits))
     run = RunOptions(steps=found.settings.steps, gating=True, activity=found.activity)
@@ -119,10 +141,9 @@ def memory(chip: Chip) -> str:
 
 
 def ratios(name: str, found: tuple[float, ...], asked: int) -> dict[str, float | str]:
-    """At the steps asked for, and the least and the most over all."""
-    values = (found[asked], min(found), max(found)) if found else ("", "", "")
-    keys = (f"ratio_{name}", f"ratio_{name}_least", f"ratio_{name}_most")
-    return {key: value if isinstance(value, str) else round(value, 4) for key, value in zip(keys, values, strict=True)}
+    """At the steps asked for, and the least and the most over all; empty if there are none."""
+    values = [round(value, 4) for value in (found[asked], min(found), max(found))] if found else ["", "", ""]
+    return dict(zip((f"ratio_{name}", f"ratio_{name}_least", f"ratio_{name}_most"), values, strict=True))
 
 
 def nanojoules(energy: Range | None) -> float | str:

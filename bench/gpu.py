@@ -1,59 +1,163 @@
-"""On a GPU: everything that has to be seen there, in stages that each end within ten minutes.
+"""On a GPU: everything that has to be seen there, in stages.
 
     make gpu                                   # all stages, on an environment as the Makefile makes it
     make gpu VENV= ARGS="--minutes 9"          # this machine's own Python; stops in time, goes on with the next call
-    python bench/gpu.py --only smoke tune      # some stages
-    python bench/gpu.py --again smoke          # also if it has ended
+    python bench/gpu.py smoke tune             # these stages, also if they have ended
     python bench/gpu.py --list
 
 A stage that fails or takes too long does not stop the next. What has ended is not run again: a state file holds it, and
-each stage's output is in a log beside it, written as it comes. Needs no network, and nothing that is not there already:
-a stage whose packages or programs are missing says so and is left out. Each stage tests one statement; the table at
-the end says of each whether it was confirmed, refuted, or not reached. The exit status is 1 if one was refuted, 2 if
-none was, but some were not reached.
+each stage's output is in a log beside it, written as it comes. A stage that --minutes cut short is run again by the
+next call, and tuning goes on where it was. Needs no network, and nothing that is not there already:
+a stage whose packages or programs are missing says so and is left out. Each stage (gpu.toml) tests one statement; the
+table at the end says of each whether it was confirmed, refuted, or not reached. The exit status is 1 if one was
+refuted, 2 if none was, but some were not reached.
 """
 
 import argparse
+import json
+import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
-from _gpu_driver import ROOT, Stage, State, run_all, table
-from _gpu_stages import STAGES
+ROOT = Path(__file__).parents[1]
+CONFIRMED, REFUTED, NOT_REACHED = "confirmed", "refuted", "not reached"
 
 
-def parse(words: Sequence[str] | None, names: Sequence[str]) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Stage:
+    """One process, and what it shows if it ends well; see gpu.toml."""
+
+    name: str
+    statement: str
+    command: str
+    packages: Sequence[str] = ()
+    programs: Sequence[str] = ()
+    before: str = ""
+    variables: dict[str, str] = field(default_factory=dict)
+    limit_s: float = 570.0
+
+    def missing(self, data: Path | None) -> list[str]:
+        """What it needs and does not find here."""
+        missing = [f"the package {name}" for name in self.packages if find_spec(name) is None]
+        missing += [f"the program {name}" for name in self.programs if shutil.which(name) is None]
+        return missing + (["--data-dir"] if data is None and "{data}" in self.command else [])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a stage: the verdict on its statement, and the last line it printed or why it was not reached."""
+
+    verdict: str
+    detail: str
+    ended: bool = False
+
+
+def read_stages() -> list[Stage]:
+    stages = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return [Stage(name, **values) for name, values in stages.items()]
+
+
+def main(words: Sequence[str] | None = None, stages: Sequence[Stage] | None = None) -> int:
+    """Run the stages; returns the exit status."""
+    start = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves through `run`, which ends the stage
+    stages = read_stages() if stages is None else stages
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STAGE", help="some stages")
-    parser.add_argument("--again", nargs="+", choices=names, default=[], metavar="STAGE", help="also if ended")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="some stages, also if they have ended")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop in time; the next call goes on")
     parser.add_argument("--data-dir", type=Path, help="a local CIFAR-10, for the stage that trains on it")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "gpu", help="state, logs and results")
     parser.add_argument("--list", action="store_true", help="name the stages and end")
-    return parser.parse_args(words)
-
-
-def main(words: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) -> int:
-    """Run the stages; returns the exit status."""
-    start = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves through `run`, which ends the stage
-    options = parse(words, [stage.name for stage in stages])
+    options = parser.parse_args(words)
     if options.list:
         print("\n".join(f"{stage.name:<18} {stage.statement}" for stage in stages))
         return 0
-    chosen = [stage for stage in stages if stage.name in options.only]
-    state = State(options.output / "state.json")
-    if again := [name for name in options.again if name in state.outcomes]:
-        for name in again:
-            del state.outcomes[name]
-        state.write()
-    state = run_all(chosen, options.output.resolve(), options.data_dir, start + 60 * options.minutes)
-    print(report := table(chosen, state))
+    if unknown := set(options.stages) - {stage.name for stage in stages}:
+        parser.error(f"stages must be those of --list; got {', '.join(sorted(unknown))}")
+    chosen = [stage for stage in stages if stage.name in options.stages or not options.stages]
+    deadline = start + 60 * options.minutes
+    outcomes = run_all(chosen, options.output.resolve(), options.data_dir, deadline, again=options.stages)
+    lines = []
+    for verdict in (CONFIRMED, REFUTED, NOT_REACHED):
+        found = [stage for stage in chosen if outcomes[stage.name].verdict == verdict]
+        lines.append(f"{verdict} ({len(found)})")
+        lines += [f"  {stage.name:<18} {stage.statement}  [{outcomes[stage.name].detail}]" for stage in found]
+    print(report := "\n".join(lines))
     (options.output / "summary.txt").write_text(report + "\n", encoding="utf-8")
-    verdicts = {state.of(stage).verdict for stage in chosen}
-    return 1 if "refuted" in verdicts else 2 if "not reached" in verdicts else 0
+    verdicts = {outcomes[stage.name].verdict for stage in chosen}
+    return 1 if REFUTED in verdicts else 2 if NOT_REACHED in verdicts else 0
+
+
+def run_all(
+    stages: Sequence[Stage], output: Path, data: Path | None, deadline: float, *, again: Sequence[str] = ()
+) -> dict[str, Outcome]:
+    """Run every stage that has not ended, until the deadline (of `time.monotonic`); resumable at any point."""
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "state.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    outcomes = {name: Outcome(*outcome) for name, outcome in values.items() if name not in again}
+    for stage in stages:
+        left = deadline - time.monotonic()
+        if stage.name in outcomes and outcomes[stage.name].ended:
+            continue
+        if missing := stage.missing(data):
+            outcomes[stage.name] = Outcome(NOT_REACHED, f"needs {', '.join(missing)}")
+        elif left < min(30.0, stage.limit_s):
+            outcomes[stage.name] = Outcome(NOT_REACHED, "no time left")
+        else:
+            outcome = outcomes[stage.name] = run(stage, output, data, left)
+            print(f"{stage.name}: {outcome.verdict}, {outcome.detail}", flush=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({n: astuple(o) for n, o in outcomes.items()}, indent=2), encoding="utf-8")
+        os.replace(part, path)
+    return outcomes
+
+
+def run(stage: Stage, output: Path, data: Path | None, left_s: float) -> Outcome:
+    """A stage, as long as it may take and at most `left_s`; its output goes to its log as it comes."""
+    places = {"output": output, "data": data}
+    words = [*stage.before.split(), sys.executable, *(word.format(**places) for word in stage.command.split())]
+    paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"} | stage.variables
+    log = output / f"{stage.name}.log"
+    print(f"{stage.name}: at most {min(stage.limit_s, left_s):.0f} s, log in {log}", flush=True)
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ {' '.join(words)}\n")
+        file.flush()
+        # A session of its own, so that what it has started can be ended with it.
+        streams = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
+        process = subprocess.Popen(words, cwd=ROOT, env=os.environ | variables, **streams)
+        try:
+            status: int | None = process.wait(min(stage.limit_s, left_s))
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            end(process)
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    last = next((line for line in reversed(lines) if line and not line.startswith("$ ")), "")[:100]
+    if status is None:
+        return Outcome(NOT_REACHED, f"out of time, {last}", ended=stage.limit_s <= left_s)
+    return Outcome(REFUTED if status else CONFIRMED, last, ended=True)
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and all that it has started; it may have ended."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(10)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
 
 
 if __name__ == "__main__":

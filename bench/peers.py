@@ -18,52 +18,163 @@ The others get what favours them:
 - Both run channels last or not, whichever is faster in a trial at the fewest time steps; ours always channels last.
 - No biases, no batch norm, no records of spikes or potentials.
 
-What they are: `_peers.py`. A library that is not installed is left out. Ours is first checked against its twin, as in
-train_step.py. All take turns, round by round; ratios of times are medians over the rounds' own ratios. The files' floor
-is the number of contractions against the ANN's three per layer.
+Both have leaky integrate-and-fire neurons: half of the potential leaks in a step, threshold 1, reset by subtraction
+without a gradient, arctangent surrogate (α = 2). SpikingJelly subtracts at once, snnTorch in the next step behind the
+leak: its default, and its fastest. Pooling takes the maximum of spikes; logits are the last layer's currents, averaged
+over time. A library that is not installed is left out.
+
+Ours is first checked against its twin, as in train_step.py. All take turns, round by round; ratios of times are medians
+over the rounds' own ratios. The file's floor is the number of contractions against the ANN's three per layer.
 """
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
+from types import ModuleType
 from typing import Any, Literal
 
+import _bench as bench
 import torch
 import tyro
-from _contenders import ANN, Contender, build
-from _measure import DisagreementError, Step, check, peak_mib
-from _peers import LIBRARIES, Layout, Library, Simulation, Unrolled
-from _record import ROOT, environment, write
-from rich import box
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-from train_step import digits, ratio
+from torch import Tensor, nn
+from train_step import ANN, Composed, Contender, Step, build, check
+
+from ttfs_triton.nn import ANNConv2d, ANNLinear, EarliestSpikePool2d, TTFSNetwork
 
 OURS = "DFT σ=1"
 WITHOUT_TIME = (OURS, "DFT σ=0", ANN)
 WARM_UP = 1
 TRIALS = 3
-# Okabe-Ito colours; line style or marker tells the lines apart as well.
-INK, GREY = "#222222", "#7A7A7A"
-LINES = {
-    OURS: {"color": INK, "linestyle": "-"},
-    "DFT σ=0": {"color": INK, "linestyle": "--"},
-    ANN: {"color": GREY, "linestyle": ":"},
-}
-CURVES = {
-    "SpikingJelly": {"color": "#0072B2", "marker": "o", "linewidth": 2},
-    "snnTorch": {"color": "#C24E00", "marker": "s", "linewidth": 2},
-}
-LABELS: dict[str, dict[str, Any]] = {
-    "SpikingJelly": {"xytext": (7, 0), "va": "top"},
-    "snnTorch": {"xytext": (-7, 4), "ha": "right"},
-}
-STYLE: dict[Any, Any] = {"svg.hashsalt": "peers", "font.size": 10, "text.color": INK, "axes.labelcolor": INK}
+# Our initial weights leave integrate-and-fire neurons silent behind two layers; at four times these weights
+# 16 to 40 % of the neurons of every layer fire in a step (VGG16 at width 0.25, T = 8).
+GAIN = 4.0
+LEAK = 0.5
+
+Layout = Literal["channels_last", "contiguous"]
+
+
+class Simulation(nn.Module):
+    """A network to be simulated for any number of time steps: images [N, C, height, width] to logits [N, classes].
+
+    Args:
+        title: the library's, in tables.
+        backend: what computes the neurons.
+        layers: the convolution that reads the images, then everything behind it, neurons included.
+        unroll: from the first neurons' input current, the same in every step, and T to the logits.
+    """
+
+    def __init__(
+        self, title: str, backend: str, layers: list[nn.Module], unroll: Callable[[nn.Module, Tensor, int], Tensor]
+    ) -> None:
+        super().__init__()
+        self.title, self.backend, self.unroll = title, backend, unroll
+        self.first, self.rest = layers[0], nn.Sequential(*layers[1:])
+        self.use_layout("contiguous")
+
+    def use_layout(self, layout: Layout) -> None:
+        """Memory format of images and weights."""
+        self.layout = layout
+        self.format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        self.to(memory_format=self.format)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, images: Tensor, time_steps: int) -> Tensor:
+        return self.unroll(self.rest, self.first(images.contiguous(memory_format=self.format)), time_steps)
+
+
+class Unrolled(nn.Module):
+    """A simulation of `time_steps` steps."""
+
+    def __init__(self, simulation: Simulation, time_steps: int) -> None:
+        super().__init__()
+        self.simulation, self.time_steps = simulation, time_steps
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.simulation(images, self.time_steps)
+
+
+def spikingjelly(ann: TTFSNetwork, device: torch.device, dtype: torch.dtype) -> Simulation:
+    """Multi-step mode: each layer computes all time steps at once, the neurons in one fused kernel where there is one.
+
+    SpikingJelly picks the kernel for the device itself: CUDA if built from source, else Triton; PyTorch on a CPU. Its
+    Triton neurons take bfloat16 only if asked for by its precision interface.
+    """
+    layer, neuron, surrogate, functional = (
+        import_module(f"spikingjelly.activation_based.{name}")
+        for name in ("layer", "neuron", "surrogate", "functional")
+    )
+
+    def leaky() -> nn.Module:
+        options = {"tau": 1 / LEAK, "decay_input": False, "v_reset": None, "detach_reset": True}
+        return neuron.LIFNode(surrogate_function=surrogate.ATan(alpha=2.0), **options)
+
+    def unroll(rest: nn.Module, current: Tensor, time_steps: int) -> Tensor:
+        logits = rest(current.expand(time_steps, *current.shape)).mean(0)
+        functional.reset_net(rest)
+        return logits
+
+    backend = functional.neuron_implementation("lif", device)["implementation"]
+    found = Simulation("SpikingJelly", backend, mirror(ann, layer, leaky), unroll)
+    functional.set_step_mode(found.rest, "m")
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        precision = import_module("spikingjelly.activation_based.precision")
+        config = precision.PrecisionConfig(mode="bf16", neuron_storage="bf16")
+        precision.prepare_model_for_precision(found.rest, device, config)
+        found.backend = "triton"
+    return found
+
+
+def snntorch(ann: TTFSNetwork, device: torch.device, dtype: torch.dtype) -> Simulation:
+    """A loop over time, as in snnTorch's tutorials: neurons keep their potential from call to call."""
+    library = import_module("snntorch")
+    gradient = import_module("snntorch.surrogate").atan(alpha=2.0)
+
+    def unroll(rest: nn.Module, current: Tensor, time_steps: int) -> Tensor:
+        for module in rest.modules():
+            if isinstance(module, library.Leaky):
+                module.reset_mem()  # pyright: ignore[reportCallIssue]
+        return torch.stack([rest(current) for _ in range(time_steps)]).mean(0)
+
+    layers = mirror(ann, nn, lambda: library.Leaky(beta=LEAK, spike_grad=gradient, init_hidden=True))
+    return Simulation("snnTorch", "torch", layers, unroll)
+
+
+LIBRARIES = {"spikingjelly": spikingjelly, "snntorch": snntorch}  # by the package that they need
+
+
+def mirror(ann: TTFSNetwork, kinds: ModuleType, neurons: Callable[[], nn.Module]) -> list[nn.Module]:
+    """Layers of the sizes and, times `GAIN`, with the weights of an ANN without biases; neurons for its ReLUs.
+
+    Args:
+        ann: a `TTFSNetwork` of neuron "ann".
+        kinds: has Conv2d, Linear, MaxPool2d and Flatten.
+        neurons: makes the neurons of one layer.
+    """
+    layers: list[nn.Module] = []
+    for module in (*ann.features, ann.readout):
+        module = module.layer if isinstance(module, Composed) else module
+        if isinstance(module, EarliestSpikePool2d):
+            layers.append(kinds.MaxPool2d(module.kernel_size, module.stride))
+        elif isinstance(module, nn.Flatten):
+            layers.append(kinds.Flatten())
+        elif isinstance(module, ANNConv2d):
+            geometry = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)
+            layers += [with_weights(kinds.Conv2d(*geometry, bias=False), module), neurons()]
+        else:
+            layers.append(with_weights(kinds.Linear(module.in_features, module.out_features, bias=False), module))
+            if isinstance(module, ANNLinear):
+                layers.append(neurons())
+    return layers
+
+
+@torch.no_grad()
+def with_weights(layer: nn.Module, source: Any) -> nn.Module:
+    """`layer` with `GAIN` times the weights of `source`."""
+    layer.get_parameter("weight").copy_(GAIN * source.effective_weight())
+    return layer
 
 
 @dataclasses.dataclass
@@ -72,84 +183,55 @@ class Options:
 
     device: Literal["cpu", "cuda"] = "cpu"
     batch_size: int = 8
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is autocast with float32 parameters."""
-    steps: tuple[int, ...] = (4, 8, 16)
-    """Numbers of time steps T, for the libraries that have them."""
-    width: float = 1.0
-    """Factor on the size of every hidden layer."""
-    repeats: int = 9
-    """Rounds that count."""
-    threads: int | None = None
-    """CPU threads. Default: PyTorch's choice. Beside other programs take fewer: a thread that waits delays all."""
-    seed: int = 0
-    output: Path = ROOT / "bench" / "results"
-    """Folder of the CSV, JSON and SVG files."""
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 is autocast with float32 parameters
+    steps: tuple[int, ...] = (4, 8, 16)  # numbers of time steps T, for the libraries that have them
+    width: float = 1.0  # factor on the size of every hidden layer
+    repeats: int = 9  # rounds that count
+    output: Path = bench.RESULTS  # folder of the CSV file
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    device = torch.device(options.device)
-    refuse(options, device)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    device = bench.device_of("peers", options.device)
     torch.backends.cudnn.benchmark = True
-    left_out = {library.title: line for library in LIBRARIES if (line := library.missing())}
-    for line in left_out.values():
-        print(f"peers: {line}")
+    there = [package for package in LIBRARIES if find_spec(package)]
+    left_out = [package for package in LIBRARIES if package not in there]
+    if left_out:
+        print(f"peers: {' and '.join(left_out)} not found, left out. For all, pip install -e '.[peers]'.")
     try:
-        steps = make_steps(options, device, [library for library in LIBRARIES if library.title not in left_out])
-    except DisagreementError as error:
+        steps = make_steps(options, device, there)
+    except bench.DisagreementError as error:
         sys.exit(f"peers: {error}")
-    peaks = measure(steps, options.repeats)
-    about = environment(device)
+    peaks = [step.peak_mib() for step in steps]
+    for step in bench.in_turns(steps, WARM_UP + options.repeats):
+        step.time()
+    for step in steps:
+        step.forget(WARM_UP)
+    about = bench.environment(device) | {"left_out": left_out}
     rows = make_rows(steps, peaks, options)
-    rows = [row | {key: about[key] for key in ("device", "threads", "torch", "cudnn", "commit", "utc")} for row in rows]
     show(about, rows)
-    about["options"] = {key: value for key, value in dataclasses.asdict(options).items() if key != "output"}
-    about["left_out"] = list(left_out)
-    written = write(options.output, f"peers-{options.device}", rows, about)
-    plot = options.output / f"peers-{options.device}.svg"
-    draw(plot, about, rows)
-    for path in (*written, plot):
-        print(f"written: {path}")
+    bench.write(options.output, f"peers-{options.device}", rows, about)
 
 
-def refuse(options: Options, device: torch.device) -> None:
-    """Leave with a message if the options cannot be measured here."""
-    if device.type == "cuda" and not torch.cuda.is_available():
-        sys.exit("peers: --device cuda must have a GPU that PyTorch can use; found none. Use --device cpu.")
-    if not options.steps or min(options.steps) < 1 or len(set(options.steps)) < len(options.steps):
-        sys.exit(f"peers: --steps must be different positive numbers; got {options.steps}. Try --steps 4 8 16.")
-    for name in ("batch_size", "repeats"):
-        if getattr(options, name) < 1:
-            sys.exit(f"peers: --{name.replace('_', '-')} must be at least 1; got {getattr(options, name)}.")
-    if find_spec("matplotlib") is None:
-        sys.exit("peers: the plot must have matplotlib; found none. Run: pip install -e '.[plot]'")
-
-
-def make_steps(options: Options, device: torch.device, libraries: Sequence[Library]) -> list[Step]:
+def make_steps(options: Options, device: torch.device, packages: Sequence[str]) -> list[Step]:
     """Ours and the ANN, checked, then every library at every number of time steps, on one random batch."""
-    torch.manual_seed(options.seed)
+    torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
     images = torch.rand(options.batch_size, 3, 32, 32).to(device, memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (options.batch_size,)).to(device)
     plain = {"width": options.width, "weight_standardisation": False, "bias": False}
-    contenders = {contender.name: contender for contender in build("vgg16", None, statistics=False, **plain)}
-    simulations = [library(contenders[ANN].network, device, dtype).to(device) for library in libraries]
+    contenders = {contender.name: contender for contender in build("vgg16", **plain)}
+    simulations = [LIBRARIES[package](contenders[ANN].network, device, dtype).to(device) for package in packages]
     steps = []
     for name in WITHOUT_TIME:
-        contender = contenders.pop(name)
-        contender.network.to(device)
-        check(Step(contender, images, labels, dtype, None))
-        alone = dataclasses.replace(contender, twin=None)  # drops the twin
-        steps.append(Step(alone, images, labels, dtype, None))
+        contenders[name].network.to(device)
+        check(Step(contenders[name], images, labels, dtype))
+        steps.append(Step(dataclasses.replace(contenders[name], twin=None), images, labels, dtype))
     for simulation in simulations:
-        unrolled = [
-            Contender(f"{simulation.title} T={time_steps}", Unrolled(simulation, time_steps), float(time_steps))
-            for time_steps in sorted(options.steps)
+        simulated = [
+            Step(Contender(f"{simulation.title} T={T}", Unrolled(simulation, T), float(T)), images, labels, dtype)
+            for T in sorted(options.steps)
         ]
-        simulated = [Step(contender, images, labels, dtype, None) for contender in unrolled]
         simulation.use_layout(faster_layout(simulated[0], simulation))
         steps += simulated
     return steps
@@ -164,22 +246,11 @@ def faster_layout(step: Step, simulation: Simulation) -> Layout:
         for _ in range(1 + TRIALS):
             step.time()
         best[layout] = min(step.forward_backward_ms[-TRIALS:])
-    step.forward_backward_ms.clear()
+    step.forget(len(step.forward_backward_ms))
     return min(layouts, key=best.__getitem__)
 
 
-def measure(steps: list[Step], repeats: int) -> list[float]:
-    """Time all steps, by turns; returns their peaks of memory in MiB."""
-    peaks = [peak_mib(step) for step in track(steps, "memory", transient=True)]
-    for round_ in track(range(WARM_UP + repeats), "rounds", transient=True):
-        for step in steps[round_ % len(steps) :] + steps[: round_ % len(steps)]:
-            step.time()
-    for step in steps:
-        del step.forward_backward_ms[:WARM_UP]
-    return peaks
-
-
-def make_rows(steps: list[Step], peaks: list[float], options: Options) -> list[dict[str, Any]]:
+def make_rows(steps: list[Step], peaks: list[float], options: Options) -> list[bench.Row]:
     """Times, memory and their ratios; `peaks` in MiB, one a step."""
     times = {step.contender.name: step.forward_backward_ms for step in steps}
     memory = dict(zip(times, peaks, strict=True))
@@ -187,7 +258,7 @@ def make_rows(steps: list[Step], peaks: list[float], options: Options) -> list[d
     rows = []
     for step in steps:
         name, network = step.contender.name, step.contender.network
-        provider: dict[str, Any] = {
+        provider: bench.Row = {
             "provider": name,
             "version": "",
             "backend": "",
@@ -196,25 +267,17 @@ def make_rows(steps: list[Step], peaks: list[float], options: Options) -> list[d
         }
         if isinstance(network, Unrolled):
             simulation = network.simulation
-            provider = {
-                "provider": simulation.title,
-                "version": version(simulation.distribution),
-                "backend": simulation.backend,
-                "time_steps": network.time_steps,
-                "layout": simulation.layout,
-            }
+            provider = {"provider": simulation.title, "version": version(simulation.title)}
+            provider |= {"backend": simulation.backend, "time_steps": network.time_steps, "layout": simulation.layout}
         base = fewest.setdefault(provider["provider"], name)
-        low, high = torch.tensor(times[name]).quantile(torch.tensor([0.2, 0.8])).tolist()
         rows.append(
             {"op": "peers", "case": f"vgg16-b{options.batch_size}-w{options.width:g}", "pass": "forward_backward"}
             | provider
+            | {"dtype": options.dtype}
+            | bench.percentiles(times[name])
             | {
-                "dtype": options.dtype,
-                "ms_p50": round(median(times[name]), 2),
-                "ms_p20": round(low, 2),
-                "ms_p80": round(high, 2),
-                "time_ratio_to_ours": round(ratio(times, name, OURS), 3),
-                "time_ratio_to_fewest_steps": round(ratio(times, name, base), 3),
+                "time_ratio_to_ours": bench.ratio(times[name], times[OURS]),
+                "time_ratio_to_fewest_steps": bench.ratio(times[name], times[base]),
                 "floor_ratio": round(step.contender.floor, 3),
                 "peak_mib": round(memory[name], 1),
                 "memory_ratio_to_ours": round(memory[name] / memory[OURS], 3),
@@ -224,82 +287,23 @@ def make_rows(steps: list[Step], peaks: list[float], options: Options) -> list[d
     return rows
 
 
-def show(about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def show(about: bench.Row, rows: list[bench.Row]) -> None:
     """The table, and how the libraries ran."""
-    console = Console()
-    console.print(
-        f"{about['device']}, {about['threads']} threads, PyTorch {about['torch']}, {about['utc']} UTC", soft_wrap=True
-    )
-    table = Table(
-        title=f"{rows[0]['case']}, {rows[0]['dtype']}",
-        title_justify="left",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
-    for heading in ("", "T", "ms", "p20–p80", "×ours", "growth", "MiB", "×ours", "growth"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    print(bench.machine_line(about))
+    lines = []
     for row in rows:
-        growth = [f"{row[f'{key}_ratio_to_fewest_steps']:.2f}" for key in ("time", "memory")]
-        table.add_row(
-            row["provider"],
-            str(row["time_steps"] or "–"),
-            digits(row["ms_p50"]),
-            f"{digits(row['ms_p20'])}–{digits(row['ms_p80'])}",
-            f"{row['time_ratio_to_ours']:.2f}",
-            growth[0] if row["time_steps"] else "–",
-            digits(row["peak_mib"]),
-            f"{row['memory_ratio_to_ours']:.2f}",
-            growth[1] if row["time_steps"] else "–",
-        )
-    console.print(table)
-    console.print(f"×ours: ratio to {OURS}; growth: ratio to the same library at its fewest time steps", soft_wrap=True)
-    for line in dict.fromkeys(
-        f"{row['provider']} {row['version']}: neurons by {row['backend']}, {row['layout']}"
-        for row in rows
-        if row["version"]
-    ):
-        console.print(line, soft_wrap=True)
-
-
-def draw(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Time and memory against T, as an SVG file."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6, 8), layout="constrained")
-        time, memory = figure.subplots(2, 1)
-        draw_panel(time, rows, "ms_p50", "time_ratio_to_ours")
-        draw_panel(memory, rows, "peak_mib", "memory_ratio_to_ours")
-        time.set_title("milliseconds a training step, median", loc="left", fontsize=11)
-        memory.set_title("MiB of tensors at the peak of a step", loc="left", fontsize=11)
-        figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-        machine = f"{about['device']}, {about['threads']} threads, PyTorch {about['torch']}, {about['utc'][:10]}"
-        subject = f"{rows[0]['case']}, {rows[0]['dtype']}: forward, loss, backward; × is the ratio to {OURS}"
-        figure.suptitle(f"{subject}\n{machine}", fontsize=9)
-        figure.savefig(path, metadata={"Date": None})
-
-
-def draw_panel(axes: Any, rows: list[dict[str, Any]], value: str, ratio_to_ours: str) -> None:
-    """One column of the rows: curves of the libraries, horizontal lines of what has no time axis."""
-    for row in rows:
-        if row["provider"] in LINES:
-            axes.axhline(row[value], linewidth=1.6, label=row["provider"], **LINES[row["provider"]])
-    for library in LIBRARIES:
-        own = [row for row in rows if row["provider"] == library.title]
-        if not own:
-            continue
-        style = CURVES[library.title]
-        axes.plot([row["time_steps"] for row in own], [row[value] for row in own], label=library.title, **style)
-        for row in own:
-            place = (row["time_steps"], row[value])
-            text = f"×{digits(row[ratio_to_ours])}"
-            axes.annotate(text, place, textcoords="offset points", color=style["color"], **LABELS[library.title])
-    time_steps = sorted({row["time_steps"] for row in rows if row["time_steps"]})
-    axes.set(xlim=(0, 1.13 * max(time_steps, default=1)), ylim=(0, 1.1 * max(row[value] for row in rows)))
-    axes.set(xlabel="time steps T", xticks=time_steps)
-    axes.spines[["top", "right"]].set_visible(False)
+        growth = [
+            f"{row[f'{key}_ratio_to_fewest_steps']:.2f}" if row["time_steps"] else "–" for key in ("time", "memory")
+        ]
+        spread = f"{bench.digits(row['ms_p20'])}–{bench.digits(row['ms_p80'])}"
+        times = bench.digits(row["ms_p50"]), spread, f"{row['time_ratio_to_ours']:.2f}", growth[0]
+        memory = bench.digits(row["peak_mib"]), f"{row['memory_ratio_to_ours']:.2f}", growth[1]
+        lines.append((row["provider"], row["time_steps"] or "–", *times, *memory))
+    headings = ("", "T", "ms", "p20–p80", "×ours", "growth", "MiB", "×ours", "growth")
+    bench.print_table(headings, lines, title=f"{rows[0]['case']}, {rows[0]['dtype']}")
+    print(f"×ours: ratio to {OURS}; growth: ratio to the same library at its fewest time steps")
+    libraries = (f"{row['provider']} {row['version']}: neurons by {row['backend']}, {row['layout']}" for row in rows)
+    print("\n".join(dict.fromkeys(line for line, row in zip(libraries, rows, strict=True) if row["version"])))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import _bench as bench
 import torch
 import tyro
-from _record import ROOT, environment, write
 from accelerate import Accelerator
 from rich.console import Console
 
@@ -31,8 +31,7 @@ from ttfs_triton.scoring.evaluate import evaluate
 class Options:
     """Sweep over time steps and weight bits."""
 
-    run: tyro.conf.Positional[str] = "bundled:cnn1-mnist"
-    """A run's folder, its weights, or bundled:NAME."""
+    run: tyro.conf.Positional[str] = "bundled:cnn1-mnist"  # a run's folder, its weights, or bundled:NAME
     data_dir: Path | None = None
     """Local folder of the data set. Default: as the run was trained."""
     steps: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
@@ -41,16 +40,13 @@ class Options:
     max_test_samples: int | None = None
     timed_images: int = 500
     batch_size: int = 250
-    threads: int | None = None
-    output: Path = ROOT / "bench" / "results"
+    output: Path = bench.RESULTS
     name: str = "mnist"
-    """Of the files: simulation-NAME.csv, .json, .svg."""
+    """Of the files: simulation-NAME.csv, .svg."""
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     try:
         loaded = load_network(options.run)
         data = load_test_images(loaded, data_dir=options.data_dir, max_samples=options.max_test_samples)
@@ -58,34 +54,22 @@ def main() -> None:
         sys.exit(f"simulation: {error}")
     network = loaded.network
     batches = EvaluationBatches(data, None, options.batch_size)
-    about = environment(torch.device("cpu"))
+    about = bench.environment(torch.device("cpu"))
     closed = evaluate(network, batches, Accelerator(cpu=True))
     print(f"closed form: {closed.accuracy:.2%} of {closed.images:,} images, {closed.first_spike_accuracy:.2%} by spike")
 
     def price(found: Simulation) -> float:
-        total = estimate(
-            found.counts,
-            options.chip,
-            steps=found.settings.steps,
-            activity=found.activity,
-        ).total
+        total = estimate(found.counts, options.chip, steps=found.settings.steps, activity=found.activity).total
         return float("nan") if total is None else total.nominal
 
-    found = sweep(
-        network,
-        batches,
-        steps=options.steps,
-        weight_bits=options.weight_bits,
-        price=price,
-        chip=options.chip,
-    )
+    grid: Any = {"steps": options.steps, "weight_bits": options.weight_bits}
+    found = sweep(network, batches, price=price, chip=options.chip, **grid)
     Console().print(on_terminal(sweep_details(found)))
     rows: list[dict[str, Any]] = [dataclasses.asdict(row) for row in found.rows]
     for row in rows:
         row["points_lost"] = round(100 * (closed.accuracy - row["accuracy"]), 3)
     throughput = {engine: images_per_second(options, network, data, engine) for engine in ("summed", "stepped")}
-    for engine, speed in throughput.items():
-        print(f"{engine}: {speed:,.0f} images / s at 64 steps, 8 bits")
+    print(*(f"{engine}: {speed:,.0f} images / s at 64 steps, 8 bits" for engine, speed in throughput.items()), sep="\n")
     about |= {
         "network": network.config.to_dict(),
         "chip": options.chip,
@@ -94,8 +78,8 @@ def main() -> None:
         "images_per_second": throughput,
     }
     name = f"simulation-{options.name}"
-    for path in [*write(options.output, name, rows, about), draw_sweep(found, options.output / f"{name}.svg")]:
-        print(f"written: {path}")
+    bench.write(options.output, name, rows, about)
+    print(f"written: {draw_sweep(found, options.output / f'{name}.svg')}")
 
 
 def images_per_second(options: Options, network: torch.nn.Module, data: Any, engine: Any) -> float:

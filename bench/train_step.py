@@ -1,39 +1,246 @@
 """Time a training step of ours against the same network as an ANN and as the composition a user would write.
 
     python bench/train_step.py --device cpu
-    python bench/train_step.py --model vgg11 --width 0.5 --batch-size 128 --dtypes bfloat16 --statistics
+    python bench/train_step.py --model vgg11 --width 0.5 --batch-size 128 --dtypes bfloat16
 
 All contenders have the same weights and see the same batch. First the gradients are compared; nothing is timed if they
-disagree. Then the contenders take turns, round by round, so that noise of the machine hits all alike; ratios are
-medians over the rounds' own ratios. The floor is the number of contractions against the ANN's three per layer (5/3 for
-σ > 0). Times can lie below it: for small maps with many weights ours multiplies matrices where PyTorch's convolution is
-slow on a CPU. σ = 0, an ANN with our contractions, shows by how much.
+disagree. Then the contenders take turns, round by round; ratios are medians over the rounds' own ratios. The floor is
+the number of contractions against the ANN's three per layer (5/3 for σ > 0). Times can lie below it: for small maps
+with many weights ours multiplies matrices where PyTorch's convolution is slow on a CPU. σ = 0, an ANN with our
+contractions, shows by how much.
 """
 
+import copy
 import dataclasses
 import math
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+import _bench as bench
 import torch
-from _contenders import ANN, COMPOSITION, Contender, build
-from _measure import DisagreementError, Step, check, peak_mib
-from _record import ROOT, environment, write
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from ttfs_kernels import fuse_passes
+from ttfs_kernels.reference import compose_conv2d, compose_linear
 from ttfs_triton.memory import freed_memory_kept
+from ttfs_triton.nn import AnalogEncoder, ANNConv2d, ANNLinear, DFTConv2d, DFTLinear, Neuron, TTFSNetwork, models
 
+ANN = "ANN"
+COMPOSITION = "composition σ=1"
+FLOOR = 5 / 3  # contractions of a spiking layer's step, two forward and three backward, over an ANN's three
+FEW, PARTS = 2, 5  # images that are compared at a time, and how often
 WARM_UP = 2
 OPTIMIZERS = {
     # Fused, as training has them.
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, fused=True),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A network to train."""
+
+    name: str  # in tables
+    network: Any  # on the CPU
+    floor: float  # its contractions over an ANN's three a layer
+    twin: TTFSNetwork | None = None  # another network that must compute the same, with weights of its own
+    fused: bool = False  # let PyTorch's compiler fuse the passes over neurons
+
+
+class Composed(nn.Module):
+    """A layer of ours with PyTorch's operators: an analog one as anyone has it, a spiking one by `reference`."""
+
+    def __init__(self, layer: ANNConv2d | ANNLinear | DFTConv2d | DFTLinear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer, weight = self.layer, self.layer.effective_weight()
+        if isinstance(layer, ANNLinear):
+            return F.hardtanh(F.linear(x, weight, layer.bias), 0.0, 1.0)
+        if isinstance(layer, DFTLinear):
+            return compose_linear(x, weight, layer.bias, psp_persistence=layer.neuron.psp_persistence)
+        geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+        if isinstance(layer, ANNConv2d):
+            return F.hardtanh(F.conv2d(x, weight, layer.bias, **geometry), 0.0, 1.0)
+        return compose_conv2d(x, weight, layer.bias, psp_persistence=layer.neuron.psp_persistence, **geometry)
+
+
+def compose(network: TTFSNetwork) -> TTFSNetwork:
+    """Replace the operators of all hidden layers but the encoder; parameters stay the same ones, in the same order."""
+    for name, layer in network.features.named_children():
+        if isinstance(layer, ANNConv2d | ANNLinear | DFTConv2d | DFTLinear) and not isinstance(layer, AnalogEncoder):
+            setattr(network.features, name, Composed(layer))
+    return network
+
+
+def build(
+    model: str, *, fuse: bool = False, compiled: bool = False, backends: Sequence[str] = ("auto",), **options
+) -> list[Contender]:
+    """All contenders, the ANN first, with the same weights.
+
+    Args:
+        model: a function of `ttfs_triton.nn.models`.
+        fuse: add ours with passes over neurons fused by PyTorch's compiler.
+        compiled: add the ANN and the composition under torch.compile.
+        backends: kernels of ours; a name other than "auto" is added to the contender's.
+        **options: fields of `NetworkConfig`.
+    """
+    make = getattr(models, model)
+    ann = compose(make(analog=True, **options))
+    contenders = [Contender(ANN, ann, 1.0)]
+    for backend in backends:
+        suffix = "" if backend == "auto" else f" {backend}"
+        for psp_persistence, floor in ((0.0, 1.0), (0.25, FLOOR), (1.0, FLOOR)):
+            neuron = Neuron(psp_persistence)
+            twin = compose(make(neuron=neuron, **options)) if neuron.has_slope else ann
+            for fused in (False, True) if fuse else (False,):
+                name = f"DFT σ={psp_persistence:g}{suffix}{' fused' if fused else ''}"
+                ours = make(neuron=neuron, backend=backend, **options)
+                contenders.append(Contender(name, ours, floor, twin, fused))
+    contenders.append(Contender(COMPOSITION, compose(make(**options)), FLOOR))
+    for contender in contenders:
+        for network in (contender.network, contender.twin or ann):
+            # By position: parameters of a composed network have other names.
+            for theirs, ours in zip(ann.parameters(), network.parameters(), strict=True):
+                ours.data.copy_(theirs.data)
+    for plain in (contenders[0], contenders[-1]) if compiled else ():
+        # A module is compiled in place: the compiled one is a copy.
+        network = copy.deepcopy(plain.network)
+        network.compile(dynamic=False)
+        contenders.append(dataclasses.replace(plain, name=f"{plain.name}, compiled", network=network))
+    return contenders
+
+
+@dataclasses.dataclass
+class Step:
+    """A contender's training step on one batch: forward, loss, backward and update."""
+
+    contender: Contender
+    images: Tensor
+    labels: Tensor
+    dtype: torch.dtype
+    optimizer: torch.optim.Optimizer | None = None
+    forward_backward_ms: list[float] = dataclasses.field(default_factory=list)  # one entry a round
+    step_ms: list[float] = dataclasses.field(default_factory=list)
+
+    def forward_backward(self) -> None:
+        """Leaves gradients in the parameters."""
+        network = self.contender.network
+        network.zero_grad(set_to_none=True)
+        fuse_passes(self.contender.fused)
+        loss_of(network, self.images, self.labels, self.dtype).backward()
+
+    def update(self) -> None:
+        if self.optimizer is not None:
+            self.optimizer.step()
+
+    def run(self) -> None:
+        self.forward_backward()
+        self.update()
+
+    def time(self) -> None:
+        """Run once and note the times."""
+        start = bench.now(self.images.device)
+        self.forward_backward()
+        middle = bench.now(self.images.device)
+        self.update()
+        end = bench.now(self.images.device)
+        self.forward_backward_ms.append((middle - start) * 1e3)
+        self.step_ms.append((end - start) * 1e3)
+
+    def forget(self, rounds: int) -> None:
+        """Leave out the first rounds, which warm up."""
+        del self.step_ms[:rounds], self.forward_backward_ms[:rounds]
+
+    def peak_mib(self) -> float:
+        """Most memory that tensors hold in a step: parameters, optimizer, activations, gradients, scratch.
+
+        Scratch inside libraries and other contenders are not in it.
+        """
+        self.run()  # makes the optimizer's state
+        network = self.contender.network
+        held = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+        for state in self.optimizer.state.values() if self.optimizer is not None else ():
+            held |= {id(value): value for value in state.values() if isinstance(value, Tensor)}
+        network.zero_grad(set_to_none=True)
+        transient = bench.transient_bytes(self.run, self.images.device)
+        return (sum(tensor.nbytes for tensor in held.values()) + transient) / 2**20
+
+
+def loss_of(network: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cross entropy, with autocast unless dtype is float32."""
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        logits = network(images)
+    return F.cross_entropy(logits.float(), labels)
+
+
+def check(step: Step) -> float | None:
+    """Relative error of a step's gradients; loss and gradients must be those of its twin, if it has one.
+
+    In float32 both agree to rounding, but for a neuron that one lets fire just before its window ends and the other
+    does not: with millions of neurons one is bound to, and its image has other gradients. So the losses of a few images
+    at a time are compared, and the median counts. In bfloat16 they need not agree with each other, since a rounded
+    potential decides whether a neuron fires; there the step may be little farther than its twin from the float32
+    gradients.
+
+    Raises:
+        DisagreementError: they are not.
+    """
+    if step.contender.twin is None:
+        return None
+    exact = step.dtype == torch.float32
+    parts = torch.arange(len(step.images)).split(FEW)[:PARTS] if exact else [slice(None)]
+    found = sorted((_compare(step, some) for some in parts), key=lambda part: (math.isnan(part[1]), part[1]))
+    losses, error, allowed = found[len(found) // 2]
+    if not (error <= allowed and abs(losses[0] - losses[1]) <= (1e-4 if exact else 0.05) * abs(losses[1])):
+        raise bench.DisagreementError(
+            f"{step.contender.name} must agree with its twin in {step.dtype}; got losses {losses[0]:.6g} and "
+            f"{losses[1]:.6g}, gradients {error:.2g} apart (at most {allowed:.2g}). Nothing was timed."
+        )
+    return error
+
+
+def _compare(step: Step, some: Tensor | slice) -> tuple[tuple[float, float], float, float]:
+    """Losses of a step and its twin on some images, how far their gradients are apart, and how far they may be."""
+    assert step.contender.twin is not None
+    labels = torch.full_like(step.labels, -100)  # which cross entropy leaves out; the batch, and so the kernels, stay
+    labels[some] = step.labels[some]
+    batch = step.images, labels
+    twin = step.contender.twin.to(step.images.device)
+    expected_loss, expected = _gradients(twin, *batch, torch.float32)
+    loss, gradients = _gradients(step.contender.network, *batch, step.dtype)
+    allowed = 1e-3
+    if step.dtype != torch.float32:
+        allowed = 1.25 * _distance(_gradients(twin, *batch, step.dtype)[1], expected) + 0.02
+    return (loss, expected_loss), _distance(gradients, expected), allowed
+
+
+def _gradients(network: TTFSNetwork, images: Tensor, labels: Tensor, dtype: torch.dtype) -> tuple[float, Tensor]:
+    """Loss, and all gradients as one float64 vector; exact ones, without the bound on derivatives."""
+    layers = [module for module in network.modules() if isinstance(module, DFTConv2d | DFTLinear)]
+    neurons = [layer.neuron for layer in layers]
+    for layer in layers:
+        layer.neuron = dataclasses.replace(layer.neuron, derivative_clip=None)
+    network.zero_grad(set_to_none=True)
+    loss = loss_of(network, images, labels, dtype)
+    loss.backward()
+    for layer, neuron in zip(layers, neurons, strict=True):
+        layer.neuron = neuron
+    gradients = [p.grad.flatten().double() for p in network.parameters() if p.grad is not None]
+    network.zero_grad(set_to_none=True)
+    return loss.item(), torch.cat(gradients)
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    """Relative; nan, which no bound admits, if there are no gradients at all."""
+    return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 @dataclasses.dataclass
@@ -47,24 +254,15 @@ class Options:
     """bfloat16 is autocast with float32 parameters."""
     backends: tuple[Literal["auto", "triton", "torch"], ...] | None = None
     """Kernels of ours. Default: all three on a GPU; auto on the CPU, where it is torch."""
-    width: float = 1.0
-    """Factor on the size of every hidden layer."""
-    image_size: int | None = None
-    """Side of the images. Default: the model's own, 32 or 28."""
+    width: float = 1.0  # factor on the size of every hidden layer
     weight_standardisation: bool = False
     """Standardise weights in all contenders, and give neurons an initial potential as in training."""
-    statistics: bool = False
-    """Also time ours with spikes counted in every step."""
     fuse: bool = False
     """On the CPU, also time ours with passes over neurons fused by PyTorch's compiler, as long trainings have them."""
-    optimizer: Literal["none", "sgd", "adamw"] = "sgd"
-    repeats: int = 15
-    """Rounds that count."""
-    threads: int | None = None
-    """CPU threads. Default: PyTorch's choice. Beside other programs take fewer: a thread that waits delays all."""
-    seed: int = 0
-    output: Path = ROOT / "bench" / "results"
-    """Folder of the CSV and JSON files."""
+    compiled: bool = False  # also time the ANN and the composition under torch.compile, which takes minutes
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    repeats: int = 15  # rounds that count
+    output: Path = bench.RESULTS  # folder of the CSV file
 
 
 def main() -> None:
@@ -75,46 +273,29 @@ def main() -> None:
 
 def run(options: Options) -> None:
     """Check, time, show and write."""
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        sys.exit("train_step: --device cuda must have a GPU that PyTorch can use; found none. Use --device cpu.")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    device = bench.device_of("train_step", options.device)
     torch.backends.cudnn.benchmark = True
     try:
         with freed_memory_kept() if device.type == "cpu" else nullcontext():  # as training does
             rows = [row for dtype in options.dtypes for row in measure(options, device, getattr(torch, dtype))]
-    except DisagreementError as error:
+    except bench.DisagreementError as error:
         sys.exit(f"train_step: {error}")
-    about = environment(device)
-    rows = [row | {key: about[key] for key in ("device", "threads", "torch", "cudnn", "commit", "utc")} for row in rows]
-    show(about, rows)
-    about["options"] = {key: value for key, value in dataclasses.asdict(options).items() if key != "output"}
-    for path in write(options.output, f"train_step-{options.device}-{options.model}", rows, about):
-        print(f"written: {path}")
+    about = bench.environment(device)
+    print(bench.machine_line(about))
+    for dtype in options.dtypes:
+        show([row for row in rows if row["dtype"] == dtype])
+    bench.write(options.output, f"train_step-{options.device}-{options.model}", rows, about)
 
 
-def measure(options: Options, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
+def measure(options: Options, device: torch.device, dtype: torch.dtype) -> list[bench.Row]:
     """Check, then time, every contender in one dtype: rows for the table."""
-    torch.manual_seed(options.seed)
-    contenders = build(
-        options.model,
-        options.image_size,
-        width=options.width,
-        statistics=options.statistics,
-        fuse=options.fuse,
-        backends=options.backends or (("auto", "triton", "torch") if device.type == "cuda" else ("auto",)),
-        weight_standardisation=options.weight_standardisation,
-        bias=options.weight_standardisation,
-    )
-    steps = make_steps(options, contenders, device, dtype)
+    steps = make_steps(options, device, dtype)
     errors = [check(step) for step in steps]
-    peaks = [peak_mib(step) for step in steps]
-    for round_ in range(WARM_UP + options.repeats):
-        for step in steps[round_ % len(steps) :] + steps[: round_ % len(steps)]:
-            step.time()
+    peaks = [step.peak_mib() for step in steps]
+    for step in bench.in_turns(steps, WARM_UP + options.repeats):
+        step.time()
     for step in steps:
-        del step.step_ms[:WARM_UP], step.forward_backward_ms[:WARM_UP]
+        step.forget(WARM_UP)
     shared = {
         "op": "train_step",
         "case": f"{options.model}-b{options.batch_size}-w{options.width:g}",
@@ -125,86 +306,57 @@ def measure(options: Options, device: torch.device, dtype: torch.dtype) -> list[
     for passes in ("step", "forward_backward"):
         times = {step.contender.name: getattr(step, f"{passes}_ms") for step in steps}
         for step, peak, error in zip(steps, peaks, errors, strict=True):
-            row = shared | {"pass": passes, "provider": step.contender.name}
-            row |= timing(times, step.contender.name, step.contender.floor)
+            name, floor = step.contender.name, step.contender.floor
+            row = shared | {"pass": passes, "provider": name} | bench.percentiles(times[name])
+            row |= {"ratio_to_ann": bench.ratio(times[name], times[ANN])}
+            row |= {"ratio_to_composition": bench.ratio(times[name], times[COMPOSITION])}
+            row |= {"floor_ratio": round(floor, 3), "floor_ms": round(floor * median(times[ANN]), 2)}
             rows.append(row | {"peak_mib": round(peak, 1), "gradient_error": "" if error is None else f"{error:.1e}"})
     return rows
 
 
-def timing(times: dict[str, list[float]], name: str, floor: float) -> dict[str, Any]:
-    """One contender's times and ratios; `times` has one entry a round for each contender."""
-    own = torch.tensor(times[name])
-    low, high = own.quantile(torch.tensor([0.2, 0.8])).tolist()
-    ann = median(times[ANN])
-    return {
-        "ms_p50": round(median(times[name]), 2),
-        "ms_p20": round(low, 2),
-        "ms_p80": round(high, 2),
-        "ratio_to_ann": round(ratio(times, name, ANN), 3),
-        "ratio_to_composition": round(ratio(times, name, COMPOSITION), 3),
-        "floor_ratio": round(floor, 3),
-        "floor_ms": round(floor * ann, 2),
-    }
-
-
-def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
-    """Median over rounds of the time against another contender's in the same round."""
-    return median(own / other for own, other in zip(times[name], times[base], strict=True))
-
-
-def make_steps(options: Options, contenders: list[Contender], device: torch.device, dtype: torch.dtype) -> list[Step]:
+def make_steps(options: Options, device: torch.device, dtype: torch.dtype) -> list[Step]:
     """Every contender with its optimizer, on one random batch."""
+    torch.manual_seed(0)
+    standardised = options.weight_standardisation
+    network = {"width": options.width, "weight_standardisation": standardised, "bias": standardised}
+    backends = options.backends or (("auto", "triton", "torch") if device.type == "cuda" else ("auto",))
+    contenders = build(options.model, fuse=options.fuse, compiled=options.compiled, backends=backends, **network)
     config = contenders[0].network.config
     images = torch.rand(options.batch_size, config.in_channels, *config.image_size).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, config.classes, (options.batch_size,)).to(device)
-    steps = []
-    for contender in contenders:
-        parameters = list(contender.network.to(device).parameters())
-        optimizer = OPTIMIZERS[options.optimizer](parameters) if options.optimizer != "none" else None
-        steps.append(Step(contender, images, labels, dtype, optimizer))
-    return steps
-
-
-def show(about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """One table for each dtype."""
-    console = Console()
-    console.print(
-        f"{about['device']}, {about['threads']} threads, PyTorch {about['torch']}, {about['utc']} UTC", soft_wrap=True
-    )
-    for dtype in dict.fromkeys(row["dtype"] for row in rows):
-        chosen = [row for row in rows if row["dtype"] == dtype]
-        table = Table(
-            title=f"{chosen[0]['case']}, {dtype}",
-            title_justify="left",
-            box=box.SIMPLE,
-            padding=(0, 1, 0, 0),
-            show_edge=False,
+    return [
+        Step(
+            contender,
+            images,
+            labels,
+            dtype,
+            OPTIMIZERS[options.optimizer](list(contender.network.to(device).parameters())),
         )
-        for heading in ("", "step ms", "p20–p80", "×ANN", "×comp", "fwd+bwd", "×ANN", "floor", "MiB"):
-            table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-        for step, passes in zip(*(by_pass(chosen, name) for name in ("step", "forward_backward")), strict=True):
-            table.add_row(
-                step["provider"],
-                digits(step["ms_p50"]),
-                f"{digits(step['ms_p20'])}–{digits(step['ms_p80'])}",
-                f"{step['ratio_to_ann']:.2f}",
-                f"{step['ratio_to_composition']:.2f}",
-                digits(passes["ms_p50"]),
-                f"{passes['ratio_to_ann']:.2f}",
-                f"{step['floor_ratio']:.2f}",
-                digits(step["peak_mib"]),
-            )
-        console.print(table)
+        for contender in contenders
+    ]
 
 
-def digits(value: float) -> str:
-    """Three digits or more, no exponent."""
-    return f"{value:.{max(0, 2 - int(math.log10(max(value, 1))))}f}"
-
-
-def by_pass(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    return [row for row in rows if row["pass"] == name]
+def show(rows: list[bench.Row]) -> None:
+    """The table of one dtype: a line a contender."""
+    steps, passes = ([row for row in rows if row["pass"] == name] for name in ("step", "forward_backward"))
+    headings = ("", "step ms", "p20–p80", "×ANN", "×comp", "fwd+bwd", "×ANN", "floor", "MiB")
+    lines = [
+        (
+            step["provider"],
+            bench.digits(step["ms_p50"]),
+            f"{bench.digits(step['ms_p20'])}–{bench.digits(step['ms_p80'])}",
+            f"{step['ratio_to_ann']:.2f}",
+            f"{step['ratio_to_composition']:.2f}",
+            bench.digits(both["ms_p50"]),
+            f"{both['ratio_to_ann']:.2f}",
+            f"{step['floor_ratio']:.2f}",
+            bench.digits(step["peak_mib"]),
+        )
+        for step, both in zip(steps, passes, strict=True)
+    ]
+    bench.print_table(headings, lines, title=f"{rows[0]['case']}, {rows[0]['dtype']}")
 
 
 if __name__ == "__main__":

@@ -1,49 +1,29 @@
-"""Modules of `bench/` for tests that need them at their top.
+"""Modules of `bench/` for tests.
 
 The folder does not stay on the path: it holds a `kernels`, which is another project's name.
 """
 
+import importlib.util
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(BENCH))
-    import _gpu_driver as gpu_driver
-    import _kernels_compile as kernels_compile
-    import _kernels_plan as kernels_plan
-    import _lemaire as lemaire
-    import _machine_code as machine_code
-    import _networks as networks
-    import _plan_model as plan_model
-    import _planning as planning
-    import _published as published
-    import break_even
-    import checkpoint_choice
-    import cross_check
-    import energy
-    import kernels_tried
-    import quickstart
-    import table1
 
-__all__ = [
-    "BENCH",
-    "break_even",
-    "checkpoint_choice",
-    "cross_check",
-    "energy",
-    "gpu_driver",
-    "kernels_compile",
-    "kernels_plan",
-    "kernels_tried",
-    "lemaire",
-    "machine_code",
-    "networks",
-    "plan_model",
-    "planning",
-    "published",
-    "quickstart",
-    "table1",
-]
+def modules(*names: str) -> Iterator[ModuleType]:
+    """Modules by name; `kernels` is loaded as `bench_kernels`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCH))
+        for name in names:
+            known = "bench_kernels" if name == "kernels" else name
+            if known not in sys.modules:
+                specification = importlib.util.spec_from_file_location(known, BENCH / f"{name}.py")
+                assert specification is not None
+                assert specification.loader is not None
+                sys.modules[known] = importlib.util.module_from_spec(specification)
+                specification.loader.exec_module(sys.modules[known])
+            yield sys.modules[known]

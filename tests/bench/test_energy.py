@@ -1,18 +1,19 @@
-"""Benches of energy: rows that name their chip, break-even points that are some, and a model that ends in ours."""
+"""Benchmarks of energy: rows that name their chip, and break-even points at which energies meet."""
 
 import dataclasses
 import math
-from itertools import pairwise
 
 import pytest
 import torch
 
-from tests.bench.modules import break_even, cross_check, energy, lemaire, networks
-from ttfs_triton.hardware import RateCode, RunOptions, count, dense_ann, estimate, load_chip, rate_coded, simulate
+from tests.bench.modules import modules
+from ttfs_triton.hardware import RunOptions, count, dense_ann, estimate, load_chip, simulate
 from ttfs_triton.hardware.energy.estimate import spiking_estimate
 from ttfs_triton.hardware.energy.operations import averages
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig
+
+break_even, energy = modules("break_even", "energy")
 
 STEPS = 6
 
@@ -22,7 +23,7 @@ def tested():
     """A small network behind a latency encoder, with a padded convolution."""
     torch.manual_seed(0)
     model = TTFSModel(NetworkConfig("6C3-P2-12", image_size=(10, 10), classes=4)).eval()
-    return networks.Tested("small", model, [(torch.rand(3, 1, 10, 10), torch.tensor([0, 1, 2]))])
+    return energy.Tested("small", model, [(torch.rand(3, 1, 10, 10), torch.tensor([0, 1, 2]))])
 
 
 @pytest.fixture(scope="module")
@@ -89,54 +90,8 @@ def test_chips_that_price_both_are_found():
     ]
 
 
-def test_model_of_lemaire_ends_in_ours(tested, found):
-    """With all differences taken out, the equations of the paper are the library's estimate, term by term."""
-    stages = tested.network.graph.stages[1:]
-    counts = found.counts
-    layers = [
-        cross_check.layer_of(stage, counts, place, counts.layers[place].spikes / found.samples)
-        for place, stage in enumerate(stages)
-    ]
-    code = RateCode(
-        STEPS,
-        synaptic_operations={layer.name: layer.operations for layer in layers},
-        spikes={layer.name: layer.spikes_out for layer in layers},
-    )
-    ours = cross_check.components(rate_coded(counts, cross_check.CHIP, code, options=RunOptions(steps=STEPS)))
-    theirs = [lemaire.spiking(layers, STEPS, reading) for reading in lemaire.readings(tuple(lemaire.STEPS))]
-    assert not cross_check.differing(theirs[-1], ours)
-    ann = cross_check.components(dense_ann(counts, cross_check.CHIP))
-    dense = [lemaire.dense(layers, reading) for reading in lemaire.readings(tuple(lemaire.DENSE_STEPS))]
-    assert not cross_check.differing(dense[-1], ann)
-    for models in (theirs, dense[:-1]):  # each difference is one; memories this small cost the same with biases
-        assert all(cross_check.differing(*pair) for pair in pairwise(models))
-    rows = cross_check.bridge_rows("spiking", [(str(place), each) for place, each in enumerate(theirs)])
-    assert sum(row["change_nj"] for row in rows[1:]) == pytest.approx(
-        rows[-1]["total_nj"] - rows[0]["total_nj"], abs=0.01
-    )
-
-
-def test_model_of_lemaire_by_hand():
-    """2 neurons with 4 inputs, 3 spikes in, 1 out, 5 steps."""
-    layer = lemaire.Layer("fc", False, True, 2, 4, 8, 2, 2, 4, 0, 3.0, 1.0, 6.0, 8)
-    found = lemaire.spiking([layer], 5, lemaire.Reading())
-    per_byte = 10 / 8192
-    assert found["operations"] == pytest.approx(0.1 * (3 * 2 + 5 * 2 + 1))
-    assert found["weights"] == pytest.approx((3 * 2 + 5 * 2) * per_byte * 4 * (8 + 2))
-    assert found["states"] == pytest.approx(2 * (3 * 2 + 5 * 2) * per_byte * 4 * 2)
-    assert found["inputs_outputs"] == pytest.approx((3 + 1) * per_byte * 4000)
-    assert found["addressing"] == pytest.approx(0.1 * 3 * 2)
-    dense = lemaire.dense([layer], lemaire.Reading())
-    assert dense["operations"] == pytest.approx(8 * 3.2 + 2 * 0.1)
-    assert dense["inputs_outputs"] == pytest.approx((4 * 4 * 4 + 2 * 4 * 2) * per_byte)
-    assert lemaire.access(20 * 256, lemaire.Reading()) == pytest.approx(10 + 10 * (20 - 8) / 24)  # 20 kB
-
-
 def test_benches_say_what_is_wrong_with_their_arguments(tmp_path):
     with pytest.raises(SystemExit, match="energy: --data-dir must name one folder a network; got 2 for 1"):
-        networks.load_tested("energy", ("bundled:cnn1-mnist",), (tmp_path, tmp_path), None)
+        energy.load_tested("energy", ("bundled:cnn1-mnist",), (tmp_path, tmp_path), None)
     with pytest.raises(SystemExit, match=r"energy: .*nothing"):
-        networks.load_tested("energy", (str(tmp_path / "nothing"),), (), None)
-    model = TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8), encoder="analog"))
-    with pytest.raises(SystemExit, match="cross_check: network must have a latency encoder; got analog"):
-        cross_check.check_supported(networks.Tested("small", model, []))
+        energy.load_tested("energy", (str(tmp_path / "nothing"),), (), None)

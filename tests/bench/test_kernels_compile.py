@@ -3,7 +3,7 @@
 Whatever compiles runs in a process of its own: here, Triton interprets.
 """
 
-import csv
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,62 +13,62 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.modules import BENCH, machine_code
+from tests.bench.modules import BENCH, modules
+from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip
+from ttfs_kernels.triton_backend.problem import Problem
 
-MachineCode = machine_code.MachineCode
+bench, kernels, kernels_compile, kernels_layers, machine_code = modules(
+    "_bench", "kernels", "_kernels_compile", "_kernels_layers", "_machine_code"
+)
+
 LINEAR = {"name": "f", "height": 1, "width": 1, "in_channels": 128, "out_channels": 32}
 CONV2D = {"name": "c", "height": 8, "width": 8, "in_channels": 32, "out_channels": 32, "kernel": [3, 3]}
 SM_90, GFX942 = Chip("cuda", 90), Chip("hip", "gfx942")
+LINEAR_KERNELS = [
+    ("forward", "linear_forward"),
+    ("local_gradient", "local_gradient"),
+    ("local_gradient", "sum_splits"),
+    ("grad_x", "linear_grad_x"),
+    ("grad_w", "linear_grad_w"),
+]
 
 
 def run_python(*arguments: str, interpret: bool = False, status: int = 0) -> str:
     """What a Python process prints; on one thread, and interpreting kernels or not."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "160"} | ({"TRITON_INTERPRET": "1"} if interpret else {})
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    words = [sys.executable, *arguments]
+    done = subprocess.run(words, cwd=BENCH.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
-def compile_only(tmp_path: Path, *options: str, before: str = "", interpret: bool = False, status: int = 0):
-    """Output, rows and their circumstances; `before` is a line of Python that is run first."""
+def compile_only(tmp_path: Path, *options: str, config: str = "", interpret: bool = False, status: int = 0):
+    """Output, rows and their circumstances; `config` replaces the default blocks of the forward pass, the only one."""
     shapes = tmp_path / "shapes.json"
-    if not shapes.exists():
-        shapes.write_text(json.dumps([LINEAR]), encoding="utf-8")
+    shapes.write_text(json.dumps([LINEAR]), encoding="utf-8")
     arguments = ["--compile-only", "--workers", "1", "--shapes", str(shapes), "--output", str(tmp_path), *options]
     program = [str(BENCH / "kernels.py")]
-    if before:
-        code = f"import sys; sys.path.insert(0, {str(BENCH)!r}); {before}; import kernels; kernels.main()"
-        program = ["-c", code]
+    if config:
+        code = f"import sys; sys.path.insert(0, {str(BENCH)!r}); import kernels, _kernels_compile as c\n"
+        code += f"c.WHICH = ('forward',); c.default_config = lambda *_: c.Config({config}, c.Form.WEIGHTS_FIRST)\n"
+        program = ["-c", f"{code}kernels.main()"]
     said = run_python(*program, *arguments, interpret=interpret, status=status)
-    with (tmp_path / "kernels-compile-only.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return said, rows, json.loads((tmp_path / "kernels-compile-only.json").read_text(encoding="utf-8"))
+    return said, *bench.read(tmp_path / "kernels-compile-only.csv")
 
 
 def test_compiles_for_chips_that_are_not_there(tmp_path):
     """Started where kernels are interpreted, it starts anew."""
     options = ["--targets", "sm_90", "gfx942", "--dtypes", "bf16", "--sigma", "0", "--batch-size", "64"]
     said, rows, about = compile_only(tmp_path, *options, interpret=True)
-    assert [(row["target"], row["pass"], row["kernel"]) for row in rows] == [
-        (target, *names)
-        for target in ("sm_90", "gfx942")
-        for names in (
-            ("forward", "linear_forward"),
-            ("local_gradient", "local_gradient"),
-            ("local_gradient", "sum_splits"),
-            ("grad_x", "linear_grad_x"),
-            ("grad_w", "linear_grad_w"),
-        )
-    ]
+    found = [(row["target"], row["pass"], row["kernel"]) for row in rows]
+    assert found == [(target, *names) for target in ("sm_90", "gfx942") for names in LINEAR_KERNELS]
     for row in rows:
         assert (row["dtype"], row["sigma"], row["surrogate"], row["layers"]) == ("bfloat16", "0", "0", "f")
-        assert row["verdict"] == "ok"
+        assert (row["verdict"], row["serialised"], row["spilled_bytes"], row["loop_spills"]) == ("ok", "", "0", "0")
         assert 0 < int(row["registers"]) <= 512
         assert int(row["programs_per_processor"]) > 0
-        assert row["spilled_bytes"] == row["loop_spills"] == "0"
-        assert row["serialised"] == ""
         assert row["loop_mix"]
         if row["kernel"].startswith("linear"):
             assert row["blocks"].count("×") == 2
@@ -77,41 +77,31 @@ def test_compiles_for_chips_that_are_not_there(tmp_path):
             assert float(row["shared_kib"]) > 0
     forms = {(row["target"], row["form"]) for row in rows if row["pass"] == "forward"}
     assert forms == {("sm_90", "weights_first"), ("gfx942", "activations_first")}
-    (run,) = about["runs"]
-    assert run["options"]["targets"] == ["sm_90", "gfx942"]
-    assert {row["triton"] for row in rows} == {".".join(run["triton"].split(".")[:2])}
+    ((version, run),) = about.items()
+    assert "--targets sm_90 gfx942" in json.loads(run)["command"]
+    assert {row["triton"] for row in rows} == {".".join(version.split()[1].split(".")[:2])}
     assert "10 kernels compiled, 0 refused" in said
 
 
 @pytest.mark.slow
 def test_refused_kernels_are_reported(tmp_path):
     """Blocks that four warps have no registers for."""
-    before = (
-        "import _kernels_compile as c; c.WHICH = ('forward',); "
-        "c.default_config = lambda *_: c.Config(128, 128, 64, 4, 3, c.Form.WEIGHTS_FIRST)"
-    )
-    options = ["--targets", "sm_90", "--dtypes", "bf16", "--sigma", "1", "--batch-size", "256"]
-    said, rows, _ = compile_only(tmp_path, *options, before=before, status=1)
+    options = ["--targets", "sm_90", "--dtypes", "bf16", "--sigma", "1"]
+    said, rows, _ = compile_only(tmp_path, *options, config="128, 128, 64, 4, 3", status=1)
     assert [row["surrogate"] for row in rows] == ["0", "1"]
     for row in rows:
         assert row["verdict"].startswith("refused: serialised (C75")
         assert "spills in the loop" in row["verdict"]
         assert int(row["loop_spills"]) > 0
-        assert int(row["spilled_bytes"]) > 0
     assert "2 kernels compiled, 2 refused" in said
     assert "sm_90 bf16 1δ linear_forward 128×128×64 f: refused: serialised (C75" in said
 
 
 def test_kernels_that_cannot_be_built_are_reported(tmp_path):
-    before = (
-        "import _kernels_compile as c; c.WHICH = ('forward',); "
-        "c.default_config = lambda *_: c.Config(16, 16, 24, 4, 1, c.Form.WEIGHTS_FIRST)"
-    )
     options = ["--targets", "sm_90", "--dtypes", "fp32", "--sigma", "0"]
-    said, rows, _ = compile_only(tmp_path, *options, before=before, status=1)
-    (row,) = rows
+    said, (row,), _ = compile_only(tmp_path, *options, config="16, 16, 24, 4, 1", status=1)
     assert row["verdict"].startswith("refused: cannot be built, CompilationError")
-    assert row["registers"] == row["spilled_bytes"] == row["tensor_core"] == ""
+    assert "registers" not in row
     assert "1 kernels compiled, 1 refused" in said
 
 
@@ -119,78 +109,54 @@ def test_compiles_what_differs_once(tmp_path):
     """Each layer in each pass, kernels with the surrogate derivative where they differ, and only with a slope."""
     layers = [LINEAR, LINEAR | {"name": "g", "in_channels": 256}, CONV2D, CONV2D | {"name": "d", "height": 9}]
     (tmp_path / "shapes.json").write_text(json.dumps(layers), encoding="utf-8")
-    code = f"""
-import json, sys
-from pathlib import Path
-sys.path.insert(0, {str(BENCH)!r})
-from _kernels_compile import default_kernels
-from _kernels_cases import load
-layers = load(Path({str(tmp_path / "shapes.json")!r}))
-found = default_kernels(layers, ["sm_80", "sm_90"], ["bf16", "fp16"], [1.0, 0.0], 64)
-print(json.dumps([
-    (k.target, k.number, k.problem.with_slope, k.problem.surrogate, k.which, k.launch().kernel.__name__, k.layers)
-    for k in found
-]))
-"""
-    found = json.loads(run_python("-c", code))
-    counts = Counter(tuple(kernel[:2]) for kernel in found)
-    assert set(counts) == {(target, number) for target in ("sm_80", "sm_90") for number in ("bf16", "fp16")}
-    assert len(set(counts.values())) == 1
-    here = [kernel[2:] for kernel in found if kernel[:2] == ["sm_90", "bf16"]]
-    assert {(with_slope, which) for with_slope, surrogate, which, *_ in here if surrogate} == {
+    found = json.loads(run_python("-c", f"from {__name__} import main; main({str(tmp_path)!r})"))
+    assert {(slope, which) for slope, surrogate, which, *_ in found if surrogate} == {
         (True, "forward"),
         (True, "grad_x"),
     }
-    for with_slope in (True, False):
+    for slope in (True, False):
         for which in ("forward", "local_gradient", "grad_x", "grad_w"):
-            for surrogate in (False, True) if with_slope and which in ("forward", "grad_x") else (False,):
-                chosen = [k for k in here if k[:3] == [with_slope, surrogate, which] and k[3] != "sum_splits"]
+            for surrogate in (False, True) if slope and which in ("forward", "grad_x") else (False,):
+                chosen = [k for k in found if k[:3] == [slope, surrogate, which] and k[3] != "sum_splits"]
                 assert sorted(layer for kernel in chosen for layer in kernel[4]) == ["c", "d", "f", "g"]
                 # Sizes of matrix products are no constants.
                 assert any({"f", "g"} <= set(k[4]) for k in chosen)
 
 
-def test_rows_of_another_triton_stay(kernels, tmp_path):
-    from _kernels_compile import others
+def main(folder: str) -> None:
+    """Print the kernels of a file of shapes, as JSON."""
+    layers = kernels_layers.load(Path(folder) / "shapes.json")
+    found = kernels_compile.default_kernels(layers, ["sm_90"], ["bf16"], [1.0, 0.0], 64)
+    fields = [(k.problem.with_slope, k.problem.surrogate, k.which, k.launch().kernel.__name__, k.layers) for k in found]
+    print(json.dumps(fields))
 
-    path = tmp_path / "kernels-compile-only.json"
-    assert others(path, "3.9.0") == ([], [])
-    runs = [{"triton": "3.6.0", "commit": "a"}, {"triton": "3.9.0", "commit": "b"}]
+
+def test_rows_of_another_triton_stay(tmp_path):
+    others = kernels_compile.others
+    assert others(tmp_path / "kernels-compile-only.csv", "3.9.0") == ([], {})
+    runs = {"triton 3.6.0": "a", "triton 3.9.0": "b"}
     rows = [{"triton": version, "kernel": "k"} for version in ("3.6", "3.9", "3.6")]
-    path.write_text(json.dumps({"runs": runs, "rows": rows}), encoding="utf-8")
-    assert others(path, "3.9.0") == ([rows[0], rows[2]], [runs[0]])
+    path = bench.write(tmp_path, "kernels-compile-only", rows, runs)
+    assert others(path, "3.9.0") == ([rows[0], rows[2]], {"triton 3.6.0": "a"})
     assert others(path, "3.8.1") == (rows, runs)
-    path.write_text(json.dumps({"rows": [{"kernel": "of an older table"}]}), encoding="utf-8")
-    assert others(path, "3.9.0") == ([], [])
 
 
-def test_hard_shapes_are_compiled_too(kernels):
+def test_hard_shapes_are_compiled_too():
     """Channels off the grid of 16, strides, and activations of 2³¹ elements, whose offsets need 64 bits."""
-    layers = kernels.load(kernels.HARD_SHAPES)
+    layers = kernels_layers.load(kernels.HARD_SHAPES)
     channels = {size for layer in layers for size in (layer.fields["in_channels"], layer.fields["out_channels"])}
     assert any(size % 16 for size in channels)
     assert any(layer.fields.get("stride") == [2, 2] for layer in layers)
     assert any(layer.wide for layer in layers)
     for layer in layers:
         problem = layer.problem(256, "bf16", 1.0)
-        elements = problem.batch * problem.height * problem.width * problem.in_channels
-        assert (elements >= 2**31) == layer.wide
+        assert (problem.batch * problem.height * problem.width * problem.in_channels >= 2**31) == layer.wide
 
 
-def code(**changes) -> MachineCode:
-    values = {
-        "registers": 128,
-        "spilled_bytes": 0,
-        "shared_kib": 96.0,
-        "programs_per_processor": 2,
-        "tensor_core": 8,
-        "loop": Counter({"HGMMA": 8, "IADD3": 12}),
-        "loop_register_operands": 0,
-        "loop_shared_operands": 8,
-        "loop_spills": 0,
-        "serialised": (),
-    }
-    return MachineCode(**values | changes)
+def code(**changes) -> "machine_code.MachineCode":
+    values = {"registers": 128, "spilled_bytes": 0, "shared_kib": 96.0, "programs_per_processor": 2, "tensor_core": 8}
+    values |= {"loop": Counter({"HGMMA": 8, "IADD3": 12}), "loop_register_operands": 0, "loop_shared_operands": 8}
+    return machine_code.MachineCode(**values | {"loop_spills": 0, "serialised": ()} | changes)
 
 
 @pytest.mark.parametrize(
@@ -198,38 +164,51 @@ def code(**changes) -> MachineCode:
     [
         ({}, (3, 9), []),
         ({"spilled_bytes": 8}, (3, 9), []),
-        ({"loop_spills": 3}, (3, 9), ["3 spills in the loop"]),
         ({"serialised": ("C7510", "C7511")}, (3, 9), ["serialised (C7510 C7511)"]),
         ({"loop_register_operands": 4}, (3, 9), ["mixes register and shared operands"]),
         ({"loop_register_operands": 8, "loop_shared_operands": 0}, (3, 9), []),
         ({"loop_register_operands": 8, "loop_shared_operands": 0}, (3, 8), ["register operands"]),
-        ({"tensor_core": 0}, (3, 9), ["no tensor cores"]),
         ({"programs_per_processor": 0}, (3, 9), ["does not fit"]),
         ({"programs_per_processor": None}, (3, 9), []),
         ({"loop_spills": 1, "tensor_core": 0}, (3, 9), ["1 spills in the loop", "no tensor cores"]),
     ],
 )
-def test_what_is_refused(kernels, changes, version, reasons):
-    from _kernels_compile import refusals
-
-    assert refusals(code(**changes), SM_90, version, True) == reasons
+def test_what_is_refused(changes, version, reasons):
+    assert kernels_compile.refusals(code(**changes), SM_90, version, True) == reasons
 
 
-def test_what_is_not_refused_elsewhere(kernels):
+def test_what_is_not_refused_elsewhere():
     """Float32 needs no tensor cores; other chips take operands from registers as they like."""
-    from _kernels_compile import refusals
-
-    assert refusals(code(tensor_core=0), SM_90, (3, 9), False) == []
+    assert kernels_compile.refusals(code(tensor_core=0), SM_90, (3, 9), False) == []
     only_registers = code(loop_register_operands=8, loop_shared_operands=0)
-    assert refusals(only_registers, GFX942, (3, 8), True) == []
+    assert kernels_compile.refusals(only_registers, GFX942, (3, 8), True) == []
 
 
-def test_columns_of_machine_code(kernels):
-    from _kernels_compile import CODE_COLUMNS, measured
-
-    found = measured(code(shared_kib=96.03125, programs_per_processor=None))
-    assert tuple(found) == CODE_COLUMNS
+def test_columns_of_machine_code():
+    found = kernels_compile.measured(code(shared_kib=96.03125, programs_per_processor=None))
     assert (found["registers"], found["shared_kib"], found["programs_per_processor"]) == (128, 96.0, "")
     assert (found["loop_instructions"], found["loop_tensor_core"], found["others_per_product"]) == (20, 8, 1.5)
     assert found["loop_mix"] == "IADD3 12 HGMMA 8"
-    assert measured(code(loop=Counter({"FFMA": 8})))["others_per_product"] == ""
+    assert kernels_compile.measured(code(loop=Counter({"FFMA": 8})))["others_per_product"] == ""
+
+
+def test_interpreted_kernels_cannot_be_compiled():
+    config, device = Config(16, 16, 16, 4, 1), kernels_compile.TARGETS["sm_80"]
+    plan = kernels_layers.plan_pass("forward", Problem(4, 1, 1, 8, 8), config, "ieee", device)
+    interpreted = dataclasses.replace(plan.launches[0], kernel=lambda: None)
+    with pytest.raises(RuntimeError, match="kernels must not be interpreted; start without TRITON_INTERPRET"):
+        machine_code.compile_launch(interpreted, device.chip)
+
+
+def test_main_loop_is_the_innermost_with_the_most_products():
+    names = ["IADD3", "FFMA", "FFMA", "HMMA", "HMMA", "LDS", "BRA", "HMMA", "BRA", "FFMA", "EXIT"]
+    lines = [machine_code.Line(index, name, name) for index, name in enumerate(names)]
+
+    def loop(*spans: tuple[int, int]) -> list[int]:
+        return [line.address for line in machine_code.main_loop(lines, list(spans))]
+
+    assert loop((1, 6), (3, 6), (7, 8)) == [3, 4, 5, 6]
+    assert loop((0, 8), (3, 6)) == list(range(9))
+    assert loop((0, 2), (9, 9)) == [0, 1, 2]
+    # No loop holds a product: the kernel takes a single step.
+    assert loop((5, 5)) == loop() == list(range(11))

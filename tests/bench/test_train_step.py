@@ -1,34 +1,25 @@
 """`bench/train_step.py` from its command line, on a tiny network; and that it times nothing that is wrong."""
 
-import csv
-import json
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-SMALL = ["--model", "cnn1", "--width", "0.25", "--batch-size", "2", "--repeats", "2", "--threads", "1"]
+from tests.bench.modules import modules
+
+bench, train_step = modules("_bench", "train_step")
+
+SMALL = ["--model", "cnn1", "--width", "0.25", "--batch-size", "2", "--repeats", "2"]
 
 
-@pytest.fixture
-def train_step(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "bench"))
-    import train_step
-
-    return train_step
-
-
-def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+def run(monkeypatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["train_step.py", *arguments])
-    module.main()
+    train_step.main()
 
 
-def test_writes_times_ratios_and_their_circumstances(train_step, monkeypatch, tmp_path, capsys):
-    run(train_step, monkeypatch, *SMALL, "--statistics", "--output", str(tmp_path))
-    with (tmp_path / "train_step-cpu-cnn1.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    providers = ["ANN", "DFT σ=0", "DFT σ=0.25", "DFT σ=1", "composition σ=1", "DFT σ=1 counting"]
+def test_writes_times_ratios_and_their_circumstances(monkeypatch, tmp_path, capsys):
+    run(monkeypatch, *SMALL, "--output", str(tmp_path))
+    rows, about = bench.read(tmp_path / "train_step-cpu-cnn1.csv")
+    providers = ["ANN", "DFT σ=0", "DFT σ=0.25", "DFT σ=1", "composition σ=1"]
     assert [(row["dtype"], row["pass"], row["provider"]) for row in rows] == [
         (dtype, passes, provider)
         for dtype in ("float32", "bfloat16")
@@ -41,29 +32,25 @@ def test_writes_times_ratios_and_their_circumstances(train_step, monkeypatch, tm
         assert float(row["ratio_to_ann"]) == 1 or row["provider"] != "ANN"
         assert float(row["peak_mib"]) > 0
         assert bool(row["gradient_error"]) == (row["provider"] in providers[1:4])
-    about = json.loads((tmp_path / "train_step-cpu-cnn1.json").read_text(encoding="utf-8"))
-    assert about["threads"] == 1
-    assert about["options"]["model"] == "cnn1"
-    assert about["command"].endswith("--statistics")  # without where the results went
-    assert [row["provider"] for row in about["rows"]] == [row["provider"] for row in rows]
+    assert about["command"].endswith("--repeats 2")  # without where the results went
     assert "floor" in capsys.readouterr().out
 
 
-def test_times_nothing_that_disagrees(train_step, monkeypatch, tmp_path):
-    import _contenders
+def test_contenders_have_the_same_weights(monkeypatch):
+    monkeypatch.setattr(train_step.nn.Module, "compile", lambda network, **options: None)
+    contenders = train_step.build("cnn1", fuse=True, compiled=True, width=0.1)
+    assert [contender.name for contender in contenders if "σ=0.25" not in contender.name] == [
+        *("ANN", "DFT σ=0", "DFT σ=0 fused", "DFT σ=1", "DFT σ=1 fused", "composition σ=1"),
+        *("ANN, compiled", "composition σ=1, compiled"),
+    ]
+    first, *others = ([p.detach() for p in contender.network.parameters()] for contender in contenders)
+    assert all(a.equal(b) and a is not b for other in others for a, b in zip(first, other, strict=True))
 
-    def wrong(*arguments, **options):
-        return 0.9 * compose_linear(*arguments, **options)
 
-    compose_linear = _contenders.compose_linear
-    monkeypatch.setattr(_contenders, "compose_linear", wrong)
+def test_times_nothing_that_disagrees(monkeypatch, tmp_path):
+    compose_linear = train_step.compose_linear
+    monkeypatch.setattr(train_step, "compose_linear", lambda *given, **options: 0.9 * compose_linear(*given, **options))
     monkeypatch.setattr(train_step.Step, "time", lambda step: pytest.fail("timed"))
     with pytest.raises(SystemExit, match=r"train_step: DFT σ=0.25 must agree with its twin in torch\.float32"):
-        run(train_step, monkeypatch, *SMALL, "--output", str(tmp_path))
+        run(monkeypatch, *SMALL, "--output", str(tmp_path))
     assert not list(tmp_path.iterdir())
-
-
-def test_refuses_a_gpu_that_is_not_there(train_step, monkeypatch):
-    monkeypatch.setattr(train_step.torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="--device cuda must have a GPU that PyTorch can use; found none"):
-        run(train_step, monkeypatch, "--device", "cuda")

@@ -1,7 +1,6 @@
 """Operator calls, kernel launches, host synchronisations and bytes of a training step, on the virtual device.
 
     python -m tests.virtual_cuda.step_calls
-    python -m tests.virtual_cuda.step_calls --of 2de219a --name step_calls-before     # of another commit
 
 A step of `recipes/train_vgg16_cifar10.yaml` by the trainer itself, after the first one. The network is a sixteenth as
 wide and the batch small, since kernels are interpreted here: calls do not depend on either, bytes do. Operators are
@@ -10,9 +9,7 @@ A step that counts spikes is "sampled".
 """
 
 import gc
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -28,7 +25,6 @@ from tests.virtual_cuda import Record, install, recording
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "ttfs_triton" / "recipes" / "vgg16-cifar10.yaml"
 BATCH = 2
-FOUND = "STEP_CALLS_FOUND"  # where a process with another commit's packages leaves what it found
 
 
 @dataclass
@@ -36,25 +32,19 @@ class Options:
     backends: tuple[Literal["torch", "triton"], ...] = ("torch", "triton")
     """Kernels."""
     output: Path = ROOT / "bench" / "results"
-    """Folder of the CSV and JSON files."""
+    """Folder of the CSV file."""
     name: str = "step_calls"
-    """Of the files."""
-    of: str | None = None
-    """Commit whose loop and kernels are measured, with this checkout's device. Default: this checkout's."""
+    """Of the file."""
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    if (found := os.environ.get(FOUND)) is not None:
-        Path(found).write_text(json.dumps(measure_all(options)))
-        return
     sys.path.insert(0, str(ROOT / "bench"))
-    from _record import environment, write
+    import _bench as bench
 
-    rows, operators = measure_all(options) if options.of is None else measure_commit(options.of)
-    about = environment(torch.device("cpu")) | {"of": options.of, "operators": operators}
-    for path in write(options.output, options.name, rows, about):
-        print(f"written: {path}")
+    rows, operators = measure_all(options)
+    about = bench.environment(torch.device("cpu")) | {"operators": operators}
+    bench.write(options.output, options.name, rows, about)
 
 
 def measure_all(options: Options) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
@@ -69,18 +59,6 @@ def measure_all(options: Options) -> tuple[list[dict[str, Any]], dict[str, dict[
                 operators[f"{backend}, {precision}, {kind}"] = dict((record.operators + record.launches).most_common())
                 print(rows[-1], flush=True)
     return rows, operators
-
-
-def measure_commit(name: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
-    """As `measure_all`, in a process that finds the packages of a commit before this checkout's."""
-    from _commits import extract
-
-    with tempfile.TemporaryDirectory() as folder:
-        tree, found = extract(name, Path(folder) / "tree", "ttfs_triton", "kernels"), Path(folder) / "found.json"
-        packages = os.pathsep.join(map(str, (tree, tree / "kernels", ROOT)))
-        command = [sys.executable, "-m", "tests.virtual_cuda.step_calls", *sys.argv[1:]]
-        subprocess.run(command, cwd=tree, env=os.environ | {FOUND: str(found), "PYTHONPATH": packages}, check=True)
-        return json.loads(found.read_text())
 
 
 def measure(backend: str, precision: str) -> dict[str, Record]:

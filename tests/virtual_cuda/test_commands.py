@@ -19,10 +19,7 @@ ROOT = Path(__file__).parents[2]
 TINY = "--epochs 1 --max-train-samples 64 --max-test-samples 20 --batch-size 16"
 TINIER = "--model 2C3s4-8 --epochs 1 --max-train-samples 8 --max-test-samples 4 --batch-size 4 --validation-fraction 0"
 VGG11 = f"--dataset sample --image-size 32 --width 0.0625 {TINY} --num-workers 0"
-LAYERS = [
-    {"name": "c3", "layers": ["a"], "height": 5, "width": 5, "in_channels": 4, "out_channels": 8, "kernel": [3, 3]},
-    {"name": "f", "layers": ["b"], "height": 1, "width": 1, "in_channels": 16, "out_channels": 8},
-]
+LAYER = {"name": "f", "layers": ["b"], "height": 1, "width": 1, "in_channels": 16, "out_channels": 8}
 TRAINING = {
     "float32": f"quickstart.py --model 4C5-P4-16 {TINY} --gradient-accumulation 2 --gradient-clip 1",
     "bfloat16": f"quickstart.py --model 4C5-P4-16 {TINY} --mixed-precision bf16 --num-workers 2",
@@ -43,16 +40,12 @@ OTHERS = {
     "onnx": "recipes/export.py {run} --format onnx --output {tmp}/a.onnx --check --check-images 6",
     "nir": "recipes/export.py {run} --format nir --steps 16 --output {tmp}/a.nir --check --check-images 6",
     "publish": "recipes/publish.py {run} --repo-id you/mnist-cnn1 --dry-run",
-    "kernels": "bench/kernels.py --device cuda --quick --shapes {tmp}/shapes.json --batch-size 2 --rounds 1 "
-    "--no-compiled --no-plot --dtypes fp32 fp16 --sigma 1 --output {tmp}",
     "tune": "bench/kernels.py --device cuda --tune --quick --shapes {tmp}/layer.json --batch-size 2 "
     "--dtypes fp16 --sigma 1 --output {tmp}",
-    "train_step": "bench/train_step.py --device cuda --model cnn1 --width 0.0625 --image-size 12 --batch-size 2 "
-    "--repeats 1 --dtypes float32 --output {tmp}",
-    "counting": "bench/counting.py --device cuda --models cnn1 --sigma 1 --batch-size 4 --batches 1 --rounds 1 "
+    "train_step": "bench/train_step.py --device cuda --model cnn1 --width 0.0625 --batch-size 2 --repeats 1 "
+    "--dtypes float32 --output {tmp}",
+    "causal_set": "bench/causal_set.py --device cuda --fan-ins 16 --outputs 8 --batch-size 4 --repeats 1 "
     "--output {tmp}",
-    "causal_set": "bench/causal_set.py --device cuda --fan-ins 16 --outputs 8 --batch-size 4 --repeats 1 --depth 2 "
-    "--gains 1 --draws 1 --no-plot --output {tmp}",
     "peers": "bench/peers.py --device cuda --batch-size 2 --width 0.0625 --repeats 1 --steps 2 --output {tmp}",
     "simulation": "bench/simulation.py {run} --steps 4 --weight-bits 4 --max-test-samples 6 --timed-images 6 "
     "--output {tmp}",
@@ -142,8 +135,7 @@ def test_recipe_trains(name, tmp_path, cache, request):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_command_ends_well(name, tmp_path, cache, request):
-    (tmp_path / "shapes.json").write_text(json.dumps(LAYERS))
-    (tmp_path / "layer.json").write_text(json.dumps(LAYERS[1:]))
+    (tmp_path / "layer.json").write_text(json.dumps([LAYER]))
     command = OTHERS[name].replace("{tmp}", str(tmp_path))
     if "{run}" in command:
         command = command.replace("{run}", str(request.getfixturevalue("trained")))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench.modules import planning
+from tests.bench.modules import modules
 from tests.kernels.triton.common import (
     BLOCKS,
     CONV2D,
@@ -30,6 +30,8 @@ from ttfs_kernels.triton_backend import passes, work
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.launch import Device
 from ttfs_kernels.triton_backend.problem import Problem
+
+(kernels_layers,) = modules("_kernels_layers")
 
 ARCHITECTURES = pytest.mark.parametrize("architecture", [80, 90])
 SURROGATES = pytest.mark.parametrize("surrogate_width", [0.0, 0.5])
@@ -226,7 +228,7 @@ def test_bias_gradients_of_large_layers_are_summed_in_parallel():
     """Few enough programs along the rows for one tile to sum them, and more than one channel block for that tile."""
     for rows, channels in ((256 * 32 * 32, 64), (256 * 4 * 4, 512), (256, 4096)):
         problem = Problem(rows, 1, 1, 32, channels, dtype=torch.bfloat16)
-        first, second = planning.plan_pass(
+        first, second = kernels_layers.plan_pass(
             "local_gradient", problem, None, "ieee", device_for(torch.device("cpu"), 90)
         ).launches
         assert math.prod(first.grid) >= min(passes.ROW_PROGRAMS, rows * channels // passes.TILE)

@@ -304,8 +304,7 @@ def test_the_number_of_remembered_passes_is_bounded(monkeypatch):
 def test_launches_reach_the_launcher():
     """Compiled by Triton for a GPU that is not there: the second call hands over what the first one did."""
     variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    paths = [ROOT, ROOT / "kernels", ROOT / "bench"]
-    variables |= {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    variables |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     code = f"from {__name__} import hand_over; hand_over()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -314,21 +313,20 @@ def test_launches_reach_the_launcher():
 
 def hand_over() -> None:
     """In a process where Triton compiles: two equal calls of each operator, forward and backward."""
-    import _absent_gpu
-
     from tests.kernels.test_operators import arguments
+    from tests.kernels.triton import absent_gpu
 
-    _absent_gpu.pretend()
+    absent_gpu.pretend()
     for kind in ("linear", "conv2d"):
         torch.manual_seed(0)
         x, weight, bias = (t.detach() for t in arguments(kind) if t is not None)
         tensors = tuple(tensor.requires_grad_() for tensor in (x.half(), weight.half(), bias))
         kept = []
         for _ in range(2):
-            _absent_gpu.launched.clear()
+            absent_gpu.launched.clear()
             y = apply(kind, *tensors, backend="triton")
             grads = torch.autograd.grad(y, tensors, torch.ones_like(y))
-            kept.append((list(_absent_gpu.launched), [y, *grads]))
+            kept.append((list(absent_gpu.launched), [y, *grads]))
         (first, _), (second, made) = kept
         assert len(first) == len(second) == 5, first
         for planned, repeated in zip(first, second, strict=True):

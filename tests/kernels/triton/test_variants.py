@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-from tests.bench.modules import kernels_compile, kernels_plan, planning
+from tests.bench.modules import BENCH, modules
 from ttfs_kernels.triton_backend.configs import default_config
 from ttfs_kernels.triton_backend.problem import PASSES
+
+kernels_compile, kernels_layers, kernels_plan = modules("_kernels_compile", "_kernels_layers", "_kernels_plan")
 
 FULL = 256
 BATCHES = (FULL, 255, 100, 1)
@@ -32,7 +33,7 @@ def variants(model: str, batch: int) -> dict[str, list[str]]:
             if which in PASSES:
                 problem = layer.unpooled  # pools have a kernel of their own until tuning says otherwise
                 config = default_config(which, problem, device.chip, "ieee", device.processors)
-            launches = planning.plan_pass(which, problem, config, "ieee", device).launches
+            launches = kernels_layers.plan_pass(which, problem, config, "ieee", device).launches
             signatures |= {repr(kernels_compile.signature(launch)) for launch in launches}
     return {which: sorted(signatures) for which, signatures in found.items()}
 
@@ -49,7 +50,7 @@ def compiled() -> dict[str, dict[str, dict[str, list[str]]]]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", f"from {__name__} import main; main()"],
-        cwd=Path(__file__).parents[2],
+        cwd=BENCH.parent,
         env=environment | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

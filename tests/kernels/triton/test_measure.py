@@ -17,8 +17,6 @@ from ttfs_kernels.triton_backend.launch import device_of
 from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
-pytestmark = pytest.mark.usefixtures("kernels")  # no tables of whoever runs the tests
-
 LINEAR = Problem(5, 1, 1, 17, 7)
 CONV2D = Problem(2, 4, 3, 3, 5, (3, 2), (1, 2), (1, 1))
 FORM = Form.WEIGHTS_FIRST
@@ -28,12 +26,6 @@ FIRST, SECOND, THIRD = (Config(16, 16, 16, 4, stages, FORM) for stages in (1, 2,
 @pytest.fixture(autouse=True)
 def _three_candidates(monkeypatch):
     monkeypatch.setattr(measure, "candidates", lambda *arguments: [FIRST, SECOND, THIRD])
-
-
-@pytest.fixture(autouse=True)
-def _exact_float32(kernels):
-    with kernels.products("fp32"):
-        yield
 
 
 class Clock:
@@ -281,10 +273,14 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(device, monkeypatch, 
         assert list(tmp_path.glob("table*")) == [path]
 
 
-def test_float32_is_measured_in_the_precision_that_is_set(device, kernels, tmp_path):
+def test_float32_is_measured_in_the_precision_that_is_set(device, tmp_path):
     path = tmp_path / "table.json"
-    with kernels.products("tf32"):
-        measure.tune_layers([LINEAR], path, device=device, timer=Clock(1.0))
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    for switch in switches:
+        switch.fp32_precision = "tf32"  # until the test ends
+    measure.tune_layers([LINEAR], path, device=device, timer=Clock(1.0))
+    for switch in switches:
+        switch.fp32_precision = "ieee"
     entries = measure.tune_layers([LINEAR], path, device=device, timer=Clock(1.0))
     assert [entry.precision for entry in entries] == ["tf32"] * 3 + ["ieee"] * 3
 
@@ -303,52 +299,6 @@ def test_foreign_files_and_devices_are_refused(monkeypatch, tmp_path):
     assert not clock.timed
 
 
-@pytest.mark.parametrize("to_folder", [False, True])
-def test_tuned_layers_are_found_again(device, kernels, monkeypatch, tmp_path, capsys, to_folder):
-    """`--tune` without --output serves this user's programs; into the package's folder it serves all."""
-    this = device_of(device)
-    if to_folder:
-        monkeypatch.setattr(choice, "SHIPPED", tmp_path / "tuning")
-    # Three passes of one layer, and grad_x with the surrogate derivative; ours is faster in the first two.
-    times = (2.0, 1.5, 1.0, 3.0, 2.0, 3.0, 3.0, 1.0, 1.0, 5.0, 5.0, 4.0, 1.0, 2.0, 3.0, 4.0)
-    monkeypatch.setattr(measure, "gpu_ms", Clock(*times))
-    sizes = {"height": 4, "width": 3, "in_channels": 3, "out_channels": 5, "kernel": [3, 2]}
-    layers = [kernels.Layer("c", (), sizes)]
-    options = kernels.Options(device=device.type, batch_size=2, dtypes=("fp32",))
-    options.output = tmp_path / "tuning" if to_folder else None
-    problem = layers[0].problem(2, "fp32", 1.0)
-    assert choose("forward", problem, this, "ieee", "auto") == Choice(None, "unmeasured")
-    assert kernels.tune(options, layers) == 0
-    path = (tmp_path / ("tuning" if to_folder else "cache")) / f"{kernels.table_name(device)}.json"
-    assert path in choice.table_paths(this)
-    assert len(read_table(path)) == 4
-    assert choose("forward", problem, this, "ieee", "auto") == Choice(SECOND, "measured")
-    assert choose("grad_x", problem, this, "ieee", "auto") == Choice(THIRD, "measured")
-    assert choose("grad_w", problem, this, "ieee", "auto") == Choice(None, "measured")
-    assert choose("grad_w", problem, this, "ieee", "triton") == Choice(THIRD, "measured")
-    assert f"{path.name} holds 4 measurements; ours is the faster in 2" in capsys.readouterr().out.replace("\n", "")
-
-
-def test_a_wrong_default_fails_the_run_when_all_is_measured(device, kernels, monkeypatch, tmp_path, capsys):
-    spoil(monkeypatch, "grad_x", FIRST, lambda y: y + 1)
-    monkeypatch.setattr(measure, "gpu_ms", Clock(1.0))
-    layers = [kernels.Layer("f", (), {"height": 1, "width": 1, "in_channels": 5, "out_channels": 7})]
-    options = kernels.Options(device=device.type, batch_size=2, dtypes=("fp32",), output=tmp_path)
-    assert kernels.tune(options, layers) == 1
-    assert len(read_table(tmp_path / f"{kernels.table_name(device)}.json")) == 4
-    said = capsys.readouterr().out
-    assert "measure_entry: our kernel's grad_x of" in said
-    assert said.count("must run and agree with float64") == 2  # with the surrogate derivative and without
-
-
-def test_tuning_that_fails_says_so(kernels, device, monkeypatch, tmp_path):
-    monkeypatch.setattr(measure, "unavailable", lambda device, dtype: "it is made of wood")
-    options = kernels.Options(device=device.type, dtypes=("fp32",), output=tmp_path)
-    with pytest.raises(SystemExit, match=r"kernels: tune: device must be able to run .*; it is made of wood"):
-        kernels.tune(options, kernels.load(options.shapes))
-    assert not list(tmp_path.glob("*.json"))
-
-
 @pytest.mark.gpu
 def test_gpu_times_are_the_gpu_s_own():
     """A large copy takes longer than a small one; what prepares a call runs before each and is not counted."""
@@ -357,12 +307,3 @@ def test_gpu_times_are_the_gpu_s_own():
     times = measure.gpu_times_ms(small.clone, lambda: prepared.append(large.clone()), repeats=5)
     assert (len(times), len(prepared)) == (5, 5 + measure.WARM_UP)
     assert 0 < 5 * max(times) < measure.gpu_ms(large.clone)
-
-
-def test_make_gpu_tunes_into_the_package(kernels):
-    """The folder where the package looks, and which its wheel holds."""
-    import _gpu_work
-
-    root = Path(kernels.__file__).parents[1]
-    assert _gpu_work.TABLES == Path(choice.__file__).with_name("tuning")
-    assert '"triton_backend/tuning/*.json"' in (root / "pyproject.toml").read_text(encoding="utf-8")

@@ -1,0 +1,124 @@
+"""Layers that `kernels.py` measures, the number formats that GPUs multiply in, and what a pass would launch."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.triton_backend import passes
+from ttfs_kernels.triton_backend.configs import Config
+from ttfs_kernels.triton_backend.launch import Device
+from ttfs_kernels.triton_backend.passes import Plan
+from ttfs_kernels.triton_backend.problem import Problem
+
+Number = Literal["bf16", "fp16", "tf32", "fp32"]
+WIDE = 2**31  # elements from which offsets exceed 32 bits
+SURROGATE_WIDTH = 0.5  # any above 0 is compiled alike
+
+
+class Format(NamedTuple):
+    """A dtype, and the precision of its products if it is float32, "ieee" or "tf32"."""
+
+    name: str
+    dtype: torch.dtype
+    precision: str
+
+
+FORMATS: dict[Number, Format] = {
+    "bf16": Format("bfloat16", torch.bfloat16, "ieee"),
+    "fp16": Format("float16", torch.float16, "ieee"),
+    "tf32": Format("tf32", torch.float32, "tf32"),
+    "fp32": Format("float32", torch.float32, "ieee"),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer to measure."""
+
+    name: str  # kernel size, input and output channels, side of the maps; "c" is a convolution, "f" fully connected
+    networks: tuple[str, ...]  # layers of networks that have this shape
+    fields: dict[str, Any]  # of `Problem`, without batch and dtype
+    pooled: bool = False  # whether it may compute the pool behind it in one of these networks
+    wide: bool = False  # whether the batch is so large that offsets into activations exceed 32 bits
+
+    def problem(self, batch: int, number: Number, sigma: float, *, surrogate: bool = False) -> Problem:
+        if self.wide:
+            image = self.fields["height"] * self.fields["width"] * self.fields["in_channels"]
+            batch = max(batch, -(-WIDE // image))
+        settings = {"batch": batch, "dtype": FORMATS[number].dtype, "with_slope": sigma > 0}
+        return Problem.from_dict(self.fields | settings | {"surrogate": surrogate and sigma > 0})
+
+
+def load(path: Path) -> list[Layer]:
+    """Layers of a file: a list of objects with `name`, optionally `layers`, `pooled`, `wide`, and fields of `Problem`.
+
+    Raises:
+        ValueError, KeyError, TypeError: something else is in the file; OSError: it cannot be read.
+    """
+    layers = []
+    for fields in json.loads(path.read_text(encoding="utf-8")):
+        name, networks = fields.pop("name"), tuple(fields.pop("layers", ()))
+        flags = {flag: fields.pop(flag, False) for flag in ("pooled", "wide")}
+        layers.append(Layer(name, networks, fields, **flags))
+        layers[-1].problem(1, "fp32", 1.0)  # refuses unknown fields
+    return layers
+
+
+@contextmanager
+def products(number: Number) -> Iterator[None]:
+    """Float32 products in the precision of a number format, ours and the libraries'."""
+    convolutions: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009  (type checkers do not know it)
+    switches = (torch.backends.cuda.matmul, convolutions)
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = FORMATS[number].precision
+    try:
+        yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
+
+
+def plan_pass(which: str, problem: Problem, config: Config | None, precision: str, device: Device) -> Plan:
+    """What one pass with a bias and gradients would launch, planned on the meta device: no memory, no GPU.
+
+    Args:
+        which: "forward", "grad_x", "grad_w", "local_gradient" for what comes before both, or "pool" for the kernel that
+            pools behind a forward pass.
+        problem: the layer. A pool counts in "local_gradient" and "pool", and in a forward pass that pools itself.
+        config: blocks; None for "local_gradient" and "pool", whose blocks are always the same.
+        precision: of float32 products, "ieee" or "tf32".
+        device: what it is planned for.
+    """
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=problem.dtype, device="meta")
+
+    x = empty(problem.batch, problem.height, problem.width, problem.in_channels)
+    weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
+    h = empty(problem.batch, *problem.out_size, problem.out_channels)
+    bias = torch.empty(problem.out_channels, device="meta")  # and weights of a skip
+    neuron = Neuron(float(problem.with_slope), surrogate_width=SURROGATE_WIDTH if problem.surrogate else 0.0)
+    slope_h = h if problem.with_slope else None
+    if which == "pool":
+        return passes.pool(problem, h, slope_h, True)
+    if which == "local_gradient":
+        kept = empty(problem.batch, *problem.pooled_size, problem.out_channels)
+        winner = torch.empty_like(kept, dtype=torch.uint8) if problem.pool > 1 else None
+        gain = kept if problem.with_slope else None
+        delayed = passes.Delayed(h, bias, True, True) if problem.skip else None
+        return passes.local_gradient(problem, kept, kept, gain, neuron, True, True, winner, delayed)
+    assert config is not None
+    if which == "forward":
+        skip = (h, bias) if problem.skip else ()
+        return passes.forward(problem, x, weight, bias, neuron, True, config, precision, device.chip, *skip)
+    if which == "grad_x":
+        return passes.grad_x(problem, h, x, weight, config, precision, slope_h, neuron, device.processors)
+    return passes.grad_w(problem, h, slope_h, x, config, precision, device)

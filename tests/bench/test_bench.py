@@ -1,0 +1,71 @@
+"""What benchmarks share: result files, and the suites that are data."""
+
+import pytest
+
+from tests.bench.modules import modules
+
+accuracy, bench, frontier = modules("accuracy", "_bench", "frontier")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["--device", "cpu", "--output", "/somewhere/else"], ["--device", "cpu"]),
+        (["--output=/somewhere", "runs/mnist"], ["runs/mnist"]),
+        (["/home/somebody/runs/mnist", "--rounds", "5"], ["mnist", "--rounds", "5"]),
+    ],
+)
+def test_commands_say_nothing_of_the_machine(given, kept):
+    assert bench.portable(given) == kept
+
+
+def test_rows_and_circumstances_are_read_back(tmp_path):
+    rows = [{"layer": "conv1, 3×3", "ms": 0.5}, {"layer": "fc1", "ms": None, "note": "slow"}]
+    about = {"command": "python bench/x.py: y", "threads": 1, "totals": {"ours": 2.5}, "cudnn": None}
+    path = bench.write(tmp_path / "new", "x", rows, about)
+    assert path.read_text(encoding="utf-8").startswith("# command: python bench/x.py: y\n# threads: 1\n")
+    assert bench.read(path) == (
+        [{"layer": "conv1, 3×3", "ms": "0.5", "note": ""}, {"layer": "fc1", "ms": "", "note": "slow"}],
+        {"command": "python bench/x.py: y", "threads": "1", "totals": '{"ours": 2.5}'},
+    )
+    assert bench.read(tmp_path / "none.csv") == ([], {})
+
+
+def test_committed_results_say_how_they_came_about():
+    """Each names the command that wrote it, or the commit in every row."""
+    for path in bench.RESULTS.glob("*.csv"):
+        rows, about = bench.read(path)
+        assert rows, path
+        assert "commit" in rows[0] or '"command"' in about.get("triton 3.9.0", "") or "command" in about, path
+
+
+def test_contenders_take_turns_and_ratios_are_of_rounds():
+    assert list(bench.in_turns("abc", 3)) == list("abcbcacab")
+    assert bench.ratio([3.0, 4.0, 20.0], [1.0, 2.0, 4.0]) == 3
+    assert bench.percentiles([3.0, 1.0, 2.0, 1.5, 2.5]) == {"ms_p50": 2.0, "ms_p20": 1.4, "ms_p80": 2.6}
+
+
+def test_refuses_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(bench.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="x: --device cuda must have a GPU that PyTorch can use; found none"):
+        bench.device_of("x", "cuda")
+
+
+@pytest.mark.parametrize("suite", ["mnist", "cifar10", "depth"])
+def test_suites_are_those_of_the_committed_tables(suite):
+    """In order; flags of the earlier tables say what is the default by now."""
+    recipe, rows = accuracy.read_suite(suite)
+    table, _ = bench.read(bench.RESULTS / f"accuracy-{suite}.csv")
+    assert [line["row"] for line in table] == list(rows)
+    for line in table:
+        python, script, *flags = line["command"].split()
+        assert (python, script) == ("python", f"recipes/{recipe}.py")
+        assert suite != "depth" or sorted(flags) == sorted(rows[line["row"]])
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_sweeps_are_valid_options(name, tmp_path):
+    settings = frontier.settings(frontier.Options(name, cpu=True, folder=tmp_path))
+    assert settings.output_dir == tmp_path
+    assert settings.config.is_file()
+    assert settings.target_sparsity[0] == "0.3"

@@ -1,0 +1,160 @@
+"""What the default configurations compile to on every target, and that what must not be built is recognised.
+
+Here Triton interprets; kernels are compiled in a process of its own for each target, which calls `main` below. A chip
+takes about a minute of processor time: by default, one layer for sm_90.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from tests.bench.modules import BENCH, modules
+from ttfs_kernels.triton_backend import standardisation
+from ttfs_kernels.triton_backend.configs import Config, default_config
+from ttfs_kernels.triton_backend.formulation import Form
+from ttfs_kernels.triton_backend.launch import Launch
+from ttfs_kernels.triton_backend.problem import PASSES, Problem
+
+kernels_compile, kernels_layers, machine_code = modules("_kernels_compile", "_kernels_layers", "_machine_code")
+
+DEVICES = kernels_compile.TARGETS
+PROBLEMS = {
+    "few_channels": Problem(64, 32, 32, 3, 64, (3, 3), padding=(1, 1), dtype=torch.bfloat16),
+    "narrow": Problem(64, 32, 32, 64, 64, (3, 3), padding=(1, 1), dtype=torch.bfloat16),
+    "wide": Problem(64, 8, 8, 256, 512, (3, 3), (2, 2), (1, 1), dtype=torch.bfloat16),
+    "linear": Problem(64, 1, 1, 512, 4096, dtype=torch.bfloat16),
+    "tf32": Problem(64, 8, 8, 128, 256, (3, 3), padding=(1, 1)),
+    "small_maps": Problem(256, 2, 2, 512, 512, (3, 3), padding=(1, 1), dtype=torch.bfloat16),
+    "units_of_8": Problem(64, 16, 16, 96, 200, (3, 3), (2, 2), (1, 1), dtype=torch.bfloat16),
+    "units_of_4": Problem(64, 16, 16, 100, 100, (3, 3), padding=(1, 1), dtype=torch.bfloat16),
+    "short": Problem(256, 1, 1, 4096, 100, dtype=torch.bfloat16),
+}
+# Layers of 16 inputs a tap, whose blocks are as narrow as any.
+NARROWEST = {
+    "narrowest": Problem(256, 32, 32, 16, 16, (3, 3), padding=(1, 1), dtype=torch.bfloat16),
+    "narrowest_by_position": Problem(256, 14, 14, 16, 32, (5, 5), dtype=torch.bfloat16),
+}
+WITH_SURROGATE = ("few_channels", "narrow", "wide", "linear", "tf32")
+SURROGATE = " with surrogate"
+BROKEN = ("racing", "starved")
+STANDARDISATION = ("standardise", "standardise_backward")
+NAMES = [
+    *(f"{problem} {which}" for problem in PROBLEMS for which in PASSES),
+    *(f"{problem} grad_x" for problem in NARROWEST),
+    *(f"{problem} {which}{SURROGATE}" for problem in WITH_SURROGATE for which in ("forward", "grad_x")),
+]
+QUICK = ("linear", *STANDARDISATION, *BROKEN)
+CASES = [("sm_90", True), *(pytest.param(target, False, marks=pytest.mark.slow) for target in DEVICES)]
+on_targets = pytest.mark.parametrize(("target", "quick"), CASES)
+
+
+def launches(target: str) -> Iterator[tuple[str, Launch]]:
+    """The contraction of every pass in its default configuration; on sm_90 also two that must not be built."""
+    device = DEVICES[target]
+    for name in NAMES:
+        kind, which = name.split()[:2]
+        problem = dataclasses.replace((PROBLEMS | NARROWEST)[kind], surrogate=name.endswith(SURROGATE))
+        precision = "tf32" if kind == "tf32" else "ieee"
+        config = default_config(which, problem, device.chip, precision, device.processors)
+        yield name, kernels_layers.plan_pass(which, problem, config, precision, device).launches[0]
+    if target == "sm_90":
+        problem, older = PROBLEMS["linear"], DEVICES["sm_80"]
+        # Planned for a chip where the form is safe: planning refuses it for this one.
+        config = default_config("forward", problem, older.chip, "ieee", older.processors)
+        assert config.form == Form.ACTIVATIONS_FIRST
+        yield "racing", kernels_layers.plan_pass("forward", problem, config, "ieee", older).launches[0]
+        starved = Config(128, 128, 64, 4, 3, Form.WEIGHTS_FIRST)
+        yield "starved", kernels_layers.plan_pass("forward", problem, starved, "ieee", device).launches[0]
+    yield from zip(STANDARDISATION, standardisations(), strict=True)
+
+
+def standardisations() -> Iterator[Launch]:
+    """Forward and backward of the hidden layers of a VGG16."""
+    shapes = [(64, 3, 3, 3), (64, 64, 3, 3), (512, 256, 3, 3), *[(512, 512, 3, 3)] * 10, *[(4096, 4096)] * 2]
+    weights = [torch.empty(shape, device="meta") for shape in shapes]
+    gains, out = [torch.empty(len(w), device="meta") for w in weights], [w.bfloat16() for w in weights]
+    stats = standardisation.new_stats(weights)
+    yield from standardisation.forward_launches(weights, gains, out, stats, 1e-12)
+    yield from standardisation.backward_launches(out, weights, gains, weights, gains, stats)
+
+
+def main(target: str, quick: bool) -> None:
+    """Print the machine code of all launches, or of those that are quick, as JSON."""
+    chip = DEVICES[target].chip
+    chosen = [(name, launch) for name, launch in launches(target) if not quick or name.split()[0] in QUICK]
+    print(json.dumps({name: vars(machine_code.inspect(launch, chip)) for name, launch in chosen}))
+
+
+@cache
+def built(target: str, quick: bool) -> dict[str, Any]:
+    """Machine code by the launch's name, from a process where Triton compiles."""
+    variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    words = [sys.executable, "-c", f"from {__name__} import main; main({target!r}, {quick})"]
+    environment = variables | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=BENCH.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for values in found.values():
+        values |= {"loop": Counter(values["loop"]), "serialised": tuple(values["serialised"])}
+    return {name: machine_code.MachineCode(**values) for name, values in found.items()}
+
+
+@on_targets
+def test_defaults_compile_to_clean_loops(target, quick):
+    """On sm_90, no product has its first operand in registers, which may race."""
+    codes = {name: code for name, code in built(target, quick).items() if name not in (*STANDARDISATION, *BROKEN)}
+    assert len(codes) == (5 if quick else len(NAMES))
+    for name, code in codes.items():
+        assert (code.loop_spills, code.serialised, code.loop_register_operands) == (0, (), 0), name
+        assert code.loop_tensor_core > 0, name
+        assert code.programs_per_processor, name
+        if target == "sm_90" and name.startswith(("narrow ", "wide", "linear")):
+            assert code.loop_shared_operands == code.loop["HGMMA"] == code.loop_tensor_core, name
+
+
+@on_targets
+def test_standardisation_of_many_layers_spills_nothing(target, quick):
+    for name in STANDARDISATION:
+        code = built(target, quick)[name]
+        assert code.spilled_bytes == 0
+        assert code.programs_per_processor >= 4
+
+
+@on_targets
+def test_surrogate_adds_one_product_to_grad_x(target, quick):
+    """Twice the products a step; the forward pass has as many as without, and the rule is outside its loop."""
+    codes = built(target, quick)
+    for problem in ("linear",) if quick else WITH_SURROGATE:
+        for which, factor in (("grad_x", 2), ("forward", 1)):
+            plain, surrogate = (codes[f"{problem} {which}{suffix}"] for suffix in ("", SURROGATE))
+            assert surrogate.loop_tensor_core == factor * plain.loop_tensor_core, problem
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_channels_that_are_no_multiple_of_16_are_copied_as_others_are(target):
+    """Straight to shared memory, 8 or 16 bytes at once; a load to registers would be one an element."""
+    for problem in ("units_of_8", "units_of_4", "short"):
+        for which in PASSES:
+            loop = built(target, False)[f"{problem} {which}"].loop
+            assert loop["LDGSTS"] > 0, (problem, which)
+            assert loop["LDG"] == 0, (problem, which)
+
+
+def test_what_must_not_be_built_is_recognised():
+    racing, starved = (built("sm_90", True)[name] for name in BROKEN)
+    assert racing.mixes_operands
+    assert starved.serialised
+    assert all(message.startswith("C75") for message in starved.serialised)
+    assert starved.loop_spills > 0
+    assert starved.spilled_bytes > 0
+    assert starved.registers == 255
