@@ -87,7 +87,7 @@ def train_step(output: str) -> int:
 
 
 def graph(output: str) -> int:
-    """The recipe's loop on the bundled images, by a CUDA graph and without; 1 if losses differ or the graph is slower."""
+    """The recipe's loop on the bundled images, by a CUDA graph and without; 1 if losses differ or a graph is slower."""
     from ttfs_triton.command_line import recipe
     from ttfs_triton.train import TrainConfig, train
     from ttfs_triton.train.recipe import read_recipe
