@@ -293,7 +293,7 @@ def test_counts_survive_json():
     assert values["total"]["spikes"] == sum(layer["spikes"] for layer in values["layers"])
     with pytest.raises(ValueError, match="must be what to_dict gives; got KeyError"):
         Counts.from_dict({"format": 2, "samples": 1})
-    with pytest.raises(ValueError, match=r"must be of format 3 or 2; got None. read_counts takes format 1"):
+    with pytest.raises(ValueError, match=r"must be of format 2 or 3; got None. Evaluate again"):
         Counts.from_dict({"samples": 1})
 
 
