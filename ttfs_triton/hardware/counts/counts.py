@@ -105,24 +105,13 @@ class LayerActivity:
 
 
 FORMAT = 3
-"""Of `Counts.to_dict`, and so of the counts in summary.json and evaluation.json. 1 said neither neuron nor readout, 2
-not which neurons were without input."""
-_READ = (2, FORMAT)
+"""Of `Counts.to_dict`, and so of the counts in summary.json and evaluation.json; 2 lacked `without_input`."""
 
 # Keys of `Counts.total()`: sums over layers.
 SUMMED = (
-    *(
-        "neurons",
-        "inputs",
-        "synapses",
-        "weights",
-        "biases",
-        "spikes",
-        "spikes_delivered",
-        "active_inputs",
-        "synaptic_operations",
-    ),
-    *("nonzero_macs", "analog_macs", "dense_macs", "saturated", "silent", "never_active", "summed_spike_time"),
+    *("neurons", "inputs", "synapses", "weights", "biases", "spikes", "spikes_delivered", "active_inputs"),
+    *("synaptic_operations", "nonzero_macs", "analog_macs", "dense_macs", "saturated", "silent", "never_active"),
+    "summed_spike_time",
 )
 
 
@@ -227,10 +216,10 @@ class Counts:
         Raises:
             ValueError: another format, a key that is missing or is not known.
         """
-        if values.get("format") not in _READ:
+        if values.get("format") not in (2, FORMAT):
             raise ValueError(
-                f"Counts.from_dict: values must be of format {FORMAT} or {_READ[0]}; got {values.get('format')}. "
-                "read_counts takes format 1; a later one needs a later ttfs-triton."
+                f"Counts.from_dict: values must be of format 2 or {FORMAT}; got {values.get('format')}. "
+                "Evaluate again for an earlier one; a later one needs a later ttfs-triton."
             )
         try:
             return cls(
@@ -243,46 +232,3 @@ class Counts:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"Counts.from_dict: values must be what to_dict gives; got {error!r}.") from error
-
-
-# Keys of a layer in format 1, by today's. There "neurons" was a sum over samples, and left out here.
-_KEYS_OF_FORMAT_1 = {
-    "neurons": "neurons_per_sample",
-    "inputs": "inputs_per_sample",
-    "active_inputs": "inputs_active",
-    "never_active": "never_active_per_sample",
-}
-
-
-def read_counts(values: Mapping[str, Any], *, neuron: Neuron, readout: ReadoutTime) -> Counts:
-    """The counts in a summary.json or evaluation.json, in today's format or the one before.
-
-    Args:
-        values: of the file's key "counts".
-        neuron, readout: of the network, which format 1 does not say.
-    Raises:
-        ValueError: another format, or damaged.
-    """
-    if values.get("format", 1) != 1:
-        return Counts.from_dict(values)
-    try:
-        layers = [_layer_of_format_1(layer, neuron) for layer in values["layers"]]
-        encoder = {"neurons": values["input"]["neurons_per_sample"]}
-        encoder |= {key: values["input"][key] for key in ("spikes", "saturated")}
-        by_sample = values["synaptic_operations_by_sample"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"read_counts: values must be counts of format 1 to {FORMAT}; got {error!r}.") from error
-    today = {
-        "format": FORMAT,
-        "layers": layers,
-        "input": encoder,
-        "readout": readout,
-        "synaptic_operations_by_sample": by_sample,
-    }
-    return Counts.from_dict({**values, **today})
-
-
-def _layer_of_format_1(values: Mapping[str, Any], neuron: Neuron) -> dict[str, Any]:
-    known = {field.name for field in dataclasses.fields(LayerCounts)} - {"neuron", "without_input"}
-    layer = {key: values[_KEYS_OF_FORMAT_1.get(key, key)] for key in known}
-    return layer | {"neuron": dataclasses.asdict(neuron) if values["kind"] in ("spiking", "readout") else None}
