@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counts import Counts
-from ttfs_triton.hardware.counts.layer_counter import FIXED, InputCounter, LayerCounter
+from ttfs_triton.hardware.counts.layer_counter import InputCounter, LayerCounter, network_counts, sums_by_sample
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.trace import network_graph
 
@@ -146,44 +146,18 @@ class Counter:
         Raises:
             ValueError: nothing was counted.
         """
-        if not all(counter.arrived for counter in self._layers):
+        if not all(counter.synapses.arrived for counter in self._layers):
             raise ValueError("count: the network must run inside the block; it did not. Give it images there.")
-        vectors = [counter.sums() for counter in (*self._layers, self._input)]
+        vectors = [*(counter.sums() for counter in self._layers), self._input.sums]
         sums = torch.cat([vector.to(vectors[0].device) for vector in vectors])  # the encoder's wait on the CPU for one
         times = torch.stack([counter.summed_spike_time() for counter in self._layers])
+        by_sample: Sequence[Sequence[int]] = ((), ())
+        if self._by_sample:
+            spikes, synapses = zip(*((own.spikes_by_sample, own.synapses) for own in self._layers), strict=True)
+            by_sample = sums_by_sample(spikes, synapses)
         if accelerator is not None and accelerator.num_processes > 1:
             sums, times = (torch.as_tensor(accelerator.reduce(values, "sum")) for values in (sums, times))
+            by_sample = [gather_object(list(values)) for values in by_sample] if self._by_sample else by_sample
         *read, encoder = sums.cpu().split([len(vector) for vector in vectors])
-        delivered: dict[str | None, int] = {}  # spikes that reach later layers, behind pooling
-        for counter, values in zip(self._layers, read, strict=True):
-            arrived, skipped = int(values[FIXED.index("active_inputs")]), int(values[FIXED.index("skipped")])
-            for wire, spikes in ((counter.stage.input, arrived - skipped), (counter.stage.skip, skipped)):
-                if wire is not None:
-                    delivered[wire.source] = delivered.get(wire.source, 0) + spikes
-        layers = tuple(
-            counter.read(values, time, delivered.get(counter.stage.name, 0))
-            for counter, values, time in zip(self._layers, read, times.tolist(), strict=True)
-        )
-        spikes, synaptic_operations = self._samples(accelerator)
-        return Counts(
-            samples=layers[0].samples,
-            layers=layers,
-            input=self._input.read(encoder),
-            readout=self._graph.readout_time,
-            spikes_by_sample=spikes,
-            synaptic_operations_by_sample=synaptic_operations,
-        )
-
-    def _samples(self, accelerator: Accelerator | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Spikes and synaptic operations of each sample."""
-        if not self._by_sample:
-            return (), ()
-        spikes = torch.stack([counter.spikes_by_sample() for counter in self._layers]).sum(0)
-        synaptic_operations = torch.zeros_like(spikes)
-        for counter in self._layers:
-            if counter.adds_to_slope:
-                synaptic_operations += counter.operations_by_sample()
-        found = [spikes.tolist(), synaptic_operations.tolist()]
-        if accelerator is not None and accelerator.num_processes > 1:
-            found = [gather_object(values) for values in found]
-        return tuple(found[0]), tuple(found[1])
+        layers = [own.read(*values) for own, *values in zip(self._layers, read, times.tolist(), strict=True)]
+        return network_counts(self._graph, layers, self._input.read(encoder), by_sample)

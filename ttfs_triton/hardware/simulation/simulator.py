@@ -1,6 +1,5 @@
 """A trained network as clock-driven hardware would run it: integer time stamps, integer weights, one spike a neuron."""
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, Literal
@@ -8,10 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.hardware.counts.counts import Counts, InputCounts
+from ttfs_triton.hardware.counts.counts import Counts
+from ttfs_triton.hardware.counts.layer_counter import InputCounter, network_counts, sums_by_sample
+from ttfs_triton.hardware.simulation.clocked_counter import ClockedCounter
 from ttfs_triton.hardware.simulation.faulty import FaultyChip
 from ttfs_triton.hardware.simulation.simulation import Engine, Simulation, SimulationSettings
-from ttfs_triton.hardware.simulation.tally import LayerTally
 from ttfs_triton.nn.clock import Clock, CompareAt, Ramp
 from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, Membrane
 from ttfs_triton.nn.clocked_readout import ClockedReadout
@@ -193,13 +193,13 @@ class Simulator:
         self._clock = Clock(settings.steps, settings.compare_at)
         self._register = None if settings.state_bits is None else largest_integer(settings.state_bits)
         self._device = graph.readout.weight.device
-        self._samples, self._input = 0, (0, torch.zeros(2, dtype=torch.int64, device=self._device))
+        self._samples, self._input = 0, InputCounter(self._device)
         self._kept: dict[str, list[Tensor]] = {stage.name: [] for stage in graph.stages}
         self._decisions: list[tuple[Tensor, ...]] = []
         self._labels: list[Tensor] = []
         self._faulty = FaultyChip(settings.faults, self._clock, settings.seed) if settings.faults else None
         self._layers: dict[str, ClockedLayer | AnalogLayer] = {}
-        self._tallies: dict[str, LayerTally] = {}
+        self._counters: dict[str, ClockedCounter] = {}
         for stage, weight in zip(graph.stages, weights, strict=True):
             if weight is None:
                 continue
@@ -207,7 +207,9 @@ class Simulator:
                 weight = self._faulty.weights(weight)
             self._layers[stage.name] = self._prepare(stage, weight)
             window = stage.layer.window if isinstance(stage.layer, FirstSpikeReadout) else 1.0
-            self._tallies[stage.name] = LayerTally(stage.name, stage.weighted, self._clock, window, settings.gating)
+            self._counters[stage.name] = ClockedCounter(
+                stage.name, stage.weighted, self._clock, window, settings.gating
+            )
 
     def _prepare(self, stage: Stage, weight: QuantisedWeight) -> ClockedLayer | AnalogLayer:
         layer = stage.layer
@@ -239,65 +241,58 @@ class Simulator:
 
     def _emit(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         """What a stage emits, as steps that remain in its window, 0 for silent neurons."""
-        layer, tally = self._layers.get(stage.name), self._tallies.get(stage.name)
-        if layer is None or tally is None:
+        layer, counter = self._layers.get(stage.name), self._counters.get(stage.name)
+        if layer is None or counter is None:
             instant = self._left(stage, self._clock.encode(stage.layer(inputs)))
-            self._add_input(instant)
+            self._input.update(self._clock.remaining(instant) / self._clock.steps)
         elif isinstance(layer, AnalogLayer):
-            instant = self._fire_analog(stage, layer, tally, inputs)
+            instant = self._fire_analog(stage, layer, counter, inputs)
         elif isinstance(layer, ClockedReadout):
-            instant = self._read_out(layer, tally, inputs)
+            instant = self._read_out(layer, counter, inputs)
         else:
-            instant = self._fire(stage, layer, tally, inputs, skip)
+            instant = self._fire(stage, layer, counter, inputs, skip)
         self._keep_stamps(stage.name, instant)
         return self._clock.remaining(instant)
-
-    def _add_input(self, instant: Tensor) -> None:
-        step = self._clock.step_of(instant)
-        self._input = (
-            math.prod(step.shape[1:]),
-            self._input[1] + torch.stack([(step < self._clock.steps).sum(), (step == 0).sum()]),
-        )
 
     def _left(self, stage: Stage, instant: Tensor) -> Tensor:
         """Spikes of a stage that are left of these, by the indices of their instants."""
         return instant if self._faulty is None else self._faulty.spikes(stage, instant)
 
-    def _fire_analog(self, stage: Stage, layer: AnalogLayer, tally: LayerTally, images: Tensor) -> Tensor:
+    def _fire_analog(self, stage: Stage, layer: AnalogLayer, counter: ClockedCounter, images: Tensor) -> Tensor:
         assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
         images = layer.layer.normalise(images)
-        tally.add_inputs(images)
+        counter.synapses.add(images)
         slope = layer.slope(images)
         instant = self._left(stage, self._clock.encode(layer.activations(images)))
-        tally.add_spikes(instant)
-        tally.add_firing(instant, slope)
+        counter.add_spikes(instant)
+        counter.add_firing(instant, slope)
         return instant
 
     def _fire(
-        self, stage: Stage, layer: ClockedLayer, tally: LayerTally, inputs: Tensor, skip: Tensor | None
+        self, stage: Stage, layer: ClockedLayer, counter: ClockedCounter, inputs: Tensor, skip: Tensor | None
     ) -> Tensor:
-        membrane, earliest = self._integrate(layer, tally, inputs, skip)
+        membrane, earliest = self._integrate(layer, counter, inputs, skip)
         instant = self._left(stage, self._first_instant(layer.ramp(), membrane))
-        tally.add_spikes(instant)
-        tally.add_firing(instant, earliest if layer.persistence else None)
+        counter.add_spikes(instant)
+        counter.add_firing(instant, earliest if layer.persistence else None)
         return instant
 
     def _integrate(
-        self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor, skip: Tensor | None = None
+        self, layer: ClockedLayer, counter: ClockedCounter, inputs: Tensor, skip: Tensor | None = None
     ) -> tuple[Membrane, Tensor]:
-        tally.add_inputs(inputs, skip)
+        counter.synapses.add(inputs, skip)
         integrate = layer.integrate if self._settings.engine == "summed" else layer.integrate_stepped
         membrane, earliest = integrate(inputs, skip), layer.earliest_input(inputs, skip)
-        tally.add_integration(earliest, membrane.potential.shape[1] // earliest.shape[1])
+        counter.add_integration(earliest, membrane.potential.shape[1] // earliest.shape[1])
         return membrane, earliest
 
     def _first_instant(self, ramp: Ramp, membrane: Membrane) -> Tensor:
         find = ramp.first_instant if self._settings.engine == "summed" else ramp.first_instant_stepped
         return find(*membrane).long()
 
-    def _read_out(self, layer: ClockedReadout, tally: LayerTally, inputs: Tensor) -> Tensor:
+    def _read_out(self, layer: ClockedReadout, counter: ClockedCounter, inputs: Tensor) -> Tensor:
         readout = layer.readout
-        membrane, earliest = self._integrate(layer, tally, inputs)
+        membrane, earliest = self._integrate(layer, counter, inputs)
         instant = decisive = self._first_instant(layer.own_ramp(), membrane)
         at_end = isinstance(readout, PotentialReadout) and readout.at == "end"
         found, score = layer.decide(membrane, instant), layer.score(membrane, at_end=at_end).argmax(1)
@@ -307,11 +302,11 @@ class Simulator:
             # Statistics show these neurons on the hidden layers' ramp, without the common initial potential.
             instant = layer.on_hidden_ramp(membrane).long()
             if at_end and layer.persistence:
-                tally.add_end_of_window(earliest, instant.shape[1])
+                counter.add_end_of_window(earliest, instant.shape[1])
         else:
             first = instant.amin(1, keepdim=True) if self._settings.gating else instant
-            tally.add_firing(first.expand_as(instant), earliest if layer.persistence else None)
-        tally.add_spikes(instant)
+            counter.add_firing(first.expand_as(instant), earliest if layer.persistence else None)
+        counter.add_spikes(instant)
         return decisive
 
     def _keep_stamps(self, name: str, instant: Tensor) -> None:
@@ -344,29 +339,15 @@ class Simulator:
             latency_steps=latency,
             potential_latency_steps=windows * steps,
             counts=self._counts(),
-            activity=tuple(tally.activity() for tally in self._tallies.values()),
+            activity=tuple(counter.activity() for counter in self._counters.values()),
             spike_steps=kept if self._keep != 0 else None,
         )
 
     def _counts(self) -> Counts:
-        tallies, delivered = self._tallies.values(), dict[str | None, int]()
-        for stage in self._graph.weighted:
-            tally = self._tallies[stage.name]
-            skipped = int(tally.skipped)
-            for wire, arrived in ((stage.input, int(tally.active_inputs) - skipped), (stage.skip, skipped)):
-                if wire is not None:
-                    delivered[wire.source] = delivered.get(wire.source, 0) + arrived
-        spikes = torch.stack([torch.cat(tally.sample_spikes) for tally in tallies]).sum(0)
-        synaptic_operations = torch.zeros_like(spikes)
-        for tally in tallies:
-            if tally.adds_to_slope:
-                synaptic_operations += torch.cat(tally.sample_operations)
-        neurons, sums = self._input
-        return Counts(
-            samples=self._samples,
-            layers=tuple(tally.counts(delivered.get(tally.name, 0)) for tally in tallies),
-            input=InputCounts(neurons, *sums.tolist()),
-            readout=self._graph.readout_time,
-            spikes_by_sample=tuple(spikes.tolist()),
-            synaptic_operations_by_sample=tuple(synaptic_operations.tolist()),
+        counters = self._counters.values()
+        return network_counts(
+            self._graph,
+            [counter.counts(self._samples) for counter in counters],
+            self._input.read(self._input.sums),
+            sums_by_sample([own.spikes_by_sample for own in counters], [own.synapses for own in counters]),
         )
