@@ -18,8 +18,7 @@ from ttfs_triton.nn.clocked_readout import ClockedReadout
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.graph import NetworkGraph, Stage
-from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.integers import QuantisedWeight, check_bits, exact_products, largest_integer, quantise_weight
+from ttfs_triton.nn.integers import QuantisedWeight, exact_products, largest_integer, quantise_weight
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.trace import network_graph
@@ -29,9 +28,6 @@ CPU_SAMPLES = 50
 
 Own = Literal["network"]
 """As the network's grid has it."""
-
-# Finer clocks are no hardware, and float32 closed forms are no better.
-MOST_STEPS = 4096
 
 
 @torch.no_grad()
@@ -97,16 +93,18 @@ def simulate(
         ['conv1', 'conv2', 'fc1', 'readout']
     """
     graph, batches = graph_of_batches("simulate", model, batches)
-    chosen = on_grid(
+    settings = SimulationSettings.of(
         graph.grid,
         steps=steps,
         weight_bits=weight_bits,
         per_channel=per_channel,
         state_bits=state_bits,
         compare_at=compare_at,
+        gating=gating,
+        engine=engine,
+        faults=faults,
+        seed=seed,
     )
-    settings = SimulationSettings(**chosen, gating=gating, engine=engine, faults=faults, seed=seed)
-    check_settings("simulate", settings)
     if keep_spike_times < 0:
         raise ValueError(f"simulate: keep_spike_times must be a bool or at least 0; got {keep_spike_times}.")
     keep = None if keep_spike_times is True else int(keep_spike_times)
@@ -130,27 +128,6 @@ def graph_of_batches(function: str, model: nn.Module, batches: Iterable[Any]) ->
     graph = network_graph(model, images_and_labels(first)[0].shape[1:])
     graph.require_spiking()
     return graph, chain((first,), remaining)
-
-
-def check_settings(function: str, settings: SimulationSettings) -> None:
-    """Raise ValueError, in the name of a function, unless settings are in range."""
-    if not 1 <= settings.steps <= MOST_STEPS:
-        raise ValueError(f"{function}: steps must be 1 to {MOST_STEPS}; got {settings.steps}.")
-    check_bits(function, settings.weight_bits)
-    if settings.state_bits is not None and not 4 <= settings.state_bits <= 62:
-        raise ValueError(f"{function}: state_bits must be 4 to 62, or None; got {settings.state_bits}.")
-    for name, choices in (("compare_at", ("middle", "start")), ("engine", ("summed", "stepped"))):
-        if getattr(settings, name) not in choices:
-            raise ValueError(f"{function}: {name} must be one of {choices}; got {getattr(settings, name)!r}.")
-
-
-def on_grid(grid: Grid | None, **settings: Any) -> dict[str, Any]:
-    """Settings of a simulation, those of the grid in the place of "network"."""
-    own: dict[str, Any] = {"steps": 64, "weight_bits": 8, "per_channel": True, "state_bits": None}
-    own["compare_at"] = "middle"
-    if grid is not None:
-        own = {name: getattr(grid, "time_steps" if name == "steps" else name) for name in own}
-    return {name: own[name] if value == "network" else value for name, value in settings.items()}
 
 
 def quantise_stages(graph: NetworkGraph, bits: int | None, per_channel: bool) -> list[QuantisedWeight | None]:
@@ -178,7 +155,7 @@ class Simulator:
     Args:
         graph: of a spiking network.
         weights: from `quantise_stages`, which several simulators may share.
-        settings: checked ones.
+        settings: steps, bits and the rest.
         keep: first samples whose spike times are kept; None for all.
     """
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import nn
 
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import (
     Simulator,
-    check_settings,
     graph_of_batches,
     images_and_labels,
     quantise_stages,
@@ -132,10 +131,18 @@ def sweep(
     grid = [
         [SimulationSettings(number, bits, per_channel, compare_at, gating) for number in steps] for bits in weight_bits
     ]
-    _check(grid, batches)
+    if not grid or not grid[0]:
+        raise ValueError("sweep: steps and weight_bits must not be empty; got nothing to sweep over.")
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            f"sweep: batches must be able to be gone through again; got {type(batches).__name__}, which ends after one "
+            "pass. Pass a DataLoader, or list(batches)."
+        )
     rows, samples = [], None
     graph, _ = graph_of_batches("sweep", model, batches)
-    with _progress_bar(progress) as bar:
+    console = Console(stderr=True, force_terminal=progress or None)
+    shown = console.is_terminal if progress is None else progress
+    with Progress(console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task("", total=None)
         for place, settings in enumerate(grid):
             bits, done = settings[0].weight_bits, 0
@@ -161,19 +168,6 @@ def sweep(
     return Sweep(samples, tuple(rows), chip)
 
 
-def _check(grid: Sequence[Sequence[SimulationSettings]], batches: Iterable[Any]) -> None:
-    if not grid or not grid[0]:
-        raise ValueError("sweep: steps and weight_bits must not be empty; got nothing to sweep over.")
-    for settings in grid:
-        for each in settings:
-            check_settings("sweep", each)
-    if isinstance(batches, Iterator):
-        raise ValueError(
-            f"sweep: batches must be able to be gone through again; got {type(batches).__name__}, which ends after one "
-            "pass. Pass a DataLoader, or list(batches)."
-        )
-
-
 def _row(found: Simulation, price: Price | None) -> SweepRow:
     counts, samples = found.counts, found.samples
     return SweepRow(
@@ -186,17 +180,4 @@ def _row(found: Simulation, price: Price | None) -> SweepRow:
         latency_steps=found.mean_latency_steps,
         ties=found.ties / samples,
         energy_pj=None if price is None else float(price(found)),
-    )
-
-
-def _progress_bar(shown: bool | None) -> Progress:
-    console = Console(stderr=True, force_terminal=True if shown else None)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (console.is_terminal if shown is None else shown),
-        transient=True,
     )
