@@ -14,10 +14,9 @@ from ttfs_triton.hardware.energy.compare import (
     compare,
 )
 from ttfs_triton.hardware.energy.estimate import Swing, estimate, sensitivity
-from ttfs_triton.hardware.energy.ledger import Estimate, Term
-from ttfs_triton.hardware.energy.power import power_uw
 from ttfs_triton.hardware.energy.prices import Price, Range
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.terms import Estimate, Term
 from ttfs_triton.hardware.energy.verdict import Verdict, fair_chip, verdict
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import simulate
@@ -56,7 +55,6 @@ __all__ = [
     "estimate",
     "fair_chip",
     "load_chip",
-    "power_uw",
     "rate_coded",
     "sensitivity",
     "simulate",

@@ -159,5 +159,5 @@ class Counter:
             sums, times = (torch.as_tensor(accelerator.reduce(values, "sum")) for values in (sums, times))
             by_sample = [gather_object(list(values)) for values in by_sample] if self._by_sample else by_sample
         *read, encoder = sums.cpu().split([len(vector) for vector in vectors])
-        layers = [own.read(*values) for own, *values in zip(self._layers, read, times.tolist(), strict=True)]
+        layers = [own.read(sums, time) for own, sums, time in zip(self._layers, read, times.tolist(), strict=True)]
         return network_counts(self._graph, layers, self._input.read(encoder), by_sample)

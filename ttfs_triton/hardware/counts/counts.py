@@ -62,6 +62,16 @@ class LayerCounts(LayerStatistics):
         if self.kind in ("spiking", "readout") and self.neuron is None:
             raise ValueError(f"LayerCounts: neuron must be given for a {self.kind} layer; got None.")
 
+    @property
+    def psp_persistence(self) -> float:
+        """σ; 0 for real-valued neurons, whose potential has no slope."""
+        return 0.0 if self.neuron is None else self.neuron.psp_persistence
+
+    @property
+    def shared_weights(self) -> bool:
+        """Whether several synapses share a weight: those of a convolution do."""
+        return self.weights < self.synapses
+
     def to_dict(self) -> dict[str, Any]:
         """All counts as JSON values, and "silent"."""
         return dataclasses.asdict(self) | {"silent": self.silent, "histogram": list(self.histogram)}
@@ -107,12 +117,13 @@ class LayerActivity:
 FORMAT = 3
 """Of `Counts.to_dict`, and so of the counts in summary.json and evaluation.json; 2 lacked `without_input`."""
 
-# Keys of `Counts.total()`: sums over layers.
-SUMMED = (
-    *("neurons", "inputs", "synapses", "weights", "biases", "spikes", "spikes_delivered", "active_inputs"),
-    *("synaptic_operations", "nonzero_macs", "analog_macs", "dense_macs", "saturated", "silent", "never_active"),
-    "summed_spike_time",
+# Of a layer, summed over samples.
+OF_ALL_SAMPLES = (
+    *("spikes", "spikes_delivered", "active_inputs", "synaptic_operations", "nonzero_macs", "analog_macs"),
+    *("dense_macs", "saturated", "summed_spike_time"),
 )
+# Keys of `Counts.total()`: sums over layers.
+SUMMED = ("neurons", "inputs", "synapses", "weights", "biases", "silent", "never_active", *OF_ALL_SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,31 @@ class Counts:
         outputs = sum(layer.neurons for layer in self.layers if layer.kind == "readout")
         spikes = sum(layer.spikes + (layer.without_input or 0) for layer in hidden) + outputs * self.samples
         return spikes / ((sum(layer.neurons for layer in hidden) + outputs) * self.samples)
+
+    def averages(self) -> tuple[LayerCounts, ...]:
+        """Layers as one sample has them: what they did is an average over samples, and no whole number.
+
+        Raises:
+            ValueError: no samples, or no layers.
+        """
+        if self.samples < 1 or not self.layers:
+            found = f"{self.samples} and {len(self.layers)}"
+            raise ValueError(f"estimate: counts must be of at least one sample and layer; got {found}.")
+        each = 1 / self.samples
+        return tuple(
+            dataclasses.replace(layer, samples=1, **{key: getattr(layer, key) * each for key in OF_ALL_SAMPLES})
+            for layer in self.layers
+        )
+
+    def firing_more(self, factor: float) -> Counts:
+        """The same network if hidden neurons fired `factor` times as often, at the same times, for the same inputs."""
+        own = ("spikes", "spikes_delivered", "saturated", "summed_spike_time")
+        layers = []
+        for place, layer in enumerate(self.layers):
+            changed = own if place == 0 else (*own, "synaptic_operations", "nonzero_macs")
+            changes = {key: getattr(layer, key) * factor for key in changed}
+            layers.append(dataclasses.replace(layer, **changes))
+        return dataclasses.replace(self, layers=tuple(layers))
 
     def total(self) -> dict[str, Any]:
         """Sums over layers, by the keys of a layer."""

@@ -11,11 +11,10 @@ from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import as_chip
-from ttfs_triton.hardware.energy.estimate import estimate, spiking_estimate
-from ttfs_triton.hardware.energy.ledger import Estimate
-from ttfs_triton.hardware.energy.operations import averages
+from ttfs_triton.hardware.energy.estimate import estimate
 from ttfs_triton.hardware.energy.prices import Range
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.terms import Estimate
 from ttfs_triton.hardware.energy.verdict import Verdict, verdict
 from ttfs_triton.wording import energy
 
@@ -56,13 +55,10 @@ def break_even_firing_share(
     Raises:
         ValueError: as `estimate` does.
     """
-    chip, layers = as_chip(chip), averages("break_even", counts)
-    input_spikes = counts.input.spikes / counts.samples
-    options = replace(options, activity=None)
+    chip, options = as_chip(chip), replace(options, activity=None)
 
     def ours(factor: float) -> float | None:
-        scaled = [layer.fired_more(factor) for layer in layers]
-        return _nominal(spiking_estimate("network", scaled, input_spikes, chip, options, counts.samples), measure)
+        return _nominal(estimate(counts.firing_more(factor), chip, options), measure)
 
     target = _nominal(dense_ann(counts, chip, options=options), measure)
     factor = _crossing(ours, target)
@@ -88,8 +84,7 @@ def break_even_rate(
         ValueError: as `estimate` does.
     """
     chip = as_chip(chip)
-    layers, input_spikes = averages("break_even", counts), counts.input.spikes / counts.samples
-    target = _nominal(spiking_estimate("network", layers, input_spikes, chip, options, counts.samples), measure)
+    target = _nominal(estimate(counts, chip, options), measure)
 
     def rated(rate: float) -> float | None:
         return _nominal(rate_coded(counts, chip, RateCode(rate_steps, rate), options=options), measure)

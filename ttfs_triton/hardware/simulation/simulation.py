@@ -60,7 +60,7 @@ class SimulationSettings:
     @classmethod
     def of(cls, grid: Grid | None, **chosen: Any) -> SimulationSettings:
         """Settings with those of a network's grid in the place of "network", and without a grid the defaults."""
-        own = {field.name: field.default for field in dataclasses.fields(cls)}
+        own: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
         if grid is not None:
             own |= {"steps": grid.time_steps, **grid.to_dict()}
         return cls(**{name: own[name] if value == "network" else value for name, value in chosen.items()})
