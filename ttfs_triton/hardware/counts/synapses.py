@@ -6,9 +6,9 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ttfs_triton.nn.clocked import earliest_input
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
 
 
@@ -91,12 +91,7 @@ def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = 
     """
     if not isinstance(layer, WeightedConv2d):
         return None
-    rows, columns = layer.padding
-    padded = F.pad(inputs.amax(1, keepdim=True), (columns, columns, rows, rows))
-    strongest = F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
-    if skip is not None:
-        strongest = torch.maximum(strongest, skip.amax(1, keepdim=True))
-    return (strongest > 0).to(inputs.dtype)
+    return (earliest_input(layer, inputs, skip).amax(1, keepdim=True) > 0).to(inputs.dtype)
 
 
 def neurons_without_input(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> Tensor:
@@ -110,17 +105,7 @@ def neurons_without_input(layer: WeightedLayer, inputs: Tensor, skip: Tensor | N
         inputs: activations [N, channels, height, width] or [N, features].
         skip: delayed spikes, one a neuron, or None.
     """
-    groups = layer.groups if isinstance(layer, WeightedConv2d) else 1
     bias = layer.with_batch_norm(layer.weight)[1]
     still = torch.ones(layer.weight.shape[0], device=inputs.device) if bias is None else (bias == 0).float()
-    reached = inputs.unflatten(1, (groups, -1)).amax(2)
-    if isinstance(layer, WeightedConv2d):
-        rows, columns = layer.padding
-        padded = F.pad(reached, (columns, columns, rows, rows))
-        reached = F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
-    if skip is not None:
-        reached = reached.repeat_interleave(skip.shape[1] // groups, 1)
-        silent = (torch.maximum(reached, skip) <= 0).transpose(0, 1).flatten(1).sum(1, dtype=torch.float64)
-        return (silent * still).sum().long()
-    fields = (reached <= 0).transpose(0, 1).flatten(1).sum(1, dtype=torch.float64)  # of each group
-    return (fields * still.view(groups, -1).sum(1)).sum().long()
+    unreached = (earliest_input(layer, inputs, skip) <= 0).transpose(0, 1).flatten(1).sum(1, dtype=torch.float64)
+    return (unreached * still.view(len(unreached), -1).sum(1)).sum().long()  # of each group, or channel

@@ -30,7 +30,7 @@ class ClockedCounter:
         self._ever = torch.zeros(0, dtype=torch.bool, device=device)
 
     def add_integration(self, earliest: Tensor, channels: int) -> None:
-        """Add the integration window's updates: `ClockedLayer.earliest_input`, each for so many channels."""
+        """Add the integration window's updates: `earliest_input`, each for so many channels."""
         cycles = earliest.sum(dtype=torch.float64).long() if self._gating else earliest.numel() * self._clock.steps
         self._integration += cycles * channels
 
@@ -47,7 +47,7 @@ class ClockedCounter:
 
         Args:
             instant: [N, C, ...] indices of the instants at which neurons fire, and rest from then on.
-            slope: `ClockedLayer.earliest_input`, 0 where a neuron has no slope; None if no neuron's slope persists.
+            slope: `earliest_input`, 0 where a neuron has no slope; None if no neuron's slope persists.
         """
         compares = (instant + 1).clamp_max_(self._never) if self._gating else torch.full_like(instant, self._never)
         self._compares += compares.sum()

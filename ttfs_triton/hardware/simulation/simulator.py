@@ -13,13 +13,11 @@ from ttfs_triton.hardware.simulation.clocked_counter import ClockedCounter
 from ttfs_triton.hardware.simulation.faulty import FaultyChip
 from ttfs_triton.hardware.simulation.simulation import Engine, Simulation, SimulationSettings
 from ttfs_triton.nn.clock import Clock, CompareAt, Ramp
-from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, Membrane
-from ttfs_triton.nn.clocked_readout import ClockedReadout
+from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, ClockedReadout, Membrane, earliest_input
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, largest_integer, quantise_weight
-from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.trace import network_graph
 
@@ -191,13 +189,10 @@ class Simulator:
     def _prepare(self, stage: Stage, weight: QuantisedWeight) -> ClockedLayer | AnalogLayer:
         layer = stage.layer
         if isinstance(layer, AnalogEncoder | SignedEncoder):
-            persistence = layer.neuron.psp_persistence if isinstance(layer, SignedEncoder) else 0.0
-            return AnalogLayer(layer, weight, stage.synapses()[1], persistence)
+            return AnalogLayer(layer, weight, stage.synapses()[1])
         if isinstance(layer, Readout):
             return ClockedReadout(layer, weight, self._clock, register=self._register)
-        assert isinstance(layer, DFTConv2d | DFTLinear)
-        persistence = layer.neuron.psp_persistence
-        return ClockedLayer(layer, weight, self._clock, psp_persistence=persistence, register=self._register)
+        return ClockedLayer(stage.weighted, weight, self._clock, register=self._register)
 
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor | None = None) -> None:
@@ -239,10 +234,10 @@ class Simulator:
         assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
         images = layer.layer.normalise(images)
         counter.synapses.add(images)
-        slope = layer.slope(images)
         instant = self._left(stage, self._clock.encode(layer.activations(images)))
         counter.add_spikes(instant)
-        counter.add_firing(instant, slope)
+        bright = earliest_input(layer.layer, (images > 0).to(images.dtype)) if layer.persistence else None
+        counter.add_firing(instant, bright)
         return instant
 
     def _fire(
@@ -259,7 +254,7 @@ class Simulator:
     ) -> tuple[Membrane, Tensor]:
         counter.synapses.add(inputs, skip)
         integrate = layer.integrate if self._settings.engine == "summed" else layer.integrate_stepped
-        membrane, earliest = integrate(inputs, skip), layer.earliest_input(inputs, skip)
+        membrane, earliest = integrate(inputs, skip), earliest_input(layer.layer, inputs, skip)
         counter.add_integration(earliest, membrane.potential.shape[1] // earliest.shape[1])
         return membrane, earliest
 
