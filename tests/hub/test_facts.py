@@ -113,7 +113,7 @@ def test_part_of_the_test_images_is_not_taken_for_all(run, tmp_path, evaluation)
 
 def test_damaged_and_later_counts_are_refused(run):
     summary = json.loads((run / "summary.json").read_text())
-    for counts, message in (({"format": 4}, "of format 2 or 3; got 4"), ({"format": 3}, "to_dict gives; got KeyError")):
+    for counts, message in (({"format": 4}, "of format 2 or 3; got 4"), ({"format": 3}, "to_dict gives; got samples")):
         (run / "summary.json").write_text(json.dumps(summary | {"counts": counts}))
         with pytest.raises(LoadError, match=message):
             read_facts(find_model(run))

@@ -22,9 +22,9 @@ from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.hardware import count, load_chip
 from ttfs_triton.model import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
+from ttfs_triton.nn.chip import check_registers
 from ttfs_triton.nn.graph import NetworkError
 from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.registers import check_registers
 from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError
 

@@ -95,7 +95,7 @@ def test_passes_over_other_samples_are_rejected():
 
 
 def test_no_samples_are_rejected():
-    with pytest.raises(ValueError, match="sweep: batches must not be empty; got none"):
+    with pytest.raises(ValueError, match="simulate: batches must not be empty; got none"):
         small_sweep(batches=[])
 
 

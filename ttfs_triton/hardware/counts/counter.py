@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -56,22 +57,34 @@ def count(
         >>> 0 <= counts.sparsity <= 1
         True
     """
-    device, remaining = next(model.parameters()).device, iter(batches)
-    images_of = (batch if isinstance(batch, Tensor) else batch[0] for batch in remaining)
-    first = next(images_of, None)
-    if first is None:
-        raise ValueError("count: batches must not be empty; got none.")
-    graph = network_graph(model, first.shape[1:])
+    graph, remaining = graph_of_batches("count", model, batches)
+    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     counter = Counter(graph, histogram_bins, histogram_samples, by_sample)
     try:
         with counter:
-            for images in chain((first,), images_of):
-                model(images.to(device, non_blocking=True))
+            for batch in remaining:
+                model(images_and_labels(batch)[0].to(device, non_blocking=True))
     finally:
         model.train(was_training)
     return counter.counts(accelerator)
+
+
+def graph_of_batches(function: str, model: nn.Module, batches: Iterable[Any]) -> tuple[NetworkGraph, Iterable[Any]]:
+    """The graph of a model for the images of batches, and all of the batches; raises in the name of a function."""
+    remaining = iter(batches)
+    first = next(remaining, None)
+    if first is None:
+        raise ValueError(f"{function}: batches must not be empty; got none. A generator gives its batches only once.")
+    return network_graph(model, images_and_labels(first)[0].shape[1:]), chain((first,), remaining)
+
+
+def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Images and, if there are, labels of a batch."""
+    if isinstance(batch, Tensor):
+        return batch, None
+    return batch[0], batch[1] if len(batch) > 1 else None
 
 
 @contextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.graph import ReadoutTime
@@ -76,14 +78,6 @@ class LayerCounts(LayerStatistics):
         """All counts as JSON values, and "silent"."""
         return dataclasses.asdict(self) | {"silent": self.silent, "histogram": list(self.histogram)}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LayerCounts:
-        """The counts that `to_dict` gave."""
-        given: dict[str, Any] = {key: value for key, value in values.items() if key != "silent"}
-        given["neuron"] = None if values["neuron"] is None else Neuron(**values["neuron"])
-        given["histogram"] = tuple(values["histogram"])
-        return cls(**given)
-
 
 @dataclass(frozen=True)
 class LayerActivity:
@@ -153,7 +147,7 @@ class Counts:
         spikes_by_sample, synaptic_operations_by_sample: [samples] each, hidden layers and readout together; in no
             particular order if several processes counted. Empty if not asked for.
     Raises:
-        ValueError: a readout layer, and nothing that says when it is read, or no such time.
+        ValueError: a readout layer, and nothing that says when it is read.
     Example:
         >>> from ttfs_triton.hardware import count
         >>> from ttfs_triton.nn import cnn1
@@ -174,8 +168,6 @@ class Counts:
     def __post_init__(self) -> None:
         if self.readout is None and any(layer.kind == "readout" for layer in self.layers):
             raise ValueError("Counts: readout must say when the decision of a readout is read; got None.")
-        if self.readout not in (None, *get_args(ReadoutTime)):
-            raise ValueError(f"Counts: readout must be one of {', '.join(get_args(ReadoutTime))}; got {self.readout}.")
 
     @property
     def sparsity(self) -> float:
@@ -250,7 +242,7 @@ class Counts:
         """The counts that `to_dict` gave.
 
         Raises:
-            ValueError: another format, a key that is missing or is not known.
+            ValueError: another format, a key that is missing, or a value of another type.
         """
         if values.get("format") not in (2, FORMAT):
             raise ValueError(
@@ -258,13 +250,8 @@ class Counts:
                 "Evaluate again for an earlier one; a later one needs a later ttfs-triton."
             )
         try:
-            return cls(
-                samples=values["samples"],
-                layers=tuple(map(LayerCounts.from_dict, values["layers"])),
-                input=InputCounts(**values["input"]),
-                readout=values["readout"],
-                spikes_by_sample=tuple(values["spikes_by_sample"]),
-                synaptic_operations_by_sample=tuple(values["synaptic_operations_by_sample"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"Counts.from_dict: values must be what to_dict gives; got {error!r}.") from error
+            return TypeAdapter(cls).validate_python(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            found = f"{'.'.join(map(str, first['loc'])) or 'all'}: {first['msg']}"
+            raise ValueError(f"Counts.from_dict: values must be what to_dict gives; got {found}.") from None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
-from ttfs_triton.hardware.counts.synapses import described, fan_out, neurons_without_input
+from ttfs_triton.hardware.counts.synapses import fan_out, neurons_without_input
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.statistics import SpikeCounter, channels_innermost, in_parts, where_fired
@@ -82,7 +82,17 @@ class SynapseCounter:
             self._reach = found.places.repeat_interleave(found.inputs).to(inputs.device, torch.float32)
         # Below 2²⁴, sums of integers are exact in float32.
         self._exact = torch.float32 if found.synapses < found.channels << 24 else torch.float64
-        self._described = described(self._layer, found, inputs)
+        layer = self._layer
+        # Delayed spikes that a skip brings are inputs too, each with a synapse of its own.
+        skipped = math.prod((layer.skip, *layer.output_shape(tuple(inputs.shape[1:]))[1:]))
+        self._described = {
+            "kind": layer.kind,
+            "neuron": getattr(layer, "neuron", None),
+            "inputs": math.prod(inputs.shape[1:]) + skipped,
+            "synapses": found.synapses + skipped,
+            "weights": layer.weight.numel() + layer.skip,
+            "biases": len(layer.weight) if layer.has_initial_potential else 0,
+        }
 
     def counts(self, sums: Sequence[int], samples: int, **spikes: Any) -> LayerCounts:
         """Counts of the layer, but for the spikes that it delivers.

@@ -1,9 +1,8 @@
-"""What a layer is, for those who count: its neuron, and the fan-out of its inputs, exact at borders and in groups."""
+"""Synapses of a layer: the fan-out of its inputs, exact at borders and in groups, and the neurons that inputs reach."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,22 +63,6 @@ def _taps(layer: WeightedConv2d, size: int, axis: int) -> Tensor:
     outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
     read = torch.arange(outputs)[:, None] * stride + torch.arange(kernel) * dilation - padding
     return torch.bincount(read[(read >= 0) & (read < size)], minlength=size)
-
-
-def described(layer: WeightedLayer, fan_out: FanOut, inputs: Tensor) -> dict[str, Any]:
-    """What `LayerCounts` says of a layer that reads [N, ...] inputs, whatever it does with them.
-
-    Delayed spikes that a skip brings are inputs too, each with a synapse of its own.
-    """
-    skipped = math.prod((layer.skip, *layer.output_shape(tuple(inputs.shape[1:]))[1:]))
-    return {
-        "kind": layer.kind,
-        "neuron": getattr(layer, "neuron", None),
-        "inputs": math.prod(inputs.shape[1:]) + skipped,
-        "synapses": fan_out.synapses + skipped,
-        "weights": layer.weight.numel() + layer.skip,
-        "biases": len(layer.weight) if layer.has_initial_potential else 0,
-    }
 
 
 @torch.no_grad()

@@ -78,20 +78,9 @@ class _File(_Precision):
     precisions: dict[str, _Precision] = {}
 
     def chip(self, name: str, own: _Precision) -> Chip:
-        return Chip(
-            name=name,
-            description=self.description,
-            synop_scope=self.synop_scope,
-            prices=self.prices | own.prices,
-            memory=None if self.memory is None else self.memory.memory(),
-            capacity=self.capacity,
-            bits=own.bits,
-            node_nm=self.node_nm,
-            voltage_v=self.voltage_v,
-            included=self.included,
-            alternatives=self.alternatives,
-            notes=self.notes,
-        )
+        shared = {key: getattr(self, key) for key in _File.model_fields if key not in ("precisions", "memory")}
+        shared |= {"bits": own.bits, "prices": self.prices | own.prices}
+        return Chip(name=name, memory=None if self.memory is None else self.memory.memory(), **shared)
 
 
 _KEYS = {*_File.model_fields, *_Memory.model_fields}

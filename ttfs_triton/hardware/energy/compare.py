@@ -61,10 +61,9 @@ def break_even_firing_share(
         return _nominal(estimate(counts.firing_more(factor), chip, options), measure)
 
     target = _nominal(dense_ann(counts, chip, options=options), measure)
-    factor = _crossing(ours, target)
-    if factor is None:
-        why = _why_no_crossing(ours, target, chip, "the dense ANN", "the network without a spike")
-        return BreakEven(None, f"no break-even firing share: {why}")
+    factor = _crossing(ours, target, chip, "the dense ANN", "the network without a spike")
+    if isinstance(factor, str):
+        return BreakEven(None, f"no break-even firing share: {factor}")
     share = factor * counts.sparsity
     beyond = "at any firing share" if share > 1 else f"below a firing share of {share:.1%} (now {counts.sparsity:.1%})"
     return BreakEven(share, f"{_MEASURED[measure]}, it costs less than the dense ANN {beyond}")
@@ -89,10 +88,9 @@ def break_even_rate(
     def rated(rate: float) -> float | None:
         return _nominal(rate_coded(counts, chip, RateCode(rate_steps, rate), options=options), measure)
 
-    rate = _crossing(rated, target)
-    if rate is None:
-        why = _why_no_crossing(rated, target, chip, "this network", f"T = {rate_steps} without a spike")
-        return BreakEven(None, f"no break-even rate: {why}")
+    rate = _crossing(rated, target, chip, "this network", f"T = {rate_steps} without a spike")
+    if isinstance(rate, str):
+        return BreakEven(None, f"no break-even rate: {rate}")
     return BreakEven(rate, f"cheaper than rate coding with T = {rate_steps} above {rate:.3g} spikes a neuron and step")
 
 
@@ -177,23 +175,16 @@ PUBLISHED: tuple[Published, ...] = (
 """To put beside an estimate."""
 
 
-def _crossing(line: Callable[[float], float | None], target: float | None) -> float | None:
-    """Where a straight line, known at 0 and 1, meets the target; None if it does not at or above 0."""
-    start, end = line(0.0), line(1.0)
-    if start is None or end is None or target is None or not end > start or target < start:
-        return None
-    return (target - start) / (end - start)
-
-
-def _why_no_crossing(
+def _crossing(
     line: Callable[[float], float | None], target: float | None, chip: Chip, other: str, fixed: str
-) -> str:
+) -> float | str:
+    """Where a straight line, known at 0 and 1, meets the target; if it does not at or above 0, why not, in words."""
     start, end = line(0.0), line(1.0)
     if target is None or start is None or end is None:
         return f"{chip.name} has no price for {other if target is None else 'what spikes do'}"
     if target < start:
         return f"{fixed} costs {energy(start)}, more than {other} at {energy(target)}"
-    return f"spikes cost nothing on {chip.name}"
+    return (target - start) / (end - start) if end > start else f"spikes cost nothing on {chip.name}"
 
 
 def _nominal(found: Estimate, measure: Measure) -> float | None:

@@ -37,10 +37,9 @@ def dimension(unit: str) -> str:
     Raises:
         ValueError: the unit is not in `UNITS`.
     """
-    known = _DIMENSION.get(_spelled(unit))
-    if known is None:
-        raise ValueError(f"dimension: unit must be one of {', '.join(_DIMENSION)}; got {unit}. Convert it first.")
-    return known
+    if _spelled(unit) not in _DIMENSION:
+        refuse("dimension", "unit", f"be one of {', '.join(_DIMENSION)}", unit, "Convert it first.")
+    return _DIMENSION[_spelled(unit)]
 
 
 def convert(value: float, unit: str, to: str) -> float:
@@ -49,12 +48,10 @@ def convert(value: float, unit: str, to: str) -> float:
     Raises:
         ValueError: a unit is not known, or they measure different things.
     """
-    if dimension(unit) != dimension(to):
-        raise ValueError(
-            f"convert: unit must measure {dimension(to)}, as {to} does; got {unit}. It measures {dimension(unit)}."
-        )
-    sizes = UNITS[dimension(unit)]
-    return value * sizes[_spelled(unit)] / sizes[_spelled(to)]
+    ours, wanted = dimension(unit), dimension(to)
+    if ours != wanted:
+        refuse("convert", "unit", f"measure {wanted}, as {to} does", unit, f"It measures {ours}.")
+    return value * UNITS[ours][_spelled(unit)] / UNITS[ours][_spelled(to)]
 
 
 @dataclass(frozen=True)
@@ -123,8 +120,8 @@ class Price:
         """Low, nominal and high in the first unit of its dimension (pJ, µW, MHz, µs, B); None if unpublished."""
         if self.value is None or self.low is None or self.high is None:
             return None
-        base = next(iter(UNITS[self.dimension]))
-        return Range(*(convert(number, self.unit, base) for number in (self.low, self.value, self.high)))
+        size = UNITS[self.dimension][self.unit]
+        return Range(self.low * size, self.value * size, self.high * size)
 
     def in_unit(self, unit: str) -> Price:
         """The same price in another unit of its dimension.
@@ -132,12 +129,10 @@ class Price:
         Raises:
             ValueError: the unit measures something else.
         """
-        numbers = {
-            name: None if number is None else convert(number, self.unit, unit)
-            for name, number in (("value", self.value), ("low", self.low), ("high", self.high))
-        }
         convert(0.0, self.unit, unit)  # an unpublished price must have a fitting unit too
-        return replace(self, unit=unit, **numbers)
+        numbers = {name: getattr(self, name) for name in ("value", "low", "high")}
+        known = {name: convert(number, self.unit, unit) for name, number in numbers.items() if number is not None}
+        return replace(self, unit=unit, **known)
 
     def __str__(self) -> str:
         if self.value is None:

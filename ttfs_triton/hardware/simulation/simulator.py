@@ -1,13 +1,12 @@
 """A trained network as clock-driven hardware would run it: integer time stamps, integer weights, one spike a neuron."""
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.hardware.counts.counts import Counts
+from ttfs_triton.hardware.counts.counter import graph_of_batches, images_and_labels
 from ttfs_triton.hardware.counts.layer_counter import InputCounter, network_counts, sums_by_sample
 from ttfs_triton.hardware.simulation.clocked_counter import ClockedCounter
 from ttfs_triton.hardware.simulation.faulty import FaultyChip
@@ -17,9 +16,8 @@ from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, ClockedReadout, Me
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.graph import NetworkGraph, Stage
-from ttfs_triton.nn.integers import QuantisedWeight, exact_products, largest_integer, quantise_weight
+from ttfs_triton.nn.integers import exact_products, largest_integer, quantise_weight
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
-from ttfs_triton.nn.trace import network_graph
 
 # A batch is run in parts whose integers stay near the caches: CNN1 in batches of 200 runs 1.7 times as fast.
 CPU_SAMPLES = 50
@@ -91,6 +89,7 @@ def simulate(
         ['conv1', 'conv2', 'fc1', 'readout']
     """
     graph, batches = graph_of_batches("simulate", model, batches)
+    graph.require_spiking()
     settings = SimulationSettings.of(
         graph.grid,
         steps=steps,
@@ -106,45 +105,10 @@ def simulate(
     if keep_spike_times < 0:
         raise ValueError(f"simulate: keep_spike_times must be a bool or at least 0; got {keep_spike_times}.")
     keep = None if keep_spike_times is True else int(keep_spike_times)
-    simulator = Simulator(graph, quantise_stages(graph, settings.weight_bits, settings.per_channel), settings, keep)
+    simulator = Simulator(graph, settings, keep)
     for batch in batches:
         simulator.add(*images_and_labels(batch))
     return simulator.result()
-
-
-def graph_of_batches(function: str, model: nn.Module, batches: Iterable[Any]) -> tuple[NetworkGraph, Iterable[Any]]:
-    """The graph of a spiking model for the images of batches, and all of the batches.
-
-    Raises:
-        NetworkError: as `network_graph`, or a layer that does not spike.
-        ValueError: in the name of a function, no batches.
-    """
-    remaining = iter(batches)
-    first = next(remaining, None)
-    if first is None:
-        raise ValueError(f"{function}: batches must not be empty; got none. A generator gives its batches only once.")
-    graph = network_graph(model, images_and_labels(first)[0].shape[1:])
-    graph.require_spiking()
-    return graph, chain((first,), remaining)
-
-
-def quantise_stages(graph: NetworkGraph, bits: int | None, per_channel: bool) -> list[QuantisedWeight | None]:
-    """Quantised weights of each stage, None for a latency encoder; in the units of a layer's grid, if it is this."""
-    return [
-        None
-        if stage.kind == "latency"
-        else quantise_weight(
-            stage.synapses()[0], bits, per_channel=per_channel, unit=stage.weighted.unit_on_grid(bits, per_channel)
-        )
-        for stage in graph.stages
-    ]
-
-
-def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Images and, if there are, labels of a batch."""
-    if isinstance(batch, Tensor):
-        return batch, None
-    return batch[0], batch[1] if len(batch) > 1 else None
 
 
 class Simulator:
@@ -152,7 +116,6 @@ class Simulator:
 
     Args:
         graph: of a spiking network.
-        weights: from `quantise_stages`, which several simulators may share.
         settings: steps, bits and the rest.
         keep: first samples whose spike times are kept; None for all.
     """
@@ -160,39 +123,37 @@ class Simulator:
     def __init__(
         self,
         graph: NetworkGraph,
-        weights: Sequence[QuantisedWeight | None],
         settings: SimulationSettings,
         keep: int | None = 0,
     ) -> None:
         self._graph, self._settings, self._keep = graph, settings, keep
         self._clock = Clock(settings.steps, settings.compare_at)
-        self._register = None if settings.state_bits is None else largest_integer(settings.state_bits)
         self._device = graph.readout.weight.device
         self._samples, self._input = 0, InputCounter(self._device)
         self._kept: dict[str, list[Tensor]] = {stage.name: [] for stage in graph.stages}
         self._decisions: list[tuple[Tensor, ...]] = []
         self._labels: list[Tensor] = []
         self._faulty = FaultyChip(settings.faults, self._clock, settings.seed) if settings.faults else None
-        self._layers: dict[str, ClockedLayer | AnalogLayer] = {}
-        self._counters: dict[str, ClockedCounter] = {}
-        for stage, weight in zip(graph.stages, weights, strict=True):
-            if weight is None:
-                continue
-            if self._faulty is not None:
-                weight = self._faulty.weights(weight)
-            self._layers[stage.name] = self._prepare(stage, weight)
-            window = stage.layer.window if isinstance(stage.layer, FirstSpikeReadout) else 1.0
-            self._counters[stage.name] = ClockedCounter(
-                stage.name, stage.weighted, self._clock, window, settings.gating
-            )
+        self._layers: dict[str, tuple[ClockedLayer | AnalogLayer, ClockedCounter]] = {}
+        for stage in graph.stages:
+            if stage.kind != "latency":
+                window = stage.layer.window if isinstance(stage.layer, FirstSpikeReadout) else 1.0
+                counter = ClockedCounter(stage.name, stage.weighted, self._clock, window, settings.gating)
+                self._layers[stage.name] = self._clocked(stage), counter
 
-    def _prepare(self, stage: Stage, weight: QuantisedWeight) -> ClockedLayer | AnalogLayer:
-        layer = stage.layer
+    def _clocked(self, stage: Stage) -> ClockedLayer | AnalogLayer:
+        """A stage with weights in units of its own, or in those of its grid if that is the simulation's."""
+        layer, bits, per_channel = stage.layer, self._settings.weight_bits, self._settings.per_channel
+        unit = stage.weighted.unit_on_grid(bits, per_channel)
+        weight = quantise_weight(stage.synapses()[0], bits, per_channel=per_channel, unit=unit)
+        if self._faulty is not None:
+            weight = self._faulty.weights(weight)
+        register = None if self._settings.state_bits is None else largest_integer(self._settings.state_bits)
         if isinstance(layer, AnalogEncoder | SignedEncoder):
             return AnalogLayer(layer, weight, stage.synapses()[1])
         if isinstance(layer, Readout):
-            return ClockedReadout(layer, weight, self._clock, register=self._register)
-        return ClockedLayer(stage.weighted, weight, self._clock, register=self._register)
+            return ClockedReadout(layer, weight, self._clock, register=register)
+        return ClockedLayer(stage.weighted, weight, self._clock, register=register)
 
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor | None = None) -> None:
@@ -213,58 +174,47 @@ class Simulator:
 
     def _emit(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         """What a stage emits, as steps that remain in its window, 0 for silent neurons."""
-        layer, counter = self._layers.get(stage.name), self._counters.get(stage.name)
-        if layer is None or counter is None:
+        if stage.name in self._layers:
+            instant = self._fire(stage, inputs, skip)
+        else:
             instant = self._left(stage, self._clock.encode(stage.layer(inputs)))
             self._input.update(self._clock.remaining(instant) / self._clock.steps)
-        elif isinstance(layer, AnalogLayer):
-            instant = self._fire_analog(stage, layer, counter, inputs)
-        elif isinstance(layer, ClockedReadout):
-            instant = self._read_out(layer, counter, inputs)
-        else:
-            instant = self._fire(stage, layer, counter, inputs, skip)
-        self._keep_stamps(stage.name, instant)
+        room = len(instant) if self._keep is None else min(self._keep - self._samples, len(instant))
+        if room > 0:
+            self._kept[stage.name].append(self._clock.step_of(instant[:room]).to(torch.int32))
         return self._clock.remaining(instant)
+
+    def _fire(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+        layer, counter = self._layers[stage.name]
+        if isinstance(layer, AnalogLayer):
+            assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
+            inputs = layer.layer.normalise(inputs)
+            counter.synapses.add(inputs)
+            instant = self._clock.encode(layer.activations(inputs))
+            earliest = earliest_input(layer.layer, (inputs > 0).to(inputs.dtype))
+        else:
+            counter.synapses.add(inputs, skip)
+            integrate = layer.integrate if self._settings.engine == "summed" else layer.integrate_stepped
+            membrane, earliest = integrate(inputs, skip), earliest_input(layer.layer, inputs, skip)
+            counter.add_integration(earliest, membrane.potential.shape[1] // earliest.shape[1])
+            if isinstance(layer, ClockedReadout):
+                return self._read_out(layer, counter, membrane, earliest)
+            instant = self._first_instant(layer.ramp(), membrane)
+        instant = self._left(stage, instant)
+        counter.add_spikes(instant)
+        counter.add_firing(instant, earliest if layer.persistence else None)
+        return instant
 
     def _left(self, stage: Stage, instant: Tensor) -> Tensor:
         """Spikes of a stage that are left of these, by the indices of their instants."""
         return instant if self._faulty is None else self._faulty.spikes(stage, instant)
 
-    def _fire_analog(self, stage: Stage, layer: AnalogLayer, counter: ClockedCounter, images: Tensor) -> Tensor:
-        assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
-        images = layer.layer.normalise(images)
-        counter.synapses.add(images)
-        instant = self._left(stage, self._clock.encode(layer.activations(images)))
-        counter.add_spikes(instant)
-        bright = earliest_input(layer.layer, (images > 0).to(images.dtype)) if layer.persistence else None
-        counter.add_firing(instant, bright)
-        return instant
-
-    def _fire(
-        self, stage: Stage, layer: ClockedLayer, counter: ClockedCounter, inputs: Tensor, skip: Tensor | None
-    ) -> Tensor:
-        membrane, earliest = self._integrate(layer, counter, inputs, skip)
-        instant = self._left(stage, self._first_instant(layer.ramp(), membrane))
-        counter.add_spikes(instant)
-        counter.add_firing(instant, earliest if layer.persistence else None)
-        return instant
-
-    def _integrate(
-        self, layer: ClockedLayer, counter: ClockedCounter, inputs: Tensor, skip: Tensor | None = None
-    ) -> tuple[Membrane, Tensor]:
-        counter.synapses.add(inputs, skip)
-        integrate = layer.integrate if self._settings.engine == "summed" else layer.integrate_stepped
-        membrane, earliest = integrate(inputs, skip), earliest_input(layer.layer, inputs, skip)
-        counter.add_integration(earliest, membrane.potential.shape[1] // earliest.shape[1])
-        return membrane, earliest
-
     def _first_instant(self, ramp: Ramp, membrane: Membrane) -> Tensor:
         find = ramp.first_instant if self._settings.engine == "summed" else ramp.first_instant_stepped
         return find(*membrane).long()
 
-    def _read_out(self, layer: ClockedReadout, counter: ClockedCounter, inputs: Tensor) -> Tensor:
+    def _read_out(self, layer: ClockedReadout, counter: ClockedCounter, membrane: Membrane, earliest: Tensor) -> Tensor:
         readout = layer.readout
-        membrane, earliest = self._integrate(layer, counter, inputs)
         instant = decisive = self._first_instant(layer.own_ramp(), membrane)
         at_end = isinstance(readout, PotentialReadout) and readout.at == "end"
         found, score = layer.decide(membrane, instant), layer.score(membrane, at_end=at_end).argmax(1)
@@ -281,11 +231,6 @@ class Simulator:
         counter.add_spikes(instant)
         return decisive
 
-    def _keep_stamps(self, name: str, instant: Tensor) -> None:
-        room = len(instant) if self._keep is None else min(self._keep - self._samples, len(instant))
-        if room > 0:
-            self._kept[name].append(self._clock.step_of(instant[:room]).to(torch.int32))
-
     def result(self) -> Simulation:
         """Everything found so far.
 
@@ -298,6 +243,9 @@ class Simulator:
         labels = torch.cat(self._labels).cpu() if self._labels else None
         steps = self._settings.steps
         windows = self._graph.windows + (self._graph.readout_time == "potential_end")
+        counters = [counter for _, counter in self._layers.values()]
+        by_sample = sums_by_sample([own.spikes_by_sample for own in counters], [own.synapses for own in counters])
+        layers, encoder = [own.counts(self._samples) for own in counters], self._input.read(self._input.sums)
         kept = {name: torch.cat(parts).cpu() for name, parts in self._kept.items() if parts}
         return Simulation(
             settings=self._settings,
@@ -310,16 +258,7 @@ class Simulator:
             no_spike=int(no_spike.sum()),
             latency_steps=latency,
             potential_latency_steps=windows * steps,
-            counts=self._counts(),
-            activity=tuple(counter.activity() for counter in self._counters.values()),
+            counts=network_counts(self._graph, layers, encoder, by_sample),
+            activity=tuple(own.activity() for own in counters),
             spike_steps=kept if self._keep != 0 else None,
-        )
-
-    def _counts(self) -> Counts:
-        counters = self._counters.values()
-        return network_counts(
-            self._graph,
-            [counter.counts(self._samples) for counter in counters],
-            self._input.read(self._input.sums),
-            sums_by_sample([own.spikes_by_sample for own in counters], [own.synapses for own in counters]),
         )

@@ -8,20 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
-from ttfs_triton.hardware.simulation.simulator import (
-    Simulator,
-    graph_of_batches,
-    images_and_labels,
-    quantise_stages,
-)
+from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn.clock import CompareAt
-from ttfs_triton.wording import weight_bits_label
 
 Price = Callable[[Simulation], float]
 
@@ -88,7 +81,6 @@ class Sweep:
         return text.getvalue()
 
 
-@torch.no_grad()
 def sweep(
     model: nn.Module,
     batches: Iterable[Any],
@@ -103,9 +95,6 @@ def sweep(
     progress: bool | None = None,
 ) -> Sweep:
     """Simulate a network at every pair of time steps and weight bits.
-
-    Weights are quantised once for each number of bits; each batch is loaded once for each number of bits and then run
-    at all numbers of steps. So `batches` is gone through len(weight_bits) times.
 
     Args:
         model, per_channel, compare_at, gating: as in `simulate`.
@@ -129,42 +118,37 @@ def sweep(
         [(3, 4), (3, 8), (8, 4), (8, 8)]
     """
     grid = [
-        [SimulationSettings(number, bits, per_channel, compare_at, gating) for number in steps] for bits in weight_bits
+        SimulationSettings(number, bits, per_channel, compare_at, gating) for bits in weight_bits for number in steps
     ]
-    if not grid or not grid[0]:
+    if not grid:
         raise ValueError("sweep: steps and weight_bits must not be empty; got nothing to sweep over.")
     if isinstance(batches, Iterator):
         raise ValueError(
             f"sweep: batches must be able to be gone through again; got {type(batches).__name__}, which ends after one "
             "pass. Pass a DataLoader, or list(batches)."
         )
-    rows, samples = [], None
-    graph, _ = graph_of_batches("sweep", model, batches)
+    rows, samples = [], 0
     console = Console(stderr=True, force_terminal=progress or None)
     shown = console.is_terminal if progress is None else progress
     with Progress(console=console, transient=True, disable=not shown) as bar:
-        task = bar.add_task("", total=None)
-        for place, settings in enumerate(grid):
-            bits, done = settings[0].weight_bits, 0
-            weights = quantise_stages(graph, bits, per_channel)
-            simulators = [Simulator(graph, weights, each) for each in settings]
-            for batch in batches:
-                images, labels = images_and_labels(batch)
-                for simulator in simulators:
-                    simulator.add(images, labels)
-                done += len(images)
-                total = None if samples is None else samples * len(grid)
-                bar.update(
-                    task, description=f"{weight_bits_label(bits)} bits", total=total, completed=place * done + done
-                )
-            if samples not in (None, done):
+        for settings in bar.track(grid, description="steps and bits"):
+            found = simulate(
+                model,
+                batches,
+                steps=settings.steps,
+                weight_bits=settings.weight_bits,
+                per_channel=per_channel,
+                state_bits=None,
+                compare_at=compare_at,
+                gating=gating,
+            )
+            if samples not in (0, found.samples):
                 raise ValueError(
-                    f"sweep: batches must give the same samples in each pass; got {samples}, then {done}. "
+                    f"sweep: batches must give the same samples in each pass; got {samples}, then {found.samples}. "
                     "Pass a list, or a DataLoader."
                 )
-            samples = done
-            rows += [_row(simulator.result(), price) for simulator in simulators]
-    assert samples is not None
+            samples = found.samples
+            rows.append(_row(found, price))
     return Sweep(samples, tuple(rows), chip)
 
 
