@@ -25,6 +25,7 @@ from ttfs_triton.hardware import (
     Chip,
     Counts,
     Estimate,
+    InputCounts,
     RunOptions,
     Simulation,
     available_chips,
@@ -36,8 +37,6 @@ from ttfs_triton.hardware import (
     verdict,
     zero_skipping_ann,
 )
-from ttfs_triton.hardware.energy.estimate import spiking_estimate
-from ttfs_triton.hardware.energy.operations import averages
 
 READS = ("weight reads", "input reads")
 SHOWN = (
@@ -144,7 +143,7 @@ def layer_rows(tested: Tested, found: Simulation, chip: Chip) -> list[bench.Row]
     ours, fixed = by_layer(estimate(counts, chip, run)), by_layer(without_operations(found, chip))
     theirs = by_layer(dense_ann(counts, chip, options=run))
     rows = []
-    for layer in averages("break_even", counts):
+    for layer in counts.averages():
         if layer.kind == "analog":
             continue
         density = layer.synaptic_operations / layer.synapses
@@ -170,8 +169,8 @@ def layer_rows(tested: Tested, found: Simulation, chip: Chip) -> list[bench.Row]
 def without_operations(found: Simulation, chip: Chip) -> Estimate:
     """The network if no spike met a synapse: neurons over their steps, and an analog first layer."""
     counts = found.counts
-    layers = [replace(layer, synaptic_operations=0.0) for layer in averages("break_even", counts)]
-    return spiking_estimate("network", layers, 0.0, chip, run_options(found), counts.samples)
+    layers = tuple(replace(layer, synaptic_operations=0) for layer in counts.layers)
+    return estimate(replace(counts, layers=layers, input=InputCounts()), chip, run_options(found))
 
 
 def steps_at_par(counts: Counts, chip: Chip, theirs: float) -> float | str:

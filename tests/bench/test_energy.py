@@ -8,8 +8,6 @@ import torch
 
 from tests.bench.modules import modules
 from ttfs_triton.hardware import RunOptions, count, dense_ann, estimate, load_chip, simulate
-from ttfs_triton.hardware.energy.estimate import spiking_estimate
-from ttfs_triton.hardware.energy.operations import averages
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig
 
@@ -70,17 +68,16 @@ def test_layers_at_their_break_even_density_cost_the_same(tested, found):
     rows = break_even.layer_rows(tested, found, chip)
     assert [row["layer"] for row in rows] == ["conv1", "fc1", "readout"]
     run = break_even.run_options(found)
-    layers = averages("test", found.counts)
     dense = break_even.by_layer(dense_ann(found.counts, chip, options=run))
-    at_par = [
-        dataclasses.replace(layer, synaptic_operations=row["density_at_par"] * layer.synapses)
-        for layer, row in zip(layers, rows, strict=True)
-        if row["density_at_par"] != "none"
-    ]
+    at_par = {row["layer"]: row["density_at_par"] for row in rows if row["density_at_par"] != "none"}
     assert at_par
-    ours = break_even.by_layer(spiking_estimate("small", at_par, 0.0, chip, run, found.samples))
-    for layer in at_par:
-        assert ours[layer.name] == pytest.approx(dense[layer.name], rel=2e-3)  # rows have four decimals
+    layers = [
+        dataclasses.replace(layer, synaptic_operations=at_par.get(layer.name, 0) * layer.dense_macs)
+        for layer in found.counts.layers
+    ]
+    ours = break_even.by_layer(estimate(dataclasses.replace(found.counts, layers=tuple(layers)), chip, run))
+    for name in at_par:
+        assert ours[name] == pytest.approx(dense[name], rel=2e-3)  # rows have four decimals
 
 
 def test_chips_that_price_both_are_found():

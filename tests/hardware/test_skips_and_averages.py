@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.hardware.simulation.event_driven import event_driven
 from tests.nn.common import activations, randomised
-from ttfs_triton.hardware import count, event_driven, simulate
+from ttfs_triton.hardware import count, simulate
 from ttfs_triton.nn import (
     DFTConv2d,
     Grid,

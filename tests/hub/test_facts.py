@@ -1,12 +1,13 @@
 """What is read from a run and its evaluation."""
 
+import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import yaml
 
 from ttfs_triton.evaluation.command import main as evaluate
+from ttfs_triton.hardware import Counts
 from ttfs_triton.hub.facts import PUBLISHED_SETTINGS, read_facts
 from ttfs_triton.model import LoadError, find_model
 from ttfs_triton.train import TrainConfig
@@ -110,60 +111,24 @@ def test_part_of_the_test_images_is_not_taken_for_all(run, tmp_path, evaluation)
     assert not facts_with(run, tmp_path, evaluation, max_test_samples=None).results.limited
 
 
-def old(name):
-    """A file of the format before, of 6 images."""
-    return json.loads((Path(__file__).parent / "counts_format_1" / name).read_text())
-
-
-def test_summaries_of_format_1_are_read(run):
-    summary = old("summary.json")
-    (run / "summary.json").write_text(json.dumps(summary))
-    results = read_facts(find_model(run)).results
-    assert (results.counts.readout, results.counts.samples) == ("potential_end", 6)
-    for layer, was in zip(results.layers, summary["counts"]["layers"], strict=True):
-        assert (layer.neurons, layer.spikes, layer.never_active) == (
-            was["neurons_per_sample"],
-            was["spikes"],
-            was["never_active_per_sample"],
-        )
-        assert (layer.synaptic_operations, layer.silent) == (was["synaptic_operations"], was["silent"])
-        assert layer.neuron.psp_persistence == 0.25
-
-
-def test_evaluations_of_format_1_are_read(run, tmp_path):
-    evaluation = old("evaluation.json") | {"weights_sha256": find_model(run).sha256}
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
-    with pytest.raises(LoadError, match="must say which images it is of; an older version wrote it"):
-        read_facts(find_model(run), evaluation=tmp_path)
-    names = json.loads((run / "best" / "config.json").read_text())["class_names"]
-    evaluation |= {"fingerprint": "00", "class_names": names, "max_test_samples": None}
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
-    results = read_facts(find_model(run), evaluation=tmp_path).results
-    total, was = results.counts.total(), evaluation["counts"]["total"]
-    assert (total["synaptic_operations"], total["neurons"]) == (was["synaptic_operations"], was["neurons_per_sample"])
-    assert results.counts.synaptic_operations_by_sample == tuple(evaluation["counts"]["synaptic_operations_by_sample"])
-    assert results.sparsity == results.counts.sparsity
-
-
 def test_damaged_and_later_counts_are_refused(run):
-    summary = old("summary.json")
-    del summary["counts"]["layers"][0]["spikes"]
-    (run / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(LoadError, match="counts of format 1 to 3; got KeyError"):
-        read_facts(find_model(run))
-    (run / "summary.json").write_text(json.dumps(summary | {"counts": {"format": 4}}))
-    with pytest.raises(LoadError, match="must be of format 3 or 2; got 4"):
-        read_facts(find_model(run))
+    summary = json.loads((run / "summary.json").read_text())
+    for counts, message in (({"format": 4}, "of format 2 or 3; got 4"), ({"format": 3}, "to_dict gives; got samples")):
+        (run / "summary.json").write_text(json.dumps(summary | {"counts": counts}))
+        with pytest.raises(LoadError, match=message):
+            read_facts(find_model(run))
 
 
 def test_runs_without_counts_are_read(run):
-    summary = old("summary.json")
-    del summary["counts"]
+    summary = json.loads((run / "summary.json").read_text())
+    counts = Counts.from_dict(summary.pop("counts"))
+    summary["per_layer"] = [dataclasses.asdict(layer) | {"output": layer.kind == "readout"} for layer in counts.layers]
     (run / "summary.json").write_text(json.dumps(summary))
     results = read_facts(find_model(run)).results
     assert results.counts is None
-    assert [layer.kind for layer in results.layers] == ["spiking", "spiking", "readout"]
-    assert results.layers[0].sparsity == summary["per_layer"][0]["sparsity"]
+    assert [(layer.name, layer.sparsity) for layer in results.layers] == [
+        (layer.name, layer.sparsity) for layer in counts.layers
+    ]
 
 
 def test_base_models_that_nobody_wrote_down_are_told(run):

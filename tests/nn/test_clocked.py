@@ -8,9 +8,9 @@ from hypothesis import assume, given, settings
 
 from tests.clocked_oracle import Neurons, conv2d, linear
 from tests.nn.common import activations, randomised
-from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron
+from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron, PotentialReadout
 from ttfs_triton.nn.clock import Clock, Ramp
-from ttfs_triton.nn.clocked import ClockedLayer
+from ttfs_triton.nn.clocked import ClockedLayer, earliest_input
 from ttfs_triton.nn.integers import exact_products, quantise_weight
 
 PAIR = st.tuples(st.integers(1, 2), st.integers(1, 2))
@@ -21,7 +21,7 @@ COMPARE_AT = st.sampled_from(["middle", "start"])
 
 def clocked(layer, clock, bits=8, per_channel=True, **options):
     quantised = quantise_weight(layer.effective_weight(), bits, per_channel=per_channel)
-    return ClockedLayer(layer, quantised, clock, psp_persistence=layer.neuron.psp_persistence, **options), quantised
+    return ClockedLayer(layer, quantised, clock, **options), quantised
 
 
 def neurons(layer, quantised, clock, register=None):
@@ -124,10 +124,10 @@ def test_a_known_reach_gives_the_same_membranes(known):
     layer = randomised(DFTConv2d(2, 4, 3, padding=1, neuron=Neuron(0.3)), 0)
     quantised = quantise_weight(layer.effective_weight(), 4)
     reach = 7 * 18 if known else None
-    found = ClockedLayer(layer, quantised, Clock(9), psp_persistence=0.3, reach=reach)
+    found = ClockedLayer(layer, quantised, Clock(9), reach=reach)
     assert found.dtype is torch.float64  # divisions of eight numbers at a time
     x = remaining_steps(3, 2, 5, 5, steps=9, seed=0)
-    exact = ClockedLayer(layer, quantised, Clock(9), psp_persistence=0.3)
+    exact = ClockedLayer(layer, quantised, Clock(9))
     exact.dtype, exact.preset, exact._start = torch.int64, exact.preset.long(), exact._start.long()
     for ours, theirs in zip(found.integrate(x), exact.integrate(x), strict=True):
         assert torch.equal(ours.long(), theirs)
@@ -215,10 +215,10 @@ def test_too_many_steps_for_62_bits_are_rejected():
 
 
 def test_neurons_without_their_common_initial_potential():
-    layer = DFTLinear(3, 2)
-    quantised = quantise_weight(layer.effective_weight(), 8)
-    with_common = ClockedLayer(layer, quantised, Clock(8), psp_persistence=1.0, initial_potential=10.0, threshold=20.0)
-    without = ClockedLayer(layer, quantised, Clock(8), psp_persistence=1.0)
+    layer = PotentialReadout(3, 2, threshold=20.0, initial_potential=10.0)
+    with_common, _ = clocked(layer, Clock(8))
+    layer.initial_potential = 0.0
+    without, _ = clocked(layer, Clock(8))
     x = remaining_steps(4, 3, steps=8, seed=0)
     found, expected = with_common.without_initial_potential(with_common.integrate(x)), without.integrate(x)
     assert torch.equal(found.potential, expected.potential)
@@ -228,13 +228,12 @@ def test_neurons_without_their_common_initial_potential():
 
 def test_earliest_input_of_padded_groups():
     layer = DFTConv2d(2, 2, 2, 2, 2, groups=2)
-    simulated, _ = clocked(layer, Clock(8))
     x = torch.zeros(1, 2, 2, 2)
     x[0, 0, 0, 0], x[0, 0, 1, 1], x[0, 1, 1, 0] = 3, 7, 1
-    found = simulated.earliest_input(x)
+    found = earliest_input(layer, x)
     assert found[0, 0].tolist() == [[0, 0, 0], [0, 7, 0], [0, 0, 0]]
     assert found[0, 1].tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
-    dilated, _ = clocked(DFTConv2d(2, 2, 2, dilation=2, groups=2), Clock(8))
+    dilated = DFTConv2d(2, 2, 2, dilation=2, groups=2)
     x = torch.zeros(1, 2, 3, 4)
     x[0, 0, 1, 1], x[0, 0, 2, 3] = 7, 3  # only the second lies on a tap
-    assert dilated.earliest_input(x).tolist() == [[[[0, 3]], [[0, 0]]]]
+    assert earliest_input(dilated, x).tolist() == [[[[0, 3]], [[0, 0]]]]

@@ -27,9 +27,9 @@ from ttfs_triton.nn import (
     network_graph,
     put_on_grid,
 )
+from ttfs_triton.nn.chip import check_registers
 from ttfs_triton.nn.integers import fitting_unit, quantise_weight
 from ttfs_triton.nn.on_grid import RoundedLayer
-from ttfs_triton.nn.registers import check_registers
 
 GRIDS = [
     Grid(4, 4),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ttfs_triton.export import to_nir, to_onnx
-from ttfs_triton.hardware import count, counting, estimate, event_driven, load_chip, simulate, sweep
+from ttfs_triton.hardware import count, counting, estimate, load_chip, simulate, sweep
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import (
     DFTConv2d,
@@ -94,7 +94,6 @@ TAKERS = {
     "counting": counted,
     "simulate": lambda network: simulate(network, [PIXELS]),
     "sweep": lambda network: sweep(network, [PIXELS]),
-    "event_driven": lambda network: event_driven(network, PIXELS),
     "estimate": lambda network: estimate(count(network, [PIXELS]), load_chip("anp_i")),
     "onnx": partial(to_onnx, image_shape=SHAPE),
     "nir": partial(to_nir, image_shape=SHAPE),
@@ -121,7 +120,7 @@ def test_an_ann_is_refused_by_those_who_need_spikes():
     from ttfs_triton.nn import ANNLinear
 
     network = nn.Sequential(LatencyEncoder(), nn.Flatten(), ANNLinear(64, 4), PotentialReadout(4, 2))
-    for taker in ("simulate", "sweep", "event_driven", "nir", "report"):
+    for taker in ("simulate", "sweep", "nir", "report"):
         with pytest.raises(
             NetworkError, match=r"spiking layers here; got ANNLinear \(2\), which never fires\. Use DFT"
         ):

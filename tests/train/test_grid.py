@@ -97,7 +97,7 @@ def test_registers_that_are_too_small_are_told_before_training():
 @pytest.mark.parametrize(
     ("chip", "bits", "problem"),
     [
-        ("odin", 3, r"grid_chip must hold .* neurons exceed the 256 of odin.* synapses exceed the 65,536"),
+        ("odin", 3, r"grid_chip must hold .* neurons exceed the 256 of one odin.* synapses exceed the 65,536"),
         ("loihi", 12, "weights of 12 bits exceed the 9 bits of loihi"),
         ("loihi", None, "weights that are not rounded exceed the 9 bits of loihi"),
         ("loiih", 4, "loiih"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_triton.nn import Grid, TTFSNetwork
-from ttfs_triton.nn.registers import check_registers
+from ttfs_triton.nn.chip import check_registers
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.terminal import TerminalTable
 

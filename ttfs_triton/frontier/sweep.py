@@ -19,7 +19,7 @@ from ttfs_triton.frontier.measure import Bench, summary_row
 from ttfs_triton.frontier.options import FrontierOptions
 from ttfs_triton.frontier.plan import PlannedNetwork, PlannedPoint, split_for
 from ttfs_triton.frontier.points import FAULTS, Point
-from ttfs_triton.hardware import Counts, read_counts
+from ttfs_triton.hardware import Counts
 from ttfs_triton.nn import Grid, TTFSNetwork
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.report.frontier_table import FREE, FrontierRow
@@ -177,7 +177,7 @@ class Sweep:
             weights_sha256=loaded.files.sha256,
             folder=str(path.relative_to(self.options.output_dir)),
         )
-        counts = read_counts(summary["counts"], neuron=planned.config.spiking_neuron, readout=graph.readout_time)
+        counts = Counts.from_dict(summary["counts"])
         row = summary_row(summary, replace(_on(row, graph.grid), date=bench.stamp()["date"]))
         (row,), _ = self.measured.get(_key(row, bench), lambda: ([bench.agree(loaded.network, row)], None))
         self._add([bench.price(counts, row)])

@@ -1,7 +1,7 @@
 """What a trained network would cost on a chip: exact counts, an energy model with open assumptions, a simulator."""
 
 from ttfs_triton.hardware.counts.counter import count, counting
-from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerActivity, LayerCounts, read_counts
+from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerActivity, LayerCounts
 from ttfs_triton.hardware.energy.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.chip import Capacity, Chip, Memory
 from ttfs_triton.hardware.energy.chip_files import available_chips, load_chip
@@ -14,12 +14,10 @@ from ttfs_triton.hardware.energy.compare import (
     compare,
 )
 from ttfs_triton.hardware.energy.estimate import Swing, estimate, sensitivity
-from ttfs_triton.hardware.energy.ledger import Estimate, Term
-from ttfs_triton.hardware.energy.power import power_uw
 from ttfs_triton.hardware.energy.prices import Price, Range
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.terms import Estimate, Term
 from ttfs_triton.hardware.energy.verdict import Verdict, fair_chip, verdict
-from ttfs_triton.hardware.simulation.event_driven import event_driven
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.hardware.simulation.sweep import Sweep, SweepRow, sweep
@@ -55,12 +53,9 @@ __all__ = [
     "counting",
     "dense_ann",
     "estimate",
-    "event_driven",
     "fair_chip",
     "load_chip",
-    "power_uw",
     "rate_coded",
-    "read_counts",
     "sensitivity",
     "simulate",
     "sweep",

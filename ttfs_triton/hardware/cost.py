@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ttfs_triton.hardware.counts.counts import Counts, LayerCounts
+from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
 from ttfs_triton.hardware.counts.synapses import fan_out
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import as_chip
-from ttfs_triton.hardware.energy.estimate import estimate, spiking_estimate
-from ttfs_triton.hardware.energy.operations import LayerAverages, averages
+from ttfs_triton.hardware.energy.estimate import estimate
 from ttfs_triton.hardware.energy.run_options import RunOptions
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.weighted import WeightedConv2d
@@ -167,36 +166,35 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
             f"energy_cost: chip must price what layers do with what arrives; {chip.name} has no price for "
             f"{', '.join(sorted(unpriced))}. Choose another chip."
         )
-    idle = [_without_spikes(layer) for layer in averages("energy_cost", counts)]
+    one = replace(counts, samples=1, layers=counts.averages(), input=InputCounts())
+    idle = one.firing_more(0.0)
 
-    def energy_uj(layers: Sequence[LayerAverages], input_spikes: float = 0.0) -> float:
-        total = spiking_estimate("network", layers, input_spikes, chip, options, counts.samples).total
+    def energy_uj(changed: Counts) -> float:
+        total = estimate(changed, chip, options).total
         return 0.0 if total is None else total.nominal * 1e-6
 
     base = energy_uj(idle)
 
-    def one(place: int, **events: float) -> float:
+    def more(place: int, event: str) -> float:
         """What one more event costs: the estimate is linear in all of them."""
-        changed = [replace(layer, **events) if index == place else layer for index, layer in enumerate(idle)]
-        return energy_uj(changed) - base
+        layers = list(idle.layers)
+        layers[place] = replace(layers[place], **{event: getattr(layers[place], event) + 1.0})
+        return energy_uj(replace(idle, layers=tuple(layers))) - base
 
-    layers = {}
-    for place, layer in enumerate(idle):
-        layers[layer.name] = EventWeights(
-            operation=one(place, synaptic_operations=layer.synaptic_operations + 1),
-            spike=one(place, spikes=1.0),
-            delivered=one(place, delivered=1.0),
-            spike_time=one(place, spike_time=1.0),
-            saturated=one(place, saturated=1.0),
+    layers = {
+        layer.name: EventWeights(
+            operation=more(place, "synaptic_operations"),
+            spike=more(place, "spikes"),
+            delivered=more(place, "spikes_delivered"),
+            spike_time=more(place, "summed_spike_time"),
+            saturated=more(place, "saturated"),
         )
-    constant = base - layers[idle[0].name].operation * idle[0].synaptic_operations
-    return Cost(f"energy on {chip.name}", constant, layers, input_spike=energy_uj(idle, 1.0) - base)
-
-
-def _without_spikes(layer: LayerAverages) -> LayerAverages:
-    """The layer if no hidden neuron fires."""
-    operations = layer.synaptic_operations if layer.first else 0.0
-    return replace(layer, spikes=0.0, delivered=0.0, saturated=0.0, synaptic_operations=operations, spike_time=0.0)
+        for place, layer in enumerate(idle.layers)
+    }
+    first = idle.layers[0]
+    constant = base - layers[first.name].operation * first.synaptic_operations
+    input_spike = energy_uj(replace(idle, input=InputCounts(spikes=1))) - base
+    return Cost(f"energy on {chip.name}", constant, layers, input_spike)
 
 
 def _chosen(function: str, layers: Sequence[LayerCounts], name: str | None) -> Sequence[LayerCounts]:

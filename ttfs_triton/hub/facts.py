@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ttfs_triton.fault_options import FaultOptions
-from ttfs_triton.hardware import Counts, read_counts
+from ttfs_triton.hardware import Counts
 from ttfs_triton.hub.datasets import UNNAMED, TrainingData, training_data, without_paths
 from ttfs_triton.model.load import load_model
 from ttfs_triton.model.locate import ModelFiles
@@ -144,7 +144,7 @@ def read_facts(
         results = _evaluated(path, sha256, model, data, summary.get("test_fingerprint"))
     else:
         limited = settings.get("max_test_samples") is not None
-        results = _results(summary, "test_", files.weights, model, limited) if summary else None
+        results = _results(summary, "test_", files.weights, limited) if summary else None
     return ModelFacts(
         model=model,
         weights_sha256=sha256,
@@ -189,14 +189,14 @@ def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData, te
             f"publish: {path} must be an evaluation on the test images of {data.name}; it is on {on!s:.80}. "
             "Evaluate on the data that it was trained beside."
         )
-    return _results(found, "", path, model, found.get("max_test_samples") is not None)
+    return _results(found, "", path, found.get("max_test_samples") is not None)
 
 
-def _results(found: Mapping[str, Any], prefix: str, path: Path, model: TTFSModel, limited: bool) -> Results:
+def _results(found: Mapping[str, Any], prefix: str, path: Path, limited: bool) -> Results:
     try:
         counts, simulation = found.get("counts"), found.get("simulation")
         if counts is not None:
-            counts = read_counts(counts, neuron=model.graph.readout.neuron, readout=model.graph.readout_time)
+            counts = Counts.from_dict(counts)
         return Results(
             accuracy=float(found[f"{prefix}accuracy"]),
             first_spike_accuracy=float(found[f"{prefix}first_spike_accuracy"]),

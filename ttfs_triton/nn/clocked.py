@@ -1,11 +1,14 @@
 """Layers as hardware runs them: of spiking neurons, in integers, step by step or by one contraction; the analog one."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttfs_kernels import Neuron
 from ttfs_kernels.rule import fire
 from ttfs_triton.nn.clock import FRACTION_BITS, POTENTIAL_BITS, Clock, Ramp
 from ttfs_triton.nn.integers import (
@@ -16,6 +19,9 @@ from ttfs_triton.nn.integers import (
     quantise_potential,
 )
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
+
+if TYPE_CHECKING:
+    from ttfs_triton.nn.readout import Readout
 
 # Potentials, thresholds and their differences stay below this, so that int64 does not overflow.
 REGISTER_BOUND = 2.0**62
@@ -43,9 +49,6 @@ class ClockedLayer:
         layer: a spiking layer or a readout.
         quantised: its weights.
         clock: steps and instants.
-        psp_persistence: σ; kept to 16 binary places.
-        initial_potential: V₀, added to the layer's own, in threshold heights.
-        threshold: θ, the highest that a potential is compared with.
         window: S, of firing, in windows.
         register: largest slope and potential, in weight units and weight units · steps, at which both saturate after
             each step; None: registers are as wide as it takes.
@@ -62,15 +65,11 @@ class ClockedLayer:
         quantised: QuantisedWeight,
         clock: Clock,
         *,
-        psp_persistence: float,
-        initial_potential: float = 0.0,
-        threshold: float = 1.0,
         window: float = 1.0,
         register: int | None = None,
         reach: int | None = None,
     ) -> None:
         self.layer, self.clock, self.steps, self.register = layer, clock, clock.steps, register
-        self.groups = layer.groups if isinstance(layer, WeightedConv2d) else 1
         known = reach is not None
         if reach is None:
             reach = int(quantised.integers.double().abs().flatten(1).sum(1).max())
@@ -80,14 +79,15 @@ class ClockedLayer:
         shape = (-1, 1, 1) if isinstance(layer, WeightedConv2d) else (-1,)
         self.unit = quantised.unit.view(shape)
         bias = layer.with_batch_norm(layer.weight.double())[1]
-        initial = initial_potential if bias is None else bias.detach().double() + initial_potential
+        initial = layer.common_potential if bias is None else bias.detach().double() + layer.common_potential
         preset = self._in_range(quantise_potential(initial, quantised.unit, clock.steps, checked=not known))
-        common = self._in_range(quantise_potential(initial_potential, quantised.unit, clock.steps, checked=False))
+        common = self._in_range(quantise_potential(layer.common_potential, quantised.unit, clock.steps, checked=False))
         if known:
             preset, smallest, first = preset.clamp_(-LARGEST_PRESET, LARGEST_PRESET), SMALLEST_GRID_UNIT, LARGEST_PRESET
         else:
             smallest, first = float(quantised.unit.min()), float(preset.abs().max())
-        largest = 2.0**POTENTIAL_BITS * (clock.steps * (reach * (1 + window) + threshold / smallest) + first)
+        height = layer.threshold_height / smallest
+        largest = 2.0**POTENTIAL_BITS * (clock.steps * (reach * (1 + window) + height) + first)
         if not largest < REGISTER_BOUND:
             raise ValueError(
                 f"simulate: steps must keep potentials below 2^62; got {clock.steps} steps, which need {largest:.3g}. "
@@ -100,7 +100,7 @@ class ClockedLayer:
         self._start = preset.view(shape).to(self.dtype)
         self.preset = self._start * 2**POTENTIAL_BITS
         self._common = (common.view(shape) * 2.0**POTENTIAL_BITS).to(self.dtype)
-        self.persistence = round(psp_persistence * 2**FRACTION_BITS)
+        self.persistence = round(psp_persistence(layer) * 2**FRACTION_BITS)  # 16 binary places
 
     def integrate(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
         """Membranes after the integration window, by one contraction: order does not matter to integers.
@@ -142,23 +142,6 @@ class ClockedLayer:
         """The falling threshold θ·(1 − s/S) of these neurons."""
         return Ramp(self.clock, self.unit, threshold, window, self.dtype)
 
-    def earliest_input(self, remaining: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Steps in which a neuron of each group has a slope: from its earliest input spike on, 0 without any.
-
-        Args:
-            remaining, skip: as for `integrate`.
-        Returns:
-            [N, groups, P, Q] or [N, 1]: the same for all channels of a group; with a skip, [N, C, ...].
-        """
-        earliest = remaining.unflatten(1, (self.groups, -1)).amax(2)
-        if isinstance(self.layer, WeightedConv2d):
-            rows, columns = self.layer.padding
-            padded = F.pad(earliest, (columns, columns, rows, rows))
-            earliest = F.max_pool2d(padded, self.layer.kernel_size, self.layer.stride, 0, self.layer.dilation)
-        if skip is None:
-            return earliest
-        return torch.maximum(earliest.repeat_interleave(skip.shape[1] // self.groups, 1), skip)
-
     def without_initial_potential(self, membrane: Membrane) -> Membrane:
         """Membranes as if V₀ were 0."""
         return Membrane(membrane.potential - self._common, membrane.drift)
@@ -183,11 +166,63 @@ class ClockedLayer:
         return Membrane(potential, slope.mul_(self.persistence))
 
     def _contract(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)
-        if isinstance(self.layer, WeightedConv2d):
-            layer = self.layer
-            return F.conv2d(x, self.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-        return F.linear(x, self.weight)
+        return contract(self.layer, x.to(self.weight.dtype), self.weight)
+
+
+class ClockedDecision(NamedTuple):
+    """What the earliest output spike says, for N samples.
+
+    Attributes:
+        prediction: [N] int64, its class; of several in the same step, the lowest; without any, the class with the
+            highest potential at the output window's end.
+        step: [N, classes], time stamps from the output window's start, in steps; those of silent neurons lie behind the
+            window.
+        tie: [N] bool, several neurons fired in the earliest step.
+        no_spike: [N] bool.
+    """
+
+    prediction: Tensor
+    step: Tensor
+    tie: Tensor
+    no_spike: Tensor
+
+
+class ClockedReadout(ClockedLayer):
+    """Integer weights and potentials of a readout, which has a ramp θ·(1 − s/S) of its own; see `ClockedLayer`."""
+
+    def __init__(self, readout: Readout, quantised: QuantisedWeight, clock: Clock, **options: int | None) -> None:
+        super().__init__(readout, quantised, clock, window=max(1.0, readout.window), **options)
+        self.readout = readout
+
+    def own_ramp(self) -> Ramp:
+        """The ramp on which the earliest spike decides."""
+        return self.ramp(self.readout.threshold, self.readout.window)
+
+    def score(self, membrane: Membrane, *, at_end: bool) -> Tensor:
+        """Potentials at the output window's start or one window later, without V₀, in threshold heights.
+
+        Each channel has its own unit; float32, as decisions are made from it everywhere.
+        """
+        potential = self.after(membrane, 2 * self.steps if at_end else 0)
+        return (self.height(potential) - self.readout.initial_potential).float()
+
+    def decide(self, membrane: Membrane, instant: Tensor) -> ClockedDecision:
+        """Decide by the earliest spike.
+
+        Args:
+            membrane: of the output neurons.
+            instant: [N, classes] indices of the instants at which they fire on their own ramp.
+        """
+        step, never = self.clock.step_of(instant), len(self.clock.instants(self.readout.window))
+        first, prediction = step.min(1)
+        no_spike = instant.amin(1) == never
+        tie = ((step == first[:, None]).sum(1) > 1) & ~no_spike
+        at_end = self.height(self.after(membrane, round(2 * self.steps * self.readout.window))).argmax(1)
+        return ClockedDecision(torch.where(no_spike, at_end, prediction), step, tie, no_spike)
+
+    def on_hidden_ramp(self, membrane: Membrane) -> Tensor:
+        """Indices of the instants [N, classes] at which these neurons would fire as hidden ones do, without V₀."""
+        return self.ramp().first_instant(*self.without_initial_potential(membrane))
 
 
 class AnalogLayer:
@@ -199,33 +234,49 @@ class AnalogLayer:
         layer: the encoder.
         weight: its weights, batch norm folded in.
         bias: [C_out] or None, batch norm folded in.
-        psp_persistence: σ, of neurons whose slope bright pixels raise; 0 without such.
     """
 
-    def __init__(
-        self, layer: WeightedConv2d, weight: QuantisedWeight, bias: Tensor | None, psp_persistence: float
-    ) -> None:
-        self.layer, self.persistence = layer, psp_persistence
+    def __init__(self, layer: WeightedConv2d, weight: QuantisedWeight, bias: Tensor | None) -> None:
+        self.layer, self.persistence = layer, psp_persistence(layer)
         self._weight, self._bias = weight.dequantise(), None if bias is None else bias.detach().double()
 
     def activations(self, images: Tensor) -> Tensor:
         """Activations in [0, 1] of normalised images, float64."""
         images = images.double()
-        potential = self._convolve(images, self._bias)
+        potential = contract(self.layer, images, self._weight, self._bias)
         if self.persistence == 0:
             return potential.clamp_(0, 1)
-        return fire(potential, self.persistence * self._convolve((images > 0).double(), None))[0]
+        slope = self.persistence * contract(self.layer, (images > 0).double(), self._weight)
+        return fire(potential, slope)[0]
 
-    def slope(self, images: Tensor) -> Tensor | None:
-        """Where neurons have a slope, as `ClockedLayer.earliest_input`; None if no slope persists."""
-        if self.persistence == 0:
-            return None
-        layer = self.layer
-        bright = (images > 0).unflatten(1, (layer.groups, -1)).any(2).to(images.dtype)
+
+def psp_persistence(layer: WeightedLayer) -> float:
+    """σ; 0 for a layer whose inputs leave no slope."""
+    neuron: Neuron | None = getattr(layer, "neuron", None)
+    return 0.0 if neuron is None else neuron.psp_persistence
+
+
+def contract(layer: WeightedLayer, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The layer's convolution or product, by PyTorch."""
+    if isinstance(layer, WeightedConv2d):
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return F.linear(x, weight, bias)
+
+
+def earliest_input(layer: WeightedLayer, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    """The earliest input spike of each neuron: the largest activation, or number of steps that remain, 0 without any.
+
+    Args:
+        layer: a convolution or fully connected layer.
+        x: [N, channels, height, width] or [N, features], 0 for silent inputs.
+        skip: the same of delayed spikes, one a neuron; None for a layer without.
+    Returns:
+        [N, groups, P, Q] or [N, 1]: the same for all channels of a group; with a skip, [N, C, ...].
+    """
+    groups = layer.groups if isinstance(layer, WeightedConv2d) else 1
+    earliest = x.unflatten(1, (groups, -1)).amax(2)
+    if isinstance(layer, WeightedConv2d):
         rows, columns = layer.padding
-        padded = F.pad(bright, (columns, columns, rows, rows))
-        return F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
-
-    def _convolve(self, images: Tensor, bias: Tensor | None) -> Tensor:
-        layer = self.layer
-        return F.conv2d(images, self._weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        padded = F.pad(earliest, (columns, columns, rows, rows))
+        earliest = F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
+    return earliest if skip is None else torch.maximum(earliest.repeat_interleave(skip.shape[1] // groups, 1), skip)

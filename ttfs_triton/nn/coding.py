@@ -15,7 +15,7 @@ from ttfs_triton.nn.ann import ANNConv2d
 from ttfs_triton.nn.faults import Faults, spikes_in_training
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d
-from ttfs_triton.nn.on_grid import RoundedLayer, analog_on_grid
+from ttfs_triton.nn.on_grid import RoundedLayer, spikes_on_grid
 from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import Padding, Size, WeightOptions
 
@@ -212,7 +212,7 @@ class AnalogEncoder(_NormalisedImages, ANNConv2d):
         if not self.runs_on_grid(x):
             return self.emit(self._activate(x, self.in_training(weight), self.bias))
         rounded = RoundedLayer(self, weight)
-        spikes = analog_on_grid(rounded, x, psp_persistence=0.0)
+        spikes = spikes_on_grid(rounded, x)
         if torch.is_grad_enabled():
             spikes = straight_through(self._activate(x, rounded.weight, rounded.bias), spikes)
         return self.emit(spikes)
@@ -257,9 +257,6 @@ class SignedEncoder(_NormalisedImages, DFTConv2d):
 
     def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
         return super().forward(self.normalise(x), weight, pool, skip=skip)
-
-    def _spikes(self, rounded: RoundedLayer, x: Tensor, skip: Tensor | None) -> Tensor:
-        return analog_on_grid(rounded, x, self.neuron.psp_persistence)
 
 
 def _check_window(function: str, layer: int, window: float) -> None:

@@ -90,11 +90,9 @@ def quantise_weight(
     check_bits("quantise_weight", bits)
     limit = largest_integer(bits)
     if unit is None:
-        weight = weight.detach().double()
-        largest = _largest(weight)
-        if not bool(largest.isfinite().all()):
-            raise ValueError(f"quantise_weight: weight must be finite; got {largest.max().item()}. Train again.")
-        unit = ((largest if per_channel else largest.max().expand_as(largest)) / limit).clamp_min(SMALLEST_UNIT)
+        unit = _widest_unit(weight, limit, per_channel)
+        if not bool(unit.isfinite().all()):
+            raise ValueError(f"quantise_weight: weight must be finite; got {weight.abs().max().item()}. Train again.")
     integers = in_units(weight, unit).round_().clamp_(-limit, limit)
     return QuantisedWeight(integers.float(), unit, limit)
 
@@ -110,8 +108,7 @@ def fitting_unit(weight: Tensor, bits: int, *, per_channel: bool = True) -> Tens
         [C_out] float64, threshold heights.
     """
     weight, limit = weight.detach().double(), largest_integer(bits)
-    largest = _largest(weight)
-    widest = ((largest if per_channel else largest.max().expand_as(largest)) / limit).clamp_min(SMALLEST_UNIT)
+    widest = _widest_unit(weight, limit, per_channel)
     best, least = widest, torch.full_like(widest, torch.inf)
     for share in range(100, 4, -1):
         unit = widest * (share / 100)
@@ -133,8 +130,10 @@ def in_units(weight: Tensor, unit: Tensor) -> Tensor:
     return weight.detach().double() / _per_channel(unit, weight)
 
 
-def _largest(weight: Tensor) -> Tensor:
-    return weight.abs().flatten(1).amax(1)
+def _widest_unit(weight: Tensor, limit: int, per_channel: bool) -> Tensor:
+    """[C_out] float64, in which the largest weights are the largest integers."""
+    largest = weight.detach().double().abs().flatten(1).amax(1)
+    return ((largest if per_channel else largest.max().expand_as(largest)) / limit).clamp_min(SMALLEST_UNIT)
 
 
 def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int, *, checked: bool = True) -> Tensor:

@@ -90,13 +90,10 @@ class DFTConv2d(WeightedConv2d):
             return self.emit(activations) if pool == 1 else activations
         assert pool == 1, "spikes on a grid are pooled behind the layer"
         rounded = RoundedLayer(self, weight)
-        spikes = self._spikes(rounded, x, skip)
+        spikes = spikes_on_grid(rounded, x, skip)
         if torch.is_grad_enabled():
             spikes = straight_through(self._fire(x, rounded.weight, rounded.bias, skip, rounded.skip_weight), spikes)
         return self.emit(spikes)
-
-    def _spikes(self, rounded: RoundedLayer, x: Tensor, skip: Tensor | None) -> Tensor:
-        return spikes_on_grid(rounded, x, self.neuron.psp_persistence, skip)
 
     def _normalise(self, x: Tensor, weight: Tensor, skip: Tensor | None, skip_weight: Tensor | None) -> Tensor:
         found = normalised_conv2d(
@@ -191,7 +188,7 @@ class DFTLinear(WeightedLinear):
             return self.emit(self._fire(x, weight, bias, skip, skip_weight))
         x, weight, scale = self.with_dropout(x, weight)
         rounded = RoundedLayer(self, weight, scale)
-        spikes = spikes_on_grid(rounded, x, self.neuron.psp_persistence, skip)
+        spikes = spikes_on_grid(rounded, x, skip)
         if torch.is_grad_enabled():
             spikes = straight_through(self._fire(x, rounded.weight, rounded.bias, skip, rounded.skip_weight), spikes)
         return self.emit(spikes)

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer
-from ttfs_triton.nn.clocked_readout import ClockedReadout
+from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, ClockedReadout
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, in_units, quantise_potential, quantise_weight
 from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
@@ -77,10 +76,11 @@ class RoundedLayer:
         bias = self.layer.bias
         return self.quantised.dequantise(), None if bias is None else self._initial_potential(bias)
 
-    def reach(self) -> int | None:
-        """Bound on a neuron's Σ|integers|, if it is small enough to be no hindrance; else it is read from them."""
+    def registers(self) -> dict[str, Any]:
+        """The grid's registers, and the `reach` of `ClockedLayer` if it is small enough to be no hindrance."""
         unknown = self.grid.weight_bits is None or self._off or self.layer.skip > 0
-        return None if unknown else self.quantised.limit * self.quantised.integers[0].numel()
+        reach = None if unknown else self.quantised.limit * self.quantised.integers[0].numel()
+        return {"register": self.grid.register, "reach": reach}
 
     def steps_left(self, x: Tensor) -> Tensor:
         """Steps that remain at each input's spike, of activations that are multiples of 1/T."""
@@ -88,25 +88,22 @@ class RoundedLayer:
 
 
 @torch.no_grad()
-def spikes_on_grid(rounded: RoundedLayer, x: Tensor, psp_persistence: float, skip: Tensor | None = None) -> Tensor:
-    """Activations of spiking neurons, multiples of 1/T, float32.
+def spikes_on_grid(rounded: RoundedLayer, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    """Activations of a layer's neurons, multiples of 1/T, float32.
 
     Args:
         rounded: the layer.
-        x: input activations, multiples of 1/T.
-        psp_persistence: σ.
+        x: input activations, multiples of 1/T; for an encoder, normalised images.
         skip: of delayed spikes, one a neuron.
     """
+    clock = rounded.grid.clock
     with exact_products():
-        layer = ClockedLayer(
-            rounded.layer,
-            rounded.quantised,
-            rounded.grid.clock,
-            psp_persistence=psp_persistence,
-            register=rounded.grid.register,
-            reach=rounded.reach(),
-        )
-        ramp, clock = layer.ramp(), rounded.grid.clock
+        if rounded.layer.kind == "analog":
+            assert isinstance(rounded.layer, WeightedConv2d)
+            analog = AnalogLayer(rounded.layer, rounded.quantised, rounded.layer.bias)
+            return _in_parts(lambda part: clock.stamped(analog.activations(part)), x.detach())
+        layer = ClockedLayer(rounded.layer, rounded.quantised, clock, **rounded.registers())
+        ramp = layer.ramp()
 
         def run(remaining: Tensor, late: Tensor | None = None) -> Tensor:
             return clock.remaining(ramp.first_instant(*layer.integrate(remaining, late)))
@@ -116,21 +113,11 @@ def spikes_on_grid(rounded: RoundedLayer, x: Tensor, psp_persistence: float, ski
 
 
 @torch.no_grad()
-def analog_on_grid(rounded: RoundedLayer, images: Tensor, psp_persistence: float) -> Tensor:
-    """Activations of neurons that read normalised images, multiples of 1/T, float32; arguments as above."""
-    assert isinstance(rounded.layer, WeightedConv2d)
-    with exact_products():
-        layer = AnalogLayer(rounded.layer, rounded.quantised, rounded.layer.bias, psp_persistence)
-        return _in_parts(lambda part: rounded.grid.clock.stamped(layer.activations(part)), images.detach())
-
-
-@torch.no_grad()
 def readout_on_grid(rounded: RoundedLayer, x: Tensor) -> tuple[ClockedReadout, Any]:
     """A readout as it is on its grid, and the membranes of its neurons after the integration window."""
+    readout: Any = rounded.layer
     with exact_products():
-        readout: Any = rounded.layer
-        register, reach = rounded.grid.register, rounded.reach()
-        clocked = ClockedReadout(readout, rounded.quantised, rounded.grid.clock, register=register, reach=reach)
+        clocked = ClockedReadout(readout, rounded.quantised, rounded.grid.clock, **rounded.registers())
         return clocked, clocked.integrate(rounded.steps_left(x))
 
 

@@ -20,13 +20,12 @@ from ttfs_triton.convert import (
 )
 from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.hardware import count, load_chip
-from ttfs_triton.hardware.energy.fits import exceeded
 from ttfs_triton.model import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
+from ttfs_triton.nn.chip import check_registers
 from ttfs_triton.nn.folding import unfold_batch_norm
 from ttfs_triton.nn.graph import NetworkError
 from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.registers import check_registers
 from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError
 
@@ -180,7 +179,8 @@ def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *,
 def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[int]) -> None:
     """Raise ConfigError unless a chip, by its name or file, holds a network on its grid."""
     counts = count(network, [torch.zeros(1, *image_shape)])
-    if lines := exceeded(counts, load_chip(chip), grid.weight_bits):
+    total = counts.total()
+    if lines := load_chip(chip).exceeded(total["neurons"], total["synapses"], grid.weight_bits):
         raise ConfigError(
             f"grid_chip must hold the network on its grid, {grid.text()}; {'; '.join(lines)}. Use a smaller network or "
             "fewer bits, or another chip."

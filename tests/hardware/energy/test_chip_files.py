@@ -2,10 +2,12 @@
 
 import pytest
 
+from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.chip import PRICES, SCOPES, Chip
 from ttfs_triton.hardware.energy.chip_files import FOLDER, available_chips, load_chip
-from ttfs_triton.hardware.energy.power import power_uw
-from ttfs_triton.hardware.energy.prices import Price
+from ttfs_triton.hardware.energy.prices import Price, Range
+from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.terms import Terms
 
 USERS_OWN = """
 description = "a chip of mine"
@@ -97,6 +99,14 @@ def test_spinnaker2_is_a_range():
     assert price.value == pytest.approx((10 * 450) ** 0.5, rel=1e-3)
 
 
+def power_uw(chip, synaptic_operations_per_second, clock_mhz=None):
+    """Leakage, idle power and synaptic operations at a rate."""
+    terms = Terms(chip, RunOptions(steps=1, clock_mhz=clock_mhz))
+    terms.static_power(latency_us=1.0)
+    static = terms.estimate("idle", "idle", Counts(1, ()), 1.0, []).total or Range(0.0, 0.0, 0.0)
+    return chip.prices["synop"].amount.scaled(synaptic_operations_per_second * 1e-6) + static  # pJ/op · op/s = 1e-6 µW
+
+
 @pytest.mark.parametrize(
     ("clock_mhz", "synaptic_operations_per_second", "published_uw"),
     # 0.55 V. Accelerated: a synaptic operation takes two cycles. Biological: 256 neurons at 10 Hz, 256 synapses each.
@@ -105,9 +115,7 @@ def test_spinnaker2_is_a_range():
 )
 def test_odin_power_matches_measurements(clock_mhz, synaptic_operations_per_second, published_uw):
     # Frenkel et al., 2019, section IV-A; the powers are 13.6 times apart.
-    power = power_uw(
-        load_chip("odin"), synaptic_operations_per_second=synaptic_operations_per_second, clock_mhz=clock_mhz
-    )
+    power = power_uw(load_chip("odin"), synaptic_operations_per_second, clock_mhz)
     assert power.nominal == pytest.approx(published_uw, rel=3e-3)
 
 
@@ -140,7 +148,7 @@ def test_truenorth_prices_follow_from_two_points():
 
 def test_truenorth_power_predicts_a_held_out_point():
     chip = load_chip("truenorth")
-    power = {hertz: power_uw(chip, synaptic_operations_per_second=TRUENORTH_SYNAPSES * hertz) for hertz in TRUENORTH_MW}
+    power = {hertz: power_uw(chip, TRUENORTH_SYNAPSES * hertz) for hertz in TRUENORTH_MW}
     error = {hertz: power[hertz].nominal / (1000 * milliwatts) - 1 for hertz, milliwatts in TRUENORTH_MW.items()}
     assert all(abs(error[hertz]) < 1e-4 for hertz in TRUENORTH_FITTED)
     # The error of the exact line through the fitted points, to which the digits of the file add nothing.
@@ -166,11 +174,6 @@ def test_loihi_predicts_a_board():
     for spikes, error in ((667, 0.089), (750, 0.202)):
         energy_pj = spikes * 76_800 * synop.nominal + 76_800 * 60 * idle.nominal
         assert energy_pj * 1e-9 / 1.33 - 1 == pytest.approx(error, abs=2e-3)
-
-
-def test_power_needs_a_synaptic_operation():
-    with pytest.raises(ValueError, match="power_uw: chip must price a synaptic operation; got horowitz45:fp32"):
-        power_uw(load_chip("horowitz45:fp32"), synaptic_operations_per_second=1)
 
 
 @pytest.mark.parametrize("name", ["loihi2", "Loihi 2", "akida", "speck"])
@@ -216,15 +219,15 @@ def test_users_own_file_loads(write):
         ("low = 1.0", "low = 3.0", "prices.synop.value must be within low and high; got 3.0 ≤ 2.0 ≤ 4.0"),
         ('source = "my bench"', "", "prices.synop.source must be given; got none"),
         ('status = "measured"', "", "prices.synop.status must be given; got none"),
-        ('status = "measured"', "status = 3", "prices.synop.status must be a valid string; got 3"),
+        ('status = "measured"', "status = 3", "prices.synop.status must be .*; got 3"),
         ("value = 2.0\nlow = 1.0\nhigh = 4.0", "", "prices.synop.value must be None exactly if status is unpublished"),
         ('"including fetch"', '"all"', "synop_scope must be one of arithmetic, .*; got all"),
         ('"including fetch"', "3", "synop_scope must be a valid string; got 3"),
         ("node_nm = 22", 'node_nm = "22"', "node_nm must be a valid .*; got '22'"),
-        ("node_nm = 22", "node_nm = -22", "node_nm must be greater than 0; got -22"),
-        ("node_nm = 22", "voltage_v = inf", "voltage_v must be a finite number; got inf"),
+        ("node_nm = 22", "node_nm = -22", "node_nm must be positive and finite; got -22"),
+        ("node_nm = 22", "voltage_v = inf", "voltage_v must be positive and finite; got inf"),
         ("node_nm = 22", "node_nm = nan", "node_nm must be .*; got nan"),
-        ("node_nm = 22", "node_nm = 1e308", "node_nm must be less than or equal to .*; got 1e[+]308"),
+        ("node_nm = 22", "node_nm = 1e308", "node_nm must be positive and finite; got 1e[+]308"),
         ("value = 2.0", "value = 1e308", r"prices.synop.value must be at most 1e\+12 pJ; got 1e\+308 pJ"),
         ("high = 4.0", "high = 1e308", r"prices.synop.high must be at most 1e\+12 pJ; got 1e\+308 pJ"),
         ("node_nm = 22", "node_nm = 2001-99-99", "must be TOML; got an error"),

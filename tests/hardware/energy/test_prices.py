@@ -81,10 +81,10 @@ def test_unpublished_price_has_no_amount():
 
 
 def test_price_keeps_its_range_in_another_unit():
-    price = Price(10, 5, 450, "pJ", "assumed", "surveys").in_unit("nJ")
+    price = Price(10, 5, 450, **GIVEN | {"status": "assumed"}).in_unit("nJ")
     assert (price.low, price.value, price.high) == pytest.approx((0.005, 0.01, 0.45))
     assert price.amount == Range(pytest.approx(5), pytest.approx(10), pytest.approx(450))
-    assert str(Price(10, 5, 450, "uJ", "assumed", "surveys")) == "10 (5 to 450) µJ, assumed"
+    assert str(Price(10, 5, 450, **GIVEN | {"status": "assumed", "unit": "uJ"})) == "10 (5 to 450) µJ, assumed"
 
 
 @given(st.lists(NUMBERS, min_size=3, max_size=3).map(sorted), NUMBERS)

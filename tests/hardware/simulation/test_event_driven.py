@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
+from tests.hardware.simulation.event_driven import event_driven
 from tests.nn.common import activations, randomised
 from tests.oracles import event_driven as neuron_by_neuron
-from ttfs_triton.hardware.simulation.event_driven import event_driven
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn import (
     AnalogEncoder,

@@ -95,20 +95,20 @@ def test_passes_over_other_samples_are_rejected():
 
 
 def test_no_samples_are_rejected():
-    with pytest.raises(ValueError, match="sweep: batches must not be empty; got none"):
+    with pytest.raises(ValueError, match="simulate: batches must not be empty; got none"):
         small_sweep(batches=[])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": ()}, "steps and weight_bits must not be empty; got nothing"),
-        ({"weight_bits": ()}, "steps and weight_bits must not be empty; got nothing"),
-        ({"steps": (4, 0)}, "steps must be 1 to 4096; got 0"),
-        ({"weight_bits": (8, 17)}, "weight_bits must be 2 to 16, or None; got 17"),
-        ({"compare_at": "end"}, "compare_at must be one of"),
+        ({"steps": ()}, "sweep: steps and weight_bits must not be empty; got nothing"),
+        ({"weight_bits": ()}, "sweep: steps and weight_bits must not be empty; got nothing"),
+        ({"steps": (4, 0)}, "simulate: steps must be 1 to 4096; got 0"),
+        ({"weight_bits": (8, 17)}, "simulate: weight_bits must be 2 to 16, or None; got 17"),
+        ({"compare_at": "end"}, "simulate: compare_at must be one of"),
     ],
 )
 def test_sweep_rejects_options(options, message):
-    with pytest.raises(ValueError, match=f"sweep: {message}"):
+    with pytest.raises(ValueError, match=message):
         sweep(network(), BATCHES, **{"steps": (4,), "weight_bits": (8,)} | options)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counts import Counts
-from ttfs_triton.hardware.counts.layer_counter import FIXED, InputCounter, LayerCounter
+from ttfs_triton.hardware.counts.layer_counter import InputCounter, LayerCounter, network_counts, sums_by_sample
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.trace import network_graph
 
@@ -56,22 +57,34 @@ def count(
         >>> 0 <= counts.sparsity <= 1
         True
     """
-    device, remaining = next(model.parameters()).device, iter(batches)
-    images_of = (batch if isinstance(batch, Tensor) else batch[0] for batch in remaining)
-    first = next(images_of, None)
-    if first is None:
-        raise ValueError("count: batches must not be empty; got none.")
-    graph = network_graph(model, first.shape[1:])
+    graph, remaining = graph_of_batches("count", model, batches)
+    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     counter = Counter(graph, histogram_bins, histogram_samples, by_sample)
     try:
         with counter:
-            for images in chain((first,), images_of):
-                model(images.to(device, non_blocking=True))
+            for batch in remaining:
+                model(images_and_labels(batch)[0].to(device, non_blocking=True))
     finally:
         model.train(was_training)
     return counter.counts(accelerator)
+
+
+def graph_of_batches(function: str, model: nn.Module, batches: Iterable[Any]) -> tuple[NetworkGraph, Iterable[Any]]:
+    """The graph of a model for the images of batches, and all of the batches; raises in the name of a function."""
+    remaining = iter(batches)
+    first = next(remaining, None)
+    if first is None:
+        raise ValueError(f"{function}: batches must not be empty; got none. A generator gives its batches only once.")
+    return network_graph(model, images_and_labels(first)[0].shape[1:]), chain((first,), remaining)
+
+
+def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Images and, if there are, labels of a batch."""
+    if isinstance(batch, Tensor):
+        return batch, None
+    return batch[0], batch[1] if len(batch) > 1 else None
 
 
 @contextmanager
@@ -146,44 +159,18 @@ class Counter:
         Raises:
             ValueError: nothing was counted.
         """
-        if not all(counter.arrived for counter in self._layers):
+        if not all(counter.synapses.arrived for counter in self._layers):
             raise ValueError("count: the network must run inside the block; it did not. Give it images there.")
-        vectors = [counter.sums() for counter in (*self._layers, self._input)]
+        vectors = [*(counter.sums() for counter in self._layers), self._input.sums]
         sums = torch.cat([vector.to(vectors[0].device) for vector in vectors])  # the encoder's wait on the CPU for one
         times = torch.stack([counter.summed_spike_time() for counter in self._layers])
+        by_sample: Sequence[Sequence[int]] = ((), ())
+        if self._by_sample:
+            spikes, synapses = zip(*((own.spikes_by_sample, own.synapses) for own in self._layers), strict=True)
+            by_sample = sums_by_sample(spikes, synapses)
         if accelerator is not None and accelerator.num_processes > 1:
             sums, times = (torch.as_tensor(accelerator.reduce(values, "sum")) for values in (sums, times))
+            by_sample = [gather_object(list(values)) for values in by_sample] if self._by_sample else by_sample
         *read, encoder = sums.cpu().split([len(vector) for vector in vectors])
-        delivered: dict[str | None, int] = {}  # spikes that reach later layers, behind pooling
-        for counter, values in zip(self._layers, read, strict=True):
-            arrived, skipped = int(values[FIXED.index("active_inputs")]), int(values[FIXED.index("skipped")])
-            for wire, spikes in ((counter.stage.input, arrived - skipped), (counter.stage.skip, skipped)):
-                if wire is not None:
-                    delivered[wire.source] = delivered.get(wire.source, 0) + spikes
-        layers = tuple(
-            counter.read(values, time, delivered.get(counter.stage.name, 0))
-            for counter, values, time in zip(self._layers, read, times.tolist(), strict=True)
-        )
-        spikes, synaptic_operations = self._samples(accelerator)
-        return Counts(
-            samples=layers[0].samples,
-            layers=layers,
-            input=self._input.read(encoder),
-            readout=self._graph.readout_time,
-            spikes_by_sample=spikes,
-            synaptic_operations_by_sample=synaptic_operations,
-        )
-
-    def _samples(self, accelerator: Accelerator | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Spikes and synaptic operations of each sample."""
-        if not self._by_sample:
-            return (), ()
-        spikes = torch.stack([counter.spikes_by_sample() for counter in self._layers]).sum(0)
-        synaptic_operations = torch.zeros_like(spikes)
-        for counter in self._layers:
-            if counter.adds_to_slope:
-                synaptic_operations += counter.operations_by_sample()
-        found = [spikes.tolist(), synaptic_operations.tolist()]
-        if accelerator is not None and accelerator.num_processes > 1:
-            found = [gather_object(values) for values in found]
-        return tuple(found[0]), tuple(found[1])
+        layers = [own.read(sums, time) for own, sums, time in zip(self._layers, read, times.tolist(), strict=True)]
+        return network_counts(self._graph, layers, self._input.read(encoder), by_sample)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.graph import ReadoutTime
@@ -62,17 +64,19 @@ class LayerCounts(LayerStatistics):
         if self.kind in ("spiking", "readout") and self.neuron is None:
             raise ValueError(f"LayerCounts: neuron must be given for a {self.kind} layer; got None.")
 
+    @property
+    def psp_persistence(self) -> float:
+        """σ; 0 for real-valued neurons, whose potential has no slope."""
+        return 0.0 if self.neuron is None else self.neuron.psp_persistence
+
+    @property
+    def shared_weights(self) -> bool:
+        """Whether several synapses share a weight: those of a convolution do."""
+        return self.weights < self.synapses
+
     def to_dict(self) -> dict[str, Any]:
         """All counts as JSON values, and "silent"."""
         return dataclasses.asdict(self) | {"silent": self.silent, "histogram": list(self.histogram)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LayerCounts:
-        """The counts that `to_dict` gave."""
-        given: dict[str, Any] = {key: value for key, value in values.items() if key != "silent"}
-        given["neuron"] = None if values["neuron"] is None else Neuron(**values["neuron"])
-        given["histogram"] = tuple(values["histogram"])
-        return cls(**given)
 
 
 @dataclass(frozen=True)
@@ -105,25 +109,15 @@ class LayerActivity:
 
 
 FORMAT = 3
-"""Of `Counts.to_dict`, and so of the counts in summary.json and evaluation.json. 1 said neither neuron nor readout, 2
-not which neurons were without input."""
-_READ = (2, FORMAT)
+"""Of `Counts.to_dict`, and so of the counts in summary.json and evaluation.json; 2 lacked `without_input`."""
 
-# Keys of `Counts.total()`: sums over layers.
-SUMMED = (
-    *(
-        "neurons",
-        "inputs",
-        "synapses",
-        "weights",
-        "biases",
-        "spikes",
-        "spikes_delivered",
-        "active_inputs",
-        "synaptic_operations",
-    ),
-    *("nonzero_macs", "analog_macs", "dense_macs", "saturated", "silent", "never_active", "summed_spike_time"),
+# Of a layer, summed over samples.
+OF_ALL_SAMPLES = (
+    *("spikes", "spikes_delivered", "active_inputs", "synaptic_operations", "nonzero_macs", "analog_macs"),
+    *("dense_macs", "saturated", "summed_spike_time"),
 )
+# Keys of `Counts.total()`: sums over layers.
+SUMMED = ("neurons", "inputs", "synapses", "weights", "biases", "silent", "never_active", *OF_ALL_SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -153,7 +147,7 @@ class Counts:
         spikes_by_sample, synaptic_operations_by_sample: [samples] each, hidden layers and readout together; in no
             particular order if several processes counted. Empty if not asked for.
     Raises:
-        ValueError: a readout layer, and nothing that says when it is read, or no such time.
+        ValueError: a readout layer, and nothing that says when it is read.
     Example:
         >>> from ttfs_triton.hardware import count
         >>> from ttfs_triton.nn import cnn1
@@ -174,8 +168,6 @@ class Counts:
     def __post_init__(self) -> None:
         if self.readout is None and any(layer.kind == "readout" for layer in self.layers):
             raise ValueError("Counts: readout must say when the decision of a readout is read; got None.")
-        if self.readout not in (None, *get_args(ReadoutTime)):
-            raise ValueError(f"Counts: readout must be one of {', '.join(get_args(ReadoutTime))}; got {self.readout}.")
 
     @property
     def sparsity(self) -> float:
@@ -199,6 +191,31 @@ class Counts:
         outputs = sum(layer.neurons for layer in self.layers if layer.kind == "readout")
         spikes = sum(layer.spikes + (layer.without_input or 0) for layer in hidden) + outputs * self.samples
         return spikes / ((sum(layer.neurons for layer in hidden) + outputs) * self.samples)
+
+    def averages(self) -> tuple[LayerCounts, ...]:
+        """Layers as one sample has them: what they did is an average over samples, and no whole number.
+
+        Raises:
+            ValueError: no samples, or no layers.
+        """
+        if self.samples < 1 or not self.layers:
+            found = f"{self.samples} and {len(self.layers)}"
+            raise ValueError(f"estimate: counts must be of at least one sample and layer; got {found}.")
+        each = 1 / self.samples
+        return tuple(
+            dataclasses.replace(layer, samples=1, **{key: getattr(layer, key) * each for key in OF_ALL_SAMPLES})
+            for layer in self.layers
+        )
+
+    def firing_more(self, factor: float) -> Counts:
+        """The same network if hidden neurons fired `factor` times as often, at the same times, for the same inputs."""
+        own = ("spikes", "spikes_delivered", "saturated", "summed_spike_time")
+        layers = []
+        for place, layer in enumerate(self.layers):
+            changed = own if place == 0 else (*own, "synaptic_operations", "nonzero_macs")
+            changes = {key: getattr(layer, key) * factor for key in changed}
+            layers.append(dataclasses.replace(layer, **changes))
+        return dataclasses.replace(self, layers=tuple(layers))
 
     def total(self) -> dict[str, Any]:
         """Sums over layers, by the keys of a layer."""
@@ -225,64 +242,16 @@ class Counts:
         """The counts that `to_dict` gave.
 
         Raises:
-            ValueError: another format, a key that is missing or is not known.
+            ValueError: another format, a key that is missing, or a value of another type.
         """
-        if values.get("format") not in _READ:
+        if values.get("format") not in (2, FORMAT):
             raise ValueError(
-                f"Counts.from_dict: values must be of format {FORMAT} or {_READ[0]}; got {values.get('format')}. "
-                "read_counts takes format 1; a later one needs a later ttfs-triton."
+                f"Counts.from_dict: values must be of format 2 or {FORMAT}; got {values.get('format')}. "
+                "Evaluate again for an earlier one; a later one needs a later ttfs-triton."
             )
         try:
-            return cls(
-                samples=values["samples"],
-                layers=tuple(map(LayerCounts.from_dict, values["layers"])),
-                input=InputCounts(**values["input"]),
-                readout=values["readout"],
-                spikes_by_sample=tuple(values["spikes_by_sample"]),
-                synaptic_operations_by_sample=tuple(values["synaptic_operations_by_sample"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"Counts.from_dict: values must be what to_dict gives; got {error!r}.") from error
-
-
-# Keys of a layer in format 1, by today's. There "neurons" was a sum over samples, and left out here.
-_KEYS_OF_FORMAT_1 = {
-    "neurons": "neurons_per_sample",
-    "inputs": "inputs_per_sample",
-    "active_inputs": "inputs_active",
-    "never_active": "never_active_per_sample",
-}
-
-
-def read_counts(values: Mapping[str, Any], *, neuron: Neuron, readout: ReadoutTime) -> Counts:
-    """The counts in a summary.json or evaluation.json, in today's format or the one before.
-
-    Args:
-        values: of the file's key "counts".
-        neuron, readout: of the network, which format 1 does not say.
-    Raises:
-        ValueError: another format, or damaged.
-    """
-    if values.get("format", 1) != 1:
-        return Counts.from_dict(values)
-    try:
-        layers = [_layer_of_format_1(layer, neuron) for layer in values["layers"]]
-        encoder = {"neurons": values["input"]["neurons_per_sample"]}
-        encoder |= {key: values["input"][key] for key in ("spikes", "saturated")}
-        by_sample = values["synaptic_operations_by_sample"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"read_counts: values must be counts of format 1 to {FORMAT}; got {error!r}.") from error
-    today = {
-        "format": FORMAT,
-        "layers": layers,
-        "input": encoder,
-        "readout": readout,
-        "synaptic_operations_by_sample": by_sample,
-    }
-    return Counts.from_dict({**values, **today})
-
-
-def _layer_of_format_1(values: Mapping[str, Any], neuron: Neuron) -> dict[str, Any]:
-    known = {field.name for field in dataclasses.fields(LayerCounts)} - {"neuron", "without_input"}
-    layer = {key: values[_KEYS_OF_FORMAT_1.get(key, key)] for key in known}
-    return layer | {"neuron": dataclasses.asdict(neuron) if values["kind"] in ("spiking", "readout") else None}
+            return TypeAdapter(cls).validate_python(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            found = f"{'.'.join(map(str, first['loc'])) or 'all'}: {first['msg']}"
+            raise ValueError(f"Counts.from_dict: values must be what to_dict gives; got {found}.") from None

@@ -3,22 +3,109 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ttfs_triton.hardware.counts.counts import InputCounts, LayerCounts
-from ttfs_triton.hardware.counts.synapses import FanOut, described, fan_out, neurons_without_input
+from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
+from ttfs_triton.hardware.counts.synapses import fan_out, neurons_without_input
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
-from ttfs_triton.nn.graph import Stage
+from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.statistics import SpikeCounter, channels_innermost, in_parts, where_fired
-from ttfs_triton.nn.weighted import WeightedConv2d
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
-# Places in `LayerCounter.sums`, in front of the histogram.
-FIXED = (
-    *("samples", "spikes", "saturated", "active_inputs", "nonzero_macs", "synaptic_operations", "without_input"),
-    *("histogram_samples", "skipped"),
-)
+# Sums of a `SynapseCounter`: the attributes of `LayerCounts`, and delayed spikes.
+SUMS = ("active_inputs", "nonzero_macs", "synaptic_operations", "without_input", "skipped")
+
+
+class SynapseCounter:
+    """Counts what arrives at the synapses of a layer: inputs that are not zero, times their fan-out.
+
+    Attributes:
+        adds_to_slope: inputs add weights to a slope: spikes do, and bright pixels of a signed encoder.
+        sums: [5] int64, by `SUMS`.
+        operations_by_sample: synaptic operations [n] int64 of each batch, of layers that have some.
+        arrived: whether anything has.
+    """
+
+    def __init__(self, layer: WeightedLayer, real_inputs: bool, by_sample: bool = True) -> None:
+        self._layer, self._real_inputs, self._by_sample = layer, real_inputs, by_sample
+        self.adds_to_slope = not real_inputs or isinstance(layer, SignedEncoder)
+        self.sums = torch.zeros(len(SUMS), dtype=torch.int64, device=layer.weight.device)
+        self.operations_by_sample: list[Tensor] = []
+        self.arrived = False
+
+    def add(self, inputs: Tensor, skip: Tensor | None = None) -> None:
+        """Add a batch of inputs, [N, channels, height, width] or [N, features], of an encoder without its mean.
+
+        Delayed spikes `skip`, one a neuron, meet one synapse each.
+        """
+        if not self.arrived:
+            self._prepare(inputs)
+        active_inputs, nonzero_macs, synaptic_operations, without_input, skipped = self.sums
+        if self._layer.kind == "spiking":
+            without_input += neurons_without_input(self._layer, inputs, skip)
+        signed, parts = isinstance(self._layer, SignedEncoder), []
+        for part in in_parts(channels_innermost(inputs)):
+            active = torch.ne(part, 0, out=torch.empty_like(part, dtype=torch.float32))
+            active_inputs += active.sum(1).long().sum()
+            products = self._products(active)
+            nonzero_macs += products.sum()
+            parts.append(self._products(where_fired(part).float()) if signed else products)
+        operations = torch.cat(parts)
+        if skip is not None:
+            late = torch.count_nonzero(skip.flatten(1), 1)
+            operations += late
+            for total in (active_inputs, nonzero_macs, skipped):
+                total += late.sum()
+        if self.adds_to_slope:
+            synaptic_operations += operations.sum()
+            if self._by_sample:
+                self.operations_by_sample.append(operations)
+
+    def _products(self, chosen: Tensor) -> Tensor:
+        """[n] int64: fan-out of the inputs that are 1 in `chosen`, [n, inputs] float32, which is changed."""
+        reached = chosen if self._reach is None else chosen.mul_(self._reach)
+        return reached.sum(1, dtype=self._exact).long() * self._channels
+
+    def _prepare(self, inputs: Tensor) -> None:
+        self.arrived = True
+        convolution = isinstance(self._layer, WeightedConv2d)
+        found = fan_out(self._layer, tuple(inputs.shape[2:]) if convolution else ())
+        self._channels = found.channels
+        # Fan-out of each input, channels innermost, divided by `channels`; None where that is 1 throughout.
+        self._reach: Tensor | None = None
+        if convolution:
+            self._reach = found.places.repeat_interleave(found.inputs).to(inputs.device, torch.float32)
+        # Below 2²⁴, sums of integers are exact in float32.
+        self._exact = torch.float32 if found.synapses < found.channels << 24 else torch.float64
+        layer = self._layer
+        # Delayed spikes that a skip brings are inputs too, each with a synapse of its own.
+        skipped = math.prod((layer.skip, *layer.output_shape(tuple(inputs.shape[1:]))[1:]))
+        self._described = {
+            "kind": layer.kind,
+            "neuron": getattr(layer, "neuron", None),
+            "inputs": math.prod(inputs.shape[1:]) + skipped,
+            "synapses": found.synapses + skipped,
+            "weights": layer.weight.numel() + layer.skip,
+            "biases": len(layer.weight) if layer.has_initial_potential else 0,
+        }
+
+    def counts(self, sums: Sequence[int], samples: int, **spikes: Any) -> LayerCounts:
+        """Counts of the layer, but for the spikes that it delivers.
+
+        Args:
+            sums: of one process or added up over several, by `SUMS`.
+            samples: counted.
+            spikes: the attributes of `LayerCounts` that say what its neurons did.
+        """
+        found, dense = dict(zip(SUMS, sums, strict=True)), self._described["synapses"] * samples
+        del found["skipped"]
+        macs = {"analog_macs": dense if self._real_inputs else 0, "dense_macs": dense}
+        return LayerCounts(samples=samples, spikes_delivered=0, **self._described, **found, **macs, **spikes)
 
 
 class LayerCounter(SpikeCounter):
@@ -27,14 +114,15 @@ class LayerCounter(SpikeCounter):
     Attributes:
         stage: the layer in its network.
         layer: whose synapses are counted.
-        real_inputs: inputs are real values, not spikes.
+        synapses: what arrived.
+        spikes_by_sample: [n] int64 of each batch, for counters that keep it.
     """
 
     def __init__(
         self, stage: Stage, real_inputs: bool, histogram_bins: int, histogram_samples: int, by_sample: bool
     ) -> None:
         super().__init__(())
-        self.stage, self.layer, self.real_inputs = stage, stage.weighted, real_inputs
+        self.stage, self.layer, self._real_inputs = stage, stage.weighted, real_inputs
         self._bins, self._histogram_samples, self._by_sample = histogram_bins, histogram_samples, by_sample
         self.reset()
 
@@ -43,17 +131,10 @@ class LayerCounter(SpikeCounter):
         device = self.layer.weight.device
         self._summed_activation = torch.zeros((), dtype=torch.float64, device=device)
         self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=device)
-        (
-            self._active_inputs,
-            self._nonzero_macs,
-            self._synaptic_operations,
-            self._without_input,
-            self._skipped,
-        ) = torch.zeros(5, dtype=torch.int64, device=device)
-        self._spikes_by_sample: list[Tensor] = []
-        self._operations_by_sample: list[Tensor] = []
-        self._in_histogram = 0
-        self._fan_out: FanOut | None = None
+        self._in_histogram = torch.zeros(1, dtype=torch.int64, device=device)
+        self._room = self._histogram_samples if self._bins else 0
+        self.spikes_by_sample: list[Tensor] = []
+        self.synapses = SynapseCounter(self.layer, self._real_inputs, self._by_sample)
 
     def prepare(self, device: torch.device) -> None:
         """Nothing to do before the first batch, which tells the layer's shape."""
@@ -71,138 +152,105 @@ class LayerCounter(SpikeCounter):
             self.add(part, fired)
             self._summed_activation += part.sum(1, dtype=torch.float32).sum(dtype=torch.float64)
             if self._by_sample:
-                self._spikes_by_sample.append(fired.sum(1, dtype=torch.float32).long())
-        room = min(self._histogram_samples - self._in_histogram, len(flat)) if self._bins else 0
-        for part in in_parts(flat[:room]):
+                self.spikes_by_sample.append(fired.sum(1, dtype=torch.float32).long())
+        counted = flat[: self._room]
+        for part in in_parts(counted):
             self._histogram += spike_histogram(part, self._bins)
-        self._in_histogram += room
+        self._in_histogram += len(counted)
+        self._room -= len(counted)
 
     def arrive(self, inputs: Tensor, skip: Tensor | None = None) -> None:
-        """Add a batch of inputs, [N, channels, height, width] or [N, features], and of the layer's delayed spikes."""
+        """Add a batch of inputs, and of the layer's delayed spikes, as the layer takes them."""
         if skip is not None:
             skip = self.layer.arriving(skip.detach(), self.stage.shape)
-        if self._fan_out is None:
-            self._prepare_synapses(inputs)
-        assert self._fan_out is not None
-        signed = isinstance(self.layer, SignedEncoder)
         if isinstance(self.layer, AnalogEncoder | SignedEncoder):
             inputs = inputs - self.layer.mean  # what its synapses read, but for a factor
-        elif self.layer.kind == "spiking":
-            self._without_input += neurons_without_input(self.layer, inputs.detach(), skip)
-        flat = channels_innermost(inputs.detach())
-        for part in in_parts(flat):
-            active = torch.ne(part, 0, out=torch.empty_like(part, dtype=torch.float32))
-            self._active_inputs += active.sum(1).long().sum()
-            products = self._products(active)
-            operations = self._products(where_fired(part).float()) if signed else products
-            self._nonzero_macs += products.sum()
-            if self.adds_to_slope:
-                self._synaptic_operations += operations.sum()
-            if self._by_sample:
-                self._operations_by_sample.append(operations)
-        if skip is not None:
-            self._arrive_late(skip)
-
-    def _arrive_late(self, skip: Tensor) -> None:
-        """Add delayed spikes [N, ...], each of which meets one synapse, to a batch that has arrived."""
-        each = torch.count_nonzero(skip.flatten(1), 1)
-        spikes = each.sum()
-        self._skipped += spikes
-        self._active_inputs += spikes
-        self._nonzero_macs += spikes
-        if self.adds_to_slope:
-            self._synaptic_operations += spikes
-        if self._by_sample:
-            operations = torch.cat(self._operations_by_sample)
-            operations[-len(each) :] += each
-            self._operations_by_sample = [operations]
-
-    @property
-    def arrived(self) -> bool:
-        """Whether anything has."""
-        return self._fan_out is not None
-
-    @property
-    def adds_to_slope(self) -> bool:
-        """Whether inputs add weights to a slope: spikes do, and bright pixels of a signed encoder."""
-        return not self.real_inputs or isinstance(self.layer, SignedEncoder)
-
-    def _products(self, chosen: Tensor) -> Tensor:
-        """[n] int64: fan-out of the inputs that are 1 in `chosen`, [n, inputs] float32, which is changed."""
-        assert self._fan_out is not None
-        reached = chosen if self._reach is None else chosen.mul_(self._reach)
-        return reached.sum(1, dtype=self._exact).long() * self._fan_out.channels
-
-    def _prepare_synapses(self, inputs: Tensor) -> None:
-        convolution = isinstance(self.layer, WeightedConv2d)
-        found = self._fan_out = fan_out(self.layer, tuple(inputs.shape[2:]) if convolution else ())
-        # Fan-out of each input, channels innermost, divided by `channels`; None where that is 1 throughout.
-        self._reach: Tensor | None = None
-        if convolution:
-            self._reach = found.places.repeat_interleave(found.inputs).to(inputs.device, torch.float32)
-        # Below 2²⁴, sums of integers are exact in float32.
-        self._exact = torch.float32 if found.synapses < found.channels << 24 else torch.float64
-        self._described = described(self.layer, found, inputs)
+        self.synapses.add(inputs.detach(), skip)
 
     def sums(self) -> Tensor:
-        """All sums as one int64 vector: `FIXED`, the histogram, then spikes per neuron."""
-        fixed = [self._samples, self._spikes.sum(), self._saturated, self._active_inputs, self._nonzero_macs]
-        fixed += [self._synaptic_operations, self._without_input, torch.full_like(self._samples, self._in_histogram)]
-        fixed += [self._skipped]
-        return torch.cat([torch.stack(fixed), self._histogram, self._spikes])
+        """All sums as one int64 vector: of the synapses, the histogram and its samples, then as `flat`."""
+        return torch.cat([self.synapses.sums, self._histogram, self._in_histogram, self.flat()])
 
     def summed_spike_time(self) -> Tensor:
         """Σ over spikes of 1 − activation, float64."""
         return self._spikes.sum().double() - self._summed_activation
 
-    def spikes_by_sample(self) -> Tensor:
-        """[samples] int64, in the order of counting; for counters that keep it."""
-        return torch.cat(self._spikes_by_sample)
-
-    def operations_by_sample(self) -> Tensor:
-        """[samples] int64, synaptic operations, in the order of counting; for layers that have some."""
-        return torch.cat(self._operations_by_sample)
-
-    def read(self, sums: Tensor, summed_spike_time: float, spikes_delivered: int) -> LayerCounts:
-        """Counts from `sums()`, of one process or added up over several, on the CPU."""
-        assert self._fan_out is not None
-        fixed, histogram, spikes = sums.split([len(FIXED), self._bins, len(sums) - len(FIXED) - self._bins])
-        found = dict(zip(FIXED, fixed.tolist(), strict=True))
-        found.pop("skipped")
-        dense = self._described["synapses"] * found["samples"]
-        return LayerCounts(
+    def read(self, sums: Tensor, summed_spike_time: float) -> tuple[LayerCounts, int]:
+        """Counts and delayed spikes from `sums()`, of one process or added up over several, on the CPU."""
+        arrived, histogram, (in_histogram, saturated, samples), spikes = sums.split(
+            [len(SUMS), self._bins, 3, len(sums) - len(SUMS) - self._bins - 3]
+        )
+        found = self.synapses.counts(
+            arrived.tolist(),
+            int(samples),
             name=self.stage.name,
             neurons=len(spikes),
-            **self._described,
-            **found,
-            spikes_delivered=spikes_delivered,
-            analog_macs=dense if self.real_inputs else 0,
-            dense_macs=dense,
+            spikes=int(spikes.sum()),
+            saturated=int(saturated),
             never_active=int((spikes == 0).sum()),
             summed_spike_time=summed_spike_time,
             histogram=tuple(histogram.tolist()),
+            histogram_samples=int(in_histogram),
         )
+        return found, int(arrived[SUMS.index("skipped")])
+
+
+def network_counts(
+    graph: NetworkGraph,
+    layers: Sequence[tuple[LayerCounts, int]],
+    encoder: InputCounts,
+    by_sample: Sequence[Sequence[int]] = ((), ()),
+) -> Counts:
+    """Counts of a network from those of its layers and their delayed spikes: adds which spikes reach later layers.
+
+    Args:
+        graph: of the network.
+        layers: in the order of `graph.weighted`.
+        encoder: spikes of a latency encoder.
+        by_sample: spikes and synaptic operations.
+    """
+    delivered: dict[str | None, int] = {}  # behind pooling
+    for stage, (layer, skipped) in zip(graph.weighted, layers, strict=True):
+        for wire, spikes in ((stage.input, layer.active_inputs - skipped), (stage.skip, skipped)):
+            if wire is not None:
+                delivered[wire.source] = delivered.get(wire.source, 0) + spikes
+    return Counts(
+        samples=layers[0][0].samples,
+        layers=tuple(replace(layer, spikes_delivered=delivered.get(layer.name, 0)) for layer, _ in layers),
+        input=encoder,
+        readout=graph.readout_time,
+        spikes_by_sample=tuple(by_sample[0]),
+        synaptic_operations_by_sample=tuple(by_sample[1]),
+    )
+
+
+def sums_by_sample(
+    spikes: Sequence[Sequence[Tensor]], synapses: Sequence[SynapseCounter]
+) -> tuple[list[int], list[int]]:
+    """Spikes and synaptic operations of each sample, over all layers, in the order of counting."""
+    fired = torch.stack([torch.cat(list(own)) for own in spikes]).sum(0)
+    operations = sum((torch.cat(own.operations_by_sample) for own in synapses if own.adds_to_slope), fired * 0)
+    return fired.tolist(), operations.tolist()
 
 
 class InputCounter:
-    """Spikes of a latency encoder."""
+    """Spikes of a latency encoder.
+
+    Attributes:
+        sums: [2] int64, spikes and saturated ones.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._neurons, self._sums = 0, torch.zeros(2, dtype=torch.int64, device=device)
+        self._neurons, self.sums = 0, torch.zeros(2, dtype=torch.int64, device=device)
 
     def update(self, activations: Tensor) -> None:
         """Add a batch of activations [N, ...]."""
         flat = activations.detach().flatten(1)
         self._neurons = flat.shape[1]
-        self._sums[0] += torch.count_nonzero(flat > 0)
-        self._sums[1] += torch.count_nonzero(flat == 1)
-
-    def sums(self) -> Tensor:
-        """[2] int64: spikes, saturated ones."""
-        return self._sums
+        self.sums += torch.stack([torch.count_nonzero(flat > 0), torch.count_nonzero(flat == 1)])
 
     def read(self, sums: Tensor) -> InputCounts:
-        """Counts from `sums()`, of one process or added up over several."""
+        """Counts from `sums`, of one process or added up over several."""
         return InputCounts(self._neurons, *sums.tolist())
 
 

@@ -1,14 +1,13 @@
-"""What a layer is, for those who count: its neuron, and the fan-out of its inputs, exact at borders and in groups."""
+"""Synapses of a layer: the fan-out of its inputs, exact at borders and in groups, and the neurons that inputs reach."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ttfs_triton.nn.clocked import earliest_input
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
 
 
@@ -66,22 +65,6 @@ def _taps(layer: WeightedConv2d, size: int, axis: int) -> Tensor:
     return torch.bincount(read[(read >= 0) & (read < size)], minlength=size)
 
 
-def described(layer: WeightedLayer, fan_out: FanOut, inputs: Tensor) -> dict[str, Any]:
-    """What `LayerCounts` says of a layer that reads [N, ...] inputs, whatever it does with them.
-
-    Delayed spikes that a skip brings are inputs too, each with a synapse of its own.
-    """
-    skipped = math.prod((layer.skip, *layer.output_shape(tuple(inputs.shape[1:]))[1:]))
-    return {
-        "kind": layer.kind,
-        "neuron": getattr(layer, "neuron", None),
-        "inputs": math.prod(inputs.shape[1:]) + skipped,
-        "synapses": fan_out.synapses + skipped,
-        "weights": layer.weight.numel() + layer.skip,
-        "biases": len(layer.weight) if layer.has_initial_potential else 0,
-    }
-
-
 @torch.no_grad()
 def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> Tensor | None:
     """Which places of a convolution some input spike reaches: ones and zeros, [N, 1, ...]; None, all, for other layers.
@@ -91,12 +74,7 @@ def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = 
     """
     if not isinstance(layer, WeightedConv2d):
         return None
-    rows, columns = layer.padding
-    padded = F.pad(inputs.amax(1, keepdim=True), (columns, columns, rows, rows))
-    strongest = F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
-    if skip is not None:
-        strongest = torch.maximum(strongest, skip.amax(1, keepdim=True))
-    return (strongest > 0).to(inputs.dtype)
+    return (earliest_input(layer, inputs, skip).amax(1, keepdim=True) > 0).to(inputs.dtype)
 
 
 def neurons_without_input(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> Tensor:
@@ -110,17 +88,7 @@ def neurons_without_input(layer: WeightedLayer, inputs: Tensor, skip: Tensor | N
         inputs: activations [N, channels, height, width] or [N, features].
         skip: delayed spikes, one a neuron, or None.
     """
-    groups = layer.groups if isinstance(layer, WeightedConv2d) else 1
     bias = layer.with_batch_norm(layer.weight)[1]
     still = torch.ones(layer.weight.shape[0], device=inputs.device) if bias is None else (bias == 0).float()
-    reached = inputs.unflatten(1, (groups, -1)).amax(2)
-    if isinstance(layer, WeightedConv2d):
-        rows, columns = layer.padding
-        padded = F.pad(reached, (columns, columns, rows, rows))
-        reached = F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
-    if skip is not None:
-        reached = reached.repeat_interleave(skip.shape[1] // groups, 1)
-        silent = (torch.maximum(reached, skip) <= 0).transpose(0, 1).flatten(1).sum(1, dtype=torch.float64)
-        return (silent * still).sum().long()
-    fields = (reached <= 0).transpose(0, 1).flatten(1).sum(1, dtype=torch.float64)  # of each group
-    return (fields * still.view(groups, -1).sum(1)).sum().long()
+    unreached = (earliest_input(layer, inputs, skip) <= 0).transpose(0, 1).flatten(1).sum(1, dtype=torch.float64)
+    return (unreached * still.view(len(unreached), -1).sum(1)).sum().long()  # of each group, or channel

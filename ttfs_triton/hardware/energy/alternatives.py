@@ -9,19 +9,15 @@ from pathlib import Path
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import as_chip
-from ttfs_triton.hardware.energy.estimate import about, outgrown
-from ttfs_triton.hardware.energy.ledger import Estimate, Ledger
-from ttfs_triton.hardware.energy.operations import (
+from ttfs_triton.hardware.energy.layer_terms import (
     NeuronWork,
-    averages,
-    event_memory,
     multiplications,
     neuron_updates,
     spikes_out,
-    synop_price,
+    synaptic_operations,
 )
-from ttfs_triton.hardware.energy.power import static_power, step_time
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.terms import Estimate, Terms
 
 
 @dataclass(frozen=True)
@@ -111,36 +107,28 @@ def rate_coded(
     Raises:
         ValueError: counts of no samples, an unknown chip, or measured figures that lack a layer.
     """
-    chip, options = as_chip(chip), options or RunOptions(steps=1)
-    layers = averages("rate_coded", counts)
-    spiking = [layer for layer in layers if layer.kind not in ("analog", "ann") or not layer.first]
-    _require_layers(code, {layer.name for layer in spiking}, {layer.name for layer in layers[:-1]})
-    rate = code.rate or 0.0
-    ledger = Ledger.of(chip, options)
-    arriving = code.steps * rate * layers[0].inputs if layers[0] in spiking else 0.0
-    spikes_out(ledger, "input", 0.0, arriving, options)
+    layers, terms = counts.averages(), Terms(as_chip(chip), options or RunOptions(steps=1))
+    real = {layer.name for layer in layers[:1] if layer.kind in ("analog", "ann")}
+    _require_layers(code, {layer.name for layer in layers} - real, {layer.name for layer in layers[:-1]})
+    rate = code.steps * (code.rate or 0.0)
+    spikes_out(terms, "input", 0.0, 0.0 if real else rate * layers[0].inputs)
     for layer, after in zip(layers, (*layers[1:], None), strict=True):
-        if layer in spiking:
-            measured = (code.synaptic_operations or {}).get(layer.name)
-            synaptic_operations = code.steps * rate * layer.synapses if measured is None else measured
-            ledger.charge(layer.name, "synaptic operations", "compute", synaptic_operations, synop_price(chip, layer))
-            event_memory(ledger, layer, synaptic_operations, words=1)
+        if layer.name in real:
+            multiplications(terms, layer, layer.dense_macs)
         else:
-            multiplications(ledger, layer, layer.dense_macs)
+            operations = (code.synaptic_operations or {}).get(layer.name, rate * layer.synapses)
+            synaptic_operations(terms, layer, operations)
         updates = float(code.steps * layer.neurons)
-        neuron_updates(ledger, layer, NeuronWork(0.0, updates, updates, updates), words=1)
+        neuron_updates(terms, layer, NeuronWork(0.0, updates, updates, updates), words=1)
         if after is not None:
-            spikes = (code.spikes or {}).get(layer.name, code.steps * rate * layer.neurons)
-            delivered = code.steps * rate * after.inputs if code.spikes is None else spikes
-            spikes_out(ledger, layer.name, spikes, delivered, options)
-    latency_us = step_time(chip, options.step_us, code.steps + len(layers) - 1)
-    static_power(ledger, latency_us, options.clock_mhz)
-    how = f"rate {code.rate:g} a step" if code.rate is not None else "measured rates"
-    lines = (f"rate-coded, {code.steps} steps, {how}", *about(ledger))
-    name = f"rate-coded, T = {code.steps}" + (f", {code.rate:g}" if code.rate is not None else "")
-    return Estimate(
-        network, name, chip, counts.samples, tuple(ledger.terms), lines, outgrown(ledger, layers), latency_us
-    )
+            spikes = (code.spikes or {}).get(layer.name, rate * layer.neurons)
+            spikes_out(terms, layer.name, spikes, rate * after.inputs if code.spikes is None else spikes)
+    latency_us = terms.step_time(code.steps + len(layers) - 1)
+    terms.static_power(latency_us)
+    name, how = f"rate-coded, T = {code.steps}", "measured rates"
+    if code.rate is not None:
+        name, how = f"{name}, {code.rate:g}", f"rate {code.rate:g} a step"
+    return terms.estimate(network, name, counts, latency_us, [f"rate-coded, {code.steps} steps, {how}"])
 
 
 def _require_layers(code: RateCode, with_operations: set[str], with_spikes: set[str]) -> None:
@@ -157,18 +145,14 @@ def _require_layers(code: RateCode, with_operations: set[str], with_spikes: set[
 def _ann(
     counts: Counts, chip: Chip | str | Path, options: RunOptions | None, network: str, *, skip_zeros: bool
 ) -> Estimate:
-    chip, options = as_chip(chip), options or RunOptions(steps=1)
-    layers, ledger = averages("zero_skipping_ann" if skip_zeros else "dense_ann", counts), Ledger.of(chip, options)
-    for layer in layers:
+    terms = Terms(as_chip(chip), options or RunOptions(steps=1))
+    for layer in counts.averages():
         if skip_zeros:
-            ledger.charge(layer.name, "tests for zero", "compute", layer.inputs, "compare")
-        multiplications(ledger, layer, layer.nonzero_macs if skip_zeros else layer.dense_macs)
+            terms.charge(layer.name, "tests for zero", "compute", layer.inputs, "compare")
+        multiplications(terms, layer, layer.nonzero_macs if skip_zeros else layer.dense_macs)
         if layer.kind != "readout":
-            ledger.charge(layer.name, "activation functions", "compute", layer.neurons, "compare")
-    static_power(ledger, options.latency_us, options.clock_mhz, remedy="latency_us")
+            terms.charge(layer.name, "activation functions", "compute", layer.neurons, "compare")
+    latency_us = terms.options.latency_us
+    terms.static_power(latency_us, remedy="latency_us")
     name = "zero-skipping ANN" if skip_zeros else "dense ANN"
-    lines = (f"{name}; no reuse of what was read", *about(ledger))
-    latency_us = options.latency_us
-    return Estimate(
-        network, name, chip, counts.samples, tuple(ledger.terms), lines, outgrown(ledger, layers), latency_us
-    )
+    return terms.estimate(network, name, counts, latency_us, [f"{name}; no reuse of what was read"])

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import math
+from bisect import bisect_left
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Annotated
 
-from ttfs_triton.hardware.energy.prices import Price, Range, Status, weakest
+from pydantic import Field
+
+from ttfs_triton.hardware.energy.prices import Price, Range, refuse, weakest
+
+Whole = Annotated[int, Field(gt=0, le=10**15)]
+"""As a chip's file may have it."""
 
 PRICES: dict[str, tuple[str, str]] = {
     "accumulate": ("energy", "one addition"),
@@ -79,48 +86,38 @@ class Memory:
         Returns:
             pJ a number, with the weakest status that went into it.
         """
-        amount = self._at(size_bytes)
-        words = max(1.0, bits / self.word_bits)
-        share = bits / self.word_bits
-        source = self.points[0][1].source
+        amount, share = self._at(size_bytes), bits / self.word_bits
+        words = max(1.0, share)
+        status = weakest(price.status for _, price in self.points)
         note = f"{size_bytes / 1024:,.1f} kB, {bits} bits a number"
-        if not self.holds(size_bytes):
-            note += f"; banks of {self.points[-1][0] / 1024:,.0f} kB"
+        if status is None or not self.holds(size_bytes):
+            note, status = f"{note}; banks of {self.points[-1][0] / 1024:,.0f} kB", "assumed"
         return Price(
             value=amount.nominal * (share if self.packed else words),
             low=amount.low * share,
             high=amount.high * words,
             unit="pJ",
-            status="assumed" if not self.holds(size_bytes) else self._status(),
-            source=source,
+            status=status,
+            source=self.points[0][1].source,
             note=note,
         )
 
-    def _status(self) -> Status:
-        status = weakest(price.status for _, price in self.points)
-        assert status is not None
-        return status
-
     def _at(self, size_bytes: float) -> Range:
         """Low, nominal and high price of a full access, pJ."""
-        sizes = [size for size, _ in self.points]
-        prices = [price.amount for _, price in self.points]
-        assert all(price is not None for price in prices)
-        known: list[Range] = [price for price in prices if price is not None]
-        if size_bytes <= sizes[0] or len(sizes) == 1:
+        sizes, known = [], []
+        for size, price in self.points:
+            assert price.amount is not None
+            sizes.append(size)
+            known.append(price.amount)
+        above = min(bisect_left(sizes, size_bytes), len(sizes) - 1)
+        if above == 0:
             return known[0]
-        above = next((index for index, size in enumerate(sizes) if size_bytes <= size), len(sizes) - 1)
         weight = (size_bytes - sizes[above - 1]) / (sizes[above] - sizes[above - 1])
-        low, nominal, high = (
-            getattr(known[above - 1], end) * (1 - weight) + getattr(known[above], end) * weight
-            for end in ("low", "nominal", "high")
-        )
-        if weight > 1:
-            return Range(known[-1].low, known[-1].nominal, max(known[-1].high, high))
-        return Range(low, nominal, high)
+        line = known[above - 1].scaled(1 - weight) + known[above].scaled(weight)
+        return replace(known[-1], high=max(known[-1].high, line.high)) if weight > 1 else line
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Capacity:
     """What fits on one chip; None is not stated.
 
@@ -131,10 +128,13 @@ class Capacity:
         source: where it was published.
     """
 
-    neurons: int | None = None
-    synapses: int | None = None
-    weight_bits: int | None = None
-    source: str = ""
+    neurons: Whole | None = None
+    synapses: Whole | None = None
+    weight_bits: Whole | None = None
+    source: str
+
+
+NOT_STATED = Capacity(source="")
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Chip:
     synop_scope: str
     prices: Mapping[str, Price]
     memory: Memory | None = None
-    capacity: Capacity = field(default_factory=Capacity)
+    capacity: Capacity = NOT_STATED
     bits: int | None = None
     node_nm: float | None = None
     voltage_v: float | None = None
@@ -173,39 +173,37 @@ class Chip:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        refused = partial(refuse, f"Chip {self.name}")
         if self.synop_scope not in SCOPES:
-            self._refuse("synop_scope", f"be one of {', '.join(SCOPES)}", self.synop_scope)
+            refused("synop_scope", f"be one of {', '.join(SCOPES)}", self.synop_scope)
         for key in self.included:
             if key not in PRICES and key != "memory":
-                self._refuse("included", f"name prices: {', '.join(PRICES)} or memory", key)
+                refused("included", f"name prices: {', '.join(PRICES)} or memory", key)
         for key, price in self.prices.items():
             if key not in PRICES:
-                self._refuse(f"prices.{key}", f"be one of {', '.join(PRICES)}", key, suggestion(key, PRICES).strip())
-            wanted = PRICES[key][0]
+                refused(f"prices.{key}", f"be one of {', '.join(PRICES)}", key, suggestion(key, PRICES).strip())
+            wanted, amount = PRICES[key][0], price.amount
             if price.dimension != wanted:
-                self._refuse(f"prices.{key}.unit", f"measure {wanted}", price.unit, f"That measures {price.dimension}.")
-            if self.holds(key):
-                self._twice(f"prices.{key}", str(price))
-            amount = price.amount
+                remedy = f"That measures {price.dimension}."
+                refused(f"prices.{key}.unit", f"measure {wanted}", price.unit, remedy)
             if key in ("clock", "step_time") and amount is not None and not amount.low > 0:
-                self._refuse(f"prices.{key}", "be positive: energies are divided by it", price)
+                refused(f"prices.{key}", "be positive: energies are divided by it", price)
+        for key in (*self.prices, *(["memory"] if self.memory else [])):
+            if self.holds(key):
+                holder = "included" if key in self.included else f'synop_scope = "{self.synop_scope}"'
+                name = key if key == "memory" else f"prices.{key}"
+                refused(name, f"be absent, for {holder} holds it already", "one", "Move it to alternatives.")
         for name in ("node_nm", "voltage_v"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                self._refuse(name, "be positive and finite", value)
-        if self.memory is not None and self.holds("memory"):
-            self._twice("memory", f"{len(self.memory.points)} sizes")
-        self._check_operations()
-
-    def _check_operations(self) -> None:
-        arithmetic = self.synop_scope == "arithmetic"
-        for key in ("accumulate", "multiply_accumulate") if arithmetic else ("synop",):
+            if value is not None and not 0 < value <= 1e12:
+                refused(name, "be positive and finite", value)
+        for key in ("accumulate", "multiply_accumulate") if self.arithmetic else ("synop",):
             if key not in self.prices:
-                scope = f'synop_scope = "{self.synop_scope}"'
-                self._refuse(f"prices.{key}", f"be there for {scope}", "none", 'Give it status "unpublished" if it is.')
-        if arithmetic and "synop" in self.prices:
+                remedy = 'Give it status "unpublished" if it is.'
+                refused(f"prices.{key}", f'be there for synop_scope = "{self.synop_scope}"', "none", remedy)
+        if self.arithmetic and "synop" in self.prices:
             remedy = "Price accumulate, or choose a scope that says what a synaptic operation holds."
-            self._refuse("prices.synop", 'be absent for synop_scope = "arithmetic"', self.prices["synop"], remedy)
+            refused("prices.synop", 'be absent for synop_scope = "arithmetic"', self.prices["synop"], remedy)
 
     def holds(self, key: str) -> bool:
         """Whether other prices hold this one already, so that it must not be charged."""
@@ -216,14 +214,23 @@ class Chip:
         """Whether operations are priced, not synaptic operations."""
         return self.synop_scope == "arithmetic"
 
-    def _twice(self, key: str, value: str) -> None:
-        scope = (
-            f'synop_scope = "{self.synop_scope}"' if key.removeprefix("prices.") not in self.included else "included"
-        )
-        self._refuse(key, f"be absent, for {scope} holds it already", value, "Move it to alternatives.")
+    def exceeded(self, neurons: int, synapses: int, weight_bits: int | None) -> list[str]:
+        """What of a network does not fit, in words; empty where it does, or where `capacity` states nothing.
 
-    def _refuse(self, key: str, rule: str, value: object, remedy: str = "") -> None:
-        raise ValueError(f"Chip {self.name}: {key} must {rule}; got {value}. {remedy}".rstrip())
+        Args:
+            neurons, synapses: of the network.
+            weight_bits: of a weight; None for weights that are not rounded.
+        """
+        capacity, lines = self.capacity, []
+        for name, needed in (("neurons", neurons), ("synapses", synapses)):
+            there = getattr(capacity, name)
+            if there is not None and needed > there:
+                chips = f"at least {-(-needed // there):,} chips; static power is of one"
+                lines.append(f"{needed:,} {name} exceed the {there:,} of one {self.name}: {chips}")
+        if capacity.weight_bits is not None and (weight_bits is None or weight_bits > capacity.weight_bits):
+            weights = "weights that are not rounded" if weight_bits is None else f"weights of {weight_bits} bits"
+            lines.append(f"{weights} exceed the {capacity.weight_bits} bits of {self.name}")
+        return lines
 
 
 def suggestion(word: str, known: Collection[str]) -> str:

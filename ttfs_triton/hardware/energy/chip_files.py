@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
-from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from ttfs_triton.hardware.energy.chip import Capacity, Chip, Memory, suggestion
-from ttfs_triton.hardware.energy.prices import Price, convert
+from ttfs_triton.hardware.energy.chip import NOT_STATED, Capacity, Chip, Memory, Whole, suggestion
+from ttfs_triton.hardware.energy.prices import Price, convert, refuse
 
 FOLDER = Path(__file__).parent / "chips"
 
@@ -20,111 +21,70 @@ FOLDER = Path(__file__).parent / "chips"
 NO_FIGURES = {"loihi2": "Loihi 2", "akida": "Akida", "speck": "Speck"}
 
 MAX_BYTES = 2**18  # of a file; those that come with the package have 10,000
+CONFIG = ConfigDict(extra="forbid", strict=True)
 Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
-PositiveWhole = Annotated[int, Field(gt=0, le=10**15)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Access(Price):
+    size_kb: Positive
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dimension != "energy" or self.value is None:
+            refuse("Memory", "price", "be a published energy", self)
 
 
 class _Table(BaseModel):
     """A table of a file: known keys only, and values of exactly their types."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _Price(_Table):
-    unit: str
-    status: str
-    source: str
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-
-    @model_validator(mode="after")
-    def _is_a_price(self) -> _Price:
-        self.price()
-        return self
-
-    def price(self) -> Price:
-        values: dict[str, Any] = self.model_dump(include=set(_Price.model_fields))  # `Price` checks the status
-        return Price(**values)
-
-
-class _Access(_Price):
-    size_kb: Positive
-
-    @model_validator(mode="after")
-    def _is_an_energy(self) -> _Access:
-        price = self.price()
-        if price.dimension != "energy" or price.value is None:
-            raise ValueError(f"Access: price must be a published energy; got {price}.")
-        return self
+    model_config = CONFIG
 
 
 class _Memory(_Table):
-    accesses: list[_Access]
-    word_bits: PositiveWhole = 64
+    accesses: tuple[_Access, ...]
+    word_bits: Whole = 64
     packed: bool = False
     addressing: bool = False
 
     @model_validator(mode="after")
     def _rises(self) -> _Memory:
-        sizes = [size for size, _ in self.points()]
+        sizes = [size for size, _ in self.memory().points]
         if not sizes or sizes != sorted(set(sizes)):
-            raise ValueError(f"Memory: accesses must have rising sizes, at least one; got {sizes}.")
+            refuse("Memory", "accesses", "have rising sizes, at least one", sizes)
         return self
 
-    def points(self) -> tuple[tuple[int, Price], ...]:
-        return tuple(
-            (round(convert(access.size_kb, "kB", "B")), access.price().in_unit("pJ")) for access in self.accesses
-        )
-
-
-class _Capacity(_Table):
-    source: str
-    neurons: PositiveWhole | None = None
-    synapses: PositiveWhole | None = None
-    weight_bits: PositiveWhole | None = None
+    def memory(self) -> Memory:
+        points = ((round(convert(each.size_kb, "kB", "B")), each.in_unit("pJ")) for each in self.accesses)
+        return Memory(tuple(points), self.word_bits, self.packed, self.addressing)
 
 
 class _Precision(_Table):
-    bits: PositiveWhole | None = None
-    prices: dict[str, _Price] = {}
+    bits: Whole | None = None
+    prices: dict[str, Price] = {}
 
 
-class _File(_Table):
+class _File(_Precision):
     description: Text
     synop_scope: Text
-    node_nm: Positive | None = None
-    voltage_v: Positive | None = None
-    included: list[str] = []
-    notes: list[str] = []
-    capacity: _Capacity | None = None
-    prices: dict[str, _Price] = {}
-    alternatives: dict[str, _Price] = {}
+    node_nm: float | None = None
+    voltage_v: float | None = None
+    included: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    capacity: Capacity = NOT_STATED
+    alternatives: dict[str, Price] = {}
     memory: _Memory | None = None
     precisions: dict[str, _Precision] = {}
 
-    def chip(self, name: str, precision: str | None) -> Chip:
-        own = None if precision is None else self.precisions[precision]
-        prices = self.prices | ({} if own is None else own.prices)
-        memory, capacity = self.memory, self.capacity
-        return Chip(
-            name=name,
-            description=self.description,
-            synop_scope=self.synop_scope,
-            prices={key: price.price() for key, price in prices.items()},
-            memory=None
-            if memory is None
-            else Memory(memory.points(), memory.word_bits, memory.packed, memory.addressing),
-            capacity=Capacity() if capacity is None else Capacity(**capacity.model_dump()),
-            bits=None if own is None else own.bits,
-            node_nm=self.node_nm,
-            voltage_v=self.voltage_v,
-            included=tuple(self.included),
-            alternatives={key: price.price() for key, price in self.alternatives.items()},
-            notes=tuple(self.notes),
-        )
+    def chip(self, name: str, own: _Precision) -> Chip:
+        shared = {key: getattr(self, key) for key in _File.model_fields if key not in ("precisions", "memory")}
+        shared |= {"bits": own.bits, "prices": self.prices | own.prices}
+        return Chip(name=name, memory=None if self.memory is None else self.memory.memory(), **shared)
+
+
+_KEYS = {*_File.model_fields, *_Memory.model_fields}
+_KEYS |= {own.name for table in (_Access, Capacity) for own in fields(table)}
 
 
 def available_chips() -> tuple[str, ...]:
@@ -155,7 +115,7 @@ def load_chip(name_or_path: str | Path) -> Chip:
     """
     path, precision = _locate(str(name_or_path))
     try:
-        file = _File.model_validate(_read(path))
+        file = _File.model_validate_json(_read(path))
     except ValidationError as error:
         raise ValueError(f"load_chip: {path}: {' '.join(map(_sentence, error.errors()))}") from None
     if precision not in (file.precisions or {None}):
@@ -164,18 +124,19 @@ def load_chip(name_or_path: str | Path) -> Chip:
         raise ValueError(f"load_chip: name_or_path must be one of {names}; got {got}. One chip has one precision.")
     name = path.stem if precision is None else f"{path.stem}:{precision}"
     try:
-        return file.chip(name, precision)
+        return file.chip(name, file if precision is None else file.precisions[precision])
     except ValueError as error:
         raise ValueError(f"load_chip: {path}: {str(error).removeprefix(f'Chip {name}: ')}") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> str:
+    """A file as JSON, in which pydantic takes tables for dataclasses."""
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"load_chip: {path} must have at most {MAX_BYTES} bytes; got more.")
     try:
-        return tomllib.loads(content.decode("utf-8"))
+        return json.dumps(tomllib.loads(content.decode("utf-8")), default=str)
     except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, dates that do not exist, too many brackets
         raise ValueError(f"load_chip: {path} must be TOML; got an error: {error}.") from error
 
@@ -212,27 +173,14 @@ def _sentence(error: ErrorDetails) -> str:
     key = ""
     for part in error["loc"]:
         key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
-    if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"])
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         word = str(error["loc"][-1])
-        return f"{key} must be a known key ({', '.join(known)}); got {word}.{suggestion(word, known)}"
+        return f"{key} must be a known key (those of the files in {FOLDER}); got {word}.{suggestion(word, _KEYS)}"
     if error["type"] == "value_error":  # ours: "Price: unit must …"
         return f"{key}.{error['msg'].partition(': ')[2]}"
     if error["type"] == "missing":
         return f"{key} must be given; got none."
-    rule = {"model_type": "be a table", "dict_type": "be a table", "list_type": "be a list"}.get(error["type"])
-    return f"{key} must {rule or error['msg'].removeprefix('Input should ')}; got {error['input']!r}."
-
-
-def _known_keys(place: tuple[int | str, ...]) -> tuple[str, ...]:
-    """Keys of the table in which the last part of a place is."""
-    tables: Mapping[str, type[_Table]] = {"capacity": _Capacity, "memory": _Memory}
-    if len(place) == 1:
-        table: type[_Table] = _File
-    elif place[0] == "precisions" and len(place) == 3:
-        table = _Precision
-    elif len(place) == 2:
-        table = tables[str(place[0])]
-    else:
-        table = _Access if place[0] == "memory" else _Price
-    return tuple(table.model_fields)
+    table, tables = "be a table", ("model_type", "dict_type", "dataclass_type")
+    rule = dict.fromkeys(tables, table) | {"tuple_type": "be a list"}
+    wanted = error["msg"].removeprefix("Input should ")
+    return f"{key} must {rule.get(error['type'], wanted)}; got {error['input']!r}."

@@ -11,11 +11,10 @@ from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import as_chip
-from ttfs_triton.hardware.energy.estimate import estimate, spiking_estimate
-from ttfs_triton.hardware.energy.ledger import Estimate
-from ttfs_triton.hardware.energy.operations import averages
+from ttfs_triton.hardware.energy.estimate import estimate
 from ttfs_triton.hardware.energy.prices import Range
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.terms import Estimate
 from ttfs_triton.hardware.energy.verdict import Verdict, verdict
 from ttfs_triton.wording import energy
 
@@ -56,19 +55,15 @@ def break_even_firing_share(
     Raises:
         ValueError: as `estimate` does.
     """
-    chip, layers = as_chip(chip), averages("break_even", counts)
-    input_spikes = counts.input.spikes / counts.samples
-    options = replace(options, activity=None)
+    chip, options = as_chip(chip), replace(options, activity=None)
 
     def ours(factor: float) -> float | None:
-        scaled = [layer.fired_more(factor) for layer in layers]
-        return _nominal(spiking_estimate("network", scaled, input_spikes, chip, options, counts.samples), measure)
+        return _nominal(estimate(counts.firing_more(factor), chip, options), measure)
 
     target = _nominal(dense_ann(counts, chip, options=options), measure)
-    factor = _crossing(ours, target)
-    if factor is None:
-        why = _why_no_crossing(ours, target, chip, "the dense ANN", "the network without a spike")
-        return BreakEven(None, f"no break-even firing share: {why}")
+    factor = _crossing(ours, target, chip, "the dense ANN", "the network without a spike")
+    if isinstance(factor, str):
+        return BreakEven(None, f"no break-even firing share: {factor}")
     share = factor * counts.sparsity
     beyond = "at any firing share" if share > 1 else f"below a firing share of {share:.1%} (now {counts.sparsity:.1%})"
     return BreakEven(share, f"{_MEASURED[measure]}, it costs less than the dense ANN {beyond}")
@@ -88,16 +83,14 @@ def break_even_rate(
         ValueError: as `estimate` does.
     """
     chip = as_chip(chip)
-    layers, input_spikes = averages("break_even", counts), counts.input.spikes / counts.samples
-    target = _nominal(spiking_estimate("network", layers, input_spikes, chip, options, counts.samples), measure)
+    target = _nominal(estimate(counts, chip, options), measure)
 
     def rated(rate: float) -> float | None:
         return _nominal(rate_coded(counts, chip, RateCode(rate_steps, rate), options=options), measure)
 
-    rate = _crossing(rated, target)
-    if rate is None:
-        why = _why_no_crossing(rated, target, chip, "this network", f"T = {rate_steps} without a spike")
-        return BreakEven(None, f"no break-even rate: {why}")
+    rate = _crossing(rated, target, chip, "this network", f"T = {rate_steps} without a spike")
+    if isinstance(rate, str):
+        return BreakEven(None, f"no break-even rate: {rate}")
     return BreakEven(rate, f"cheaper than rate coding with T = {rate_steps} above {rate:.3g} spikes a neuron and step")
 
 
@@ -182,23 +175,16 @@ PUBLISHED: tuple[Published, ...] = (
 """To put beside an estimate."""
 
 
-def _crossing(line: Callable[[float], float | None], target: float | None) -> float | None:
-    """Where a straight line, known at 0 and 1, meets the target; None if it does not at or above 0."""
-    start, end = line(0.0), line(1.0)
-    if start is None or end is None or target is None or not end > start or target < start:
-        return None
-    return (target - start) / (end - start)
-
-
-def _why_no_crossing(
+def _crossing(
     line: Callable[[float], float | None], target: float | None, chip: Chip, other: str, fixed: str
-) -> str:
+) -> float | str:
+    """Where a straight line, known at 0 and 1, meets the target; if it does not at or above 0, why not, in words."""
     start, end = line(0.0), line(1.0)
     if target is None or start is None or end is None:
         return f"{chip.name} has no price for {other if target is None else 'what spikes do'}"
     if target < start:
         return f"{fixed} costs {energy(start)}, more than {other} at {energy(target)}"
-    return f"spikes cost nothing on {chip.name}"
+    return (target - start) / (end - start) if end > start else f"spikes cost nothing on {chip.name}"
 
 
 def _nominal(found: Estimate, measure: Measure) -> float | None:

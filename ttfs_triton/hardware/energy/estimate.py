@@ -5,18 +5,14 @@ Pooling for the earliest spike is not charged: it compares times that are at han
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ttfs_triton.hardware.counts.counts import Counts
+from ttfs_triton.hardware.counts.counts import Counts, LayerCounts, ReadoutTime
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import as_chip
-from ttfs_triton.hardware.energy.ledger import Estimate, Ledger
-from ttfs_triton.hardware.energy.operations import (
-    LayerAverages,
-    averages,
+from ttfs_triton.hardware.energy.layer_terms import (
     event_memory,
     multiplications,
     neuron_updates,
@@ -25,8 +21,9 @@ from ttfs_triton.hardware.energy.operations import (
     spikes_out,
     synaptic_operations,
 )
-from ttfs_triton.hardware.energy.power import latency, static_power
+from ttfs_triton.hardware.energy.prices import refuse
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.terms import Estimate, Terms
 
 
 def estimate(
@@ -71,120 +68,80 @@ def estimate(
         >>> sorted({term.kind for term in energy.terms}), energy.status
         (['compute', 'memory', 'static'], 'assumed')
     """
-    options = RunOptions(**changes) if options is None else replace(options, **changes)
-    layers = averages("estimate", counts)
+    chip, options = as_chip(chip), RunOptions(**changes) if options is None else replace(options, **changes)
+    layers, terms = counts.averages(), Terms(chip, options)
     if any(layer.kind == "ann" for layer in layers):
-        _refuse("counts", "be of a spiking network", "analog layers", "Use dense_ann or zero_skipping_ann.")
+        remedy = "Use dense_ann or zero_skipping_ann."
+        refuse("estimate", "counts", "be of a spiking network", "analog layers", remedy)
     unknown = sorted({found.name for found in options.activity or ()} - {layer.name for layer in layers})
     if unknown:
-        _refuse("activity", f"be of layers {', '.join(layer.name for layer in layers)}", ", ".join(unknown))
-    return spiking_estimate(
-        network, layers, counts.input.spikes / counts.samples, as_chip(chip), options, counts.samples
-    )
-
-
-def spiking_estimate(
-    network: str, layers: Sequence[LayerAverages], input_spikes: float, chip: Chip, options: RunOptions, samples: int
-) -> Estimate:
-    """What `estimate` gives, from averages over samples."""
-    ledger = Ledger.of(chip, options)
-    late = layers[-1].readout not in (None, "potential_start")  # read behind the window of integration
+        names = ", ".join(layer.name for layer in layers)
+        refuse("estimate", "activity", f"be of layers {names}", ", ".join(unknown))
+    late = counts.readout not in (None, "potential_start")  # read behind the window of integration
     windows = sum(layer.kind == "spiking" for layer in layers) + 1 + late
-    spikes_out(ledger, "input", 0.0, input_spikes, options)
+    clocked = options.implementation == "clock_driven"
+    spikes_out(terms, "input", 0.0, counts.input.spikes / counts.samples)
     for layer in layers:
-        if options.implementation == "clock_driven":
-            _clock_driven(ledger, layer, options, windows, samples)
+        if clocked:
+            _clock_driven(terms, layer, counts, windows)
         else:
-            _closed_form(ledger, layer)
+            _closed_form(terms, layer, counts.readout)
         if layer.kind != "readout":
-            spikes_out(ledger, layer.name, layer.spikes, layer.delivered, options)
-    latency_us = latency(chip, options, windows)
-    remedy = "step_us" if options.implementation == "clock_driven" else "latency_us"
-    static_power(ledger, latency_us, options.clock_mhz, remedy)
-    return Estimate(
-        network=network,
-        implementation=options.implementation.replace("_", "-"),
-        chip=chip,
-        samples=samples,
-        terms=tuple(ledger.terms),
-        assumptions=(*_assumptions(options, windows, latency_us), *about(ledger)),
-        warnings=outgrown(ledger, layers),
-        latency_us=latency_us,
-    )
+            spikes_out(terms, layer.name, layer.spikes, layer.spikes_delivered)
+    latency_us = options.latency_us
+    if latency_us is None and clocked and options.steps is not None:
+        latency_us = terms.step_time(options.steps * windows)
+    terms.static_power(latency_us, "step_us" if clocked else "latency_us")
+    lines = ["closed form: multiplications and divisions, not accumulates only"]
+    if clocked:
+        after = "sleep" if options.gating else "stay awake"
+        lines = [
+            f"clock-driven, {options.steps} steps a window; neurons that have fired {after} until their window ends"
+        ]
+    if latency_us is not None:
+        lines.append(f"latency {latency_us:,.4g} µs ({windows} windows)")
+    return terms.estimate(network, options.implementation.replace("_", "-"), counts, latency_us, lines)
 
 
-def _clock_driven(ledger: Ledger, layer: LayerAverages, options: RunOptions, windows: int, samples: int) -> None:
-    work = neuron_work(layer, options, samples)
+def _clock_driven(terms: Terms, layer: LayerCounts, counts: Counts, windows: int) -> None:
+    options = terms.options
+    work = neuron_work(layer, counts.readout, options, counts.samples)
     if layer.kind == "analog":  # a potential without a slope waits for the threshold
-        multiplications(ledger, layer, layer.dense_macs)
+        multiplications(terms, layer, layer.dense_macs)
     if layer.kind != "analog" or layer.synaptic_operations:
-        synaptic_operations(ledger, layer)
-        preset(ledger, layer, words=2)
-    neuron_updates(ledger, layer, work)
-    if ledger.chip.arithmetic and layer.kind == "spiking" and 0 < layer.psp_persistence < 1:
-        ledger.charge(layer.name, "slope persistence", "compute", layer.neurons, "multiply_accumulate")
-    if options.idle and "neuron_idle" in ledger.chip.prices:
+        synaptic_operations(terms, layer, layer.synaptic_operations)
+        preset(terms, layer, words=2)
+    neuron_updates(terms, layer, work)
+    if terms.chip.arithmetic and layer.kind == "spiking" and 0 < layer.psp_persistence < 1:
+        terms.charge(layer.name, "slope persistence", "compute", layer.neurons, "multiply_accumulate")
+    if options.idle and "neuron_idle" in terms.chip.prices:
         assert options.steps is not None
         idle = max(0.0, options.steps * windows * layer.neurons - work.steps)
-        ledger.charge(layer.name, "idle neurons", "compute", idle, "neuron_idle")
+        terms.charge(layer.name, "idle neurons", "compute", idle, "neuron_idle")
 
 
-def _closed_form(ledger: Ledger, layer: LayerAverages) -> None:
-    name, neurons = layer.name, layer.neurons
+def _closed_form(terms: Terms, layer: LayerCounts, readout: ReadoutTime | None) -> None:
+    name, neurons, operations = layer.name, layer.neurons, layer.synaptic_operations
     if layer.kind == "analog":
-        multiplications(ledger, layer, layer.dense_macs)
-        ledger.charge(name, "threshold comparisons", "compute", 2 * neurons, "compare")
+        multiplications(terms, layer, layer.dense_macs)
+        terms.charge(name, "threshold comparisons", "compute", 2 * neurons, "compare")
         if layer.psp_persistence > 0:  # pixels with a slope
-            ledger.charge(name, "synaptic operations, Σ w", "compute", layer.synaptic_operations, "accumulate")
-            ledger.charge(name, "divisions", "compute", neurons, "divide")
+            terms.charge(name, "synaptic operations, Σ w", "compute", operations, "accumulate")
+            terms.charge(name, "divisions", "compute", neurons, "divide")
         return
-    fires = layer.kind != "readout" or layer.readout == "first_spike"
-    slope = layer.psp_persistence > 0 and (fires or layer.readout == "potential_end")
-    ledger.charge(name, "synaptic operations, Σ w·x", "compute", layer.synaptic_operations, "multiply_accumulate")
+    fires = layer.kind != "readout" or readout == "first_spike"
+    slope = layer.psp_persistence > 0 and (fires or readout == "potential_end")
+    terms.charge(name, "synaptic operations, Σ w·x", "compute", operations, "multiply_accumulate")
     if slope:
-        ledger.charge(name, "synaptic operations, Σ w", "compute", layer.synaptic_operations, "accumulate")
+        terms.charge(name, "synaptic operations, Σ w", "compute", operations, "accumulate")
     if fires and slope:
-        ledger.charge(name, "divisions", "compute", neurons, "divide")
+        terms.charge(name, "divisions", "compute", neurons, "divide")
     if fires:
-        ledger.charge(name, "threshold comparisons", "compute", 2 * neurons, "compare")
+        terms.charge(name, "threshold comparisons", "compute", 2 * neurons, "compare")
     words = 1 + slope
-    event_memory(ledger, layer, layer.synaptic_operations, words)
-    preset(ledger, layer, words)
-    ledger.access(name, "state reads", neurons * words, neurons * words, ledger.state_bits)
-
-
-def about(ledger: Ledger) -> list[str]:
-    """What holds for every estimate on this chip, in sentences."""
-    chip = ledger.chip
-    lines = [f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}"]
-    if not ledger.memory:
-        lines.append("memory traffic is left out")
-    elif chip.holds("memory"):
-        lines.append("memory traffic is inside the price of a synaptic operation: compute alone cannot be told apart")
-    elif chip.memory is not None:
-        packing = "numbers packed into words" if chip.memory.packed else "one access a number"
-        lines.append(
-            f"memory of each layer: {ledger.weight_bits}-bit weights, {ledger.state_bits}-bit states, {packing}"
-        )
-    return [*lines, *chip.notes]
-
-
-def outgrown(ledger: Ledger, layers: Sequence[LayerAverages]) -> tuple[str, ...]:
-    """Where the network does not fit, in sentences."""
-    chip, capacity, lines = ledger.chip, ledger.chip.capacity, []
-    for name in ("neurons", "synapses"):
-        there, needed = getattr(capacity, name), sum(getattr(layer, name) for layer in layers)
-        if there is not None and needed > there:
-            chips = f"at least {-(-needed // there):,} chips; static power is of one"
-            lines.append(f"{needed:,} {name} exceed the {there:,} of one {chip.name}: {chips}")
-    if capacity.weight_bits is not None and ledger.weight_bits > capacity.weight_bits:
-        lines.append(f"weights of {ledger.weight_bits} bits exceed the {capacity.weight_bits} bits of {chip.name}")
-    for layer, size in ledger.outgrown.items():
-        assert chip.memory is not None
-        largest = chip.memory.points[-1][0]
-        priced = f"the largest memory that {chip.name} prices ({largest / 2**20:g} MB)"
-        lines.append(f"{layer}: {size / 2**20:,.1f} MB exceed {priced}")
-    return tuple(lines)
+    event_memory(terms, layer, operations, words)
+    preset(terms, layer, words)
+    terms.access(name, "state reads", neurons * words, neurons * words, terms.state_bits)
 
 
 @dataclass(frozen=True)
@@ -235,20 +192,3 @@ def sensitivity(energy: Estimate, *, spread: float = 0.0) -> tuple[Swing, ...]:
             nominal = total.nominal
             swings.append(Swing(name, nominal - own.nominal + low, nominal, nominal - own.nominal + high))
     return tuple(sorted(swings, key=lambda swing: -swing.width))
-
-
-def _assumptions(options: RunOptions, windows: int, latency_us: float | None) -> list[str]:
-    if options.implementation == "closed_form":
-        lines = ["closed form: multiplications and divisions, not accumulates only"]
-    else:
-        after = "sleep" if options.gating else "stay awake"
-        lines = [
-            f"clock-driven, {options.steps} steps a window; neurons that have fired {after} until their window ends"
-        ]
-    if latency_us is not None:
-        lines.append(f"latency {latency_us:,.4g} µs ({windows} windows)")
-    return lines
-
-
-def _refuse(name: str, rule: str, value: object, remedy: str = "") -> None:
-    raise ValueError(f"estimate: {name} must {rule}; got {value}. {remedy}".rstrip())

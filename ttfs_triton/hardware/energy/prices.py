@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal, NoReturn, get_args
 
 Status = Literal["measured", "fitted", "simulated", "derived", "assumed", "unpublished"]
 
@@ -37,10 +37,9 @@ def dimension(unit: str) -> str:
     Raises:
         ValueError: the unit is not in `UNITS`.
     """
-    known = _DIMENSION.get(_spelled(unit))
-    if known is None:
-        raise ValueError(f"dimension: unit must be one of {', '.join(_DIMENSION)}; got {unit}. Convert it first.")
-    return known
+    if _spelled(unit) not in _DIMENSION:
+        refuse("dimension", "unit", f"be one of {', '.join(_DIMENSION)}", unit, "Convert it first.")
+    return _DIMENSION[_spelled(unit)]
 
 
 def convert(value: float, unit: str, to: str) -> float:
@@ -49,12 +48,10 @@ def convert(value: float, unit: str, to: str) -> float:
     Raises:
         ValueError: a unit is not known, or they measure different things.
     """
-    if dimension(unit) != dimension(to):
-        raise ValueError(
-            f"convert: unit must measure {dimension(to)}, as {to} does; got {unit}. It measures {dimension(unit)}."
-        )
-    sizes = UNITS[dimension(unit)]
-    return value * sizes[_spelled(unit)] / sizes[_spelled(to)]
+    ours, wanted = dimension(unit), dimension(to)
+    if ours != wanted:
+        refuse("convert", "unit", f"measure {wanted}, as {to} does", unit, f"It measures {ours}.")
+    return value * UNITS[ours][_spelled(unit)] / UNITS[ours][_spelled(to)]
 
 
 @dataclass(frozen=True)
@@ -74,39 +71,42 @@ class Price:
             unit or status, no source, or a value that does not go with the status.
     """
 
-    value: float | None
+    value: float | None = None
     low: float | None = None
     high: float | None = None
-    unit: str = ""
-    status: Status = "assumed"
-    source: str = ""
+    _: KW_ONLY
+    unit: str
+    status: Status
+    source: str
     note: str = ""
 
     def __post_init__(self) -> None:
         if _spelled(self.unit) not in _DIMENSION:
-            _refuse("unit", f"be one of {', '.join(_DIMENSION)}", self.unit or "none")
+            refuse("Price", "unit", f"be one of {', '.join(_DIMENSION)}", self.unit or "none")
         object.__setattr__(self, "unit", _spelled(self.unit))
         if self.status not in STATUSES:
-            _refuse("status", f"be one of {', '.join(STATUSES)}", self.status)
+            refuse("Price", "status", f"be one of {', '.join(STATUSES)}", self.status)
         if not self.source.strip():
-            _refuse("source", "say where the number was published", "none")
+            refuse("Price", "source", "say where the number was published", "none")
         if (self.value is None) != (self.status == "unpublished"):
-            _refuse("value", "be None exactly if status is unpublished", f"{self.value} with status {self.status}")
+            got = f"{self.value} with status {self.status}"
+            refuse("Price", "value", "be None exactly if status is unpublished", got)
         for name in ("value", "low", "high"):
             number = getattr(self, name)
             if number is None:
                 continue
             if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
-                _refuse(name, "be a finite number, at least 0", number)
+                refuse("Price", name, "be a finite number, at least 0", number)
             if number > MAX_AMOUNT / UNITS[self.dimension][self.unit]:
-                _refuse(name, f"be at most {MAX_AMOUNT:g} {next(iter(UNITS[self.dimension]))}", f"{number} {self.unit}")
+                most = f"be at most {MAX_AMOUNT:g} {next(iter(UNITS[self.dimension]))}"
+                refuse("Price", name, most, f"{number} {self.unit}")
         if self.value is None:
             if (self.low, self.high) != (None, None):
-                _refuse("low and high", "be None where value is", (self.low, self.high))
+                refuse("Price", "low and high", "be None where value is", (self.low, self.high))
             return
         low, high = (self.value if bound is None else bound for bound in (self.low, self.high))
         if not low <= self.value <= high:
-            _refuse("value", "be within low and high", f"{low} ≤ {self.value} ≤ {high}")
+            refuse("Price", "value", "be within low and high", f"{low} ≤ {self.value} ≤ {high}")
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
 
@@ -120,8 +120,8 @@ class Price:
         """Low, nominal and high in the first unit of its dimension (pJ, µW, MHz, µs, B); None if unpublished."""
         if self.value is None or self.low is None or self.high is None:
             return None
-        base = next(iter(UNITS[self.dimension]))
-        return Range(*(convert(number, self.unit, base) for number in (self.low, self.value, self.high)))
+        size = UNITS[self.dimension][self.unit]
+        return Range(self.low * size, self.value * size, self.high * size)
 
     def in_unit(self, unit: str) -> Price:
         """The same price in another unit of its dimension.
@@ -129,12 +129,10 @@ class Price:
         Raises:
             ValueError: the unit measures something else.
         """
-        numbers = {
-            name: None if number is None else convert(number, self.unit, unit)
-            for name, number in (("value", self.value), ("low", self.low), ("high", self.high))
-        }
         convert(0.0, self.unit, unit)  # an unpublished price must have a fitting unit too
-        return replace(self, unit=unit, **numbers)
+        numbers = {name: getattr(self, name) for name in ("value", "low", "high")}
+        known = {name: convert(number, self.unit, unit) for name, number in numbers.items() if number is not None}
+        return replace(self, unit=unit, **known)
 
     def __str__(self) -> str:
         if self.value is None:
@@ -177,5 +175,6 @@ def _spelled(unit: str) -> str:
     return unit.replace("μ", "µ").replace("uJ", "µJ").replace("uW", "µW").replace("us", "µs")
 
 
-def _refuse(name: str, rule: str, value: object) -> None:
-    raise ValueError(f"Price: {name} must {rule}; got {value}.")
+def refuse(owner: str, name: str, rule: str, value: object, remedy: str = "") -> NoReturn:
+    """Raise ValueError: which argument of which owner must follow which rule."""
+    raise ValueError(f"{owner}: {name} must {rule}; got {value}. {remedy}".rstrip())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ttfs_triton.hardware.counts.counts import LayerActivity
+from ttfs_triton.hardware.energy.prices import refuse
 
 Implementation = Literal["clock_driven", "closed_form"]
 
@@ -51,18 +52,20 @@ class RunOptions:
     def __post_init__(self) -> None:
         choices = get_args(Implementation)
         if self.implementation not in choices:
-            _refuse("implementation", f"be one of {', '.join(choices)}", self.implementation)
+            refuse("RunOptions", "implementation", f"be one of {', '.join(choices)}", self.implementation)
         if self.implementation == "clock_driven" and self.steps is None:
-            _refuse("steps", 'be given for implementation="clock_driven"', None, "It counts time steps in a window.")
+            refuse(
+                "RunOptions",
+                "steps",
+                'be given for implementation="clock_driven"',
+                None,
+                "It counts time steps in a window.",
+            )
         for name in ("steps", "weight_bits", "state_bits"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                _refuse(name, "be a whole number, at least 1", value)
+                refuse("RunOptions", name, "be a whole number, at least 1", value)
         for name in ("messages_per_spike", "hops_per_spike", "step_us", "latency_us", "clock_mhz"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                _refuse(name, "be finite and at least 0", value)
-
-
-def _refuse(name: str, rule: str, value: object, remedy: str = "") -> None:
-    raise ValueError(f"RunOptions: {name} must {rule}; got {value}. {remedy}".rstrip())
+                refuse("RunOptions", name, "be finite and at least 0", value)

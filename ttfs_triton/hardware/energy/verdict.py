@@ -11,8 +11,8 @@ from ttfs_triton.hardware.energy.alternatives import dense_ann
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import as_chip, load_chip
 from ttfs_triton.hardware.energy.estimate import estimate
-from ttfs_triton.hardware.energy.ledger import Estimate
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.terms import Estimate
 from ttfs_triton.wording import ratio
 
 STEPS = (4, 8, 16, 32, 64, 128)

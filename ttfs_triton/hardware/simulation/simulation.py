@@ -1,16 +1,22 @@
 """What a simulation found."""
 
+from __future__ import annotations
+
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from ttfs_triton.hardware.counts.counts import Counts, LayerActivity
 from ttfs_triton.nn.clock import CompareAt
 from ttfs_triton.nn.faults import Faults
+from ttfs_triton.nn.grid import Grid
+from ttfs_triton.nn.integers import check_bits
 
 Engine = Literal["summed", "stepped"]
+MOST_STEPS = 4096
+"""Finer clocks are no hardware, and float32 closed forms are no better."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class SimulationSettings:
         engine: "summed" or "stepped".
         faults: of the chip.
         seed: of what they are drawn by.
+    Raises:
+        ValueError: a value out of range.
     """
 
     steps: int = 64
@@ -38,6 +46,24 @@ class SimulationSettings:
     state_bits: int | None = None
     faults: Faults = Faults()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"simulate: steps must be 1 to {MOST_STEPS}; got {self.steps}.")
+        check_bits("simulate", self.weight_bits)
+        if self.state_bits is not None and not 4 <= self.state_bits <= 62:
+            raise ValueError(f"simulate: state_bits must be 4 to 62, or None; got {self.state_bits}.")
+        for name, choices in (("compare_at", get_args(CompareAt)), ("engine", get_args(Engine))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"simulate: {name} must be one of {choices}; got {getattr(self, name)!r}.")
+
+    @classmethod
+    def of(cls, grid: Grid | None, **chosen: Any) -> SimulationSettings:
+        """Settings with those of a network's grid in the place of "network", and without a grid the defaults."""
+        own: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
+        if grid is not None:
+            own |= {"steps": grid.time_steps, **grid.to_dict()}
+        return cls(**{name: own[name] if value == "network" else value for name, value in chosen.items()})
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,29 @@
 """A trained network as clock-driven hardware would run it: integer time stamps, integer weights, one spike a neuron."""
 
-import math
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.hardware.counts.counts import Counts, InputCounts
+from ttfs_triton.hardware.counts.counter import graph_of_batches, images_and_labels
+from ttfs_triton.hardware.counts.layer_counter import InputCounter, network_counts, sums_by_sample
+from ttfs_triton.hardware.simulation.clocked_counter import ClockedCounter
 from ttfs_triton.hardware.simulation.faulty import FaultyChip
 from ttfs_triton.hardware.simulation.simulation import Engine, Simulation, SimulationSettings
-from ttfs_triton.hardware.simulation.tally import LayerTally
 from ttfs_triton.nn.clock import Clock, CompareAt, Ramp
-from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, Membrane
-from ttfs_triton.nn.clocked_readout import ClockedReadout
+from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, ClockedReadout, Membrane, earliest_input
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.graph import NetworkGraph, Stage
-from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.integers import QuantisedWeight, check_bits, exact_products, largest_integer, quantise_weight
-from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
+from ttfs_triton.nn.integers import exact_products, largest_integer, quantise_weight
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
-from ttfs_triton.nn.trace import network_graph
 
 # A batch is run in parts whose integers stay near the caches: CNN1 in batches of 200 runs 1.7 times as fast.
 CPU_SAMPLES = 50
 
 Own = Literal["network"]
 """As the network's grid has it."""
-
-# Finer clocks are no hardware, and float32 closed forms are no better.
-MOST_STEPS = 4096
 
 
 @torch.no_grad()
@@ -97,79 +89,26 @@ def simulate(
         ['conv1', 'conv2', 'fc1', 'readout']
     """
     graph, batches = graph_of_batches("simulate", model, batches)
-    chosen = on_grid(
+    graph.require_spiking()
+    settings = SimulationSettings.of(
         graph.grid,
         steps=steps,
         weight_bits=weight_bits,
         per_channel=per_channel,
         state_bits=state_bits,
         compare_at=compare_at,
+        gating=gating,
+        engine=engine,
+        faults=faults,
+        seed=seed,
     )
-    settings = SimulationSettings(**chosen, gating=gating, engine=engine, faults=faults, seed=seed)
-    check_settings("simulate", settings)
     if keep_spike_times < 0:
         raise ValueError(f"simulate: keep_spike_times must be a bool or at least 0; got {keep_spike_times}.")
     keep = None if keep_spike_times is True else int(keep_spike_times)
-    simulator = Simulator(graph, quantise_stages(graph, settings.weight_bits, settings.per_channel), settings, keep)
+    simulator = Simulator(graph, settings, keep)
     for batch in batches:
         simulator.add(*images_and_labels(batch))
     return simulator.result()
-
-
-def graph_of_batches(function: str, model: nn.Module, batches: Iterable[Any]) -> tuple[NetworkGraph, Iterable[Any]]:
-    """The graph of a spiking model for the images of batches, and all of the batches.
-
-    Raises:
-        NetworkError: as `network_graph`, or a layer that does not spike.
-        ValueError: in the name of a function, no batches.
-    """
-    remaining = iter(batches)
-    first = next(remaining, None)
-    if first is None:
-        raise ValueError(f"{function}: batches must not be empty; got none. A generator gives its batches only once.")
-    graph = network_graph(model, images_and_labels(first)[0].shape[1:])
-    graph.require_spiking()
-    return graph, chain((first,), remaining)
-
-
-def check_settings(function: str, settings: SimulationSettings) -> None:
-    """Raise ValueError, in the name of a function, unless settings are in range."""
-    if not 1 <= settings.steps <= MOST_STEPS:
-        raise ValueError(f"{function}: steps must be 1 to {MOST_STEPS}; got {settings.steps}.")
-    check_bits(function, settings.weight_bits)
-    if settings.state_bits is not None and not 4 <= settings.state_bits <= 62:
-        raise ValueError(f"{function}: state_bits must be 4 to 62, or None; got {settings.state_bits}.")
-    for name, choices in (("compare_at", ("middle", "start")), ("engine", ("summed", "stepped"))):
-        if getattr(settings, name) not in choices:
-            raise ValueError(f"{function}: {name} must be one of {choices}; got {getattr(settings, name)!r}.")
-
-
-def on_grid(grid: Grid | None, **settings: Any) -> dict[str, Any]:
-    """Settings of a simulation, those of the grid in the place of "network"."""
-    own: dict[str, Any] = {"steps": 64, "weight_bits": 8, "per_channel": True, "state_bits": None}
-    own["compare_at"] = "middle"
-    if grid is not None:
-        own = {name: getattr(grid, "time_steps" if name == "steps" else name) for name in own}
-    return {name: own[name] if value == "network" else value for name, value in settings.items()}
-
-
-def quantise_stages(graph: NetworkGraph, bits: int | None, per_channel: bool) -> list[QuantisedWeight | None]:
-    """Quantised weights of each stage, None for a latency encoder; in the units of a layer's grid, if it is this."""
-    return [
-        None
-        if stage.kind == "latency"
-        else quantise_weight(
-            stage.synapses()[0], bits, per_channel=per_channel, unit=stage.weighted.unit_on_grid(bits, per_channel)
-        )
-        for stage in graph.stages
-    ]
-
-
-def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Images and, if there are, labels of a batch."""
-    if isinstance(batch, Tensor):
-        return batch, None
-    return batch[0], batch[1] if len(batch) > 1 else None
 
 
 class Simulator:
@@ -177,48 +116,44 @@ class Simulator:
 
     Args:
         graph: of a spiking network.
-        weights: from `quantise_stages`, which several simulators may share.
-        settings: checked ones.
+        settings: steps, bits and the rest.
         keep: first samples whose spike times are kept; None for all.
     """
 
     def __init__(
         self,
         graph: NetworkGraph,
-        weights: Sequence[QuantisedWeight | None],
         settings: SimulationSettings,
         keep: int | None = 0,
     ) -> None:
         self._graph, self._settings, self._keep = graph, settings, keep
         self._clock = Clock(settings.steps, settings.compare_at)
-        self._register = None if settings.state_bits is None else largest_integer(settings.state_bits)
         self._device = graph.readout.weight.device
-        self._samples, self._input = 0, (0, torch.zeros(2, dtype=torch.int64, device=self._device))
+        self._samples, self._input = 0, InputCounter(self._device)
         self._kept: dict[str, list[Tensor]] = {stage.name: [] for stage in graph.stages}
         self._decisions: list[tuple[Tensor, ...]] = []
         self._labels: list[Tensor] = []
         self._faulty = FaultyChip(settings.faults, self._clock, settings.seed) if settings.faults else None
-        self._layers: dict[str, ClockedLayer | AnalogLayer] = {}
-        self._tallies: dict[str, LayerTally] = {}
-        for stage, weight in zip(graph.stages, weights, strict=True):
-            if weight is None:
-                continue
-            if self._faulty is not None:
-                weight = self._faulty.weights(weight)
-            self._layers[stage.name] = self._prepare(stage, weight)
-            window = stage.layer.window if isinstance(stage.layer, FirstSpikeReadout) else 1.0
-            self._tallies[stage.name] = LayerTally(stage.name, stage.weighted, self._clock, window, settings.gating)
+        self._layers: dict[str, tuple[ClockedLayer | AnalogLayer, ClockedCounter]] = {}
+        for stage in graph.stages:
+            if stage.kind != "latency":
+                window = stage.layer.window if isinstance(stage.layer, FirstSpikeReadout) else 1.0
+                counter = ClockedCounter(stage.name, stage.weighted, self._clock, window, settings.gating)
+                self._layers[stage.name] = self._clocked(stage), counter
 
-    def _prepare(self, stage: Stage, weight: QuantisedWeight) -> ClockedLayer | AnalogLayer:
-        layer = stage.layer
+    def _clocked(self, stage: Stage) -> ClockedLayer | AnalogLayer:
+        """A stage with weights in units of its own, or in those of its grid if that is the simulation's."""
+        layer, bits, per_channel = stage.layer, self._settings.weight_bits, self._settings.per_channel
+        unit = stage.weighted.unit_on_grid(bits, per_channel)
+        weight = quantise_weight(stage.synapses()[0], bits, per_channel=per_channel, unit=unit)
+        if self._faulty is not None:
+            weight = self._faulty.weights(weight)
+        register = None if self._settings.state_bits is None else largest_integer(self._settings.state_bits)
         if isinstance(layer, AnalogEncoder | SignedEncoder):
-            persistence = layer.neuron.psp_persistence if isinstance(layer, SignedEncoder) else 0.0
-            return AnalogLayer(layer, weight, stage.synapses()[1], persistence)
+            return AnalogLayer(layer, weight, stage.synapses()[1])
         if isinstance(layer, Readout):
-            return ClockedReadout(layer, weight, self._clock, register=self._register)
-        assert isinstance(layer, DFTConv2d | DFTLinear)
-        persistence = layer.neuron.psp_persistence
-        return ClockedLayer(layer, weight, self._clock, psp_persistence=persistence, register=self._register)
+            return ClockedReadout(layer, weight, self._clock, register=register)
+        return ClockedLayer(stage.weighted, weight, self._clock, register=register)
 
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor | None = None) -> None:
@@ -239,65 +174,47 @@ class Simulator:
 
     def _emit(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         """What a stage emits, as steps that remain in its window, 0 for silent neurons."""
-        layer, tally = self._layers.get(stage.name), self._tallies.get(stage.name)
-        if layer is None or tally is None:
-            instant = self._left(stage, self._clock.encode(stage.layer(inputs)))
-            self._add_input(instant)
-        elif isinstance(layer, AnalogLayer):
-            instant = self._fire_analog(stage, layer, tally, inputs)
-        elif isinstance(layer, ClockedReadout):
-            instant = self._read_out(layer, tally, inputs)
+        if stage.name in self._layers:
+            instant = self._fire(stage, inputs, skip)
         else:
-            instant = self._fire(stage, layer, tally, inputs, skip)
-        self._keep_stamps(stage.name, instant)
+            instant = self._left(stage, self._clock.encode(stage.layer(inputs)))
+            self._input.update(self._clock.remaining(instant) / self._clock.steps)
+        room = len(instant) if self._keep is None else min(self._keep - self._samples, len(instant))
+        if room > 0:
+            self._kept[stage.name].append(self._clock.step_of(instant[:room]).to(torch.int32))
         return self._clock.remaining(instant)
 
-    def _add_input(self, instant: Tensor) -> None:
-        step = self._clock.step_of(instant)
-        self._input = (
-            math.prod(step.shape[1:]),
-            self._input[1] + torch.stack([(step < self._clock.steps).sum(), (step == 0).sum()]),
-        )
+    def _fire(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+        layer, counter = self._layers[stage.name]
+        if isinstance(layer, AnalogLayer):
+            assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
+            inputs = layer.layer.normalise(inputs)
+            counter.synapses.add(inputs)
+            instant = self._clock.encode(layer.activations(inputs))
+            earliest = earliest_input(layer.layer, (inputs > 0).to(inputs.dtype))
+        else:
+            counter.synapses.add(inputs, skip)
+            integrate = layer.integrate if self._settings.engine == "summed" else layer.integrate_stepped
+            membrane, earliest = integrate(inputs, skip), earliest_input(layer.layer, inputs, skip)
+            counter.add_integration(earliest, membrane.potential.shape[1] // earliest.shape[1])
+            if isinstance(layer, ClockedReadout):
+                return self._read_out(layer, counter, membrane, earliest)
+            instant = self._first_instant(layer.ramp(), membrane)
+        instant = self._left(stage, instant)
+        counter.add_spikes(instant)
+        counter.add_firing(instant, earliest if layer.persistence else None)
+        return instant
 
     def _left(self, stage: Stage, instant: Tensor) -> Tensor:
         """Spikes of a stage that are left of these, by the indices of their instants."""
         return instant if self._faulty is None else self._faulty.spikes(stage, instant)
 
-    def _fire_analog(self, stage: Stage, layer: AnalogLayer, tally: LayerTally, images: Tensor) -> Tensor:
-        assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
-        images = layer.layer.normalise(images)
-        tally.add_inputs(images)
-        slope = layer.slope(images)
-        instant = self._left(stage, self._clock.encode(layer.activations(images)))
-        tally.add_spikes(instant)
-        tally.add_firing(instant, slope)
-        return instant
-
-    def _fire(
-        self, stage: Stage, layer: ClockedLayer, tally: LayerTally, inputs: Tensor, skip: Tensor | None
-    ) -> Tensor:
-        membrane, earliest = self._integrate(layer, tally, inputs, skip)
-        instant = self._left(stage, self._first_instant(layer.ramp(), membrane))
-        tally.add_spikes(instant)
-        tally.add_firing(instant, earliest if layer.persistence else None)
-        return instant
-
-    def _integrate(
-        self, layer: ClockedLayer, tally: LayerTally, inputs: Tensor, skip: Tensor | None = None
-    ) -> tuple[Membrane, Tensor]:
-        tally.add_inputs(inputs, skip)
-        integrate = layer.integrate if self._settings.engine == "summed" else layer.integrate_stepped
-        membrane, earliest = integrate(inputs, skip), layer.earliest_input(inputs, skip)
-        tally.add_integration(earliest, membrane.potential.shape[1] // earliest.shape[1])
-        return membrane, earliest
-
     def _first_instant(self, ramp: Ramp, membrane: Membrane) -> Tensor:
         find = ramp.first_instant if self._settings.engine == "summed" else ramp.first_instant_stepped
         return find(*membrane).long()
 
-    def _read_out(self, layer: ClockedReadout, tally: LayerTally, inputs: Tensor) -> Tensor:
+    def _read_out(self, layer: ClockedReadout, counter: ClockedCounter, membrane: Membrane, earliest: Tensor) -> Tensor:
         readout = layer.readout
-        membrane, earliest = self._integrate(layer, tally, inputs)
         instant = decisive = self._first_instant(layer.own_ramp(), membrane)
         at_end = isinstance(readout, PotentialReadout) and readout.at == "end"
         found, score = layer.decide(membrane, instant), layer.score(membrane, at_end=at_end).argmax(1)
@@ -307,17 +224,12 @@ class Simulator:
             # Statistics show these neurons on the hidden layers' ramp, without the common initial potential.
             instant = layer.on_hidden_ramp(membrane).long()
             if at_end and layer.persistence:
-                tally.add_end_of_window(earliest, instant.shape[1])
+                counter.add_end_of_window(earliest, instant.shape[1])
         else:
             first = instant.amin(1, keepdim=True) if self._settings.gating else instant
-            tally.add_firing(first.expand_as(instant), earliest if layer.persistence else None)
-        tally.add_spikes(instant)
+            counter.add_firing(first.expand_as(instant), earliest if layer.persistence else None)
+        counter.add_spikes(instant)
         return decisive
-
-    def _keep_stamps(self, name: str, instant: Tensor) -> None:
-        room = len(instant) if self._keep is None else min(self._keep - self._samples, len(instant))
-        if room > 0:
-            self._kept[name].append(self._clock.step_of(instant[:room]).to(torch.int32))
 
     def result(self) -> Simulation:
         """Everything found so far.
@@ -331,6 +243,9 @@ class Simulator:
         labels = torch.cat(self._labels).cpu() if self._labels else None
         steps = self._settings.steps
         windows = self._graph.windows + (self._graph.readout_time == "potential_end")
+        counters = [counter for _, counter in self._layers.values()]
+        by_sample = sums_by_sample([own.spikes_by_sample for own in counters], [own.synapses for own in counters])
+        layers, encoder = [own.counts(self._samples) for own in counters], self._input.read(self._input.sums)
         kept = {name: torch.cat(parts).cpu() for name, parts in self._kept.items() if parts}
         return Simulation(
             settings=self._settings,
@@ -343,30 +258,7 @@ class Simulator:
             no_spike=int(no_spike.sum()),
             latency_steps=latency,
             potential_latency_steps=windows * steps,
-            counts=self._counts(),
-            activity=tuple(tally.activity() for tally in self._tallies.values()),
+            counts=network_counts(self._graph, layers, encoder, by_sample),
+            activity=tuple(own.activity() for own in counters),
             spike_steps=kept if self._keep != 0 else None,
-        )
-
-    def _counts(self) -> Counts:
-        tallies, delivered = self._tallies.values(), dict[str | None, int]()
-        for stage in self._graph.weighted:
-            tally = self._tallies[stage.name]
-            skipped = int(tally.skipped)
-            for wire, arrived in ((stage.input, int(tally.active_inputs) - skipped), (stage.skip, skipped)):
-                if wire is not None:
-                    delivered[wire.source] = delivered.get(wire.source, 0) + arrived
-        spikes = torch.stack([torch.cat(tally.sample_spikes) for tally in tallies]).sum(0)
-        synaptic_operations = torch.zeros_like(spikes)
-        for tally in tallies:
-            if tally.adds_to_slope:
-                synaptic_operations += torch.cat(tally.sample_operations)
-        neurons, sums = self._input
-        return Counts(
-            samples=self._samples,
-            layers=tuple(tally.counts(delivered.get(tally.name, 0)) for tally in tallies),
-            input=InputCounts(neurons, *sums.tolist()),
-            readout=self._graph.readout_time,
-            spikes_by_sample=tuple(spikes.tolist()),
-            synaptic_operations_by_sample=tuple(synaptic_operations.tolist()),
         )

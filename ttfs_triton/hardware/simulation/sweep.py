@@ -8,21 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import nn
 
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
-from ttfs_triton.hardware.simulation.simulator import (
-    Simulator,
-    check_settings,
-    graph_of_batches,
-    images_and_labels,
-    quantise_stages,
-)
+from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn.clock import CompareAt
-from ttfs_triton.wording import weight_bits_label
 
 Price = Callable[[Simulation], float]
 
@@ -89,7 +81,6 @@ class Sweep:
         return text.getvalue()
 
 
-@torch.no_grad()
 def sweep(
     model: nn.Module,
     batches: Iterable[Any],
@@ -104,9 +95,6 @@ def sweep(
     progress: bool | None = None,
 ) -> Sweep:
     """Simulate a network at every pair of time steps and weight bits.
-
-    Weights are quantised once for each number of bits; each batch is loaded once for each number of bits and then run
-    at all numbers of steps. So `batches` is gone through len(weight_bits) times.
 
     Args:
         model, per_channel, compare_at, gating: as in `simulate`.
@@ -130,48 +118,38 @@ def sweep(
         [(3, 4), (3, 8), (8, 4), (8, 8)]
     """
     grid = [
-        [SimulationSettings(number, bits, per_channel, compare_at, gating) for number in steps] for bits in weight_bits
+        SimulationSettings(number, bits, per_channel, compare_at, gating) for bits in weight_bits for number in steps
     ]
-    _check(grid, batches)
-    rows, samples = [], None
-    graph, _ = graph_of_batches("sweep", model, batches)
-    with _progress_bar(progress) as bar:
-        task = bar.add_task("", total=None)
-        for place, settings in enumerate(grid):
-            bits, done = settings[0].weight_bits, 0
-            weights = quantise_stages(graph, bits, per_channel)
-            simulators = [Simulator(graph, weights, each) for each in settings]
-            for batch in batches:
-                images, labels = images_and_labels(batch)
-                for simulator in simulators:
-                    simulator.add(images, labels)
-                done += len(images)
-                total = None if samples is None else samples * len(grid)
-                bar.update(
-                    task, description=f"{weight_bits_label(bits)} bits", total=total, completed=place * done + done
-                )
-            if samples not in (None, done):
-                raise ValueError(
-                    f"sweep: batches must give the same samples in each pass; got {samples}, then {done}. "
-                    "Pass a list, or a DataLoader."
-                )
-            samples = done
-            rows += [_row(simulator.result(), price) for simulator in simulators]
-    assert samples is not None
-    return Sweep(samples, tuple(rows), chip)
-
-
-def _check(grid: Sequence[Sequence[SimulationSettings]], batches: Iterable[Any]) -> None:
-    if not grid or not grid[0]:
+    if not grid:
         raise ValueError("sweep: steps and weight_bits must not be empty; got nothing to sweep over.")
-    for settings in grid:
-        for each in settings:
-            check_settings("sweep", each)
     if isinstance(batches, Iterator):
         raise ValueError(
             f"sweep: batches must be able to be gone through again; got {type(batches).__name__}, which ends after one "
             "pass. Pass a DataLoader, or list(batches)."
         )
+    rows, samples = [], 0
+    console = Console(stderr=True, force_terminal=progress or None)
+    shown = console.is_terminal if progress is None else progress
+    with Progress(console=console, transient=True, disable=not shown) as bar:
+        for settings in bar.track(grid, description="steps and bits"):
+            found = simulate(
+                model,
+                batches,
+                steps=settings.steps,
+                weight_bits=settings.weight_bits,
+                per_channel=per_channel,
+                state_bits=None,
+                compare_at=compare_at,
+                gating=gating,
+            )
+            if samples not in (0, found.samples):
+                raise ValueError(
+                    f"sweep: batches must give the same samples in each pass; got {samples}, then {found.samples}. "
+                    "Pass a list, or a DataLoader."
+                )
+            samples = found.samples
+            rows.append(_row(found, price))
+    return Sweep(samples, tuple(rows), chip)
 
 
 def _row(found: Simulation, price: Price | None) -> SweepRow:
@@ -186,17 +164,4 @@ def _row(found: Simulation, price: Price | None) -> SweepRow:
         latency_steps=found.mean_latency_steps,
         ties=found.ties / samples,
         energy_pj=None if price is None else float(price(found)),
-    )
-
-
-def _progress_bar(shown: bool | None) -> Progress:
-    console = Console(stderr=True, force_terminal=True if shown else None)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (console.is_terminal if shown is None else shown),
-        transient=True,
     )

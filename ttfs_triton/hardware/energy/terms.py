@@ -1,18 +1,20 @@
-"""Energy of one sample: terms, each a count times a price, their sums, and the ledger that collects them."""
+"""Energy of one sample: terms, each a count times a price, their sums, and what collects them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any, Literal
 
+from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.prices import Price, Range, Status, weakest
 from ttfs_triton.hardware.energy.run_options import RunOptions
 
 TermKind = Literal["compute", "memory", "communication", "static"]
+_CHIP = ("name", "description", "node_nm", "voltage_v", "synop_scope")
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,7 @@ class Estimate:
         return {
             "network": self.network,
             "implementation": self.implementation,
-            "chip": {
-                "name": self.chip.name,
-                "description": self.chip.description,
-                "node_nm": self.chip.node_nm,
-                "voltage_v": self.chip.voltage_v,
-                "synop_scope": self.chip.synop_scope,
-            },
+            "chip": {key: getattr(self.chip, key) for key in _CHIP},
             "samples": self.samples,
             "energy_pj": {name: value.to_dict() if value else None for name, value in sums.items()},
             "by_layer_pj": {name: value.to_dict() if value else None for name, value in self.by_layer().items()},
@@ -159,30 +155,23 @@ class Estimate:
         }
 
 
-@dataclass
-class Ledger:
+class Terms:
     """Collects the terms of one estimate.
 
     Attributes:
         chip: whose prices count.
-        memory: whether memory traffic is charged.
-        weight_bits, state_bits: of the numbers in memory.
-        terms: so far.
-        outgrown: layers whose memory is larger than any that has a price.
+        options: how it runs.
+        weight_bits, state_bits: of the numbers in memory: those of the options, else the chip's, else 8; states have 16
+            at least.
     """
 
-    chip: Chip
-    memory: bool
-    weight_bits: int
-    state_bits: int
-    terms: list[Term] = field(default_factory=list)
-    outgrown: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, chip: Chip, options: RunOptions) -> Ledger:
-        """An empty one, with the widths of the options, else the chip's, else 8 bits; states have 16 at least."""
+    def __init__(self, chip: Chip, options: RunOptions) -> None:
         bits = chip.bits or 8
-        return cls(chip, options.memory, options.weight_bits or bits, options.state_bits or max(16, bits))
+        self.chip, self.options = chip, options
+        self.weight_bits = options.weight_bits or bits
+        self.state_bits = options.state_bits or max(16, bits)
+        self._terms: list[Term] = []
+        self._largest: dict[str, float] = {}  # bytes of each layer's memory that no price covers
 
     def charge(self, layer: str, name: str, kind: TermKind, count: float | None, key: str, note: str = "") -> None:
         """Add a term, unless it counts nothing or other prices hold it."""
@@ -190,25 +179,91 @@ class Ledger:
             price = self.chip.prices.get(key)
             if price is None or price.value is None:
                 note = f"the chip states no price for {key}"
-            self.terms.append(Term(layer, name, kind, count, price, key, note))
+            self._terms.append(Term(layer, name, kind, count, price, key, note))
 
     def access(self, layer: str, name: str, count: float, numbers: float, bits: int) -> None:
         """Add reads or writes of a memory that holds so many numbers of so many bits."""
-        if not self.memory or self.chip.holds("memory") or count == 0:
+        if not self.options.memory or self.chip.holds("memory") or count == 0:
             return
         price: Price | None = None
         if self.chip.memory is not None:
             size_bytes = numbers * bits / 8
             price = self.chip.memory.access(size_bytes, bits)
             if not self.chip.memory.holds(size_bytes):
-                self.outgrown[layer] = max(size_bytes, self.outgrown.get(layer, 0.0))
+                self._largest[layer] = max(size_bytes, self._largest.get(layer, 0.0))
         note = "" if price else "the chip states no price for memory"
-        self.terms.append(Term(layer, name, "memory", count, price, "memory", note))
+        self._terms.append(Term(layer, name, "memory", count, price, "memory", note))
 
     def addresses(self, layer: str, count: float) -> None:
         """Add the additions that compute addresses, where they are charged."""
-        if self.memory and self.chip.memory is not None and self.chip.memory.addressing:
+        if self.options.memory and self.chip.memory is not None and self.chip.memory.addressing:
             self.charge(layer, "addressing", "memory", count, "accumulate")
+
+    def step_time(self, steps: int) -> float | None:
+        """Microseconds of so many steps; None if neither the options nor the chip say how long one is."""
+        fixed = self.chip.prices["step_time"].amount if "step_time" in self.chip.prices else None
+        step_us = self.options.step_us
+        if step_us is None and fixed is not None:
+            step_us = fixed.nominal
+        return None if step_us is None else step_us * steps
+
+    def static_power(self, latency_us: float | None, remedy: str = "step_us") -> None:
+        """Add leakage and idle power over the latency, unless other prices hold them; `remedy` makes it known."""
+        prices, clock_mhz = self.chip.prices, self.options.clock_mhz
+        note = "" if latency_us is not None else f"the latency is not known: give {remedy}"
+        if "leakage_power" in prices or "idle_power" not in prices:
+            self.charge("chip", "leakage", "static", latency_us, "leakage_power", note)
+        idle = prices.get("idle_power")
+        if idle is None or idle.amount is None or self.chip.holds("idle_power"):
+            return
+        clock = prices["clock"].amount if "clock" in prices else None
+        if clock_mhz is None and clock is not None:
+            clock_mhz = clock.nominal
+        if clock_mhz is None:
+            price, note = None, note or "the clock is not known: give clock_mhz"
+        else:
+            power, about = idle.amount.scaled(clock_mhz), f"{idle} at {clock_mhz:g} MHz"
+            low, nominal, high = power.low, power.nominal, power.high
+            price = Price(nominal, low, high, unit="µW", status=idle.status, source=idle.source, note=about)
+        self._terms.append(Term("chip", "idle power", "static", latency_us, price, "idle_power", note))
+
+    def estimate(
+        self,
+        network: str,
+        implementation: str,
+        counts: Counts,
+        latency_us: float | None,
+        assumptions: Sequence[str],
+    ) -> Estimate:
+        """All terms so far, with what holds for every estimate on this chip, and where the network does not fit."""
+        chip = self.chip
+        lines = [*assumptions, f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}"]
+        if not self.options.memory:
+            lines.append("memory traffic is left out")
+        elif chip.holds("memory"):
+            lines.append(
+                "memory traffic is inside the price of a synaptic operation: compute alone cannot be told apart"
+            )
+        elif chip.memory is not None:
+            packing = "numbers packed into words" if chip.memory.packed else "one access a number"
+            bits = f"{self.weight_bits}-bit weights, {self.state_bits}-bit states"
+            lines.append(f"memory of each layer: {bits}, {packing}")
+        sizes = (sum(layer.neurons for layer in counts.layers), sum(layer.synapses for layer in counts.layers))
+        warnings = chip.exceeded(*sizes, self.weight_bits)
+        for layer, size in self._largest.items():
+            assert chip.memory is not None
+            largest = f"the largest memory that {chip.name} prices ({chip.memory.points[-1][0] / 2**20:g} MB)"
+            warnings.append(f"{layer}: {size / 2**20:,.1f} MB exceed {largest}")
+        return Estimate(
+            network=network,
+            implementation=implementation,
+            chip=chip,
+            samples=counts.samples,
+            terms=tuple(self._terms),
+            assumptions=(*lines, *chip.notes),
+            warnings=tuple(warnings),
+            latency_us=latency_us,
+        )
 
 
 def _sum(terms: Iterable[Term]) -> Range | None:
