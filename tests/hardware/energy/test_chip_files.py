@@ -101,9 +101,9 @@ def test_spinnaker2_is_a_range():
 
 def power_uw(chip, synaptic_operations_per_second, clock_mhz=None):
     """Leakage, idle power and synaptic operations at a rate."""
-    terms = Terms(chip, RunOptions(steps=1, clock_mhz=clock_mhz))
+    terms = Terms(chip, RunOptions(steps=1, clock_mhz=clock_mhz), Counts(1, ()))
     terms.static_power(latency_us=1.0)
-    static = terms.estimate("idle", "idle", Counts(1, ()), 1.0, []).total or Range(0.0, 0.0, 0.0)
+    static = terms.estimate("idle", "idle", 1.0, []).total or Range(0.0, 0.0, 0.0)
     return chip.prices["synop"].amount.scaled(synaptic_operations_per_second * 1e-6) + static  # pJ/op · op/s = 1e-6 µW
 
 

@@ -17,7 +17,7 @@ from ttfs_triton.hardware.energy.estimate import estimate
 from ttfs_triton.hardware.energy.prices import Price
 from ttfs_triton.hardware.energy.run_options import RunOptions
 from ttfs_triton.hardware.simulation.simulator import simulate
-from ttfs_triton.nn import Neuron, cnn1
+from ttfs_triton.nn import Grid, Neuron, cnn1, put_on_grid
 
 CHIPS = st.sampled_from(available_chips())
 STEPS = st.integers(1, 64)
@@ -252,6 +252,18 @@ def test_capacity_and_weight_bits_are_warned_of():
     (warning,) = estimate(network, "lemaire45:fp32", steps=4).warnings
     assert warning == "fc1: 64.0 MB exceed the largest memory that lemaire45:fp32 prices (1 MB)"
     assert estimate(dense_network(), "truenorth", steps=4).warnings == ()
+
+
+def test_a_network_on_a_grid_has_its_own_bits():
+    counts = dataclasses.replace(convolutional_network(), weight_bits=3)
+    assert not any("bits" in line for line in estimate(counts, "odin", steps=4).warnings)
+    (warning,) = (line for line in estimate(counts, "odin", steps=4, weight_bits=4).warnings if "bits" in line)
+    assert warning == "weights of 4 bits exceed the 3 bits of odin"
+    model = cnn1(16, width=0.25)
+    put_on_grid(model, Grid(8, 3))
+    images = [torch.rand(2, 1, 16, 16)]
+    assert count(model, images).weight_bits == simulate(model, images).counts.weight_bits == 3
+    assert simulate(model, images, weight_bits=5).counts.weight_bits == 5
 
 
 def test_report_is_json():

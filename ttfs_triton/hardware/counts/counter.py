@@ -173,4 +173,5 @@ class Counter:
             by_sample = [gather_object(list(values)) for values in by_sample] if self._by_sample else by_sample
         *read, encoder = sums.cpu().split([len(vector) for vector in vectors])
         layers = [own.read(sums, time) for own, sums, time in zip(self._layers, read, times.tolist(), strict=True)]
-        return network_counts(self._graph, layers, self._input.read(encoder), by_sample)
+        bits = None if self._graph.grid is None else self._graph.grid.weight_bits
+        return network_counts(self._graph, layers, self._input.read(encoder), by_sample, bits)

@@ -144,6 +144,7 @@ class Counts:
         layers: those with synapses, in the order in which they run; the readout last.
         input: spikes of a latency encoder, which has no synapses and is no hidden layer.
         readout: when the decision is read; None without a readout.
+        weight_bits: of the network's grid, or of its simulation; None if weights are not rounded, or nothing says so.
         spikes_by_sample, synaptic_operations_by_sample: [samples] each, hidden layers and readout together; in no
             particular order if several processes counted. Empty if not asked for.
     Raises:
@@ -162,6 +163,7 @@ class Counts:
     layers: tuple[LayerCounts, ...]
     input: InputCounts = InputCounts()
     readout: ReadoutTime | None = None
+    weight_bits: int | None = None
     spikes_by_sample: tuple[int, ...] = ()
     synaptic_operations_by_sample: tuple[int, ...] = ()
 
@@ -233,6 +235,7 @@ class Counts:
             "total": self.total(),
             "input": dataclasses.asdict(self.input),
             "readout": self.readout,
+            "weight_bits": self.weight_bits,
             "spikes_by_sample": list(self.spikes_by_sample),
             "synaptic_operations_by_sample": list(self.synaptic_operations_by_sample),
         }

@@ -199,7 +199,8 @@ def network_counts(
     graph: NetworkGraph,
     layers: Sequence[tuple[LayerCounts, int]],
     encoder: InputCounts,
-    by_sample: Sequence[Sequence[int]] = ((), ()),
+    by_sample: Sequence[Sequence[int]],
+    weight_bits: int | None,
 ) -> Counts:
     """Counts of a network from those of its layers and their delayed spikes: adds which spikes reach later layers.
 
@@ -208,6 +209,7 @@ def network_counts(
         layers: in the order of `graph.weighted`.
         encoder: spikes of a latency encoder.
         by_sample: spikes and synaptic operations.
+        weight_bits: of the weights that ran.
     """
     delivered: dict[str | None, int] = {}  # behind pooling
     for stage, (layer, skipped) in zip(graph.weighted, layers, strict=True):
@@ -219,6 +221,7 @@ def network_counts(
         layers=tuple(replace(layer, spikes_delivered=delivered.get(layer.name, 0)) for layer, _ in layers),
         input=encoder,
         readout=graph.readout_time,
+        weight_bits=weight_bits,
         spikes_by_sample=tuple(by_sample[0]),
         synaptic_operations_by_sample=tuple(by_sample[1]),
     )

@@ -107,7 +107,7 @@ def rate_coded(
     Raises:
         ValueError: counts of no samples, an unknown chip, or measured figures that lack a layer.
     """
-    layers, terms = counts.averages(), Terms(as_chip(chip), options or RunOptions(steps=1))
+    layers, terms = counts.averages(), Terms(as_chip(chip), options or RunOptions(steps=1), counts)
     real = {layer.name for layer in layers[:1] if layer.kind in ("analog", "ann")}
     _require_layers(code, {layer.name for layer in layers} - real, {layer.name for layer in layers[:-1]})
     rate = code.steps * (code.rate or 0.0)
@@ -128,7 +128,7 @@ def rate_coded(
     name, how = f"rate-coded, T = {code.steps}", "measured rates"
     if code.rate is not None:
         name, how = f"{name}, {code.rate:g}", f"rate {code.rate:g} a step"
-    return terms.estimate(network, name, counts, latency_us, [f"rate-coded, {code.steps} steps, {how}"])
+    return terms.estimate(network, name, latency_us, [f"rate-coded, {code.steps} steps, {how}"])
 
 
 def _require_layers(code: RateCode, with_operations: set[str], with_spikes: set[str]) -> None:
@@ -145,7 +145,7 @@ def _require_layers(code: RateCode, with_operations: set[str], with_spikes: set[
 def _ann(
     counts: Counts, chip: Chip | str | Path, options: RunOptions | None, network: str, *, skip_zeros: bool
 ) -> Estimate:
-    terms = Terms(as_chip(chip), options or RunOptions(steps=1))
+    terms = Terms(as_chip(chip), options or RunOptions(steps=1), counts)
     for layer in counts.averages():
         if skip_zeros:
             terms.charge(layer.name, "tests for zero", "compute", layer.inputs, "compare")
@@ -155,4 +155,4 @@ def _ann(
     latency_us = terms.options.latency_us
     terms.static_power(latency_us, remedy="latency_us")
     name = "zero-skipping ANN" if skip_zeros else "dense ANN"
-    return terms.estimate(network, name, counts, latency_us, [f"{name}; no reuse of what was read"])
+    return terms.estimate(network, name, latency_us, [f"{name}; no reuse of what was read"])

@@ -69,7 +69,7 @@ def estimate(
         (['compute', 'memory', 'static'], 'assumed')
     """
     chip, options = as_chip(chip), RunOptions(**changes) if options is None else replace(options, **changes)
-    layers, terms = counts.averages(), Terms(chip, options)
+    layers, terms = counts.averages(), Terms(chip, options, counts)
     if any(layer.kind == "ann" for layer in layers):
         remedy = "Use dense_ann or zero_skipping_ann."
         refuse("estimate", "counts", "be of a spiking network", "analog layers", remedy)
@@ -100,7 +100,7 @@ def estimate(
         ]
     if latency_us is not None:
         lines.append(f"latency {latency_us:,.4g} µs ({windows} windows)")
-    return terms.estimate(network, options.implementation.replace("_", "-"), counts, latency_us, lines)
+    return terms.estimate(network, options.implementation.replace("_", "-"), latency_us, lines)
 
 
 def _clock_driven(terms: Terms, layer: LayerCounts, counts: Counts, windows: int) -> None:

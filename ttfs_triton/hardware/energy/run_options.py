@@ -22,7 +22,7 @@ class RunOptions:
         implementation: "clock_driven" or "closed_form", see `estimate`.
         gating: a neuron that has fired sleeps; clock-driven only.
         activity: what a simulation of the same counts found the neurons to do, in place of the formula.
-        weight_bits: of weights in memory. Default: the chip's, or 8.
+        weight_bits: of weights in memory. Default: the chip's, else the network's own, or 8.
         state_bits: of slopes and potentials in memory. Default: the chip's, at least 16.
         memory: charge memory traffic.
         idle: charge neurons outside their windows, on chips that price that.

@@ -161,13 +161,14 @@ class Terms:
     Attributes:
         chip: whose prices count.
         options: how it runs.
-        weight_bits, state_bits: of the numbers in memory: those of the options, else the chip's, else 8; states have 16
-            at least.
+        counts: of the network.
+        weight_bits, state_bits: of the numbers in memory: those of the options, else the chip's, else the network's,
+            else 8; states have 16 at least.
     """
 
-    def __init__(self, chip: Chip, options: RunOptions) -> None:
-        bits = chip.bits or 8
-        self.chip, self.options = chip, options
+    def __init__(self, chip: Chip, options: RunOptions, counts: Counts) -> None:
+        bits = chip.bits or counts.weight_bits or 8
+        self.chip, self.options, self.counts = chip, options, counts
         self.weight_bits = options.weight_bits or bits
         self.state_bits = options.state_bits or max(16, bits)
         self._terms: list[Term] = []
@@ -228,12 +229,7 @@ class Terms:
         self._terms.append(Term("chip", "idle power", "static", latency_us, price, "idle_power", note))
 
     def estimate(
-        self,
-        network: str,
-        implementation: str,
-        counts: Counts,
-        latency_us: float | None,
-        assumptions: Sequence[str],
+        self, network: str, implementation: str, latency_us: float | None, assumptions: Sequence[str]
     ) -> Estimate:
         """All terms so far, with what holds for every estimate on this chip, and where the network does not fit."""
         chip = self.chip
@@ -248,8 +244,8 @@ class Terms:
             packing = "numbers packed into words" if chip.memory.packed else "one access a number"
             bits = f"{self.weight_bits}-bit weights, {self.state_bits}-bit states"
             lines.append(f"memory of each layer: {bits}, {packing}")
-        sizes = (sum(layer.neurons for layer in counts.layers), sum(layer.synapses for layer in counts.layers))
-        warnings = chip.exceeded(*sizes, self.weight_bits)
+        total = self.counts.total()
+        warnings = chip.exceeded(total["neurons"], total["synapses"], self.weight_bits)
         for layer, size in self._largest.items():
             assert chip.memory is not None
             largest = f"the largest memory that {chip.name} prices ({chip.memory.points[-1][0] / 2**20:g} MB)"
@@ -258,7 +254,7 @@ class Terms:
             network=network,
             implementation=implementation,
             chip=chip,
-            samples=counts.samples,
+            samples=self.counts.samples,
             terms=tuple(self._terms),
             assumptions=(*lines, *chip.notes),
             warnings=tuple(warnings),

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from ttfs_triton.hardware.counts.counter import graph_of_batches, images_and_labels
 from ttfs_triton.hardware.counts.layer_counter import InputCounter, network_counts, sums_by_sample
 from ttfs_triton.hardware.simulation.clocked_counter import ClockedCounter
-from ttfs_triton.hardware.simulation.faulty import FaultyChip
 from ttfs_triton.hardware.simulation.simulation import Engine, Simulation, SimulationSettings
 from ttfs_triton.nn.clock import Clock, CompareAt, Ramp
 from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, ClockedReadout, Membrane, earliest_input
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
-from ttfs_triton.nn.faults import Faults
+from ttfs_triton.nn.faults import BrokenNeurons, Faults, disturbed, draw_broken, weight_factors
 from ttfs_triton.nn.graph import NetworkGraph, Stage
-from ttfs_triton.nn.integers import exact_products, largest_integer, quantise_weight
+from ttfs_triton.nn.integers import QuantisedWeight, exact_products, largest_integer, quantise_weight
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
 
 # A batch is run in parts whose integers stay near the caches: CNN1 in batches of 200 runs 1.7 times as fast.
@@ -258,7 +257,42 @@ class Simulator:
             no_spike=int(no_spike.sum()),
             latency_steps=latency,
             potential_latency_steps=windows * steps,
-            counts=network_counts(self._graph, layers, encoder, by_sample),
+            counts=network_counts(self._graph, layers, encoder, by_sample, self._settings.weight_bits),
             activity=tuple(own.activity() for own in counters),
             spike_steps=kept if self._keep != 0 else None,
         )
+
+
+class FaultyChip:
+    """What goes wrong on a chip: its weights and broken neurons, drawn once, and each image's spikes.
+
+    Drawn in the order in which layers and images come.
+
+    Args:
+        faults: how much.
+        clock: of the simulation.
+        seed: of the chip, and of what happens to spikes.
+    """
+
+    def __init__(self, faults: Faults, clock: Clock, seed: int) -> None:
+        self.faults, self.clock = faults, clock
+        self._chip, self._spikes = (torch.Generator().manual_seed(seed) for _ in range(2))
+        self._broken: dict[str, BrokenNeurons | None] = {}
+
+    def weights(self, quantised: QuantisedWeight) -> QuantisedWeight:
+        """Weights as this chip has them."""
+        if not self.faults.weight_noise:
+            return quantised
+        return quantised.multiplied(weight_factors(quantised.integers, self.faults.weight_noise, self._chip))
+
+    def spikes(self, stage: Stage, instant: Tensor) -> Tensor:
+        """What is left of a stage's spikes, by the indices [N, ...] of their instants, of a latency encoder too."""
+        if not (self.faults.of_spikes or (self.faults.of_neurons and stage.kind != "latency")):
+            return instant
+        activations = self.clock.remaining(instant) / self.clock.steps
+        if stage.name not in self._broken:
+            whole = stage.kind == "latency"
+            self._broken[stage.name] = None if whole else draw_broken(activations, self.faults, self._chip)
+        left = disturbed(activations, self.faults, self._broken[stage.name], self.clock, self._spikes)
+        # What is in time is as it was: at the window's start there are two instants with one stamp.
+        return torch.where(left == activations, instant, self.clock.encode(left))
