@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,6 @@ from rich.progress import Progress
 
 from ttfs_triton.command_line import run_command
 from ttfs_triton.data.images import ImageData
-from ttfs_triton.evaluation.deadlines import deadline_table, find_deadlines
 from ttfs_triton.evaluation.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.evaluation.output import check_output, write_output, write_page
@@ -33,11 +33,16 @@ from ttfs_triton.hardware import (
 )
 from ttfs_triton.report import on_terminal, print_chips, print_comparison, print_estimate, sweep_details
 from ttfs_triton.report.frontier_table import read_table
+from ttfs_triton.report.tables import deadline_table
 from ttfs_triton.scoring import EvaluationBatches, evaluate, layer_table
+from ttfs_triton.scoring.deadline import deadline_curve, output_spikes
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Entry point of the recipe: parse, evaluate, exit with a plain message where the user can mend what went wrong."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if any(word.replace("_", "-").startswith("--early-exit") for word in given):
+        raise SystemExit("evaluate: --early-exit-error and --early-exit-confidence are retired; use --deadlines.")
     # LoadError, HubError and NotImplementedError are among the errors that are told plainly.
     run_command(EvaluationOptions, run, prog="evaluate.py", description=description, arguments=arguments)
 
@@ -117,10 +122,7 @@ def _find(
             return float("nan") if total is None else total.nominal
 
         swept = sweep(network, batches, gating=options.gating, price=price, chip=chips[0].name)
-    deadlines = None
-    if options.deadlines or options.early_exit_error is not None:
-        error, certainty = options.early_exit_error, options.early_exit_confidence
-        deadlines = find_deadlines(loaded, data, options.batch_size, error, certainty)
+    deadlines = tuple(deadline_curve(output_spikes(network, batches))) if options.deadlines else ()
     most = options.max_test_samples
     return Found(loaded, data, evaluation, counts, estimates, comparison, simulation, swept, deadlines, most)
 
@@ -177,9 +179,8 @@ def show(found: Found, console: Console) -> None:
         )
         if simulation.settings.faults:
             lines.append(f"  on a chip with         {simulation.settings.faults.text()}")
-    if found.deadlines is not None:
+    if found.deadlines:
         console.print(on_terminal(deadline_table(found.deadlines)))
-        lines += found.deadlines.lines()
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     if found.sweep is not None:
         console.print(on_terminal(sweep_details(found.sweep)))

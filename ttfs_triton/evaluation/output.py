@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,10 @@ import torch
 from ttfs_triton import report
 from ttfs_triton.atomic import write_json
 from ttfs_triton.data.pixels import to_float
-from ttfs_triton.evaluation.deadlines import deadline_table
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.hardware import available_chips, sensitivity
 from ttfs_triton.model.own_network import OwnNetwork
-from ttfs_triton.report.frontier_costs import with_costs
-from ttfs_triton.report.frontier_table import FREE, FrontierRow
+from ttfs_triton.report.frontier_table import FREE, FrontierRow, with_costs
 from ttfs_triton.scoring import device_name, versions
 
 MAIN_FILE = "evaluation.json"
@@ -53,8 +53,13 @@ def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
     if found.sweep is not None:
         found.sweep.to_csv(folder / "sweep.csv")
         paths.append(folder / "sweep.csv")
-    if found.deadlines is not None:
-        paths.append(found.deadlines.write_csv(folder / "deadlines.csv"))
+    if found.deadlines:
+        paths.append(folder / "deadlines.csv")
+        with paths[-1].open("w", encoding="utf-8", newline="") as file:
+            rows = [asdict(row) for row in found.deadlines]
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
     if find_spec("matplotlib") is not None:
         first = found.estimates[0]
         if first.total is not None:
@@ -101,33 +106,13 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
         comparison=found.comparison,
         simulation=found.simulation,
         sweep=found.sweep,
-        deadlines=None if found.deadlines is None else deadline_view(found),
+        deadlines=found.deadlines,
         frontier=found.frontier,
         here=_on_frontier(options, found) if found.frontier else None,
         facts=facts(found),
     )
     options.report.parent.mkdir(parents=True, exist_ok=True)
     return [report.write_page(options.report, data)]
-
-
-def deadline_view(found: Found) -> report.DeadlineView:
-    """Decisions in time, as the page shows them."""
-    assert found.deadlines is not None, "asked for"
-    name, images = found.loaded.files.name, found.evaluation.images
-    rows = tuple(
-        FrontierRow(
-            network=name,
-            point=FREE,
-            kind="deadline",
-            trained=True,
-            images=images,
-            accuracy=row.accuracy,
-            deadline=row.deadline,
-            decision_time=row.time,
-        )
-        for row in found.deadlines.rows
-    )
-    return report.DeadlineView(rows, deadline_table(found.deadlines), tuple(found.deadlines.sentences()))
 
 
 def _on_frontier(options: EvaluationOptions, found: Found) -> FrontierRow:
@@ -192,7 +177,7 @@ def figures(found: Found) -> dict[str, Any]:
         "simulation": None if simulation is None else simulation.to_dict(),
         "energy": [each.to_dict() for each in found.estimates],
         "comparison": [each.to_dict() for each in found.comparison.estimates],
-        "deadlines": None if found.deadlines is None else found.deadlines.to_dict(),
+        "deadlines": {"rows": [asdict(row) for row in found.deadlines]} if found.deadlines else None,
         "sweep": None if found.sweep is None else found.sweep.to_dict(),
         "about": facts(found),
     }

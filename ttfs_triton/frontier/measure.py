@@ -16,8 +16,7 @@ from ttfs_triton.frontier.points import GRID
 from ttfs_triton.hardware import Counts, counting, simulate
 from ttfs_triton.nn import network_graph
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.report.frontier_costs import with_costs
-from ttfs_triton.report.frontier_table import FrontierRow
+from ttfs_triton.report.frontier_table import FrontierRow, with_costs
 from ttfs_triton.scoring import EvaluationBatches, device_name, evaluate
 from ttfs_triton.scoring.deadline import deadline_curve, output_spikes
 

@@ -42,35 +42,29 @@ CARD_HEADERS = (
     "dense ANN by arithmetic alone",
     "all that has a price",
     "weakest price",
-    "not in it, for want of a price or of what stands in brackets",
+    "excluded: no published price, or no count (why)",
 )
 
 
-def missing(found: Estimate) -> list[str]:
-    """Names of terms that are in no sum."""
-    return list(dict.fromkeys(term.name for term in found.unpriced))
-
-
-def not_in_it(found: Estimate) -> str:
-    """What is in no sum, in words: what nobody has published a price of, and what has a price and no count."""
-    names: dict[str, list[str]] = {}
-    for term in found.unpriced:
-        stated = found.chip.prices.get(term.price_name)
-        own = names.setdefault(term.note if stated is not None and stated.amount is not None else "", [])
-        if term.name not in own:
-            own.append(term.name)
-    parts = [", ".join(own) + (f" ({why})" if why else "") for why, own in sorted(names.items())]
-    return "; ".join(parts) or "nothing"
-
-
 def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
-    """The same by what they lack."""
+    """Names of the terms that are in no sum, by what they lack: a price, or what their note says."""
     why: dict[str, list[str]] = {}
     for term in (term for found in estimates for term in found.unpriced):
         names = why.setdefault(term.note or "no published price", [])
         if term.name not in names:
             names.append(term.name)
     return why
+
+
+def not_in_it(found: Estimate) -> str:
+    """The same in words; why is said where a price is published and a count is missing."""
+    names: dict[str, list[str]] = {}
+    for term in found.unpriced:
+        stated = found.chip.prices.get(term.price_name)
+        own = names.setdefault(term.note if stated is not None and stated.amount is not None else "", [])
+        if term.name not in own:
+            own.append(term.name)
+    return "; ".join(", ".join(own) + (f" ({why})" if why else "") for why, own in sorted(names.items())) or "nothing"
 
 
 def chips_table(estimates: Sequence[Estimate], *, published: bool = False) -> Table:
@@ -91,26 +85,16 @@ def chips_table(estimates: Sequence[Estimate], *, published: bool = False) -> Ta
 
 def comparison_table(comparison: Comparison) -> Table:
     """One row for each way of computing the network, with its ratios to the first one; memory comes first."""
-    first = comparison.estimates[0]
-    rows = []
+    first, rows = comparison.estimates[0], []
     for found in comparison.estimates:
-        cells = []
+        cells = list[str]()
         for measure in ("memory_included", "compute_only"):
             amount, own = getattr(found, measure), getattr(first, measure)
-            times = "–"
-            if amount is not None and own is not None and own.nominal > 0:
-                times = f"× {ratio(amount.nominal / own.nominal)}"
-            cells += [energy_range(amount), times]
+            known = amount is not None and own is not None and own.nominal > 0
+            cells += [energy_range(amount), f"× {ratio(amount.nominal / own.nominal)}" if known else "–"]
         rows.append((found.implementation, *cells, energy_range(found.total), found.status or "–"))
-    headers = (
-        "computed as",
-        "memory included",
-        "ratio",
-        "compute only",
-        "ratio",
-        "all that has a price",
-        "weakest status",
-    )
+    sums = ("memory included", "ratio", "compute only", "ratio", "all that has a price")
+    headers = ("computed as", *sums, "weakest status")
     return Table(f"Energy of an image on {first.chip.name}", headers, tuple(rows))
 
 
@@ -214,23 +198,18 @@ def csv_rows(found: Estimate) -> list[dict[str, Any]]:
 
     Static power counts microseconds, at a price in pJ a microsecond (µW).
     """
+
+    def figure(value: float | None) -> str:
+        return "" if value is None else f"{value:.10g}"
+
     rows = []
     for term in found.terms:
-        amount = None if term.price is None else term.price.amount
-        rows.append(
-            {
-                "network": found.network,
-                "chip": found.chip.name,
-                "layer": term.layer,
-                "term": term.name,
-                "count": "" if term.count is None else f"{term.count:.10g}",
-                "price_pj": "" if amount is None else f"{amount.nominal:.10g}",
-                "low_pj": "" if amount is None else f"{amount.low:.10g}",
-                "high_pj": "" if amount is None else f"{amount.high:.10g}",
-                "status": "unpublished" if term.price is None else term.price.status,
-                "source": "" if term.price is None else term.price.source,
-            }
-        )
+        price = term.price
+        amount = None if price is None else price.amount
+        prices = (None, None, None) if amount is None else (amount.nominal, amount.low, amount.high)
+        status, source = ("unpublished", "") if price is None else (price.status, price.source)
+        cells = (found.network, found.chip.name, term.layer, term.name, *map(figure, (term.count, *prices)))
+        rows.append(dict(zip(COLUMNS, (*cells, status, source), strict=True)))
     return rows
 
 
@@ -269,7 +248,7 @@ def card_rows(counts: Counts, chips: Sequence[str] = CARD_CHIPS, steps: int = CA
     Raises:
         ValueError: an unknown chip.
     """
-    options, rows = _card_options(steps), []
+    options, rows = RunOptions(steps=steps, gating=True), []
     for chip in map(load_chip, chips):
         found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
         sums = (found.memory_included, dense.memory_included, found.compute_only, dense.compute_only, found.total)
@@ -283,9 +262,5 @@ def card_verdict(counts: Counts, chips: Sequence[str] = CARD_CHIPS, steps: int =
 
     Args, Raises: as for `card_rows`.
     """
-    options = _card_options(steps)
+    options = RunOptions(steps=steps, gating=True)
     return verdict(counts, fair_chip(counts, chips, options), options).sentences()
-
-
-def _card_options(steps: int) -> RunOptions:
-    return RunOptions(steps=steps, gating=True)
