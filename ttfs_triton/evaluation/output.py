@@ -118,17 +118,13 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
 def _on_frontier(options: EvaluationOptions, found: Found) -> FrontierRow:
     """The network among the points of a frontier: priced as they were, on the chips that are known here."""
     evaluation, grid = found.evaluation, found.loaded.network.graph.grid
-    row = FrontierRow(
-        network=found.loaded.files.name,
-        point=FREE,
-        kind="network",
-        trained=True,
+    row = FrontierRow.of(
+        found.loaded.files.name,
+        FREE,
+        grid,
         images=evaluation.images,
         accuracy=evaluation.accuracy,
         first_spike_accuracy=evaluation.first_spike_accuracy,
-        time_steps=None if grid is None else grid.time_steps,
-        weight_bits=None if grid is None else grid.weight_bits,
-        state_bits=None if grid is None else grid.state_bits,
     )
     theirs = next((each.steps for each in found.frontier if each.time_steps is None and each.steps), None)
     steps = row.time_steps or theirs or int(options.steps)

@@ -90,8 +90,10 @@ def comparison_table(comparison: Comparison) -> Table:
         cells = list[str]()
         for measure in ("memory_included", "compute_only"):
             amount, own = getattr(found, measure), getattr(first, measure)
-            known = amount is not None and own is not None and own.nominal > 0
-            cells += [energy_range(amount), f"× {ratio(amount.nominal / own.nominal)}" if known else "–"]
+            times = "–"
+            if amount is not None and own is not None and own.nominal > 0:
+                times = f"× {ratio(amount.nominal / own.nominal)}"
+            cells += [energy_range(amount), times]
         rows.append((found.implementation, *cells, energy_range(found.total), found.status or "–"))
     sums = ("memory included", "ratio", "compute only", "ratio", "all that has a price")
     headers = ("computed as", *sums, "weakest status")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ttfs_triton.atomic import write_json, write_text
 from ttfs_triton.hardware import Counts, Range, RunOptions, dense_ann, estimate, verdict
+from ttfs_triton.nn import Grid
 
 FORMAT = 1
 FREE = "free"
@@ -111,6 +112,16 @@ class FrontierRow:
     folder: str | None = None
     device: str = ""
     date: str = ""
+
+    @classmethod
+    def of(cls, network: str, point: str, grid: Grid | None, **more: Any) -> FrontierRow:
+        """The row of a network that has not been scored yet, trained unless said otherwise."""
+        row = cls(
+            network=network, point=point, **{"kind": "network", "trained": True, "images": 0, "accuracy": 0.0} | more
+        )
+        if grid is None:
+            return row
+        return replace(row, time_steps=grid.time_steps, weight_bits=grid.weight_bits, state_bits=grid.state_bits)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
