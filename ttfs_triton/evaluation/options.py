@@ -48,8 +48,9 @@ class EvaluationOptions(FaultOptions):
 
     # ---- hardware
     chip: tuple[str, ...] = ("anp_i", "lemaire45:int8")
-    """Chips to price the counts on: names of presets, TOML files of yours, or "all". Alternatives are compared on the
-    first that prices an ANN's multiplications and its memory, else on lemaire45:int8."""
+    """Chips to price the counts on: names of presets, TOML files of yours, or "all". The first is shown in detail.
+    Alternatives are compared on the first that prices an ANN's multiplications and its memory, else on
+    lemaire45:int8; with "all", that one is shown in detail."""
     steps: Annotated[int, Field(ge=1)] | Own = "network"
     """Time steps a window, of the simulation and of the energy. network: as its grid has it, or 32."""
     step_us: float | None = Field(None, gt=0)
@@ -104,7 +105,7 @@ class EvaluationOptions(FaultOptions):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """Everything that an evaluation found.
 
@@ -118,6 +119,7 @@ class Found:
         deadlines: accuracy by decision time; empty if not asked for.
         max_test_samples: that were asked for; None: all.
         frontier: rows of a sweep, to lie among; empty if not asked for.
+        headline: the estimate that is shown first: on the first chip of --chip, or for "all" on that of the comparison.
     """
 
     loaded: LoadedNetwork
@@ -131,3 +133,4 @@ class Found:
     deadlines: tuple[DeadlineRow, ...]
     max_test_samples: int | None
     frontier: tuple[FrontierRow, ...] = ()
+    headline: Estimate

@@ -61,7 +61,7 @@ def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
             writer.writeheader()
             writer.writerows(rows)
     if find_spec("matplotlib") is not None:
-        first = found.estimates[0]
+        first = found.headline
         if first.total is not None:
             paths.append(report.draw_layers(first, folder / "energy-layers.svg"))
             if swings := sensitivity(first):  # none if every price is a single figure
@@ -103,6 +103,7 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
             class_names=tuple(names),
         ),
         energy=found.estimates,
+        chip=found.headline.chip.name,
         comparison=found.comparison,
         simulation=found.simulation,
         sweep=found.sweep,

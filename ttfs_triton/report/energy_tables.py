@@ -31,6 +31,8 @@ from ttfs_triton.wording import duration, energy, energy_range, ratio
 COLUMNS = ("network", "chip", "layer", "term", "count", "price_pj", "low_pj", "high_pj", "status", "source")
 KINDS: tuple[TermKind, ...] = ("compute", "memory", "communication", "static")
 
+NO_PRICE = "no published price"
+
 # Of a card's table: the same arithmetic with memory and without, then chips that price synaptic operations.
 CARD_CHIPS = ("lemaire45:int8", "horowitz45:int8", "anp_i", "odin", "loihi")
 CARD_STEPS = 32
@@ -47,24 +49,21 @@ CARD_HEADERS = (
 
 
 def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
-    """Names of the terms that are in no sum, by what they lack: a price, or what their note says."""
-    why: dict[str, list[str]] = {}
-    for term in (term for found in estimates for term in found.unpriced):
-        names = why.setdefault(term.note or "no published price", [])
-        if term.name not in names:
-            names.append(term.name)
-    return why
+    """Names of the terms that are in no sum, by why: a price that nobody published comes first, then missing counts."""
+    why: dict[str, list[str]] = {NO_PRICE: []}
+    for found in estimates:
+        for term in found.unpriced:
+            stated = found.chip.prices.get(term.price_name)
+            names = why.setdefault(NO_PRICE if stated is None or stated.amount is None else term.note, [])
+            if term.name not in names:
+                names.append(term.name)
+    return {reason: names for reason, names in why.items() if names}
 
 
 def not_in_it(found: Estimate) -> str:
-    """The same in words; why is said where a price is published and a count is missing."""
-    names: dict[str, list[str]] = {}
-    for term in found.unpriced:
-        stated = found.chip.prices.get(term.price_name)
-        own = names.setdefault(term.note if stated is not None and stated.amount is not None else "", [])
-        if term.name not in own:
-            own.append(term.name)
-    return "; ".join(", ".join(own) + (f" ({why})" if why else "") for why, own in sorted(names.items())) or "nothing"
+    """The same in words; a price that nobody published goes without saying."""
+    parts = [", ".join(names) + ("" if why == NO_PRICE else f" ({why})") for why, names in why_missing(found).items()]
+    return "; ".join(parts) or "nothing"
 
 
 def chips_table(estimates: Sequence[Estimate], *, published: bool = False) -> Table:
@@ -168,7 +167,7 @@ def small_print(*estimates: Estimate) -> list[str]:
     lines = [line for found in estimates for line in found.assumptions]
     for found in estimates:
         who = f"{found.implementation}: " if len(estimates) > 1 else ""
-        lines += [f"not in any sum: {who}{', '.join(names)} ({why})" for why, names in why_missing(found).items()]
+        lines += [f"excluded: {who}{', '.join(names)} ({why})" for why, names in why_missing(found).items()]
     lines += [f"warning: {line}" for found in estimates for line in found.warnings]
     return list(dict.fromkeys(lines))
 

@@ -86,11 +86,7 @@ def _ring_first_spike(axes: Axes, layers: Sequence[LayerSpikes]) -> None:
 
 
 def histograms_svg(counts: Counts) -> str | None:
-    """Spikes by time in the window, a small picture a layer; None if no layer has a histogram.
-
-    Args:
-        counts: with histograms.
-    """
+    """Spikes by time in the window, a small picture a layer; None if no layer has a histogram."""
     layers = [layer for layer in counts.layers if sum(layer.histogram)]
     if not layers:
         return None
@@ -138,13 +134,7 @@ def _bound_height(axes: Axes, shares: Sequence[float]) -> None:
 
 
 def energy_svg(estimates: Sequence[Estimate]) -> str | None:
-    """Total energy a chip with its range; None unless two chips have a price.
-
-    Open markers are of totals that lack terms without a price.
-
-    Args:
-        estimates: one or several.
-    """
+    """Total energy a chip, with its range, open if terms have no price; None unless two chips have a price."""
     totals = priced(estimates)
     if len(totals) < 2:
         return None
@@ -154,11 +144,7 @@ def energy_svg(estimates: Sequence[Estimate]) -> str | None:
 
 
 def sweep_svg(sweep: Sweep) -> str | None:
-    """Accuracy against time steps, a line for each number of weight bits; None without accuracies.
-
-    Args:
-        sweep: with accuracies.
-    """
+    """Accuracy against time steps, a line for each number of weight bits; None without accuracies."""
     if any(row.accuracy is None for row in sweep.rows):
         return None
     with page_figure("sweep", 3.4) as drawing:

@@ -78,11 +78,17 @@ def sections(rows: Rows, here: FrontierRow | None = None) -> list[Section]:
     """
     chip = memory_chip(rows)
     dense = f"{MARKS} Dashed: the dense ANN at the same precision."
-    drawn = [("operations", "Synaptic operations", [(operations_svg(rows, here), "synaptic operations", MARKS)])]
+    drawn = [
+        (
+            "operations",
+            "Synaptic operations",
+            [(cost_svg(rows, here, "synaptic_operations"), "synaptic operations", MARKS)],
+        )
+    ]
     if chip is not None:
         energies = [
-            (energy_svg(rows, chip, "with_memory", here), "energy with memory", dense),
-            (energy_svg(rows, chip, "arithmetic", here), "energy of arithmetic alone", dense),
+            (cost_svg(rows, here, "with_memory", chip), "energy with memory", dense),
+            (cost_svg(rows, here, "arithmetic", chip), "energy of arithmetic alone", dense),
         ]
         drawn.append(("energy", f"Energy on {chip}", energies))
     grids = [(grid_svg(rows, key), key.replace("_", " "), GRID) for key in ("time_steps", "weight_bits")]
@@ -134,32 +140,20 @@ def memory_chip(rows: Rows) -> str | None:
     return next((each.chip for row in rows for each in row.energy if each.with_memory is not None), None)
 
 
-def operations_svg(rows: Rows, here: FrontierRow | None = None) -> str | None:
-    """Accuracy against synaptic operations of an image; None with fewer than two points.
+def cost_svg(rows: Rows, here: FrontierRow | None, measure: str, chip: str = "") -> str | None:
+    """Accuracy against what an image costs, with lines where the dense ANN is; None with fewer than two points.
 
     Args:
         rows: of a frontier.
         here: a network to be shown among them.
-    """
-    title = "synaptic operations of an image"
-    return _scatter("frontier-operations", rows, here, lambda row: row.synaptic_operations, title, number)
-
-
-def energy_svg(rows: Rows, chip: str, measure: str, here: FrontierRow | None = None) -> str | None:
-    """Accuracy against the energy of an image on a chip, with lines where the dense ANN is; None without two points.
-
-    Args:
-        rows, here: as of `operations_svg`.
+        measure: "synaptic_operations", or an energy on a chip, "with_memory" or "arithmetic".
         chip: one that all rows were priced on.
-        measure: which sum, "with_memory" or "arithmetic".
     """
-    dense: dict[str, float] = {}
-    for row in of_networks(rows):
-        amount = row.picojoules(chip, f"dense_{measure}")
-        if amount is not None:
-            dense.setdefault(row.network, amount)
-    what = "memory included" if measure == "with_memory" else "arithmetic alone"
-    title = f"energy of an image, {what}"
+    if measure == "synaptic_operations":
+        title = "synaptic operations of an image"
+        return _scatter("frontier-operations", rows, here, lambda row: row.synaptic_operations, title, number, {})
+    title = f"energy of an image, {'memory included' if measure == 'with_memory' else 'arithmetic alone'}"
+    dense = {row.network: row.picojoules(chip, f"dense_{measure}") for row in reversed(of_networks(rows))}
     return _scatter(f"frontier-{measure}", rows, here, lambda row: row.picojoules(chip, measure), title, energy, dense)
 
 
@@ -259,7 +253,7 @@ def _scatter(
     cost: Callable[[FrontierRow], float | None],
     title: str,
     wording: Callable[[float], str],
-    dense: dict[str, float] | None = None,
+    dense: dict[str, float | None],
 ) -> str | None:
     """Points of networks: filled if trained, open if calibrated; those with a target alone are joined by a line."""
     found = [(x, row) for row in of_networks(rows) if (x := cost(row))]
@@ -280,14 +274,14 @@ def _scatter(
                 size, fill = 9 if row.point == FREE else 6, colour if row.trained else PAPER
                 axes.plot([x], [row.accuracy], marker, color=colour, markersize=size, markerfacecolor=fill)
             axes.plot([], [], marker, color=colour, label=network)
-            if dense and network in dense:
-                axes.axvline(dense[network], color=colour, linestyle="--", linewidth=1.2)
+            if (x := dense.get(network)) is not None:
+                axes.axvline(x, color=colour, linestyle="--", linewidth=1.2)
         accuracies = [row.accuracy for _, row in found]
         if here is not None and (x := cost(here)):
             axes.plot([x], [here.accuracy], "*", color=INK, markersize=14, zorder=6, label="this network", linewidth=0)
             accuracies.append(here.accuracy)
         accuracy_axis(axes, accuracies, rows[0].images)
-        value_axis(axes, [x for x, _ in found] + list((dense or {}).values()), wording)
+        value_axis(axes, [*(x for x, _ in found), *filter(None, dense.values())], wording)
         axes.set_xlabel(title)
         _label_points(axes, found)
         if len(networks) > 1 or here is not None:
