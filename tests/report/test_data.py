@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from tests.report.cases import full_report
+from ttfs_triton.hardware import estimate
 from ttfs_triton.report import Sample
 from ttfs_triton.report.page import linked
+from ttfs_triton.report.view import headlines
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,20 @@ def test_headline_energy_is_the_first_with_a_price():
     data = dataclasses.replace(full_report(), chip=None)
     assert data.headline_energy is data.energy[0]
     assert full_report().headline_energy.chip.name == "loihi"
+
+
+def test_headline_says_where_capacity_is_not_published():
+    data = full_report()
+    anp_i = estimate(data.counts, "anp_i", steps=8)
+    notes = {
+        chip: headlines(dataclasses.replace(data, energy=(*data.energy, anp_i), chip=chip))[-1][2]
+        for chip in ("anp_i", "loihi", "lemaire45:int8")
+    }
+    assert {chip: "capacity not published" in note for chip, note in notes.items()} == {
+        "anp_i": True,
+        "loihi": False,
+        "lemaire45:int8": False,
+    }
 
 
 @pytest.mark.parametrize(

@@ -84,12 +84,8 @@ def cheapest_table(rows: Rows) -> Table:
                 best = own[min(priced)[1]]
                 lines.append((name, f"{what}: {label(best)}", *_figures(best, chip)))
     where = f" Energies on {chip}; × is over the dense ANN." if chip else ""
-    return Table(
-        f"Points at most {100 * NEAR:g} point below the network as given.{where}",
-        ("network", "point", "accuracy", "operations", "energy, memory included", "×", "arithmetic alone", "×"),
-        tuple(lines),
-        (1,),
-    )
+    headers = ("network", "point", "accuracy", "operations", "energy, memory included", "×", "arithmetic alone", "×")
+    return _table(f"Points at most {100 * NEAR:g} point below the network as given.{where}", headers, lines)
 
 
 def _figures(row: FrontierRow, chip: str | None) -> tuple[str, ...]:
@@ -119,19 +115,20 @@ def verdicts(rows: Rows) -> list[str]:
             )
             continue
         memory, alone, best = min(both, key=lambda found: found[0])
+        others = _at_other_steps(best, chip, ", {} to {} at 4 to 128 steps")
         lines.append(
-            f"{name}: {label(best)} costs less than the dense ANN on {chip}, with memory "
-            f"(× {ratio(memory)}{_steps(best, chip)}) and by arithmetic alone (× {ratio(alone)})."
+            f"{name}: {label(best)} costs less than the dense ANN on {chip}, with memory (× {ratio(memory)}{others}) "
+            f"and by arithmetic alone (× {ratio(alone)})."
         )
     return lines
 
 
-def _steps(row: FrontierRow, chip: str) -> str:
-    """What the choice of time steps makes of the ratio with memory: nothing where a grid fixes them."""
+def _at_other_steps(row: FrontierRow, chip: str, words: str) -> str:
+    """The ratio with memory at the best and the worst number of steps, in words; nothing where a grid fixes them."""
     found = row.on_chip(chip)
     if found is None or found.least_ratio is None or row.time_steps is not None:
         return ""
-    return f", {ratio(found.least_ratio)} to {ratio(found.most_ratio)} at 4 to 128 steps"
+    return words.format(ratio(found.least_ratio), ratio(found.most_ratio))
 
 
 def points_table(networks: Rows) -> Table:
@@ -139,60 +136,71 @@ def points_table(networks: Rows) -> Table:
     chip, lines = memory_chip(networks), []
     for row in networks:
         low, high = interval(row.accuracy, row.images)
-        cost = "" if row.cost is None else f"{row.cost:.4g}" + ("" if row.reached else ", not reached")
         ratios = ("–", "–")
         if chip is not None:
             memory, alone = (ratio(row.over_dense(chip, measure)) for measure in ("with_memory", "arithmetic"))
-            ratios = (memory + _steps(row, chip), alone)
-        alike = "" if row.same_decisions is None else f"{row.same_decisions:,} of {row.images:,}"
+            ratios = (memory + _at_other_steps(row, chip, " ({} to {})"), alone)
         lines.append(
             (
-                *(row.network, label(row), percent(row.accuracy), f"{percent(low)} to {percent(high)}"),
-                *(percent(row.first_spike_accuracy), "" if row.goal is None else f"{row.goal:g}", cost),
+                *(row.network, label(row), f"{percent(row.accuracy)} ({percent(low, 1)} to {percent(high, 1)})"),
+                *(percent(row.first_spike_accuracy), _target(row)),
                 "–" if row.sparsity is None else f"{row.sparsity:.4f}",
-                *(number(row.synaptic_operations), *ratios, str(row.steps or "–"), alike),
+                *(number(row.synaptic_operations), *ratios),
+                "" if row.same_decisions is None else f"{row.same_decisions:,}",
             )
         )
     headers = (
-        *("network", "point", "accuracy", "95% interval", "by first spike", "wanted", "got", "sparsity"),
-        *("operations", "× with memory", "× arithmetic", "steps", "simulated alike"),
+        *("network", "point", "accuracy (95% interval)", "by first spike", "target", "sparsity"),
+        *("operations", "× with memory", "× arithmetic", "simulated alike"),
     )
-    caption = f"Ratios are to the dense ANN on {chip}, at so many time steps a window." if chip else "Points"
-    return Table(caption, headers, tuple(lines), (1,))
+    caption = "Points"
+    if chip is not None:
+        caption = f"× is over the dense ANN on {chip}, in brackets at 4 to 128 time steps a window."
+    return _table(caption, headers, lines)
+
+
+def _target(row: FrontierRow) -> str:
+    """What was reached of what was trained for; what a target of sparsity reached has a column of its own."""
+    if row.cost is None or row.goal is None:
+        return ""
+    got = "" if row.target == "sparsity" else f"{row.cost:.4g} of "
+    return f"{got}{row.goal:g}" + ("" if row.reached else ", not reached")
 
 
 def faults_table(rows: Rows) -> Table:
     """One row a fault that a network met."""
-    lines = tuple(
+    lines = [
         (
-            row.network,
-            label(row),
-            *(f"{getattr(row, name):g}" for name in FAULTS),
-            str(row.steps or "–"),
+            *(row.network, label(row), *(f"{getattr(row, name):g}" for name in FAULTS), str(row.steps or "–")),
             weight_bits_label(row.weight_bits) if row.time_steps else "8",
-            percent(row.accuracy),
-            percent(row.first_spike_accuracy),
+            *(percent(row.accuracy), percent(row.first_spike_accuracy)),
         )
         for row in rows
         if row.kind == "faults"
-    )
+    ]
     kinds = (name.replace("_", " ") for name in FAULTS)
-    headers = ("network", "point", *kinds, "steps", "bits", "accuracy", "by first spike")
-    return Table("Faults, simulated", headers, lines, (1,))
+    return _table(
+        "Faults, simulated", ("network", "point", *kinds, "steps", "bits", "accuracy", "by first spike"), lines
+    )
 
 
 def deadlines_table(rows: Rows) -> Table:
     """One row a deadline."""
-    lines = tuple(
+    lines = [
         (
-            row.network,
-            label(row),
-            f"{row.deadline:.2f}",
+            *(row.network, label(row), f"{row.deadline:.2f}"),
             "–" if row.decision_time is None else f"{row.decision_time:.3f}",
             percent(row.accuracy),
         )
         for row in rows
         if row.kind == "deadline"
-    )
+    ]
     headers = ("network", "point", "deadline", "mean decision time", "accuracy")
-    return Table("Deadlines, in windows from the image's start", headers, lines, (1,))
+    return _table("Deadlines, in windows from the image's start", headers, lines)
+
+
+def _table(caption: str, headers: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> Table:
+    """Rows of networks and points; of one network alone, whose name is the page's, rows of points."""
+    if len({line[0] for line in lines}) > 1:
+        return Table(caption, headers, tuple(lines), (1,))
+    return Table(caption, headers[1:], tuple(line[1:] for line in lines))

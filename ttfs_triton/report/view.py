@@ -124,8 +124,8 @@ def _energy_headline(found: Estimate) -> tuple[str, str, str]:
     notes.append(f"{energy(shown.low)} to {energy(shown.high)}" if ranged else "no range published")
     notes.append(f"{found.status} prices")
     if missing := len({term.name for term in found.unpriced}):
-        notes.append(f"{missing} terms not in it")
-    if found.chip.node_nm and found.chip.capacity.neurons is None and found.chip.capacity.synapses is None:
+        notes.append(f"{missing} {'term' if missing == 1 else 'terms'} not in it")
+    if "synop" in found.chip.prices and found.chip.capacity.neurons is None and found.chip.capacity.synapses is None:
         notes.append("capacity not published")
     return title, energy(shown.nominal), "; ".join(notes)
 
