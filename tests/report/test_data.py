@@ -3,11 +3,9 @@
 import dataclasses
 
 import pytest
-import torch
 
 from tests.report.cases import full_report
 from ttfs_triton.hardware import estimate
-from ttfs_triton.report import Sample
 from ttfs_triton.report.page import linked
 from ttfs_triton.report.view import headlines
 
@@ -24,13 +22,6 @@ from ttfs_triton.report.view import headlines
 def test_report_data_refuses(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(full_report(), **changes)
-
-
-def test_sample_refuses_batches_and_no_spikes():
-    with pytest.raises(ValueError, match=r"image must be \[channels, height, width\]"):
-        Sample(torch.rand(4, 4), full_report().sample.spikes, "a", "b")
-    with pytest.raises(ValueError, match="spikes must hold at least one layer"):
-        Sample(torch.rand(1, 4, 4), (), "a", "b")
 
 
 def test_headline_energy_is_the_first_with_a_price():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shlex
 import sys
 import time
@@ -14,12 +13,13 @@ from typing import Any
 import torch
 
 from ttfs_triton import report
-from ttfs_triton.atomic import write_json
+from ttfs_triton.atomic import write_json, write_text
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.hardware import available_chips, sensitivity
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.report.frontier_table import FREE, FrontierRow, with_costs
+from ttfs_triton.report.tables import csv_text
 from ttfs_triton.scoring import device_name, versions
 
 MAIN_FILE = "evaluation.json"
@@ -55,11 +55,7 @@ def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
         paths.append(folder / "sweep.csv")
     if found.deadlines:
         paths.append(folder / "deadlines.csv")
-        with paths[-1].open("w", encoding="utf-8", newline="") as file:
-            rows = [asdict(row) for row in found.deadlines]
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_text(paths[-1], csv_text([asdict(row) for row in found.deadlines]))
     if find_spec("matplotlib") is not None:
         first = found.headline
         if first.total is not None:

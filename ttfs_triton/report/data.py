@@ -24,8 +24,6 @@ class Sample:
         label: name of its class.
         prediction: name of the class that the network decided for.
         class_names: one name an output neuron, to name the first output spike; empty names it by its number.
-    Raises:
-        ValueError: an image of another shape, or no layers.
     """
 
     image: Tensor
@@ -33,12 +31,6 @@ class Sample:
     label: str
     prediction: str
     class_names: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.image.ndim != 3:
-            raise ValueError(f"Sample: image must be [channels, height, width]; got {list(self.image.shape)}.")
-        if not self.spikes:
-            raise ValueError("Sample: spikes must hold at least one layer; got none. Take those of spikes_of.")
 
 
 @dataclass(frozen=True)

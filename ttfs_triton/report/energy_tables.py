@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from ttfs_triton.atomic import write_text
 from ttfs_triton.hardware import (
     PUBLISHED,
     Comparison,
@@ -25,7 +25,7 @@ from ttfs_triton.hardware import (
 )
 from ttfs_triton.hardware.energy.ledger import TermKind
 from ttfs_triton.hardware.energy.prices import Status, weakest
-from ttfs_triton.report.tables import Table, on_terminal
+from ttfs_triton.report.tables import Table, csv_text, on_terminal
 from ttfs_triton.wording import duration, energy, energy_range, ratio
 
 COLUMNS = ("network", "chip", "layer", "term", "count", "price_pj", "low_pj", "high_pj", "status", "source")
@@ -216,11 +216,7 @@ def csv_rows(found: Estimate) -> list[dict[str, Any]]:
 
 def write_csv(path: str | Path, *estimates: Estimate) -> Path:
     """Write the rows of estimates into one file; returns its path."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list[str](COLUMNS), lineterminator="\n")
-        writer.writeheader()
-        for found in estimates:
-            writer.writerows(csv_rows(found))
+    write_text(Path(path), csv_text([row for found in estimates for row in csv_rows(found)]))
     return Path(path)
 
 

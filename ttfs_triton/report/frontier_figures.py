@@ -70,12 +70,7 @@ class Section:
 
 
 def sections(rows: Rows, here: FrontierRow | None = None) -> list[Section]:
-    """All sections of which there is anything to draw.
-
-    Args:
-        rows: of a frontier.
-        here: a network to be shown among its points.
-    """
+    """All sections of which there is anything to draw, with another network among the points."""
     chip = memory_chip(rows)
     dense = f"{MARKS} Dashed: the dense ANN at the same precision."
     drawn = [
@@ -174,12 +169,7 @@ def grid_svg(rows: Rows, across: str) -> str | None:
 
 
 def fault_svg(rows: Rows, kind: str) -> str | None:
-    """Accuracy against one kind of fault, a line for each network that was trained; None without two points.
-
-    Args:
-        rows: of a frontier.
-        kind: one of `FAULTS`.
-    """
+    """Accuracy against a kind of `FAULTS`, a line for each network that was trained; None without two points."""
     others = [name for name in FAULTS if name != kind]
     own = [row for row in rows if row.kind == "faults" and not any(getattr(row, name) for name in others)]
     met = {(row.network, row.point) for row in own if getattr(row, kind)}

@@ -34,11 +34,7 @@ def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Pat
 
 
 def page_context(rows: Rows, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the template names.
-
-    Args:
-        rows, about: as of `write_frontier_page`.
-    """
+    """Everything that the template names."""
     networks = of_networks(rows)
     versions = about.get("versions", {})
     facts = {key: value for key, value in about.items() if isinstance(value, str | int)}

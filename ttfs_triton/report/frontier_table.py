@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +12,7 @@ from typing import Any, Literal
 from ttfs_triton.atomic import write_json, write_text
 from ttfs_triton.hardware import Counts, Range, RunOptions, dense_ann, estimate, verdict
 from ttfs_triton.nn import Grid
+from ttfs_triton.report.tables import csv_text
 
 FORMAT = 1
 FREE = "free"
@@ -225,12 +224,7 @@ def write_table(folder: Path, name: str, rows: Sequence[FrontierRow], about: Map
         about: machine, versions, date, command; into the JSON.
     """
     table, document = folder / f"{name}.csv", folder / f"{name}.json"
-    cells = [row.flat() for row in rows]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in cells for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(cells)
-    write_text(table, text.getvalue())
+    write_text(table, csv_text([row.flat() for row in rows]))
     write_json(document, {"format": FORMAT, **about, "rows": [row.to_dict() for row in rows]})
     return [table, document]
 

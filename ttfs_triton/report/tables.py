@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ttfs_triton.hardware import Counts, Simulation, Sweep
 from ttfs_triton.scoring.deadline import DeadlineRow
@@ -150,3 +153,12 @@ def deadline_table(rows: Sequence[DeadlineRow]) -> Table:
 def pairs_table(caption: str, pairs: Iterable[tuple[str, object]]) -> Table:
     """Names and values."""
     return Table(caption, ("what", "value"), tuple((name, str(value)) for name, value in pairs), (1,))
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV: a column for each key of any of them, in the order in which they come; None is empty."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()

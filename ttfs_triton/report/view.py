@@ -54,11 +54,7 @@ class Fineprint:
 
 
 def page_context(data: PageData) -> dict[str, Any]:
-    """Everything that the template names; what the data lack is None or empty.
-
-    Args:
-        data: of the page.
-    """
+    """Everything that the template names; what the data lack is None or empty."""
     sweep, comparison, deadlines = data.sweep, data.comparison, data.deadlines
     curve = {"": [(row.deadline, row.accuracy) for row in deadlines]}
     # The chip of the headline comes first; estimates of the comparison join their chip's.
