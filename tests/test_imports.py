@@ -60,7 +60,7 @@ ABOVE = {
     "ttfs_triton.hardware.simulation": within_package("hardware.energy"),
     "ttfs_triton.model": within_package("augment", "hardware", *ROOMS[5:]),
     "ttfs_triton.scoring": within_package("augment", "hardware", "model", *ROOMS[6:]),
-    "ttfs_triton.report": within_package("augment", "model", "scoring", *ROOMS[7:]),
+    "ttfs_triton.report": within_package("augment", "model", *ROOMS[7:]),
     "ttfs_triton.convert": within_package("augment", "hardware", "scoring", "report", *ROOMS[8:]),
     "ttfs_triton.hub": within_package("augment", "convert", "scoring", *ROOMS[9:]),
     "ttfs_triton.train": within_package("report", "evaluation", "export", "frontier"),

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.export.common import small_network
+from ttfs_triton.export import Comparison, command
 from ttfs_triton.export.command import main
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Neuron
@@ -46,6 +48,17 @@ def test_writes_and_checks_with_random_and_test_images(model, tmp_path, capsys, 
     assert "20 test images" in shown
     assert "accuracy" in shown
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(("labels", "word"), [(None, "Random pixels lie on borders"), (torch.zeros(4), "got 1 of 4")])
+def test_a_check_that_fails_has_an_exit_status(model, tmp_path, capsys, monkeypatch, labels, word):
+    found = Comparison("onnxruntime", (), 0.5, torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 2]), different=1)
+    monkeypatch.setattr(command, "compare_onnx", lambda *_: found)
+    monkeypatch.setattr(command, "_images", lambda *_: (torch.zeros(4), labels))
+    with pytest.raises(SystemExit, match="1"):
+        export(model, "--format", "onnx", "--output", tmp_path / "a.onnx", "--check")
+    assert word in capsys.readouterr().err
+    assert (tmp_path / "a.onnx").is_file()
 
 
 def test_hidden_layers_and_steps_are_options(model, tmp_path, capsys):

@@ -33,8 +33,8 @@ def printed(show, *arguments):
 def test_estimate_shows_sums_assumptions_and_what_has_no_price():
     text = printed(print_estimate, estimate(convolutional_network(), "odin", steps=4))
     assert "compute only" in text
-    assert "- not in any sum: neuron updates (the chip states no price for neuron_update)" in text
-    assert "- not in any sum: leakage, idle power (the latency is not known: give step_us)" in text
+    assert "- excluded: multiply-accumulates, neuron updates (no published price)" in text
+    assert "- excluded: leakage, idle power (the latency is not known: give step_us)" in text
     assert "- warning: 778 neurons exceed the 256 of one odin: at least 4 chips; static power is of one" in text
     assert text.index("Sums") < text.index("- clock-driven, 4 steps a window")
 

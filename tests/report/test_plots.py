@@ -11,7 +11,8 @@ from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.estimate import estimate, sensitivity
 from ttfs_triton.hardware.energy.prices import Price
 from ttfs_triton.report import sweep_details
-from ttfs_triton.report.plots import draw_chips, draw_layers, draw_sensitivity, draw_sweep, energy_axis, sweep_on
+from ttfs_triton.report.figures import draw_chips, draw_layers, draw_sensitivity, draw_sweep, sweep_on
+from ttfs_triton.report.plots import value_axis
 
 UNKNOWN = Price(None, unit="pJ", status="unpublished", source="nowhere")
 SECRET = Chip("secret", "no figures", "including fetch", {"synop": UNKNOWN})
@@ -81,7 +82,7 @@ def test_accuracies_far_apart_are_told_apart(accuracies, scale, labels):
     figure = pytest.importorskip("matplotlib.figure", reason="pictures need matplotlib").Figure(layout="constrained")
     axes = figure.subplots()
     rows = tuple(SweepRow(8, bits, share, share, 3.0, 30.0, 5.0, 0.1, None) for bits, share in enumerate(accuracies, 2))
-    sweep_on(figure, axes, Sweep(10_000, rows), ink="#222222")
+    sweep_on(figure, axes, Sweep(10_000, rows))
     figure.canvas.draw()
     low, high = axes.get_ylim()
     shown = [label.get_text() for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
@@ -101,7 +102,7 @@ def test_energies_close_together_have_ticks(report):
     figure = pytest.importorskip("matplotlib.figure", reason="pictures need matplotlib").Figure()
     axes = figure.subplots()
     axes.plot([7.7e5, 1.01e6], [0, 1])
-    energy_axis(axes, [7.7e5, 1.01e6])
+    value_axis(axes, [7.7e5, 1.01e6])
     figure.canvas.draw()
     assert axes.get_xscale() == "linear"
     assert [label.get_text() for label in axes.get_xticklabels()][1:4] == ["780 nJ", "840 nJ", "900 nJ"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +12,6 @@ from rich.progress import Progress
 
 from ttfs_triton.command_line import run_command
 from ttfs_triton.data.images import ImageData
-from ttfs_triton.evaluation.deadlines import deadline_table, find_deadlines
 from ttfs_triton.evaluation.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.evaluation.output import check_output, write_output, write_page
@@ -32,12 +30,17 @@ from ttfs_triton.hardware import (
     sweep,
 )
 from ttfs_triton.report import on_terminal, print_chips, print_comparison, print_estimate, sweep_details
-from ttfs_triton.report.frontier_table import read_table
+from ttfs_triton.report.frontier_table import FrontierRow, read_table
+from ttfs_triton.report.tables import deadline_table
 from ttfs_triton.scoring import EvaluationBatches, evaluate, layer_table
+from ttfs_triton.scoring.deadline import deadline_curve, output_spikes
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Entry point of the recipe: parse, evaluate, exit with a plain message where the user can mend what went wrong."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if any(word.replace("_", "-").startswith("--early-exit") for word in given):
+        raise SystemExit("evaluate: --early-exit-error and --early-exit-confidence are retired; use --deadlines.")
     # LoadError, HubError and NotImplementedError are among the errors that are told plainly.
     run_command(EvaluationOptions, run, prog="evaluate.py", description=description, arguments=arguments)
 
@@ -76,7 +79,7 @@ def run(options: EvaluationOptions) -> Found:
     )
     if options.sample >= len(data):
         raise ValueError(f"evaluate: sample must be below {len(data)}, the number of images; got {options.sample}.")
-    found = replace(_find(options, loaded, data, chips, accelerator), frontier=frontier)
+    found = _find(options, loaded, data, chips, accelerator, frontier)
     show(found, Console())
     for path in [*write_output(options, found), *write_page(options, found)]:
         print(f"written: {path}")
@@ -84,51 +87,57 @@ def run(options: EvaluationOptions) -> Found:
 
 
 def _find(
-    options: EvaluationOptions, loaded: LoadedNetwork, data: ImageData, chips: list[Chip], accelerator: Accelerator
+    options: EvaluationOptions,
+    loaded: LoadedNetwork,
+    data: ImageData,
+    chips: list[Chip],
+    accelerator: Accelerator,
+    frontier: tuple[FrontierRow, ...],
 ) -> Found:
     network = loaded.network.to(accelerator.device)
     batches = EvaluationBatches(data, None, options.batch_size)
     with Progress(transient=True) as bar, counting(network) as counter:
         task = bar.add_task("test images", total=len(data))
         evaluation = evaluate(network, batches, accelerator, on_batch=lambda images: bar.advance(task, images))
-    counts = counter.counts()
-    simulation = None
+    counts, simulation, swept = counter.counts(), None, None
     if options.simulation:
-        simulation = simulate(
-            network,
-            _shown(batches, "simulation"),
-            steps=options.steps,
-            weight_bits=options.weight_bits,
-            gating=options.gating,
-            faults=options.faults,
-            seed=options.fault_seed,
-        )
+        with Progress(transient=True) as bar:
+            simulation = simulate(
+                network,
+                bar.track(batches, total=len(batches), description="simulation"),
+                steps=options.steps,
+                weight_bits=options.weight_bits,
+                gating=options.gating,
+                faults=options.faults,
+                seed=options.fault_seed,
+            )
     run_options = _run_options(options, simulation)
     priced = counts if simulation is None else simulation.counts
     name = loaded.files.name
     estimates = tuple(estimate(priced, chip, run_options, network=name) for chip in chips)
-    code = RateCode(options.rate_steps, options.rate)
-    comparison = compare(priced, fair_chip(priced, chips, run_options), run_options, rate_codes=[code], network=name)
-    swept = None
+    code, fair = RateCode(options.rate_steps, options.rate), fair_chip(priced, chips, run_options)
+    first = fair.name if "all" in options.chip else chips[0].name
+
+    def price(found: Simulation) -> float:
+        total = estimate(found.counts, chips[0], _run_options(options, found)).total
+        return float("nan") if total is None else total.nominal
+
     if options.sweep:
-
-        def price(found: Simulation) -> float:
-            total = estimate(found.counts, chips[0], _run_options(options, found)).total
-            return float("nan") if total is None else total.nominal
-
         swept = sweep(network, batches, gating=options.gating, price=price, chip=chips[0].name)
-    deadlines = None
-    if options.deadlines or options.early_exit_error is not None:
-        error, certainty = options.early_exit_error, options.early_exit_confidence
-        deadlines = find_deadlines(loaded, data, options.batch_size, error, certainty)
-    most = options.max_test_samples
-    return Found(loaded, data, evaluation, counts, estimates, comparison, simulation, swept, deadlines, most)
-
-
-def _shown(batches: EvaluationBatches, name: str) -> Any:
-    """The batches, with a bar on a terminal."""
-    with Progress(transient=True) as bar:
-        yield from bar.track(batches, total=len(batches), description=name)
+    return Found(
+        loaded=loaded,
+        data=data,
+        evaluation=evaluation,
+        counts=counts,
+        estimates=estimates,
+        comparison=compare(priced, fair, run_options, rate_codes=[code], network=name),
+        simulation=simulation,
+        sweep=swept,
+        deadlines=tuple(deadline_curve(output_spikes(network, batches))) if options.deadlines else (),
+        max_test_samples=options.max_test_samples,
+        frontier=frontier,
+        headline=next(found for found in estimates if found.chip.name == first),
+    )
 
 
 def _run_options(options: EvaluationOptions, simulation: Simulation | None) -> RunOptions:
@@ -177,13 +186,12 @@ def show(found: Found, console: Console) -> None:
         )
         if simulation.settings.faults:
             lines.append(f"  on a chip with         {simulation.settings.faults.text()}")
-    if found.deadlines is not None:
+    if found.deadlines:
         console.print(on_terminal(deadline_table(found.deadlines)))
-        lines += found.deadlines.lines()
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     if found.sweep is not None:
         console.print(on_terminal(sweep_details(found.sweep)))
-    print_estimate(found.estimates[0], console)
+    print_estimate(found.headline, console)
     print_comparison(found.comparison, console)
     if len(found.estimates) > 1:
         print_chips(found.estimates, console)

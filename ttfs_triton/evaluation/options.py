@@ -10,7 +10,6 @@ import tyro
 from pydantic import ConfigDict, Field
 
 from ttfs_triton.data.images import ImageData
-from ttfs_triton.evaluation.deadlines import Deadlines
 from ttfs_triton.evaluation.load import LoadedNetwork
 from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
@@ -18,6 +17,7 @@ from ttfs_triton.hardware.simulation.simulator import Own
 from ttfs_triton.nn import Grid
 from ttfs_triton.report.frontier_table import FrontierRow
 from ttfs_triton.scoring import Evaluation
+from ttfs_triton.scoring.deadline import DeadlineRow
 
 
 class EvaluationOptions(FaultOptions):
@@ -48,8 +48,9 @@ class EvaluationOptions(FaultOptions):
 
     # ---- hardware
     chip: tuple[str, ...] = ("anp_i", "lemaire45:int8")
-    """Chips to price the counts on: names of presets, TOML files of yours, or "all". Alternatives are compared on the
-    first that prices an ANN's multiplications and its memory, else on lemaire45:int8."""
+    """Chips to price the counts on: names of presets, TOML files of yours, or "all". The first is shown in detail.
+    Alternatives are compared on the first that prices an ANN's multiplications and its memory, else on
+    lemaire45:int8; with "all", that one is shown in detail."""
     steps: Annotated[int, Field(ge=1)] | Own = "network"
     """Time steps a window, of the simulation and of the energy. network: as its grid has it, or 32."""
     step_us: float | None = Field(None, gt=0)
@@ -76,11 +77,6 @@ class EvaluationOptions(FaultOptions):
     """Seed of the chip whose faults the simulation has."""
     deadlines: bool = False
     """Find accuracy against decision time, by the earliest output spike."""
-    early_exit_error: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Choose how long the earliest output spike must lead for a decision, so that at most this share of such early
-    decisions is wrong; on the run's validation images or, without a run, on every other test image."""
-    early_exit_confidence: float = Field(0.95, gt=0, lt=1)
-    """Confidence with which that is stated."""
     sweep: bool = False
     """Also simulate at 4 to 128 steps and 2 to 16 bits; 36 simulations."""
 
@@ -109,7 +105,7 @@ class EvaluationOptions(FaultOptions):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """Everything that an evaluation found.
 
@@ -119,9 +115,11 @@ class Found:
         counts: of the closed form.
         estimates: energy on each chip; of the simulated network if it was simulated.
         comparison: with alternatives, on the first chip that prices those, else on the first.
-        simulation, sweep, deadlines: None if not asked for.
+        simulation, sweep: None if not asked for.
+        deadlines: accuracy by decision time; empty if not asked for.
         max_test_samples: that were asked for; None: all.
         frontier: rows of a sweep, to lie among; empty if not asked for.
+        headline: the estimate that is shown first: on the first chip of --chip, or for "all" on that of the comparison.
     """
 
     loaded: LoadedNetwork
@@ -132,6 +130,7 @@ class Found:
     comparison: Comparison
     simulation: Simulation | None
     sweep: Sweep | None
-    deadlines: Deadlines | None
+    deadlines: tuple[DeadlineRow, ...]
     max_test_samples: int | None
     frontier: tuple[FrontierRow, ...] = ()
+    headline: Estimate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,13 @@ from typing import Any
 import torch
 
 from ttfs_triton import report
-from ttfs_triton.atomic import write_json
+from ttfs_triton.atomic import write_json, write_text
 from ttfs_triton.data.pixels import to_float
-from ttfs_triton.evaluation.deadlines import deadline_table
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.hardware import available_chips, sensitivity
 from ttfs_triton.model.own_network import OwnNetwork
-from ttfs_triton.report.frontier_costs import with_costs
-from ttfs_triton.report.frontier_table import FREE, FrontierRow
+from ttfs_triton.report.frontier_table import FREE, FrontierRow, with_costs
+from ttfs_triton.report.tables import csv_text
 from ttfs_triton.scoring import device_name, versions
 
 MAIN_FILE = "evaluation.json"
@@ -53,10 +53,11 @@ def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
     if found.sweep is not None:
         found.sweep.to_csv(folder / "sweep.csv")
         paths.append(folder / "sweep.csv")
-    if found.deadlines is not None:
-        paths.append(found.deadlines.write_csv(folder / "deadlines.csv"))
+    if found.deadlines:
+        paths.append(folder / "deadlines.csv")
+        write_text(paths[-1], csv_text([asdict(row) for row in found.deadlines]))
     if find_spec("matplotlib") is not None:
-        first = found.estimates[0]
+        first = found.headline
         if first.total is not None:
             paths.append(report.draw_layers(first, folder / "energy-layers.svg"))
             if swings := sensitivity(first):  # none if every price is a single figure
@@ -98,10 +99,11 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
             class_names=tuple(names),
         ),
         energy=found.estimates,
+        chip=found.headline.chip.name,
         comparison=found.comparison,
         simulation=found.simulation,
         sweep=found.sweep,
-        deadlines=None if found.deadlines is None else deadline_view(found),
+        deadlines=found.deadlines,
         frontier=found.frontier,
         here=_on_frontier(options, found) if found.frontier else None,
         facts=facts(found),
@@ -110,40 +112,16 @@ def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
     return [report.write_page(options.report, data)]
 
 
-def deadline_view(found: Found) -> report.DeadlineView:
-    """Decisions in time, as the page shows them."""
-    assert found.deadlines is not None, "asked for"
-    name, images = found.loaded.files.name, found.evaluation.images
-    rows = tuple(
-        FrontierRow(
-            network=name,
-            point=FREE,
-            kind="deadline",
-            trained=True,
-            images=images,
-            accuracy=row.accuracy,
-            deadline=row.deadline,
-            decision_time=row.time,
-        )
-        for row in found.deadlines.rows
-    )
-    return report.DeadlineView(rows, deadline_table(found.deadlines), tuple(found.deadlines.sentences()))
-
-
 def _on_frontier(options: EvaluationOptions, found: Found) -> FrontierRow:
     """The network among the points of a frontier: priced as they were, on the chips that are known here."""
     evaluation, grid = found.evaluation, found.loaded.network.graph.grid
-    row = FrontierRow(
-        network=found.loaded.files.name,
-        point=FREE,
-        kind="network",
-        trained=True,
+    row = FrontierRow.of(
+        found.loaded.files.name,
+        FREE,
+        grid,
         images=evaluation.images,
         accuracy=evaluation.accuracy,
         first_spike_accuracy=evaluation.first_spike_accuracy,
-        time_steps=None if grid is None else grid.time_steps,
-        weight_bits=None if grid is None else grid.weight_bits,
-        state_bits=None if grid is None else grid.state_bits,
     )
     theirs = next((each.steps for each in found.frontier if each.time_steps is None and each.steps), None)
     steps = row.time_steps or theirs or int(options.steps)
@@ -192,7 +170,7 @@ def figures(found: Found) -> dict[str, Any]:
         "simulation": None if simulation is None else simulation.to_dict(),
         "energy": [each.to_dict() for each in found.estimates],
         "comparison": [each.to_dict() for each in found.comparison.estimates],
-        "deadlines": None if found.deadlines is None else found.deadlines.to_dict(),
+        "deadlines": {"rows": [asdict(row) for row in found.deadlines]} if found.deadlines else None,
         "sweep": None if found.sweep is None else found.sweep.to_dict(),
         "about": facts(found),
     }

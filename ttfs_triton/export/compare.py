@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -59,23 +59,31 @@ class Comparison:
 
     Attributes:
         program: name and version of the other one.
-        images: number of images.
         times: of each layer compared; the last is the output.
         logits: largest absolute difference of logits; None if the file has none.
-        same_decisions: images that both give the same class.
         predictions: [N] int64, classes there; −1 for none.
         decided_here: [N] int64, classes here.
         ties: images whose earliest output spikes share a time there.
+        different: images without a tie that both give another class.
     """
 
     program: str
-    images: int
     times: tuple[TimeDifference, ...]
     logits: float | None
-    same_decisions: int
     predictions: Tensor
     decided_here: Tensor
+    different: int
     ties: int = 0
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.predictions)
+
+    @property
+    def same_decisions(self) -> int:
+        """Images that both give the same class."""
+        return int((self.predictions == self.decided_here).sum())
 
 
 @torch.no_grad()
@@ -94,33 +102,21 @@ def compare_onnx(model: bytes, network: nn.Module, images: Tensor, *, batch_size
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    graph = network_graph(network, images.shape[1:])
-    spiking = "spike_times" in names
-    there: dict[str, list[Tensor]] = {"logits": [], "spike_times": []}
-    here: dict[str, list[Tensor]] = {"logits": [], "spike_times": []}
+    names = [output.name for output in session.get_outputs() if output.name in ("logits", "spike_times")]
+    graph, runs = network_graph(network, images.shape[1:]), []
     for part in images.split(batch_size):
-        for name, values in zip(names, session.run(None, {"images": part.numpy()}), strict=True):
-            if name in there:
-                there[name].append(torch.from_numpy(values))
-        computed, decision = logits_and_decision(network, graph.readout, part)
-        here["logits"].append(computed)
-        here["spike_times"].append(decision.spike_times)
-    logits, expected = torch.cat(there["logits"]), torch.cat(here["logits"])
-    times: tuple[TimeDifference, ...] = ()
-    if spiking:
-        times = (
-            TimeDifference.of(graph.stages[-1].name, torch.cat(there["spike_times"]), torch.cat(here["spike_times"])),
-        )
-    predictions, decided = logits.argmax(1), expected.argmax(1)
+        logits, decision = logits_and_decision(network, graph.readout, part)
+        there = map(torch.from_numpy, session.run(names, {"images": part.numpy()}))
+        runs.append((logits, decision.spike_times, *there))
+    logits, spike_times, logits_there, *times_there = map(torch.cat, zip(*runs, strict=True))
+    layer, predictions, decided = graph.stages[-1].name, logits_there.argmax(1), logits.argmax(1)
     return Comparison(
         program=f"onnxruntime {runtime.__version__}",
-        images=len(images),
-        times=times,
-        logits=(logits - expected).abs().max().item(),
-        same_decisions=int((predictions == decided).sum()),
+        times=tuple(TimeDifference.of(layer, times, spike_times) for times in times_there),
+        logits=(logits_there - logits).abs().max().item(),
         predictions=predictions,
         decided_here=decided,
+        different=int((predictions != decided).sum()),
     )
 
 
@@ -138,63 +134,44 @@ def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor, *, batc
     """
     require("compare_nir", "nirtorch", "nir")
     snntorch = require("compare_nir", "snntorch", "nir")
-    clock = Clock.from_metadata(graph.metadata)
     ours = network_graph(network, images.shape[1:])
-    runs = [_run(graph, ours, part, clock) for part in images.split(batch_size)]
-    differences = []
-    for name in (stage.name for stage in ours.weighted):
-        there, here = torch.cat([run[name][0] for run in runs]), torch.cat([run[name][1] for run in runs])
-        differences.append(TimeDifference.of(name, there, here, sum(run[name][2] for run in runs)))
-    decisions = torch.cat([run["decision"][0] for run in runs])
-    decided = torch.cat([run["decision"][1] for run in runs])
-    return Comparison(
-        program=f"snnTorch {snntorch.__version__}",
-        images=len(images),
-        times=tuple(differences),
-        logits=None,
-        same_decisions=int((decisions == decided).sum()),
-        predictions=decisions,
-        decided_here=decided,
-        ties=sum(run["decision"][2] for run in runs),
+    runs = [_run(graph, ours, part) for part in images.split(batch_size)]
+    (predictions, decided, ties), *layers = (
+        tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*runs, strict=True)
     )
+    times = (
+        TimeDifference.of(stage.name, there, here, int((count > 1).sum()))
+        for stage, (there, here, count) in zip(ours.weighted, layers, strict=True)
+    )
+    program, different = f"snnTorch {snntorch.__version__}", int(((predictions != decided) & ~ties).sum())
+    return Comparison(program, tuple(times), None, predictions, decided, different, int(ties.sum()))
 
 
-def _run(
-    graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor, clock: Clock
-) -> dict[str, tuple[Tensor, Tensor, int]]:
-    """Of each layer: spike times there, here, and repeated spikes; "decision": classes there, here, and ties."""
-    module = import_into_snntorch(graph)
+def _run(graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor) -> list[tuple[Tensor, ...]]:
+    """Classes there, here, and ties; then of each layer spike times there, here, and how often each neuron fired."""
+    module, clock = import_into_snntorch(graph), Clock.from_metadata(graph.metadata)
     first = {stage.name: FirstSpikes() for stage in ours.weighted}
-    for name, recorder in first.items():
-        module.get_submodule(f"{node_name(name)}_neuron").register_forward_hook(_recorder(recorder))
+    for name, found in first.items():
+        neurons = module.get_submodule(f"{node_name(name)}_neuron")
+        neurons.register_forward_hook(lambda _, __, spikes, found=found: found.update(spikes))
     output = (module(frame)[0] for frame in input_frames(images, ours.encoder.layer, clock))
     decision, here = decide(output, clock), dict[str, Tensor]()
 
     def fire(stage: Stage, arriving: Tensor, skip: Tensor | None) -> Tensor:
         if isinstance(stage.layer, Readout):
-            here[stage.name] = stage.layer.decide(arriving).spike_times
-            return stage.layer.decide(arriving).prediction
+            decided = stage.layer.decide(arriving)
+            here[stage.name] = decided.spike_times
+            return decided.prediction
         activations = stage.activations(arriving, skip)
         here[stage.name] = torch.where(activations > 0, 1 - activations, torch.inf)
         return activations
 
     expected = ours.run(images, fire)
-    found: dict[str, tuple[Tensor, Tensor, int]] = {
-        "decision": (decision.prediction, expected, int(decision.tie.sum()))
-    }
-    for stage in ours.weighted:
-        recorder = first[stage.name]
-        assert recorder.count is not None, "the run is over"
-        times = recorder.times(clock, clock.window_of(stage))
-        found[stage.name] = times, here[stage.name], int((recorder.count > 1).sum())
-    return found
-
-
-def _recorder(first: FirstSpikes) -> Any:
-    def record(module: nn.Module, inputs: Any, spikes: Tensor) -> None:
-        first.update(spikes)
-
-    return record
+    layers = [
+        (first[stage.name].times(clock, clock.window_of(stage)), here[stage.name], first[stage.name].count)
+        for stage in ours.weighted
+    ]
+    return [(decision.prediction, expected, decision.tie), *layers]
 
 
 def import_into_snntorch(graph: nir.NIRGraph) -> nn.Module:

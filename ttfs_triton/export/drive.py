@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -45,47 +45,43 @@ def input_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Iterator[T
             f"input_frames: images must have shape [N, {', '.join(map(str, clock.image_shape))}]; "
             f"got {tuple(images.shape)}."
         )
-    shown = _analog_frames(images, encoder, clock) if clock.analog else _spike_frames(images, encoder, clock)
+    steps = clock.steps
+    if clock.analog:
+        assert isinstance(encoder, AnalogEncoder), "a graph of another encoder is not made"
+        shown = encoder.normalise(images)
+    else:
+        activation = encoder(images)
+        # A spike that would be rounded to the window's end stays in it.
+        spike_steps = ((1 - activation) * steps).round().clamp_max(steps - 1)
+        shown = torch.where(activation > 0, spike_steps, SILENT)
     for step in range(clock.total_steps):
         frame = images.new_zeros(len(images), clock.channels, *clock.image_shape[1:])
-        if (image := shown(step)) is not None:
-            frame[:, : clock.image_shape[0]] = image
+        image = frame[:, : clock.image_shape[0]]
+        if not clock.analog and step < steps:
+            image.copy_(shown == step)
+        elif clock.analog and step in (0, steps):  # shown, and taken back a window later
+            image.copy_(shown if step == 0 else -shown)
         frame[:, clock.channels_at(step)] = 1
         yield frame
-
-
-def _spike_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Callable[[int], Tensor | None]:
-    activation = encoder(images)
-    # A spike that would be rounded to the window's end stays in it.
-    steps = ((1 - activation) * clock.steps).round().clamp_max(clock.steps - 1)
-    steps = torch.where(activation > 0, steps, SILENT)
-    return lambda step: (steps == step).to(images.dtype) if step < clock.steps else None
-
-
-def _analog_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Callable[[int], Tensor | None]:
-    assert isinstance(encoder, AnalogEncoder), "a graph of another encoder is not made"
-    images = encoder.normalise(images)
-    return {0: images, clock.steps: -images}.get
 
 
 class FirstSpikes:
     """First spikes of neurons, from their spikes step by step.
 
     Attributes:
-        step: of each neuron's first spike, int64; −1 is silent. None before the first step.
+        step: of each neuron's first spike, int64; −1 is silent. Empty before the first step.
         count: of each neuron's spikes, int64.
         steps: that have passed.
     """
 
     def __init__(self) -> None:
-        self.step: Tensor | None = None
-        self.count: Tensor | None = None
+        self.step = self.count = torch.empty(0, dtype=torch.int64)
         self.steps = 0
 
     def update(self, spikes: Tensor) -> None:
         """Take the next step; spikes [N, ...], anything but zero is one."""
         fired = spikes.detach() != 0
-        if self.step is None or self.count is None:
+        if self.steps == 0:
             self.step = torch.full_like(fired, SILENT, dtype=torch.int64)
             self.count = torch.zeros_like(self.step)
         self.step = torch.where(fired & (self.step == SILENT), self.steps, self.step)
@@ -98,7 +94,7 @@ class FirstSpikes:
         Raises:
             ValueError: fewer steps have passed than a run has.
         """
-        if self.step is None or self.steps < clock.total_steps:
+        if self.steps < clock.total_steps:
             raise ValueError(
                 f"FirstSpikes.times: all {clock.total_steps} steps of a run must have passed; got {self.steps}."
             )

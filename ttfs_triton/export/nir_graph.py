@@ -225,9 +225,9 @@ class _Build:
         channels, height, width = self.clock.image_shape
         everything = np.eye(self.clock.channels, dtype=np.float32)
         self.add("input", self.nir.Input(np.array([self.clock.channels, height, width])))
-        image = self.add("image", self.convolution(everything[:channels], (height, width)), "input")
+        image = self.add("image", self.sampled(everything[:channels], (height, width)), "input")
         self.emitted[None] = image, self.clock.image_shape
-        self.add("clock_pixel", self.convolution(everything, (1, 1)), "input")
+        self.add("clock_pixel", self.sampled(everything, (1, 1)), "input")
         self.add("clock", self.flatten((self.clock.channels, 1, 1)), "clock_pixel")
 
     def encode(self, stage: Stage) -> None:
@@ -305,16 +305,7 @@ class _Build:
         np.fill_diagonal(matrix, weight[: skip.shape[0]])
         if not skip.steps:
             return self.add(name, self.nir.Linear(weight=matrix), source)
-        node = self.nir.Conv2d(
-            input_shape=skip.shape[1:],
-            weight=matrix[:, :, None, None],
-            stride=skip.steps,
-            padding=(0, 0),
-            dilation=(1, 1),
-            groups=1,
-            bias=np.zeros(len(weight), np.float32),
-        )
-        return self.add(name, node, source)
+        return self.add(name, self.convolution(matrix[:, :, None, None], skip.shape[1:], skip.steps), source)
 
     def route(self, layer: str, wire: Wire, window: int) -> None:
         """Pooling and flattening in front of a layer, of spikes that come in a window."""
@@ -359,38 +350,34 @@ class _Build:
                 f"to_nir: convolutions must have one group and square kernels, since nir infers other shapes wrongly; "
                 f"got groups {layer.groups} and kernel {layer.kernel_size} ({stage.name})."
             )
-        node = self.nir.Conv2d(
-            input_shape=self.shape[1:],
-            weight=weight,
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
-            groups=1,
-            bias=np.zeros(len(weight), np.float32),
-        )
+        node = self.convolution(weight, self.shape[1:], layer.stride, layer.padding, layer.dilation)
         return self.add(name, node, source)
 
     def from_clock(self, name: str, weights: np.ndarray, shape: tuple[int, ...]) -> str:
         """Weights [C_out, channels] on the clock, at every place of a map."""
         if len(shape) == 1:
             return self.add(name, self.nir.Linear(weight=weights), "clock")
-        return self.add(name, self.convolution(weights, (shape[1], shape[2])), "input")
+        return self.add(name, self.sampled(weights, (shape[1], shape[2])), "input")
 
-    def convolution(self, weights: np.ndarray, places: tuple[int, int]) -> Any:
+    def sampled(self, weights: np.ndarray, places: tuple[int, int]) -> Any:
         """From the input's channels to maps of `places`: one tap, anywhere in a plane."""
-        height, width = self.clock.image_shape[1:]
+        _, height, width = self.clock.image_shape
         kernel, strides = sampling((height, width), places)
         taps = np.zeros((*weights.shape, kernel, kernel), np.float32)
         taps[:, :, 0, 0] = weights
-        return self.nir.Conv2d(
-            input_shape=(height, width),
-            weight=taps,
-            stride=strides,
-            padding=(0, 0),
-            dilation=(1, 1),
-            groups=1,
-            bias=np.zeros(len(weights), np.float32),
-        )
+        return self.convolution(taps, (height, width), strides)
+
+    def convolution(
+        self,
+        weight: np.ndarray,
+        size: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...] = (0, 0),
+        dilation: tuple[int, ...] = (1, 1),
+    ) -> Any:
+        """Without a bias, on maps of a size."""
+        bias = np.zeros(len(weight), np.float32)
+        return self.nir.Conv2d(size, weight, stride, padding, dilation, groups=1, bias=bias)
 
     def flatten(self, shape: tuple[int, ...]) -> Any:
         return self.nir.Flatten(input_type={"input": np.array(shape)}, start_dim=-len(shape), end_dim=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 OPSET = 18  # the oldest that has all we need; its file format (IR 8) is read by every onnxruntime since 1.14
 IR_VERSION = 8
-
-
 RESERVED = ("images", "logits", "spike_times")  # names of inputs and outputs, which no layer's may be
 
 
@@ -68,18 +66,18 @@ def to_onnx(
     onnx = require("to_onnx", "onnx", "onnx")
     found = network_graph(network, image_shape)
     names = check_names("to_onnx", found, class_names)
-    graph, outputs = _Graph(onnx), []
-    values: dict[str | None, str] = {None: "images"}
+    graph, layers = _Graph(onnx), []
+    values: dict[str | None, _Value] = {None: _Value(graph, "images")}
     *others, last = found.stages
     for stage in others:
-        name = f"{stage.name}.activations" if stage.name in RESERVED else stage.name
-        skip = None if stage.skip is None else _skip(graph, name, stage, found, values)
-        arriving = _route(graph, name, stage.input, values)
-        values[stage.name] = _hidden_layer(graph, name, stage.layer, arriving, skip)
-        outputs += [values[stage.name]] if hidden else []
-    arriving = _route(graph, last.name, last.input, values)
-    outputs = [*_readout(graph, last.name, found.readout, arriving, spiking=not found.analog), *outputs]
-    model = graph.model(outputs, ["N", *found.image_shape])
+        graph.layer = f"{stage.name}.activations" if stage.name in RESERVED else stage.name
+        arriving, skip = _route(values, stage.input), None if stage.skip is None else _skip(stage, found, values)
+        values[stage.name] = _activations(stage.layer, arriving, skip).named(graph.layer)
+        layers.append(values[stage.name].name)
+    graph.layer = last.name
+    outputs = _readout(found.readout, _route(values, last.input), spiking=not found.analog)
+    model = graph.model([*outputs, *(layers if hidden else [])], ["N", *found.image_shape])
+    pixels = "pixels as mean and std of the network's encoder expect them; the model normalises"
     metadata = {
         "format_version": str(FORMAT_VERSION),
         "network": json.dumps(configuration(network, found)),
@@ -87,7 +85,7 @@ def to_onnx(
         "dataset": dataset,
         "psp_persistence": persistence(found),
         "window": "1.0; spike of layer l at time t: activation (l + 1) - t in [0, 1], 0 is silent",
-        "input": _input_text(found),
+        "input": f"pixels in [0, {found.max_value}]" if found.encoder.kind == "latency" else pixels,
         "outputs": "logits; spike_times in windows from the output window's start, inf is silent; activations by layer",
     }
     if found.grid is not None:
@@ -97,38 +95,23 @@ def to_onnx(
     return model
 
 
-def _input_text(graph: NetworkGraph) -> str:
-    if graph.encoder.kind == "latency":
-        return f"pixels in [0, {graph.max_value}]"
-    return "pixels as mean and std of the network's encoder expect them; the model normalises"
-
-
 class _Graph:
-    """Nodes and weights in the order in which they are added; every value has the name of its node."""
+    """Nodes and weights in the order in which they are added.
+
+    Attributes:
+        layer: in the making; names of its nodes begin with its name.
+    """
 
     def __init__(self, onnx: Any) -> None:
-        self.onnx, self.nodes, self.weights = onnx, [], {}
-        self.shapes: dict[str, list[str | int]] = {}
+        self.onnx, self.nodes, self.weights, self.layer = onnx, [], {}, ""
 
-    def add(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
-        self.nodes.append(self.onnx.helper.make_node(operator, inputs, [name], name=name, **attributes))
-        return name
-
-    def constant(self, name: str, value: np.ndarray | float) -> str:
+    def constant(self, name: str, value: np.ndarray | float) -> _Value:
         self.weights[name] = self.onnx.numpy_helper.from_array(np.asarray(value, np.float32), name)
-        return name
+        return _Value(self, name)
 
-    def number(self, value: float) -> str:
-        return self.constant(f"constant_{value}", value)
-
-    def integers(self, name: str, values: Sequence[int]) -> str:
+    def integers(self, name: str, values: Sequence[int]) -> _Value:
         self.weights[name] = self.onnx.numpy_helper.from_array(np.asarray(values, np.int64), name)
-        return name
-
-    def spikes(self, name: str, value: str) -> str:
-        """1 where an activation is above 0, else 0."""
-        above = self.add("Greater", f"{name}.fired", value, self.number(0.0))
-        return self.add("Cast", f"{name}.spikes", above, to=self.onnx.TensorProto.FLOAT)
+        return _Value(self, name)
 
     def model(self, outputs: list[str], image_shape: list[str | int]) -> ModelProto:
         helper, kind = self.onnx.helper, self.onnx.TensorProto.FLOAT
@@ -144,171 +127,170 @@ class _Graph:
         return self.onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
 
-def _route(graph: _Graph, name: str, wire: Wire, values: dict[str | None, str]) -> str:
+def _operator(name: str) -> Callable[[_Value, _Value | float], _Value]:
+    return lambda value, other: value.apply(name, other)
+
+
+class _Value:
+    """A tensor of a model in the making: what is computed with it becomes nodes."""
+
+    def __init__(self, graph: _Graph, name: str) -> None:
+        self.graph, self.name = graph, name
+
+    def apply(self, operator: str, *others: _Value | float, **attributes: Any) -> _Value:
+        """An ONNX operator of this tensor and others."""
+        graph = self.graph
+        name = f"{graph.layer}.{operator.lower()}{len(graph.nodes)}"
+        values = (each if isinstance(each, _Value) else graph.constant(f"constant_{each}", each) for each in others)
+        inputs = [self.name, *(value.name for value in values)]
+        graph.nodes.append(graph.onnx.helper.make_node(operator, inputs, [name], name=name, **attributes))
+        return _Value(graph, name)
+
+    def named(self, name: str) -> _Value:
+        """The same, what was computed last, by another name."""
+        node = self.graph.nodes[-1]
+        assert node.output[0] == self.name, "nothing reads it yet"
+        node.name = node.output[0] = name
+        return _Value(self.graph, name)
+
+    def where(self, this: _Value | float, that: _Value | float) -> _Value:
+        """One where this condition holds, and the other."""
+        return self.apply("Where", this, that)
+
+    def clip(self) -> _Value:
+        """To [0, 1]."""
+        return self.apply("Clip", 0.0, 1.0)
+
+    def spikes(self) -> _Value:
+        """1 where an activation is above 0, else 0."""
+        return (self > 0.0).apply("Cast", to=self.graph.onnx.TensorProto.FLOAT)
+
+    __add__, __sub__, __mul__, __truediv__ = map(_operator, ("Add", "Sub", "Mul", "Div"))
+    __and__, __lt__, __gt__ = map(_operator, ("And", "Less", "Greater"))
+
+
+def _route(values: dict[str | None, _Value], wire: Wire) -> _Value:
     """What reaches a layer: the activations of its source, pooled and flattened."""
     value = values[wire.source]
-    for place, module in enumerate(wire.route, 1):
-        step = f"{name}.route{place}"
+    for module in wire.route:
         if isinstance(module, EarliestSpikePool2d):
-            value = graph.add("MaxPool", step, value, kernel_shape=module.kernel_size, strides=module.stride)
+            value = value.apply("MaxPool", kernel_shape=module.kernel_size, strides=module.stride)
         else:
             assert isinstance(module, nn.Flatten), "nothing else stands between layers"
-            value = graph.add("Flatten", step, value, axis=1)
+            value = value.apply("Flatten", axis=1)
     return value
 
 
-def _skip(
-    graph: _Graph, name: str, stage: Stage, network: NetworkGraph, values: dict[str | None, str]
-) -> tuple[str, np.ndarray]:
+def _skip(stage: Stage, network: NetworkGraph, values: dict[str | None, _Value]) -> tuple[_Value, _Value]:
     """Delayed spikes, one a neuron, and their weights beside them; see `WeightedLayer.arriving`."""
     assert stage.skip is not None
     assert stage.skip.source is not None
-    value, layer = _route(graph, f"{name}.skip", stage.skip, values), stage.weighted
+    value, layer = _route(values, stage.skip), stage.weighted
+    graph, name, dimensions = value.graph, value.graph.layer, 1 + len(stage.shape)
     emitted = torch.empty(1, *network[stage.skip.source].shape, device="meta")
-    weights, dimensions = plain_skip_weights(layer), 1 + len(stage.shape)
+    weights = plain_skip_weights(layer)
     assert weights is not None
-    steps = skip_step(stage.skip.deliver(emitted).shape[1:], stage.shape)
-    if steps:
+    if steps := skip_step(stage.skip.deliver(emitted).shape[1:], stage.shape):
         bounds = {"starts": [0, 0], "ends": [2**31 - 1] * 2, "axes": [2, 3], "steps": steps}
-        named = [graph.integers(f"{name}.skip.{key}", numbers) for key, numbers in bounds.items()]
-        value = graph.add("Slice", f"{name}.skip.positions", value, *named)
-    missing = stage.shape[0] - layer.skip
-    if missing:
+        value = value.apply("Slice", *(graph.integers(f"{name}.skip.{key}", own) for key, own in bounds.items()))
+    if missing := stage.shape[0] - layer.skip:
         pads = [0] * (dimensions + 1) + [missing] + [0] * (dimensions - 2)
-        value = graph.add("Pad", f"{name}.skip.channels", value, graph.integers(f"{name}.skip.pads", pads))
-    return value, weights.detach().cpu().float().view(-1, *(1,) * (dimensions - 2)).numpy()
+        value = value.apply("Pad", graph.integers(f"{name}.skip.pads", pads))
+    beside = weights.detach().cpu().float().view(-1, *(1,) * (dimensions - 2)).numpy()
+    return value, graph.constant(f"{name}.skip.weight", beside)
 
 
-def _hidden_layer(graph: _Graph, name: str, layer: nn.Module, value: str, skip: tuple[str, np.ndarray] | None) -> str:
-    """Activations behind a layer, under the layer's name; on a grid, rounded to time steps."""
+def _activations(layer: nn.Module, value: _Value, skip: tuple[_Value, _Value] | None) -> _Value:
+    """Activations behind a layer; on a grid, rounded to time steps."""
     assert isinstance(layer, WeightedLayer | LatencyEncoder), "network_graph knows no other layer"
-    grid = layer.grid
+    found, grid = _any_time(layer, value, skip), layer.grid
     if grid is None:
-        return _activations(graph, name, name, layer, value, skip)
-    unrounded = _activations(graph, f"{name}.any_time", name, layer, value, skip)
-    steps = graph.add("Mul", f"{name}.in_steps", unrounded, graph.number(grid.time_steps))
+        return found
+    steps = found * grid.time_steps
     if grid.compare_at == "middle":  # rounded to the nearest step
-        steps = graph.add("Add", f"{name}.nearest", steps, graph.number(0.5))
-    whole = graph.add("Floor", f"{name}.whole", steps)
-    return graph.add("Div", name, whole, graph.number(grid.time_steps))
+        steps = steps + 0.5
+    return steps.apply("Floor") / grid.time_steps
 
 
-def _activations(
-    graph: _Graph, out: str, name: str, layer: nn.Module, value: str, skip: tuple[str, np.ndarray] | None
-) -> str:
-    """What a layer of this name computes, as the value `out`."""
+def _any_time(layer: nn.Module, value: _Value, skip: tuple[_Value, _Value] | None) -> _Value:
+    """Activations behind a layer whose neurons fire at any time."""
     if isinstance(layer, LatencyEncoder):
-        scaled = graph.add("Div", f"{name}.scaled", value, graph.number(layer.max_value))
-        return graph.add("Clip", out, scaled, graph.number(0.0), graph.number(1.0))
+        return (value / layer.max_value).clip()
     if isinstance(layer, AnalogEncoder | SignedEncoder):
-        for operator, step, values in (("Sub", "mean", layer.mean), ("Div", "std", layer.std)):
-            constant = graph.constant(f"{name}.{step}", values.detach().cpu().numpy())
-            value = graph.add(operator, f"{name}.{operator.lower()}_{step}", value, constant)
+        mean, std = (
+            value.graph.constant(f"{value.graph.layer}.{name}", getattr(layer, name).detach().cpu().numpy())
+            for name in ("mean", "std")
+        )
+        value = (value - mean) / std
     if isinstance(layer, ANNConv2d | ANNLinear):
-        potential, _ = _contractions(graph, name, layer, value, 0.0, skip)
-        return graph.add("Clip", out, potential, graph.number(0.0), graph.number(1.0))
+        return _contractions(layer, value, 0.0, skip)[0].clip()
     assert isinstance(layer, DFTConv2d | DFTLinear), "network_graph knows no other layer"
-    return _fire(graph, out, name, *_contractions(graph, name, layer, value, layer.neuron.psp_persistence, skip))
+    return _fire(*_contractions(layer, value, layer.neuron.psp_persistence, skip))
 
 
 def _contractions(
-    graph: _Graph,
-    name: str,
     layer: WeightedConv2d | WeightedLinear,
-    value: str,
-    persistence: float,
-    skip: tuple[str, np.ndarray] | None = None,
-) -> tuple[str, str | None]:
+    value: _Value,
+    sigma: float,
+    skip: tuple[_Value, _Value] | None = None,
+) -> tuple[_Value, _Value | None]:
     """A = Σ w·x + v·x_skip + b and σ·W, W = Σ w·[x > 0] + v·[x_skip > 0]; no W if σ = 0."""
-    weight, bias = synapse_arrays(layer)
-    synapses = [graph.constant(f"{name}.weight", weight)]
-    biased = synapses if bias is None else [*synapses, graph.constant(f"{name}.bias", bias)]
+    graph, (weights, biases) = value.graph, synapse_arrays(layer)
+    weight = graph.constant(f"{graph.layer}.weight", weights)
+    bias = [] if biases is None else [graph.constant(f"{graph.layer}.bias", biases)]
+    operator, attributes = "Gemm", dict[str, Any](transB=1)
     if isinstance(layer, WeightedConv2d):
-        operator, attributes = (
-            "Conv",
-            {
-                "kernel_shape": layer.kernel_size,
-                "strides": layer.stride,
-                "pads": [*layer.padding, *layer.padding],
-                "dilations": layer.dilation,
-                "group": layer.groups,
-            },
-        )
-    else:
-        operator, attributes = "Gemm", {"transB": 1}
-    potential = graph.add(operator, f"{name}.potential", value, *biased, **attributes)
+        operator, attributes = "Conv", {"kernel_shape": layer.kernel_size, "strides": layer.stride}
+        attributes |= {"pads": [*layer.padding] * 2, "dilations": layer.dilation, "group": layer.groups}
+    potential = value.apply(operator, weight, *bias, **attributes)
     if skip is not None:
-        weights = graph.constant(f"{name}.skip.weight", skip[1])
-        late = graph.add("Mul", f"{name}.skip.weighted", skip[0], weights)
-        potential = graph.add("Add", f"{name}.potential_with_skip", potential, late)
-    if persistence == 0:
+        potential = potential + skip[0] * skip[1]
+    if sigma == 0:
         return potential, None
-    slope = graph.add(operator, f"{name}.slope", graph.spikes(name, value), *synapses, **attributes)
+    slope = value.spikes().apply(operator, weight, **attributes)
     if skip is not None:
-        spikes = graph.spikes(f"{name}.skip", skip[0])
-        late = graph.add("Mul", f"{name}.skip.slope", spikes, f"{name}.skip.weight")
-        slope = graph.add("Add", f"{name}.slope_with_skip", slope, late)
-    if persistence != 1:
-        slope = graph.add("Mul", f"{name}.persistent_slope", slope, graph.number(persistence))
-    return potential, slope
+        slope = slope + skip[0].spikes() * skip[1]
+    return potential, slope if sigma == 1 else slope * sigma
 
 
-def _fire(graph: _Graph, out: str, name: str, potential: str, slope: str | None) -> str:
+def _fire(potential: _Value, slope: _Value | None) -> _Value:
     """1 if A ≥ 1; (A + W)/(1 + W) if A < 1 and A + W > 0; else 0. The divisor is 1 where it is not used."""
-    zero, one = graph.number(0.0), graph.number(1.0)
     if slope is None:
-        return graph.add("Clip", out, potential, zero, one)
-    end = graph.add("Add", f"{name}.end", potential, slope)
-    below = graph.add("Less", f"{name}.below", potential, one)
-    crosses = graph.add("Greater", f"{name}.crosses", end, zero)
-    inside = graph.add("And", f"{name}.inside", below, crosses)
-    closing_speed = graph.add("Add", f"{name}.closing_speed", slope, one)
-    divisor = graph.add("Where", f"{name}.divisor", inside, closing_speed, one)
-    crossing = graph.add("Div", f"{name}.crossing", end, divisor)
-    elsewhere = graph.add("Where", f"{name}.elsewhere", below, zero, one)
-    return graph.add("Where", out, inside, crossing, elsewhere)
+        return potential.clip()
+    end, below = potential + slope, potential < 1.0
+    inside = below & (end > 0.0)
+    crossing = end / inside.where(slope + 1.0, 1.0)
+    return inside.where(crossing, below.where(0.0, 1.0))
 
 
-def _readout(graph: _Graph, name: str, readout: Readout, value: str, *, spiking: bool) -> list[str]:
+def _readout(readout: Readout, value: _Value, *, spiking: bool) -> list[str]:
     """Names of the outputs: "logits" and, of spiking networks, "spike_times"."""
-    potential, slope = _contractions(graph, name, readout, value, readout.neuron.psp_persistence)
-    reads_times = isinstance(readout, FirstSpikeReadout)
-    times = _spike_times(graph, name, readout, potential, slope) if spiking or reads_times else None
-    if reads_times:
-        assert times is not None
-        within = graph.add("Min", f"{name}.within_window", times, graph.number(readout.window))
-        graph.add("Mul", "logits", within, graph.number(-readout.threshold / readout.window))
-    elif isinstance(readout, PotentialReadout) and readout.at == "end" and slope is not None:
-        graph.add("Add", "logits", potential, slope)
-    else:
-        graph.add("Identity", "logits", potential)
-    return ["logits"] if times is None else ["logits", times]
+    potential, slope = _contractions(readout, value, readout.neuron.psp_persistence)
+    if isinstance(readout, FirstSpikeReadout):
+        times = _spike_times(readout, potential, slope)
+        (times.apply("Min", readout.window) * (-readout.threshold / readout.window)).named("logits")
+        return ["logits", times.name]
+    at_end = isinstance(readout, PotentialReadout) and readout.at == "end"
+    (potential.apply("Identity") if slope is None or not at_end else potential + slope).named("logits")
+    return ["logits", *([_spike_times(readout, potential, slope).name] if spiking else [])]
 
 
-def _spike_times(graph: _Graph, name: str, readout: Readout, potential: str, slope: str | None) -> str:
+def _spike_times(readout: Readout, potential: _Value, slope: _Value | None) -> _Value:
     """When A + V₀ + W·s meets the ramp θ·(1 − s/S); see `first_spike_times`."""
-    threshold, zero = graph.number(readout.threshold), graph.number(0.0)
-    start = graph.add("Add", f"{name}.start", potential, graph.number(readout.initial_potential))
-    slope = slope if slope is not None else graph.add("Mul", f"{name}.no_slope", potential, zero)
-    rise = graph.add("Mul", f"{name}.rise", slope, graph.number(readout.window))
-    end = graph.add("Add", f"{name}.end", start, rise)
-    below = graph.add("Less", f"{name}.below", start, threshold)
-    crosses = graph.add("Greater", f"{name}.crosses", end, zero)
-    inside = graph.add("And", f"{name}.inside", below, crosses)
-    closing_speed = graph.add("Add", f"{name}.closing_speed", slope, graph.number(readout.threshold / readout.window))
-    steepness = graph.add("Where", f"{name}.steepness", inside, closing_speed, graph.number(1.0))
-    missing = graph.add("Sub", f"{name}.missing", threshold, start)
-    crossing = graph.add("Div", f"{name}.crossing", missing, steepness)
-    elsewhere = graph.add("Where", f"{name}.elsewhere", below, graph.number(np.inf), zero)
-    if readout.grid is None:
-        return graph.add("Where", "spike_times", inside, crossing, elsewhere)
-    clock = readout.grid.clock
-    steps, any_time = graph.number(clock.steps), graph.add("Where", f"{name}.any_time", inside, crossing, elsewhere)
-    late = graph.add("Mul", f"{name}.late", any_time, steps)
-    if clock.compare_at == "middle":
-        late = graph.add("Sub", f"{name}.nearest", late, graph.number(0.5))
-    stamp = graph.add("Ceil", f"{name}.stamp", late)
-    last = float(clock.step_of(torch.tensor(len(clock.instants(readout.window)))))
-    within = graph.add("Less", f"{name}.within", stamp, graph.number(last))
-    time = graph.add("Div", f"{name}.stamped", graph.add("Max", f"{name}.not_before", stamp, zero), steps)
-    return graph.add("Where", "spike_times", within, time, graph.number(np.inf))
+    graph, threshold = potential.graph, readout.threshold
+    start = potential + readout.initial_potential
+    slope = potential * 0.0 if slope is None else slope
+    end, below = start + slope * readout.window, start < threshold
+    inside = below & (end > 0.0)
+    steepness = inside.where(slope + threshold / readout.window, 1.0)
+    crossing = (graph.constant("threshold", threshold) - start) / steepness
+    time = inside.where(crossing, below.where(np.inf, 0.0))
+    if readout.grid is not None:
+        clock = readout.grid.clock
+        late = time * clock.steps
+        if clock.compare_at == "middle":
+            late = late - 0.5
+        stamp = late.apply("Ceil")
+        last = float(clock.step_of(torch.tensor(len(clock.instants(readout.window)))))
+        time = (stamp < last).where(stamp.apply("Max", 0.0) / clock.steps, np.inf)
+    return time.named("spike_times")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
 
 from rich.console import Console
 
@@ -62,34 +61,29 @@ def run(options: FrontierOptions) -> Rows:
     data = {network.name: load_data(network.config, accelerator, say) for network in networks}
     for network in networks:
         check_points(network, data[network.name], options, accelerator)
+    made = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "device": device_name(accelerator.device),
+        "versions": versions(),
+        "command": command_line("recipes/frontier.py"),
+    }
     claim = Claim(options.output_dir)
     try:
         for text in outline(networks):
             say(text)
-        sweep = Sweep(options, accelerator, say)
+        sweep = Sweep(options, accelerator, say, lambda rows: write_table(options.output_dir, NAME, rows, made))
         for network in networks:
-            for _ in sweep.run(network, data[network.name]):
-                write_table(options.output_dir, NAME, sweep.rows, about(accelerator))
+            sweep.run(network, data[network.name])
     finally:
         claim.release()
     written = [options.output_dir / f"{NAME}{ending}" for ending in (".csv", ".json", ".html")]
     if find_spec("matplotlib") is None:
         say(f"{written.pop()} needs matplotlib; found none. Run: pip install matplotlib, then this command again.")
     else:
-        write_frontier_page(written[-1], sweep.rows, about(accelerator))
+        write_frontier_page(written[-1], sweep.rows, made)
     for path in written:
         say(f"written: {path}")
     if sweep.failed:
         lines = "\n".join(f"  {name}: {why}" for name, why in sweep.failed.items())
         raise RuntimeError(f"frontier: all points must be trained to the end; these were not:\n{lines}")
     return sweep.rows
-
-
-def about(accelerator: Any) -> dict[str, Any]:
-    """Where, when and how."""
-    return {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "device": device_name(accelerator.device),
-        "versions": versions(),
-        "command": command_line("recipes/frontier.py"),
-    }

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.frontier.points import GRID
 from ttfs_triton.hardware import Counts, counting, simulate
 from ttfs_triton.nn import network_graph
+from ttfs_triton.nn.decision import logits_and_decision
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.report.frontier_costs import with_costs
-from ttfs_triton.report.frontier_table import FrontierRow
+from ttfs_triton.report.frontier_table import FrontierRow, with_costs
 from ttfs_triton.scoring import EvaluationBatches, device_name, evaluate
 from ttfs_triton.scoring.deadline import deadline_curve, output_spikes
 
@@ -75,13 +74,17 @@ class Bench:
         """The row with how many images a network on a grid and its simulation decide alike; another one as it is."""
         if row.time_steps is None:
             return row
-        network.to(self.accelerator.device)
-        ours, first = decisions(network, self.batches, self.data.shape[1:])
-        found = simulate(network, self.batches)
+        device = self.accelerator.device
+        readout = network_graph(network.to(device).eval(), self.data.shape[1:]).readout
+        with torch.no_grad():
+            found = [logits_and_decision(network, readout, images.to(device)) for images, _ in self.batches]
+        ours = torch.cat([logits.argmax(1).cpu() for logits, _ in found])
+        first = torch.cat([decision.prediction.cpu() for _, decision in found])
+        simulated = simulate(network, self.batches)
         return replace(
             row,
-            same_decisions=int((ours == found.predictions.cpu()).sum()),
-            same_first_spike_decisions=int((first == found.first_spike_predictions.cpu()).sum()),
+            same_decisions=int((ours == simulated.predictions.cpu()).sum()),
+            same_first_spike_decisions=int((first == simulated.first_spike_predictions.cpu()).sum()),
         )
 
     def with_faults(self, network: nn.Module, row: FrontierRow, faults: Faults) -> FrontierRow:
@@ -129,24 +132,6 @@ def identity(row: FrontierRow) -> FrontierRow:
     """The row without figures: which network it is of, on which images."""
     kept = ("network", "point", "kind", "trained", "images", *GRID, "epochs", "weights_sha256", "folder")
     return FrontierRow(**{name: getattr(row, name) for name in kept}, accuracy=0.0)
-
-
-@torch.no_grad()
-def decisions(network: nn.Module, batches: EvaluationBatches, image_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Classes [images] that a network decides for as evaluation runs it, by its readout and by the earliest spike."""
-    readout, device = network_graph(network, image_shape).readout, next(network.parameters()).device
-    training, arriving, decided = network.training, [], []
-    hook = readout.register_forward_pre_hook(lambda _, inputs: arriving.append(inputs[0]))
-    network.eval()
-    try:
-        for images, _ in batches:
-            logits = network(images.to(device))
-            decided.append(torch.stack([logits.argmax(1), readout.decide(arriving.pop()).prediction]).cpu())
-    finally:
-        hook.remove()
-        network.train(training)
-    ours, first = torch.cat(decided, 1)
-    return ours, first
 
 
 def summary_row(summary: dict[str, Any], row: FrontierRow) -> FrontierRow:

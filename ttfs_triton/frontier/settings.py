@@ -11,7 +11,7 @@ from ttfs_triton.frontier.options import FrontierOptions
 from ttfs_triton.frontier.points import Point
 from ttfs_triton.model.bundled import PREFIX, bundled_facts
 from ttfs_triton.nn import NetworkConfig
-from ttfs_triton.train.config import TrainConfig, make_config, read_yaml
+from ttfs_triton.train.config import TrainConfig, make_config, read_yaml, without_retired
 
 # Of the run, and not of what follows from it.
 _OWN = {
@@ -24,6 +24,7 @@ _OWN = {
     "hub_repo_id": None,
     "trackers": (),
     "profile": 0,
+    "psp_persistence_rise": None,
 }
 
 
@@ -39,9 +40,9 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
     """
     files = loaded.files
     if files.run is not None and (files.run / "config.yaml").is_file():
-        values = read_yaml(files.run / "config.yaml")
+        values = without_retired(read_yaml(files.run / "config.yaml"))
     elif files.bundled:
-        values = dict(bundled_facts(source.removeprefix(PREFIX))["training"]["settings"])
+        values = without_retired(bundled_facts(source.removeprefix(PREFIX))["training"]["settings"])
     else:
         values = {}
     values |= _OWN | {"cpu": options.cpu}
@@ -72,6 +73,8 @@ def point_config(settings: dict[str, Any], point: Point | None, folder: Path) ->
         ConfigError: keys that exclude each other, or values out of range; names each.
     """
     values = settings | ({} if point is None else point.values()) | {"output_dir": folder}
+    if values.get("batch_norm") and values.get("time_steps") is not None:  # on a grid it is folded
+        values |= {"batch_norm": False, "weight_standardisation": False}
     return make_config(values, "its run" if point is None else point.name)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import nn
 
 from ttfs_triton.atomic import write_json
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
@@ -31,8 +31,6 @@ from ttfs_triton.train.run import Given
 CALIBRATION_IMAGES = 512
 
 Rows = list[FrontierRow]
-
-
 Found = tuple[Rows, Counts | None]
 
 
@@ -77,76 +75,69 @@ class Sweep:
         options: of the sweep.
         accelerator: device.
         say: shows a line.
+        write: is called with all rows whenever there are new ones.
     Attributes:
         rows: so far.
         failed: points that could not be trained to the end, with why.
     """
 
-    def __init__(self, options: FrontierOptions, accelerator: Accelerator, say: Callable[[str], None]) -> None:
-        self.options, self.accelerator, self.say = options, accelerator, say
+    def __init__(
+        self,
+        options: FrontierOptions,
+        accelerator: Accelerator,
+        say: Callable[[str], None],
+        write: Callable[[Rows], object],
+    ) -> None:
+        self.options, self.accelerator, self.say, self.write = options, accelerator, say, write
         self.measured = Measured(options.output_dir / "measured.json")
         self.rows: Rows = []
         self.failed: dict[str, str] = {}
 
-    def run(self, network: PlannedNetwork, data: RunData) -> Iterator[None]:
-        """Do all that is asked of one network; yields whenever there are new rows."""
-        options = self.options
+    def run(self, network: PlannedNetwork, data: RunData) -> None:
+        """Do all that is asked of one network."""
+        options, loaded = self.options, network.loaded
         bench = Bench(data.test, self.accelerator, options.batch_size, options.chip, options.steps, options.fault_seed)
-        free, own = self._row(network, FREE), network.loaded.network
-
-        def score() -> Found:
-            row, counts = bench.score(own, free)
-            return [row], counts
-
-        yield from self._scored(_key(free, bench), score, bench)
-        yield from self._measure(own, self.rows[-1], bench, FAULTS)
+        free = FrontierRow.of(network.name, FREE, loaded.network.graph.grid, weights_sha256=loaded.files.sha256)
+        self._score(_key(free, bench), bench, lambda: (loaded.network, free))
+        self._measure(loaded.network, self.rows[-1], bench, FAULTS)
         for grid in options.grids():
-            yield from self._calibrated(network, grid, data, bench)
+            point = Point.of(time_steps=grid.time_steps, weight_bits=grid.weight_bits, state_bits=grid.state_bits)
+            row = FrontierRow.of(network.name, point.name, grid, trained=False, weights_sha256=loaded.files.sha256)
+            key = _key(row, bench) | {"calibrated": True}
+            self._score(key, bench, lambda g=grid, r=row: (self._calibrated(network, g, data), r))
         for planned in network.points:
             if self._train(network, planned, data):
-                yield from self._trained(network, planned, bench)
+                self._trained(network, planned, bench)
 
-    def _row(self, network: PlannedNetwork, point: str) -> FrontierRow:
-        grid = network.loaded.network.graph.grid
-        row = FrontierRow(network=network.name, point=point, kind="network", trained=True, images=0, accuracy=0.0)
-        return replace(_on(row, grid), weights_sha256=network.loaded.files.sha256)
+    def _score(self, key: Mapping[str, Any], bench: Bench, made: Callable[[], tuple[nn.Module, FrontierRow]]) -> None:
+        """The row of a network that is scored here, unless it has been."""
 
-    def _measure(self, network: Any, row: FrontierRow, bench: Bench, kinds: tuple[str, ...]) -> Iterator[None]:
+        def score() -> Found:
+            row, counts = bench.score(*made())
+            return [row], counts
+
+        (row,), counts = self.measured.get(key, score)
+        assert counts is not None, "scoring counts"
+        self._add([bench.price(counts, row)])
+
+    def _calibrated(self, network: PlannedNetwork, grid: Grid, data: RunData) -> nn.Module:
+        """The network on a grid without training."""
+        model = copy.deepcopy(network.loaded.network)
+        assert isinstance(model.network, TTFSNetwork), "refused before"
+        images = draw_images(data.train, CALIBRATION_IMAGES, network.config.seed, data.train_indices)
+        model.to(self.accelerator.device)
+        calibrate_grid(model.network, images.to(self.accelerator.device), grid)
+        return model
+
+    def _measure(self, network: nn.Module, row: FrontierRow, bench: Bench, kinds: tuple[str, ...]) -> None:
         """A network with faults of some kinds, and in time."""
         key = _key(row, bench)
         asked = [faults for kind in kinds for faults in self.options.faults(kind)]
         for faults in [Faults(), *asked] if asked else []:  # without any, in the same simulation: where curves begin
             what = {"faults": faults.text(), "seed": bench.seed, "steps": bench.steps}
-            rows, _ = self.measured.get(key | what, lambda f=faults: ([bench.with_faults(network, row, f)], None))
-            self._add(rows)
-            yield
+            self._add(self.measured.get(key | what, lambda f=faults: ([bench.with_faults(network, row, f)], None))[0])
         if self.options.deadlines:
-            rows, _ = self.measured.get(key | {"deadlines": True}, lambda: (bench.in_time(network, row), None))
-            self._add(rows)
-            yield
-
-    def _calibrated(self, network: PlannedNetwork, grid: Grid, data: RunData, bench: Bench) -> Iterator[None]:
-        """The network on a grid without training."""
-        point = Point.of(time_steps=grid.time_steps, weight_bits=grid.weight_bits, state_bits=grid.state_bits)
-        row = replace(_on(self._row(network, point.name), grid), trained=False)
-
-        def measure() -> Found:
-            model = copy.deepcopy(network.loaded.network)
-            assert isinstance(model.network, TTFSNetwork), "refused before"
-            images = draw_images(data.train, CALIBRATION_IMAGES, network.config.seed, data.train_indices)
-            model.to(self.accelerator.device)
-            calibrate_grid(model.network, images.to(self.accelerator.device), grid)
-            row_, counts = bench.score(model, row)
-            return [row_], counts
-
-        yield from self._scored(_key(row, bench) | {"calibrated": True}, measure, bench)
-
-    def _scored(self, key: Mapping[str, Any], measure: Callable[[], Found], bench: Bench) -> Iterator[None]:
-        """The row of a network that is scored here."""
-        (row,), counts = self.measured.get(key, measure)
-        assert counts is not None, "scoring counts"
-        self._add([bench.price(counts, row)])
-        yield
+            self._add(self.measured.get(key | {"deadlines": True}, lambda: (bench.in_time(network, row), None))[0])
 
     def _train(self, network: PlannedNetwork, planned: PlannedPoint, data: RunData) -> bool:
         """Train a point unless that has been done; whether it has been, to the end."""
@@ -161,35 +152,33 @@ class Sweep:
             return False
         return True
 
-    def _trained(self, network: PlannedNetwork, planned: PlannedPoint, bench: Bench) -> Iterator[None]:
+    def _trained(self, network: PlannedNetwork, planned: PlannedPoint, bench: Bench) -> None:
         """A point that has been trained."""
         path, summary = planned.folder.path, planned.folder.read_summary()
         assert summary is not None, "it has ended"
         loaded = load_network(path, self.options.network)
         graph = loaded.network.graph
-        row = FrontierRow(
-            network=network.name,
-            point=planned.point.name,
-            kind="network",
-            trained=True,
-            images=0,
-            accuracy=0.0,
+        row = FrontierRow.of(
+            network.name,
+            planned.point.name,
+            graph.grid,
             weights_sha256=loaded.files.sha256,
             folder=str(path.relative_to(self.options.output_dir)),
+            date=bench.stamp()["date"],
         )
         counts = Counts.from_dict(summary["counts"])
-        row = summary_row(summary, replace(_on(row, graph.grid), date=bench.stamp()["date"]))
+        row = summary_row(summary, row)
         (row,), _ = self.measured.get(_key(row, bench), lambda: ([bench.agree(loaded.network, row)], None))
         self._add([bench.price(counts, row)])
-        yield
         kinds = tuple(key for key, _ in planned.point.keys if key in FAULTS)
-        yield from self._measure(loaded.network, row, bench, kinds)
+        self._measure(loaded.network, row, bench, kinds)
 
     def _add(self, rows: Rows) -> None:
         self.rows += rows
         for row in rows:
             if row.kind != "deadline":
                 self.say(line(row))
+        self.write(self.rows)
 
 
 def line(row: FrontierRow) -> str:
@@ -214,9 +203,3 @@ def _key(row: FrontierRow, bench: Bench) -> dict[str, Any]:
         "network": row.network,
         "point": row.point,
     }
-
-
-def _on(row: FrontierRow, grid: Grid | None) -> FrontierRow:
-    if grid is None:
-        return row
-    return replace(row, time_steps=grid.time_steps, weight_bits=grid.weight_bits, state_bits=grid.state_bits)

@@ -1,6 +1,6 @@
 """What people look at: tables, plots, and one HTML page of an evaluated network, for a phone or a desktop."""
 
-from ttfs_triton.report.data import DeadlineView, PageData, Sample
+from ttfs_triton.report.data import PageData, Sample
 from ttfs_triton.report.energy_tables import (
     chips_table,
     comparison_table,
@@ -10,13 +10,12 @@ from ttfs_triton.report.energy_tables import (
     print_estimate,
     write_csv,
 )
+from ttfs_triton.report.figures import draw_chips, draw_layers, draw_sensitivity, draw_sweep
 from ttfs_triton.report.page import render_page, write_page
-from ttfs_triton.report.plots import draw_chips, draw_layers, draw_sensitivity, draw_sweep
 from ttfs_triton.report.raster import LayerSpikes, spikes_of
 from ttfs_triton.report.tables import on_terminal, sweep_details
 
 __all__ = [
-    "DeadlineView",
     "LayerSpikes",
     "PageData",
     "Sample",

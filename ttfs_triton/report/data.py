@@ -11,7 +11,7 @@ from torch import Tensor
 from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
 from ttfs_triton.report.frontier_table import FrontierRow
 from ttfs_triton.report.raster import LayerSpikes
-from ttfs_triton.report.tables import Table
+from ttfs_triton.scoring.deadline import DeadlineRow
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,6 @@ class Sample:
         label: name of its class.
         prediction: name of the class that the network decided for.
         class_names: one name an output neuron, to name the first output spike; empty names it by its number.
-    Raises:
-        ValueError: an image of another shape, or no layers.
     """
 
     image: Tensor
@@ -33,29 +31,6 @@ class Sample:
     label: str
     prediction: str
     class_names: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "spikes", tuple(self.spikes))
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        if self.image.ndim != 3:
-            raise ValueError(f"Sample: image must be [channels, height, width]; got {list(self.image.shape)}.")
-        if not self.spikes:
-            raise ValueError("Sample: spikes must hold at least one layer; got none. Take those of spikes_of.")
-
-
-@dataclass(frozen=True)
-class DeadlineView:
-    """Decisions in time.
-
-    Attributes:
-        rows: accuracy by deadline.
-        table: the same with shares that were decided.
-        notes: on early exits, in sentences.
-    """
-
-    rows: tuple[FrontierRow, ...]
-    table: Table
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +56,7 @@ class PageData:
         frontier, here: points of a sweep, and this network among them.
         facts: how the page was made (versions, device, date, command), in the order in which they are shown.
     Raises:
-        ValueError: no title, no images, a share outside [0, 1], more ties than images, or a chip without an estimate.
+        ValueError: no images, a share outside [0, 1], or a chip without an estimate.
     """
 
     title: str
@@ -99,26 +74,20 @@ class PageData:
     comparison: Comparison | None = None
     simulation: Simulation | None = None
     sweep: Sweep | None = None
-    deadlines: DeadlineView | None = None
+    deadlines: tuple[DeadlineRow, ...] = ()
     frontier: tuple[FrontierRow, ...] = ()
     here: FrontierRow | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "energy", tuple(self.energy))
-        if not self.title.strip():
-            _refuse("title", "not be empty", repr(self.title))
         if self.images < 1 or self.counts.samples < 1:
-            _refuse("images", "be at least 1, evaluated and counted", f"{self.images} and {self.counts.samples}")
+            raise ValueError(f"PageData: images must be at least 1; got {self.images}, {self.counts.samples} counted.")
         for name in ("accuracy", "first_spike_accuracy"):
             if not 0 <= getattr(self, name) <= 1:
-                _refuse(name, "be a share in [0, 1]", getattr(self, name))
-        for name in ("ties", "no_spike"):
-            if not 0 <= getattr(self, name) <= self.images:
-                _refuse(name, f"be a number of the {self.images} images", getattr(self, name))
+                raise ValueError(f"PageData: {name} must be a share in [0, 1]; got {getattr(self, name)}.")
         chips = [found.chip.name for found in self.energy]
         if self.chip is not None and self.chip not in chips:
-            _refuse("chip", f"have an estimate ({', '.join(chips) or 'there is none'})", self.chip)
+            raise ValueError(f"PageData: chip must be one of {chips}, which have estimates; got {self.chip}.")
 
     @property
     def headline_energy(self) -> Estimate | None:
@@ -127,7 +96,3 @@ class PageData:
             return next(found for found in self.energy if found.chip.name == self.chip)
         priced = [found for found in self.energy if found.total is not None]
         return next((found for found in priced if found.memory_included is not None), priced[0] if priced else None)
-
-
-def _refuse(name: str, rule: str, value: object) -> None:
-    raise ValueError(f"PageData: {name} must {rule}; got {value}.")

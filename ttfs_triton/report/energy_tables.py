@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from ttfs_triton.atomic import write_text
 from ttfs_triton.hardware import (
     PUBLISHED,
     Comparison,
@@ -25,11 +25,13 @@ from ttfs_triton.hardware import (
 )
 from ttfs_triton.hardware.energy.prices import Status, weakest
 from ttfs_triton.hardware.energy.terms import TermKind
-from ttfs_triton.report.tables import Table, on_terminal
+from ttfs_triton.report.tables import Table, csv_text, on_terminal
 from ttfs_triton.wording import duration, energy, energy_range, ratio
 
 COLUMNS = ("network", "chip", "layer", "term", "count", "price_pj", "low_pj", "high_pj", "status", "source")
 KINDS: tuple[TermKind, ...] = ("compute", "memory", "communication", "static")
+
+NO_PRICE = "no published price"
 
 # Of a card's table: the same arithmetic with memory and without, then chips that price synaptic operations.
 CARD_CHIPS = ("lemaire45:int8", "horowitz45:int8", "anp_i", "odin", "loihi")
@@ -42,35 +44,26 @@ CARD_HEADERS = (
     "dense ANN by arithmetic alone",
     "all that has a price",
     "weakest price",
-    "not in it, for want of a price or of what stands in brackets",
+    "excluded: no published price, or no count (why)",
 )
 
 
-def missing(found: Estimate) -> list[str]:
-    """Names of terms that are in no sum."""
-    return list(dict.fromkeys(term.name for term in found.unpriced))
+def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
+    """Names of the terms that are in no sum, by why: a price that nobody published comes first, then missing counts."""
+    why: dict[str, list[str]] = {NO_PRICE: []}
+    for found in estimates:
+        for term in found.unpriced:
+            stated = found.chip.prices.get(term.price_name)
+            names = why.setdefault(NO_PRICE if stated is None or stated.amount is None else term.note, [])
+            if term.name not in names:
+                names.append(term.name)
+    return {reason: names for reason, names in why.items() if names}
 
 
 def not_in_it(found: Estimate) -> str:
-    """What is in no sum, in words: what nobody has published a price of, and what has a price and no count."""
-    names: dict[str, list[str]] = {}
-    for term in found.unpriced:
-        stated = found.chip.prices.get(term.price_name)
-        own = names.setdefault(term.note if stated is not None and stated.amount is not None else "", [])
-        if term.name not in own:
-            own.append(term.name)
-    parts = [", ".join(own) + (f" ({why})" if why else "") for why, own in sorted(names.items())]
+    """The same in words; a price that nobody published goes without saying."""
+    parts = [", ".join(names) + ("" if why == NO_PRICE else f" ({why})") for why, names in why_missing(found).items()]
     return "; ".join(parts) or "nothing"
-
-
-def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
-    """The same by what they lack."""
-    why: dict[str, list[str]] = {}
-    for term in (term for found in estimates for term in found.unpriced):
-        names = why.setdefault(term.note or "no published price", [])
-        if term.name not in names:
-            names.append(term.name)
-    return why
 
 
 def chips_table(estimates: Sequence[Estimate], *, published: bool = False) -> Table:
@@ -91,10 +84,9 @@ def chips_table(estimates: Sequence[Estimate], *, published: bool = False) -> Ta
 
 def comparison_table(comparison: Comparison) -> Table:
     """One row for each way of computing the network, with its ratios to the first one; memory comes first."""
-    first = comparison.estimates[0]
-    rows = []
+    first, rows = comparison.estimates[0], []
     for found in comparison.estimates:
-        cells = []
+        cells = list[str]()
         for measure in ("memory_included", "compute_only"):
             amount, own = getattr(found, measure), getattr(first, measure)
             times = "–"
@@ -102,15 +94,8 @@ def comparison_table(comparison: Comparison) -> Table:
                 times = f"× {ratio(amount.nominal / own.nominal)}"
             cells += [energy_range(amount), times]
         rows.append((found.implementation, *cells, energy_range(found.total), found.status or "–"))
-    headers = (
-        "computed as",
-        "memory included",
-        "ratio",
-        "compute only",
-        "ratio",
-        "all that has a price",
-        "weakest status",
-    )
+    sums = ("memory included", "ratio", "compute only", "ratio", "all that has a price")
+    headers = ("computed as", *sums, "weakest status")
     return Table(f"Energy of an image on {first.chip.name}", headers, tuple(rows))
 
 
@@ -182,7 +167,7 @@ def small_print(*estimates: Estimate) -> list[str]:
     lines = [line for found in estimates for line in found.assumptions]
     for found in estimates:
         who = f"{found.implementation}: " if len(estimates) > 1 else ""
-        lines += [f"not in any sum: {who}{', '.join(names)} ({why})" for why, names in why_missing(found).items()]
+        lines += [f"excluded: {who}{', '.join(names)} ({why})" for why, names in why_missing(found).items()]
     lines += [f"warning: {line}" for found in estimates for line in found.warnings]
     return list(dict.fromkeys(lines))
 
@@ -214,33 +199,24 @@ def csv_rows(found: Estimate) -> list[dict[str, Any]]:
 
     Static power counts microseconds, at a price in pJ a microsecond (µW).
     """
+
+    def figure(value: float | None) -> str:
+        return "" if value is None else f"{value:.10g}"
+
     rows = []
     for term in found.terms:
-        amount = None if term.price is None else term.price.amount
-        rows.append(
-            {
-                "network": found.network,
-                "chip": found.chip.name,
-                "layer": term.layer,
-                "term": term.name,
-                "count": "" if term.count is None else f"{term.count:.10g}",
-                "price_pj": "" if amount is None else f"{amount.nominal:.10g}",
-                "low_pj": "" if amount is None else f"{amount.low:.10g}",
-                "high_pj": "" if amount is None else f"{amount.high:.10g}",
-                "status": "unpublished" if term.price is None else term.price.status,
-                "source": "" if term.price is None else term.price.source,
-            }
-        )
+        price = term.price
+        amount = None if price is None else price.amount
+        prices = (None, None, None) if amount is None else (amount.nominal, amount.low, amount.high)
+        status, source = ("unpublished", "") if price is None else (price.status, price.source)
+        cells = (found.network, found.chip.name, term.layer, term.name, *map(figure, (term.count, *prices)))
+        rows.append(dict(zip(COLUMNS, (*cells, status, source), strict=True)))
     return rows
 
 
 def write_csv(path: str | Path, *estimates: Estimate) -> Path:
     """Write the rows of estimates into one file; returns its path."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list[str](COLUMNS), lineterminator="\n")
-        writer.writeheader()
-        for found in estimates:
-            writer.writerows(csv_rows(found))
+    write_text(Path(path), csv_text([row for found in estimates for row in csv_rows(found)]))
     return Path(path)
 
 
@@ -269,7 +245,7 @@ def card_rows(counts: Counts, chips: Sequence[str] = CARD_CHIPS, steps: int = CA
     Raises:
         ValueError: an unknown chip.
     """
-    options, rows = _card_options(steps), []
+    options, rows = RunOptions(steps=steps, gating=True), []
     for chip in map(load_chip, chips):
         found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
         sums = (found.memory_included, dense.memory_included, found.compute_only, dense.compute_only, found.total)
@@ -283,9 +259,5 @@ def card_verdict(counts: Counts, chips: Sequence[str] = CARD_CHIPS, steps: int =
 
     Args, Raises: as for `card_rows`.
     """
-    options = _card_options(steps)
+    options = RunOptions(steps=steps, gating=True)
     return verdict(counts, fair_chip(counts, chips, options), options).sentences()
-
-
-def _card_options(steps: int) -> RunOptions:
-    return RunOptions(steps=steps, gating=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ttfs_triton.atomic import write_text
-from ttfs_triton.report import frontier_figures as figures
-from ttfs_triton.report.frontier_curves import curves
+from ttfs_triton.report.frontier_figures import label, memory_chip, of_networks, sections
 from ttfs_triton.report.frontier_table import FAULTS, FREE, FrontierRow
 from ttfs_triton.report.page import render
 from ttfs_triton.report.tables import Table, pairs_table
@@ -35,225 +34,169 @@ def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Pat
 
 
 def page_context(rows: Rows, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the template names.
-
-    Args:
-        rows, about: as of `write_frontier_page`.
-    """
-    networks = figures.of_networks(rows)
-    names = list(dict.fromkeys(row.network for row in networks))
-    trained = sum(row.folder is not None for row in networks)
+    """Everything that the template names."""
+    networks = of_networks(rows)
     versions = about.get("versions", {})
     facts = {key: value for key, value in about.items() if isinstance(value, str | int)}
     facts |= {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())} if versions else {}
     return {
-        "title": f"Frontier of {', '.join(names)}",
-        "subtitle": f"{len(networks)} points, {trained} of them trained, on {number(networks[0].images)} test images",
+        "names": list(dict.fromkeys(row.network for row in networks)),
+        "networks": networks,
+        "trained": sum(row.folder is not None for row in networks),
         "cheapest": cheapest_table(rows),
         "verdicts": verdicts(rows),
-        "curves": curves(rows),
+        "curves": sections(rows),
         "points": points_table(networks),
         "details": [table for table in (faults_table(rows), deadlines_table(rows)) if table.rows],
-        "limits": limits(rows),
+        "steps": sorted({row.steps for row in rows if row.steps and row.time_steps is None}),
+        "missed": [f"{row.network}, {label(row)}" for row in networks if row.reached is False],
         "facts": pairs_table("How this page was made", facts.items()),
     }
 
 
-def _free(rows: Rows) -> dict[str, FrontierRow]:
-    """The row of each network as given."""
-    return {row.network: row for row in figures.of_networks(rows) if row.point == FREE}
-
-
 def near(rows: Rows) -> dict[str, list[FrontierRow]]:
-    """The points of each network that lose less than `NEAR`, itself included."""
-    return {
-        name: [row for row in figures.of_networks(rows) if row.network == name and row.accuracy >= free.accuracy - NEAR]
-        for name, free in _free(rows).items()
-    }
+    """The points of each network that lose less than `NEAR`: itself first."""
+    networks = of_networks(rows)
+    found = {}
+    for free in (row for row in networks if row.point == FREE):
+        least = free.accuracy - NEAR
+        own = [row for row in networks if row.network == free.network and row.accuracy >= least]
+        found[free.network] = sorted(own, key=lambda row: row.point != FREE)
+    return found
 
 
 def cheapest_table(rows: Rows) -> Table:
     """For each network the fewest operations and the least energy that a point near it has."""
-    chip, lines = figures.memory_chip(rows), []
+    chip, lines = memory_chip(rows), []
+    ways: dict[str, Callable[[FrontierRow], float | None]] = {"fewest operations": lambda row: row.synaptic_operations}
+    if chip is not None:
+        ways["least energy, memory included"] = lambda row: row.picojoules(chip, "with_memory")
+        ways["least energy, arithmetic alone"] = lambda row: row.picojoules(chip, "arithmetic")
     for name, own in near(rows).items():
-        free = _free(rows)[name]
-        lines.append((name, "as given", *_figures(free, chip)))
-        ways = [("fewest operations", lambda row: row.synaptic_operations)]
-        if chip is not None:
-            ways += [
-                ("least energy, memory included", lambda row: _energy(row, chip, "with_memory")),
-                ("least energy, arithmetic alone", lambda row: _energy(row, chip, "arithmetic")),
-            ]
-        for what, cost in ways:
-            priced = [row for row in own if cost(row) is not None]
+        lines.append((name, "as given", *_figures(own[0], chip)))
+        for what, cost in ways.items():
+            priced = [(amount, place) for place, row in enumerate(own) if (amount := cost(row)) is not None]
             if priced:
-                best = min(priced, key=cost)
-                lines.append((name, f"{what}: {figures.label(best)}", *_figures(best, chip)))
+                best = own[min(priced)[1]]
+                lines.append((name, f"{what}: {label(best)}", *_figures(best, chip)))
     where = f" Energies on {chip}; × is over the dense ANN." if chip else ""
-    return Table(
-        f"Points at most {100 * NEAR:g} point below the network as given.{where}",
-        ("network", "point", "accuracy", "operations", "energy, memory included", "×", "arithmetic alone", "×"),
-        tuple(lines),
-        (1,),
-    )
+    headers = ("network", "point", "accuracy", "operations", "energy, memory included", "×", "arithmetic alone", "×")
+    return _table(f"Points at most {100 * NEAR:g} point below the network as given.{where}", headers, lines)
 
 
 def _figures(row: FrontierRow, chip: str | None) -> tuple[str, ...]:
     """Accuracy, operations, energies and ratios of a row."""
     cells = [percent(row.accuracy), number(row.synaptic_operations)]
     for measure in ("with_memory", "arithmetic"):
-        own, dense = (None if chip is None else _energy(row, chip, name) for name in (measure, f"dense_{measure}"))
-        cells += [energy(own), ratio(own / dense if own is not None and dense else None)]
+        known = chip is not None
+        cells.append(energy(row.picojoules(chip, measure) if known else None))
+        cells.append(ratio(row.over_dense(chip, measure) if known else None))
     return tuple(cells)
-
-
-def _energy(row: FrontierRow, chip: str, measure: str) -> float | None:
-    """Picojoules."""
-    found = figures.on_chip(row, chip)
-    amount = None if found is None else getattr(found, measure)
-    return None if amount is None else amount * 1e6
 
 
 def verdicts(rows: Rows) -> list[str]:
     """Whether any point near a network is cheaper than the dense ANN: with memory and by arithmetic alone, both."""
-    chip = figures.memory_chip(rows)
+    chip = memory_chip(rows)
     if chip is None:
         return ["No chip here prices memory, so nothing is said about which is cheaper, the network or its dense ANN."]
     lines = []
     for name, own in near(rows).items():
-        whole = [row for row in own if (found := figures.on_chip(row, chip)) is not None and not found.missing]
-        ratios = [(row, _ratio(row, chip, "with_memory"), _ratio(row, chip, "arithmetic")) for row in whole]
-        both = [(with_memory, alone, row) for row, with_memory, alone in ratios if with_memory and alone]
-        both = [found for found in both if max(found[:2]) < 1]
+        whole = [row for row in own if (found := row.on_chip(chip)) is not None and not found.missing]
+        ratios = [(row, row.over_dense(chip, "with_memory"), row.over_dense(chip, "arithmetic")) for row in whole]
+        both = [(memory, alone, row) for row, memory, alone in ratios if memory and alone and max(memory, alone) < 1]
         if not both:
             lines.append(
                 f"{name}: no point near it costs less than the dense ANN on {chip}, both with memory and by arithmetic "
                 "alone."
             )
             continue
-        with_memory, alone, best = min(both, key=lambda found: found[0])
+        memory, alone, best = min(both, key=lambda found: found[0])
+        others = _at_other_steps(best, chip, ", {} to {} at 4 to 128 steps")
         lines.append(
-            f"{name}: {figures.label(best)} costs less than the dense ANN on {chip}, with memory "
-            f"(× {ratio(with_memory)}{_steps(best, chip)}) and by arithmetic alone (× {ratio(alone)})."
+            f"{name}: {label(best)} costs less than the dense ANN on {chip}, with memory (× {ratio(memory)}{others}) "
+            f"and by arithmetic alone (× {ratio(alone)})."
         )
     return lines
 
 
-def _ratio(row: FrontierRow, chip: str, measure: str) -> float | None:
-    own, dense = _energy(row, chip, measure), _energy(row, chip, f"dense_{measure}")
-    return own / dense if own is not None and dense else None
-
-
-def _steps(row: FrontierRow, chip: str) -> str:
-    """What the choice of time steps makes of the ratio with memory: nothing where a grid fixes them."""
-    found = figures.on_chip(row, chip)
+def _at_other_steps(row: FrontierRow, chip: str, words: str) -> str:
+    """The ratio with memory at the best and the worst number of steps, in words; nothing where a grid fixes them."""
+    found = row.on_chip(chip)
     if found is None or found.least_ratio is None or row.time_steps is not None:
         return ""
-    return f", {ratio(found.least_ratio)} to {ratio(found.most_ratio)} at 4 to 128 steps"
+    return words.format(ratio(found.least_ratio), ratio(found.most_ratio))
 
 
 def points_table(networks: Rows) -> Table:
     """One row a point."""
-    chip = figures.memory_chip(networks)
-    lines = []
+    chip, lines = memory_chip(networks), []
     for row in networks:
         low, high = interval(row.accuracy, row.images)
-        wanted = "" if row.goal is None else f"{row.goal:g}"
-        got = "" if row.cost is None else f"{row.cost:.4g}" + ("" if row.reached else ", not reached")
-        alike = "" if row.same_decisions is None else f"{row.same_decisions:,} of {row.images:,}"
+        ratios = ("–", "–")
+        if chip is not None:
+            memory, alone = (ratio(row.over_dense(chip, measure)) for measure in ("with_memory", "arithmetic"))
+            ratios = (memory + _at_other_steps(row, chip, " ({} to {})"), alone)
         lines.append(
             (
-                row.network,
-                figures.label(row),
-                percent(row.accuracy),
-                f"{percent(low, 2)} to {percent(high, 2)}",
-                percent(row.first_spike_accuracy),
-                wanted,
-                got,
+                *(row.network, label(row), f"{percent(row.accuracy)} ({percent(low, 1)} to {percent(high, 1)})"),
+                *(percent(row.first_spike_accuracy), _target(row)),
                 "–" if row.sparsity is None else f"{row.sparsity:.4f}",
-                number(row.synaptic_operations),
-                "–" if chip is None else ratio(_ratio(row, chip, "with_memory")) + _steps(row, chip),
-                "–" if chip is None else ratio(_ratio(row, chip, "arithmetic")),
-                str(row.steps or "–"),
-                alike,
+                *(number(row.synaptic_operations), *ratios),
+                "" if row.same_decisions is None else f"{row.same_decisions:,}",
             )
         )
-    return Table(
-        f"Ratios are to the dense ANN on {chip}, at so many time steps a window." if chip else "Points",
-        (
-            *("network", "point", "accuracy", "95% interval", "by first spike", "wanted", "got", "sparsity"),
-            *("operations", "× with memory", "× arithmetic", "steps", "simulated alike"),
-        ),
-        tuple(lines),
-        (1,),
+    headers = (
+        *("network", "point", "accuracy (95% interval)", "by first spike", "target", "sparsity"),
+        *("operations", "× with memory", "× arithmetic", "simulated alike"),
     )
+    caption = "Points"
+    if chip is not None:
+        caption = f"× is over the dense ANN on {chip}, in brackets at 4 to 128 time steps a window."
+    return _table(caption, headers, lines)
+
+
+def _target(row: FrontierRow) -> str:
+    """What was reached of what was trained for; what a target of sparsity reached has a column of its own."""
+    if row.cost is None or row.goal is None:
+        return ""
+    got = "" if row.target == "sparsity" else f"{row.cost:.4g} of "
+    return f"{got}{row.goal:g}" + ("" if row.reached else ", not reached")
 
 
 def faults_table(rows: Rows) -> Table:
     """One row a fault that a network met."""
-    own = [row for row in rows if row.kind == "faults"]
-    return Table(
-        "Faults, simulated",
+    lines = [
         (
-            "network",
-            "point",
-            *(name.replace("_", " ") for name in FAULTS),
-            "steps",
-            "bits",
-            "accuracy",
-            "by first spike",
-        ),
-        tuple(
-            (
-                row.network,
-                figures.label(row),
-                *(f"{getattr(row, name):g}" for name in FAULTS),
-                str(row.steps or "–"),
-                weight_bits_label(row.weight_bits) if row.time_steps else "8",
-                percent(row.accuracy),
-                percent(row.first_spike_accuracy),
-            )
-            for row in own
-        ),
-        (1,),
+            *(row.network, label(row), *(f"{getattr(row, name):g}" for name in FAULTS), str(row.steps or "–")),
+            weight_bits_label(row.weight_bits) if row.time_steps else "8",
+            *(percent(row.accuracy), percent(row.first_spike_accuracy)),
+        )
+        for row in rows
+        if row.kind == "faults"
+    ]
+    kinds = (name.replace("_", " ") for name in FAULTS)
+    return _table(
+        "Faults, simulated", ("network", "point", *kinds, "steps", "bits", "accuracy", "by first spike"), lines
     )
 
 
 def deadlines_table(rows: Rows) -> Table:
     """One row a deadline."""
-    return Table(
-        "Deadlines, in windows from the image's start",
-        ("network", "point", "deadline", "mean decision time", "accuracy"),
-        tuple(
-            (
-                row.network,
-                figures.label(row),
-                f"{row.deadline:.2f}",
-                "–" if row.decision_time is None else f"{row.decision_time:.3f}",
-                percent(row.accuracy),
-            )
-            for row in rows
-            if row.kind == "deadline"
-        ),
-        (1,),
-    )
-
-
-def limits(rows: Rows) -> list[str]:
-    """What the figures do not say, in sentences."""
     lines = [
-        "Each point is one run with one seed, its epoch chosen on validation images and its test images scored once. "
-        "Choosing the best of the points above by their test images is a choice by test images.",
-        "Energies are estimates: exact counts times published prices, of neurons that rest behind their spikes. "
-        "Nothing was measured on a chip.",
-    ]
-    steps = sorted({row.steps for row in rows if row.steps and row.time_steps is None})
-    if steps:
-        lines.append(
-            f"Networks without a grid are priced and simulated at {', '.join(map(str, steps))} time steps a window, "
-            "those on a grid at their own."
+        (
+            *(row.network, label(row), f"{row.deadline:.2f}"),
+            "–" if row.decision_time is None else f"{row.decision_time:.3f}",
+            percent(row.accuracy),
         )
-    missed = [f"{row.network}, {figures.label(row)}" for row in rows if row.kind == "network" and row.reached is False]
-    if missed:
-        lines.append(f"Targets that were not reached within 2 %: {'; '.join(missed)}.")
-    return lines
+        for row in rows
+        if row.kind == "deadline"
+    ]
+    headers = ("network", "point", "deadline", "mean decision time", "accuracy")
+    return _table("Deadlines, in windows from the image's start", headers, lines)
+
+
+def _table(caption: str, headers: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> Table:
+    """Rows of networks and points; of one network alone, whose name is the page's, rows of points."""
+    if len({line[0] for line in lines}) > 1:
+        return Table(caption, headers, tuple(lines), (1,))
+    return Table(caption, headers[1:], tuple(line[1:] for line in lines))

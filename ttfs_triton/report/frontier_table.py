@@ -1,22 +1,23 @@
-"""The table of a frontier: a row for each point, as CSV for people and spreadsheets and as JSON to be read again."""
+"""The table of a frontier: a row for each point with its costs, as CSV and as JSON that can be read again."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ttfs_triton.atomic import write_json, write_text
+from ttfs_triton.hardware import Counts, Range, RunOptions, dense_ann, estimate, verdict
+from ttfs_triton.nn import Grid
+from ttfs_triton.report.tables import csv_text
 
 FORMAT = 1
 FREE = "free"
 """Name of the point that is the network as it was given."""
 Kind = Literal["network", "faults", "deadline"]
-_ENERGIES = ("total", "with_memory", "arithmetic", "dense_with_memory", "dense_arithmetic")
 FAULTS = ("spike_jitter", "weight_noise", "dead_neurons", "stuck_neurons", "lost_spikes")
 
 
@@ -111,6 +112,16 @@ class FrontierRow:
     device: str = ""
     date: str = ""
 
+    @classmethod
+    def of(cls, network: str, point: str, grid: Grid | None, **more: Any) -> FrontierRow:
+        """The row of a network that has not been scored yet, trained unless said otherwise."""
+        row = cls(
+            network=network, point=point, **{"kind": "network", "trained": True, "images": 0, "accuracy": 0.0} | more
+        )
+        if grid is None:
+            return row
+        return replace(row, time_steps=grid.time_steps, weight_bits=grid.weight_bits, state_bits=grid.state_bits)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return dataclasses.asdict(self)
@@ -126,18 +137,81 @@ class FrontierRow:
 
     def flat(self) -> dict[str, Any]:
         """As cells of a table: energies are columns of their own, named CHIP: WHAT, µJ."""
-        cells: dict[str, Any] = {}
-        for name, value in self.to_dict().items():
-            if name != "energy":
-                cells[name] = value
-                continue
-            for each in self.energy:
-                amounts = dataclasses.asdict(each)
-                chip = amounts.pop("chip")
-                cells |= {
-                    f"{chip}: {what}{'' if 'ratio' in what else '_uj'}": amount for what, amount in amounts.items()
-                }
+        cells = self.to_dict()
+        for amounts in cells.pop("energy"):
+            chip = amounts.pop("chip")
+            cells |= {f"{chip}: {what}{'' if 'ratio' in what else '_uj'}": amount for what, amount in amounts.items()}
         return cells
+
+    def on_chip(self, chip: str) -> ChipEnergy | None:
+        """The energy on a chip of this name."""
+        return next((each for each in self.energy if each.chip == chip), None)
+
+    def picojoules(self, chip: str, measure: str) -> float | None:
+        """One of the energies on a chip, by its name in `ChipEnergy`."""
+        found = self.on_chip(chip)
+        amount = None if found is None else getattr(found, measure)
+        return None if amount is None else amount * 1e6
+
+    def over_dense(self, chip: str, measure: str) -> float | None:
+        """Energy over that of the dense ANN on a chip; `measure` is "with_memory" or "arithmetic"."""
+        own, dense = self.picojoules(chip, measure), self.picojoules(chip, f"dense_{measure}")
+        return own / dense if own is not None and dense else None
+
+
+def with_costs(row: FrontierRow, counts: Counts, chips: Iterable[str], steps: int) -> FrontierRow:
+    """The row with what its counts say, and cost.
+
+    Args:
+        row: of a network.
+        counts: of the same, over the test images.
+        chips: to price on.
+        steps: time steps a window.
+    Raises:
+        ValueError: an unknown chip.
+    """
+    total, samples = counts.total(), counts.samples
+    return replace(
+        row,
+        sparsity=counts.sparsity,
+        spikes=sum(layer.spikes for layer in counts.layers if layer.kind != "readout") / samples,
+        synaptic_operations=total["synaptic_operations"] / samples,
+        dense_macs=total["dense_macs"] / samples,
+        steps=steps,
+        energy=tuple(chip_energy(counts, chip, steps, fixed=row.time_steps is not None) for chip in chips),
+    )
+
+
+def chip_energy(counts: Counts, chip: str, steps: int, *, fixed: bool) -> ChipEnergy:
+    """Energy of an image on a chip, of neurons that rest behind their spikes, and of the dense ANN.
+
+    Args:
+        counts: of a network.
+        chip: as of `estimate`.
+        steps: time steps a window.
+        fixed: whether the network runs at so many alone.
+    """
+    options = RunOptions(steps=steps, gating=True)
+    found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
+    compared = verdict(counts, chip, options)
+    ratios = compared.with_memory
+    if fixed and ratios:
+        ratios = (ratios[compared.asked],)
+    return ChipEnergy(
+        found.chip.name,
+        _microjoules(found.total),
+        _microjoules(found.memory_included),
+        _microjoules(found.compute_only),
+        _microjoules(dense.memory_included),
+        _microjoules(dense.compute_only),
+        min(ratios, default=None),
+        max(ratios, default=None),
+        ", ".join(compared.missing),
+    )
+
+
+def _microjoules(energy: Range | None) -> float | None:
+    return None if energy is None else energy.nominal * 1e-6
 
 
 def write_table(folder: Path, name: str, rows: Sequence[FrontierRow], about: Mapping[str, Any]) -> list[Path]:
@@ -150,21 +224,9 @@ def write_table(folder: Path, name: str, rows: Sequence[FrontierRow], about: Map
         about: machine, versions, date, command; into the JSON.
     """
     table, document = folder / f"{name}.csv", folder / f"{name}.json"
-    cells = [row.flat() for row in rows]
-    lines = _Lines()
-    writer = csv.DictWriter(lines, list(dict.fromkeys(key for row in cells for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(cells)
-    write_text(table, "".join(lines))
+    write_text(table, csv_text([row.flat() for row in rows]))
     write_json(document, {"format": FORMAT, **about, "rows": [row.to_dict() for row in rows]})
     return [table, document]
-
-
-class _Lines(list[str]):
-    """What csv writes into."""
-
-    def write(self, line: str) -> None:
-        self.append(line)
 
 
 def read_table(path: Path) -> tuple[list[FrontierRow], dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from ttfs_triton import wording
 from ttfs_triton.atomic import write_text
 from ttfs_triton.report.data import PageData
+from ttfs_triton.report.plots import require_matplotlib
 from ttfs_triton.report.view import page_context
 
 ADDRESS = re.compile(r"(?:https?://|\b(?:github\.com|doi\.org|arxiv\.org)/)[\w./~%?&=#:+@-]*[\w/]")
@@ -56,8 +57,7 @@ def render(template: str, context: Callable[[], dict[str, Any]]) -> str:
     Raises:
         RuntimeError: matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise RuntimeError("write_page: matplotlib must be installed; found none. pip install 'ttfs-triton[plot]'")
+    require_matplotlib("write_page")
     environment = Environment(
         loader=PackageLoader("ttfs_triton.report", "."),
         autoescape=True,
@@ -65,7 +65,8 @@ def render(template: str, context: Callable[[], dict[str, Any]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["linked"] = linked
+    words = {"number": wording.number, "percent": wording.percent, "small_percent": wording.small_percent}
+    environment.filters.update(words | {"linked": linked})
     return environment.get_template(template).render(context())
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ttfs_triton.hardware import Counts, LayerCounts, Simulation, Sweep, SweepRow
+from ttfs_triton.hardware import Counts, Simulation, Sweep
+from ttfs_triton.scoring.deadline import DeadlineRow
 from ttfs_triton.terminal import TerminalTable
 from ttfs_triton.wording import energy, number, percent, small_percent, weight_bits_label
 
@@ -21,6 +25,11 @@ class Cell:
 
     text: str
     share: float
+
+    @classmethod
+    def of(cls, share: float) -> Cell:
+        """A share in words; NaN has no bar."""
+        return cls(small_percent(share), min(1.0, max(0.0, share)) if share == share else 0.0)
 
 
 @dataclass(frozen=True)
@@ -48,52 +57,41 @@ def on_terminal(table: Table) -> TerminalTable:
 
 def activity_table(counts: Counts) -> Table:
     """Spikes a layer."""
-    return Table(
-        "Spikes of an image. Shares are of a layer's neurons.",
-        ("layer", "firing", "spikes", "neurons", "saturated", "silent", "never active"),
-        tuple(_activity(layer) for layer in counts.layers),
-    )
-
-
-def _activity(layer: LayerCounts) -> tuple[str | Cell, ...]:
-    return (
-        layer.name,
-        Cell(small_percent(layer.sparsity), _clamp(layer.sparsity)),
-        number(layer.spikes / layer.samples),
-        number(layer.neurons),
-        small_percent(layer.saturated_share),
-        small_percent(layer.silent_share),
-        small_percent(layer.never_active_share),
-    )
+    rows = [
+        (
+            layer.name,
+            Cell.of(layer.sparsity),
+            number(layer.spikes / layer.samples),
+            number(layer.neurons),
+            small_percent(layer.saturated_share),
+            small_percent(layer.silent_share),
+            small_percent(layer.never_active_share),
+        )
+        for layer in counts.layers
+    ]
+    headers = ("layer", "firing", "spikes", "neurons", "saturated", "silent", "never active")
+    return Table("Spikes of an image. Shares are of a layer's neurons.", headers, tuple(rows))
 
 
 def operations_table(counts: Counts) -> Table:
     """Synaptic operations a layer, against the multiply-accumulates of a dense network; sums in the last row."""
-    rows = [
-        _operations(layer.name, layer.synaptic_operations, layer.analog_macs, layer.dense_macs, counts.samples)
-        for layer in counts.layers
-    ]
     total = counts.total()
-    sums = (total["synaptic_operations"], total["analog_macs"], total["dense_macs"])
-    headers = ("layer", "of dense", "synaptic operations", "MACs", "dense MACs")
-    rows.append(_operations("all", *sums, counts.samples))
-    if not total["analog_macs"]:
-        headers = (*headers[:3], headers[4])
-        rows = [(*row[:3], row[4]) for row in rows]
-    return Table("Operations of an image", headers, tuple(rows))
-
-
-def _operations(name: str, synaptic_operations: int, analog: int, dense: int, samples: int) -> tuple[str | Cell, ...]:
-    share = _share(synaptic_operations + analog, dense)
-    figures = (number(count / samples) for count in (synaptic_operations, analog, dense))
-    return (name, Cell(small_percent(share), _clamp(share)), *figures)
+    keys = ("synaptic_operations", *(["analog_macs"] if total["analog_macs"] else []), "dense_macs")
+    sources = [(layer.name, {key: getattr(layer, key) for key in keys}) for layer in counts.layers]
+    rows = []
+    for name, found in [*sources, ("all", total)]:
+        done = found["synaptic_operations"] + found.get("analog_macs", 0)
+        share = done / found["dense_macs"] if found["dense_macs"] else float("nan")
+        rows.append((name, Cell.of(share), *(number(found[key] / counts.samples) for key in keys)))
+    titles = {"synaptic_operations": "synaptic operations", "analog_macs": "MACs", "dense_macs": "dense MACs"}
+    return Table("Operations of an image", ("layer", "of dense", *(titles[key] for key in keys)), tuple(rows))
 
 
 def simulation_table(found: Simulation) -> Table:
     """Figures of a simulation."""
     settings, samples = found.settings, found.samples
     bits = "not rounded" if settings.weight_bits is None else f"{settings.weight_bits} bits"
-    rows = [
+    rows = (
         ("images", number(samples)),
         ("time steps of a window", number(settings.steps)),
         ("weights", f"{bits}, a unit for each {'channel' if settings.per_channel else 'layer'}"),
@@ -103,8 +101,8 @@ def simulation_table(found: Simulation) -> Table:
         ("without an output spike", f"{number(found.no_spike)} images"),
         ("first output spike", f"{found.mean_latency_steps:,.1f} steps after the image's start, on average"),
         ("potentials can be read", f"{found.potential_latency_steps:,} steps after the image's start"),
-    ]
-    return Table("Simulated in integers, with a clock", ("figure", "value"), tuple(rows), (1,))
+    )
+    return Table("Simulated in integers, with a clock", ("figure", "value"), rows, (1,))
 
 
 def sweep_table(sweep: Sweep) -> Table:
@@ -121,19 +119,35 @@ def sweep_table(sweep: Sweep) -> Table:
 
 def sweep_details(sweep: Sweep) -> Table:
     """All figures of a sweep."""
-    headers = ["bits", "steps", "accuracy", "by first spike", "ties", "spikes", "synops", "latency, steps"]
+    headers = ("bits", "steps", "accuracy", "by first spike", "ties", "spikes", "synops", "latency, steps", "energy")
+    rows = tuple(
+        (
+            weight_bits_label(row.weight_bits),
+            str(row.steps),
+            percent(row.accuracy),
+            percent(row.first_spike_accuracy),
+            small_percent(row.ties),
+            number(row.spikes),
+            number(row.synaptic_operations),
+            f"{row.latency_steps:,.1f}",
+            energy(row.energy_pj),
+        )
+        for row in sweep.rows
+    )
     priced = any(row.energy_pj is not None for row in sweep.rows)
-    rows = tuple(_sweep_row(row, priced) for row in sweep.rows)
     caption = f"All figures over {number(sweep.samples)} images; those of work are of an image"
     caption += f", energy on {sweep.chip}" if priced and sweep.chip else ""
-    return Table(caption, (*headers, *(["energy"] if priced else [])), rows)
+    return Table(caption, headers, rows) if priced else Table(caption, headers[:-1], tuple(row[:-1] for row in rows))
 
 
-def _sweep_row(row: SweepRow, priced: bool) -> tuple[str, ...]:
-    figures = [weight_bits_label(row.weight_bits), str(row.steps), percent(row.accuracy)]
-    figures += [percent(row.first_spike_accuracy), small_percent(row.ties)]
-    figures += [number(row.spikes), number(row.synaptic_operations), f"{row.latency_steps:,.1f}"]
-    return (*figures, *([energy(row.energy_pj)] if priced else []))
+def deadline_table(rows: Sequence[DeadlineRow]) -> Table:
+    """Accuracy against the deadline."""
+    cells = [(f"{r.deadline:.2f}", percent(r.accuracy), percent(r.decided), f"{r.time:.3f}") for r in rows]
+    return Table(
+        "Decisions by a deadline, in windows from the image's start",
+        ("deadline", "accuracy", "fired by then", "mean decision time"),
+        tuple(cells),
+    )
 
 
 def pairs_table(caption: str, pairs: Iterable[tuple[str, object]]) -> Table:
@@ -141,9 +155,10 @@ def pairs_table(caption: str, pairs: Iterable[tuple[str, object]]) -> Table:
     return Table(caption, ("what", "value"), tuple((name, str(value)) for name, value in pairs), (1,))
 
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")
-
-
-def _clamp(share: float) -> float:
-    return min(1.0, max(0.0, share)) if share == share else 0.0
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV: a column for each key of any of them, in the order in which they come; None is empty."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()

@@ -1,13 +1,7 @@
-"""Deciding in time: accuracy against the deadline, confidence by the lead of the earliest spike, and early exits.
-
-The output neurons fire in the last window; the earliest spike names the class. Whoever waits longer is surer: a lead is
-how much later the second spike comes. An early exit decides as soon as a spike has led for so long, and its error is
-stated: a bound that holds with a given confidence for images like those on which the lead was chosen.
-"""
+"""Accuracy against the deadline: by the earliest output spike, and by the output potentials where none has come yet."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,9 +13,6 @@ from ttfs_triton.nn import network_graph
 from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.readout import Readout
 
-# Leads that are tried, of the most likely to the least likely to be right: shares of the images that they let exit.
-EXIT_SHARES = tuple(share / 40 for share in range(1, 41))
-BOUND_STEPS = 40  # of bisection
 # Parts of the window in which the last hidden layer fires, at whose ends potentials are read.
 EARLY = tuple(part / 10 for part in range(1, 10))
 
@@ -48,32 +39,18 @@ class Outputs:
     start: float
     early: Tensor
 
-    def __getitem__(self, chosen: Tensor | slice) -> Outputs:
-        """Those of some images."""
-        times, potential, slope = (part[chosen] for part in (self.times, self.potential, self.slope))
-        return Outputs(times, potential, slope, self.labels[chosen], self.window, self.start, self.early[chosen])
-
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each image: the earliest spike's time, its class (of several, the lowest), and its lead.
+    def first(self) -> tuple[Tensor, Tensor]:
+        """[N] times of the earliest spikes, inf without any, and their classes; of several, the lowest."""
+        earliest, prediction = self.times.min(1)
+        return earliest, prediction
 
-        Without any spike the time is inf; a second spike that does not come is taken to come at the window's end.
-        """
-        earliest, second = self.times.topk(2, largest=False).values.unbind(1)
-        lead = (second.clamp(max=self.window) - earliest).clamp(min=0).nan_to_num(0.0)
-        return earliest, self.times.argmin(1), lead
-
-    def forced(self, time: float | Tensor) -> Tensor:
-        """[N] classes that are decided for if there is no more time: the earliest spike's, or the highest potential's.
-
-        Args:
-            time: [N], or one for all.
-        """
-        time = torch.as_tensor(time).expand(len(self))
-        earliest, prediction, _ = self.first()
-        highest = (self.potential + self.slope * time[:, None].clamp(max=self.window)).argmax(1)
+    def forced(self, time: float) -> Tensor:
+        """[N] classes that are decided for at a time: the earliest spike's, or the highest potential's without any."""
+        earliest, prediction = self.first()
+        highest = (self.potential + self.slope * min(time, self.window)).argmax(1)
         return torch.where(earliest <= time, prediction, highest)
 
 
@@ -148,7 +125,7 @@ def deadline_curve(outputs: Outputs, deadlines: Sequence[float] = ()) -> list[De
         deadlines: from the output window's start, in windows. Default: 11 from its start to its end.
     """
     deadlines = deadlines or [outputs.window * place / 10 for place in range(11)]
-    earliest, prediction, _ = outputs.first()
+    earliest, prediction = outputs.first()
     right = prediction == outputs.labels
     rows = []
     for part, early in zip(EARLY, outputs.early.unbind(1), strict=True):
@@ -166,142 +143,6 @@ def deadline_curve(outputs: Outputs, deadlines: Sequence[float] = ()) -> list[De
             )
         )
     return rows
-
-
-@dataclass(frozen=True)
-class ConfidenceRow:
-    """Images of a range of leads, from the surest on.
-
-    Attributes:
-        lead: the least in the range, in windows.
-        images: how many.
-        accuracy: of the earliest spike.
-    """
-
-    lead: float
-    images: int
-    accuracy: float
-
-
-def confidence(outputs: Outputs, groups: int = 10) -> list[ConfidenceRow]:
-    """Accuracy by the lead of the earliest spike, in groups of about as many images."""
-    _, prediction, lead = outputs.first()
-    order = lead.argsort(descending=True, stable=True)
-    rows = []
-    for part in order.tensor_split(groups):
-        if len(part):
-            right = prediction[part] == outputs.labels[part]
-            rows.append(ConfidenceRow(float(lead[part].min()), len(part), _share(right)))
-    return rows
-
-
-@dataclass(frozen=True)
-class EarlyExit:
-    """A rule: decide for the earliest spike as soon as it has led for `lead`.
-
-    Attributes:
-        lead: in windows.
-        error: that was asked for, a share of the images that exit.
-        bound: on that share, which holds with `confidence`.
-        confidence: of the statement.
-        images: on which it was chosen.
-    """
-
-    lead: float
-    error: float
-    bound: float
-    confidence: float
-    images: int
-
-
-@dataclass(frozen=True)
-class ExitFigures:
-    """What a rule does to some images.
-
-    Attributes:
-        exits: share that it decides early.
-        error: share of these that it decides wrongly; None without any.
-        accuracy: of all, the others being decided at the window's end.
-        time: mean decision time, windows from the image's start.
-        full_time: without the rule, to the window's end.
-    """
-
-    exits: float
-    error: float | None
-    accuracy: float
-    time: float
-    full_time: float
-
-
-def choose_exit(outputs: Outputs, error: float, *, confidence: float = 0.95) -> EarlyExit:
-    """The shortest lead whose exits are wrong in at most a stated share, on images that must not be those of training.
-
-    Leads are tried from the longest on, until one fails; so all that were accepted hold together with that confidence.
-
-    Args:
-        outputs: of held-out images.
-        error: share of the exits that may be wrong.
-        confidence: of the statement, for images drawn as these.
-    Raises:
-        ValueError: error or confidence outside (0, 1), or no lead that can promise this.
-    Source: Clopper and Pearson, Biometrika 26 (1934); fixed-sequence testing as in Angelopoulos et al., "Learn then
-        test", 2021.
-    """
-    for name, value in (("error", error), ("confidence", confidence)):
-        if not 0 < value < 1:
-            raise ValueError(f"choose_exit: {name} must be between 0 and 1; got {value}.")
-    earliest, prediction, lead = outputs.first()
-    lead, wrong = lead.masked_fill(earliest == torch.inf, 0.0), prediction != outputs.labels
-    accepted: EarlyExit | None = None
-    least = 1.0
-    for share in EXIT_SHARES:
-        tried = float(lead.quantile(1 - share))
-        if tried <= 0:
-            break
-        exits = lead >= tried
-        bound = upper_bound(int(wrong[exits].sum()), int(exits.sum()), confidence)
-        least = min(least, bound)
-        if bound > error:
-            if accepted is None and not bool(wrong[exits].any()):
-                continue  # too few images to promise anything, whatever they are: no failure is passed over
-            break
-        accepted = EarlyExit(tried, error, bound, confidence, len(outputs))
-    if accepted is None:
-        raise ValueError(
-            f"choose_exit: error must be one that {len(outputs):,} images can promise with {confidence:.0%} "
-            f"confidence, at least {least:.3%}; got {error:.3%}. Give more images or a larger error."
-        )
-    return accepted
-
-
-def exit_figures(outputs: Outputs, rule: EarlyExit) -> ExitFigures:
-    """What a rule does to images on which it was not chosen."""
-    earliest, prediction, lead = outputs.first()
-    exits = (lead >= rule.lead) & (earliest < torch.inf)
-    right = torch.where(exits, prediction, outputs.forced(outputs.window)) == outputs.labels
-    time = torch.where(exits, earliest + rule.lead, outputs.window).clamp(max=outputs.window)
-    return ExitFigures(
-        exits=_share(exits),
-        error=1 - _share(right[exits]) if bool(exits.any()) else None,
-        accuracy=_share(right),
-        time=outputs.start + float(time.mean()),
-        full_time=outputs.start + outputs.window,
-    )
-
-
-def upper_bound(failures: int, trials: int, confidence: float) -> float:
-    """Clopper and Pearson's upper bound on a share of which so many failures were seen in independent trials."""
-    if failures >= trials:
-        return 1.0
-    seen = torch.arange(failures + 1, dtype=torch.float64)
-    ways = math.lgamma(trials + 1) - torch.lgamma(seen + 1) - torch.lgamma(trials - seen + 1)
-    low, high = failures / trials, 1.0
-    for _ in range(BOUND_STEPS):
-        share = (low + high) / 2
-        logarithm = ways + seen * math.log(share) + (trials - seen) * math.log1p(-share) if share < 1 else None
-        tail = 0.0 if logarithm is None else float(logarithm.logsumexp(0).exp())
-        low, high = (share, high) if tail > 1 - confidence else (low, share)
-    return high
 
 
 def _share(truth: Tensor) -> float:
