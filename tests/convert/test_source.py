@@ -333,8 +333,8 @@ def test_no_answer_is_said(hub, monkeypatch):
 
 
 def test_replicas_have_the_names_of_their_projects():
-    assert "classifier.6.weight" in sources.chenyaofo().state_dict()
-    assert "head.fc.weight" in sources.edadaltocg().state_dict()
+    assert "classifier.6.weight" in sources.torchvision().state_dict()
+    assert "head.fc.weight" in sources.timm_pooled().state_dict()
     assert {"conv.0.cnn.weight", "fc.4.linear.weight"} <= sources.paper().state_dict().keys()
 
 

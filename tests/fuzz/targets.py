@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from recipes.make_events import write_aedat, write_bin
-from ttfs_triton.convert.clean import ConversionError
+from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.convert.source import open_weights
 from ttfs_triton.data.events import EventWindows
 from ttfs_triton.data.images import load_images

@@ -11,15 +11,14 @@ from typing import Annotated, Any, Literal, Protocol
 
 import torch
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from rich.console import Console
 from torch import Tensor
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json
 from ttfs_triton.command_line import run_command
-from ttfs_triton.convert.calibrate import calibrate_converted
-from ttfs_triton.convert.calibration import Calibration
-from ttfs_triton.convert.clean import ConversionError
+from ttfs_triton.convert.calibration import Calibration, calibrate_converted
+from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.convert.conversion import Converted, convert
 from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.convert.source import Weights, open_weights
@@ -45,7 +44,8 @@ class ConvertOptions(BaseModel):
     sha256: str | None = None
     """Refuse the file if it has another SHA-256."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel that the source was trained with, pixels in [0, 1]. Default: as its project does."""
+    """Mean of each channel that the source was trained with, pixels in [0, 1]. Default: what is written beside the
+    weights, ImageNet's for 7×7 maps, the paper's for its networks."""
     std: tuple[float, ...] | None = None
     """Standard deviation likewise."""
     trained_as: TrainedAs | None = None
@@ -61,8 +61,8 @@ class ConvertOptions(BaseModel):
     """Draw a new output layer."""
     seed: int = Field(0, ge=0)
     """Seed of what is drawn: the output layer, calibration images."""
-    image_size: int | None = Field(None, ge=1)
-    """Height and width of the images. Default: the source's."""
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """Side of square images, or height and width. Default: the source's."""
     psp_persistence: float | None = None
     """σ: 1 is the paper's neuron, 0 the two-phase neuron, which computes what an ANN with clamped ReLU does. Default:
     the source's, or 1."""

@@ -1,39 +1,74 @@
 """Which network a set of named tensors is: found by names and shapes, or refused with the reason.
 
-| layout | head | between maps and head | mean, std |
+| layout | convolutions | fully connected layers | between them |
 |---|---|---|---|
-| ours | `readout`, behind `features.fcN` | flattened | configuration |
-| torchvision VGG, also with batch norm | `classifier.0/3/6`, 7·7 places | adaptive average pool | ImageNet |
-| timm VGG | `pre_logits.fc1` (7×7 convolution), `fc2`, `head.fc` | adaptive average pool of small maps | ImageNet |
-| edadaltocg/vgg16_bn_cifar10 and the like | `head.fc` | global average pool | CIFAR |
-| huyvnphan/PyTorch_CIFAR10 | `classifier.0/3/6` | adaptive average pool | CIFAR |
-| chenyaofo/pytorch-cifar-models | `classifier.0/3/6`, square | flattened | CIFAR |
-| kuangliu/pytorch-cifar | `classifier` | flattened; its average pool of 1 does nothing | CIFAR |
-| Wei et al., ICCV 2023, published weights | `fc.N.linear`, behind `conv.N.cnn`, no bias | flattened | CIFAR |
+| ours | `features.convN` | `features.fcN`, `readout` | flattened |
+| torchvision VGG | `features.N` | `classifier.N`, or `classifier` alone | adaptive average pool |
+| timm VGG | `features.N` | `pre_logits.fc1`, `pre_logits.fc2`, `head.fc`, or the last alone | the same |
+| Wei et al., ICCV 2023 | `conv.N.cnn` | `fc.N.linear` | flattened |
+
+Other projects use the same names. The size of the head's input says how large the maps are that it was made for; mean
+and std of the images are known for ImageNet's 7×7 maps and the paper's networks only, else they must be given.
 
 The paper's networks for MNIST read pixels as spike times, without padding. Its names are the same for three networks:
 an ANN, and the spiking networks of its two scripts, "direct" and "proxy". Which one a file holds must be said.
-
-A configuration beside the weights (timm writes one) overrides the table's mean and std.
 """
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ttfs_triton.convert.clean import ConversionError
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.convert.checkpoint import ConversionError
+from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 TrainedAs = Literal["ann", "direct", "proxy"]
 """What weights were trained as: an ANN, or a spiking network of the paper's models/snn_directTrain_model.py (an analog
 first layer, decisions by the potential at the output window's end) or models/proxy_ann_model.py (a first layer of
 spiking neurons that read pixels, decisions by the potential at its start)."""
+
+Statistics = tuple[tuple[float, ...] | None, tuple[float, ...] | None]
+"""Mean and std of each channel of images with pixels in [0, 1]."""
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET_MAPS = 7  # height and width of the maps that heads trained on ImageNet read
+# What the paper's code normalises CIFAR-10 and CIFAR-100 by.
+CIFAR10_PAPER: Statistics = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CIFAR100_PAPER: Statistics = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
+MNIST_SIZE = (28, 28)
+DIRECT_DERIVATIVE_CLIP = 1e5
+# Convolutions between pools of VGG11, 13, 16 and 19.
+DEPTHS = ([1, 1, 2, 2, 2], [2, 2, 2, 2, 2], [2, 2, 3, 3, 3], [2, 2, 4, 4, 4])
+
 _OURS = re.compile(r"(?:features\.(?:conv|fc)\d+|readout)\..+")
+# What residual networks of torchvision, timm and the CIFAR projects have.
+_RESIDUAL = re.compile(r"(?:layers?|stages?)\.?\d+\.\d+\.conv1\.weight")
+_LAST = 3  # place of a layer whose name has no number, such as timm's head.fc behind fc1 and fc2
+
+
+@dataclass(frozen=True)
+class Names:
+    """How another project names the weights of its layers: patterns with a layer's number as their group.
+
+    Attributes:
+        layout: name of the layout.
+        convolution, dense: of convolutions and of fully connected layers.
+        between_dense: places of an `nn.Sequential` between two of the latter: an activation, perhaps dropout.
+    """
+
+    layout: str
+    convolution: str
+    dense: str
+    between_dense: int = 2
+
+
+TORCHVISION = Names("torchvision VGG", r"features\.(\d+)\.weight", r"classifier(?:\.(\d+))?\.weight")
+TIMM = Names("timm VGG", r"features\.(\d+)\.weight", r"(?:pre_logits\.fc(\d)|head\.fc)\.weight", between_dense=0)
+PAPER = Names("Wei et al., ICCV 2023", r"conv\.(\d+)\.cnn\.weight", r"fc\.(\d+)\.linear\.weight")
 
 
 @dataclass(frozen=True)
@@ -56,20 +91,9 @@ class SourceLayer:
     weight_gain: str | None = None
     skip_weight: str | None = None
 
-    def keys(self) -> list[str]:
-        """Keys of this layer's own tensors, without those of its batch norm."""
-        keys = (self.weight, self.weight_gain, self.bias, self.skip_weight)
-        return [key for key in keys if key is not None]
 
-
-@dataclass(frozen=True)
-class AveragePool:
-    """An adaptive average pool between the last maps and the first fully connected layer.
-
-    Attributes:
-        side: height and width of its output.
-        maps: height and width of its input.
-    """
+class AveragePool(NamedTuple):
+    """Adaptive average pool between the last maps, of a height and width, and the first fully connected layer."""
 
     side: int
     maps: tuple[int, int]
@@ -96,27 +120,22 @@ class Layout:
     assumptions: tuple[str, ...] = ()
 
 
+def is_own(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether names are those of a `TTFSNetwork`."""
+    return any(_OURS.fullmatch(key) for key in tensors)
+
+
 def own_layout(tensors: Mapping[str, Tensor], config: NetworkConfig) -> Layout:
     """The layout of a network of ours: trained as an ANN, with or without batch norm, or as a spiking network."""
     layers = []
     for name, layer in weighted_layers(skeleton(config)):
-        prefix = f"{name}." if name == "readout" else f"features.{name}."
+        path = name if name == "readout" else f"features.{name}"
+        bias, gain = (key if (key := f"{path}.{kind}") in tensors else None for kind in ("bias", "weight_gain"))
+        norm = f"{path}.batch_norm" if f"{path}.batch_norm.running_mean" in tensors else None
         layers.append(
-            SourceLayer(
-                name,
-                f"{prefix}weight",
-                f"{prefix}bias" if f"{prefix}bias" in tensors else None,
-                f"{prefix}batch_norm" if f"{prefix}batch_norm.running_mean" in tensors else None,
-                f"{prefix}weight_gain" if f"{prefix}weight_gain" in tensors else None,
-                f"{prefix}skip_weight" if layer.skip else None,
-            )
+            SourceLayer(name, f"{path}.weight", bias, norm, gain, f"{path}.skip_weight" if layer.skip else None)
         )
     return Layout("ours", tuple(layers), config, bound=1.0)
-
-
-def is_own(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether names are those of a `TTFSNetwork`."""
-    return any(_OURS.fullmatch(key) for key in tensors)
 
 
 def skeleton(config: NetworkConfig) -> TTFSNetwork:
@@ -133,56 +152,291 @@ def weighted_layers(network: TTFSNetwork) -> Iterator[tuple[str, WeightedLayer]]
     yield "readout", network.readout
 
 
-def check_layers(layout: Layout, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ConversionError unless every tensor of the layout is there, with the shape that its network needs."""
-    problems: list[str] = []
-    network = skeleton(layout.config)
-    last_convolution = next(
-        (layer for _, layer in reversed(list(weighted_layers(network))) if isinstance(layer, WeightedConv2d)), None
+def foreign_layout(
+    tensors: Mapping[str, Tensor],
+    *,
+    image_size: tuple[int, int] | None = None,
+    trained_as: TrainedAs | None = None,
+    statistics: Statistics = (None, None),
+    fallback: Statistics | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Layout:
+    """The layout of a VGG network of another project.
+
+    Args:
+        tensors: plain, by name.
+        image_size: (height, width) that the network shall be converted for. None: the size that its head was made for.
+        trained_as: see `TrainedAs`; needed for the paper's networks, whose names do not say it.
+        statistics: mean and std of the images that it was trained on. None: those of `config`, or those that are known.
+        fallback: mean and std that are taken if nothing else says any.
+        config: content of the config.json beside the weights, as timm writes it: mean, std and image size.
+    Raises:
+        ConversionError: the names are of no known network, or do not add up to one, or may be of several.
+    """
+    names, convolutions, places, dense = _recognised(tensors)
+    _check_trained_as(names, trained_as)
+    classes, in_channels = len(tensors[dense[-1].weight]), tensors[convolutions[0].weight].shape[1]
+    latency = names is PAPER and in_channels == 1
+    tokens = _convolution_tokens(tensors, convolutions, places, unpadded=latency)
+    pools = tokens.count("P2")
+    tokens += [str(len(tensors[layer.weight])) for layer in dense[:-1]]
+    assumptions = ["a 2×2 pool ends the convolutions"]
+    timm = _timm_values(config)
+    maps = tensors[dense[0].weight][0].numel() / len(tensors[convolutions[-1].weight])  # places of the head's maps
+    if latency:
+        size, pool, (mean, std) = image_size or MNIST_SIZE, None, (None, None)
+    else:
+        size, pool = _image_size(names, tensors[dense[0].weight], maps, pools, image_size or timm.get("size"))
+        known = (CIFAR100_PAPER if classes == 100 else CIFAR10_PAPER) if names is PAPER else None
+        known = IMAGENET if names is not PAPER and maps == IMAGENET_MAPS**2 else known
+        known = known if in_channels == 3 else None
+        (mean, std), said = _statistics(names, statistics, timm.get("statistics"), known, fallback)
+        assumptions.insert(0, said)
+    if pool is not None:
+        assumptions.append(f"an average pool turns maps of {pool.maps[0]}×{pool.maps[1]} into {pool.side}×{pool.side}")
+    depths = [stage.count("C") for stage in "-".join(tokens).split("P2")[:-1]]
+    if depths not in DEPTHS:
+        assumptions.append(f"none of VGG11, 13, 16 and 19: {depths} convolutions between pools")
+    layers = (*convolutions, *dense)
+    network = NetworkConfig(
+        "-".join(tokens),
+        in_channels=in_channels,
+        image_size=size,
+        classes=classes,
+        encoder="latency" if latency else "analog",
+        mean=mean,
+        std=std,
+        bias=any(layer.bias for layer in layers),
+        weight_standardisation=False,
+        analog=True,
+        batch_norm=any(layer.batch_norm for layer in layers),
     )
-    behind_maps = True
-    for source, (name, layer) in zip(layout.layers, weighted_layers(network), strict=True):
-        expected = list(layer.weight.shape)
-        if not isinstance(layer, WeightedConv2d):
-            if behind_maps and layout.pool is not None and last_convolution is not None:
-                expected[1] = last_convolution.out_channels * layout.pool.side**2
-            behind_maps = False
-        weight = tensors.get(source.weight)
-        if weight is None:
-            problems.append(f"{source.weight}: missing")
-            continue
-        shape = list(weight.shape if isinstance(layer, WeightedConv2d) else weight.flatten(1).shape)
-        if shape != expected:
-            problems.append(f"{source.weight}: {list(weight.shape)}, {name} needs {expected}")
-        vectors = [key for key in (source.bias, source.weight_gain) if key is not None]
-        if source.batch_norm is not None:
-            vectors += [f"{source.batch_norm}.{key}" for key in ("running_mean", "running_var")]
-            affine = [f"{source.batch_norm}.{key}" for key in ("weight", "bias")]
-            vectors += affine if any(key in tensors for key in affine) else []
-        sizes = {key: expected[:1] for key in vectors}
+    if names is PAPER:
+        network = _paper_network(network, trained_as)
+        assumptions.append(f"trained as {trained_as}, as said: the names are the same")
+    return Layout(names.layout, layers, network, 1.0 if names is PAPER else None, pool, tuple(assumptions))
+
+
+def _recognised(tensors: Mapping[str, Tensor]) -> tuple[Names, list[SourceLayer], list[int], list[SourceLayer]]:
+    """The project, its convolutions, the places behind each (2 with a pool), and its fully connected layers."""
+    convolutional = False
+    for names in (TORCHVISION, TIMM, PAPER):
+        convolutions = _numbered(tensors, names.convolution, (4,))
+        dense = _numbered(tensors, names.dense, (2, 4) if names is TIMM else (2,))
+        convolutional |= 0 in convolutions
+        if 0 in convolutions and dense:
+            layers, places = _chain(tensors, convolutions, "conv", 2)
+            return names, layers, places, _chain(tensors, dense, "fc", names.between_dense)[0]
+    if convolutional:
+        rest = [key for key in tensors if not key.startswith(("features.", "conv."))]
+        raise ConversionError(
+            "convert: the weights must have a classifier (classifier, head.fc or fc.N.linear) of linear layers; got "
+            f"{describe(tensors, rest) or 'none'}. A network without one computes no classes."
+        )
+    if any(_RESIDUAL.match(key) for key in tensors):
+        raise ConversionError(
+            f"convert: the weights must be of a network of ours, if it has skips; got another project's "
+            f"({describe(tensors)}). Its shortcuts mix or move channels, where ours are one synapse a neuron. "
+            "Train one by recipes/pretrain_ann.py --model resnet20, or resnet18, with --batch-norm if you like."
+        )
+    raise ConversionError(
+        "convert: the weights must be of a network of ours, a VGG with the names of torchvision or timm, or the "
+        f"paper's; got {describe(tensors)}. Rename the tensors to one of these layouts."
+    )
+
+
+def _numbered(tensors: Mapping[str, Tensor], pattern: str, dimensions: Sequence[int]) -> dict[int, str]:
+    """Keys of weights with so many dimensions by their layer's number, in order."""
+    found = {
+        int(match[1] or _LAST): key
+        for key in tensors
+        if (match := re.fullmatch(pattern, key)) and tensors[key].dim() in dimensions
+    }
+    return dict(sorted(found.items()))
+
+
+def _chain(
+    tensors: Mapping[str, Tensor], numbered: Mapping[int, str], kind: str, most: int
+) -> tuple[list[SourceLayer], list[int]]:
+    """Layers in order, and how many places without weights stand behind each: an activation, a pool or dropout.
+
+    Args:
+        tensors: of the source.
+        numbered: keys of the weights by place.
+        kind: "conv" or "fc", of which the last is the readout.
+        most: places that may stand between two layers, and stand behind the last: all VGGs end in a pool.
+    """
+    layers, places, numbers = [], [], list(numbered)
+    for index, (number, key) in enumerate(numbered.items()):
+        norm = f"{key.partition('.')[0]}.{number + 1}"
+        norm = norm if f"{norm}.running_mean" in tensors else None
+        between = most
+        if index + 1 < len(numbers):
+            between = numbers[index + 1] - number - (1 if norm is None else 2)
+        if not min(1, most) <= between <= most:
+            raise ConversionError(
+                f"convert: behind {key} there must be an activation, and perhaps a pool or dropout; got {between} "
+                f"places before {numbered[numbers[index + 1]]}. A layer is missing, or this is not a VGG network."
+            )
+        name = "readout" if kind == "fc" and index + 1 == len(numbers) else f"{kind}{index + 1}"
+        bias = f"{key.removesuffix('weight')}bias"
+        layers.append(SourceLayer(name, key, bias if bias in tensors else None, norm))
+        places.append(between)
+    without = [layer.weight for layer in layers if layer.bias is None]
+    if 0 < len(without) < len(layers):  # no project has such
+        raise ConversionError(
+            f"convert: all layers of a kind must have a bias, or none; got none for {', '.join(without)}."
+        )
+    return layers, places
+
+
+def _convolution_tokens(
+    tensors: Mapping[str, Tensor], layers: Sequence[SourceLayer], places: Sequence[int], unpadded: bool
+) -> list[str]:
+    """The convolutions and pools of a specification."""
+    tokens = []
+    for layer, behind in zip(layers, places, strict=True):
+        channels, _, height, width = tensors[layer.weight].shape
+        if (height, width) not in ((1, 1), (3, 3)) and not (unpadded and height == width):
+            raise ConversionError(
+                f"convert: {layer.weight} must be 3×3 (padding 1) or 1×1, as in VGG networks; got {height}×{width}, of "
+                "which the padding is unknown."
+            )
+        tokens += [f"{channels}C{height}{'p0' if unpadded else ''}", "P2"][:behind]
+    return tokens
+
+
+def _image_size(
+    names: Names, head: Tensor, places: float, pools: int, size: tuple[int, int] | None
+) -> tuple[tuple[int, int], AveragePool | None]:
+    """(height, width) of the images, and the average pool that their maps need to become what the head reads.
+
+    Args:
+        names: of the project.
+        head: weight of the first fully connected layer.
+        places: of the maps that it reads.
+        pools: 2×2 pools between images and maps.
+        size: (height, width) of the images. None: what the head was made for.
+    """
+    side = round(places**0.5)
+    maps = (side, side) if size is None else (size[0] // 2**pools, size[1] // 2**pools)
+    size = size or (side * 2**pools,) * 2
+    if min(maps) < 1 <= side:
+        raise ConversionError(
+            f"convert: image_size must be at least {2**pools} for {pools} pools; got {size}. Use larger images."
+        )
+    if places == maps[0] * maps[1]:
+        return size, None
+    if places != side**2:
+        raise ConversionError(
+            "convert: the first fully connected layer must read square maps of the last convolution's channels, or "
+            f"those of image_size; got weights {list(head.shape)}, {places:g} places a channel. Give the images' "
+            "height and width (--image-size)."
+        )
+    if names is PAPER:
+        raise ConversionError(
+            f"convert: image_size must be {side * 2**pools} for a head that reads maps of {side}×{side}; got {size}, "
+            f"which gives {maps[0]}×{maps[1]}."
+        )
+    if head.dim() == 4 and max(maps) > side:
+        raise ConversionError(
+            f"convert: image_size must leave maps of at most {side}×{side} for a timm VGG; got {size}, which gives "
+            f"{maps[0]}×{maps[1]}: its head would be applied at several places and averaged."
+        )
+    return size, AveragePool(side, maps)
+
+
+def _statistics(
+    names: Names, given: Statistics, timm: Statistics | None, known: Statistics | None, fallback: Statistics | None
+) -> tuple[Statistics, str]:
+    """Mean and std of the images that the source was trained on, and who says so."""
+    found = next((each for each in (timm, known, fallback) if each is not None), given)
+    if None in given and found is given:
+        raise ConversionError(
+            "convert: mean and std must be those of the images that the weights were trained on, which neither names "
+            "nor shapes say; got none. Give both (--mean, --std), pixels in [0, 1]."
+        )
+    said = "mean and std as given"
+    if None in given:
+        said = f"mean and std as {names.layout} has them: {found[0]}, {found[1]}"
+        said = "mean and std of the images to train on" if found is fallback else said
+        said = "mean and std of the config.json beside the weights" if found is timm else said
+    return (given[0] or found[0], given[1] or found[1]), said
+
+
+def _check_trained_as(names: Names, trained_as: TrainedAs | None) -> None:
+    if names is PAPER and trained_as is None:
+        raise ConversionError(
+            "convert: trained_as must be one of ann, direct, proxy for the paper's networks, whose names are the same; "
+            "got None. Give it (--trained-as): calibrating what was trained to spike would ruin it."
+        )
+    if names is not PAPER and trained_as not in (None, "ann"):
+        raise ConversionError(f"convert: trained_as must be ann for a {names.layout}; got {trained_as}. Leave it out.")
+
+
+def _paper_network(network: NetworkConfig, trained_as: TrainedAs | None) -> NetworkConfig:
+    """The network as the paper's script of that name has it; of one channel, pixels are spike times in all of them."""
+    if trained_as == "direct":
+        neuron = Neuron(derivative_clip=DIRECT_DERIVATIVE_CLIP)
+        return network.replace(analog=False, readout="potential_end", neuron=neuron)
+    if trained_as == "proxy":
+        encoder = "latency" if network.in_channels == 1 else "signed"
+        return network.replace(analog=False, readout="potential_start", neuron=Neuron(), encoder=encoder)
+    return network
+
+
+def _timm_values(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """ "statistics" (mean, std) and "size" (height, width) of a timm configuration, in its present or former form."""
+    values = {} if config is None else config.get("pretrained_cfg", config)
+    if not isinstance(values, Mapping):
+        return {}
+    mean, std, size = (values.get(name) for name in ("mean", "std", "input_size"))
+    found: dict[str, Any] = {}
+    if isinstance(mean, list) and isinstance(std, list):
+        found["statistics"] = tuple(map(float, mean)), tuple(map(float, std))
+    if isinstance(size, list) and len(size) == 3:
+        found["size"] = int(size[1]), int(size[2])
+    return found
+
+
+def check_tensors(layout: Layout, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ConversionError unless the tensors are all of the layout's, with the shapes that its network needs."""
+    problems, known, pool = [], set(), layout.pool
+    for source, (name, layer) in zip(layout.layers, weighted_layers(skeleton(layout.config)), strict=True):
+        shape = list(layer.weight.shape)
+        if not isinstance(layer, WeightedConv2d) and pool is not None:  # the first behind the maps
+            shape[1] = shape[1] // math.prod(pool.maps) * pool.side**2
+            pool = None
+        wanted = {key: shape[:1] for key in (source.bias, source.weight_gain) if key is not None}
+        wanted[source.weight] = shape
         if source.skip_weight is not None:
-            sizes[source.skip_weight] = [layer.skip]
-        for key, size in sizes.items():
+            wanted[source.skip_weight] = [layer.skip]
+        if (norm := source.batch_norm) is not None:
+            affine = ("weight", "bias") if {f"{norm}.weight", f"{norm}.bias"} & tensors.keys() else ()
+            wanted |= {f"{norm}.{key}": shape[:1] for key in ("running_mean", "running_var", *affine)}
+            known.add(f"{norm}.num_batches_tracked")
+        known |= wanted.keys()
+        for key, size in wanted.items():
             found = list(tensors[key].shape) if key in tensors else "missing"
-            if found != size:
+            if len(size) == 2 < len(found) and key in tensors:  # a convolution over all of its inputs is linear
+                fits = list(tensors[key].flatten(1).shape) == size
+            else:
+                fits = found == size
+            if not fits:
                 problems.append(f"{key}: {found}, {name} needs {size}")
     if problems:
         raise ConversionError(
             f"convert: the weights must be those of {layout.config.specification} ({layout.name}); got "
             f"{'; '.join(problems)}."
         )
+    if unused := [key for key in tensors if key not in known]:
+        raise ConversionError(
+            f"convert: every tensor must belong to {layout.config.specification} ({layout.name}); nothing takes "
+            f"{describe(tensors, unused)}. Remove them if they are not part of the network."
+        )
 
 
-def unused_keys(layout: Layout, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Keys that no layer of the layout accounts for; counters of training batches are nobody's loss."""
-    known = {key for layer in layout.layers for key in layer.keys()}
-    prefixes = {layer.batch_norm for layer in layout.layers} - {None}
-    norm_keys = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    known |= {f"{prefix}.{key}" for prefix in prefixes for key in norm_keys}
-    return [key for key in tensors if key not in known]
-
-
-def describe(tensors: Mapping[str, Tensor], keys: list[str] | None = None) -> str:
+def describe(tensors: Mapping[str, Tensor], keys: Sequence[str] | None = None) -> str:
     """Names and shapes for messages, the first twelve."""
     keys = list(tensors) if keys is None else keys
     text = ", ".join(f"{key} {list(tensors[key].shape)}" for key in keys[:12])

@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from ttfs_triton.convert.clean import WeightsError, clean
+from ttfs_triton.convert.checkpoint import WeightsError, clean
 from ttfs_triton.convert.download import FoundFile, download_weights
 from ttfs_triton.model.bundled import PREFIX, bundled_folder
 from ttfs_triton.model.description import CONFIG, BaseModel, ModelDescription
@@ -34,7 +34,7 @@ class Weights:
     """Named tensors and where they are from.
 
     Attributes:
-        tensors: by name, on the CPU, cleaned by `ttfs_triton.convert.clean.clean`.
+        tensors: by name, on the CPU, cleaned by `ttfs_triton.convert.checkpoint.clean`.
         name: of the source as it may be passed on: the Hub repository, or the file's name without its folders.
         file: where the weights lie on this machine.
         format: "safetensors" or "pickle" (tensors only).

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttfs_triton.convert import WeightsError
-from ttfs_triton.convert.clean import CONTAINERS, PREFIXES, clean
+from ttfs_triton.convert.checkpoint import CONTAINERS, PREFIXES, clean
 
 TENSORS = {"features.0.weight": torch.ones(2, 3), "features.1.num_batches_tracked": torch.tensor(7)}
 
