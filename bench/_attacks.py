@@ -13,6 +13,7 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import pyarrow
@@ -20,7 +21,10 @@ import pyarrow.parquet
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from ttfs_triton.model.files import CONFIG_CHECKSUM
+from ttfs_triton.model.weights import weight_bytes
 
 TRAIN = "quickstart.py --cpu --model 4C3-P2-8 --epochs 1 --batch-size 16 --data-dir data "
 NEW = TRAIN + "--output-dir new "
@@ -97,12 +101,12 @@ def _set(path: str, **values: object) -> None:
 
 
 def _network(**values: object) -> None:
-    """A config.json of before weights knew it, so that its content is read."""
-    path = Path("run/best/config.json")
-    config = json.loads(path.read_text()) | {"format_version": 2}
-    path.write_text(json.dumps(config | {"network": config["network"] | values}))
-    weights = Path("run/best/model.safetensors")
-    save_file(load_file(weights), weights)
+    """Another config.json, which the weights know, so that its content is read."""
+    path, weights = Path("run/best/config.json"), Path("run/best/model.safetensors")
+    config = json.loads(path.read_text())
+    content = json.dumps(config | {"network": config["network"] | values}).encode()
+    path.write_bytes(content)
+    weights.write_bytes(weight_bytes(load_file(weights), {CONFIG_CHECKSUM: sha256(content).hexdigest()}))
 
 
 def _unfinished() -> None:

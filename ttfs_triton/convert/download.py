@@ -9,7 +9,7 @@ import huggingface_hub
 
 from ttfs_triton.convert.checkpoint import WeightsError
 from ttfs_triton.model.description import CONFIG
-from ttfs_triton.model.download import HubError, download, hub_errors
+from ttfs_triton.model.hub import HubError, download, hub_errors
 
 
 @dataclass(frozen=True)
