@@ -10,7 +10,9 @@ from tests.data.fixtures import _own_cache, write_parquet
 from tests.train.runs import make_images
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.convert.grid_command import main
-from ttfs_triton.model import TTFSModel
+from ttfs_triton.model import TTFSModel, find_model
+from ttfs_triton.model.builder import build_network_of
+from ttfs_triton.model.load import load_model
 from ttfs_triton.nn import Grid, NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.nn.graph import NetworkError
 
@@ -27,6 +29,32 @@ def drawn(config=CONFIG, seed=0):
                 layer.weight_gain.uniform_(0.5, 1.5)
                 layer.bias.uniform_(-0.2, 0.2)
     return network
+
+
+OWN = """
+from torch import nn
+from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, PotentialReadout, put_on_grid
+
+def build(classes):
+    return nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 16), PotentialReadout(16, classes))
+
+def on_grid(classes):
+    network = build(classes)
+    put_on_grid(network, Grid(8, 4))
+    return network
+"""
+
+
+def test_recipe_puts_an_own_network_on_a_grid(tmp_path, write_parquet, capsys):
+    data, code = make_images(tmp_path / "images", write_parquet), tmp_path / "own.py"
+    code.write_text(OWN)
+    network = build_network_of(f"{code}:build", in_channels=1, image_size=(8, 8), classes=4)
+    TTFSModel(network, image_shape=(1, 8, 8), builder="own.py:build").save_pretrained(tmp_path / "plain")
+    words = [tmp_path / "plain", "--network", f"{code}:build", "--data-dir", data, "--output-dir", tmp_path / "grid"]
+    main(None, [str(word) for word in [*words, "--cpu", "--time-steps", 8, "--weight-bits", 4, "--images", 20]])
+    assert "name a function that calls ttfs_triton.nn.put_on_grid" in capsys.readouterr().out
+    loaded = load_model(find_model(tmp_path / "grid"), f"{code}:on_grid")
+    assert loaded.graph.grid == Grid(8, 4)
 
 
 def test_network_with_skips_comes_closer(device):

@@ -213,7 +213,7 @@ def test_spiking_source_is_not_calibrated(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "must name images to calibrate on"),
+        ([], "must name training images to calibrate on"),
         (["--dataset", "sample"], "images must be (3, 32, 32) (channels, height, width); got (1, 32, 32)"),
         (["--data-dir", "images"], "data_dir must hold readable parquet files"),
     ],

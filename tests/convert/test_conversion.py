@@ -9,7 +9,7 @@ from torch import nn
 from tests.convert import sources
 from tests.convert.sources import assert_same_logits, randomised, weights_of
 from ttfs_triton.convert import ConversionError, FoldedANN, convert
-from ttfs_triton.convert.layouts import CIFAR10_PAPER, CIFAR100_PAPER, IMAGENET
+from ttfs_triton.convert.foreign import CIFAR10_PAPER, CIFAR100_PAPER, IMAGENET
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.nn.models import VGG11

@@ -10,7 +10,7 @@ from tests.convert.sources import paper, randomised
 from ttfs_kernels import Neuron
 from ttfs_triton.convert import ConversionError, convert
 from ttfs_triton.convert.command import ConvertOptions, run
-from ttfs_triton.convert.layouts import CIFAR10_PAPER
+from ttfs_triton.convert.foreign import CIFAR10_PAPER
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.files import write_model
 from ttfs_triton.nn import NetworkConfig, SignedEncoder, TTFSNetwork

@@ -178,7 +178,7 @@ def test_programs_are_refused(tmp_path):
 @pytest.mark.parametrize("content", [[1, 2], torch.ones(3), {"a": "text"}, {"state_dict": {"a": 1}}, {}, None])
 def test_pickle_of_something_else_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(WeightsError, match=r"open_weights: w\.pt cannot be used: clean: weights must"):
+    with pytest.raises(WeightsError, match=r"open_weights: w\.pt cannot be used: plain_tensors: weights must"):
         open_weights(tmp_path / "w.pt")
 
 

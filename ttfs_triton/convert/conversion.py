@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.convert.fold import FoldedANN, FoldedLayer, fold_layers
+from ttfs_triton.convert.foreign import foreign_layout
 from ttfs_triton.convert.layouts import (
     Layout,
     Statistics,
     TrainedAs,
     check_tensors,
-    foreign_layout,
     is_own,
     own_layout,
     skeleton,
