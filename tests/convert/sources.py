@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ttfs_triton.convert import FoldedANN, Weights
 
 PLAN = (4, "M", 6, "M", 8, 8, "M", 8, 8, "M", 10, 10, "M")  # VGG11, narrow
+TIMM_CONFIG = {"mean": [0.49, 0.48, 0.45], "std": [0.2, 0.19, 0.21]}
 SHORT = (5, "M", 6, 6, "M")
 
 
@@ -52,12 +53,8 @@ class Named(nn.Module):
         return x
 
 
-def chenyaofo(classes: int = 10) -> nn.Module:
-    return Named(features=nn.Sequential(*features()), flatten=nn.Flatten(), classifier=classifier(10, 10, classes))
-
-
-def huyvnphan(classes: int = 10, side: int = 1, batch_norm: bool = True, hidden: int = 12) -> nn.Module:
-    """Also torchvision's, with side=7."""
+def torchvision(classes: int = 10, side: int = 1, batch_norm: bool = True, hidden: int = 12) -> nn.Module:
+    """Torchvision's own is the one with side=7."""
     return Named(
         features=nn.Sequential(*features(batch_norm=batch_norm)),
         avgpool=nn.AdaptiveAvgPool2d(side),
@@ -66,12 +63,13 @@ def huyvnphan(classes: int = 10, side: int = 1, batch_norm: bool = True, hidden:
     )
 
 
-def kuangliu(classes: int = 10) -> nn.Module:
-    layers = nn.Sequential(*features(), nn.AvgPool2d(1, 1))
-    return Named(features=layers, flatten=nn.Flatten(), classifier=nn.Linear(10, classes))
+def one_layer_head(classes: int = 10) -> nn.Module:
+    """Also named as torchvision names its layers."""
+    return Named(features=nn.Sequential(*features()), flatten=nn.Flatten(), classifier=nn.Linear(10, classes))
 
 
-def edadaltocg(classes: int = 10) -> nn.Module:
+def timm_pooled(classes: int = 10) -> nn.Module:
+    """Named as timm names its layers, with one pool and one layer behind the convolutions."""
     head = nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(10, classes)))
     return Named(features=nn.Sequential(*features()), pre_logits=nn.Identity(), head=head)
 
@@ -133,7 +131,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def weights_of(tensors: Mapping[str, Tensor] | nn.Module, config: Mapping[str, Any] | None = None) -> Weights:
-    """Weights as if read from a file."""
+    """Weights as if read from a file. Default configuration: mean and std, as timm writes them."""
     if isinstance(tensors, nn.Module):
         tensors = tensors.state_dict()
     return Weights(
@@ -142,7 +140,7 @@ def weights_of(tensors: Mapping[str, Tensor] | nn.Module, config: Mapping[str, A
         Path("file.pt"),
         "pickle",
         "0" * 64,
-        config=config,
+        config=TIMM_CONFIG if config is None else config,
     )
 
 

@@ -19,12 +19,13 @@ from ttfs_triton.convert import (
     layer_correlations,
 )
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
+from ttfs_triton.nn.graph import NetworkError
 
 IMAGES = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def pair(sigma: float = 1.0, **more) -> Converted:
-    return fit_range(convert(weights_of(randomised(sources.kuangliu())), neuron=Neuron(sigma), **more), IMAGES)
+    return fit_range(convert(weights_of(randomised(sources.one_layer_head())), neuron=Neuron(sigma), **more), IMAGES)
 
 
 def own(standardised: bool, encoder: str = "latency", sigma: float = 1.0) -> Converted:
@@ -128,10 +129,13 @@ def test_progress_names_each_layer():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: convert(weights_of(randomised(sources.kuangliu()))), "clamped to .0, 1.; got an upper bound of None"),
+        (
+            lambda: convert(weights_of(randomised(sources.one_layer_head()))),
+            "clamped to .0, 1.; got an upper bound of None",
+        ),
         (
             lambda: convert(weights_of(randomised(sources.paper())), trained_as="ann"),
-            "potentials; got bias=False",
+            "potentials; got bias=False in conv2",
         ),
     ],
 )
@@ -148,7 +152,7 @@ def test_other_networks_and_no_images_are_refused():
     with pytest.raises(ConversionError, match="at least one image"):
         calibrate(both.network, both.ann, IMAGES[:0])
     ann = TTFSNetwork(both.network.config.replace(analog=True))
-    with pytest.raises(ConversionError, match="spiking neurons with initial potentials; got an ANN"):
+    with pytest.raises(NetworkError, match="must consist of spiking layers here"):
         calibrate(ann, both.ann, IMAGES)
 
 
@@ -169,7 +173,7 @@ def test_calibration_is_shown_and_written():
 def test_calibrating_a_converted_network_fits_its_range_first():
     by_hand = pair()
     expected = calibrate(by_hand.network, by_hand.ann, IMAGES)
-    found, calibration = calibrate_converted(convert(weights_of(randomised(sources.kuangliu()))), IMAGES)
+    found, calibration = calibrate_converted(convert(weights_of(randomised(sources.one_layer_head()))), IMAGES)
     assert calibration == expected
     assert found.ann.bound == 1
     for mine, theirs in zip(found.network.parameters(), by_hand.network.parameters(), strict=True):

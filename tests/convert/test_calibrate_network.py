@@ -123,7 +123,7 @@ def test_residual_networks_of_a_specification(device):
 def test_what_cannot_be_calibrated_is_refused():
     with pytest.raises(ConversionError, match=r"layers must have initial potentials; got bias=False in conv3"):
         calibrate_network(skipping(bias=False), SMALL)
-    with pytest.raises(ConversionError, match="must get a network without a grid, and images; got no images"):
+    with pytest.raises(ConversionError, match="without a grid, and at least one image; got no images"):
         calibrate_network(skipping(), SMALL[:0])
     on_grid = skipping()
     put_on_grid(on_grid, Grid(8, 4))

@@ -22,7 +22,8 @@ COPY = ["--no-calibrate"]
 @pytest.fixture
 def vgg(tmp_path):
     path = tmp_path / "vgg.pth"
-    torch.save({"net": {f"module.{k}": v for k, v in randomised(sources.kuangliu()).state_dict().items()}}, path)
+    (tmp_path / "config.json").write_text(json.dumps(sources.TIMM_CONFIG))
+    torch.save({"net": {f"module.{k}": v for k, v in randomised(sources.one_layer_head()).state_dict().items()}}, path)
     return path
 
 
@@ -54,7 +55,7 @@ def test_recipe_writes_what_evaluation_loads(vgg, tmp_path, capsys):
     description = described(folder)
     assert description.base_model == BaseModel("vgg.pth", converted.weights.sha256)
     out = capsys.readouterr().out
-    assert "kuangliu/pytorch-cifar" in out
+    assert "torchvision VGG" in out
     assert "removed the prefix module." in out
     assert "written: " in out
 
@@ -83,6 +84,7 @@ def test_flags_reach_the_conversion(vgg, tmp_path):
     flags += " --input-normalisation weights --inexact-borders"
     command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags.split(), *COPY])
     config = load_network(tmp_path / "out").network.config
+    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["notes"][2] == "mean and std as given"
     assert (config.mean, config.encoder, config.readout) == (None, "latency", "first_spike")
 
 
@@ -114,7 +116,7 @@ def test_occupied_folder_is_refused_before_any_work(tmp_path, occupied, capsys):
         ("flip", [], "fails its checksum"),
         ("nothing", ["--sha256", "0" * 64], "must have the SHA-256 0000"),
         ("nothing", ["--classes", "3"], "classes must be 10"),
-        ("nothing", ["--image-size", "64"], "image_size must be 32"),
+        ("nothing", ["--image-size", "16"], "image_size must be at least 32"),
         ("extra", [], "every tensor must belong to"),
         ("missing", [], "features.4.weight"),
         ("remove", [], "source must be a file"),
@@ -132,7 +134,7 @@ def test_mistakes_end_in_a_message_and_leave_nothing(vgg, tmp_path, spoil, flags
     elif spoil == "remove":
         vgg.unlink()
     elif spoil in ("extra", "missing"):
-        tensors = sources.kuangliu().state_dict()
+        tensors = sources.one_layer_head().state_dict()
         tensors["extra"] = torch.ones(2)
         if spoil == "missing":
             del tensors["extra"]
@@ -159,7 +161,7 @@ def test_failed_write_leaves_nothing_half(vgg, tmp_path, failing, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         command.write_folder(converted, tmp_path / "out")
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == (["out", "vgg.pth"] if failing == "sync_folder" else ["vgg.pth"])
+    assert left == ["config.json", *(["out"] if failing == "sync_folder" else []), "vgg.pth"]
 
 
 def test_more_can_be_said_in_conversion_json(vgg, tmp_path):
@@ -211,7 +213,7 @@ def test_spiking_source_is_not_calibrated(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "must name images to calibrate on"),
+        ([], "must name training images to calibrate on"),
         (["--dataset", "sample"], "images must be (3, 32, 32) (channels, height, width); got (1, 32, 32)"),
         (["--data-dir", "images"], "data_dir must hold readable parquet files"),
     ],
@@ -225,3 +227,8 @@ def test_calibration_needs_fitting_images(vgg, tmp_path, flags, message, capsys,
     assert stopped.value.code == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_images_have_a_height_and_a_width(vgg, tmp_path):
+    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), "--image-size", "64", "32", *COPY])
+    assert load_network(tmp_path / "out").network.config.image_size == (64, 32)

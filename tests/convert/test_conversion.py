@@ -9,7 +9,7 @@ from torch import nn
 from tests.convert import sources
 from tests.convert.sources import assert_same_logits, randomised, weights_of
 from ttfs_triton.convert import ConversionError, FoldedANN, convert
-from ttfs_triton.convert.vgg import CIFAR10, CIFAR100, CIFAR100_CHENYAOFO, CIFAR100_PAPER, IMAGENET
+from ttfs_triton.convert.foreign import CIFAR10_PAPER, CIFAR100_PAPER, IMAGENET
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.nn.models import VGG11
@@ -20,15 +20,14 @@ NARROW = "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2"
 @pytest.mark.parametrize(
     ("build", "layout", "specification", "size"),
     [
-        (sources.chenyaofo, "chenyaofo/pytorch-cifar-models", f"{NARROW}-10-10", 32),
-        (sources.huyvnphan, "huyvnphan/PyTorch_CIFAR10", f"{NARROW}-12-12", 32),
-        (sources.kuangliu, "kuangliu/pytorch-cifar", NARROW, 32),
-        (sources.edadaltocg, "timm VGG without pre_logits (edadaltocg)", NARROW, 32),
+        (sources.torchvision, "torchvision VGG", f"{NARROW}-12-12", 32),
+        (sources.one_layer_head, "torchvision VGG", NARROW, 32),
+        (sources.timm_pooled, "timm VGG", NARROW, 32),
         (sources.paper, "Wei et al., ICCV 2023", f"{NARROW}-12-9", 32),
-        (lambda: sources.huyvnphan(5, side=7), "torchvision VGG", f"{NARROW}-12-12", 224),
-        (lambda: sources.huyvnphan(5, side=7, batch_norm=False), "torchvision VGG", f"{NARROW}-12-12", 224),
+        (lambda: sources.torchvision(5, side=7), "torchvision VGG", f"{NARROW}-12-12", 224),
+        (lambda: sources.torchvision(5, side=7, batch_norm=False), "torchvision VGG", f"{NARROW}-12-12", 224),
     ],
-    ids=["chenyaofo", "huyvnphan", "kuangliu", "edadaltocg", "paper", "torchvision_bn", "torchvision"],
+    ids=["small", "one layer", "timm", "paper", "torchvision_bn", "torchvision"],
 )
 def test_layout_is_recognised_and_folded_exactly(build, layout, specification, size):
     source = randomised(build())
@@ -42,7 +41,7 @@ def test_layout_is_recognised_and_folded_exactly(build, layout, specification, s
 
 @pytest.mark.parametrize("size", [32, 64, 96, 288, (32, 96)])
 def test_average_pool_of_other_image_sizes_folds_exactly(size):
-    source = randomised(sources.huyvnphan(side=7))
+    source = randomised(sources.torchvision(side=7))
     converted = convert(weights_of(source), image_size=size)
     shape = (size, size) if isinstance(size, int) else size
     assert_same_logits(converted.ann, source, torch.rand(3, 3, *shape))
@@ -50,14 +49,14 @@ def test_average_pool_of_other_image_sizes_folds_exactly(size):
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_global_average_pool_folds_exactly(size):
-    source = randomised(sources.edadaltocg())
+    source = randomised(sources.timm_pooled())
     assert_same_logits(convert(weights_of(source), image_size=size).ann, source, torch.rand(3, 3, size, size))
 
 
 @pytest.mark.parametrize("name", [pytest.param("vgg11", marks=pytest.mark.slow), "vgg11_bn"])
 def test_torchvision_network_folds_exactly(name):
     source = randomised(getattr(torchvision.models, name)(num_classes=7, init_weights=False))
-    converted = convert(weights_of(source))
+    converted = convert(weights_of(source, {}))
     assert converted.network.config.specification == VGG11
     assert (converted.network.config.mean, converted.network.config.std) == IMAGENET
     assert_same_logits(converted.ann, source, torch.rand(2, 3, 224, 224))
@@ -156,14 +155,14 @@ def test_hidden_activations_are_those_of_every_layer_before_pooling():
 
 
 def test_plain_relu_is_not_bounded():
-    source = randomised(sources.chenyaofo())
+    source = randomised(sources.torchvision())
     converted = convert(weights_of(source))
     assert converted.ann.hidden(torch.rand(2, 3, 32, 32))["conv1"].max() > 1
     assert any("activations of the source are not bounded" in note for note in converted.report.notes)
 
 
 def test_folded_network_needs_every_tensor():
-    ann = convert(weights_of(randomised(sources.kuangliu()))).ann
+    ann = convert(weights_of(randomised(sources.one_layer_head()))).ann
     tensors = ann.layers.state_dict()
     assert torch.equal(FoldedANN(ann.config, tensors, None)(torch.ones(1, 3, 32, 32)), ann(torch.ones(1, 3, 32, 32)))
     del tensors["conv2.bias"]
@@ -172,7 +171,7 @@ def test_folded_network_needs_every_tensor():
 
 
 def test_epsilon_of_batch_norm_can_be_given():
-    source = randomised(sources.kuangliu())
+    source = randomised(sources.one_layer_head())
     for module in source.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 1e-2
@@ -182,7 +181,7 @@ def test_epsilon_of_batch_norm_can_be_given():
 
 
 def test_batch_norm_without_affine_or_counter_folds():
-    source = randomised(sources.kuangliu())
+    source = randomised(sources.one_layer_head())
     for module in source.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.affine, module.weight, module.bias = False, None, None
@@ -191,7 +190,7 @@ def test_batch_norm_without_affine_or_counter_folds():
 
 
 def test_batch_norm_in_the_head_folds():
-    source = sources.huyvnphan()
+    source = sources.torchvision()
     layers = list(source.classifier)
     source.classifier = nn.Sequential(layers[0], nn.BatchNorm1d(12), nn.ReLU(), *layers[3:])
     source = randomised(source)
@@ -201,41 +200,55 @@ def test_batch_norm_in_the_head_folds():
 @pytest.mark.parametrize(
     ("build", "classes", "statistics"),
     [
-        (sources.chenyaofo, 10, CIFAR10),
-        (sources.chenyaofo, 100, CIFAR100_CHENYAOFO),
-        (sources.kuangliu, 100, CIFAR100),
-        (sources.paper, 10, CIFAR10),
+        (sources.paper, 10, CIFAR10_PAPER),
         (sources.paper, 100, CIFAR100_PAPER),
-        (lambda classes: sources.huyvnphan(classes, side=7), 10, IMAGENET),
+        (lambda classes: sources.torchvision(classes, side=7), 10, IMAGENET),
     ],
 )
 def test_mean_and_std_are_those_of_the_project(build, classes, statistics):
-    converted = convert(weights_of(build(classes)), trained_as="ann")
+    converted = convert(weights_of(build(classes), {}), trained_as="ann")
     assert (converted.network.config.mean, converted.network.config.std) == statistics
     assert any(str(statistics[0]) in note for note in converted.report.notes)
+
+
+def test_mean_and_std_must_be_said_where_nothing_says_them():
+    for source in (sources.torchvision(side=1), sources.timm_pooled()):
+        weights = weights_of(source, {})
+        for given in ({}, {"mean": (0.1, 0.2, 0.3)}):
+            with pytest.raises(ConversionError, match=r"mean and std must be those .* got none\. Give both"):
+                convert(weights, **given)
+        found = convert(weights, mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
+        assert found.report.notes[0] == "mean and std as given"
+        assert (found.network.config.mean, found.network.config.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
+        fallback = NetworkConfig("4C3", in_channels=3, encoder="analog", mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
+        assert convert(weights, config=fallback).network.config.mean == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("nested", [True, False])
 def test_timm_configuration_overrides_mean_std_and_size(nested):
     values = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 64, 64]}
     config = {"architecture": "vgg16_bn", "pretrained_cfg": values} if nested else values
-    network = convert(weights_of(sources.edadaltocg(), config)).network.config
+    network = convert(weights_of(sources.timm_pooled(), config)).network.config
     assert (network.mean, network.std, network.image_size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (64, 64))
 
 
 def test_given_mean_and_std_override_all_others():
-    network = convert(weights_of(sources.kuangliu()), mean=(0.1, 0.2, 0.3), std=(1, 2, 3)).network
+    network = convert(weights_of(sources.one_layer_head()), mean=(0.1, 0.2, 0.3), std=(1, 2, 3)).network
     assert (network.config.mean, network.config.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
     with pytest.raises(ConversionError, match="mean and std must not be given for a source that reads pixels"):
         convert(own_weights(ours(encoder="latency", mean=None, std=None)), mean=(0, 0, 0))
 
 
-def test_unknown_mean_and_std_are_said():
-    source = sources.kuangliu()
-    source.features[0] = nn.Conv2d(1, 4, 3, padding=1)
-    converted = convert(weights_of(source))
-    assert converted.network.config.mean is None
-    assert "mean and std unknown for 1 channels: 0 and 1" in converted.report.notes
+def test_maps_need_not_be_square():
+    layers = sources.features(sources.SHORT)
+    source = randomised(
+        sources.Named(features=nn.Sequential(*layers), flatten=nn.Flatten(), classifier=nn.Linear(210, 3))
+    )
+    converted = convert(weights_of(source), image_size=(28, 20))
+    assert converted.network.config.image_size == (28, 20)
+    assert_same_logits(converted.ann, source, torch.rand(3, 3, 28, 20))
+    with pytest.raises(ConversionError, match=r"must read square maps .*35 places a channel\. Give .*--image-size"):
+        convert(weights_of(source))
 
 
 def test_input_normalisation_folds_exactly_without_padding():
@@ -264,11 +277,11 @@ def test_input_normalisation_of_a_padded_layer_needs_consent():
 
 def test_latency_encoder_needs_folded_normalisation():
     with pytest.raises(ConversionError, match=r'encoder must be "analog" .*input_normalisation="weights"'):
-        convert(weights_of(sources.kuangliu()), encoder="latency")
+        convert(weights_of(sources.one_layer_head()), encoder="latency")
 
 
 def test_another_number_of_classes_is_refused_unless_the_head_may_be_replaced():
-    weights = weights_of(randomised(sources.chenyaofo()))
+    weights = weights_of(randomised(sources.torchvision(hidden=10)))
     with pytest.raises(ConversionError, match=r"classes must be 10, as file\.pt has; got 7.*replace_head=True"):
         convert(weights, classes=7)
     one, same, other = (convert(weights, classes=7, replace_head=True, seed=seed) for seed in (0, 0, 1))
@@ -294,10 +307,10 @@ def test_drawn_head_of_a_standardised_network_has_gains():
 
 def test_random_numbers_of_the_caller_are_left_alone():
     before = torch.get_rng_state()
-    convert(weights_of(sources.kuangliu().state_dict()), classes=3, replace_head=True)
+    convert(weights_of(sources.one_layer_head().state_dict()), classes=3, replace_head=True)
     after = torch.get_rng_state()
     torch.set_rng_state(before)
-    sources.kuangliu()
+    sources.one_layer_head()
     assert torch.equal(after, torch.get_rng_state())
 
 
@@ -310,12 +323,12 @@ def test_overrides_reach_the_network():
 @pytest.mark.parametrize("name", ["specification", "analog", "weight_standardisation", "width", "sigma"])
 def test_overrides_of_what_the_weights_say_are_refused(name):
     with pytest.raises(ConversionError, match=f"overrides must be among .*; got {name}"):
-        convert(weights_of(sources.kuangliu()), **{name: 1})
+        convert(weights_of(sources.one_layer_head()), **{name: 1})
 
 
 def test_biases_cannot_be_dropped():
     with pytest.raises(ConversionError, match="bias must be True for a source with biases or batch norm"):
-        convert(weights_of(sources.kuangliu()), bias=False)
+        convert(weights_of(sources.one_layer_head()), bias=False)
     assert not convert(weights_of(sources.paper()), trained_as="ann").network.config.bias
     network = convert(weights_of(sources.paper()), trained_as="ann", bias=True).network
     assert network.readout.bias is not None

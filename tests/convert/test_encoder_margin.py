@@ -5,7 +5,7 @@ import torch
 
 from tests.convert.test_calibrate import own
 from ttfs_triton.convert import calibrate
-from ttfs_triton.convert.encoder_margin import MOST, STEP, choose_margin, reader_of_encoder
+from ttfs_triton.convert.encoder_margin import LARGEST, STEP, choose_margin, reader_of_encoder
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.nn.trace import network_graph
 
@@ -26,7 +26,7 @@ def test_reader_of_an_encoder_comes_closer_to_the_ann(sigma, monkeypatch):
         both = own(standardised=True, encoder="analog", sigma=sigma)
         with monkeypatch.context() as patch:
             if not with_margin:
-                patch.setattr("ttfs_triton.convert.encoder_margin.MOST", 0.0)
+                patch.setattr("ttfs_triton.convert.encoder_margin.LARGEST", 0.0)
             first, reader, *_ = calibrate(both.network, both.ann, IMAGES).layers
         assert reader.after is not None
         return first.shift, reader.after
@@ -34,7 +34,7 @@ def test_reader_of_an_encoder_comes_closer_to_the_ann(sigma, monkeypatch):
     margin, closer = after(True)
     none, as_it_was = after(False)
     assert none == 0
-    assert -MOST <= margin < 0
+    assert -LARGEST <= margin < 0
     assert closer > as_it_was + 0.005
 
 
@@ -63,7 +63,9 @@ def test_margin_is_the_last_that_helps_and_readers_keep_their_potentials():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("found", "margin"), [([None, None], 0), ([0.5, None], 0), ([0.5, 0.5], 0), (range(99), MOST)])
+@pytest.mark.parametrize(
+    ("found", "margin"), [([None, None], 0), ([0.5, None], 0), ([0.5, 0.5], 0), (range(99), LARGEST)]
+)
 def test_margin_ends_where_nothing_is_gained(found, margin):
     stages = graph()
     answers = iter(found)

@@ -10,7 +10,7 @@ from tests.convert.sources import paper, randomised
 from ttfs_kernels import Neuron
 from ttfs_triton.convert import ConversionError, convert
 from ttfs_triton.convert.command import ConvertOptions, run
-from ttfs_triton.convert.vgg import CIFAR10
+from ttfs_triton.convert.foreign import CIFAR10_PAPER
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.files import write_model
 from ttfs_triton.nn import NetworkConfig, SignedEncoder, TTFSNetwork
@@ -24,7 +24,7 @@ IMAGES = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(3), d
 
 
 def normalised(images):
-    mean, std = (torch.tensor(values, dtype=images.dtype).view(-1, 1, 1) for values in CIFAR10)
+    mean, std = (torch.tensor(values, dtype=images.dtype).view(-1, 1, 1) for values in CIFAR10_PAPER)
     return (images - mean) / std
 
 
@@ -109,7 +109,7 @@ def test_what_the_weights_are_of_must_be_said(tmp_path):
 
 def test_others_cannot_be_called_what_they_are_not(tmp_path):
     vgg = nn.ModuleDict({"features": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "classifier": nn.Linear(64, 10)})
-    with pytest.raises(ConversionError, match="trained_as must be ann for a kuangliu/pytorch-cifar; got proxy"):
+    with pytest.raises(ConversionError, match="trained_as must be ann for a torchvision VGG; got proxy"):
         convert(saved(vgg, tmp_path / "a.pth"), trained_as="proxy")
     network = TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(8, 8)))
     write_model(tmp_path, network.state_dict(), ModelDescription.of(network.config))

@@ -15,7 +15,7 @@ from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 @pytest.mark.parametrize(
     "build",
-    [sources.chenyaofo, sources.huyvnphan, sources.kuangliu, sources.edadaltocg, sources.paper],
+    [sources.torchvision, sources.one_layer_head, sources.timm_pooled, sources.paper],
     ids=lambda build: build.__name__,
 )
 @pytest.mark.parametrize("replace_head", [False, True])
@@ -51,8 +51,8 @@ def test_report_of_kept_standardisation():
     report = convert(own(batch_norm=True)).report
     found = origins(report)
     assert found["conv1.weight"] == "features.conv1.weight"
-    assert found["conv1.weight_gain"] == "features.conv1.weight_gain × features.conv1.batch_norm.*"
-    assert found["conv1.bias"] == "features.conv1.batch_norm.*"
+    assert found["conv1.weight_gain"] == "features.conv1.weight_gain (batch norm folded)"
+    assert found["conv1.bias"] == "features.conv1.batch_norm.* (batch norm folded)"
     assert found["readout.bias"] == "readout.bias"
     keys = entries(report)
     gain, bias = "features.conv1.weight_gain", "features.conv1.bias"
@@ -79,7 +79,7 @@ def test_missing_biases_are_zeros_and_said():
 
 
 def test_report_is_json_and_a_table():
-    weights = weights_of(randomised(sources.huyvnphan(side=7)))
+    weights = weights_of(randomised(sources.torchvision(side=7)))
     report = convert(weights, image_size=32, classes=3, replace_head=True).report
     values = json.loads(json.dumps(report.to_dict()))
     assert values["layout"] == "torchvision VGG"
@@ -96,7 +96,7 @@ def test_report_is_json_and_a_table():
         "replaced (a new readout was asked for): classifier.6.weight, classifier.6.bias",
         "not needed (counts training batches): features.1.num_batches_tracked",
         "and 5 more",
-        "mean and std as torchvision VGG has them",
+        "mean and std of the config.json beside the weights",
         "0" * 64,
     ):
         assert part in text

@@ -178,7 +178,7 @@ def test_programs_are_refused(tmp_path):
 @pytest.mark.parametrize("content", [[1, 2], torch.ones(3), {"a": "text"}, {"state_dict": {"a": 1}}, {}, None])
 def test_pickle_of_something_else_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(WeightsError, match=r"open_weights: w\.pt cannot be used: clean: weights must"):
+    with pytest.raises(WeightsError, match=r"open_weights: w\.pt cannot be used: plain_tensors: weights must"):
         open_weights(tmp_path / "w.pt")
 
 
@@ -333,8 +333,8 @@ def test_no_answer_is_said(hub, monkeypatch):
 
 
 def test_replicas_have_the_names_of_their_projects():
-    assert "classifier.6.weight" in sources.chenyaofo().state_dict()
-    assert "head.fc.weight" in sources.edadaltocg().state_dict()
+    assert "classifier.6.weight" in sources.torchvision().state_dict()
+    assert "head.fc.weight" in sources.timm_pooled().state_dict()
     assert {"conv.0.cnn.weight", "fc.4.linear.weight"} <= sources.paper().state_dict().keys()
 
 

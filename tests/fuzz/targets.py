@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tempfile
@@ -18,22 +19,30 @@ import torch
 from PIL import Image
 
 from recipes.make_events import write_aedat, write_bin
-from ttfs_triton.convert.clean import ConversionError
+from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.convert.source import open_weights
 from ttfs_triton.data.events import EventWindows
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.recordings import recording_pixels
 from ttfs_triton.hardware.energy.chip_files import FOLDER, load_chip
 from ttfs_triton.model import LoadError, ModelDescription, Preprocessing, TTFSModel
+from ttfs_triton.model.files import CONFIG_CHECKSUM
 from ttfs_triton.model.images import network_input
 from ttfs_triton.model.weights import weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train.config import ConfigError, make_config, read_yaml
 
 NETWORK = NetworkConfig("2C3-P2-4", image_size=(4, 4), classes=2)
-# Format 2: its weights do not know it, so that what is fuzzed is reading it, not the checksum.
-CONFIG = json.dumps(ModelDescription.of(NETWORK).to_dict() | {"format_version": 2}).encode()
-WEIGHTS = weight_bytes(TTFSNetwork(NETWORK).state_dict())
+CONFIG = json.dumps(ModelDescription.of(NETWORK).to_dict()).encode()
+STATE = TTFSNetwork(NETWORK).state_dict()
+
+
+def _weights_of(config: bytes) -> bytes:
+    """Weights that know a config.json, so that what is fuzzed is reading it, not the checksum."""
+    return weight_bytes(STATE, {CONFIG_CHECKSUM: hashlib.sha256(config).hexdigest()})
+
+
+WEIGHTS = _weights_of(CONFIG)
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ def _network(folder: Path, content: bytes) -> object:
 
 
 def _model(folder: Path, content: bytes) -> object:
-    _written(folder, "model.safetensors", WEIGHTS)
+    _written(folder, "model.safetensors", _weights_of(content))
     _written(folder, "config.json", content)
     return TTFSModel.from_pretrained(folder)
 

@@ -1,5 +1,6 @@
 """A model's two files as one: every damaged bit refused, nothing allocated for what the weights do not fill."""
 
+import hashlib
 import json
 from functools import cache
 
@@ -7,7 +8,14 @@ import pytest
 import torch
 
 from ttfs_triton.model import BaseModel, LoadError, ModelDescription, TTFSModel
-from ttfs_triton.model.files import MAX_CONFIG_BYTES, model_bytes, network_tensors, read_model, write_model
+from ttfs_triton.model.files import (
+    CONFIG_CHECKSUM,
+    MAX_CONFIG_BYTES,
+    model_bytes,
+    network_tensors,
+    read_model,
+    write_model,
+)
 from ttfs_triton.model.weights import weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
@@ -31,10 +39,11 @@ def paths(folder):
 
 
 def rewrite(folder, tensors, **changes):
-    """A folder with a changed config.json, which the weights do not know."""
+    """A folder with a changed config.json, and weights that know it."""
     config, weights = paths(folder)
-    config.write_text(json.dumps(DESCRIPTION.to_dict() | changes))
-    weights.write_bytes(weight_bytes(tensors))
+    content = json.dumps(DESCRIPTION.to_dict() | changes).encode()
+    config.write_bytes(content)
+    weights.write_bytes(weight_bytes(tensors, {CONFIG_CHECKSUM: hashlib.sha256(content).hexdigest()}))
 
 
 def test_model_survives_its_files(folder, network):
@@ -80,10 +89,8 @@ def test_configuration_of_another_model_is_refused(folder, network, tmp_path_fac
         read_model(other / "config.json", folder / "model.safetensors")
 
 
-def test_weights_of_before_load_with_their_configuration_only(folder, network):
-    rewrite(folder, network.state_dict(), format_version=2)
-    assert read_model(*paths(folder))[0] == DESCRIPTION
-    rewrite(folder, network.state_dict(), format_version=3)
+def test_weights_that_do_not_know_their_configuration_are_refused(folder, network):
+    paths(folder)[1].write_bytes(weight_bytes(network.state_dict()))
     with pytest.raises(LoadError, match=r"must be those that it was written with; their header has format, tensors_"):
         read_model(*paths(folder))
 
@@ -93,10 +100,10 @@ def test_weights_of_before_load_with_their_configuration_only(folder, network):
     [
         (b"{", r"config\.json must be what training wrote; it is no JSON"),
         (b"\xff\xfe\xff", "it is no JSON"),
-        (b"[1]", "values must be an object with a format_version; got list"),
+        (b"[1]", "format_version must be 3 or 4; got None"),
         (b'{"a": ' * 100_000, "it is no JSON"),
         (b'{"format_version": ' + b"1" * 5000 + b"}", "it is no JSON"),
-        (b'{"format_version": 99}', r"format_version must be 1 to 4; got 99\. Upgrade ttfs-triton"),
+        (b'{"format_version": 99}', r"format_version must be 3 or 4; got 99\. Upgrade ttfs-triton"),
         (b" " * (MAX_CONFIG_BYTES + 1), "must have at most 16777216 bytes; it has more"),
     ],
 )
@@ -138,9 +145,7 @@ def test_networks_are_compared_before_memory_is_taken(folder, network, change, m
     size = values["image_size"]
     names = [str(place) for place in range(min(values["classes"], 10))]
     preprocessing = {"size": size, "mode": "L"}
-    rewrite(
-        folder, network.state_dict(), format_version=2, network=values, class_names=names, preprocessing=preprocessing
-    )
+    rewrite(folder, network.state_dict(), network=values, class_names=names, preprocessing=preprocessing)
     monkeypatch.setattr("ttfs_triton.model.files.read_weights", None)
     with pytest.raises(LoadError, match=message):
         TTFSModel.from_pretrained(folder)
@@ -149,10 +154,10 @@ def test_networks_are_compared_before_memory_is_taken(folder, network, change, m
 @pytest.mark.parametrize("kind", [torch.int64, torch.uint8])
 def test_other_types_are_refused(folder, network, kind):
     tensors = {name: tensor.to(kind) for name, tensor in network.state_dict().items()}
-    rewrite(folder, tensors, format_version=2)
+    rewrite(folder, tensors)
     with pytest.raises(LoadError, match=r"must hold the network of its config\.json; got features.* and 4 more"):
         read_model(*paths(folder))
-    rewrite(folder, network.state_dict() | {"readout.bias": torch.zeros(2).half()}, format_version=2)
+    rewrite(folder, network.state_dict() | {"readout.bias": torch.zeros(2).half()})
     with pytest.raises(LoadError, match=r"must be of one floating type; got torch\.float16, torch\.float32"):
         read_model(*paths(folder))
 

@@ -87,16 +87,20 @@ def test_normalisation_without_a_configuration_stays(tmp_path):
 
 
 def test_network_of_another_project_starts_a_run(tmp_path):
-    source = randomised(sources.kuangliu())
+    source = randomised(sources.one_layer_head())
     torch.save({"net": source.state_dict()}, tmp_path / "vgg.pth")
-    converted = convert(tmp_path / "vgg.pth")
-    network = target(converted.network.config, mean=(0, 0, 0), readout="potential_end", neuron=Neuron(0.25))
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    converted = convert(tmp_path / "vgg.pth", mean=mean, std=std)
+    network = target(converted.network.config, mean=mean, readout="potential_end", neuron=Neuron(0.25))
     base = load_weights(network, str(tmp_path / "vgg.pth")).base_model
     assert base == BaseModel("vgg.pth", converted.weights.sha256)
     for name, value in converted.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
     assert network.config == converted.network.config.replace(readout="potential_end", neuron=Neuron(0.25))
-    torch.testing.assert_close(network.features.conv1.mean.flatten(), torch.tensor([0.4914, 0.4822, 0.4465]))
+    torch.testing.assert_close(network.features.conv1.mean.flatten(), torch.tensor(mean))
+    (tmp_path / "config.json").write_text(json.dumps(sources.TIMM_CONFIG))
+    load_weights(network, str(tmp_path / "vgg.pth"))
+    torch.testing.assert_close(network.features.conv1.mean.flatten(), torch.tensor(sources.TIMM_CONFIG["mean"]))
 
 
 def test_converted_folder_starts_a_run_and_hands_its_origin_on(tmp_path):
@@ -200,8 +204,9 @@ def test_exact_conversion_is_not_calibrated(tmp_path):
 
 
 def test_plain_relu_is_scaled_into_range(tmp_path):
-    source = randomised(sources.kuangliu())
+    source = randomised(sources.one_layer_head())
     torch.save(source.state_dict(), tmp_path / "vgg.pth")
+    (tmp_path / "config.json").write_text(json.dumps(sources.TIMM_CONFIG))
     config = convert(tmp_path / "vgg.pth").network.config.replace(neuron=Neuron(0.0))
     images = torch.rand(16, 3, 32, 32)
     network = TTFSNetwork(config)

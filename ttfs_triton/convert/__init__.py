@@ -1,9 +1,14 @@
 """Weights from elsewhere: trained artificial networks, of ours and of other projects, as spiking networks."""
 
-from ttfs_triton.convert.calibrate import calibrate, calibrate_converted, layer_correlations
-from ttfs_triton.convert.calibrate_network import calibrate_network
-from ttfs_triton.convert.calibration import Calibration, LayerCalibration
-from ttfs_triton.convert.clean import ConversionError, WeightsError
+from ttfs_triton.convert.calibration import (
+    Calibration,
+    LayerCalibration,
+    calibrate,
+    calibrate_converted,
+    calibrate_network,
+    layer_correlations,
+)
+from ttfs_triton.convert.checkpoint import ConversionError, WeightsError
 from ttfs_triton.convert.conversion import Converted, convert
 from ttfs_triton.convert.fit_range import fit_range
 from ttfs_triton.convert.fold import FoldedANN

@@ -7,19 +7,18 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from rich.console import Console
 from torch import Tensor
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json
 from ttfs_triton.command_line import run_command
-from ttfs_triton.convert.calibrate import calibrate_converted
-from ttfs_triton.convert.calibration import Calibration
-from ttfs_triton.convert.clean import ConversionError
+from ttfs_triton.convert.calibration import calibrate_converted
+from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.convert.conversion import Converted, convert
 from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.convert.source import Weights, open_weights
@@ -30,10 +29,62 @@ from ttfs_triton.nn import NetworkConfig, Neuron
 from ttfs_triton.nn.config import Encoder
 
 
-class ConvertOptions(BaseModel):
-    """What to convert, into what, where to."""
+class CalibrationImages(BaseModel):
+    """Training images to calibrate on: options of every command that does."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str | None = None
+    """Hub data set whose training images to calibrate on, or "sample"."""
+    data_dir: Path | None = None
+    """Local folder with them: parquet files or class folders; of a network for an event camera, recordings."""
+    image_column: str | None = None
+    """Column of the images. Default: detected."""
+    label_column: str | None = None
+    """Column of the labels. Default: detected."""
+    seed: int = Field(0, ge=0)
+    """Seed of what is drawn: calibration images, a new output layer."""
+    cpu: bool = False
+    """Calibrate on the CPU even where there is a GPU."""
+
+    def load(self, function: str, description: ModelDescription, count: int) -> Tensor:
+        """Images of a network, [count, C, H, W], made as its own were: resized or cropped, or of recordings.
+
+        They are on the GPU where there is one and it is wanted.
+
+        Raises:
+            ConversionError: no data set is named, or its images have another shape.
+            ValueError, OSError, RuntimeError: images that cannot be used, or had.
+        """
+        if self.dataset is None and self.data_dir is None:
+            raise ConversionError(
+                f"{function}: --data-dir or --dataset must name training images to calibrate on; got neither. "
+                "Give one of them."
+            )
+        config, preprocessing = description.network, description.preprocessing
+        events = preprocessing.events
+        data = load_images(
+            self.dataset,
+            self.data_dir,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            image_size=None if events else config.image_size,
+            cropped=preprocessing.fit == "crop",
+            max_samples=None if events is None else count,  # of which files are read
+            samples_seed=self.seed,
+            streaming=events is None,
+            events=events,
+            progress=True,
+        )
+        wanted, found = (config.in_channels, *config.image_size), tuple(data.shape[1:])
+        if found != wanted:
+            raise ConversionError(f"{function}: images must be {wanted} (channels, height, width); got {found}.")
+        device = torch.device("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
+        return draw_images(data, count, self.seed).to(device)
+
+
+class ConvertOptions(CalibrationImages):
+    """What to convert, into what, where to."""
 
     source: Annotated[str, tyro.conf.Positional]
     """A run's folder, a file of weights (.safetensors; .bin, .pt, .pth, .pkl, of which only tensors are read), or a Hub
@@ -45,7 +96,8 @@ class ConvertOptions(BaseModel):
     sha256: str | None = None
     """Refuse the file if it has another SHA-256."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel that the source was trained with, pixels in [0, 1]. Default: as its project does."""
+    """Mean of each channel that the source was trained with, pixels in [0, 1]. Default: what is written beside the
+    weights, ImageNet's for 7×7 maps, the paper's for its networks."""
     std: tuple[float, ...] | None = None
     """Standard deviation likewise."""
     trained_as: TrainedAs | None = None
@@ -59,10 +111,8 @@ class ConvertOptions(BaseModel):
     """Number of classes. Default: the source's; another needs --replace-head."""
     replace_head: bool = False
     """Draw a new output layer."""
-    seed: int = Field(0, ge=0)
-    """Seed of what is drawn: the output layer, calibration images."""
-    image_size: int | None = Field(None, ge=1)
-    """Height and width of the images. Default: the source's."""
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """Side of square images, or height and width. Default: the source's."""
     psp_persistence: float | None = None
     """σ: 1 is the paper's neuron, 0 the two-phase neuron, which computes what an ANN with clamped ReLU does. Default:
     the source's, or 1."""
@@ -82,20 +132,10 @@ class ConvertOptions(BaseModel):
     # ---- calibration
     calibrate: bool = True
     """Choose initial potentials, layer by layer, that bring spikes closest to the ANN's activations; needs images."""
-    dataset: str | None = None
-    """Hub data set whose training images to calibrate on, or "sample"."""
-    data_dir: Path | None = None
-    """Local folder with them: parquet files or class folders; of a network for an event camera, recordings."""
-    image_column: str | None = None
-    """Column of the images. Default: detected."""
-    label_column: str | None = None
-    """Column of the labels. Default: detected."""
     calibration_images: int = Field(256, ge=1)
     """How many, drawn by the seed."""
     percentile: float = Field(99.9, gt=0, le=100)
     """Of a channel's activations that becomes 1, for an ANN whose ReLU has no upper bound."""
-    cpu: bool = False
-    """Calibrate on the CPU even where there is a GPU."""
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
@@ -132,71 +172,18 @@ def run(options: ConvertOptions) -> Converted:
     console.print(converted.report.table())
     calibration = None
     if options.calibrate and converted.needs_calibration:
-        converted, calibration = _calibrated(options, converted, console)
+        images = options.load("convert", description_of(converted), options.calibration_images)
+        with console.status("calibrating") as status:
+            converted, calibration = calibrate_converted(
+                converted,
+                images,
+                percentile=options.percentile,
+                progress=lambda name: status.update(f"calibrating {name}"),
+            )
         console.print(calibration.table())
     write_folder(converted, options.output_dir, {"calibration": None if calibration is None else calibration.to_dict()})
     console.print(f"written: {options.output_dir}", markup=False, highlight=False, soft_wrap=True)
     return converted
-
-
-def _calibrated(options: ConvertOptions, converted: Converted, console: Console) -> tuple[Converted, Calibration]:
-    """The network calibrated on training images, on the GPU where there is one."""
-    if options.dataset is None and options.data_dir is None:
-        raise ConversionError(
-            "convert: --data-dir or --dataset must name images to calibrate on; got neither. "
-            "Give one of them, or --no-calibrate."
-        )
-    description = description_of(converted)
-    images = calibration_images("convert", options, description, options.calibration_images)
-    with console.status("calibrating") as status:
-        return calibrate_converted(
-            converted,
-            images,
-            percentile=options.percentile,
-            progress=lambda name: status.update(f"calibrating {name}"),
-        )
-
-
-class ImageOptions(Protocol):
-    """Where images to calibrate on come from; fields of a command's options."""
-
-    dataset: str | None
-    data_dir: Path | None
-    image_column: str | None
-    label_column: str | None
-    seed: int
-    cpu: bool
-
-
-def calibration_images(function: str, options: ImageOptions, description: ModelDescription, count: int) -> Tensor:
-    """Training images of a network, [count, C, H, W], made as its own were: resized or cropped, or of recordings.
-
-    They are on the GPU where there is one and it is wanted.
-
-    Raises:
-        ConversionError: images of another shape.
-        ValueError, OSError, RuntimeError: images that cannot be used, or had.
-    """
-    config, preprocessing = description.network, description.preprocessing
-    events = preprocessing.events
-    data = load_images(
-        options.dataset,
-        options.data_dir,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        image_size=None if events else config.image_size,
-        cropped=preprocessing.fit == "crop",
-        max_samples=None if events is None else count,  # of which files are read
-        samples_seed=options.seed,
-        streaming=events is None,
-        events=events,
-        progress=True,
-    )
-    wanted, found = (config.in_channels, *config.image_size), tuple(data.shape[1:])
-    if found != wanted:
-        raise ConversionError(f"{function}: images must be {wanted} (channels, height, width); got {found}.")
-    device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
-    return draw_images(data, count, options.seed).to(device)
 
 
 def check_folder(folder: Path) -> None:

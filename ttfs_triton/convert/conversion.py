@@ -5,7 +5,6 @@ of the membrane potential persisting (σ above 0), or with activations above 1, 
 start only: calibrate or train them.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,29 +13,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ttfs_triton.convert.clean import ConversionError
+from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.convert.fold import FoldedANN, FoldedLayer, fold_layers
+from ttfs_triton.convert.foreign import foreign_layout
 from ttfs_triton.convert.layouts import (
     Layout,
+    Statistics,
     TrainedAs,
-    check_layers,
-    describe,
+    check_tensors,
     is_own,
     own_layout,
     skeleton,
-    unused_keys,
     weighted_layers,
 )
 from ttfs_triton.convert.report import ConversionReport, make_report
 from ttfs_triton.convert.source import Weights, open_weights
-from ttfs_triton.convert.vgg import vgg_layout
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification
 from ttfs_triton.nn.specification import Convolution
 
 # Fields of the network's configuration that the weights leave open; all others are the source's.
 FREE = frozenset("encoder max_value mean std readout neuron bias initial_gain dropout".split())
-# What residual networks of torchvision, timm and the CIFAR projects have.
-_RESIDUAL = re.compile(r"(?:layers?|stages?)\.?\d+\.\d+\.conv1\.weight")
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,8 @@ def convert(
     Args:
         source: what `open_weights` reads, or what it gave.
         sha256: see `open_weights`.
-        config: network of the source, where it is one of ours without a config.json beside it.
+        config: network of the source, where it is one of ours without a config.json beside it; else its mean and std
+            are those of a source that says none.
         classes: number of classes wanted. Default: the source's.
         image_size: side, or (height, width), of the images. Default: the source's.
         replace_head: draw a new readout for `classes` from `seed`; without it, another number is an error.
@@ -118,28 +115,36 @@ def convert(
         >>> from ttfs_triton.nn import Neuron
         >>> features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
         >>> vgg = nn.ModuleDict({"features": features, "classifier": nn.Linear(4 * 4 * 4, 10)})  # of 8×8 images
+        >>> statistics = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
         >>> with TemporaryDirectory() as folder:
         ...     torch.save(vgg.state_dict(), f"{folder}/vgg.pth")
-        ...     converted = convert(f"{folder}/vgg.pth", neuron=Neuron(psp_persistence=0.25))
+        ...     converted = convert(f"{folder}/vgg.pth", neuron=Neuron(psp_persistence=0.25), **statistics)
         >>> converted.network.config.specification, converted.report.layout, converted.needs_calibration
-        ('4C3-P2', 'kuangliu/pytorch-cifar', True)
+        ('4C3-P2', 'torchvision VGG', True)
         >>> converted.network(torch.rand(2, 3, 8, 8)).shape
         torch.Size([2, 10])
     """
     weights = source if isinstance(source, Weights) else open_weights(source, sha256=sha256)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    layout = recognise(weights, config, size, None if replace_head else classes, trained_as)
-    source_config = _with_statistics(layout, overrides)
+    if wrong := sorted(set(overrides) - FREE):
+        raise ConversionError(
+            f"convert: overrides must be among {', '.join(sorted(FREE))}; got {', '.join(wrong)}. The rest is what "
+            "the weights say."
+        )
+    statistics = (overrides.get("mean"), overrides.get("std"))
+    layout = recognise(weights, config, size, None if replace_head else classes, trained_as, statistics)
+    source_config = layout.config
     fold_input = input_normalisation == "weights" and source_config.encoder != "latency"
     # Standardised weights have mean 0 over a neuron's inputs, which dividing by std would end.
     standardised = keep_standardisation and not fold_input and all(layer.weight_gain for layer in layout.layers)
+    gain = float(overrides.get("initial_gain", source_config.initial_gain))
     layers = fold_layers(
         layout,
         weights.tensors,
         keep_standardisation=standardised,
         epsilon=batch_norm_epsilon,
-        statistics=_statistics(source_config, inexact_borders) if fold_input else None,
-        head=_head(source_config, classes, overrides, seed) if replace_head else None,
+        statistics=_normalisation(source_config, inexact_borders) if fold_input else None,
+        head=(classes or source_config.classes, gain, seed) if replace_head else None,
     )
     target = _target_config(source_config, layers, classes, standardised, fold_input, overrides)
     network = _network(target, layers)
@@ -153,61 +158,36 @@ def recognise(
     image_size: tuple[int, int] | None = None,
     classes: int | None = None,
     trained_as: TrainedAs | None = None,
+    statistics: Statistics = (None, None),
 ) -> Layout:
     """The layout of some weights, checked: every tensor accounted for, every shape right.
 
     Args:
         weights: see `open_weights`.
-        config: of a network of ours without a config.json.
+        config: see `convert`.
         image_size: (height, width) to convert for, or None.
         classes: that it must have, or None.
         trained_as: see `TrainedAs`, or None.
+        statistics: mean and std of the images that it was trained on, where the caller knows better.
     Raises:
         ConversionError: unknown, incomplete, superfluous or misshapen tensors, by name; other images or classes.
     """
-    tensors = weights.tensors
-    if is_own(tensors):
-        description = weights.description()
-        own = config if description is None else description.network
-        if own is None:
-            raise ConversionError(
-                f"convert: {weights.name} must have a config.json beside it, as training writes; it has none. "
-                "Keep both together."
-            )
-        if not isinstance(own, NetworkConfig):
-            raise ConversionError(
-                f"convert: {weights.name} must hold a network of a specification; got one that {own.builder} builds. "
-                "Fine-tune it with recipes/train_own.py --weights."
-            )
-        if image_size is not None and image_size != own.image_size:
-            raise ConversionError(
-                f"convert: image_size must be {own.image_size}, as {weights.name} was trained; got {image_size}."
-            )
-        if trained_as is not None and own.analog != (trained_as == "ann"):
-            kind = "an ANN" if own.analog else "a spiking network"
-            raise ConversionError(f"convert: trained_as must be left out for {weights.name}, {kind}; got {trained_as}.")
-        layout = own_layout(tensors, own)
+    if is_own(weights.tensors):
+        own = _own_config(weights, config, image_size, trained_as)
+        if any(statistics) and own.encoder == "latency":
+            raise ConversionError("convert: mean and std must not be given for a source that reads pixels as they are.")
+        mean, std = statistics
+        layout = own_layout(weights.tensors, own.replace(mean=mean or own.mean, std=std or own.std))
     else:
-        found = vgg_layout(tensors, weights.config, image_size, trained_as)
-        if found is None:
-            if any(_RESIDUAL.match(key) for key in tensors):
-                raise ConversionError(
-                    f"convert: {weights.name} must hold a network of ours, if it has skips; got another project's "
-                    f"({describe(tensors)}). Its shortcuts mix or move channels, where ours are one synapse a neuron. "
-                    "Train one by recipes/pretrain_ann.py --model resnet20, or resnet18, with --batch-norm if you like."
-                )
-            raise ConversionError(
-                f"convert: {weights.name} must hold a network of ours, a VGG of torchvision, timm or the known CIFAR "
-                f"projects, or the paper's; got {describe(tensors)}. Rename the tensors to one of these layouts."
-            )
-        layout = found
-    check_layers(layout, tensors)
-    unused = unused_keys(layout, tensors)
-    if unused:
-        raise ConversionError(
-            f"convert: every tensor must belong to {layout.config.specification} ({layout.name}); nothing takes "
-            f"{describe(tensors, unused)}. Remove them if they are not part of the network."
+        layout = foreign_layout(
+            weights.tensors,
+            image_size=image_size,
+            trained_as=trained_as,
+            statistics=statistics,
+            fallback=None if config is None else (config.mean, config.std),
+            config=weights.config,
         )
+    check_tensors(layout, weights.tensors)
     if classes not in (None, layout.config.classes):
         raise ConversionError(
             f"convert: classes must be {layout.config.classes}, as {weights.name} has; got {classes}. "
@@ -216,21 +196,36 @@ def recognise(
     return layout
 
 
-def _with_statistics(layout: Layout, overrides: Mapping[str, Any]) -> NetworkConfig:
-    """The source's configuration, with the mean and std that the caller knows better."""
-    wrong = sorted(set(overrides) - FREE)
-    if wrong:
+def _own_config(
+    weights: Weights,
+    config: NetworkConfig | None,
+    image_size: tuple[int, int] | None,
+    trained_as: TrainedAs | None,
+) -> NetworkConfig:
+    """What the config.json beside weights of ours says, or the caller; arguments as of `recognise`."""
+    description = weights.description()
+    own = config if description is None else description.network
+    if own is None:
         raise ConversionError(
-            f"convert: overrides must be among {', '.join(sorted(FREE))}; got {', '.join(wrong)}. The rest is what "
-            "the weights say."
+            f"convert: {weights.name} must have a config.json beside it, as training writes; it has none. "
+            "Keep both together."
         )
-    known = {name: overrides[name] for name in ("mean", "std") if overrides.get(name) is not None}
-    if known and layout.config.encoder == "latency":
-        raise ConversionError("convert: mean and std must not be given for a source that reads pixels as they are.")
-    return layout.config.replace(**known)
+    if not isinstance(own, NetworkConfig):
+        raise ConversionError(
+            f"convert: {weights.name} must hold a network of a specification; got one that {own.builder} builds. "
+            "Fine-tune it with recipes/train_own.py --weights."
+        )
+    if image_size not in (None, own.image_size):
+        raise ConversionError(
+            f"convert: image_size must be {own.image_size}, as {weights.name} was trained; got {image_size}."
+        )
+    if trained_as is not None and own.analog != (trained_as == "ann"):
+        kind = "an ANN" if own.analog else "a spiking network"
+        raise ConversionError(f"convert: trained_as must be left out for {weights.name}, {kind}; got {trained_as}.")
+    return own
 
 
-def _statistics(config: NetworkConfig, inexact_borders: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(config: NetworkConfig, inexact_borders: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std to fold, if folding is exact or accepted."""
     first = parse_specification(config.specification)[0]
     assert isinstance(first, Convolution)  # as in every network with an analog encoder
@@ -242,13 +237,6 @@ def _statistics(config: NetworkConfig, inexact_borders: bool) -> tuple[tuple[flo
             "change. Give inexact_borders=True (--inexact-borders) to accept that."
         )
     return mean, config.std or (1.0,) * config.in_channels
-
-
-def _head(
-    config: NetworkConfig, classes: int | None, overrides: Mapping[str, Any], seed: int
-) -> tuple[int, float, int]:
-    """Classes, initial gain and seed of a new readout."""
-    return classes or config.classes, float(overrides.get("initial_gain", config.initial_gain)), seed
 
 
 def _target_config(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import huggingface_hub
 
-from ttfs_triton.convert.clean import WeightsError
+from ttfs_triton.convert.checkpoint import WeightsError
 from ttfs_triton.model.description import CONFIG
-from ttfs_triton.model.download import HubError, download, hub_errors
+from ttfs_triton.model.hub import HubError, download, hub_errors
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""How far from firing an analog encoder's neurons should be where an image is even.
+"""How far from firing an analog encoder's neurons should be where an image is uniform.
 
-Standardised weights have no mean, so that an even patch of an image leaves a neuron near its initial potential. In a
-trained ANN that is near 0, and it does not matter whether such activations are a little above: the next layer reads
-almost nothing. A spiking layer with σ > 0 also reads whether a neuron fired, σ·w at once, and even patches become noise
-to it. A lower initial potential keeps those neurons silent, and costs the ANN's least activations.
+Standardised weights have no mean, so that a uniform patch of an image leaves the encoder's neurons near their initial
+potential, which is near 0 in a trained ANN. The next layer of the ANN reads almost nothing there; a spiking one with
+σ > 0 also reads whether a neuron fired, σ·w at once, and uniform patches become noise to it. A lower initial potential
+keeps those neurons silent, and costs the ANN's least activations.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 
-STEP, MOST = 0.05, 0.5  # threshold heights
-# Enough for one number, and each margin that is tried has the reader calibrated on them.
+STEP, LARGEST = 0.05, 0.5  # threshold heights
+# Enough for one number, and each margin that is tried has the next layer calibrated on them.
 MARGIN_IMAGES = 64
 
 
@@ -27,27 +27,27 @@ def reader_of_encoder(graph: NetworkGraph) -> Stage | None:
     return None
 
 
-def choose_margin(encoder: Stage, reader: Stage, correlation: Callable[[], float | None]) -> float:
-    """Lower the encoder's initial potentials as long as its reader comes closer to the ANN, in place.
+def choose_margin(encoder: Stage, reader: Stage, reader_correlation: Callable[[], float | None]) -> float:
+    """Lower an analog encoder's initial potentials as long as its reader comes closer to the ANN, in place.
 
     Args:
-        encoder, reader: see `reader_of_encoder`; the reader keeps its initial potentials.
-        correlation: calibrates the reader and tells its activations' correlation with the ANN's.
+        encoder, reader: the encoder, and the first spiking layer behind it, which keeps its initial potentials.
+        reader_correlation: calibrates the reader and tells its activations' correlation with the ANN's.
     Returns:
         By how much they were lowered, in threshold heights.
     """
-    bias, readers = encoder.weighted.bias, reader.weighted.bias
+    bias, reader_bias = encoder.weighted.bias, reader.weighted.bias
     assert bias is not None
-    assert readers is not None
-    first, its_first = bias.clone(), readers.clone()
-    best, margin = correlation(), 0.0
-    for step in range(1, round(MOST / STEP) + 1):
-        readers.copy_(its_first)
+    assert reader_bias is not None
+    first, reader_first = bias.clone(), reader_bias.clone()
+    best, margin = reader_correlation(), 0.0
+    for step in range(1, round(LARGEST / STEP) + 1):
+        reader_bias.copy_(reader_first)
         bias.copy_(first - step * STEP)
-        found = correlation()
+        found = reader_correlation()
         if best is None or found is None or found <= best:
             break
         best, margin = found, step * STEP
     bias.copy_(first - margin)
-    readers.copy_(its_first)
+    reader_bias.copy_(reader_first)
     return margin

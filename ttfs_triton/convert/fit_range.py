@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ttfs_triton.convert.clean import ConversionError
+from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.convert.conversion import Converted
 from ttfs_triton.convert.fold import FoldedANN
 

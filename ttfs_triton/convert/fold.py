@@ -3,6 +3,7 @@
 All of it is computed in float64 and is exact but for rounding, except for input normalisation at padded borders.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttfs_triton.convert.clean import ConversionError
+from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.convert.layouts import Layout, SourceLayer, skeleton, weighted_layers
 from ttfs_triton.nn import NetworkConfig, standardise_weight
 from ttfs_triton.nn.folding import BatchNorm
 from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
+
+BATCH_NORM, INPUT_NORMALISATION = "batch norm", "mean and std of the images"
 
 
 @dataclass(frozen=True)
@@ -65,28 +68,23 @@ def fold_layers(
         head: classes, initial gain and seed of a new readout, or None for the source's.
     """
     layers: list[FoldedLayer] = []
-    maps_seen = False
-    shapes = list(weighted_layers(skeleton(layout.config)))
-    for source, (name, shape) in zip(layout.layers, shapes, strict=True):
-        convolution = isinstance(shape, WeightedConv2d)
-        first_dense = not convolution and maps_seen
-        maps_seen = convolution
+    pool = layout.pool
+    for source, (name, shape) in zip(layout.layers, weighted_layers(skeleton(layout.config)), strict=True):
         if name == "readout" and head is not None:
             layers.append(_draw(*head, shape.weight[0].numel(), keep_standardisation, source.bias is not None))
             continue
         layer = _fold(source, tensors, keep_standardisation, epsilon)
         weight, bias, folded = layer.weight, layer.bias, list(layer.folded)
-        if not convolution:
+        if not isinstance(shape, WeightedConv2d):
             weight = weight.flatten(1)
-        if first_dense and layout.pool is not None:
-            weight = fold_average_pool(weight, layout.pool.side, layout.pool.maps)
-            folded.append("average pool")
+            if pool is not None:
+                weight, pool = fold_average_pool(weight, *pool), None
+                folded.append("average pool")
         if not layers and statistics is not None:
             weight, bias = fold_input_normalisation(weight, bias, *statistics)
-            folded.append("mean and std of the images")
-        kept = layer.weight_gain is not None
-        raw = layer.raw_weight if kept else weight
-        layers.append(FoldedLayer(name, weight, bias, raw, layer.weight_gain, layer.skip_weight, tuple(folded)))
+            folded.append(INPUT_NORMALISATION)
+        raw = weight if layer.weight_gain is None else layer.raw_weight
+        layers.append(dataclasses.replace(layer, weight=weight, bias=bias, raw_weight=raw, folded=tuple(folded)))
     return layers
 
 
@@ -106,7 +104,7 @@ def _fold(
         # The gain takes the scale as well as the weight would: it multiplies standardised weights.
         gain = None if gain is None else gain.double() * norm.scale()
         weight, bias = norm.fold(weight, bias)
-        folded.append("batch norm")
+        folded.append(BATCH_NORM)
     skip = None if source.skip_weight is None else tensors[source.skip_weight]
     return FoldedLayer(source.name, weight, bias, raw, gain if keep_standardisation else None, skip, tuple(folded))
 

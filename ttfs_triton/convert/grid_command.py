@@ -7,27 +7,28 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console
 
 from ttfs_triton.atomic import write_json
 from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.calibrate_grid import GridCalibration, calibrate_grid
-from ttfs_triton.convert.command import calibration_images, check_folder
-from ttfs_triton.model import TTFSModel
-from ttfs_triton.nn import Grid, TTFSNetwork
+from ttfs_triton.convert.command import CalibrationImages, check_folder
+from ttfs_triton.model import find_model
+from ttfs_triton.model.load import load_model
+from ttfs_triton.nn import Grid
 from ttfs_triton.nn.grid import MOST_STEPS
 
 
-class CalibrateOptions(BaseModel):
+class CalibrateOptions(CalibrationImages):
     """What to calibrate, for which grid, on which images, where to."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    network: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional]
     """A run's folder, one with config.json and model.safetensors, owner/name[@revision] on the Hub, or bundled:NAME."""
     output_dir: Path
     """Folder for model.safetensors, config.json and calibration.json; must not hold anything."""
+    network: str | None = None
+    """FILE.py:FUNCTION that builds the network, if code of yours does."""
 
     # ---- grid of a chip
     time_steps: int = Field(ge=1, le=MOST_STEPS)
@@ -35,25 +36,12 @@ class CalibrateOptions(BaseModel):
     weight_bits: int | None = Field(None, ge=2, le=16)
     """Bits of a weight, sign included. Default: weights are not rounded."""
     weight_units: Literal["channel", "tensor"] = "channel"
-    """What has its own unit, of which weights are multiples: each output channel, or each layer."""
+    """Quantisation granularity: one scale per output channel, or one per layer ("tensor")."""
     state_bits: int | None = Field(None, ge=4, le=62)
     """Bits of the registers that hold a neuron's slope and potential, which saturate. Default: as wide as it takes."""
 
-    # ---- images
-    dataset: str | None = None
-    """Hub data set whose training images to calibrate on, or "sample"."""
-    data_dir: Path | None = None
-    """Local folder with them: parquet files or class folders; of a network for an event camera, recordings."""
-    image_column: str | None = None
-    """Column of the images. Default: detected."""
-    label_column: str | None = None
-    """Column of the labels. Default: detected."""
     images: int = Field(512, ge=1)
-    """How many, drawn by the seed."""
-    seed: int = Field(0, ge=0)
-    """Of the draw."""
-    cpu: bool = False
-    """Calibrate on the CPU even where there is a GPU."""
+    """How many images, drawn by the seed."""
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
@@ -70,22 +58,16 @@ def run(options: CalibrateOptions) -> GridCalibration:
         OSError, RuntimeError: images that cannot be had, or a folder that cannot be written.
     """
     check_folder(options.output_dir)
-    if options.dataset is None and options.data_dir is None:
-        raise ValueError("calibrate: --data-dir or --dataset must name training images; got neither. Give one of them.")
     grid = Grid(options.time_steps, options.weight_bits, options.weight_units == "channel", options.state_bits)
-    model = TTFSModel.from_pretrained(options.network)
-    network, console = model.network, Console()
-    if not isinstance(network, TTFSNetwork):
-        raise ValueError(
-            f"calibrate: network must have a specification; got a {type(network).__name__}, which code of yours "
-            "builds. Call ttfs_triton.nn.put_on_grid where you build it."
-        )
-    images = calibration_images("calibrate", options, model.description, options.images)
+    model, console = load_model(find_model(options.model), options.network), Console()
+    images = options.load("calibrate", model.description, options.images)
     with console.status("calibrating") as status:
-        network.to(images.device)
+        network = model.network.to(images.device)
         found = calibrate_grid(network, images, grid, progress=lambda name: status.update(f"calibrating {name}"))
     console.print(found.table())
     model.cpu().save_pretrained(options.output_dir)
     write_json(options.output_dir / "calibration.json", found.to_dict())
+    if options.network is not None:
+        console.print("to load it, name a function that calls ttfs_triton.nn.put_on_grid(network, Grid(...))")
     console.print(f"written: {options.output_dir}", markup=False, highlight=False, soft_wrap=True)
     return found

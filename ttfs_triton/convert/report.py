@@ -1,12 +1,13 @@
 """Where every tensor of the source went, and where every parameter of the network is from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_jsonable_python
 from rich.table import Table
 
-from ttfs_triton.convert.fold import FoldedLayer
+from ttfs_triton.convert.fold import BATCH_NORM, INPUT_NORMALISATION, FoldedLayer
 from ttfs_triton.convert.layouts import Layout, SourceLayer
 from ttfs_triton.convert.source import Weights
 from ttfs_triton.nn import TTFSNetwork
@@ -17,7 +18,7 @@ class SourceEntry:
     """What became of one tensor of the source.
 
     Attributes:
-        key: its name, cleaned.
+        key: its name, without wrappers' prefixes.
         shape: its sizes.
         status: "used" as it is, "folded" into another, "replaced" on request, or "not needed".
         target: parameters that it went into.
@@ -76,35 +77,20 @@ class ConversionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return {
-            "source": self.source,
-            "format": self.format,
-            "sha256": self.sha256,
-            "revision": self.revision,
-            "layout": self.layout,
-            "specification": self.specification,
-            "notes": list(self.notes),
-            "sources": [
-                {
-                    "key": entry.key,
-                    "shape": list(entry.shape),
-                    "status": entry.status,
-                    "target": list(entry.target),
-                    "reason": entry.reason,
-                }
-                for entry in self.sources
-            ],
-            "targets": [
-                {"name": entry.name, "shape": list(entry.shape), "origin": entry.origin} for entry in self.targets
-            ],
-        }
+        return to_jsonable_python(self)
 
     def table(self) -> Table:
         """Every parameter and where it is from, for a terminal; below it, what was not used, and the notes."""
+        below = [f"SHA-256 {self.sha256}"]
+        for status, reason in dict.fromkeys((entry.status, entry.reason) for entry in self.sources):
+            if status in ("replaced", "not needed"):
+                keys = [entry.key for entry in self.sources if (entry.status, entry.reason) == (status, reason)]
+                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+                below.append(f"{status} ({reason}): {', '.join(keys[:3])}{more}")
         revision = f" at {self.revision[:12]}" if self.revision else ""
         table = Table(
             title=f"{self.source}{revision}, {self.layout}: {self.specification}",
-            caption="\n".join(self._below()),
+            caption="\n".join([*below, *self.notes]),
             caption_justify="left",
         )
         table.add_column("parameter", overflow="fold")
@@ -114,24 +100,9 @@ class ConversionReport:
             table.add_row(entry.name, "×".join(map(str, entry.shape)), entry.origin)
         return table
 
-    def _below(self) -> list[str]:
-        lines = [f"SHA-256 {self.sha256}"]
-        for status in ("replaced", "not needed"):
-            entries = [entry for entry in self.sources if entry.status == status]
-            for reason in dict.fromkeys(entry.reason for entry in entries):
-                keys = [entry.key for entry in entries if entry.reason == reason]
-                lines.append(
-                    f"{status} ({reason}): {', '.join(keys[:3])}{f' and {n} more' if (n := len(keys) - 3) > 0 else ''}"
-                )
-        return [*lines, *self.notes]
-
 
 def make_report(
-    weights: Weights,
-    layout: Layout,
-    layers: Sequence[FoldedLayer],
-    network: TTFSNetwork,
-    seed: int,
+    weights: Weights, layout: Layout, layers: Sequence[FoldedLayer], network: TTFSNetwork, seed: int
 ) -> ConversionReport:
     """The report; see `ConversionReport`.
 
@@ -141,35 +112,23 @@ def make_report(
         network: what they became.
         seed: of a drawn readout.
     """
-    pairs = list(zip(layout.layers, layers, strict=True))
     parameters = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    entries = {
-        entry.key: entry for source, folded in pairs for entry in _source_entries(source, folded, weights, parameters)
-    }
-    targets = [
-        TargetEntry(name, shape, _origin(name, source, folded, seed))
-        for source, folded in pairs
-        for name, shape in parameters.items()
-        if name.rpartition(".")[0] == _path(source)
-    ]
-    assert entries.keys() == weights.tensors.keys()
+    found, targets = {}, []
+    for source, folded in zip(layout.layers, layers, strict=True):
+        path = source.name if source.name == "readout" else f"features.{source.name}"
+        found |= {entry.key: entry for entry in _source_entries(source, folded, weights, path)}
+        targets += [
+            TargetEntry(name, shape, _origin(name.rpartition(".")[2], source, folded, seed))
+            for name, shape in parameters.items()
+            if name.rpartition(".")[0] == path
+        ]
     assert len(targets) == len(parameters)
-    return ConversionReport(
-        source=weights.name,
-        format=weights.format,
-        sha256=weights.sha256,
-        revision=weights.revision,
-        layout=layout.name,
-        specification=layout.config.specification,
-        sources=tuple(entries[key] for key in weights.tensors),
-        targets=tuple(targets),
-        notes=tuple(_notes(weights, layout, layers, network)),
-    )
-
-
-def _notes(weights: Weights, layout: Layout, layers: Sequence[FoldedLayer], network: TTFSNetwork) -> list[str]:
+    sources = [
+        found.get(key) or SourceEntry(key, tuple(value.shape), "not needed", (), "counts training batches")
+        for key, value in weights.tensors.items()
+    ]
     notes = [*weights.steps, *layout.assumptions]
-    if any("mean and std of the images" in layer.folded for layer in layers):
+    if any(INPUT_NORMALISATION in layer.folded for layer in layers):
         notes.append(f"mean and std folded into {layers[0].name}; inexact at borders that it pads")
     if layout.config.weight_standardisation and not network.config.weight_standardisation:
         notes.append("standardised weights folded into plain ones")
@@ -177,72 +136,56 @@ def _notes(weights: Weights, layout: Layout, layers: Sequence[FoldedLayer], netw
         notes.append("activations of the source are not bounded, spikes saturate at 1: calibrate or train the network")
     if not layout.config.analog:
         notes.append("the source is a spiking network; its weights are copied")
-    return notes
+    return ConversionReport(
+        weights.name,
+        weights.format,
+        weights.sha256,
+        weights.revision,
+        layout.name,
+        layout.config.specification,
+        tuple(sources),
+        tuple(targets),
+        tuple(notes),
+    )
 
 
-def _path(source: SourceLayer) -> str:
-    return source.name if source.name == "readout" else f"features.{source.name}"
-
-
-def _source_entries(
-    source: SourceLayer, folded: FoldedLayer, weights: Weights, parameters: dict[str, tuple[int, ...]]
-) -> list[SourceEntry]:
-    path = _path(source)
-    weight, bias = f"{path}.weight", f"{path}.bias"
-    gain = f"{path}.weight_gain"
-    # With standardised weights kept, what is folded goes into the gain.
-    scaled = gain if gain in parameters else weight
-    targets = {source.weight: (weight,), source.weight_gain: (scaled,), source.bias: (bias,)}
-    targets |= {source.skip_weight: (f"{path}.skip_weight",)}
-    norm = source.batch_norm
-    if norm is not None:
-        targets |= {f"{norm}.{key}": (scaled, bias) for key in ("running_mean", "running_var", "weight", "bias")}
-        targets |= {f"{norm}.running_mean": (bias,), f"{norm}.bias": (bias,)}
-    entries = []
-    for key, target in targets.items():
+def _source_entries(source: SourceLayer, folded: FoldedLayer, weights: Weights, path: str) -> Iterator[SourceEntry]:
+    """What became of each tensor of a layer; counters of training batches are left out."""
+    scaled = _scaled(folded)
+    kinds = {source.weight: ("weight",), source.weight_gain: (scaled,), source.bias: ("bias",)}
+    kinds |= {source.skip_weight: ("skip_weight",)}
+    norm = {"running_mean": ("bias",), "running_var": (scaled, "bias"), "weight": (scaled, "bias"), "bias": ("bias",)}
+    kinds |= {f"{source.batch_norm}.{key}": into for key, into in norm.items()}
+    for key, into in kinds.items():
         if key is None or key not in weights.tensors:
             continue
         shape = tuple(weights.tensors[key].shape)
         if folded.drawn:
-            entries.append(SourceEntry(key, shape, "replaced", (), "a new readout was asked for"))
+            yield SourceEntry(key, shape, "replaced", (), "a new readout was asked for")
             continue
-        reason = _reason(key, source, folded, gain in parameters)
-        entries.append(SourceEntry(key, shape, "folded" if reason else "used", target, reason))
-    counter = f"{norm}.num_batches_tracked"
-    if counter in weights.tensors:
-        shape = tuple(weights.tensors[counter].shape)
-        entries.append(SourceEntry(counter, shape, "not needed", (), "counts training batches"))
-    return entries
+        of_norm = key.rpartition(".")[0] == source.batch_norm
+        reason = BATCH_NORM if of_norm else ", ".join(_folded_into(into[0], folded))
+        yield SourceEntry(key, shape, "folded" if reason else "used", tuple(f"{path}.{kind}" for kind in into), reason)
 
 
-def _reason(key: str, source: SourceLayer, folded: FoldedLayer, standardised: bool) -> str:
-    """What was folded together with the tensor, or "" if it was used as it is."""
-    if key == source.skip_weight:
-        return ""
-    if key == source.weight:
-        return "" if standardised else ", ".join(folded.folded)
-    if key == source.bias:
-        return ", ".join(part for part in folded.folded if part not in ("weight standardisation", "average pool"))
-    if key == source.weight_gain:
-        return ", ".join(folded.folded)
-    return "batch norm"
+def _scaled(folded: FoldedLayer) -> str:
+    """The parameter that takes what a layer is scaled by: its gain, where standardised weights are kept."""
+    return "weight" if folded.weight_gain is None else "weight_gain"
 
 
-def _origin(name: str, source: SourceLayer, folded: FoldedLayer, seed: int) -> str:
-    kind = name.rpartition(".")[2]
+def _folded_into(kind: str, folded: FoldedLayer) -> list[str]:
+    """What was folded into a parameter, in words."""
+    if kind == "bias":
+        return [each for each in folded.folded if each in (BATCH_NORM, INPUT_NORMALISATION)]
+    return list(folded.folded) if kind == _scaled(folded) else []
+
+
+def _origin(kind: str, source: SourceLayer, folded: FoldedLayer, seed: int) -> str:
+    """Where a parameter is from, in words."""
     if folded.drawn:
         return "zero" if kind == "bias" else f"drawn, seed {seed}"
-    norm = source.batch_norm
-    if kind == "bias":
-        keys = [source.bias] if source.bias else []
-        keys += [f"{norm}.*"] if norm else []
-        keys += [source.weight] if "mean and std of the images" in folded.folded else []
-        return " + ".join(keys) or "zero: the source has none"
-    if kind == "skip_weight":
-        return f"{source.skip_weight}"
-    if kind == "weight_gain":
-        return f"{source.weight_gain}" + (f" × {norm}.*" if norm else "")
-    if folded.weight_gain is not None:
-        return source.weight
-    parts = f" ({', '.join(folded.folded)} folded)" if folded.folded else ""
-    return source.weight + parts
+    key = getattr(source, kind)
+    if key is None:
+        key = "zero: the source has none" if source.batch_norm is None else f"{source.batch_norm}.*"
+    reasons = _folded_into(kind, folded)
+    return key + (f" ({', '.join(reasons)} folded)" if reasons else "")

@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from ttfs_triton.convert.clean import WeightsError, clean
+from ttfs_triton.convert.checkpoint import WeightsError, plain_tensors
 from ttfs_triton.convert.download import FoundFile, download_weights
 from ttfs_triton.model.bundled import PREFIX, bundled_folder
 from ttfs_triton.model.description import CONFIG, BaseModel, ModelDescription
@@ -34,7 +34,7 @@ class Weights:
     """Named tensors and where they are from.
 
     Attributes:
-        tensors: by name, on the CPU, cleaned by `ttfs_triton.convert.clean.clean`.
+        tensors: by name, on the CPU, without containers and prefixes of wrappers.
         name: of the source as it may be passed on: the Hub repository, or the file's name without its folders.
         file: where the weights lie on this machine.
         format: "safetensors" or "pickle" (tensors only).
@@ -103,12 +103,12 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
             )
     content, kind = _read(found.file, verified=sha256 is not None or found.sha256 is not None)
     try:
-        cleaned = clean(content, most_bytes=found.file.stat().st_size)
+        tensors, steps = plain_tensors(content, most_bytes=found.file.stat().st_size)
     except WeightsError as error:
         raise WeightsError(f"open_weights: {found.name} cannot be used: {error}") from error
     config = _read_config(found.config, found.file if kind == "safetensors" else None)
     return Weights(
-        cleaned.tensors,
+        tensors,
         found.name,
         found.file,
         kind,
@@ -116,7 +116,7 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
         found.repository,
         found.revision,
         config,
-        cleaned.steps,
+        steps,
     )
 
 

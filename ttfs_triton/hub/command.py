@@ -13,10 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from ttfs_triton.command_line import run_command
-from ttfs_triton.hub.account import check_account, open_repository
-from ttfs_triton.hub.card import Package
-from ttfs_triton.hub.publish import publish, upload
-from ttfs_triton.model.download import HubError
+from ttfs_triton.hub.card import ALLOWED, Package
+from ttfs_triton.hub.publish import publish
+from ttfs_triton.model.hub import HubError, check_account, open_repository, upload
 from ttfs_triton.report.energy_tables import CARD_CHIPS
 
 
@@ -84,7 +83,8 @@ def run(options: PublishOptions, console: Console) -> None:
         return
     open_repository(options.repo_id, private=not options.public)
     try:
-        url = upload(found.package, options.repo_id, commit_message=options.commit_message)
+        files = found.package.files
+        url = upload(files, options.repo_id, stale=ALLOWED, commit_message=options.commit_message)
     except HubError as error:
         raise HubError(
             f"{error}\nNothing has changed in {options.repo_id}; {options.run} is as it was. Go on with:\n"

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from torch import nn
 
-from ttfs_triton.hub.account import check_account, check_name, open_repository
 from ttfs_triton.hub.card import ALLOWED, Package, make_package
-from ttfs_triton.hub.facts import ModelFacts, read_facts
-from ttfs_triton.model.download import hub_errors
+from ttfs_triton.hub.facts import read_facts
+from ttfs_triton.model.hub import check_account, check_name, open_repository, upload
 from ttfs_triton.model.locate import find_model
-from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.report.energy_tables import CARD_CHIPS
 
 
@@ -72,36 +69,5 @@ def publish(
     if dry_run:
         return Published(package, None)
     open_repository(repo_id, private=private, token=token)
-    return Published(package, upload(package, repo_id, token=token, commit_message=commit_message))
-
-
-def publish_model(
-    model: TTFSModel, repo_id: str, *, private: bool, token: str | None, license: str | None, commit_message: str
-) -> str:
-    """`TTFSModel.push_to_hub`; returns the address of the commit."""
-    check_account(repo_id, token=token)
-    open_repository(repo_id, private=private, token=token)
-    package = make_package(ModelFacts(model), repo_id, license=license)
-    return upload(package, repo_id, token=token, commit_message=commit_message)
-
-
-def upload(package: Package, repo_id: str, *, token: str | None = None, commit_message: str = "Publish model") -> str:
-    """Send files as one commit: all of them, or no change. Files of ours that are out of date are removed by it.
-
-    Returns:
-        The address of the commit.
-    Raises:
-        HubError: the connection broke, or the Hub refused.
-    """
-    api = HfApi(token=token)
-    with hub_errors("publish", repo_id):
-        stale = {name for name in api.list_repo_files(repo_id) if name in ALLOWED} - set(package.files)
-        commit = api.create_commit(
-            repo_id,
-            [
-                *(CommitOperationAdd(name, content) for name, content in package.files.items()),
-                *(CommitOperationDelete(name) for name in sorted(stale)),
-            ],
-            commit_message=commit_message,
-        )
-    return commit.commit_url
+    url = upload(package.files, repo_id, stale=ALLOWED, token=token, commit_message=commit_message)
+    return Published(package, url)

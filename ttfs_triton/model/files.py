@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_triton.atomic import write_bytes
-from ttfs_triton.model.description import CONFIG, FORMAT_VERSION, ModelDescription
+from ttfs_triton.model.description import CONFIG, OWN, SPECIFIED, ModelDescription
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import (
     CHECKSUM,
@@ -26,7 +26,6 @@ from ttfs_triton.model.weights import (
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 CONFIG_CHECKSUM = "config_sha256"  # key in the metadata of the weights
-PAIRED_FORMAT = 3  # of config.json, from which on weights must know it
 MAX_CONFIG_BYTES = 2**24
 Tensors = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -108,7 +107,7 @@ def check_pair(config: bytes, header: Header, path: Path) -> Any:
     """Make sure that a config.json is, bit for bit, the one that weights were written with.
 
     Args:
-        config: content of the file. Formats 1 and 2 were not known to the weights: nothing is compared there.
+        config: content of the file; of another project, without a format_version, weights may know none.
         header: of the weights.
         path: of config.json, for messages.
     Returns:
@@ -126,9 +125,8 @@ def check_pair(config: bytes, header: Header, path: Path) -> Any:
         values = json.loads(config.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # also numbers with too many digits
         raise LoadError(f"load: {path} must be what training wrote; it is no JSON ({error}).") from error
-    version = values.get("format_version") if isinstance(values, dict) else None
-    paired = isinstance(version, int) and PAIRED_FORMAT <= version <= FORMAT_VERSION
     ours = {"format", CHECKSUM, CONFIG_CHECKSUM}
+    paired = isinstance(values, dict) and values.get("format_version") in (SPECIFIED, OWN)
     if (paired or known is not None) and (header.metadata.keys() != ours or header.metadata["format"] != "pt"):
         raise LoadError(
             f"load: the weights beside {path} must be those that it was written with; their header has "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ttfs_triton.model.bundled import PREFIX, bundled_folder
 from ttfs_triton.model.description import CONFIG
-from ttfs_triton.model.download import REPOSITORY, HubError, download
+from ttfs_triton.model.hub import REPOSITORY, HubError, download
 from ttfs_triton.model.weights import WEIGHTS, LoadError
 
 

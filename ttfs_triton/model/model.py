@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, TypedDict, Unpack, overload
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCardData, PyTorchModelHubMixin
 from PIL import Image
 from torch import Tensor, nn
 
+import ttfs_triton
 from ttfs_triton.model.classification import Classification, Decision, check_options, classify_batch
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, BaseModel, ModelDescription
-from ttfs_triton.model.files import read_model, write_model
+from ttfs_triton.model.files import model_bytes, read_model, write_model
+from ttfs_triton.model.hub import check_account, open_repository, upload
 from ttfs_triton.model.images import ImageLike, network_input, split_images
 from ttfs_triton.model.locate import ModelFiles, find_model
 from ttfs_triton.model.own_network import OwnNetwork, describe_network
@@ -24,6 +26,15 @@ from ttfs_triton.nn.trace import image_shape_of, unwrapped
 
 Network = nn.Module | Callable[[], nn.Module]
 """A network, or a function without arguments that builds it."""
+
+
+class ClassifyOptions(TypedDict, total=False):
+    """Keywords of `TTFSModel.classify`."""
+
+    top_k: int
+    decision: Decision
+    window_ms: float | None
+    batch_size: int
 
 
 class TTFSModel(
@@ -254,7 +265,7 @@ class TTFSModel(
         license: str | None = None,
         commit_message: str = "Publish model",
     ) -> str:
-        """Publish this model as it is, with a card without results; `recipes/publish.py` takes those from a run.
+        """Publish this model as it is, with a short card; `recipes/publish.py` writes one with a run's results.
 
         Args:
             repo_id: "owner/name"; made if need be.
@@ -267,44 +278,39 @@ class TTFSModel(
         Raises:
             HubError: no token, no right to write there, a repository of another visibility, or no connection.
         """
-        from ttfs_triton.hub.publish import publish_model  # needs what writes cards
+        check_account(repo_id, token=token)
+        open_repository(repo_id, private=private, token=token)
+        files = model_bytes(self.state_dict(), self.description)
+        files["README.md"] = self._plain_card(repo_id, license).encode()
+        return upload(files, repo_id, token=token, commit_message=commit_message)
 
-        return publish_model(
-            self, repo_id, private=private, token=token, license=license, commit_message=commit_message
+    def _plain_card(self, repo_id: str, license: str | None) -> str:
+        """A model card of what is known without a run: what the network is and how it is loaded."""
+        known, base = self.description.network, self.description.base_model
+        metadata = ModelCardData(
+            license=license,
+            library_name=LIBRARY,
+            pipeline_tag="image-classification",
+            tags=["image-classification"] if known.analog else TAGS,
+            base_model=None if base is None else base.name,
+            model_name=repo_id.rpartition("/")[2],
+        )
+        build = "" if isinstance(known, NetworkConfig) else ", network=build()"
+        return (
+            f"---\n{metadata.to_yaml()}\n---\n\n# {repo_id.rpartition('/')[2]}\n\n"
+            f"A time-to-first-spike network ([Wei et al., ICCV 2023]({PAPER})), made with `{LIBRARY}` "
+            f"{ttfs_triton.__version__}. Not evaluated.\n\n```python\nfrom ttfs_triton import TTFSModel\n\n"
+            f'model = TTFSModel.from_pretrained("{repo_id}"{build})\nprint(model.classify("image.png"))\n```\n'
         )
 
     @overload
-    def classify(
-        self,
-        images: Image.Image | str | Path,
-        *,
-        top_k: int = ...,
-        decision: Decision = ...,
-        window_ms: float | None = ...,
-        batch_size: int = ...,
-    ) -> Classification: ...
+    def classify(self, images: Image.Image | str | Path, **options: Unpack[ClassifyOptions]) -> Classification: ...
 
     @overload
-    def classify(
-        self,
-        images: Sequence[ImageLike],
-        *,
-        top_k: int = ...,
-        decision: Decision = ...,
-        window_ms: float | None = ...,
-        batch_size: int = ...,
-    ) -> list[Classification]: ...
+    def classify(self, images: Sequence[ImageLike], **options: Unpack[ClassifyOptions]) -> list[Classification]: ...
 
     @overload
-    def classify(
-        self,
-        images: Any,
-        *,
-        top_k: int = ...,
-        decision: Decision = ...,
-        window_ms: float | None = ...,
-        batch_size: int = ...,
-    ) -> Any: ...
+    def classify(self, images: Any, **options: Unpack[ClassifyOptions]) -> Any: ...
 
     def classify(
         self,

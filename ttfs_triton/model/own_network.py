@@ -6,10 +6,12 @@ Whoever loads such a file passes the network, or the function that builds it; no
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 from torch import nn
 
 from ttfs_triton.nn.config import MAX_CHANNELS, MAX_SIDE, NetworkConfig
@@ -19,10 +21,11 @@ from ttfs_triton.nn.specification import MAX_SIZE
 from ttfs_triton.nn.trace import network_graph
 
 MAX_LAYERS = 2**12
-_MAX_TEXT = 2**12
+Text = Annotated[str, Field(min_length=1, max_length=2**12)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class OwnNetwork:
     """What is known of a network without a specification.
 
@@ -37,28 +40,12 @@ class OwnNetwork:
         ValueError: a value of another type or out of range.
     """
 
-    builder: str
-    in_channels: int
-    image_size: tuple[int, int]
-    classes: int
-    layers: tuple[str, ...]
+    builder: Text
+    in_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+    image_size: tuple[Side, Side]
+    classes: Annotated[int, Field(ge=1, le=MAX_SIZE)]
+    layers: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_LAYERS)]
     analog: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "layers"):  # JSON has no tuples
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        sizes = (self.in_channels, *self.image_size) if isinstance(self.image_size, tuple) else (None,)
-        bounds = (MAX_CHANNELS, MAX_SIDE, MAX_SIDE)
-        if len(sizes) != 3 or not all(_is_size(size, most) for size, most in zip(sizes, bounds, strict=True)):
-            _refuse("in_channels and image_size", f"be three sizes up to {bounds}", sizes)
-        if not _is_size(self.classes, MAX_SIZE):
-            _refuse("classes", f"be 1 to {MAX_SIZE}", self.classes)
-        if not isinstance(self.analog, bool):
-            _refuse("analog", "be True or False", self.analog)
-        texts = self.layers if isinstance(self.layers, tuple) else (None,)
-        if not 1 <= len(texts) <= MAX_LAYERS or not all(map(_is_text, (self.builder, *texts))):
-            _refuse("builder and layers", f"be texts, of at most {MAX_LAYERS} layers", self.layers)
 
     @classmethod
     def of(cls, graph: NetworkGraph, builder: str) -> OwnNetwork:
@@ -68,7 +55,7 @@ class OwnNetwork:
             ValueError: it reads something else.
         """
         if len(graph.image_shape) != 3:
-            _refuse("image_shape", "be (channels, height, width)", graph.image_shape)
+            raise ValueError(f"OwnNetwork: image_shape must be (channels, height, width); got {graph.image_shape}.")
         channels, height, width = graph.image_shape
         builder = builder.replace("\\", "/").rpartition("/")[2]  # folders of this machine say nothing to readers
         return cls(builder, channels, (height, width), graph.classes, tuple(graph.describe()), graph.analog)
@@ -103,9 +90,12 @@ class OwnNetwork:
         """What `to_dict` gave.
 
         Raises:
-            TypeError, ValueError: unknown or missing keys, or values that do not pass the checks.
+            ValueError: unknown or missing keys, or values of another type or out of range.
         """
-        return cls(**values)
+        return _ADAPTER.validate_json(json.dumps(dict(values)))
+
+
+_ADAPTER = TypeAdapter(OwnNetwork)
 
 
 def describe_network(
@@ -122,15 +112,3 @@ def describe_network(
     if isinstance(network, TTFSNetwork):
         return network.config
     return OwnNetwork.of(network_graph(network, image_shape), builder or type(network).__qualname__)
-
-
-def _is_size(value: object, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT
-
-
-def _refuse(name: str, rule: str, value: object) -> None:
-    raise ValueError(f"OwnNetwork: {name} must {rule}; got {value!r:.200}.")

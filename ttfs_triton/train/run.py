@@ -23,10 +23,9 @@ from torch import nn
 from ttfs_kernels.backends import why_no_triton
 from ttfs_triton.command_line import TRACEBACK, plain_errors, program
 from ttfs_triton.data.decode import DataLostError
-from ttfs_triton.hub.account import check_account, open_repository
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.memory import freed_memory_kept
-from ttfs_triton.model import HubError
+from ttfs_triton.model.hub import HubError, check_account, open_repository
 from ttfs_triton.scoring import EvaluationStopped
 from ttfs_triton.scoring.graphs import GraphError
 from ttfs_triton.train.build import RunData, load_data

@@ -1,7 +1,6 @@
 """From whatever a checkpoint file holds to plain named tensors: containers opened, wrappers' prefixes removed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,20 +19,7 @@ class WeightsError(ConversionError):
     """Weights that cannot be read: not there, not reachable, damaged, or not plain tensors."""
 
 
-@dataclass(frozen=True)
-class CleanTensors:
-    """Named tensors, and how they were found.
-
-    Attributes:
-        tensors: by name, without prefixes.
-        steps: what was opened, removed and left, in words.
-    """
-
-    tensors: dict[str, Tensor]
-    steps: tuple[str, ...]
-
-
-def clean(content: object, most_bytes: int | None = None) -> CleanTensors:
+def plain_tensors(content: object, most_bytes: int | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Find the tensors in the content of a file.
 
     Containers (`state_dict`, `model`, `net`, ..., nested too) are opened; a prefix that every name begins with
@@ -42,6 +28,8 @@ def clean(content: object, most_bytes: int | None = None) -> CleanTensors:
     Args:
         content: a mapping of names to tensors, or of names to anything with such a mapping in it.
         most_bytes: that the tensors may take together: the size of the file. Default: any.
+    Returns:
+        Tensors by name, without prefixes; and what was opened, removed and left, in words.
     Raises:
         WeightsError: there is no such mapping; tensors that are sparse, quantised, complex or without data, that repeat
             elements, or take more than `most_bytes`; or values that are not finite.
@@ -52,17 +40,17 @@ def clean(content: object, most_bytes: int | None = None) -> CleanTensors:
     for name, value in mapping.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsError(
-                f"clean: weights must be named tensors only; got {type(value).__name__} under {name!r}. "
+                f"plain_tensors: weights must be named tensors only; got {type(value).__name__} under {name!r}. "
                 "Save model.state_dict()."
             )
         tensors[name] = value.detach()
     if not tensors:
-        raise WeightsError("clean: weights must hold tensors; got none.")
+        raise WeightsError("plain_tensors: weights must hold tensors; got none.")
     tensors = _without_prefixes(tensors, steps)
     _check_memory(tensors, most_bytes)
     for name, tensor in tensors.items():
         _check(name, tensor)
-    return CleanTensors(tensors, tuple(steps))
+    return tensors, tuple(steps)
 
 
 def _open(content: object, steps: list[str]) -> Mapping[object, object]:
@@ -70,7 +58,7 @@ def _open(content: object, steps: list[str]) -> Mapping[object, object]:
     while True:
         if not isinstance(content, Mapping):
             raise WeightsError(
-                f"clean: weights must be a mapping of names to tensors; got {type(content).__name__}. "
+                f"plain_tensors: weights must be a mapping of names to tensors; got {type(content).__name__}. "
                 "Save model.state_dict(), not the model."
             )
         found = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
@@ -100,12 +88,12 @@ def _check_memory(tensors: Mapping[str, Tensor], most_bytes: int | None) -> None
         storages[storage.data_ptr()] = storage.nbytes()
         if tensor.numel() * tensor.element_size() > storage.nbytes():
             raise WeightsError(
-                f"clean: {name} must hold each of its elements; got shape {list(tensor.shape)} over "
+                f"plain_tensors: {name} must hold each of its elements; got shape {list(tensor.shape)} over "
                 f"{storage.nbytes()} bytes. Save it by tensor.contiguous()."
             )
     if most_bytes is not None and sum(storages.values()) > most_bytes:
         raise WeightsError(
-            f"clean: tensors must take no more memory than their file; got {sum(storages.values())} bytes from "
+            f"plain_tensors: tensors must take no more memory than their file; got {sum(storages.values())} bytes from "
             f"{most_bytes}. Get the file again."
         )
 
@@ -114,12 +102,12 @@ def _check(name: str, tensor: Tensor) -> None:
     plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_complex() or tensor.is_meta)
     if not plain or tensor.numel() == 0:
         raise WeightsError(
-            f"clean: {name} must be a dense tensor of real numbers; got {tensor.dtype}, {tensor.layout}, "
+            f"plain_tensors: {name} must be a dense tensor of real numbers; got {tensor.dtype}, {tensor.layout}, "
             f"{list(tensor.shape)} on {tensor.device}. Save plain floating point weights."
         )
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         count = int((~tensor.isfinite()).sum())
         raise WeightsError(
-            f"clean: {name} must be finite; got {count} of {tensor.numel()} values that are not. "
+            f"plain_tensors: {name} must be finite; got {count} of {tensor.numel()} values that are not. "
             "The training diverged or the file is damaged."
         )
