@@ -2,7 +2,7 @@
 
 A pass is what autograd runs for it: grad_x is the backward pass when only the input needs a gradient, grad_b, the
 local gradients and their sum, when only the bias needs one. On a GPU, times are those of the GPU (see
-`ttfs_kernels.triton_backend.measure`): its caches are cold and Python is not waited for.
+`_kernels_measure`): its caches are cold and Python is not waited for.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from _kernels_cases import FORMATS, Layer, Number
 from _kernels_contenders import AUTO, OURS, Contender, clamped, composed, contenders, is_linear
+from _kernels_measure import gpu_times_ms
+from _kernels_trial import checked_images, compare, random_operands
 from _measure import transient_bytes
 from torch import Tensor
 
-from ttfs_kernels.triton_backend.measure import gpu_times_ms
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
-from ttfs_kernels.triton_backend.trial import checked_images, compare, random_operands
 
 WANTED = {"forward": (0, 1, 2), "grad_x": (0,), "grad_w": (1,), "grad_b": (2,), "forward_backward": (0, 1, 2)}
 CALLS = {"cuda": 10, "cpu": 1}  # a round

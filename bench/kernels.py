@@ -18,7 +18,7 @@ Floors are operations over the speed of a large matrix product, or bytes over th
 the same run; of forward with backward, they do not count the local gradients.
 
 Tuning tries all candidate configurations of our kernels, each compared with float64 first, and goes on where it was
-stopped. The table goes where this user's programs find it, unless --output names another folder.
+stopped. The table goes into the package, unless --output names another folder.
 
 A default configuration that is wrong or does not run ends it with exit status 1, when all the rest has been measured.
 
@@ -99,7 +99,7 @@ class Options:
     plot: bool = True
     """Draw the ratios beside the tables, as SVG; left out, with a line, without matplotlib."""
     output: Path | None = None
-    """Folder of the results, default bench/results; with --tune of the table, default this user's cache."""
+    """Folder of the results, default bench/results; with --tune of the table, default the package's."""
 
 
 def main() -> None:
@@ -131,7 +131,7 @@ def refuse(options: Options) -> None:
     if options.device == "cuda" and not torch.cuda.is_available() and not (options.compile_only or options.plan):
         sys.exit("kernels: --device cuda must have a GPU that PyTorch can use; found none. Use --device cpu.")
     if options.tune and options.device != "cuda":
-        sys.exit('kernels: --tune must have a GPU; got --device cpu. Without a table, backend="auto" is the library.')
+        sys.exit('kernels: --tune must have a GPU; got --device cpu. Without a table, backend="auto" is our kernels.')
     for name in ("targets", "workers"):
         if getattr(options, name) is not None and not options.compile_only:
             sys.exit(f"kernels: --{name} must come with --compile-only; got it alone. Add --compile-only.")
@@ -219,11 +219,12 @@ def time(options: Options, layers: list[Layer]) -> int:
 
 def tune(options: Options, layers: list[Layer]) -> int:
     """Complete the table of this GPU; 1 if a result was wrong that must be right."""
-    from ttfs_kernels.triton_backend.choice import Entry, cache_folder
-    from ttfs_kernels.triton_backend.measure import gpu_ms, gpu_times_ms, tune_layers
+    from _kernels_measure import gpu_ms, gpu_times_ms, tune_layers
+
+    from ttfs_kernels.triton_backend.choice import SHIPPED, Entry
 
     device = torch.device(options.device)
-    path = (options.output or cache_folder()) / f"{table_name(device)}.json"
+    path = (options.output or SHIPPED) / f"{table_name(device)}.json"
     console = wide_console()
     say = partial(console.print, soft_wrap=True)
     entries: list[Entry] = []
@@ -297,10 +298,10 @@ def plan(options: Options) -> int:
 
 def table_name(device: torch.device) -> str:
     """How the files of a GPU are called."""
-    from ttfs_kernels.triton_backend.choice import table_paths
+    from ttfs_kernels.triton_backend.choice import table_path
     from ttfs_kernels.triton_backend.launch import device_of
 
-    return table_paths(device_of(device))[0].stem
+    return table_path(device_of(device)).stem
 
 
 def versions(device: torch.device) -> dict[str, Any]:

@@ -18,7 +18,6 @@ def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleT
     from ttfs_kernels.triton_backend import choice
 
     monkeypatch.syspath_prepend(str(BENCH))
-    monkeypatch.setenv("TTFS_KERNELS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(choice, "SHIPPED", tmp_path / "shipped")
     choice.forget()
     specification = importlib.util.spec_from_file_location("bench_kernels", BENCH / "kernels.py")

@@ -13,7 +13,9 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(BENCH))
     import _gpu_driver as gpu_driver
     import _kernels_compile as kernels_compile
+    import _kernels_measure as measure
     import _kernels_plan as kernels_plan
+    import _kernels_trial as trial
     import _lemaire as lemaire
     import _machine_code as machine_code
     import _networks as networks
@@ -40,10 +42,12 @@ __all__ = [
     "kernels_tried",
     "lemaire",
     "machine_code",
+    "measure",
     "networks",
     "plan_model",
     "planning",
     "published",
     "quickstart",
     "table1",
+    "trial",
 ]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttfs_kernels.triton_backend import choice, library, measure, passes, trial
+from tests.bench.modules import measure, trial
+from ttfs_kernels.triton_backend import choice, library, passes
 from ttfs_kernels.triton_backend.choice import Choice, choose, read_table
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Form
@@ -183,7 +184,7 @@ def test_a_wrong_library_is_not_chosen(device, monkeypatch, which, tmp_path):
     with pytest.raises(RuntimeError, match=f"the library's {which} of .* must run and agree with float64; it does not"):
         measure.measure_entry(which, LINEAR, device, "ieee", time_ms=clock)
     assert not clock.timed
-    path, faults, said = choice.table_paths(device_of(device))[0], [], []
+    path, faults, said = choice.table_path(device_of(device)), [], []
     wanted = [(which, LINEAR, "ieee")]
     (entry,) = measure.complete(path, wanted, device, timer=Clock(9.0), report=said.append, fault=faults.append)
     assert (entry.library_ms, len(faults)) == (float("inf"), 1)
@@ -305,7 +306,7 @@ def test_foreign_files_and_devices_are_refused(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("to_folder", [False, True])
 def test_tuned_layers_are_found_again(device, kernels, monkeypatch, tmp_path, capsys, to_folder):
-    """`--tune` without --output serves this user's programs; into the package's folder it serves all."""
+    """`--tune` writes into the package's folder, or the one that --output names."""
     this = device_of(device)
     if to_folder:
         monkeypatch.setattr(choice, "SHIPPED", tmp_path / "tuning")
@@ -317,10 +318,10 @@ def test_tuned_layers_are_found_again(device, kernels, monkeypatch, tmp_path, ca
     options = kernels.Options(device=device.type, batch_size=2, dtypes=("fp32",))
     options.output = tmp_path / "tuning" if to_folder else None
     problem = layers[0].problem(2, "fp32", 1.0)
-    assert choose("forward", problem, this, "ieee", "auto") == Choice(None, "unmeasured")
+    assert choose("forward", problem, this, "ieee", "auto").reason == "default"
     assert kernels.tune(options, layers) == 0
-    path = (tmp_path / ("tuning" if to_folder else "cache")) / f"{kernels.table_name(device)}.json"
-    assert path in choice.table_paths(this)
+    path = (tmp_path / ("tuning" if to_folder else "shipped")) / f"{kernels.table_name(device)}.json"
+    assert path == choice.table_path(this)
     assert len(read_table(path)) == 4
     assert choose("forward", problem, this, "ieee", "auto") == Choice(SECOND, "measured")
     assert choose("grad_x", problem, this, "ieee", "auto") == Choice(THIRD, "measured")
