@@ -132,6 +132,7 @@ def normalised_conv2d(
     return _apply(operands, normalisation, geometry, neuron)
 
 
+@torch.compiler.disable  # PyTorch 2.13's compiler gets the gradients wrong whose halves are written into one tensor
 def _apply(
     operands: tuple[Any, ...], normalisation: Normalisation, geometry: Geometry | None, neuron: Neuron
 ) -> Normalised:
