@@ -65,11 +65,10 @@ def read(model: str, batch: int, number: Number, sigma: float, *, surrogate: boo
             elif isinstance(module, WeightedLayer):
                 spiking = isinstance(module, DFTConv2d | DFTLinear)
                 x, own = inputs[0].to(FORMATS[number].dtype), neuron if spiking else Neuron(0.0)
+                geometry = None
                 if isinstance(module, WeightedConv2d):
                     geometry = Geometry(module.stride, module.padding, module.dilation, module.groups)
-                    problem = Problem.of_conv2d(x, module.weight, geometry, own, 2 if name in computed else 1)
-                else:
-                    problem = Problem.of_linear(x, module.weight, own)
+                problem = Problem.of(x, module.weight, geometry, own, 2 if name in computed else 1)
                 (found.spiking if spiking else found.analog).append((name, problem))
                 found.weights.append((module.weight.shape[0], module.weight[0].numel()))
 

@@ -6,7 +6,7 @@
 
 --tune times all candidate configurations of our kernels beside the library's stacked call, pass by pass, for all layers
 of CNN1, VGG11 and VGG16. What it times has been compared with float64. It goes on where it was stopped. The table goes
-where this user's programs find it, unless --output names another folder. A default configuration that is wrong or does
+into the package, unless --output names another folder. A default configuration that is wrong or does
 not run ends it with exit status 1, when all the rest has been measured. Whole training steps beside the composition
 that a user would write, and beside the ANN, compiled or not, are timed by train_step.py.
 
@@ -66,7 +66,7 @@ class Options:
     """Chips to compile for. Default: all."""
     workers: int = os.cpu_count() or 1  # processes that compile
     output: Path | None = None
-    """Folder of the results, default bench/results; with --tune of the table, default this user's cache."""
+    """Folder of the results, default bench/results; with --tune of the table, default the package's."""
 
 
 def main() -> None:
@@ -81,12 +81,13 @@ def main() -> None:
 
 def tune(options: Options) -> int:
     """Complete the table of this GPU; 1 if a result was wrong that must be right."""
-    from ttfs_kernels.triton_backend.choice import Entry, cache_folder, table_paths
+    from _kernels_measure import gpu_ms, gpu_times_ms, tune_layers
+
+    from ttfs_kernels.triton_backend.choice import SHIPPED, Entry, table_path
     from ttfs_kernels.triton_backend.launch import device_of
-    from ttfs_kernels.triton_backend.measure import gpu_ms, gpu_times_ms, tune_layers
 
     device = bench.device_of("kernels", options.device)
-    path = (options.output or cache_folder()) / f"{table_paths(device_of(device))[0].stem}.json"
+    path = (options.output or SHIPPED) / table_path(device_of(device)).name
     entries: list[Entry] = []
     faults: list[str] = []
     timer = (lambda run: gpu_times_ms(run, repeats=1)[0]) if options.quick else gpu_ms

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -36,8 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a GPU that Triton supports; skipped elsewhere")
     config.addinivalue_line("markers", "slow: left out unless asked for with -m slow")
     if config.getoption("--device") == "virtual":
-        # Interpreted kernels are slow: tests that want them say so. Tuning them writes no table of the user's.
-        os.environ["TTFS_KERNELS_CACHE"] = tempfile.mkdtemp(prefix="ttfs-")
+        # Interpreted kernels are slow: tests that want them say so.
         from tests.virtual_cuda import install
         from ttfs_kernels import backends
 

@@ -10,7 +10,6 @@ from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.normalised import Normalisation, Normalised, normalised_conv2d, normalised_linear
 from ttfs_kernels.ops import dft_conv2d, dft_linear
 from ttfs_kernels.standardise import standardise_weights
-from ttfs_kernels.tuning import tune, use_measurements
 
 __all__ = [
     "Neuron",
@@ -24,6 +23,4 @@ __all__ = [
     "normalised_conv2d",
     "normalised_linear",
     "standardise_weights",
-    "tune",
-    "use_measurements",
 ]

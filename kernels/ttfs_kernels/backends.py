@@ -13,7 +13,7 @@ from torch import Tensor
 BACKENDS = ("auto", "triton", "torch")
 VARIABLE = "TTFS_KERNELS_BACKEND"
 
-# Plain module state, no cache functions: torch.compile traces through `operators_for`.
+# Plain module state, no cache functions: torch.compile traces through `backend_for`.
 _HAS_TRITON = find_spec("triton") is not None
 _choice, _source = os.environ.get(VARIABLE) or "auto", VARIABLE if os.environ.get(VARIABLE) else "default"
 if _choice not in BACKENDS:
@@ -46,7 +46,8 @@ def backend(choice: str | None = None) -> BackendReport:
     """Show, and with an argument set, what `backend="auto"` means in this process.
 
     Args:
-        choice: "torch", "triton", or "auto" for the faster of both by tuned tables, pass by pass. None: only show.
+        choice: "torch"; "triton"; or "auto" for our kernels on a GPU, but a library call for passes where a table says
+            that it is faster, and for PyTorch elsewhere. None: only show.
     Returns:
         What holds now. Without a call it is the environment variable TTFS_KERNELS_BACKEND at import, else "auto".
     Raises:
@@ -72,8 +73,8 @@ def available_backends() -> tuple[str, ...]:
     return ("triton", "torch") if "" in report.unavailable.values() else ("torch",)
 
 
-def operators_for(function: str, backend: str, x: Tensor) -> tuple[str, ...]:
-    """Family of operators for a call, and what its operators want to know: ("dft",) or ("per_pass", backend).
+def backend_for(function: str, backend: str, x: Tensor) -> str:
+    """What serves a call: "torch", "triton", or "auto" for our kernels but where the library is faster.
 
     Raises:
         ValueError: an unknown backend.
@@ -82,14 +83,14 @@ def operators_for(function: str, backend: str, x: Tensor) -> tuple[str, ...]:
     if backend == "auto":
         backend = _choice
     if backend == "torch" or (backend == "auto" and not x.is_cuda):
-        return ("dft",)
+        return "torch"
     _check_name(function, backend)
     autocast = torch.is_autocast_enabled(x.device.type)
     reason = why_no_triton(x.device, torch.get_autocast_dtype(x.device.type) if autocast else x.dtype)
     if reason is None:
-        return "per_pass", backend
+        return backend
     if backend == "auto":
-        return ("dft",)
+        return "torch"
     raise RuntimeError(
         f'{function}: backend="triton" must be able to run Triton kernels; {reason}. Use backend="torch" or "auto".'
     )

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry
-from ttfs_kernels.registration import all_operands
 
 POOLS = (1, 2)
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -93,8 +92,8 @@ def check_linear(
 
 
 def check_conv2d(operands: Sequence[Any], geometry: Geometry, pool: int) -> None:
-    """Shapes of `dft_conv2d`; operands are x, weight, bias and, where there is one, skip and its weights."""
-    x, weight, bias, skip, skip_weight = all_operands(operands)
+    """Shapes of `dft_conv2d`; operands are x, weight, bias, skip and skip_weight."""
+    x, weight, bias, skip, skip_weight = operands
     padding, dilation, groups = geometry[1:]
     if x.dim() != 4 or weight.dim() != 4:
         raise ValueError(

@@ -38,8 +38,13 @@ class Geometry(NamedTuple):
         return rows, columns
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """[N, C_out, P, Q] channels-last from x [N, C_in, H, W] and weight [C_out, C_in / groups, R, S]."""
+def contract(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None) -> Tensor:
+    """[N, C_out, P, Q] channels-last from x [N, C_in, H, W] and weight [C_out, C_in / groups, R, S].
+
+    Without geometry, here and in both gradients, a fully connected layer: [N, C_out] from [N, C_in] and [C_out, C_in].
+    """
+    if geometry is None:
+        return F.linear(x, weight, bias)
     if not columns_are_faster(x, weight, geometry):
         y = F.conv2d(x, weight, bias, *geometry)
         return y.contiguous(memory_format=torch.channels_last)
@@ -48,8 +53,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
     return y.view(x.shape[0], rows, columns, weight.shape[0]).permute(0, 3, 1, 2)
 
 
-def gradient_of_input(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def gradient_of_input(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None) -> Tensor:
     """Shape of x, channels-last, from h [N, C_out, P, Q]; the values of x are not used."""
+    if geometry is None:
+        return h @ weight
     if not columns_are_faster(x, weight, geometry):
         grad_x = _convolution_backward(h, x, weight, geometry, [True, False, False])[0]
         return grad_x.contiguous(memory_format=torch.channels_last)
@@ -80,8 +87,10 @@ def _scattered_products(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry
     return grad_x.to(h.dtype).contiguous().permute(0, 3, 1, 2)
 
 
-def gradient_of_weight(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def gradient_of_weight(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None) -> Tensor:
     """Shape of weight, channels-last, from h [N, C_out, P, Q]; the values of weight are not used."""
+    if geometry is None:
+        return h.t() @ x
     if not columns_are_faster(x, weight, geometry):
         grad_weight = _convolution_backward(h, x, weight, geometry, [False, True, False])[1]
         return grad_weight.contiguous(memory_format=torch.channels_last)

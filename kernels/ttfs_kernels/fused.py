@@ -50,9 +50,26 @@ def is_fused(x: Tensor) -> bool:
     return _on and x.device.type == "cpu" and x.numel() >= SMALLEST
 
 
+def is_formula(x: Tensor) -> bool:
+    """Whether a pass over a tensor is to be a formula: fused here, or part of what a compiler is tracing."""
+    return torch.compiler.is_compiling() or is_fused(x)
+
+
+def run(formula: tuple[Any, ...], *operands: Tensor | None) -> Any:
+    """What a formula, with its settings, makes of operands of which the first is the largest: fused, or as it is.
+
+    Example: `run((entering, neuron), grad, x, sigma)`.
+    """
+    make, *settings = formula
+    assert operands[0] is not None
+    if torch.compiler.is_compiling() or not is_fused(operands[0]):
+        return make(*settings)(*operands)
+    return compiled(make, *settings)(*operands)
+
+
 @cache
 def compiled(make: Callable[..., Any], *settings: Any) -> "Pass":
-    """A pass of this module, such as `compiled(entering, neuron)`; the same one for the same settings."""
+    """A compiled formula; the same one for the same settings."""
     return Pass(make(*settings))
 
 
@@ -143,9 +160,9 @@ def crossing() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 def scaling() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(gradient [neurons, channels], derivatives) → (their product h, the sum of h[0] over neurons)."""
+    """(derivatives, gradient [neurons, channels]) → (their product h, the sum of h[0] over neurons)."""
 
-    def scale(grad: Tensor, derivatives: Tensor) -> tuple[Tensor, Tensor]:
+    def scale(derivatives: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         h = derivatives * grad
         return h, h[0].sum(0, dtype=torch.promote_types(h.dtype, torch.float32))
 

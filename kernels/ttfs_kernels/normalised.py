@@ -22,14 +22,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ttfs_kernels import fused
+from ttfs_kernels.autograd import autocast, first_derivatives_only
 from ttfs_kernels.checks import check_conv2d, check_linear, pair
-from ttfs_kernels.contraction import Geometry, convolve, gradient_of_input, gradient_of_weight
-from ttfs_kernels.direct import autocast
+from ttfs_kernels.contraction import Geometry, contract, gradient_of_input, gradient_of_weight
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_with_derivatives
 from ttfs_kernels.torch_backend import at_inputs, like_rows, stack_mask
@@ -133,12 +132,12 @@ def normalised_conv2d(
     return _apply(operands, normalisation, geometry, neuron)
 
 
+@torch.compiler.disable  # PyTorch 2.13's compiler gets the gradients wrong whose halves are written into one tensor
 def _apply(
     operands: tuple[Any, ...], normalisation: Normalisation, geometry: Geometry | None, neuron: Neuron
 ) -> Normalised:
-    present = operands if operands[3] is not None else operands[:3]
-    x, weight, bias, *delayed = autocast(*present)
-    skip, skip_weight = delayed or (None, None)
+    x, weight, bias, skip, skip_weight = operands
+    x, weight, skip = autocast(x, weight, skip)
     settings = geometry, neuron, normalisation.epsilon, normalisation.group
     estimate = normalisation.estimate.detach()
     return Normalised(
@@ -164,10 +163,10 @@ class _NormalisedLayer(torch.autograd.Function):
         geometry, neuron, epsilon, group = settings
         sigma, neuron = fused.persistence(neuron, x), fused.of_any_persistence(neuron)
         inputs = stack_mask(x, neuron) if neuron.has_slope else x
-        maps = F.linear(inputs, weight) if geometry is None else convolve(inputs, weight, None, geometry)
+        maps = contract(inputs, weight, None, geometry)
         shape = (len(x), *maps.shape[1:])
         potentials = _positions(maps, len(maps) // len(x))
-        sums = torch.stack(_run((_summing,), potentials, sigma, estimate))
+        sums = torch.stack(fused.run((_summing,), potentials, sigma, estimate))
         count = torch.full((1,), float(potentials[0, ..., 0].numel()), device=x.device, dtype=sums.dtype)
         if group is not None:
             joined = torch.cat([sums.flatten(), count])
@@ -178,7 +177,7 @@ class _NormalisedLayer(torch.autograd.Function):
         inverse = (variance + epsilon).rsqrt()
         delayed = None if skip is None else _positions(skip, 1)[0]
         affine = gamma * inverse, beta - gamma * inverse * mean
-        activations = _run((_firing, neuron), potentials, sigma, *affine, delayed, skip_weight)
+        activations = fused.run((_firing, neuron), potentials, sigma, *affine, delayed, skip_weight)
         ctx.save_for_backward(
             inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight
         )
@@ -193,45 +192,33 @@ class _NormalisedLayer(torch.autograd.Function):
         grad = grads[0]
         if grad is None:
             return (None,) * 8
+        first_derivatives_only("normalised_linear" if ctx.geometry is None else "normalised_conv2d", grad)
         inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight = ctx.saved_tensors
         geometry, neuron, needs = ctx.geometry, ctx.neuron, ctx.needs_input_grad
         affine = gamma * inverse, beta - gamma * inverse * mean
         h = torch.empty_like(potentials)
         by_both = (h[0], h[1] if neuron.has_slope else None)
         rows = _positions(grad.to(h.dtype), 1)[0]
-        _run((_deriving, neuron), potentials, sigma, *affine, delayed, skip_weight, rows, *by_both)
-        grad_beta, by_scale = _run((_reducing,), potentials, sigma, mean, *by_both)
+        fused.run((_deriving, neuron), potentials, sigma, *affine, delayed, skip_weight, rows, *by_both)
+        grad_beta, by_scale = fused.run((_reducing,), potentials, sigma, mean, *by_both)
         grad_gamma = by_scale * inverse
         grad_skip = grad_skip_weight = None
         if delayed is not None:
-            grad_skip, grad_skip_weight = _run((_skipping, neuron), *by_both, sigma, delayed, skip_weight)
+            grad_skip, grad_skip_weight = fused.run((_skipping, neuron), *by_both, sigma, delayed, skip_weight)
             grad_skip = like_rows(grad_skip, grad.shape)
         sums = torch.stack([grad_beta, grad_gamma])
         if ctx.group is not None:
             torch.distributed.all_reduce(sums, group=ctx.group)
         by_mean, by_variance = sums / count
-        _run((_spreading,), potentials, sigma, affine[0], mean, by_mean, by_variance * inverse, *by_both)
+        fused.run((_spreading,), potentials, sigma, affine[0], mean, by_mean, by_variance * inverse, *by_both)
         h = like_rows(h, (len(potentials) * len(grad), *grad.shape[1:]))
         grad_x = grad_weight = None
         if needs[0]:
             both = len(h) if neuron.has_surrogate else len(grad)  # the masks' gradient is for the surrogate alone
-            if geometry is None:
-                by_inputs = h[:both] @ weight
-            else:
-                by_inputs = gradient_of_input(h[:both], inputs[:both], weight, geometry)
-            grad_x = at_inputs(by_inputs, inputs, neuron)
+            grad_x = at_inputs(gradient_of_input(h[:both], inputs[:both], weight, geometry), inputs, neuron)
         if needs[1]:
-            grad_weight = h.t() @ inputs if geometry is None else gradient_of_weight(h, inputs, weight, geometry)
+            grad_weight = gradient_of_weight(h, inputs, weight, geometry)
         return grad_x, grad_weight, grad_gamma, grad_beta, grad_skip, grad_skip_weight, None, None
-
-
-def _run(formula: tuple[Any, ...], *operands: Tensor | None) -> Any:
-    """What a formula, with its settings, makes of operands of which the first is the largest: fused, or as it is."""
-    make, *settings = formula
-    assert operands[0] is not None
-    if torch.compiler.is_compiling() or not fused.is_fused(operands[0]):
-        return make(*settings)(*operands)
-    return fused.compiled(make, *settings)(*operands)
 
 
 def _positions(maps: Tensor, pairs: int) -> Tensor:

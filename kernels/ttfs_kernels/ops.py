@@ -1,17 +1,15 @@
-"""`dft_linear` and `dft_conv2d`: the public functions, over `direct` or the registered operators."""
+"""`dft_linear` and `dft_conv2d`: the public functions, which check their arguments and pick a backend."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttfs_kernels import torch_operators, triton_operators
-from ttfs_kernels.backends import operators_for
+from ttfs_kernels import torch_backend
+from ttfs_kernels.autograd import autocast
+from ttfs_kernels.backends import backend_for
 from ttfs_kernels.checks import check_conv2d, check_linear, check_options, pair
 from ttfs_kernels.contraction import Geometry
-from ttfs_kernels.direct import Formula, autocast, call, is_plain, needs_gradient
 from ttfs_kernels.neuron import Neuron
 
 
@@ -38,12 +36,13 @@ def dft_linear(
             those of x arrive, each of them at one neuron; dtype of x. Default: None.
         skip_weight: [out_features], v, weights of their synapses, in threshold heights. Comes with `skip`.
         neuron: how it fires and how it is differentiated; see `Neuron`, also for σ and δ below.
-        backend: "torch"; "triton", our kernels for every pass; or "auto", the faster for each pass: on a GPU our kernel
-            or a stacked library call, elsewhere "torch". See `ttfs_kernels.backend`.
+        backend: "torch"; "triton", our kernels for every pass; or "auto", on a GPU our kernels but for passes where a
+            table says that a library call is faster, elsewhere "torch". See `ttfs_kernels.backend`.
     Returns:
         [..., out_features], dtype of x (under autocast, autocast's dtype).
     Gradient: for x, weight and bias (Eq. 9, 10); zero for saturated and silent neurons and, if σ > 0, at silent
-        inputs, which a small change of x leaves silent; but see δ. Not twice differentiable.
+        inputs, which a small change of x leaves silent; but see δ. First derivatives in reverse mode alone: second
+        ones, forward mode and transforms of `torch.func` are refused.
     Precision: the rule is evaluated in float32 or wider; 16-bit potentials are rounded before it.
     Raises:
         ValueError, TypeError: shapes, dtypes or devices disagree.
@@ -57,34 +56,16 @@ def dft_linear(
         tensor([[0.6364, 0.0000]], grad_fn=<DFTLayerBackward>)
         >>> y.sum().backward()
     """
-    operands: tuple[Any, ...] = x, weight, bias
-    if skip is not None or skip_weight is not None:
-        operands = x, weight, bias, skip, skip_weight
+    operands = x, weight, bias, skip, skip_weight
     if x.dim() != 2:
         check_linear(*operands)
         flat, late = (None if rows is None else rows.reshape(-1, rows.shape[-1]) for rows in (x, skip))
         assert flat is not None
         y = dft_linear(flat, weight, bias, skip=late, skip_weight=skip_weight, neuron=neuron, backend=backend)
         return y.view(*x.shape[:-1], weight.shape[0])
-    selection = operators_for("dft_linear", backend, x)
-    if is_plain(*operands):
-        return call(_linear_formula, operands, neuron, selection)
+    which = backend_for("dft_linear", backend, x)
     check_linear(*operands)
-    family, *options = selection
-    operators = torch.ops.ttfs
-    operator = operators.per_pass_linear.default if family == "per_pass" else operators.dft_linear.default
-    operands = x, weight, bias, skip, skip_weight
-    return operator(*operands, neuron.pack(), needs_gradient(*operands), *options)[0]
-
-
-def _linear_formula(
-    operands: tuple[Any, ...], differentiable: bool, neuron: Neuron, selection: tuple[str, ...]
-) -> Formula:
-    check_linear(*operands)
-    family, *options = selection
-    if family == "dft":
-        return torch_operators.linear_formula(neuron, differentiable)
-    return triton_operators.linear_formula(autocast(*operands), neuron, differentiable, *options)
+    return _layer(which, operands, None, neuron)
 
 
 def dft_conv2d(
@@ -143,41 +124,30 @@ def dft_conv2d(
         groups,
     )
     check_options(groups, pool, fuse_pool)
-    selection = operators_for("dft_conv2d", backend, x)
-    pools = selection[0] == "per_pass"
-    if fuse_pool and not pools:
+    which = backend_for("dft_conv2d", backend, x)
+    if fuse_pool and which == "torch":
         raise RuntimeError(
             f"dft_conv2d: fuse_pool must be None or False where our kernels do not run; got {fuse_pool} with "
             f'backend={backend!r} on {x.device}. Use backend="triton" on a GPU, or leave it out.'
         )
-    operands: tuple[Any, ...] = x, weight, bias
-    if skip is not None or skip_weight is not None:
-        operands = x, weight, bias, skip, skip_weight
-    if is_plain(*operands):
-        y = call(_conv2d_formula, operands, geometry, pool, fuse_pool, neuron, selection)
-    else:
-        check_conv2d(operands, geometry, pool)
-        operands = x, weight, bias, skip, skip_weight
-        options = neuron.pack(), needs_gradient(*operands), *selection[1:]
-        if pools:
-            y = torch.ops.ttfs.per_pass_conv2d.default(*operands, *geometry, pool, *options, fuse_pool)[0]
-        else:
-            y = torch.ops.ttfs.dft_conv2d.default(*operands, *geometry, *options)[0]
-    return y if pools or pool == 1 else F.max_pool2d(y, pool)
-
-
-def _conv2d_formula(
-    operands: tuple[Any, ...],
-    differentiable: bool,
-    geometry: Geometry,
-    pool: int,
-    fuse_pool: bool | None,
-    neuron: Neuron,
-    selection: tuple[str, ...],
-) -> Formula:
+    operands = x, weight, bias, skip, skip_weight
     check_conv2d(operands, geometry, pool)
-    family, *options = selection
-    if family == "dft":
-        return torch_operators.conv2d_formula(geometry, neuron, differentiable)
-    operands = autocast(*operands)
-    return triton_operators.conv2d_formula(operands, geometry, pool, fuse_pool, neuron, differentiable, *options)
+    return _layer(which, operands, geometry, neuron, pool, fuse_pool)
+
+
+def _layer(
+    which: str,
+    operands: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
+    geometry: Geometry | None,
+    neuron: Neuron,
+    pool: int = 1,
+    fuse_pool: bool | None = None,
+) -> Tensor:
+    x, weight, bias, skip, skip_weight = operands
+    x, weight, skip = autocast(x, weight, skip)
+    if which == "torch":
+        y = torch_backend.layer(x, weight, bias, skip, skip_weight, geometry, neuron)
+        return y if pool == 1 else F.max_pool2d(y, pool)
+    from ttfs_kernels.triton_backend.layer import layer
+
+    return layer(x, weight, bias, skip, skip_weight, geometry, neuron, which, pool, fuse_pool)

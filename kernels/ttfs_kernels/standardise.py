@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ttfs_kernels import fused
+from ttfs_kernels.autograd import first_derivatives_only
 from ttfs_kernels.backends import chosen_backend, why_no_triton
-from ttfs_kernels.registration import fake, operator, register_autograd
 
 aten = torch.ops.aten
 
@@ -42,74 +43,77 @@ def standardise_weights(
         return []
     dtype = weights[0].dtype if dtype is None else dtype
     if _in_one_call(weights, gains, dtype):
-        return torch.ops.ttfs.standardise_weights(list(weights), list(gains), dtype)[0]
-    one_layer = torch.ops.ttfs.standardise_weight.default
-    return [one_layer(*pair, dtype)[0] for pair in zip(weights, gains, strict=True)]
+        return list(_AllLayers.apply(dtype, *weights, *gains))
+    return [_OneLayer.apply(*pair, dtype) for pair in zip(weights, gains, strict=True)]
 
 
 def _in_one_call(weights: Sequence[Tensor], gains: Sequence[Tensor], dtype: torch.dtype) -> bool:
     """Whether the kernel serves: on a GPU where it can run, or where Triton was asked for by `ttfs_kernels.backend`."""
     kinds = {(tensor.device, tensor.dtype) for tensor in (*weights, *gains)}
     choice = chosen_backend()
+    if torch.compiler.is_compiling():  # which makes such kernels itself
+        return False
     if len(kinds) > 1 or choice == "torch" or not (weights[0].is_cuda or choice == "triton"):
         return False
     return all(why_no_triton(weights[0].device, kind) is None for kind in (weights[0].dtype, dtype))
 
 
-@operator("standardise_weight", formula=True)
-def _standardise_weight(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A layer without Triton: weights in `dtype`; for the gradient, mean and 1/std of each neuron's, [2, C_out].
+class _OneLayer(torch.autograd.Function):
+    """A layer without Triton, in `dtype`. Keeps mean and 1/std of each neuron's weights, [2, C_out].
 
     Group normalisation with a neuron a group computes exactly this: (w − mean)/std, and std = norm/√fan_in.
     """
-    weight = _dense(weight)
-    out = torch.empty_like(weight, dtype=dtype)
-    rows, out_rows = _rows(weight), _rows(out)
-    neurons, fan_in = rows.shape
-    scale, epsilon = _scale(gain, fan_in), EPSILON / fan_in
-    stats = scale.new_empty(2, neurons)
-    in_cache = weight.device.type == "cpu" and dtype != scale.dtype
-    block = max(1, BLOCK_WEIGHTS * torch.get_num_threads() // fan_in) if in_cache else neurons
-    for start in range(0, neurons, block):
-        here = slice(start, start + block)
-        some = rows[here].to(scale.dtype)
-        groups = len(some)
-        values, stats[:1, here], stats[1:, here] = aten.native_group_norm(
-            some[None], scale[here], None, 1, groups, fan_in, groups, epsilon
-        )
-        out_rows[here] = values[0]
-    return out, stats
 
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
+        weight = _dense(weight)
+        out = torch.empty_like(weight, dtype=dtype)
+        rows, out_rows = _rows(weight), _rows(out)
+        neurons, fan_in = rows.shape
+        scale, epsilon = _scale(gain, fan_in), EPSILON / fan_in
+        stats = scale.new_empty(2, neurons)
+        in_cache = weight.device.type == "cpu" and dtype != scale.dtype and not torch.compiler.is_compiling()
+        block = max(1, BLOCK_WEIGHTS * torch.get_num_threads() // fan_in) if in_cache else neurons
+        for start in range(0, neurons, block):
+            here = slice(start, start + block)
+            some = rows[here].to(scale.dtype)
+            groups = len(some)
+            values, stats[:1, here], stats[1:, here] = aten.native_group_norm(
+                some[None], scale[here], None, 1, groups, fan_in, groups, epsilon
+            )
+            out_rows[here] = values[0]
+        ctx.save_for_backward(weight, gain, stats)
+        ctx.set_materialize_grads(False)
+        return out
 
-@fake("standardise_weight")
-def _(weight, gain, dtype):
-    return torch.empty_like(_dense(weight), dtype=dtype), gain.new_empty(2, len(weight), dtype=_precise(gain))
-
-
-@operator("standardise_weight_backward")
-def _standardise_weight_backward(grad: Tensor, weight: Tensor, gain: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
-    weight = _dense(weight)
-    rows, grad_rows = _rows(weight), _rows(_as_dense(grad, weight))
-    neurons, fan_in = rows.shape
-    scale = _scale(gain, fan_in)
-    if fused.is_fused(rows):
-        grad_weight, grad_scale = fused.compiled(_gradients)(grad_rows, rows, scale, stats)
-    else:
-        grad_rows, rows, sizes = grad_rows.to(stats.dtype), rows.to(stats.dtype), (1, neurons, fan_in, neurons)
-        grad_weight, grad_scale, _ = aten.native_group_norm_backward(
-            grad_rows[None], rows[None], stats[:1], stats[1:], scale, *sizes, [True, True, False]
-        )
-    grad_weight = grad_weight.as_strided(weight.shape, weight.stride())
-    return grad_weight.to(weight.dtype), grad_scale.mul_(fan_in**-0.5).to(gain.dtype)
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        if grad is None:
+            return None, None, None
+        first_derivatives_only("standardise_weights", grad)
+        weight, gain, stats = ctx.saved_tensors
+        rows, grad_rows = _rows(weight), _rows(_as_dense(grad, weight))
+        neurons, fan_in = rows.shape
+        scale = _scale(gain, fan_in)
+        if fused.is_fused(rows):
+            grad_weight, grad_scale = fused.run((_gradients,), rows, grad_rows, scale, stats)
+        else:
+            grad_rows, rows, sizes = grad_rows.to(stats.dtype), rows.to(stats.dtype), (1, neurons, fan_in, neurons)
+            grad_weight, grad_scale, _ = aten.native_group_norm_backward(
+                grad_rows[None], rows[None], stats[:1], stats[1:], scale, *sizes, [True, True, False]
+            )
+        grad_weight = grad_weight.as_strided(weight.shape, weight.stride())
+        return grad_weight.to(weight.dtype), (grad_scale * fan_in**-0.5).to(gain.dtype), None
 
 
 def _gradients() -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """What group normalisation's backward pass computes, to be compiled: half its time, measured on one core.
 
-    (gradient [C_out, fan_in], weights, scale, stats) → gradients of weights and scale.
+    (weights [C_out, fan_in], gradient, scale, stats) → gradients of weights and scale.
     """
 
-    def gradients(grad: Tensor, weights: Tensor, scale: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(weights: Tensor, grad: Tensor, scale: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
         means, inverse_stds = stats.unsqueeze(-1)
         grad, normalised = grad.to(stats.dtype), (weights.to(stats.dtype) - means) * inverse_stds
         grad_scale = (grad * normalised).sum(1)
@@ -117,26 +121,6 @@ def _gradients() -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Ten
         return centred * (inverse_stds * scale.unsqueeze(-1)), grad_scale
 
     return gradients
-
-
-@fake("standardise_weight_backward")
-def _(grad, weight, gain, stats):
-    return torch.empty_like(_dense(weight)), torch.empty_like(gain.contiguous())
-
-
-def _save_one(ctx, inputs, output) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:2], output[1])
-
-
-def _backward_one(ctx, grad, _):
-    if grad is None:
-        return None, None, None
-    return *torch.ops.ttfs.standardise_weight_backward(grad, *ctx.saved_tensors), None
-
-
-register_autograd("standardise_weight", _backward_one, _save_one)
 
 
 def _scale(gain: Tensor, fan_in: int) -> Tensor:
@@ -148,37 +132,31 @@ def _precise(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-@operator("standardise_weights", formula=True)
-def _standardise_weights(
-    weights: Sequence[Tensor], gains: Sequence[Tensor], dtype: torch.dtype
-) -> tuple[list[Tensor], list[Tensor]]:
-    from ttfs_kernels.triton_backend.standardisation import forward
+class _AllLayers(torch.autograd.Function):
+    """All layers by Triton, in `dtype`; weights come before gains."""
 
-    weights, gains = [_dense(weight) for weight in weights], [gain.contiguous() for gain in gains]
-    return forward(weights, gains, dtype, EPSILON)
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *operands: Tensor) -> tuple[Tensor, ...]:
+        from ttfs_kernels.triton_backend.standardisation import forward
 
+        layers = len(operands) // 2
+        weights = [_dense(weight) for weight in operands[:layers]]
+        gains = [gain.contiguous() for gain in operands[layers:]]
+        out, stats = forward(weights, gains, dtype, EPSILON)
+        ctx.layers = layers
+        ctx.save_for_backward(*weights, *gains, *stats)
+        return tuple(out)
 
-@fake("standardise_weights")
-def _(weights, gains, dtype):
-    from ttfs_kernels.triton_backend.standardisation import new_stats
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        from ttfs_kernels.triton_backend.standardisation import backward
 
-    return [torch.empty_like(_dense(weight), dtype=dtype) for weight in weights], new_stats(weights)
-
-
-@operator("standardise_weights_backward", formula=True)
-def _standardise_weights_backward(
-    grads: Sequence[Tensor], weights: Sequence[Tensor], gains: Sequence[Tensor], stats: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    from ttfs_kernels.triton_backend.standardisation import backward
-
-    weights, gains = [_dense(weight) for weight in weights], [gain.contiguous() for gain in gains]
-    grads = [_as_dense(grad, weight) for grad, weight in zip(grads, weights, strict=True)]
-    return backward(grads, weights, gains, stats)
-
-
-@fake("standardise_weights_backward")
-def _(grads, weights, gains, stats):
-    return [torch.empty_like(_dense(weight)) for weight in weights], [torch.empty_like(g.contiguous()) for g in gains]
+        first_derivatives_only("standardise_weights", grads[0])
+        layers, kept = ctx.layers, ctx.saved_tensors
+        weights, gains, stats = kept[:layers], kept[layers : 2 * layers], kept[2 * layers :]
+        dense = [_as_dense(grad, weight) for grad, weight in zip(grads, weights, strict=True)]
+        grad_weights, grad_gains = backward(dense, weights, gains, stats)
+        return None, *grad_weights, *grad_gains
 
 
 def _dense(weight: Tensor) -> Tensor:
@@ -196,30 +174,3 @@ def _rows(weight: Tensor) -> Tensor:
 def _as_dense(grad: Tensor, weight: Tensor) -> Tensor:
     """`grad` in the order in which the memory of `weight` is."""
     return grad.contiguous(memory_format=torch.contiguous_format if weight.is_contiguous() else torch.channels_last)
-
-
-def _save(ctx, inputs, output) -> None:
-    weights, gains, _ = inputs
-    ctx.layers = len(weights)
-    ctx.save_for_backward(*weights, *gains, *output[1])
-    ctx.dtypes = [tensor.dtype for tensor in output[0]]
-
-
-def _backward(ctx, grads, _):
-    weights, gains = ctx.saved_tensors[: ctx.layers], ctx.saved_tensors[ctx.layers : 2 * ctx.layers]
-    grads = [
-        torch.zeros_like(weight, dtype=dtype) if grad is None else grad
-        for grad, weight, dtype in zip(grads, weights, ctx.dtypes, strict=True)
-    ]
-    stats = ctx.saved_tensors[2 * ctx.layers :]
-    return *torch.ops.ttfs.standardise_weights_backward(grads, list(weights), list(gains), list(stats)), None
-
-
-def _refuse(ctx, *_):
-    raise RuntimeError(
-        "Trying to backward through ttfs::standardise_weights_backward but no autograd formula was registered."
-    )
-
-
-torch.library.register_autograd("ttfs::standardise_weights", _backward, setup_context=_save)
-torch.library.register_autograd("ttfs::standardise_weights_backward", _refuse)

@@ -1,144 +1,157 @@
-"""The operators in PyTorch: one stacked contraction a pass.
+"""The PyTorch backend: one stacked contraction a pass.
 
 A = Σ w·x and W = Σ w·σ[x > 0] share every weight, so activations and mask are stacked along the batch and contracted
 in one call: weights are read (and, on CPU, reordered) once. The buffer of A and W becomes the two local derivatives,
 and the backward pass multiplies both by the upstream gradient in one go.
+
+The passes over neurons between the contractions are eager and in place, or the formulas of `fused` for a compiler.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels import fused
-from ttfs_kernels.contraction import Geometry, convolve, gradient_of_input, gradient_of_weight
+from ttfs_kernels.autograd import first_derivatives_only, needs_gradient, without_autocast
+from ttfs_kernels.contraction import Geometry, contract, gradient_of_input, gradient_of_weight
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_, vanishing
 
 aten = torch.ops.aten
-# Activations and what the backward pass needs of it, stacked input and stacked derivatives.
-Spikes = tuple[Tensor, Tensor | None, Tensor | None]
 # Of x, weight, bias, skip and skip_weight.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
-def conv2d_forward(
+def layer(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     skip: Tensor | None,
     skip_weight: Tensor | None,
-    geometry: Geometry,
+    geometry: Geometry | None,
+    neuron: Neuron,
+) -> Tensor:
+    """Activations of a layer, differentiable once; see `ops.dft_conv2d`. Without geometry it is fully connected."""
+    operands = x, weight, bias, skip, skip_weight
+    return DFTLayer.apply(*operands, geometry, neuron, needs_gradient(*operands))
+
+
+class DFTLayer(torch.autograd.Function):
+    """A layer in autograd's graph: σ > 0 keeps the stacked input and derivatives, σ = 0 its input and output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        skip: Tensor | None,
+        skip_weight: Tensor | None,
+        geometry: Geometry | None,
+        neuron: Neuron,
+        with_derivatives: bool,
+    ) -> Tensor:
+        with without_autocast(x):
+            spikes = _fire if neuron.has_slope else _clamp
+            y, kept = spikes(x, weight, bias, skip, skip_weight, geometry, neuron, with_derivatives)
+        if with_derivatives:
+            ctx.save_for_backward(*kept, weight, skip, skip_weight)
+        ctx.geometry, ctx.neuron = geometry, neuron
+        ctx.set_materialize_grads(False)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        if grad is None:
+            return (None,) * 8
+        first_derivatives_only("dft_linear" if ctx.geometry is None else "dft_conv2d", grad)
+        with without_autocast(grad):
+            inputs, saved, weight, skip, skip_weight = ctx.saved_tensors
+            operands = grad, inputs, saved, weight, skip, skip_weight
+            found = _gradients(*operands, ctx.geometry, ctx.neuron, ctx.needs_input_grad)
+        return *found, None, None, None
+
+
+def _fire(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
+    geometry: Geometry | None,
     neuron: Neuron,
     with_derivatives: bool,
-) -> Spikes:
-    """(activations, stacked input, stacked derivatives); the last two are None where nothing needs them."""
-    if not neuron.has_slope:
-        x = x.contiguous(memory_format=torch.channels_last)
-        potentials = convolve(x, weight, _like(x, bias), geometry)
-        return _clamp_(potentials, skip, skip_weight), None, None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(activations, (stacked input, stacked derivatives)); the latter hold nothing of use without derivatives."""
     stacked = stack_mask(x, neuron)
-    potentials = convolve(stacked, weight, None, geometry)
-    pair, channels, rows, columns = potentials.shape
-    flat = _rows(potentials).view(2, -1, channels)
+    maps = contract(stacked, weight, None, geometry)
+    potentials = _rows(maps).view(2, -1, maps.shape[1])
     delayed = None if skip is None else _rows(skip)
-    activations, derivatives = _fire(flat, bias, neuron, with_derivatives, delayed, skip_weight)
-    activations = like_rows(activations, (pair // 2, channels, rows, columns))
-    if not with_derivatives:
-        return activations, None, None
-    return activations, stacked, like_rows(derivatives, potentials.shape)
+    if fused.is_formula(potentials):
+        settings = fused.of_any_persistence(neuron), with_derivatives
+        operands = potentials, bias, delayed, skip_weight, fused.persistence(neuron, x)
+        activations, derivatives = fused.run((fused.firing, *settings), *operands)
+    else:
+        activations = fire_(potentials, bias, neuron, with_derivatives, delayed, skip_weight)
+        derivatives = potentials
+    activations = like_rows(activations, (len(x), *maps.shape[1:]))
+    return activations, (stacked, like_rows(derivatives, maps.shape)) if with_derivatives else ()
 
 
-def conv2d_backward(
+def _clamp(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
+    geometry: Geometry | None,
+    *_: object,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(activations, (input, activations)) at σ = 0: potentials clamped to [0, 1]."""
+    inputs = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    potentials = contract(inputs, weight, None if bias is None else bias.to(x.dtype), geometry)
+    if skip is None or skip_weight is None:
+        y = potentials.clamp_(0, 1)
+    elif fused.is_formula(potentials):
+        y = fused.run((fused.clamping,), _rows(potentials), _rows(skip), skip_weight)
+        y = like_rows(y, potentials.shape)
+    else:
+        y = potentials.addcmul_(skip, _channels(skip_weight, skip)).clamp_(0, 1)
+    return y, (x, y)
+
+
+def _gradients(
     grad: Tensor,
     x: Tensor,
     saved: Tensor,
     weight: Tensor,
     skip: Tensor | None,
     skip_weight: Tensor | None,
-    geometry: Geometry,
+    geometry: Geometry | None,
     neuron: Neuron,
     needs: Sequence[bool],
 ) -> Gradients:
-    """Gradients of x, weight, bias, skip and skip_weight; None where not needed.
+    """Gradients of x, weight, bias, skip and skip_weight; None or anything where not needed.
 
-    `x` and `saved` are the stacked input and derivatives, or for σ = 0 the input and the activations.
+    `x` and `saved` are what the forward pass kept.
     """
-    needs_x, needs_weight, needs_bias, *needs_skip = needs
+    needs_x, needs_weight, needs_bias, *needs_skip = needs[:5]
     grad_x = grad_weight = None
-    if not neuron.has_slope:
-        x = x.contiguous(memory_format=torch.channels_last)
-        h, grad_bias = _inside(grad, saved, needs_bias)
-        h_values = h
-    else:
+    if neuron.has_slope:
         h, grad_bias = _scale(grad, saved, needs_bias)
-        h_values = _first_half(h)
+    else:
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        h, grad_bias = _inside(grad, saved, needs_bias)
     if needs_x:
         # With a surrogate, both halves in one contraction: the gradients of activations and of the mask.
-        by_both = neuron.has_surrogate
-        grad_x = gradient_of_input(h if by_both else h_values, x if by_both else x[: len(grad)], weight, geometry)
-        grad_x = at_inputs(grad_x, x, neuron)
+        both = len(h) if neuron.has_surrogate else len(grad)
+        grad_x = at_inputs(gradient_of_input(h[:both], x[:both], weight, geometry), x, neuron)
     if needs_weight:
         grad_weight = gradient_of_weight(h, x, weight, geometry)
     return grad_x, grad_weight, grad_bias, *_skip_gradients(h, skip, skip_weight, neuron, needs_skip)
-
-
-def linear_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
-    neuron: Neuron,
-    with_derivatives: bool,
-) -> Spikes:
-    """As `conv2d_forward`, for x [rows, in_features]."""
-    if not neuron.has_slope:
-        return _clamp_(F.linear(x, weight, _like(x, bias)), skip, skip_weight), None, None
-    stacked = stack_mask(x, neuron)
-    flat = F.linear(stacked, weight).view(2, x.shape[0], weight.shape[0])
-    activations, derivatives = _fire(flat, bias, neuron, with_derivatives, skip, skip_weight)
-    return (activations, stacked, derivatives.flatten(0, 1)) if with_derivatives else (activations, None, None)
-
-
-def linear_backward(
-    grad: Tensor,
-    x: Tensor,
-    saved: Tensor,
-    weight: Tensor,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
-    neuron: Neuron,
-    needs: Sequence[bool],
-) -> Gradients:
-    """As `conv2d_backward`, for grad [rows, out_features]."""
-    needs_x, needs_weight, needs_bias, *needs_skip = needs
-    grad_x = grad_weight = None
-    if not neuron.has_slope:
-        h, grad_bias = _inside(grad, saved, needs_bias)
-        h_values = h
-    else:
-        h, grad_bias = _scale(grad, saved, needs_bias)
-        h_values = _first_half(h)
-    if needs_x:
-        grad_x = at_inputs((h if neuron.has_surrogate else h_values) @ weight, x, neuron)
-    if needs_weight:
-        grad_weight = h.t() @ x
-    return grad_x, grad_weight, grad_bias, *_skip_gradients(h, skip, skip_weight, neuron, needs_skip)
-
-
-def _clamp_(potentials: Tensor, skip: Tensor | None, skip_weight: Tensor | None) -> Tensor:
-    """The rule at σ = 0: potentials and those of delayed spikes, each by a synapse of its own, clamped to [0, 1].
-
-    `potentials` are overwritten.
-    """
-    if skip is None or skip_weight is None:
-        return potentials.clamp_(0, 1)
-    if fused.is_fused(potentials):
-        activations = fused.compiled(fused.clamping)(_rows(potentials), _rows(skip), skip_weight)
-        return like_rows(activations, potentials.shape)
-    return potentials.addcmul_(skip, _channels(skip_weight, skip)).clamp_(0, 1)
 
 
 def _skip_gradients(
@@ -153,14 +166,14 @@ def _skip_gradients(
     needs_skip, needs_weight = needs
     grad_skip = grad_weight = None
     h = h.contiguous(memory_format=torch.channels_last) if h.dim() == 4 else h
-    if needs_skip and needs_weight and fused.is_fused(h):
+    if fused.is_formula(h):
         rows = _rows(h).view(2 if neuron.has_slope else 1, -1, h.shape[1])
-        skipping = fused.compiled(fused.skipping, fused.of_any_persistence(neuron))
-        grad_skip, grad_weight = skipping(rows, _rows(skip), skip_weight, fused.persistence(neuron, h))
+        formula = fused.skipping, fused.of_any_persistence(neuron)
+        grad_skip, grad_weight = fused.run(formula, rows, _rows(skip), skip_weight, fused.persistence(neuron, h))
         return like_rows(grad_skip, skip.shape), grad_weight
     stacked = stack_mask(skip, neuron) if neuron.has_slope else skip
     if needs_skip:
-        by_both = h if neuron.has_surrogate or not neuron.has_slope else _first_half(h)
+        by_both = h if neuron.has_surrogate else h[: len(skip)]
         grad_skip = at_inputs(by_both * _channels(skip_weight, skip), stacked, neuron)
     if needs_weight:
         grad_weight = _sum(h * stacked)
@@ -177,61 +190,38 @@ def _inside(grad: Tensor, activations: Tensor, with_sum: bool) -> tuple[Tensor, 
 
     NaN where a is NaN, which hardtanh_backward takes for inside.
     """
-    if with_sum and fused.is_fused(activations):
-        h, total = fused.compiled(fused.crossing)(_rows(grad), _rows(activations))
+    if fused.is_formula(activations):
+        h, total = fused.run((fused.crossing,), _rows(grad), _rows(activations))
         return like_rows(h, activations.shape), total
     h = aten.hardtanh_backward(grad, activations, 0, 1).add_(activations, alpha=0)
     return h, _sum(h) if with_sum else None
 
 
+def _scale(grad: Tensor, derivatives: Tensor, with_sum: bool) -> tuple[Tensor, Tensor | None]:
+    """[g·∂a/∂A ; g·∂a/∂W] in the layout of the derivatives, and if wanted the first half's sum for each channel."""
+    if fused.is_formula(derivatives):
+        pair = _rows(derivatives).view(2, -1, derivatives.shape[1])
+        scaled, total = fused.run((fused.scaling,), pair, _rows(grad))
+        return like_rows(scaled, derivatives.shape), total
+    scaled = torch.empty_like(derivatives)
+    pairs = (2, len(grad))
+    torch.mul(derivatives.unflatten(0, pairs), grad, out=scaled.unflatten(0, pairs))
+    return scaled, _sum(scaled[: len(grad)]) if with_sum else None
+
+
 def stack_mask(x: Tensor, neuron: Neuron) -> Tensor:
     """[x ; σ·[x > 0]] along the first dimension; maps come out channels-last whatever the input's layout."""
-    if fused.is_fused(x):
-        stacked = fused.compiled(fused.masking)(_rows(x).flatten(), fused.persistence(neuron, x))
-        return like_rows(stacked, (2 * x.shape[0], *x.shape[1:]))
+    if fused.is_formula(x):
+        stacked = fused.run((fused.masking,), _rows(x).flatten(), fused.persistence(neuron, x))
+        return like_rows(stacked, (2 * len(x), *x.shape[1:]))
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-    stacked = torch.empty(2 * x.shape[0], *x.shape[1:], dtype=x.dtype, device=x.device, memory_format=layout)
+    stacked = torch.empty(2 * len(x), *x.shape[1:], dtype=x.dtype, device=x.device, memory_format=layout)
     values, mask = stacked.tensor_split(2)
     values.copy_(x)
     torch.gt(x, 0, out=mask)  # into floats: comparisons that write booleans are not vectorised on CPU
     if neuron.psp_persistence != 1.0:
         mask.mul_(neuron.psp_persistence)
     return stacked
-
-
-def _fire(
-    potentials: Tensor,
-    bias: Tensor | None,
-    neuron: Neuron,
-    with_derivatives: bool,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Activations [neurons, channels] and derivatives [2, neurons, channels] from as many potentials, overwritten.
-
-    Without derivatives, the second tensor holds nothing of use.
-    """
-    if fused.is_fused(potentials):
-        fire = fused.compiled(fused.firing, fused.of_any_persistence(neuron), with_derivatives)
-        activations, derivatives = fire(potentials, bias, skip, skip_weight, fused.persistence(neuron, potentials))
-        return activations, potentials if derivatives is None else derivatives
-    return fire_(potentials, bias, neuron, with_derivatives, skip, skip_weight), potentials
-
-
-def _first_half(stacked: Tensor) -> Tensor:
-    return stacked[: stacked.shape[0] // 2]
-
-
-def _scale(grad: Tensor, derivatives: Tensor, with_sum: bool) -> tuple[Tensor, Tensor | None]:
-    """[g·∂a/∂A ; g·∂a/∂W] in the layout of the derivatives, and if wanted the first half's sum for each channel."""
-    if with_sum and fused.is_fused(derivatives):
-        pair = _rows(derivatives).view(2, -1, derivatives.shape[1])
-        scaled, total = fused.compiled(fused.scaling)(_rows(grad), pair)
-        return like_rows(scaled, derivatives.shape), total
-    scaled = torch.empty_like(derivatives)
-    pairs = (2, grad.shape[0])
-    torch.mul(derivatives.unflatten(0, pairs), grad, out=scaled.unflatten(0, pairs))
-    return scaled, _sum(_first_half(scaled)) if with_sum else None
 
 
 def at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
@@ -242,11 +232,11 @@ def at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
     """
     if not neuron.has_slope:
         return grad_x
-    values = _first_half(x)
-    if fused.is_fused(values):
+    values = x[: len(x) // 2]
+    if fused.is_formula(values):
         grad = _rows(grad_x).view(2, -1) if neuron.has_surrogate else _rows(grad_x).flatten()
-        enter = fused.compiled(fused.entering, fused.of_any_persistence(neuron))
-        return like_rows(enter(grad, _rows(values).flatten(), fused.persistence(neuron, grad)), values.shape)
+        formula = fused.entering, fused.of_any_persistence(neuron)
+        return like_rows(fused.run(formula, grad, _rows(values).flatten(), fused.persistence(neuron, x)), values.shape)
     if not neuron.has_surrogate:
         return aten.threshold_backward.grad_input(grad_x, values, 0, grad_input=grad_x)
     by_activation, by_mask = grad_x.tensor_split(2)
@@ -273,7 +263,3 @@ def like_rows(rows: Tensor, shape: Sequence[int]) -> Tensor:
         return rows.view(*shape)
     batch, channels, height, width = shape
     return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _like(x: Tensor, bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.to(x.dtype)

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from tests.bench.modules import BENCH, modules
-from ttfs_kernels.triton_backend import choice, measure
+from ttfs_kernels.triton_backend import choice
 from ttfs_kernels.triton_backend.choice import choose, read_table
 from ttfs_kernels.triton_backend.launch import device_of
 
-gpu_work, kernels, kernels_layers, kernels_plan = modules("_gpu_work", "kernels", "_kernels_layers", "_kernels_plan")
+gpu_work, kernels, kernels_layers, kernels_plan, measure = modules(
+    "_gpu_work", "kernels", "_kernels_layers", "_kernels_plan", "_kernels_measure"
+)
 
 LAYER = {"name": "c", "height": 4, "width": 3, "in_channels": 3, "out_channels": 5, "kernel": [3, 2]}
 
@@ -27,7 +29,6 @@ def device() -> torch.device:
 @pytest.fixture
 def _no_tables(monkeypatch, tmp_path):
     """Whoever runs the tests."""
-    monkeypatch.setenv("TTFS_KERNELS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(choice, "SHIPPED", tmp_path / "shipped")
     choice.forget()
     yield
@@ -81,7 +82,7 @@ def test_shapes_are_those_of_the_networks():
 @pytest.mark.usefixtures("_no_tables")
 @pytest.mark.parametrize("to_folder", [False, True])
 def test_tuned_layers_are_found_again(device, monkeypatch, tmp_path, capsys, to_folder):
-    """`--tune` without --output serves this user's programs; into the package's folder it serves all."""
+    """`--tune` writes into the package's folder, or the one that --output names."""
     this = device_of(device)
     if to_folder:
         monkeypatch.setattr(choice, "SHIPPED", tmp_path / "tuning")
@@ -92,10 +93,10 @@ def test_tuned_layers_are_found_again(device, monkeypatch, tmp_path, capsys, to_
     output = tmp_path / "tuning" if to_folder else None
     options = kernels.Options(shapes=shapes, device=device.type, batch_size=2, dtypes=("fp32",), output=output)
     problem = kernels_layers.load(shapes)[0].problem(2, "fp32", 1.0)
-    assert choose("forward", problem, this, "ieee", "auto").reason == "unmeasured"
+    assert choose("forward", problem, this, "ieee", "auto").reason == "default"
     assert kernels.tune(options) == 0
-    (path,) = (tmp_path / ("tuning" if to_folder else "cache")).glob("*.json")
-    assert path in choice.table_paths(this)
+    (path,) = (tmp_path / ("tuning" if to_folder else "shipped")).glob("*.json")
+    assert path == choice.table_path(this)
     assert len(read_table(path)) == 4  # three passes, and grad_x with the surrogate derivative
     assert choose("forward", problem, this, "ieee", "auto").reason == "measured"
     assert f"{path.name} holds 4 measurements; ours is the faster in 4" in capsys.readouterr().out

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ttfs_kernels import contraction
-from ttfs_kernels.contraction import Geometry, columns_are_faster, convolve, gradient_of_input, gradient_of_weight
+from ttfs_kernels.contraction import Geometry, columns_are_faster, contract, gradient_of_input, gradient_of_weight
 
 SAME = Geometry((1, 1), (1, 1), (1, 1), 1)
 
@@ -59,7 +59,7 @@ def test_columns_equal_convolution(monkeypatch, dtype, layout, geometry):
         monkeypatch.setattr(contraction, "WEIGHTS_PER_NEURON", {dtype: 0})
         results.append(
             (
-                convolve(x, weight, bias, geometry),
+                contract(x, weight, bias, geometry),
                 gradient_of_input(h, x, weight, geometry),
                 gradient_of_weight(h, x, weight, geometry),
             )

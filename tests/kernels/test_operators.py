@@ -1,9 +1,11 @@
-"""What the operators promise beyond numbers: registration, layouts, zero gradients, and hands off their inputs."""
+"""What the operators promise beyond numbers: layouts, refused derivatives, zero gradients, untouched inputs."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
 
 from tests.kernels.common import activations, weights
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear
@@ -21,23 +23,6 @@ def arguments(kind: str, has_bias: bool = True) -> tuple[Tensor, Tensor, Tensor 
 
 def apply(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, **options) -> Tensor:
     return dft_linear(x, weight, bias, **options) if kind == "linear" else dft_conv2d(x, weight, bias, **options)
-
-
-@KINDS
-@PERSISTENCES
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_opcheck(kind, psp_persistence, channels_last):
-    x, weight, bias = arguments(kind)
-    if kind == "linear":
-        operator, geometry = torch.ops.ttfs.dft_linear.default, ()
-    else:
-        operator, geometry = torch.ops.ttfs.dft_conv2d.default, ([2, 1], [1, 0], [1, 1], 1)
-        if channels_last:
-            x, weight = (t.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, weight))
-    result = torch.library.opcheck(
-        operator, (x, weight, bias, None, None, *geometry, Neuron(psp_persistence, 11.0, 0.5).pack(), True)
-    )
-    assert set(result.values()) == {"SUCCESS"}
 
 
 @KINDS
@@ -173,12 +158,50 @@ def test_empty_batch(psp_persistence):
 
 @KINDS
 @PERSISTENCES
-def test_second_derivatives_are_refused(kind, psp_persistence):
+def test_other_derivatives_are_refused(kind, psp_persistence):
+    """Second ones, forward mode, transforms of torch.func and batches of gradients: never a wrong number."""
+    x, weight, bias = (t.detach() for t in arguments(kind) if t is not None)
+
+    def layer(x: Tensor) -> Tensor:
+        return apply(kind, x, weight, bias, neuron=Neuron(psp_persistence))
+
+    learning = x.clone().requires_grad_()
+    y = layer(learning)
+    with pytest.raises(RuntimeError, match=f"dft_{kind}: create_graph must be False; got True"):
+        torch.autograd.grad(y.sum(), learning, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"dft_{kind}: is_grads_batched must be False; got True"):
+        torch.autograd.grad(y, learning, torch.ones(3, *y.shape), is_grads_batched=True)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="implement the jvp function"):
+        layer(forward_ad.make_dual(x, torch.ones_like(x)))
+    with pytest.raises(RuntimeError, match="it must override the setup_context staticmethod"):
+        torch.func.vmap(lambda one: layer(one[None]))(x)
+    with pytest.raises(RuntimeError, match="it must override the setup_context staticmethod"):
+        torch.func.grad(lambda x: layer(x).sum())(x)
+
+
+@KINDS
+def test_saved_tensors_can_be_moved_away(kind):
+    tensors = arguments(kind)
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(apply(kind, *tensors).sum(), [t for t in tensors if t is not None])
+
+    expected = gradients()
+    packed: list[Tensor] = []
+    with saved_tensors_hooks(lambda tensor: packed.append(tensor) or tensor.clone(), lambda tensor: tensor):
+        moved = gradients()
+    assert packed
+    assert all(torch.equal(*pair) for pair in zip(moved, expected, strict=True))
+
+
+@KINDS
+def test_operands_written_to_before_the_backward_pass_are_noticed(kind):
     x, weight, bias = arguments(kind)
-    y = apply(kind, x, weight, bias, neuron=Neuron(psp_persistence))
-    (grad_x,) = torch.autograd.grad(y.sum(), (x,), create_graph=True)
-    with pytest.raises(RuntimeError, match=f"dft_{kind}_backward.* no autograd formula was registered"):
-        grad_x.sum().backward()
+    y = apply(kind, x, weight, bias, neuron=Neuron(0.0))
+    with torch.no_grad():
+        weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 @KINDS

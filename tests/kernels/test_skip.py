@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tests.kernels import oracle
 from tests.kernels.common import TOLERANCE, activations, away_from_borders, weights
-from tests.kernels.test_direct import Recorder
 from tests.kernels.test_operators import KINDS, PERSISTENCES
 from tests.kernels.test_surrogate import CONVOLUTION, contract
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear
@@ -115,37 +114,6 @@ def test_surrogate_gradients_are_those_of_the_formulas(kind, psp_persistence, ba
     by_skip = torch.where(skip > 0, by_skip, 0) + vanishing(skip, neuron) * by_skip_mask
     for ours, theirs in zip(gradients, (by_x, by_weight, by_bias, by_skip, by_v), strict=True):
         torch.testing.assert_close(ours.double(), theirs.detach(), rtol=1e-4, atol=1e-4)
-
-
-@KINDS
-@PERSISTENCES
-@pytest.mark.parametrize("autocast", [False, True])
-def test_skip_equals_the_operators(kind, psp_persistence, autocast):
-    tensors, neuron = operands(kind), Neuron(psp_persistence, surrogate_width=0.5)
-
-    def results() -> list[Tensor]:
-        y = apply(kind, tensors, neuron=neuron)
-        return [y, *torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))]
-
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        ours = results()
-        with Recorder() as recorder:
-            theirs = results()
-    assert recorder.names == [f"dft_{kind}", f"dft_{kind}_backward"]
-    for our_result, their_result in zip(ours, theirs, strict=True):
-        assert torch.equal(our_result, their_result)
-        assert our_result.dtype == their_result.dtype
-        assert our_result.stride() == their_result.stride()
-
-
-@KINDS
-@PERSISTENCES
-def test_skip_opcheck(kind, psp_persistence):
-    tensors = list(operands(kind).values())
-    geometry = () if kind == "linear" else (*map(list, list(CONVOLUTION.values())[:3]), 2)
-    operator = getattr(torch.ops.ttfs, f"dft_{kind}").default
-    result = torch.library.opcheck(operator, (*tensors, *geometry, Neuron(psp_persistence, 11.0, 0.5).pack(), True))
-    assert set(result.values()) == {"SUCCESS"}
 
 
 @KINDS

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ttfs_kernels import fuse_passes, fused, standardise, standardise_weights
 
-OPERATOR = torch.ops.ttfs.standardise_weight.default
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SHAPES = ((3, 5), (4, 7, 3, 3), (2, 1500), (5, 1, 3, 3), (4, 6, 1, 1), (1, 2))
 
@@ -132,19 +131,10 @@ def test_constant_neurons_give_zero_and_finite_gradients():
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_opcheck(dtype):
-    for shape in SHAPES:
-        assert set(torch.library.opcheck(OPERATOR, (*layer(shape), dtype)).values()) == {"SUCCESS"}
-
-
 def test_second_derivatives_are_refused():
     weight, gain = layer((4, 5))
-    (gradient,) = torch.autograd.grad(
-        standardise_weights([weight], [gain])[0].square().sum(), weight, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match=r"standardise_weight_backward .*no autograd formula was registered"):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="standardise_weights: create_graph must be False; got True"):
+        torch.autograd.grad(standardise_weights([weight], [gain])[0].square().sum(), weight, create_graph=True)
 
 
 @pytest.mark.usefixtures("fresh_compiler")

@@ -3,11 +3,9 @@
 import os
 import runpy
 import sys
-import tempfile
 
 if __name__ == "__main__":
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    os.environ.setdefault("TTFS_KERNELS_CACHE", tempfile.mkdtemp(prefix="ttfs-"))  # no table of the user's
     from tests.virtual_cuda import install
 
     install()

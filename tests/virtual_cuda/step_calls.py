@@ -80,7 +80,6 @@ def measure(backend: str, precision: str) -> dict[str, Record]:
     changes = {"dataset": "sample", "image_size": 32, "width": 1 / 16, "batch_size": BATCH, "num_workers": 0}
     changes |= {"max_train_samples": steps * BATCH, "max_test_samples": 2, "validation_fraction": 0, "epochs": 1}
     changes |= {"statistics_steps": 3, "backend": backend, "mixed_precision": precision}
-    loop.tune_kernels = lambda *_: None  # type: ignore[assignment]
     loop.TrainingLoop._train_step, before = watched, step  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -110,5 +109,4 @@ def row(backend: str, precision: str, kind: str, record: Record) -> dict[str, An
 
 if __name__ == "__main__":
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    os.environ["TTFS_KERNELS_CACHE"] = tempfile.mkdtemp(prefix="ttfs-")
     main()

@@ -68,7 +68,6 @@ def run(command: str, cache: Path, backend: str = "torch") -> str:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
         "TTFS_KERNELS_BACKEND": backend,
-        "TTFS_KERNELS_CACHE": str(cache / "kernels"),
     }
     words = [sys.executable, "-m", "tests.virtual_cuda", *shlex.split(command)]
     process = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)

@@ -35,7 +35,7 @@ class DFTConv2d(WeightedConv2d):
         device, dtype: as in `torch.nn.Conv2d`.
     Attributes:
         fuse_pool: where a pool that `forward` is given is computed; see `ttfs_kernels.dft_conv2d`. Default: None, as
-            tuning says.
+            a table of measurements says.
     Raises:
         ValueError: sizes, groups, initial_gain, skip or average out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.

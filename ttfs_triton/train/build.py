@@ -1,18 +1,15 @@
-"""From a configuration to what a run is made of: data, network, augmentation, optimizer, schedule, kernels."""
+"""From a configuration to what a run is made of: data, network, augmentation, optimizer, schedule."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-import ttfs_kernels
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
@@ -359,39 +356,3 @@ def _progress(step: int, warmup: float, total: int) -> float:
 
 def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def tune_kernels(
-    network: nn.Module, accelerator: Accelerator, shape: tuple[int, ...], say: Callable[[str], None]
-) -> None:
-    """Choose, for every pass of a network, the faster of our kernel and a library call; on a GPU only.
-
-    The main process times what no table covers, seconds a layer, and keeps it in the user's table; the others get its
-    table, so that all choose alike. Weights and random numbers are not touched. A result that is wrong, ours or the
-    library's, is reported and not chosen where the other is right; the run goes on.
-
-    Args:
-        network: on the accelerator's device.
-        accelerator: processes, device, precision.
-        shape: of the images of a process and micro-batch, [N, channels, height, width].
-        say: shows a line.
-    """
-    if accelerator.device.type == "cuda":
-        choose_kernels(network, accelerator, torch.zeros(shape, device=accelerator.device), say)
-
-
-def choose_kernels(network: nn.Module, accelerator: Accelerator, images: Tensor, say: Callable[[str], None]) -> None:
-    """As `tune_kernels`, for images [N, channels, height, width] on any device."""
-    shared: list[Any] = [None]
-    if accelerator.is_main_process:
-        training = network.training
-        # One pass in each direction tells which passes there are; without dropout it draws no random numbers.
-        with accelerator.autocast():
-            output = network.eval()(images)
-            logits: Tensor = output[0] if isinstance(output, tuple) else output  # one that is metered has costs, too
-        network.train(training)
-        torch.autograd.grad(logits.float().sum(), list(network.parameters()), allow_unused=True)
-        shared[0] = ttfs_kernels.tune(report=say, fault=say)
-    if accelerator.num_processes > 1:
-        broadcast_object_list(shared)
-    ttfs_kernels.use_measurements(shared[0])

@@ -30,7 +30,6 @@ from ttfs_triton.train.build import (
     check_network,
     describe,
     place_data,
-    tune_kernels,
 )
 from ttfs_triton.train.callback import Callback
 from ttfs_triton.train.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -167,8 +166,6 @@ class TrainingLoop:
 
     def _train(self) -> None:
         total = self.config.epochs * self.steps_per_epoch
-        shape = (self._batches(0).micro_batch_size, *self.graph.image_shape)
-        tune_kernels(self._called, self.accelerator, shape, self.display.say)
         self.display.start(total, self.position.step)
         try:
             while self.position.epoch < self.config.epochs:

@@ -1,24 +1,22 @@
-"""Which provider and which blocks a pass gets. Choices are looked up, never timed here.
+"""Which provider and which blocks a pass gets: by a table of measurements if there is one, otherwise our kernel.
 
-For backend "triton": the configuration of the tuned table, or the default. For "auto": the faster of both providers
-in the tuned table, at this shape or at one near it; a shape that nobody has measured goes to the library, so that no
-one is slower than with the stacked library call. A forward pass with a pool has a choice of its own, for both backends:
-blocks of the convolution that pools in its epilogue, or None for the choice without a pool and a kernel that pools;
-its entries have the time of the latter as `library_ms`. Tables are shipped, one a GPU name, in `tuning/`; `measure.py`
-writes a user's own into a cache that is read first. Choices depend on nothing else, so all processes make the same.
+Backend "triton" is our kernel in the table's blocks, or in the default ones. "auto" is the same but where the table
+says that the library is faster, at this shape or at one near it. A forward pass with a pool has a choice of its own,
+for both backends: blocks of the convolution that pools in its epilogue, where that was measured to be faster than the
+choice without a pool and a kernel that pools, whose time its entries have as `library_ms`.
+
+Tables are shipped, one a GPU name, in `tuning/`; `bench/kernels.py --tune` writes them. Nothing is timed here, and
+choices depend on nothing else, so all processes make the same.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ttfs_kernels import direct
-from ttfs_kernels.triton_backend import programs
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import refused, triton_version
 from ttfs_kernels.triton_backend.launch import Device
@@ -31,7 +29,7 @@ NEAR = 2.0
 
 
 class Choice(NamedTuple):
-    """Blocks of our kernel, or None for the library; and why: "default", "measured", "near" or "unmeasured"."""
+    """Blocks of our kernel, or None for the library; and why: "measured", "near" or "default"."""
 
     config: Config | None
     reason: str
@@ -100,20 +98,11 @@ def forget() -> None:
     """Read tables again and choose anew."""
     _choices.clear()
     _tables.clear()
-    programs.forget()
-    direct.forget()
 
 
-def table_paths(device: Device) -> list[Path]:
-    """Where tables of a device may be: the user's own, then the shipped one."""
-    name = re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-") + ".json"
-    return [cache_folder() / name, SHIPPED / name]
-
-
-def cache_folder() -> Path:
-    """Where measurements are kept: $TTFS_KERNELS_CACHE, or ttfs_kernels in the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("TTFS_KERNELS_CACHE") or Path(root) / "ttfs_kernels")
+def table_path(device: Device) -> Path:
+    """Where the table of a device is, if it has one."""
+    return SHIPPED / (re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-") + ".json")
 
 
 def read_table(path: Path) -> list[Entry]:
@@ -136,58 +125,39 @@ def read_table(path: Path) -> list[Entry]:
         ) from error
 
 
-def table(device: Device) -> list[Entry]:
-    """Measurements for a device, the user's own first."""
+def _table(device: Device) -> list[Entry]:
     if device.name not in _tables:
-        _tables[device.name] = [entry for path in table_paths(device) for entry in read_table(path)]
+        _tables[device.name] = read_table(table_path(device))
     return _tables[device.name]
-
-
-def use(device: Device, entries: list[Entry]) -> None:
-    """Choose by these measurements instead of by the device's tables, until `forget`."""
-    forget()
-    _tables[device.name] = entries
 
 
 def distance(a: Problem, b: Problem) -> float:
     """How far two shapes are apart, in doublings, at most over their sizes; inf if they differ in kind."""
-    kinds = [
-        (
-            p.kernel,
-            p.stride,
-            p.padding,
-            p.dilation,
-            p.groups,
-            p.dtype,
-            p.with_slope,
-            p.surrogate,
-            p.pool,
-            p.skip,
-            p.height == p.width == 1,
-        )
-        for p in (a, b)
-    ]
-    if kinds[0] != kinds[1]:
+    if _kind(a) != _kind(b):
         return math.inf
     sizes = zip((a.rows, a.in_channels, a.out_channels), (b.rows, b.in_channels, b.out_channels), strict=True)
     return max(abs(math.log2(max(1, one) / max(1, other))) for one, other in sizes)
+
+
+def _kind(p: Problem) -> tuple[object, ...]:
+    options = p.dtype, p.with_slope, p.surrogate, p.pool, p.skip
+    return p.kernel, *p.geometry, *options, p.height == p.width == 1
 
 
 def _look_up(which: str, problem: Problem, device: Device, precision: str, backend: str) -> Choice:
     version = triton_version()
     entries = [
         (distance(entry.problem, problem), entry)
-        for entry in table(device)
+        for entry in _table(device)
         if entry.which == which
         and entry.precision == precision
         and refused(entry.config.form, device.chip, version) is None
     ]
     apart, entry = min(entries, key=lambda pair: pair[0], default=(math.inf, None))
+    pools = problem.pool > 1
     if entry is None or apart > math.log2(NEAR):
-        if backend == "triton" and problem.pool == 1:
-            return Choice(default_config(which, problem, device.chip, precision, device.processors), "default")
-        return Choice(None, "unmeasured")
+        ours = default_config(which, problem, device.chip, precision, device.processors)
+        return Choice(None if pools else ours, "default")
     reason = "measured" if entry.problem == problem else "near"
-    if (backend == "auto" or problem.pool > 1) and entry.library_ms < entry.triton_ms:
-        return Choice(None, reason)
-    return Choice(entry.config, reason)
+    library = (backend == "auto" or pools) and entry.library_ms < entry.triton_ms
+    return Choice(None if library else entry.config, reason)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
@@ -18,6 +21,23 @@ from ttfs_kernels.triton_backend.problem import Problem
 # What the interpreter pretends to be: its results do not depend on it.
 INTERPRETED = Chip("cuda", 90)
 SMALLEST_CAPABILITY = 80
+
+_planning = ContextVar("planning", default=False)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def planned_only(function: Function) -> Function:
+    """`function` without the launches in it: what it returns is allocated and holds nothing."""
+
+    @wraps(function)
+    def plan(*args: Any) -> Any:
+        token = _planning.set(True)
+        try:
+            return function(*args)
+        finally:
+            _planning.reset(token)
+
+    return plan  # type: ignore[return-value]
 
 
 class Device(NamedTuple):
@@ -51,12 +71,14 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 1
 
-    def run(self) -> Any:
-        """Launch on the device of the first tensor, on its current stream; what Triton returns, its compiled kernel."""
+    def run(self) -> None:
+        """Launch on the device of the first tensor, on its current stream; not inside a function `planned_only`."""
+        if _planning.get():
+            return
         tensor = next(value for value in self.arguments.values() if isinstance(value, torch.Tensor))
         # Triton launches on the current device, which need not be the tensor's.
         with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
-            return self.kernel[self.grid](**self.arguments, **self.options)
+            self.kernel[self.grid](**self.arguments, **self.options)
 
     @property
     def options(self) -> dict[str, Any]:

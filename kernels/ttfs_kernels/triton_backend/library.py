@@ -1,13 +1,11 @@
 """The passes by one stacked cuDNN or cuBLAS call each, for shapes where that is faster than our kernels.
 
-Same operands and results as `passes.py`; the mask, the rule and the local gradients are still Triton, each a pass of
-its own in `programs.py`.
+Same operands and results as `passes.py`; the mask, the rule and the local gradients are still Triton.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +18,6 @@ from ttfs_kernels.triton_backend import elementwise
 from ttfs_kernels.triton_backend.launch import Launch
 from ttfs_kernels.triton_backend.passes import ELEMENTS, Plan
 from ttfs_kernels.triton_backend.problem import Problem
-from ttfs_kernels.triton_backend.programs import Repeated, remembered
 
 
 def forward(
@@ -42,15 +39,6 @@ def forward(
         potentials = F.conv2d(*potentials, None, *problem.geometry)
         potentials = potentials.permute(0, 2, 3, 1).contiguous()
     shape = (problem.batch, *problem.out_size, problem.out_channels)
-    options = (shape, neuron, with_derivatives)
-    dtypes = (None if tensor is None else tensor.dtype for tensor in (bias, skip_weight))
-    key = ("fire_potentials", x.dtype, x.device, *dtypes, *options)
-    fire = remembered(key, lambda: Repeated(lambda *operands: _fire(operands, *options)))
-    return fire(potentials, bias, skip, skip_weight)
-
-
-def _fire(operands: Sequence[Any], shape: tuple[int, ...], neuron: Neuron, with_derivatives: bool) -> Plan:
-    potentials, bias, skip, skip_weight = operands
     A, W = potentials.flatten().tensor_split(2) if neuron.has_slope else (potentials.flatten(), None)
     y = A.new_empty(shape)
     gain = torch.empty_like(y) if with_derivatives and W is not None else None
@@ -72,7 +60,7 @@ def _fire(operands: Sequence[Any], shape: tuple[int, ...], neuron: Neuron, with_
         "SURROGATE": neuron.has_surrogate and gain is not None,
         "BLOCK": ELEMENTS,
     }
-    return Plan(_launches(elementwise.fire_potentials, y.numel(), arguments), (y, gain))
+    return Plan(_launches(elementwise.fire_potentials, y.numel(), arguments), (y, gain)).run()
 
 
 def grad_x(
@@ -114,12 +102,6 @@ def grad_w(problem: Problem, pair: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _stack_mask(x: Tensor, psp_persistence: float) -> Tensor:
-    key = ("stack_mask", x.shape, x.dtype, x.device, psp_persistence)
-    stacked: Any = remembered(key, lambda: Repeated(lambda x: _stack(x, psp_persistence)))(x)[0]
-    return stacked
-
-
-def _stack(x: Tensor, psp_persistence: float) -> Plan:
     stacked = x.new_empty(2 * x.shape[0], *x.shape[1:])
     arguments = {
         "x_ptr": x,
@@ -128,7 +110,8 @@ def _stack(x: Tensor, psp_persistence: float) -> Plan:
         "persistence": float(psp_persistence),
         "BLOCK": ELEMENTS,
     }
-    return Plan(_launches(elementwise.stack_mask, x.numel(), arguments), (stacked,))
+    Plan(_launches(elementwise.stack_mask, x.numel(), arguments), (stacked,)).run()
+    return stacked
 
 
 def _launches(kernel: Any, size: int, arguments: dict[str, Any]) -> list[Launch]:

@@ -51,17 +51,14 @@ class Problem:
     skip: bool = False
 
     @staticmethod
-    def of_linear(x: Tensor, weight: Tensor, neuron: Neuron, skip: bool = False) -> Problem:
-        """From x [M, K] and weight [N, K]."""
-        sizes = (x.shape[0], 1, 1, x.shape[1], weight.shape[0])
-        slope, surrogate = neuron.has_slope, neuron.has_surrogate
-        return Problem(*sizes, dtype=x.dtype, with_slope=slope, surrogate=surrogate, skip=skip)
-
-    @staticmethod
-    def of_conv2d(
-        x: Tensor, weight: Tensor, geometry: Geometry, neuron: Neuron, pool: int = 1, skip: bool = False
+    def of(
+        x: Tensor, weight: Tensor, geometry: Geometry | None, neuron: Neuron, pool: int = 1, skip: bool = False
     ) -> Problem:
-        """From x [B, C, H, W] and weight [N, C / groups, R, S]."""
+        """From x [B, C, H, W] and weight [N, C / groups, R, S]; without geometry from x [M, K] and weight [N, K]."""
+        if geometry is None:
+            sizes = (x.shape[0], 1, 1, x.shape[1], weight.shape[0])
+            slope, surrogate = neuron.has_slope, neuron.has_surrogate
+            return Problem(*sizes, dtype=x.dtype, with_slope=slope, surrogate=surrogate, skip=skip)
         stride, padding, dilation = (_pair(value) for value in geometry[:3])
         batch, channels, height, width = x.shape
         return Problem(

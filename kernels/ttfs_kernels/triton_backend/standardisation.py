@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 import triton
@@ -18,8 +17,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ttfs_kernels.triton_backend.launch import Launch
-from ttfs_kernels.triton_backend.passes import Plan
-from ttfs_kernels.triton_backend.programs import Repeated, remembered
 
 BLOCK = 1024  # weights of a neuron that are held at once
 LAYERS = 32  # of one launch
@@ -138,39 +135,20 @@ def forward(
     weights: Sequence[Tensor], gains: Sequence[Tensor], dtype: torch.dtype, epsilon: float
 ) -> tuple[list[Tensor], list[Tensor]]:
     """(standardised weights, stats); tensors of weights [neurons, ...] are rows in memory."""
-    layers = len(weights)
-
-    def plan(*operands: Tensor) -> Plan:
-        weights, gains = operands[:layers], operands[layers:]
-        out, stats = [torch.empty_like(weight, dtype=dtype) for weight in weights], new_stats(weights)
-        return Plan(forward_launches(weights, gains, out, stats, epsilon), (*out, *stats))
-
-    operands = *weights, *gains
-    key = ("standardise", dtype, epsilon, layers, *_kinds(operands))
-    results: Any = remembered(key, lambda: Repeated(plan))(*operands)
-    return list(results[:layers]), list(results[layers:])
+    out, stats = [torch.empty_like(weight, dtype=dtype) for weight in weights], new_stats(weights)
+    for launch in forward_launches(weights, gains, out, stats, epsilon):
+        launch.run()
+    return out, stats
 
 
 def backward(
     grads: Sequence[Tensor], weights: Sequence[Tensor], gains: Sequence[Tensor], stats: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """(gradients of weights, of gains), in the memory formats of both; those of `grads` are the weights'."""
-    layers = len(weights)
-
-    def plan(*operands: Tensor) -> Plan:
-        grads, weights, gains = (operands[i * layers : (i + 1) * layers] for i in range(3))
-        grad_weights, grad_gains = list(map(torch.empty_like, weights)), list(map(torch.empty_like, gains))
-        launches = backward_launches(grads, weights, gains, grad_weights, grad_gains, operands[3 * layers :])
-        return Plan(launches, (*grad_weights, *grad_gains))
-
-    operands = *grads, *weights, *gains, *stats
-    key = ("standardise backward", layers, *_kinds(operands))
-    results: Any = remembered(key, lambda: Repeated(plan))(*operands)
-    return list(results[:layers]), list(results[layers:])
-
-
-def _kinds(tensors: Sequence[Tensor]) -> list[tuple[object, ...]]:
-    return [(tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors]
+    grad_weights, grad_gains = list(map(torch.empty_like, weights)), list(map(torch.empty_like, gains))
+    for launch in backward_launches(grads, weights, gains, grad_weights, grad_gains, stats):
+        launch.run()
+    return grad_weights, grad_gains
 
 
 def forward_launches(

@@ -16,7 +16,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ttfs_kernels import ops
 from ttfs_kernels.rule import fire
+from ttfs_kernels.triton_backend import layer as triton_layer
+from ttfs_kernels.triton_backend.choice import Choice
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip, Form, refused, triton_version
 from ttfs_kernels.triton_backend.launch import Device, device_of, interpreting
@@ -167,6 +170,13 @@ def run(pass_: Callable[[], Any], layer: Layer) -> Any:
     assert all(torch.equal(ours, copy) for ours, copy in zip(operands, copies, strict=True))
     results = result if isinstance(result, tuple) else (result,)
     return tuple(None if tensor is None else tensor.cpu() for tensor in results)
+
+
+def serve_by(monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
+    """All passes of all layers by our kernels ("triton"), or by the library calls that a table may choose."""
+    monkeypatch.setattr(ops, "backend_for", lambda *_: "triton")
+    if provider == "library":
+        monkeypatch.setattr(triton_layer, "choose", lambda *_: Choice(None, "measured"))
 
 
 def chip_for(device: torch.device, form: Form) -> Chip:

@@ -51,7 +51,6 @@ def _quick_interpreter() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _choices_of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No tuned table, whoever runs the tests, and no choice of an earlier test or of the environment."""
-    monkeypatch.setenv("TTFS_KERNELS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(choice, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr(backends, "_choice", "auto")
     monkeypatch.setattr(backends, "_source", "default")

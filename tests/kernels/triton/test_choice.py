@@ -35,35 +35,21 @@ def write(path: Path, *entries: Entry) -> Path:
 
 
 def own_table() -> Path:
-    return choice.table_paths(GPU)[0]
-
-
-def shipped_table() -> Path:
-    return choice.table_paths(GPU)[1]
+    return choice.table_path(GPU)
 
 
 def chosen(backend: str, which: str = "forward", precision: str = "ieee", **changes) -> Choice:
     return choose(which, dataclasses.replace(LAYER, **changes), GPU, precision, backend)
 
 
-def test_tables_are_named_after_the_gpu(tmp_path, monkeypatch):
-    monkeypatch.setenv("TTFS_KERNELS_CACHE", str(tmp_path))
-    assert own_table() == tmp_path / "nvidia-h100-80gb-hbm3.json"
-    assert shipped_table().name == "nvidia-h100-80gb-hbm3.json"
-
-
-def test_cache_folder_follows_the_environment(monkeypatch):
-    monkeypatch.delenv("TTFS_KERNELS_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert choice.cache_folder() == Path("/somewhere/ttfs_kernels")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert choice.cache_folder() == Path.home() / ".cache" / "ttfs_kernels"
+def test_tables_are_named_after_the_gpu():
+    assert own_table().name == "nvidia-h100-80gb-hbm3.json"
 
 
 @pytest.mark.parametrize("which", PASSES)
-def test_what_nobody_measured_goes_to_the_library_or_gets_the_default(which):
-    assert chosen("auto", which) == Choice(None, "unmeasured")
-    assert chosen("triton", which) == Choice(default_config(which, LAYER, GPU.chip, "ieee"), "default")
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_what_nobody_measured_is_our_kernel_in_default_blocks(which, backend):
+    assert chosen(backend, which) == Choice(default_config(which, LAYER, GPU.chip, "ieee"), "default")
 
 
 def test_the_faster_provider_is_chosen():
@@ -71,7 +57,7 @@ def test_the_faster_provider_is_chosen():
     assert chosen("auto") == Choice(TUNED, "measured")
     assert chosen("auto", "grad_x") == Choice(None, "measured")
     assert chosen("triton", "grad_x") == Choice(TUNED, "measured")
-    assert chosen("auto", "grad_w") == Choice(None, "unmeasured")
+    assert chosen("auto", "grad_w").reason == "default"
 
 
 @pytest.mark.parametrize(
@@ -80,28 +66,29 @@ def test_the_faster_provider_is_chosen():
         ({}, "measured"),
         ({"batch": 128}, "near"),
         ({"batch": 32}, "near"),
-        ({"batch": 129}, "unmeasured"),
+        ({"batch": 129}, "default"),
         ({"in_channels": 200, "out_channels": 512}, "near"),
-        ({"in_channels": 300}, "unmeasured"),
-        ({"out_channels": 127}, "unmeasured"),
+        ({"in_channels": 300}, "default"),
+        ({"out_channels": 127}, "default"),
         ({"height": 32}, "near"),
-        ({"height": 8, "width": 8}, "unmeasured"),
-        ({"kernel": (3, 1)}, "unmeasured"),
-        ({"stride": (2, 2)}, "unmeasured"),
-        ({"padding": (0, 0)}, "unmeasured"),
-        ({"dilation": (2, 2)}, "unmeasured"),
-        ({"groups": 2}, "unmeasured"),
-        ({"dtype": torch.bfloat16}, "unmeasured"),
-        ({"with_slope": False}, "unmeasured"),
-        ({"precision": "tf32"}, "unmeasured"),
-        ({"which": "grad_w"}, "unmeasured"),
+        ({"height": 8, "width": 8}, "default"),
+        ({"kernel": (3, 1)}, "default"),
+        ({"stride": (2, 2)}, "default"),
+        ({"padding": (0, 0)}, "default"),
+        ({"dilation": (2, 2)}, "default"),
+        ({"groups": 2}, "default"),
+        ({"dtype": torch.bfloat16}, "default"),
+        ({"with_slope": False}, "default"),
+        ({"precision": "tf32"}, "default"),
+        ({"which": "grad_w"}, "default"),
     ],
     ids=str,
 )
 def test_near_shapes_share_a_measurement(changes, reason):
     """Sizes within a factor of 2; what kind of layer it is must agree."""
     write(own_table(), entry(1.0, 2.0))
-    assert chosen("auto", **changes) == Choice(None if reason == "unmeasured" else TUNED, reason)
+    found = chosen("auto", **changes)
+    assert (found.config == TUNED, found.reason) == (reason != "default", reason)
 
 
 def test_the_nearest_measurement_counts():
@@ -117,16 +104,6 @@ def test_distance_counts_doublings():
     assert distance(LAYER, dataclasses.replace(LAYER, batch=128, in_channels=16)) == 3
     one_pixel = Problem(8, 1, 1, 16, 16)
     assert distance(one_pixel, dataclasses.replace(one_pixel, batch=2, height=2, width=2)) == float("inf")
-
-
-def test_own_measurements_come_before_shipped_ones():
-    write(shipped_table(), entry(1.0, 2.0))
-    assert chosen("auto") == Choice(TUNED, "measured")
-    own = dataclasses.replace(TUNED, num_stages=2)
-    write(own_table(), entry(1.0, 2.0, config=own))
-    assert chosen("auto") == Choice(own, "measured")
-    write(own_table(), entry(3.0, 2.0, config=own))
-    assert chosen("auto") == Choice(None, "measured")
 
 
 @pytest.mark.parametrize("form", [Form.ACTIVATIONS_FIRST, Form.STACKED])
@@ -184,13 +161,13 @@ def test_entries_survive_json():
 
 
 def test_choices_are_kept_until_forgotten():
-    assert chosen("auto") == Choice(None, "unmeasured")
+    default = chosen("auto")
     path = own_table()
     path.parent.mkdir(parents=True)
     content = {"format_version": FORMAT_VERSION, "entries": [entry(1.0, 2.0).to_dict()]}
     path.write_text(json.dumps(content), encoding="utf-8")
-    assert chosen("auto") == Choice(None, "unmeasured")
-    assert choice.choices() == {("forward", LAYER, GPU, "ieee", "auto"): Choice(None, "unmeasured")}
+    assert chosen("auto") == default
+    assert choice.choices() == {("forward", LAYER, GPU, "ieee", "auto"): default}
     choice.forget()
     assert chosen("auto") == Choice(TUNED, "measured")
 
@@ -204,9 +181,9 @@ def test_layers_run_with_what_was_chosen(device, monkeypatch):
     expected = dft_linear(x, weight, backend="torch")
     this = device_of(device)
     small = Config(16, 16, 16, 4, 1, Form.WEIGHTS_FIRST)
-    problem = Problem.of_linear(x, weight, Neuron())
-    write(choice.table_paths(this)[0], *(Entry(which, problem, "ieee", small, 1.0, 2.0) for which in PASSES))
-    monkeypatch.setattr(ops, "operators_for", lambda *_: ("per_pass", "auto"))
+    problem = Problem.of(x, weight, None, Neuron())
+    write(choice.table_path(this), *(Entry(which, problem, "ieee", small, 1.0, 2.0) for which in PASSES))
+    monkeypatch.setattr(ops, "backend_for", lambda *_: "auto")
     y = dft_linear(x, weight)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     y.sum().backward()

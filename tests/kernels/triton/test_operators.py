@@ -1,12 +1,14 @@
-"""What `backend="triton"` promises beyond numbers: registration, layouts, hands off its inputs, no hidden library."""
+"""What `backend="triton"` promises beyond numbers: layouts, hands off its inputs, no hidden library."""
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
 from tests.kernels.test_operators import KINDS, PERSISTENCES, apply, arguments
-from ttfs_kernels import Neuron, dft_linear, ops
+from tests.kernels.triton.common import serve_by
+from ttfs_kernels import Neuron, dft_linear
 
 # Allocation, views, and layout copies; what Triton's interpreter does to reach a tensor's memory is among them.
 ALLOWED = {
@@ -27,34 +29,10 @@ def on(device: torch.device, kind: str, has_bias: bool = True) -> tuple[Tensor, 
     return x, weight, bias
 
 
-def schema(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, persistence: float, backend: str):
-    """The registered operator and its arguments."""
-    operator = getattr(torch.ops.ttfs, f"per_pass_{kind}").default
-    values = {"x": x, "weight": weight, "bias": bias, "stride": [2, 1], "padding": [1, 0], "dilation": [1, 1]}
-    values |= {"skip": None, "skip_weight": None, "groups": 1, "neuron": Neuron(persistence).pack()}
-    values |= {"with_derivatives": True, "backend": backend, "pool": 1, "fuse_pool": None}
-    return operator, tuple(values[argument.name] for argument in operator._schema.arguments)
-
-
-@KINDS
-@pytest.mark.parametrize("psp_persistence", [0.0, 0.25])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("backend", ["triton", "auto"])
-def test_opcheck(device, kind, psp_persistence, channels_last, backend):
-    x, weight, bias = on(device, kind)
-    if channels_last:  # or matrices column by column
-        moved = (0, 2, 3, 1) if kind == "conv2d" else (1, 0)
-        back = (0, 3, 1, 2) if kind == "conv2d" else (1, 0)
-        x, weight = (t.detach().permute(moved).contiguous().permute(back).requires_grad_() for t in (x, weight))
-    operator, inputs = schema(kind, x, weight, bias, psp_persistence, backend)
-    assert set(torch.library.opcheck(operator, inputs).values()) == {"SUCCESS"}
-
-
 @PERSISTENCES
-@pytest.mark.parametrize("backend", ["triton", "auto"])
+@pytest.mark.parametrize("provider", ["triton", "library"])
 @pytest.mark.parametrize("kind", ["linear", "1x1", "1x1 stride 2", "3x3"])
-def test_providers_equal_the_torch_backend(device, monkeypatch, kind, psp_persistence, backend):
-    """Our kernels, and the library behind the same operators: "auto", where nobody has measured."""
+def test_providers_equal_the_torch_backend(device, monkeypatch, kind, psp_persistence, provider):
     x, weight, bias = on(device, "linear" if kind == "linear" else "conv2d")
     options: dict = {"neuron": Neuron(psp_persistence)}
     if kind.startswith("1x1"):
@@ -67,7 +45,7 @@ def test_providers_equal_the_torch_backend(device, monkeypatch, kind, psp_persis
         return [y, *torch.autograd.grad(y.sum(), tensors)]
 
     theirs = results()
-    monkeypatch.setattr(ops, "operators_for", lambda *_: ("per_pass", backend))
+    serve_by(monkeypatch, provider)
     for our_result, their_result in zip(results(), theirs, strict=True):
         torch.testing.assert_close(our_result, their_result, rtol=1e-3, atol=1e-4)
 
@@ -167,11 +145,11 @@ def test_linear_keeps_leading_dimensions(device, shape):
 @KINDS
 @PERSISTENCES
 @pytest.mark.parametrize("surrogate_width", [0.0, 0.5])
-@pytest.mark.parametrize("backend", ["triton", "auto"])
+@pytest.mark.parametrize("provider", ["triton", "library"])
 def test_nan_reaches_every_result_that_depends_on_it(
-    device, monkeypatch, kind, psp_persistence, surrogate_width, backend
+    device, monkeypatch, kind, psp_persistence, surrogate_width, provider
 ):
-    monkeypatch.setattr(ops, "operators_for", lambda *_: ("per_pass", backend))
+    serve_by(monkeypatch, provider)
     x, weight, bias = on(device, kind)
     x = x.detach()
     x[0] = float("nan")
@@ -187,10 +165,10 @@ def test_nan_reaches_every_result_that_depends_on_it(
 
 
 @KINDS
-@pytest.mark.parametrize("backend", ["triton", "auto"])
-def test_overflown_potentials_fire_at_once(device, monkeypatch, kind, backend):
+@pytest.mark.parametrize("provider", ["triton", "library"])
+def test_overflown_potentials_fire_at_once(device, monkeypatch, kind, provider):
     """A and W beyond the largest float16, as a library call returns them."""
-    monkeypatch.setattr(ops, "operators_for", lambda *_: ("per_pass", backend))
+    serve_by(monkeypatch, provider)
     x, weight, bias = (t.detach().half() for t in on(device, kind) if t is not None)
     x, weight = torch.ones_like(x).requires_grad_(), torch.full_like(weight, 6e4).requires_grad_()
     y = apply(kind, x, weight, bias.requires_grad_())
@@ -200,42 +178,42 @@ def test_overflown_potentials_fire_at_once(device, monkeypatch, kind, backend):
 
 
 @KINDS
-def test_second_derivatives_are_refused(device, kind):
+def test_other_derivatives_are_refused(device, kind):
     x, weight, bias = on(device, kind)
     y = apply(kind, x, weight, bias, backend="triton")
-    (grad_x,) = torch.autograd.grad(y.sum(), (x,), create_graph=True)
-    with pytest.raises(RuntimeError, match=f"per_pass_{kind}_backward.* no autograd formula was registered"):
-        grad_x.sum().backward()
+    with pytest.raises(RuntimeError, match=f"dft_{kind}: create_graph must be False; got True"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"dft_{kind}: is_grads_batched must be False; got True"):
+        torch.autograd.grad(y, x, torch.ones(3, *y.shape, device=device), is_grads_batched=True)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="implement the jvp function"):
+        apply(kind, forward_ad.make_dual(x, torch.ones_like(x)), weight, bias, backend="triton")
+    with pytest.raises(RuntimeError, match="it must override the setup_context staticmethod"):
+        torch.func.grad(lambda x: apply(kind, x, weight, bias, backend="triton").sum())(x)
 
 
-def library_calls(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, operator_backend: str) -> set[str]:
-    """PyTorch operators that compute, of a forward and a backward pass.
-
-    The profiler sees inside registered operators, where a dispatch mode does not.
-    """
-    operator, inputs = schema(kind, x, weight, bias, 0.25, operator_backend)
+def library_calls(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> set[str]:
+    """PyTorch operators that compute, of a forward and a backward pass."""
     wanted = [t for t in (x, weight, bias) if t is not None]
-    grad = torch.ones_like(operator(*inputs)[0])
+    grad = torch.ones_like(apply(kind, x, weight, bias, neuron=Neuron(0.25)))
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
-        torch.autograd.grad(operator(*inputs)[0], wanted, grad)
-    events = recorded.events()
-    assert events is not None
-    names = {event.name for event in events}
-    assert f"ttfs::per_pass_{kind}_backward" in names
+        torch.autograd.grad(apply(kind, x, weight, bias, neuron=Neuron(0.25)), wanted, grad)
+    names = {event.name for event in recorded.events() or ()}
+    assert names
     return {name for name in names if name.startswith("aten::")} - ALLOWED
 
 
 @KINDS
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_triton_calls_no_library(device, kind, has_bias):
-    assert library_calls(kind, *on(device, kind, has_bias), "triton") == set()
+def test_triton_calls_no_library(device, monkeypatch, kind, has_bias):
+    serve_by(monkeypatch, "triton")
+    assert library_calls(kind, *on(device, kind, has_bias)) == set()
 
 
 @KINDS
-def test_library_calls_are_seen(device, kind):
-    """A shape that nobody has measured goes to the library under "auto"."""
+def test_library_calls_are_seen(device, monkeypatch, kind):
+    serve_by(monkeypatch, "library")
     expected = {"linear": "aten::mm", "conv2d": "aten::convolution_backward"}[kind]
-    assert expected in library_calls(kind, *on(device, kind), "auto")
+    assert expected in library_calls(kind, *on(device, kind))
 
 
 @KINDS

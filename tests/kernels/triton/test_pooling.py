@@ -19,10 +19,10 @@ from tests.kernels.triton.common import (
     exact_layer,
     expected_forward,
     run,
+    serve_by,
 )
-from ttfs_kernels import Neuron, dft_conv2d, ops
-from ttfs_kernels.triton_backend import choice, measure, passes
-from ttfs_kernels.triton_backend.backend import conv2d
+from ttfs_kernels import Neuron, dft_conv2d
+from ttfs_kernels.triton_backend import choice, passes
 from ttfs_kernels.triton_backend.choice import Choice, Entry, choose
 from ttfs_kernels.triton_backend.configs import default_config
 from ttfs_kernels.triton_backend.launch import device_of
@@ -70,11 +70,11 @@ def test_epilogue_passes_on_the_earliest_spikes(device, problem, form, blocks, p
 
 
 @pytest.mark.parametrize("persistence", [0.3, 0.0])
-@pytest.mark.parametrize(("backend", "fuse_pool"), [("triton", True), ("triton", False), ("auto", None)])
+@pytest.mark.parametrize(("provider", "fuse_pool"), [("triton", True), ("triton", False), ("library", None)])
 @pytest.mark.parametrize("name", ["few_channels", "groups", "gaps_many_channels", "stride_divides_dilation", "odd"])
-def test_equals_the_composition(device, monkeypatch, name, persistence, backend, fuse_pool):
+def test_equals_the_composition(device, monkeypatch, name, persistence, provider, fuse_pool):
     problem = ODD if name == "odd" else CONV2D[name]
-    check_composition(monkeypatch, exact_operands(problem, device), problem, Neuron(persistence), backend, fuse_pool)
+    check_composition(monkeypatch, exact_operands(problem, device), problem, Neuron(persistence), provider, fuse_pool)
 
 
 @EACH_WAY
@@ -92,10 +92,10 @@ def exact_operands(problem: Problem, device: torch.device) -> list[Tensor]:
 
 
 def check_composition(
-    monkeypatch, operands: list[Tensor], problem: Problem, neuron: Neuron, backend: str, fuse_pool: bool | None
+    monkeypatch, operands: list[Tensor], problem: Problem, neuron: Neuron, provider: str, fuse_pool: bool | None
 ) -> None:
-    """Bit for bit, whoever computes the convolution: "auto" is the library here, for nobody has measured."""
-    monkeypatch.setattr(ops, "operators_for", lambda *_: ("per_pass", backend))
+    """Bit for bit, whoever computes the convolution."""
+    serve_by(monkeypatch, provider)
     stride, padding, dilation, groups = problem.geometry
     options: dict = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "neuron": neuron}
 
@@ -129,17 +129,6 @@ def test_nan_wins_as_in_max_pool2d(device, fuse_pool):
     assert grad_bias.isnan().all()
 
 
-@pytest.mark.parametrize("persistence", [0.3, 0.0])
-@EACH_WAY
-def test_opcheck(device, persistence, fuse_pool):
-    x = torch.rand(2, 3, 5, 4, device=device).requires_grad_()
-    weight = torch.randn(4, 3, 3, 3, device=device).requires_grad_()
-    bias = torch.zeros(4, device=device, requires_grad=True)
-    options = [1, 1], [1, 1], [1, 1], 1, 2, Neuron(persistence).pack(), True, "triton", fuse_pool
-    checked = torch.library.opcheck(torch.ops.ttfs.per_pass_conv2d.default, (x, weight, bias, None, None, *options))
-    assert set(checked.values()) == {"SUCCESS"}
-
-
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_compiles_in_one_graph(device, backend):
@@ -157,16 +146,17 @@ def test_compiles_in_one_graph(device, backend):
 
 
 @pytest.mark.parametrize("backend", ["triton", "auto"])
-def test_the_epilogue_pools_where_that_was_measured_to_be_faster(device, backend):
+def test_the_epilogue_pools_where_that_was_measured_to_be_faster(device, monkeypatch, backend):
     here = device_of(device)
 
     def chosen(*entries: Entry) -> Choice:
-        choice.use(here, list(entries))
+        choice.forget()
+        monkeypatch.setattr(choice, "read_table", lambda _: list(entries))
         return choose("forward", ODD, here, "ieee", backend)
 
     config = default_config("forward", ODD, here.chip, "ieee")
-    assert chosen() == Choice(None, "unmeasured")
-    assert chosen(Entry("forward", ODD.unpooled, "ieee", config, 1.0, 2.0)) == Choice(None, "unmeasured")
+    assert chosen() == Choice(None, "default")
+    assert chosen(Entry("forward", ODD.unpooled, "ieee", config, 1.0, 2.0)) == Choice(None, "default")
     assert chosen(Entry("forward", ODD, "ieee", config, 1.0, 2.0)) == Choice(config, "measured")
     assert chosen(Entry("forward", ODD, "ieee", config, 2.0, 1.0)) == Choice(None, "measured")
 
@@ -179,33 +169,9 @@ def test_backward_passes_are_those_without_a_pool():
     assert ODD.bytes("forward") < ODD.unpooled.bytes("forward")
 
 
-def test_tuning_measures_both_ways(device, tmp_path):
-    """The layer without its pool first; what is timed really runs, and agrees with float64."""
-    times = [1.0, 2.0, 4.0, 3.0]  # without pool: library, ours; with: apart, in the epilogue
-    lines: list[str] = []
-
-    def timer(call) -> float:
-        call()
-        return times.pop(0)
-
-    problem = dataclasses.replace(ODD, batch=3)
-    wanted = [("forward", problem, "ieee")]
-    options: dict = {"thorough": False, "timer": timer, "report": lines.append}
-    entries = measure.complete(tmp_path / "table.json", wanted, device, **options)
-    assert [(entry.problem.pool, entry.triton_ms, entry.library_ms) for entry in entries] == [(1, 2, 1), (2, 3, 4)]
-    assert lines[1].startswith("forward and pool 17→6")
-    assert choice.read_table(tmp_path / "table.json") == entries
-    assert not times
-
-
-def test_a_pool_is_measured_against_the_layer_without(device):
-    with pytest.raises(ValueError, match="must come with its measurement without"):
-        measure.measure_entry("forward", ODD, device, "ieee")
-
-
 def test_no_images_need_no_launch(device):
-    x, weight = torch.rand(0, 17, 5, 7, device=device), torch.rand(6, 17, 3, 3, device=device)
+    x, weight = torch.rand(0, 17, 5, 7, device=device), torch.rand(6, 17, 3, 3, device=device).requires_grad_()
     for fuse_pool in (False, True):
-        passes = conv2d((x, weight, None), ODD.geometry, Neuron(), True, "triton", 2, fuse_pool)
-        y, _, winner = passes.forward(x, weight, None)
-        assert y.shape == winner.shape == (0, 6, 2, 3)
+        y = dft_conv2d(x, weight, pool=2, fuse_pool=fuse_pool, backend="triton")
+        assert y.shape == (0, 6, 1, 2)
+        assert not torch.autograd.grad(y.sum(), weight)[0].any()

@@ -43,8 +43,8 @@ def test_floors_by_hand(with_slope):
 
 def test_problems_are_read_from_tensors():
     x, weight = torch.empty(2, 10, 8, 6, dtype=torch.float16), torch.empty(6, 5, 3, 1, dtype=torch.float16)
-    assert Problem.of_conv2d(x, weight, Geometry([2, 1], (1, 0), torch.Size([1, 1]), 2), Neuron()) == LAYER
-    linear = Problem.of_linear(torch.empty(3, 4), torch.empty(5, 4), Neuron(0.0))
+    assert Problem.of(x, weight, Geometry([2, 1], (1, 0), torch.Size([1, 1]), 2), Neuron()) == LAYER
+    linear = Problem.of(torch.empty(3, 4), torch.empty(5, 4), None, Neuron(0.0))
     assert linear == Problem(3, 1, 1, 4, 5, with_slope=False)
     assert linear.is_matrix_product
     assert (linear.rows, linear.depth) == (3, 4)

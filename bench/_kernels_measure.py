@@ -15,14 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor
-
-from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Entry, forget, read_table
-from ttfs_kernels.triton_backend.configs import Config, candidates
-from ttfs_kernels.triton_backend.formulation import triton_version
-from ttfs_kernels.triton_backend.launch import Device, device_of, precision_of, unavailable
-from ttfs_kernels.triton_backend.problem import PASSES, Problem
-from ttfs_kernels.triton_backend.trial import (
+from _kernels_trial import (
     Operands,
     Results,
     checked_images,
@@ -32,6 +25,13 @@ from ttfs_kernels.triton_backend.trial import (
     random_operands,
     windows,
 )
+from torch import Tensor
+
+from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Entry, forget, read_table
+from ttfs_kernels.triton_backend.configs import Config, candidates
+from ttfs_kernels.triton_backend.formulation import triton_version
+from ttfs_kernels.triton_backend.launch import Device, device_of, precision_of, unavailable
+from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 Timer = Callable[[Callable[[], object]], float]  # milliseconds of a call
 

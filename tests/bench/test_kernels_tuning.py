@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttfs_kernels.triton_backend import choice, library, measure, passes, trial
+from tests.bench.modules import modules
+from ttfs_kernels.triton_backend import choice, library, passes
 from ttfs_kernels.triton_backend.choice import Choice, choose, read_table
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Form
 from ttfs_kernels.triton_backend.launch import device_of
 from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
+
+kernels, measure, trial = modules("kernels", "_kernels_measure", "_kernels_trial")
 
 LINEAR = Problem(5, 1, 1, 17, 7)
 CONV2D = Problem(2, 4, 3, 3, 5, (3, 2), (1, 2), (1, 1))
@@ -26,6 +29,27 @@ FIRST, SECOND, THIRD = (Config(16, 16, 16, 4, stages, FORM) for stages in (1, 2,
 @pytest.fixture(autouse=True)
 def _three_candidates(monkeypatch):
     monkeypatch.setattr(measure, "candidates", lambda *arguments: [FIRST, SECOND, THIRD])
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where kernels run: a GPU, or the CPU under Triton's interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _no_tables(monkeypatch, tmp_path):
+    """Of whoever runs the tests."""
+    monkeypatch.setattr(choice, "SHIPPED", tmp_path / "shipped")
+    choice.forget()
+    yield
+    choice.forget()
+
+
+@pytest.fixture(autouse=True)
+def _exact_float32():
+    with kernels.products("fp32"):
+        yield
 
 
 class Clock:
@@ -175,7 +199,7 @@ def test_a_wrong_library_is_not_chosen(device, monkeypatch, which, tmp_path):
     with pytest.raises(RuntimeError, match=f"the library's {which} of .* must run and agree with float64; it does not"):
         measure.measure_entry(which, LINEAR, device, "ieee", time_ms=clock)
     assert not clock.timed
-    path, faults, said = choice.table_paths(device_of(device))[0], [], []
+    path, faults, said = choice.table_path(device_of(device)), [], []
     wanted = [(which, LINEAR, "ieee")]
     (entry,) = measure.complete(path, wanted, device, timer=Clock(9.0), report=said.append, fault=faults.append)
     assert (entry.library_ms, len(faults)) == (float("inf"), 1)
@@ -273,14 +297,10 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(device, monkeypatch, 
         assert list(tmp_path.glob("table*")) == [path]
 
 
-def test_float32_is_measured_in_the_precision_that_is_set(device, tmp_path):
+def test_float32_is_measured_in_the_precision_that_is_set(device, kernels, tmp_path):
     path = tmp_path / "table.json"
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    for switch in switches:
-        switch.fp32_precision = "tf32"  # until the test ends
-    measure.tune_layers([LINEAR], path, device=device, timer=Clock(1.0))
-    for switch in switches:
-        switch.fp32_precision = "ieee"
+    with kernels.products("tf32"):
+        measure.tune_layers([LINEAR], path, device=device, timer=Clock(1.0))
     entries = measure.tune_layers([LINEAR], path, device=device, timer=Clock(1.0))
     assert [entry.precision for entry in entries] == ["tf32"] * 3 + ["ieee"] * 3
 

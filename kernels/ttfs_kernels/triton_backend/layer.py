@@ -1,0 +1,203 @@
+"""A layer in autograd's graph by our kernels, or where a table says so by a library call.
+
+PyTorch's compiler sees each pass as one operator: it must not look into launches, nor into what plans them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttfs_kernels.autograd import first_derivatives_only, needs_gradient, without_autocast
+from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.triton_backend import library, passes
+from ttfs_kernels.triton_backend.choice import choose
+from ttfs_kernels.triton_backend.configs import Config, default_config
+from ttfs_kernels.triton_backend.launch import device_of, planned_only, precision_of
+from ttfs_kernels.triton_backend.problem import Problem
+
+Settings = tuple[list[int], list[float], int, str]  # of a layer: geometry, neuron, pool, backend
+
+
+def layer(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
+    geometry: Geometry | None,
+    neuron: Neuron,
+    backend: str,
+    pool: int = 1,
+    fuse_pool: bool | None = None,
+) -> Tensor:
+    """Activations of a layer, differentiable once; see `ops.dft_conv2d`. Without geometry it is fully connected.
+
+    Args:
+        backend: "triton", our kernels for every pass; or "auto", a library call where a table says that it is faster.
+    """
+    operands = x, weight, bias, skip, skip_weight
+    numbers = [] if geometry is None else [*geometry.stride, *geometry.padding, *geometry.dilation, geometry.groups]
+    return DFTLayer.apply(*operands, (numbers, neuron.pack(), pool, backend), fuse_pool, needs_gradient(*operands))
+
+
+class DFTLayer(torch.autograd.Function):
+    """Keeps the input, the activations, for σ > 0 the gain, and with a pool the winner of each window."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        skip: Tensor | None,
+        skip_weight: Tensor | None,
+        settings: Settings,
+        fuse_pool: bool | None,
+        with_derivatives: bool,
+    ) -> Tensor:
+        run = _forward_operator if torch.compiler.is_compiling() else _forward
+        with without_autocast(x):
+            kept = run(x, weight, bias, skip, skip_weight, *settings, fuse_pool, with_derivatives)
+        if with_derivatives:
+            ctx.save_for_backward(x, weight, skip, skip_weight, *kept)
+        ctx.settings = settings
+        ctx.set_materialize_grads(False)
+        return kept[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        if grad is None:
+            return (None,) * 8
+        first_derivatives_only("dft_conv2d" if ctx.settings[0] else "dft_linear", grad)
+        x, weight, skip, skip_weight, *kept = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:5])
+        run = _backward_operator if torch.compiler.is_compiling() else _backward
+        with without_autocast(grad):
+            geometry, neuron, pool, backend = ctx.settings
+            found = iter(run(grad, x, weight, skip, skip_weight, kept, geometry, neuron, pool, backend, needs))
+        return *(next(found) if needed else None for needed in needs), None, None, None
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
+    geometry: Sequence[int],
+    neuron: Sequence[float],
+    pool: int,
+    backend: str,
+    fuse_pool: bool | None,
+    with_derivatives: bool,
+) -> list[Tensor]:
+    """Activations, and what else there is for the backward pass: gain and winner."""
+    properties = Neuron.unpack(neuron)
+    problem = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
+    chip, precision, options = device_of(x.device).chip, precision_of(problem), (properties, with_derivatives)
+    config = _fused_pool(problem, x.device, backend, fuse_pool)
+    # What the convolution computes; what it leaves to do, a kernel of its own does.
+    convolved = problem if config is not None else problem.unpooled
+    config = config or _config("forward", convolved, x.device, backend)
+    operands = _rows(x), _rows(weight), None if bias is None else bias.contiguous()
+    delayed = () if skip is None or skip_weight is None else (_rows(skip), skip_weight.contiguous())
+    if config is None:
+        spikes = library.forward(convolved, *operands, *options, *delayed)
+    else:
+        spikes = passes.forward(convolved, *operands, *options, config, precision, chip, *delayed).run()
+    if convolved != problem:
+        y, gain = spikes
+        spikes = passes.pool(problem, y, gain, with_derivatives).run()
+    return [_shaped(result, x) for result in spikes if result is not None]
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
+    kept: Sequence[Tensor],
+    geometry: Sequence[int],
+    neuron: Sequence[float],
+    pool: int,
+    backend: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of those of x, weight, bias, skip and skip_weight that need one; `kept` is what `_forward` returned."""
+    needs_x, needs_weight, needs_bias, *needs_skip = needs
+    properties = Neuron.unpack(neuron)
+    pooled = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
+    problem, device, precision = pooled.unpooled, device_of(x.device), precision_of(pooled)
+    y, *others = map(_rows, kept)
+    gain = others[0] if properties.has_slope else None
+    winner = others[-1] if pool > 1 else None
+    delayed = None
+    if skip is not None and skip_weight is not None:
+        delayed = passes.Delayed(_rows(skip), skip_weight.contiguous(), *needs_skip)
+    with_slope_h = needs_weight or properties.has_surrogate
+    options = properties, with_slope_h, needs_bias, winner, delayed
+    pair, grad_bias, *grads_skip = passes.local_gradient(pooled, _rows(grad), y, gain, *options).run()
+    h, slope_h = passes.halves(pair)
+    operands, found = (_rows(x), _rows(weight)), []
+    if needs_x:
+        config = _config("grad_x", problem, x.device, backend)
+        if config is None:
+            grad_x = library.grad_x(problem, pair, *operands, properties)
+        else:
+            options = config, precision, slope_h, properties, device.processors
+            (grad_x,) = passes.grad_x(problem, h, *operands, *options).run()
+        found.append(_shaped(grad_x, x))
+    if needs_weight:
+        config = _config("grad_w", problem, x.device, backend)
+        if config is None:
+            grad_weight = library.grad_w(problem, pair, *operands)
+        else:
+            (grad_weight,) = passes.grad_w(problem, h, slope_h, operands[0], config, precision, device).run()
+        found.append(_shaped(grad_weight, weight))
+    if grads_skip and grads_skip[0] is not None:
+        grads_skip[0] = _shaped(grads_skip[0], grad)
+    return found + [result for result in (grad_bias, *grads_skip) if result is not None]
+
+
+# The fakes plan the same launches for tensors without memory, and run none.
+_forward_operator = torch.library.custom_op("ttfs::forward", _forward, mutates_args=())
+_backward_operator = torch.library.custom_op("ttfs::backward", _backward, mutates_args=())
+_forward_operator.register_fake(planned_only(_forward))
+_backward_operator.register_fake(planned_only(_backward))
+
+
+def _fused_pool(problem: Problem, device: torch.device, backend: str, wanted: bool | None) -> Config | None:
+    """Blocks of the convolution that also pools; None without a pool, or for a kernel of its own after it."""
+    if problem.pool == 1 or wanted is False:
+        return None
+    config = _config("forward", problem, device, backend)
+    if config is None and wanted:
+        this = device_of(device)
+        config = default_config("forward", problem, this.chip, precision_of(problem), this.processors)
+    return config
+
+
+def _config(which: str, problem: Problem, device: torch.device, backend: str) -> Config | None:
+    """Blocks of our kernel, or None for the library."""
+    return choose(which, problem, device_of(device), precision_of(problem), backend).config
+
+
+def _geometry(numbers: Sequence[int]) -> Geometry | None:
+    return Geometry(numbers[:2], numbers[2:4], numbers[4:6], numbers[6]) if numbers else None
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Maps [B, C, H, W] → [B, H, W, C], a view of channels-last ones; matrices as they are. Copied if scattered."""
+    return (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor).contiguous()
+
+
+def _shaped(result: Tensor, like: Tensor) -> Tensor:
+    """A result [B, H, W, C] as the operand it belongs to has its dimensions: maps, or rows."""
+    return result.permute(0, 3, 1, 2) if like.dim() == 4 else result.view(result.shape[0], result.shape[-1])
