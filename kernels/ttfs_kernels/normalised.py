@@ -92,7 +92,7 @@ def normalised_linear(
     """
     operands = x, weight, normalisation.bias, skip, skip_weight
     check_linear(*operands)
-    return _apply(operands, normalisation, None, neuron)
+    return _apply_eagerly(operands, normalisation, None, neuron)
 
 
 def normalised_conv2d(
@@ -129,10 +129,9 @@ def normalised_conv2d(
     geometry = Geometry(strides, paddings, dilations, groups)
     operands = x, weight, normalisation.bias, skip, skip_weight
     check_conv2d(operands, geometry, 1)
-    return _apply(operands, normalisation, geometry, neuron)
+    return _apply_eagerly(operands, normalisation, geometry, neuron)
 
 
-@torch.compiler.disable  # PyTorch 2.13's compiler gets the gradients wrong whose halves are written into one tensor
 def _apply(
     operands: tuple[Any, ...], normalisation: Normalisation, geometry: Geometry | None, neuron: Neuron
 ) -> Normalised:
@@ -143,6 +142,10 @@ def _apply(
     return Normalised(
         *_NormalisedLayer.apply(x, weight, normalisation.weight, bias, skip, skip_weight, estimate, settings)
     )
+
+
+# PyTorch 2.13's compiler traces this layer into wrong gradients: it takes the layer as it is.
+_apply_eagerly: Any = torch.compiler.disable(_apply)
 
 
 class _NormalisedLayer(torch.autograd.Function):
