@@ -297,7 +297,7 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(device, monkeypatch, 
         assert list(tmp_path.glob("table*")) == [path]
 
 
-def test_float32_is_measured_in_the_precision_that_is_set(device, kernels, tmp_path):
+def test_float32_is_measured_in_the_precision_that_is_set(device, tmp_path):
     path = tmp_path / "table.json"
     with kernels.products("tf32"):
         measure.tune_layers([LINEAR], path, device=device, timer=Clock(1.0))
