@@ -1,12 +1,12 @@
-"""The README's main table, from runs that have ended.
+"""The README's main table, and that of all runs in docs/results.md, from runs that have ended.
 
-    python bench/table1.py runs/vgg16 runs/mnist-*    # collect these, then write the table of all collected ones
-    python bench/table1.py                            # write the table again
+    python bench/table1.py runs/vgg16 runs/mnist-*    # collect these, then write both tables
+    python bench/table1.py                            # write the tables again
 
 Collecting copies a run's config.yaml, metrics.jsonl and summary.json to bench/results/runs/NAME, with the checksum of
 its best weights in run.json, and that of the ANN that it started from, if its folder holds one. Runs that differ in the
 seed alone share a row: mean and standard deviation, and each of them. Networks narrower than their own size are
-collected, and have no row: the table is of the paper's networks.
+collected, and have no row. The README has the rows of `MAIN`.
 """
 
 import dataclasses
@@ -32,7 +32,9 @@ from ttfs_triton.train.config import FREE_ON_RESUME
 MARKERS = ("<!-- table 1: python bench/table1.py -->", "<!-- end of table 1 -->")
 # Keys that differ between runs of one row.
 _APART = FREE_ON_RESUME | {"seed", "cpu", "backend", "compile", "mixed_precision"}
-NAMES = {"cnn1": "CNN1", "vgg11": "VGG11", "vgg16": "VGG16", "resnet20": "ResNet-20"}
+NAMES = {"cnn1": "CNN1", "cifarnet": "cifarnet", "vgg11": "VGG11", "vgg16": "VGG16", "resnet20": "ResNet-20"}
+MAIN = ("mnist-s025", "mnist-s1", "cifarnet-s0", "cifarnet-s1", "vgg11-s1", "vgg16-c100-s1")
+"""Rows of the README by the names of their runs, without a seed."""
 PAPER = "Wei et al., ICCV 2023, Table 1"
 BEST = "Che et al., AAAI 2026, doi:10.1609/aaai.v40i3.37149"
 
@@ -47,14 +49,15 @@ class Target:
     paper_accuracy: float | None  # percent; None where the paper has no such row
     paper_sparsity: float | None  # spikes over neurons
     best_accuracy: float  # that a network of any size with time-to-first-spike coding has been published with
+    paper_epochs: int | None = None  # of training with spikes
 
 
 TARGETS = (
-    Target("ylecun/mnist", "MNIST", "cnn1", 99.4, 0.3913, 99.51),
+    Target("ylecun/mnist", "MNIST", "cnn1", 99.4, 0.3913, 99.51, 150),
     Target("zalando-datasets/fashion_mnist", "Fashion-MNIST", "cnn1", None, None, 93.14),
-    Target("uoft-cs/cifar10", "CIFAR-10", "vgg11", 91.17, 0.4387, 95.06),
-    Target("uoft-cs/cifar10", "CIFAR-10", "vgg16", 93.05, 0.2561, 95.06),
-    Target("uoft-cs/cifar100", "CIFAR-100", "vgg16", 69.66, 0.2845, 74.07),
+    Target("uoft-cs/cifar10", "CIFAR-10", "vgg11", 91.17, 0.4387, 95.06, 300),
+    Target("uoft-cs/cifar10", "CIFAR-10", "vgg16", 93.05, 0.2561, 95.06, 300),
+    Target("uoft-cs/cifar100", "CIFAR-100", "vgg16", 69.66, 0.2845, 74.07, 300),
 )
 
 
@@ -67,6 +70,7 @@ class Options:
     commit: str = ""  # at which these runs began, where no NAME.commit lies beside their folders
     results: Path = bench.RESULTS / "runs"  # where runs are collected
     readme: Path = bench.ROOT / "README.md"  # whose table is replaced, between its markers
+    page: Path = bench.ROOT / "docs" / "results.md"  # likewise, by the table of all runs
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,11 @@ def main() -> None:
         for folder in options.runs:
             print(f"collected: {collect(folder, options)}")
         found = [read(folder) for folder in sorted(options.results.glob("*")) if folder.is_dir()]
-        replace_table(options.readme, table(found))
+        replace_table(options.readme, main_table(found))
+        replace_table(options.page, table(found))
     except (ValueError, OSError) as error:
         sys.exit(f"table1: {error}")
-    print(f"written: {options.readme}, {len(found)} runs")
+    print(f"written: {options.readme} and {options.page}, {len(found)} runs")
 
 
 def name_of(run: Path) -> str:
@@ -152,6 +157,39 @@ def read(folder: Path) -> Run:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     summary, about = (json.loads((folder / name).read_text()) for name in ("summary.json", "run.json"))
     return Run(folder.name, config, summary, about)
+
+
+def main_table(runs: Sequence[Run]) -> str:
+    """The README's rows, in Markdown: what was reached, and what the paper reports, each with its epochs."""
+    headings = ("data", "network", "accuracy", "activity", "epochs", "the paper", "its activity", "its epochs")
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for name in MAIN:
+        found = [run for run in runs if re.fullmatch(rf"{name}(-\d+)?", run.name)]
+        if not found:
+            continue
+        config = found[0].config
+        same_data = [target for target in TARGETS if target.data == config["dataset"]]
+        papers = [target for target in same_data if target.model == config["model"] and found[0].sigma == 1]
+        target = papers[0] if papers else None
+        cells = [
+            same_data[0].title,
+            f"{NAMES.get(config['model'], config['model'])}, σ = {found[0].sigma:g}",
+            f"{average([100 * run.summary['test_accuracy'] for run in found], 2)} %",
+            average([run.summary["sparsity"] for run in found], 3),
+            str(config["epochs"]),
+            f"{target.paper_accuracy:g} %" if target and target.paper_accuracy else "–",
+            _figure(target and target.paper_sparsity),
+            _figure(target and target.paper_epochs),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def average(values: Sequence[float], digits: int) -> str:
+    """A figure, or mean and standard deviation of several."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -201,7 +239,7 @@ def line(target: Target, runs: Sequence[Run]) -> str:
         sparsity,
         published,
         _figure(target.paper_sparsity if the_paper_s else None),
-        ", ".join(f"[{run.name}](bench/results/runs/{run.name})" for run in runs) or "–",
+        ", ".join(f"[{run.name}](../bench/results/runs/{run.name})" for run in runs) or "–",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -221,7 +259,7 @@ def spread(values: Sequence[float], digits: int) -> str:
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     each = ", ".join(f"{value:.{digits}f}" for value in values)
-    return f"**{mean(values):.{digits}f} ± {stdev(values):.{digits}f}** ({each})"
+    return f"**{average(values, digits)}** ({each})"
 
 
 def replace_table(path: Path, text: str) -> None:
