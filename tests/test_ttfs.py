@@ -32,6 +32,13 @@ def test_help_names_every_command_and_recipe(capsys):
     assert all(path.stem in shown for path in RECIPES.glob("*.yaml") if path.stem != "own")
 
 
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    command = f"{sys.executable} -u -m ttfs_triton.ttfs --help | head -1; exit ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
+    found = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

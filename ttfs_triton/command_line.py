@@ -60,12 +60,13 @@ def start(module: str, *arguments: Any) -> None:
     try:
         importlib.import_module(module).main(*arguments)
     finally:
-        _write_out()
+        write_out()
 
 
-def _write_out() -> None:
-    """Write what standard output still holds; where its reader has left, as `| head` does, drop it without a word."""
+def write_out(text: str = "") -> None:
+    """Write a text, and what standard output still holds; where its reader has left, as `| head` does, drop it."""
     try:
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again, and complains

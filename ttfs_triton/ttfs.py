@@ -9,7 +9,7 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
-from ttfs_triton.command_line import RECIPES, recipe, start
+from ttfs_triton.command_line import RECIPES, recipe, start, write_out
 
 COMMANDS = {
     "train": ("ttfs_triton.train", "Train a network by a recipe, or one of your own."),
@@ -34,7 +34,7 @@ def main(words: list[str] | None = None) -> None:
     """
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help"):
-        print(_help())
+        write_out(_help() + "\n")
         return
     command, *flags = words
     if command not in COMMANDS:
