@@ -239,7 +239,7 @@ def line(target: Target, runs: Sequence[Run]) -> str:
         sparsity,
         published,
         _figure(target.paper_sparsity if the_paper_s else None),
-        ", ".join(f"[{run.name}](../bench/results/runs/{run.name})" for run in runs) or "–",
+        ", ".join(f"[{run.name}](../bench/results/runs/{run.name}/summary.json)" for run in runs) or "–",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -66,7 +66,7 @@ def test_seeds_share_a_row_and_settings_do_not(options, tmp_path):
     assert found[1][2:8] == ["90.00", "–", "99.51", "0.250", "0.500", "–"]
     both = ["**0.250 ± 0.000** (0.250, 0.250)", "**0.500 ± 0.000** (0.500, 0.500)"]
     assert found[2][2:8] == ["**76.00 ± 1.41** (75.00, 77.00)", "99.4", "99.51", *both, "0.3913"]
-    assert found[2][8] == "[a](bench/results/runs/a), [b](bench/results/runs/b)"
+    assert found[2][8] == "[a](../bench/results/runs/a/summary.json), [b](../bench/results/runs/b/summary.json)"
 
 
 def test_rows_are_of_whole_networks_and_data(options, tmp_path):
@@ -100,6 +100,24 @@ def test_runs_are_named_after_their_folders_and_must_have_ended(options, tmp_pat
         table1.collect(tmp_path / "nothing", options)
 
 
-def test_committed_table_is_that_of_the_committed_runs():
+def test_the_readme_has_rows_by_name_with_the_papers_beside_its_own_neuron(options, tmp_path):
+    names = {"mnist-s1-0": {}, "mnist-s1-1": {"seed": 1, "accuracy": 0.7}, "mnist-s1-margin": {"accuracy": 0.1}}
+    names |= {
+        "mnist-s025-3": {"psp_persistence": 0.25},
+        "cifarnet-s1": {"model": "cifarnet", "dataset": "uoft-cs/cifar10"},
+    }
+    found = [table1.read(table1.collect(make_run(tmp_path / "runs" / n, **v), options)) for n, v in names.items()]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table1.main_table(found).splitlines()[2:]]
+    assert [row[:2] for row in rows] == [
+        ["MNIST", "CNN1, σ = 0.25"],
+        ["MNIST", "CNN1, σ = 1"],
+        ["CIFAR-10", "cifarnet, σ = 1"],
+    ]
+    assert rows[0][5:] == rows[2][5:] == ["–", "–", "–"]
+    assert rows[1][2:] == ["60.00 ± 14.14 %", "0.250 ± 0.000", "3", "99.4 %", "0.3913", "150"]
+
+
+def test_committed_tables_are_those_of_the_committed_runs():
     runs = [table1.read(folder) for folder in sorted((bench.RESULTS / "runs").glob("*")) if folder.is_dir()]
-    assert table1.table(runs) in (bench.ROOT / "README.md").read_text(encoding="utf-8")
+    assert table1.main_table(runs) in (bench.ROOT / "README.md").read_text(encoding="utf-8")
+    assert table1.table(runs) in (bench.ROOT / "docs" / "results.md").read_text(encoding="utf-8")
