@@ -46,11 +46,11 @@ def pytest(*arguments: str) -> int:
 
 def step() -> int:
     """A training step of VGG16 with each backend, twice: the second must not wait for the device."""
-    from ttfs_triton.nn import Neuron, models
+    from ttfs_triton.nn import Neuron, networks
 
     for backend in ("triton", "auto", "torch"):
         torch.manual_seed(0)
-        network = models.vgg16(backend=backend, neuron=Neuron(surrogate_width=0.5), readout="potential_end").cuda()
+        network = networks.vgg16(backend=backend, neuron=Neuron(surrogate_width=0.5), readout="potential_end").cuda()
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
         images = torch.rand(BATCH, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
         labels = torch.randint(10, (BATCH,), device="cuda")

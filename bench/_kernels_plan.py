@@ -20,7 +20,7 @@ from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, Launch
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 from ttfs_kernels.triton_backend.work import cut, executed_flops, tap_steps, weight_blocks
-from ttfs_triton.nn import DFTConv2d, DFTLinear, EarliestSpikePool2d, models
+from ttfs_triton.nn import DFTConv2d, DFTLinear, EarliestSpikePool2d, networks
 from ttfs_triton.nn.models import computes_pool
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
@@ -51,9 +51,9 @@ class Network:
 
 
 def read(model: str, batch: int, number: Number, sigma: float, *, surrogate: bool = False) -> Network:
-    """Layers of a network of `ttfs_triton.nn.models`, on the meta device: no memory, no GPU."""
+    """Layers of a network of `ttfs_triton.nn.networks`, on the meta device: no memory, no GPU."""
     with torch.device("meta"):
-        network = getattr(models, model)()
+        network = getattr(networks, model)()
     found = Network([], [], [], [], sum(p.numel() for p in network.parameters()))
     neuron = Neuron(sigma, surrogate_width=SURROGATE_WIDTH if surrogate else 0.0)
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ttfs_kernels import fuse_passes
 from ttfs_kernels.reference import compose_conv2d, compose_linear
 from ttfs_triton.memory import freed_memory_kept
-from ttfs_triton.nn import AnalogEncoder, ANNConv2d, ANNLinear, DFTConv2d, DFTLinear, Neuron, TTFSNetwork, models
+from ttfs_triton.nn import AnalogEncoder, ANNConv2d, ANNLinear, DFTConv2d, DFTLinear, Neuron, TTFSNetwork, networks
 
 ANN = "ANN"
 COMPOSITION = "composition σ=1"
@@ -86,13 +86,13 @@ def build(
     """All contenders, the ANN first, with the same weights.
 
     Args:
-        model: a function of `ttfs_triton.nn.models`.
+        model: a function of `ttfs_triton.nn.networks`.
         fuse: add ours with passes over neurons fused by PyTorch's compiler.
         compiled: add the ANN and the composition under torch.compile.
         backends: kernels of ours; a name other than "auto" is added to the contender's.
         **options: fields of `NetworkConfig`.
     """
-    make = getattr(models, model)
+    make = getattr(networks, model)
     ann = compose(make(analog=True, **options))
     contenders = [Contender(ANN, ann, 1.0)]
     for backend in backends:

@@ -12,7 +12,7 @@ from ttfs_triton.convert import ConversionError, FoldedANN, convert
 from ttfs_triton.convert.foreign import CIFAR10_PAPER, CIFAR100_PAPER, IMAGENET
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
-from ttfs_triton.nn.models import VGG11
+from ttfs_triton.nn.networks import VGG11
 
 NARROW = "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2"
 

@@ -20,7 +20,7 @@ from ttfs_triton.nn import (
     fold_weight_standardisation,
     resnet20,
 )
-from ttfs_triton.nn.weighted import effective_weights
+from ttfs_triton.nn.models import effective_weights
 
 SIGMAS = pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])
 

@@ -24,7 +24,7 @@ from ttfs_triton.nn import (
     whitening_weights,
 )
 from ttfs_triton.nn.folding import plain_synapses, unfold_batch_norm
-from ttfs_triton.nn.models import cifarnet_specification
+from ttfs_triton.nn.networks import cifarnet_specification
 
 SIGMAS = [0.0, 0.25, 1.0]
 

@@ -24,7 +24,7 @@ from ttfs_triton.nn import (
     TTFSNetwork,
     fold_weight_standardisation,
 )
-from ttfs_triton.nn.weighted import skip_step
+from ttfs_triton.nn.sizes import skip_step
 
 BLOCKS = "4C3-(4C3-6C3)x2-P2-(6C3s2-6C3-8C3)-12-(12-12)"
 

@@ -11,10 +11,10 @@ from ttfs_triton.nn import (
     PotentialReadout,
     cnn1,
     fold_weight_standardisation,
+    models,
     standardise_weight,
-    weighted,
 )
-from ttfs_triton.nn.weighted import effective_weights
+from ttfs_triton.nn.models import effective_weights
 
 
 def by_definition(weight, gain):
@@ -107,8 +107,8 @@ def test_a_network_standardises_its_hidden_layers_in_one_call(monkeypatch):
         return network.readout(x)
 
     calls = []
-    real = weighted.standardise_weights
-    monkeypatch.setattr(weighted, "standardise_weights", lambda w, g, **o: calls.append(len(w)) or real(w, g, **o))
+    real = models.standardise_weights
+    monkeypatch.setattr(models, "standardise_weights", lambda w, g, **o: calls.append(len(w)) or real(w, g, **o))
     expected = results(layer_by_layer)
     assert calls == []
     for ours, theirs in zip(results(network), expected, strict=True):

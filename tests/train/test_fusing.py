@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._inductor import cpp_builder, exc
 
-from ttfs_triton.nn.models import resnet20
+from ttfs_triton.nn.networks import resnet20
 from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.train import ConfigError, fusing, train
 from ttfs_triton.train.fusing import LEAST_NEURONS, choose_fusing

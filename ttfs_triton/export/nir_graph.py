@@ -45,8 +45,9 @@ from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import PotentialReadout, Readout
+from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.trace import network_graph
-from ttfs_triton.nn.weighted import WeightedConv2d, skip_step
+from ttfs_triton.nn.weighted import WeightedConv2d
 
 if TYPE_CHECKING:
     import nir

@@ -18,8 +18,9 @@ from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
+from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.trace import network_graph
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear, skip_step
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -18,7 +18,8 @@ from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.initialisation import start_as_identity, whiten, whitening_weights
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork, cifarnet, cnn1, resnet18, resnet20, vgg11, vgg16
+from ttfs_triton.nn.models import TTFSNetwork
+from ttfs_triton.nn.networks import cifarnet, cnn1, resnet18, resnet20, vgg11, vgg16
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
-from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, Padding, Size, WeightedConv2d, WeightedLinear
+from ttfs_triton.nn.sizes import Padding, Size
+from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, WeightedConv2d, WeightedLinear
 
 TWO_PHASE = Neuron(psp_persistence=0.0)
 
@@ -72,10 +73,7 @@ class ANNConv2d(WeightedConv2d):
                 x,
                 weight,
                 self.normalisation(),
-                stride=self.stride,
-                padding=self.padding,
-                dilation=self.dilation,
-                groups=self.groups,
+                **self.geometry,
                 skip=skip,
                 skip_weight=skip_weight,
                 neuron=TWO_PHASE,
@@ -87,10 +85,7 @@ class ANNConv2d(WeightedConv2d):
                 x,
                 weight,
                 bias,
-                stride=self.stride,
-                padding=self.padding,
-                dilation=self.dilation,
-                groups=self.groups,
+                **self.geometry,
                 skip=skip,
                 skip_weight=skip_weight,
                 neuron=TWO_PHASE,

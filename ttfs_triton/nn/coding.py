@@ -16,8 +16,9 @@ from ttfs_triton.nn.faults import Faults, spikes_in_training
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d
 from ttfs_triton.nn.on_grid import RoundedLayer, spikes_on_grid
+from ttfs_triton.nn.sizes import Padding, Size
 from ttfs_triton.nn.straight_through import straight_through
-from ttfs_triton.nn.weighted import Padding, Size, WeightOptions
+from ttfs_triton.nn.weighted import WeightOptions
 
 ROUNDING = 1e-2
 """Share of max_value by which pixels may leave their range unremarked, as rounding makes them."""

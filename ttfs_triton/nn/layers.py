@@ -9,8 +9,9 @@ from torch import Tensor
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
 from ttfs_kernels.backends import BACKENDS
 from ttfs_triton.nn.on_grid import RoundedLayer, spikes_on_grid
+from ttfs_triton.nn.sizes import Padding, Size
 from ttfs_triton.nn.straight_through import straight_through
-from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, Padding, Size, WeightedConv2d, WeightedLinear
+from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, WeightedConv2d, WeightedLinear
 
 
 class DFTConv2d(WeightedConv2d):
@@ -100,10 +101,7 @@ class DFTConv2d(WeightedConv2d):
             x,
             weight,
             self.normalisation(),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
+            **self.geometry,
             skip=skip,
             skip_weight=skip_weight,
             neuron=self.neuron,
@@ -123,10 +121,7 @@ class DFTConv2d(WeightedConv2d):
             x,
             weight,
             bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
+            **self.geometry,
             pool=pool,
             fuse_pool=self.fuse_pool,
             skip=skip,

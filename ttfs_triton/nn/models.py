@@ -1,13 +1,14 @@
 """Networks built from a specification; the paper's, CNN1, VGG11, VGG16; and ResNets."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ttfs_kernels import Neuron
+from ttfs_kernels import Neuron, standardise_weights
 from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.chip import put_on_grid, without_autocast
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
@@ -17,6 +18,7 @@ from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, PotentialReadout, Readout, ReadoutOptions
+from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.specification import Average, Convolution, Dense, Pool, output_size, parse_specification
 from ttfs_triton.nn.standardise import fold_weight_standardisation
 from ttfs_triton.nn.statistics import SpikeCounter
@@ -27,40 +29,7 @@ from ttfs_triton.nn.weighted import (
     WeightedLayer,
     WeightedLinear,
     WeightOptions,
-    effective_weights,
-    skip_step,
 )
-
-CNN1 = "16C5-P2-32C5p0-P2-128"
-VGG11 = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2-4096-4096"
-VGG16 = "64C3-64C3-P2-128C3-128C3-P2-256C3-256C3-256C3-P2-512C3-512C3-512C3-P2-512C3-512C3-512C3-P2-4096-4096"
-RESNET18 = "64C3-(64C3-64C3)x2" + "".join(f"-({n}C3s2-{n}C3)-({n}C3-{n}C3)" for n in (128, 256, 512)) + "-A"
-RESNET20 = "16C3-(16C3-16C3)x3" + "".join(f"-({n}C3s2-{n}C3)-({n}C3-{n}C3)x2" for n in (32, 64)) + "-A"
-
-
-def cifarnet_specification(width: float = 1.0, convolutions: int = 2) -> str:
-    """Hidden layers of `cifarnet`.
-
-    Args:
-        width: factor on 64, 256 and 256 channels.
-        convolutions: a block; with three, spikes also go past the last two.
-    Raises:
-        ValueError: convolutions is neither 2 nor 3, or no channel is left.
-    """
-    if convolutions not in (2, 3) or not width > 0:
-        raise ValueError(
-            f"cifarnet: convolutions must be 2 or 3 a block, and width positive; got {convolutions} and {width}."
-        )
-    blocks = []
-    for channels in (max(1, round(width * channels)) for channels in (64, 256, 256)):
-        layer = f"{channels}C3"
-        blocks.append(f"{layer}-P2-{layer}" if convolutions == 2 else f"{layer}-P2-({layer}-{layer})")
-    return "-".join(["24C2", *blocks, "P3"])
-
-
-# Per-channel mean and standard deviation of CIFAR-10's training images, pixels in [0, 1].
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
 class TTFSNetwork(nn.Module):
@@ -169,6 +138,31 @@ class TTFSNetwork(nn.Module):
         fold_weight_standardisation(self.features)
         fold_weight_standardisation(self.readout)
         self.config = self.config.replace(weight_standardisation=False)
+
+
+def effective_weights(modules: Iterable[nn.Module]) -> list[Tensor | None]:
+    """Standardised weights of layers, in as few kernel calls as `standardise_weights` needs for all of them.
+
+    Under autocast they come in autocast's dtype, in which they are used. Hand each to its layer's `forward`.
+
+    Args:
+        modules: layers of a network, on one device, among others.
+    Returns:
+        For each module its `effective_weight()`; None if it has none, or no weight standardisation.
+    """
+    modules = list(modules)
+    layers = [layer for layer in modules if isinstance(layer, WeightedLayer) and layer.weight_gain is not None]
+    if not layers:
+        return [None] * len(modules)
+    weights, gains = [layer.weight for layer in layers], [layer.weight_gain for layer in layers]
+    dtype, device_type = weights[0].dtype, weights[0].device.type
+    # The meta device has no autocast; asking whether a device has it stops PyTorch 2.11's compiler.
+    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    if autocast and dtype != torch.float64:  # which autocast leaves alone
+        dtype = torch.get_autocast_dtype(device_type)
+    standardised = standardise_weights(weights, gains, dtype=dtype)  # pyright: ignore[reportArgumentType]
+    found = iter([layer.spread(weight) for layer, weight in zip(layers, standardised, strict=True)])
+    return [next(found) if any(layer is other for other in layers) else None for layer in modules]
 
 
 def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
@@ -326,143 +320,3 @@ def _weight_options(config: NetworkConfig) -> WeightOptions:
 
 def _hidden_options(config: NetworkConfig) -> HiddenOptions:
     return {**_weight_options(config), "batch_norm": config.batch_norm}
-
-
-def cnn1(
-    image_size: int | tuple[int, int] = 28,
-    in_channels: int = 1,
-    classes: int = 10,
-    *,
-    backend: str = "auto",
-    **overrides: Any,
-) -> TTFSNetwork:
-    """The paper's network for MNIST, 16C5-P2-32C5-P2-800-128-10 ("800" is the flattened size), latency encoder.
-
-    Args:
-        image_size: side of square images, or (height, width).
-        in_channels: of the images.
-        classes: number of classes.
-        backend: as in `TTFSNetwork`.
-        **overrides: any other field of `NetworkConfig`.
-    Example:
-        >>> network = cnn1(neuron=Neuron(psp_persistence=0.25))
-        >>> network(torch.rand(2, 1, 28, 28)).shape
-        torch.Size([2, 10])
-    """
-    values: dict[str, Any] = {"specification": CNN1, "encoder": "latency"}
-    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
-
-
-def vgg11(
-    image_size: int | tuple[int, int] = 32,
-    in_channels: int = 3,
-    classes: int = 10,
-    *,
-    backend: str = "auto",
-    **overrides: Any,
-) -> TTFSNetwork:
-    """VGG11 without batch norm, ending 512-4096-4096-classes; its first convolution is the analog encoder.
-
-    Args:
-        image_size, in_channels, classes, backend, overrides: as in `cnn1`; `width=0.5` halves every hidden layer.
-            Mean and std are CIFAR-10's for three channels unless given.
-    Example:
-        >>> network = vgg11(classes=100, width=0.125)
-        >>> network(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 100])
-    """
-    values: dict[str, Any] = {"specification": VGG11, "encoder": "analog"}
-    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
-
-
-def vgg16(
-    image_size: int | tuple[int, int] = 32,
-    in_channels: int = 3,
-    classes: int = 10,
-    *,
-    backend: str = "auto",
-    **overrides: Any,
-) -> TTFSNetwork:
-    """VGG16, as `vgg11`, with thirteen convolutions."""
-    values: dict[str, Any] = {"specification": VGG16, "encoder": "analog"}
-    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
-
-
-def cifarnet(
-    image_size: int | tuple[int, int] = 32,
-    in_channels: int = 3,
-    classes: int = 10,
-    *,
-    width: float = 1.0,
-    convolutions: int = 2,
-    backend: str = "auto",
-    **overrides: Any,
-) -> TTFSNetwork:
-    """A small, fast network for 32×32 images: a whitened encoder of 2×2 patches, three blocks, batch norm.
-
-    2.0 million weights at width 1. Whiten its encoder before training: `whiten(network.features.conv1, images)`.
-
-    Args:
-        image_size, in_channels, classes, backend, overrides: as in `vgg11`.
-        width, convolutions: see `cifarnet_specification`.
-    Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, whose shape it has.
-    Example:
-        >>> network = cifarnet(neuron=Neuron(psp_persistence=0.25))
-        >>> network(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
-    """
-    values: dict[str, Any] = {"specification": cifarnet_specification(width, convolutions), "encoder": "whitened"}
-    values |= {"batch_norm": True}
-    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
-
-
-def resnet20(
-    image_size: int | tuple[int, int] = 32,
-    in_channels: int = 3,
-    classes: int = 10,
-    *,
-    backend: str = "auto",
-    **overrides: Any,
-) -> TTFSNetwork:
-    """ResNet-20 for small images: nine blocks of two convolutions, whose spikes also arrive past them, a window late.
-
-    Where maps get smaller, every second position arrives, and new channels hear nothing. The readout averages each map.
-    The first convolution is the analog encoder.
-
-    Args:
-        image_size, in_channels, classes, backend, **overrides: as in `vgg11`.
-    Source: He et al., "Deep residual learning for image recognition", 2016, section 4.2, option A.
-    Example:
-        >>> network = resnet20(neuron=Neuron(psp_persistence=0.25))
-        >>> network(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
-    """
-    values: dict[str, Any] = {"specification": RESNET20, "encoder": "analog"}
-    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
-
-
-def resnet18(
-    image_size: int | tuple[int, int] = 32,
-    in_channels: int = 3,
-    classes: int = 10,
-    *,
-    backend: str = "auto",
-    **overrides: Any,
-) -> TTFSNetwork:
-    """ResNet-18 with a first convolution for small images, as `resnet20`: eight blocks, 64 to 512 channels."""
-    values: dict[str, Any] = {"specification": RESNET18, "encoder": "analog"}
-    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
-
-
-def _config(
-    defaults: dict[str, Any],
-    image_size: int | tuple[int, int],
-    in_channels: int,
-    classes: int,
-    overrides: dict[str, Any],
-) -> NetworkConfig:
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    values = defaults | {"image_size": size, "in_channels": in_channels, "classes": classes} | overrides
-    if values["encoder"] != "latency" and in_channels == 3:
-        values = {"mean": CIFAR10_MEAN, "std": CIFAR10_STD} | values
-    return NetworkConfig(**values)

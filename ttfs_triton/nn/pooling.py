@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttfs_triton.nn.weighted import Size, pair
+from ttfs_triton.nn.sizes import Size, pair
 
 
 class EarliestSpikePool2d(nn.Module):

@@ -9,7 +9,7 @@ def standardise_weight(weight: Tensor, weight_gain: Tensor) -> Tensor:
     """Centre the weights of every output channel, scale them to unit norm and multiply by the channel's gain.
 
     `ŵ = weight_gain[c] · (w − mean) / ‖w − mean‖`, mean and norm over the fan-in. A network standardises all its
-    layers at once, see `ttfs_triton.nn.weighted.effective_weights`.
+    layers at once, see `ttfs_triton.nn.models.effective_weights`.
 
     Args:
         weight: [C_out, ...], at least two weights per output channel; contiguous or channels last, which is kept.

@@ -26,8 +26,9 @@ from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, StageKind, W
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout
+from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.statistics import short_names
-from ttfs_triton.nn.weighted import WeightedLayer, skip_step
+from ttfs_triton.nn.weighted import WeightedLayer
 
 LAYERS = (
     *(LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, ANNConv2d, ANNLinear),

@@ -1,21 +1,18 @@
 """Weights, initial potentials and their initialisation: what spiking and analog layers have in common."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, TypedDict, Unpack
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from ttfs_kernels import Normalisation, Normalised, standardise_weights
-from ttfs_triton.nn.chip_layer import ChipLayer
+from ttfs_triton.nn.batch_norm import NormalisedLayer
+from ttfs_triton.nn.sizes import Padding, Size, checked_padding, checked_pair, pair, skip_step
 from ttfs_triton.nn.standardise import standardise_weight
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
-
-Size = int | tuple[int, int]
-Padding = Size | Literal["same", "valid"]
 
 MAX_WEIGHTS = 2**31
 """Weights of a layer: 8 GiB in float32."""
@@ -50,7 +47,7 @@ class HiddenLinearOptions(LinearOptions, HiddenOptions, total=False):
     """Keywords of every fully connected hidden layer; see `WeightedLinear`."""
 
 
-class WeightedLayer(ChipLayer):
+class WeightedLayer(NormalisedLayer):
     """Base of every layer with synapses: weights, optional bias, optional weight standardisation, spike counts.
 
     Args:
@@ -78,9 +75,7 @@ class WeightedLayer(ChipLayer):
         weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
         skip_weight: Parameter [skip], weights v of delayed spikes, one a channel (start at 1), or None. They are not
             standardised with the others.
-        batch_norm: `BatchNorm2d` or `BatchNorm1d`, which holds γ, β and the running statistics, or None. In its
-            evaluation mode the layer computes with these, also while it is trained: `layer.batch_norm.eval()`.
-        statistics_group: processes that share the statistics of a batch; None: each has its own.
+        batch_norm, statistics_group: see `NormalisedLayer`.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
         grid, faults, log2_unit: of the chip that it computes for; see `ChipLayer`.
     """
@@ -90,7 +85,6 @@ class WeightedLayer(ChipLayer):
     bias: nn.Parameter | None
     weight_gain: nn.Parameter | None
     skip_weight: nn.Parameter | None
-    batch_norm: nn.BatchNorm1d | nn.BatchNorm2d | None
 
     def __init__(
         self,
@@ -195,73 +189,6 @@ class WeightedLayer(ChipLayer):
             self.weight.copy_(self._stored_weight())
             self.weight_gain = None
 
-    @property
-    def has_initial_potential(self) -> bool:
-        """Whether neurons start from a potential of their own."""
-        return self.bias is not None or self.batch_norm is not None
-
-    @property
-    def normalises(self) -> bool:
-        """Whether potentials are normalised by the statistics of the batch: in the training mode of `batch_norm`."""
-        return self.batch_norm is not None and self.batch_norm.training
-
-    def with_batch_norm(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Weights and initial potentials of evaluation mode, batch norm folded in; without one, as they are.
-
-        Args:
-            weight: the effective weight.
-        Returns:
-            weight, shape of `weight`, and bias [C_out] or None, in the wider of the dtypes of `weight` and batch norm.
-        """
-        norm = self.batch_norm
-        if norm is None:
-            return weight, self.bias
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        dtype = torch.promote_types(weight.dtype, norm.weight.dtype)
-        scale = norm.weight.to(dtype) * (norm.running_var.to(dtype) + norm.eps).rsqrt()
-        bias = norm.bias.to(dtype) - scale * norm.running_mean.to(dtype)
-        return weight.to(dtype) * scale.view(-1, *(1,) * (weight.dim() - 1)), bias
-
-    def normalisation(self) -> Normalisation:
-        """How potentials of this training step are normalised.
-
-        Raises:
-            RuntimeError: the layer has no batch norm.
-        """
-        norm = self.batch_norm
-        if norm is None or norm.running_mean is None:
-            raise RuntimeError(f"{type(self).__name__}: normalisation must have a batch norm; there is none.")
-        return Normalisation(norm.weight, norm.bias, norm.running_mean, norm.eps, self.statistics_group)
-
-    @torch.no_grad()
-    def follow(self, found: Normalised) -> Tensor:
-        """Let the running statistics follow those of a batch; returns its activations.
-
-        They are the mean of all batches so far, until that is as long a memory as the batch norm's momentum gives them.
-        """
-        norm = self.batch_norm
-        assert norm is not None
-        assert norm.momentum is not None
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked.add_(1)
-        share = norm.num_batches_tracked.to(norm.weight.dtype).reciprocal().clamp_min(norm.momentum)
-        for running, value in ((norm.running_mean, found.mean), (norm.running_var, found.variance)):
-            assert running is not None
-            running.lerp_(value.to(running.dtype), share)
-        return found.activations
-
-    @torch.no_grad()
-    def fold_batch_norm(self) -> None:
-        """Replace batch norm by plain weights and initial potentials; see the function `fold_batch_norm`."""
-        if self.batch_norm is None:
-            return
-        self.fold_standardisation()
-        weight, bias = self.with_batch_norm(self.weight.double())
-        assert bias is not None
-        self.weight.copy_(weight)
-        self.bias, self.batch_norm = nn.Parameter(bias.to(self.weight.dtype)), None
-
     def delayed(self, skip: Tensor | None, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Delayed spikes, one a neuron of this layer, and the weights of their synapses, as `dft_conv2d` takes them.
 
@@ -362,7 +289,7 @@ class WeightedConv2d(WeightedLayer):
             checked_pair(name, key, size, 1)
             for key, size in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation))
         )
-        padding = _padding(name, padding, kernel_size, stride, dilation)
+        padding = checked_padding(name, padding, kernel_size, stride, dilation)
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"{name}: groups must divide in_channels (={in_channels}) and out_channels (={out_channels}); "
@@ -374,6 +301,11 @@ class WeightedConv2d(WeightedLayer):
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.dilation = pair(dilation)
         self.kernel_size, self.stride, self.padding = (self._in_pixels(size) for size in (kernel_size, stride, padding))
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """How the kernel moves, as `dft_conv2d` takes it."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
     def _in_pixels(self, size: Size) -> tuple[int, int]:
         rows, columns = pair(size)
@@ -450,82 +382,3 @@ class WeightedLinear(WeightedLayer):
     def extra_repr(self) -> str:
         text = f"{self.in_features}, {self.out_features}, {self.synapse_repr()}"
         return text if self.spike_dropout == 0 else f"{text}, spike_dropout={self.spike_dropout}"
-
-
-def effective_weights(modules: Iterable[nn.Module]) -> list[Tensor | None]:
-    """Standardised weights of layers, in as few kernel calls as `standardise_weights` needs for all of them.
-
-    Under autocast they come in autocast's dtype, in which they are used. Hand each to its layer's `forward`.
-
-    Args:
-        modules: layers of a network, on one device, among others.
-    Returns:
-        For each module its `effective_weight()`; None if it has none, or no weight standardisation.
-    """
-    modules = list(modules)
-    layers = [layer for layer in modules if isinstance(layer, WeightedLayer) and layer.weight_gain is not None]
-    if not layers:
-        return [None] * len(modules)
-    weights, gains = [layer.weight for layer in layers], [layer.weight_gain for layer in layers]
-    dtype, device_type = weights[0].dtype, weights[0].device.type
-    # The meta device has no autocast; asking whether a device has it stops PyTorch 2.11's compiler.
-    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
-    if autocast and dtype != torch.float64:  # which autocast leaves alone
-        dtype = torch.get_autocast_dtype(device_type)
-    standardised = standardise_weights(weights, gains, dtype=dtype)  # pyright: ignore[reportArgumentType]
-    found = iter([layer.spread(weight) for layer, weight in zip(layers, standardised, strict=True)])
-    return [next(found) if any(layer is other for other in layers) else None for layer in modules]
-
-
-def skip_step(size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:
-    """Which positions of earlier maps delayed spikes come from: every k-th row and column.
-
-    Args:
-        size: (channels, rows, columns) of the earlier layer, or (features,).
-        shape: the same of the layer that they reach.
-    Returns:
-        k of rows and columns; () for fully connected layers; None if channels or maps do not fit.
-    """
-    if len(size) != len(shape) or size[0] > shape[0]:
-        return None
-    steps = tuple(-(-before // after) for before, after in zip(size[1:], shape[1:], strict=True))
-    fits = all(-(-before // k) == after for before, after, k in zip(size[1:], shape[1:], steps, strict=True))
-    return steps if fits else None
-
-
-def checked_pair(name: str, key: str, value: Any, smallest: int) -> tuple[int, int]:
-    """A size for both image dimensions; ValueError unless one or two integers of at least `smallest`."""
-    values: tuple[Any, ...] = (value, value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        values = tuple(value)
-    if len(values) != 2 or not all(type(size) is int and size >= smallest for size in values):
-        raise ValueError(
-            f"{name}: {key} must be an integer of at least {smallest}, or two for rows and columns; got {value!r}."
-        )
-    return values[0], values[1]
-
-
-def _padding(
-    name: str, padding: Any, kernel_size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[int, int]:
-    """Rows and columns on each side, as `torch.nn.Conv2d` has it; what would need more on one side is refused."""
-    if not isinstance(padding, str):
-        return checked_pair(name, "padding", padding, 0)
-    if padding == "valid":
-        return 0, 0
-    if padding != "same":
-        raise ValueError(f'{name}: padding must be sizes, "same" or "valid"; got {padding!r}.')
-    if stride != (1, 1):
-        raise ValueError(f'{name}: stride must be 1 with padding="same"; got {stride}. Give the padding as a number.')
-    rows, columns = (step * (size - 1) for size, step in zip(kernel_size, dilation, strict=True))
-    if rows % 2 or columns % 2:
-        raise ValueError(
-            f'{name}: kernel_size must be odd with padding="same", so that both sides are padded alike; got '
-            f"{kernel_size}. Use an odd kernel, or give the padding as a number."
-        )
-    return rows // 2, columns // 2
-
-
-def pair(value: Size) -> tuple[int, int]:
-    """A size for both image dimensions, (height, width)."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

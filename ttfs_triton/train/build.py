@@ -30,7 +30,7 @@ from ttfs_triton.nn import (
     whiten,
 )
 from ttfs_triton.nn.config import Encoder
-from ttfs_triton.nn.models import CNN1, RESNET18, RESNET20, VGG11, VGG16, cifarnet_specification
+from ttfs_triton.nn.networks import CNN1, RESNET18, RESNET20, VGG11, VGG16, cifarnet_specification
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.start import Start, check_chip, load_own_weights, load_weights, start_on_grid
