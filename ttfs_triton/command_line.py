@@ -86,7 +86,7 @@ def run_command(
     Args:
         options: whose fields are the flags.
         run: what to do with them.
-        prog: the recipe's file name.
+        prog: the script's file name; behind `ttfs` the name is that command's.
         description: shown by `--help`.
         arguments: command line without the program's name. Default: sys.argv[1:].
         errors: of `run` that the user can mend.
@@ -95,6 +95,7 @@ def run_command(
             errors.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    prog = sys.argv[0] if sys.argv[0].startswith("ttfs ") else prog
     with plain_errors(OptionsError, *errors, traceback=TRACEBACK in arguments):
         run(parse_options(options, prog=prog, description=description, arguments=arguments))
 
