@@ -1,7 +1,7 @@
 """Layers with normalised potentials: batch norm for spiking neurons, at any σ.
 
-A channel's statistics are those of V = A + W, the potential at the window's end, over the batch and all positions
-(σ = 0: of A, which is batch norm as it is known). One factor scales both potentials:
+A channel's statistics are those of V = A + W, the potential at the window's end, over the batch and all positions. At
+σ = 0, W is 0, and this is ordinary batch norm. One factor scales both potentials:
 
     g = γ / √(s² + ε)        A' = g·(A − μ) + β        W' = g·W        activation = fire(A', W')
 

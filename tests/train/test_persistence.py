@@ -28,7 +28,7 @@ def small(sigma=0.8):
     return TTFSNetwork(NetworkConfig("4C3-6C3-10", image_size=(8, 8), neuron=Neuron(sigma), batch_norm=True))
 
 
-def test_sigma_rises_in_stairs_from_zero_to_its_goal():
+def test_sigma_rises_by_levels_from_zero_to_its_goal():
     network = small()
     schedule, seen = PersistenceSchedule([network], (0.25, 0.6), "together", STEPS), []
     for step in range(STEPS):

@@ -12,7 +12,7 @@ from torch import nn
 from ttfs_kernels import Neuron
 
 LEVELS = 64
-"""σ rises in so many stairs: a step that was captured in a graph is captured anew for each of them."""
+"""Values that σ takes on its way up. A step that was captured in a CUDA graph is captured anew at each of them."""
 
 
 class PersistenceSchedule:

@@ -16,7 +16,7 @@ from ttfs_triton.scoring import EvaluationBatches
 from ttfs_triton.scoring.batches import IndexedImages, load_batches
 
 IMAGES = 5_000
-"""Training images whose statistics are taken. With half of them, and twice, a network scores alike."""
+"""Training images whose statistics are taken."""
 
 
 @torch.no_grad()
