@@ -132,10 +132,10 @@ def test_start_from_weights_of_a_run(config, tmp_path, batch_norm):
 
 
 def test_calibrated_run_resumes_from_its_checkpoint(config, tmp_path, monkeypatch, capsys):
-    layers = nn.Sequential(*features((4, "M", 6), channels=1))
-    vgg = Named(features=layers, flatten=nn.Flatten(), classifier=nn.Linear(6 * 4 * 4, 4))
+    layers = nn.Sequential(*features((4, "M", 6, "M"), channels=1))
+    vgg = Named(features=layers, flatten=nn.Flatten(), classifier=nn.Linear(6 * 2 * 2, 4))
     torch.save(randomised(vgg).state_dict(), tmp_path / "vgg.pth")
-    values = {"model": "4C3-P2-6C3", "encoder": "analog", "weight_standardisation": False, "keep_checkpoints": 9}
+    values = {"model": "4C3-P2-6C3-P2", "encoder": "analog", "weight_standardisation": False, "keep_checkpoints": 9}
     spiking = change(config, weights=tmp_path / "vgg.pth", **values)
     train(spiking)
     assert "Calibrated on 128 images" in capsys.readouterr().out
