@@ -104,13 +104,13 @@ def test_nothing_is_overwritten_unasked(model, tmp_path, capsys):
 
 
 def test_failures_leave_the_old_file(tmp_path, capsys):
-    network = small_network(analog=True)
-    TTFSModel.from_network(network).save_pretrained(tmp_path / "ann")
+    network = small_network(encoder="signed")
+    TTFSModel.from_network(network).save_pretrained(tmp_path / "signed")
     file = tmp_path / "model.nir"
     file.write_text("mine")
     with pytest.raises(SystemExit, match="1"):
-        export(tmp_path / "ann", "--format", "nir", "--output", file, "--overwrite")
-    assert "model must consist of spiking layers" in capsys.readouterr().err
+        export(tmp_path / "signed", "--format", "nir", "--output", file, "--overwrite")
+    assert "encoder must be latency or analog" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="1"):
         export(tmp_path / "nowhere", "--format", "nir", "--output", file, "--overwrite")
     assert file.read_text() == "mine"

@@ -196,8 +196,6 @@ def test_refuses_what_it_cannot_say():
             to_nir(network, steps=steps)
     with pytest.raises(ValueError, match="time_constant must be at least 1 window"):
         to_nir(network, time_constant=0.5)
-    with pytest.raises(NetworkError, match="model must consist of spiking layers"):
-        to_nir(small_network(analog=True))
     with pytest.raises(NotImplementedError, match="encoder must be latency or analog; got signed"):
         to_nir(small_network(encoder="signed"))
     with pytest.raises(NotImplementedError, match="maps must be sampled from the image"):

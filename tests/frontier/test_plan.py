@@ -72,10 +72,10 @@ def test_networks_of_one_name_are_refused(trained, tmp_path, capsys):
     assert "must differ in their names; got run twice" in capsys.readouterr().err
 
 
-def test_ann_is_refused(run, tmp_path, capsys):
+def test_description_of_another_network_is_refused(run, tmp_path, capsys):
     path = run / "best" / "config.json"
     text = json.loads(path.read_text())
-    text["network"]["neuron"] = "ann"
+    text["network"]["neuron"] = "lif"
     path.write_text(json.dumps(text))
     with pytest.raises(SystemExit, match="1"):
         sweep(run, "--output-dir", tmp_path / "out", *FLAGS)

@@ -137,7 +137,6 @@ def test_copy_of_an_own_network_is_a_copy():
         ({"classes": True}, "network.classes: Input should be a valid integer; got True"),
         ({"layers": []}, "network.layers: Tuple should have at least 1 item"),
         ({"builder": 3}, "network.builder: Input should be a valid string; got 3"),
-        ({"analog": 1}, "network.analog: Input should be a valid boolean; got 1"),
         ({"more": 1}, "network.more: Unexpected keyword argument"),
     ],
 )

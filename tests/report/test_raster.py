@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.report.cases import small_network
-from ttfs_triton.nn import ANNLinear, DFTLinear, FirstSpikeReadout, LatencyEncoder, NetworkError, PotentialReadout
+from ttfs_triton.nn import DFTLinear, FirstSpikeReadout, LatencyEncoder, PotentialReadout
 from ttfs_triton.report import spikes_of
 
 
@@ -54,9 +54,3 @@ def test_spikes_of_keeps_the_mode(training):
 def test_spikes_of_refuses_batches():
     with pytest.raises(ValueError, match=r"image must be \[channels, height, width\]"):
         spikes_of(small_network(), torch.rand(1, 1, 8, 8))
-
-
-def test_spikes_of_refuses_analog_networks():
-    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), ANNLinear(4, 5), PotentialReadout(5, 3))
-    with pytest.raises(NetworkError, match="never fires"):
-        spikes_of(network, torch.rand(1, 2, 2))

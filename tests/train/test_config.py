@@ -36,7 +36,7 @@ def recipe(tmp_path) -> Path:
         ({"psp_persistence_rise": (0.6, 0.2)}, "psp_persistence_rise must be two rising shares"),
         (
             {"psp_persistence_rise": (0.2, 0.6), "psp_persistence": 0.0},
-            "needs neuron: dft and a psp_persistence above 0",
+            "needs a psp_persistence above 0",
         ),
         ({"psp_persistence_rise": (0.2, 0.6), "compile": True}, "psp_persistence_rise and compile exclude each other"),
         ({"lookahead": 5, "ema_decay": 0.9}, "lookahead and ema_decay exclude each other"),
@@ -139,7 +139,7 @@ ema_decay encoder end_factor epochs evaluation_batch_size event_pool event_senso
 fuse gradient_accumulation gradient_clip gradient_compression grid_chip head hub_license hub_private hub_repo_id
 identity_start image_column image_size initial_gain keep_checkpoints label_column label_smoothing learn_units
 log_steps lookahead lost_spikes lr max_bad_images max_test_samples max_train_samples milestone_factor milestones
-mixed_precision mixup model momentum network neuron norm_bias_rate norm_gain_rate num_workers optimizer output_dir
+mixed_precision mixup model momentum network norm_bias_rate norm_gain_rate num_workers optimizer output_dir
 overwrite preset profile psp_persistence psp_persistence_order
 psp_persistence_rise push_to_hub random_resized_crop readout readout_rate resume rotation schedule seed shift
 spike_jitter start_factor state_bits statistics_steps streaming stuck_neurons surrogate_width sync_batch_norm

@@ -122,22 +122,6 @@ def test_one_process_says_that_it_compresses_nothing():
     assert said == ["gradient_compression: one process exchanges no gradients"]
 
 
-@pytest.mark.slow
-def test_two_processes_start_from_an_ann_as_one_does(runs):
-    folder = runs[0].parent
-    result = run(folder, folder / "images", folder / "ann", settings=f"{SETTINGS}neuron: ann\n")
-    assert result.returncode == 0, result.stderr
-    found = []
-    for processes in (1, 2):
-        output, weights = folder / f"from-ann-{processes}", f"{SETTINGS}weights: {folder / 'ann'}\n"
-        result = run(folder, folder / "images", output, settings=weights, processes=processes)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.count("Calibrated on 130 images") == 1
-        found.append(best(output))
-    for name, value in found[0].items():
-        torch.testing.assert_close(value, found[1][name], atol=1e-5, rtol=0)
-
-
 def test_two_processes_share_the_statistics_of_batch_norm(tmp_path, data):
     settings = f"{SETTINGS}batch_norm: true\nencoder: analog\nsync_batch_norm: true\npsp_persistence: 0.5\n"
     settings += "surrogate_width: 0.5\noptimizer: sgd\nlr: 0.2\n"

@@ -83,11 +83,18 @@ def test_every_preset_of_a_recipe_is_a_valid_configuration(path, name):
 def test_retired_keys_are_told_apart_from_wrong_ones():
     with pytest.raises(ConfigError, match=r"this key was retired: one training begins at σ = 0"):
         make_config({"pretrain": True}, "here")
-    assert make_config({"pretrain": False, "pretrain_lr": None}, "here") == TrainConfig()
+    with pytest.raises(ConfigError, match="this key was retired: an ANN is a network with psp_persistence: 0"):
+        make_config({"neuron": "ann"}, "here")
+    assert make_config({"pretrain": False, "pretrain_lr": None, "neuron": "dft"}, "here") == TrainConfig()
 
 
 def test_a_run_that_holds_retired_keys_goes_on(tmp_path):
     saved = yaml.safe_load(TrainConfig().to_yaml()) | {"pretrain": True, "pretrain_epochs": None, "pretrain_lr": 1e-3}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
-    found = parse_config(RECIPES / "quickstart.yaml", "", ["--output-dir", str(tmp_path), "--resume"])
-    assert found == TrainConfig(resume=True, output_dir=tmp_path)
+    for neuron in ("dft", "ann"):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved | {"neuron": neuron}))
+        arguments = RECIPES / "quickstart.yaml", "", ["--output-dir", str(tmp_path), "--resume"]
+        if neuron == "ann":
+            with pytest.raises(ConfigError, match="start one from the weights of a run that has neuron: ann"):
+                parse_config(*arguments)
+        else:
+            assert parse_config(*arguments) == TrainConfig(resume=True, output_dir=tmp_path)

@@ -51,7 +51,6 @@ def run(options: EvaluationOptions) -> Found:
     Raises:
         LoadError, HubError: there is no such network.
         ValueError, OSError: unusable data, chips or output; found before the network runs.
-        NotImplementedError: an analog network cannot be simulated; give --no-simulation.
     """
     check_output(options)
     if options.faults and not options.simulation:
@@ -59,11 +58,6 @@ def run(options: EvaluationOptions) -> Found:
     frontier = () if options.frontier is None else tuple(read_table(options.frontier)[0])
     loaded = load_network(options.model, options.network)
     options = options.on(loaded.network.graph.grid)
-    if loaded.description.network.analog:
-        raise ValueError(
-            f"evaluate: network must spike for counts of spikes to be priced; got an ANN in {loaded.files.weights}. "
-            "Train one with --neuron dft."
-        )
     chips = [load_chip(name) for name in (available_chips() if "all" in options.chip else options.chip)]
     accelerator = Accelerator(cpu=options.cpu or not torch.cuda.is_available())
     if accelerator.num_processes > 1:

@@ -84,7 +84,7 @@ def to_nir(
     Returns:
         The graph. Its metadata hold what NIR cannot: clock, configuration, class names, and `not_expressed`.
     Raises:
-        NetworkError: a model that is no network of our layers, or has some that do not spike.
+        NetworkError: a model that is no network of our layers.
         ValueError: an option out of range.
         NotImplementedError: a signed encoder, images that are no maps, groups or kernels that are not square (nir would
             infer wrong shapes), or padding that makes maps larger than the image.
@@ -92,7 +92,6 @@ def to_nir(
     Source: Wei et al., ICCV 2023, Eq. 2-7; Pedersen et al., "Neuromorphic intermediate representation", 2024.
     """
     graph = network_graph(network, image_shape)
-    graph.require_spiking()
     names = check_names("to_nir", graph, class_names)
     steps = steps or (64 if graph.grid is None else graph.grid.time_steps)
     if not 2 <= steps <= MOST_STEPS:

@@ -64,7 +64,7 @@ def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
 
     Raises:
         LoadError, HubError: no such network.
-        ValueError: networks of one name, an ANN, unknown chips.
+        ValueError: networks of one name, unknown chips.
         ConfigError: points that no run can be made of, or whose folders hold other runs; names all of them.
     """
     for chip in options.chip:
@@ -85,8 +85,6 @@ def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
 def _network(source: str, options: FrontierOptions) -> PlannedNetwork:
     loaded = load_network(source, options.network)
     name = loaded.files.name
-    if loaded.description.network.analog:
-        raise ValueError(f"frontier: runs must be of networks that spike; got an ANN in {source}. Convert it first.")
     settings = settings_of(source, loaded, options)
     if settings["dataset"] is None and settings.get("data_dir") is None:
         raise ConfigError(f"frontier: --data-dir or --dataset must name the images of {source}; got neither.")

@@ -87,7 +87,6 @@ def _network_keys(config: NetworkConfig) -> dict[str, Any]:
         "readout": config.readout,
         "bias": config.bias,
         "weight_standardisation": config.weight_standardisation,
-        "neuron": "ann" if config.analog else "dft",
         "batch_norm": config.batch_norm,
         "dropout": config.dropout,
         "initial_gain": config.initial_gain,

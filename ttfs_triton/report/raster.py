@@ -43,7 +43,7 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
     Returns:
         One entry a layer, in the order of the windows; the readout's neurons on their own ramp.
     Raises:
-        NetworkError: as `network_graph`, or a layer that does not spike.
+        NetworkError: as `network_graph`.
         ValueError: an image of another shape.
     """
     if image.ndim != 3:
@@ -51,7 +51,6 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
             f"spikes_of: image must be [channels, height, width]; got {list(image.shape)}. Take one of the batch."
         )
     graph = network_graph(network, image.shape)
-    graph.require_spiking()
     was_training = network.training
     network.eval()
     try:

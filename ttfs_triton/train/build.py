@@ -138,7 +138,7 @@ def build_network(
         config, data: the run.
         device: to calibrate on; the network itself is on the CPU. Default: the CPU.
         network: built already. Default: as the configuration says.
-        calibrated: calibrate it where the weights are an ANN's; needless if a checkpoint follows.
+        calibrated: calibrate it where the weights are another project's ANN's; needless if a checkpoint follows.
     Returns:
         The network, and where its weights come from; None if they were drawn.
     Raises:
@@ -156,8 +156,8 @@ def build_network(
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
         if isinstance(network, TTFSNetwork):
             start = load_weights(network, weights, images, config.trained_as)
-        else:  # what its weights were trained as only the user knows
-            start = load_own_weights(network, weights, images if config.trained_as == "ann" else None)
+        else:
+            start = load_own_weights(network, weights)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, learn_units=config.learn_units)
         if config.grid_chip is not None:
@@ -241,7 +241,6 @@ def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
                 bias=config.bias,
                 weight_standardisation=config.weight_standardisation,
                 initial_gain=config.initial_gain,
-                analog=config.neuron == "ann",
                 batch_norm=config.batch_norm,
                 dropout=config.dropout,
             ),

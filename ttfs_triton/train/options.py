@@ -113,8 +113,6 @@ class NetworkOptions(BaseModel):
     """Fully connected hidden layers of vgg11 and vgg16; the paper's are 4096-4096."""
     width: float = Field(1.0, gt=0)
     """Factor on the size of every hidden layer."""
-    neuron: Literal["dft", "ann"] = "dft"
-    """dft: dynamic-firing-threshold spiking neurons. ann: the same network with ReLU clamped to [0, 1]."""
     batch_norm: bool = False
     """Normalise the potentials of every hidden layer over the batch. Folds into weights and initial potentials."""
     sync_batch_norm: bool = False
@@ -171,13 +169,13 @@ class StartOptions(BaseModel):
     in_channels, image_size and classes that it takes."""
     weights: str | None = None
     """Start from these weights: a run's folder, a file, or a Hub repository, org/name[/file][@revision]. Of the same
-    network, also as an ANN with batch norm, or of a known VGG; see recipes/convert.py for what more can be changed."""
+    network, or of a known VGG; see `ttfs convert` for what more can be changed."""
     trained_as: TrainedAs | None = None
     """What the weights are of if they are the paper's, whose names do not say it: its ANN, or the spiking network of
-    its script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Only an ANN's are calibrated; those of a
-    network of your own are if you say ann here, say of one trained at psp_persistence 0."""
+    its script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Only an ANN's are calibrated."""
     calibration_images: int = Field(256, ge=0)
-    """Training images on which a network with an ANN's weights is calibrated before training. 0: not at all."""
+    """Training images on which a network with the weights of another project's ANN is calibrated before training.
+    0: not at all."""
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -188,8 +186,8 @@ class StartOptions(BaseModel):
     def _of_weights(self) -> Self:
         if self.trained_as is not None and self.weights is None:
             raise ValueError("trained_as needs weights")
-        if self.network is not None and self.trained_as not in (None, "ann"):
-            raise ValueError(f"trained_as must be ann for a network of your own, or left out; got {self.trained_as}")
+        if self.network is not None and self.trained_as is not None:
+            raise ValueError(f"trained_as must be left out for a network of your own; got {self.trained_as}")
         return self
 
 

@@ -55,7 +55,6 @@ class Steering:
         steps: int,
     ) -> None:
         assert config.target is not None
-        graph.require_spiking()
         device = accelerator.device
         some = draw_images(data.train, TARGET_IMAGES, config.seed, data.train_indices).to(device)
         self.target: Target = make_target(config.target, network.to(device), some, config.target_steps)

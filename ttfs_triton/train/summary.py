@@ -17,9 +17,8 @@ def announce(trainer: TrainingLoop, resumed: bool) -> None:
     config, data, display = trainer.config, trainer.data, trainer.display
     parameters = sum(p.numel() for p in trainer.network.parameters())
     found = ", ".join(f"{value:g}" for value in trainer.graph.persistences)
-    neuron = "ANN" if trainer.graph.analog else f"σ = {found}"
     display.say(
-        f"{config.network or config.model} ({parameters:,} parameters, {neuron}) on {data.train.name}: "
+        f"{config.network or config.model} ({parameters:,} parameters, σ = {found}) on {data.train.name}: "
         f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
         f"{len(data.test):,} test images"
     )

@@ -1,7 +1,6 @@
 """Counts against hands and brute force."""
 
 import dataclasses
-import math
 
 import hypothesis.strategies as st
 import pytest
@@ -15,7 +14,6 @@ from ttfs_triton.hardware import Counts
 from ttfs_triton.hardware.counts.counter import count, counting
 from ttfs_triton.hardware.counts.synapses import fan_out
 from ttfs_triton.nn import (
-    ANNLinear,
     DFTConv2d,
     DFTLinear,
     EarliestSpikePool2d,
@@ -182,9 +180,8 @@ def batches_of(*sizes, channels=1, size=28):
     return [torch.rand(n, channels, size, size) * (torch.rand(n, channels, size, size) > 0.5) for n in sizes]
 
 
-@pytest.mark.parametrize("analog", [False, True])
-def test_counts_are_those_of_the_layers_statistics(analog):
-    model = random_network(cnn1(analog=analog, width=0.5))
+def test_counts_are_those_of_the_layers_statistics():
+    model = random_network(cnn1(width=0.5))
     batches = batches_of(5, 3)
     counts = count(model, batches)
     model.eval()
@@ -223,15 +220,6 @@ def test_histogram_knows_early_from_late():
     (layer,) = counted(network, [torch.tensor([[1.0], [0.5], [0.1]])], histogram_bins=4)
     # (A + W) / (1 + W) = (x + 1) / 2: activations 1, 0.75, 0.55, so times 0, 0.25, 0.45, of two neurons.
     assert layer.histogram == (4, 2, 0, 0)
-
-
-def test_ann_has_no_synaptic_operations():
-    model = random_network(cnn1(analog=True, width=0.5))
-    counts = count(model, batches_of(4))
-    assert [layer.kind for layer in counts.layers] == ["ann", "ann", "ann", "readout"]
-    total = counts.total()
-    assert total["synaptic_operations"] == 0
-    assert 0 < total["nonzero_macs"] < total["dense_macs"] == total["analog_macs"]
 
 
 def test_input_spikes_are_counted_apart():
@@ -378,10 +366,3 @@ def test_refuses():
         pass
     with pytest.raises(TypeError, match="must be a convolution or fully connected"):
         fan_out(nn.ReLU(), ())  # pyright: ignore
-
-
-def test_readout_of_an_ann_reads_real_values():
-    network = nn.Sequential(LatencyEncoder(), ANNLinear(6, 4), PotentialReadout(4, 2, neuron=Neuron(0.0)))
-    counts = count(network, [torch.rand(5, 6)])
-    assert math.isclose(counts.layers[1].analog_macs, 5 * 8)
-    assert counts.layers[1].synaptic_operations == 0

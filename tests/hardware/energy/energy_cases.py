@@ -9,7 +9,7 @@ from ttfs_triton.nn.statistics import LayerKind
 
 def layer(name: str, kind: LayerKind, *, samples: int = 1, **counts: float) -> LayerCounts:
     """Counts of one layer; those not given are 0."""
-    neuron = None if kind in ("analog", "ann") else Neuron()
+    neuron = None if kind == "analog" else Neuron()
     values = {field.name: 0 for field in dataclasses.fields(LayerCounts)} | {"histogram": (), "neuron": neuron} | counts
     return LayerCounts(**values | {"name": name, "kind": kind, "samples": samples})
 

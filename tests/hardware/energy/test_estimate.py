@@ -343,10 +343,6 @@ def test_energy_is_linear_in_prices(name, factor):
 def test_counts_are_refused():
     with pytest.raises(ValueError, match="estimate: counts must be of at least one sample and layer; got 0 and 0"):
         estimate(Counts(0, ()), "loihi", steps=4)
-    counts = dense_network()
-    ann = dataclasses.replace(counts, layers=tuple(dataclasses.replace(own, kind="ann") for own in counts.layers))
-    with pytest.raises(ValueError, match=r"estimate: counts must be of a spiking network; got analog layers"):
-        estimate(ann, "loihi", steps=4)
     simulation = simulate(cnn1(16, width=0.25), [torch.rand(1, 1, 16, 16)], steps=4)
     with pytest.raises(ValueError, match="estimate: activity must be of layers fc1, readout; got conv1, conv2"):
         estimate(dense_network(), "loihi", steps=4, activity=simulation.activity)
