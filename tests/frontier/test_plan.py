@@ -9,7 +9,7 @@ import yaml
 from tests.frontier.conftest import FLAGS, sweep
 from ttfs_triton.evaluation import load_network
 from ttfs_triton.frontier import FrontierOptions, Point
-from ttfs_triton.frontier.settings import point_config, settings_of
+from ttfs_triton.frontier.plan import point_config, settings_of
 
 
 def settings(source, **changes):
