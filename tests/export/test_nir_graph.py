@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -241,9 +240,3 @@ def test_refuses_what_it_cannot_say():
     )
     with pytest.raises(NotImplementedError, match=r"odd in both sides or even in both.*got \(3, 2\)\. Use to_onnx"):
         to_nir(network, image_shape=(2, 9, 8))
-
-
-def test_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nir", None)
-    with pytest.raises(RuntimeError, match=r"to_nir: nir must be installed; .* pip install 'ttfs-triton\[nir\]'"):
-        to_nir(small_network())

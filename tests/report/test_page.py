@@ -192,7 +192,7 @@ def test_write_page_replaces_the_file(tmp_path, text):
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
 
 
-@pytest.mark.parametrize("broken", [f"{page.__name__}.page_context", "ttfs_triton.atomic.os.replace"])
+@pytest.mark.parametrize("broken", [f"{page.__name__}.headlines", "ttfs_triton.atomic.os.replace"])
 def test_write_page_that_fails_leaves_the_old_file(tmp_path, monkeypatch, broken):
     def fail(*_):
         raise OSError("broken")

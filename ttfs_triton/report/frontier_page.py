@@ -29,28 +29,22 @@ def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Pat
         RuntimeError: matplotlib is not installed.
         OSError: the file cannot be written; the old one, if any, is untouched.
     """
-    write_text(path, render("frontier.html", lambda: page_context(rows, about)))
-    return path
-
-
-def page_context(rows: Rows, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the template names."""
-    networks = of_networks(rows)
-    versions = about.get("versions", {})
+    networks, versions = of_networks(rows), about.get("versions", {})
     facts = {key: value for key, value in about.items() if isinstance(value, str | int)}
     facts |= {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())} if versions else {}
-    return {
-        "names": list(dict.fromkeys(row.network for row in networks)),
-        "networks": networks,
-        "trained": sum(row.folder is not None for row in networks),
-        "cheapest": cheapest_table(rows),
-        "curves": sections(rows),
-        "points": points_table(networks),
-        "details": [table for table in (faults_table(rows), deadlines_table(rows)) if table.rows],
-        "steps": sorted({row.steps for row in rows if row.steps and row.time_steps is None}),
-        "missed": [f"{row.network}, {label(row)}" for row in networks if row.reached is False],
-        "facts": pairs_table("How this page was made", facts.items()),
-    }
+    text = render(
+        "frontier.html",
+        networks=networks,
+        cheapest=cheapest_table(rows),
+        curves=sections(rows),
+        points=points_table(networks),
+        details=[table for table in (faults_table(rows), deadlines_table(rows)) if table.rows],
+        steps=sorted({row.steps for row in rows if row.steps and row.time_steps is None}),
+        missed=[f"{row.network}, {label(row)}" for row in networks if row.reached is False],
+        facts=pairs_table("How this page was made", facts.items()),
+    )
+    write_text(path, text)
+    return path
 
 
 def near(rows: Rows) -> dict[str, list[FrontierRow]]:

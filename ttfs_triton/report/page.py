@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,28 @@ class Sample:
     label: str
     prediction: str
     class_names: tuple[str, ...] = ()
+
+    @property
+    def first_spike(self) -> str:
+        """The first output spike, in a sentence."""
+        last = self.spikes[-1]
+        if not len(last.time):
+            return "No output neuron fires."
+        place = int(last.time.argmin())
+        neuron, time = int(last.index[place]), float(last.time[place])
+        name = self.class_names[neuron] if neuron < len(self.class_names) else str(neuron)
+        return f"The first output spike is that of class {name}, {time:.2f} windows after the image's start."
+
+    @property
+    def png(self) -> str:
+        """The image as PNG in base64; other than 1 or 3 channels are averaged."""
+        pixels = self.image.detach().float().cpu().clamp(0, 1)
+        if pixels.shape[0] not in (1, 3):
+            pixels = pixels.mean(dim=0, keepdim=True)
+        array = (255 * pixels).round().permute(1, 2, 0).numpy().astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG", optimize=True)
+        return base64.b64encode(file.getvalue()).decode()
 
 
 @dataclass(frozen=True)
@@ -112,6 +134,11 @@ class PageData:
             raise ValueError(f"PageData: chip must be one of {chips}, which have estimates; got {self.chip}.")
 
     @property
+    def layers(self) -> str:
+        """The specification, or what built a network that has none."""
+        return self.network.get("specification") or self.network.get("builder", "")
+
+    @property
     def headline_energy(self) -> Estimate | None:
         """The estimate among the headline figures: that of `chip`, or the first one with memory, or with a price."""
         if self.chip is not None:
@@ -144,15 +171,25 @@ def render_page(data: PageData) -> str:
     Raises:
         RuntimeError: matplotlib is not installed.
     """
-    return render("page.html", lambda: page_context(data))
+    return render(
+        "page.html",
+        data=data,
+        headlines=headlines(data),
+        network=network_facts(data),
+        interval=interval(data.accuracy, data.images),
+        deadline_curve={"": [(row.deadline, row.accuracy) for row in data.deadlines]},
+        deadlines=DEADLINES,
+        curves=sections(data.frontier, data.here) if data.frontier else [],
+        chips=by_chip(data),
+    )
 
 
-def render(template: str, context: Callable[[], dict[str, Any]]) -> str:
+def render(template: str, **names: Any) -> str:
     """One of our templates as text.
 
     Args:
         template: its file.
-        context: everything that it names, drawn when it is called.
+        names: everything that it names, besides the modules of tables and figures.
     Raises:
         RuntimeError: matplotlib is not installed.
     """
@@ -166,7 +203,8 @@ def render(template: str, context: Callable[[], dict[str, Any]]) -> str:
     )
     words = {"number": number, "percent": percent, "small_percent": wording.small_percent}
     environment.filters.update(words | {"linked": linked})
-    return environment.get_template(template).render(context())
+    environment.globals.update(tables=tables, energies=energy_tables, figures=figures)
+    return environment.get_template(template).render(**names)
 
 
 def linked(text: str) -> Markup:
@@ -180,53 +218,14 @@ def _link(address: str) -> Markup:
     return Markup('<a href="{}" rel="noopener">{}</a>').format(target, address)
 
 
-def page_context(data: PageData) -> dict[str, Any]:
-    """Everything that the template names; what the data lack is None or empty."""
-    sweep, comparison, deadlines = data.sweep, data.comparison, data.deadlines
-    curve = {"": [(row.deadline, row.accuracy) for row in deadlines]}
-    return {
-        "data": data,
-        "layers": layers(data),
-        "low_high": interval(data.accuracy, data.images),
-        "headlines": headlines(data),
-        "network": network_facts(data),
-        "activity": tables.activity_table(data.counts),
-        "operations": tables.operations_table(data.counts),
-        "sample": None if data.sample is None else sample_view(data.sample),
-        "histograms": figures.histograms_svg(data.counts),
-        "energy": energy_tables.chips_table(data.energy),
-        "energy_figure": figures.energy_svg(data.energy),
-        "comparison": None if comparison is None else energy_tables.comparison_table(comparison),
-        "break_even": [] if comparison is None else energy_tables.break_even(comparison),
-        "simulation": None if data.simulation is None else tables.simulation_table(data.simulation),
-        "sweep": None if sweep is None else tables.sweep_table(sweep),
-        "sweep_details": None if sweep is None else tables.sweep_details(sweep),
-        "sweep_figure": None if sweep is None else figures.sweep_svg(sweep),
-        "deadlines": tables.deadline_table(deadlines),
-        "deadline_figure": figures.lines_svg("deadline", curve, DEADLINES, data.images),
-        "curves": sections(data.frontier, data.here) if data.frontier else [],
-        "fineprint": fineprint(data),
-        "facts": tables.pairs_table("How this page was made", data.facts.items()),
-    }
-
-
-def fineprint(data: PageData) -> list[dict[str, Any]]:
-    """What stands behind the estimates, a chip after the other; that of the headline comes first."""
+def by_chip(data: PageData) -> dict[str, list[Estimate]]:
+    """All estimates by their chips, that of the headline first."""
     estimates = sorted(data.energy, key=lambda found: found is not data.headline_energy)
     estimates += [] if data.comparison is None else list(data.comparison.estimates)
     chips: dict[str, list[Estimate]] = {}
     for found in estimates:
         chips.setdefault(found.chip.name, []).append(found)
-    return [
-        {
-            "name": name,
-            "prices": energy_tables.prices_table(own),
-            "unpriced": energy_tables.why_missing(*own),
-            "assumptions": list(dict.fromkeys(line for found in own for line in found.assumptions)),
-            "warnings": list(dict.fromkeys(line for found in own for line in found.warnings)),
-        }
-        for name, own in chips.items()
-    ]
+    return chips
 
 
 def headlines(data: PageData) -> list[tuple[str, str, str]]:
@@ -273,7 +272,7 @@ def network_facts(data: PageData) -> tables.Table:
     config, total = data.network, data.counts.total()
     height, width = config.get("image_size", ("?", "?"))
     facts = {
-        "layers": layers(data) or None,
+        "layers": data.layers or None,
         "width": config.get("width"),
         "images": f"{config.get('in_channels', '?')} × {height} × {width}",
         "classes": config.get("classes"),
@@ -285,35 +284,3 @@ def network_facts(data: PageData) -> tables.Table:
         "weights and biases": number(total["weights"] + total["biases"]),
     }
     return tables.pairs_table("The network", [(name, value) for name, value in facts.items() if value is not None])
-
-
-def layers(data: PageData) -> str:
-    """The specification, or what built a network that has none."""
-    return data.network.get("specification") or data.network.get("builder", "")
-
-
-def sample_view(sample: Sample) -> dict[str, Any]:
-    """The image, and its raster in a figure and in words."""
-    last, first = sample.spikes[-1], "No output neuron fires."
-    if len(last.time):
-        place = int(last.time.argmin())
-        neuron, time = int(last.index[place]), float(last.time[place])
-        name = sample.class_names[neuron] if neuron < len(sample.class_names) else str(neuron)
-        first = f"The first output spike is that of class {name}, {time:.2f} windows after the image's start."
-    return {
-        "png": png_base64(sample.image),
-        "spikes": sum(len(layer.time) for layer in sample.spikes),
-        "first": first,
-        "figure": figures.raster_svg(sample.spikes),
-    }
-
-
-def png_base64(image: Tensor) -> str:
-    """An image [channels, height, width] in [0, 1] as PNG in base64; other than 1 or 3 channels are averaged."""
-    pixels = image.detach().float().cpu().clamp(0, 1)
-    if pixels.shape[0] not in (1, 3):
-        pixels = pixels.mean(dim=0, keepdim=True)
-    array = (255 * pixels).round().permute(1, 2, 0).numpy().astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()
