@@ -41,7 +41,7 @@ def test_earliest_spike_decides():
     output[8, 1, 1] = output[8, 1, 2] = 1  # a tie
     decision = decide(output, clock)
     assert decision.prediction.tolist() == [2, 1, -1]
-    assert decision.tie.tolist() == [False, True, False]
+    assert (decision.tie.tolist(), decision.no_spike.tolist()) == ([False, True, False], [False, False, True])
     assert decision.spike_times[0].tolist() == [0.5, torch.inf, 0.25]
     assert decision.spike_times[2].isinf().all()
 

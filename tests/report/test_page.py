@@ -213,20 +213,6 @@ def test_write_page_without_matplotlib_says_what_to_install(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"images": 0}, "images must be at least 1"),
-        ({"accuracy": 99.5}, r"accuracy must be a share in \[0, 1\]; got 99.5"),
-        ({"first_spike_accuracy": float("nan")}, "first_spike_accuracy must be a share"),
-        ({"chip": "abacus"}, "chip must be one of .*; got abacus"),
-    ],
-)
-def test_report_data_refuses(changes, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(full_report(), **changes)
-
-
 def test_headline_is_of_the_chip_asked_for_and_says_what_it_lacks():
     data = full_report()
     assert dataclasses.replace(data, chip=None).headline_energy is data.energy[0]

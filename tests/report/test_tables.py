@@ -17,6 +17,8 @@ from ttfs_triton.report import (
     print_estimate,
     write_csv,
 )
+from ttfs_triton.report.tables import deadline_table
+from ttfs_triton.scoring.deadline import DeadlineRow
 
 
 def printed(show, *arguments):
@@ -62,6 +64,12 @@ def test_chips_show_what_is_missing():
     assert "487 µJ" in table.rows[3]
     assert all(len(row) == len(table.headers) for row in table.rows)
     assert "warning: 778 neurons" in printed(print_chips, estimates)
+
+
+def test_deadlines_are_shown_where_something_changes():
+    rows = [DeadlineRow(3 + i / 10, 0.9 if i < 3 else 0.95, float(i > 5), None, 3 + i / 10) for i in range(10)]
+    assert [row[0] for row in deadline_table(rows).rows] == ["3.00", "3.30", "3.60", "3.90"]
+    assert deadline_table(()).rows == ()
 
 
 def test_csv_has_empty_cells_for_what_is_not_known(tmp_path):

@@ -246,7 +246,7 @@ def _chips_on(axes: Axes, totals: Sequence[tuple[Estimate, Range]]) -> None:
         axes.plot([total.nominal], [row], "o", color=colour, markersize=7, markerfacecolor=fill)
         name = found.chip.name + (f", {found.implementation}" if several else "")
         names.append(f"{name} *" if capacity_unpublished(found.chip) else name)
-    note = "     * capacity not published" if any(name.endswith(" *") for name in names) else ""
+    note = " (* capacity not published)" if any(name.endswith(" *") for name in names) else ""
     axes.set(xlabel=f"energy of an image{note}")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

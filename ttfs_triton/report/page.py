@@ -92,15 +92,14 @@ class PageData:
         counts: of `count`.
         sample: an image for the raster.
         energy: one estimate a chip.
-        chip: whose energy is among the headline figures. Default: the first one that prices memory, or anything.
+        chip: whose energy is among the headline figures, one of `energy`. Default: the first that prices memory, or
+            anything.
         comparison: with other ways of computing the network.
         simulation: on the clock, with quantised weights.
         sweep: over time steps and weight bits.
         deadlines: accuracy by decision time.
         frontier, here: points of a sweep, and this network among them.
         facts: how the page was made (versions, device, date, command), in the order in which they are shown.
-    Raises:
-        ValueError: no images, a share outside [0, 1], or a chip without an estimate.
     """
 
     title: str
@@ -122,16 +121,6 @@ class PageData:
     frontier: tuple[FrontierRow, ...] = ()
     here: FrontierRow | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.images < 1 or self.counts.samples < 1:
-            raise ValueError(f"PageData: images must be at least 1; got {self.images}, {self.counts.samples} counted.")
-        for name in ("accuracy", "first_spike_accuracy"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"PageData: {name} must be a share in [0, 1]; got {getattr(self, name)}.")
-        chips = [found.chip.name for found in self.energy]
-        if self.chip is not None and self.chip not in chips:
-            raise ValueError(f"PageData: chip must be one of {chips}, which have estimates; got {self.chip}.")
 
     @property
     def layers(self) -> str:
