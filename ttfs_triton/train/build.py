@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
-from ttfs_triton.data.placement import PlacedImages, place_images
+from ttfs_triton.data.placement import place_images
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.own_network import describe_network
@@ -110,7 +110,7 @@ def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str]
 
 def place_data(
     config: TrainConfig, data: RunData, device: torch.device, say: Callable[[str], None]
-) -> tuple[PlacedImages | ImageData, PlacedImages | ImageData]:
+) -> tuple[ImageData, ImageData]:
     """The splits for training and testing where batches are gathered from; says where that is.
 
     Raises:

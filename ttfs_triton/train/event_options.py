@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from ttfs_triton.data.events import MAX_WINDOWS, EventWindows
+from ttfs_triton.data.events import MAX_WINDOWS, EventWindows, Size
 
 _IMAGE_KEYS = (  # which mean nothing for events
     *("dataset", "image_column", "label_column", "image_size", "random_resized_crop", "streaming"),
@@ -23,7 +23,7 @@ class EventOptions(BaseModel):
     """Length of such a window in microseconds. Default: the recording's own duration, divided."""
     event_pool: int = Field(1, ge=1)
     """Pixels of the sensor, a side, that become one, which takes their earliest event."""
-    event_sensor: tuple[int, int] | None = None
+    event_sensor: tuple[Size, Size] | None = None
     """Height and width of the sensor in pixels. Default: those of N-MNIST or DVS-Gesture."""
 
     @model_validator(mode="after")

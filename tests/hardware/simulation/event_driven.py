@@ -47,7 +47,6 @@ def event_driven(model: nn.Module, images: Tensor) -> EventDrivenRun:
     Source: Wei et al., ICCV 2023, Eq. 2-7.
     """
     graph = network_graph(model, images.shape[1:])
-    graph.require_spiking()
     spike_times: dict[str, Tensor] = {}
     potential = torch.empty(0)
 
