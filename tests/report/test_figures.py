@@ -10,7 +10,7 @@ from torch import nn
 from tests.hardware.energy.energy_cases import convolutional_network
 from tests.report.cases import full_report, small_network
 from ttfs_triton.hardware import Chip, Price, Sweep, SweepRow, estimate, sensitivity
-from ttfs_triton.nn import DFTLinear, FirstSpikeReadout, LatencyEncoder, PotentialReadout
+from ttfs_triton.nn import DFTLinear, FirstSpikeReadout, LatencyEncoder
 from ttfs_triton.report import LayerSpikes, draw_chips, draw_layers, draw_sensitivity, draw_sweep, spikes_of
 from ttfs_triton.report.figures import energy_svg, raster_svg, sweep_on
 from ttfs_triton.report.plots import value_axis

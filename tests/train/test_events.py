@@ -123,7 +123,10 @@ def test_geometric_augmentation_moves_all_channels_alike():
         ({"event_windows": 2, "dataset": "sample", "streaming": True}, "leave dataset, streaming out"),
         ({"event_windows": 257}, "event_windows: Input should be less than or equal to 256"),
         ({"event_windows": 2, "event_window_us": 0}, "event_window_us: Input should be greater than or equal to 1"),
-        ({"event_windows": 2, "event_sensor": (0, 9)}, "event_sensor.0: Input should be greater than or equal to 1; got 0"),
+        (
+            {"event_windows": 2, "event_sensor": (0, 9)},
+            "event_sensor.0: Input should be greater than or equal to 1; got 0",
+        ),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(values, message):
