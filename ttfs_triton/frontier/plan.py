@@ -18,8 +18,7 @@ from ttfs_triton.nn import TTFSNetwork
 from ttfs_triton.train.build import RunData, build_network, check_network
 from ttfs_triton.train.config import FREE_ON_RESUME, ConfigError, TrainConfig, changed_keys, make_config, read_yaml
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
-from ttfs_triton.train.steering import TARGET_IMAGES
-from ttfs_triton.train.target import make_target
+from ttfs_triton.train.target import TARGET_IMAGES, make_target
 
 
 @dataclass(frozen=True)
