@@ -144,8 +144,11 @@ def _apply(
     )
 
 
-# PyTorch 2.13's compiler traces this layer into wrong gradients: it takes the layer as it is.
-_apply_eagerly: Any = torch.compiler.disable(_apply)
+def _apply_eagerly(*arguments: Any) -> Normalised:
+    # PyTorch 2.13's compiler traces this layer into wrong gradients: it takes the layer as it is. Said when it compiles,
+    # since `disable` imports the compiler, which takes a second.
+    apply: Any = torch.compiler.disable(_apply) if torch.compiler.is_compiling() else _apply
+    return apply(*arguments)
 
 
 class _NormalisedLayer(torch.autograd.Function):

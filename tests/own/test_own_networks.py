@@ -15,7 +15,7 @@ from ttfs_triton.model import LoadError, ModelDescription
 from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, PotentialReadout, cnn1, decide
 from ttfs_triton.train import Callback, ConfigError, TrainConfig, Trainer, run_data
-from ttfs_triton.train.cli import parse_config
+from ttfs_triton.train.config import parse_config
 
 SHAPE = (1, 8, 8)
 SOURCE = """

@@ -20,8 +20,8 @@ from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model import ModelDescription, TTFSModel, find_model
 from ttfs_triton.nn import LatencyEncoder, activation_to_spike_time
 from ttfs_triton.train import ConfigError
+from ttfs_triton.train import main as train
 from ttfs_triton.train.config import make_config, read_yaml
-from ttfs_triton.train.run import main as train
 
 RECIPE = Path(__file__).parents[2] / "ttfs_triton" / "recipes" / "events.yaml"
 COMMON = "--cpu --epochs 1 --batch-size 11 --model 4C5-P4-16 --lr 2e-2 --validation-fraction 0".split()

@@ -27,8 +27,7 @@ from ttfs_triton.train.config import (
     without_retired,
 )
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
-from ttfs_triton.train.steering import TARGET_IMAGES
-from ttfs_triton.train.target import make_target
+from ttfs_triton.train.target import TARGET_IMAGES, make_target
 
 # Of the run, and not of what follows from it.
 _OWN = {

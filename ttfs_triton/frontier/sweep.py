@@ -24,7 +24,6 @@ from ttfs_triton.nn.faults import Faults
 from ttfs_triton.report.frontier_table import FREE, FrontierRow
 from ttfs_triton.train import NonFiniteLossError, train
 from ttfs_triton.train.build import RunData
-from ttfs_triton.train.run import Given
 
 # Training images that a network is calibrated on for a grid, as recipes/calibrate.py has it.
 CALIBRATION_IMAGES = 512
@@ -143,8 +142,8 @@ class Sweep:
             return True
         self.say(f"\n{network.name}: {planned.point.name}")
         try:
-            given = Given(data=split_for(planned.config, data), again="the same command")
-            train(planned.config, name=planned.point.folder, given=given)
+            split = split_for(planned.config, data)
+            train(planned.config, planned.point.folder, data=split, again="the same command")
         except NonFiniteLossError as error:
             self.failed[f"{network.name}, {planned.point.name}"] = str(error)
             return False

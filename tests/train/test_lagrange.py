@@ -1,8 +1,9 @@
-"""The dial: costs in training are those of the counts, goals are reached, and every way to train keeps them."""
+"""Lagrange multipliers: costs in training are those of the counts, goals are reached, every way to train keeps them."""
 
 import json
 import math
 import shutil
+from itertools import pairwise
 from statistics import mean
 
 import pytest
@@ -16,12 +17,14 @@ from ttfs_triton.hardware import RunOptions, count
 from ttfs_triton.hardware.cost import energy_cost
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.train import loop, train
-from ttfs_triton.train.dial import Dial
-from ttfs_triton.train.metering import MeteredNetwork
-from ttfs_triton.train.target import make_target, parse_target
+from ttfs_triton.train.lagrange import LagrangeMultipliers, SilentChannels
+from ttfs_triton.train.target import CostedNetwork, Wanted, make_target, parse_target
+
+STEPS = 160
+RATE = 4e-4
 
 
-def metered(wanted, specification="4C3-P2-6C3p0-P2-8", **options):
+def costed(wanted, specification="4C3-P2-6C3p0-P2-8", **options):
     torch.manual_seed(0)
     network = TTFSNetwork(NetworkConfig(specification, image_size=(14, 14), **options))
     images = torch.rand(6, 1, 14, 14) * (torch.rand(6, 1, 14, 14) < 0.5)
@@ -31,7 +34,7 @@ def metered(wanted, specification="4C3-P2-6C3p0-P2-8", **options):
         wanted = None, None, f"{wanted}:{mean(energy_cost(counts, wanted, options).bounds(counts, graph))}"
     parsed = parse_target(*wanted)
     assert parsed is not None
-    return MeteredNetwork(network, graph, make_target(parsed, network, images, steps=16)), images
+    return CostedNetwork(network, graph, make_target(parsed, network, images, steps=16)), images
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def metered(wanted, specification="4C3-P2-6C3p0-P2-8", **options):
 def test_cost_of_a_batch_is_that_of_its_counts(wanted, options):
     if options.get("encoder") == "signed" and wanted == "loihi_board":
         wanted = "horowitz45:int8"  # which prices multiplications
-    model, images = metered(wanted, **options)
+    model, images = costed(wanted, **options)
     with model.watching():
         logits, costs = model(images)
     torch.testing.assert_close(logits, model.network(images))
@@ -72,17 +75,17 @@ def test_cost_of_a_batch_is_that_of_its_counts(wanted, options):
 def toy(goal, steps, gain, free):
     """Final cost of a network that answers to pressure, and to what it would rather do, with momentum and noise, at a
     learning rate that ends at 0."""
-    dial = Dial([goal], [0.0], Accelerator(cpu=True), steps, ema_decay=0.0)
+    multipliers = LagrangeMultipliers([goal], [0.0], Accelerator(cpu=True), steps, ema_decay=0.0)
     generator, log_cost = torch.Generator().manual_seed(0), math.log(0.27)
     velocity = 0.0
     for step in range(steps):
         rate = 1 - step / steps
-        dial.prepare(step, rate)
+        multipliers.prepare(step, rate)
         seen = math.exp(log_cost + 0.01 * torch.randn((), generator=generator).item())
-        dial.penalty(torch.tensor([seen]), 1)
-        dial.update()
+        multipliers.penalty(torch.tensor([seen]), 1)
+        multipliers.update()
         drive = free + 0.2 * (step > 0.6 * steps)  # late, something else changes
-        velocity += 0.1 * (drive - dial.pressure.item() - velocity)
+        velocity += 0.1 * (drive - multipliers.pressure.item() - velocity)
         log_cost = min(0.0, log_cost + gain * rate * velocity)
     return math.exp(log_cost)
 
@@ -94,10 +97,10 @@ def test_goal_is_reached_however_fast_a_network_answers(goal, steps, gain, free)
 
 
 def test_penalty_is_the_relative_cost_times_the_pressure():
-    dial = Dial([0.2, 0.5], [0.0, 0.1], Accelerator(cpu=True), 10, ema_decay=0.0)
-    dial.pressure.copy_(torch.tensor([2.0, -1.0]))
+    multipliers = LagrangeMultipliers([0.2, 0.5], [0.0, 0.1], Accelerator(cpu=True), 10, ema_decay=0.0)
+    multipliers.pressure.copy_(torch.tensor([2.0, -1.0]))
     costs = torch.tensor([0.3, 0.4], requires_grad=True)
-    penalty = dial.penalty(costs, 1)
+    penalty = multipliers.penalty(costs, 1)
     penalty.backward()
     assert penalty.item() == pytest.approx(2 * 0.3 / 0.2 - 0.4 / 0.4)
     torch.testing.assert_close(costs.grad, torch.tensor([10.0, -2.5]))
@@ -118,7 +121,7 @@ def test_run_reaches_its_goal_and_says_so(config, capsys):
     assert f"target sparsity {summary['sparsity']:.4g} of 0.2: {verdict} within 2%" in said
 
 
-def test_resumed_run_turns_the_dial_as_the_uninterrupted_one(config, tmp_path):
+def test_resumed_run_has_the_multipliers_of_the_uninterrupted_one(config, tmp_path):
     run = change(config, **TARGET | {"epochs": 4}, checkpoint_steps=3, keep_checkpoints=99)
     train(run)
     uninterrupted = shutil.copytree(run.output_dir, tmp_path / "uninterrupted")
@@ -131,7 +134,7 @@ def test_resumed_run_turns_the_dial_as_the_uninterrupted_one(config, tmp_path):
     assert any(name.startswith("dial.") for name in last(run.output_dir))
 
 
-def test_replayed_steps_turn_the_dial_as_plain_ones(config, tmp_path, monkeypatch):
+def test_replayed_steps_have_the_multipliers_of_plain_ones(config, tmp_path, monkeypatch):
     run = change(config, **TARGET | {"epochs": 3})
     train(change(run, output_dir=tmp_path / "plain"))
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -154,7 +157,7 @@ def test_accumulation_and_compilation_give_the_same_weights(config, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_two_processes_turn_one_dial(config, tmp_path):
+def test_two_processes_have_one_multiplier(config, tmp_path):
     keys = {"epochs": 1, "dropout": 0.0, "batch_size": 24, "surrogate_width": 0.5, "target_operations": 0.85}
     one = train(change(config, **keys))
     settings = "".join(f"\n{key}: {value}" for key, value in keys.items())
@@ -184,3 +187,87 @@ def test_run_without_validation_ends_near_its_goal(config):
     summary = train(change(config, **TARGET | {"validation_fraction": 0.0}))
     assert summary["target"]["validation"] is None
     assert summary["target"]["test"]["network"] == pytest.approx(0.2, rel=0.2)
+
+
+def drawn_on_nothing():
+    """A network, and images that are empty but for a square in which strokes differ."""
+    torch.manual_seed(0)
+    neuron = Neuron(0.25, surrogate_width=0.5)
+    network = TTFSNetwork(NetworkConfig("6C3-P2-8", image_size=(16, 16), neuron=neuron, weight_standardisation=False))
+    images = torch.zeros(16, 1, 16, 16)
+    images[:, :, 5:11, 5:11] = torch.rand(16, 1, 6, 6) * (torch.rand(16, 1, 6, 6) < 0.7)
+    graph = network_graph(network, images.shape[1:])
+    potential = graph.stages[1].weighted.bias
+    assert potential is not None
+    with torch.no_grad():
+        potential.copy_(torch.tensor([0.05, -0.001, -0.004, -0.008, -0.1, -0.1]))
+    return network, graph, images, potential
+
+
+def activity(network, images):
+    return count(network, [images]).sparsity
+
+
+def steered(goal, held):
+    """Activity before each step of a network that nothing but the multiplier trains."""
+    network, graph, images, _ = drawn_on_nothing()
+    target = make_target(Wanted("sparsity", {None: goal}), network, images, steps=16)
+    model = CostedNetwork(network, graph, target)
+    multipliers = LagrangeMultipliers(target.goals, target.floors, Accelerator(cpu=True), STEPS, ema_decay=0.0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
+    channels = SilentChannels(graph, images)
+    channels.attach(optimizer)
+    reached = []
+    with model.watching():
+        for step in range(STEPS):
+            rate = 1 - step / STEPS
+            optimizer.param_groups[0]["lr"] = RATE * rate
+            channels.hold(held and step >= multipliers.approach)
+            multipliers.prepare(step, rate)
+            optimizer.zero_grad()
+            costs = model(images)[1]
+            reached.append(costs.item())
+            multipliers.penalty(costs, 1).backward()
+            multipliers.update()
+            optimizer.step()
+    return reached
+
+
+def test_channel_fires_all_of_its_background_at_once():
+    network, graph, images, potential = drawn_on_nothing()
+    before = activity(network, images)
+    with torch.no_grad():
+        potential[1] += 0.008
+    assert activity(network, images) > before + 0.08
+    assert SilentChannels(graph, images).layers == ["conv1"]
+
+
+def test_multiplier_hops_over_a_goal_inside_the_jump_unless_channels_are_held():
+    def largest_jump(reached):
+        settled = reached[STEPS // 3 :]
+        return max(abs(after / before - 1) for before, after in pairwise(settled))
+
+    free, held = steered(0.3, held=False), steered(0.3, held=True)
+    assert largest_jump(free) > 0.2
+    assert largest_jump(held) < 0.02
+    assert abs(held[-1] - 0.3) < abs(free[-1] - 0.3)
+
+
+def test_held_channel_stays_silent_and_others_may_cease():
+    _, graph, images, potential = drawn_on_nothing()
+    optimizer = torch.optim.SGD([potential], lr=1.0)
+    channels = SilentChannels(graph, images)
+    channels.attach(optimizer)
+    before = potential.detach().clone()
+
+    def step(by):
+        potential.grad = torch.full_like(potential, -by)
+        optimizer.step()
+        return potential.detach().clone()
+
+    channels.hold(True)
+    assert torch.equal(step(0.01), torch.where(before > 0, before + 0.01, (before + 0.01).clamp_max(0)))
+    assert (step(-0.2) < 0).all()  # the one that fired, too
+    assert (step(0.5) == 0).all()
+    channels.hold(False)
+    assert (step(0.5) > 0).all()

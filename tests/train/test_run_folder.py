@@ -6,21 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.train.runs import command, environment, make_images, metrics
 from ttfs_triton.train import RunFolderError, TrainConfig
-from ttfs_triton.train.claim import CLAIM, Claim, ClaimedError
 from ttfs_triton.train.run import _new_folder
-from ttfs_triton.train.run_folder import RunFolder
+from ttfs_triton.train.run_folder import LOCK, FolderLock, RunFolder
 
 FRESH = {"resume": False, "overwrite": False}
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from ttfs_triton.train.claim import Claim
-claim = Claim(Path(sys.argv[1]))
-print("claimed", flush=True)
+from ttfs_triton.train.run_folder import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+print("locked", flush=True)
 time.sleep(60)
 """
 
@@ -30,57 +30,44 @@ def hold(tmp_path: Path, folder: Path) -> subprocess.Popen[str]:
     words = [sys.executable, "-c", HOLD, str(folder)]
     process = subprocess.Popen(words, env=environment(tmp_path), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline() == "claimed\n"
+    assert process.stdout.readline() == "locked\n"
     return process
 
 
-def test_claim_excludes_others_until_it_is_released(tmp_path):
-    claim = Claim(tmp_path / "run")
-    with pytest.raises(ClaimedError, match=r"must belong to one run; another process owns it\. Wait for it to end"):
-        Claim(tmp_path / "run")
-    claim.release()
-    claim.release()
-    assert list((tmp_path / "run").iterdir()) == []
-    Claim(tmp_path / "run").release()
-
-
-def test_claim_of_a_process_that_is_killed_ends_with_it(tmp_path):
+def test_folder_of_a_process_that_is_killed_is_free_again(tmp_path):
     with hold(tmp_path, tmp_path / "run") as process:
-        with pytest.raises(RunFolderError, match="another process owns it"):
+        with pytest.raises(RunFolderError, match=r"must belong to one run; another process owns it\. Wait for"):
             RunFolder(tmp_path / "run").claim(**FRESH)
         process.kill()
     folder = RunFolder(tmp_path / "run")
     folder.claim(**FRESH)
     folder.release()
+    folder.release()
     assert not (tmp_path / "run").exists()
 
 
-def test_of_many_claims_one_succeeds(tmp_path):
+def test_of_many_locks_one_succeeds(tmp_path):
     def attempt(_):
         try:
-            return Claim(tmp_path)
-        except ClaimedError:
+            return FolderLock(tmp_path)
+        except RunFolderError:
             return None
 
     with ThreadPoolExecutor(16) as pool:
         for _ in range(20):
-            (claim,) = [claim for claim in pool.map(attempt, range(16)) if claim is not None]
-            claim.release()
+            (lock,) = [lock for lock in pool.map(attempt, range(16)) if lock is not None]
+            lock.release()
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(30, "Read-only file system", str(tmp_path))
-
-    monkeypatch.setattr("ttfs_triton.train.run_folder.Claim", refuse)
-    with pytest.raises(RunFolderError, match="must be a folder that can be written; got Read-only file system"):
-        RunFolder(tmp_path).claim(**FRESH)
-
-
-def test_folder_must_be_a_folder(tmp_path):
+def test_folder_that_cannot_be_used_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match="file must be a folder; got a file"):
         RunFolder(tmp_path / "file").claim(**FRESH)
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(FileLock, "acquire", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    with pytest.raises(RunFolderError, match="must be a folder that can be written; got Read-only file system"):
+        RunFolder(tmp_path / "run").claim(**FRESH)
 
 
 def test_run_is_not_begun_again_unasked(tmp_path):
@@ -108,7 +95,7 @@ def test_start_that_failed_early_can_be_repeated(tmp_path, monkeypatch, flags):
     again = RunFolder(tmp_path / "run")
     again.claim(**flags)
     again.prepare(config)
-    assert {path.name for path in again.path.iterdir()} == {CLAIM, "checkpoints", "config.yaml"}
+    assert {path.name for path in again.path.iterdir()} == {LOCK, "checkpoints", "config.yaml"}
     again.release()
 
 

@@ -9,7 +9,7 @@ import yaml
 from tests.train.runs import SETTINGS, make_images, metrics
 from ttfs_triton.train import ConfigError, RunFolderError, TrainConfig, train
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
-from ttfs_triton.train.identity import Change, check_configuration, compare
+from ttfs_triton.train.resume import Change, Position, RunDescription, check_same_run
 
 CONSTANT = yaml.safe_load(SETTINGS) | {"epochs": 2, "schedule": "constant", "checkpoint_steps": 3}
 
@@ -73,31 +73,44 @@ def test_another_precision_is_refused(run, monkeypatch):
         resumed(run)
 
 
+KEYS = {"configuration": TrainConfig().model_dump(mode="json"), "precision": "no", "processes": 2}
+DESCRIPTION = RunDescription(**KEYS, data="a", test_data="b")
+
+
 def test_every_difference_is_named():
-    state = {"configuration": TrainConfig.model_validate({}).model_dump(mode="json"), "precision": "no", "processes": 2}
-    state |= {"data": "a", "test_data": "b"}
-    now = state | {"precision": "bf16", "data": "c", "test_data": "d"}
+    now = DESCRIPTION.model_copy(update={"precision": "bf16", "data": "c", "test_data": "d", "layers": []})
     with pytest.raises(ConfigError) as caught:
-        compare(Path("step-1"), state, now, 1)
+        check_same_run(Path("step-1"), DESCRIPTION, now, 1)
     assert [line.split(" must")[0] for line in str(caught.value).splitlines()] == [
-        f"--resume: {what}" for what in ("the training images", "the test images", "mixed precision")
+        f"--resume: {what}" for what in ("the training images", "the test images", "the network", "mixed precision")
     ]
 
 
 def test_another_number_of_processes_is_recorded():
-    state = {"data": "a", "processes": 2}
-    now = {"data": "a", "test_data": "b", "precision": "no", "processes": 1}
-    assert compare(Path("step-1"), state, now, 7) == [Change(7, "processes", 2, 1)]
+    now = DESCRIPTION.model_copy(update={"processes": 1})
+    assert check_same_run(Path("step-1"), DESCRIPTION, now, 7) == [Change(7, "processes", 2, 1)]
 
 
-def test_checkpoint_of_an_older_release_is_resumed(run):
+def test_a_state_that_is_none_is_told(run):
     newest = newest_of(run)
     checkpoint = load_checkpoint(newest)
-    new = ("configuration", "precision", "test_data", "changes")
-    state = {key: value for key, value in checkpoint.state.items() if key not in new}
+    state = checkpoint.state | {"position": {"step": "three"}}
     save_checkpoint(run / "checkpoints", checkpoint.step, tensors=checkpoint.tensors, state=state, keep_last=1)
-    check_configuration(newest, state, TrainConfig.model_validate({"lr": 0.5}))
-    assert resumed(run)["epochs"] == 2
+    with pytest.raises(CheckpointError, match=r"state\.json of .* must be as it was written:\n  position\.step: "):
+        resumed(run)
+
+
+@pytest.mark.parametrize(
+    ("best", "accuracy", "expected"),
+    [
+        (-1.0, 0.0, True),  # the first epoch, whatever it reached
+        (0.99, 0.98, False),
+        (0.98, 0.99, True),
+        (0.99, 0.99, True),  # the later of two that are equal
+    ],
+)
+def test_position_is_best_by_accuracy_then_epoch(best, accuracy, expected):
+    assert Position(best_accuracy=best).is_best(accuracy) is expected
 
 
 def test_harmless_changes_are_allowed_and_recorded(run, tmp_path, data):

@@ -1,21 +1,21 @@
-"""σ as a schedule, and what goes with it: a function of the step; files say the σ that a training ends with."""
+"""Schedules of the learning rate, against torch's own, and of σ: functions of the step; files say the final σ."""
 
 import json
 import signal
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 
 from tests.train.runs import assert_same_run, change
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, Neuron, PotentialReadout, TTFSNetwork
 from ttfs_triton.train import Callback, TrainConfig, Trainer, train
-from ttfs_triton.train.build import build_optimizer, rate_factor
-from ttfs_triton.train.persistence import LEVELS, PersistenceSchedule
+from ttfs_triton.train.build import build_optimizer
+from ttfs_triton.train.evaluation import refresh_statistics
 from ttfs_triton.train.processes import Interrupted
-from ttfs_triton.train.run import Given
-from ttfs_triton.train.statistics import refresh_statistics
-from ttfs_triton.train.update import look_ahead
+from ttfs_triton.train.schedules import LEVELS, PersistenceSchedule, build_schedule, rate_factor
+from ttfs_triton.train.step import look_ahead
 
 STEPS = 1000
 
@@ -103,7 +103,7 @@ def test_a_run_stopped_in_the_rise_goes_on_as_if_never_stopped(config, tmp_path)
     whole, parts = (change(config, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
     train(whole)
     with pytest.raises(Interrupted):
-        train(parts, given=Given(callbacks=[Stop()]))
+        train(parts, callbacks=[Stop()])
     train(change(parts, resume=True))
     assert_same_run(whole.output_dir, parts.output_dir)
 
@@ -161,15 +161,6 @@ def test_rates_of_normalisation_and_readout_are_their_own():
     assert len(rates) == len(list(network.parameters()))
 
 
-def test_the_linear_schedule_goes_up_and_down():
-    config = TrainConfig(schedule="linear", warmup=0.25, start_factor=0.2, end_factor=0.1)
-    factor = rate_factor(config, 100, 10)
-    assert factor(0) == 0.2
-    assert factor(25) == 1.0
-    assert factor(99) == pytest.approx(0.1)
-    assert factor(10) == pytest.approx(0.2 + 0.8 * 10 / 25)
-
-
 def test_statistics_of_the_scored_network_are_those_of_training_images(config):
     normal = change(config, batch_norm=True, encoder="analog", lookahead=3, ema_decay=0.0, lr=0.5, optimizer="sgd")
     loops = []
@@ -178,7 +169,7 @@ def test_statistics_of_the_scored_network_are_those_of_training_images(config):
         def on_start(self, trainer):
             loops.append(trainer)
 
-    train(change(normal, epochs=2, dropout=0.0), given=Given(callbacks=[Keep()]))
+    train(change(normal, epochs=2, dropout=0.0), callbacks=[Keep()])
     (loop,) = loops
     network = loop.scored_network
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -191,3 +182,66 @@ def test_statistics_of_the_scored_network_are_those_of_training_images(config):
     for name, value in network.state_dict().items():
         if "running" not in name and "num_batches" not in name:
             assert torch.equal(value, before[name]), name
+
+
+def optimizer(lr: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+
+
+def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:
+    sgd = optimizer(config.lr)
+    schedule = build_schedule(sgd, config, steps_per_epoch)
+    found = []
+    for _ in range(config.epochs * steps_per_epoch):
+        found.append(sgd.param_groups[0]["lr"])
+        sgd.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("values", "theirs"),
+    [
+        (
+            {"schedule": "one_cycle", "warmup": 0.25},
+            lambda sgd: OneCycleLR(sgd, 0.1, 40, pct_start=0.25, cycle_momentum=False),
+        ),
+        (
+            {"schedule": "milestones", "milestones": (1, 3), "milestone_factor": 0.4},
+            lambda sgd: MultiStepLR(sgd, milestones=[10, 30], gamma=0.4),
+        ),
+    ],
+)
+def test_rates_follow_torch(values, theirs):
+    sgd = optimizer()
+    schedule, expected = theirs(sgd), []
+    for _ in range(40):
+        expected.append(sgd.param_groups[0]["lr"])
+        sgd.step()
+        schedule.step()
+    assert rates(TrainConfig(**values, lr=0.1, epochs=4), 10) == pytest.approx(expected)
+
+
+def test_cosine_rises_then_falls_to_zero():
+    found = rates(TrainConfig(schedule="cosine", lr=0.1, epochs=4, warmup=0.25), 10)
+    assert found[:10] == sorted(found[:10])
+    assert max(found) == pytest.approx(0.1)
+    assert found[10:] == sorted(found[10:], reverse=True)
+    assert found[-1] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["one_cycle", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.3])
+def test_rates_stay_between_zero_and_the_peak(name, warmup):
+    factor = rate_factor(TrainConfig(schedule=name, warmup=warmup, epochs=3), 30, 10)
+    assert all(0 <= factor(step) <= 1 for step in range(35))
+    assert max(factor(step) for step in range(30)) == pytest.approx(1, rel=0.01)
+
+
+def test_the_linear_schedule_goes_up_and_down():
+    config = TrainConfig(schedule="linear", warmup=0.25, start_factor=0.2, end_factor=0.1)
+    factor = rate_factor(config, 100, 10)
+    assert factor(0) == 0.2
+    assert factor(25) == 1.0
+    assert factor(99) == pytest.approx(0.1)
+    assert factor(10) == pytest.approx(0.2 + 0.8 * 10 / 25)

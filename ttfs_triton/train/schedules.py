@@ -1,18 +1,75 @@
-"""σ as a schedule: a training begins with σ = 0, as an ANN with clamped ReLU, and ends at its goal."""
+"""Schedules by optimiser step: the learning rate, and σ, which may rise to its goal from 0."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from ttfs_kernels import Neuron
+from ttfs_triton.train.config import TrainConfig
 
+# As torch's OneCycleLR: start at peak / 25, end at start / 10⁴.
+ONE_CYCLE_START = 1 / 25
+ONE_CYCLE_END = ONE_CYCLE_START / 1e4
 LEVELS = 64
 """Values that σ takes on its way up. A step that was captured in a CUDA graph is captured anew at each of them."""
+
+
+def build_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int) -> LambdaLR:
+    """The learning rate of a run, by optimiser step; not to be prepared by accelerate, which steps once a process."""
+    total = config.epochs * steps_per_epoch
+    return LambdaLR(optimizer, rate_factor(config, total, steps_per_epoch))
+
+
+def rate_factor(config: TrainConfig, total: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Factor on the peak rate as a function of the number of optimiser steps done, for `total` steps in all."""
+    warmup = config.warmup * total
+    milestones = [epoch * steps_per_epoch for epoch in config.milestones]
+
+    def one_cycle(step: int) -> float:
+        peak = warmup - 1
+        if step < peak:
+            return _cosine(ONE_CYCLE_START, 1.0, step / peak)
+        return _cosine(1.0, ONE_CYCLE_END, _progress(step, max(0.0, peak), total))
+
+    def cosine(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return _cosine(1.0, 0.0, _progress(step, warmup, total))
+
+    def linear(step: int) -> float:
+        if step < warmup:
+            return config.start_factor + (1 - config.start_factor) * step / warmup
+        return 1 + (config.end_factor - 1) * _progress(step, warmup, total)
+
+    def by_milestones(step: int) -> float:
+        return config.milestone_factor ** sum(step >= milestone for milestone in milestones)
+
+    def constant(step: int) -> float:
+        return 1.0
+
+    return {
+        "one_cycle": one_cycle,
+        "cosine": cosine,
+        "linear": linear,
+        "milestones": by_milestones,
+        "constant": constant,
+    }[config.schedule]
+
+
+def _progress(step: int, warmup: float, total: int) -> float:
+    return min(1.0, (step - warmup) / max(1.0, total - 1 - warmup))
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class PersistenceSchedule:
