@@ -144,8 +144,11 @@ def _apply(
     )
 
 
-# PyTorch 2.13's compiler traces this layer into wrong gradients: it takes the layer as it is.
-_apply_eagerly: Any = torch.compiler.disable(_apply)
+def _apply_eagerly(*arguments: Any) -> Normalised:
+    """`_apply`, as it is: PyTorch 2.13's compiler would trace it into wrong gradients."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(_apply)(*arguments)
+    return _apply(*arguments)  # to name `disable` is to import the compiler, which takes a second
 
 
 class _NormalisedLayer(torch.autograd.Function):
