@@ -210,7 +210,7 @@ class _NormalisedLayer(torch.autograd.Function):
         grad_gamma = by_scale * inverse
         grad_skip = grad_skip_weight = None
         if delayed is not None:
-            grad_skip, grad_skip_weight = fused.run((_skipping, neuron), *by_both, sigma, delayed, skip_weight)
+            grad_skip, grad_skip_weight = fused.run((fused.skipping, neuron), h, delayed, skip_weight, sigma)
             grad_skip = like_rows(grad_skip, grad.shape)
         sums = torch.stack([grad_beta, grad_gamma])
         if ctx.group is not None:
@@ -242,18 +242,13 @@ def _both(potentials: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
     return A, potentials[1].to(precise) * sigma if len(potentials) == 2 else None
 
 
-def _sum(values: Tensor) -> Tensor:
-    """Σ over images and positions, first within an image: in parallel, and with short sums."""
-    return values.sum(1).sum(0)
-
-
 def _summing() -> Callable[..., tuple[Tensor, Tensor]]:
     """(potentials, σ, estimate) → Σ (V − estimate) and Σ (V − estimate)², [C]."""
 
     def sums(potentials: Tensor, sigma: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
         A, W = _both(potentials, sigma)
         offset = (A if W is None else A + W) - estimate
-        return _sum(offset), _sum(offset.square())
+        return fused.sum_rows(offset), fused.sum_rows(offset.square())
 
     return sums
 
@@ -268,13 +263,7 @@ def _normalise(
 ) -> tuple[Tensor, Tensor | None]:
     """A' and W' with delayed spikes: (potentials, σ, g, β − g·μ, skip, skip_weight)."""
     A, W = _both(potentials, sigma)
-    A = A * scale + shift
-    W = None if W is None else W * scale
-    if skip is not None and skip_weight is not None:
-        skip, skip_weight = skip.to(A.dtype), skip_weight.to(A.dtype)
-        A = A + skip * skip_weight
-        W = None if W is None else W + torch.where(skip > 0, skip_weight * sigma, 0)
-    return A, W
+    return fused.with_delayed(A * scale + shift, None if W is None else W * scale, skip, skip_weight, sigma)
 
 
 def _firing(neuron: Neuron) -> Callable[..., Tensor]:
@@ -315,8 +304,7 @@ def _deriving(neuron: Neuron) -> Callable[..., None]:
         A, W = _normalise(potentials, sigma, scale, shift, skip, skip_weight)
         grad = grad.to(A.dtype)
         if W is None or by_W is None:
-            inside = torch.where((A <= 0) | (A >= 1), 0, grad)
-            by_A.copy_(torch.where(A.isnan(), A, inside))
+            by_A.copy_(fused.inside(grad, A))
             return
         _, by_potential, by_slope = fire_with_derivatives(A, W, neuron)
         by_A.copy_(grad * by_potential)
@@ -336,29 +324,9 @@ def _reducing() -> Callable[..., tuple[Tensor, Tensor]]:
         by_scale = by_A * (A - mean)
         if W is not None and by_W is not None:
             by_scale = by_scale + by_W.to(A.dtype) * W
-        return _sum(by_A), _sum(by_scale)
+        return fused.sum_rows(by_A), fused.sum_rows(by_scale)
 
     return reduce
-
-
-def _skipping(neuron: Neuron) -> Callable[..., tuple[Tensor, Tensor]]:
-    """(by_A, by_W, σ, skip, skip_weight) → gradients of delayed spikes and of their weights."""
-
-    def gradients(
-        by_A: Tensor, by_W: Tensor | None, sigma: Tensor, skip: Tensor, skip_weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        dtype, precise = skip.dtype, fused.precise_dtype(skip.dtype)
-        skip, by_A, skip_weight = skip.to(precise), by_A.to(precise), skip_weight.to(precise)
-        by_weight, by_skip = by_A * skip, by_A
-        if by_W is not None:
-            by_W = by_W.to(precise) * sigma
-            by_weight = by_weight + torch.where(skip > 0, by_W, 0)
-            by_skip = torch.where(skip <= 0, 0, by_A)
-            if neuron.has_surrogate:
-                by_skip = by_skip + by_W * (1 - skip / neuron.surrogate_width).clamp_min(0)
-        return (by_skip * skip_weight).to(dtype), _sum(by_weight)
-
-    return gradients
 
 
 def _spreading() -> Callable[..., None]:
