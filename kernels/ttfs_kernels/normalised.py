@@ -11,8 +11,9 @@ the rule's derivatives dA' and dW':
     dβ = Σ dA'        dγ = Σ (dA'·(A − μ) + dW'·W) / √(s² + ε)
     dA = g·(dA' − dβ/N − (V − μ)·dγ/(N·√(s² + ε)))        dW = the same with dW' in place of dA'
 
-Each pass over the neurons below is a formula over tensors, which runs as it is, or fused by PyTorch's compiler (see
-`fused`). σ is a tensor there, so that a training may change it without compiling anew.
+On a GPU our kernels compute this (`triton_backend/normalised_layer.py`), elsewhere PyTorch: each pass over the neurons
+below is a formula over tensors, which runs as it is, or fused by PyTorch's compiler (see `fused`). σ is a tensor there,
+and a number in kernels, so that a training may change it without compiling anew.
 
 Shapes: potentials [2, images, positions, channels] for A and Σ w·[x > 0], or [1, ...] at σ = 0; one row is an image of
 one position in a fully connected layer.
@@ -22,12 +23,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ttfs_kernels import fused
 from ttfs_kernels.autograd import autocast, first_derivatives_only
-from ttfs_kernels.checks import check_conv2d, check_linear, pair
+from ttfs_kernels.backends import backend_for
+from ttfs_kernels.checks import check_conv2d, check_linear, check_options, pair
 from ttfs_kernels.contraction import Geometry, contract, gradient_of_input, gradient_of_weight
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_with_derivatives
@@ -56,7 +59,8 @@ class Normalisation(NamedTuple):
     Attributes:
         weight: γ [C], standard deviation of the normalised potential A' + W', in threshold heights.
         bias: β [C], its mean.
-        estimate: [C], any value near μ: sums of squares are taken around it, so that none of their digits are lost.
+        estimate: [C], any value near μ: PyTorch's sums of squares are taken around it, so that none of their digits are
+            lost. Our kernels need none.
         epsilon: ε, added to the variance.
         group: processes that share their statistics; None: each has its own.
     """
@@ -76,6 +80,7 @@ def normalised_linear(
     skip: Tensor | None = None,
     skip_weight: Tensor | None = None,
     neuron: Neuron = Neuron(),
+    backend: str = "auto",
 ) -> Normalised:
     """As `dft_linear`, with potentials normalised over the batch; for training.
 
@@ -85,14 +90,17 @@ def normalised_linear(
         normalisation: γ and β [out_features], ε.
         skip, skip_weight: as in `dft_linear`; added behind the normalisation.
         neuron: how it fires and how it is differentiated.
+        backend: as in `dft_linear`.
     Returns:
         See `Normalised`. Gradients for x, weight, γ, β, skip and skip_weight.
     Raises:
         ValueError, TypeError: shapes, dtypes or devices disagree.
+        RuntimeError: the backend asked for cannot run here.
     """
     operands = x, weight, normalisation.bias, skip, skip_weight
+    which = backend_for("normalised_linear", backend, x)
     check_linear(*operands)
-    return _apply_eagerly(operands, normalisation, None, neuron)
+    return _apply_eagerly(operands, normalisation, None, neuron, 1, which)
 
 
 def normalised_conv2d(
@@ -104,9 +112,11 @@ def normalised_conv2d(
     padding: Size = 0,
     dilation: Size = 1,
     groups: int = 1,
+    pool: int = 1,
     skip: Tensor | None = None,
     skip_weight: Tensor | None = None,
     neuron: Neuron = Neuron(),
+    backend: str = "auto",
 ) -> Normalised:
     """As `dft_conv2d`, with potentials normalised over batch and positions; for training.
 
@@ -114,8 +124,8 @@ def normalised_conv2d(
         x: [N, in_channels, height, width], activations; fp16, bf16, fp32 or fp64.
         weight: [out_channels, in_channels / groups, rows, columns].
         normalisation: γ and β [out_channels], ε.
-        stride, padding, dilation, groups, skip, skip_weight, neuron: as in `dft_conv2d`; the skip is added behind the
-            normalisation.
+        stride, padding, dilation, groups, pool, skip, skip_weight, neuron, backend: as in `dft_conv2d`; the skip is
+            added behind the normalisation, and statistics are those of all neurons in front of the pool.
     Returns, raises: as `normalised_linear`.
     Example:
         >>> x, weight = torch.rand(8, 3, 32, 32), torch.randn(16, 3, 3, 3)
@@ -127,28 +137,40 @@ def normalised_conv2d(
     sizes = (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
     strides, paddings, dilations = (pair(name, *size) for size in sizes)
     geometry = Geometry(strides, paddings, dilations, groups)
+    check_options(groups, pool, None)
+    which = backend_for(name, backend, x)
     operands = x, weight, normalisation.bias, skip, skip_weight
-    check_conv2d(operands, geometry, 1)
-    return _apply_eagerly(operands, normalisation, geometry, neuron)
+    check_conv2d(operands, geometry, pool)
+    return _apply_eagerly(operands, normalisation, geometry, neuron, pool, which)
 
 
 def _apply(
-    operands: tuple[Any, ...], normalisation: Normalisation, geometry: Geometry | None, neuron: Neuron
+    operands: tuple[Any, ...],
+    normalisation: Normalisation,
+    geometry: Geometry | None,
+    neuron: Neuron,
+    pool: int,
+    which: str,
 ) -> Normalised:
     x, weight, bias, skip, skip_weight = operands
     x, weight, skip = autocast(x, weight, skip)
-    settings = geometry, neuron, normalisation.epsilon, normalisation.group
+    operands = x, weight, normalisation.weight, bias, skip, skip_weight
+    epsilon, group = normalisation.epsilon, normalisation.group
+    if which != "torch":
+        from ttfs_kernels.triton_backend.normalised_layer import NormalisedLayer
+
+        return Normalised(*NormalisedLayer.apply(*operands, (geometry, neuron, pool, which, epsilon, group)))
     estimate = normalisation.estimate.detach()
-    return Normalised(
-        *_NormalisedLayer.apply(x, weight, normalisation.weight, bias, skip, skip_weight, estimate, settings)
-    )
+    y, mean, variance = _NormalisedLayer.apply(*operands, estimate, (geometry, neuron, epsilon, group))
+    return Normalised(y if pool == 1 else F.max_pool2d(y, pool), mean, variance)
 
 
 def _apply_eagerly(*arguments: Any) -> Normalised:
     """`_apply`, as it is: PyTorch 2.13's compiler would trace it into wrong gradients."""
+    run: Any = _apply
     if torch.compiler.is_compiling():
-        return torch.compiler.disable(_apply)(*arguments)
-    return _apply(*arguments)  # to name `disable` is to import the compiler, which takes a second
+        run = torch.compiler.disable(_apply)  # only here: it imports the compiler, which takes a second
+    return run(*arguments)
 
 
 class _NormalisedLayer(torch.autograd.Function):

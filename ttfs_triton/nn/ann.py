@@ -77,6 +77,7 @@ class ANNConv2d(WeightedConv2d):
                 skip=skip,
                 skip_weight=skip_weight,
                 neuron=TWO_PHASE,
+                backend="torch",
             )
             return self.follow(found)
         if x.device.type == "cpu":
@@ -122,7 +123,7 @@ class ANNLinear(WeightedLinear):
         x, weight = self.synapses(x, weight)
         delayed = {"skip": skip, "skip_weight": skip_weight}
         if self.normalises and x.device.type == "cpu":
-            found = normalised_linear(x, weight, self.normalisation(), neuron=TWO_PHASE, **delayed)
+            found = normalised_linear(x, weight, self.normalisation(), neuron=TWO_PHASE, backend="torch", **delayed)
             return self.record(self.follow(found))
         if x.device.type == "cpu":
             weight, bias = self.with_batch_norm(weight)
