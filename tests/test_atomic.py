@@ -49,7 +49,7 @@ def test_failure_keeps_the_old_file(tmp_path, monkeypatch, failure):
     else:
         monkeypatch.setattr(os, failure, fail)
     try:
-        with pytest.raises(OSError, match="No space left|File too large"):
+        with pytest.raises(OSError, match=r"No space left|File too large"):
             write_bytes(tmp_path / "a", bytes(1_000_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -157,7 +157,8 @@ def test_run_killed_at_five_random_moments_equals_the_uninterrupted_one(tmp_path
     for kill in range(5):
         flags = ["--resume"] * (kill > 0)
         process = begin(command(tmp_path, data, tmp_path / "run", *flags, settings=settings), tmp_path)
-        wait_for(lambda step=10 * kill + chance.randrange(6): newest(tmp_path / "run") >= step, process)
+        step = 10 * kill + chance.randrange(6)
+        wait_for(lambda step=step: newest(tmp_path / "run") >= step, process)
         time.sleep(chance.random() * 0.05)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
