@@ -33,10 +33,8 @@ def forward(
     skip_weight: Tensor | None = None,
 ) -> tuple[Any, ...]:
     """(y, gain): one contraction over [x; σ·mask], then the rule; see `passes.forward`."""
-    operand = stack_mask(_maps(problem, x), neuron) if problem.with_slope else _maps(problem, x)
-    potentials = _rows(contract(operand, _maps(problem, weight), None, _geometry(problem))).flatten()
-    A, W = potentials.tensor_split(2) if problem.with_slope else (potentials, None)
-    y = A.new_empty(problem.batch, *problem.out_size, problem.out_channels)
+    A, W = potentials(problem, x, weight, neuron)
+    y = torch.empty_like(A)
     gain = torch.empty_like(y) if with_derivatives and W is not None else None
     arguments = {
         "A_ptr": A,
@@ -58,6 +56,14 @@ def forward(
     }
     launch = Launch(elementwise.fire_potentials, (math.ceil(y.numel() / ELEMENTS),), arguments)
     return Plan([launch] if y.numel() else [], (y, gain)).run()
+
+
+def potentials(problem: Problem, x: Tensor, weight: Tensor, neuron: Neuron = Neuron()) -> tuple[Tensor, Tensor | None]:
+    """(A, W): one contraction over [x; σ·mask], both [B, P, Q, N]; W is None at σ = 0."""
+    operand = stack_mask(_maps(problem, x), neuron) if problem.with_slope else _maps(problem, x)
+    both = _rows(contract(operand, _maps(problem, weight), None, _geometry(problem)))
+    both = both.view(2 if problem.with_slope else 1, problem.batch, *problem.out_size, problem.out_channels)
+    return both[0], both[1] if problem.with_slope else None
 
 
 def grad_x(problem: Problem, pair: Tensor, x: Tensor, weight: Tensor, neuron: Neuron = Neuron()) -> Tensor:
