@@ -189,10 +189,10 @@ def test_networks_with_wrong_skips_are_refused():
 
     assert network_graph(Net(2, 1), (2, 4, 4))["second"].skip.source == "encoder"
     for skip, take, match in (
-        (2, 0, "second, made with skip=2, whose skip brings none"),
-        (0, 1, r"second, made with skip=0, whose skip brings spikes \(2, 4, 4\)"),
-        (3, 1, r"made with skip=3, whose skip brings \(2, 4, 4\)"),
-        (2, 2, "whose skip reads images"),
+        (2, 0, "second.: .*skip must be given if, and only if, .* got none and skip=2"),
+        (0, 1, r"second.: .* got spikes \[3, 2, 4, 4\] and skip=0"),
+        (3, 1, r"second.: .*skip must bring 3 channels .* got \[2, 4, 4\]"),
+        (2, 2, "whose skip is of no earlier layer"),
         (2, 3, "A sum of spike times is no spike time"),
     ):
         with pytest.raises(NetworkError, match=match):
