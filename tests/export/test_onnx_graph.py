@@ -1,7 +1,6 @@
 """The closed form in onnxruntime."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -138,12 +137,6 @@ def test_refuses_what_is_no_network():
     network.features.conv2 = torch.nn.Conv2d(4, 5, 3)
     with pytest.raises(NetworkError, match=r"layers of ttfs_triton.nn .*; got Conv2d \(features\.conv2\)"):
         to_onnx(network)
-
-
-def test_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(RuntimeError, match=r"to_onnx: onnx must be installed; .* pip install 'ttfs-triton\[onnx\]'"):
-        to_onnx(small_network())
 
 
 @pytest.mark.parametrize("readout", ["potential_start", "potential_end", "first_spike"])

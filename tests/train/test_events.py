@@ -20,8 +20,8 @@ from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model import ModelDescription, TTFSModel, find_model
 from ttfs_triton.nn import LatencyEncoder, activation_to_spike_time
 from ttfs_triton.train import ConfigError
+from ttfs_triton.train import main as train
 from ttfs_triton.train.config import make_config, read_yaml
-from ttfs_triton.train.run import main as train
 
 RECIPE = Path(__file__).parents[2] / "ttfs_triton" / "recipes" / "events.yaml"
 COMMON = "--cpu --epochs 1 --batch-size 11 --model 4C5-P4-16 --lr 2e-2 --validation-fraction 0".split()
@@ -123,7 +123,10 @@ def test_geometric_augmentation_moves_all_channels_alike():
         ({"event_windows": 2, "dataset": "sample", "streaming": True}, "leave dataset, streaming out"),
         ({"event_windows": 257}, "event_windows: Input should be less than or equal to 256"),
         ({"event_windows": 2, "event_window_us": 0}, "event_window_us: Input should be greater than or equal to 1"),
-        ({"event_windows": 2, "event_sensor": (0, 9)}, "sensor must be .height, width. in pixels; got .0, 9."),
+        (
+            {"event_windows": 2, "event_sensor": (0, 9)},
+            "event_sensor.0: Input should be greater than or equal to 1; got 0",
+        ),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(values, message):

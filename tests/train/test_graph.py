@@ -12,7 +12,6 @@ from tests.train.runs import SETTINGS, assert_same_run
 from ttfs_triton.scoring.graphs import GraphError
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
 from ttfs_triton.train.graph import WARM_UP, GraphedStep, choose_graphs, why_no_graph
-from ttfs_triton.train.run import make_accelerator
 
 
 @pytest.fixture
@@ -162,10 +161,3 @@ def test_cpu_has_no_graph_and_says_so(capsys):
     assert said == ["no CUDA graph: the device is no GPU"]
     with pytest.raises(ConfigError, match="cuda_graph: on needs steps that can be captured, but the device is no GPU"):
         choose_graphs("on", accelerator, said.append)
-
-
-def test_gradients_live_in_buckets_that_are_laid_out_once():
-    handler = make_accelerator(TrainConfig(cpu=True)).ddp_handler
-    assert (handler.gradient_as_bucket_view, handler.static_graph) == (True, True)
-    handler = make_accelerator(TrainConfig(cpu=True, gradient_accumulation=2)).ddp_handler
-    assert (handler.gradient_as_bucket_view, handler.static_graph) == (True, False)

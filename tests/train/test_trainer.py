@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.convert.sources import Named, features, randomised
-from tests.train.runs import assert_same_run, best, change, last, make_images, metrics, run
+from tests.train.runs import assert_same_run, best, change, last, metrics, run
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, start, train
 from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -224,19 +224,6 @@ def test_non_finite_loss_stops_before_the_update(config, monkeypatch):
     with pytest.raises(NonFiniteLossError, match=r"step 15 \(epoch 2\).*\n.*conv1: active[\s\S]*step-00000010"):
         train(stopped)
     assert all(value.isfinite().all() for value in last(config.output_dir).values())
-
-
-def test_resume_with_other_images_is_refused(config, tmp_path, write_parquet):
-    train(config)
-    (config.output_dir / "summary.json").unlink()
-    other = make_images(tmp_path / "other", write_parquet, train=164)
-    with pytest.raises(ConfigError, match="the training images must be those"):
-        train(change(config, data_dir=other, resume=True))
-
-
-def test_unknown_tracker_is_refused(config):
-    with pytest.raises(ConfigError, match="trackers: nothing_such must be installed"):
-        train(change(config, trackers=("nothing_such",)))
 
 
 def test_tensorboard_gets_the_figures(config):

@@ -26,7 +26,7 @@ from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import WEIGHTS
 from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_HEADERS, CARD_STEPS, card_rows, card_verdict
-from ttfs_triton.report.view import READOUTS
+from ttfs_triton.report.page import READOUTS
 from ttfs_triton.wording import interval, number, percent, small_percent
 
 RESULTS_FILE = ".eval_results/ttfs-triton.yaml"

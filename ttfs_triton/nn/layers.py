@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any, Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
@@ -34,15 +33,18 @@ class FiringLayer(WeightedLayer):
         skip, skip_weight = self.delayed(skip, x)
         if self.average > 1:
             self.output_shape(tuple(x.shape[1:]))  # refuses inputs that do not divide
-        fire, normalise = partial(dft_linear, backend=backend), normalised_linear
+        fire, normalise = partial(dft_linear, backend=backend), partial(normalised_linear, backend=backend)
         if isinstance(self, WeightedConv2d):
-            fire = partial(dft_conv2d, **self.geometry, backend=backend, pool=pool, fuse_pool=fuse_pool)
-            normalise = partial(normalised_conv2d, **self.geometry)
+            geometry = {**self.geometry, "backend": backend, "pool": pool}
+            fire, normalise = (
+                partial(dft_conv2d, **geometry, fuse_pool=fuse_pool),
+                partial(normalised_conv2d, **geometry),
+            )
         options: dict[str, Any] = {"neuron": neuron, "skip": skip, "skip_weight": skip_weight}
         if self.normalises:
             x, weight = self.synapses(x, weight)
-            activations = self.emit(self.follow(normalise(x, weight, self.normalisation(), **options)))
-            return activations if pool == 1 else F.max_pool2d(activations, pool)
+            activations = self.follow(normalise(x, weight, self.normalisation(), **options))
+            return self.emit(activations) if pool == 1 else activations
         if not self.runs_on_grid(x):
             weight, bias = self.with_batch_norm(weight)
             x, weight = self.synapses(x, weight)

@@ -55,8 +55,7 @@ def estimate(
     Returns:
         Terms, sums, assumptions and warnings. Terms without a price are in no sum.
     Raises:
-        TypeError: a change that `RunOptions` does not have.
-        ValueError: counts of no samples, an unknown chip, or an option out of range.
+        ValueError: counts of no samples, an unknown chip, or an option that does not exist or is out of range.
     Source: neuron, Wei et al., ICCV 2023, Eq. 5–7; memory traffic, Lemaire et al., ICONIP 2022.
     Example:
         >>> from ttfs_triton.hardware import count
