@@ -17,7 +17,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from ttfs_triton.command_line import OptionsError, parse_groups, problem_lines, program
+from ttfs_triton.command_line import OptionsError, parse_options, problem_lines, program
 from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.train.options import (
     FREE,
@@ -158,9 +158,10 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
             )
     base = make_config(values, source)
     try:
-        given = parse_groups(
-            [*reversed(TrainConfig.__bases__), FileOptions],
-            {**dict(base), "config": known.config},
+        given = parse_options(
+            *reversed(TrainConfig.__bases__),
+            FileOptions,
+            defaults={**dict(base), "config": known.config},
             arguments=arguments,
             description="\n\n".join(filter(None, (description, written.help()))),
             prog=program(),

@@ -31,7 +31,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """SIGTERM and SIGINT as a request that the training loop honours at the next step; several processes, in a second.
+    """SIGTERM and SIGINT as a request that the training loop honours at the next step at which processes agree.
 
     Within its `with` block, the first SIGTERM or SIGINT is noted, and a second one acts as usual. Whoever sends one to
     all processes sends it to torchrun too, which repeats it to those that it started: there, a second one that comes
@@ -40,14 +40,12 @@ class StopRequest:
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
     REPEATED = 2.0  # seconds after the first, in which torchrun repeats it
-    SECONDS = 1.0  # between two agreements of several processes, each of which waits for their devices
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, object] = {}
         self._repeated, self._since = self.REPEATED if "TORCHELASTIC_RUN_ID" in os.environ else 0.0, 0.0
-        self._asked, self._steps, self._agreed = 0, 1, time.perf_counter()  # steps since the last agreement, until it
 
     def __enter__(self) -> Self:
         for number in self.SIGNALS:
@@ -72,27 +70,16 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def due(self, step: int, every: int) -> bool:
-        """Whether to ask after a step. Agreeing makes GPUs wait for their hosts: several ask every so many steps."""
-        alone = self.accelerator.num_processes == 1 or self.accelerator.device.type == "cpu"
-        return alone or step % every == 0
+        """Whether to stop after this step, as any process was asked to; all processes must call it after each step.
 
-    def everywhere(self) -> bool:
-        """Whether any process was asked to stop. All processes must call it at the same point, after each step.
-
-        Several processes agree about once a second, or after each step that takes longer; false in between.
+        Agreeing makes GPUs wait for their hosts: several agree every so many steps, and stop then.
         """
         if self.accelerator.num_processes == 1:
             return self.received is not None
-        self._asked += 1
-        if self._asked < self._steps:
+        if self.accelerator.device.type != "cpu" and step % every:
             return False
-        seconds = (time.perf_counter() - self._agreed) / self._asked
-        mine = torch.tensor([float(self.received is not None), seconds], device=self.accelerator.device)
-        stops, seconds = sum_over_processes(self.accelerator, mine).tolist()
-        # All processes read the same sum, so that they meet again after the same step.
-        self._steps = max(1, int(self.SECONDS * self.accelerator.num_processes / seconds))
-        self._asked, self._agreed = 0, time.perf_counter()
-        return stops > 0
+        mine = torch.tensor([float(self.received is not None)], device=self.accelerator.device)
+        return bool(sum_over_processes(self.accelerator, mine).item())
 
 
 def compress_gradients(model: nn.Module, say: Callable[[str], None]) -> None:
