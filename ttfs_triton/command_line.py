@@ -190,7 +190,7 @@ def problem_lines(
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"] if part != hidden)
         message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             message = unknown(key)
         lines.append(f"  {key}: {message}; got {problem['input']!r}" if key else f"  {message}")
     return lines

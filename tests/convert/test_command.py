@@ -14,7 +14,7 @@ from ttfs_triton.convert import command, convert
 from ttfs_triton.evaluation import load_network
 from ttfs_triton.model import BaseModel, ModelDescription
 from ttfs_triton.model.files import read_model, write_model
-from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
+from ttfs_triton.nn import Neuron
 
 COPY = ["--no-calibrate"]
 
@@ -32,13 +32,13 @@ def described(folder) -> ModelDescription:
 
 
 @pytest.fixture
-def ann(tmp_path):
-    """A folder with an ANN of ours as training writes it."""
-    network = ours(batch_norm=True)
-    (tmp_path / "ann").mkdir()
+def own(tmp_path):
+    """A folder with a network of ours as training writes it."""
+    network = ours()
+    (tmp_path / "own").mkdir()
     description = ModelDescription.of(network.config, class_names=list("abcde"), dataset="letters", fit="crop")
-    write_model(tmp_path / "ann", network.state_dict(), description)
-    return tmp_path / "ann"
+    write_model(tmp_path / "own", network.state_dict(), description)
+    return tmp_path / "own"
 
 
 def test_recipe_writes_what_evaluation_loads(vgg, tmp_path, capsys):
@@ -60,12 +60,12 @@ def test_recipe_writes_what_evaluation_loads(vgg, tmp_path, capsys):
     assert "written: " in out
 
 
-def test_names_of_classes_are_kept_unless_the_head_is_new(ann, tmp_path):
-    command.main(None, [str(ann), "--output-dir", str(tmp_path / "kept"), *COPY])
+def test_names_of_classes_are_kept_unless_the_head_is_new(own, tmp_path):
+    command.main(None, [str(own), "--output-dir", str(tmp_path / "kept"), *COPY])
     kept = described(tmp_path / "kept")
     assert (kept.class_names, kept.dataset, kept.preprocessing.fit) == (tuple("abcde"), "letters", "crop")
     options = ["--classes", "2", "--replace-head", "--no-keep-standardisation"]
-    command.main(None, [str(ann), "--output-dir", str(tmp_path / "new"), *options, *COPY])
+    command.main(None, [str(own), "--output-dir", str(tmp_path / "new"), *options, *COPY])
     new = described(tmp_path / "new")
     assert (new.class_names, new.dataset) == (("0", "1"), None)
     assert (kept.network.weight_standardisation, new.network.weight_standardisation) == (True, False)
@@ -176,37 +176,25 @@ def test_weights_written_are_plain_safetensors(vgg, tmp_path):
     assert tensors.keys() == convert(vgg).network.state_dict().keys()
 
 
-def test_recipe_calibrates_on_images(vgg, tmp_path, capsys):
-    images = Path(command.__file__).parents[1] / "sample"
-    flags = ["--data-dir", str(images), "--calibration-images", "24", "--cpu"]
-    source = tmp_path / "ann"
-    source.mkdir()
-    network = TTFSNetwork(NetworkConfig("6C3-P2-8C3-P2-12", analog=True))
-    write_model(source, network.state_dict(), ModelDescription.of(network.config))
+def test_recipe_calibrates_on_images(tmp_path, capsys):
+    images, source = Path(command.__file__).parents[1] / "sample", tmp_path / "vgg.pth"
+    flags = ["--data-dir", str(images), "--calibration-images", "24", "--cpu", "--mean", "0.3", "--std", "0.4"]
+    layers = torch.nn.Sequential(*sources.features(channels=1))
+    vgg = sources.Named(features=layers, flatten=torch.nn.Flatten(), classifier=torch.nn.Linear(10, 10))
+    torch.save(randomised(vgg).state_dict(), source)
     command.main(None, [str(source), "--output-dir", str(tmp_path / "out"), *flags])
     written = json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"]
     assert written["images"] == 24
-    assert [layer["name"] for layer in written["layers"]] == ["conv1", "conv2", "fc1"]
+    assert [layer["name"] for layer in written["layers"]] == [f"conv{number}" for number in range(1, 9)]
     out = capsys.readouterr().out
     assert "Calibrated on 24 images" in out
     assert f"{written['layers'][-1]['after']:.3f}" in out
-    loaded = load_network(tmp_path / "out").network
-    shifts = [layer["shift"] for layer in written["layers"]]
-    biases = [loaded.features.get_submodule(name).bias.mean().item() for name in ("conv1", "conv2", "fc1")]
-    assert biases == pytest.approx(shifts, abs=1e-6)
+    assert load_network(tmp_path / "out").network.config.neuron == Neuron()
 
 
-def test_exact_conversion_needs_no_images(ann, tmp_path):
-    command.main(None, [str(ann), "--output-dir", str(tmp_path / "out"), "--psp-persistence", "0"])
-    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"] is None
-
-
-def test_spiking_source_is_not_calibrated(tmp_path):
-    source = tmp_path / "spiking"
-    source.mkdir()
-    network = TTFSNetwork(NetworkConfig("6C3-P2-12"))
-    write_model(source, network.state_dict(), ModelDescription.of(network.config))
-    command.main(None, [str(source), "--output-dir", str(tmp_path / "out")])
+@pytest.mark.parametrize("sigma", ["0", "0.5"])
+def test_networks_of_ours_need_no_images(own, tmp_path, sigma):
+    command.main(None, [str(own), "--output-dir", str(tmp_path / "out"), "--psp-persistence", sigma])
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"] is None
 
 

@@ -85,7 +85,7 @@ def test_timm_head_at_several_places_is_refused():
 
 def ours(**options) -> TTFSNetwork:
     values = {"specification": "6C3-P2-8C3p0-P2-12-9", "in_channels": 3, "image_size": (14, 14), "classes": 5}
-    values |= {"encoder": "analog", "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "analog": True}
+    values |= {"encoder": "analog", "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "neuron": Neuron(0.0)}
     network = TTFSNetwork(NetworkConfig(**(values | options)))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -109,7 +109,6 @@ def own_weights(network: TTFSNetwork):
 @pytest.mark.parametrize(
     "options",
     [
-        {"batch_norm": True, "weight_standardisation": False},
         {"batch_norm": True},
         {"batch_norm": True, "bias": False},
         {"batch_norm": False},
@@ -117,7 +116,6 @@ def own_weights(network: TTFSNetwork):
         {"encoder": "latency", "mean": None, "std": None, "max_value": 0.8},
         {"specification": "14-9", "encoder": "latency", "mean": None, "std": None},
         {"width": 0.5},
-        {"readout": "potential_start", "neuron": Neuron(0.0), "analog": False},
     ],
     ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items() if key not in ("mean", "std")),
 )
@@ -134,8 +132,9 @@ def test_own_network_becomes_the_same_spiking_network(options, keep):
         hidden = converted.ann.hidden(images)
         torch.testing.assert_close(hidden["fc2"], source.hidden(images), atol=1e-4, rtol=1e-4)
     assert converted.ann.bound == 1.0
-    assert network.config.weight_standardisation == (keep and source.config.weight_standardisation)
-    assert (network.config.analog, network.config.batch_norm) == (False, False)
+    standardised = source.config.weight_standardisation and not source.config.batch_norm
+    assert network.config.weight_standardisation == (keep and standardised)
+    assert not network.config.batch_norm
     assert not network.training
 
 
@@ -320,7 +319,7 @@ def test_overrides_reach_the_network():
     assert {name: getattr(config, name) for name in values} == values
 
 
-@pytest.mark.parametrize("name", ["specification", "analog", "weight_standardisation", "width", "sigma"])
+@pytest.mark.parametrize("name", ["specification", "batch_norm", "weight_standardisation", "width", "sigma"])
 def test_overrides_of_what_the_weights_say_are_refused(name):
     with pytest.raises(ConversionError, match=f"overrides must be among .*; got {name}"):
         convert(weights_of(sources.one_layer_head()), **{name: 1})
@@ -351,7 +350,7 @@ def test_own_network_has_its_own_image_size():
 
 
 def test_spiking_source_is_copied_and_said():
-    source = ours(analog=False, neuron=Neuron(0.5))
+    source = ours(neuron=Neuron(0.5))
     converted = convert(own_weights(source))
     assert converted.network.config == source.config
     for name, value in source.state_dict().items():

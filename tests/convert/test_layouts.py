@@ -159,7 +159,7 @@ def test_images_must_outlast_the_pools():
 
 
 def test_own_network_must_be_whole():
-    network = TTFSNetwork(NetworkConfig("3C3-P2-4", image_size=(6, 6), analog=True, batch_norm=True))
+    network = TTFSNetwork(NetworkConfig("3C3-P2-4", image_size=(6, 6), batch_norm=True))
     config = ModelDescription.of(network.config).to_dict()
     tensors = dict(network.state_dict())
     del tensors["readout.weight"]

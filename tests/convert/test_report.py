@@ -8,9 +8,9 @@ from rich.console import Console
 
 from tests.convert import sources
 from tests.convert.sources import randomised, weights_of
+from tests.model.earlier_ann import EarlierANN
 from ttfs_triton.convert import convert
-from ttfs_triton.model import ModelDescription
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ def test_report_accounts_for_everything(build, replace_head):
 
 
 def own(**options):
-    network = TTFSNetwork(NetworkConfig("3C3-P2-4", image_size=(6, 6), analog=True, **options))
-    return weights_of(network, ModelDescription.of(network.config).to_dict())
+    ann = EarlierANN(NetworkConfig("3C3-P2-4", image_size=(6, 6), **options))
+    return weights_of(ann.tensors, ann.description())
 
 
 def origins(report) -> dict[str, str]:

@@ -6,8 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.convert.sources import weights_of
-from tests.convert.test_conversion import own_weights
-from ttfs_triton.convert import ConversionError, calibrate_converted, convert, layer_correlations
+from tests.model.earlier_ann import EarlierANN
+from ttfs_triton.convert import ConversionError, convert, layer_correlations
 from ttfs_triton.convert.fold import fold_layers
 from ttfs_triton.convert.layouts import own_layout
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
@@ -16,24 +16,16 @@ STRIDES = "4C3-(4C3-4C3)-(6C3s2-7C3)-(7C3-7C3-7C3)-A"  # every second position a
 SPECIFICATIONS = (STRIDES, "4C3-(4C3-4C3)-A2-6C3-(6C3s2-6C3)-P2-12-(9-12)", "(3C3-5C3)x2-A-8")
 
 
-def trained(specification: str = STRIDES, seed: int = 0, **options) -> TTFSNetwork:
-    """An ANN whose norms, gains and skips all do something, in evaluation mode."""
-    latent = specification.startswith("(") or options.get("encoder") == "latency"
-    values = (
-        {"encoder": "latency"} if latent else {"encoder": "analog", "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
-    )
-    values |= {"in_channels": 3, "image_size": (8, 8), "classes": 4, "analog": True, "batch_norm": True}
-    network = TTFSNetwork(NetworkConfig(specification, **(values | options))).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in network.state_dict().items():
-            if name.endswith(("batch_norm.running_var", "batch_norm.weight", "weight_gain")):
-                tensor.copy_(0.4 + torch.rand(tensor.shape, generator=generator))
-            elif tensor.is_floating_point() and tensor.dim() == 1:
-                tensor.copy_(0.9 * torch.rand(tensor.shape, generator=generator) - 0.2)
-            elif tensor.is_floating_point():
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5)
-    return network
+def trained(specification: str = STRIDES, seed: int = 0, **options) -> EarlierANN:
+    """An ANN whose norms, gains and skips all do something."""
+    values = {"encoder": "analog", "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
+    values = {} if specification.startswith("(") else values
+    values |= {"in_channels": 3, "image_size": (8, 8), "classes": 4, "batch_norm": True, "neuron": Neuron(0.0)}
+    return EarlierANN(NetworkConfig(specification, **(values | options)), seed)
+
+
+def weights(ann: EarlierANN):
+    return weights_of(ann.tensors, ann.description())
 
 
 def images(count: int, seed: int = 0) -> torch.Tensor:
@@ -46,8 +38,9 @@ def images(count: int, seed: int = 0) -> torch.Tensor:
 @given(st.sampled_from(SPECIFICATIONS), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_folded_layers_compute_the_ann_with_batch_norm(specification, standardised, kept, bias, seed):
     """In float64: logits are the same but for rounding."""
-    source = trained(specification, seed, weight_standardisation=standardised, bias=bias).double()
-    tensors, kept = source.state_dict(), kept and standardised
+    source = trained(specification, seed, weight_standardisation=standardised, bias=bias)
+    source.tensors = {name: value.double() for name, value in source.tensors.items()}
+    tensors, kept = source.tensors, kept and standardised
     options = {"keep_standardisation": kept, "epsilon": 1e-5, "statistics": None, "head": None}
     layers = fold_layers(own_layout(tensors, source.config), tensors, **options)
     plain = TTFSNetwork(source.config.replace(batch_norm=False, weight_standardisation=kept, bias=True)).double()
@@ -73,7 +66,7 @@ def test_folded_layers_compute_the_ann_with_batch_norm(specification, standardis
 @pytest.mark.parametrize("standardised", [False, True])
 def test_converted_network_without_a_slope_computes_the_ann(specification, standardised):
     source = trained(specification, weight_standardisation=standardised)
-    converted, x = convert(own_weights(source), neuron=Neuron(0.0)), images(16)
+    converted, x = convert(weights(source)), images(16)
     expected = source(x)
     for found in (converted.ann(x), converted.network(x)):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -83,22 +76,8 @@ def test_converted_network_without_a_slope_computes_the_ann(specification, stand
     assert converted.network.config.weight_standardisation == standardised
 
 
-@torch.no_grad()
-def test_calibration_brings_a_residual_network_to_its_ann():
-    source, x = trained(), images(48)
-    copied = convert(own_weights(source), neuron=Neuron(0.25))
-    before = (copied.network(x) - source(x)).square().mean()
-    converted, found = calibrate_converted(copied, x)
-    assert [layer.name for layer in found.layers] == [f"conv{number}" for number in range(1, 9)]
-    assert found.layers[0].shift <= 0  # the encoder's margin
-    assert sum(layer.after for layer in found.layers) > sum(layer.before for layer in found.layers)
-    assert (converted.network(x) - source(x)).square().mean() < before
-    correlations = layer_correlations(converted.network, converted.ann, x)
-    assert {layer.name: pytest.approx(layer.after) for layer in found.layers} == correlations
-
-
 def test_report_says_where_weights_of_skips_went():
-    report = convert(own_weights(trained())).report
+    report = convert(weights(trained())).report
     key = "features.conv3.skip_weight"
     entry = {entry.key: entry for entry in report.sources}[key]
     assert (entry.status, entry.target, entry.shape) == ("used", (key,), (4,))
@@ -107,7 +86,7 @@ def test_report_says_where_weights_of_skips_went():
 
 def test_weights_of_skips_must_be_there_and_fit():
     source = trained()
-    tensors = source.state_dict()
+    tensors = source.tensors
     for found, message in ((None, "missing"), (torch.ones(5), r"\[5\]")):
         changed = {name: tensor for name, tensor in tensors.items() if name != "features.conv5.skip_weight"}
         changed |= {} if found is None else {"features.conv5.skip_weight": found}

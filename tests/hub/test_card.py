@@ -116,15 +116,6 @@ def test_counts_that_are_missing_are_told(facts):
     assert "Not estimated: spikes and operations were not counted" in card
 
 
-def test_analog_networks_are_not_called_spiking(facts):
-    config = NetworkConfig("4C3-P2-8", image_size=(8, 8), analog=True)
-    card = render_card(dataclasses.replace(facts, model=TTFSModel(config)), "org/name")
-    assert "An artificial network" in card
-    assert "What it would cost" not in card
-    assert "σ =" not in card
-    assert "spiking-neural-network" not in ModelCard(card).data.tags
-
-
 def test_class_names_and_base_models_are_shown(facts):
     base = BaseModel("vgg.safetensors", "ab" * 32, "org/vgg", "cd" * 20)
     model = TTFSModel(facts.model.config, class_names=[f"class {place}" for place in range(10)], base_model=base)

@@ -42,7 +42,7 @@ def recipe(tmp_path) -> Path:
         ({"psp_persistence_rise": (0.6, 0.2)}, "psp_persistence_rise must be two rising shares"),
         (
             {"psp_persistence_rise": (0.2, 0.6), "psp_persistence": 0.0},
-            "needs neuron: dft and a psp_persistence above 0",
+            "needs a psp_persistence above 0",
         ),
         ({"psp_persistence_rise": (0.2, 0.6), "compile": True}, "psp_persistence_rise and compile exclude each other"),
         ({"lookahead": 5, "ema_decay": 0.9}, "lookahead and ema_decay exclude each other"),
@@ -55,7 +55,10 @@ def recipe(tmp_path) -> Path:
         ({"event_pool": 2}, "event_pool must go with event_windows: recordings become images by windows"),
         ({"event_windows": 2, "auto_augment": True}, "event_windows: leave auto_augment out; events have no colours"),
         ({"event_windows": 2, "dataset": "sample", "streaming": True}, "leave dataset, streaming out"),
-        ({"event_windows": 2, "event_sensor": (0, 9)}, "sensor must be .height, width. in pixels; got .0, 9."),
+        (
+            {"event_windows": 2, "event_sensor": (0, 9)},
+            r"event_sensor\.0: Input should be greater than or equal to 1; got 0",
+        ),
         ({"weight_bits": 4}, "weight_bits and state_bits need time_steps"),
         ({"grid_chip": "loihi"}, "grid_chip needs time_steps"),
         ({"time_steps": 4, "weight_bits": 1}, "weight_bits: Input should be greater than or equal to 2; got 1"),
@@ -147,7 +150,7 @@ ema_decay encoder end_factor epochs evaluation_batch_size event_pool event_senso
 fuse gradient_accumulation gradient_clip gradient_compression grid_chip head hub_license hub_private hub_repo_id
 identity_start image_column image_size initial_gain keep_checkpoints label_column label_smoothing learn_units
 log_steps lookahead lost_spikes lr max_bad_images max_test_samples max_train_samples milestone_factor milestones
-mixed_precision mixup model momentum network neuron norm_bias_rate norm_gain_rate num_workers optimizer output_dir
+mixed_precision mixup model momentum network norm_bias_rate norm_gain_rate num_workers optimizer output_dir
 overwrite preset profile psp_persistence psp_persistence_order
 psp_persistence_rise push_to_hub random_resized_crop readout readout_rate resume rotation schedule seed shift
 spike_jitter start_factor state_bits statistics_steps streaming stuck_neurons surrogate_width sync_batch_norm
@@ -273,11 +276,16 @@ def test_every_preset_of_a_recipe_is_a_valid_configuration(path, name):
 def test_retired_keys_are_told_apart_from_wrong_ones():
     with pytest.raises(ConfigError, match=r"this key was retired: one training begins at σ = 0"):
         make_config({"pretrain": True}, "here")
-    assert make_config({"pretrain": False, "pretrain_lr": None}, "here") == TrainConfig()
+    with pytest.raises(ConfigError, match="this key was retired: an ANN is a network with psp_persistence: 0"):
+        make_config({"neuron": "ann"}, "here")
+    assert make_config({"pretrain": False, "pretrain_lr": None, "neuron": "dft"}, "here") == TrainConfig()
 
 
 def test_a_run_that_holds_retired_keys_goes_on(tmp_path):
     saved = yaml.safe_load(TrainConfig().to_yaml()) | {"pretrain": True, "pretrain_epochs": None, "pretrain_lr": 1e-3}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
-    found = parse_config(ROOT / "ttfs_triton/recipes/quickstart.yaml", "", ["--output-dir", str(tmp_path), "--resume"])
-    assert found == TrainConfig(resume=True, output_dir=tmp_path)
+    arguments = ROOT / "ttfs_triton/recipes/quickstart.yaml", "", ["--output-dir", str(tmp_path), "--resume"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved | {"neuron": "dft"}))
+    assert parse_config(*arguments) == TrainConfig(resume=True, output_dir=tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved | {"neuron": "ann"}))
+    with pytest.raises(ConfigError, match="start one from the weights of a run that has neuron: ann"):
+        parse_config(*arguments)

@@ -29,6 +29,7 @@ def config(data, tmp_path, device):
         {"mixed_precision": "fp16", "gradient_clip": 1.0, "gradient_accumulation": 2},
         {"mixed_precision": "fp16", "optimizer": "sgd", "ema_decay": 0.0},
         {"batch_norm": True, "lookahead": 3, "ema_decay": 0.0, "optimizer": "sgd", "surrogate_width": 0.5},
+        {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"target_energy": "lemaire45:int8:0.5", "gradient_accumulation": 2},
     ],
     ids=lambda values: "-".join(map(str, values.values())) or "defaults",

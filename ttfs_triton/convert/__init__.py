@@ -1,11 +1,10 @@
-"""Weights from elsewhere: trained artificial networks, of ours and of other projects, as spiking networks."""
+"""Weights from elsewhere: trained artificial networks of other projects as spiking networks."""
 
 from ttfs_triton.convert.calibration import (
     Calibration,
     LayerCalibration,
     calibrate,
     calibrate_converted,
-    calibrate_network,
     layer_correlations,
 )
 from ttfs_triton.convert.checkpoint import ConversionError, WeightsError
@@ -28,7 +27,6 @@ __all__ = [
     "WeightsError",
     "calibrate",
     "calibrate_converted",
-    "calibrate_network",
     "convert",
     "fit_range",
     "layer_correlations",

@@ -90,7 +90,7 @@ def calibrate_grid(
     Returns:
         What it did to each layer.
     Raises:
-        NetworkError: as `network_graph`, or an ANN layer.
+        NetworkError: as `network_graph`.
         ValueError: no images, or registers that cannot hold the threshold.
     Example:
         >>> from ttfs_triton.nn import cnn1
@@ -99,7 +99,6 @@ def calibrate_grid(
         ['conv1', 'conv2', 'fc1', 'readout']
     """
     graph = network_graph(network, images.shape[1:])
-    graph.require_spiking()
     if len(images) == 0:
         raise ValueError("calibrate_grid: images must be some images; got none.")
     training = network.training

@@ -6,8 +6,7 @@ threshold, or active ones never meet it, and every layer adds to it. Another ini
 that. It is one number a channel and leaves the weights as they are. A delayed spike adds v·x to the potential and σ·v
 to its slope, and is made up for in the same way.
 
-An analog encoder gets a margin, see `encoder_margin`. `bench/conversion.py` compares all this with a gain a channel,
-centred weights, and fitting all weights of a layer.
+`bench/conversion.py` compares this with a gain a channel, centred weights, and fitting all weights of a layer.
 """
 
 from collections.abc import Callable
@@ -18,12 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic_core import to_jsonable_python
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttfs_kernels.rule import fire
 from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.convert.conversion import Converted
-from ttfs_triton.convert.encoder_margin import MARGIN_IMAGES, choose_margin, reader_of_encoder
 from ttfs_triton.convert.fit_range import fit_range, rows_of
 from ttfs_triton.convert.fold import FoldedANN
 from ttfs_triton.nn import DFTConv2d, DFTLinear, SignedEncoder, TTFSNetwork
@@ -110,6 +108,7 @@ def calibrate_converted(
     return converted, calibration
 
 
+@torch.no_grad()
 def calibrate(
     network: TTFSNetwork,
     ann: FoldedANN,
@@ -122,9 +121,8 @@ def calibrate(
 ) -> Calibration:
     """Choose initial potentials that bring each layer's activations closest to the ANN's (least squares), in place.
 
-    Layers follow one another: each sees what those before it, calibrated, make of the images. The readout is left
-    alone; an analog encoder's initial potentials are lowered as long as the layer behind comes closer to the ANN. Both
-    networks' activations of a layer and of the next are held in memory.
+    Layers follow one another: each sees what those before it, calibrated, make of the images. An analog encoder and the
+    readout are left alone. Both networks' activations of a layer and of the next are held in memory.
 
     Args:
         network: spiking network with the weights of `ann`, in any mode; its initial potentials are changed in place.
@@ -137,7 +135,6 @@ def calibrate(
     Returns:
         What it did to each hidden layer.
     Raises:
-        NetworkError: the network is an ANN.
         ConversionError: activations of the ANN are not clamped; the network has no initial potentials, or other layers
             than the ANN; there are no images.
     """
@@ -151,40 +148,21 @@ def calibrate(
             f"calibrate: ann must have the layers of the network, {network.config.specification}; got "
             f"{ann.config.specification}."
         )
-    return _calibrate(network, images, ann.activate, batch_size, samples, seed, progress)
+    graph, generator = network_graph(network), torch.Generator().manual_seed(seed)
+    _check(graph, images)
 
+    def choose(stage: Stage, inputs: Tensor, skip: Tensor | None, wanted: Tensor) -> float:
+        if not _spiking(stage):
+            return 0.0
+        progress(stage.name)
+        return choose_initial_potentials(stage, inputs, skip, wanted, batch_size, samples, generator)
 
-def calibrate_network(
-    network: nn.Module,
-    images: Tensor,
-    *,
-    batch_size: int = 64,
-    samples: int = 8192,
-    seed: int = 0,
-    progress: Callable[[str], None] = lambda name: None,
-) -> Calibration:
-    """Choose initial potentials that bring each layer closest to what its weights compute as an ANN, in place.
-
-    The ANN is the network at psp_persistence σ = 0, where a neuron's activation is clamp(A, 0, 1).
-
-    Args:
-        network: what `network_graph` takes, with an ANN's weights and initial potentials, on the images' device, in any
-            mode; the readout is left alone, an analog encoder only gets a margin.
-        images: [N, ...], as the network reads them; 256 are enough. Activations of some layers for all of them are held
-            in memory.
-        batch_size, samples, seed, progress: see `calibrate`.
-    Returns:
-        What it did to each hidden layer.
-    Raises:
-        NetworkError: as `network_graph`, or an ANN layer.
-        ConversionError: a layer without initial potentials, a network on a grid, or no images.
-    Example:
-        >>> from ttfs_triton.nn import resnet20
-        >>> found = calibrate_network(resnet20(width=0.25), torch.rand(4, 3, 32, 32))
-        >>> len(found.layers)
-        19
-    """
-    return _calibrate(network, images, _without_slope, batch_size, samples, seed, progress)
+    training = network.training
+    network.eval()
+    before = dict(_compare(graph, images, ann.activate, batch_size))
+    after = _compare(graph, images, ann.activate, batch_size, choose)
+    network.train(training)
+    return Calibration(tuple(LayerCalibration(name, before[name][0], *found) for name, found in after), len(images))
 
 
 @torch.no_grad()
@@ -204,52 +182,7 @@ def layer_correlations(
     return {name: found for name, (found, _) in _compare(network_graph(network), images, ann.activate, batch_size)}
 
 
-@torch.no_grad()
-def _calibrate(
-    network: nn.Module,
-    images: Tensor,
-    reference: Reference,
-    batch_size: int,
-    samples: int,
-    seed: int,
-    progress: Callable[[str], None],
-) -> Calibration:
-    """`calibrate` against any reference, which is asked before the stage is calibrated."""
-    graph = network_graph(network, images.shape[1:])
-    _check(graph, images)
-    generator, margin_reader = torch.Generator().manual_seed(seed), reader_of_encoder(graph)
-
-    def margin(reader: Stage, pixels: Tensor, analog: Tensor) -> float:
-        """The encoder's; `pixels` and `analog` are the images and what the ANN's encoder makes of them."""
-        target = _by_batches(partial(reference, reader), reader.input.deliver(analog), None, batch_size)
-
-        def reader_correlation() -> float | None:
-            spikes = reader.input.deliver(_by_batches(graph.encoder.activations, pixels, None, batch_size))
-            draw = torch.Generator().manual_seed(seed)
-            choose_initial_potentials(reader, spikes, None, target, batch_size, samples, draw)
-            return correlation(_by_batches(reader.activations, spikes, None, batch_size), target)
-
-        return choose_margin(graph.encoder, reader, reader_correlation)
-
-    def choose(stage: Stage, inputs: Tensor, skip: Tensor | None, wanted: Tensor) -> float:
-        if stage is graph.encoder and margin_reader is not None:
-            progress(stage.name)
-            return -margin(margin_reader, inputs[:MARGIN_IMAGES], wanted[:MARGIN_IMAGES])
-        if not _spiking(stage):
-            return 0.0
-        progress(stage.name)
-        return choose_initial_potentials(stage, inputs, skip, wanted, batch_size, samples, generator)
-
-    training = network.training
-    network.eval()
-    before = dict(_compare(graph, images, reference, batch_size))
-    after = _compare(graph, images, reference, batch_size, choose)
-    network.train(training)
-    return Calibration(tuple(LayerCalibration(name, before[name][0], *found) for name, found in after), len(images))
-
-
 def _check(graph: NetworkGraph, images: Tensor) -> None:
-    graph.require_spiking()
     for stage in graph.weighted[:-1]:
         if _spiking(stage) and stage.weighted.bias is None:
             raise ConversionError(
@@ -318,15 +251,6 @@ def correlation(spiking: Tensor, analog: Tensor) -> float | None:
 
 def _spiking(stage: Stage) -> bool:
     return isinstance(stage.layer, DFTConv2d | DFTLinear)
-
-
-def _without_slope(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-    """Activations of the same layer at σ = 0; those of an analog encoder, and the readout's logits, as they are."""
-    if not _spiking(stage):
-        return stage.activations(inputs, skip)
-    potential, bias = _potentials(stage, inputs, skip)[0], stage.weighted.bias
-    assert bias is not None
-    return (potential + bias.view(-1, *[1] * (potential.dim() - 2))).clamp(0, 1)
 
 
 def _potentials(stage: Stage, inputs: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -44,25 +44,21 @@ class Converted:
         network: the spiking network with the same weights, in evaluation mode; not calibrated.
         weights: the source.
         report: where every tensor went and came from.
-        source: the network that the weights are of.
+        from_ann: whether the weights were trained as an ANN, not to spike.
     """
 
     ann: FoldedANN
     network: TTFSNetwork
     weights: Weights
     report: ConversionReport
-    source: NetworkConfig
+    from_ann: bool
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the source is an ANN that the copied network does not compute: with a slope that persists, or with
-        activations above 1. Weights that were trained to spike, or may have been, are left as they are."""
-        said, tensors = self.weights.description(), self.weights.tensors
-        if said is None and is_own(tensors) and not any(".batch_norm." in key for key in tensors):
-            return False  # of ours, without a config.json that says which kind
-        if not self.source.analog and self.source.neuron.has_slope:
-            return False
-        return self.ann.bound is None or self.network.config.neuron.has_slope
+        """Whether the source is another project's ANN that the copied network does not compute: with a slope that
+        persists, or with activations above 1. Networks of ours are left as they are: they train on instead, while σ
+        rises."""
+        return self.from_ann and (self.ann.bound is None or self.network.config.neuron.has_slope)
 
 
 def convert(
@@ -149,7 +145,7 @@ def convert(
     target = _target_config(source_config, layers, classes, standardised, fold_input, overrides)
     network = _network(target, layers)
     ann = FoldedANN(target, _plain_tensors(target, layers), layout.bound)
-    return Converted(ann, network, weights, make_report(weights, layout, layers, network, seed), layout.config)
+    return Converted(ann, network, weights, make_report(weights, layout, layers, network, seed), layout.from_ann)
 
 
 def recognise(
@@ -219,9 +215,8 @@ def _own_config(
         raise ConversionError(
             f"convert: image_size must be {own.image_size}, as {weights.name} was trained; got {image_size}."
         )
-    if trained_as is not None and own.analog != (trained_as == "ann"):
-        kind = "an ANN" if own.analog else "a spiking network"
-        raise ConversionError(f"convert: trained_as must be left out for {weights.name}, {kind}; got {trained_as}.")
+    if trained_as is not None:
+        raise ConversionError(f"convert: trained_as must be left out for a network of ours; got {trained_as}.")
     return own
 
 
@@ -253,7 +248,6 @@ def _target_config(
             "convert: bias must be True for a source with biases or batch norm; got False. They would be lost."
         )
     values = {
-        "analog": False,
         "batch_norm": False,
         "bias": has_bias,
         "weight_standardisation": standardised,

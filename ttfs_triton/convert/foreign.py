@@ -113,13 +113,13 @@ def foreign_layout(
         std=std,
         bias=any(layer.bias for layer in layers),
         weight_standardisation=False,
-        analog=True,
         batch_norm=any(layer.batch_norm for layer in layers),
     )
     if names is PAPER:
         network = _paper_network(network, trained_as)
         assumptions.append(f"trained as {trained_as}, as said: the names are the same")
-    return Layout(names.layout, layers, network, 1.0 if names is PAPER else None, pool, tuple(assumptions))
+    from_ann = trained_as in (None, "ann")
+    return Layout(names.layout, layers, network, 1.0 if names is PAPER else None, from_ann, pool, tuple(assumptions))
 
 
 def _recognised(tensors: Mapping[str, Tensor]) -> tuple[Names, list[SourceLayer], list[int], list[SourceLayer]]:
@@ -142,7 +142,7 @@ def _recognised(tensors: Mapping[str, Tensor]) -> tuple[Names, list[SourceLayer]
         raise ConversionError(
             f"convert: the weights must be of a network of ours, if it has skips; got another project's "
             f"({describe(tensors)}). Its shortcuts mix or move channels, where ours are one synapse a neuron. "
-            "Train one by recipes/pretrain_ann.py --model resnet20, or resnet18, with --batch-norm if you like."
+            "Train one: ttfs train resnet20-cifar10, or resnet18-cifar100."
         )
     raise ConversionError(
         "convert: the weights must be of a network of ours, a VGG with the names of torchvision or timm, or the "
@@ -290,10 +290,10 @@ def _paper_network(network: NetworkConfig, trained_as: TrainedAs | None) -> Netw
     """The network as the paper's script of that name has it; of one channel, pixels are spike times in all of them."""
     if trained_as == "direct":
         neuron = Neuron(derivative_clip=DIRECT_DERIVATIVE_CLIP)
-        return network.replace(analog=False, readout="potential_end", neuron=neuron)
+        return network.replace(readout="potential_end", neuron=neuron)
     if trained_as == "proxy":
         encoder = "latency" if network.in_channels == 1 else "signed"
-        return network.replace(analog=False, readout="potential_start", neuron=Neuron(), encoder=encoder)
+        return network.replace(readout="potential_start", neuron=Neuron(), encoder=encoder)
     return network
 
 

@@ -60,6 +60,7 @@ class Layout:
         layers: in the order of computation; the last is the readout.
         config: of that network, for the image size it is converted for.
         bound: upper bound of its hidden activations: 1 for a clamped ReLU, None for a plain one.
+        from_ann: whether it was trained as an ANN, not to spike.
         pool: in front of its first fully connected layer; None if that reads the last maps as they are.
         assumptions: what neither names nor shapes say, in words.
     """
@@ -68,6 +69,7 @@ class Layout:
     layers: tuple[SourceLayer, ...]
     config: NetworkConfig
     bound: float | None
+    from_ann: bool = False
     pool: AveragePool | None = None
     assumptions: tuple[str, ...] = ()
 
@@ -78,7 +80,7 @@ def is_own(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def own_layout(tensors: Mapping[str, Tensor], config: NetworkConfig) -> Layout:
-    """The layout of a network of ours: trained as an ANN, with or without batch norm, or as a spiking network."""
+    """The layout of a network of ours, with or without batch norm."""
     layers = []
     for name, layer in weighted_layers(skeleton(config)):
         path = name if name == "readout" else f"features.{name}"

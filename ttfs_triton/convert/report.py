@@ -130,11 +130,11 @@ def make_report(
     notes = [*weights.steps, *layout.assumptions]
     if any(INPUT_NORMALISATION in layer.folded for layer in layers):
         notes.append(f"mean and std folded into {layers[0].name}; inexact at borders that it pads")
-    if layout.config.weight_standardisation and not network.config.weight_standardisation:
+    if any(layer.weight_gain for layer in layout.layers) and not network.config.weight_standardisation:
         notes.append("standardised weights folded into plain ones")
     if layout.bound is None:
         notes.append("activations of the source are not bounded, spikes saturate at 1: calibrate or train the network")
-    if not layout.config.analog:
+    if not layout.from_ann:
         notes.append("the source is a spiking network; its weights are copied")
     return ConversionReport(
         weights.name,

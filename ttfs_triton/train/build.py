@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
-from ttfs_triton.data.placement import PlacedImages, place_images
+from ttfs_triton.data.placement import place_images
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.own_network import describe_network
@@ -107,7 +107,7 @@ def split_data(train: ImageData, test: ImageData, config: TrainConfig) -> RunDat
 
 def place_data(
     config: TrainConfig, data: RunData, device: torch.device, say: Callable[[str], None]
-) -> tuple[PlacedImages | ImageData, PlacedImages | ImageData]:
+) -> tuple[ImageData, ImageData]:
     """The splits for training and testing where batches are gathered from; says where that is.
 
     Raises:
@@ -135,7 +135,7 @@ def build_network(
         config, data: the run.
         device: to calibrate on; the network itself is on the CPU. Default: the CPU.
         network: built already. Default: as the configuration says.
-        calibrated: calibrate it where the weights are an ANN's; needless if a checkpoint follows.
+        calibrated: calibrate it where the weights are another project's ANN's; needless if a checkpoint follows.
     Returns:
         The network, and where its weights come from; None if they were drawn.
     Raises:
@@ -153,8 +153,8 @@ def build_network(
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
         if isinstance(network, TTFSNetwork):
             start = load_weights(network, weights, images, config.trained_as)
-        else:  # what its weights were trained as only the user knows
-            start = load_own_weights(network, weights, images if config.trained_as == "ann" else None)
+        else:
+            start = load_own_weights(network, weights)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, learn_units=config.learn_units)
         if config.grid_chip is not None:
@@ -238,7 +238,6 @@ def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
                 bias=config.bias,
                 weight_standardisation=config.weight_standardisation,
                 initial_gain=config.initial_gain,
-                analog=config.neuron == "ann",
                 batch_norm=config.batch_norm,
                 dropout=config.dropout,
             ),

@@ -63,15 +63,13 @@ class TrainConfig(
     def _combinations(self) -> Self:
         if self.network is not None and (given := self.network_keys()):
             raise ValueError(f"network builds all of a network: leave {', '.join(given)} out, and say it there")
-        if self.neuron == "ann":
-            self._check_ann()
         if self.batch_norm and self.time_steps is not None:
             raise ValueError(
                 "batch_norm and time_steps exclude each other: train with batch_norm first, then start from its "
                 "weights with time_steps and without batch_norm"
             )
         if self.psp_persistence_rise is not None and self.spiking_neuron.psp_persistence == 0:
-            raise ValueError("psp_persistence_rise needs neuron: dft and a psp_persistence above 0 to rise to")
+            raise ValueError("psp_persistence_rise needs a psp_persistence above 0 to rise to")
         if self.psp_persistence_rise is not None and self.compile:
             raise ValueError("psp_persistence_rise and compile exclude each other: each σ would be compiled anew")
         if self.random_resized_crop and self.crop_padding:
@@ -83,16 +81,6 @@ class TrainConfig(
             )
         return self
 
-    def _check_ann(self) -> None:
-        if self.target is not None:
-            raise ValueError(f"target_{self.target.kind} works with neuron: dft only; an ANN has no spikes")
-        if self.time_steps is not None:
-            raise ValueError("time_steps works with neuron: dft only; an ANN has no spikes")
-        if self.faults:
-            raise ValueError(f"faults work with neuron: dft only; got {self.faults.text()}")
-        if self.psp_persistence_rise is not None:
-            raise ValueError("psp_persistence_rise needs neuron: dft and a psp_persistence above 0 to rise to")
-
     def to_yaml(self) -> str:
         """The configuration as YAML: every key but those that say how to treat an existing folder."""
         values = self.model_dump(mode="json", exclude={"resume", "overwrite"})
@@ -103,6 +91,7 @@ FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items(
 """Keys that may differ between a run and its continuation."""
 # Keys that runs of earlier versions hold.
 RETIRED = {
+    "neuron": "an ANN is a network with psp_persistence: 0; start one from the weights of a run that has neuron: ann",
     "pretrain": "one training begins at σ = 0 and ends at its goal; use psp_persistence_rise, and batch_norm",
     "pretrain_epochs": "see psp_persistence_rise",
     "pretrain_lr": "see psp_persistence_rise",
@@ -256,7 +245,7 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
             if it asks for something.
     """
     try:
-        return TrainConfig(**{key: value for key, value in values.items() if value or key not in RETIRED})
+        return TrainConfig(**{key: value for key, value in values.items() if key not in RETIRED or _asks(value)})
     except ValidationError as error:
         lines = "\n".join(problem_lines(error, "spiking_neuron", _no_such_key))
         raise ConfigError(f"{source} is not usable:\n{lines}") from None
@@ -285,8 +274,16 @@ def refuse_changes(old: TrainConfig, new: TrainConfig, rule: str, remedy: str) -
 
 
 def without_retired(values: dict[str, Any]) -> dict[str, Any]:
-    """The keys of an earlier version's run that still mean something; its checkpoints hold what the others did."""
-    return {key: value for key, value in values.items() if key not in RETIRED}
+    """The keys of an earlier version's run that still mean something; its checkpoints hold what the others did.
+
+    An ANN's layers were others, and its run does not go on.
+    """
+    return {key: value for key, value in values.items() if key not in RETIRED or value == "ann"}
+
+
+def _asks(value: Any) -> bool:
+    """Whether the value of a retired key asks for what there is no more."""
+    return bool(value) and value != "dft"
 
 
 def _no_such_key(key: str) -> str:

@@ -218,7 +218,6 @@ class TargetTraining:
         steps: int,
     ) -> None:
         assert config.target is not None
-        graph.require_spiking()
         some = draw_images(data.train, TARGET_IMAGES, config.seed, data.train_indices).to(accelerator.device)
         self.target = make_target(config.target, network.to(accelerator.device), some, config.target_steps)
         self.model = CostedNetwork(network, graph, self.target)

@@ -322,9 +322,8 @@ class TrainingLoop:
         config, data, say = self.config, self.data, self.display.say
         parameters = sum(p.numel() for p in self.network.parameters())
         found = ", ".join(f"{value:g}" for value in self.graph.persistences)
-        neuron = "ANN" if self.graph.analog else f"σ = {found}"
         say(
-            f"{config.network or config.model} ({parameters:,} parameters, {neuron}) on {data.train.name}: "
+            f"{config.network or config.model} ({parameters:,} parameters, σ = {found}) on {data.train.name}: "
             f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
             f"{len(data.test):,} test images"
         )

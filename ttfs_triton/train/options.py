@@ -20,7 +20,7 @@ from pydantic import (
 
 from ttfs_triton.augment.augmentation import Fill, Flip
 from ttfs_triton.augment.policy import PolicyName
-from ttfs_triton.data.events import MAX_WINDOWS, EventWindows
+from ttfs_triton.data.events import MAX_WINDOWS, EventWindows, Size
 from ttfs_triton.nn import Neuron
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.grid import MOST_STEPS, Grid
@@ -151,7 +151,7 @@ class EventOptions(BaseModel):
     """Length of such a window in microseconds. Default: the recording's own duration, divided."""
     event_pool: int = Field(1, ge=1)
     """Pixels of the sensor, a side, that become one, which takes their earliest event."""
-    event_sensor: tuple[int, int] | None = None
+    event_sensor: tuple[Size, Size] | None = None
     """Height and width of the sensor in pixels. Default: those of N-MNIST or DVS-Gesture."""
 
     @model_validator(mode="after")
@@ -184,8 +184,6 @@ class NetworkOptions(BaseModel):
     """Fully connected hidden layers of vgg11 and vgg16; the paper's are 4096-4096."""
     width: float = Field(1.0, gt=0)
     """Factor on the size of every hidden layer."""
-    neuron: Literal["dft", "ann"] = "dft"
-    """dft: dynamic-firing-threshold spiking neurons. ann: the same network with ReLU clamped to [0, 1]."""
     batch_norm: bool = False
     """Normalise the potentials of every hidden layer over the batch. Folds into weights and initial potentials."""
     sync_batch_norm: bool = False
@@ -242,13 +240,13 @@ class StartOptions(BaseModel):
     in_channels, image_size and classes that it takes."""
     weights: str | None = None
     """Start from these weights: a run's folder, a file, or a Hub repository, org/name[/file][@revision]. Of the same
-    network, also as an ANN with batch norm, or of a known VGG; see recipes/convert.py for what more can be changed."""
+    network, or of a known VGG; see `ttfs convert` for what more can be changed."""
     trained_as: Literal["ann", "direct", "proxy"] | None = None
     """What the weights are of if they are the paper's, whose names do not say it: its ANN, or the spiking network of
-    its script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Only an ANN's are calibrated; those of a
-    network of your own are if you say ann here, say of one trained at psp_persistence 0."""
+    its script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Only an ANN's are calibrated."""
     calibration_images: int = Field(256, ge=0)
-    """Training images on which a network with an ANN's weights is calibrated before training. 0: not at all."""
+    """Training images on which a network with the weights of another project's ANN is calibrated before training.
+    0: not at all."""
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -259,8 +257,8 @@ class StartOptions(BaseModel):
     def _of_weights(self) -> Self:
         if self.trained_as is not None and self.weights is None:
             raise ValueError("trained_as needs weights")
-        if self.network is not None and self.trained_as not in (None, "ann"):
-            raise ValueError(f"trained_as must be ann for a network of your own, or left out; got {self.trained_as}")
+        if self.network is not None and self.trained_as is not None:
+            raise ValueError(f"trained_as must be left out for a network of your own; got {self.trained_as}")
         return self
 
 
