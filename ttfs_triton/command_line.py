@@ -41,7 +41,7 @@ def program() -> str:
 def start(module: str, *arguments: Any) -> None:
     """Import a module and call its `main`, as the whole program; Ctrl-C ends it with one line and code 130.
 
-    A run that trains has its own answer to the first Ctrl-C: it saves. See `ttfs_triton.train.processes`.
+    A run that trains has its own answer to the first Ctrl-C: it saves. See `ttfs_triton.train.device`.
 
     Args:
         module: with a function `main`.

@@ -125,7 +125,7 @@ def test_unknown_flag_exits_with_a_suggestion(recipe, capsys):
 
 
 def test_every_key_has_a_description_a_flag_and_its_group(recipe, capsys):
-    modules = ("train/options.py", "fault_options.py")
+    modules = ("train/options.py", "fault_options.py", "augment/augmentation.py")
     settings = [(ROOT / "ttfs_triton" / module).read_text() for module in modules]
     neuron = (ROOT / "kernels" / "ttfs_kernels" / "neuron.py").read_text()
     with pytest.raises(SystemExit) as caught:

@@ -65,7 +65,7 @@ from contextlib import nullcontext
 import torch
 import torch.distributed as dist
 from torch import nn
-from ttfs_triton.train.processes import compress_gradients
+from ttfs_triton.train.device import compress_gradients
 
 dist.init_process_group("gloo")
 rank, accumulation = dist.get_rank(), int(sys.argv[1])

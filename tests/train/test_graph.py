@@ -13,8 +13,8 @@ from tests.train.recorded import RecordedGraphs
 from tests.train.runs import SETTINGS, assert_same_run, change
 from ttfs_triton.scoring.graphs import GraphError
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
-from ttfs_triton.train.graph import WARM_UP, GraphedStep, choose_graphs
 from ttfs_triton.train.profile import SKIPPED
+from ttfs_triton.train.step import WARM_UP, GraphedStep, choose_graphs
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from ttfs_triton.train import processes
-from ttfs_triton.train.processes import StopRequest, ask_main_process, compress_gradients
+from ttfs_triton.train import device as processes
+from ttfs_triton.train.device import StopRequest, ask_main_process, compress_gradients
 
 
 def test_processes_stop_together(monkeypatch):

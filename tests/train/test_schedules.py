@@ -12,8 +12,8 @@ from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, Neuron, PotentialReadout, TTFSNetwork
 from ttfs_triton.train import Callback, TrainConfig, Trainer, train
 from ttfs_triton.train.build import build_optimizer
+from ttfs_triton.train.device import Interrupted
 from ttfs_triton.train.evaluation import refresh_statistics
-from ttfs_triton.train.processes import Interrupted
 from ttfs_triton.train.schedules import LEVELS, PersistenceSchedule, build_schedule, rate_factor
 from ttfs_triton.train.step import look_ahead
 

@@ -40,17 +40,22 @@ from ttfs_triton.train.checkpoint import (
     unpack_optimizer,
 )
 from ttfs_triton.train.config import TrainConfig
-from ttfs_triton.train.device import choose_fusing, fused_passes
+from ttfs_triton.train.device import (
+    Interrupted,
+    StopRequest,
+    choose_fusing,
+    compress_gradients,
+    fused_passes,
+    share_statistics,
+)
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.evaluation import Evaluator, refresh_statistics
-from ttfs_triton.train.graph import GraphedStep, choose_graphs
 from ttfs_triton.train.lagrange import TargetTraining
-from ttfs_triton.train.processes import Interrupted, StopRequest, compress_gradients, share_statistics
 from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.resume import Change, EpochTotals, Position, RunDescription, RunState, check_same_run, read_state
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.schedules import PersistenceSchedule, build_schedule
-from ttfs_triton.train.step import TrainStep, look_ahead, make_average
+from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, make_average
 
 MOST_OF_THE_START = 0.1  # share of a moving average
 
