@@ -67,20 +67,21 @@ def load_weights(
     Raises:
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
-    if (trained := _trained_with_batch_norm(source)) is not None and not network.config.batch_norm:
-        return _load_folded(network, source, trained)
-    if network.config.batch_norm and trained is None:
-        return _load_plain(network, source, images, trained_as)
     try:
         weights = open_weights(source)
-        units = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(".log2_unit")}
         description = weights.description()
-        if units:
-            others = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
-            weights = dataclasses.replace(weights, tensors=others)
-        calibration = None
-        if trained_as is None and _shapes(weights.tensors) == _shapes(network.state_dict()):
-            tensors, trained = weights.tensors, None if description is None else description.network
+        trained = None if description is None else description.network
+        trained = trained if isinstance(trained, NetworkConfig) else None
+        if trained is not None and trained.batch_norm and not network.config.batch_norm:
+            return _load_folded(network, source, trained)
+        if network.config.batch_norm and (trained is None or not trained.batch_norm):
+            return _load_plain(network, source, images, trained_as)
+        units = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(".log2_unit")}
+        others = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
+        weights, calibration = dataclasses.replace(weights, tensors=others), None
+        grid = None if trained is None else trained.grid
+        if trained_as is None and _shapes(others) == _shapes(network.state_dict()):
+            tensors = others
         else:
             converted = _convert(network.config, weights, trained_as)
             _check_same(network, converted.network.state_dict())
@@ -93,22 +94,9 @@ def load_weights(
     except ConversionError as error:
         raise ConfigError(f"weights: {source} does not fit {network.config.specification}: {error}") from error
     network.load_state_dict(tensors)
-    if isinstance(trained, NetworkConfig):
+    if trained is not None:
         _take_statistics(network, trained)
-    grid = (
-        description.network.grid if description is not None and isinstance(description.network, NetworkConfig) else None
-    )
     return Start(base_model, calibration, grid, units)
-
-
-def _trained_with_batch_norm(source: str) -> NetworkConfig | None:
-    """The network with batch norm that weights are of; None if they are of another one."""
-    try:
-        description = open_weights(source).description()
-    except WeightsError as error:
-        raise ConfigError(f"weights: {error}") from error
-    network = None if description is None else description.network
-    return network if isinstance(network, NetworkConfig) and network.batch_norm else None
 
 
 def _load_folded(network: TTFSNetwork, source: str, trained: NetworkConfig) -> Start:
@@ -116,10 +104,7 @@ def _load_folded(network: TTFSNetwork, source: str, trained: NetworkConfig) -> S
     normalised = TTFSNetwork(trained)
     start = load_weights(normalised, source)
     normalised.fold_batch_norm()
-    try:
-        _check_same(network, normalised.state_dict())
-    except ConversionError as error:
-        raise ConfigError(f"weights: {source}, batch norm folded, does not fit: {error}") from error
+    _check_same(network, normalised.state_dict(), "tensors, batch norm folded,")
     network.load_state_dict(normalised.state_dict())
     _take_statistics(network, trained)
     return start
@@ -254,7 +239,7 @@ def _structure(config: NetworkConfig) -> tuple[object, ...]:
     return (*map(at_width, parse_specification(config.specification)), config.in_channels, config.image_size)
 
 
-def _check_same(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _check_same(network: nn.Module, tensors: Mapping[str, Tensor], what: str = "converted tensors") -> None:
     wanted, got = _shapes(network.state_dict()), _shapes(tensors)
     problems = [
         f"{key}: {got.get(key, 'missing')}, not {wanted.get(key, 'wanted')}"
@@ -262,7 +247,7 @@ def _check_same(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if wanted.get(key) != got.get(key)
     ]
     if problems:
-        raise ConversionError(f"its converted tensors must be those of the network; got {'; '.join(problems[:12])}.")
+        raise ConversionError(f"its {what} must be those of the network; got {'; '.join(problems[:12])}.")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
