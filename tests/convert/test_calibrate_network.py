@@ -1,11 +1,14 @@
-"""Initial potentials of any network of our layers: skips, averages, modules of one's own."""
+"""Initial potentials that bring any network of our layers closest to the ANN of its weights."""
+
+import io
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
-from tests.convert.test_calibrate import IMAGES, own
-from ttfs_triton.convert import ConversionError, calibrate, calibrate_network
+from ttfs_triton.convert import ConversionError, calibrate_network
+from ttfs_triton.convert.calibration import correlation
 from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
@@ -19,7 +22,7 @@ from ttfs_triton.nn import (
 )
 from ttfs_triton.nn.graph import NetworkError
 
-SMALL = IMAGES[:, :, :12, :12]
+IMAGES = torch.rand(24, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
 class Skipping(nn.Module):
@@ -48,6 +51,12 @@ def skipping(sigma: float = 1.0, **options) -> Skipping:
     return network
 
 
+def drawn(sigma: float = 1.0, specification: str = "6C3-P2-8C3-16", **options) -> TTFSNetwork:
+    torch.manual_seed(1)
+    config = NetworkConfig(specification, in_channels=3, image_size=(12, 12), classes=4, neuron=Neuron(sigma))
+    return TTFSNetwork(config.replace(**({"initial_gain": 1.0} | options)))
+
+
 def spikes_of(network: Skipping, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """Activations of the layers up to the skip's."""
     early = network.conv1(network.encoder(x))
@@ -55,37 +64,26 @@ def spikes_of(network: Skipping, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"conv1": early, "conv2": late, "conv3": network.conv3(late, skip=early)}
 
 
-@pytest.mark.parametrize("encoder", ["latency", "analog", "signed"])
-def test_plain_networks_are_calibrated_as_against_their_ann(encoder):
-    one, other = own(standardised=True, encoder=encoder), own(standardised=True, encoder=encoder)
-    expected = calibrate(one.network, one.ann, SMALL, samples=10**9)
-    found = calibrate_network(other.network, SMALL, samples=10**9, batch_size=7)
-    for layer, same in zip(found.layers, expected.layers, strict=True):
-        assert layer.name == same.name
-        assert (layer.before, layer.after) == pytest.approx((same.before, same.after), abs=2e-3)
-        assert layer.shift == pytest.approx(same.shift, abs=5e-3)
-
-
 @torch.no_grad()
 def test_layers_of_a_network_with_a_skip_come_closer_to_its_ann():
-    network, wanted = skipping(), spikes_of(skipping(sigma=0.0), SMALL)
-    copied = spikes_of(network, SMALL)
-    found = calibrate_network(network, SMALL)
-    calibrated = spikes_of(network, SMALL)
-    assert [layer.name for layer in found.layers] == ["conv1", "conv2", "conv3", "hidden"]
+    network, wanted = skipping(), spikes_of(skipping(sigma=0.0), IMAGES)
+    copied, names = spikes_of(network, IMAGES), []
+    found = calibrate_network(network, IMAGES, progress=names.append)
+    calibrated = spikes_of(network, IMAGES)
+    assert [layer.name for layer in found.layers] == names == ["conv1", "conv2", "conv3", "hidden"]
     for layer in found.layers[:3]:
         before, after, ann = (spikes[layer.name].double().flatten() for spikes in (copied, calibrated, wanted))
         assert (after - ann).square().sum() < (before - ann).square().sum()
-        for correlation, ours in ((layer.before, before), (layer.after, after)):
-            assert correlation == pytest.approx(torch.corrcoef(torch.stack([ours, ann]))[0, 1].item(), abs=1e-6)
+        for value, ours in ((layer.before, before), (layer.after, after)):
+            assert value == pytest.approx(torch.corrcoef(torch.stack([ours, ann]))[0, 1].item(), abs=1e-6)
 
 
 @torch.no_grad()
 def test_initial_potentials_behind_a_skip_are_the_best_of_a_fine_scan():
     """One channel at a time, in float64, from the formulas."""
     network, ann = skipping(), skipping(sigma=0.0)
-    calibrate_network(network, SMALL, samples=10**9)
-    spikes, wanted = spikes_of(network, SMALL), spikes_of(ann, SMALL)["conv3"].double()
+    calibrate_network(network, IMAGES, samples=10**9)
+    spikes, wanted = spikes_of(network, IMAGES), spikes_of(ann, IMAGES)["conv3"].double()
     layer, x, early = network.conv3, spikes["conv2"].double(), spikes["conv1"].double()
     weight, delayed = layer.effective_weight().double(), torch.tensor([0.8, -0.6, 0.0], dtype=torch.float64)
     early = torch.cat([early, torch.zeros_like(early[:, :1])], 1)
@@ -101,33 +99,62 @@ def test_initial_potentials_behind_a_skip_are_the_best_of_a_fine_scan():
     assert (error(layer.bias.double()) <= scan.min(0).values + 1e-4).all()
 
 
+@pytest.mark.parametrize("encoder", ["latency", "analog", "signed"])
+@pytest.mark.parametrize("standardised", [True, False])
+def test_only_initial_potentials_change(encoder, standardised):
+    network = drawn(encoder=encoder, weight_standardisation=standardised)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    layers = calibrate_network(network, IMAGES).layers
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]) or name in [f"features.{layer.name}.bias" for layer in layers]
+    for layer in layers:
+        name = f"features.{layer.name}.bias"
+        assert layer.shift == pytest.approx((network.state_dict()[name] - before[name]).mean().item(), abs=1e-6)
+
+
 def test_without_a_slope_there_is_nothing_to_calibrate():
     network = skipping(sigma=0.0).train()
-    found = calibrate_network(network, SMALL)
+    found = calibrate_network(network, IMAGES)
     assert network.training
     for layer in found.layers:
-        assert layer.before == pytest.approx(1)
-        assert layer.after == pytest.approx(1)
+        assert (layer.before, layer.after) == pytest.approx((1, 1))
         assert layer.shift == pytest.approx(0, abs=1e-6)
 
 
-def test_residual_networks_of_a_specification(device):
-    torch.manual_seed(0)
-    config = NetworkConfig("8C3-(8C3-8C3)x2-(16C3s2-16C3)-A", in_channels=3, image_size=(12, 12), classes=4)
-    network = TTFSNetwork(config.replace(neuron=Neuron(psp_persistence=0.5), initial_gain=1.0)).to(device)
-    found = calibrate_network(network, SMALL.to(device))
-    assert len(found.layers) == 7
-    assert sum(layer.after > layer.before for layer in found.layers) >= 6
+def test_batches_and_devices_do_not_matter(device):
+    one, other = drawn(0.5, "8C3-(8C3-8C3)x2-(16C3s2-16C3)-A"), drawn(0.5, "8C3-(8C3-8C3)x2-(16C3s2-16C3)-A").to(device)
+    layers = calibrate_network(one, IMAGES, samples=10**9).layers
+    there = calibrate_network(other, IMAGES.to(device), samples=10**9, batch_size=7).layers
+    assert sum(layer.after > layer.before for layer in layers) >= 6
+    for ours, theirs in zip(layers, there, strict=True):
+        assert theirs.after == pytest.approx(ours.after, abs=1e-3)
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert theirs.device == device
+        torch.testing.assert_close(mine, theirs.cpu(), atol=2 / 256, rtol=0)
+
+
+def test_correlation_of_something_constant_is_none():
+    assert correlation(torch.full((9,), 0.3), torch.rand(9)) is None
+    assert correlation(torch.rand(9), torch.zeros(9)) is None
+
+
+def test_calibration_is_shown_and_written():
+    found = calibrate_network(drawn(), IMAGES)
+    assert found.to_dict()["images"] == len(IMAGES)
+    console = Console(width=100, file=io.StringIO())
+    console.print(found.table())
+    shown = console.file.getvalue()
+    assert all(f"{layer.after:.3f}" in shown and f"{layer.shift:+.3f}" in shown for layer in found.layers)
 
 
 def test_what_cannot_be_calibrated_is_refused():
     with pytest.raises(ConversionError, match=r"layers must have initial potentials; got bias=False in conv3"):
-        calibrate_network(skipping(bias=False), SMALL)
+        calibrate_network(skipping(bias=False), IMAGES)
     with pytest.raises(ConversionError, match="without a grid, and at least one image; got no images"):
-        calibrate_network(skipping(), SMALL[:0])
+        calibrate_network(skipping(), IMAGES[:0])
     on_grid = skipping()
     put_on_grid(on_grid, Grid(8, 4))
     with pytest.raises(ConversionError, match="got a network on a grid"):
-        calibrate_network(on_grid, SMALL)
+        calibrate_network(on_grid, IMAGES)
     with pytest.raises(NetworkError, match="must consist of spiking layers here"):
-        calibrate_network(TTFSNetwork(NetworkConfig("4C3", in_channels=3, image_size=(12, 12), analog=True)), SMALL)
+        calibrate_network(drawn(analog=True), IMAGES)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.convert.test_calibrate import own
-from ttfs_triton.convert import calibrate
+from tests.convert.test_calibrate_network import drawn
+from ttfs_triton.convert import calibrate_network
 from ttfs_triton.convert.encoder_margin import LARGEST, STEP, choose_margin, reader_of_encoder
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.nn.trace import network_graph
@@ -23,11 +23,11 @@ def graph(encoder: str = "analog", sigma: float = 1.0, specification: str = "4C3
 @pytest.mark.parametrize("sigma", [1.0, 0.25])
 def test_reader_of_an_encoder_comes_closer_to_the_ann(sigma, monkeypatch):
     def after(with_margin: bool):
-        both = own(standardised=True, encoder="analog", sigma=sigma)
+        network = drawn(sigma, encoder="analog", initial_gain=0.5)
         with monkeypatch.context() as patch:
             if not with_margin:
                 patch.setattr("ttfs_triton.convert.encoder_margin.LARGEST", 0.0)
-            first, reader, *_ = calibrate(both.network, both.ann, IMAGES).layers
+            first, reader, *_ = calibrate_network(network, IMAGES).layers
         assert reader.after is not None
         return first.shift, reader.after
 

@@ -15,7 +15,7 @@ import torch
 from pydantic_core import to_jsonable_python
 from torch import Tensor, nn
 
-from ttfs_triton.convert.calibration import batches
+from ttfs_triton.convert.calibration import around, batches, choose_least
 from ttfs_triton.nn import Grid, put_on_grid
 from ttfs_triton.nn.chip import check_registers
 from ttfs_triton.nn.graph import Stage, readout_time
@@ -158,25 +158,9 @@ def _fit(
     before = error()
     if layer.log2_unit is not None:
         first = layer.log2_unit.clone()
-        _choose(layer.log2_unit, error, [first + torch.tensor(share).log2() for share in UNIT_SHARES])
+        choose_least(layer.log2_unit, error, [first + torch.tensor(share).log2() for share in UNIT_SHARES])
     if layer.bias is not None and layer.kind != "analog":
         for reach in REACHES:
-            first = layer.bias.clone()
-            _choose(layer.bias, error, [first + change for change in torch.linspace(-reach, reach, POINTS).tolist()])
+            choose_least(layer.bias, error, around(layer.bias, reach, POINTS))
     count = sum(target.numel() for target in targets)
     return ((before.sum() / count) ** 0.5).item(), ((error().sum() / count) ** 0.5).item()
-
-
-def _choose(parameter: nn.Parameter, error: Callable[[], Tensor], candidates: Sequence[Tensor]) -> None:
-    """Give each channel, or all of them where there is one number for all, the candidate of least error."""
-    best, least = parameter.detach().clone(), None
-    for candidate in [best, *candidates]:
-        parameter.copy_(candidate)
-        found = error()
-        if len(parameter) == 1:
-            found = found.sum(0, keepdim=True)
-        if least is None:
-            least = found
-            continue
-        best, least = torch.where(found < least, candidate, best), torch.minimum(found, least)
-    parameter.copy_(best)

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json
 from ttfs_triton.command_line import run_command
-from ttfs_triton.convert.calibration import calibrate_converted
 from ttfs_triton.convert.checkpoint import ConversionError
-from ttfs_triton.convert.conversion import Converted, convert
+from ttfs_triton.convert.conversion import Converted, calibrate_converted, convert
 from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.data.images import draw_images, load_images
