@@ -123,7 +123,10 @@ def test_interrupted_upload_changes_nothing_and_goes_on(hub, client, run, where)
 def test_command_reports_mistakes_plainly(trained, capsys):
     for arguments, message in (
         ([str(trained), "--repo-id", "name", "--dry-run"], "error: publish: repo_id must be owner/name"),
-        ([f"{trained}/nowhere", "--repo-id", "a/b", "--dry-run"], "error: load: path must exist"),
+        (
+            [f"{trained}/nowhere", "--repo-id", "a/b", "--dry-run"],
+            "error: load: source must be a file, a folder or a Hub",
+        ),
         ([str(trained), "--repo-id", "a/b", "--dry-run", "--chip", "nowhere"], "nowhere"),
     ):
         with pytest.raises(SystemExit, match="1"):

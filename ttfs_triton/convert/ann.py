@@ -26,7 +26,7 @@ SUPPORTED = (
 _REMEDY = "Replace it by these, and train the ANN again."
 
 
-@dataclass
+@dataclass(eq=False)
 class ANNLayer:
     """A convolution or fully connected layer, its batch norm folded, up to its activation function.
 
@@ -341,11 +341,12 @@ class _Reader:
         return sums[0]
 
     def _check_output(self, node: fx.Node) -> None:
-        value = self._values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None  # type: ignore[arg-type]
-        whole = value is not None and not value.active and not value.route
-        if not whole or not self._layers or value.layer is not self._layers[-1] or value.layer.skip is not None:
+        last = self._layers[-1] if self._layers else None
+        source = node.args[0]
+        value = self._values.get(source, _Value()) if isinstance(source, fx.Node) else _Value()
+        if last is None or value != _Value(last, active=False) or last.skip is not None:
             self._refuse(node, "an output that is not that of its last layer")
-        if not isinstance(self._layers[-1].module, nn.Linear):
+        if not isinstance(last.module, nn.Linear):
             self._refuse(node, "an output that is not of a Linear layer")
 
     def _refuse(self, node: fx.Node, what: str = "") -> NoReturn:

@@ -1,7 +1,7 @@
 """A network of this package's layers from the layers of an ANN, with its weights."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class ConvertedNetwork(nn.Module):
             if analog and not self.layers:
                 sizes = layer.module
                 assert isinstance(sizes, nn.Conv2d)
-                geometry = (sizes.in_channels, sizes.out_channels, sizes.kernel_size, sizes.stride, sizes.padding)
+                geometry: Any = (sizes.in_channels, sizes.out_channels, sizes.kernel_size, sizes.stride, sizes.padding)
                 found: nn.Module = AnalogEncoder(*geometry, mean=mean, std=std, weight_standardisation=False)
             elif layer is layers[-1]:
                 found = _readout(layer, neuron, readout)
@@ -69,12 +69,13 @@ class ConvertedNetwork(nn.Module):
             self.layers[layer.name] = found
 
     def forward(self, images: Tensor) -> Tensor:
-        emitted: dict[str | None, Tensor] = {None: self.encoder(images)}
+        x = self.encoder(images)
+        emitted: dict[str | None, Tensor] = {None: x}
         for name, layer in self.layers.items():
             wire, skip = self._wires[name]
             x = wire.deliver(emitted[wire.source])
-            emitted[name] = layer(x) if skip is None else layer(x, skip=skip.deliver(emitted[skip.source]))
-        return emitted[name]
+            emitted[name] = x = layer(x) if skip is None else layer(x, skip=skip.deliver(emitted[skip.source]))
+        return x
 
 
 def _hidden(layer: ANNLayer, neuron: Neuron) -> WeightedLayer:

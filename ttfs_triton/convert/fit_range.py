@@ -83,7 +83,7 @@ def _reached(rows: Tensor, quantile: float) -> Tensor:
 
 def _rescale(graph: NetworkGraph, clips: Mapping[str, Tensor]) -> None:
     for stage in graph.weighted:
-        layer, source = stage.weighted, stage.input.source
+        layer, source = stage.weighted, stage.input.source or ""
         weight, groups = layer.weight.double(), getattr(layer, "groups", 1)
         per_output = [-1, *[1] * (weight.dim() - 1)]
         if source in clips:

@@ -211,7 +211,8 @@ def _compare(
 
         def fire(stage: Stage, inputs: Tensor, skip: Tensor | None, activations=activations, scales=scales) -> Tensor:
             spikes = stage.activations(inputs, skip)
-            if (name := source_of.get(stage.name)) in activations:
+            name = source_of.get(stage.name, "")
+            if name in activations:
                 clip = scales[name].view(-1, *[1] * (spikes.dim() - 2))
                 add(name, spikes * clip, activations[name], activations[name] > clip * (1 + ROUNDING))
             return spikes

@@ -182,7 +182,9 @@ def foreign_layout(
         ("", nn.Flatten()),
         *_modules(tensors, dense, names, epsilon),
     ]
-    return Layout(names.layout, tuple(modules[:-1]), (channels, *size), latency, mean, std, tuple(assumptions))
+    return Layout(
+        names.layout, tuple(modules[:-1]), (channels, size[0], size[1]), latency, mean, std, tuple(assumptions)
+    )
 
 
 def _recognised(tensors: Mapping[str, Tensor]) -> tuple[Names, dict[str, int], dict[str, int]]:

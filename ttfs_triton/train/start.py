@@ -20,7 +20,7 @@ from ttfs_triton.convert import (
 )
 from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.hardware import count, load_chip
-from ttfs_triton.model import BaseModel
+from ttfs_triton.model import BaseModel, ModelDescription
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
 from ttfs_triton.nn.chip import check_registers
 from ttfs_triton.nn.folding import unfold_batch_norm
@@ -48,7 +48,7 @@ class Start:
 
 
 def load_weights(
-    network: TTFSNetwork, source: str, images: Tensor | None = None, trained_as: TrainedAs | None = None
+    network: TTFSNetwork, source: str | Weights, images: Tensor | None = None, trained_as: TrainedAs | None = None
 ) -> Start:
     """Load weights into a network, strictly: every tensor used or folded, every parameter found.
 
@@ -62,7 +62,7 @@ def load_weights(
 
     Args:
         network: changed in place.
-        source: what `open_weights` reads.
+        source: what `open_weights` reads, or what it gave.
         images: to calibrate on, [N, in_channels, height, width] in [0, 1], on the device to compute on. None leaves the
             weights as they are.
         trained_as: see `TrainedAs`; needed for the paper's weights.
@@ -70,14 +70,18 @@ def load_weights(
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
     normalised = not network.config.analog and network.config.batch_norm
-    if (trained := _trained_with_batch_norm(source)) is not None and not normalised and not network.config.analog:
-        return _load_folded(network, source, trained)
-    if normalised and trained is None:
-        return _load_plain(network, source, images, trained_as)
     try:
-        weights = open_weights(source)
-        units = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(".log2_unit")}
+        weights = source if isinstance(source, Weights) else open_weights(source)
         description = weights.description()
+    except WeightsError as error:
+        raise ConfigError(f"weights: {error}") from error
+    trained = _trained_with_batch_norm(description)
+    if trained is not None and not normalised and not network.config.analog:
+        return _load_folded(network, weights, trained)
+    if normalised and trained is None:
+        return _load_plain(network, weights, images, trained_as)
+    try:
+        units = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(".log2_unit")}
         if units:
             others = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
             weights = dataclasses.replace(weights, tensors=others)
@@ -96,10 +100,8 @@ def load_weights(
                 converted, calibration = _calibrate(converted, images)
                 tensors = converted.network.state_dict()
         base_model = weights.base_model()
-    except WeightsError as error:
-        raise ConfigError(f"weights: {error}") from error
     except ConversionError as error:
-        raise ConfigError(f"weights: {source} does not fit {network.config.specification}: {error}") from error
+        raise ConfigError(f"weights: {weights.name} does not fit {network.config.specification}: {error}") from error
     network.load_state_dict(tensors)
     if isinstance(trained, NetworkConfig):
         _take_statistics(network, trained)
@@ -109,17 +111,13 @@ def load_weights(
     return Start(base_model, calibration, grid, units)
 
 
-def _trained_with_batch_norm(source: str) -> NetworkConfig | None:
-    """The spiking network with batch norm that weights are of; None if they are of another one."""
-    try:
-        description = open_weights(source).description()
-    except WeightsError as error:
-        raise ConfigError(f"weights: {error}") from error
+def _trained_with_batch_norm(description: ModelDescription | None) -> NetworkConfig | None:
+    """The spiking network with batch norm that a config.json describes; None if it is of another one."""
     network = None if description is None else description.network
     return network if isinstance(network, NetworkConfig) and network.batch_norm and not network.analog else None
 
 
-def _load_folded(network: TTFSNetwork, source: str, trained: NetworkConfig) -> Start:
+def _load_folded(network: TTFSNetwork, source: Weights, trained: NetworkConfig) -> Start:
     """`load_weights` of a spiking network with batch norm into one without."""
     normalised = TTFSNetwork(trained)
     start = load_weights(normalised, source)
@@ -127,18 +125,18 @@ def _load_folded(network: TTFSNetwork, source: str, trained: NetworkConfig) -> S
     try:
         _check_same(network, normalised.state_dict())
     except ConversionError as error:
-        raise ConfigError(f"weights: {source}, batch norm folded, does not fit: {error}") from error
+        raise ConfigError(f"weights: {source.name}, batch norm folded, does not fit: {error}") from error
     network.load_state_dict(normalised.state_dict())
     _take_statistics(network, trained)
     return start
 
 
-def _load_plain(network: TTFSNetwork, source: str, images: Tensor | None, trained_as: TrainedAs | None) -> Start:
+def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, trained_as: TrainedAs | None) -> Start:
     """`load_weights` of a plain network, folded and calibrated, into one with batch norm."""
     if images is None or not len(images):
         raise ConfigError(
-            f"weights: {source} has no batch norm, whose statistics are then taken from calibration images; got none. "
-            "Give --calibration-images, or --no-batch-norm."
+            f"weights: {source.name} has no batch norm, whose statistics are then taken from calibration images; got "
+            "none. Give --calibration-images, or --no-batch-norm."
         )
     plain = TTFSNetwork(network.config.replace(batch_norm=False, weight_standardisation=False))
     start = load_weights(plain, source, images, trained_as)
