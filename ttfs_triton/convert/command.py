@@ -87,7 +87,7 @@ class ConvertOptions(CalibrationImages):
 
     source: Annotated[str, tyro.conf.Positional]
     """A run's folder, a file of weights (.safetensors; .bin, .pt, .pth, .pkl, of which only tensors are read), or a Hub
-    repository: org/name[/file][@revision]."""
+    repository, of which only safetensors are read: org/name[/FILE.safetensors][@revision]."""
     output_dir: Path
     """Folder for model.safetensors, config.json and conversion.json; must not hold anything."""
 
