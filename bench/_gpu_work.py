@@ -90,7 +90,7 @@ def graph(output: str) -> int:
     """The recipe's loop on the bundled images, by a CUDA graph and without; 1 if losses differ or a graph is slower."""
     from ttfs_triton.command_line import recipe
     from ttfs_triton.train import TrainConfig, train
-    from ttfs_triton.train.recipe import read_recipe
+    from ttfs_triton.train.config import read_recipe
 
     keys = read_recipe(recipe("vgg16-cifar10")).values(None)
     changes = {"dataset": "sample", "data_dir": None, "image_size": 32, "batch_size": 128, "epochs": 6}

@@ -32,7 +32,7 @@ TARGETS: dict[Target, Device] = {
     "sm_100": Device("B200", Chip("cuda", 100), 148),
     "gfx942": Device("MI300X", Chip("hip", "gfx942"), 304),
 }
-WHICH = ("forward", "local_gradient", "grad_x", "grad_w")
+WHICH = ("forward", "local_gradient", "grad_x", "grad_w", "normalised")
 HEADINGS = "dtype σ|kernel|blocks|warps|stages|reg|spill|KiB|fit|MMA|others|RS/SS|verdict|layers".split("|")
 
 
@@ -69,9 +69,9 @@ def default_kernels(
         for surrogate in (False, True) if sigma > 0 else (False,):
             problem = layer.problem(batch, number, sigma, surrogate=surrogate)
             config = None
-            if which in PASSES:
-                here = TARGETS[target]
-                config = default_config(which, problem, here.chip, FORMATS[number].precision, here.processors)
+            if which != "local_gradient":
+                here, blocks = TARGETS[target], which if which in PASSES else "forward"
+                config = default_config(blocks, problem, here.chip, FORMATS[number].precision, here.processors)
             plan = Kernel(target, number, which, problem, config, 0).plan()
             for index, launch in enumerate(plan.launches):
                 kernel = Kernel(target, number, which, problem, config, index)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.triton_backend import passes
+from ttfs_kernels.triton_backend import normalised_layer, passes
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.launch import Device
+from ttfs_kernels.triton_backend.normalisation import STATISTICS, Neurons
 from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import Problem
 
@@ -90,10 +91,11 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
     """What one pass with a bias and gradients would launch, planned on the meta device: no memory, no GPU.
 
     Args:
-        which: "forward", "grad_x", "grad_w", "local_gradient" for what comes before both, or "pool" for the kernel that
-            pools behind a forward pass.
-        problem: the layer. A pool counts in "local_gradient" and "pool", and in a forward pass that pools itself.
-        config: blocks; None for "local_gradient" and "pool", whose blocks are always the same.
+        which: "forward", "grad_x", "grad_w", "local_gradient" for what comes before both, "pool" for the kernel that
+            pools behind a forward pass, or "normalised" for a layer with batch norm, up to what comes before grad_x.
+        problem: the layer. A pool counts in all but grad_x and grad_w, in a forward pass if that pools itself.
+        config: blocks, those of the forward pass for "normalised"; None for "local_gradient" and "pool", whose blocks
+            are always the same.
         precision: of float32 products, "ieee" or "tf32".
         device: what it is planned for.
     """
@@ -109,13 +111,25 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
     slope_h = h if problem.with_slope else None
     if which == "pool":
         return passes.pool(problem, h, slope_h, True)
+    kept = empty(problem.batch, *problem.pooled_size, problem.out_channels)
+    winner = torch.empty_like(kept, dtype=torch.uint8) if problem.pool > 1 else None
     if which == "local_gradient":
-        kept = empty(problem.batch, *problem.pooled_size, problem.out_channels)
-        winner = torch.empty_like(kept, dtype=torch.uint8) if problem.pool > 1 else None
         gain = kept if problem.with_slope else None
         delayed = passes.Delayed(h, bias, True, True) if problem.skip else None
         return passes.local_gradient(problem, kept, kept, gain, neuron, True, True, winner, delayed)
     assert config is not None
+    if which == "normalised":
+        bare, late = replace(problem, pool=1, skip=False), (h, bias) if problem.skip else (None, None)
+        statistics = bias.new_empty(STATISTICS, problem.out_channels)
+        neurons = Neurons(h, slope_h, statistics, *late, winner)
+        plans = (
+            passes.forward(bare, x, weight, None, neuron, True, config, precision, device.chip, fires=False),
+            normalised_layer.statistics_of(problem, (h, slope_h), bias, bias, 1e-5, neuron),
+            normalised_layer.fire(problem, neurons, neuron),
+            normalised_layer.reduce(problem, neurons, kept, neuron),
+            normalised_layer.spread(problem, neurons, kept, statistics, neuron),
+        )
+        return Plan([launch for plan in plans for launch in plan.launches], ())
     if which == "forward":
         skip = (h, bias) if problem.skip else ()
         return passes.forward(problem, x, weight, bias, neuron, True, config, precision, device.chip, *skip)

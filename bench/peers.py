@@ -43,7 +43,8 @@ import tyro
 from torch import Tensor, nn
 from train_step import ANN, Composed, Contender, Step, build, check
 
-from ttfs_triton.nn import ANNConv2d, ANNLinear, EarliestSpikePool2d, TTFSNetwork
+from ttfs_triton.nn import DFTLinear, EarliestSpikePool2d, TTFSNetwork
+from ttfs_triton.nn.weighted import WeightedConv2d
 
 OURS = "DFT σ=1"
 WITHOUT_TIME = (OURS, "DFT σ=0", ANN)
@@ -149,7 +150,7 @@ def mirror(ann: TTFSNetwork, kinds: ModuleType, neurons: Callable[[], nn.Module]
     """Layers of the sizes and, times `GAIN`, with the weights of an ANN without biases; neurons for its ReLUs.
 
     Args:
-        ann: a `TTFSNetwork` of neuron "ann".
+        ann: a `TTFSNetwork` at σ = 0, or one composed as an ANN.
         kinds: has Conv2d, Linear, MaxPool2d and Flatten.
         neurons: makes the neurons of one layer.
     """
@@ -160,12 +161,12 @@ def mirror(ann: TTFSNetwork, kinds: ModuleType, neurons: Callable[[], nn.Module]
             layers.append(kinds.MaxPool2d(module.kernel_size, module.stride))
         elif isinstance(module, nn.Flatten):
             layers.append(kinds.Flatten())
-        elif isinstance(module, ANNConv2d):
+        elif isinstance(module, WeightedConv2d):
             geometry = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)
             layers += [with_weights(kinds.Conv2d(*geometry, bias=False), module), neurons()]
         else:
             layers.append(with_weights(kinds.Linear(module.in_features, module.out_features, bias=False), module))
-            if isinstance(module, ANNLinear):
+            if isinstance(module, DFTLinear):
                 layers.append(neurons())
     return layers
 

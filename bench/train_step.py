@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ttfs_kernels import fuse_passes
 from ttfs_kernels.reference import compose_conv2d, compose_linear
 from ttfs_triton.memory import freed_memory_kept
-from ttfs_triton.nn import AnalogEncoder, ANNConv2d, ANNLinear, DFTConv2d, DFTLinear, Neuron, TTFSNetwork, networks
+from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron, TTFSNetwork, networks
 
 ANN = "ANN"
 COMPOSITION = "composition σ=1"
@@ -54,29 +54,28 @@ class Contender:
 
 
 class Composed(nn.Module):
-    """A layer of ours with PyTorch's operators: an analog one as anyone has it, a spiking one by `reference`."""
+    """A layer with the parameters of one of ours and PyTorch's operators: an ANN's as anyone has them, or those of a
+    spiking layer by `reference`."""
 
-    def __init__(self, layer: ANNConv2d | ANNLinear | DFTConv2d | DFTLinear) -> None:
+    def __init__(self, layer: DFTConv2d | DFTLinear, ann: bool) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.ann = layer, ann
 
     def forward(self, x: Tensor) -> Tensor:
         layer, weight = self.layer, self.layer.effective_weight()
-        if isinstance(layer, ANNLinear):
-            return F.hardtanh(F.linear(x, weight, layer.bias), 0.0, 1.0)
-        if isinstance(layer, DFTLinear):
-            return compose_linear(x, weight, layer.bias, psp_persistence=layer.neuron.psp_persistence)
-        geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
-        if isinstance(layer, ANNConv2d):
-            return F.hardtanh(F.conv2d(x, weight, layer.bias, **geometry), 0.0, 1.0)
-        return compose_conv2d(x, weight, layer.bias, psp_persistence=layer.neuron.psp_persistence, **geometry)
+        geometry = layer.geometry if isinstance(layer, DFTConv2d) else {}
+        if self.ann:
+            contract = F.conv2d if isinstance(layer, DFTConv2d) else F.linear
+            return F.hardtanh(contract(x, weight, layer.bias, **geometry), 0.0, 1.0)
+        compose_layer = compose_conv2d if isinstance(layer, DFTConv2d) else compose_linear
+        return compose_layer(x, weight, layer.bias, psp_persistence=layer.neuron.psp_persistence, **geometry)
 
 
-def compose(network: TTFSNetwork) -> TTFSNetwork:
+def compose(network: TTFSNetwork, *, ann: bool = False) -> TTFSNetwork:
     """Replace the operators of all hidden layers but the encoder; parameters stay the same ones, in the same order."""
     for name, layer in network.features.named_children():
-        if isinstance(layer, ANNConv2d | ANNLinear | DFTConv2d | DFTLinear) and not isinstance(layer, AnalogEncoder):
-            setattr(network.features, name, Composed(layer))
+        if isinstance(layer, DFTConv2d | DFTLinear):
+            setattr(network.features, name, Composed(layer, ann))
     return network
 
 
@@ -93,7 +92,7 @@ def build(
         **options: fields of `NetworkConfig`.
     """
     make = getattr(networks, model)
-    ann = compose(make(analog=True, **options))
+    ann = compose(make(neuron=Neuron(psp_persistence=0.0), **options), ann=True)
     contenders = [Contender(ANN, ann, 1.0)]
     for backend in backends:
         suffix = "" if backend == "auto" else f" {backend}"

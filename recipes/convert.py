@@ -1,6 +1,5 @@
-"""Make a spiking network of a trained ANN: one of ours, or a VGG of torchvision, timm and other projects.
+"""Make a spiking network of a trained ANN: a VGG of torchvision, timm and other projects, or the paper's.
 
-python recipes/convert.py runs/ann --dataset uoft-cs/cifar10 --output-dir runs/converted
 python recipes/convert.py timm/vgg16_bn.tv_in1k --data-dir IMAGES --image-size 64 --output-dir runs/converted
 """
 

@@ -5,7 +5,10 @@ against. Nothing of the package.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -114,62 +117,58 @@ class Neurons:
         return fired
 
 
-def linear(
-    neurons: Neurons, steps: np.ndarray, last: np.ndarray | None = None
+def layer(
+    neurons: Neurons, steps: np.ndarray, last: np.ndarray | None = None, geometry: tuple[Any, ...] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of instants [N, C_out] (their number if silent), potentials and slopes; from stamps [N, C_in] of inputs.
+    """Indices of instants of [N, ...] neurons (their number if silent), potentials and slopes; from inputs' stamps.
 
     Args:
+        steps: [N, C_in], or of a convolution [N, C_in, H, W].
         last: [N], see `Neurons.run`; the same for all neurons of a sample.
+        geometry: stride, padding and dilation, a pair each, and groups of a convolution.
     """
-    outputs = [np.zeros((len(steps), len(neurons.weights)), np.int64) for _ in range(3)]
-    for n, k in np.ndindex(outputs[0].shape):
-        events = [(int(step), int(w)) for step, w in zip(steps[n], neurons.weights[k], strict=True)]
+    shape, reached = [len(steps), len(neurons.weights)], _connected
+    if geometry is not None:
+        stride, padding, dilation, groups = geometry
+        for axis, kernel in enumerate(neurons.weights.shape[2:]):
+            span = dilation[axis] * (kernel - 1) + 1
+            shape.append((steps.shape[2 + axis] + 2 * padding[axis] - span) // stride[axis] + 1)
+        reached = partial(_taps, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    outputs = np.zeros((3, *shape), np.int64)
+    silent = len(neurons.instants())
+    for place in np.ndindex(*shape):
+        events = [(int(step), int(w)) for step, w in reached(neurons.weights, steps[place[0]], place[1:])]
         events = [event for event in events if event[0] < neurons.steps]
-        _store(outputs, (n, k), neurons.run(events, k, None if last is None else int(last[n])), neurons)
+        index, *membrane = neurons.run(events, place[1], None if last is None else int(last[place[0]]))
+        outputs[(slice(None), *place)] = silent if index is None else index, *membrane
     return outputs[0], outputs[1], outputs[2]
 
 
-def conv2d(
-    neurons: Neurons,
+def _connected(weights: np.ndarray, steps: np.ndarray, place: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    return zip(steps, weights[place[0]], strict=True)
+
+
+def _taps(
+    weights: np.ndarray,
     steps: np.ndarray,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    place: tuple[int, ...],
+    *,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
     groups: int,
-) -> np.ndarray:
-    """Indices of instants [N, C_out, P, Q], from stamps [N, C_in, H, W] of the inputs."""
-    samples, _, height, width = steps.shape
-    out_channels, group_channels, rows, columns = neurons.weights.shape
-    out = [
-        (size + 2 * padding[i] - dilation[i] * (kernel - 1) - 1) // stride[i] + 1
-        for i, (size, kernel) in enumerate(((height, rows), (width, columns)))
-    ]
-    outputs = [np.zeros((samples, out_channels, *out), np.int64) for _ in range(3)]
-    for n, k, p, q in np.ndindex(outputs[0].shape):
-        group, events = k // (out_channels // groups), []
-        for c, r, s in np.ndindex(group_channels, rows, columns):
-            i, j = p * stride[0] - padding[0] + r * dilation[0], q * stride[1] - padding[1] + s * dilation[1]
-            if 0 <= i < height and 0 <= j < width:
-                step = int(steps[n, group * group_channels + c, i, j])
-                if step < neurons.steps:
-                    events.append((step, int(neurons.weights[k, c, r, s])))
-        _store(outputs, (n, k, p, q), neurons.run(events, k), neurons)
-    return outputs[0]
+) -> Iterator[tuple[int, int]]:
+    k, p, q = place
+    _, height, width = steps.shape
+    out_channels, group_channels, rows, columns = weights.shape
+    first = k // (out_channels // groups) * group_channels
+    for c, r, s in np.ndindex(group_channels, rows, columns):
+        i, j = p * stride[0] - padding[0] + r * dilation[0], q * stride[1] - padding[1] + s * dilation[1]
+        if 0 <= i < height and 0 <= j < width:
+            yield steps[first + c, i, j], weights[k, c, r, s]
 
 
-def earliest(steps: np.ndarray, kernel: int, stride: int) -> np.ndarray:
-    """Earliest stamp of each patch of [N, C, H, W]."""
-    samples, channels, height, width = steps.shape
-    out = np.zeros((samples, channels, (height - kernel) // stride + 1, (width - kernel) // stride + 1), np.int64)
-    for n, c, p, q in np.ndindex(out.shape):
-        out[n, c, p, q] = steps[n, c, p * stride : p * stride + kernel, q * stride : q * stride + kernel].min()
-    return out
-
-
-def _store(
-    outputs: list[np.ndarray], place: tuple[int, ...], found: tuple[int | None, int, int], neurons: Neurons
-) -> None:
-    index, potential, slope = found
-    outputs[0][place] = len(neurons.instants()) if index is None else index
-    outputs[1][place], outputs[2][place] = potential, slope
+def earliest(steps: np.ndarray, kernel: int) -> np.ndarray:
+    """Earliest stamp of each patch of [N, C, H, W], one at each place."""
+    windows = np.lib.stride_tricks.sliding_window_view(steps, (kernel, kernel), (2, 3))
+    return windows.min((4, 5))

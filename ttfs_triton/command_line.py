@@ -9,7 +9,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -100,63 +100,92 @@ def run_command(
         run(parse_options(options, prog=prog, description=description, arguments=arguments))
 
 
-def parse_options(
-    options: type[Options],
-    *,
-    prog: str,
-    description: str | None,
-    arguments: Sequence[str],
-    default: Options | None = None,
-) -> Options:
+def parse_options(options: type[Options], *, prog: str, description: str | None, arguments: Sequence[str]) -> Options:
     """Options from a command line.
 
     Args:
         options: whose fields are the flags.
         prog, description: shown by `--help`.
         arguments: command line without the program's name; `--traceback` is passed over.
-        default: values of flags that are not given. Default: the fields' own.
     Raises:
         OptionsError: values are not allowed.
         SystemExit: with code 2 for flags that are unknown or malformed, which have been told; with 0 for `--help`.
     """
-    import tyro
-    from pydantic import ValidationError, create_model, model_validator
+    found = _parse(_checked(options), _with_values([options], arguments), prog=prog, description=description)
+    return options(**found.model_dump())
 
-    class Refused(Exception):
-        """tyro would show a ValueError as pydantic words it, with the names of our classes."""
+
+def parse_groups(
+    groups: Sequence[type[BaseModel]],
+    defaults: Mapping[str, Any],
+    *,
+    prog: str,
+    description: str | None,
+    arguments: Sequence[str],
+) -> dict[str, Any]:
+    """Values of the options of several classes, each of which is a group in `--help`; as `parse_options`.
+
+    Args:
+        groups: classes whose names end in Options, with fields of different names.
+        defaults: values of flags that are not given, by the fields' names.
+        prog, description, arguments: as of `parse_options`.
+    """
+    from pydantic import create_model
+
+    fields: dict[str, Any] = {}
+    for group in groups:
+        checked = _checked(group)
+        given = {name: defaults[name] for name in group.model_fields}
+        fields[group.__name__.removesuffix("Options").lower()] = (checked, checked.model_construct(**given))
+    form = create_model("Options", **fields)
+    found = _parse(form, _with_values(groups, arguments), prog=prog, description=description)
+    return {key: value for name in fields for key, value in getattr(found, name).model_dump().items()}
+
+
+class _Refused(Exception):
+    """What pydantic refuses; tyro would show its ValueError as pydantic words it, with the names of our classes."""
+
+
+def _checked(options: type[Options]) -> type[Options]:
+    from pydantic import ValidationError, create_model, model_validator
 
     def refuse(cls: type, values: Any, check: Callable[[Any], Any]) -> Any:
         try:
             return check(values)
         except ValidationError as error:
-            raise Refused(*problem_lines(error)) from error
+            raise _Refused(*problem_lines(error)) from error
 
     method: Any = classmethod(refuse)
     validator: Any = model_validator(mode="wrap")(method)
-    checked: Any = create_model(options.__name__, __base__=options, __validators__={"refuse": validator})
+    return create_model(options.__name__, __base__=options, __validators__={"refuse": validator})
+
+
+def _parse(form: type[Options], arguments: Sequence[str], *, prog: str, description: str | None) -> Options:
+    import tyro
+
     try:
-        found = tyro.cli(
-            checked,
-            args=_with_values(options, [word for word in arguments if word != TRACEBACK]),
-            default=None if default is None else checked(**default.model_dump()),
+        return tyro.cli(
+            form,
+            args=arguments,
             description="\n\n".join(filter(None, (description, _HINT))),
             prog=prog,
             config=(tyro.conf.OmitArgPrefixes,),
         )
     except BrokenPipeError:  # of --help, the only text here: whoever read it has seen enough
         raise SystemExit(0) from None
-    except Refused as error:
+    except _Refused as error:
         raise OptionsError("the command line is not usable:\n" + "\n".join(error.args)) from None
-    return options(**found.model_dump())
 
 
-def _with_values(options: type[BaseModel], arguments: Sequence[str]) -> list[str]:
+def _with_values(groups: Sequence[type[BaseModel]], arguments: Sequence[str]) -> list[str]:
     """Arguments in which `--flag` and `--no-flag` are `--flag True` and `--flag False` where words are values, too."""
     flags = [
         f"--{name.replace('_', '-')}"
+        for options in groups
         for name, field in options.model_fields.items()
         if bool in get_args(field.annotation)
     ]
+    arguments = [word for word in arguments if word != TRACEBACK]
     found = []
     for word, following in zip(arguments, [*arguments, "--"][1:], strict=True):
         flag = word.replace("_", "-")
@@ -184,7 +213,7 @@ def problem_lines(
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"] if part != hidden)
         message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             message = unknown(key)
         lines.append(f"  {key}: {message}; got {problem['input']!r}" if key else f"  {message}")
     return lines

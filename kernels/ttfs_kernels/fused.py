@@ -117,14 +117,11 @@ def firing(neuron: Neuron, with_derivatives: bool) -> Callable[..., tuple[Tensor
     def fire(
         potentials: Tensor, bias: Tensor | None, skip: Tensor | None, skip_weight: Tensor | None, sigma: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        precise = torch.promote_types(potentials.dtype, torch.float32)
+        precise = precise_dtype(potentials.dtype)
         potential, slope = potentials[0].to(precise), potentials[1].to(precise)
         if bias is not None:
             potential = potential + bias
-        if skip is not None and skip_weight is not None:
-            skip, skip_weight = skip.to(precise), skip_weight.to(precise)
-            potential = potential + skip * skip_weight
-            slope = slope + sigma * torch.where(skip > 0, skip_weight, 0)
+        potential, slope = with_delayed(potential, slope, skip, skip_weight, sigma)
         activations, *derivatives = fire_with_derivatives(potential, slope, neuron)
         activations = activations.to(potentials.dtype)
         return activations, torch.stack(derivatives).to(potentials.dtype) if with_derivatives else None
@@ -136,11 +133,27 @@ def clamping() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The rule at σ = 0, with delayed spikes: (potentials [neurons, channels], skip, skip_weight) → activations."""
 
     def clamp(potentials: Tensor, skip: Tensor, skip_weight: Tensor) -> Tensor:
-        precise = torch.promote_types(potentials.dtype, torch.float32)
-        potentials = potentials.to(precise) + skip.to(precise) * skip_weight.to(precise)
-        return potentials.clamp(0, 1).to(skip.dtype)
+        potential, _ = with_delayed(potentials.to(precise_dtype(potentials.dtype)), None, skip, skip_weight)
+        return potential.clamp(0, 1).to(skip.dtype)
 
     return clamp
+
+
+def with_delayed(
+    A: Tensor, W: Tensor | None, skip: Tensor | None, skip_weight: Tensor | None, sigma: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor | None]:
+    """Potentials with delayed spikes, each of which reaches one neuron; as they are if there are none.
+
+    Args:
+        A, W: [..., channels], at least float32; W None at σ = 0.
+        skip: shape of A, activations. skip_weight: [channels], of their synapses.
+        sigma: σ.
+    """
+    if skip is None or skip_weight is None:
+        return A, W
+    skip, skip_weight = skip.to(A.dtype), skip_weight.to(A.dtype)
+    A = A + skip * skip_weight
+    return A, None if W is None else W + torch.where(skip > 0, skip_weight * sigma, 0)
 
 
 def crossing() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -150,13 +163,17 @@ def crossing() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """
 
     def cross(grad: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
-        precise = torch.promote_types(grad.dtype, torch.float32)
-        h, a = grad.to(precise), activations.to(precise)  # in 16 bits, comparisons are not vectorised
-        h = torch.where((a <= 0) | (a >= 1), 0, h)
-        h = torch.where(a.isnan(), a, h)  # PyTorch 2.13's compiler takes 0 * a for 0
+        precise = precise_dtype(grad.dtype)
+        h = inside(grad.to(precise), activations.to(precise))  # in 16 bits, comparisons are not vectorised
         return h.to(grad.dtype), h.sum(0)
 
     return cross
+
+
+def inside(grad: Tensor, values: Tensor) -> Tensor:
+    """A gradient where the values, potentials or activations, are between 0 and 1, else 0; NaN where they are."""
+    h = torch.where((values <= 0) | (values >= 1), 0, grad)
+    return torch.where(values.isnan(), values, h)  # PyTorch 2.13's compiler takes 0 * a for 0
 
 
 def scaling() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -164,7 +181,7 @@ def scaling() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
     def scale(derivatives: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         h = derivatives * grad
-        return h, h[0].sum(0, dtype=torch.promote_types(h.dtype, torch.float32))
+        return h, h[0].sum(0, dtype=precise_dtype(h.dtype))
 
     return scale
 
@@ -186,25 +203,31 @@ def entering(neuron: Neuron) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def skipping(neuron: Neuron) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(h [2, neurons, channels], skip, skip_weight, σ) → gradients of delayed spikes and of their weights.
+    """(h, skip, skip_weight, σ) → gradients of delayed spikes and of their weights.
 
-    At σ = 0, h is [1, neurons, channels].
+    h is [2, ..., channels], gradients of A and W / σ, or at σ = 0 [1, ..., channels]; skip [..., channels].
     """
-    width = neuron.surrogate_width
 
     def gradients(h: Tensor, skip: Tensor, skip_weight: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        precise = torch.promote_types(h.dtype, torch.float32)
+        precise = precise_dtype(h.dtype)
         by_potential, x = h[0].to(precise), skip.to(precise)
-        by_weights, by_spikes = (by_potential * x).sum(0), by_potential
+        by_weight, by_spike = by_potential * x, by_potential
         if neuron.has_slope:
-            by_slope = h[1].to(precise)
-            by_weights = by_weights + torch.where(x > 0, by_slope, 0).sum(0) * sigma
-            by_spikes = torch.where(x <= 0, 0, by_potential)
+            by_slope = h[1].to(precise) * sigma
+            by_weight = by_weight + torch.where(x > 0, by_slope, 0)
+            by_spike = torch.where(x <= 0, 0, by_potential)
             if neuron.has_surrogate:
-                by_spikes = by_spikes + by_slope * (1 - x / width).clamp_min(0) * sigma
-        return (by_spikes * skip_weight.to(precise)).to(h.dtype), by_weights
+                by_spike = by_spike + by_slope * (1 - x / neuron.surrogate_width).clamp_min(0)
+        return (by_spike * skip_weight.to(precise)).to(h.dtype), sum_rows(by_weight)
 
     return gradients
+
+
+def sum_rows(values: Tensor) -> Tensor:
+    """Σ over all but the channels [..., channels]: within an image first, in parallel, and with short sums."""
+    while values.dim() > 1:
+        values = values.sum(-2)
+    return values
 
 
 def masking() -> Callable[[Tensor, Tensor], Tensor]:

@@ -11,8 +11,9 @@ the rule's derivatives dA' and dW':
     dβ = Σ dA'        dγ = Σ (dA'·(A − μ) + dW'·W) / √(s² + ε)
     dA = g·(dA' − dβ/N − (V − μ)·dγ/(N·√(s² + ε)))        dW = the same with dW' in place of dA'
 
-Each pass over the neurons below is a formula over tensors, which runs as it is, or fused by PyTorch's compiler (see
-`fused`). σ is a tensor there, so that a training may change it without compiling anew.
+On a GPU our kernels compute this (`triton_backend/normalised_layer.py`), elsewhere PyTorch: each pass over the neurons
+below is a formula over tensors, which runs as it is, or fused by PyTorch's compiler (see `fused`). σ is a tensor there,
+and a number in kernels, so that a training may change it without compiling anew.
 
 Shapes: potentials [2, images, positions, channels] for A and Σ w·[x > 0], or [1, ...] at σ = 0; one row is an image of
 one position in a fully connected layer.
@@ -22,12 +23,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ttfs_kernels import fused
 from ttfs_kernels.autograd import autocast, first_derivatives_only
-from ttfs_kernels.checks import check_conv2d, check_linear, pair
+from ttfs_kernels.backends import backend_for
+from ttfs_kernels.checks import check_conv2d, check_linear, check_options, pair
 from ttfs_kernels.contraction import Geometry, contract, gradient_of_input, gradient_of_weight
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_with_derivatives
@@ -56,7 +59,8 @@ class Normalisation(NamedTuple):
     Attributes:
         weight: γ [C], standard deviation of the normalised potential A' + W', in threshold heights.
         bias: β [C], its mean.
-        estimate: [C], any value near μ: sums of squares are taken around it, so that none of their digits are lost.
+        estimate: [C], any value near μ: PyTorch's sums of squares are taken around it, so that none of their digits are
+            lost. Our kernels need none.
         epsilon: ε, added to the variance.
         group: processes that share their statistics; None: each has its own.
     """
@@ -76,6 +80,7 @@ def normalised_linear(
     skip: Tensor | None = None,
     skip_weight: Tensor | None = None,
     neuron: Neuron = Neuron(),
+    backend: str = "auto",
 ) -> Normalised:
     """As `dft_linear`, with potentials normalised over the batch; for training.
 
@@ -85,14 +90,17 @@ def normalised_linear(
         normalisation: γ and β [out_features], ε.
         skip, skip_weight: as in `dft_linear`; added behind the normalisation.
         neuron: how it fires and how it is differentiated.
+        backend: as in `dft_linear`.
     Returns:
         See `Normalised`. Gradients for x, weight, γ, β, skip and skip_weight.
     Raises:
         ValueError, TypeError: shapes, dtypes or devices disagree.
+        RuntimeError: the backend asked for cannot run here.
     """
     operands = x, weight, normalisation.bias, skip, skip_weight
+    which = backend_for("normalised_linear", backend, x)
     check_linear(*operands)
-    return _apply_eagerly(operands, normalisation, None, neuron)
+    return _apply_eagerly(operands, normalisation, None, neuron, 1, which)
 
 
 def normalised_conv2d(
@@ -104,9 +112,11 @@ def normalised_conv2d(
     padding: Size = 0,
     dilation: Size = 1,
     groups: int = 1,
+    pool: int = 1,
     skip: Tensor | None = None,
     skip_weight: Tensor | None = None,
     neuron: Neuron = Neuron(),
+    backend: str = "auto",
 ) -> Normalised:
     """As `dft_conv2d`, with potentials normalised over batch and positions; for training.
 
@@ -114,8 +124,8 @@ def normalised_conv2d(
         x: [N, in_channels, height, width], activations; fp16, bf16, fp32 or fp64.
         weight: [out_channels, in_channels / groups, rows, columns].
         normalisation: γ and β [out_channels], ε.
-        stride, padding, dilation, groups, skip, skip_weight, neuron: as in `dft_conv2d`; the skip is added behind the
-            normalisation.
+        stride, padding, dilation, groups, pool, skip, skip_weight, neuron, backend: as in `dft_conv2d`; the skip is
+            added behind the normalisation, and statistics are those of all neurons in front of the pool.
     Returns, raises: as `normalised_linear`.
     Example:
         >>> x, weight = torch.rand(8, 3, 32, 32), torch.randn(16, 3, 3, 3)
@@ -127,25 +137,40 @@ def normalised_conv2d(
     sizes = (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
     strides, paddings, dilations = (pair(name, *size) for size in sizes)
     geometry = Geometry(strides, paddings, dilations, groups)
+    check_options(groups, pool, None)
+    which = backend_for(name, backend, x)
     operands = x, weight, normalisation.bias, skip, skip_weight
-    check_conv2d(operands, geometry, 1)
-    return _apply_eagerly(operands, normalisation, geometry, neuron)
+    check_conv2d(operands, geometry, pool)
+    return _apply_eagerly(operands, normalisation, geometry, neuron, pool, which)
 
 
 def _apply(
-    operands: tuple[Any, ...], normalisation: Normalisation, geometry: Geometry | None, neuron: Neuron
+    operands: tuple[Any, ...],
+    normalisation: Normalisation,
+    geometry: Geometry | None,
+    neuron: Neuron,
+    pool: int,
+    which: str,
 ) -> Normalised:
     x, weight, bias, skip, skip_weight = operands
     x, weight, skip = autocast(x, weight, skip)
-    settings = geometry, neuron, normalisation.epsilon, normalisation.group
+    operands = x, weight, normalisation.weight, bias, skip, skip_weight
+    epsilon, group = normalisation.epsilon, normalisation.group
+    if which != "torch":
+        from ttfs_kernels.triton_backend.normalised_layer import NormalisedLayer
+
+        return Normalised(*NormalisedLayer.apply(*operands, (geometry, neuron, pool, which, epsilon, group)))
     estimate = normalisation.estimate.detach()
-    return Normalised(
-        *_NormalisedLayer.apply(x, weight, normalisation.weight, bias, skip, skip_weight, estimate, settings)
-    )
+    y, mean, variance = _NormalisedLayer.apply(*operands, estimate, (geometry, neuron, epsilon, group))
+    return Normalised(y if pool == 1 else F.max_pool2d(y, pool), mean, variance)
 
 
-# PyTorch 2.13's compiler traces this layer into wrong gradients: it takes the layer as it is.
-_apply_eagerly: Any = torch.compiler.disable(_apply)
+def _apply_eagerly(*arguments: Any) -> Normalised:
+    """`_apply`, as it is: PyTorch 2.13's compiler would trace it into wrong gradients."""
+    run: Any = _apply
+    if torch.compiler.is_compiling():
+        run = torch.compiler.disable(_apply)  # only here: it imports the compiler, which takes a second
+    return run(*arguments)
 
 
 class _NormalisedLayer(torch.autograd.Function):
@@ -207,7 +232,7 @@ class _NormalisedLayer(torch.autograd.Function):
         grad_gamma = by_scale * inverse
         grad_skip = grad_skip_weight = None
         if delayed is not None:
-            grad_skip, grad_skip_weight = fused.run((_skipping, neuron), *by_both, sigma, delayed, skip_weight)
+            grad_skip, grad_skip_weight = fused.run((fused.skipping, neuron), h, delayed, skip_weight, sigma)
             grad_skip = like_rows(grad_skip, grad.shape)
         sums = torch.stack([grad_beta, grad_gamma])
         if ctx.group is not None:
@@ -239,18 +264,13 @@ def _both(potentials: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
     return A, potentials[1].to(precise) * sigma if len(potentials) == 2 else None
 
 
-def _sum(values: Tensor) -> Tensor:
-    """Σ over images and positions, first within an image: in parallel, and with short sums."""
-    return values.sum(1).sum(0)
-
-
 def _summing() -> Callable[..., tuple[Tensor, Tensor]]:
     """(potentials, σ, estimate) → Σ (V − estimate) and Σ (V − estimate)², [C]."""
 
     def sums(potentials: Tensor, sigma: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
         A, W = _both(potentials, sigma)
         offset = (A if W is None else A + W) - estimate
-        return _sum(offset), _sum(offset.square())
+        return fused.sum_rows(offset), fused.sum_rows(offset.square())
 
     return sums
 
@@ -265,13 +285,7 @@ def _normalise(
 ) -> tuple[Tensor, Tensor | None]:
     """A' and W' with delayed spikes: (potentials, σ, g, β − g·μ, skip, skip_weight)."""
     A, W = _both(potentials, sigma)
-    A = A * scale + shift
-    W = None if W is None else W * scale
-    if skip is not None and skip_weight is not None:
-        skip, skip_weight = skip.to(A.dtype), skip_weight.to(A.dtype)
-        A = A + skip * skip_weight
-        W = None if W is None else W + torch.where(skip > 0, skip_weight * sigma, 0)
-    return A, W
+    return fused.with_delayed(A * scale + shift, None if W is None else W * scale, skip, skip_weight, sigma)
 
 
 def _firing(neuron: Neuron) -> Callable[..., Tensor]:
@@ -312,8 +326,7 @@ def _deriving(neuron: Neuron) -> Callable[..., None]:
         A, W = _normalise(potentials, sigma, scale, shift, skip, skip_weight)
         grad = grad.to(A.dtype)
         if W is None or by_W is None:
-            inside = torch.where((A <= 0) | (A >= 1), 0, grad)
-            by_A.copy_(torch.where(A.isnan(), A, inside))
+            by_A.copy_(fused.inside(grad, A))
             return
         _, by_potential, by_slope = fire_with_derivatives(A, W, neuron)
         by_A.copy_(grad * by_potential)
@@ -333,29 +346,9 @@ def _reducing() -> Callable[..., tuple[Tensor, Tensor]]:
         by_scale = by_A * (A - mean)
         if W is not None and by_W is not None:
             by_scale = by_scale + by_W.to(A.dtype) * W
-        return _sum(by_A), _sum(by_scale)
+        return fused.sum_rows(by_A), fused.sum_rows(by_scale)
 
     return reduce
-
-
-def _skipping(neuron: Neuron) -> Callable[..., tuple[Tensor, Tensor]]:
-    """(by_A, by_W, σ, skip, skip_weight) → gradients of delayed spikes and of their weights."""
-
-    def gradients(
-        by_A: Tensor, by_W: Tensor | None, sigma: Tensor, skip: Tensor, skip_weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        dtype, precise = skip.dtype, fused.precise_dtype(skip.dtype)
-        skip, by_A, skip_weight = skip.to(precise), by_A.to(precise), skip_weight.to(precise)
-        by_weight, by_skip = by_A * skip, by_A
-        if by_W is not None:
-            by_W = by_W.to(precise) * sigma
-            by_weight = by_weight + torch.where(skip > 0, by_W, 0)
-            by_skip = torch.where(skip <= 0, 0, by_A)
-            if neuron.has_surrogate:
-                by_skip = by_skip + by_W * (1 - skip / neuron.surrogate_width).clamp_min(0)
-        return (by_skip * skip_weight).to(dtype), _sum(by_weight)
-
-    return gradients
 
 
 def _spreading() -> Callable[..., None]:

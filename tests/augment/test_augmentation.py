@@ -221,15 +221,10 @@ def test_an_image_depends_on_seed_epoch_and_index_only(channels, options):
     assert not torch.equal(augmentation(images, indices + 1, seed=7, epoch=3), whole)
 
 
-@pytest.mark.parametrize("name", ["crop_padding", "shift", "rotation", "cutout", "cutout_fill", "mixup", "cutmix"])
-def test_augmentation_rejects_negative_sizes(name):
-    with pytest.raises(ValueError, match=rf"{name}\n +Input should be greater than or equal to 0 .*input_value=-1"):
-        Augmentation(**{name: -1})
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"rotation": -1}, r"rotation\n +Input should be greater than or equal to 0 .*input_value=-1"),
         ({"crop_fill": -1}, r"crop_fill.*\n +Input should be greater than or equal to 0 .*input_value=-1"),
         ({"crop_fill": 256}, r"crop_fill.*\n +Input should be less than or equal to 255 .*input_value=256"),
         ({"crop_fill": "mirror"}, r"crop_fill.*\n +Input should be 'reflect'"),
@@ -255,9 +250,7 @@ REFLECTED = {"crop_padding": 4, "crop_fill": "reflect"}
         ({}, batch(n=7), r"indices must be one for each image; got \(8,\) for 7 images"),
         ({}, batch(n=8, height=1, width=8193), r"images must be at most 8192 pixels a side; got \(1, 8193\)"),
         (REFLECTED, batch(height=4), r"crop_padding must be less than the sides of .*; got 4 for \(4, 7\)\. Lower"),
-        (REFLECTED, batch(width=3), r"crop_padding must be less than the sides of .*; got 4 for \(9, 3\)\. Lower"),
         ({"auto_augment": True}, batch(channels=2), "images must have 1 or 3 channels for a policy; got 2"),
-        ({"trivial_augment": True}, batch(channels=2), "images must have 1 or 3 channels for a policy; got 2"),
     ],
     ids=lambda case: "",
 )

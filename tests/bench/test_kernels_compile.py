@@ -25,12 +25,15 @@ bench, kernels, kernels_compile, kernels_layers, machine_code = modules(
 LINEAR = {"name": "f", "height": 1, "width": 1, "in_channels": 128, "out_channels": 32}
 CONV2D = {"name": "c", "height": 8, "width": 8, "in_channels": 32, "out_channels": 32, "kernel": [3, 3]}
 SM_90, GFX942 = Chip("cuda", 90), Chip("hip", "gfx942")
+BATCH_NORM = ("moments", "merge", "fire_normalised", "reduce_gradient", "spread_gradient")
 LINEAR_KERNELS = [
     ("forward", "linear_forward"),
     ("local_gradient", "local_gradient"),
     ("local_gradient", "sum_splits"),
     ("grad_x", "linear_grad_x"),
     ("grad_w", "linear_grad_w"),
+    ("normalised", "linear_forward"),
+    *[("normalised", name) for name in BATCH_NORM],
 ]
 
 
@@ -80,7 +83,7 @@ def test_compiles_for_chips_that_are_not_there(tmp_path):
     ((version, run),) = about.items()
     assert "--targets sm_90 gfx942" in json.loads(run)["command"]
     assert {row["triton"] for row in rows} == {".".join(version.split()[1].split(".")[:2])}
-    assert "10 kernels compiled, 0 refused" in said
+    assert "22 kernels compiled, 0 refused" in said
 
 
 @pytest.mark.slow
@@ -113,6 +116,7 @@ def test_compiles_what_differs_once(tmp_path):
     assert {(slope, which) for slope, surrogate, which, *_ in found if surrogate} == {
         (True, "forward"),
         (True, "grad_x"),
+        (True, "normalised"),
     }
     for slope in (True, False):
         for which in ("forward", "local_gradient", "grad_x", "grad_w"):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.bench.modules import modules
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 
 bench, peers = modules("_bench", "peers")
 
@@ -49,7 +49,7 @@ def stand_in(ann: TTFSNetwork, device: torch.device, dtype: torch.dtype) -> "pee
 
 def small_ann() -> TTFSNetwork:
     plain = {"weight_standardisation": False, "bias": False}
-    return TTFSNetwork(NetworkConfig("4C3-P2-6C3-8", 2, (6, 6), 3, encoder="analog", analog=True, **plain))
+    return TTFSNetwork(NetworkConfig("4C3-P2-6C3-8", 2, (6, 6), 3, encoder="analog", neuron=Neuron(0.0), **plain))
 
 
 def test_runs_ours_alone_and_says_what_to_install(run, monkeypatch, capsys):

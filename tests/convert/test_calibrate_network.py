@@ -20,7 +20,6 @@ from ttfs_triton.nn import (
     TTFSNetwork,
     put_on_grid,
 )
-from ttfs_triton.nn.graph import NetworkError
 
 IMAGES = torch.rand(24, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -156,5 +155,3 @@ def test_what_cannot_be_calibrated_is_refused():
     put_on_grid(on_grid, Grid(8, 4))
     with pytest.raises(ConversionError, match="got a network on a grid"):
         calibrate_network(on_grid, IMAGES)
-    with pytest.raises(NetworkError, match="must consist of spiking layers here"):
-        calibrate_network(drawn(analog=True), IMAGES)

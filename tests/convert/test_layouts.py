@@ -128,7 +128,7 @@ def test_image_sizes_that_do_not_fit_are_refused():
 def test_own_network_must_be_whole(key, shape, problem):
     block = "fc2" in key
     specification = "3C3-P2-4-(4-4)" if block else "3C3-P2-4"
-    network = TTFSNetwork(NetworkConfig(specification, image_size=(6, 6), analog=True, batch_norm=True))
+    network = TTFSNetwork(NetworkConfig(specification, image_size=(6, 6), batch_norm=True))
     tensors = dict(network.state_dict())
     key = key.replace("fc2", "fc3")
     tensors.pop(key) if shape is None else tensors.update({key: torch.ones(shape)})

@@ -20,6 +20,10 @@ def rows_of(events: np.ndarray) -> list[tuple[int, int, int, int]]:
     return [tuple(event) for event in events.tolist()]
 
 
+def columns_of(rows: list[tuple[int, int, int, int]]) -> dict[str, np.ndarray]:
+    return {name: np.array(column) for name, column in zip("txyp", zip(*rows, strict=True), strict=True)}
+
+
 def packet(*events: tuple[int, int, int, int, int], kind: int = 1, overflow: int = 0, spare: int = 0) -> bytes:
     """Of events (t, x, y, p, valid), with room for more."""
     number, valid = len(events), sum(event[4] for event in events)
@@ -33,17 +37,11 @@ def test_bin_files_hold_forty_bits_an_event(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"".join((x << 32 | y << 24 | p << 23 | t).to_bytes(5, "big") for t, x, y, p in ROWS))
     assert rows_of(read_bin(path)) == ROWS
-    write_bin(
-        tmp_path / "b.bin",
-        {name: np.array(column) for name, column in zip("txyp", zip(*ROWS, strict=True), strict=True)},
-    )
+    write_bin(tmp_path / "b.bin", columns_of(ROWS))
     assert (tmp_path / "b.bin").read_bytes() == path.read_bytes()
     path.write_bytes(b"")
     assert rows_of(read_bin(path)) == []
-
-
-def test_bin_files_count_on_where_the_counter_began_anew(tmp_path):
-    path = tmp_path / "a.bin"
+    # The counter begins anew at an event of row 240, which is none.
     rows = [(5, 1, 1, 0), (0, 0, 240, 0), (6, 2, 1, 1), (0, 0, 240, 0), (0, 0, 240, 0), (1, 3, 1, 1)]
     path.write_bytes(b"".join((x << 32 | y << 24 | p << 23 | t).to_bytes(5, "big") for t, x, y, p in rows))
     assert rows_of(read_bin(path)) == [(5, 1, 1, 0), (6 + 8192, 2, 1, 1), (1 + 3 * 8192, 3, 1, 1)]
@@ -73,11 +71,8 @@ def test_aedat_files_hold_packets_of_polarity_events(tmp_path):
     size=st.integers(1, 5),
 )
 def test_synthetic_aedat_files_hold_what_was_written(tmp_path_factory, rows, size):
-    path = tmp_path_factory.mktemp("aedat") / "a.aedat"
-    rows = sorted(rows)
-    write_aedat(
-        path, {name: np.array(column) for name, column in zip("txyp", zip(*rows, strict=True), strict=True)}, size
-    )
+    path, rows = tmp_path_factory.mktemp("aedat") / "a.aedat", sorted(rows)
+    write_aedat(path, columns_of(rows), size)
     assert rows_of(read_aedat(path)) == rows
 
 
@@ -120,11 +115,10 @@ def test_damaged_files_are_refused(tmp_path):
 def test_files_that_are_too_large_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(event_files, "MAX_BYTES", 10_000)
     (tmp_path / "a").write_bytes(bytes(10_001))
-    for read in (read_bin, read_aedat):
-        with pytest.raises(ValueError, match="must have at most 10000 bytes; got 10001"):
-            read(tmp_path / "a")
-        with pytest.raises(ValueError, match="must be a file; it is none"):
-            read(tmp_path)
+    with pytest.raises(ValueError, match="must have at most 10000 bytes; got 10001"):
+        read_bin(tmp_path / "a")
+    with pytest.raises(ValueError, match="must be a file; it is none"):
+        read_aedat(tmp_path)
     with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("t.npy", bytes(10**6))
     with pytest.raises(ValueError, match=r"b\.npz must unpack to at most 10000 bytes; got 1000000"):

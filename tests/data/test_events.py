@@ -55,16 +55,12 @@ def test_first_spikes_are_those_of_the_definition(rows, count, length, pool, sta
     assert (levels == np.vectorize(lambda a: -(-255 * a.numerator // a.denominator), otypes=[int])(expected)).all()
 
 
-def test_an_event_is_no_silence_however_late_and_long_the_window():
+def test_an_event_is_no_silence_however_late_and_a_recording_without_events_is():
     events = recording((0, 0, 0, 0), (10**9 - 1, 1, 0, 1))
     assert first_spikes(events, (1, 2), EventWindows())[1, 0, 1] == np.float32(1e-9)
     assert first_spike_levels(events, (1, 2), EventWindows()).tolist() == [[[255, 0]], [[0, 1]]]
-
-
-def test_a_recording_without_events_is_silent():
     for windows in (EventWindows(2, 10), EventWindows(2)):
-        for function in (first_spikes, first_spike_levels):
-            assert function(recording(), SENSOR, windows).tolist() == np.zeros((4, *SENSOR)).tolist()
+        assert first_spikes(recording(), SENSOR, windows).tolist() == np.zeros((4, *SENSOR)).tolist()
 
 
 def test_events_of_other_libraries_are_read():
@@ -96,9 +92,6 @@ def test_events_that_cannot_be_are_refused(events, error, message):
     for function in (first_spikes, first_spike_levels):
         with pytest.raises(error, match=f"{function.__name__}: .*{message}"):
             function(events, SENSOR, EventWindows())
-
-
-def test_a_stop_before_the_start_is_refused():
     with pytest.raises(ValueError, match=r"first_spikes: stop must not be before start \(5\); got 4"):
         first_spikes(recording((5, 0, 0, 0)), SENSOR, EventWindows(), stop=4)
 
@@ -106,15 +99,14 @@ def test_a_stop_before_the_start_is_refused():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"count": 0}, "count must be 1 to 256; got 0"),
-        ({"count": 257}, "count must be 1 to 256; got 257"),
-        ({"length_us": 0}, "length_us must be a positive number of microseconds; got 0"),
-        ({"length_us": 0.5}, "length_us must be a positive number of microseconds; got 0.5"),
-        ({"pool": 0}, "pool must be at least 1; got 0"),
-        ({"sensor": (34,)}, r"sensor must be \(height, width\) in pixels; got \(34,\)"),
-        ({"sensor": (34, 0)}, "sensor must be"),
+        ({"count": 0}, "count\n +Input should be greater than or equal to 1"),
+        ({"count": 257}, "count\n +Input should be less than or equal to 256"),
+        ({"length_us": 0.5}, "length_us\n +Input should be a valid integer"),
+        ({"pool": True}, "pool\n +Input should be a valid integer"),
+        ({"sensor": (34,)}, "sensor.1\n +Field required"),
+        ({"sensor": (34, 0)}, "sensor.1\n +Input should be greater than or equal to 1"),
     ],
 )
 def test_windows_that_cannot_be_are_refused(values, message):
-    with pytest.raises(ValueError, match=f"EventWindows: {message}"):
+    with pytest.raises(ValueError, match=message):
         EventWindows(**values)

@@ -134,14 +134,11 @@ def test_folders_without_recordings_are_refused(n_mnist, tmp_path):
         load_images(None, n_mnist)
 
 
-def test_test_classes_are_those_of_training(n_mnist):
+def test_what_does_not_fit_is_refused(n_mnist):
     train = load_images(None, n_mnist, events=WINDOWS)
     shutil.rmtree(n_mnist / "Test" / "8")
     with pytest.raises(ValueError, match=r"classes of the Test split of .* must be those of the training split; got 3"):
         load_images(None, n_mnist, split="test", like=train, events=WINDOWS)
-
-
-def test_options_of_images_are_refused(n_mnist):
     with pytest.raises(ValueError, match=r"events must go with data_dir and without .*; got image_size, streaming"):
         load_images(None, n_mnist, events=WINDOWS, image_size=20, streaming=True)
     with pytest.raises(ValueError, match=r"events must go with data_dir .*; got no data_dir"):

@@ -7,7 +7,6 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.sources import SAMPLE_FOLDER
@@ -35,24 +34,16 @@ def test_sample_is_balanced_and_whole(split):
     assert data.class_names[9] == "Ankle boot"
 
 
-def test_sample_has_the_statistics_of_fashion_mnist():
-    pixels = load_images("sample").images / 255
+def test_sample_is_small_shuffled_and_like_fashion_mnist():
+    train, test = (load_images("sample", split=split) for split in SPLITS)
+    pixels = train.images / 255
     # The full training split has mean 0.2860 and standard deviation 0.3530.
     assert float(pixels.mean()) == pytest.approx(0.2860, abs=0.005)
     assert float(pixels.std()) == pytest.approx(0.3530, abs=0.005)
-
-
-def test_sample_shares_no_image_between_splits():
-    images = [{image.numpy().tobytes() for image in load_images("sample", split=split).images} for split in SPLITS]
+    images = [{image.numpy().tobytes() for image in data.images} for data in (train, test)]
     assert len(images[0]) > 5990  # Fashion-MNIST itself holds a few duplicates
     assert not images[0] & images[1]
-
-
-def test_sample_is_shuffled():
-    assert load_images("sample").labels[:100].unique().tolist() == list(range(10))
-
-
-def test_sample_is_small():
+    assert train.labels[:100].unique().tolist() == list(range(10))
     assert sum((SAMPLE_FOLDER / f"{split}.parquet").stat().st_size for split in SPLITS) < 4_000_000
 
 
@@ -108,11 +99,3 @@ def test_make_sample_rejects_a_source_that_is_not_balanced(make_sample, tmp_path
     write_parquet(tmp_path / "train.parquet", random_images(40, 1, 28, 28), [i % 9 for i in range(40)])
     with pytest.raises(ValueError, match=r"the source must be Fashion-MNIST, balanced; got .* Check --data-dir"):
         make_sample.make_split("train", tmp_path, tmp_path)
-
-
-def test_make_sample_encodes_without_loss(make_sample, tmp_path, random_images):
-    pixels = random_images(1, 1, 28, 28)[0]
-    (tmp_path / "a.png").write_bytes(make_sample.encode(pixels))
-    with Image.open(tmp_path / "a.png") as image:
-        assert image.mode == "L"
-        assert image.tobytes() == pixels.tobytes()

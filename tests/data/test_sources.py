@@ -54,13 +54,9 @@ def test_find_rows_reads_class_folders(tmp_path, random_images, folder):
     assert sorted(labels(rows)) == [0, 0, 1, 1, 1]
 
 
-def test_find_rows_falls_back_to_validation_for_the_test_split(tmp_path, random_images, write_parquet):
+def test_find_rows_prefers_the_test_split_to_validation(tmp_path, random_images, write_parquet):
     write_parquet(tmp_path / "validation.parquet", random_images(2), [0, 1])
     assert find_rows(None, tmp_path, "test").split == "validation"
-
-
-def test_find_rows_prefers_the_test_split(tmp_path, random_images, write_parquet):
-    write_parquet(tmp_path / "validation.parquet", random_images(2), [0, 1])
     write_parquet(tmp_path / "test.parquet", random_images(3), [0, 1, 0])
     rows = find_rows(None, tmp_path, "test")
     assert (rows.split, len(rows.table)) == ("test", 3)
@@ -73,23 +69,35 @@ def test_find_rows_reads_changed_files_again(tmp_path, random_images, write_parq
     assert labels(find_rows(None, tmp_path, "train")) == [1, 1, 0]
 
 
-def test_find_rows_rejects_a_missing_folder(tmp_path):
+def test_find_rows_rejects_folders_without_the_split(tmp_path, random_images, write_parquet):
     with pytest.raises(ValueError, match=r"data_dir must be an existing folder; got '.*nowhere', no such folder"):
         find_rows(None, tmp_path / "nowhere", "train")
-
-
-def test_find_rows_rejects_a_file_as_folder(tmp_path):
-    (tmp_path / "train.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match="which holds nothing"):
+        find_rows(None, tmp_path, "train")
+    write_parquet(tmp_path / "train.parquet", random_images(2), [0, 1])
     with pytest.raises(ValueError, match=r"must be an existing folder; got .*, a file"):
         find_rows(None, tmp_path / "train.parquet", "train")
-
-
-def test_find_rows_names_what_it_looked_for_in_a_folder_without_the_split(tmp_path, random_images, write_parquet):
-    write_parquet(tmp_path / "train.parquet", random_images(2), [0, 1])
     (tmp_path / "notes").mkdir()
     message = r"must hold a test split; got .*, which holds notes/, train.parquet\. Looked for .*test, .*validation"
     with pytest.raises(ValueError, match=message):
         find_rows(None, tmp_path, "test")
+    for name in ("mnist", "cifar10"):
+        write_parquet(tmp_path / "several" / name / "train.parquet", random_images(2), [0, 1])
+    with pytest.raises(ValueError, match=r"must hold one data set; .*cifar10, .*mnist\. Point --data-dir at one"):
+        find_rows(None, tmp_path / "several", "train")
+
+
+def test_find_rows_rejects_damaged_and_empty_files(tmp_path):
+    path = tmp_path / "train.parquet"
+    path.write_bytes(b"PAR1 but not really")
+    with pytest.raises(
+        RuntimeError, match=r"must hold readable parquet files; got .*Arrow.*that the files are complete"
+    ):
+        find_rows(None, tmp_path, "train")
+    columns = {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(ValueError, match="data_dir must hold rows; got none in"):
+        find_rows(None, tmp_path, "train")
 
 
 def test_class_folders_without_a_split_get_the_same_one_everywhere(tmp_path, caplog):
@@ -118,26 +126,6 @@ def test_class_folders_without_a_split_get_the_same_one_everywhere(tmp_path, cap
     (tmp_path / "a" / "train").mkdir()
     with pytest.raises(ValueError, match="must hold a test split"):
         find_rows(None, tmp_path / "a", "test")
-
-
-def test_find_rows_says_that_a_folder_is_empty(tmp_path):
-    with pytest.raises(ValueError, match="which holds nothing"):
-        find_rows(None, tmp_path, "train")
-
-
-def test_find_rows_rejects_several_data_sets_in_one_folder(tmp_path, random_images, write_parquet):
-    for name in ("mnist", "cifar10"):
-        write_parquet(tmp_path / name / "train.parquet", random_images(2), [0, 1])
-    with pytest.raises(ValueError, match=r"must hold one data set; .*cifar10, .*mnist\. Point --data-dir at one"):
-        find_rows(None, tmp_path, "train")
-
-
-def test_find_rows_names_the_folder_of_damaged_files(tmp_path):
-    (tmp_path / "train.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(
-        RuntimeError, match=r"must hold readable parquet files; got .*ArrowInvalid.*Check that the files are complete"
-    ):
-        find_rows(None, tmp_path, "train")
 
 
 @pytest.mark.parametrize("name", [None, "mnist", "../folder", "/absolute/folder", "a/b/c", ""])
@@ -189,15 +177,15 @@ def test_find_rows_takes_a_split_of_a_hub_data_set(monkeypatch):
 
 
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("progress", [True, False])
-def test_find_rows_leaves_progress_bars_as_they_were(tmp_path, before, progress):
-    switch = {True: datasets.enable_progress_bars, False: datasets.disable_progress_bars}
+def test_find_rows_leaves_progress_bars_as_they_were(tmp_path, before):
     was = datasets.is_progress_bar_enabled()
+    switch = {True: datasets.enable_progress_bars, False: datasets.disable_progress_bars}
     try:
-        switch[before]()
-        with pytest.raises(ValueError, match="must hold a train split"):
-            find_rows(None, tmp_path, "train", progress=progress)
-        assert datasets.is_progress_bar_enabled() is before
+        for progress in (True, False):
+            switch[before]()
+            with pytest.raises(ValueError, match="must hold a train split"):
+                find_rows(None, tmp_path, "train", progress=progress)
+            assert datasets.is_progress_bar_enabled() is before
     finally:
         switch[was]()
 
@@ -227,21 +215,17 @@ def test_columns_are_detected(features, image, label):
     assert sources.label_column(rows) == label
 
 
-def test_columns_can_be_named():
+def test_columns_are_named_where_they_are_not_plain():
     rows = rows_with(image=IMAGE, mask=IMAGE, label=CLASS, coarse_label=CLASS)
     assert sources.image_column(rows, "mask") == "mask"
     assert sources.label_column(rows, "coarse_label") == "coarse_label"
-
-
-def test_columns_that_are_ambiguous_are_listed():
+    with pytest.raises(ValueError, match=r"must be a column of .*; got 'labels'\. Columns: image \(.*\), .*label"):
+        sources.label_column(rows, "labels")
     rows = rows_with(image=IMAGE, img=IMAGE, label=CLASS, fine_label=CLASS)
     with pytest.raises(ValueError, match=r"ambiguous \(image or img\)\. Columns: image \(.*\), .*--image-column"):
         sources.image_column(rows)
     with pytest.raises(ValueError, match=r"ambiguous \(label or fine_label\)\. .*fine_label \(int64\).*--label-column"):
         sources.label_column(rows)
-
-
-def test_columns_that_are_missing_are_reported_with_those_found():
     rows = rows_with(x=INTEGER, y=INTEGER)
     with pytest.raises(ValueError, match=r"image_column must be named .*not recognised\. Columns: x \(int64\), y"):
         sources.image_column(rows)
@@ -249,21 +233,8 @@ def test_columns_that_are_missing_are_reported_with_those_found():
         sources.label_column(rows)
 
 
-def test_column_named_wrongly_is_reported_with_those_found():
-    rows = rows_with(image=IMAGE, label=CLASS)
-    with pytest.raises(ValueError, match=r"must be a column of .*; got 'labels'\. Columns: image \(.*\), label"):
-        sources.label_column(rows, "labels")
-
-
 def test_folder_here_is_not_taken_for_the_data_set_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"'owner/name', which is also a folder here.*use --data-dir owner/name"):
         find_rows("owner/name", None, "train")
-
-
-def test_parquet_files_without_rows_are_told(tmp_path):
-    columns = {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}
-    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match="data_dir must hold rows; got none in"):
-        find_rows(None, tmp_path, "train")

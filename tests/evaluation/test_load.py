@@ -35,21 +35,15 @@ def test_test_images_are_those_of_the_run(trained):
         load_test_images(load_network(run), dataset="sample")
 
 
-def test_classes_must_be_in_the_order_of_the_network(trained, tmp_path, write_parquet):  # noqa: F811
-    pixels = np.zeros((4, 8, 8), dtype=np.uint8)
-    write_parquet(tmp_path / "test.parquet", pixels, [0, 1, 2, 3], names=["b", "a", "c", "d"])
-    with pytest.raises(ValueError, match=r"must be in the order \['a', 'b', .*; got \['b', 'a', "):
-        load_test_images(load_network(trained[0]), data_dir=tmp_path)
-
-
-def test_columns_can_be_named(trained, tmp_path, write_parquet):  # noqa: F811
-    pixels, names = np.zeros((4, 8, 8), dtype=np.uint8), ["a", "b", "c", "d"]
-    write_parquet(
-        tmp_path / "test.parquet", pixels, [0, 1, 2, 3], names=names, image="picture", more={"label2": [0, 0, 0, 0]}
-    )
-    network = load_network(trained[0])
+def test_columns_can_be_named_and_classes_have_the_order_of_the_network(trained, tmp_path, write_parquet):  # noqa: F811
+    network, pixels = load_network(trained[0]), np.zeros((4, 8, 8), dtype=np.uint8)
+    columns = {"image": "picture", "more": {"label2": [0, 0, 0, 0]}}
+    write_parquet(tmp_path / "test.parquet", pixels, [0, 1, 2, 3], names=["a", "b", "c", "d"], **columns)
     images = load_test_images(network, data_dir=tmp_path, image_column="picture", label_column="label")
     assert images.labels.tolist() == [0, 1, 2, 3]
+    write_parquet(tmp_path / "test.parquet", pixels, [0, 1, 2, 3], names=["b", "a", "c", "d"])
+    with pytest.raises(ValueError, match=r"must be in the order \['a', 'b', .*; got \['b', 'a', "):
+        load_test_images(network, data_dir=tmp_path)
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """`recipes/export.py` from start to finish."""
 
-import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from ttfs_triton.export.command import main
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Neuron
 
-ROOT = Path(__file__).parents[2]
 pytest.importorskip("onnxruntime", reason="checking ONNX needs onnxruntime")
 pytest.importorskip("snntorch", reason="checking NIR needs snnTorch")
 
@@ -91,29 +88,20 @@ def test_bad_options_are_refused(model, tmp_path, capsys, flags, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_overwritten_unasked(model, tmp_path, capsys):
-    file = tmp_path / "model.onnx"
-    file.write_text("mine")
-    with pytest.raises(SystemExit, match="1"):
-        export(model, "--format", "onnx", "--output", file)
-    assert "Replace it by --overwrite" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="1"):
-        export(model, "--format", "onnx", "--output", tmp_path, "--overwrite")
-    assert "output must be a file" in capsys.readouterr().err
-    assert file.read_text() == "mine"
-
-
-def test_failures_leave_the_old_file(tmp_path, capsys):
-    network = small_network(analog=True)
-    TTFSModel.from_network(network).save_pretrained(tmp_path / "ann")
+def test_files_stay_as_they_were_unless_replaced(model, tmp_path, capsys):
     file = tmp_path / "model.nir"
     file.write_text("mine")
-    with pytest.raises(SystemExit, match="1"):
-        export(tmp_path / "ann", "--format", "nir", "--output", file, "--overwrite")
-    assert "model must consist of spiking layers" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="1"):
-        export(tmp_path / "nowhere", "--format", "nir", "--output", file, "--overwrite")
-    assert file.read_text() == "mine"
+    TTFSModel.from_network(small_network(encoder="signed")).save_pretrained(tmp_path / "signed")
+    for source, flags, message in (
+        (model, ["--output", file], "Replace it by --overwrite"),
+        (model, ["--output", tmp_path, "--overwrite"], "output must be a file"),
+        (tmp_path / "signed", ["--output", file, "--overwrite"], "encoder must be latency or analog"),
+        (tmp_path / "nowhere", ["--output", file, "--overwrite"], "there is nothing at"),
+    ):
+        with pytest.raises(SystemExit, match="1"):
+            export(source, "--format", "nir", *flags)
+        assert message in capsys.readouterr().err
+        assert file.read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -128,14 +116,3 @@ def test_missing_packages_are_named(model, tmp_path, capsys, monkeypatch, format
     assert f"{package} must be installed" in shown
     assert f"pip install 'ttfs-triton[{format}]'" in shown
     assert not (tmp_path / "out").exists()
-
-
-def test_recipe_explains_itself(capsys, monkeypatch):
-    recipe = str(ROOT / "recipes" / "export.py")
-    monkeypatch.setattr("sys.argv", [recipe, "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        runpy.run_path(recipe, run_name="__main__")
-    shown = capsys.readouterr().out
-    assert "recipes/export.py runs/mnist --format onnx" in shown
-    for flag in ("--format", "--steps", "--check", "--hidden", "--overwrite"):
-        assert flag in shown

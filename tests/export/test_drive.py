@@ -5,7 +5,6 @@ import torch
 
 from tests.export.common import images_for, small_network
 from ttfs_triton.export import Clock, decide, input_frames
-from ttfs_triton.export.drive import FirstSpikes
 
 
 def clock_of(network, steps=4, analog=False):
@@ -35,19 +34,6 @@ def test_analog_images_are_shown_and_taken_back():
     assert frames[[1, 2, 3, *range(5, 12)]].abs().max() == 0
 
 
-def test_analog_images_need_no_normalisation():
-    network = small_network(encoder="analog")
-    images = images_for(network)
-    frame = next(input_frames(images, network.features[0], clock_of(network, analog=True)))
-    assert torch.equal(frame[:, :2], images)
-
-
-def test_frames_refuse_other_images():
-    network = small_network()
-    with pytest.raises(ValueError, match=r"images must have shape \[N, 2, 9, 8\]; got \(1, 1, 9, 8\)"):
-        next(input_frames(torch.zeros(1, 1, 9, 8), network.features[0], clock_of(network)))
-
-
 def test_earliest_spike_decides():
     clock = clock_of(small_network())
     output = torch.zeros(clock.total_steps, 3, 3)
@@ -55,14 +41,15 @@ def test_earliest_spike_decides():
     output[8, 1, 1] = output[8, 1, 2] = 1  # a tie
     decision = decide(output, clock)
     assert decision.prediction.tolist() == [2, 1, -1]
-    assert decision.tie.tolist() == [False, True, False]
+    assert (decision.tie.tolist(), decision.no_spike.tolist()) == ([False, True, False], [False, False, True])
     assert decision.spike_times[0].tolist() == [0.5, torch.inf, 0.25]
     assert decision.spike_times[2].isinf().all()
 
 
-def test_runs_must_be_complete():
-    clock = clock_of(small_network())
+def test_runs_must_be_complete_and_frames_of_the_clock_s_shape():
+    network = small_network()
+    clock = clock_of(network)
+    with pytest.raises(ValueError, match=r"images must have shape \[N, 2, 9, 8\]; got \(1, 1, 9, 8\)"):
+        next(input_frames(torch.zeros(1, 1, 9, 8), network.features[0], clock))
     with pytest.raises(ValueError, match="all 12 steps of a run must have passed; got 11"):
         decide(torch.zeros(11, 1, 3), clock)
-    with pytest.raises(ValueError, match="got 0"):
-        FirstSpikes().times(clock, 0)

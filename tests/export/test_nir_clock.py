@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ttfs_triton.export.nir_clock import Clock, clock_weights, sampling
+from ttfs_triton.export.nir_clock import Axis, Clock, clock_weights, sampling, square
 
 CLOCK = Clock(steps=5, windows=3, readout_steps=5, image_shape=(2, 4, 6), analog=False)
 
@@ -53,12 +53,34 @@ def test_sampling_reaches_maps_behind_convolutions_and_pools(size, kernel, strid
         wanted = tuple(length // 2 for length in wanted)
     assume(min(wanted) >= 1)
     try:
-        found, strides = sampling(size, wanted)
+        side, *axes = sampling(size, wanted)
     except NotImplementedError:
         assume(size[0] != size[1])  # square maps are always reached
         return
-    maps = torch.nn.functional.conv2d(torch.ones(1, 1, *size), torch.ones(1, 1, found, found), stride=strides)
-    assert tuple(maps.shape[2:]) == wanted
+    taps = torch.zeros(1, 1, side, side)
+    taps[0, 0, axes[0].padding, axes[1].padding] = 1
+    stride, padding, _ = zip(*axes, strict=True)
+    maps = torch.nn.functional.conv2d(torch.ones(1, 1, *size), taps, stride=stride, padding=padding)
+    assert torch.equal(maps, torch.ones(1, 1, *wanted))
+
+
+@given(
+    size=st.tuples(st.integers(3, 12), st.integers(3, 12)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    axes=st.tuples(*[st.builds(Axis, st.integers(1, 3), st.integers(0, 2))] * 2),
+)
+def test_square_kernels_compute_the_same(size, kernel, axes):
+    found = square(kernel, size, axes)
+    assume(found is not None)
+    side, (above, before) = found
+    taps, maps = torch.rand(1, 1, *kernel), torch.rand(1, 1, *size)
+    padded = torch.zeros(1, 1, side, side)
+    padded[:, :, above : above + kernel[0], before : before + kernel[1]] = taps
+    stride, padding, _ = zip(*axes, strict=True)
+    expected = torch.nn.functional.conv2d(maps, taps, stride=stride, padding=padding)
+    wider = (padding[0] + above, padding[1] + before)
+    torch.testing.assert_close(torch.nn.functional.conv2d(maps, padded, stride=stride, padding=wider), expected)
+    assert found[0] == max(kernel) or (kernel[0] - kernel[1]) % 2
 
 
 def test_sampling_refuses_maps_larger_than_the_image():

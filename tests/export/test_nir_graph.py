@@ -2,18 +2,19 @@
 
 import io
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 from tests.export.common import images_for, small_network
+from tests.nn.common import randomised
 from ttfs_triton.export import Clock, compare_nir, decide, input_frames, to_nir
 from ttfs_triton.export.compare import import_into_snntorch
 from ttfs_triton.export.drive import FirstSpikes
 from ttfs_triton.export.shared import synapse_arrays
 from ttfs_triton.nn import (
+    AnalogEncoder,
     DFTConv2d,
     EarliestSpikePool2d,
     FirstSpikeReadout,
@@ -26,6 +27,7 @@ from ttfs_triton.nn import (
 
 nir = pytest.importorskip("nir", reason="exporting to NIR needs nir")
 pytest.importorskip("snntorch", reason="running NIR needs snnTorch")
+WIDE = {"dilation": (2, 1), "stride": (2, 1), "padding": 1}
 
 
 def read_back(graph):
@@ -149,6 +151,37 @@ def test_spike_times_approach_the_closed_form(sigma, config):
     assert fine.program.startswith("snnTorch")
 
 
+@pytest.mark.parametrize(
+    ("shape", "layers"),
+    [
+        (
+            (2, 12, 10),
+            lambda n: [DFTConv2d(2, 4, (3, 5), padding=1, groups=2, neuron=n), EarliestSpikePool2d((2, 1), 2)],
+        ),
+        (
+            (1, 10, 9),
+            lambda n: [DFTConv2d(1, 4, (1, 3), padding=(0, 1), neuron=n), DFTConv2d(4, 4, 3, groups=4, **WIDE)],
+        ),
+        ((3, 9, 8), lambda n: [AnalogEncoder(3, 6, 3, groups=3, padding=1), DFTConv2d(6, 4, (4, 2), neuron=n)]),
+    ],
+    ids=["groups and pools", "depthwise and dilated", "analog"],
+)
+def test_kernels_of_any_shape_are_written_among_zeros(shape, layers):
+    """Groups as one dense kernel, others than squares as squares: importers know nothing else."""
+    found = layers(Neuron(0.25))
+    encoder = [] if isinstance(found[0], AnalogEncoder) else [LatencyEncoder()]
+    body = torch.nn.Sequential(*encoder, *found, torch.nn.Flatten())
+    size = body(torch.rand(1, *shape)).shape[1]
+    network = randomised(torch.nn.Sequential(*body, PotentialReadout(size, 3)), 0, 0.6).eval()
+    images = torch.rand(8, *shape, generator=torch.Generator().manual_seed(0))
+    coarse, fine = (
+        compare_nir(read_back(to_nir(network, image_shape=shape, steps=steps)), network, images) for steps in (8, 64)
+    )
+    assert fine.times[0].mean < 0.25 * coarse.times[0].mean
+    assert all(layer.mean < 0.03 and layer.repeated == 0 and layer.spikes > 10 for layer in fine.times)
+    assert fine.same_decisions + fine.ties >= 7
+
+
 def test_error_shrinks_with_the_time_constant():
     network = small_network(neuron=Neuron(0.25), scale=0.6)
     images = images_for(network, samples=4)
@@ -196,22 +229,12 @@ def test_refuses_what_it_cannot_say():
             to_nir(network, steps=steps)
     with pytest.raises(ValueError, match="time_constant must be at least 1 window"):
         to_nir(network, time_constant=0.5)
-    with pytest.raises(NetworkError, match="model must consist of spiking layers"):
-        to_nir(small_network(analog=True))
     with pytest.raises(NotImplementedError, match="encoder must be latency or analog; got signed"):
         to_nir(small_network(encoder="signed"))
     with pytest.raises(NotImplementedError, match="maps must be sampled from the image"):
         to_nir(small_network(specification="4C3p3-5"))
-    network.features.conv1 = DFTConv2d(2, 4, 3, padding=1, groups=2)
-    with pytest.raises(NotImplementedError, match=r"one group and square kernels.* got groups 2"):
-        to_nir(network)
-    network = small_network()
-    network.features.pool1 = EarliestSpikePool2d((2, 1), 2)
-    with pytest.raises(NotImplementedError, match=r"pools must be square; got \(2, 1\)"):
-        to_nir(network)
-
-
-def test_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nir", None)
-    with pytest.raises(RuntimeError, match=r"to_nir: nir must be installed; .* pip install 'ttfs-triton\[nir\]'"):
-        to_nir(small_network())
+    network = torch.nn.Sequential(
+        LatencyEncoder(), DFTConv2d(2, 4, (3, 2)), torch.nn.Flatten(), PotentialReadout(4 * 7 * 7, 3)
+    )
+    with pytest.raises(NotImplementedError, match=r"odd in both sides or even in both.*got \(3, 2\)\. Use to_onnx"):
+        to_nir(network, image_shape=(2, 9, 8))

@@ -1,7 +1,6 @@
 """The closed form in onnxruntime."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -67,9 +66,9 @@ def test_shapes_and_options_agree(specification, standardised, bias, seed, sampl
 def test_blocks_and_averages_agree(specification, sigma):
     network = small_network(0, specification, neuron=Neuron(sigma), image_size=(8, 8))
     assert_same(network, images_for(network))
-    analog = small_network(0, specification, analog=True, batch_norm=True, image_size=(8, 8))
-    found = run(analog, images_for(analog))
-    np.testing.assert_allclose(found["logits"], analog(images_for(analog)).detach(), rtol=1e-5, atol=1e-5)
+    normalised = small_network(0, specification, neuron=Neuron(sigma), batch_norm=True, image_size=(8, 8))
+    found = run(normalised, images_for(normalised))
+    np.testing.assert_allclose(found["logits"], normalised(images_for(normalised)).detach(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ["analog", "signed"])
@@ -77,16 +76,6 @@ def test_blocks_and_averages_agree(specification, sigma):
 def test_encoders_of_pixels_normalise(encoder, mean):
     network = small_network(encoder=encoder, mean=mean, std=None if mean is None else (0.2, 0.3))
     assert_same(network, images_for(network))
-
-
-@pytest.mark.parametrize("batch_norm", [True, False])
-@pytest.mark.parametrize("encoder", ["analog", "latency"])
-def test_analog_networks_have_logits_only(batch_norm, encoder):
-    network = small_network(analog=True, batch_norm=batch_norm, encoder=encoder)
-    images = images_for(network)
-    found = run(network, images)
-    assert list(found) == ["logits"]
-    np.testing.assert_allclose(found["logits"], network(images).detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_hidden_activations_are_outputs_on_request():
@@ -148,12 +137,6 @@ def test_refuses_what_is_no_network():
     network.features.conv2 = torch.nn.Conv2d(4, 5, 3)
     with pytest.raises(NetworkError, match=r"layers of ttfs_triton.nn .*; got Conv2d \(features\.conv2\)"):
         to_onnx(network)
-
-
-def test_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(RuntimeError, match=r"to_onnx: onnx must be installed; .* pip install 'ttfs-triton\[onnx\]'"):
-        to_onnx(small_network())
 
 
 @pytest.mark.parametrize("readout", ["potential_start", "potential_end", "first_spike"])

@@ -9,7 +9,7 @@ import yaml
 from tests.frontier.conftest import FLAGS, sweep
 from ttfs_triton.evaluation import load_network
 from ttfs_triton.frontier import FrontierOptions, Point
-from ttfs_triton.frontier.settings import point_config, settings_of
+from ttfs_triton.frontier.plan import point_config, settings_of
 
 
 def settings(source, **changes):
@@ -37,12 +37,9 @@ def test_run_goes_on_as_its_configuration_says(run, tmp_path):
     assert config.weights == str(run.resolve())
     config = point_config(found, Point.of(target_operations=0.2), tmp_path)
     assert (config.target_sparsity, config.target_operations) == (None, 0.2)
-
-
-def test_more_keys_win(run, tmp_path):
     (tmp_path / "more.yaml").write_text("ema_decay: 0.5\nseed: 3\n")
     config = point_config(settings(str(run), config=tmp_path / "more.yaml", lr=0.5), None, tmp_path)
-    assert (config.ema_decay, config.seed, config.lr) == (0.5, 3, 0.5)
+    assert (config.ema_decay, config.seed, config.lr) == (0.5, 3, 0.5), "more keys win"
 
 
 @pytest.mark.parametrize(
@@ -66,20 +63,15 @@ def test_bad_points_are_told_before_training(trained, tmp_path, capsys, flags, m
     assert not (tmp_path / "out").exists()
 
 
-def test_networks_of_one_name_are_refused(trained, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="1"):
-        sweep(trained, trained, "--output-dir", tmp_path / "out", *FLAGS)
-    assert "must differ in their names; got run twice" in capsys.readouterr().err
-
-
-def test_ann_is_refused(run, tmp_path, capsys):
+def test_networks_of_one_name_are_refused(trained, run, tmp_path, capsys):
     path = run / "best" / "config.json"
     text = json.loads(path.read_text())
-    text["network"]["neuron"] = "ann"
+    text["network"]["neuron"] = "lif"
     path.write_text(json.dumps(text))
-    with pytest.raises(SystemExit, match="1"):
-        sweep(run, "--output-dir", tmp_path / "out", *FLAGS)
-    assert "must" in capsys.readouterr().err
+    for runs, message in (([trained, trained], "must differ in their names; got run twice"), ([run], "must")):
+        with pytest.raises(SystemExit, match="1"):
+            sweep(*runs, "--output-dir", tmp_path / "out", *FLAGS)
+        assert message in capsys.readouterr().err
 
 
 def test_other_settings_than_a_point_s_are_refused(swept, trained, capsys):

@@ -55,24 +55,20 @@ def test_all_points_are_there(rows, swept):
         assert row.folder is None or (swept / row.folder / "summary.json").is_file()
 
 
-def test_figures_of_a_point_are_those_of_its_run(rows, swept):
+def test_figures_of_a_point_are_those_of_its_run(rows, swept, trained):
     (row,) = of(rows, "target_sparsity=0.4")
     summary = json.loads((swept / "points" / "run" / "target_sparsity=0.4" / "summary.json").read_text())
     assert (row.accuracy, row.sparsity) == (summary["test_accuracy"], pytest.approx(summary["sparsity"]))
     assert (row.target, row.goal, row.cost) == ("sparsity", 0.4, summary["target"]["test"]["network"])
     assert row.reached == summary["target"]["reached"]
+    (free,), given = of(rows, "free"), json.loads((trained / "summary.json").read_text())
+    assert (free.accuracy, free.first_spike_accuracy) == (given["test_accuracy"], given["test_first_spike_accuracy"])
+    assert free.sparsity == pytest.approx(given["sparsity"])
     assert row.synaptic_operations == summary["counts"]["total"]["synaptic_operations"] / 100
     (energy,) = row.energy
     assert energy.chip == "lemaire45:int8"
     assert 0 < energy.arithmetic < energy.with_memory <= energy.total
     assert 0 < energy.dense_arithmetic < energy.dense_with_memory
-
-
-def test_network_as_given_is_that_of_its_run(rows, trained):
-    (row,) = of(rows, "free")
-    summary = json.loads((trained / "summary.json").read_text())
-    assert (row.accuracy, row.first_spike_accuracy) == (summary["test_accuracy"], summary["test_first_spike_accuracy"])
-    assert row.sparsity == pytest.approx(summary["sparsity"])
 
 
 def test_grids_decide_as_their_simulation(rows):
@@ -119,27 +115,20 @@ def test_page_shows_curves_and_points(swept):
     assert not re.search(r'(src|href)="(?!https?://|data:|#)', page), "it needs nothing but itself"
 
 
-def test_network_is_shown_on_a_frontier(swept, trained, tmp_path):
+def test_network_is_shown_on_a_frontier(swept, trained, tmp_path, capsys):
     flags = ["--chip", "anp_i", "--steps", "8", "--cpu", "--deadlines"]
     evaluate("Evaluate.", [str(trained), *flags, "--report", str(tmp_path / "page.html"), "--frontier", str(swept)])
     page = (tmp_path / "page.html").read_text()
     assert "this network" in page
     assert '<section id="decisions">' in page
     assert '<section id="energy">' in page
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--frontier", "{swept}"], "must go with a page"),
-        (["--frontier", "{empty}", "--report", "{empty}/page.html"], "there is no such file"),
-    ],
-)
-def test_evaluation_refuses(swept, trained, tmp_path, capsys, flags, message):
-    flags = [flag.format(swept=swept, empty=tmp_path) for flag in flags]
-    with pytest.raises(SystemExit, match="1"):
-        evaluate("Evaluate.", [str(trained), "--cpu", *flags])
-    assert message in capsys.readouterr().err
+    for flags, message in (
+        (["--frontier", str(swept)], "must go with a page"),
+        (["--frontier", str(tmp_path), "--report", str(tmp_path / "other.html")], "there is no such file"),
+    ):
+        with pytest.raises(SystemExit, match="1"):
+            evaluate("Evaluate.", [str(trained), "--cpu", *flags])
+        assert message in capsys.readouterr().err
 
 
 def test_diverged_point_does_not_end_the_sweep(trained, tmp_path, monkeypatch, capsys):

@@ -55,7 +55,7 @@ def test_accuracy_and_sparsity_agree(texts):
     ties, silent = re.findall(r"\d[\d,]*", note)
     wanted = f"{first}, {ties} ties, {silent} images without an output spike"
     assert rows["by the first output spike"][1] == wanted
-    assert rows["sparsity"][1].split()[0] == top["sparsity"][0] == f"{figures['sparsity']:.4f}"
+    assert rows["sparsity"][1].split()[0] == top["activity"][0] == f"{figures['sparsity']:.4f}"
     assert rows["test images"][1].startswith(f"{figures['images']} of ")
     assert f", {figures['images']} images<" in page
     assert ("simulated in integers" in rows) == ("simulated in integers" in top)

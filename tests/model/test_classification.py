@@ -96,15 +96,6 @@ def test_images_go_to_the_models_device(device):
         assert one.label == other.label
 
 
-def test_analog_twin_has_no_times():
-    model = make("potential_start", analog=True)
-    found = model.classify(torch.rand(1, 8, 8))
-    assert (found.decision_time, found.spike_times, found.first_spike, found.tie) == (None, None, None, None)
-    assert "windows" not in repr(found)
-    with pytest.raises(ValueError, match='decision must be "readout" for an ANN'):
-        model.classify(torch.rand(1, 8, 8), decision="first_spike")
-
-
 def test_other_precisions_classify():
     model = make().double()
     image = torch.rand(1, 8, 8)

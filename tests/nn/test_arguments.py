@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ttfs_triton.nn import AnalogEncoder, ANNConv2d, DFTConv2d, DFTLinear, Neuron, SignedEncoder
+from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, Neuron, SignedEncoder
 
-CONVOLUTIONS = [DFTConv2d, ANNConv2d, AnalogEncoder, SignedEncoder]
+CONVOLUTIONS = [DFTConv2d, AnalogEncoder, SignedEncoder]
 
 
 @pytest.mark.parametrize("layer", CONVOLUTIONS)

@@ -8,8 +8,6 @@ from tests.nn.common import activations, assert_finite_differences, randomised
 from ttfs_kernels.rule import fire
 from ttfs_triton.nn import (
     AnalogEncoder,
-    ANNConv2d,
-    ANNLinear,
     DFTConv2d,
     DFTLinear,
     FirstSpikeReadout,
@@ -65,15 +63,6 @@ def test_fully_connected_layers_read_means_of_maps(sigma, kind):
         torch.testing.assert_close(layer.potential_and_slope(flat)[1], slope)
 
 
-@pytest.mark.parametrize(("spiking", "analog"), [(DFTConv2d, ANNConv2d), (DFTLinear, ANNLinear)])
-def test_analog_twins_average_alike(spiking, analog):
-    sizes, shape = ((3, 5, 3, 1, 1), (2, 3, 8, 8)) if spiking is DFTConv2d else ((12, 5), (9, 12))
-    layer = randomised(spiking(*sizes, average=4, neuron=Neuron(0.0), dtype=torch.float64), 1)
-    twin = analog(*sizes, average=4, dtype=torch.float64)
-    twin.load_state_dict(layer.state_dict())
-    torch.testing.assert_close(layer(activations(*shape, seed=1)), twin(activations(*shape, seed=1)))
-
-
 @pytest.mark.parametrize("readout", ["potential_end", "first_spike"])
 def test_network_gradients_match_numeric_ones(readout):
     model = averaged(readout=readout, neuron=Neuron(0.5, derivative_clip=None))
@@ -113,7 +102,6 @@ def test_folding_keeps_shared_weights():
         (lambda: DFTConv2d(2, 3, 3, dilation=2, average=2), "dilation must be 1 with average=2; got .2, 2."),
         (lambda: DFTLinear(10, 3, average=4), r"DFTLinear: average must divide in_features \(10\); got 4"),
         (lambda: DFTConv2d(2, 3, 3, average=2)(torch.rand(1, 2, 9, 8)), "must divide into windows of average=2"),
-        (lambda: ANNConv2d(2, 3, 3, average=2)(torch.rand(1, 2, 9, 8)), "must divide into windows of average=2"),
         (lambda: averaged("4C3-A3-4C3"), "maps must divide into windows of an average; got 8×12 in front of A3"),
         (lambda: averaged("4C3-A2-8"), 'an average must stand behind maps .*; got "A2"'),
         (lambda: averaged("4C3-A-4C3"), 'an average must stand behind maps .*; got "A"'),

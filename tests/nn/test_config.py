@@ -15,7 +15,7 @@ ANALOG = {"specification": "8C3-P2-16", "in_channels": 3, "encoder": "analog"}
         NetworkConfig(
             **ANALOG, image_size=(32, 24), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), neuron=Neuron(0.25, None)
         ),
-        NetworkConfig("128", analog=True, batch_norm=True, dropout=0.5, width=0.5),
+        NetworkConfig("128", batch_norm=True, dropout=0.5, width=0.5),
     ],
 )
 def test_config_goes_through_json(config):
@@ -23,13 +23,13 @@ def test_config_goes_through_json(config):
 
 
 def test_config_is_written_flat():
-    """What files of every version hold; `backend` is written for older readers and has no meaning any more."""
-    written = NetworkConfig("128", neuron=Neuron(0.25, None), analog=True).to_dict()
+    """What files of every version hold; `neuron` and `backend` are for older readers."""
+    written = NetworkConfig("128", neuron=Neuron(0.25, None)).to_dict()
     assert " ".join(written) == (
         "specification in_channels image_size classes width encoder max_value mean std readout psp_persistence "
-        "derivative_clip surrogate_width bias weight_standardisation initial_gain neuron batch_norm dropout backend"
+        "derivative_clip surrogate_width bias weight_standardisation initial_gain batch_norm dropout neuron backend"
     )
-    assert (written["psp_persistence"], written["derivative_clip"], written["neuron"]) == (0.25, None, "ann")
+    assert (written["psp_persistence"], written["derivative_clip"], written["neuron"]) == (0.25, None, "dft")
     assert NetworkConfig.from_dict(written | {"backend": "triton"}).to_dict() == written
 
 
@@ -38,7 +38,7 @@ def test_old_configurations_without_newer_keys_load():
 
 
 def test_neuron_must_be_one():
-    with pytest.raises(ValueError, match=r"neuron must be a Neuron; got 'ann'\. Give analog=True"):
+    with pytest.raises(ValueError, match=r"neuron must be a Neuron; got 'ann'\. An ANN is Neuron\(psp_persistence=0\)"):
         NetworkConfig("128", neuron="ann")
 
 
@@ -72,10 +72,6 @@ def test_config_scales_sizes():
         ({**ANALOG, "max_value": 255.0}, "max_value must be 1 .* Use mean and std"),
         ({"specification": "128", "std": [0.5]}, "mean and std must be None .* Use max_value"),
         ({"specification": "12C2", "encoder": "whitened"}, 'start with 8 channels for encoder="whitened"'),
-        (
-            {"specification": "128", "neuron": "ann", "readout": "first_spike"},
-            "readout must be potential_start for an analog network; got first_spike",
-        ),
         ({"specification": "128", "in_channels": 0}, "in_channels must be at least 1 and at most 4096; got 0"),
         ({"specification": "128", "image_size": [28]}, r"image_size must be two positive sizes.*got \(28,\)"),
         ({"specification": "128", "width": 0.0}, "width must be positive, from 1e-06 to 1e\\+06; got 0.0"),

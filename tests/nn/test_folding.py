@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttfs_triton.nn import ANNConv2d, ANNLinear, DFTLinear
+from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron
 from ttfs_triton.nn.folding import BatchNorm, plain_synapses
 
 sizes = st.integers(1, 5)
@@ -42,17 +42,15 @@ def test_folding_float32_computes_in_float64():
     torch.testing.assert_close(weight, torch.tensor([[(1 + 1e-5) ** -0.5]], dtype=torch.float64), rtol=1e-14, atol=0)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: ANNConv2d(2, 4, 3, 2, 1, batch_norm=True), lambda: ANNLinear(6, 4, batch_norm=True)]
-)
-def test_batch_norm_of_a_layer_is_folded(make):
-    layer = make().double().eval()
+@pytest.mark.parametrize(("kind", "sizes"), [(DFTConv2d, (2, 4, 3, 2, 1)), (DFTLinear, (6, 4))])
+def test_batch_norm_of_a_layer_is_folded(kind, sizes):
+    layer = kind(*sizes, batch_norm=True, neuron=Neuron(0.0), dtype=torch.float64).eval()
     norm = layer.batch_norm
     for seed, values in enumerate((norm.running_mean, norm.weight.data, norm.bias.data)):
         values.copy_(normal(4, seed=seed))
     norm.running_var.copy_(normal(4, seed=3) ** 2)
     weight, bias = plain_synapses(layer)
-    if isinstance(layer, ANNConv2d):
+    if kind is DFTConv2d:
         x = normal(3, 2, 7, 6, seed=4)
         potential = F.conv2d(x, weight, bias, layer.stride, layer.padding)
     else:

@@ -8,7 +8,6 @@ from torch import nn
 from tests.nn.common import randomised
 from ttfs_triton.nn import (
     AnalogEncoder,
-    ANNLinear,
     DFTConv2d,
     DFTLinear,
     EarliestSpikePool2d,
@@ -146,16 +145,6 @@ def test_weighted_rejects_a_latency_encoder():
         network_graph(cnn1(width=0.25))["pool1"]
 
 
-def test_ann_is_a_graph_that_does_not_spike():
-    graph = network_graph(cnn1(width=0.25, analog=True))
-    assert graph.analog
-    assert not network_graph(cnn1(width=0.25)).analog
-    with pytest.raises(
-        NetworkError, match=r"spiking layers here; got ANNConv2d \(conv1\), which never fires\. Use DFT"
-    ):
-        graph.require_spiking()
-
-
 @pytest.mark.parametrize(
     ("between", "what", "remedy"),
     [
@@ -253,5 +242,5 @@ def test_description_tells_networks_apart():
     assert lines == network_graph(own(), SHAPE).describe()
     assert lines[2].startswith("body.fc [6]: DFTLinear(64, 6")
     assert "reads body.conv → EarliestSpikePool2d(kernel_size=(2, 2), stride=(2, 2)) → Flatten" in lines[2]
-    other = nn.Sequential(LatencyEncoder(), nn.Flatten(), ANNLinear(64, 6), PotentialReadout(6, 3))
+    other = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 6), PotentialReadout(6, 3))
     assert network_graph(other, SHAPE).describe() != lines

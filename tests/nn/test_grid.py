@@ -13,7 +13,6 @@ from tests.nn.common import activations, randomised
 from ttfs_triton.hardware import simulate
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import (
-    ANNLinear,
     DFTConv2d,
     DFTLinear,
     EarliestSpikePool2d,
@@ -236,9 +235,7 @@ def test_grid_from_dict_rejects(values):
         Grid.from_dict(values)
 
 
-def test_analog_network_has_no_grid():
-    with pytest.raises(ValueError, match="NetworkConfig: grid must be None for an analog network; got 4 time steps"):
-        NetworkConfig("8", analog=True, grid=Grid(4))
+def test_a_configuration_has_a_grid_or_none():
     with pytest.raises(ValueError, match="NetworkConfig: grid must be a Grid or None; got 4"):
         NetworkConfig("8", grid=4)
 
@@ -261,8 +258,3 @@ def test_delayed_spikes_and_averages_are_on_the_grid_too(grid):
         found = simulate(network, [images], engine=engine)
         assert torch.equal(logits.argmax(1), found.predictions)
         assert torch.equal(network.decide(images).prediction, found.first_spike_predictions)
-
-
-def test_layers_that_do_not_fire_are_refused():
-    with pytest.raises(ValueError, match="put_on_grid: layers must fire; got a ANNLinear"):
-        put_on_grid(ANNLinear(4, 2), Grid(4))

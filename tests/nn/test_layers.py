@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from tests import oracles
 from tests.nn.common import activations, assert_finite_differences, randomised
-from ttfs_triton.nn import ANNConv2d, ANNLinear, DFTConv2d, DFTLinear, Neuron, fold_weight_standardisation
+from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, Neuron, fold_weight_standardisation
 
 sigmas = st.sampled_from([0.0, 0.25, 1.0])
 
@@ -114,23 +115,29 @@ def test_silent_inputs_get_no_gradient():
     assert torch.any(x.grad[x > 0] != 0)
 
 
-@pytest.mark.parametrize("standardise", [False, True])
-def test_two_phase_neurons_equal_the_clamped_relu_network(standardise):
-    x = activations(2, 3, 6, 6, seed=9).float()
-    spiking = randomised(DFTConv2d(3, 4, 3, padding=1, neuron=Neuron(0.0), weight_standardisation=standardise), seed=1)
-    analog = ANNConv2d(3, 4, 3, padding=1, weight_standardisation=standardise)
-    analog.load_state_dict(spiking.state_dict())
-    torch.testing.assert_close(spiking(x), analog(x))
-    flat = x.flatten(1)
-    spiking = randomised(DFTLinear(108, 5, neuron=Neuron(0.0), weight_standardisation=standardise), seed=2)
-    analog = ANNLinear(108, 5, weight_standardisation=standardise)
-    analog.load_state_dict(spiking.state_dict())
-    torch.testing.assert_close(spiking(flat), analog(flat))
+@pytest.mark.parametrize("options", [{}, {"weight_standardisation": False}, {"skip": 4}, {"average": 2}])
+@pytest.mark.parametrize("kind", [DFTConv2d, DFTLinear])
+def test_two_phase_neurons_are_clamped_relus(kind, options):
+    sizes, shape = ((4, 5, 3, 1, 1), (2, 4, 6, 6)) if kind is DFTConv2d else ((144, 5), (2, 144))
+    layer = randomised(kind(*sizes, neuron=Neuron(0.0), dtype=torch.float64, **options), seed=1)
+    x, late = activations(*shape, seed=2), {}
+    weight, skipped = layer.effective_weight(), 0
+    if "skip" in options:
+        shape = (2, 4, 6, 6) if kind is DFTConv2d else (2, 4)
+        late = {"skip": activations(*shape, seed=3)}
+        v = F.pad(layer.skip_weight, (0, 1)).view(-1, *[1] * (len(shape) - 2))
+        skipped = v * F.pad(late["skip"], (*(0, 0) * (len(shape) - 2), 0, 1))
+    contract = (
+        (lambda: F.linear(x, weight, layer.bias))
+        if kind is DFTLinear
+        else (lambda: F.conv2d(x, weight, layer.bias, layer.stride, layer.padding))
+    )
+    torch.testing.assert_close(layer(x, **late), (contract() + skipped).clamp(0, 1))
 
 
 def test_layers_keep_channels_last():
     x = activations(2, 3, 6, 6, seed=1).float().contiguous(memory_format=torch.channels_last)
-    for layer in (DFTConv2d(3, 4, 3, padding=1), ANNConv2d(3, 4, 3, padding=1, batch_norm=True)):
+    for layer in (DFTConv2d(3, 4, 3, padding=1), DFTConv2d(3, 4, 3, padding=1, batch_norm=True)):
         assert layer(x).is_contiguous(memory_format=torch.channels_last)
 
 
@@ -145,10 +152,9 @@ def test_layers_do_not_change_their_input():
         torch.testing.assert_close(x, before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("layer_type", [DFTLinear, ANNLinear])
-def test_initialisation_is_kaiming_times_the_gain(layer_type):
+def test_initialisation_is_kaiming_times_the_gain():
     torch.manual_seed(0)
-    layer = layer_type(2000, 50, initial_gain=0.25)
+    layer = DFTLinear(2000, 50, initial_gain=0.25)
     assert layer.weight.std().item() == pytest.approx(0.25 * (2 / 2000) ** 0.5, rel=0.02)
     torch.testing.assert_close(layer.weight_gain.detach(), torch.full((50,), 0.25 * 2**0.5))
     torch.testing.assert_close(layer.bias.detach(), torch.zeros(50))
@@ -157,10 +163,9 @@ def test_initialisation_is_kaiming_times_the_gain(layer_type):
     assert norm == pytest.approx(layer.effective_weight().norm(dim=1).mean().item(), rel=0.02)
 
 
-@pytest.mark.parametrize("layer_type", [DFTLinear, ANNLinear])
-def test_dropout_drops_spikes_and_keeps_the_expected_potential(layer_type):
+def test_dropout_drops_spikes_and_keeps_the_expected_potential():
     torch.manual_seed(0)
-    layer = layer_type(4000, 1, spike_dropout=0.25, weight_standardisation=False, bias=False, dtype=torch.float64)
+    layer = DFTLinear(4000, 1, spike_dropout=0.25, weight_standardisation=False, bias=False, dtype=torch.float64)
     nn.init.constant_(layer.weight, 1e-4)
     x = torch.full((200, 4000), 0.5, dtype=torch.float64)
     kept, weight = layer.synapses(x)
@@ -195,9 +200,9 @@ def test_state_dict_round_trip():
     assert set(fold_weight_standardisation(layer).state_dict()) == {"weight", "bias"}
 
 
-@pytest.mark.parametrize("layer_type", [DFTLinear, DFTConv2d, ANNLinear, ANNConv2d])
+@pytest.mark.parametrize("layer_type", [DFTLinear, DFTConv2d, AnalogEncoder])
 def test_layers_run_in_bfloat16_autocast(layer_type, device):
-    if layer_type in (DFTLinear, ANNLinear):
+    if layer_type is DFTLinear:
         layer, x = layer_type(16, 8), activations(4, 16, seed=1).float()
     else:
         layer, x = layer_type(4, 8, 3, padding=1), activations(2, 4, 6, 6, seed=1).float()

@@ -8,7 +8,6 @@ from tests import oracles
 from tests.nn.common import activations, assert_finite_differences, randomised
 from ttfs_triton.nn import (
     AnalogEncoder,
-    ANNConv2d,
     DFTConv2d,
     DFTLinear,
     FirstSpikeReadout,
@@ -122,7 +121,7 @@ def test_network_gradients_match_numeric_ones(readout, encoder):
         pytest.param({}, id="latency"),
         pytest.param({"readout": "potential_end", "encoder": "analog"}, id="analog", marks=pytest.mark.slow),
         pytest.param({"readout": "first_spike", "dropout": 0.2}, id="first-spike", marks=pytest.mark.slow),
-        pytest.param({"analog": True, "batch_norm": True}, id="ann", marks=pytest.mark.slow),
+        pytest.param({"neuron": Neuron(0.0), "batch_norm": True}, id="ann", marks=pytest.mark.slow),
     ],
 )
 def test_network_compiles_in_one_graph(options):
@@ -136,10 +135,10 @@ def test_network_compiles_in_one_graph(options):
         assert compiled(x).dtype == torch.float32
 
 
-@pytest.mark.parametrize("analog", [False, True])
-def test_network_trains_in_bfloat16_autocast(analog, device):
+@pytest.mark.parametrize("sigma", [0.0, 1.0])
+def test_network_trains_in_bfloat16_autocast(sigma, device):
     torch.manual_seed(0)
-    model, x, target = small(analog=analog).to(device), torch.rand(16, 1, 10, 12), torch.arange(16) % 10
+    model, x, target = small(neuron=Neuron(sigma)).to(device), torch.rand(16, 1, 10, 12), torch.arange(16) % 10
     x, target = x.to(device), target.to(device)
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
     losses = []
@@ -153,7 +152,7 @@ def test_network_trains_in_bfloat16_autocast(analog, device):
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"encoder": "analog"}, {"analog": True, "batch_norm": True}])
+@pytest.mark.parametrize("options", [{}, {"encoder": "analog"}, {"batch_norm": True}])
 def test_maps_stay_channels_last(options):
     model, seen = small(**options), []
     for name, module in model.features.named_children():
@@ -189,10 +188,7 @@ def test_options_reach_the_layers():
     assert model.readout.neuron == layer.neuron
     # Dropout removes spikes of fully connected layers: fc1's inputs come from a convolution, the readout's from fc1.
     assert (layer.spike_dropout, model.readout.spike_dropout) == (0.0, 0.1)
-    ann = small(analog=True, batch_norm=True)
-    assert isinstance(ann.features.conv2, ANNConv2d)
-    assert ann.features.conv2.batch_norm is not None
-    assert ann.readout.neuron.psp_persistence == 0.0
+    assert small(batch_norm=True).features.conv2.batch_norm is not None
 
 
 def test_backend_reaches_the_spiking_layers():

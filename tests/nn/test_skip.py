@@ -14,8 +14,6 @@ from tests import oracles
 from tests.nn.common import activations, assert_finite_differences, randomised
 from ttfs_triton.nn import (
     AnalogEncoder,
-    ANNConv2d,
-    ANNLinear,
     DFTConv2d,
     DFTLinear,
     NetworkConfig,
@@ -83,17 +81,6 @@ def test_fully_connected_layer_matches_event_driven_neurons(sigma):
         np.testing.assert_allclose(layer(x, skip=earlier)[:, k : k + 1].detach().numpy(), expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("spiking", "analog"), [(DFTConv2d, ANNConv2d), (DFTLinear, ANNLinear)])
-def test_two_phase_neurons_with_a_skip_are_analog_ones(spiking, analog):
-    sizes = (3, 5, 3, 1, 1) if spiking is DFTConv2d else (3, 5)
-    x, earlier = ((2, 3, 6, 6), (2, 4, 6, 6)) if spiking is DFTConv2d else ((9, 3), (9, 4))
-    layer = randomised(spiking(*sizes, skip=4, neuron=Neuron(0.0), dtype=torch.float64), 1)
-    twin = analog(*sizes, skip=4, dtype=torch.float64)
-    twin.load_state_dict(layer.state_dict())
-    x, earlier = activations(*x, seed=1), activations(*earlier, seed=2)
-    torch.testing.assert_close(layer(x, skip=earlier), twin(x, skip=earlier))
-
-
 @pytest.mark.parametrize("sigma", [0.0, 0.5])
 @pytest.mark.parametrize("encoder", ["latency", "analog"])
 def test_network_runs_its_layers_with_what_entered_each_block(sigma, encoder):
@@ -108,9 +95,9 @@ def test_network_runs_its_layers_with_what_entered_each_block(sigma, encoder):
     assert torch.equal(model.hidden(images), layers.fc3(layers.fc2(x), skip=x))
 
 
-@pytest.mark.parametrize("analog", [False, True])
-def test_network_gradients_match_numeric_ones(analog):
-    model = residual("4C3-(4C3-6C3)-(6C3s2-8C3)", analog=analog, neuron=Neuron(0.5, derivative_clip=None))
+@pytest.mark.parametrize("sigma", [0.0, 0.5])
+def test_network_gradients_match_numeric_ones(sigma):
+    model = residual("4C3-(4C3-6C3)-(6C3s2-8C3)", neuron=Neuron(sigma, derivative_clip=None))
     x, target = activations(3, 1, 10, 12, seed=4), torch.tensor([0, 1, 2])
     assert_finite_differences(lambda: F.cross_entropy(model(x), target), list(model.parameters()), step=1e-7, seed=5)
 

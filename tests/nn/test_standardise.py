@@ -5,7 +5,6 @@ from tests.nn.common import activations, randomised
 from ttfs_kernels import backends
 from ttfs_triton.nn import (
     AnalogEncoder,
-    ANNConv2d,
     DFTConv2d,
     DFTLinear,
     PotentialReadout,
@@ -66,7 +65,6 @@ def test_standardise_weight_is_independent_of_the_scale():
     [
         (DFTConv2d(3, 4, 3), (2, 3, 6, 6)),
         (DFTLinear(12, 5), (3, 12)),
-        (ANNConv2d(3, 4, 3, batch_norm=True).eval(), (2, 3, 6, 6)),
         (AnalogEncoder(3, 4, 3, mean=[0.5] * 3, std=[0.2] * 3), (2, 3, 6, 6)),
         (PotentialReadout(12, 5, at="end"), (3, 12)),
     ],

@@ -8,6 +8,7 @@ from torch import nn
 from tests.nn.common import activations
 from ttfs_triton.nn import (
     DFTLinear,
+    Neuron,
     SpikeCounter,
     cnn1,
     collect_statistics,
@@ -46,10 +47,10 @@ def hidden_outputs(model, batches):
     ("model", "shape"),
     [
         (cnn1(image_size=12, width=0.25), (1, 12, 12)),
-        (cnn1(image_size=12, width=0.25, analog=True, batch_norm=True), (1, 12, 12)),
+        (cnn1(image_size=12, width=0.25, neuron=Neuron(0.0), batch_norm=True), (1, 12, 12)),
         (vgg11(width=1 / 32), (3, 32, 32)),
     ],
-    ids=["cnn1", "cnn1-ann", "vgg11"],
+    ids=["cnn1", "cnn1-two-phase", "vgg11"],
 )
 def test_counts_match_brute_force(model, shape, device):
     model = copy.deepcopy(model).eval().to(device)

@@ -114,16 +114,3 @@ def test_wrong_network_is_refused_by_all_alike(wrong, taker):
     with pytest.raises((NetworkError, ConfigError)) as found:
         TAKERS[taker](WRONG[wrong]())
     assert str(found.value) == str(refused.value)
-
-
-def test_an_ann_is_refused_by_those_who_need_spikes():
-    from ttfs_triton.nn import ANNLinear
-
-    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), ANNLinear(64, 4), PotentialReadout(4, 2))
-    for taker in ("simulate", "sweep", "nir", "report"):
-        with pytest.raises(
-            NetworkError, match=r"spiking layers here; got ANNLinear \(2\), which never fires\. Use DFT"
-        ):
-            TAKERS[taker](network)
-    for taker in ("count", "onnx", "save", "train"):
-        TAKERS[taker](network)

@@ -26,37 +26,22 @@ def test_evaluation_batches_share_every_image_exactly_once(n, world_size, batch_
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_load_batches_gives_images_and_labels(num_workers, device):
-    batches = EvaluationBatches(numbered(7, 3), None, 3)
+def test_load_batches_gives_images_and_labels_and_draws_nothing(num_workers, device):
+    batches, before = EvaluationBatches(numbered(7, 3), None, 3), torch.get_rng_state()
     images, labels = join(list(load_batches(batches, device, num_workers=num_workers)))
     assert labels.tolist() == list(range(7))
     assert images.dtype == torch.float32
     assert torch.equal(images, (labels / 255).view(7, 1, 1, 1).expand(7, 3, 8, 8))
-
-
-def test_load_batches_of_an_empty_share_is_empty():
+    assert torch.equal(torch.get_rng_state(), before)
     assert list(load_batches(EvaluationBatches(numbered(1), None, 3, rank=0, world_size=2))) == []
 
 
-def test_evaluation_batches_reject_an_empty_batch():
+def test_evaluation_batches_reject_what_does_not_fit():
     with pytest.raises(ValueError, match="EvaluationBatches: batch_size must be at least 1; got 0"):
         EvaluationBatches(numbered(3), None, 0)
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_load_batches_leaves_the_global_random_state_alone(num_workers):
-    before = torch.get_rng_state()
-    list(load_batches(EvaluationBatches(numbered(5), None, 2), num_workers=num_workers))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(("rank", "world_size"), [(-1, 2), (2, 2), (0, 0)])
-def test_evaluation_batches_reject_a_rank_outside_the_world(rank, world_size):
-    with pytest.raises(ValueError, match=f"EvaluationBatches: rank must be in .*; got {rank} of {world_size}"):
-        EvaluationBatches(numbered(3), None, 2, rank, world_size)
-
-
-@pytest.mark.parametrize("index", [-1, 4])
-def test_evaluation_batches_reject_an_index_outside(index):
-    with pytest.raises(IndexError, match=f"EvaluationBatches: index must be in 0 to 3; got {index}"):
-        EvaluationBatches(numbered(4), None, 1)[index]
+    for rank, world_size in ((-1, 2), (2, 2), (0, 0)):
+        with pytest.raises(ValueError, match=f"EvaluationBatches: rank must be in .*; got {rank} of {world_size}"):
+            EvaluationBatches(numbered(3), None, 2, rank, world_size)
+    for index in (-1, 4):
+        with pytest.raises(IndexError, match=f"EvaluationBatches: index must be in 0 to 3; got {index}"):
+            EvaluationBatches(numbered(4), None, 1)[index]

@@ -1,92 +1,147 @@
-"""Figures of an evaluation against what one pass in float64 says."""
+"""Figures of an evaluation against one pass in float64; batches of one size, also through a graph, give the same."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from tests.train.recorded import RecordedGraphs
 from tests.virtual_cuda import recording
+from ttfs_kernels import Neuron
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData
+from ttfs_triton.hardware import counting
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.scoring import (
     EvaluationBatches,
     EvaluationStopped,
+    PaddedScorer,
     device_name,
     evaluate,
     layer_table,
     sum_over_processes,
     versions,
 )
+from ttfs_triton.scoring.graphs import GraphError
+
+BATCH, IMAGES = 5, 23
 
 
 @pytest.fixture
 def network() -> TTFSNetwork:
+    """Sums are exact, whatever their order: a batch's size changes no bit."""
     torch.manual_seed(3)
-    return TTFSNetwork(NetworkConfig("2C3-P2-4", image_size=(8, 8), classes=3, dropout=0.5))
+    options = {"dropout": 0.5, "neuron": Neuron(psp_persistence=0.0), "weight_standardisation": False}
+    network = TTFSNetwork(NetworkConfig("2C3-P2-4", image_size=(8, 8), classes=3, **options))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(32).round_().div_(16)
+    return network
 
 
 @pytest.fixture
 def images() -> ImageData:
     generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(0, 256, (23, 8, 8, 1), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 3, (23,), generator=generator)
+    pixels = 255 * torch.randint(0, 2, (IMAGES, 8, 8, 1), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 3, (IMAGES,), generator=generator)
     return ImageData(InMemoryImages(pixels), labels, ["a", "b", "c"], "a/b", "test", "0")
 
 
-@pytest.mark.parametrize("batch_size", [5, 23, 99])
+def score(network, images, scorer=None, accelerator=None, batch_size=BATCH, **options):
+    batches = EvaluationBatches(images, None, batch_size)
+    return evaluate(network, batches, accelerator or Accelerator(cpu=True), scorer=scorer, **options)
+
+
+@pytest.mark.parametrize("batch_size", [BATCH, IMAGES, 99])
 def test_evaluate_equals_one_pass_in_float64(network, images, batch_size):
     scored = []
-    found = evaluate(
-        network.train(), EvaluationBatches(images, None, batch_size), Accelerator(cpu=True), on_batch=scored.append
-    )
+    found = score(network.train(), images, batch_size=batch_size, on_batch=scored.append)
     assert network.training
-    assert sum(scored) == found.images == 23
-    x = images.images.double() / 255
+    assert sum(scored) == found.images == IMAGES
     exact = network.double().eval()
     with torch.no_grad():
-        hidden = exact.hidden(x)
+        hidden = exact.hidden(images.images.double() / 255)
         logits, decision = exact.readout(hidden), exact.readout.decide(hidden)
     assert found.correct == (logits.argmax(1) == images.labels).sum()
-    assert found.accuracy == found.correct / 23
+    assert found.accuracy == found.correct / IMAGES
     assert found.loss == pytest.approx(F.cross_entropy(logits, images.labels).item(), rel=1e-5)
     assert found.first_spike_correct == (decision.prediction == images.labels).sum()
-    assert found.first_spike_accuracy == found.first_spike_correct / 23
+    assert found.first_spike_accuracy == found.first_spike_correct / IMAGES
     assert (found.ties, found.no_spike) == (decision.tie.sum(), decision.no_spike.sum())
-    last = found.layers[-2]
-    assert last.spikes == (hidden > 0).sum()
-    hidden_layers = [layer for layer in found.layers if layer.kind != "readout"]
-    expected = sum(layer.spikes for layer in hidden_layers) / sum(layer.neurons * 23 for layer in hidden_layers)
+    *hidden_layers, readout = found.layers
+    assert hidden_layers[-1].spikes == (hidden > 0).sum()
+    expected = sum(layer.spikes for layer in hidden_layers) / sum(layer.neurons * IMAGES for layer in hidden_layers)
     assert found.sparsity == pytest.approx(expected)
-    assert found.sparsity_with_outputs != found.sparsity
+    assert (readout.kind, len(layer_table(found.layers).rows)) == ("readout", 3)
 
 
-def test_evaluate_stops_when_asked(network, images):
+@pytest.mark.parametrize("batch_size", [BATCH, 6, IMAGES])
+def test_padding_changes_no_bit(network, images, batch_size):
+    seen = []
+    scorer = PaddedScorer(network, Accelerator(cpu=True), batch_size)
+    handle = network.features[0].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    found = score(network.train(), images, scorer)
+    handle.remove()
+    assert set(seen) == {batch_size}
+    assert network.training
+    expected = score(network, images)
+    assert found == expected
+    assert [layer.samples for layer in found.layers] == [IMAGES] * 3
+    assert 0 < found.correct < IMAGES
+    assert score(network, images, scorer) == expected  # what lies in the padding from before does not matter
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_graph_serves_all_evaluations_of_a_run(network, images, precision):
+    accelerator, graphs = Accelerator(cpu=True, mixed_precision=precision), RecordedGraphs()
+    scorer = PaddedScorer(network, accelerator, BATCH, graphs=graphs)
+    for passes in range(1, 4):
+        assert score(network, images, scorer, accelerator) == score(network, images, None, accelerator)
+        assert (graphs.asides, graphs.replays) == (1, 5 * passes - 1)
+        with torch.no_grad():  # a step of training
+            for parameter in network.parameters():
+                parameter.mul_(-1).add_(0.0625)
+
+
+def test_evaluation_goes_on_without_a_graph_that_fails_unless_it_is_required(network, images):
+    said = []
+    graphs = RecordedGraphs("the stream is busy.\nSee the log.")
+    scorer = PaddedScorer(network, Accelerator(cpu=True), BATCH, graphs=graphs, say=said.append)
+    assert score(network, images, scorer) == score(network, images)
+    assert said == ["no CUDA graph in evaluation: the stream is busy"]
+    scorer = PaddedScorer(network.train(), Accelerator(cpu=True), BATCH, graphs=graphs, required=True)
+    with pytest.raises(GraphError, match="PaddedScorer: a batch must be capturable in a CUDA graph; got the stream is"):
+        score(network, images, scorer)
+    assert network.training
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_evaluation_stops_when_asked_and_leaves_nothing_behind(network, images, padded):
+    scorer = PaddedScorer(network, Accelerator(cpu=True), BATCH, graphs=RecordedGraphs()) if padded else None
     scored = []
     with pytest.raises(EvaluationStopped):
-        evaluate(
-            network,
-            EvaluationBatches(images, None, 5),
-            Accelerator(cpu=True),
-            stop=lambda: len(scored) == 2,
-            on_batch=scored.append,
-        )
+        score(network, images, scorer, stop=lambda: len(scored) == 2, on_batch=scored.append)
     assert scored == [5, 5]
+    assert score(network, images, scorer) == score(network, images)
 
 
-def test_batches_never_wait_for_the_device(network, images, watched_device):
-    network, waits = network.to(watched_device), []
-    for batch_size in (9, 23, 3):  # the first pass makes the layers' counters
+@pytest.mark.parametrize("padded", [False, True])
+def test_batches_never_wait_for_the_device(network, images, watched_device, padded):
+    accelerator, network, waits = Accelerator(), network.to(watched_device), []
+    scorer = PaddedScorer(network, accelerator, BATCH) if padded else None
+    for number in (5, 5, IMAGES):  # the first pass makes the layers' counters
+        batches = EvaluationBatches(images, torch.arange(number), BATCH)
         with recording() as record:
-            evaluate(network, EvaluationBatches(images, None, batch_size), Accelerator())
+            evaluate(network, batches, accelerator, scorer=scorer)
         waits.append(record.synchronisations)
     assert waits[1] == waits[2]
 
 
-def test_layers_have_a_row_each(network, images):
-    layers = evaluate(network, EvaluationBatches(images, None, 9), Accelerator(cpu=True)).layers
-    assert len(layer_table(layers).rows) == len(layers) == 3
-    assert [layer.kind for layer in layers] == ["spiking", "spiking", "readout"]
+def test_operations_are_counted_of_images_alone(network, images):
+    scorer = PaddedScorer(network, Accelerator(cpu=True), BATCH)
+    refused = pytest.raises(NotImplementedError, match="batches must not be padded; got one that is")
+    with counting(network), refused:
+        score(network, images, scorer)
 
 
 def test_sum_over_processes_leaves_its_argument_alone():

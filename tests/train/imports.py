@@ -6,4 +6,4 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 import torch._dynamo  # noqa: F401
 
-import ttfs_triton.train  # noqa: F401
+import ttfs_triton.train.run  # noqa: F401

@@ -1,3 +1,5 @@
+"""Checkpoints: exact, whole or absent, found by step number; what damage and a full disk leave."""
+
 import errno
 import json
 import logging
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW
 
 from ttfs_triton.atomic import write_json
 from ttfs_triton.train.checkpoint import (
@@ -19,9 +22,10 @@ from ttfs_triton.train.checkpoint import (
     clean_partial,
     latest_checkpoint,
     load_checkpoint,
+    pack_optimizer,
     save_checkpoint,
+    unpack_optimizer,
 )
-from ttfs_triton.train.states import pack_optimizer, unpack_optimizer
 
 
 def content(step: int, size: int = 5) -> dict[str, dict[str, Tensor]]:
@@ -48,61 +52,77 @@ def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> Non
     write_json(path / "manifest.json", manifest)
 
 
-def test_round_trip_of_training(tmp_path: Path) -> None:
-    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
-        torch.manual_seed(0)
-        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Flatten(), nn.Linear(64, 2)).to(
-            memory_format=torch.channels_last
-        )
-        return network, torch.optim.AdamW(network.parameters(), lr=1e-2)
+OPTIMIZERS = {
+    "adam": lambda p: Adam(p, lr=1 / 3, betas=(0.8, 1 / 3)),
+    "adam-tensor-rate": lambda p: Adam(p, lr=torch.tensor(0.0123, dtype=torch.float64), foreach=False),
+    "adamw-fused": lambda p: AdamW(p, lr=0.1 + 0.2, weight_decay=0.1, fused=True),
+    "sgd": lambda p: SGD(p, lr=1e-2),
+    "sgd-fused": lambda p: SGD(p, lr=1e-2, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True),
+}
 
-    def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+
+@pytest.mark.parametrize("steps_before", [0, 3])
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_training_goes_on_bit_for_bit(tmp_path, make, steps_before):
+    def start(seed):
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Flatten(), nn.Linear(64, 2, bias=False))
+        network = network.to(memory_format=torch.channels_last)
+        return network, make([{"params": network[0].parameters()}, {"params": network[3].parameters(), "lr": 1e-3}])
+
+    def train(network, optimizer, steps):
         for step in steps:
             torch.manual_seed(step)
             optimizer.zero_grad()
-            network(torch.rand(2, 3, 6, 6)).square().sum().backward()
+            network(torch.rand(2, 3, 6, 6).to(memory_format=torch.channels_last)).square().sum().backward()
             optimizer.step()
 
-    network, optimizer = make()
-    train(network, optimizer, range(3))
-    optimizer_tensors, optimizer_state = pack_optimizer(optimizer)
-    path = save_checkpoint(
-        tmp_path / "run" / "checkpoints",
-        3,
-        tensors={"model": network.state_dict(), "optimizer": optimizer_tensors},
-        state={"optimizer": optimizer_state, "best": (0.1 + 0.2, math.inf), "epoch": None},
-        keep_last=1,
-    )
-    train(network, optimizer, range(3, 6))
+    network, optimizer = start(0)
+    train(network, optimizer, range(steps_before))
+    tensors, state = pack_optimizer(optimizer)
+    state = {"optimizer": state, "best": [0.1 + 0.2, math.inf], "epoch": None}
+    tensors = {"model": network.state_dict(), "optimizer": tensors}
+    path = save_checkpoint(tmp_path / "run" / "checkpoints", 3, tensors=tensors, state=state, keep_last=1)
 
-    resumed, resumed_optimizer = make()
+    resumed, other = start(1)
     loaded = load_checkpoint(path)
     resumed.load_state_dict(loaded.tensors["model"])
-    unpack_optimizer(resumed_optimizer, loaded.tensors["optimizer"], loaded.state["optimizer"])
-    train(resumed, resumed_optimizer, range(3, 6))
+    unpack_optimizer(other, loaded.tensors["optimizer"], loaded.state["optimizer"])
     assert path == tmp_path / "run" / "checkpoints" / "step-00000003"
-    assert (loaded.step, loaded.state["best"], loaded.state["epoch"]) == (3, (0.1 + 0.2, math.inf), None)
+    assert (loaded.step, loaded.state["best"], loaded.state["epoch"]) == (3, [0.1 + 0.2, math.inf], None)
+    for own, saved in zip(other.param_groups, optimizer.param_groups, strict=True):
+        assert {k: v for k, v in own.items() if k != "params"} == {k: v for k, v in saved.items() if k != "params"}
+    train(network, optimizer, range(3, 6))
+    train(resumed, other, range(3, 6))
     for own, expected in zip(resumed.parameters(), network.parameters(), strict=True):
         assert torch.equal(own, expected)
+    for parameter, values in other.state.items():  # fused kernels walk memory in order
+        assert all(v.stride() == parameter.stride() for v in values.values() if v is not None and v.dim() > 1)
 
 
-def test_latest_checkpoint_goes_by_step_number(tmp_path: Path) -> None:
-    for step in (100, 9, 10):  # not the order of time
-        save(tmp_path, step)
-    shutil.move(tmp_path / "step-00000009", tmp_path / "step-9")  # nor of names
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000100"
-    shutil.rmtree(tmp_path / "step-00000100")
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000010"
-    shutil.rmtree(tmp_path / "step-00000010")
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-9"
+def test_another_optimizer_is_refused():
+    parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))]
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        unpack_optimizer(SGD([{"params": [p]} for p in parameters], lr=1), *pack_optimizer(SGD(parameters, lr=1)))
 
 
-def test_latest_checkpoint_of_an_empty_or_absent_folder_is_none(tmp_path: Path) -> None:
+def test_tuples_and_infinite_floats_of_earlier_versions_are_read(tmp_path):
+    path = save(tmp_path, 1, betas={"__tuple__": [0.9, {"__tuple__": [1]}]}, worst={"__float__": "inf"})
+    assert load_checkpoint(path).state == {"step": 1, "betas": (0.9, (1,)), "worst": math.inf}
+
+
+def test_latest_checkpoint_goes_by_step_number(tmp_path):
     (tmp_path / "step-best").mkdir()
     (tmp_path / "step-00000001").touch()
     (tmp_path / ".step-00000002.partial-1").mkdir()
     assert latest_checkpoint(tmp_path) is None
     assert latest_checkpoint(tmp_path / "absent") is None
+    for step in (100, 9, 10):  # not the order of time
+        save(tmp_path, step)
+    shutil.move(tmp_path / "step-00000009", tmp_path / "step-9")  # nor of names
+    for expected in ("step-00000100", "step-00000010", "step-9"):
+        assert latest_checkpoint(tmp_path) == tmp_path / expected
+        shutil.rmtree(tmp_path / expected)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -110,20 +130,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: os.truncate(p / "model.safetensors", 50),
         r"model\.safetensors has 50 bytes where the manifest says \d+",
     ),
-    "payload byte": (
-        lambda p: flip(p / "model.safetensors", -1),
-        r"model\.safetensors differs from its checksum",
-    ),
-    "state byte": (lambda p: flip(p / "state.json", 5), r"state\.json differs from its checksum"),
+    "payload byte": (lambda p: flip(p / "model.safetensors", -1), r"model\.safetensors differs from its checksum"),
     "file deleted": (lambda p: (p / "ema.safetensors").unlink(), r"ema\.safetensors is missing"),
     "manifest deleted": (lambda p: (p / "manifest.json").unlink(), r"manifest\.json is missing"),
     "manifest truncated": (
         lambda p: os.truncate(p / "manifest.json", 40),
         r"manifest\.json is not a manifest: Invalid JSON",
-    ),
-    "manifest not a dict": (
-        lambda p: write_json(p / "manifest.json", [1]),
-        r"manifest\.json is not a manifest: Input should be an object",
     ),
     "manifest without files": (
         lambda p: edit_manifest(p, lambda m: m.pop("files")),
@@ -141,17 +153,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: edit_manifest(p, lambda m: m["files"].update({"/x": m["files"]["state.json"]})),
         r"manifest\.json is not a manifest: String should match pattern .* at \['files', '/x'",
     ),
-    "another step": (
-        lambda p: edit_manifest(p, lambda m: m.update(step=8)),
-        r"manifest\.json is of step 8",
-    ),
+    "another step": (lambda p: edit_manifest(p, lambda m: m.update(step=8)), r"manifest\.json is of step 8"),
 }
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
-def test_damage_is_named_and_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], object], message: str
-) -> None:
+def test_damage_is_named_and_passed_over(tmp_path, caplog, damage, message):
     save(tmp_path, 9)
     path = save(tmp_path, 10)
     assert latest_checkpoint(tmp_path) == path
@@ -165,36 +172,15 @@ def test_damage_is_named_and_passed_over(
     assert str(path) in caplog.text
 
 
-def test_file_that_is_not_what_it_says_is_rejected(tmp_path: Path) -> None:
+def test_file_that_is_not_what_it_says_is_rejected(tmp_path):
     path = save(tmp_path, 1)
-
-    def swap(manifest: dict[str, Any]) -> None:
-        manifest["files"]["model.safetensors"] = manifest["files"]["state.json"]
-
     shutil.copy(path / "state.json", path / "model.safetensors")
-    edit_manifest(path, swap)
+    edit_manifest(path, lambda m: m["files"].update({"model.safetensors": m["files"]["state.json"]}))
     with pytest.raises(CheckpointError, match="cannot be decoded; got SafetensorError"):
         load_checkpoint(path)
 
 
-def test_latest_checkpoint_passes_over_unreadable_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    save(tmp_path, 9)
-    path = save(tmp_path, 10)
-    read_bytes = Path.read_bytes
-
-    def fail(self: Path) -> bytes:
-        if self.parent == path:
-            raise OSError(errno.EIO, "Input/output error")
-        return read_bytes(self)
-
-    monkeypatch.setattr(Path, "read_bytes", fail)
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000009"
-    assert "Input/output error" in caplog.text
-
-
-def test_flipped_bit_anywhere_never_changes_what_is_loaded(tmp_path: Path) -> None:
+def test_flipped_bit_anywhere_never_changes_what_is_loaded(tmp_path):
     path = save(tmp_path, 1)
     undetected = 0
     for file in sorted(path.iterdir()):
@@ -214,104 +200,83 @@ def test_flipped_bit_anywhere_never_changes_what_is_loaded(tmp_path: Path) -> No
     assert undetected < 10
 
 
-def test_keep_last_keeps_the_newest(tmp_path: Path) -> None:
-    for step in (9, 10, 100, 101):
-        save(tmp_path, step, keep_last=2)
-    assert names(tmp_path) == ["step-00000100", "step-00000101"]
-    save(tmp_path, 102, keep_last=1)
-    assert names(tmp_path) == ["step-00000102"]
-
-
-def test_keep_last_does_not_count_damaged_checkpoints(tmp_path: Path) -> None:
+def test_the_newest_whole_checkpoints_are_kept(tmp_path):
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
     (tmp_path / "step-00000003" / "manifest.json").unlink()
     os.truncate(tmp_path / "step-00000004" / "model.safetensors", 9)
     save(tmp_path, 5, keep_last=2)
     assert names(tmp_path) == [f"step-0000000{step}" for step in (2, 3, 4, 5)]
+    save(tmp_path, 100, keep_last=1)
+    assert names(tmp_path) == ["step-00000100"]
 
 
-def test_resume_from_an_older_checkpoint_keeps_the_one_just_written(tmp_path: Path) -> None:
+def test_resume_from_an_older_checkpoint_keeps_the_one_just_written(tmp_path):
     save(tmp_path, 50)
     damaged = save(tmp_path, 60)
     flip(damaged / "model.safetensors", -1)
     save(tmp_path, 55, keep_last=1)
     assert names(tmp_path) == ["step-00000055", "step-00000060"]
     assert latest_checkpoint(tmp_path) == tmp_path / "step-00000055"
-    save(tmp_path, 60, keep_last=1)
+    save(tmp_path, 60, keep_last=1, note="again")
     assert names(tmp_path) == ["step-00000060"]
-    assert load_checkpoint(damaged).step == 60
+    assert load_checkpoint(damaged).state == {"step": 60, "note": "again"}
 
 
-def test_old_checkpoint_that_cannot_be_deleted_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_disk_that_fails_is_a_warning_where_nothing_is_lost(tmp_path, monkeypatch, caplog):
     save(tmp_path, 1)
-
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(os, "unlink", fail)
-    save(tmp_path, 2, keep_last=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EACCES, "denied")))
+        path = save(tmp_path, 2, keep_last=1)
     assert "old checkpoint could not be deleted" in caplog.text
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000002"
+    assert latest_checkpoint(tmp_path) == path
+    read_bytes = Path.read_bytes
+
+    def fail(self):
+        if self.parent == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return read_bytes(self)
+
+    save(tmp_path, 1)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000001"
+    assert "Input/output error" in caplog.text
 
 
-def test_same_step_and_content_keeps_the_existing_folder(tmp_path: Path) -> None:
-    inode = save(tmp_path, 1).stat().st_ino
-    assert save(tmp_path, 1).stat().st_ino == inode
-    assert names(tmp_path) == ["step-00000001"]
-
-
-@pytest.mark.parametrize("damaged", [False, True])
-def test_same_step_is_replaced_when_content_differs_or_is_damaged(tmp_path: Path, damaged: bool) -> None:
-    path = save(tmp_path, 1)
-    if damaged:
-        flip(path / "model.safetensors", -1)
-    save(tmp_path, 1, note=None if damaged else "second")
-    assert load_checkpoint(path).state == {"step": 1, "note": None if damaged else "second"}
-    assert names(tmp_path) == ["step-00000001"]
-
-
-def test_clean_partial_removes_litter_and_nothing_else(tmp_path: Path) -> None:
+def test_clean_partial_removes_litter_and_nothing_else(tmp_path):
     save(tmp_path, 1)
     for name in (".step-00000002.partial-7", ".step-00000000.deleted-7", ".step-00000001.replaced-7"):
         shutil.copytree(tmp_path / "step-00000001", tmp_path / name)
     (tmp_path / ".summary.json.partial-7").touch()
     shutil.copytree(tmp_path / "step-00000001", tmp_path / ".step-00000003.replaced-7")
-    for name in (".hidden-1", "step-5.partial-7", ".partial-7", ".a.partial-x"):
+    others = [".hidden-1", "step-5.partial-7", ".partial-7", ".a.partial-x"]
+    for name in others:
         (tmp_path / name).touch()
     clean_partial(tmp_path)
-    assert names(tmp_path) == sorted(
-        [".hidden-1", "step-5.partial-7", ".partial-7", ".a.partial-x", "step-00000001", "step-00000003"]
-    )
+    assert names(tmp_path) == sorted([*others, "step-00000001", "step-00000003"])
     clean_partial(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("call", range(1, 7))  # four files, the checkpoint, its parent
-def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+def test_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, call):
     save(tmp_path, 1)
-    calls = 0
-    fsync = os.fsync
+    calls, fsync = [], os.fsync
 
-    def fail_once(descriptor: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == call:
+    def fail_once(descriptor):
+        calls.append(descriptor)
+        if len(calls) == call:
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fail_once)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 2, keep_last=1)
-    if call == 6:  # the rename is done, only its durability is unknown: both stay
-        assert names(tmp_path) == ["step-00000001", "step-00000002"]
-    else:
-        assert names(tmp_path) == ["step-00000001"]
+    # At the sixth the rename is done, only its durability is unknown: both stay.
+    assert names(tmp_path) == ["step-00000001", *["step-00000002"] * (call == 6)]
     assert load_checkpoint(tmp_path / "step-00000001").state == {"step": 1}
 
 
-def test_write_stopped_in_the_middle_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+def test_write_stopped_in_the_middle_keeps_the_previous_checkpoint(tmp_path):
     save(tmp_path, 1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -324,38 +289,27 @@ def test_write_stopped_in_the_middle_keeps_the_previous_checkpoint(tmp_path: Pat
     assert latest_checkpoint(tmp_path) == tmp_path / "step-00000001"
 
 
-def test_failed_replacement_puts_the_existing_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save(tmp_path, 1)
-    rename = Path.rename
+def test_failed_replacement_is_undone_by_the_next_start(tmp_path, monkeypatch):
+    path, rename = save(tmp_path, 1), Path.rename
 
-    def fail(self: Path, target: Path) -> Path:
+    def fail(self, target):
         if ".partial-" in self.name:
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="Input/output error"):
-        save(tmp_path, 1, note="second")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            save(tmp_path, 1, note="second")
+    clean_partial(tmp_path)
     assert names(tmp_path) == ["step-00000001"]
     assert load_checkpoint(path).state == {"step": 1}
 
 
-@pytest.mark.parametrize(("step", "keep_last"), [(-1, 1), (1, 0)])
-def test_save_checkpoint_rejects_numbers(tmp_path: Path, step: int, keep_last: int) -> None:
-    with pytest.raises(ValueError, match=rf"keep_last at least 1; got {step} and {keep_last}\."):
-        save(tmp_path, step, keep_last)
-
-
-@pytest.mark.parametrize("stem", ["../model", "a/b", ".hidden", "", "model.safetensors"])
-def test_save_checkpoint_rejects_file_stems(tmp_path: Path, stem: str) -> None:
-    with pytest.raises(ValueError, match=f"tensors must be keyed by plain file stems; got '{stem}'"):
-        save_checkpoint(tmp_path / "c", 1, tensors={stem: {}}, state={}, keep_last=1)
-    assert not (tmp_path / "c").exists()
-
-
-def test_save_checkpoint_rejects_state_and_tensors_without_litter(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"to_json: state\.weight must be a JSON value; got Tensor"):
+def test_what_cannot_be_saved_is_refused_without_litter(tmp_path):
+    save_tensors = {"m": {"weight": torch.zeros(1, device="meta")}}
+    with pytest.raises(TypeError, match="Tensor is not JSON serializable"):
         save(tmp_path, 1, weight=torch.zeros(1))
     with pytest.raises(ValueError, match="weight must be a dense tensor"):
-        save_checkpoint(tmp_path, 1, tensors={"m": {"weight": torch.zeros(1, device="meta")}}, state={}, keep_last=1)
+        save_checkpoint(tmp_path, 1, tensors=save_tensors, state={}, keep_last=1)
     assert names(tmp_path) == []

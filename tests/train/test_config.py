@@ -8,13 +8,19 @@ import yaml
 
 from ttfs_triton.train import ConfigError, TrainConfig
 from ttfs_triton.train.build import build_augmentation
-from ttfs_triton.train.cli import parse_config
-from ttfs_triton.train.config import FREE_ON_RESUME, changed_keys, make_config, read_yaml
-from ttfs_triton.train.recipe import read_recipe
+from ttfs_triton.train.config import (
+    FREE_ON_RESUME,
+    changed_keys,
+    make_config,
+    parse_config,
+    read_recipe,
+    read_yaml,
+)
 from ttfs_triton.ttfs import NEUTRAL
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "ttfs_triton" / "recipes").glob("*.yaml"))
+PRESETS = [(path, name) for path in RECIPES for name in read_recipe(path).presets]
 
 
 @pytest.fixture
@@ -36,13 +42,16 @@ def recipe(tmp_path) -> Path:
         ({"psp_persistence_rise": (0.6, 0.2)}, "psp_persistence_rise must be two rising shares"),
         (
             {"psp_persistence_rise": (0.2, 0.6), "psp_persistence": 0.0},
-            "needs neuron: dft and a psp_persistence above 0",
+            "needs a psp_persistence above 0",
         ),
         ({"psp_persistence_rise": (0.2, 0.6), "compile": True}, "psp_persistence_rise and compile exclude each other"),
         ({"lookahead": 5, "ema_decay": 0.9}, "lookahead and ema_decay exclude each other"),
         ({"resume": True, "overwrite": True}, "resume and overwrite exclude each other"),
         ({"streaming": True, "data_placement": "host"}, "streaming and data_placement: host exclude each other"),
         ({"schedule": "milestones"}, "needs milestones"),
+        ({"random_resized_crop": True}, "random_resized_crop needs image_size, e.g. 224"),
+        ({"random_resized_crop": True, "image_size": 8, "crop_padding": 1}, "and crop_padding exclude each other"),
+        ({"push_to_hub": True}, "push_to_hub needs hub_repo_id, owner/name"),
         ({"milestones": [3, 2]}, r"milestones must rise; got \[3, 2\]"),
         ({"batch_size": 10, "gradient_accumulation": 3}, "must be divisible by gradient_accumulation"),
     ],
@@ -59,18 +68,12 @@ def test_make_config_reports_all_mistakes_at_once():
     assert {"epochs", "seed", "nonsense"} <= set(re.findall(r"^  (\w+):", str(caught.value), re.MULTILINE))
 
 
-def test_read_yaml_names_what_is_wrong(tmp_path):
+def test_files_that_are_no_configuration_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing\.yaml does not exist"):
         read_yaml(tmp_path / "nothing.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(ConfigError, match="must hold `key: value` lines; got list"):
+    with pytest.raises(ConfigError, match=r"list\.yaml must hold `key: value` lines; got list"):
         read_yaml(tmp_path / "list.yaml")
-    (tmp_path / "broken.yaml").write_text("a: [1\n")
-    with pytest.raises(ConfigError, match="must be valid YAML"):
-        read_yaml(tmp_path / "broken.yaml")
-    (tmp_path / "python.yaml").write_text("a: !!python/object/apply:os.getcwd []\n")
-    with pytest.raises(ConfigError, match="must be valid YAML"):
-        read_yaml(tmp_path / "python.yaml")
 
 
 def test_flags_win_over_config_file_and_file_over_recipe(recipe, tmp_path):
@@ -78,6 +81,7 @@ def test_flags_win_over_config_file_and_file_over_recipe(recipe, tmp_path):
     other.write_text("epochs: 9\nbatch_size: 32\n")
     config = parse_config(recipe, "", ["--config", str(other), "--batch-size", "16", "--flip"])
     assert (config.epochs, config.batch_size, config.lr, config.flip) == (9, 16, 3e-3, True)
+    assert parse_config(recipe, "", ["--learning-rate", "0.5"]).lr == 0.5
 
 
 @pytest.mark.parametrize(
@@ -109,22 +113,18 @@ def test_unknown_flag_exits_with_a_suggestion(recipe, capsys):
     assert "--epochs" in capsys.readouterr().err
 
 
-def test_help_shows_defaults_and_descriptions(recipe, capsys):
+def test_every_key_has_a_description_a_flag_and_its_group(recipe, capsys):
+    modules = ("train/options.py", "fault_options.py")
+    settings = [(ROOT / "ttfs_triton" / module).read_text() for module in modules]
+    neuron = (ROOT / "kernels" / "ttfs_kernels" / "neuron.py").read_text()
     with pytest.raises(SystemExit) as caught:
         parse_config(recipe, "What it does.", ["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "What it does." in text
     assert "(default: 7)" in text
-
-
-def test_every_key_has_a_description_and_a_flag(recipe, capsys):
-    modules = ("train/options.py", "train/event_options.py", "fault_options.py")
-    settings = [(ROOT / "ttfs_triton" / module).read_text() for module in modules]
-    neuron = (ROOT / "kernels" / "ttfs_kernels" / "neuron.py").read_text()
-    with pytest.raises(SystemExit):
-        parse_config(recipe, "", ["--help"])
-    text = capsys.readouterr().out
+    places = [text.index(word) for word in ("main options", "--dataset ", "--learning-rate", "--cpu", "data options")]
+    assert places == sorted(places)
     for key in TrainConfig().model_dump():
         documented = re.search(rf'^    {key}: .*\n    """', "".join(settings), re.MULTILINE)
         assert documented or re.search(rf"^        {key}: ", neuron, re.MULTILINE), key
@@ -139,7 +139,7 @@ ema_decay encoder end_factor epochs evaluation_batch_size event_pool event_senso
 fuse gradient_accumulation gradient_clip gradient_compression grid_chip head hub_license hub_private hub_repo_id
 identity_start image_column image_size initial_gain keep_checkpoints label_column label_smoothing learn_units
 log_steps lookahead lost_spikes lr max_bad_images max_test_samples max_train_samples milestone_factor milestones
-mixed_precision mixup model momentum network neuron norm_bias_rate norm_gain_rate num_workers optimizer output_dir
+mixed_precision mixup model momentum network norm_bias_rate norm_gain_rate num_workers optimizer output_dir
 overwrite preset profile psp_persistence psp_persistence_order
 psp_persistence_rise push_to_hub random_resized_crop readout readout_rate resume rotation schedule seed shift
 spike_jitter start_factor state_bits statistics_steps streaming stuck_neurons surrogate_width sync_batch_norm
@@ -176,14 +176,6 @@ def test_a_run_can_be_made_longer_where_the_rate_does_not_depend_on_its_length(r
         assert changed_keys(before, shorter) == {"epochs": (config.epochs, config.epochs - 1)}
 
 
-def test_files_that_are_no_configuration_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=f"{tmp_path} must be a file that can be read; Is a directory"):
-        read_yaml(tmp_path)
-    (tmp_path / "latin.yaml").write_bytes("epochs: 3 # März".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"latin\.yaml must be UTF-8 text; byte 13 is not"):
-        read_yaml(tmp_path / "latin.yaml")
-
-
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
@@ -210,3 +202,84 @@ def test_resume_takes_the_saved_configuration(recipe, tmp_path):
     assert parse_config(recipe, "", ["--output-dir", str(run), "--resume"]).lr == 0.5
     with pytest.raises(ConfigError, match=r"these keys differ:\n  lr: 0.5 → 0.1"):
         parse_config(recipe, "", ["--output-dir", str(run), "--resume", "--lr", "0.1"])
+
+
+@pytest.fixture
+def presets(tmp_path) -> Path:
+    (tmp_path / "shared.yaml").write_text(
+        "lr: 0.5\nflip: true\npresets: {fast: {epochs: 2, lr: 0.25}, slow: {epochs: 90}}\n"
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text("extends: shared.yaml\ndataset: sample\nepochs: 7\nlr: 0.75\npresets: {fast: {lr: 0.125}}\n")
+    return path
+
+
+def test_recipe_wins_over_what_it_extends_and_a_preset_over_the_recipe(presets):
+    found = read_recipe(presets)
+    assert found.values(None) == {"dataset": "sample", "epochs": 7, "lr": 0.75, "flip": True}
+    assert found.values("fast") == {"dataset": "sample", "epochs": 2, "lr": 0.125, "flip": True, "preset": "fast"}
+    assert found.values("slow")["epochs"] == 90
+
+
+def test_configuration_file_wins_over_a_preset_and_flags_over_both(presets, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("preset: fast\nlr: 0.0625\n")
+    config = parse_config(presets, "", ["--config", str(other)])
+    assert (config.preset, config.epochs, config.lr) == ("fast", 2, 0.0625)
+    config = parse_config(presets, "", ["--config", str(other), "--preset", "slow", "--lr", "1", "--epochs", "3"])
+    assert (config.preset, config.epochs, config.lr) == ("slow", 3, 1.0)
+    assert yaml.safe_load(config.to_yaml())["preset"] == "slow"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("presets: [1]", r"presets must hold `key: value` lines under each name; got \[1\]"),
+        ("presets: {fast: 1}", "presets must hold `key: value` lines under each name"),
+        ("extends: recipe.yaml", "extends must end after 8 files"),
+        ("extends: nothing.yaml", r"nothing\.yaml does not exist"),
+    ],
+)
+def test_recipes_that_are_none_are_refused(tmp_path, content, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(path)
+
+
+def test_unknown_presets_are_refused(presets, tmp_path):
+    with pytest.raises(ConfigError, match="preset must be one of fast, slow; got quick"):
+        parse_config(presets, "", ["--preset", "quick"])
+    (tmp_path / "plain.yaml").write_text("dataset: sample\n")
+    with pytest.raises(ConfigError, match=r"preset must be left out: plain\.yaml has none; got fast"):
+        parse_config(tmp_path / "plain.yaml", "", ["--preset", "fast"])
+
+
+@pytest.mark.parametrize(("path", "name"), PRESETS, ids=lambda value: getattr(value, "stem", value))
+def test_every_preset_of_a_recipe_is_a_valid_configuration(path, name):
+    config = parse_config(path, "", ["--preset", name])
+    assert config.preset == name
+    assert {key for key, value in read_recipe(path).presets[name].items() if config.model_dump()[key] != value} == set()
+
+
+@pytest.mark.parametrize(
+    ("keys", "match"),
+    [
+        ({"pretrain": True}, r"this key was retired: one training begins at σ = 0"),
+        ({"neuron": "ann"}, "this key was retired: an ANN is a network with psp_persistence: 0"),
+    ],
+)
+def test_retired_keys_are_told_apart_from_wrong_ones(keys, match):
+    with pytest.raises(ConfigError, match=match):
+        make_config(keys, "here")
+    assert make_config({"pretrain": False, "pretrain_lr": None, "neuron": "dft"}, "here") == TrainConfig()
+
+
+def test_a_run_that_holds_retired_keys_goes_on(tmp_path):
+    saved = yaml.safe_load(TrainConfig().to_yaml()) | {"pretrain": True, "pretrain_epochs": None, "pretrain_lr": 1e-3}
+    arguments = ROOT / "ttfs_triton/recipes/quickstart.yaml", "", ["--output-dir", str(tmp_path), "--resume"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved | {"neuron": "dft"}))
+    assert parse_config(*arguments) == TrainConfig(resume=True, output_dir=tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved | {"neuron": "ann"}))
+    with pytest.raises(ConfigError, match="start one from the weights of a run that has neuron: ann"):
+        parse_config(*arguments)

@@ -12,7 +12,6 @@ from tests.train.runs import SETTINGS, assert_same_run
 from ttfs_triton.scoring.graphs import GraphError
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
 from ttfs_triton.train.graph import WARM_UP, GraphedStep, choose_graphs, why_no_graph
-from ttfs_triton.train.run import make_accelerator
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def train_plainly(config, output):
         {"mixed_precision": "bf16", "gradient_clip": 1.0, "gradient_accumulation": 2, "optimizer": "adam"},
         {"optimizer": "sgd", "ema_decay": 0.0, "gradient_clip": 0.1, "mixup": 0.5},
         {"batch_norm": True, "lookahead": 3, "ema_decay": 0.0, "optimizer": "sgd", "surrogate_width": 0.5},
-        {"neuron": "ann", "batch_norm": True, "weight_standardisation": False, "encoder": "analog"},
+        {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"psp_persistence": 0.25, "readout": "first_spike", "schedule": "milestones", "milestones": (1,)},
     ],
     ids=lambda values: "-".join(map(str, values.values())) or "defaults",
@@ -162,10 +161,3 @@ def test_cpu_has_no_graph_and_says_so(capsys):
     assert said == ["no CUDA graph: the device is no GPU"]
     with pytest.raises(ConfigError, match="cuda_graph: on needs steps that can be captured, but the device is no GPU"):
         choose_graphs("on", accelerator, said.append)
-
-
-def test_gradients_live_in_buckets_that_are_laid_out_once():
-    handler = make_accelerator(TrainConfig(cpu=True)).ddp_handler
-    assert (handler.gradient_as_bucket_view, handler.static_graph) == (True, True)
-    handler = make_accelerator(TrainConfig(cpu=True, gradient_accumulation=2)).ddp_handler
-    assert (handler.gradient_as_bucket_view, handler.static_graph) == (True, False)

@@ -120,8 +120,6 @@ def test_chip_must_hold_the_network_on_its_grid(chip, bits, problem, data, confi
     [
         ({"weight_bits": 4}, "weight_bits and state_bits need time_steps"),
         ({"grid_chip": "loihi"}, "grid_chip needs time_steps"),
-        ({"time_steps": 4, "neuron": "ann"}, "time_steps works with neuron: dft only"),
-        ({"lost_spikes": 0.1, "neuron": "ann"}, "faults work with neuron: dft only; got 10% of spikes lost"),
         ({"time_steps": 0}, "time_steps: Input should be greater than or equal to 1; got 0"),
         ({"time_steps": 4, "weight_bits": 1}, "weight_bits: Input should be greater than or equal to 2; got 1"),
         ({"spike_jitter": -1}, "spike_jitter: Input should be greater than or equal to 0; got -1"),

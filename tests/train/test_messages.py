@@ -4,7 +4,6 @@ import pytest
 
 from tests.train.runs import change
 from ttfs_triton.train import ConfigError, RunFolderError, train
-from ttfs_triton.train.run import make_accelerator
 
 
 @pytest.mark.parametrize(
@@ -28,14 +27,6 @@ def test_not_enough_memory_is_told(config, monkeypatch):
     monkeypatch.setattr("ttfs_triton.train.run.load_data", fail)
     with pytest.raises(ConfigError, match="not enough memory for this run; MemoryError"):
         train(config)
-
-
-def test_what_this_machine_cannot_do_is_told(config, monkeypatch):
-    with pytest.raises(ConfigError, match=r"num_workers must be at most \d+ on this machine; got 200"):
-        make_accelerator(change(config, num_workers=200))
-    monkeypatch.setattr("ttfs_triton.train.run.why_no_triton", lambda *_: "there is no GPU")
-    with pytest.raises(ConfigError, match="backend: triton must be able to run here; there is no GPU"):
-        make_accelerator(change(config, backend="triton"))
 
 
 @pytest.mark.parametrize("name", ["save_checkpoint", "write_metrics"])

@@ -10,7 +10,7 @@ import yaml
 
 from tests.data.test_checked import jpeg, photograph
 from tests.scoring.common import join
-from tests.train.runs import ROOT, assert_same_run, best, last, metrics, run
+from tests.train.runs import ROOT, assert_same_run, metrics, run
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.images import ImageData, load_images
 from ttfs_triton.evaluation import load_network, load_test_images
@@ -18,7 +18,7 @@ from ttfs_triton.model import TTFSModel
 from ttfs_triton.train import TrainConfig
 from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.build import RunData, channel_statistics
-from ttfs_triton.train.config import ConfigError, make_config, read_yaml
+from ttfs_triton.train.config import read_yaml
 
 SETTINGS = """
 image_size: 16
@@ -66,19 +66,16 @@ def epoch(data: ImageData, number: int = 1, **options) -> EpochBatches:
     return EpochBatches(chosen, indices, batch_size=12, seed=3, epoch=number, augmentation=augmentation, **options)
 
 
-@pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 2), (2, 3)])
-def test_batches_of_all_processes_make_the_batches_of_one(data, world_size, accumulation):
-    one = epoch(data)
-    shares = [epoch(data, rank=r, world_size=world_size, accumulation=accumulation) for r in range(world_size)]
+def test_batches_of_all_processes_make_the_batches_of_one_and_differ_by_epoch(data):
+    one, shares = epoch(data), [epoch(data, rank=rank, world_size=2, accumulation=3) for rank in range(2)]
     for step in range(one.steps):
-        parts = [share[step * accumulation + micro] for micro in range(accumulation) for share in shares]
-        images, labels = join(parts)
+        images, labels = join([share[step * 3 + micro] for micro in range(3) for share in shares])
         assert torch.equal(images, one[step][0])
         assert torch.equal(labels, one[step][1])
+    assert not torch.equal(data.in_epoch(3, 0).images, data.in_epoch(3, 1).images)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("start_step", [0, 3])
+@pytest.mark.parametrize(("num_workers", "start_step"), [(0, 3), (2, 0), (2, 3)])
 def test_batches_go_on_in_the_middle_of_an_epoch(data, num_workers, start_step):
     expected = join([epoch(data)[step] for step in range(start_step, 4)])
     found = join(list(train_loader(epoch(data), start_step=start_step, num_workers=num_workers)))
@@ -100,10 +97,6 @@ def test_workers_end_with_what_fails(data, monkeypatch):
     assert failed.traceback
 
 
-def test_parts_differ_by_epoch(data):
-    assert not torch.equal(data.in_epoch(3, 0).images, data.in_epoch(3, 1).images)
-
-
 def test_channel_statistics_do_not_depend_on_how_many_fit_at_a_time(data, monkeypatch):
     run_data = RunData(data, data, torch.arange(len(data)), torch.arange(0))
     pixels = data.images.double() / 255
@@ -114,38 +107,12 @@ def test_channel_statistics_do_not_depend_on_how_many_fit_at_a_time(data, monkey
         torch.testing.assert_close(torch.tensor(std).double(), pixels.std((0, 2, 3)), atol=6e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"random_resized_crop": True}, "random_resized_crop needs image_size, e.g. 224"),
-        ({"random_resized_crop": True, "image_size": 8, "crop_padding": 1}, "and crop_padding exclude each other"),
-    ],
-)
-def test_combinations_that_mean_nothing_are_refused(values, message):
-    with pytest.raises(ConfigError, match=message):
-        make_config(values, "here")
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, folder) -> Path:
     output = tmp_path_factory.mktemp("runs")
     result = run(output, folder, output / "1", settings=SETTINGS)
     assert result.returncode == 0, result.stderr
     return output / "1"
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_does(trained, folder):
-    runs = one, two = trained, trained.with_name("2")
-    result = run(one.parent, folder, two, settings=SETTINGS, processes=2)
-    assert result.returncode == 0, result.stderr
-    for read in (best, last):
-        for name, value in read(one).items():
-            torch.testing.assert_close(value, read(two)[name], atol=1e-5, rtol=0)
-    summaries = [json.loads((path / "summary.json").read_text()) for path in runs]
-    assert [summary["processes"] for summary in summaries] == [1, 2]
-    assert summaries[0]["test_accuracy"] == summaries[1]["test_accuracy"]
-    assert all(summary["skipped_images"] == {"train": [35], "test": []} for summary in summaries)
 
 
 def test_weights_classify_photographs_as_they_were_scored(trained, folder):

@@ -1,6 +1,5 @@
 """`--push-to-hub`: rights before the run, files after it, and a failure that costs nothing of it."""
 
-import dataclasses
 import json
 import subprocess
 
@@ -9,9 +8,6 @@ import pytest
 from tests.hub.client import Client, Raised, environment
 from tests.hub.server import HubServer, Repository
 from tests.train.runs import SETTINGS, command
-from ttfs_triton.train import ConfigError
-from ttfs_triton.train.config import make_config
-from ttfs_triton.train.processes import ask_main_process
 
 ONE_EPOCH = "\nepochs: 1\n"
 
@@ -92,25 +88,3 @@ def test_failed_upload_costs_nothing_and_is_made_up_for(hub, client, tmp_path):
     hub.drop = None
     assert "This run has ended already" in client.run(f"{begin}, resume=True)")
     assert "model.safetensors" in hub.files("org/late")
-
-
-def test_repository_must_be_named():
-    with pytest.raises(ConfigError, match="push_to_hub needs hub_repo_id, owner/name"):
-        make_config({"push_to_hub": True}, "test")
-
-
-@dataclasses.dataclass
-class OneProcess:
-    is_main_process: bool = True
-    num_processes: int = 1
-
-
-def test_main_process_answers_or_raises():
-    def fail():
-        raise KeyError("no")
-
-    assert ask_main_process(OneProcess(), lambda: 7, ValueError) == 7
-    with pytest.raises(KeyError, match="no"):
-        ask_main_process(OneProcess(), fail, KeyError)
-    with pytest.raises(KeyError, match="no"):
-        ask_main_process(OneProcess(), fail, ValueError)

@@ -1,89 +1,201 @@
-"""Stopped in any way, at any moment, and resumed: bit for bit the run that was never stopped."""
+"""Real runs, stopped by a signal in every phase or killed at any moment: what is resumed is the run, bit for bit."""
 
+import os
 import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
-from tests.train.runs import AUGMENTATION, assert_same_run, command, environment, metrics, run
+from tests.train.runs import AUGMENTATION, SETTINGS, assert_same_run, command, environment, run
+from ttfs_triton.train import TrainConfig, train
 
-# A checkpoint after every other step, so that a random kill often falls into the writing of one.
-SETTINGS = f"\nepochs: 6\ncheckpoint_steps: 2\n{AUGMENTATION}"
+GOES_ON = "Go on with: python"
+ENDS = "Interrupted. Nothing that was saved is lost."
+# Phases that last as long as a test needs them to: for ever, or, where the run is to stop by itself, a little.
+SLOW = """
+import sys, time
+from pathlib import Path
+from ttfs_triton.command_line import start
+phase = sys.argv.pop(1)
+def hang(*_, **__):
+    Path("ready").touch()
+    while True:
+        time.sleep(0.01)
+def slow(real):
+    def call(*arguments, **options):
+        Path("ready").touch()
+        time.sleep(0.3)
+        return real(*arguments, **options)
+    return call
+if phase == "import":
+    class Finder:
+        find_spec = staticmethod(lambda name, *_: hang() if name == "torch" else None)
+    sys.meta_path.insert(0, Finder)
+else:
+    import ttfs_triton.train.run as run, ttfs_triton.train.loop as loop, ttfs_triton.scoring.batches as batches
+    if phase == "data":
+        run.load_data = hang
+    elif phase == "build":
+        run.TrainingLoop.__init__ = hang
+    elif phase == "training":
+        run.TrainingLoop._train_step = slow(run.TrainingLoop._train_step)
+    elif phase == "saving":
+        loop.save_checkpoint = slow(loop.save_checkpoint)
+    elif phase == "saving for ever":
+        loop.save_checkpoint = hang
+    elif phase == "final test":
+        real = run.score_run
+        def score(trainer):
+            batches.EvaluationBatches.gather = slow(batches.EvaluationBatches.gather)
+            return real(trainer)
+        run.score_run = score
+    elif phase == "end":
+        run._publish = hang
+start("ttfs_triton.train", Path(sys.argv.pop(1)), "A small run.")
+"""
+DECODING = "\nstreaming: true\nnum_workers: 2\nepochs: 60\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """As the processes have: results are compared bit by bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, data) -> Path:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    result = run(folder, data, folder / "run", settings=SETTINGS)
-    assert result.returncode == 0, result.stderr
-    return folder / "run"
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    finish(folder, data)
+    return folder
 
 
-def start_and_wait(tmp_path: Path, data: Path, output: Path, *flags: str, step: int) -> subprocess.Popen[str]:
-    """Start a run and return once it has written a checkpoint of at least `step`, or has ended."""
-    process = subprocess.Popen(
-        command(tmp_path, data, output, *flags, settings=SETTINGS),
-        env=environment(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def finish(folder: Path, data: Path) -> None:
+    """Start a run, or go on with it, in this process."""
+    values = yaml.safe_load(SETTINGS) | {"data_dir": data, "output_dir": folder}
+    train(TrainConfig(**values, resume=(folder / "config.yaml").exists()))
+
+
+def begin(words: list[str], tmp_path: Path) -> subprocess.Popen[str]:
+    """Start in a process group of its own, as a terminal does."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        words, env=environment(tmp_path), cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, process_group=0
     )
+
+
+def wait_for(ready: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Wait until something is ready, while a process runs."""
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        steps = [int(path.name.split("-")[1]) for path in (output / "checkpoints").glob("step-*")]
-        if max(steps, default=-1) >= step:
-            break
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
-    return process
+    assert ready(), process.communicate()
+
+
+def newest(run: Path) -> int:
+    """Step of a run's newest checkpoint; -1 if there is none."""
+    return max((int(path.name.split("-")[1]) for path in (run / "checkpoints").glob("step-*")), default=-1)
+
+
+@pytest.mark.parametrize(
+    ("phase", "signals", "says"),
+    [
+        pytest.param("import", 1, ENDS, marks=pytest.mark.slow),
+        pytest.param("data", 1, ENDS, marks=pytest.mark.slow),
+        pytest.param("build", 1, ENDS, marks=pytest.mark.slow),
+        pytest.param("training", 1, GOES_ON, marks=pytest.mark.slow),
+        pytest.param("saving", 1, GOES_ON, marks=pytest.mark.slow),
+        ("saving for ever", 2, ENDS),
+        pytest.param("final test", 1, GOES_ON, marks=pytest.mark.slow),
+        pytest.param("end", 1, ENDS, marks=pytest.mark.slow),
+    ],
+)
+def test_interrupt_ends_every_phase_with_a_line(tmp_path, data, uninterrupted, phase, signals, says):
+    words = command(tmp_path, data, tmp_path / "run")
+    (tmp_path / "small.py").write_text(SLOW)
+    words.insert(2, phase)
+    process = begin(words, tmp_path)
+    wait_for((tmp_path / "ready").exists, process)
+    for _ in range(signals):
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.1)
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode == 130, shown
+    assert "Traceback" not in shown
+    assert shown.strip().splitlines()[-1].startswith(says)
+    finish(tmp_path / "run", data)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_signal_to_all_leaves_worker_processes_to_the_main_one(tmp_path, data, number):
+    """A terminal sends Ctrl-C to all of them; a worker that ended would end the run without a checkpoint."""
+    process = begin(command(tmp_path, data, tmp_path / "run", settings=DECODING), tmp_path)
+    wait_for(lambda: newest(tmp_path / "run") > 0, process)
+    os.killpg(process.pid, number)
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, shown
+    assert "Traceback" not in shown
+    assert number.name in shown
+    assert shown.strip().splitlines()[-1].startswith(GOES_ON)
+    assert f"--output-dir {tmp_path / 'run'} --resume" in shown
 
 
 @pytest.mark.slow
-def test_run_killed_at_five_random_moments_equals_the_uninterrupted_one(tmp_path, data, uninterrupted):
-    chance = random.Random(7)
-    output, kills, flags = tmp_path / "run", 0, ()
+def test_run_killed_at_five_random_moments_equals_the_uninterrupted_one(tmp_path, data):
+    # A checkpoint after every other step, so that a kill often falls into the writing of one.
+    chance, settings = random.Random(7), f"\nepochs: 6\ncheckpoint_steps: 2\n{AUGMENTATION}"
+    assert run(tmp_path, data, tmp_path / "whole", settings=settings).returncode == 0
     for kill in range(5):
-        process = start_and_wait(tmp_path, data, output, *flags, step=10 * kill + chance.randrange(6))
+        flags = ["--resume"] * (kill > 0)
+        process = begin(command(tmp_path, data, tmp_path / "run", *flags, settings=settings), tmp_path)
+        step = 10 * kill + chance.randrange(6)
+        wait_for(lambda step=step: newest(tmp_path / "run") >= step, process)
         time.sleep(chance.random() * 0.05)
         process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
         process.communicate()
-        flags = ("--resume",)
-    assert kills == 5
-    result = run(tmp_path, data, output, "--resume", settings=SETTINGS)
+    result = run(tmp_path, data, tmp_path / "run", "--resume", settings=settings)
     assert result.returncode == 0, result.stderr
-    assert_same_run(output, uninterrupted)
-    assert [line["epoch"] for line in metrics(output)] == [1, 2, 3, 4, 5, 6]
-    assert not list((output / "checkpoints").glob(".*"))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_signal_writes_a_checkpoint_and_says_how_to_go_on(tmp_path, data, uninterrupted, number):
-    output = tmp_path / "run"
-    process = start_and_wait(tmp_path, data, output, step=4)
-    process.send_signal(number)
-    _, message = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, message
-    assert number.name in message
-    assert "checkpoint" in message
-    assert f"--output-dir {output} --resume" in message
-    result = run(tmp_path, data, output, "--resume", settings=SETTINGS)
-    assert result.returncode == 0, result.stderr
-    assert "resumed after step" in result.stdout
-    assert_same_run(output, uninterrupted)
-
-
-def test_resume_of_an_ended_run_leaves_it_as_it_is(tmp_path, data, uninterrupted):
+def test_resume_leaves_an_ended_run_as_it_is_and_refuses_another_course(tmp_path, data, uninterrupted):
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
-    result = run(tmp_path, data, uninterrupted, "--resume", settings=SETTINGS)
+    result = run(tmp_path, data, uninterrupted, "--resume")
     assert result.returncode == 0, result.stderr
     assert "has ended already" in result.stdout
+    result = run(tmp_path, data, uninterrupted, "--resume", "--lr", "0.5")
+    assert result.returncode == 1
+    assert "lr: 0.02 → 0.5" in result.stderr
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
 
 
-def test_resume_refuses_another_course(tmp_path, data, uninterrupted):
-    result = run(tmp_path, data, uninterrupted, "--resume", "--lr", "0.5", settings=SETTINGS)
-    assert result.returncode == 1
-    assert "lr: 0.02 → 0.5" in result.stderr
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "to"), [(signal.SIGTERM, "rank 1"), (signal.SIGINT, "all")])
+def test_signal_to_one_of_two_processes_or_to_all_and_their_launcher_saves(tmp_path, data, number, to):
+    words = command(tmp_path, data, tmp_path / "run", settings="\nepochs: 500\ncheckpoint_steps: 5\n", processes=2)
+    script = tmp_path / "small.py"
+    script.write_text("import os\nopen('rank-' + os.environ['RANK'], 'w').write(str(os.getpid()))" + script.read_text())
+    process = begin(words, tmp_path)
+    wait_for(lambda: newest(tmp_path / "run") > 0, process)
+    ranks = [int((tmp_path / f"rank-{rank}").read_text()) for rank in (0, 1)]
+    for target in ranks[1:] if to == "rank 1" else [*ranks, process.pid]:
+        os.kill(target, number)
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode != 0
+    last = tmp_path / "run" / "checkpoints" / f"step-{newest(tmp_path / 'run'):08}"
+    lines = [line for line in shown.splitlines() if " received: stopped after step " in line]
+    assert f"{number.name} received" in "".join(lines), shown
+    assert all(line.endswith(f"checkpoint {last}.") for line in lines), shown
+    assert GOES_ON in shown
+    assert not any((tmp_path / "run" / "checkpoints").glob(".*"))

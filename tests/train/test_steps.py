@@ -10,9 +10,9 @@ from torch import nn
 
 from tests.train.runs import SETTINGS, assert_same_run, last, metrics
 from tests.virtual_cuda import recording
-from ttfs_triton.train import DeviceLostError, NonFiniteLossError, TrainConfig, evaluator, loop, train
+from ttfs_triton.train import DeviceLostError, NonFiniteLossError, TrainConfig, evaluation, loop, train
 from ttfs_triton.train.build import build_optimizer
-from ttfs_triton.train.update import FiniteGuard, make_average, update_average
+from ttfs_triton.train.step import FiniteGuard, make_average, update_average
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def change(config, **values):
         {"mixed_precision": "fp16", "gradient_clip": 1.0, "gradient_accumulation": 2},
         {"mixed_precision": "fp16", "optimizer": "sgd", "ema_decay": 0.0},
         {"batch_norm": True, "lookahead": 3, "ema_decay": 0.0, "optimizer": "sgd", "surrogate_width": 0.5},
-        {"neuron": "ann", "batch_norm": True, "weight_standardisation": False, "encoder": "analog"},
+        {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"target_energy": "lemaire45:int8:0.5", "gradient_accumulation": 2},
     ],
     ids=lambda values: "-".join(map(str, values.values())) or "defaults",
@@ -275,6 +275,6 @@ def test_memory_that_does_not_suffice_elsewhere_is_told_of_alike(config, monkeyp
     def refuse(*_, **__):
         raise OUT_OF_MEMORY
 
-    monkeypatch.setattr(evaluator if where == "evaluate" else loop, where, refuse)
+    monkeypatch.setattr(evaluation if where == "evaluate" else loop, where, refuse)
     with pytest.raises(DeviceLostError, match=NOT_ENOUGH.format("none yet")):
         train(config)

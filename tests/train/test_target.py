@@ -39,7 +39,6 @@ def test_goals_are_read(keys, wanted):
         ({"target_energy": "loihi:-1"}, "target_energy must be CHIP:MICROJOULES"),
         ({"target_energy": "loihi"}, "target_energy must be CHIP:MICROJOULES"),
         ({"target_energy": "loihi:9", "target_sparsity": 0.1}, "target_sparsity and target_energy exclude each other"),
-        ({"target_sparsity": 0.1, "neuron": "ann"}, "target_sparsity works with neuron: dft only"),
     ],
 )
 def test_goals_that_cannot_be_meant_are_refused(keys, message):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
-from tests.train.runs import assert_same_run, best, change, last, make_images, metrics, run
+from tests.convert.sources import Named, features, randomised
+from tests.train.runs import assert_same_run, best, change, last, metrics, run
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, start, train
 from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -93,7 +95,7 @@ def test_accumulation_gives_the_same_weights(config, tmp_path):
     [
         {"optimizer": "sgd", "lr": 0.1, "schedule": "milestones", "milestones": (1, 2), "gradient_clip": 1.0},
         {"optimizer": "adam", "schedule": "cosine", "label_smoothing": 0.1, "readout": "first_spike"},
-        {"neuron": "ann", "batch_norm": True, "weight_standardisation": False, "encoder": "analog"},
+        {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"schedule": "constant", "validation_fraction": 0.0, "ema_decay": 0.0, "mixed_precision": "bf16"},
         {"num_workers": 1, "streaming": True, "readout": "potential_end", "psp_persistence": 0.25},
         {"mixup": 0.2, "cutmix": 0.2, "cutout": 2, "label_smoothing": 0.1},
@@ -119,19 +121,22 @@ def test_compiled_network_trains_like_the_eager_one(config, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_start_from_ann_weights(config, tmp_path, batch_norm):
-    ann = change(config, neuron="ann", batch_norm=batch_norm, ema_decay=0.0, epochs=4)
-    train(ann)
+def test_start_from_weights_of_a_run(config, tmp_path, batch_norm):
+    first = change(config, psp_persistence=0.0, batch_norm=batch_norm, ema_decay=0.0, epochs=4)
+    train(first)
     weights = config.output_dir if batch_norm else config.output_dir / "best/model.safetensors"
-    summary = train(change(config, psp_persistence=0.0, weights=weights, lr=1e-9, output_dir=tmp_path / "snn"))
-    ann_summary = json.loads((config.output_dir / "summary.json").read_text())
-    assert summary["test_accuracy"] == ann_summary["test_accuracy"]
+    values = {"weight_standardisation": not batch_norm, "lr": 1e-9, "output_dir": tmp_path / "next"}
+    summary = train(change(config, psp_persistence=0.0, weights=weights, **values))
+    first_summary = json.loads((config.output_dir / "summary.json").read_text())
+    assert summary["test_accuracy"] == first_summary["test_accuracy"]
 
 
 def test_calibrated_run_resumes_from_its_checkpoint(config, tmp_path, monkeypatch, capsys):
-    train(change(config, neuron="ann", ema_decay=0.0))
-    capsys.readouterr()
-    spiking = change(config, weights=config.output_dir, keep_checkpoints=9, output_dir=tmp_path / "snn")
+    layers = nn.Sequential(*features((4, "M", 6, "M"), channels=1))
+    vgg = Named(features=layers, flatten=nn.Flatten(), classifier=nn.Linear(6 * 2 * 2, 4))
+    torch.save(randomised(vgg).state_dict(), tmp_path / "vgg.pth")
+    values = {"model": "4C3-P2-6C3-P2", "encoder": "analog", "weight_standardisation": False, "keep_checkpoints": 9}
+    spiking = change(config, weights=tmp_path / "vgg.pth", **values)
     train(spiking)
     assert "Calibrated on 128 images" in capsys.readouterr().out
     uninterrupted = best(spiking.output_dir)
@@ -219,19 +224,6 @@ def test_non_finite_loss_stops_before_the_update(config, monkeypatch):
     with pytest.raises(NonFiniteLossError, match=r"step 15 \(epoch 2\).*\n.*conv1: active[\s\S]*step-00000010"):
         train(stopped)
     assert all(value.isfinite().all() for value in last(config.output_dir).values())
-
-
-def test_resume_with_other_images_is_refused(config, tmp_path, write_parquet):
-    train(config)
-    (config.output_dir / "summary.json").unlink()
-    other = make_images(tmp_path / "other", write_parquet, train=164)
-    with pytest.raises(ConfigError, match="the training images must be those"):
-        train(change(config, data_dir=other, resume=True))
-
-
-def test_unknown_tracker_is_refused(config):
-    with pytest.raises(ConfigError, match="trackers: nothing_such must be installed"):
-        train(change(config, trackers=("nothing_such",)))
 
 
 def test_tensorboard_gets_the_figures(config):

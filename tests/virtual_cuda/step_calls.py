@@ -66,7 +66,7 @@ def measure(backend: str, precision: str) -> dict[str, Record]:
     from accelerate.state import AcceleratorState
 
     from ttfs_triton.train import TrainConfig, loop, train
-    from ttfs_triton.train.recipe import read_recipe
+    from ttfs_triton.train.config import read_recipe
 
     records: list[Record] = []
     step = loop.TrainingLoop._train_step

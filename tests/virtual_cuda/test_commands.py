@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from tests.convert.sources import Named, features, randomised
 from tests.virtual_cuda import why_not
 
 pytestmark = pytest.mark.slow
@@ -30,13 +33,15 @@ TRAINING = {
     "vgg11": f"train_vgg11_cifar10.py {VGG11}",
     "vgg16": f"train_vgg16_cifar10.py {VGG11} --batch-size 8",
     "vgg16-cifar100": f"train_vgg16_cifar100.py {VGG11} --batch-size 8",
-    "calibrated": f"train_vgg11_cifar10.py {VGG11} --calibration-images 16 --weights {{ann}}",
+    "calibrated": f"train_vgg11_cifar10.py {VGG11} --model 4C3-P2-6C3-P2 --encoder analog --no-weight-standardisation "
+    "--calibration-images 16 --weights {ann}",
 }
-# {run} and {ann}: finished runs; {tmp}: an empty folder.
+# {run}: a finished run; {ann}: weights of another project's; {tmp}: an empty folder.
 OTHERS = {
-    "analog": "recipes/evaluate.py {ann-as-snn} --chip all --steps 4 --max-test-samples 6 --output-dir {tmp}/out",
+    "analog": "recipes/evaluate.py {vgg11} --chip all --steps 4 --max-test-samples 6 --output-dir {tmp}/out",
     "sweep": "recipes/evaluate.py {run} --sweep --max-test-samples 6 --output-dir {tmp}/out",
-    "convert": "recipes/convert.py {ann} --dataset sample --calibration-images 16 --output-dir {tmp}/converted",
+    "convert": "recipes/convert.py {ann} --dataset sample --mean 0.3 --std 0.4 --calibration-images 16 "
+    "--output-dir {tmp}/converted",
     "onnx": "recipes/export.py {run} --format onnx --output {tmp}/a.onnx --check --check-images 6",
     "nir": "recipes/export.py {run} --format nir --steps 16 --output {tmp}/a.nir --check --check-images 6",
     "publish": "recipes/publish.py {run} --repo-id you/mnist-cnn1 --dry-run",
@@ -90,10 +95,12 @@ def trained(tmp_path_factory, cache):
 
 
 @pytest.fixture(scope="session")
-def ann(tmp_path_factory, cache):
-    folder = tmp_path_factory.mktemp("ann") / "run"
-    run(f"recipes/pretrain_ann.py --model vgg11 {VGG11} --output-dir {folder}", cache)
-    return folder
+def ann(tmp_path_factory):
+    file = tmp_path_factory.mktemp("ann") / "vgg.pth"
+    layers = nn.Sequential(*features((4, "M", 6, "M"), channels=1))
+    vgg = Named(features=layers, flatten=nn.Flatten(), classifier=nn.Linear(6 * 8 * 8, 10))
+    torch.save(randomised(vgg).state_dict(), file)
+    return file
 
 
 def test_float16_run_is_scored_counted_simulated_and_priced(trained, tmp_path, cache):
@@ -140,7 +147,7 @@ def test_command_ends_well(name, tmp_path, cache, request):
         command = command.replace("{run}", str(request.getfixturevalue("trained")))
     if "{ann}" in command:
         command = command.replace("{ann}", str(request.getfixturevalue("ann")))
-    if "{ann-as-snn}" in command:
+    if "{vgg11}" in command:
         run(f"recipes/train_vgg11_cifar10.py {VGG11} --output-dir {tmp_path / 'snn'}", cache)
-        command = command.replace("{ann-as-snn}", str(tmp_path / "snn"))
+        command = command.replace("{vgg11}", str(tmp_path / "snn"))
     assert run(command, cache)

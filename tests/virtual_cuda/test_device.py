@@ -9,8 +9,8 @@ from torch import nn
 
 from tests.virtual_cuda import installed, recording
 from tests.virtual_cuda.watch import memory
-from ttfs_kernels import dft_linear
-from ttfs_triton.nn import cnn1
+from ttfs_kernels import backends, dft_linear
+from ttfs_triton.nn import DFTConv2d, cnn1
 
 
 @pytest.fixture
@@ -115,6 +115,22 @@ def test_what_our_operators_are_made_of_is_watched(virtual, backend):
     torch.testing.assert_close(y.cpu(), expected, rtol=1e-5, atol=1e-5)
     assert record.operators.total() + record.launches.total() > 3  # three are the copies
     assert record.launches.total() == (backend == "triton")
+
+
+def test_batch_norm_on_a_gpu_is_our_kernels_and_waits_for_nothing(virtual, monkeypatch):
+    """All that a captured step needs: σ, shapes and the count of rows are the host's already."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setattr(backends, "_choice", "auto")
+    layer = DFTConv2d(2, 4, 3, batch_norm=True).to(virtual)
+    x = torch.rand(2, 2, 6, 6, device=virtual)
+    with recording() as record:
+        layer(x, pool=2).sum().backward()
+    between = ("moments", "merge", "fire_normalised", "reduce_gradient", "sum_splits", "spread_gradient")
+    assert {name: record.launches[name] for name in between} == dict.fromkeys(between, 1)
+    assert record.launches.total() == len(between) + 2  # the input needs no gradient
+    assert record.synchronisations == {}
+    assert layer.weight.grad.is_cuda
+    assert layer.batch_norm.running_mean.any()
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton", "auto"])

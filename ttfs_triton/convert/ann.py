@@ -6,7 +6,7 @@ an earlier activation becomes a skip. What cannot be converted is refused here, 
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, cast
 
@@ -74,28 +74,26 @@ class TracedANN:
     @torch.no_grad()
     def run(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits, and the activations of each hidden layer before pooling, by its name."""
-        recorder = _Recorder(self.module, {layer.potential: layer for layer in self.layers[:-1]})
+        recorder = _Run(self.module, self.layers[:-1])
         return recorder.run(images), recorder.activations
 
 
-class _Shapes(fx.Interpreter):
-    """Notes at each node the shape of its tensor for one image."""
+class _Run(fx.Interpreter):
+    """Runs a graph and notes at each node the shape of its tensor for one image.
+
+    Attributes:
+        activations: of each hidden layer, by its name.
+    """
+
+    def __init__(self, module: fx.GraphModule, layers: Sequence[ANNLayer] = ()) -> None:
+        super().__init__(module)
+        self._layers = {layer.potential: layer for layer in layers}
+        self.activations: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
             n.meta["shape"] = tuple(value.shape[1:])
-        return value
-
-
-class _Recorder(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, layers: Mapping[fx.Node, ANNLayer]) -> None:
-        super().__init__(module)
-        self._layers = layers
-        self.activations: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
         if (layer := self._layers.get(n)) is not None:
             self.activations[layer.name] = value.clamp(0, layer.bound)
             return value.clone()  # an activation function may work in place
@@ -116,7 +114,7 @@ def trace_ann(model: nn.Module, images: Tensor) -> TracedANN:
         training = any(module.training for module in model.modules())
         traced = fx.symbolic_trace(copy.deepcopy(model).eval() if training else model)
         traced.graph.eliminate_dead_code()
-        _Shapes(traced).run(images[:1])
+        _Run(traced).run(images[:1])
     except Exception as error:  # of many kinds: the model's own code runs here
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(

@@ -57,16 +57,8 @@ class ConvertedNetwork(nn.Module):
         self.layers = nn.ModuleDict()
         self._wires = {layer.name: (layer.input, layer.skip) for layer in layers}
         for layer in layers:
-            if analog and not self.layers:
-                sizes = layer.module
-                assert isinstance(sizes, nn.Conv2d)
-                geometry: Any = (sizes.in_channels, sizes.out_channels, sizes.kernel_size, sizes.stride, sizes.padding)
-                found: nn.Module = AnalogEncoder(*geometry, mean=mean, std=std, weight_standardisation=False)
-            elif layer is layers[-1]:
-                found = _readout(layer, neuron, readout)
-            else:
-                found = _hidden(layer, neuron)
-            self.layers[layer.name] = found
+            statistics = (mean, std) if analog and layer is layers[0] else None
+            self.layers[layer.name] = _built(layer, neuron, statistics, readout if layer is layers[-1] else None)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.encoder(images)
@@ -78,37 +70,26 @@ class ConvertedNetwork(nn.Module):
         return x
 
 
-def _hidden(layer: ANNLayer, neuron: Neuron) -> WeightedLayer:
-    sizes, skip = layer.module, 0 if layer.skip is None else layer.shape[0]
-    if isinstance(sizes, nn.Linear):
-        inputs = layer.weight.shape[1] * layer.average
-        return DFTLinear(
-            inputs, sizes.out_features, neuron=neuron, skip=skip, average=layer.average, weight_standardisation=False
-        )
-    return DFTConv2d(
-        sizes.in_channels,
-        sizes.out_channels,
-        sizes.kernel_size,  # type: ignore[arg-type]
-        sizes.stride,  # type: ignore[arg-type]
-        sizes.padding,  # type: ignore[arg-type]
-        sizes.dilation,  # type: ignore[arg-type]
-        sizes.groups,
-        neuron=neuron,
-        skip=skip,
-        average=layer.average,
-        weight_standardisation=False,
-    )
-
-
-def _readout(layer: ANNLayer, neuron: Neuron, readout: ReadoutTime) -> PotentialReadout:
-    return PotentialReadout(
-        layer.weight.shape[1] * layer.average,
-        len(layer.weight),
-        at="end" if readout == "potential_end" else "start",
-        neuron=neuron,
-        average=layer.average,
-        weight_standardisation=False,
-    )
+def _built(
+    layer: ANNLayer,
+    neuron: Neuron,
+    statistics: tuple[Sequence[float] | None, Sequence[float] | None] | None,
+    readout: ReadoutTime | None,
+) -> WeightedLayer:
+    """Our layer: an analog encoder with `statistics`, a readout with `readout`, else of spiking neurons."""
+    sizes, inputs = layer.module, layer.weight.shape[1] * layer.average
+    options: dict[str, Any] = {"weight_standardisation": False}
+    spiking = options | {"neuron": neuron, "average": layer.average}
+    if isinstance(sizes, nn.Conv2d):
+        geometry: Any = (sizes.in_channels, sizes.out_channels, sizes.kernel_size, sizes.stride, sizes.padding)
+        if statistics is not None:
+            return AnalogEncoder(*geometry, mean=statistics[0], std=statistics[1], **options)
+        skip, more = 0 if layer.skip is None else layer.shape[0], (sizes.dilation, sizes.groups)
+        return DFTConv2d(*geometry, *more, skip=skip, **spiking)
+    if readout is not None:
+        at = "end" if readout == "potential_end" else "start"
+        return PotentialReadout(inputs, sizes.out_features, at=at, **spiking)
+    return DFTLinear(inputs, sizes.out_features, skip=0 if layer.skip is None else layer.shape[0], **spiking)
 
 
 def build_network(

@@ -5,8 +5,6 @@ the weights of all active inputs, is far from 0 in a trained ANN: neurons that t
 threshold, or active ones never meet it, and every layer adds to it. Another initial potential makes up for the mean of
 that. It is one number a channel and leaves the weights as they are. A delayed spike adds v·x to the potential and σ·v
 to its slope, and is made up for in the same way.
-
-An analog encoder gets a margin, see `encoder_margin`.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +20,7 @@ from torch import Tensor, nn
 
 from ttfs_kernels.rule import fire
 from ttfs_triton.convert.checkpoint import ConversionError
-from ttfs_triton.convert.encoder_margin import MARGIN_IMAGES, choose_margin, reader_of_encoder
-from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, SignedEncoder
+from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, Grid, SignedEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.nn.weighted import WeightedConv2d
@@ -40,7 +37,9 @@ class LayerCalibration:
 
     Attributes:
         name: of the layer.
-        before, after: correlation of its activations with the ANN's, in [−1, 1]; None where either is constant.
+        before, after: correlation of its activations with the ANN's, in [−1, 1]; None where either is constant. On a
+            grid, root of the mean squared difference from the activations without: in windows, or in threshold heights
+            of a readout.
         shift: mean change of the initial potential over channels, in threshold heights; 0 for a layer left alone.
     """
 
@@ -55,26 +54,33 @@ class Calibration:
     """What calibration did to a network.
 
     Attributes:
-        layers: hidden layers in their order.
+        layers: hidden layers in their order; of a network on a grid its readout, too.
         images: how many decided.
+        grid: that it was calibrated for; None of one that was calibrated against its ANN.
     """
 
     layers: tuple[LayerCalibration, ...]
     images: int
+    grid: Grid | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return to_jsonable_python(self)
+        values = to_jsonable_python(self) | {"grid": None if self.grid is None else self.grid.to_dict()}
+        return {key: value for key, value in values.items() if value is not None}
 
     def table(self) -> TerminalTable:
         """For a terminal."""
 
-        def text(correlation: float | None) -> str:
-            return "constant" if correlation is None else f"{correlation:.3f}"
+        def text(value: float | None) -> str:
+            return "constant" if value is None else f"{value:.3f}" if self.grid is None else f"{value:.4f}"
 
-        headers = ("layer", "correlation with the ANN", "calibrated", "mean change of initial potential")
+        title, caption, found = f"Calibrated on {self.images} images", "", "correlation with the ANN"
+        if self.grid is not None:
+            title, found = f"{title} for {self.grid.text()}", "difference rounded"
+            caption = "root mean square, in windows; of the readout in threshold heights"
+        headers = ("layer", found, "calibrated", "mean change of initial potential")
         rows = [(each.name, text(each.before), text(each.after), f"{each.shift:+.3f}") for each in self.layers]
-        return TerminalTable(f"Calibrated on {self.images} images", headers, rows)
+        return TerminalTable(title, headers, rows, caption=caption)
 
 
 @torch.no_grad()
@@ -94,7 +100,7 @@ def calibrate_network(
 
     Args:
         network: what `network_graph` takes, with an ANN's weights and initial potentials, on the images' device, in any
-            mode; the readout is left alone, an analog encoder only gets a margin.
+            mode; an analog encoder and the readout are left alone.
         images: [N, ...], as the network reads them; 256 are enough. Activations of some layers for all of them are held
             in memory.
         batch_size: images that run at once.
@@ -104,7 +110,7 @@ def calibrate_network(
     Returns:
         What it did to each hidden layer.
     Raises:
-        NetworkError: as `network_graph`, or an ANN layer.
+        NetworkError: as `network_graph`.
         ConversionError: a layer without initial potentials, a network on a grid, or no images.
     Example:
         >>> from ttfs_triton.nn import resnet20
@@ -114,24 +120,9 @@ def calibrate_network(
     """
     graph = network_graph(network, images.shape[1:])
     _check(graph, images)
-    generator, margin_reader = torch.Generator().manual_seed(seed), reader_of_encoder(graph)
-
-    def margin(reader: Stage, pixels: Tensor, analog: Tensor) -> float:
-        """The encoder's; `pixels` and `analog` are the images and what the ANN's encoder makes of them."""
-        target = _by_batches(partial(_without_slope, reader), reader.input.deliver(analog), None, batch_size)
-
-        def reader_correlation() -> float | None:
-            spikes = reader.input.deliver(_by_batches(graph.encoder.activations, pixels, None, batch_size))
-            draw = torch.Generator().manual_seed(seed)
-            _choose_initial_potentials(reader, spikes, None, target, batch_size, samples, draw)
-            return correlation(_by_batches(reader.activations, spikes, None, batch_size), target)
-
-        return choose_margin(graph.encoder, reader, reader_correlation)
+    generator = torch.Generator().manual_seed(seed)
 
     def choose(stage: Stage, inputs: Tensor, skip: Tensor | None, wanted: Tensor) -> float:
-        if stage is graph.encoder and margin_reader is not None:
-            progress(stage.name)
-            return -margin(margin_reader, inputs[:MARGIN_IMAGES], wanted[:MARGIN_IMAGES])
         if not _spiking(stage):
             return 0.0
         progress(stage.name)
@@ -146,7 +137,6 @@ def calibrate_network(
 
 
 def _check(graph: NetworkGraph, images: Tensor) -> None:
-    graph.require_spiking()
     for stage in graph.weighted[:-1]:
         if _spiking(stage) and stage.weighted.bias is None:
             raise ConversionError(

@@ -30,6 +30,7 @@ from ttfs_triton.nn.weighted import WeightedLayer
 # Fields of the network's configuration that the weights leave open; all others are the source's.
 FREE = frozenset("encoder max_value mean std readout neuron bias initial_gain dropout".split())
 DIRECT_DERIVATIVE_CLIP = 1e5
+SPIKING = "the source is a spiking network; its weights are copied"
 
 
 @dataclass(frozen=True)
@@ -41,21 +42,21 @@ class Converted:
         weights: the source.
         report: where every layer is from.
         bounded: the source's hidden activations are clamped to [0, 1].
-        known_ann: the source is an ANN, or computes what one does; False for weights that were trained to spike, or
-            may have been, which are left as they are.
+        from_ann: the source is another project's ANN. Networks of ours are left as they are: they train on, while σ
+            rises; so is what was trained to spike.
     """
 
     network: TTFSNetwork
     weights: Weights
     report: ConversionReport
     bounded: bool
-    known_ann: bool
+    from_ann: bool
 
     @property
     def needs_calibration(self) -> bool:
         """Whether the source is an ANN that the copied network does not compute: with a slope that persists, or with
         activations above 1."""
-        return self.known_ann and (not self.bounded or self.network.config.neuron.has_slope)
+        return self.from_ann and (not self.bounded or self.network.config.neuron.has_slope)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class _Source:
     state: dict[str, Tensor]
     layers: list[LayerEntry]
     bounded: bool
-    known_ann: bool
+    from_ann: bool
     notes: tuple[str, ...] = ()
 
 
@@ -172,7 +173,7 @@ def convert(
         *(found.layout, found.config.specification, tuple(found.layers), (*weights.steps, *found.notes)),
         replace_head,
     )
-    return Converted(_network(target, found.state), weights, report, found.bounded, found.known_ann)
+    return Converted(_network(target, found.state), weights, report, found.bounded, found.from_ann)
 
 
 def calibrate_converted(
@@ -220,16 +221,13 @@ def _own(
     mean, std = statistics
     if any(statistics) and own.encoder == "latency":
         raise ConversionError("convert: mean and std must not be given for a source that reads pixels as they are.")
-    standardised = all(f"{path}.weight_gain" in weights.tensors for path in _paths(own))
-    keep = keep_standardisation and standardised
+    keep = keep_standardisation and "readout.weight_gain" in weights.tensors
     state, layers = fold_own(weights.tensors, own, keep_standardisation=keep, epsilon=epsilon)
-    notes = ["standardised weights folded into plain ones"] if standardised and not keep else []
-    notes += [] if own.analog else ["the source is a spiking network; its weights are copied"]
-    # Bare weights do not say whether they were trained to spike, but for batch norm of an ANN.
-    said = weights.description() is not None or any(".batch_norm." in key for key in weights.tensors)
-    known_ann = said and (own.analog or not own.neuron.has_slope)
-    own = own.replace(mean=mean or own.mean, std=std or own.std, weight_standardisation=keep)
-    return _Source("ours", own, state, layers, True, known_ann, tuple(notes))
+    notes = [SPIKING]
+    if not keep and any(key.endswith(".weight_gain") for key in weights.tensors):
+        notes.append("standardised weights folded into plain ones")
+    own = own.replace(mean=mean or own.mean, std=std or own.std, weight_standardisation=keep, batch_norm=False)
+    return _Source("ours", own, state, layers, True, False, tuple(notes))
 
 
 def _foreign(weights: Weights, layout: Layout, trained_as: TrainedAs | None) -> _Source:
@@ -262,8 +260,9 @@ def _foreign(weights: Weights, layout: Layout, trained_as: TrainedAs | None) -> 
         entries.append(LayerEntry(path.removeprefix("features."), sources, tuple(layer.folded)))
     bounded = all(layer.bound == 1 for layer in traced.layers[:-1])
     unbounded = "activations of the source are not bounded, spikes saturate at 1: calibrate or train the network"
-    notes = (*layout.assumptions, *([] if bounded else [unbounded]))
-    return _Source(layout.name, config, state, entries, bounded, trained_as in (None, "ann"), notes)
+    from_ann = trained_as in (None, "ann")
+    notes = (*layout.assumptions, *([] if bounded else [unbounded]), *([] if from_ann else [SPIKING]))
+    return _Source(layout.name, config, state, entries, bounded, from_ann, notes)
 
 
 def _sources(layout: Layout) -> list[tuple[str, ...]]:
@@ -340,7 +339,7 @@ def _target_config(source: _Source, overrides: Mapping[str, Any]) -> NetworkConf
             f'convert: encoder must be "{config.encoder}" for a source with mean and std; got "latency". Give '
             'input_normalisation="weights" to fold them.'
         )
-    fixed = {"analog": False, "batch_norm": False, "mean": config.mean, "std": config.std}
+    fixed = {"mean": config.mean, "std": config.std}
     return config.replace(**{"bias": has_bias, **overrides, **fixed})
 
 

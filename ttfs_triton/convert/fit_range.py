@@ -50,7 +50,6 @@ def fit_range(
     if len(images) == 0:
         raise ConversionError("fit_range: images must hold at least one image; got none.")
     graph = network_graph(network, images.shape[1:])
-    graph.require_spiking()
     upper = dict(zip([stage.name for stage in graph.weighted[:-1]], bounds, strict=True))
     generator, clips = torch.Generator().manual_seed(seed), {}
 

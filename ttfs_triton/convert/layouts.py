@@ -171,8 +171,15 @@ def foreign_layout(
             average = [("", nn.AdaptiveAvgPool2d(side))]
             maps = "×".join(str(length // 2**pools) for length in size)
             assumptions.append(f"an average pool turns maps of {maps} into {side}×{side}")
-        known = _known_statistics(names, places, classes) if channels == 3 else None
-        (mean, std), said = _statistics(names, statistics, timm.get("statistics"), known, fallback)
+        (mean, std), said = _statistics(
+            names,
+            statistics,
+            timm.get("statistics"),
+            fallback,
+            places=places,
+            channels=channels,
+            classes=classes,
+        )
         assumptions.insert(0, said)
     if names is PAPER:
         assumptions.append(f"trained as {trained_as}, as said: the names are the same")
@@ -330,29 +337,40 @@ def _image_size(
     return size, side
 
 
-def _known_statistics(names: Names, places: float, classes: int) -> Statistics | None:
-    """Mean and std of a project's colour images; None if names and shapes do not say it."""
-    if names is PAPER:
-        return CIFAR100_PAPER if classes == 100 else CIFAR10_PAPER
-    return IMAGENET if places == IMAGENET_MAPS**2 else None
-
-
 def _statistics(
-    names: Names, given: Statistics, timm: Statistics | None, known: Statistics | None, fallback: Statistics | None
+    names: Names,
+    given: Statistics,
+    timm: Statistics | None,
+    fallback: Statistics | None,
+    *,
+    places: float,
+    channels: int,
+    classes: int,
 ) -> tuple[Statistics, str]:
-    """Mean and std of the images that the source was trained on, and who says so."""
-    found = next((each for each in (timm, known, fallback) if each is not None), given)
-    if None in given and found is given:
+    """Mean and std of the images that the source was trained on, and who says so: the first that says any.
+
+    Args:
+        names, given, timm, fallback: see `foreign_layout`.
+        places: of the maps that the head reads.
+        channels, classes: of the network.
+    """
+    known = CIFAR100_PAPER if classes == 100 else CIFAR10_PAPER
+    if names is not PAPER:
+        known = IMAGENET if places == IMAGENET_MAPS**2 else None
+    candidates = (
+        (given if None not in given else None, "mean and std as given"),
+        (timm, "mean and std of the config.json beside the weights"),
+        (known if channels == 3 else None, f"mean and std as {names.layout} has them: {known and known[0]}"),
+        (fallback, "mean and std of the images to train on"),
+    )
+    found = next(((values, said) for values, said in candidates if values is not None), None)
+    if found is None:
         raise ConversionError(
             "convert: mean and std must be those of the images that the weights were trained on, which neither names "
             "nor shapes say; got none. Give both (--mean, --std), pixels in [0, 1]."
         )
-    said = "mean and std as given"
-    if None in given:
-        said = f"mean and std as {names.layout} has them: {found[0]}, {found[1]}"
-        said = "mean and std of the images to train on" if found is fallback else said
-        said = "mean and std of the config.json beside the weights" if found is timm else said
-    return (given[0] or found[0], given[1] or found[1]), said
+    (mean, std), said = found
+    return (given[0] or mean, given[1] or std), said
 
 
 def _check_trained_as(names: Names, trained_as: TrainedAs | None) -> None:

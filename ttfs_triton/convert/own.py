@@ -13,6 +13,7 @@ from ttfs_triton.convert.report import BATCH_NORM, LayerEntry
 from ttfs_triton.convert.source import Weights
 from ttfs_triton.model.files import network_tensors
 from ttfs_triton.nn import NetworkConfig, standardise_weight
+from ttfs_triton.nn.folding import BatchNorm
 
 _OURS = re.compile(r"(?:features\.(?:conv|fc)\d+|readout)\..+")
 
@@ -28,14 +29,14 @@ def own_config(
     image_size: tuple[int, int] | None,
     trained_as: TrainedAs | None,
 ) -> NetworkConfig:
-    """What the config.json beside weights of ours says, or the caller; the tensors are checked against it.
+    """What the config.json beside weights of ours says, or the caller.
 
     Args:
         weights: the source.
         config, trained_as: see `convert`.
         image_size: (height, width) to convert for, or None.
     Raises:
-        ConversionError: neither says it, something else was asked for, or tensors do not fit.
+        ConversionError: neither says it, or something else was asked for.
     """
     description = weights.description()
     own = config if description is None else description.network
@@ -53,11 +54,8 @@ def own_config(
         raise ConversionError(
             f"convert: image_size must be {own.image_size}, as {weights.name} was trained; got {image_size}."
         )
-    if trained_as is not None and own.analog != (trained_as == "ann"):
-        kind = "an ANN" if own.analog else "a spiking network"
-        raise ConversionError(f"convert: trained_as must be left out for {weights.name}, {kind}; got {trained_as}.")
-    wanted = {key: shape for key, (_, shape) in network_tensors(own.replace(grid=None)).items()}
-    check_tensors(wanted, {key: tuple(tensor.shape) for key, tensor in weights.tensors.items()}, own.specification)
+    if trained_as is not None:
+        raise ConversionError(f"convert: trained_as must be left out for a network of ours; got {trained_as}.")
     return own.replace(grid=None)
 
 
@@ -67,35 +65,54 @@ def fold_own(
     """Tensors of the network without batch norm, and without standardised weights unless they are kept.
 
     Args:
-        tensors, config: of the source, checked.
+        tensors: of the source; of an ANN of an older version, a layer may have both.
+        config: of the source.
         keep_standardisation: keep gains beside the weights that are standardised.
         epsilon: of batch norms.
     Returns:
         Tensors by name, and where each layer's are from.
+    Raises:
+        ConversionError: tensors are missing, superfluous or of another shape; by name.
     """
-    state, entries = {}, []
-    for path in [key.removesuffix(".weight") for key in network_tensors(config) if key.endswith(".weight")]:
+    state, entries = {key: value for key, value in tensors.items() if ".batch_norm." not in key}, []
+    for path in [key.removesuffix(".weight") for key in tensors if key.endswith(".weight")]:
         if path.endswith(".batch_norm"):
             continue
-        own = {key.removeprefix(f"{path}."): value for key, value in tensors.items() if key.startswith(f"{path}.")}
-        weight, bias, gain = own["weight"], own.get("bias"), own.get("weight_gain")
-        folded = []
+        weight, gain, folded = tensors[f"{path}.weight"], tensors.get(f"{path}.weight_gain"), []
+        bias = tensors.get(f"{path}.bias")
         if gain is not None and not keep_standardisation:
             weight, gain = standardise_weight(weight.double(), gain.double()), None
             folded.append("weight standardisation")
-        if "batch_norm.running_var" in own:
-            values = (own.get(f"batch_norm.{key}") for key in ("running_mean", "running_var", "weight", "bias"))
-            norm = batch_norm_of(f"{path}.batch_norm", *values, epsilon)  # type: ignore[arg-type]
+        if f"{path}.batch_norm.running_var" in tensors:
+            norm = _batch_norm(tensors, f"{path}.batch_norm", len(weight), epsilon)
             scaled, bias = norm.fold(weight, bias)
             # The gain takes the scale as well as the weight would: it multiplies standardised weights.
             weight, gain = (scaled, None) if gain is None else (weight, gain.double() * norm.scale())
             folded.append(BATCH_NORM)
-        found = {"weight": weight, "weight_gain": gain, "bias": bias, "skip_weight": own.get("skip_weight")}
+        state.pop(f"{path}.weight_gain", None)
+        found = {"weight": weight, "weight_gain": gain, "bias": bias}
         state |= {f"{path}.{kind}": value for kind, value in found.items() if value is not None}
-        sources = tuple(f"{path}.{key}" for key in own if not key.startswith("batch_norm."))
-        norms = (f"{path}.batch_norm.*",) if "batch_norm.running_var" in own else ()
-        entries.append(LayerEntry(path.removeprefix("features."), sources + norms, tuple(folded)))
+        sources = [key for key in tensors if key.startswith(f"{path}.") and ".batch_norm." not in key]
+        sources += [f"{path}.batch_norm.*"] if BATCH_NORM in folded else []
+        entries.append(LayerEntry(path.removeprefix("features."), tuple(sources), tuple(folded)))
+    _check(state, config.replace(batch_norm=False, weight_standardisation=keep_standardisation, bias=True))
     return state, entries
+
+
+def _batch_norm(tensors: Mapping[str, Tensor], name: str, channels: int, epsilon: float) -> BatchNorm:
+    parts = [tensors.get(f"{name}.{part}") for part in ("running_mean", "running_var", "weight", "bias")]
+    mean, variance, weight, bias = parts
+    if mean is None or variance is None or any(part is not None and part.shape != (channels,) for part in parts):
+        shapes = ["missing" if part is None else list(part.shape) for part in parts]
+        raise ConversionError(f"convert: {name} must have statistics of {channels} channels; got {shapes}.")
+    return batch_norm_of(name, mean, variance, weight, bias, epsilon)
+
+
+def _check(state: Mapping[str, Tensor], config: NetworkConfig) -> None:
+    """Tensors must be the network's; a bias that a layer lacks is 0."""
+    wanted = {key: shape for key, (_, shape) in network_tensors(config).items()}
+    wanted = {key: shape for key, shape in wanted.items() if key in state or not key.endswith(".bias")}
+    check_tensors(wanted, {key: tuple(tensor.shape) for key, tensor in state.items()}, config.specification)
 
 
 def draw_readout(classes: int, in_features: int, initial_gain: float, seed: int) -> Tensor:

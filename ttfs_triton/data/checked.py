@@ -86,12 +86,9 @@ def check_rows(
 
 def _check(rows: datasets.Dataset, row_numbers: Tensor, bad: BadImages, progress: bool) -> dict[str, Any]:
     digest, channels = hashlib.sha256(), 1
-    for row, result in zip(row_numbers.tolist(), read_rows(rows, row_numbers, read_checked, progress), strict=True):
-        if isinstance(result, Exception):
-            bad.add(row, result)
-        else:
-            digest.update(result[0])
-            channels = max(channels, result[1])
+    for _, found in bad.good(row_numbers, read_rows(rows, row_numbers, read_checked, progress)):
+        digest.update(found[0])
+        channels = max(channels, found[1])
     return {"bad": list(zip(bad.rows, bad.reasons, strict=True)), "channels": channels, "digest": digest.hexdigest()}
 
 

@@ -34,10 +34,12 @@ class InMemoryImages:
     """All images decoded.
 
     Attributes:
-        pixels: [N, height, width, C], uint8.
+        pixels: [N, height, width, C], uint8, on any device.
+        pinned: batches are gathered into page-locked memory, from which copies to a GPU do not wait.
     """
 
     pixels: Tensor
+    pinned: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -46,8 +48,10 @@ class InMemoryImages:
         return n, channels, height, width
 
     def images_at(self, indices: Tensor) -> Tensor:
-        """Images at `indices` ([b], int64): [b, C, height, width], uint8, channels last."""
-        return self.pixels.index_select(0, indices).permute(0, 3, 1, 2)
+        """Images at `indices` ([b], int64, on the pixels' device): [b, C, height, width], uint8, channels last."""
+        shape = (len(indices), *self.pixels.shape[1:])
+        gathered = torch.empty(shape, dtype=torch.uint8, device=self.pixels.device, pin_memory=self.pinned)
+        return torch.index_select(self.pixels, 0, indices, out=gathered).permute(0, 3, 1, 2)
 
 
 class DataLostError(RuntimeError):
@@ -219,15 +223,8 @@ def decode_rows(
     target = size if resize else None
     decoder = _Decoder(len(row_numbers), keep, channels, size, where)
     bad = BadImages(where, max_bad_images)
-    kept: list[int] = []
-    for position, image in enumerate(read_rows(rows, row_numbers, partial(decode_image, size=target), progress)):
-        row = int(row_numbers[position])
-        if isinstance(image, Exception):
-            bad.add(row, image)
-        else:
-            decoder.add(row, image)
-            kept.append(position)
-    bad.require_any(kept)
+    for row, image in bad.good(row_numbers, read_rows(rows, row_numbers, partial(decode_image, size=target), progress)):
+        decoder.add(row, image)
     assert decoder.size is not None
     assert decoder.channels is not None
     height, width = decoder.size
@@ -236,8 +233,8 @@ def decode_rows(
         images = InMemoryImages(torch.from_numpy(decoder.pixels[: decoder.count]))
     else:
         shape = (decoder.count, decoder.channels, height, width)
-        images = EncodedImages(rows, row_numbers[kept], shape, target)
-    return Decoded(images, torch.tensor(kept, dtype=torch.int64), bad.rows, decoder.hash.hexdigest())
+        images = EncodedImages(rows, row_numbers[bad.kept], shape, target)
+    return Decoded(images, torch.tensor(bad.kept), bad.rows, decoder.hash.hexdigest())
 
 
 def require_memory(size: int, what: str, remedy: str = "Use --streaming to decode batch by batch.") -> None:

@@ -19,20 +19,20 @@ events count for nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 MAX_WINDOWS = 256
 LEVELS = 255
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+Size = Annotated[int, Field(ge=1, strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class EventWindows:
     """How recordings become images.
 
@@ -45,27 +45,10 @@ class EventWindows:
         ValueError: a number that is not positive, or more than 256 windows.
     """
 
-    count: int = 1
-    length_us: int | None = None
-    pool: int = 1
-    sensor: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.sensor, list):  # JSON has no tuples
-            object.__setattr__(self, "sensor", tuple(self.sensor))
-        if not _is_size(self.count) or self.count > MAX_WINDOWS:
-            raise ValueError(f"EventWindows: count must be 1 to {MAX_WINDOWS}; got {self.count!r:.80}.")
-        if self.length_us is not None and not _is_size(self.length_us):
-            raise ValueError(
-                f"EventWindows: length_us must be a positive number of microseconds; got {self.length_us!r:.80}. "
-                "None divides the recording's own duration."
-            )
-        if not _is_size(self.pool):
-            raise ValueError(f"EventWindows: pool must be at least 1; got {self.pool!r:.80}. 1 keeps all pixels.")
-        if self.sensor is not None and not (
-            isinstance(self.sensor, tuple) and len(self.sensor) == 2 and all(map(_is_size, self.sensor))
-        ):
-            raise ValueError(f"EventWindows: sensor must be (height, width) in pixels; got {self.sensor!r:.80}.")
+    count: Annotated[int, Field(ge=1, le=MAX_WINDOWS, strict=True)] = 1
+    length_us: Size | None = None
+    pool: Size = 1
+    sensor: tuple[Size, Size] | None = None
 
     def shape(self, sensor: tuple[int, int]) -> tuple[int, int, int]:
         """(2K, height, width) of images from a sensor of (height, width) pixels; pools at its border may be smaller."""

@@ -67,7 +67,7 @@ class ImageData:
 
     @property
     def device(self) -> torch.device:
-        """Where images and labels are gathered: main memory."""
+        """Where images and labels are gathered, and indices are expected."""
         return self.labels.device
 
     @property

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData
@@ -16,46 +15,9 @@ from ttfs_triton.data.images import ImageData
 DEVICE_SHARE = 0.5
 
 
-@dataclass(frozen=True)
-class PlacedImages:
-    """Decoded images, with labels, that are gathered where they lie.
-
-    Attributes:
-        pixels: [N, height, width, C], uint8.
-        labels: [N], int64, on the same device.
-        pinned: batches are gathered into page-locked memory, from which copies to a GPU do not wait.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    pinned: bool = False
-    in_memory = True
-
-    @property
-    def device(self) -> torch.device:
-        """Where images and labels are gathered, and indices are expected."""
-        return self.pixels.device
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(N, C, height, width)."""
-        n, height, width, channels = self.pixels.shape
-        return n, channels, height, width
-
-    def in_epoch(self, seed: int, epoch: int) -> PlacedImages:
-        """As of `ImageData`: decoded images are the same in each epoch."""
-        return self
-
-    def images_at(self, indices: Tensor) -> Tensor:
-        """Images at `indices` ([b], int64, on `device`): [b, C, height, width], uint8, channels last."""
-        shape = (len(indices), *self.pixels.shape[1:])
-        gathered = torch.empty(shape, dtype=torch.uint8, device=self.device, pin_memory=self.pinned)
-        return torch.index_select(self.pixels, 0, indices, out=gathered).permute(0, 3, 1, 2)
-
-
 def place_images(
     splits: Sequence[ImageData], device: torch.device, wanted: Literal["auto", "device", "host"] = "auto"
-) -> tuple[list[PlacedImages | ImageData], str]:
+) -> tuple[list[ImageData], str]:
     """Put the splits of a data set where they are best gathered.
 
     Args:
@@ -88,15 +50,13 @@ def place_images(
     return _placed(splits, torch.device("cpu"), pinned=True), f"images: {_gib(size)} in main memory, {why}"
 
 
-def _placed(splits: Sequence[ImageData], device: torch.device, pinned: bool = False) -> list[PlacedImages | ImageData]:
-    placed: list[PlacedImages | ImageData] = []
-    for split in splits:
-        store = split.store
-        if isinstance(store, InMemoryImages):
-            placed.append(PlacedImages(store.pixels.to(device), split.labels.to(device), pinned))
-        else:
-            placed.append(split)
-    return placed
+def _placed(splits: Sequence[ImageData], device: torch.device, pinned: bool = False) -> list[ImageData]:
+    return [
+        replace(split, store=InMemoryImages(split.store.pixels.to(device), pinned), labels=split.labels.to(device))
+        if isinstance(split.store, InMemoryImages)
+        else split
+        for split in splits
+    ]
 
 
 def _gib(size: int) -> str:

@@ -8,7 +8,7 @@ import os
 import struct
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -148,12 +148,28 @@ class BadImages:
     Attributes:
         rows: their row numbers.
         reasons: one a row.
+        kept: positions of the others among the rows that `good` was given.
     """
 
     def __init__(self, where: str, limit: int) -> None:
         self.where, self.limit = where, limit
         self.rows: list[int] = []
         self.reasons: list[str] = []
+        self.kept: list[int] = []
+
+    def good(self, row_numbers: Tensor, results: Iterable[Read | Exception]) -> Iterator[tuple[int, Read]]:
+        """(row number, result) of the images that could be decoded; the others are skipped.
+
+        Raises:
+            ValueError: too many cannot, or none is left.
+        """
+        for position, (row, result) in enumerate(zip(row_numbers.tolist(), results, strict=True)):
+            if isinstance(result, Exception):
+                self.add(row, result)
+            else:
+                self.kept.append(position)
+                yield row, result
+        self.require_any(self.kept)
 
     def add(self, row: int, problem: Exception | str) -> None:
         """Skip a row.

@@ -131,23 +131,23 @@ def decode_recordings(
     channels, height, width = windows.shape(sensor)
     shape = (len(row_numbers), height, width, channels)
     require_memory(math.prod(shape), f"{len(row_numbers)} images of {where}", "Use fewer windows or a larger pool.")
-    pixels, kept, bad = np.empty(shape, np.uint8), [], BadImages(where, max_bad_images)
-    digest, file = hashlib.sha256(), _LastFile()
-    visible = progress and Console().is_terminal
-    rows = track(row_numbers.tolist(), description="Reading events", transient=True, disable=not visible)
-    for position, row in enumerate(rows):
+    pixels, digest, file = np.empty(shape, np.uint8), hashlib.sha256(), _LastFile()
+
+    def read(row: int) -> np.ndarray | Exception:
         item = found.items[row]
         try:
-            levels = first_spike_levels(file.events(item), sensor, windows, start=item.start, stop=item.stop)
+            return first_spike_levels(file.events(item), sensor, windows, start=item.start, stop=item.stop)
         except (OSError, TypeError, ValueError) as error:
-            bad.add(row, f"{item.path}: {error}")
-            continue
-        pixels[len(kept)] = levels.transpose(1, 2, 0)
-        digest.update(pixels[len(kept)].data)
-        kept.append(position)
-    bad.require_any(kept)
-    images = InMemoryImages(torch.from_numpy(pixels[: len(kept)]))
-    return Decoded(images, torch.tensor(kept, dtype=torch.int64), bad.rows, digest.hexdigest())
+            return ValueError(f"{item.path}: {error}")
+
+    visible = progress and Console().is_terminal
+    rows = track(row_numbers.tolist(), description="Reading events", transient=True, disable=not visible)
+    bad = BadImages(where, max_bad_images)
+    for place, (_, levels) in enumerate(bad.good(row_numbers, map(read, rows))):
+        pixels[place] = levels.transpose(1, 2, 0)
+        digest.update(pixels[place].data)
+    images = InMemoryImages(torch.from_numpy(pixels[: len(bad.kept)]))
+    return Decoded(images, torch.tensor(bad.kept), bad.rows, digest.hexdigest())
 
 
 def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:

@@ -14,7 +14,7 @@ from ttfs_triton.command_line import run_command
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
-from ttfs_triton.evaluation.output import check_output, write_output, write_page
+from ttfs_triton.evaluation.output import check_output, facts, network_facts, on_frontier, sample_of, write_output
 from ttfs_triton.hardware import (
     Chip,
     RateCode,
@@ -29,7 +29,7 @@ from ttfs_triton.hardware import (
     simulate,
     sweep,
 )
-from ttfs_triton.report import on_terminal, print_chips, print_comparison, print_estimate, sweep_details
+from ttfs_triton.report import PageData, on_terminal, print_chips, print_comparison, print_estimate, sweep_details
 from ttfs_triton.report.frontier_table import FrontierRow, read_table
 from ttfs_triton.report.tables import deadline_table
 from ttfs_triton.scoring import EvaluationBatches, evaluate, layer_table
@@ -51,7 +51,6 @@ def run(options: EvaluationOptions) -> Found:
     Raises:
         LoadError, HubError: there is no such network.
         ValueError, OSError: unusable data, chips or output; found before the network runs.
-        NotImplementedError: an analog network cannot be simulated; give --no-simulation.
     """
     check_output(options)
     if options.faults and not options.simulation:
@@ -59,11 +58,6 @@ def run(options: EvaluationOptions) -> Found:
     frontier = () if options.frontier is None else tuple(read_table(options.frontier)[0])
     loaded = load_network(options.model, options.network)
     options = options.on(loaded.network.graph.grid)
-    if loaded.description.network.analog:
-        raise ValueError(
-            f"evaluate: network must spike for counts of spikes to be priced; got an ANN in {loaded.files.weights}. "
-            "Train one with --neuron dft."
-        )
     chips = [load_chip(name) for name in (available_chips() if "all" in options.chip else options.chip)]
     accelerator = Accelerator(cpu=options.cpu or not torch.cuda.is_available())
     if accelerator.num_processes > 1:
@@ -81,7 +75,7 @@ def run(options: EvaluationOptions) -> Found:
         raise ValueError(f"evaluate: sample must be below {len(data)}, the number of images; got {options.sample}.")
     found = _find(options, loaded, data, chips, accelerator, frontier)
     show(found, Console())
-    for path in [*write_output(options, found), *write_page(options, found)]:
+    for path in write_output(options, found):
         print(f"written: {path}")
     return found
 
@@ -111,12 +105,9 @@ def _find(
                 faults=options.faults,
                 seed=options.fault_seed,
             )
-    run_options = _run_options(options, simulation)
+    run_options, name = _run_options(options, simulation), loaded.files.name
     priced = counts if simulation is None else simulation.counts
-    name = loaded.files.name
-    estimates = tuple(estimate(priced, chip, run_options, network=name) for chip in chips)
-    code, fair = RateCode(options.rate_steps, options.rate), fair_chip(priced, chips, run_options)
-    first = fair.name if "all" in options.chip else chips[0].name
+    fair, code = fair_chip(priced, chips, run_options), RateCode(options.rate_steps, options.rate)
 
     def price(found: Simulation) -> float:
         total = estimate(found.counts, chips[0], _run_options(options, found)).total
@@ -124,20 +115,28 @@ def _find(
 
     if options.sweep:
         swept = sweep(network, batches, gating=options.gating, price=price, chip=chips[0].name)
-    return Found(
-        loaded=loaded,
-        data=data,
-        evaluation=evaluation,
+    page = PageData(
+        title=name,
+        network=network_facts(loaded),
+        dataset=data.dataset or "a local folder",
+        images=evaluation.images,
+        accuracy=evaluation.accuracy,
+        first_spike_accuracy=evaluation.first_spike_accuracy,
+        ties=evaluation.ties,
+        no_spike=evaluation.no_spike,
         counts=counts,
-        estimates=estimates,
+        sample=None if options.report is None else sample_of(loaded, data, options.sample),
+        energy=tuple(estimate(priced, chip, run_options, network=name) for chip in chips),
+        chip=fair.name if "all" in options.chip else chips[0].name,
         comparison=compare(priced, fair, run_options, rate_codes=[code], network=name),
         simulation=simulation,
         sweep=swept,
         deadlines=tuple(deadline_curve(output_spikes(network, batches))) if options.deadlines else (),
-        max_test_samples=options.max_test_samples,
         frontier=frontier,
-        headline=next(found for found in estimates if found.chip.name == first),
+        here=on_frontier(options, loaded, evaluation, counts, frontier) if frontier else None,
+        facts=facts(accelerator.device),
     )
+    return Found(loaded, data, evaluation, page)
 
 
 def _run_options(options: EvaluationOptions, simulation: Simulation | None) -> RunOptions:
@@ -157,17 +156,33 @@ def _run_options(options: EvaluationOptions, simulation: Simulation | None) -> R
 
 def show(found: Found, console: Console) -> None:
     """Tables and figures on a terminal."""
-    evaluation, simulation = found.evaluation, found.simulation
-    title = f"{found.data.name}, {found.data.split}: {evaluation.images:,} images"
-    console.print(layer_table(evaluation.layers, title))
-    samples, total = found.counts.samples, found.counts.total()
-    grid = found.loaded.network.graph.grid
+    evaluation, page = found.evaluation, found.page
+    console.print(
+        layer_table(evaluation.layers, f"{found.data.name}, {found.data.split}: {evaluation.images:,} images")
+    )
+    if page.deadlines:
+        console.print(on_terminal(deadline_table(page.deadlines)))
+    console.print("\n".join(_lines(found)), markup=False, highlight=False, soft_wrap=True)
+    if page.sweep is not None:
+        console.print(on_terminal(sweep_details(page.sweep)))
+    assert page.headline_energy is not None, "some chip is always priced"
+    assert page.comparison is not None, "always made"
+    print_estimate(page.headline_energy, console)
+    print_comparison(page.comparison, console)
+    if len(page.energy) > 1:
+        print_chips(page.energy, console)
+
+
+def _lines(found: Found) -> list[str]:
+    """The main figures, one a line."""
+    evaluation, page, grid = found.evaluation, found.page, found.loaded.network.graph.grid
+    samples, total = page.counts.samples, page.counts.total()
     lines = [] if grid is None else [f"grid                     {grid.text()}"]
     lines += [
         f"accuracy                 {evaluation.accuracy:.2%}",
         f"  by the first spike     {evaluation.first_spike_accuracy:.2%}  ({evaluation.ties} ties)",
-        f"sparsity                 {evaluation.sparsity:.4f}  hidden spikes / hidden neurons",
-        f"  as the paper counts    {found.counts.sparsity_as_published:.4f}  outputs and neurons without input spike",
+        f"activity                 {evaluation.sparsity:.4f}  hidden spikes / hidden neurons",
+        f"  as the paper counts    {page.counts.sparsity_as_published:.4f}  outputs and neurons without input spike",
         f"spikes                   {total['spikes'] / samples:,.0f} an image, "
         f"{total['spikes_delivered'] / samples:,.0f} delivered behind pooling",
         f"synaptic operations      {total['synaptic_operations'] / samples:,.0f} an image, of "
@@ -175,23 +190,16 @@ def show(found: Found, console: Console) -> None:
     ]
     if total["analog_macs"]:
         lines.append(f"analog multiplications   {total['analog_macs'] / samples:,.0f} an image, in the first layer")
-    if simulation is not None:
-        simulated = simulation.counts.total()["synaptic_operations"] / simulation.counts.samples
-        lines.append(f"  as simulated           {simulated:,.0f}, which is what the energies below are of")
-        bits = simulation.settings.weight_bits
-        lines.append(
-            f"simulated                {simulation.accuracy or 0:.2%} at {simulation.settings.steps} steps and "
-            f"{'unrounded weights' if bits is None else f'{bits} bits'}, {simulation.first_spike_accuracy or 0:.2%} by "
-            f"the first spike, which comes after {simulation.mean_latency_steps:,.0f} steps"
-        )
-        if simulation.settings.faults:
-            lines.append(f"  on a chip with         {simulation.settings.faults.text()}")
-    if found.deadlines:
-        console.print(on_terminal(deadline_table(found.deadlines)))
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-    if found.sweep is not None:
-        console.print(on_terminal(sweep_details(found.sweep)))
-    print_estimate(found.headline, console)
-    print_comparison(found.comparison, console)
-    if len(found.estimates) > 1:
-        print_chips(found.estimates, console)
+    if (simulation := page.simulation) is None:
+        return lines
+    simulated = simulation.counts.total()["synaptic_operations"] / simulation.counts.samples
+    lines.append(f"  as simulated           {simulated:,.0f}, which is what the energies below are of")
+    bits = simulation.settings.weight_bits
+    lines.append(
+        f"simulated                {simulation.accuracy or 0:.2%} at {simulation.settings.steps} steps and "
+        f"{'unrounded weights' if bits is None else f'{bits} bits'}, {simulation.first_spike_accuracy or 0:.2%} by "
+        f"the first spike, which comes after {simulation.mean_latency_steps:,.0f} steps"
+    )
+    if simulation.settings.faults:
+        lines.append(f"  on a chip with         {simulation.settings.faults.text()}")
+    return lines

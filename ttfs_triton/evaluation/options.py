@@ -12,12 +12,10 @@ from pydantic import ConfigDict, Field
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.load import LoadedNetwork
 from ttfs_triton.fault_options import FaultOptions
-from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
 from ttfs_triton.hardware.simulation.simulator import Own
 from ttfs_triton.nn import Grid
-from ttfs_triton.report.frontier_table import FrontierRow
+from ttfs_triton.report import PageData
 from ttfs_triton.scoring import Evaluation
-from ttfs_triton.scoring.deadline import DeadlineRow
 
 
 class EvaluationOptions(FaultOptions):
@@ -105,32 +103,17 @@ class EvaluationOptions(FaultOptions):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Found:
     """Everything that an evaluation found.
 
     Attributes:
         loaded, data: what was scored on what.
         evaluation: accuracy of the closed form.
-        counts: of the closed form.
-        estimates: energy on each chip; of the simulated network if it was simulated.
-        comparison: with alternatives, on the first chip that prices those, else on the first.
-        simulation, sweep: None if not asked for.
-        deadlines: accuracy by decision time; empty if not asked for.
-        max_test_samples: that were asked for; None: all.
-        frontier: rows of a sweep, to lie among; empty if not asked for.
-        headline: the estimate that is shown first: on the first chip of --chip, or for "all" on that of the comparison.
+        page: all figures, as a page shows them. Estimates are of the simulated network if it was simulated.
     """
 
     loaded: LoadedNetwork
     data: ImageData
     evaluation: Evaluation
-    counts: Counts
-    estimates: tuple[Estimate, ...]
-    comparison: Comparison
-    simulation: Simulation | None
-    sweep: Sweep | None
-    deadlines: tuple[DeadlineRow, ...]
-    max_test_samples: int | None
-    frontier: tuple[FrontierRow, ...] = ()
-    headline: Estimate
+    page: PageData

@@ -14,13 +14,15 @@ import torch
 
 from ttfs_triton import report
 from ttfs_triton.atomic import write_json, write_text
+from ttfs_triton.data.images import ImageData
 from ttfs_triton.data.pixels import to_float
+from ttfs_triton.evaluation.load import LoadedNetwork
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
-from ttfs_triton.hardware import available_chips, sensitivity
+from ttfs_triton.hardware import Counts, available_chips, sensitivity
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.report.frontier_table import FREE, FrontierRow, with_costs
 from ttfs_triton.report.tables import csv_text
-from ttfs_triton.scoring import device_name, versions
+from ttfs_triton.scoring import Evaluation, device_name, versions
 
 MAIN_FILE = "evaluation.json"
 
@@ -44,103 +46,80 @@ def check_output(options: EvaluationOptions) -> None:
 
 
 def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
-    """Write the folder, if asked for: evaluation.json, energy.csv, sweep.csv, and figures where matplotlib is there."""
-    folder = options.output_dir
-    if folder is None:
-        return []
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / MAIN_FILE, report.write_csv(folder / "energy.csv", *found.estimates)]
-    if found.sweep is not None:
-        found.sweep.to_csv(folder / "sweep.csv")
-        paths.append(folder / "sweep.csv")
-    if found.deadlines:
-        paths.append(folder / "deadlines.csv")
-        write_text(paths[-1], csv_text([asdict(row) for row in found.deadlines]))
-    if find_spec("matplotlib") is not None:
-        first = found.headline
-        if first.total is not None:
-            paths.append(report.draw_layers(first, folder / "energy-layers.svg"))
-            if swings := sensitivity(first):  # none if every price is a single figure
-                paths.append(report.draw_sensitivity(swings, folder / "energy-sensitivity.svg"))
-        if any(each.total is not None for each in found.estimates):
-            paths.append(report.draw_chips(found.estimates, folder / "energy-chips.svg"))
-        if found.sweep is not None:
-            paths.append(report.draw_sweep(found.sweep, folder / "sweep.svg"))
-    write_json(folder / MAIN_FILE, figures(found))
+    """Write what was asked for: the page, and a folder with evaluation.json, tables, and figures with matplotlib."""
+    folder, page, paths = options.output_dir, found.page, list[Path]()
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / MAIN_FILE, report.write_csv(folder / "energy.csv", *page.energy)]
+        if page.sweep is not None:
+            page.sweep.to_csv(folder / "sweep.csv")
+            paths.append(folder / "sweep.csv")
+        if page.deadlines:
+            paths.append(folder / "deadlines.csv")
+            write_text(paths[-1], csv_text([asdict(row) for row in page.deadlines]))
+        if find_spec("matplotlib") is not None:
+            paths += _pictures(folder, page)
+        write_json(folder / MAIN_FILE, figures(found, options.max_test_samples))
+    if options.report is not None:
+        options.report.parent.mkdir(parents=True, exist_ok=True)
+        paths.append(report.write_page(options.report, page))
     return paths
 
 
-def write_page(options: EvaluationOptions, found: Found) -> list[Path]:
-    """Write the page, if asked for."""
-    if options.report is None:
-        return []
-    network, evaluation = found.loaded.network, found.evaluation
-    image, label = (
-        to_float(found.data.images_at(torch.tensor([options.sample])))[0],
-        int(found.data.labels[options.sample]),
-    )
-    device, names = next(network.parameters()).device, found.loaded.network.class_names
-    prediction = int(network.eval()(image[None].to(device)).argmax())
-    data = report.PageData(
-        title=found.loaded.files.name,
-        network=network_facts(found),
-        dataset=found.data.dataset or "a local folder",
-        images=evaluation.images,
-        accuracy=evaluation.accuracy,
-        first_spike_accuracy=evaluation.first_spike_accuracy,
-        ties=evaluation.ties,
-        no_spike=evaluation.no_spike,
-        counts=found.counts,
-        sample=report.Sample(
-            image=image.cpu(),
-            spikes=report.spikes_of(network, image),
-            label=names[label],
-            prediction=names[prediction],
-            class_names=tuple(names),
-        ),
-        energy=found.estimates,
-        chip=found.headline.chip.name,
-        comparison=found.comparison,
-        simulation=found.simulation,
-        sweep=found.sweep,
-        deadlines=found.deadlines,
-        frontier=found.frontier,
-        here=_on_frontier(options, found) if found.frontier else None,
-        facts=facts(found),
-    )
-    options.report.parent.mkdir(parents=True, exist_ok=True)
-    return [report.write_page(options.report, data)]
+def _pictures(folder: Path, page: report.PageData) -> list[Path]:
+    paths, first = list[Path](), page.headline_energy
+    if first is not None and first.total is not None:
+        paths.append(report.draw_layers(first, folder / "energy-layers.svg"))
+        if swings := sensitivity(first):  # none if every price is a single figure
+            paths.append(report.draw_sensitivity(swings, folder / "energy-sensitivity.svg"))
+    if any(each.total is not None for each in page.energy):
+        paths.append(report.draw_chips(page.energy, folder / "energy-chips.svg"))
+    if page.sweep is not None:
+        paths.append(report.draw_sweep(page.sweep, folder / "sweep.svg"))
+    return paths
 
 
-def _on_frontier(options: EvaluationOptions, found: Found) -> FrontierRow:
+def sample_of(loaded: LoadedNetwork, data: ImageData, number: int) -> report.Sample:
+    """A test image, and what the network does with it."""
+    network, names = loaded.network.eval(), tuple(loaded.network.class_names)
+    image = to_float(data.images_at(torch.tensor([number])))[0]
+    prediction = int(network(image[None].to(next(network.parameters()).device)).argmax())
+    spikes = report.spikes_of(network, image)
+    return report.Sample(image.cpu(), spikes, names[int(data.labels[number])], names[prediction], names)
+
+
+def on_frontier(
+    options: EvaluationOptions,
+    loaded: LoadedNetwork,
+    evaluation: Evaluation,
+    counts: Counts,
+    frontier: tuple[FrontierRow, ...],
+) -> FrontierRow:
     """The network among the points of a frontier: priced as they were, on the chips that are known here."""
-    evaluation, grid = found.evaluation, found.loaded.network.graph.grid
     row = FrontierRow.of(
-        found.loaded.files.name,
+        loaded.files.name,
         FREE,
-        grid,
+        loaded.network.graph.grid,
         images=evaluation.images,
         accuracy=evaluation.accuracy,
         first_spike_accuracy=evaluation.first_spike_accuracy,
     )
-    theirs = next((each.steps for each in found.frontier if each.time_steps is None and each.steps), None)
+    theirs = next((each.steps for each in frontier if each.time_steps is None and each.steps), None)
     steps = row.time_steps or theirs or int(options.steps)
-    known = [each.chip.name for each in found.estimates] + list(available_chips())
-    chips = [each.chip for each in found.frontier[0].energy if each.chip in known]
-    return with_costs(row, found.counts, chips, steps)
+    chips = [each.chip for each in frontier[0].energy if each.chip in available_chips()]
+    return with_costs(row, counts, chips, steps)
 
 
-def network_facts(found: Found) -> dict[str, Any]:
+def network_facts(loaded: LoadedNetwork) -> dict[str, Any]:
     """What config.json says of the network, and of one without a specification when it is read."""
-    network, graph = found.loaded.description.network, found.loaded.network.graph
+    network, graph = loaded.description.network, loaded.network.graph
     if isinstance(network, OwnNetwork):
         return network.to_dict() | {"encoder": graph.encoder.kind, "readout": graph.readout_time}
     return network.to_dict()
 
 
-def facts(found: Found) -> dict[str, str]:
+def facts(device: torch.device) -> dict[str, str]:
     """Where, when and how."""
-    device = next(found.loaded.network.parameters()).device
     return {
         "date": time.strftime("%Y-%m-%d"),
         "device": device_name(device),
@@ -149,16 +128,16 @@ def facts(found: Found) -> dict[str, str]:
     }
 
 
-def figures(found: Found) -> dict[str, Any]:
+def figures(found: Found, max_test_samples: int | None) -> dict[str, Any]:
     """All figures as JSON values."""
-    evaluation, simulation = found.evaluation, found.simulation
+    evaluation, page = found.evaluation, found.page
     return {
         "weights_sha256": found.loaded.files.sha256,
-        "network": network_facts(found),
+        "network": page.network,
         "dataset": found.data.dataset,
         "fingerprint": found.data.fingerprint,
         "class_names": found.data.class_names,
-        "max_test_samples": found.max_test_samples,
+        "max_test_samples": max_test_samples,
         "images": evaluation.images,
         "accuracy": evaluation.accuracy,
         "first_spike_accuracy": evaluation.first_spike_accuracy,
@@ -166,13 +145,13 @@ def figures(found: Found) -> dict[str, Any]:
         "no_spike": evaluation.no_spike,
         "sparsity": evaluation.sparsity,
         "sparsity_with_outputs": evaluation.sparsity_with_outputs,
-        "counts": found.counts.to_dict(),
-        "simulation": None if simulation is None else simulation.to_dict(),
-        "energy": [each.to_dict() for each in found.estimates],
-        "comparison": [each.to_dict() for each in found.comparison.estimates],
-        "deadlines": {"rows": [asdict(row) for row in found.deadlines]} if found.deadlines else None,
-        "sweep": None if found.sweep is None else found.sweep.to_dict(),
-        "about": facts(found),
+        "counts": page.counts.to_dict(),
+        "simulation": None if page.simulation is None else page.simulation.to_dict(),
+        "energy": [each.to_dict() for each in page.energy],
+        "comparison": [each.to_dict() for each in page.comparison.estimates] if page.comparison else None,
+        "deadlines": {"rows": [asdict(row) for row in page.deadlines]} if page.deadlines else None,
+        "sweep": None if page.sweep is None else page.sweep.to_dict(),
+        "about": page.facts,
     }
 
 

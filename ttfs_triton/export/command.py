@@ -84,8 +84,8 @@ def run(options: ExportOptions) -> Comparison | None:
     """
     _check_options(options)
     loaded = load_network(options.model, options.network)
-    images, labels = _images(options, loaded) if options.check else (None, None)
     data, said, check = (_nir if options.format == "nir" else _onnx)(options, loaded)
+    images, labels = _images(options, loaded) if options.check else (None, None)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(options.output, data)
     print(f"written: {options.output}, {len(data):,} bytes, {options.format.upper()}")

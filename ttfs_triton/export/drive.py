@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ttfs_triton.export.nir_clock import Clock
 from ttfs_triton.nn.coding import AnalogEncoder
+from ttfs_triton.nn.readout import FirstSpikeDecision
 
 SILENT = -1
-
-
-class SpikeDecision(NamedTuple):
-    """What the output spikes of a graph decide, for N images.
-
-    Attributes:
-        prediction: [N] int64, class of the earliest spike (of several, the lowest class), −1 without any.
-        spike_times: [N, classes] float32, from the output window's start, in windows; inf for silent neurons.
-        tie: [N] bool, several neurons fired first in the same step.
-    """
-
-    prediction: Tensor
-    spike_times: Tensor
-    tie: Tensor
 
 
 def input_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Iterator[Tensor]:
@@ -102,8 +88,8 @@ class FirstSpikes:
         return torch.where(self.step == SILENT, torch.inf, times)
 
 
-def decide(output: Iterable[Tensor], clock: Clock) -> SpikeDecision:
-    """Read a graph's output.
+def decide(output: Iterable[Tensor], clock: Clock) -> FirstSpikeDecision:
+    """What the output spikes of a graph decide; −1 without any.
 
     Args:
         output: [N, classes] spikes of each step, from the first to the last.
@@ -118,4 +104,4 @@ def decide(output: Iterable[Tensor], clock: Clock) -> SpikeDecision:
     earliest, prediction = times.min(dim=1)
     silent = earliest == torch.inf
     tie = ((times == earliest[:, None]).sum(dim=1) > 1) & ~silent
-    return SpikeDecision(torch.where(silent, SILENT, prediction), times, tie)
+    return FirstSpikeDecision(torch.where(silent, SILENT, prediction), times, tie, silent)

@@ -16,9 +16,9 @@ raises the potential by w in each later step, and a pair ±x in consecutive step
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,14 @@ from ttfs_triton.nn.graph import Stage
 
 # Seconds a step. Fixed, because snnTorch's importer fixes it and others have it as their default.
 STEP_S = 1e-4
+
+
+class Axis(NamedTuple):
+    """Of a convolution, along height or width."""
+
+    stride: int
+    padding: int
+    dilation: int = 1
 
 
 @dataclass(frozen=True)
@@ -120,25 +128,58 @@ def clock_weights(
     return weights
 
 
-def sampling(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-    """Kernel and strides of an unpadded convolution from maps of `size` to maps of `wanted`.
+def sampling(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, Axis, Axis]:
+    """Square kernel that copies clock planes, which are constant, to maps of `wanted` from maps of `size`.
 
-    Its first tap then copies clock planes, which are constant, to a layer's map. One kernel size for height and width,
-    since nir infers shapes with one.
-
+    Returns:
+        Its size; of height and width the stride and the padding. Its one tap lies at the padding, so that it reads
+        place i · stride of the plane.
     Raises:
         NotImplementedError: there is none, as where padding makes maps larger than the image.
     """
-    for kernel in range(1, min(size) + 1):
-        strides = [_stride(length - kernel, places) for length, places in zip(size, wanted, strict=True)]
-        if None not in strides:
-            return kernel, (strides[0] or 1, strides[1] or 1)
+    for kernel in range(1, max(size) + 2):
+        axes = [_axis(length, kernel, places) for length, places in zip(size, wanted, strict=True)]
+        if axes[0] is not None and axes[1] is not None:
+            return kernel, axes[0], axes[1]
     raise NotImplementedError(
         f"to_nir: maps must be sampled from the image for the clock to reach them; got maps of {wanted} for images of "
         f"{size}. Use less padding."
     )
 
 
-def _stride(last: int, places: int) -> int | None:
-    """Stride that makes `places` places in [0, last], or None."""
-    return next((stride for stride in range(1, last + 2) if last // stride + 1 == places), None)
+def _axis(length: int, kernel: int, places: int) -> Axis | None:
+    """Stride and padding with which a kernel reads `places` places of a plane at its tap, or None."""
+    for padding in range(kernel):
+        for stride in range(1, length + 1):
+            inside = (places - 1) * stride < length
+            if inside and places_of(length, kernel, stride, padding) == places:
+                return Axis(stride, padding)
+    return None
+
+
+def places_of(length: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+    """Places of a convolution along an axis."""
+    return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def square(kernel: tuple[int, ...], size: tuple[int, ...], axes: Sequence[Axis]) -> tuple[int, list[int]] | None:
+    """How a kernel is written square, which nir needs to infer shapes: among taps of weight 0.
+
+    Args:
+        kernel: height and width.
+        size: of the maps that it reads.
+        axes: stride, padding and dilation of height and width.
+    Returns:
+        The square's size, and of each axis the taps in front of the kernel's, which take so many dilations of padding
+        more. None: no square gives as many places, as where one side is odd and the other even.
+    """
+    for side in (max(kernel), max(kernel) + 1):
+        front = []
+        for taps, length, axis in zip(kernel, size, axes, strict=True):
+            wanted = places_of(length, taps, *axis)
+            padded = (axis.padding + before * axis.dilation for before in range(side - taps + 1))
+            found = [places_of(length, side, axis.stride, padding, axis.dilation) == wanted for padding in padded]
+            front.append(found.index(True) if True in found else None)
+        if None not in front:
+            return side, front
+    return None

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from ttfs_triton.export.nir_clock import STEP_S, Clock, clock_weights, sampling
+from ttfs_triton.export.nir_clock import STEP_S, Axis, Clock, clock_weights, places_of, sampling, square
 from ttfs_triton.export.shared import check_names, configuration, persistence, require, synapse_arrays
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.folding import plain_skip_weights
@@ -84,15 +84,14 @@ def to_nir(
     Returns:
         The graph. Its metadata hold what NIR cannot: clock, configuration, class names, and `not_expressed`.
     Raises:
-        NetworkError: a model that is no network of our layers, or has some that do not spike.
+        NetworkError: a model that is no network of our layers.
         ValueError: an option out of range.
-        NotImplementedError: a signed encoder, images that are no maps, groups or kernels that are not square (nir would
+        NotImplementedError: a signed encoder, images that are no maps, kernels of one odd side and one even (nir would
             infer wrong shapes), or padding that makes maps larger than the image.
         RuntimeError: nir is not installed.
     Source: Wei et al., ICCV 2023, Eq. 2-7; Pedersen et al., "Neuromorphic intermediate representation", 2024.
     """
     graph = network_graph(network, image_shape)
-    graph.require_spiking()
     names = check_names("to_nir", graph, class_names)
     steps = steps or (64 if graph.grid is None else graph.grid.time_steps)
     if not 2 <= steps <= MOST_STEPS:
@@ -241,6 +240,7 @@ class _Build:
         skip = None if stage.skip is None else self.skip(stage, window)
         self.route(name, stage.input, window - 1)
         weight, bias = synapse_arrays(layer)
+        weight = ungrouped(weight, layer.groups) if isinstance(layer, WeightedConv2d) else weight
         bias = np.zeros(len(weight), np.float32) if bias is None else bias
         persistence, height, ramp = _neuron(layer)
         if isinstance(layer, Readout):
@@ -306,7 +306,8 @@ class _Build:
         np.fill_diagonal(matrix, weight[: skip.shape[0]])
         if not skip.steps:
             return self.add(name, self.nir.Linear(weight=matrix), source)
-        return self.add(name, self.convolution(matrix[:, :, None, None], skip.shape[1:], skip.steps), source)
+        axes = [Axis(step, 0) for step in skip.steps]
+        return self.add(name, self.convolution(matrix[:, :, None, None], skip.shape[1:], axes), source)
 
     def route(self, layer: str, wire: Wire, window: int) -> None:
         """Pooling and flattening in front of a layer, of spikes that come in a window."""
@@ -320,14 +321,14 @@ class _Build:
                 self.shape = (math.prod(self.shape),)
 
     def pool(self, name: str, pool: EarliestSpikePool2d, window: int) -> None:
-        kernel, stride = np.array(pool.kernel_size), np.array(pool.stride)
-        if kernel[0] != kernel[1]:
-            raise NotImplementedError(f"to_nir: pools must be square; got {pool.kernel_size} ({name}).")
-        size = (np.array(self.shape[1:]) - kernel) // stride + 1
-        node = self.nir.SumPool2d(kernel_size=kernel, stride=stride, padding=np.array([0, 0]))
-        self.shape = (self.shape[0], *(int(length) for length in size))
-        summed = self.add(name, node, self.value)
-        places = int(kernel.prod())
+        kernel, stride, channels, size = pool.kernel_size, pool.stride, self.shape[0], self.shape[1:]
+        if kernel[0] == kernel[1]:
+            node = self.nir.SumPool2d(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array([0, 0]))
+        else:  # importers sum up squares alone
+            ones = ungrouped(np.ones((channels, 1, *kernel), np.float32), channels)
+            node = self.convolution(ones, size, [Axis(step, 0) for step in stride])
+        self.shape = (channels, *map(places_of, size, kernel, stride, (0, 0)))
+        summed, places = self.add(name, node, self.value), math.prod(kernel)
         lift = self.from_clock(f"{name}_clock", self.at_start(window, places), self.shape)
         self.value = self.add(f"{name}_neuron", self.counters(places + 0.5), summed, lift)
 
@@ -346,13 +347,8 @@ class _Build:
         layer = stage.weighted
         if not isinstance(layer, WeightedConv2d):
             return self.add(name, self.nir.Linear(weight=weight), source)
-        if layer.groups != 1 or layer.kernel_size[0] != layer.kernel_size[1]:
-            raise NotImplementedError(
-                f"to_nir: convolutions must have one group and square kernels, since nir infers other shapes wrongly; "
-                f"got groups {layer.groups} and kernel {layer.kernel_size} ({stage.name})."
-            )
-        node = self.convolution(weight, self.shape[1:], layer.stride, layer.padding, layer.dilation)
-        return self.add(name, node, source)
+        axes = [Axis(*of_axis) for of_axis in zip(layer.stride, layer.padding, layer.dilation, strict=True)]
+        return self.add(name, self.convolution(weight, self.shape[1:], axes), source)
 
     def from_clock(self, name: str, weights: np.ndarray, shape: tuple[int, ...]) -> str:
         """Weights [C_out, channels] on the clock, at every place of a map."""
@@ -362,23 +358,33 @@ class _Build:
 
     def sampled(self, weights: np.ndarray, places: tuple[int, int]) -> Any:
         """From the input's channels to maps of `places`: one tap, anywhere in a plane."""
-        _, height, width = self.clock.image_shape
-        kernel, strides = sampling((height, width), places)
+        size = self.clock.image_shape[1:]
+        kernel, down, across = sampling(size, places)
         taps = np.zeros((*weights.shape, kernel, kernel), np.float32)
-        taps[:, :, 0, 0] = weights
-        return self.convolution(taps, (height, width), strides)
+        taps[:, :, down.padding, across.padding] = weights
+        return self.convolution(taps, size, [down, across])
 
-    def convolution(
-        self,
-        weight: np.ndarray,
-        size: tuple[int, ...],
-        stride: tuple[int, ...],
-        padding: tuple[int, ...] = (0, 0),
-        dilation: tuple[int, ...] = (1, 1),
-    ) -> Any:
-        """Without a bias, on maps of a size."""
-        bias = np.zeros(len(weight), np.float32)
-        return self.nir.Conv2d(size, weight, stride, padding, dilation, groups=1, bias=bias)
+    def convolution(self, weight: np.ndarray, size: tuple[int, ...], axes: Sequence[Axis]) -> Any:
+        """Without a bias, on maps of a size; kernels that are not square are written so, since nir infers one side.
+
+        Raises:
+            NotImplementedError: no square kernel gives as many places.
+        """
+        found = square(weight.shape[2:], size, axes)
+        if found is None:
+            raise NotImplementedError(
+                f"to_nir: kernels must be odd in both sides or even in both, for nir infers the shapes of square ones "
+                f"alone, as which others are written among zeros; got {weight.shape[2:]}. Use to_onnx."
+            )
+        side, front = found
+        padded = np.zeros((*weight.shape[:2], side, side), np.float32)
+        rows, columns = (slice(start, start + taps) for start, taps in zip(front, weight.shape[2:], strict=True))
+        padded[:, :, rows, columns] = weight
+        padding = tuple(axis.padding + before * axis.dilation for axis, before in zip(axes, front, strict=True))
+        stride, dilation = (tuple(getattr(axis, name) for axis in axes) for name in ("stride", "dilation"))
+        return self.nir.Conv2d(
+            size, padded, stride, padding, dilation, groups=1, bias=np.zeros(len(weight), np.float32)
+        )
 
     def flatten(self, shape: tuple[int, ...]) -> Any:
         return self.nir.Flatten(input_type={"input": np.array(shape)}, start_dim=-len(shape), end_dim=-1)
@@ -407,6 +413,16 @@ class _Build:
 
     def graph(self, metadata: dict[str, str]) -> nir.NIRGraph:
         return self.nir.NIRGraph(nodes=self.nodes, edges=self.edges, metadata=metadata)
+
+
+def ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
+    """Weights [C_out, C_in / groups, ...] as those of one group, [C_out, C_in, ...]: importers know no others."""
+    outputs, inputs = weight.shape[0] // groups, weight.shape[1]
+    dense = np.zeros((len(weight), inputs * groups, *weight.shape[2:]), np.float32)
+    for group in range(groups):
+        own = slice(group * outputs, (group + 1) * outputs)
+        dense[own, group * inputs : (group + 1) * inputs] = weight[own]
+    return dense
 
 
 def _neuron(layer: nn.Module) -> tuple[float, float, float]:

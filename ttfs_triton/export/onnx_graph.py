@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ttfs_triton.export.shared import check_names, configuration, persistence, require, synapse_arrays
-from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
@@ -42,15 +41,15 @@ def to_onnx(
     """Translate a network, as it computes in evaluation mode, layer by layer.
 
     Input "images" [N, *image_shape] float32, as the network takes them. Outputs, float32:
-    "logits" [N, classes], what `network(images)` gives; of spiking networks also "spike_times" [N, classes], what
-    its readout's `decide` gives: from the output window's start, in windows, inf for silent neurons; with `hidden`,
-    the activations of every layer under its name ("conv1", ...), before pooling. Both contractions of a layer share one
+    "logits" [N, classes], what `network(images)` gives; "spike_times" [N, classes], what its readout's `decide` gives:
+    from the output window's start, in windows, inf for silent neurons; with `hidden`, the activations of every layer
+    under its name ("conv1", ...), before pooling. Both contractions of a layer share one
     weight. Dropout is off; standardisation and batch norm are folded into the weights. Of a network on a chip's grid,
     weights are the rounded ones, and spike times are rounded behind each layer; sums are in floating point, so that a
     spike at the very border of two steps may come in the other one.
 
     Args:
-        network: what `network_graph` takes, spiking or analog.
+        network: what `network_graph` takes.
         image_shape: as of `network_graph`.
         class_names: one a class, kept in the metadata. Default: numbers.
         dataset: name of the training data, for the metadata.
@@ -76,7 +75,7 @@ def to_onnx(
         values[stage.name] = _activations(stage.layer, arriving, skip).named(graph.layer)
         layers.append(values[stage.name].name)
     graph.layer = last.name
-    outputs = _readout(found.readout, _route(values, last.input), spiking=not found.analog)
+    outputs = _readout(found.readout, _route(values, last.input))
     model = graph.model([*outputs, *(layers if hidden else [])], ["N", *found.image_shape])
     pixels = "pixels as mean and std of the network's encoder expect them; the model normalises"
     metadata = {
@@ -223,7 +222,7 @@ def _any_time(layer: nn.Module, value: _Value, skip: tuple[_Value, _Value] | Non
             for name in ("mean", "std")
         )
         value = (value - mean) / std
-    if isinstance(layer, ANNConv2d | ANNLinear):
+    if isinstance(layer, AnalogEncoder):
         return _contractions(layer, value, 0.0, skip)[0].clip()
     assert isinstance(layer, DFTConv2d | DFTLinear), "network_graph knows no other layer"
     return _fire(*_contractions(layer, value, layer.neuron.psp_persistence, skip))
@@ -264,8 +263,8 @@ def _fire(potential: _Value, slope: _Value | None) -> _Value:
     return inside.where(crossing, below.where(0.0, 1.0))
 
 
-def _readout(readout: Readout, value: _Value, *, spiking: bool) -> list[str]:
-    """Names of the outputs: "logits" and, of spiking networks, "spike_times"."""
+def _readout(readout: Readout, value: _Value) -> list[str]:
+    """Names of the outputs, "logits" and that of spike times."""
     potential, slope = _contractions(readout, value, readout.neuron.psp_persistence)
     if isinstance(readout, FirstSpikeReadout):
         times = _spike_times(readout, potential, slope)
@@ -273,7 +272,7 @@ def _readout(readout: Readout, value: _Value, *, spiking: bool) -> list[str]:
         return ["logits", times.name]
     at_end = isinstance(readout, PotentialReadout) and readout.at == "end"
     (potential.apply("Identity") if slope is None or not at_end else potential + slope).named("logits")
-    return ["logits", *([_spike_times(readout, potential, slope).name] if spiking else [])]
+    return ["logits", _spike_times(readout, potential, slope).name]
 
 
 def _spike_times(readout: Readout, potential: _Value, slope: _Value | None) -> _Value:

@@ -18,8 +18,8 @@ from ttfs_triton.report.frontier_table import write_table
 from ttfs_triton.scoring import device_name, versions
 from ttfs_triton.train import Interrupted
 from ttfs_triton.train.build import load_data
-from ttfs_triton.train.claim import Claim
-from ttfs_triton.train.run import make_accelerator
+from ttfs_triton.train.device import make_accelerator
+from ttfs_triton.train.run_folder import FolderLock
 
 NAME = "frontier"
 
@@ -67,7 +67,7 @@ def run(options: FrontierOptions) -> Rows:
         "versions": versions(),
         "command": command_line("recipes/frontier.py"),
     }
-    claim = Claim(options.output_dir)
+    lock = FolderLock(options.output_dir)
     try:
         for text in outline(networks):
             say(text)
@@ -75,7 +75,7 @@ def run(options: FrontierOptions) -> Rows:
         for network in networks:
             sweep.run(network, data[network.name])
     finally:
-        claim.release()
+        lock.release()
     written = [options.output_dir / f"{NAME}{ending}" for ending in (".csv", ".json", ".html")]
     if find_spec("matplotlib") is None:
         say(f"{written.pop()} needs matplotlib; found none. Run: pip install matplotlib, then this command again.")

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ttfs_triton.data.images import ImageData
-from ttfs_triton.frontier.points import GRID
+from ttfs_triton.frontier.options import GRID, FrontierOptions
 from ttfs_triton.hardware import Counts, counting, simulate
 from ttfs_triton.nn import network_graph
 from ttfs_triton.nn.decision import logits_and_decision
@@ -29,25 +29,19 @@ class Bench:
     """Where and how networks are measured.
 
     Attributes:
+        options: of the sweep: chips, time steps of networks without a grid, seed of faulty chips.
         data: test images.
         accelerator: whose device runs networks.
-        batch_size: images that run at once.
-        chips: to price on.
-        steps: time steps a window of networks without a grid.
-        seed: of faulty chips.
     """
 
+    options: FrontierOptions
     data: ImageData
     accelerator: Accelerator
-    batch_size: int
-    chips: tuple[str, ...]
-    steps: int
-    seed: int
 
     @property
     def batches(self) -> EvaluationBatches:
         """All test images, in order."""
-        return EvaluationBatches(self.data, None, self.batch_size)
+        return EvaluationBatches(self.data, None, self.options.batch_size)
 
     def score(self, network: nn.Module, row: FrontierRow) -> tuple[FrontierRow, Counts]:
         """A row of a network that is scored here, and what it did."""
@@ -68,7 +62,7 @@ class Bench:
 
     def price(self, counts: Counts, row: FrontierRow) -> FrontierRow:
         """The row with what its counts say, and cost."""
-        return with_costs(row, counts, self.chips, row.time_steps or self.steps)
+        return with_costs(row, counts, self.options.chip, row.time_steps or self.options.steps)
 
     def agree(self, network: nn.Module, row: FrontierRow) -> FrontierRow:
         """The row with how many images a network on a grid and its simulation decide alike; another one as it is."""
@@ -94,10 +88,10 @@ class Bench:
         found = simulate(
             network,
             self.batches,
-            steps=self.steps if free else "network",
+            steps=self.options.steps if free else "network",
             weight_bits=BITS if free else "network",
             faults=faults,
-            seed=self.seed,
+            seed=self.options.fault_seed,
         )
         assert found.accuracy is not None, "test images have labels"
         return replace(

@@ -1,16 +1,96 @@
-"""What is asked of a sweep."""
+"""What is asked of a sweep: points, each what a network is trained for, as keys of a training run."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ttfs_triton.frontier.points import FAULTS, TARGETS, Point, as_number, grids
+from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
+
+TARGETS = ("target_sparsity", "target_operations", "target_energy")
+GRID = ("time_steps", "weight_bits", "state_bits")
+FAULTS = tuple(FaultOptions.model_fields)
+TRAINING = ("epochs", "lr", "ema_decay", "seed")
+KEYS = (*TARGETS, *GRID, *FAULTS, *TRAINING)
+"""Keys of a training run that a point may set; those of `TRAINING` say how, and make none alone."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a network is trained for.
+
+    Attributes:
+        keys: pairs of a key of `KEYS` and its value, in the order of `KEYS`.
+    Raises:
+        ValueError: no keys, one twice, or one that makes no point.
+    Example:
+        >>> Point.parse("time_steps=8+target_sparsity=0.15").name
+        'target_sparsity=0.15+time_steps=8'
+    """
+
+    keys: tuple[tuple[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        names = [key for key, _ in self.keys]
+        if unknown := [name for name in names if name not in KEYS]:
+            raise ValueError(f"a point may have the keys {', '.join(KEYS)}; got {', '.join(unknown)}")
+        if set(names) <= set(TRAINING) or len(set(names)) < len(names):
+            raise ValueError(
+                f"a point must have a target, grid or faults, and each key once; got {', '.join(names) or 'none'}"
+            )
+        object.__setattr__(self, "keys", tuple(sorted(self.keys, key=lambda pair: KEYS.index(pair[0]))))
+
+    @classmethod
+    def of(cls, **keys: Any) -> Point:
+        """A point of these keys; None leaves one out."""
+        return cls(tuple((key, value) for key, value in keys.items() if value is not None))
+
+    @classmethod
+    def parse(cls, text: str) -> Point:
+        """A point from "KEY=VALUE+KEY=VALUE".
+
+        Raises:
+            ValueError: anything else.
+        """
+        pairs = [part.partition("=") for part in text.split("+")]
+        if not all(key and value for key, _, value in pairs):
+            raise ValueError(f"a point must read KEY=VALUE, or KEY=VALUE+KEY=VALUE; got {text}")
+        return cls(tuple((key.strip().replace("-", "_"), as_number(value)) for key, _, value in pairs))
+
+    @property
+    def name(self) -> str:
+        """As `parse` takes it."""
+        return "+".join(f"{key}={value}" for key, value in self.keys)
+
+    @property
+    def folder(self) -> str:
+        """The name, fit for a folder."""
+        return re.sub(r"[^\w.=+,-]", "_", self.name)
+
+    def values(self) -> dict[str, Any]:
+        """The keys of a run that the point sets: a target takes the place of any other."""
+        given = dict(self.keys)
+        cleared = dict.fromkeys(TARGETS) if any(key in given for key in TARGETS) else {}
+        return cleared | given
+
+
+def as_number(text: str) -> int | float | str:
+    """The number that a text is, else the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text.strip()
+
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -108,12 +188,15 @@ class FrontierOptions(BaseModel):
         self.trained()
         return self
 
-    def grids(self) -> list[Grid]:
-        """On which the network is calibrated."""
-        return [Grid(**dict(point.keys)) for point in self._grid_points()]
-
-    def _grid_points(self) -> list[Point]:
-        return grids(self.time_steps, self.weight_bits, self.state_bits)
+    def grids(self) -> dict[Point, Grid]:
+        """On which the network is calibrated, by their points: all pairs of time steps and weight bits."""
+        bits: Iterable[int | None] = self.weight_bits or (None,)
+        points = [
+            Point.of(time_steps=steps, weight_bits=each, state_bits=self.state_bits)
+            for each in bits
+            for steps in self.time_steps
+        ]
+        return {point: Grid(**dict(point.keys)) for point in points}
 
     def faults(self, kind: str | None = None) -> list[Faults]:
         """That are simulated, of one kind or of all."""
@@ -124,7 +207,7 @@ class FrontierOptions(BaseModel):
         """Points that are trained, each once."""
         found = [Point.of(**{key: as_number(value)}) for key in TARGETS for value in getattr(self, key)]
         if self.train_grids:
-            found += self._grid_points()
+            found += self.grids()
         if self.train_faults:
             found += [Point.of(**{name: value}) for name in FAULTS for value in getattr(self, name)]
         return list(dict.fromkeys([*found, *map(Point.parse, self.points)]))

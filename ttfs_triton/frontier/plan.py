@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
 from ttfs_triton.data.images import draw_images, train_validation_split
 from ttfs_triton.evaluation import LoadedNetwork, load_network
-from ttfs_triton.frontier.options import FrontierOptions
-from ttfs_triton.frontier.points import Point
-from ttfs_triton.frontier.settings import point_config, settings_of
+from ttfs_triton.frontier.options import FrontierOptions, Point
 from ttfs_triton.hardware import load_chip
-from ttfs_triton.nn import TTFSNetwork
+from ttfs_triton.model.bundled import PREFIX, bundled_facts
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train.build import RunData, build_network, check_network
-from ttfs_triton.train.config import FREE_ON_RESUME, ConfigError, TrainConfig, changed_keys, make_config, read_yaml
+from ttfs_triton.train.config import (
+    FREE_ON_RESUME,
+    ConfigError,
+    TrainConfig,
+    changed_keys,
+    make_config,
+    read_yaml,
+    without_retired,
+)
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
-from ttfs_triton.train.steering import TARGET_IMAGES
-from ttfs_triton.train.target import make_target
+from ttfs_triton.train.target import TARGET_IMAGES, make_target
+
+# Of the run, and not of what follows from it.
+_OWN = {
+    "preset": None,
+    "trained_as": None,
+    "output_dir": None,
+    "resume": False,
+    "overwrite": False,
+    "push_to_hub": False,
+    "hub_repo_id": None,
+    "trackers": (),
+    "profile": 0,
+    "psp_persistence_rise": None,
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +86,7 @@ def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
 
     Raises:
         LoadError, HubError: no such network.
-        ValueError: networks of one name, an ANN, unknown chips.
+        ValueError: networks of one name, unknown chips.
         ConfigError: points that no run can be made of, or whose folders hold other runs; names all of them.
     """
     for chip in options.chip:
@@ -85,8 +107,6 @@ def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
 def _network(source: str, options: FrontierOptions) -> PlannedNetwork:
     loaded = load_network(source, options.network)
     name = loaded.files.name
-    if loaded.description.network.analog:
-        raise ValueError(f"frontier: runs must be of networks that spike; got an ANN in {source}. Convert it first.")
     settings = settings_of(source, loaded, options)
     if settings["dataset"] is None and settings.get("data_dir") is None:
         raise ConfigError(f"frontier: --data-dir or --dataset must name the images of {source}; got neither.")
@@ -175,3 +195,69 @@ def outline(networks: Sequence[PlannedNetwork]) -> list[str]:
         )
         lines += [f"  {planned.point.name}, {planned.config.epochs} epochs" for planned in left]
     return lines
+
+
+def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) -> dict[str, Any]:
+    """Keys of a run that goes on from a network as it was trained, with what the options say.
+
+    Args:
+        source: as the user named the network.
+        loaded: the network.
+        options: of the sweep.
+    Raises:
+        ConfigError: a configuration file that cannot be read.
+    """
+    files = loaded.files
+    if files.run is not None and (files.run / "config.yaml").is_file():
+        values = without_retired(read_yaml(files.run / "config.yaml"))
+    elif files.bundled:
+        values = without_retired(bundled_facts(source.removeprefix(PREFIX))["training"]["settings"])
+    else:
+        values = {}
+    values |= _OWN | {"cpu": options.cpu}
+    if isinstance(loaded.description.network, NetworkConfig):
+        known = _network_keys(loaded.description.network)
+        values = known | values | {"weight_standardisation": known["weight_standardisation"]}  # it may have been folded
+    else:
+        values["network"] = options.network
+    values["dataset"] = values.get("dataset") or loaded.description.dataset
+    if options.dataset is not None or options.data_dir is not None:
+        # A folder is read instead of a name, which stays: it is what networks of this sweep say they were trained on.
+        values |= {"dataset": options.dataset or values["dataset"], "data_dir": options.data_dir}
+    for name in ("max_train_samples", "max_test_samples"):
+        values[name] = getattr(options, name) or values.get(name)
+    usual = TrainConfig.model_fields
+    values["lr"] = options.lr or values.get("lr", usual["lr"].default) / 2
+    values["epochs"] = options.epochs
+    if values.get("schedule") == "milestones":
+        values |= {"schedule": "one_cycle", "milestones": ()}
+    values["weights"] = source if files.bundled or files.repo_id else str(Path(source).resolve())
+    return values | ({} if options.config is None else read_yaml(options.config))
+
+
+def point_config(settings: dict[str, Any], point: Point | None, folder: Path) -> TrainConfig:
+    """The run that trains a point; without a point, the run that would go on as before.
+
+    Raises:
+        ConfigError: keys that exclude each other, or values out of range; names each.
+    """
+    values = settings | ({} if point is None else point.values()) | {"output_dir": folder}
+    if values.get("batch_norm") and values.get("time_steps") is not None:  # on a grid it is folded
+        values |= {"batch_norm": False, "weight_standardisation": False}
+    return make_config(values, "its run" if point is None else point.name)
+
+
+def _network_keys(config: NetworkConfig) -> dict[str, Any]:
+    """Keys that build the network again."""
+    return {
+        "model": config.specification,
+        "width": config.width,
+        "encoder": config.encoder,
+        "readout": config.readout,
+        "bias": config.bias,
+        "weight_standardisation": config.weight_standardisation,
+        "batch_norm": config.batch_norm,
+        "dropout": config.dropout,
+        "initial_gain": config.initial_gain,
+        **dataclasses.asdict(config.neuron),
+    }

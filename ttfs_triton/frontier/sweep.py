@@ -16,16 +16,14 @@ from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.evaluation import load_network
 from ttfs_triton.frontier.measure import Bench, summary_row
-from ttfs_triton.frontier.options import FrontierOptions
+from ttfs_triton.frontier.options import FAULTS, FrontierOptions
 from ttfs_triton.frontier.plan import PlannedNetwork, PlannedPoint, split_for
-from ttfs_triton.frontier.points import FAULTS, Point
 from ttfs_triton.hardware import Counts
 from ttfs_triton.nn import Grid, TTFSNetwork
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.report.frontier_table import FREE, FrontierRow
 from ttfs_triton.train import NonFiniteLossError, train
 from ttfs_triton.train.build import RunData
-from ttfs_triton.train.run import Given
 
 # Training images that a network is calibrated on for a grid, as recipes/calibrate.py has it.
 CALIBRATION_IMAGES = 512
@@ -65,7 +63,7 @@ class Measured:
             write_json(self.path, self._found)
         kept = self._found[text]
         counts = None if kept["counts"] is None else Counts.from_dict(kept["counts"])
-        return [FrontierRow.from_dict(row) for row in kept["rows"]], counts
+        return [FrontierRow(**row) for row in kept["rows"]], counts
 
 
 class Sweep:
@@ -96,12 +94,11 @@ class Sweep:
     def run(self, network: PlannedNetwork, data: RunData) -> None:
         """Do all that is asked of one network."""
         options, loaded = self.options, network.loaded
-        bench = Bench(data.test, self.accelerator, options.batch_size, options.chip, options.steps, options.fault_seed)
+        bench = Bench(options, data.test, self.accelerator)
         free = FrontierRow.of(network.name, FREE, loaded.network.graph.grid, weights_sha256=loaded.files.sha256)
         self._score(_key(free, bench), bench, lambda: (loaded.network, free))
         self._measure(loaded.network, self.rows[-1], bench, FAULTS)
-        for grid in options.grids():
-            point = Point.of(time_steps=grid.time_steps, weight_bits=grid.weight_bits, state_bits=grid.state_bits)
+        for point, grid in options.grids().items():
             row = FrontierRow.of(network.name, point.name, grid, trained=False, weights_sha256=loaded.files.sha256)
             key = _key(row, bench) | {"calibrated": True}
             self._score(key, bench, lambda g=grid, r=row: (self._calibrated(network, g, data), r))
@@ -134,7 +131,7 @@ class Sweep:
         key = _key(row, bench)
         asked = [faults for kind in kinds for faults in self.options.faults(kind)]
         for faults in [Faults(), *asked] if asked else []:  # without any, in the same simulation: where curves begin
-            what = {"faults": faults.text(), "seed": bench.seed, "steps": bench.steps}
+            what = {"faults": faults.text(), "seed": self.options.fault_seed, "steps": self.options.steps}
             self._add(self.measured.get(key | what, lambda f=faults: ([bench.with_faults(network, row, f)], None))[0])
         if self.options.deadlines:
             self._add(self.measured.get(key | {"deadlines": True}, lambda: (bench.in_time(network, row), None))[0])
@@ -145,8 +142,8 @@ class Sweep:
             return True
         self.say(f"\n{network.name}: {planned.point.name}")
         try:
-            given = Given(data=split_for(planned.config, data), again="the same command")
-            train(planned.config, name=planned.point.folder, given=given)
+            split = split_for(planned.config, data)
+            train(planned.config, planned.point.folder, data=split, again="the same command")
         except NonFiniteLossError as error:
             self.failed[f"{network.name}, {planned.point.name}"] = str(error)
             return False
@@ -189,7 +186,7 @@ def line(row: FrontierRow) -> str:
     if row.cost is not None and row.goal is not None:
         parts.append(f"{row.target} {row.cost:.4g} for {row.goal:g}" + ("" if row.reached else ", not reached"))
     if row.sparsity is not None:
-        parts.append(f"sparsity {row.sparsity:.4f}")
+        parts.append(f"activity {row.sparsity:.4f}")
     if row.same_decisions is not None:
         parts.append(f"{row.same_decisions:,} of {row.images:,} decided alike in simulation")
     return ", ".join(parts)

@@ -26,7 +26,7 @@ from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import WEIGHTS
 from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_HEADERS, CARD_STEPS, card_rows, card_verdict
-from ttfs_triton.report.view import READOUTS
+from ttfs_triton.report.page import READOUTS
 from ttfs_triton.wording import interval, number, percent, small_percent
 
 RESULTS_FILE = ".eval_results/ttfs-triton.yaml"
@@ -63,12 +63,11 @@ def render_card(
 def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -> ModelCardData:
     """The metadata of the card, results in the `model-index` form among them."""
     base = facts.model.description.base_model
-    spikes = [] if facts.model.description.network.analog else TAGS[:-1]
     return ModelCardData(
         license=license,
         library_name=LIBRARY,
         pipeline_tag="image-classification",
-        tags=[*spikes, "image-classification", "pytorch_model_hub_mixin", "model_hub_mixin"],
+        tags=[*TAGS, "pytorch_model_hub_mixin", "model_hub_mixin"],
         datasets=[facts.data.seen] if facts.data.seen else None,
         base_model=base.name if base is not None and base.name and REPOSITORY.fullmatch(base.name) else None,
         metrics=["accuracy"] if facts.results else None,
@@ -79,10 +78,11 @@ def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -
 
 
 def _model_index(facts: ModelFacts, results: Results) -> list[EvalResult]:
-    metrics = {"accuracy": ("Accuracy", results.accuracy)}
-    if not facts.model.description.network.analog:
-        metrics["first_spike_accuracy"] = ("Accuracy by the first output spike", results.first_spike_accuracy)
-        metrics["sparsity"] = ("Spikes a hidden neuron", results.sparsity)
+    metrics = {
+        "accuracy": ("Accuracy", results.accuracy),
+        "first_spike_accuracy": ("Accuracy by the first output spike", results.first_spike_accuracy),
+        "sparsity": ("Spikes a hidden neuron", results.sparsity),
+    }
     return [
         EvalResult(
             task_type="image-classification",
@@ -136,8 +136,7 @@ def code_block(text: str) -> str:
 
 def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequence[str]) -> dict[str, Any]:
     network, graph, results = facts.model.description.network, facts.model.graph, facts.results
-    spiking = not network.analog
-    counts = results.counts if results is not None and spiking else None
+    counts = None if results is None else results.counts
     names = facts.model.class_names
     steps = CARD_STEPS if graph.grid is None else graph.grid.time_steps
     return {
@@ -146,7 +145,6 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "license": license,
         "paper": PAPER,
         "version": facts.versions.get(LIBRARY, facts.model.description.library.get("version", "")),
-        "spiking": spiking,
         "config": network,
         "grid": graph.grid,
         "own": isinstance(network, OwnNetwork),

@@ -40,7 +40,7 @@ class Classification:
         logits: [classes], what the decision compares: potentials of the output neurons in threshold heights, or minus
             their spike times in the time in which their ramp falls by one.
         decision: "readout", as the network was trained, or "first_spike", by the earliest output spike.
-        decision_time: when the answer is there, in windows; None for an ANN, as are all of the following.
+        decision_time: when the answer is there, in windows.
         decision_time_ms: the same in milliseconds, if the window's length is known.
         spike_times: [classes], of the output neurons, in windows, inf for a silent one.
         first_spike: class of the earliest output spike; None if none fired.
@@ -52,23 +52,20 @@ class Classification:
     top: tuple[ClassScore, ...]
     logits: Tensor
     decision: Decision
-    decision_time: float | None = None
-    decision_time_ms: float | None = None
-    spike_times: Tensor | None = None
-    first_spike: int | None = None
-    tie: bool | None = None
+    decision_time: float
+    decision_time_ms: float | None
+    spike_times: Tensor
+    first_spike: int | None
+    tie: bool
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{score.class_name} {score.probability:.1%}" for score in self.top)
         text = f"Classification({self.class_name} by {self.decision.replace('_', ' ')}; {scores}"
-        if self.decision_time is not None:
-            text += f"; decided after {self.decision_time:.2f} windows"
+        text += f"; decided after {self.decision_time:.2f} windows"
         if self.decision_time_ms is not None:
             text += f" ({self.decision_time_ms:.3g} ms)"
-        if self.spike_times is not None:
-            earliest = "none" if self.first_spike is None else f"{self.spike_times.min().item():.2f} windows"
-            text += f"; first output spike: {earliest}{', a tie' if self.tie else ''}"
-        return text + ")"
+        earliest = "none" if self.first_spike is None else f"{self.spike_times.min().item():.2f} windows"
+        return f"{text}; first output spike: {earliest}{', a tie' if self.tie else ''})"
 
 
 @torch.no_grad()
@@ -86,8 +83,6 @@ def classify_batch(
     readout, start = graph.readout, graph.windows
     logits, decided = logits_and_decision(network, readout, images)
     logits = logits.float()
-    if graph.analog:
-        return [_classification(row, class_names, top_k, decision) for row in logits.cpu()]
     spikes = FirstSpikeDecision(*(value.cpu() for value in decided))
     if decision == "first_spike":
         logits = spikes.spike_times.clamp(max=readout.window) * (-readout.threshold / readout.window)
@@ -126,7 +121,7 @@ def _classification(
     return Classification(label, names[label], top, logits, decision, **times)
 
 
-def check_options(top_k: int, decision: str, window_ms: float | None, batch_size: int, graph: NetworkGraph) -> None:
+def check_options(top_k: int, decision: str, window_ms: float | None, batch_size: int) -> None:
     """Refuse what `classify` cannot do.
 
     Raises:
@@ -136,8 +131,6 @@ def check_options(top_k: int, decision: str, window_ms: float | None, batch_size
         raise ValueError(f"classify: top_k must be at least 1; got {top_k}.")
     if decision not in ("readout", "first_spike"):
         raise ValueError(f'classify: decision must be "readout" or "first_spike"; got {decision!r}.')
-    if decision == "first_spike" and graph.analog:
-        raise ValueError('classify: decision must be "readout" for an ANN, which never fires; got "first_spike".')
     if window_ms is not None and not (window_ms > 0 and math.isfinite(window_ms)):
         raise ValueError(f"classify: window_ms must be positive and finite; got {window_ms}.")
     if batch_size < 1:

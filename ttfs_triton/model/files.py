@@ -24,6 +24,7 @@ from ttfs_triton.model.weights import (
     weight_bytes,
 )
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn.folding import fold_tensors, has_batch_norm
 
 CONFIG_CHECKSUM = "config_sha256"  # key in the metadata of the weights
 MAX_CONFIG_BYTES = 2**24
@@ -62,7 +63,8 @@ def read_model(
 ) -> tuple[ModelDescription, dict[str, Tensor]]:
     """Read both files; tensors, on the CPU, are all of the network's and in one floating type.
 
-    Memory is taken only when the header of the weights has been found to be that of the network.
+    Batch norm is folded where config.json says that there is none, as of an ANN of an older version. Memory is taken
+    only when the header of the weights has been found to be that of the network.
 
     Args:
         config, weights: the files.
@@ -78,8 +80,16 @@ def read_model(
         raise
     except ValueError as error:
         raise LoadError(f"load: {config} must be what training wrote; {error}") from error
-    _check_tensors(wanted, header, weights)
-    return description, read_weights(weights)
+    if not has_batch_norm(header.tensors) or has_batch_norm(wanted):
+        _check_tensors(wanted, header, weights)
+        return description, read_weights(weights)
+    try:
+        empty = {name: torch.empty(size, dtype=kind, device="meta") for name, (kind, size) in header.tensors.items()}
+        folded = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in fold_tensors(empty).items()}
+    except (KeyError, RuntimeError) as error:
+        raise LoadError(f"load: {weights} must hold a batch norm that fits its layer; {error}") from error
+    _check_tensors(wanted, Header(folded, header.metadata), weights)
+    return description, fold_tensors(read_weights(weights))
 
 
 def read_config(path: Path) -> bytes:

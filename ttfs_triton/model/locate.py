@@ -6,10 +6,11 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from ttfs_triton.model.bundled import PREFIX, bundled_folder
 from ttfs_triton.model.description import CONFIG
-from ttfs_triton.model.hub import HubError, download
+from ttfs_triton.model.hub import DownloadOptions, HubError, download
 from ttfs_triton.model.weights import WEIGHTS, LoadError
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+\.safetensors))?(?:@(?P<revision>[\w./-]+))?")
@@ -61,11 +62,8 @@ def find_model(
     source: str | Path,
     *,
     revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
     described: bool = True,
+    **options: Unpack[DownloadOptions],
 ) -> ModelFiles:
     """Find a model, downloading it if it is on the Hub. What exists locally is never looked for there.
 
@@ -74,8 +72,8 @@ def find_model(
             safetensors file with a config.json beside it, or, as a string, "owner/name[/FILE.safetensors][@revision]"
             or "bundled:NAME" for one that comes with the package.
         revision: branch, tag or commit, of a repository.
-        token, cache_dir, force_download, local_files_only: as of `download`.
         described: a repository must hold a config.json, too.
+        **options: see `DownloadOptions`.
     Raises:
         LoadError: nothing there, or something else.
         HubError: as `download`.
@@ -97,15 +95,7 @@ def find_model(
         raise LoadError(f"load: revision must be given once; got {source} and {revision}.")
     config = f"{file.rpartition('/')[0]}/{CONFIG}".removeprefix("/")
     try:
-        folder = download(
-            name,
-            [config, file],
-            revision=after or revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
+        folder = download(name, [config, file], revision=after or revision, **options)
     except HubError as error:
         raise HubError(f"{error} There is no local folder {path} either.") from error.__cause__
     wanted = [config, file] if described else [file]

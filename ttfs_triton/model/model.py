@@ -291,7 +291,7 @@ class TTFSModel(
             license=license,
             library_name=LIBRARY,
             pipeline_tag="image-classification",
-            tags=["image-classification"] if known.analog else TAGS,
+            tags=TAGS,
             base_model=None if base is None else base.name,
             model_name=repo_id.rpartition("/")[2],
         )
@@ -347,7 +347,7 @@ class TTFSModel(
             (3.0, 3.0)
         """
         graph = self.graph
-        check_options(top_k, decision, window_ms, batch_size, graph)
+        check_options(top_k, decision, window_ms, batch_size)
         single, one = split_images(images)
         inputs = network_input(single, self._description.preprocessing, self.image_shape[0]) if single else []
         parameter, was_training = next(self.parameters()), self.training

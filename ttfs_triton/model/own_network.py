@@ -35,7 +35,6 @@ class OwnNetwork:
         image_size: (height, width) of the images.
         classes: number of classes.
         layers: a line for each layer, `NetworkGraph.describe`; a network with other lines is another one.
-        analog: whether it is an ANN.
     Raises:
         ValueError: a value of another type or out of range.
     """
@@ -45,7 +44,6 @@ class OwnNetwork:
     image_size: tuple[Side, Side]
     classes: Annotated[int, Field(ge=1, le=MAX_SIZE)]
     layers: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_LAYERS)]
-    analog: bool = False
 
     @classmethod
     def of(cls, graph: NetworkGraph, builder: str) -> OwnNetwork:
@@ -58,7 +56,7 @@ class OwnNetwork:
             raise ValueError(f"OwnNetwork: image_shape must be (channels, height, width); got {graph.image_shape}.")
         channels, height, width = graph.image_shape
         builder = builder.replace("\\", "/").rpartition("/")[2]  # folders of this machine say nothing to readers
-        return cls(builder, channels, (height, width), graph.classes, tuple(graph.describe()), graph.analog)
+        return cls(builder, channels, (height, width), graph.classes, tuple(graph.describe()))
 
     @property
     def max_value(self) -> float:
@@ -92,7 +90,8 @@ class OwnNetwork:
         Raises:
             ValueError: unknown or missing keys, or values of another type or out of range.
         """
-        return _ADAPTER.validate_json(json.dumps(dict(values)))
+        kept = {name: value for name, value in values.items() if name != "analog"}  # of ANN layers, in older versions
+        return _ADAPTER.validate_json(json.dumps(kept))
 
 
 _ADAPTER = TypeAdapter(OwnNetwork)

@@ -1,7 +1,6 @@
 """Layers, readouts and networks with time-to-first-spike coding and a dynamic firing threshold (DFT)."""
 
 from ttfs_kernels import Neuron
-from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.chip import put_on_grid, train_for
 from ttfs_triton.nn.coding import (
     AnalogEncoder,
@@ -41,8 +40,6 @@ from ttfs_triton.nn.statistics import (
 from ttfs_triton.nn.trace import network_graph
 
 __all__ = [
-    "ANNConv2d",
-    "ANNLinear",
     "AnalogEncoder",
     "DFTConv2d",
     "DFTLinear",

@@ -47,12 +47,7 @@ class ChipLayer(nn.Module):
         """Compute as a chip does from now on, or no longer; units are chosen that fit the present weights best.
 
         Batch norm is folded first.
-
-        Raises:
-            ValueError: a layer of an ANN.
         """
-        if grid is not None and self.kind == "ann":
-            raise ValueError(f"put_on_grid: layers must fire; got a {type(self).__name__}, which is real-valued.")
         if grid is not None:
             self.fold_batch_norm()
         self.grid, self.log2_unit = grid, None

@@ -10,15 +10,16 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ttfs_kernels import Neuron
-from ttfs_triton.nn.ann import ANNConv2d
+from ttfs_kernels import Neuron, dft_conv2d, normalised_conv2d
 from ttfs_triton.nn.faults import Faults, spikes_in_training
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d
 from ttfs_triton.nn.on_grid import RoundedLayer, spikes_on_grid
 from ttfs_triton.nn.sizes import Padding, Size
 from ttfs_triton.nn.straight_through import straight_through
-from ttfs_triton.nn.weighted import WeightOptions
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightOptions
+
+TWO_PHASE = Neuron(psp_persistence=0.0)  # fires at the window's start plus 1 − A, as a clamped ReLU has it
 
 ROUNDING = 1e-2
 """Share of max_value by which pixels may leave their range unremarked, as rounding makes them."""
@@ -175,7 +176,7 @@ class _NormalisedImages(nn.Module):
         return (images - self.mean) / self.std
 
 
-class AnalogEncoder(_NormalisedImages, ANNConv2d):
+class AnalogEncoder(_NormalisedImages, WeightedConv2d):
     """First hidden layer of the published CIFAR networks: an analog convolution whose clamped outputs are spikes.
 
     The image is normalised, (x − mean) / std, convolved (padding is the mean image) and clamped to [0, 1].
@@ -185,7 +186,7 @@ class AnalogEncoder(_NormalisedImages, ANNConv2d):
         in_channels, out_channels, kernel_size, stride, padding: as in `torch.nn.Conv2d`.
         mean, std: per input channel, in units of the input; None is 0 and 1. They belong to the configuration, not
             to the state dict.
-        batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `ANNConv2d`.
+        batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `DFTConv2d`.
     Raises:
         ValueError: mean or std do not have one entry per input channel, or std is not positive.
     """
@@ -211,12 +212,18 @@ class AnalogEncoder(_NormalisedImages, ANNConv2d):
         self.delayed(skip, x)  # refuses one
         x, weight = self.normalise(x), self.effective_weight() if weight is None else weight
         if not self.runs_on_grid(x):
-            return self.emit(self._activate(x, self.in_training(weight), self.bias))
+            return self.emit(self._activate(x, self.in_training(weight)))
         rounded = RoundedLayer(self, weight)
         spikes = spikes_on_grid(rounded, x)
         if torch.is_grad_enabled():
-            spikes = straight_through(self._activate(x, rounded.weight, rounded.bias), spikes)
+            spikes = straight_through(self._activate(x, rounded.weight), spikes)
         return self.emit(spikes)
+
+    def _activate(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.normalises:
+            return self.follow(normalised_conv2d(x, weight, self.normalisation(), **self.geometry, neuron=TWO_PHASE))
+        weight, bias = self.with_batch_norm(weight)
+        return dft_conv2d(x, weight, bias, **self.geometry, neuron=TWO_PHASE, backend="torch")
 
 
 class SignedEncoder(_NormalisedImages, DFTConv2d):

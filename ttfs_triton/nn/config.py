@@ -23,7 +23,7 @@ MAX_NUMBER = 1e6
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """A network of spiking neurons, or its analog twin. Frozen; `to_dict` and `from_dict` go through JSON.
+    """A network of spiking neurons. Frozen; `to_dict` and `from_dict` go through JSON.
 
     Attributes:
         specification: hidden layers, see `parse_specification`; the class readout is appended.
@@ -38,12 +38,11 @@ class NetworkConfig:
         max_value: pixel value that fires first, latency encoder only.
         mean, std: per channel, in units of the pixels, not for a latency encoder.
         readout: "potential_start", "potential_end" or "first_spike"; see `ttfs_triton.nn.readout`.
-        neuron: of every layer. An analog network keeps the one that its spiking twin is to have.
+        neuron: of every layer. At `psp_persistence=0` the network is an ANN with clamped ReLU.
         bias: learn initial membrane potentials.
-        weight_standardisation: standardise the weights of every layer; folds into plain weights. With batch norm, of
-            analog networks only.
+        weight_standardisation: standardise the weights of every layer, unless there is batch norm; folds into plain
+            weights.
         initial_gain: factor on the Kaiming initialisation.
-        analog: the artificial twin, clamped ReLU in place of spikes; in files neuron "ann", and "dft" otherwise.
         batch_norm: normalise the potentials of every hidden layer over the batch while training, but of a whitened
             encoder; folds into plain weights.
         dropout: probability that a spike of a fully connected hidden layer is dropped while training. The weights that
@@ -74,7 +73,6 @@ class NetworkConfig:
     bias: bool = True
     weight_standardisation: bool = True
     initial_gain: float = 0.5
-    analog: bool = False
     batch_norm: bool = False
     dropout: float = 0.0
     grid: Grid | None = None
@@ -123,7 +121,7 @@ class NetworkConfig:
         for name in ("width", "max_value", "initial_gain", "dropout"):
             if not _is_number(getattr(self, name)):
                 _refuse(name, "be a finite number", repr(getattr(self, name)))
-        for name in ("bias", "weight_standardisation", "analog", "batch_norm"):
+        for name in ("bias", "weight_standardisation", "batch_norm"):
             if not isinstance(getattr(self, name), bool):
                 _refuse(name, "be True or False", repr(getattr(self, name)))
         for name, check, kind in (
@@ -149,13 +147,9 @@ class NetworkConfig:
         if self.encoder == "latency" and (self.mean is not None or self.std is not None):
             _refuse("mean and std", 'be None for encoder="latency"', (self.mean, self.std), "Use max_value.")
         if not isinstance(self.neuron, Neuron):
-            _refuse("neuron", "be a Neuron", repr(self.neuron), "Give analog=True for an analog network.")
+            _refuse("neuron", "be a Neuron", repr(self.neuron), "An ANN is Neuron(psp_persistence=0).")
         if self.grid is not None and not isinstance(self.grid, Grid):
             _refuse("grid", "be a Grid or None", repr(self.grid))
-        if self.analog and self.grid is not None:
-            _refuse("grid", "be None for an analog network", self.grid.text(), "It has no spikes.")
-        if self.analog and self.readout != "potential_start":
-            _refuse("readout", "be potential_start for an analog network", self.readout, "It has no slope.")
 
     def _check_ranges(self) -> None:
         for name, most in (("in_channels", MAX_CHANNELS), ("classes", MAX_SIZE)):
@@ -188,31 +182,33 @@ class NetworkConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values, those of the neuron among the others.
 
-        "backend" says nothing: it was a setting of the machine and stays for readers of older versions. "grid" is there
-        only if there is one: older versions, which would compute something else, refuse it.
+        "backend" and "neuron" say nothing and stay for readers of older versions: one was a setting of the machine, the
+        other told ANNs apart. "grid" is there only if there is one: older versions, which would compute something else,
+        refuse it.
         """
         flat: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Neuron):
                 flat |= dataclasses.asdict(value)
-            elif field.name == "analog":
-                flat["neuron"] = "ann" if value else "dft"
             elif field.name == "grid":
                 flat |= {} if value is None else {"grid": value.to_dict()}
             else:
                 flat[field.name] = list(value) if isinstance(value, tuple) else value
-        return flat | {"backend": "auto"}
+        return flat | {"neuron": "dft", "backend": "auto"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NetworkConfig":
         """The configuration that `to_dict` gave, of this version or an older one.
 
+        Older versions had layers of their own for ANNs, neuron "ann": convolution, batch norm, clamped ReLU. Such a
+        network is read as what it computes: σ = 0, batch norm folded; `fold_tensors` does that to its weights.
+
         Raises:
             ValueError: unknown keys, a missing specification, or values that do not pass the checks above.
         """
         properties = {field.name for field in dataclasses.fields(Neuron)}
-        own = {field.name for field in dataclasses.fields(cls)} - {"neuron", "analog", "grid"}
+        own = {field.name for field in dataclasses.fields(cls)} - {"neuron", "grid"}
         known = own | properties | {"neuron", "backend", "grid"}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -224,9 +220,13 @@ class NetworkConfig:
         kind = values.get("neuron", "dft")
         if not isinstance(kind, str) or kind not in ("dft", "ann"):
             raise ValueError(f"NetworkConfig.from_dict: neuron must be one of dft, ann; got {kind}.")
+        if kind == "ann":
+            values = {**values, "psp_persistence": 0.0}
+            if values.get("batch_norm") is True:
+                values |= {"batch_norm": False, "weight_standardisation": False, "bias": True}
         neuron = Neuron(**{name: values[name] for name in properties & set(values)})
         grid = None if values.get("grid") is None else Grid.from_dict(values["grid"])
-        return cls(neuron=neuron, analog=kind == "ann", grid=grid, **{name: values[name] for name in own & set(values)})
+        return cls(neuron=neuron, grid=grid, **{name: values[name] for name in own & set(values)})
 
 
 def _is_whole(value: object) -> bool:

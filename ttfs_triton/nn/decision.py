@@ -12,10 +12,10 @@ def decide(network: nn.Module, images: Tensor) -> FirstSpikeDecision:
     """Classify images by the earliest output spike, whichever readout the network was trained with.
 
     Args:
-        network: what `network_graph` takes, of spiking layers; runs in the mode it has.
+        network: what `network_graph` takes; runs in the mode it has.
         images: [N, ...], as the network takes them, on its device.
     Raises:
-        NetworkError: as `network_graph`, or a layer that does not spike.
+        NetworkError: as `network_graph`.
     Example:
         >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
         >>> network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 8), PotentialReadout(8, 2))
@@ -23,7 +23,6 @@ def decide(network: nn.Module, images: Tensor) -> FirstSpikeDecision:
         torch.Size([4])
     """
     graph = network_graph(network, images.shape[1:])
-    graph.require_spiking()
     return logits_and_decision(network, graph.readout, images)[1]
 
 

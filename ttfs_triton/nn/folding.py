@@ -3,6 +3,7 @@
 All of it is computed in float64 and is exact but for rounding.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_triton.nn.on_grid import RoundedLayer
+from ttfs_triton.nn.standardise import standardise_weight
 from ttfs_triton.nn.weighted import WeightedLayer
 
 STATISTICS_BATCH = 500
@@ -93,6 +95,42 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
         if isinstance(module, WeightedLayer):
             module.fold_batch_norm()
     return model
+
+
+def has_batch_norm(names: Iterable[str]) -> bool:
+    """Whether names of a state dict are of a network with batch norm."""
+    return any(".batch_norm." in name for name in names)
+
+
+@torch.no_grad()
+def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a network, batch norm and weight standardisation folded: weights, biases and those of skips.
+
+    As `TTFSNetwork.fold_batch_norm`, without the network: also where both stand in one layer, as in the ANNs of older
+    versions.
+
+    Args:
+        tensors: by name, of one floating type, on any device; without batch norm they come back as they are.
+    Raises:
+        KeyError: a batch norm of which a part is missing.
+        RuntimeError: shapes that do not fit each other.
+    """
+    if not has_batch_norm(tensors):
+        return dict(tensors)
+    folded = dict(tensors)
+    for name, weight in tensors.items():
+        layer, _, kind = name.rpartition(".")
+        if kind != "weight" or layer.endswith(".batch_norm"):
+            continue
+        gain, bias = (folded.pop(f"{layer}.{part}", None) for part in ("weight_gain", "bias"))
+        plain = weight if gain is None else standardise_weight(weight, gain)
+        if f"{layer}.batch_norm.running_mean" in tensors:
+            parts = ("running_mean", "running_var", "weight", "bias", "num_batches_tracked")
+            norm = [folded.pop(f"{layer}.batch_norm.{part}") for part in parts]
+            plain, bias = BatchNorm(*norm[:-1]).fold(plain, bias)
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.to(weight.dtype)
+        folded |= {name: plain.to(weight.dtype), f"{layer}.bias": bias}
+    return folded
 
 
 @torch.no_grad()

@@ -58,8 +58,7 @@ class Stage:
 
     Attributes:
         name: of the layer in the model, as `collect_statistics` and `count` give it.
-        kind: "latency" (a `LatencyEncoder`), "analog" (an `AnalogEncoder` or `SignedEncoder`), "spiking", "ann" or
-            "readout".
+        kind: "latency" (a `LatencyEncoder`), "analog" (an `AnalogEncoder` or `SignedEncoder`), "spiking" or "readout".
         layer: the module.
         window: in which its neurons fire; 0 for the encoder.
         input: what its synapses read.
@@ -88,7 +87,7 @@ class Stage:
 
     @property
     def neuron(self) -> Neuron | None:
-        """How its neurons fire; None of an encoder and of an ANN."""
+        """How its neurons fire; None of an encoder that multiplies or delays pixels."""
         found = getattr(self.layer, "neuron", None)
         return found if isinstance(found, Neuron) else None
 
@@ -140,11 +139,6 @@ class NetworkGraph:
         """The stages with synapses: all but a latency encoder."""
         return tuple(stage for stage in self.stages if stage.kind != "latency")
 
-    def reads_real_values(self, stage: Stage) -> bool:
-        """Whether the inputs of a stage's synapses are real values: pixels, or activations of an ANN."""
-        source = stage.input.source
-        return stage.kind in ("analog", "ann") or (source is not None and self[source].kind == "ann")
-
     def waits(self, stage: Stage) -> int:
         """Windows for which the spikes of a stage's skip wait, so that they arrive with those of its input."""
         assert stage.skip is not None
@@ -188,25 +182,6 @@ class NetworkGraph:
     def windows(self) -> int:
         """Window in which the readout's neurons fire: those that pass before it starts."""
         return self.stages[-1].window
-
-    @property
-    def analog(self) -> bool:
-        """Whether some neurons are real-valued, as of an ANN, and fire nowhere."""
-        return any(stage.kind == "ann" for stage in self.stages)
-
-    def require_spiking(self) -> None:
-        """Raise unless all layers fire.
-
-        Raises:
-            NetworkError: an ANN layer; names it.
-        """
-        for stage in self.stages:
-            if stage.kind == "ann":
-                raise NetworkError(
-                    f"network_graph: model must consist of spiking layers here; got {type(stage.layer).__name__} "
-                    f"({stage.name}), which never fires. Use DFTConv2d or DFTLinear; with psp_persistence=0 they "
-                    "compute the same."
-                )
 
     def prepare_statistics(self) -> None:
         """Give each layer with synapses a `SpikeCounter`, if it has none."""

@@ -3,7 +3,6 @@
 from typing import Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
@@ -83,8 +82,8 @@ class DFTConv2d(WeightedConv2d):
         if self.average > 1:
             self.output_shape(tuple(x.shape[1:]))  # refuses maps that do not divide
         if self.normalises:
-            activations = self._normalise(x, self.in_training(weight), skip, skip_weight)
-            return self.emit(activations) if pool == 1 else F.max_pool2d(activations, pool)
+            activations = self._normalise(x, self.in_training(weight), skip, skip_weight, pool)
+            return self.emit(activations) if pool == 1 else activations
         if not self.runs_on_grid(x):
             weight, bias = self.with_batch_norm(weight)
             activations = self._fire(x, self.in_training(weight), bias, skip, skip_weight, pool)
@@ -96,15 +95,19 @@ class DFTConv2d(WeightedConv2d):
             spikes = straight_through(self._fire(x, rounded.weight, rounded.bias, skip, rounded.skip_weight), spikes)
         return self.emit(spikes)
 
-    def _normalise(self, x: Tensor, weight: Tensor, skip: Tensor | None, skip_weight: Tensor | None) -> Tensor:
+    def _normalise(
+        self, x: Tensor, weight: Tensor, skip: Tensor | None, skip_weight: Tensor | None, pool: int
+    ) -> Tensor:
         found = normalised_conv2d(
             x,
             weight,
             self.normalisation(),
             **self.geometry,
+            pool=pool,
             skip=skip,
             skip_weight=skip_weight,
             neuron=self.neuron,
+            backend=self.backend,
         )
         return self.follow(found)
 
@@ -175,7 +178,8 @@ class DFTLinear(WeightedLinear):
         if self.normalises:
             x, weight = self.synapses(x, weight)
             delayed = {"skip": skip, "skip_weight": skip_weight}
-            found = normalised_linear(x, weight, self.normalisation(), neuron=self.neuron, **delayed)
+            options = {"neuron": self.neuron, "backend": self.backend}
+            found = normalised_linear(x, weight, self.normalisation(), **delayed, **options)
             return self.emit(self.follow(found))
         if not self.runs_on_grid(x):
             x, weight = self.synapses(x, weight)

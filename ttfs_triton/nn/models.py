@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ttfs_kernels import Neuron, standardise_weights
-from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
+from ttfs_kernels import standardise_weights
 from ttfs_triton.nn.chip import put_on_grid, without_autocast
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.config import NetworkConfig
@@ -275,12 +274,10 @@ def _convolution(
         encoder = AnalogEncoder(*sizes, mean=config.mean, std=config.std, **options)
         encoder.weight.requires_grad_(False)
         return encoder
-    if first and config.encoder == "signed" and not config.analog:
+    if first and config.encoder == "signed":
         return SignedEncoder(*sizes, mean=config.mean, std=config.std, neuron=config.neuron, **options)
     if first and config.encoder != "latency":
         return AnalogEncoder(*sizes, mean=config.mean, std=config.std, **options)
-    if config.analog:
-        return ANNConv2d(*sizes, **options)
     return DFTConv2d(*sizes, neuron=config.neuron, **options)
 
 
@@ -290,8 +287,6 @@ def _dense(
     out_features = config.scaled(token.features)
     options: HiddenLinearOptions = {**_hidden_options(config), "spike_dropout": dropout}
     options |= {"skip": skip, "average": average}
-    if config.analog:
-        return ANNLinear(in_features, out_features, **options)
     return DFTLinear(in_features, out_features, neuron=config.neuron, **options)
 
 
@@ -299,7 +294,7 @@ def _readout(config: NetworkConfig, in_features: int, average: int) -> Readout:
     behind_dense = isinstance(parse_specification(config.specification)[-1], Dense)
     options: ReadoutOptions = {
         **_weight_options(config),
-        "neuron": Neuron(psp_persistence=0.0) if config.analog else config.neuron,
+        "neuron": config.neuron,
         "spike_dropout": config.dropout if behind_dense else 0.0,
         "average": average,
     }
@@ -313,7 +308,7 @@ def _readout(config: NetworkConfig, in_features: int, average: int) -> Readout:
 def _weight_options(config: NetworkConfig) -> WeightOptions:
     return {
         "bias": config.bias,
-        "weight_standardisation": config.weight_standardisation and (config.analog or not config.batch_norm),
+        "weight_standardisation": config.weight_standardisation and not config.batch_norm,
         "initial_gain": config.initial_gain,
     }
 

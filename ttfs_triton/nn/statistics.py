@@ -20,9 +20,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from ttfs_triton.nn.weighted import WeightedLayer
 
-LayerKind = Literal["analog", "spiking", "ann", "readout"]
-"""What a layer with synapses is: "analog" reads real values and emits spikes, "spiking" reads and emits spikes, "ann"
-is real-valued throughout, "readout" is the output layer of any network."""
+LayerKind = Literal["analog", "spiking", "readout"]
+"""What a layer with synapses is: "analog" reads real values and emits spikes, "spiking" reads and emits spikes,
+"readout" is the output layer."""
 
 # Samples counted together on a CPU: what fits its cache, and so needs no fresh memory each time, costs half.
 PART_BYTES = 3 << 19
@@ -89,8 +89,8 @@ class LayerStatistics:
         kind: of the layer, see `LayerKind`.
         samples: counted.
         neurons: of the layer.
-        spikes: neurons that fired, saturated ones included (at most once a sample), or non-zero activations of an ANN;
-            before pooling. Of a readout, whose neurons need not fire for a decision: those that fire in its window.
+        spikes: neurons that fired, saturated ones included (at most once a sample), before pooling. Of a readout, whose
+            neurons need not fire for a decision: those that fire in its window.
         saturated: spikes at the window's very start (activation exactly 1).
         never_active: of the neurons, those that fired for none of the samples.
     """

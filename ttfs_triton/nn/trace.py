@@ -20,7 +20,6 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ttfs_triton.nn.ann import ANNConv2d, ANNLinear
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, StageKind, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
@@ -30,10 +29,7 @@ from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
 
-LAYERS = (
-    *(LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, ANNConv2d, ANNLinear),
-    *(PotentialReadout, FirstSpikeReadout),
-)
+LAYERS = (LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, PotentialReadout, FirstSpikeReadout)
 # Of torch.nn, what may stand between them, in evaluation mode.
 BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 SAMPLES = 3  # of the traced batch: no size that maps have

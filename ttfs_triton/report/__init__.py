@@ -1,6 +1,5 @@
 """What people look at: tables, plots, and one HTML page of an evaluated network, for a phone or a desktop."""
 
-from ttfs_triton.report.data import PageData, Sample
 from ttfs_triton.report.energy_tables import (
     chips_table,
     comparison_table,
@@ -11,7 +10,7 @@ from ttfs_triton.report.energy_tables import (
     write_csv,
 )
 from ttfs_triton.report.figures import draw_chips, draw_layers, draw_sensitivity, draw_sweep
-from ttfs_triton.report.page import render_page, write_page
+from ttfs_triton.report.page import PageData, Sample, render_page, write_page
 from ttfs_triton.report.raster import LayerSpikes, spikes_of
 from ttfs_triton.report.tables import on_terminal, sweep_details
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from ttfs_triton.atomic import write_text
 from ttfs_triton.hardware import (
     PUBLISHED,
+    Chip,
     Comparison,
     Counts,
     Estimate,
@@ -66,20 +67,26 @@ def not_in_it(found: Estimate) -> str:
     return "; ".join(parts) or "nothing"
 
 
+def capacity_unpublished(chip: Chip) -> bool:
+    """Whether a chip of neurons states no capacity, so that nobody knows how many of it a network needs."""
+    return "synop" in chip.prices and chip.capacity.neurons is None and chip.capacity.synapses is None
+
+
 def chips_table(estimates: Sequence[Estimate], *, published: bool = False) -> Table:
     """One row a chip; `published` adds what others measured or simulated for VGG16 with one spike a neuron."""
-    timed = any(found.latency_us is not None for found in estimates)
     rows = []
     for found in estimates:
-        latency = [duration(found.latency_us)] if timed else []
-        rows.append((found.chip.name, energy_range(found.total), *latency, found.status or "–", not_in_it(found)))
+        missing = not_in_it(found) + ("; capacity not published" if capacity_unpublished(found.chip) else "")
+        cells = (energy_range(found.total), duration(found.latency_us), found.status or "–", missing)
+        rows.append((found.chip.name, *cells))
     for entry in PUBLISHED if published else ():
         name = f"{entry.network}, {entry.data}: {entry.conditions}"
-        latency = ["–"] if timed else []
-        rows.append((name, energy(entry.energy_uj * 1e6), *latency, "published", entry.source))
-    headers = ["chip", "energy", *(["latency"] if timed else []), "weakest status", "not in it"]
+        rows.append((name, energy(entry.energy_uj * 1e6), "–", "published", entry.source))
+    headers = ("chip", "energy", "latency", "weakest status", "what is missing")
+    if all(found.latency_us is None for found in estimates):
+        headers, rows = headers[:2] + headers[3:], [row[:2] + row[3:] for row in rows]
     caption = "Energy of an image at nominal prices; in brackets: all prices at their low end, all at their high end"
-    return Table(caption, tuple(headers), tuple(rows), (len(headers) - 1,))
+    return Table(caption, headers, tuple(rows), (len(headers) - 1,))
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -125,7 +132,7 @@ def _cell(found: Estimate, kind: TermKind) -> str:
 
 
 def terms_table(found: Estimate) -> Table:
-    """One row a kind of operation, over all layers."""
+    """One row a kind of operation, over all layers; sums in the last rows."""
     rows = []
     for name, amount in found.by_term().items():
         own = [term for term in found.terms if term.name == name]
@@ -134,17 +141,10 @@ def terms_table(found: Estimate) -> Table:
         statuses: list[Status] = [term.price.status if term.price else "unpublished" for term in own]
         prices = ", ".join(dict.fromkeys(term.price_name.replace("_", " ") for term in own))
         rows.append((name, own[0].kind, count, energy_range(amount), prices, weakest(statuses) or "–"))
-    return Table("Terms", ("term", "kind", "count", "energy", "price", "status"), tuple(rows), (4,))
-
-
-def sums_table(found: Estimate) -> Table:
-    """What is added up."""
-    rows = (
-        ("compute only", energy_range(found.compute_only)),
-        ("memory included", energy_range(found.memory_included)),
-        ("all that has a price", energy_range(found.total)),
-    )
-    return Table(f"Sums; weakest status {found.status or '–'}", ("what", "energy"), rows)
+    sums = {"compute only": found.compute_only, "memory included": found.memory_included, "all priced": found.total}
+    rows += [(name, "sum", "", energy_range(amount), "", "") for name, amount in sums.items()]
+    caption = f"Terms and their sums; weakest status {found.status or '–'}"
+    return Table(caption, ("term", "kind", "count", "energy", "price", "status"), tuple(rows), (4,))
 
 
 def prices_table(estimates: Sequence[Estimate]) -> Table:
@@ -174,7 +174,7 @@ def small_print(*estimates: Estimate) -> list[str]:
 
 def print_estimate(found: Estimate, console: Console | None = None) -> None:
     """Print one estimate: layers, terms, sums, and what they depend on."""
-    tables = (layers_table(found), terms_table(found), sums_table(found))
+    tables = (layers_table(found), terms_table(found))
     (console or Console()).print(Group(*map(on_terminal, tables), _list(small_print(found))))
 
 

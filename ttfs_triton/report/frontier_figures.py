@@ -6,24 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ttfs_triton.report.figures import lines_svg
 from ttfs_triton.report.frontier_table import FAULTS, FREE, FrontierRow
-from ttfs_triton.report.plots import (
-    INK,
-    LINES,
-    PAPER,
-    accuracy_axis,
-    doubling_axis,
-    legend_below,
-    page_figure,
-    value_axis,
-)
+from ttfs_triton.report.plots import INK, LINES, PAPER, accuracy_axis, legend_below, page_svg, value_axis
 from ttfs_triton.wording import energy, interval, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Rows = Sequence[FrontierRow]
-Points = list[tuple[float, float]]
+Cost = Callable[[FrontierRow], float | None]
 
 FAULT_NAMES = {
     "spike_jitter": "spike jitter, windows",
@@ -50,8 +43,11 @@ MARKS = (
     "Numbers: the activity that was trained for; 8×4: 8 time steps, 4-bit weights. Filled: trained; open: calibrated, "
     "without training. Thin lines: 95 % confidence interval of the accuracy."
 )
+DENSE = f"{MARKS} Dashed: the dense ANN at the same precision. Energies of spiking networks are upper bounds."
 GRID = "Solid: trained on the grid; dashed: calibrated."
 DEADLINE = "All images decided by then: by the earliest output spike, or by potentials if there is none yet."
+ENERGIES = (("with_memory", "with memory"), ("arithmetic", "of arithmetic alone"))
+DEADLINES = "deadline, windows from the image's start"
 
 
 @dataclass(frozen=True)
@@ -72,26 +68,17 @@ class Section:
 def sections(rows: Rows, here: FrontierRow | None = None) -> list[Section]:
     """All sections of which there is anything to draw, with another network among the points."""
     chip = memory_chip(rows)
-    dense = f"{MARKS} Dashed: the dense ANN at the same precision."
-    drawn = [
-        (
-            "operations",
-            "Synaptic operations",
-            [(cost_svg(rows, here, "synaptic_operations"), "synaptic operations", MARKS)],
-        )
-    ]
-    if chip is not None:
-        energies = [
-            (cost_svg(rows, here, "with_memory", chip), "energy with memory", dense),
-            (cost_svg(rows, here, "arithmetic", chip), "energy of arithmetic alone", dense),
-        ]
-        drawn.append(("energy", f"Energy on {chip}", energies))
-    grids = [(grid_svg(rows, key), key.replace("_", " "), GRID) for key in ("time_steps", "weight_bits")]
+    steps, bits = (grid_svg(rows, key) for key in ("time_steps", "weight_bits"))
     faults = [(fault_svg(rows, kind), name, "Simulated, on one chip.") for kind, name in FAULT_NAMES.items()]
-    drawn += [
-        ("grid", "Time steps and weight bits", grids),
+    deadlines = _by([row for row in rows if row.kind == "deadline"], "deadline")
+    deadline = lines_svg("frontier-deadline", deadlines, DEADLINES, rows[0].images)
+    energies = [(energy_svg(rows, here, key, chip), f"energy {what}", DENSE) for key, what in ENERGIES] if chip else []
+    drawn = [
+        ("operations", "Synaptic operations", [(operations_svg(rows, here), "synaptic operations", MARKS)]),
+        ("energy", f"Energy on {chip}", energies),
+        ("grid", "Time steps and weight bits", [(steps, "time steps", GRID), (bits, "weight bits", GRID)]),
         ("faults", "Faults", faults),
-        ("deadline", "Deadline", [(deadline_svg(rows), "the deadline", DEADLINE)]),
+        ("deadline", "Deadline", [(deadline, "the deadline", DEADLINE)]),
     ]
     found = []
     for name, title, figures in drawn:
@@ -135,18 +122,14 @@ def memory_chip(rows: Rows) -> str | None:
     return next((each.chip for row in rows for each in row.energy if each.with_memory is not None), None)
 
 
-def cost_svg(rows: Rows, here: FrontierRow | None, measure: str, chip: str = "") -> str | None:
-    """Accuracy against what an image costs, with lines where the dense ANN is; None with fewer than two points.
+def operations_svg(rows: Rows, here: FrontierRow | None) -> str | None:
+    """Accuracy against synaptic operations, with a network among the points; None with fewer than two points."""
+    title = "synaptic operations of an image"
+    return _scatter("frontier-operations", rows, here, lambda row: row.synaptic_operations, title, number, {})
 
-    Args:
-        rows: of a frontier.
-        here: a network to be shown among them.
-        measure: "synaptic_operations", or an energy on a chip, "with_memory" or "arithmetic".
-        chip: one that all rows were priced on.
-    """
-    if measure == "synaptic_operations":
-        title = "synaptic operations of an image"
-        return _scatter("frontier-operations", rows, here, lambda row: row.synaptic_operations, title, number, {})
+
+def energy_svg(rows: Rows, here: FrontierRow | None, measure: str, chip: str) -> str | None:
+    """Likewise against the energy on a chip, "with_memory" or of "arithmetic", with lines where the dense ANN is."""
     title = f"energy of an image, {'memory included' if measure == 'with_memory' else 'arithmetic alone'}"
     dense = {row.network: row.picojoules(chip, f"dense_{measure}") for row in reversed(of_networks(rows))}
     return _scatter(f"frontier-{measure}", rows, here, lambda row: row.picojoules(chip, measure), title, energy, dense)
@@ -164,8 +147,9 @@ def grid_svg(rows: Rows, across: str) -> str | None:
 
     title = "time steps of a window" if across == "time_steps" else "bits of a weight"
     free = [row for row in of_networks(rows) if row.time_steps is None and row.point == FREE]
+    levels = {f"{row.network} without a grid": row.accuracy for row in free}
     lines = _by(on_grid, across, group)
-    return lines_svg(f"frontier-{across}", lines, title, rows[0].images, doubling=True, levels=free)
+    return lines_svg(f"frontier-{across}", lines, title, rows[0].images, doubling=True, levels=levels)
 
 
 def fault_svg(rows: Rows, kind: str) -> str | None:
@@ -177,70 +161,21 @@ def fault_svg(rows: Rows, kind: str) -> str | None:
     return lines_svg(f"frontier-{kind}", _by(own, kind), FAULT_NAMES[kind], rows[0].images)
 
 
-def deadline_svg(rows: Rows) -> str | None:
-    """Accuracy against the time in which images are decided; None without two points."""
-    lines = _by([row for row in rows if row.kind == "deadline"], "deadline")
-    return lines_svg("frontier-deadline", lines, "deadline, windows from the image's start", rows[0].images)
-
-
-def _by(rows: Rows, across: str, group: Callable[[FrontierRow], str] = label) -> dict[str, Points]:
+def _by(rows: Rows, across: str, group: Callable[[FrontierRow], str] = label) -> dict[str, list[tuple[float, float]]]:
     """Points (value, accuracy) of each network and group."""
     several = len({row.network for row in rows}) > 1
-    lines: dict[str, Points] = {}
+    lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         name = (f"{row.network}, " if several else "") + group(row)
         lines.setdefault(name, []).append((getattr(row, across), row.accuracy))
     return lines
 
 
-def lines_svg(
-    name: str, lines: dict[str, Points], title: str, images: int, *, doubling: bool = False, levels: Rows = ()
-) -> str | None:
-    """Accuracy in lines; None with fewer than two values across.
-
-    Args:
-        name: of the figure, different from that of others.
-        lines: points (value, accuracy) of each line; "calibrated" in its name makes it dashed.
-        title: what is across.
-        images: that accuracies are shares of.
-        doubling: whether values across are powers of two.
-        levels: networks whose accuracy is a level line.
-    """
-    values = sorted({x for points in lines.values() for x, _ in points})
-    if len(values) < 2:
-        return None
-    with page_figure(name, 3.4 + 0.2 * len(lines)) as picture:
-        axes = picture.figure.subplots()
-        for place, (text, points) in enumerate(lines.items()):
-            colour, marker = LINES[place % len(LINES)]
-            xs, ys = zip(*sorted(points), strict=True)
-            calibrated = "calibrated" in text
-            axes.plot(
-                *(xs, ys),
-                color=colour,
-                marker=marker if len(points) < 15 else None,
-                linestyle="--" if calibrated else "-",
-                markerfacecolor=PAPER if calibrated else colour,
-                label=text,
-            )
-        for row in levels:
-            axes.axhline(
-                row.accuracy, color=INK, linewidth=1, alpha=0.5, linestyle=":", label=f"{row.network} without a grid"
-            )
-        if doubling:
-            doubling_axis(axes, values)
-        accuracy_axis(axes, [y for points in lines.values() for _, y in points], images)
-        axes.set_xlabel(title)
-        if len(lines) + len(levels) > 1:
-            legend_below(picture.figure, axes, columns=1)
-    return picture.svg
-
-
 def _scatter(
     name: str,
     rows: Rows,
     here: FrontierRow | None,
-    cost: Callable[[FrontierRow], float | None],
+    cost: Cost,
     title: str,
     wording: Callable[[float], str],
     dense: dict[str, float | None],
@@ -250,22 +185,13 @@ def _scatter(
     if len(found) + (here is not None) < 2:
         return None
     networks = list(dict.fromkeys(row.network for row in rows))
-    with page_figure(name, 4.4) as picture:
-        axes = picture.figure.subplots()
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
         axes.margins(0.12, 0.08)
         for place, network in enumerate(networks):
-            colour, marker = LINES[place % len(LINES)]
             own = [(x, row) for x, row in found if row.network == network]
-            for kind in sorted({row.target for _, row in own if row.target is not None}):
-                joined = sorted((x, row.accuracy) for x, row in own if _is_joined(row, kind))
-                axes.plot(*zip(*joined, strict=True), color=colour, linewidth=1.2, alpha=0.6)
-            for x, row in own:
-                axes.plot([x, x], interval(row.accuracy, row.images), color=colour, linewidth=1, alpha=0.35)
-                size, fill = 9 if row.point == FREE else 6, colour if row.trained else PAPER
-                axes.plot([x], [row.accuracy], marker, color=colour, markersize=size, markerfacecolor=fill)
-            axes.plot([], [], marker, color=colour, label=network)
-            if (x := dense.get(network)) is not None:
-                axes.axvline(x, color=colour, linestyle="--", linewidth=1.2)
+            _points(axes, own, *LINES[place % len(LINES)], network, dense.get(network))
         accuracies = [row.accuracy for _, row in found]
         if here is not None and (x := cost(here)):
             axes.plot([x], [here.accuracy], "*", color=INK, markersize=14, zorder=6, label="this network", linewidth=0)
@@ -275,8 +201,25 @@ def _scatter(
         axes.set_xlabel(title)
         _label_points(axes, found)
         if len(networks) > 1 or here is not None:
-            legend_below(picture.figure, axes, columns=2)
-    return picture.svg
+            legend_below(figure, axes, columns=2)
+
+    return page_svg(name, 4.4, draw)
+
+
+def _points(
+    axes: Axes, own: list[tuple[float, FrontierRow]], colour: str, marker: str, network: str, dense: float | None
+) -> None:
+    """The points of one network, and where its dense ANN is."""
+    for kind in sorted({row.target for _, row in own if row.target is not None}):
+        joined = sorted((x, row.accuracy) for x, row in own if _is_joined(row, kind))
+        axes.plot(*zip(*joined, strict=True), color=colour, linewidth=1.2, alpha=0.6)
+    for x, row in own:
+        axes.plot([x, x], interval(row.accuracy, row.images), color=colour, linewidth=1, alpha=0.35)
+        size, fill = 9 if row.point == FREE else 6, colour if row.trained else PAPER
+        axes.plot([x], [row.accuracy], marker, color=colour, markersize=size, markerfacecolor=fill)
+    axes.plot([], [], marker, color=colour, label=network)
+    if dense is not None:
+        axes.axvline(dense, color=colour, linestyle="--", linewidth=1.2)
 
 
 def _label_points(axes: Axes, points: Sequence[tuple[float, FrontierRow]]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ttfs_triton.atomic import write_text
-from ttfs_triton.report.frontier_figures import label, memory_chip, of_networks, sections
+from ttfs_triton.report.frontier_figures import Rows, label, memory_chip, of_networks, sections
 from ttfs_triton.report.frontier_table import FAULTS, FREE, FrontierRow
 from ttfs_triton.report.page import render
 from ttfs_triton.report.tables import Table, pairs_table
@@ -15,7 +15,7 @@ from ttfs_triton.wording import energy, interval, number, percent, ratio, weight
 
 NEAR = 0.01
 """How much less accurate than the network as given a point may be to count as near it."""
-Rows = Sequence[FrontierRow]
+Columns = dict[str, Callable[[FrontierRow], str]]
 
 
 def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Path:
@@ -29,29 +29,22 @@ def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Pat
         RuntimeError: matplotlib is not installed.
         OSError: the file cannot be written; the old one, if any, is untouched.
     """
-    write_text(path, render("frontier.html", lambda: page_context(rows, about)))
-    return path
-
-
-def page_context(rows: Rows, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the template names."""
-    networks = of_networks(rows)
-    versions = about.get("versions", {})
+    networks, versions = of_networks(rows), about.get("versions", {})
     facts = {key: value for key, value in about.items() if isinstance(value, str | int)}
     facts |= {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())} if versions else {}
-    return {
-        "names": list(dict.fromkeys(row.network for row in networks)),
-        "networks": networks,
-        "trained": sum(row.folder is not None for row in networks),
-        "cheapest": cheapest_table(rows),
-        "verdicts": verdicts(rows),
-        "curves": sections(rows),
-        "points": points_table(networks),
-        "details": [table for table in (faults_table(rows), deadlines_table(rows)) if table.rows],
-        "steps": sorted({row.steps for row in rows if row.steps and row.time_steps is None}),
-        "missed": [f"{row.network}, {label(row)}" for row in networks if row.reached is False],
-        "facts": pairs_table("How this page was made", facts.items()),
-    }
+    text = render(
+        "frontier.html",
+        networks=networks,
+        cheapest=cheapest_table(rows),
+        curves=sections(rows),
+        points=points_table(networks),
+        details=[table for table in (faults_table(rows), deadlines_table(rows)) if table.rows],
+        steps=sorted({row.steps for row in rows if row.steps and row.time_steps is None}),
+        missed=[f"{row.network}, {label(row)}" for row in networks if row.reached is False],
+        facts=pairs_table("How this page was made", facts.items()),
+    )
+    write_text(path, text)
+    return path
 
 
 def near(rows: Rows) -> dict[str, list[FrontierRow]]:
@@ -66,22 +59,42 @@ def near(rows: Rows) -> dict[str, list[FrontierRow]]:
 
 
 def cheapest_table(rows: Rows) -> Table:
-    """For each network the fewest operations and the least energy that a point near it has."""
-    chip, lines = memory_chip(rows), []
+    """Of each network the points near it with the fewest operations and the least energy, and the verdict.
+
+    The verdict is the point with the least energy among those that cost less than the dense ANN both ways, with memory
+    and by arithmetic alone, and of which no part lacks a price.
+    """
+    chip = memory_chip(rows)
     ways: dict[str, Callable[[FrontierRow], float | None]] = {"fewest operations": lambda row: row.synaptic_operations}
+    caption = f"Points at most {100 * NEAR:g} point below the network as given. No chip here prices memory."
     if chip is not None:
         ways["least energy, memory included"] = lambda row: row.picojoules(chip, "with_memory")
         ways["least energy, arithmetic alone"] = lambda row: row.picojoules(chip, "arithmetic")
+        ways["cheaper than the dense ANN"] = lambda row: (
+            row.picojoules(chip, "with_memory") if _cheaper(row, chip) else None
+        )
+        caption = (
+            f"Points at most {100 * NEAR:g} point below the network as given. Energies on {chip}, upper bounds; × is "
+            "over the dense ANN; a point is cheaper if it is so with memory and by arithmetic alone."
+        )
+    lines = []
     for name, own in near(rows).items():
         lines.append((name, "as given", *_figures(own[0], chip)))
         for what, cost in ways.items():
             priced = [(amount, place) for place, row in enumerate(own) if (amount := cost(row)) is not None]
-            if priced:
-                best = own[min(priced)[1]]
-                lines.append((name, f"{what}: {label(best)}", *_figures(best, chip)))
-    where = f" Energies on {chip}; × is over the dense ANN." if chip else ""
+            best = own[min(priced)[1]] if priced else None
+            found = ("none", *["–"] * 6) if best is None else (label(best), *_figures(best, chip))
+            lines.append((name, f"{what}: {found[0]}", *found[1:]))
     headers = ("network", "point", "accuracy", "operations", "energy, memory included", "×", "arithmetic alone", "×")
-    return _table(f"Points at most {100 * NEAR:g} point below the network as given.{where}", headers, lines)
+    if len({line[0] for line in lines}) < 2:
+        headers, lines = headers[1:], [line[1:] for line in lines]
+    return Table(caption, headers, tuple(lines), (headers.index("point"),))
+
+
+def _cheaper(row: FrontierRow, chip: str) -> bool:
+    found = row.on_chip(chip)
+    ratios = [row.over_dense(chip, measure) for measure in ("with_memory", "arithmetic")]
+    return found is not None and not found.missing and all(each is not None and each < 1 for each in ratios)
 
 
 def _figures(row: FrontierRow, chip: str | None) -> tuple[str, ...]:
@@ -94,69 +107,39 @@ def _figures(row: FrontierRow, chip: str | None) -> tuple[str, ...]:
     return tuple(cells)
 
 
-def verdicts(rows: Rows) -> list[str]:
-    """Whether any point near a network is cheaper than the dense ANN: with memory and by arithmetic alone, both."""
-    chip = memory_chip(rows)
-    if chip is None:
-        return ["No chip here prices memory, so nothing is said about which is cheaper, the network or its dense ANN."]
-    lines = []
-    for name, own in near(rows).items():
-        whole = [row for row in own if (found := row.on_chip(chip)) is not None and not found.missing]
-        ratios = [(row, row.over_dense(chip, "with_memory"), row.over_dense(chip, "arithmetic")) for row in whole]
-        both = [(memory, alone, row) for row, memory, alone in ratios if memory and alone and max(memory, alone) < 1]
-        if not both:
-            lines.append(
-                f"{name}: no point near it costs less than the dense ANN on {chip}, both with memory and by arithmetic "
-                "alone."
-            )
-            continue
-        memory, alone, best = min(both, key=lambda found: found[0])
-        others = _at_other_steps(best, chip, ", {} to {} at 4 to 128 steps")
-        lines.append(
-            f"{name}: {label(best)} costs less than the dense ANN on {chip}, with memory (× {ratio(memory)}{others}) "
-            f"and by arithmetic alone (× {ratio(alone)})."
-        )
-    return lines
-
-
-def _at_other_steps(row: FrontierRow, chip: str, words: str) -> str:
-    """The ratio with memory at the best and the worst number of steps, in words; nothing where a grid fixes them."""
-    found = row.on_chip(chip)
-    if found is None or found.least_ratio is None or row.time_steps is not None:
-        return ""
-    return words.format(ratio(found.least_ratio), ratio(found.most_ratio))
-
-
 def points_table(networks: Rows) -> Table:
     """One row a point."""
-    chip, lines = memory_chip(networks), []
-    for row in networks:
-        low, high = interval(row.accuracy, row.images)
-        ratios = ("–", "–")
-        if chip is not None:
-            memory, alone = (ratio(row.over_dense(chip, measure)) for measure in ("with_memory", "arithmetic"))
-            ratios = (memory + _at_other_steps(row, chip, " ({} to {})"), alone)
-        lines.append(
-            (
-                *(row.network, label(row), f"{percent(row.accuracy)} ({percent(low, 1)} to {percent(high, 1)})"),
-                *(percent(row.first_spike_accuracy), _target(row)),
-                "–" if row.sparsity is None else f"{row.sparsity:.4f}",
-                *(number(row.synaptic_operations), *ratios),
-                "" if row.same_decisions is None else f"{row.same_decisions:,}",
-            )
-        )
-    headers = (
-        *("network", "point", "accuracy (95% interval)", "by first spike", "target", "sparsity"),
-        *("operations", "× with memory", "× arithmetic", "simulated alike"),
-    )
-    caption = "Points"
+    chip, caption = memory_chip(networks), "Points"
+    columns: Columns = {
+        "accuracy (95% interval)": _accuracy,
+        "by first spike": lambda row: percent(row.first_spike_accuracy),
+        "target": _target,
+        "activity": lambda row: "–" if row.sparsity is None else f"{row.sparsity:.4f}",
+        "operations": lambda row: number(row.synaptic_operations),
+    }
     if chip is not None:
-        caption = f"× is over the dense ANN on {chip}, in brackets at 4 to 128 time steps a window."
-    return _table(caption, headers, lines)
+        columns["× with memory"] = lambda row: _with_memory(row, chip)
+        columns["× arithmetic"] = lambda row: ratio(row.over_dense(chip, "arithmetic"))
+        caption = f"× is over the dense ANN on {chip}, an upper bound; in brackets at 4 to 128 time steps a window."
+    columns["simulated alike"] = lambda row: "" if row.same_decisions is None else f"{row.same_decisions:,}"
+    return _table(caption, networks, columns)
+
+
+def _accuracy(row: FrontierRow) -> str:
+    low, high = interval(row.accuracy, row.images)
+    return f"{percent(row.accuracy)} ({percent(low, 1)} to {percent(high, 1)})"
+
+
+def _with_memory(row: FrontierRow, chip: str) -> str:
+    """The ratio with memory, and at the best and the worst number of steps unless a grid fixes them."""
+    text, found = ratio(row.over_dense(chip, "with_memory")), row.on_chip(chip)
+    if found is None or found.least_ratio is None or row.time_steps is not None:
+        return text
+    return f"{text} ({ratio(found.least_ratio)} to {ratio(found.most_ratio)})"
 
 
 def _target(row: FrontierRow) -> str:
-    """What was reached of what was trained for; what a target of sparsity reached has a column of its own."""
+    """What was reached of what was trained for; what a target of activity reached has a column of its own."""
     if row.cost is None or row.goal is None:
         return ""
     got = "" if row.target == "sparsity" else f"{row.cost:.4g} of "
@@ -165,38 +148,29 @@ def _target(row: FrontierRow) -> str:
 
 def faults_table(rows: Rows) -> Table:
     """One row a fault that a network met."""
-    lines = [
-        (
-            *(row.network, label(row), *(f"{getattr(row, name):g}" for name in FAULTS), str(row.steps or "–")),
-            weight_bits_label(row.weight_bits) if row.time_steps else "8",
-            *(percent(row.accuracy), percent(row.first_spike_accuracy)),
-        )
-        for row in rows
-        if row.kind == "faults"
-    ]
-    kinds = (name.replace("_", " ") for name in FAULTS)
-    return _table(
-        "Faults, simulated", ("network", "point", *kinds, "steps", "bits", "accuracy", "by first spike"), lines
-    )
+    columns: Columns = {name.replace("_", " "): lambda row, name=name: f"{getattr(row, name):g}" for name in FAULTS} | {
+        "steps": lambda row: str(row.steps or "–"),
+        "bits": lambda row: weight_bits_label(row.weight_bits) if row.time_steps else "8",
+        "accuracy": lambda row: percent(row.accuracy),
+        "by first spike": lambda row: percent(row.first_spike_accuracy),
+    }
+    return _table("Faults, simulated", [row for row in rows if row.kind == "faults"], columns)
 
 
 def deadlines_table(rows: Rows) -> Table:
     """One row a deadline."""
-    lines = [
-        (
-            *(row.network, label(row), f"{row.deadline:.2f}"),
-            "–" if row.decision_time is None else f"{row.decision_time:.3f}",
-            percent(row.accuracy),
-        )
-        for row in rows
-        if row.kind == "deadline"
-    ]
-    headers = ("network", "point", "deadline", "mean decision time", "accuracy")
-    return _table("Deadlines, in windows from the image's start", headers, lines)
+    columns: Columns = {
+        "deadline": lambda row: f"{row.deadline:.2f}",
+        "mean decision time": lambda row: "–" if row.decision_time is None else f"{row.decision_time:.3f}",
+        "accuracy": lambda row: percent(row.accuracy),
+    }
+    deadlines = [row for row in rows if row.kind == "deadline"]
+    return _table("Deadlines, in windows from the image's start", deadlines, columns)
 
 
-def _table(caption: str, headers: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> Table:
-    """Rows of networks and points; of one network alone, whose name is the page's, rows of points."""
-    if len({line[0] for line in lines}) > 1:
-        return Table(caption, headers, tuple(lines), (1,))
-    return Table(caption, headers[1:], tuple(line[1:] for line in lines))
+def _table(caption: str, rows: Iterable[FrontierRow], columns: Columns) -> Table:
+    """A row for each point, with its network where there are several."""
+    rows = list(rows)
+    several = len({row.network for row in rows}) > 1
+    named: Columns = {"network": lambda row: row.network} if several else {}
+    return Table.of(caption, rows, named | {"point": label} | columns, (1,) if several else ())

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
 from ttfs_triton.atomic import write_json, write_text
+from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.hardware import Counts, Range, RunOptions, dense_ann, estimate, verdict
 from ttfs_triton.nn import Grid
 from ttfs_triton.report.tables import csv_text
@@ -18,12 +22,16 @@ FORMAT = 1
 FREE = "free"
 """Name of the point that is the network as it was given."""
 Kind = Literal["network", "faults", "deadline"]
-FAULTS = ("spike_jitter", "weight_noise", "dead_neurons", "stuck_neurons", "lost_spikes")
+FAULTS = tuple(FaultOptions.model_fields)
+_STRICT = ConfigDict(extra="forbid")  # rows are read from files
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class ChipEnergy:
     """Energy of an image on a chip, microjoules at nominal prices; None where the chip does not tell it apart.
+
+    Upper bounds: of neurons that work from the start of their window of integration, where a simulation finds them
+    asleep until their first input.
 
     Attributes:
         chip: its name.
@@ -47,7 +55,7 @@ class ChipEnergy:
     missing: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class FrontierRow:
     """What a network does at one point.
 
@@ -123,17 +131,8 @@ class FrontierRow:
         return replace(row, time_steps=grid.time_steps, weight_bits=grid.weight_bits, state_bits=grid.state_bits)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values, which `FrontierRow(**values)` takes."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FrontierRow:
-        """The row that `to_dict` gave.
-
-        Raises:
-            TypeError: other keys, or none where one must be.
-        """
-        return cls(**{**values, "energy": tuple(ChipEnergy(**each) for each in values.get("energy", ()))})
 
     def flat(self) -> dict[str, Any]:
         """As cells of a table: energies are columns of their own, named CHIP: WHAT, µJ."""
@@ -178,40 +177,33 @@ def with_costs(row: FrontierRow, counts: Counts, chips: Iterable[str], steps: in
         synaptic_operations=total["synaptic_operations"] / samples,
         dense_macs=total["dense_macs"] / samples,
         steps=steps,
-        energy=tuple(chip_energy(counts, chip, steps, fixed=row.time_steps is not None) for chip in chips),
+        energy=tuple(_chip_energy(counts, chip, steps, fixed=row.time_steps is not None) for chip in chips),
     )
 
 
-def chip_energy(counts: Counts, chip: str, steps: int, *, fixed: bool) -> ChipEnergy:
-    """Energy of an image on a chip, of neurons that rest behind their spikes, and of the dense ANN.
-
-    Args:
-        counts: of a network.
-        chip: as of `estimate`.
-        steps: time steps a window.
-        fixed: whether the network runs at so many alone.
-    """
+def _chip_energy(counts: Counts, chip: str, steps: int, *, fixed: bool) -> ChipEnergy:
+    """Energy of an image, of neurons that rest behind their spikes; `fixed`: the network runs at these steps alone."""
     options = RunOptions(steps=steps, gating=True)
     found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
     compared = verdict(counts, chip, options)
     ratios = compared.with_memory
     if fixed and ratios:
         ratios = (ratios[compared.asked],)
+
+    def microjoules(energy: Range | None) -> float | None:
+        return None if energy is None else energy.nominal * 1e-6
+
     return ChipEnergy(
         found.chip.name,
-        _microjoules(found.total),
-        _microjoules(found.memory_included),
-        _microjoules(found.compute_only),
-        _microjoules(dense.memory_included),
-        _microjoules(dense.compute_only),
+        microjoules(found.total),
+        microjoules(found.memory_included),
+        microjoules(found.compute_only),
+        microjoules(dense.memory_included),
+        microjoules(dense.compute_only),
         min(ratios, default=None),
         max(ratios, default=None),
         ", ".join(compared.missing),
     )
-
-
-def _microjoules(energy: Range | None) -> float | None:
-    return None if energy is None else energy.nominal * 1e-6
 
 
 def write_table(folder: Path, name: str, rows: Sequence[FrontierRow], about: Mapping[str, Any]) -> list[Path]:
@@ -241,7 +233,7 @@ def read_table(path: Path) -> tuple[list[FrontierRow], dict[str, Any]]:
     path = path / "frontier.json" if path.is_dir() else path
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        rows = [FrontierRow.from_dict(row) for row in values.pop("rows")]
+        rows = [FrontierRow(**row) for row in values.pop("rows")]
         if values.pop("format") == FORMAT and rows:
             return rows, values
         problem = "it has no rows, or those of a later version"

@@ -2,22 +2,138 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+from PIL import Image
+from torch import Tensor
 
 from ttfs_triton import wording
 from ttfs_triton.atomic import write_text
-from ttfs_triton.report.data import PageData
+from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
+from ttfs_triton.report import energy_tables, figures, tables
+from ttfs_triton.report.frontier_figures import DEADLINES, sections
+from ttfs_triton.report.frontier_table import FrontierRow
 from ttfs_triton.report.plots import require_matplotlib
-from ttfs_triton.report.view import page_context
+from ttfs_triton.report.raster import LayerSpikes
+from ttfs_triton.scoring.deadline import DeadlineRow
+from ttfs_triton.wording import energy, interval, number, percent
 
-ADDRESS = re.compile(r"(?:https?://|\b(?:github\.com|doi\.org|arxiv\.org)/)[\w./~%?&=#:+@-]*[\w/]")
+READOUTS = {
+    "potential_start": "highest membrane potential of the output neurons at their window's start",
+    "potential_end": "highest membrane potential of the output neurons at their window's end",
+    "first_spike": "first output spike",
+}
+ADDRESS = re.compile(r"((?:https?://|\b(?:github\.com|doi\.org|arxiv\.org)/)[\w./~%?&=#:+@-]*[\w/])")
 TIED = re.compile(r"(?<=×) (?=\d)|(?<=\d) (?=[pnµm]?J\b)")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what the network did with it.
+
+    Attributes:
+        image: [channels, height, width], in [0, 1].
+        spikes: of all layers, as `spikes_of` gives them.
+        label: name of its class.
+        prediction: name of the class that the network decided for.
+        class_names: one name an output neuron, to name the first output spike; empty names it by its number.
+    """
+
+    image: Tensor
+    spikes: tuple[LayerSpikes, ...]
+    label: str
+    prediction: str
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def first_spike(self) -> str:
+        """The first output spike, in a sentence."""
+        last = self.spikes[-1]
+        if not len(last.time):
+            return "No output neuron fires."
+        place = int(last.time.argmin())
+        neuron, time = int(last.index[place]), float(last.time[place])
+        name = self.class_names[neuron] if neuron < len(self.class_names) else str(neuron)
+        return f"The first output spike is that of class {name}, {time:.2f} windows after the image's start."
+
+    @property
+    def png(self) -> str:
+        """The image as PNG in base64; other than 1 or 3 channels are averaged."""
+        pixels = self.image.detach().float().cpu().clamp(0, 1)
+        if pixels.shape[0] not in (1, 3):
+            pixels = pixels.mean(dim=0, keepdim=True)
+        array = (255 * pixels).round().permute(1, 2, 0).numpy().astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG", optimize=True)
+        return base64.b64encode(file.getvalue()).decode()
+
+
+@dataclass(frozen=True)
+class PageData:
+    """One network, evaluated on one data set. What is None or empty is left out.
+
+    Attributes:
+        title: of the page.
+        network: its configuration, `NetworkConfig.to_dict()`.
+        dataset: name.
+        images: evaluated.
+        accuracy, first_spike_accuracy: shares of images, by the readout's potentials and by the first output spike.
+        ties: images with several first output spikes at the same time.
+        no_spike: images without an output spike.
+        counts: of `count`.
+        sample: an image for the raster.
+        energy: one estimate a chip.
+        chip: whose energy is among the headline figures, one of `energy`. Default: the first that prices memory, or
+            anything.
+        comparison: with other ways of computing the network.
+        simulation: on the clock, with quantised weights.
+        sweep: over time steps and weight bits.
+        deadlines: accuracy by decision time.
+        frontier, here: points of a sweep, and this network among them.
+        facts: how the page was made (versions, device, date, command), in the order in which they are shown.
+    """
+
+    title: str
+    network: Mapping[str, Any]
+    dataset: str
+    images: int
+    accuracy: float
+    first_spike_accuracy: float
+    ties: int
+    no_spike: int
+    counts: Counts
+    sample: Sample | None = None
+    energy: tuple[Estimate, ...] = ()
+    chip: str | None = None
+    comparison: Comparison | None = None
+    simulation: Simulation | None = None
+    sweep: Sweep | None = None
+    deadlines: tuple[DeadlineRow, ...] = ()
+    frontier: tuple[FrontierRow, ...] = ()
+    here: FrontierRow | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> str:
+        """The specification, or what built a network that has none."""
+        return self.network.get("specification") or self.network.get("builder", "")
+
+    @property
+    def headline_energy(self) -> Estimate | None:
+        """The estimate among the headline figures: that of `chip`, or the first one with memory, or with a price."""
+        if self.chip is not None:
+            return next(found for found in self.energy if found.chip.name == self.chip)
+        priced = [found for found in self.energy if found.total is not None]
+        return next((found for found in priced if found.memory_included is not None), priced[0] if priced else None)
 
 
 def write_page(path: Path, data: PageData) -> Path:
@@ -32,9 +148,8 @@ def write_page(path: Path, data: PageData) -> Path:
         RuntimeError: matplotlib is not installed.
         OSError: the file cannot be written; the old one, if any, is untouched.
     """
-    path = Path(path)
-    write_text(path, render_page(data))
-    return path
+    write_text(Path(path), render_page(data))
+    return Path(path)
 
 
 def render_page(data: PageData) -> str:
@@ -45,15 +160,25 @@ def render_page(data: PageData) -> str:
     Raises:
         RuntimeError: matplotlib is not installed.
     """
-    return render("page.html", lambda: page_context(data))
+    return render(
+        "page.html",
+        data=data,
+        headlines=headlines(data),
+        network=network_facts(data),
+        interval=interval(data.accuracy, data.images),
+        deadline_curve={"": [(row.deadline, row.accuracy) for row in data.deadlines]},
+        deadlines=DEADLINES,
+        curves=sections(data.frontier, data.here) if data.frontier else [],
+        chips=by_chip(data),
+    )
 
 
-def render(template: str, context: Callable[[], dict[str, Any]]) -> str:
+def render(template: str, **names: Any) -> str:
     """One of our templates as text.
 
     Args:
         template: its file.
-        context: everything that it names, drawn when it is called.
+        names: everything that it names, besides the modules of tables and figures.
     Raises:
         RuntimeError: matplotlib is not installed.
     """
@@ -65,21 +190,86 @@ def render(template: str, context: Callable[[], dict[str, Any]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = {"number": wording.number, "percent": wording.percent, "small_percent": wording.small_percent}
+    words = {"number": number, "percent": percent, "small_percent": wording.small_percent}
     environment.filters.update(words | {"linked": linked})
-    return environment.get_template(template).render(context())
+    environment.globals.update(tables=tables, energies=energy_tables, figures=figures)
+    return environment.get_template(template).render(**names)
 
 
 def linked(text: str) -> Markup:
     """Text as HTML, escaped, in which web addresses are links; no line ends behind × or before a unit of energy."""
-    parts, done = [], 0
-    text = TIED.sub("\u00a0", text)
-    for found in ADDRESS.finditer(text):
-        address = found.group()
-        target = address if address.startswith("http") else f"https://{address}"
-        parts += [
-            escape(text[done : found.start()]),
-            Markup('<a href="{}" rel="noopener">{}</a>').format(target, address),
-        ]
-        done = found.end()
-    return Markup("").join([*parts, escape(text[done:])])
+    parts = ADDRESS.split(TIED.sub("\u00a0", text))  # every other one is an address
+    return Markup("").join(_link(part) if place % 2 else escape(part) for place, part in enumerate(parts))
+
+
+def _link(address: str) -> Markup:
+    target = address if address.startswith("http") else f"https://{address}"
+    return Markup('<a href="{}" rel="noopener">{}</a>').format(target, address)
+
+
+def by_chip(data: PageData) -> dict[str, list[Estimate]]:
+    """All estimates by their chips, that of the headline first."""
+    estimates = sorted(data.energy, key=lambda found: found is not data.headline_energy)
+    estimates += [] if data.comparison is None else list(data.comparison.estimates)
+    chips: dict[str, list[Estimate]] = {}
+    for found in estimates:
+        chips.setdefault(found.chip.name, []).append(found)
+    return chips
+
+
+def headlines(data: PageData) -> list[tuple[str, str, str]]:
+    """The figures on top of the page: what each is, the figure, and what it depends on."""
+    low, high = interval(data.accuracy, data.images)
+    spikes = f"{number(data.ties)} tied, {number(data.no_spike)} without an output spike"
+    found = [
+        ("accuracy", percent(data.accuracy), f"95% interval {percent(low, 1)} to {percent(high, 1)}"),
+        ("by the first spike", percent(data.first_spike_accuracy), spikes),
+    ]
+    if data.simulation is not None and data.simulation.accuracy is not None:
+        settings, images = data.simulation.settings, data.simulation.samples
+        bits = "weights not rounded" if settings.weight_bits is None else f"{settings.weight_bits}-bit weights"
+        note = f"{settings.steps} time steps, {bits}" + (f"; {number(images)} images" if images != data.images else "")
+        found.append(("simulated in integers", percent(data.simulation.accuracy), note))
+    found.append(("activity", f"{data.counts.sparsity:.4f}", "spikes a hidden neuron; lower is sparser"))
+    if data.headline_energy is not None:
+        found.append(_energy_headline(data.headline_energy, bound=data.simulation is None))
+    return found
+
+
+def _energy_headline(found: Estimate, *, bound: bool) -> tuple[str, str, str]:
+    total, title = found.total, "energy of an image"
+    if total is None:
+        return title, "–", f"{found.chip.name} has no price"
+    shown = total if found.memory_included is None else found.memory_included
+    notes = [found.chip.name + (", memory included" if found.memory_included else ", without memory: no price")]
+    if bound and found.implementation == "clock-driven":
+        notes.append("an upper bound: not simulated")
+    if found.compute_only:
+        notes.append(f"{energy(found.compute_only.nominal)} by arithmetic alone")
+    ranged = shown.low != shown.high
+    notes.append(f"{energy(shown.low)} to {energy(shown.high)}" if ranged else "no range published")
+    notes.append(f"{found.status} prices")
+    if missing := len({term.name for term in found.unpriced}):
+        notes.append(f"{missing} {'term' if missing == 1 else 'terms'} not in it")
+    if energy_tables.capacity_unpublished(found.chip):
+        notes.append("capacity not published")
+    return title, energy(shown.nominal), "; ".join(notes)
+
+
+def network_facts(data: PageData) -> tables.Table:
+    """Key facts of the network."""
+    config, total = data.network, data.counts.total()
+    height, width = config.get("image_size", ("?", "?"))
+    facts = {
+        "layers": data.layers or None,
+        "width": config.get("width"),
+        "images": f"{config.get('in_channels', '?')} × {height} × {width}",
+        "classes": config.get("classes"),
+        "encoder": config.get("encoder"),
+        "decision": READOUTS.get(str(config.get("readout")), config.get("readout")),
+        "σ (psp_persistence)": config.get("psp_persistence"),
+        "neurons": number(total["neurons"]),
+        "synapses": number(total["synapses"]),
+        "weights and biases": number(total["weights"] + total["biases"]),
+    }
+    return tables.pairs_table("The network", [(name, value) for name, value in facts.items() if value is not None])

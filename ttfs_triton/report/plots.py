@@ -6,11 +6,9 @@ import importlib.util
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,8 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Draw = Callable[["Figure"], object]
+
 INK, PAPER = "#223344", "#fefdfc"  # replaced on a page by its colours of text and background
-PAGE_WIDTH = 5.0  # inches; a phone shows them on about 4.5
+PAGE_WIDTH, FILE_WIDTH = 5.0, 6.5  # inches; a phone shows the first on about 4.5
 # How all our pictures look.
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ttfs-triton",
@@ -55,39 +55,30 @@ LINES = tuple(
 ACCURACIES = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999)
 
 
-@dataclass
-class Drawing:
-    """A figure under way, then its SVG."""
-
-    figure: Figure
-    svg: str = ""
-
-
-@contextmanager
-def file_figure(function: str, path: str | Path, height: float) -> Iterator[Figure]:
-    """A figure that is written to `path` in the end; heights are in inches."""
+def to_file(function: str, path: str | Path, height: float, draw: Draw) -> Path:
+    """Write what `draw` draws, PNG or SVG by the ending; the height is in inches, errors are those of `function`."""
     require_matplotlib(function)
+    undated = {"metadata": {"Date": None}} if Path(path).suffix == ".svg" else {}
+    _draw(STYLE, (FILE_WIDTH, height), draw, path, dpi=150, **undated)
+    return Path(path)
+
+
+def page_svg(name: str, height: float, draw: Draw) -> str:
+    """What `draw` draws as SVG of a page; the name keeps its identifiers apart from other figures'."""
+    text = io.StringIO()
+    style = {**PAGE_STYLE, "svg.hashsalt": name}
+    _draw(style, (PAGE_WIDTH, height), draw, text, format="svg", metadata={"Date": None})
+    return _for_page(text.getvalue())
+
+
+def _draw(style: dict[Any, Any], size: tuple[float, float], draw: Draw, file: str | Path | IO, **options: Any) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.5, height), layout="constrained")
-        yield figure
-        figure.savefig(path, dpi=150, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
-
-
-@contextmanager
-def page_figure(name: str, height: float) -> Iterator[Drawing]:
-    """A figure that becomes an SVG of a page; its name keeps its identifiers apart from other figures'."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({**PAGE_STYLE, "svg.hashsalt": name}):
-        drawing = Drawing(Figure(figsize=(PAGE_WIDTH, height), layout="constrained"))
-        yield drawing
-        text = io.StringIO()
-        drawing.figure.savefig(text, format="svg", metadata={"Date": None})
-        drawing.svg = _for_page(text.getvalue())
+    with mpl.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(file, **options)
 
 
 def require_matplotlib(function: str) -> None:
@@ -99,13 +90,30 @@ def require_matplotlib(function: str) -> None:
 def _for_page(svg: str) -> str:
     """Leave out what a page must not get twice or at all: headers, metadata, styles, sizes, identifiers of groups."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     head, end, rest = svg.partition(">")
     head = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", head)
     svg = head.replace("<svg", '<svg aria-hidden="true" focusable="false"') + end + rest
-    return re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL).replace(INK, "currentColor").replace(PAPER, "var(--paper)")
+    return svg.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
+
+
+def accuracy_lines(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], samples: int) -> None:
+    """Draw a line for each name, through its points (value, accuracy); dashed if the name has "calibrated" in it."""
+    most = 1 - 0.5 / samples  # nothing wrong is less than half an image wrong: a scale of errors has no place for 0
+    for place, (name, points) in enumerate(lines.items()):
+        colour, marker = LINES[place % len(LINES)]
+        values, accuracies = zip(*sorted(points), strict=True)
+        calibrated = "calibrated" in name
+        axes.plot(
+            *(values, np.minimum(accuracies, most)),
+            color=colour,
+            marker=marker if len(points) < 15 else None,
+            linestyle="--" if calibrated else "-",
+            markerfacecolor=PAPER if calibrated else colour,
+            label=name,
+        )
+    accuracy_axis(axes, [accuracy for points in lines.values() for _, accuracy in points], samples)
 
 
 def accuracy_axis(axes: Axes, accuracies: Sequence[float], samples: int) -> None:
@@ -121,7 +129,7 @@ def accuracy_axis(axes: Axes, accuracies: Sequence[float], samples: int) -> None
     axes.set_ylabel("accuracy")
     errors = [max(1 - accuracy, 0.5 / samples) for accuracy in accuracies]
     if max(errors) > 10 * min(errors):
-        axes.set_yscale("function", functions=(_by_error, _from_error))
+        axes.set_yscale("function", functions=(_by_error, lambda height: 1 - 10.0 ** -np.asarray(height)))
         axes.set_ylim(1 - 1.1 * max(errors), 1 - min(errors) / 1.1)
         axes.yaxis.set_major_locator(FixedLocator(ACCURACIES))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -131,10 +139,6 @@ def accuracy_axis(axes: Axes, accuracies: Sequence[float], samples: int) -> None
 
 def _by_error(accuracy: Any) -> Any:
     return -np.log10(np.maximum(1 - np.asarray(accuracy, dtype=float), 1e-9))
-
-
-def _from_error(height: Any) -> Any:
-    return 1 - 10.0 ** -np.asarray(height)
 
 
 def value_axis(axes: Axes, values: Sequence[float], wording: Callable[[float], str] = energy) -> None:
@@ -161,10 +165,11 @@ def doubling_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.minorticks_off()
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
+def legend_below(figure: Figure, axes: Axes, columns: int = 3, title: str | None = None) -> None:
     """A legend where nothing is drawn."""
     shown = axes.get_legend_handles_labels()
-    figure.legend(*shown, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
+    place = "outside lower left"
+    figure.legend(*shown, loc=place, ncols=columns, frameon=False, fontsize=9, title=title, alignment="left")
 
 
 def grid(axes: Axes, axis: Literal["x", "y"]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.nn.graph import NetworkGraph, Stage
+from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.trace import network_graph
 
@@ -43,7 +43,7 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
     Returns:
         One entry a layer, in the order of the windows; the readout's neurons on their own ramp.
     Raises:
-        NetworkError: as `network_graph`, or a layer that does not spike.
+        NetworkError: as `network_graph`.
         ValueError: an image of another shape.
     """
     if image.ndim != 3:
@@ -51,23 +51,13 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
             f"spikes_of: image must be [channels, height, width]; got {list(image.shape)}. Take one of the batch."
         )
     graph = network_graph(network, image.shape)
-    graph.require_spiking()
-    was_training = network.training
-    network.eval()
-    try:
-        return _run(graph, image[None].to(next(network.parameters()).device))
-    finally:
-        network.train(was_training)
-
-
-def _run(graph: NetworkGraph, images: Tensor) -> tuple[LayerSpikes, ...]:
     layers: list[LayerSpikes] = []
 
     def fire(stage: Stage, arriving: Tensor, skip: Tensor | None) -> Tensor:
         length = 1.0
         if isinstance(stage.layer, Readout):
-            times, length = stage.layer.decide(arriving).spike_times[0], stage.layer.window
-            activations = times
+            activations = times = stage.layer.decide(arriving).spike_times[0]
+            length = stage.layer.window
         else:
             activations = stage.activations(arriving, skip)
             flat = activations[0].flatten()
@@ -78,5 +68,10 @@ def _run(graph: NetworkGraph, images: Tensor) -> tuple[LayerSpikes, ...]:
         layers.append(LayerSpikes(name, stage.window, len(times), index, stage.window + times[index], length))
         return activations
 
-    graph.run(images, fire)
+    was_training = network.training
+    network.eval()
+    try:
+        graph.run(image[None].to(next(network.parameters()).device), fire)
+    finally:
+        network.train(was_training)
     return tuple(layers)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
-from ttfs_triton.hardware import Counts, Simulation, Sweep
+from ttfs_triton.hardware import Counts, LayerCounts, Simulation, Sweep, SweepRow
 from ttfs_triton.scoring.deadline import DeadlineRow
 from ttfs_triton.terminal import TerminalTable
 from ttfs_triton.wording import energy, number, percent, small_percent, weight_bits_label
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,18 @@ class Table:
     rows: tuple[tuple[str | Cell, ...], ...]
     prose: tuple[int, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        caption: str,
+        rows: Iterable[Row],
+        columns: Mapping[str, Callable[[Row], str | Cell]],
+        prose: tuple[int, ...] = (),
+    ) -> Table:
+        """A table with a column for each header, whose function makes a row's cell."""
+        cells = tuple(tuple(cell(row) for cell in columns.values()) for row in rows)
+        return cls(caption, tuple(columns), cells, prose)
+
 
 def on_terminal(table: Table) -> TerminalTable:
     """The table for `rich.print`."""
@@ -57,20 +72,16 @@ def on_terminal(table: Table) -> TerminalTable:
 
 def activity_table(counts: Counts) -> Table:
     """Spikes a layer."""
-    rows = [
-        (
-            layer.name,
-            Cell.of(layer.sparsity),
-            number(layer.spikes / layer.samples),
-            number(layer.neurons),
-            small_percent(layer.saturated_share),
-            small_percent(layer.silent_share),
-            small_percent(layer.never_active_share),
-        )
-        for layer in counts.layers
-    ]
-    headers = ("layer", "firing", "spikes", "neurons", "saturated", "silent", "never active")
-    return Table("Spikes of an image. Shares are of a layer's neurons.", headers, tuple(rows))
+    columns: dict[str, Callable[[LayerCounts], str | Cell]] = {
+        "layer": lambda layer: layer.name,
+        "firing": lambda layer: Cell.of(layer.sparsity),
+        "spikes": lambda layer: number(layer.spikes / layer.samples),
+        "neurons": lambda layer: number(layer.neurons),
+        "saturated": lambda layer: small_percent(layer.saturated_share),
+        "silent": lambda layer: small_percent(layer.silent_share),
+        "never active": lambda layer: small_percent(layer.never_active_share),
+    }
+    return Table.of("Spikes of an image. Shares are of a layer's neurons.", counts.layers, columns)
 
 
 def operations_table(counts: Counts) -> Table:
@@ -91,18 +102,18 @@ def simulation_table(found: Simulation) -> Table:
     """Figures of a simulation."""
     settings, samples = found.settings, found.samples
     bits = "not rounded" if settings.weight_bits is None else f"{settings.weight_bits} bits"
-    rows = (
-        ("images", number(samples)),
-        ("time steps of a window", number(settings.steps)),
-        ("weights", f"{bits}, a unit for each {'channel' if settings.per_channel else 'layer'}"),
-        ("accuracy", percent(found.accuracy)),
-        ("by the first spike", percent(found.first_spike_accuracy)),
-        ("ties of the first spike", f"{number(found.ties)} images ({small_percent(found.ties / samples)})"),
-        ("without an output spike", f"{number(found.no_spike)} images"),
-        ("first output spike", f"{found.mean_latency_steps:,.1f} steps after the image's start, on average"),
-        ("potentials can be read", f"{found.potential_latency_steps:,} steps after the image's start"),
-    )
-    return Table("Simulated in integers, with a clock", ("figure", "value"), rows, (1,))
+    figures = {
+        "images": number(samples),
+        "time steps of a window": number(settings.steps),
+        "weights": f"{bits}, a scale for each {'channel' if settings.per_channel else 'layer'}",
+        "accuracy": percent(found.accuracy),
+        "by the first spike": percent(found.first_spike_accuracy),
+        "ties of the first spike": f"{number(found.ties)} images ({small_percent(found.ties / samples)})",
+        "without an output spike": f"{number(found.no_spike)} images",
+        "first output spike": f"{found.mean_latency_steps:,.1f} steps after the image's start, on average",
+        "potentials can be read": f"{found.potential_latency_steps:,} steps after the image's start",
+    }
+    return pairs_table("Simulated in integers, with a clock", figures.items(), ("figure", "value"))
 
 
 def sweep_table(sweep: Sweep) -> Table:
@@ -119,40 +130,42 @@ def sweep_table(sweep: Sweep) -> Table:
 
 def sweep_details(sweep: Sweep) -> Table:
     """All figures of a sweep."""
-    headers = ("bits", "steps", "accuracy", "by first spike", "ties", "spikes", "synops", "latency, steps", "energy")
-    rows = tuple(
-        (
-            weight_bits_label(row.weight_bits),
-            str(row.steps),
-            percent(row.accuracy),
-            percent(row.first_spike_accuracy),
-            small_percent(row.ties),
-            number(row.spikes),
-            number(row.synaptic_operations),
-            f"{row.latency_steps:,.1f}",
-            energy(row.energy_pj),
-        )
-        for row in sweep.rows
-    )
-    priced = any(row.energy_pj is not None for row in sweep.rows)
     caption = f"All figures over {number(sweep.samples)} images; those of work are of an image"
-    caption += f", energy on {sweep.chip}" if priced and sweep.chip else ""
-    return Table(caption, headers, rows) if priced else Table(caption, headers[:-1], tuple(row[:-1] for row in rows))
+    columns: dict[str, Callable[[SweepRow], str]] = {
+        "bits": lambda row: weight_bits_label(row.weight_bits),
+        "steps": lambda row: str(row.steps),
+        "accuracy": lambda row: percent(row.accuracy),
+        "by first spike": lambda row: percent(row.first_spike_accuracy),
+        "ties": lambda row: small_percent(row.ties),
+        "spikes": lambda row: number(row.spikes),
+        "synops": lambda row: number(row.synaptic_operations),
+        "latency, steps": lambda row: f"{row.latency_steps:,.1f}",
+    }
+    if any(row.energy_pj is not None for row in sweep.rows):
+        columns["energy"] = lambda row: energy(row.energy_pj)
+        caption += f", energy on {sweep.chip}" if sweep.chip else ""
+    return Table.of(caption, sweep.rows, columns)
 
 
 def deadline_table(rows: Sequence[DeadlineRow]) -> Table:
-    """Accuracy against the deadline."""
-    cells = [(f"{r.deadline:.2f}", percent(r.accuracy), percent(r.decided), f"{r.time:.3f}") for r in rows]
-    return Table(
-        "Decisions by a deadline, in windows from the image's start",
-        ("deadline", "accuracy", "fired by then", "mean decision time"),
-        tuple(cells),
-    )
+    """Accuracy against the deadline, where something changes; the last row ends it."""
+    figures = [(row.accuracy, row.decided) for row in rows]
+    changed = [row for row, (before, after) in zip(rows[1:], pairwise(figures), strict=True) if before != after]
+    shown = dict.fromkeys([*rows[:1], *changed, *rows[-1:]])
+    columns: dict[str, Callable[[DeadlineRow], str]] = {
+        "deadline": lambda row: f"{row.deadline:.2f}",
+        "accuracy": lambda row: percent(row.accuracy),
+        "fired by then": lambda row: percent(row.decided),
+        "mean decision time": lambda row: f"{row.time:.3f}",
+    }
+    return Table.of("Decisions by a deadline, in windows from the image's start, where they change", shown, columns)
 
 
-def pairs_table(caption: str, pairs: Iterable[tuple[str, object]]) -> Table:
+def pairs_table(
+    caption: str, pairs: Iterable[tuple[str, object]], headers: tuple[str, str] = ("what", "value")
+) -> Table:
     """Names and values."""
-    return Table(caption, ("what", "value"), tuple((name, str(value)) for name, value in pairs), (1,))
+    return Table(caption, headers, tuple((name, str(value)) for name, value in pairs), (1,))
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -21,7 +21,7 @@ Gathered = tuple[Tensor, ...]
 
 
 class IndexedImages(Protocol):
-    """What batches are made from (`ttfs_triton.data.images.ImageData`, `ttfs_triton.data.placement.PlacedImages`)."""
+    """What batches are made from, such as `ttfs_triton.data.images.ImageData`."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -65,11 +65,10 @@ def output_spikes(
         batches: images and labels, on its device or not.
         image_shape: as of `network_graph`.
     Raises:
-        NetworkError: a network that does not spike.
+        NetworkError: as `network_graph`.
         ValueError: no images.
     """
     graph = network_graph(network, image_shape)
-    graph.require_spiking()
     device, training, readout = next(network.parameters()).device, network.training, graph.readout
     parts: list[tuple[Tensor, ...]] = []
     arriving: list[Tensor] = []

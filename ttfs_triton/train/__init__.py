@@ -1,14 +1,31 @@
 """Training: configuration, data, loop, checkpoints. `main` is the entry point of a recipe, `Trainer` of a program."""
 
-from ttfs_triton.train.build import RunData
-from ttfs_triton.train.callback import Callback
-from ttfs_triton.train.config import ConfigError, TrainConfig
-from ttfs_triton.train.loop import NonFiniteLossError
-from ttfs_triton.train.processes import Interrupted
-from ttfs_triton.train.run import DeviceLostError, main, train
-from ttfs_triton.train.run_folder import RunFolderError
-from ttfs_triton.train.trainer import Trainer, run_data
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+from ttfs_triton.train.command import main
+from ttfs_triton.train.config import ConfigError, TrainConfig
+
+if TYPE_CHECKING:
+    from ttfs_triton.train.build import RunData
+    from ttfs_triton.train.loop import Callback, NonFiniteLossError
+    from ttfs_triton.train.processes import Interrupted
+    from ttfs_triton.train.run import DeviceLostError, train
+    from ttfs_triton.train.run_folder import RunFolderError
+    from ttfs_triton.train.trainer import Trainer, run_data
+
+# What trains is imported when it is first asked for: `--help` does without.
+_HOMES = {
+    "Callback": "loop",
+    "DeviceLostError": "run",
+    "Interrupted": "processes",
+    "NonFiniteLossError": "loop",
+    "RunData": "build",
+    "RunFolderError": "run_folder",
+    "Trainer": "trainer",
+    "run_data": "trainer",
+    "train": "run",
+}
 __all__ = [
     "Callback",
     "ConfigError",
@@ -23,3 +40,9 @@ __all__ = [
     "run_data",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"ttfs_triton.train.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

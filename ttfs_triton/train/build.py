@@ -1,6 +1,5 @@
-"""From a configuration to what a run is made of: data, network, augmentation, optimizer, schedule."""
+"""From a configuration to what a run is made of: data, network, augmentation, optimizer."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,12 +7,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
-from ttfs_triton.data.placement import PlacedImages, place_images
+from ttfs_triton.data.placement import place_images
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.own_network import describe_network
@@ -48,9 +46,6 @@ STATISTICS_IMAGES = 10_000
 WHITENING_IMAGES = 5_000
 HEAD = "4096-4096"  # of the paper's VGGs
 STATISTICS_VALUES = 2**25  # at a time: all of these images at 32 × 32 pixels
-# As torch's OneCycleLR: start at peak / 25, end at start / 10⁴.
-ONE_CYCLE_START = 1 / 25
-ONE_CYCLE_END = ONE_CYCLE_START / 1e4
 
 
 @dataclass(frozen=True)
@@ -103,6 +98,11 @@ def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str]
     with accelerator.main_process_first():
         train = attempt("train", config.max_train_samples, None)
         test = attempt("test", config.max_test_samples, train)
+    return split_data(train, test, config)
+
+
+def split_data(train: ImageData, test: ImageData, config: TrainConfig) -> RunData:
+    """Both splits, validation images set aside as `config` says."""
     if config.validation_fraction == 0:
         return RunData(train, test, torch.arange(len(train)), torch.arange(0))
     return RunData(train, test, *train_validation_split(train, config.validation_fraction, config.seed))
@@ -110,7 +110,7 @@ def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str]
 
 def place_data(
     config: TrainConfig, data: RunData, device: torch.device, say: Callable[[str], None]
-) -> tuple[PlacedImages | ImageData, PlacedImages | ImageData]:
+) -> tuple[ImageData, ImageData]:
     """The splits for training and testing where batches are gathered from; says where that is.
 
     Raises:
@@ -138,7 +138,7 @@ def build_network(
         config, data: the run.
         device: to calibrate on; the network itself is on the CPU. Default: the CPU.
         network: built already. Default: as the configuration says.
-        calibrated: calibrate it where the weights are an ANN's; needless if a checkpoint follows.
+        calibrated: calibrate it where the weights are another project's ANN's; needless if a checkpoint follows.
     Returns:
         The network, and where its weights come from; None if they were drawn.
     Raises:
@@ -156,8 +156,8 @@ def build_network(
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
         if isinstance(network, TTFSNetwork):
             start = load_weights(network, weights, images, config.trained_as)
-        else:  # what its weights were trained as only the user knows
-            start = load_own_weights(network, weights, images if config.trained_as == "ann" else None)
+        else:
+            start = load_own_weights(network, weights)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, learn_units=config.learn_units)
         if config.grid_chip is not None:
@@ -241,7 +241,6 @@ def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
                 bias=config.bias,
                 weight_standardisation=config.weight_standardisation,
                 initial_gain=config.initial_gain,
-                analog=config.neuron == "ann",
                 batch_norm=config.batch_norm,
                 dropout=config.dropout,
             ),
@@ -306,53 +305,3 @@ def _by_rate(config: TrainConfig, network: nn.Module) -> dict[tuple[bool, float]
     for parameter in network.parameters():
         groups.setdefault((parameter.dim() > 1, rates.get(id(parameter), 1.0)), []).append(parameter)
     return {key: parameters for key, parameters in groups.items() if parameters}
-
-
-def build_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int) -> LambdaLR:
-    """The learning rate of a run, by optimiser step; not to be prepared by accelerate, which steps once a process."""
-    total = config.epochs * steps_per_epoch
-    return LambdaLR(optimizer, rate_factor(config, total, steps_per_epoch))
-
-
-def rate_factor(config: TrainConfig, total: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Factor on the peak rate as a function of the number of optimiser steps done, for `total` steps in all."""
-    warmup = config.warmup * total
-    milestones = [epoch * steps_per_epoch for epoch in config.milestones]
-
-    def one_cycle(step: int) -> float:
-        peak = warmup - 1
-        if step < peak:
-            return _cosine(ONE_CYCLE_START, 1.0, step / peak)
-        return _cosine(1.0, ONE_CYCLE_END, _progress(step, max(0.0, peak), total))
-
-    def cosine(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return _cosine(1.0, 0.0, _progress(step, warmup, total))
-
-    def linear(step: int) -> float:
-        if step < warmup:
-            return config.start_factor + (1 - config.start_factor) * step / warmup
-        return 1 + (config.end_factor - 1) * _progress(step, warmup, total)
-
-    def by_milestones(step: int) -> float:
-        return config.milestone_factor ** sum(step >= milestone for milestone in milestones)
-
-    def constant(step: int) -> float:
-        return 1.0
-
-    return {
-        "one_cycle": one_cycle,
-        "cosine": cosine,
-        "linear": linear,
-        "milestones": by_milestones,
-        "constant": constant,
-    }[config.schedule]
-
-
-def _progress(step: int, warmup: float, total: int) -> float:
-    return min(1.0, (step - warmup) / max(1.0, total - 1 - warmup))
-
-
-def _cosine(start: float, end: float, progress: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

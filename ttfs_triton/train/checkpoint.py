@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step-00000123` with safetensors files, `state.json` and `manifest.json`, which
 lists the size and SHA-256 of every other file. It is written under a hidden name and renamed
-when all of it is on the disk.
+when all of it is on the disk. No random states are in it: what is drawn comes from a generator seeded by the step.
 """
 
 import hashlib
@@ -10,18 +10,19 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, make_folder, sync_folder, tensor_bytes, write_synced
-from ttfs_triton.train.states import from_json, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Checkpoint:
     Attributes:
         step: optimizer steps done when it was saved.
         tensors: file stem ("model", "optimizer", ...) → name → CPU tensor, contiguous.
-        state: the JSON state, with tuples and non-finite floats as they were.
+        state: JSON values.
     """
 
     step: int
@@ -75,37 +76,25 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint; at every moment a kill or a full disk leaves the previous ones usable.
 
-    Older checkpoints are deleted only when the new one is on the disk. One of the same step is kept if it
-    is whole and has the same content, and replaced otherwise. Call it from one process of a run.
+    Older checkpoints are deleted only when the new one is on the disk. One of the same step is replaced. Call it from
+    one process of a run.
 
     Args:
         folder: `<run>/checkpoints`, created if need be.
-        step: optimizer steps done, ≥ 0.
+        step: optimizer steps done.
         tensors: file stem → name → tensor; see `tensor_bytes` for what a tensor may be.
-        state: string-keyed JSON values; tuples and non-finite floats come back as they are.
+        state: JSON values.
         keep_last: how many whole checkpoints to keep, counted back from this one, ≥ 1.
     Returns:
         The folder of the checkpoint, `<folder>/step-<step, 8 digits>`.
     Raises:
-        ValueError: step, keep_last, a file stem or a tensor is not allowed.
+        ValueError: a file stem or a tensor is not allowed.
         TypeError: state holds something that JSON cannot express.
         OSError: the disk is full or refuses; no half of a checkpoint is left behind.
     """
-    if step < 0 or keep_last < 1:
-        raise ValueError(
-            f"save_checkpoint: step must be at least 0 and keep_last at least 1; got {step} and {keep_last}. "
-            "The newest checkpoint is always kept."
-        )
-    for stem in tensors:
-        if not re.fullmatch(r"\w[\w-]*", stem):
-            raise ValueError(
-                f"save_checkpoint: tensors must be keyed by plain file stems; got {stem!r}. "
-                "Use letters, digits, _ and -."
-            )
-    folder = Path(folder)
     final = folder / checkpoint_name(step)
     partial = hidden_name(final, PARTIAL)
-    state_bytes = json.dumps(to_json(dict(state)), indent=1, allow_nan=False).encode()
+    state_bytes = json.dumps(state, indent=1).encode()
     make_folder(folder)
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -116,11 +105,15 @@ def save_checkpoint(
         manifest = _Manifest(format_version=FORMAT_VERSION, step=step, files=files)
         write_synced(partial / "manifest.json", json.dumps(manifest.model_dump(), indent=1).encode())
         sync_folder(partial)
-        _publish(partial, final, manifest)
+        # A kill from here to the rename is mended by clean_partial.
+        replaced = _hide(final, _REPLACED) if final.exists() else None
+        partial.rename(final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync_folder(folder)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
     _delete_old(folder, step, keep_last)
     return final
 
@@ -139,11 +132,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the manifest is missing, unreadable, of another format version or names a file
             elsewhere; or a file is missing, has another size or other bytes.
     """
-    path = Path(path)
     manifest = _read_manifest(path)
-    content = {name: _read_file(path, name, entry) for name, entry in manifest.files.items()}
+    content = dict(_read_files(path, manifest))
     try:
-        state = from_json(json.loads(content.pop("state.json")))
+        state = json.loads(content.pop("state.json"), object_hook=_plain)
         tensors = {name.removesuffix(_SUFFIX): from_safetensors(content.pop(name)) for name in list(content)}
     except (KeyError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"load_checkpoint: {path} cannot be decoded; got {error!r}.") from error
@@ -159,9 +151,10 @@ def latest_checkpoint(folder: Path) -> Path | None:
         CheckpointError: there are some, and all are damaged; a run that began anew would overwrite its best weights.
     """
     problems = []
-    for _, path in reversed(_numbered(Path(folder))):
+    for _, path in reversed(_numbered(folder)):
         try:
-            _verify(path)
+            for _ in _read_files(path, _read_manifest(path)):
+                pass  # one file at a time in memory
         except (CheckpointError, OSError) as error:  # OSError: a failing disk
             problems.append(str(error))
         else:
@@ -184,7 +177,6 @@ def clean_partial(folder: Path) -> None:
     Args:
         folder: `<run>/checkpoints`, or any folder with files of `ttfs_triton.atomic`; need not exist.
     """
-    folder = Path(folder)
     for path in sorted(folder.glob(".*-*")):
         match = _HIDDEN.fullmatch(path.name)
         if match is None:
@@ -206,28 +198,6 @@ def is_partial(path: Path) -> bool:
 def _write_file(path: Path, data: bytes) -> _File:
     write_synced(path, data)
     return _File(size=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
-def _publish(partial: Path, final: Path, manifest: _Manifest) -> None:
-    """Give the finished folder its name, moving an older one of the same step out of the way."""
-    if not final.exists():
-        partial.rename(final)
-        return
-    try:
-        same = _verify(final) == manifest
-    except CheckpointError:
-        same = False
-    if same:
-        shutil.rmtree(partial)
-        return
-    replaced = _hide(final, _REPLACED)  # a kill from here to the rename is mended by clean_partial
-    try:
-        partial.rename(final)
-    except BaseException:
-        replaced.rename(final)
-        raise
-    sync_folder(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _delete_old(folder: Path, step: int, keep_last: int) -> None:
@@ -266,21 +236,14 @@ def _seems_whole(path: Path) -> bool:
     return True
 
 
-def _verify(path: Path) -> _Manifest:
-    """Check every file; return the manifest."""
-    manifest = _read_manifest(path)
+def _read_files(path: Path, manifest: _Manifest) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file, checked."""
     for name, entry in manifest.files.items():
         _check_size(path, name, entry)
-        with open(path / name, "rb") as file:
-            _check_digest(path, name, entry, hashlib.file_digest(file, "sha256").hexdigest())
-    return manifest
-
-
-def _read_file(path: Path, name: str, entry: _File) -> bytes:
-    _check_size(path, name, entry)
-    data = (path / name).read_bytes()
-    _check_digest(path, name, entry, hashlib.sha256(data).hexdigest())
-    return data
+        data = (path / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise _damaged(path, f"{name} differs from its checksum")
+        yield name, data
 
 
 def _check_size(path: Path, name: str, entry: _File) -> None:
@@ -288,11 +251,6 @@ def _check_size(path: Path, name: str, entry: _File) -> None:
         raise _damaged(path, f"{name} is missing")
     if (size := (path / name).stat().st_size) != entry.size:
         raise _damaged(path, f"{name} has {size} bytes where the manifest says {entry.size}")
-
-
-def _check_digest(path: Path, name: str, entry: _File, digest: str) -> None:
-    if digest != entry.sha256:
-        raise _damaged(path, f"{name} differs from its checksum")
 
 
 def _read_manifest(path: Path) -> _Manifest:
@@ -319,3 +277,63 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
         f"load_checkpoint: {path} must be a whole checkpoint; {reason}. Delete it or resume from an earlier one."
     )
+
+
+def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Flatten an optimizer's state.
+
+    Args:
+        optimizer: any torch optimizer, stepped or not.
+    Returns:
+        tensors: `<parameter index>.<name>` (moments, step counts) and `group<index>.<name>` (a learning rate
+            held in a tensor), sharing memory with the optimizer.
+        state: everything else, JSON values.
+    """
+    found = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+
+    def without_tensors(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        own = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+        tensors.update({f"{prefix}.{key}": value for key, value in own.items()})
+        return {key: value for key, value in values.items() if key not in own}
+
+    return tensors, {
+        "state": {str(index): without_tensors(str(index), values) for index, values in found["state"].items()},
+        "param_groups": [without_tensors(f"group{i}", group) for i, group in enumerate(found["param_groups"])],
+    }
+
+
+def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Load what `pack_optimizer` returned; the next step is then, bit for bit, the one that would have come.
+
+    Args:
+        optimizer: of the same class, over parameters of the same shapes in the same groups.
+        tensors, state: from `pack_optimizer`, straight or through a file.
+    Raises:
+        ValueError: the groups are others.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = {int(index): dict(values) for index, values in state["state"].items()}
+    groups = [
+        # JSON has no tuples: the betas of Adam.
+        {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()}
+        for group in state["param_groups"]
+    ]
+    for name, tensor in tensors.items():
+        prefix, key = name.split(".", 1)
+        if prefix.startswith("group"):
+            groups[int(prefix.removeprefix("group"))][key] = tensor
+            continue
+        parameter = parameters[int(prefix)]
+        # Fused kernels walk memory in order: moments need the strides of their parameter.
+        like = parameter if tensor.shape == parameter.shape else tensor
+        moment = torch.empty_like(like, dtype=tensor.dtype, device=tensor.device)
+        states[int(prefix)][key] = moment.copy_(tensor)
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def _plain(values: dict[str, Any]) -> Any:
+    """Tuples and floats that are not finite, as earlier versions wrote them."""
+    if values.keys() == {"__tuple__"}:
+        return tuple(values["__tuple__"])
+    return float(values["__float__"]) if values.keys() == {"__float__"} else values

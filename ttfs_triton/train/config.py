@@ -1,20 +1,33 @@
-"""The configuration of a run: all options in one flat object, whose keys are those of YAML and of the command line."""
+"""The configuration of a run: from a recipe's YAML, its preset, `--config FILE` and flags; later ones win.
 
+A recipe's YAML file holds keys of a run, and two more:
+
+extends: FILE       beside it: keys and presets that are not given here
+presets:            by name: keys that `--preset NAME` sets
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from ttfs_triton.command_line import problem_lines
+from ttfs_triton.command_line import OptionsError, parse_groups, problem_lines, program
 from ttfs_triton.fault_options import FaultOptions
-from ttfs_triton.train.event_options import EventOptions
 from ttfs_triton.train.options import (
+    FREE,
     PROPERTIES,
     AugmentationOptions,
     DataOptions,
+    EventOptions,
     GridOptions,
     HubOptions,
+    MainOptions,
     NetworkOptions,
     OptimisationOptions,
     RunOptions,
@@ -36,6 +49,7 @@ class TrainConfig(
     EventOptions,
     AugmentationOptions,
     DataOptions,
+    MainOptions,
 ):
     """Everything a run depends on. Saved as `config.yaml` in the run's folder.
 
@@ -49,30 +63,23 @@ class TrainConfig(
     def _combinations(self) -> Self:
         if self.network is not None and (given := self.network_keys()):
             raise ValueError(f"network builds all of a network: leave {', '.join(given)} out, and say it there")
-        if self.neuron == "ann":
-            self._check_ann()
         if self.batch_norm and self.time_steps is not None:
             raise ValueError(
                 "batch_norm and time_steps exclude each other: train with batch_norm first, then start from its "
                 "weights with time_steps and without batch_norm"
             )
         if self.psp_persistence_rise is not None and self.spiking_neuron.psp_persistence == 0:
-            raise ValueError("psp_persistence_rise needs neuron: dft and a psp_persistence above 0 to rise to")
+            raise ValueError("psp_persistence_rise needs a psp_persistence above 0 to rise to")
         if self.psp_persistence_rise is not None and self.compile:
             raise ValueError("psp_persistence_rise and compile exclude each other: each σ would be compiled anew")
         if self.random_resized_crop and self.crop_padding:
             raise ValueError("random_resized_crop and crop_padding exclude each other")
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size (={self.batch_size}) must be divisible by gradient_accumulation "
+                f"(={self.gradient_accumulation})"
+            )
         return self
-
-    def _check_ann(self) -> None:
-        if self.target is not None:
-            raise ValueError(f"target_{self.target.kind} works with neuron: dft only; an ANN has no spikes")
-        if self.time_steps is not None:
-            raise ValueError("time_steps works with neuron: dft only; an ANN has no spikes")
-        if self.faults:
-            raise ValueError(f"faults work with neuron: dft only; got {self.faults.text()}")
-        if self.psp_persistence_rise is not None:
-            raise ValueError("psp_persistence_rise needs neuron: dft and a psp_persistence above 0 to rise to")
 
     def to_yaml(self) -> str:
         """The configuration as YAML: every key but those that say how to treat an existing folder."""
@@ -80,24 +87,139 @@ class TrainConfig(
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-# Keys that may differ between a run and its continuation: they change neither weights nor metrics, but for roundings.
-FREE_ON_RESUME = frozenset(
-    "resume overwrite output_dir data_placement num_workers profile fuse cuda_graph checkpoint_steps keep_checkpoints "
-    "log_steps trackers data_dir evaluation_batch_size max_bad_images "
-    "push_to_hub hub_repo_id hub_private hub_license".split()
-)
+FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items() if key.json_schema_extra == FREE)
+"""Keys that may differ between a run and its continuation."""
 # Keys that runs of earlier versions hold.
 RETIRED = {
+    "neuron": "an ANN is a network with psp_persistence: 0; start one from the weights of a run that has neuron: ann",
     "pretrain": "one training begins at σ = 0 and ends at its goal; use psp_persistence_rise, and batch_norm",
     "pretrain_epochs": "see psp_persistence_rise",
     "pretrain_lr": "see psp_persistence_rise",
 }
 # Schedules whose rate at a step does not depend on how many follow: such a run can be made longer.
 OPEN_SCHEDULES = ("constant", "milestones")
+_MOST_FILES = 8  # of recipes that extend one another
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used: names source, key and rule."""
+
+
+class FileOptions(BaseModel):
+    """What replaces a recipe's keys."""
+
+    config: Path | None = None
+    """YAML file whose keys replace the recipe's; flags replace both."""
+
+
+def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None = None) -> TrainConfig:
+    """Configuration of a recipe.
+
+    Args:
+        recipe: the recipe's own YAML file.
+        description: shown by `--help`.
+        arguments: command line without the program's name. Default: sys.argv[1:].
+    Raises:
+        ConfigError: a file or a combination of keys is unusable.
+        SystemExit: a flag is unknown or malformed (message on standard error), or `--help` was asked for.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--preset")
+    first.add_argument("--output-dir", type=Path)
+    first.add_argument("--resume", action="store_true")
+    first.add_argument("--network")
+    known, _ = first.parse_known_args(arguments)
+
+    written = read_recipe(recipe)
+    mine = {} if known.config is None else read_yaml(known.config)
+    values = written.values(known.preset or mine.get("preset")) | mine
+    source = str(known.config or recipe)
+    saved = known.output_dir / "config.yaml" if known.resume and known.output_dir else None
+    if saved is not None and saved.is_file():
+        # A run goes on with what it was started with; flags may repeat it, not change it.
+        values, source = without_retired(read_yaml(saved)), str(saved)
+        if values.get("network") is not None and known.network is None:
+            raise ConfigError(
+                f"--resume: the run in {known.output_dir} is of a network that {values['network']} built, and no code "
+                "is run that only a file names. Add --network FILE.py:FUNCTION."
+            )
+    base = make_config(values, source)
+    try:
+        given = parse_groups(
+            [*reversed(TrainConfig.__bases__), FileOptions],
+            {**dict(base), "config": known.config},
+            arguments=arguments,
+            description="\n\n".join(filter(None, (description, written.help()))),
+            prog=program(),
+        )
+    except OptionsError as error:
+        raise ConfigError(str(error)) from None
+    del given["config"]
+    config = make_config(given, "the command line")
+    if saved is not None and saved.is_file():
+        rule = f"the configuration must be the one in {saved}; these keys differ"
+        refuse_changes(base, config, rule, "Leave those flags away, or start a new run with another --output-dir.")
+    return config
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as its file, and those that it extends, have it.
+
+    Attributes:
+        path: of the file.
+        keys: of a run.
+        presets: by name, the keys that each sets.
+    """
+
+    path: Path
+    keys: Mapping[str, Any]
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def values(self, preset: str | None) -> dict[str, Any]:
+        """The keys with a preset's in their place; "preset" is among them.
+
+        Raises:
+            ConfigError: there is no such preset.
+        """
+        if preset is None:
+            return dict(self.keys)
+        if preset not in self.presets:
+            has = f"one of {', '.join(self.presets)}" if self.presets else f"left out: {self.path.name} has none"
+            raise ConfigError(f"preset must be {has}; got {preset}.")
+        return {**self.keys, **self.presets[preset], "preset": preset}
+
+    def help(self) -> str:
+        """What each preset sets, for `--help`; empty without presets."""
+        lines = [
+            f"--preset {name} sets {', '.join(f'{key}: {value}' for key, value in keys.items())}."
+            for name, keys in self.presets.items()
+        ]
+        return "\n".join([*lines, "Flags win over presets."]) if lines else ""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe and what it extends.
+
+    Raises:
+        ConfigError: a file cannot be read, presets are no mappings, or the files extend one another without end.
+    """
+    keys: dict[str, Any] = {}
+    presets: dict[str, dict[str, Any]] = {}
+    file: Path | None = path
+    for _ in range(_MOST_FILES):
+        found = read_yaml(file)
+        above, named = found.pop("extends", None), found.pop("presets", None) or {}
+        if not isinstance(named, dict) or not all(isinstance(values, dict) for values in named.values()):
+            raise ConfigError(f"{file}: presets must hold `key: value` lines under each name; got {named!r:.80}.")
+        keys = found | keys
+        presets = {name: named.get(name, {}) | presets.get(name, {}) for name in {**named, **presets}}
+        if above is None:
+            return Recipe(path, keys, presets)
+        file = file.parent / str(above)
+    raise ConfigError(f"{path}: extends must end after {_MOST_FILES} files; got {file} after them.")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -122,7 +244,7 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
             if it asks for something.
     """
     try:
-        return TrainConfig(**{key: value for key, value in values.items() if value or key not in RETIRED})
+        return TrainConfig(**{key: value for key, value in values.items() if key not in RETIRED or _asks(value)})
     except ValidationError as error:
         lines = "\n".join(problem_lines(error, "spiking_neuron", _no_such_key))
         raise ConfigError(f"{source} is not usable:\n{lines}") from None
@@ -143,14 +265,27 @@ def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any
     return changes
 
 
+def refuse_changes(old: TrainConfig, new: TrainConfig, rule: str, remedy: str) -> None:
+    """Raise ConfigError if a resumed run would take another course than the one it was started on; names each key."""
+    if changes := changed_keys(old, new):
+        lines = "\n".join(f"  {key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
+        raise ConfigError(f"--resume: {rule}:\n{lines}\n{remedy}")
+
+
 def without_retired(values: dict[str, Any]) -> dict[str, Any]:
-    """The keys of an earlier version's run that still mean something; its checkpoints hold what the others did."""
-    return {key: value for key, value in values.items() if key not in RETIRED}
+    """The keys of an earlier version's run that still mean something; its checkpoints hold what the others did.
+
+    An ANN's layers were others, and its run does not go on.
+    """
+    return {key: value for key, value in values.items() if key not in RETIRED or value == "ann"}
+
+
+def _asks(value: Any) -> bool:
+    """Whether the value of a retired key asks for what there is no more."""
+    return bool(value) and value != "dft"
 
 
 def _no_such_key(key: str) -> str:
-    import difflib
-
     if key in RETIRED:
         return f"this key was retired: {RETIRED[key]}"
     close = difflib.get_close_matches(key.replace("-", "_"), (*TrainConfig.model_fields, *PROPERTIES), n=1)

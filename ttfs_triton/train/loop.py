@@ -3,10 +3,11 @@
 All that a step depends on is a function of the weights, the configuration and the position.
 """
 
+from __future__ import annotations
+
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
-from ttfs_triton.scoring import Evaluation, EvaluationStopped, sum_over_processes
+from ttfs_triton.scoring import Evaluation, EvaluationStopped, device_name, sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.build import (
@@ -26,32 +27,58 @@ from ttfs_triton.train.build import (
     build_augmentation,
     build_network,
     build_optimizer,
-    build_schedule,
     check_network,
     describe,
     place_data,
 )
-from ttfs_triton.train.callback import Callback
-from ttfs_triton.train.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, save_checkpoint
+from ttfs_triton.train.checkpoint import (
+    checkpoint_name,
+    latest_checkpoint,
+    load_checkpoint,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+)
 from ttfs_triton.train.config import TrainConfig
+from ttfs_triton.train.device import choose_fusing, fused_passes
 from ttfs_triton.train.display import Display
-from ttfs_triton.train.evaluator import Evaluator
-from ttfs_triton.train.fusing import choose_fusing, fused_passes
+from ttfs_triton.train.evaluation import Evaluator, refresh_statistics
 from ttfs_triton.train.graph import GraphedStep, choose_graphs
-from ttfs_triton.train.identity import Change, compare, identity
-from ttfs_triton.train.persistence import PersistenceSchedule
+from ttfs_triton.train.lagrange import TargetTraining
 from ttfs_triton.train.processes import Interrupted, StopRequest, compress_gradients, share_statistics
 from ttfs_triton.train.profile import StepProfiler
+from ttfs_triton.train.resume import Change, EpochTotals, Position, RunDescription, RunState, check_same_run, read_state
 from ttfs_triton.train.run_folder import RunFolder
-from ttfs_triton.train.states import EpochTotals, Position, mix, pack_optimizer, unpack_optimizer
-from ttfs_triton.train.statistics import refresh_statistics
-from ttfs_triton.train.steering import Steering
-from ttfs_triton.train.step import TrainStep
-from ttfs_triton.train.update import look_ahead, make_average
+from ttfs_triton.train.schedules import PersistenceSchedule, build_schedule
+from ttfs_triton.train.step import TrainStep, look_ahead, make_average
 
 
 class NonFiniteLossError(RuntimeError):
     """Loss or gradient became infinite or not a number; no update was made from that step on."""
+
+
+class Callback:
+    """Derive from it and override what you need; every process of a run calls every method.
+
+    Example:
+        >>> class StopAt(Callback):
+        ...     def __init__(self, accuracy):
+        ...         self.accuracy = accuracy
+        ...     def on_epoch(self, loop, line):
+        ...         return line["val_accuracy"] >= self.accuracy  # True ends training
+    """
+
+    def on_start(self, loop: TrainingLoop) -> None:
+        """Training begins, or goes on: `loop` has network, graph, data, configuration and position."""
+
+    def on_step(self, loop: TrainingLoop) -> None:
+        """A step has been made. To read a tensor's value here makes a GPU wait."""
+
+    def on_epoch(self, loop: TrainingLoop, line: Mapping[str, Any]) -> bool | None:
+        """An epoch has ended: `line` is its line in metrics.jsonl. True: the run ends as if it had been the last."""
+
+    def on_end(self, loop: TrainingLoop, summary: Mapping[str, Any]) -> None:
+        """The test images have been scored: `summary` is the content of summary.json."""
 
 
 class TrainingLoop:
@@ -68,7 +95,9 @@ class TrainingLoop:
         callbacks: told of steps and epochs.
     Attributes:
         network: the bare network; `model` is what is called in training (distributed, compiled).
+        steps, steps_per_epoch: optimiser steps of the run, and of an epoch.
         fuses: whether passes over neurons are fused while training.
+        target: what the network may cost, and what is done about it; None without a limit.
         position: progress, saved with every checkpoint.
         changes: what continuations did otherwise, without changing the run's course.
         last_checkpoint: path of the newest one, for messages.
@@ -92,46 +121,45 @@ class TrainingLoop:
         fresh = not config.resume or latest_checkpoint(folder.checkpoints) is None
         self.network, self.start = build_network(config, data, accelerator.device, network=network, calibrated=fresh)
         self.graph = check_network(self.network, data)
-        self._identity = identity(config, accelerator, data, self.graph)
+        self._description = RunDescription.of(config, accelerator, data, self.graph)
         if config.sync_batch_norm and accelerator.num_processes > 1:
             share_statistics(self.network)
         self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
         self.position = Position()
+        self.changes: list[Change] = []
         self.steps_per_epoch = self._batches(0).steps
-        images = config.epochs * self.steps_per_epoch * config.batch_size
-        self.fuses = choose_fusing(config.fuse, accelerator.device, self.graph, images, display.say)
-        self.steering: Steering | None = None
+        self.steps = config.epochs * self.steps_per_epoch
+        self.fuses = choose_fusing(config, accelerator.device, self.graph, self.steps * config.batch_size)
+        if self.fuses:
+            display.say("passes over neurons are fused: the first steps wait for PyTorch's compiler")
+        self.target: TargetTraining | None = None
         if config.target is not None:
-            steps = config.epochs * self.steps_per_epoch
-            self.steering = Steering(config, accelerator, self.network, self.graph, data, steps)
-        self._called = self.network if self.steering is None else self.steering.model
+            self.target = TargetTraining(config, accelerator, self.network, self.graph, data, self.steps)
         graphs = choose_graphs(config.cuda_graph, accelerator, display.say)
         # What autograd remembers of the stream on which processes are joined has to fit the capture.
         with nullcontext() if graphs is None else graphs.aside():
-            model = accelerator.prepare_model(self._called)
+            model = accelerator.prepare_model(self.network if self.target is None else self.target.model)
             if config.gradient_compression == "bf16":
                 compress_gradients(model, display.say)
         self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
         # The bare optimizer steps the schedule and is saved; the wrapper around it knows about loss scaling.
         self.bare_optimizer = build_optimizer(config, self.network)
-        if self.steering is not None:
-            self.steering.watch(self.bare_optimizer)
+        if self.target is not None:
+            self.target.silent_channels.attach(self.bare_optimizer)
         self.average: AveragedModel | None = None
         if config.ema_decay or config.lookahead:
             self.average = make_average(self.network, config.ema_decay)
         networks = [self.network] if self.average is None else [self.network, self.average.module]
-        steps = config.epochs * self.steps_per_epoch
-        self.persistence = PersistenceSchedule(
-            networks, config.psp_persistence_rise, config.psp_persistence_order, steps
-        )
-        self.changes: list[Change] = []
+        rise, order = config.psp_persistence_rise, config.psp_persistence_order
+        self.persistence = PersistenceSchedule(networks, rise, order, self.steps)
         # Before the wrapper, which in fp16 puts the step that it finds now in the place of the one that counts calls.
         self.schedule = build_schedule(self.bare_optimizer, config, self.steps_per_epoch)
-        self.optimizer = cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.bare_optimizer))
-        self.dial = None if self.steering is None else self.steering.dial
+        optimizer = cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.bare_optimizer))
+        self.multipliers = None if self.target is None else self.target.multipliers
         followed = None if config.lookahead else self.average
-        parts = (self.network, self.model, self.optimizer, followed, self.dial)
-        self._plain_step = TrainStep(config, accelerator, *parts)
+        self._plain_step = TrainStep(
+            config, accelerator, self.network, self.model, optimizer, followed, self.multipliers
+        )
         self._step: TrainStep | GraphedStep = self._plain_step
         if graphs is not None:
             required = config.cuda_graph == "on"
@@ -158,26 +186,20 @@ class TrainingLoop:
             Interrupted: a signal asked to stop; a checkpoint has been written.
             NonFiniteLossError: no update was made from the failing step on.
         """
-        with fused_passes(self.fuses), nullcontext() if self.steering is None else self.steering.model.watching():
-            self._train()
-        self.persistence.set(
-            self.config.epochs * self.steps_per_epoch
-        )  # a run that a callback ended early is not there
-
-    def _train(self) -> None:
-        total = self.config.epochs * self.steps_per_epoch
-        self.display.start(total, self.position.step)
+        self.display.start(self.steps, self.position.step)
         try:
-            while self.position.epoch < self.config.epochs:
-                self._train_epoch()
-                self._refresh_statistics()
-                self._finish_epoch(self._validate())
-                if self._enough():
-                    break
+            with fused_passes(self.fuses), nullcontext() if self.target is None else self.target.model.watching():
+                while self.position.epoch < self.config.epochs:
+                    self._train_epoch()
+                    self._refresh_statistics()
+                    self._finish_epoch(self._validate())
+                    if self._enough():
+                        break
         except EvaluationStopped:
             self._stop()
         finally:
             self.display.stop()
+        self.persistence.set(self.steps)  # a run that a callback ended early is not there
 
     def _enough(self) -> bool:
         """Whether a callback, in any process, wants no more epochs."""
@@ -241,18 +263,18 @@ class TrainingLoop:
     def _train_step(self, micro_batches: list[Batch]) -> None:
         position = self.position
         # Dropout included, a step's random numbers follow from its position: a resumed run draws the same ones.
-        torch.manual_seed(mix(self.config.seed, position.step, self.accelerator.process_index))
+        torch.manual_seed(position.random_seed(self.config.seed, self.accelerator.process_index))
         sampled = position.step % self.config.statistics_steps == 0
         self._set_persistence()
         first = position.step == 0
-        if self.steering is not None:
-            first |= self.steering.prepare(position.step, float(self.schedule.get_last_lr()[0]) / self.config.lr)
+        if self.target is not None:
+            first |= self.target.prepare(position.step, float(self.schedule.get_last_lr()[0]) / self.config.lr)
         self._step(micro_batches, sampled=sampled, first=first)
         self.schedule.step()
         if self.average is not None:
             self.average.n_averaged += 1
         if self.average is not None and self.config.lookahead and (position.step + 1) % self.config.lookahead == 0:
-            progress = (position.step + 1) / (self.config.epochs * self.steps_per_epoch)
+            progress = (position.step + 1) / (self.steps)
             look_ahead(self.average.module, self.network, self.config.lookahead, progress)
 
     def _set_persistence(self) -> None:
@@ -294,6 +316,29 @@ class TrainingLoop:
             "A lower --lr or --gradient-clip 1 usually helps."
         )
 
+    def announce(self, *, resumed: bool) -> None:
+        """Say what is trained, on what, where."""
+        config, data, say = self.config, self.data, self.display.say
+        parameters = sum(p.numel() for p in self.network.parameters())
+        found = ", ".join(f"{value:g}" for value in self.graph.persistences)
+        say(
+            f"{config.network or config.model} ({parameters:,} parameters, σ = {found}) on {data.train.name}: "
+            f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
+            f"{len(data.test):,} test images"
+        )
+        for change in self.changes if resumed else ():
+            say(f"changed on --resume      {change}")
+        if self.start is not None and self.start.calibration is not None:
+            self.display.console.print(self.start.calibration.table())
+        if self.graph.grid is not None:
+            say(f"on the grid of a chip: {self.graph.grid.text()}")
+        if config.faults:
+            say(f"for chips with faults: {config.faults.text()}")
+        count = self.accelerator.num_processes
+        where = f"{device_name(self.accelerator.device)}, {count} process{'es' if count > 1 else ''}"
+        start = f"resumed after step {self.position.step}" if resumed else f"{config.epochs} epochs"
+        say(f"{where}, {start}, run folder {self.folder.path}")
+
     def _report(self) -> None:
         loss, correct, images = self._read_sums()
         layers = collect_statistics(self.network)
@@ -332,8 +377,8 @@ class TrainingLoop:
 
     def _validate(self) -> Evaluation | None:
         network, indices = self.scored_network, self.data.validation_indices
-        if self.steering is not None:
-            return self.steering.validate(partial(self._evaluator, network, self._train_images), network)
+        if self.target is not None:
+            return self.target.validate(partial(self._evaluator, network, self._train_images), network)
         return self._evaluator(network, self._train_images, indices, every_epoch=True) if len(indices) else None
 
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
@@ -354,12 +399,12 @@ class TrainingLoop:
                 "sparsity_with_outputs": evaluation.sparsity_with_outputs,
                 "layer_sparsity": {layer.name: layer.sparsity for layer in evaluation.layers},
             }
-        line |= {} if self.steering is None else self.steering.after_epoch()
+        line |= {} if self.target is None else self.target.after_epoch()
         line |= {"seconds": totals.seconds, "images_per_second": totals.images / totals.seconds}
         # An epoch before σ has reached its goal is no better than a later one, however accurate.
         missing = self.persistence.missing
         line |= {} if self.config.psp_persistence_rise is None else {"rise": 1 - missing}
-        miss = missing + (0.0 if self.steering is None else self.steering.miss)
+        miss = missing + (0.0 if self.target is None else self.target.miss)
         best = evaluation is None or position.is_best(evaluation.accuracy, miss)
         if best:
             position.best_epoch = position.epoch + 1
@@ -398,23 +443,18 @@ class TrainingLoop:
             tensors: dict[str, dict[str, Tensor]] = {"model": self.network.state_dict(), "optimizer": optimizer_tensors}
             if self.average is not None:
                 tensors["average"] = self.average.state_dict()
-            if self.dial is not None:
-                tensors["dial"] = self.dial.state()
-            state = {
-                "position": self.position.to_dict(),
-                "optimizer": optimizer_state,
-                "schedule": self.schedule.state_dict(),
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
-                "changes": [asdict(change) for change in self.changes],
-                **self._identity,
-            }
-            save_checkpoint(
-                self.folder.checkpoints,
-                self.position.step,
-                tensors=tensors,
-                state=state,
-                keep_last=self.config.keep_checkpoints,
-            )
+            if self.multipliers is not None:
+                tensors["dial"] = self.multipliers.state()
+            state = RunState(
+                **dict(self._description),
+                position=self.position,
+                optimizer=optimizer_state,
+                schedule=self.schedule.state_dict(),
+                scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+                changes=self.changes,
+            ).model_dump()
+            path, keep = self.folder.checkpoints, self.config.keep_checkpoints
+            save_checkpoint(path, self.position.step, tensors=tensors, state=state, keep_last=keep)
         self.accelerator.wait_for_everyone()
         self.last_checkpoint = str(self.folder.checkpoints / checkpoint_name(self.position.step))
 
@@ -430,18 +470,18 @@ class TrainingLoop:
         if path is None:
             return False
         checkpoint = load_checkpoint(path)
-        state = checkpoint.state
-        changes = compare(path, state, self._identity, checkpoint.step)
+        state = read_state(path, checkpoint)
+        changes = check_same_run(path, state, self._description, checkpoint.step)
         self.network.load_state_dict(checkpoint.tensors["model"])
-        unpack_optimizer(self.bare_optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
+        unpack_optimizer(self.bare_optimizer, checkpoint.tensors["optimizer"], state.optimizer)
         if self.average is not None:
             self.average.load_state_dict(checkpoint.tensors["average"])
-        if self.dial is not None:
-            self.dial.load(checkpoint.tensors["dial"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.position = Position.from_dict(state["position"])
+        if self.multipliers is not None:
+            self.multipliers.load(checkpoint.tensors["dial"])
+        if self.accelerator.scaler is not None and state.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        self.schedule.load_state_dict(state.schedule)
+        self.position = state.position
         totals = self.position.totals
         if self.accelerator.is_main_process:
             sums = [totals.loss, totals.correct, totals.images]
@@ -449,7 +489,7 @@ class TrainingLoop:
         self.last_checkpoint = str(path)
         if self.position.best_epoch:
             self.folder.check_best(None if isinstance(self.network, TTFSNetwork) else self.network)
-        self.changes = [Change(**change) for change in state.get("changes", [])] + changes
+        self.changes = state.changes + changes
         if self.accelerator.is_main_process:
             self.folder.record(self.config)
             self.folder.write_metrics(self.position.metrics)

@@ -1,12 +1,14 @@
 """Keys of a run, each class with its own: what they mean, their ranges, and what excludes each other.
 
-YAML files and the command line have them flat, in one `TrainConfig`.
+YAML files and the command line have them flat, in one `TrainConfig`; `--help` has a group for each class. A field that
+is FREE changes neither weights nor metrics, but for roundings: it may differ between a run and its continuation.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+import tyro
 from pydantic import (
     BaseModel,
     Field,
@@ -18,23 +20,53 @@ from pydantic import (
 
 from ttfs_triton.augment.augmentation import Fill, Flip
 from ttfs_triton.augment.policy import PolicyName
-from ttfs_triton.convert.layouts import TrainedAs
+from ttfs_triton.data.events import MAX_WINDOWS, EventWindows, Size
 from ttfs_triton.nn import Neuron
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.grid import MOST_STEPS, Grid
 from ttfs_triton.train.target import Wanted, parse_target
 
 PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
+FREE: dict[str, Any] = {"free_on_resume": True}
+
+
+class MainOptions(BaseModel):
+    """What most runs are given."""
+
+    dataset: str | None = None
+    """Hub data set ("ylecun/mnist", "uoft-cs/cifar10", ...), or "sample" for the bundled Fashion-MNIST sample."""
+    data_dir: Path | None = Field(None, json_schema_extra=FREE)
+    """Local folder with parquet files or class folders of images; no network is used. Of class folders without a split,
+    a fifth of each class are test images, drawn by a hash of their names."""
+    output_dir: Path | None = Field(None, json_schema_extra=FREE)
+    """Folder of the run. Default: runs/<recipe>-<time>."""
+    epochs: int = Field(15, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(128, ge=1)
+    """Images an optimiser step, over all processes and accumulated micro-batches together."""
+    lr: Annotated[float, tyro.conf.arg(aliases=("--learning-rate",))] = Field(1e-3, gt=0, le=100)
+    """Peak learning rate."""
+    cpu: bool = False
+    """Train on the CPU even where there is a GPU."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of weights, data order and augmentation."""
+    preset: str | None = None
+    """Keys of the recipe under this name, as `--help` lists them; a configuration file and flags win over them."""
+    resume: bool = Field(False, json_schema_extra=FREE)
+    """Go on from the newest complete checkpoint in output_dir."""
+    overwrite: bool = Field(False, json_schema_extra=FREE)
+    """Delete an existing run in output_dir first."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite exclude each other")
+        return self
 
 
 class DataOptions(BaseModel):
     """Images, and where they lie."""
 
-    dataset: str | None = None
-    """Hub data set ("ylecun/mnist", "uoft-cs/cifar10", ...), or "sample" for the bundled Fashion-MNIST sample."""
-    data_dir: Path | None = None
-    """Local folder with parquet files or class folders of images; no network is used. Of class folders without a split,
-    a fifth of each class are test images, drawn by a hash of their names."""
     image_column: str | None = None
     """Column of the images. Default: detected (image, img)."""
     label_column: str | None = None
@@ -51,14 +83,14 @@ class DataOptions(BaseModel):
     """Use only this many training images (before the validation split)."""
     max_test_samples: int | None = Field(None, ge=1)
     """Use only this many test images."""
-    max_bad_images: int = Field(10, ge=0)
+    max_bad_images: int = Field(10, ge=0, json_schema_extra=FREE)
     """Undecodable images that are reported and skipped before the run stops."""
     streaming: bool = False
     """Decode images batch by batch from disk instead of keeping all of them in memory."""
-    data_placement: Literal["auto", "device", "host"] = "auto"
+    data_placement: Literal["auto", "device", "host"] = Field("auto", json_schema_extra=FREE)
     """Where decoded images lie: in the memory of the GPU, in main memory, or as free memory allows. Images that do not
     fit into main memory either are streamed, unless one of the two is asked for."""
-    num_workers: int = Field(0, ge=0, le=256)
+    num_workers: int = Field(0, ge=0, le=256, json_schema_extra=FREE)
     """Worker processes that decode streamed images."""
 
     @model_validator(mode="after")
@@ -102,6 +134,45 @@ class AugmentationOptions(BaseModel):
         return self
 
 
+_IMAGE_KEYS = (  # which mean nothing for events
+    *("dataset", "image_column", "label_column", "image_size", "random_resized_crop", "streaming"),
+    *("auto_augment", "trivial_augment"),
+)
+
+
+class EventOptions(BaseModel):
+    """What becomes of recordings; see `ttfs_triton.data.events`."""
+
+    event_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)
+    """Windows of a recording: data_dir holds those of an event camera (N-MNIST or DVS-Gesture as published, class
+    folders of .bin or .npz files), and in each window, the first event of a pixel and polarity is a spike. Default:
+    data_dir holds images."""
+    event_window_us: int | None = Field(None, ge=1)
+    """Length of such a window in microseconds. Default: the recording's own duration, divided."""
+    event_pool: int = Field(1, ge=1)
+    """Pixels of the sensor, a side, that become one, which takes their earliest event."""
+    event_sensor: tuple[Size, Size] | None = None
+    """Height and width of the sensor in pixels. Default: those of N-MNIST or DVS-Gesture."""
+
+    @model_validator(mode="after")
+    def _of_events(self) -> Self:
+        keys = _IMAGE_KEYS if self.events is not None else EventOptions.model_fields
+        fields = type(self).model_fields
+        given = ", ".join(name for name in keys if name in fields and getattr(self, name) != fields[name].default)
+        if given and self.events is not None:
+            raise ValueError(f"event_windows: leave {given} out; events have no colours, files and columns")
+        if given:
+            raise ValueError(f"{given} must go with event_windows: recordings become images by windows")
+        return self
+
+    @property
+    def events(self) -> EventWindows | None:
+        """What becomes of recordings, None of images."""
+        if self.event_windows is None:
+            return None
+        return EventWindows(self.event_windows, self.event_window_us, self.event_pool, self.event_sensor)
+
+
 class NetworkOptions(BaseModel):
     """The network; meaningless beside a network of the user's own."""
 
@@ -113,8 +184,6 @@ class NetworkOptions(BaseModel):
     """Fully connected hidden layers of vgg11 and vgg16; the paper's are 4096-4096."""
     width: float = Field(1.0, gt=0)
     """Factor on the size of every hidden layer."""
-    neuron: Literal["dft", "ann"] = "dft"
-    """dft: dynamic-firing-threshold spiking neurons. ann: the same network with ReLU clamped to [0, 1]."""
     batch_norm: bool = False
     """Normalise the potentials of every hidden layer over the batch. Folds into weights and initial potentials."""
     sync_batch_norm: bool = False
@@ -171,13 +240,13 @@ class StartOptions(BaseModel):
     in_channels, image_size and classes that it takes."""
     weights: str | None = None
     """Start from these weights: a run's folder, a file, or a Hub repository, org/name[/file][@revision]. Of the same
-    network, also as an ANN with batch norm, or of a known VGG; see recipes/convert.py for what more can be changed."""
-    trained_as: TrainedAs | None = None
+    network, or of a known VGG; see `ttfs convert` for what more can be changed."""
+    trained_as: Literal["ann", "direct", "proxy"] | None = None
     """What the weights are of if they are the paper's, whose names do not say it: its ANN, or the spiking network of
-    its script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Only an ANN's are calibrated; those of a
-    network of your own are if you say ann here, say of one trained at psp_persistence 0."""
+    its script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Only an ANN's are calibrated."""
     calibration_images: int = Field(256, ge=0)
-    """Training images on which a network with an ANN's weights is calibrated before training. 0: not at all."""
+    """Training images on which a network with the weights of another project's ANN is calibrated before training.
+    0: not at all."""
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -188,8 +257,8 @@ class StartOptions(BaseModel):
     def _of_weights(self) -> Self:
         if self.trained_as is not None and self.weights is None:
             raise ValueError("trained_as needs weights")
-        if self.network is not None and self.trained_as not in (None, "ann"):
-            raise ValueError(f"trained_as must be ann for a network of your own, or left out; got {self.trained_as}")
+        if self.network is not None and self.trained_as is not None:
+            raise ValueError(f"trained_as must be left out for a network of your own; got {self.trained_as}")
         return self
 
 
@@ -230,16 +299,10 @@ class GridOptions(BaseModel):
 class OptimisationOptions(BaseModel):
     """Updates, their rates, and σ's course."""
 
-    epochs: int = Field(15, ge=1)
-    """Passes over the training images."""
-    batch_size: int = Field(128, ge=1)
-    """Images an optimiser step, over all processes and accumulated micro-batches together."""
     gradient_accumulation: int = Field(1, ge=1)
     """Micro-batches an optimiser step."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """Adam's weight decay is decoupled in adamw; sgd uses Nesterov momentum."""
-    lr: float = Field(1e-3, gt=0, le=100)
-    """Peak learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd; first beta of adam and adamw."""
     weight_decay: float = Field(0.0, ge=0)
@@ -270,7 +333,6 @@ class OptimisationOptions(BaseModel):
     """Label smoothing of the cross entropy."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then what is scored and saved. 0: off."""
-
     lookahead: int = Field(0, ge=0)
     """Every so many steps, average the weights with those of earlier steps, and go on from the average, which is what
     is scored and saved; earlier steps count more towards the end. 0: off."""
@@ -285,11 +347,6 @@ class OptimisationOptions(BaseModel):
             raise ValueError("schedule: milestones needs milestones, e.g. [50, 150, 240]")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones must rise; got {list(self.milestones)}")
-        if self.batch_size % self.gradient_accumulation:
-            raise ValueError(
-                f"batch_size (={self.batch_size}) must be divisible by gradient_accumulation "
-                f"(={self.gradient_accumulation})"
-            )
         if self.lookahead and self.ema_decay:
             raise ValueError("lookahead and ema_decay exclude each other: each is the average that is scored")
         rise = self.psp_persistence_rise
@@ -324,62 +381,44 @@ class TargetOptions(BaseModel):
 class RunOptions(BaseModel):
     """Where and how a run runs."""
 
-    preset: str | None = None
-    """Keys of the recipe under this name, as `--help` lists them; a configuration file and flags win over them."""
-    output_dir: Path | None = None
-    """Folder of the run. Default: runs/<recipe>-<time>."""
-    seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of weights, data order and augmentation."""
-    resume: bool = False
-    """Go on from the newest complete checkpoint in output_dir."""
-    overwrite: bool = False
-    """Delete an existing run in output_dir first."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     """Default: as `accelerate launch` says."""
     compile: bool = False
     """Compile the network with torch.compile."""
-    fuse: Literal["auto", "on", "off"] = "auto"
+    fuse: Literal["auto", "on", "off"] = Field("auto", json_schema_extra=FREE)
     """On a CPU, let PyTorch's compiler fuse the passes over neurons. auto: in long runs, if there is a C++ compiler."""
-    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    cuda_graph: Literal["auto", "on", "off"] = Field("auto", json_schema_extra=FREE)
     """Make each step by one launch of a CUDA graph. auto: where it is possible."""
     gradient_compression: Literal["no", "bf16"] = "no"
     """Numbers in which several processes exchange gradients: as they are, or rounded to bfloat16."""
-    cpu: bool = False
-    """Train on the CPU even where there is a GPU."""
-    evaluation_batch_size: int = Field(500, ge=1)
+    evaluation_batch_size: int = Field(500, ge=1, json_schema_extra=FREE)
     """Images a batch, a process, in evaluation."""
-    checkpoint_steps: int = Field(0, ge=0)
+    checkpoint_steps: int = Field(0, ge=0, json_schema_extra=FREE)
     """Write a checkpoint every so many optimiser steps, besides each epoch's end. 0: only then."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, json_schema_extra=FREE)
     """Newest checkpoints to keep; the best weights are kept besides."""
-    log_steps: int = Field(20, ge=1)
+    log_steps: int = Field(20, ge=1, json_schema_extra=FREE)
     """Optimiser steps between two updates of progress bar and trackers."""
     statistics_steps: int = Field(50, ge=1)
     """Optimiser steps between two samples of the layers' activity in training."""
-    profile: int = Field(0, ge=0)
+    profile: int = Field(0, ge=0, json_schema_extra=FREE)
     """Trace so many steps and tell where their time goes, in the folder `profile` of the run. 0: off."""
-    trackers: tuple[str, ...] = ()
+    trackers: tuple[str, ...] = Field((), json_schema_extra=FREE)
     """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""
     backend: Literal["auto", "triton", "torch"] = "auto"
     """Kernels."""
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite exclude each other")
-        return self
 
 
 class HubOptions(BaseModel):
     """Publishing when the run has ended."""
 
-    push_to_hub: bool = False
+    push_to_hub: bool = Field(False, json_schema_extra=FREE)
     """Publish the best weights, with a model card, when the run has ended. Rights are checked before it starts."""
-    hub_repo_id: str | None = None
+    hub_repo_id: str | None = Field(None, json_schema_extra=FREE)
     """Where to publish: owner/name, made if need be."""
-    hub_private: bool = True
+    hub_private: bool = Field(True, json_schema_extra=FREE)
     """Only you, and the members of your organisation, can see it."""
-    hub_license: str | None = None
+    hub_license: str | None = Field(None, json_schema_extra=FREE)
     """Licence of the model by the Hub's short name, such as apache-2.0. Default: none is stated."""
 
     @model_validator(mode="after")

@@ -1,14 +1,12 @@
-"""A run from start to finish, and the command line around it."""
+"""A run from start to finish."""
 
 import json
-import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -16,12 +14,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 
-from ttfs_kernels.backends import why_no_triton
-from ttfs_triton.command_line import TRACEBACK, plain_errors, program
+from ttfs_triton.command_line import program
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.memory import freed_memory_kept
@@ -29,73 +24,52 @@ from ttfs_triton.model.hub import HubError, check_account, open_repository
 from ttfs_triton.scoring import EvaluationStopped
 from ttfs_triton.scoring.graphs import GraphError
 from ttfs_triton.train.build import RunData, load_data
-from ttfs_triton.train.callback import Callback
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
-from ttfs_triton.train.cli import parse_config
 from ttfs_triton.train.config import ConfigError, TrainConfig
+from ttfs_triton.train.device import make_accelerator, warn_of_device
 from ttfs_triton.train.display import Display
-from ttfs_triton.train.identity import check_configuration
-from ttfs_triton.train.loop import NonFiniteLossError, TrainingLoop
-from ttfs_triton.train.precision import warn_of_emulation
+from ttfs_triton.train.evaluation import score_run
+from ttfs_triton.train.loop import Callback, NonFiniteLossError, TrainingLoop
 from ttfs_triton.train.processes import Interrupted, StopRequest, ask_main_process
+from ttfs_triton.train.resume import check_configuration, read_state
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
-from ttfs_triton.train.summary import announce, score
-
-WORKERS_PER_CORE = 4  # more than that only takes memory, and thousands hang the machine
 
 
 class DeviceLostError(RuntimeError):
     """The GPU failed, or its memory was too small, in the middle of a run; what was saved is whole."""
 
 
-def main(recipe: Path, description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of a recipe: parse, train, exit with a plain message where the user can mend what went wrong.
-
-    Args:
-        recipe: the recipe's YAML file.
-        description: shown by `--help`.
-        arguments: command line without the program's name. Default: sys.argv[1:].
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    errors = (
-        ConfigError,
-        RunFolderError,
-        CheckpointError,
-        NonFiniteLossError,
-        DeviceLostError,
-        GraphError,
-        DataLostError,
-        Interrupted,
-    )
-    with plain_errors(*errors, traceback=TRACEBACK in arguments):
-        config = parse_config(recipe, description or "", arguments)
-        train(config, name=recipe.stem)
+ERRORS = (
+    ConfigError,
+    RunFolderError,
+    CheckpointError,
+    NonFiniteLossError,
+    DeviceLostError,
+    GraphError,
+    DataLostError,
+    Interrupted,
+)
+"""Of `train`, which the user can mend."""
 
 
-@dataclass(frozen=True)
-class Given:
-    """What a program gives in place of what a configuration describes.
-
-    Attributes:
-        network: to train, and to hold the best weights at the end; None: as configured.
-        data: None: as configured.
-        callbacks: told of steps and epochs.
-        again: how to go on with the run, in words. Default: its recipe's command.
-    """
-
-    network: nn.Module | None = None
-    data: RunData | None = None
-    callbacks: Sequence[Callback] = ()
-    again: str | None = None
-
-
-def train(config: TrainConfig, name: str = "run", given: Given = Given()) -> dict[str, Any]:
+def train(
+    config: TrainConfig,
+    name: str = "run",
+    *,
+    network: nn.Module | None = None,
+    data: RunData | None = None,
+    callbacks: Sequence[Callback] = (),
+    again: str | None = None,
+) -> dict[str, Any]:
     """Train a network as configured. On a CPU, the process keeps the memory that a step frees, until the end.
 
     Args:
         config: the run.
         name: of the default output folder and of the trackers' project.
-        given: what takes the place of what the configuration describes; see `Trainer`.
+        network: to train, and to hold the best weights at the end; see `Trainer`. Default: as configured.
+        data: default: as configured.
+        callbacks: told of steps and epochs.
+        again: how to go on with the run, in words. Default: its recipe's command.
     Returns:
         The content of `summary.json`.
     Raises:
@@ -106,64 +80,68 @@ def train(config: TrainConfig, name: str = "run", given: Given = Given()) -> dic
         GraphError: steps or batches cannot be captured in a CUDA graph, as asked for.
         DataLostError: images vanished; one process alone has written a checkpoint, and the message says how to go on.
     """
-    if given.data is None and config.dataset is None and config.data_dir is None:
+    if data is None and config.dataset is None and config.data_dir is None:
         raise ConfigError("give --dataset (a Hub name, or sample) or --data-dir (a local folder).")
     accelerator = make_accelerator(config)
     folder = _agree_on_folder(config, accelerator, name)
+    display = Display(accelerator.is_main_process)
+    again = again or _command(folder, config)
     try:
-        summary = _train(config, accelerator, folder, name, given)
+        # Rights are found out before data are loaded: token and name now, the repository as soon as the run can begin.
+        _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
+        summary = folder.read_summary() if config.resume else None
+        if summary is not None and summary["epochs"] >= config.epochs:
+            display.say(f"This run has ended already: {folder.path}")
+        else:
+            if config.resume:
+                _check_configuration(config, folder)
+            warn_of_device(accelerator, display.say)
+            stop = StopRequest(accelerator)
+            with _beginning(folder, again):
+                data = data or load_data(config, accelerator, display.say)
+                loop = TrainingLoop(config, accelerator, data, folder, display, stop, network, callbacks)
+            open_hub = partial(open_repository, str(config.hub_repo_id), private=config.hub_private)
+            _ask_hub(config, accelerator, open_hub)
+            with _under_way(loop, again):
+                summary = _train(loop, name)
         accelerator.end_training()
-        _publish(config, folder.path, accelerator, given.network)
+        _publish(config, folder.path, accelerator, network)
         return summary
     finally:
         folder.release()
 
 
-def _train(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    folder: RunFolder,
-    name: str,
-    given: Given,
-) -> dict[str, Any]:
-    """A run in a folder that is ours."""
-    display, again = Display(accelerator.is_main_process), given.again or _command(folder, config)
-    # Rights are found out before data are loaded: token and name now, the repository as soon as the run can begin.
-    _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
-    if config.resume and (summary := folder.read_summary()) is not None and summary["epochs"] >= config.epochs:
-        display.say(f"This run has ended already: {folder.path}")
-        return summary
-    if config.resume:
-        _check_configuration(config, folder)
-    warn_of_emulation(accelerator, display.say)
-    stop = StopRequest(accelerator)
-    with _beginning(folder, again):
-        data = load_data(config, accelerator, display.say) if given.data is None else given.data
-    with _beginning(folder, again):
-        loop = TrainingLoop(config, accelerator, data, folder, display, stop, given.network, given.callbacks)
-    _ask_hub(config, accelerator, partial(open_repository, str(config.hub_repo_id), private=config.hub_private))
+def _train(loop: TrainingLoop, name: str) -> dict[str, Any]:
+    """A run that can begin."""
+    config, accelerator, folder = loop.config, loop.accelerator, loop.folder
+    if accelerator.is_main_process:
+        folder.prepare(config)
+    accelerator.wait_for_everyone()
+    accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
+    accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
+    loop.announce(resumed=config.resume and loop.resume())
+    for callback in loop.callbacks:
+        callback.on_start(loop)
+    with loop.stop, freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
+        loop.train()
+        summary = score_run(loop)
+    for callback in loop.callbacks:
+        callback.on_end(loop, summary)
+    return summary
+
+
+@contextmanager
+def _under_way(loop: TrainingLoop, again: str) -> Iterator[None]:
+    """Within its `with` block, whatever stops a run says which checkpoint is the last and how to go on."""
     try:
-        if accelerator.is_main_process:
-            folder.prepare(config)
-        accelerator.wait_for_everyone()
-        accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
-        accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
-        resumed = config.resume and loop.resume()
-        announce(loop, resumed)
-        for callback in given.callbacks:
-            callback.on_start(loop)
-        with stop, freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
-            loop.train()
-            summary = score(loop)
-        for callback in given.callbacks:
-            callback.on_end(loop, summary)
+        yield
     except EvaluationStopped:
         message = f"Stopped while scoring the test images.\nGo on with: {again}"
-        raise Interrupted(message, stop.received) from None
+        raise Interrupted(message, loop.stop.received) from None
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\nGo on with: {again}", stopped.received) from None
     except DataLostError as error:
-        if accelerator.num_processes == 1:  # others would wait for those that have lost nothing
+        if loop.accelerator.num_processes == 1:  # others would wait for those that have lost nothing
             loop.save()
         reason = str(error).splitlines()[-1].split("DataLostError: ")[-1]  # a worker's comes with its traceback
         raise DataLostError(f"{reason} Last checkpoint: {loop.last_checkpoint}. Go on with: {again}") from error
@@ -174,7 +152,6 @@ def _train(
             f"train: files must be readable and writable to the end; got {reason_of(error)}. Last checkpoint: "
             f"{loop.last_checkpoint}. Mend that, then go on with: {again}"
         ) from error
-    return summary
 
 
 @contextmanager
@@ -188,45 +165,6 @@ def _beginning(folder: RunFolder, again: str) -> Iterator[None]:
         raise
     except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
         raise ConfigError(str(error) or f"not enough memory for this run; {type(error).__name__}.") from error
-
-
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Processes, device, precision and trackers of a run.
-
-    Raises:
-        ConfigError: a tracker is not installed; precision or backend cannot be had on the CPU; or too many workers.
-    """
-    known = [str(tracker) for tracker in get_available_trackers()]
-    for tracker in config.trackers:
-        if tracker not in known:
-            raise ConfigError(
-                f"trackers: {tracker} must be installed and known to accelerate; got only "
-                f"{', '.join(known) or 'none'}. Try pip install {tracker}."
-            )
-    cpu = config.cpu or not torch.cuda.is_available()
-    if cpu and config.mixed_precision == "fp16":
-        raise ConfigError("mixed_precision: fp16 needs a GPU; use bf16 on the CPU.")
-    most = max(64, WORKERS_PER_CORE * (os.cpu_count() or 1))
-    if config.num_workers > most:
-        raise ConfigError(f"num_workers must be at most {most} on this machine; got {config.num_workers}. Lower it.")
-    device = torch.device("cpu" if cpu else "cuda")
-    if config.backend == "triton" and (reason := why_no_triton(device, torch.float32)) is not None:
-        raise ConfigError(f"backend: triton must be able to run here; {reason}. Use --backend torch or auto.")
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision=config.mixed_precision,
-        log_with=list(config.trackers) or None,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(
-                # The network is the same in every step: buckets are laid out once, and gradients live in them.
-                gradient_as_bucket_view=True,
-                # PyTorch 2.13 asserts (reducer.cpp) if the first backward pass of a static graph is not exchanged.
-                static_graph=config.gradient_accumulation == 1,
-            )
-        ],
-        # Some trackers insist on a folder now; the run's own replaces it as soon as it is known.
-        project_config=ProjectConfiguration(logging_dir="runs"),
-    )
 
 
 def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -> RunFolder:
@@ -265,7 +203,7 @@ def _check_configuration(config: TrainConfig, folder: RunFolder) -> None:
     """Refuse, before data are loaded, what the newest checkpoint contradicts."""
     path = latest_checkpoint(folder.checkpoints)
     if path is not None:
-        check_configuration(path, load_checkpoint(path).state, config)
+        check_configuration(path, read_state(path, load_checkpoint(path)), config)
     elif folder.has_progress():
         raise RunFolderError(
             f"--resume: {folder.checkpoints} must hold a checkpoint, as metrics.jsonl tells of epochs; there is none. "

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from ttfs_triton.atomic import make_folder, write_json, write_text
@@ -22,12 +23,48 @@ from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.model.weights import LoadError
 from ttfs_triton.train.checkpoint import clean_partial, is_partial
-from ttfs_triton.train.claim import CLAIM, Claim, ClaimedError
 from ttfs_triton.train.config import TrainConfig
+
+LOCK = ".lock"
 
 
 class RunFolderError(RuntimeError):
     """The output folder cannot be used as asked."""
+
+
+class FolderLock:
+    """A folder that belongs to this process until `release`, or until it ends, however that is.
+
+    The system drops the lock of a process that has ended. On a network file system without locks between machines, two
+    machines may own one folder.
+
+    Args:
+        folder: made if need be.
+    Raises:
+        RunFolderError: another process owns it, or another object in this one; or it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            make_folder(folder)
+            self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+            self._lock.acquire()
+        except Timeout:
+            raise RunFolderError(
+                f"{folder} must belong to one run; another process owns it. Wait for it to end, or give another "
+                "--output-dir."
+            ) from None
+        except OSError as error:
+            raise RunFolderError(
+                f"{folder} must be a folder that can be written; got {reason_of(error)}. Give another --output-dir."
+            ) from error
+
+    def release(self) -> None:
+        """Give the folder up, and leave nothing in it; once is enough."""
+        if self._lock.is_locked:
+            # While it is held: who has opened this file meanwhile finds it gone, and opens the next one.
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
 
 
 class RunFolder:
@@ -47,25 +84,18 @@ class RunFolder:
             path / name for name in ("config.yaml", "metrics.jsonl", "summary.json")
         )
         self._doomed = path / ".overwritten"
-        self._claim: Claim | None = None
+        self._lock: FolderLock | None = None
 
     def claim(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder this process's own, if it may be used as asked; writes nothing but the claim.
+        """Make the folder this process's own, if it may be used as asked; writes nothing but the lock.
 
         Raises:
             RunFolderError: another process owns it; it holds something and neither flag says what to do with it; there
                 is no run to resume; the folder to overwrite is not a run; or it cannot be written.
         """
-        # Before the claim, so that a mistake makes no folder; and after it, when nobody else can change what is there.
+        # Before the lock, so that a mistake makes no folder; and after it, when nobody else can change what is there.
         self._check(resume, overwrite)
-        try:
-            self._claim = Claim(self.path)
-        except ClaimedError as error:
-            raise RunFolderError(str(error)) from error
-        except OSError as error:
-            raise RunFolderError(
-                f"{self.path} must be a folder that can be written; got {reason_of(error)}. Give another --output-dir."
-            ) from error
+        self._lock = FolderLock(self.path)
         try:
             self._check(resume, overwrite)
         except RunFolderError:
@@ -74,10 +104,10 @@ class RunFolder:
 
     def release(self) -> None:
         """Give the folder up, and remove it if it is empty: a start that came to nothing leaves nothing."""
-        if self._claim is None:
+        if self._lock is None:
             return
-        self._claim.release()
-        self._claim = None
+        self._lock.release()
+        self._lock = None
         with suppress(OSError):
             self.path.rmdir()
 
@@ -106,7 +136,7 @@ class RunFolder:
         return self._config.is_file()
 
     def _entries(self) -> list[Path]:
-        """What is in the folder, but claims."""
+        """What is in the folder, but the lock."""
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} must be a folder; got a file. Give another --output-dir.")
         try:
@@ -115,7 +145,7 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} must be a folder that can be read; got {reason_of(error)}. Give another --output-dir."
             ) from error
-        return [entry for entry in entries if not entry.name.startswith(CLAIM)]
+        return [entry for entry in entries if not entry.name.startswith(LOCK)]
 
     def _is_cut_short(self, entries: list[Path]) -> bool:
         """Whether this is what a start, or an overwriting, leaves that ended before there was a config.yaml."""

@@ -1,4 +1,4 @@
-"""Weights that a run starts from: its own kind as they are, an ANN's or another project's converted."""
+"""Weights that a run starts from: those of our networks as they are, another project's converted."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,6 @@ from ttfs_triton.convert import (
     Weights,
     WeightsError,
     calibrate_converted,
-    calibrate_network,
     convert,
     open_weights,
 )
@@ -24,7 +23,6 @@ from ttfs_triton.model import BaseModel, ModelDescription
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
 from ttfs_triton.nn.chip import check_registers
 from ttfs_triton.nn.folding import unfold_batch_norm
-from ttfs_triton.nn.graph import NetworkError
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError
@@ -55,10 +53,10 @@ def load_weights(
     A network with batch norm starts from weights without one as if it had been trained to them: it computes the same,
     with the statistics of `images`.
 
-    Tensors of exactly the network's names and shapes are copied, from a spiking network or its analog twin. Others are
-    converted first: an ANN of ours with batch norm or standardised weights, or a known network of another project. What
-    neither names nor shapes fix stays as the network has it, but for mean and std of the images, which are those that
-    the weights were trained with. A spiking network with an ANN's weights is calibrated.
+    Tensors of exactly the network's names and shapes are copied. Others are converted first: a network of ours with
+    batch norm or standardised weights, or a known network of another project, whose ANN is calibrated. What neither
+    names nor shapes fix stays as the network has it, but for mean and std of the images, which are those that the
+    weights were trained with.
 
     Args:
         network: changed in place.
@@ -69,36 +67,30 @@ def load_weights(
     Raises:
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
-    normalised = not network.config.analog and network.config.batch_norm
     try:
         weights = source if isinstance(source, Weights) else open_weights(source)
         description = weights.description()
     except WeightsError as error:
         raise ConfigError(f"weights: {error}") from error
     trained = _trained_with_batch_norm(description)
-    if trained is not None and not normalised and not network.config.analog:
+    if trained is not None and not network.config.batch_norm:
         return _load_folded(network, weights, trained)
-    if normalised and trained is None:
+    if network.config.batch_norm and trained is None:
         return _load_plain(network, weights, images, trained_as)
     try:
         units = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(".log2_unit")}
         if units:
             others = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
             weights = dataclasses.replace(weights, tensors=others)
-        converted, calibration = None, None
+        calibration = None
         if trained_as is None and _shapes(weights.tensors) == _shapes(network.state_dict()):
             tensors, trained = weights.tensors, None if description is None else description.network
         else:
             converted = _convert(network.config, weights, trained_as)
-            tensors, trained = converted.network.state_dict(), converted.network.config
-            _check_same(network, tensors)
-        known_ann = converted is not None or (trained is not None and trained.analog)
-        to_calibrate = images is not None and known_ann and not network.config.analog
-        if images is not None and to_calibrate:
-            converted = converted or _convert(network.config, weights, trained_as)
-            if converted.needs_calibration:
+            _check_same(network, converted.network.state_dict())
+            if images is not None and converted.needs_calibration:
                 converted, calibration = _calibrate(converted, images)
-                tensors = converted.network.state_dict()
+            tensors, trained = converted.network.state_dict(), converted.network.config
         base_model = weights.base_model()
     except ConversionError as error:
         raise ConfigError(f"weights: {weights.name} does not fit {network.config.specification}: {error}") from error
@@ -112,13 +104,13 @@ def load_weights(
 
 
 def _trained_with_batch_norm(description: ModelDescription | None) -> NetworkConfig | None:
-    """The spiking network with batch norm that a config.json describes; None if it is of another one."""
+    """The network with batch norm that a config.json describes; None if it is of another one."""
     network = None if description is None else description.network
-    return network if isinstance(network, NetworkConfig) and network.batch_norm and not network.analog else None
+    return network if isinstance(network, NetworkConfig) and network.batch_norm else None
 
 
 def _load_folded(network: TTFSNetwork, source: Weights, trained: NetworkConfig) -> Start:
-    """`load_weights` of a spiking network with batch norm into one without."""
+    """`load_weights` of a network with batch norm into one without."""
     normalised = TTFSNetwork(trained)
     start = load_weights(normalised, source)
     normalised.fold_batch_norm()
@@ -185,13 +177,12 @@ def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[
         )
 
 
-def load_own_weights(network: nn.Module, source: str, images: Tensor | None = None) -> Start:
+def load_own_weights(network: nn.Module, source: str) -> Start:
     """Load weights into a network that code of the user's built, strictly: same names, same shapes.
 
     Args:
         network: changed in place.
         source: what `open_weights` reads.
-        images: to calibrate on, as for `load_weights`, where the weights are an ANN's.
     Raises:
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
@@ -202,17 +193,7 @@ def load_own_weights(network: nn.Module, source: str, images: Tensor | None = No
     except (WeightsError, ConversionError) as error:
         raise ConfigError(f"weights: {error}") from error
     network.load_state_dict(weights.tensors)
-    return Start(base_model, None if images is None else _calibrate_network(network, images))
-
-
-def _calibrate_network(network: nn.Module, images: Tensor) -> Calibration:
-    """Calibrate on the images' device; the network stays on the CPU."""
-    try:
-        return calibrate_network(network.to(images.device), images)
-    except (ConversionError, NetworkError) as error:
-        raise ConfigError(f"weights: {error}") from error
-    finally:
-        network.cpu()
+    return Start(base_model, None)
 
 
 def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:
@@ -225,7 +206,6 @@ def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibra
 def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | None) -> Converted:
     """The converted network; its configuration must be `target`'s in all that counts."""
     assumed = target.replace(
-        analog=True,
         readout="potential_start",
         batch_norm=any(".batch_norm." in key for key in weights.tensors),
         weight_standardisation=any(key.endswith(".weight_gain") for key in weights.tensors),

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ttfs_triton.data.images import ImageData, images_of_tensors, train_validation_split
+from ttfs_triton.data.images import ImageData, images_of_tensors
 from ttfs_triton.nn.trace import unwrapped
-from ttfs_triton.train.build import RunData, check_network
-from ttfs_triton.train.callback import Callback
+from ttfs_triton.train.build import RunData, check_network, split_data
 from ttfs_triton.train.config import ConfigError, TrainConfig, make_config
-from ttfs_triton.train.run import Given, train
+from ttfs_triton.train.loop import Callback
+from ttfs_triton.train.run import train
 
 Split = ImageData | tuple[Tensor, Tensor]
 """Images and labels: as `load_images` gives them, or as tensors, [N, channels, height, width] uint8 and [N] int64."""
@@ -72,7 +71,7 @@ class Trainer:
         Returns:
             The content of `summary.json`.
         """
-        return train(self.config, self.name, given=Given(self.network, self.data, self.callbacks))
+        return train(self.config, self.name, network=self.network, data=self.data, callbacks=self.callbacks)
 
 
 def run_data(train_split: Split, test_split: Split, config: TrainConfig) -> RunData:
@@ -93,6 +92,4 @@ def run_data(train_split: Split, test_split: Split, config: TrainConfig) -> RunD
             f"run_data: test images must be like the training images, {training.shape[1:]} in {training.class_names}; "
             f"got {test.shape[1:]} in {test.class_names}."
         )
-    if config.validation_fraction == 0:
-        return RunData(training, test, torch.arange(len(training)), torch.arange(0))
-    return RunData(training, test, *train_validation_split(training, config.validation_fraction, config.seed))
+    return split_data(training, test, config)

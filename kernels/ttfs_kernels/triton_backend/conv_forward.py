@@ -6,6 +6,7 @@ BY_POSITION: a block is one position (p, q) of BLOCK_M images instead, and leave
 POOL > 1: rows are ordered by windows of POOL × POOL positions, so that a block holds whole windows; of each, y, gain
 and winner [B, P / POOL, Q / POOL, N_total] get the earliest spike, its gain, and its place in the window.
 HAS_SKIP: skip [B, P, Q, N_total] holds delayed spikes, one a neuron; not with a pool.
+Without FIRES, y is A and gain is W without σ, for a rule that waits for statistics of both; no pool, no skip.
 """
 
 # Triton's language is not Python's:
@@ -53,6 +54,7 @@ def conv2d_forward(
     GROUPS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
+    FIRES: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
     WITH_WINNER: tl.constexpr,
@@ -206,4 +208,5 @@ def conv2d_forward(
         skip_ptr,
         skip_weight_ptr,
         HAS_SKIP,
+        FIRES,
     )

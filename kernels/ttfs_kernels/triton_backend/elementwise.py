@@ -63,13 +63,10 @@ def local_gradient(
         sources = offsets
         there = kept
         if POOL > 1:
-            p = (m // Q) % P
-            q = m % Q
-            window = ((m // (P * Q)) * (P // POOL) + p // POOL) * (Q // POOL) + q // POOL
+            window, inside, place = window_of(m, P, Q, POOL)
             sources = window.to(tl.int64)[:, None] * N + n[None, :]
-            there &= ((p // POOL < P // POOL) & (q // POOL < Q // POOL))[:, None]
-            place = (p % POOL * POOL + q % POOL)[:, None]
-            won = there & (tl.load(winner_ptr + sources, mask=there, other=0) == place)
+            there &= inside[:, None]
+            won = there & (tl.load(winner_ptr + sources, mask=there, other=0) == place[:, None])
         grad = tl.load(grad_ptr + sources, mask=there, other=0.0).to(tl.float32)
         y = tl.load(y_ptr + sources, mask=there, other=0.0).to(tl.float32)
         if POOL > 1:  # afterwards: a mask that differs from channel to channel would make loads short
@@ -109,6 +106,23 @@ def local_gradient(
         tl.store(bias_sum_ptr + program.to(tl.int64) * N + n, tl.sum(total, axis=0), mask=n < N)
 
 
+@triton.jit
+def window_of(m, P, Q, POOL: tl.constexpr):
+    """(window, whether there is one, place in it) of neurons at rows m of maps [B, P, Q]."""
+    p = (m // Q) % P
+    q = m % Q
+    window = ((m // (P * Q)) * (P // POOL) + p // POOL) * (Q // POOL) + q // POOL
+    return window, (p // POOL < P // POOL) & (q // POOL < Q // POOL), p % POOL * POOL + q % POOL
+
+
+@triton.jit
+def first_of_window(window, P, Q, POOL: tl.constexpr):
+    """Row of a window's first neuron in maps [B, P, Q]."""
+    rows = P // POOL
+    columns = Q // POOL
+    return (window // (rows * columns) * P + window // columns % rows * POOL) * Q + window % columns * POOL
+
+
 @triton.jit(do_not_specialize=["windows"])
 def pool_spikes(
     y_ptr,
@@ -130,10 +144,7 @@ def pool_spikes(
     window = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     kept = (window < windows)[:, None] & (n < N)[None, :]
-    rows = P // POOL
-    columns = Q // POOL
-    row = (window // (rows * columns) * P + window // columns % rows * POOL) * Q + window % columns * POOL
-    first = row.to(tl.int64)[:, None] * N + n[None, :]
+    first = first_of_window(window, P, Q, POOL).to(tl.int64)[:, None] * N + n[None, :]
     i = window.to(tl.int64)[:, None] * N + n[None, :]
     best = tl.load(y_ptr + first, mask=kept, other=0.0)
     winner = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)

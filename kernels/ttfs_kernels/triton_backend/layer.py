@@ -104,9 +104,9 @@ def _forward(
     config = _fused_pool(problem, x.device, backend, fuse_pool)
     # What the convolution computes; what it leaves to do, a kernel of its own does.
     convolved = problem if config is not None else problem.unpooled
-    config = config or _config("forward", convolved, x.device, backend)
-    operands = _rows(x), _rows(weight), None if bias is None else bias.contiguous()
-    delayed = () if skip is None or skip_weight is None else (_rows(skip), skip_weight.contiguous())
+    config = config or config_of("forward", convolved, x.device, backend)
+    operands = rows_of(x), rows_of(weight), None if bias is None else bias.contiguous()
+    delayed = () if skip is None or skip_weight is None else (rows_of(skip), skip_weight.contiguous())
     if config is None:
         spikes = library.forward(convolved, *operands, *options, *delayed)
     else:
@@ -114,7 +114,7 @@ def _forward(
     if convolved != problem:
         y, gain = spikes
         spikes = passes.pool(problem, y, gain, with_derivatives).run()
-    return [_shaped(result, x) for result in spikes if result is not None]
+    return [shaped(result, x) for result in spikes if result is not None]
 
 
 def _backward(
@@ -134,36 +134,52 @@ def _backward(
     needs_x, needs_weight, needs_bias, *needs_skip = needs
     properties = Neuron.unpack(neuron)
     pooled = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
-    problem, device, precision = pooled.unpooled, device_of(x.device), precision_of(pooled)
-    y, *others = map(_rows, kept)
+    y, *others = map(rows_of, kept)
     gain = others[0] if properties.has_slope else None
     winner = others[-1] if pool > 1 else None
     delayed = None
     if skip is not None and skip_weight is not None:
-        delayed = passes.Delayed(_rows(skip), skip_weight.contiguous(), *needs_skip)
+        delayed = passes.Delayed(rows_of(skip), skip_weight.contiguous(), *needs_skip)
     with_slope_h = needs_weight or properties.has_surrogate
     options = properties, with_slope_h, needs_bias, winner, delayed
-    pair, grad_bias, *grads_skip = passes.local_gradient(pooled, _rows(grad), y, gain, *options).run()
+    pair, grad_bias, *grads_skip = passes.local_gradient(pooled, rows_of(grad), y, gain, *options).run()
+    found = contract_gradients(pooled.unpooled, pair, x, weight, properties, backend, (needs_x, needs_weight))
+    found = [result for result in found if result is not None]
+    if grads_skip and grads_skip[0] is not None:
+        grads_skip[0] = shaped(grads_skip[0], grad)
+    return found + [result for result in (grad_bias, *grads_skip) if result is not None]
+
+
+def contract_gradients(
+    problem: Problem,
+    pair: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    neuron: Neuron,
+    backend: str,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and weight from what reaches the potentials, see `passes.halves`; None where not needed."""
+    device, precision = device_of(x.device), precision_of(problem)
     h, slope_h = passes.halves(pair)
-    operands, found = (_rows(x), _rows(weight)), []
-    if needs_x:
-        config = _config("grad_x", problem, x.device, backend)
+    operands = rows_of(x), rows_of(weight)
+    grad_x = grad_weight = None
+    if needs[0]:
+        config = config_of("grad_x", problem, x.device, backend)
         if config is None:
-            grad_x = library.grad_x(problem, pair, *operands, properties)
+            grad_x = library.grad_x(problem, pair, *operands, neuron)
         else:
-            options = config, precision, slope_h, properties, device.processors
+            options = config, precision, slope_h, neuron, device.processors
             (grad_x,) = passes.grad_x(problem, h, *operands, *options).run()
-        found.append(_shaped(grad_x, x))
-    if needs_weight:
-        config = _config("grad_w", problem, x.device, backend)
+        grad_x = shaped(grad_x, x)
+    if needs[1]:
+        config = config_of("grad_w", problem, x.device, backend)
         if config is None:
             grad_weight = library.grad_w(problem, pair, *operands)
         else:
             (grad_weight,) = passes.grad_w(problem, h, slope_h, operands[0], config, precision, device).run()
-        found.append(_shaped(grad_weight, weight))
-    if grads_skip and grads_skip[0] is not None:
-        grads_skip[0] = _shaped(grads_skip[0], grad)
-    return found + [result for result in (grad_bias, *grads_skip) if result is not None]
+        grad_weight = shaped(grad_weight, weight)
+    return grad_x, grad_weight
 
 
 # The fakes plan the same launches for tensors without memory, and run none.
@@ -177,14 +193,14 @@ def _fused_pool(problem: Problem, device: torch.device, backend: str, wanted: bo
     """Blocks of the convolution that also pools; None without a pool, or for a kernel of its own after it."""
     if problem.pool == 1 or wanted is False:
         return None
-    config = _config("forward", problem, device, backend)
+    config = config_of("forward", problem, device, backend)
     if config is None and wanted:
         this = device_of(device)
         config = default_config("forward", problem, this.chip, precision_of(problem), this.processors)
     return config
 
 
-def _config(which: str, problem: Problem, device: torch.device, backend: str) -> Config | None:
+def config_of(which: str, problem: Problem, device: torch.device, backend: str) -> Config | None:
     """Blocks of our kernel, or None for the library."""
     return choose(which, problem, device_of(device), precision_of(problem), backend).config
 
@@ -193,11 +209,11 @@ def _geometry(numbers: Sequence[int]) -> Geometry | None:
     return Geometry(numbers[:2], numbers[2:4], numbers[4:6], numbers[6]) if numbers else None
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def rows_of(tensor: Tensor) -> Tensor:
     """Maps [B, C, H, W] → [B, H, W, C], a view of channels-last ones; matrices as they are. Copied if scattered."""
     return (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor).contiguous()
 
 
-def _shaped(result: Tensor, like: Tensor) -> Tensor:
+def shaped(result: Tensor, like: Tensor) -> Tensor:
     """A result [B, H, W, C] as the operand it belongs to has its dimensions: maps, or rows."""
     return result.permute(0, 3, 1, 2) if like.dim() == 4 else result.view(result.shape[0], result.shape[-1])

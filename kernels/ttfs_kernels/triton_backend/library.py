@@ -31,16 +31,8 @@ def forward(
     skip_weight: Tensor | None = None,
 ) -> tuple[Any, ...]:
     """(y, gain): one contraction over [x; σ·mask], then the rule; see `passes.forward`."""
-    operand = _stack_mask(x, neuron.psp_persistence) if problem.with_slope else x
-    if problem.is_matrix_product:
-        potentials = F.linear(operand.view(-1, problem.depth), weight.view(problem.out_channels, problem.depth))
-    else:
-        potentials = _channels_first(operand), _channels_first(weight)
-        potentials = F.conv2d(*potentials, None, *problem.geometry)
-        potentials = potentials.permute(0, 2, 3, 1).contiguous()
-    shape = (problem.batch, *problem.out_size, problem.out_channels)
-    A, W = potentials.flatten().tensor_split(2) if neuron.has_slope else (potentials.flatten(), None)
-    y = A.new_empty(shape)
+    A, W = potentials(problem, x, weight, neuron.psp_persistence)
+    y = torch.empty_like(A)
     gain = torch.empty_like(y) if with_derivatives and W is not None else None
     arguments = {
         "A_ptr": A,
@@ -51,7 +43,7 @@ def forward(
         "skip_ptr": skip,
         "skip_weight_ptr": skip_weight,
         "size": y.numel(),
-        "N": shape[-1],
+        "N": problem.out_channels,
         "properties": neuron.numbers(),
         "HAS_BIAS": bias is not None,
         "HAS_SKIP": skip is not None,
@@ -61,6 +53,20 @@ def forward(
         "BLOCK": ELEMENTS,
     }
     return Plan(_launches(elementwise.fire_potentials, y.numel(), arguments), (y, gain)).run()
+
+
+def potentials(
+    problem: Problem, x: Tensor, weight: Tensor, psp_persistence: float = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    """(A, W): one contraction over [x; σ·mask], both [B, P, Q, N]; W is None at σ = 0."""
+    operand = _stack_mask(x, psp_persistence) if problem.with_slope else x
+    if problem.is_matrix_product:
+        both = F.linear(operand.view(-1, problem.depth), weight.view(problem.out_channels, problem.depth))
+    else:
+        both = F.conv2d(_channels_first(operand), _channels_first(weight), None, *problem.geometry)
+        both = both.permute(0, 2, 3, 1).contiguous()
+    both = both.view(2 if problem.with_slope else 1, problem.batch, *problem.out_size, problem.out_channels)
+    return both[0], both[1] if problem.with_slope else None
 
 
 def grad_x(

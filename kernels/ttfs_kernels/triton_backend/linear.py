@@ -38,6 +38,7 @@ def linear_forward(
     properties,
     HAS_BIAS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
+    FIRES: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
     SURROGATE: tl.constexpr,
@@ -50,7 +51,10 @@ def linear_forward(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """y and gain of BLOCK_M samples and BLOCK_N neurons. UNIT_N and UNIT_K divide N and K. skip is laid out as y."""
+    """y and gain of BLOCK_M samples and BLOCK_N neurons. UNIT_N and UNIT_K divide N and K. skip is laid out as y.
+
+    Without FIRES, A and W without σ in their place.
+    """
     AXIS: tl.constexpr = 1 if FORM == WEIGHTS_FIRST else 0
     N = multiple(N, UNIT_N)
     K = multiple(K, UNIT_K)
@@ -103,6 +107,7 @@ def linear_forward(
         skip_ptr=skip_ptr,
         skip_weight_ptr=skip_weight_ptr,
         HAS_SKIP=HAS_SKIP,
+        FIRES=FIRES,
     )
 
 

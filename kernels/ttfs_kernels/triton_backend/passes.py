@@ -56,12 +56,14 @@ def forward(
     chip: Chip,
     skip: Tensor | None = None,
     skip_weight: Tensor | None = None,
+    *,
+    fires: bool = True,
 ) -> Plan:
     """(y, gain): activations, and ∂a/∂A if asked for (None for σ = 0, which needs none).
 
     `skip` are delayed spikes in the shape of y, one a neuron, and `skip_weight` [N] the weights of their synapses.
-
     With a pool (y, gain, winner): of the winner of each window, and uint8 which of its neurons that is.
+    Without `fires` (A, W): potentials, and slopes without σ (None for σ = 0).
 
     Raises:
         RuntimeError: the form would race on this chip.
@@ -80,6 +82,7 @@ def forward(
         "properties": neuron.numbers(),
         "HAS_BIAS": bias is not None,
         "HAS_SKIP": skip is not None,
+        "FIRES": fires,
         "WITH_SLOPE": problem.with_slope,
         "WITH_GAIN": gain is not None,
         "SURROGATE": neuron.has_surrogate and gain is not None,
@@ -104,8 +107,9 @@ def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_derivatives: boo
     """(y, gain, winner) as `forward` returns them of a layer with a pool, from (y, gain) of all its neurons."""
     pooled, pooled_gain, *winner = _new_spikes(problem, y, with_derivatives)
     windows, channels = problem.batch * math.prod(problem.pooled_size), problem.out_channels
-    block_m, block_n = _row_blocks(channels, ELEMENTS)
+    grid, sizes = blocks_of_rows(windows, channels)
     arguments = {
+        **sizes,
         "y_ptr": y,
         "gain_ptr": gain,
         "pooled_ptr": pooled,
@@ -116,10 +120,7 @@ def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_derivatives: boo
         "windows": windows,
         "WITH_GAIN": pooled_gain is not None,
         "POOL": problem.pool,
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
     }
-    grid = math.ceil(windows / block_m), math.ceil(channels / block_n)
     launch = Launch(elementwise.pool_spikes, grid, arguments | _winner(winner))
     return Plan([launch] if windows else [], (pooled, pooled_gain, *winner))
 
@@ -151,24 +152,22 @@ def local_gradient(
     """
     rows, channels = problem.rows, problem.out_channels
     # With a skip a program holds more of each neuron: half a tile, or registers spill with a surrogate.
-    block_m, block_n = _row_blocks(channels, (2 if delayed is None else 1) * TILE // grad.element_size())
-    steps = math.ceil(rows / block_m)
-    rows_per_program = max(1, math.ceil(steps / ROW_PROGRAMS)) * block_m
-    blocks = math.ceil(rows / rows_per_program)
+    grid, sizes = summing_blocks(rows, channels, (2 if delayed is None else 1) * TILE // grad.element_size())
     shape = grad.shape if problem.pool == 1 else (problem.batch, *problem.out_size, channels)
     # One allocation: a library contracts both in one call.
     pair = grad.new_empty(2 if with_slope_h and problem.with_slope else 1, *shape)
     h, slope_h = halves(pair)
     needs_skip, needs_skip_weight = (False, False) if delayed is None else delayed[2:]
     sums, skip_sums = (
-        grad.new_empty((blocks, channels), dtype=torch.float32) if wanted else None
+        grad.new_empty((grid[0], channels), dtype=torch.float32) if wanted else None
         for wanted in (with_bias, needs_skip_weight)
     )
     grad_skip = torch.empty_like(h) if needs_skip else None
     launch = Launch(
         elementwise.local_gradient,
-        (blocks, math.ceil(channels / block_n)),
+        grid,
         {
+            **sizes,
             "grad_ptr": grad,
             "y_ptr": y,
             "gain_ptr": gain,
@@ -180,11 +179,8 @@ def local_gradient(
             "skip_weight_ptr": delayed and delayed.skip_weight,
             "grad_skip_ptr": grad_skip,
             "skip_weight_sum_ptr": skip_sums,
-            "M": rows,
-            "N": channels,
             "P": problem.out_size[0],
             "Q": problem.out_size[1],
-            "rows_per_program": rows_per_program,
             "properties": neuron.numbers(),
             "WITH_SLOPE": problem.with_slope,
             "WITH_BIAS": with_bias,
@@ -193,14 +189,12 @@ def local_gradient(
             "WITH_SKIP_WEIGHT": skip_sums is not None,
             "SURROGATE": neuron.has_surrogate and grad_skip is not None,
             "POOL": problem.pool,
-            "BLOCK_M": block_m,
-            "BLOCK_N": block_n,
         },
     )
     totals = [None if parts is None else parts.new_empty(channels) for parts in (sums, skip_sums)]
-    sizes = zip((sums, skip_sums), totals, strict=True)
+    added = zip((sums, skip_sums), totals, strict=True)
     launches = [launch] if rows else []
-    launches += [_sum(parts, total) for parts, total in sizes if parts is not None and total is not None]
+    launches += [sum_parts(parts, total) for parts, total in added if parts is not None and total is not None]
     return Plan(launches, (pair, totals[0]) if delayed is None else (pair, totals[0], grad_skip, totals[1]))
 
 
@@ -277,9 +271,8 @@ def grad_w(
     problem: Problem, h: Tensor, slope_h: Tensor | None, x: Tensor, config: Config, precision: str, device: Device
 ) -> Plan:
     """(grad_weight,): [N, K] or [N, R, S, C], summed over splits in a fixed order."""
-    shape = (problem.out_channels, *problem.kernel, problem.group_inputs)
-    if x.dim() == 2:
-        shape = (problem.out_channels, problem.depth)
+    synapses = (problem.depth,) if x.dim() == 2 else (*problem.kernel, problem.group_inputs)
+    shape = (problem.out_channels, *synapses)
     out = h.new_empty(shape)
     if problem.rows == 0:
         return Plan([], (out.zero_(),))
@@ -310,19 +303,19 @@ def grad_w(
     if splits == 1:
         return Plan([launch], (out,))
     if len(set(steps)) == 1:
-        return Plan([launch, _sum(parts, out)], (out,))
+        return Plan([launch, sum_parts(parts, out)], (out,))
     return Plan([launch, _sum_taps(parts, out, launch)], (out,))
 
 
-def _sum(parts: Tensor, out: Tensor) -> Launch:
+def sum_parts(parts: Tensor, out: Tensor) -> Launch:
     """The sum over splits, in blocks small enough to fill the processors; their order depends on the shape alone."""
     splits, size = parts.shape[0], out.numel()
     block = ELEMENTS
     while block > SMALLEST_BLOCK and math.ceil(size / block) < FULL_GRID:
         block //= 2
     # As many rows whatever the splits: another batch has others, and would be another kernel.
-    sizes = {"splits": splits, "size": size, "ROWS": TILE // block, "BLOCK": block}
-    arguments = {"parts_ptr": parts, "out_ptr": out, **sizes}
+    arguments = {"parts_ptr": parts, "out_ptr": out, "splits": splits, "size": size}
+    arguments |= {"ROWS": TILE // block, "BLOCK": block}
     return Launch(elementwise.sum_splits, (math.ceil(size / block),), arguments)
 
 
@@ -334,10 +327,18 @@ def _sum_taps(parts: Tensor, out: Tensor, launch: Launch) -> Launch:
     return Launch(sum_tap_splits, (math.ceil(out.numel() / ELEMENTS),), arguments)
 
 
-def _row_blocks(channels: int, elements: int) -> tuple[int, int]:
-    """Rows and channels of a block of an element-wise kernel."""
+def blocks_of_rows(rows: int, channels: int, elements: int = ELEMENTS) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid and block sizes of a kernel that goes over [rows, channels] element by element."""
     block_n = min(128, 1 << max(4, (channels - 1).bit_length()))
-    return elements // block_n, block_n
+    block_m = elements // block_n
+    return (math.ceil(rows / block_m), math.ceil(channels / block_n)), {"BLOCK_M": block_m, "BLOCK_N": block_n}
+
+
+def summing_blocks(rows: int, channels: int, elements: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid and sizes of a kernel whose programs take up to ROW_PROGRAMS shares of the rows, and sum over them."""
+    (steps, columns), blocks = blocks_of_rows(rows, channels, elements)
+    share = max(1, math.ceil(steps / ROW_PROGRAMS)) * blocks["BLOCK_M"]
+    return (math.ceil(rows / share), columns), {"M": rows, "N": channels, "rows_per_program": share, **blocks}
 
 
 def _new_spikes(problem: Problem, x: Tensor, with_derivatives: bool) -> tuple[Any, ...]:

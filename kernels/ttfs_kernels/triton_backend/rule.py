@@ -200,8 +200,11 @@ def store_spikes(
     skip_ptr=None,
     skip_weight_ptr=None,
     HAS_SKIP: tl.constexpr = False,
+    FIRES: tl.constexpr = True,
 ):
     """Epilogue of both forward kernels: initial potential, delayed spikes, firing rule, stores.
+
+    Without FIRES A is stored in place of y and, WITH_GAIN, W without σ in place of the gain.
 
     m: positions, along axis AXIS of A. n: channels of the group, along the other axis; `first_channel` is the
     group's first. `row_stride`: channels of all groups. AREA > 1: of AREA neighbouring positions only the earliest
@@ -221,7 +224,10 @@ def store_spikes(
         A += skip_weight * skip
         if WITH_SLOPE:
             W += tl.where(skip > 0, skip_weight, 0.0)
-    if WITH_SLOPE:
+    if not FIRES:
+        y = A
+        gain = W
+    elif WITH_SLOPE:
         y, gain = fire(A, properties.psp_persistence * W, properties, SURROGATE and WITH_GAIN)
     else:
         y = clamp_to_window(A)
@@ -231,7 +237,8 @@ def store_spikes(
         if WITH_WINNER:
             tl.store(winner_ptr + offsets, winner.to(tl.uint8), mask=kept)
     if WITH_SLOPE and WITH_GAIN:
-        tl.store(gain_ptr + offsets, fits(gain, dtype), mask=kept)
+        gain = fits(gain, dtype) if FIRES else gain.to(dtype)
+        tl.store(gain_ptr + offsets, gain, mask=kept)
     tl.store(y_ptr + offsets, y.to(dtype), mask=kept)
 
 

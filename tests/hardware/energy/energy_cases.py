@@ -3,13 +3,14 @@
 import dataclasses
 
 from ttfs_kernels import Neuron
-from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
+from ttfs_triton.hardware.counts.counts import OF_ALL_SAMPLES, Counts, InputCounts, LayerCounts
+from ttfs_triton.hardware.energy.terms import Estimate
 from ttfs_triton.nn.statistics import LayerKind
 
 
 def layer(name: str, kind: LayerKind, *, samples: int = 1, **counts: float) -> LayerCounts:
     """Counts of one layer; those not given are 0."""
-    neuron = None if kind in ("analog", "ann") else Neuron()
+    neuron = None if kind == "analog" else Neuron()
     values = {field.name: 0 for field in dataclasses.fields(LayerCounts)} | {"histogram": (), "neuron": neuron} | counts
     return LayerCounts(**values | {"name": name, "kind": kind, "samples": samples})
 
@@ -58,8 +59,7 @@ def convolutional_network() -> Counts:
 
 def scaled(counts: Counts, samples: int) -> Counts:
     """The same network over `samples` times as many samples that all do the same."""
-    per_layer = ("spikes", "spikes_delivered", "active_inputs", "synaptic_operations", "nonzero_macs", "analog_macs")
-    per_layer += ("dense_macs", "saturated", "summed_spike_time", "samples")
+    per_layer = (*OF_ALL_SAMPLES, "samples")
     layers = tuple(
         dataclasses.replace(own, **{name: getattr(own, name) * samples for name in per_layer}) for own in counts.layers
     )
@@ -72,3 +72,12 @@ def of_neuron(counts: Counts, psp_persistence: float) -> Counts:
     neuron = Neuron(psp_persistence=psp_persistence)
     layers = (own if own.neuron is None else dataclasses.replace(own, neuron=neuron) for own in counts.layers)
     return dataclasses.replace(counts, layers=tuple(layers))
+
+
+def counted(report: Estimate, layer: str | None = None) -> dict[str, float]:
+    """Counts of a report by term, over all layers or of one."""
+    found: dict[str, float] = {}
+    for term in report.terms:
+        if layer in (None, term.layer):
+            found[term.name] = found.get(term.name, 0) + (term.count or 0)
+    return found

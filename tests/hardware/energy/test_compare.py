@@ -1,47 +1,39 @@
-"""The same network computed otherwise: ANN, zero-skipping, rate-coded, and where they cost the same."""
+"""The same network computed otherwise: ANN, zero-skipping, rate-coded; where they cost the same, and who is cheaper."""
 
 import dataclasses
-import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.hardware.energy.energy_cases import convolutional_network, dense_network, of_neuron
+from tests.hardware.energy.energy_cases import counted as by_term
 from ttfs_triton.hardware.energy.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
+from ttfs_triton.hardware.energy.chip import Access, Chip, Memory
 from ttfs_triton.hardware.energy.compare import PUBLISHED, break_even_firing_share, break_even_rate, compare
 from ttfs_triton.hardware.energy.estimate import estimate
+from ttfs_triton.hardware.energy.prices import Price
 from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.verdict import FAIR_CHIP, STEPS, Verdict, fair_chip, verdict
 
 ARITHMETIC = st.sampled_from(["horowitz45:fp32", "horowitz45:int8", "lemaire45:fp16", "lemaire45:int8"])
-EAGER = RunOptions(implementation="closed_form")  # of a network without persistence
+CLOSED = RunOptions(implementation="closed_form")
+COUNTS = convolutional_network()
 
 
 def counted(report, name):
-    return sum(term.count for term in report.terms if term.name == name)
-
-
-def firing_share(counts, factor):
-    """Counts of a network whose hidden neurons fire `factor` times as often; the first layer's inputs stay."""
-    first, *others = counts.layers
-    spikes = ("spikes", "spikes_delivered", "saturated", "summed_spike_time")
-    arrivals = ("synaptic_operations", "nonzero_macs", "active_inputs")
-    layers = [dataclasses.replace(first, **{key: getattr(first, key) * factor for key in spikes})]
-    layers += [
-        dataclasses.replace(own, **{key: getattr(own, key) * factor for key in (*spikes, *arrivals)}) for own in others
-    ]
-    return dataclasses.replace(counts, layers=tuple(layers))
+    return by_term(report).get(name, 0)
 
 
 def test_dense_ann_multiplies_every_synapse():
-    report = dense_ann(convolutional_network(), "horowitz45:int8")
+    report = dense_ann(COUNTS, "horowitz45:int8")
     assert counted(report, "multiply-accumulates") == 1936 + 15488 + 1280
     assert counted(report, "activation functions") == 256 + 512
     assert report.compute_only.nominal == pytest.approx(0.23 * 18704 + 0.03 * 768)
 
 
 def test_zero_skipping_ann_multiplies_what_is_not_zero_but_reads_all():
-    dense, skipping = (ann(convolutional_network(), "lemaire45:int8") for ann in (dense_ann, zero_skipping_ann))
+    dense, skipping = (ann(COUNTS, "lemaire45:int8") for ann in (dense_ann, zero_skipping_ann))
     assert counted(skipping, "multiply-accumulates") == 1800 + 6000 + 640
     assert counted(skipping, "tests for zero") == 64 + 256 + 128
     assert counted(skipping, "input reads") == counted(dense, "input reads") == 1936 + 15488 + 128
@@ -49,30 +41,25 @@ def test_zero_skipping_ann_multiplies_what_is_not_zero_but_reads_all():
 
 
 def test_rate_coded_network_works_in_every_step():
-    report = rate_coded(convolutional_network(), "lemaire45:int8", RateCode(steps=10, rate=0.2))
+    report = rate_coded(COUNTS, "lemaire45:int8", RateCode(steps=10, rate=0.2))
     assert counted(report, "multiply-accumulates") == 1936  # once: the same current in every step
     assert counted(report, "synaptic operations") == pytest.approx(10 * 0.2 * (15488 + 1280))
     assert counted(report, "threshold comparisons") == 10 * (256 + 512 + 10)
-    encoded = rate_coded(
-        dense_network(), "loihi", RateCode(steps=10, rate=0.2), options=RunOptions(1, hops_per_spike=2)
-    )
+    options = RunOptions(1, hops_per_spike=2)
+    encoded = rate_coded(dense_network(), "loihi", RateCode(steps=10, rate=0.2), options=options)
     assert counted(encoded, "synaptic operations") == pytest.approx(10 * 0.2 * (32 + 8))
     assert counted(encoded, "messages") == pytest.approx(10 * 0.2 * (8 + 4))
+    assert encoded.latency_us is None
+    # Layers follow each other by a step.
+    assert rate_coded(COUNTS, "truenorth", RateCode(steps=10, rate=0.2)).latency_us == (10 + 2) * 1000
 
 
 def test_rate_coded_network_takes_measured_figures():
     code = RateCode(steps=10, synaptic_operations={"conv2": 500, "readout": 70}, spikes={"conv1": 30, "conv2": 40})
-    report = rate_coded(convolutional_network(), "loihi_board", code)
-    assert counted(report, "synaptic operations") == 570
-    assert counted(report, "spikes out") == 70
+    report = rate_coded(COUNTS, "loihi_board", code)
+    assert (counted(report, "synaptic operations"), counted(report, "spikes out")) == (570, 70)
     with pytest.raises(ValueError, match=r"rate_coded: spikes must have every layer; got none for conv2. Measure them"):
-        rate_coded(convolutional_network(), "loihi", dataclasses.replace(code, spikes={"conv1": 3}))
-
-
-def test_rate_coded_latency_counts_steps_and_layers():
-    report = rate_coded(convolutional_network(), "truenorth", RateCode(steps=10, rate=0.2))
-    assert report.latency_us == (10 + 2) * 1000
-    assert rate_coded(convolutional_network(), "loihi", RateCode(10, 0.2)).latency_us is None
+        rate_coded(COUNTS, "loihi", dataclasses.replace(code, spikes={"conv1": 3}))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +67,6 @@ def test_rate_coded_latency_counts_steps_and_layers():
     [
         ({"steps": 0, "rate": 0.1}, "steps must be at least 1; got 0"),
         ({"steps": 4, "rate": 1.5}, r"rate must be in \[0, 1\]; got 1.5"),
-        ({"steps": 4}, "rate must be given, or else synaptic_operations and spikes; got rate None"),
         ({"steps": 4, "rate": 0.1, "synaptic_operations": {}, "spikes": {}}, "rate must be given, or else"),
         ({"steps": 4, "spikes": {}}, "rate must be given, or else .* synaptic_operations None, spikes given"),
     ],
@@ -90,43 +76,39 @@ def test_rate_code_is_refused(values, message):
         RateCode(**values)
 
 
+# ---- break-even points
+
+
 @given(ARITHMETIC)
 def test_break_even_firing_share_is_where_energies_meet(chip):
-    counts = of_neuron(convolutional_network(), 0.0)
-    point = break_even_firing_share(counts, chip, EAGER, measure="compute_only")
-    assert point.value is not None
-    moved = firing_share(counts, point.value / counts.sparsity)
-    ours = estimate(moved, chip, implementation="closed_form").compute_only
-    assert ours.nominal == pytest.approx(dense_ann(counts, chip).compute_only.nominal)
+    counts = of_neuron(COUNTS, 0.0)
+    point = break_even_firing_share(counts, chip, CLOSED, measure="compute_only")
+    assert f"below a firing share of {point.value:.1%} (now 29.7%)" in point.text
+    moved = estimate(counts.firing_more(point.value / counts.sparsity), chip, CLOSED)
+    assert moved.compute_only.nominal == pytest.approx(dense_ann(counts, chip).compute_only.nominal)
 
 
 @given(ARITHMETIC, st.integers(1, 40), st.booleans())
 def test_break_even_rate_is_where_energies_meet(chip, rate_steps, gating):
     options = RunOptions(steps=32, gating=gating)
-    point = break_even_rate(convolutional_network(), chip, options, rate_steps=rate_steps)
-    ours = estimate(convolutional_network(), chip, steps=32, gating=gating).total.nominal
+    point = break_even_rate(COUNTS, chip, options, rate_steps=rate_steps)
+    ours = estimate(COUNTS, chip, options).total.nominal
     if point.value is None:
-        idle = rate_coded(convolutional_network(), chip, RateCode(rate_steps, 0.0)).total.nominal
-        assert idle > ours
+        assert rate_coded(COUNTS, chip, RateCode(rate_steps, 0.0)).total.nominal > ours
     elif point.value <= 1:
-        theirs = rate_coded(convolutional_network(), chip, RateCode(rate_steps, point.value)).total.nominal
+        theirs = rate_coded(COUNTS, chip, RateCode(rate_steps, point.value)).total.nominal
         assert theirs == pytest.approx(ours)
 
 
 def test_break_even_says_when_there_is_none():
-    never = break_even_firing_share(convolutional_network(), "horowitz45:int8", RunOptions(steps=4096))
+    never = break_even_firing_share(COUNTS, "horowitz45:int8", RunOptions(steps=4096))
     assert never.value is None
-    assert re.fullmatch(
-        r"no break-even firing share: the network without a spike costs .* [nµ]J, more than the dense ANN at .* [nµ]J",
-        never.text,
-    )
-    unpriced = break_even_firing_share(convolutional_network(), "loihi", RunOptions(steps=4))
+    assert never.text.startswith("no break-even firing share: the network without a spike costs ")
+    unpriced = break_even_firing_share(COUNTS, "loihi", RunOptions(steps=4))
     assert (unpriced.value, unpriced.text) == (None, "no break-even firing share: loihi has no price for the dense ANN")
     always = break_even_firing_share(dense_network(), "horowitz45:fp32", RunOptions(steps=1))
     assert always.value > 1
     assert always.text == "of all that has a price, it costs less than the dense ANN at any firing share"
-    below = break_even_firing_share(of_neuron(convolutional_network(), 0.0), "horowitz45:fp32", EAGER)
-    assert f"below a firing share of {below.value:.1%} (now 29.7%)" in below.text
     assert break_even_rate(dense_network(), "loihi", RunOptions(steps=4), rate_steps=999).value is None
     with pytest.raises(ValueError, match=r"break_even: measure must be one of compute_only, .*; got memory"):
         break_even_firing_share(dense_network(), "loihi", RunOptions(steps=4), measure="memory")
@@ -134,17 +116,91 @@ def test_break_even_says_when_there_is_none():
 
 def test_comparison_is_at_one_precision():
     codes = (RateCode(8, 0.1), RateCode(16, 0.1))
-    ann = firing_share(convolutional_network(), 2)
-    comparison = compare(
-        convolutional_network(), "lemaire45:int8", RunOptions(steps=8), ann_counts=ann, rate_codes=codes
-    )
-    assert {report.chip.name for report in comparison.estimates} == {"lemaire45:int8"}
-    names = [report.implementation for report in comparison.estimates]
+    found = compare(COUNTS, "lemaire45:int8", RunOptions(steps=8), ann_counts=COUNTS.firing_more(2), rate_codes=codes)
+    assert {report.chip.name for report in found.estimates} == {"lemaire45:int8"}
+    names = [report.implementation for report in found.estimates]
     assert names[:3] == ["clock-driven", "dense ANN", "zero-skipping ANN"]
-    assert counted(comparison.estimates[2], "multiply-accumulates") == 1800 + 2 * 6640
-    assert set(comparison.rates) == {8, 16}
-
-
-def test_published_energies_have_sources():
-    assert [entry.energy_uj for entry in PUBLISHED] == [486.7, 503.6]
+    assert counted(found.estimates[2], "multiply-accumulates") == 1800 + 2 * 6640
+    assert set(found.rates) == {8, 16}
     assert all(entry.source for entry in PUBLISHED)
+
+
+# ---- who is cheaper
+
+
+def test_ratios_are_those_of_estimates():
+    options = RunOptions(steps=10, gating=True)
+    found, dense = verdict(COUNTS, "lemaire45:int8", options), dense_ann(COUNTS, "lemaire45:int8", options=options)
+    assert (found.steps, found.steps[found.asked]) == (tuple(sorted({*STEPS, 10})), 10)
+    ours = [estimate(COUNTS, "lemaire45:int8", options, steps=steps) for steps in found.steps]
+    for measure, ratios in (("memory_included", found.with_memory), ("compute_only", found.arithmetic)):
+        expected = [getattr(each, measure).nominal / getattr(dense, measure).nominal for each in ours]
+        assert list(ratios) == pytest.approx(expected)
+        assert list(ratios) == sorted(ratios)  # more steps, more work
+
+
+CHEAPER, NOT_CHEAPER = "Cheaper than the dense ANN, with memory and without", "Not cheaper than the dense ANN"
+NO_PRICE = "No verdict: c has no price for divisions, which comes on top."
+
+
+@pytest.mark.parametrize(
+    ("with_memory", "arithmetic", "missing", "cheaper", "last"),
+    [
+        ((0.5, 0.9), (0.1, 0.2), (), True, f"{CHEAPER} at 4 to 8 steps a window."),
+        ((0.5, 1.2), (0.1, 0.2), (), False, f"{CHEAPER}, only at 4 steps a window."),
+        ((0.5, 0.9), (1.1, 1.2), (), False, f"{NOT_CHEAPER} at 4 to 8 steps a window."),
+        ((), (0.1, 0.2), (), False, "No verdict: it needs prices with memory and without."),
+        ((0.1, 0.2), (), (), False, "No verdict: it needs prices with memory and without."),
+        (
+            (0.5, 0.9),
+            (0.1, 0.2),
+            ("divisions",),
+            False,
+            NO_PRICE,
+        ),
+        ((1.5, 2.0), (0.1, 0.2), ("divisions",), False, f"{NOT_CHEAPER} at 4 to 8 steps a window."),
+    ],
+)
+def test_cheaper_needs_both(with_memory, arithmetic, missing, cheaper, last):
+    found = Verdict("c", (4, 8), with_memory, arithmetic, asked=1, missing=missing)
+    assert (found.cheaper, found.sentences()[-1]) == (cheaper, last)
+    first = "With memory, an image costs × " if with_memory else "C prices no memory"
+    assert found.sentences()[0].startswith(first)
+
+
+def test_chips_that_price_less_say_less():
+    options = RunOptions(steps=8)
+    silent = ["loihi does not price the dense ANN: nothing is said about which is cheaper."]
+    assert verdict(COUNTS, "loihi", options).sentences() == silent
+    alone = verdict(COUNTS, "horowitz45:int8", options)
+    assert (alone.with_memory, alone.cheaper) == ((), False)
+    closed, divides = (verdict(COUNTS, f"lemaire45:{bits}", CLOSED) for bits in ("fp32", "int8"))
+    assert (closed.steps, "steps" in " ".join(closed.sentences())) == ((), False)
+    assert (divides.missing, divides.cheaper) == (("divisions",), False)
+
+
+def priced(name, multiply_accumulate=1.0, memory=True, **changes):
+    """A chip of the user's that prices additions, and multiplications and memory if asked."""
+    about = {"unit": "pJ", "source": "a data sheet"}
+    status = "unpublished" if multiply_accumulate is None else "measured"
+    prices = {key: Price(0.1, status="measured", **about) for key in ("accumulate", "compare")}
+    prices["multiply_accumulate"] = Price(multiply_accumulate, status=status, **about)
+    sram = Memory((Access(5.0, size_kb=1, status="measured", **about),)) if memory else None
+    return Chip(name, "a chip", "arithmetic", prices, memory=sram, **changes)
+
+
+@pytest.mark.parametrize(
+    ("chips", "options", "chosen"),
+    [
+        ((), {}, FAIR_CHIP),
+        (("loihi", "horowitz45:int8"), {}, FAIR_CHIP),  # no price of products; no memory
+        (("anp_i", "lemaire45:int32", "lemaire45:int8"), {}, "lemaire45:int32"),  # the first of several
+        (("odin", priced("mine"), "lemaire45:fp32"), {}, "mine"),
+        ((priced("no products", None),), {}, FAIR_CHIP),  # an unpublished price is none
+        ((priced("inside", memory=False, included=("memory",)),), {}, "inside"),
+        (("lemaire45:fp32",), {"memory": False}, FAIR_CHIP),  # nothing is charged for memory
+        (("lemaire45:fp32",), {"steps": None, "implementation": "closed_form"}, "lemaire45:fp32"),
+    ],
+)
+def test_fair_chip_prices_the_dense_ann_both_ways(chips, options, chosen):
+    assert fair_chip(COUNTS, chips, dataclasses.replace(RunOptions(steps=8), **options)).name == chosen

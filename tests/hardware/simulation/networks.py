@@ -41,19 +41,18 @@ def readout_with(weight, kind=FirstSpikeReadout, **options):
     return readout
 
 
-def small_network(seed, sigma=1.0, readout=None):
-    """Padding, stride, groups, pooling and both kinds of layers, in few neurons."""
-    network = nn.Sequential(
+def small_network(seed, sigma=1.0, readout="start", kernel=3, **geometry):
+    """A convolution of 2 × 5 × 4 images, pooling and a fully connected layer, in few neurons."""
+    geometry = geometry or {"padding": 1, "groups": 2}
+    first = nn.Sequential(
         LatencyEncoder(max_value=2.0),
-        DFTConv2d(2, 4, 3, padding=1, groups=2, neuron=Neuron(sigma)),
+        DFTConv2d(2, 4, kernel, **geometry, neuron=Neuron(sigma)),
         EarliestSpikePool2d(2, 1),
         nn.Dropout(),
-        DFTConv2d(4, 3, (2, 3), stride=2, padding=(0, 1), neuron=Neuron(sigma)),
         nn.Flatten(),
-        DFTLinear(12, 5, neuron=Neuron(sigma)),
-        readout or PotentialReadout(5, 3, neuron=Neuron(sigma)),
     )
-    return randomised(network, seed)
+    inputs = first(torch.zeros(1, 2, 5, 4)).shape[1]
+    return randomised(nn.Sequential(*first, DFTLinear(inputs, 5, neuron=Neuron(sigma)), READOUTS[readout](sigma)), seed)
 
 
 def assert_same(one, other):

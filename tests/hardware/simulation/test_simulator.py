@@ -1,18 +1,26 @@
-"""Engines, decisions and options of the simulator."""
+"""Simulations against loops over steps and synapses, against hands, and against the closed form."""
 
+import dataclasses
 import json
-import math
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import nn
 
+from tests.clocked_oracle import Neurons, Work, earliest, layer
 from tests.hardware.simulation.networks import READOUTS, assert_same, linear_network, readout_with, small_network
-from tests.nn.common import activations
+from tests.nn.common import activations, randomised
 from ttfs_triton.hardware.counts.counter import count
+from ttfs_triton.hardware.counts.counts import LayerActivity
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn import (
+    AnalogEncoder,
+    DFTConv2d,
+    DFTLinear,
+    FirstSpikeReadout,
     NetworkConfig,
     Neuron,
     PotentialReadout,
@@ -20,24 +28,110 @@ from ttfs_triton.nn import (
     cnn1,
     vgg11,
 )
+from ttfs_triton.nn.integers import largest_integer, quantise_weight
+
+GEOMETRIES = (
+    {"kernel": 3, "padding": 1, "groups": 2},
+    {"kernel": (2, 3), "stride": (2, 1), "padding": (0, 1)},
+    {"kernel": 2, "stride": 1, "padding": 2, "dilation": 2},
+    {"kernel": (1, 2), "padding": (2, 0), "dilation": (1, 2), "groups": 2},
+)
 
 
-@settings(max_examples=20, deadline=None)
+def neurons_of(own, bits, steps, compare_at, gating, state_bits, **ramp):
+    quantised = quantise_weight(own.effective_weight(), bits)
+    return Neurons(
+        quantised.integers.long().numpy(),
+        quantised.unit.numpy(),
+        own.bias.detach().double().numpy() + ramp.pop("initial_potential", 0.0),
+        steps,
+        middle=compare_at == "middle",
+        gating=gating,
+        psp_persistence=own.neuron.psp_persistence,
+        register=None if state_bits is None else largest_integer(state_bits),
+        **ramp,
+    )
+
+
+def by_loops(network, images, options):
+    """Stamps of each stage, work of each layer, spikes delivered, and classes of the highest potential at the start."""
+    _, conv, _, _, _, fc, readout = network
+    steps = options["steps"]
+    late = (1 - (images / 2).clamp(0, 1).double()).numpy() * steps
+    stamp = np.ceil(late - 0.5) if options["compare_at"] == "middle" else np.ceil(late)
+    pixels = np.where(images.numpy() > 0, stamp.clip(0, steps), steps).astype(np.int64)
+    neurons = [neurons_of(own, **options) for own in (conv, fc)]
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    first = neurons[0].stamps(layer(neurons[0], pixels, geometry=geometry)[0])
+    pooled = earliest(first, 2)
+    hidden = neurons[1].stamps(layer(neurons[1], pooled.reshape(len(images), -1))[0])
+
+    ramp = dict(threshold=readout.threshold, window=readout.window, initial_potential=readout.initial_potential)
+    outputs = neurons_of(readout, **options, **ramp)
+    free = neurons_of(readout, **options | {"gating": False}, **ramp)
+    instants, potential, _ = layer(free, hidden)
+    if isinstance(readout, FirstSpikeReadout):  # all stop with the first
+        layer(outputs, hidden, instants.min(1) if options["gating"] else None)
+    else:
+        layer(outputs, hidden, np.full(len(hidden), -1))
+        if readout.at == "end" and readout.neuron.psp_persistence:
+            moving = (hidden < steps).any(1).sum() if options["gating"] else len(hidden)
+            updates = int(moving) * instants.shape[1] * steps
+            outputs.work += Work(firing_updates=updates, state_reads=2 * updates, state_writes=updates)
+    stamps = [pixels, first, hidden, outputs.stamps(instants)]
+    work = [each.work for each in (*neurons, outputs)]
+    heights = (potential * outputs.units / steps).astype(np.float32)
+    return stamps, work, [int((values < steps).sum()) for values in (pooled, hidden)], heights.argmax(1)
+
+
+@settings(max_examples=40, deadline=None)
 @given(
+    st.sampled_from(GEOMETRIES),
     st.sampled_from(sorted(READOUTS)),
     st.sampled_from([0.0, 0.3, 1.0]),
     st.sampled_from(["middle", "start"]),
-    st.sampled_from([1, 4, 16, 33]),
-    st.sampled_from([2, 8, 16, None]),
     st.booleans(),
+    st.integers(1, 7),
+    st.sampled_from([2, 5, 8]),
+    st.sampled_from([None, None, 4, 9, 12]),
     st.integers(0, 10**6),
 )
-def test_engines_are_equal(readout, sigma, compare_at, steps, bits, per_channel, seed):
-    network = small_network(seed, sigma, READOUTS[readout](sigma))
-    batch = (2 * activations(6, 2, 5, 4, seed=seed).float(), torch.arange(6) % 3)
-    options = dict(steps=steps, weight_bits=bits, per_channel=per_channel, compare_at=compare_at, keep_spike_times=True)
-    summed, stepped = (simulate(network, [batch], **options, engine=engine) for engine in ("summed", "stepped"))
-    assert_same(summed, stepped)
+def test_both_engines_equal_loops_over_steps_and_synapses(
+    geometry, readout, sigma, compare_at, gating, steps, bits, state_bits, seed
+):
+    network = small_network(seed, sigma, readout, **geometry)
+    images = 2 * activations(2, 2, 5, 4, seed=seed).float()
+    options = dict(steps=steps, bits=bits, compare_at=compare_at, gating=gating, state_bits=state_bits)
+    stamps, work, delivered, classes = by_loops(network, images, options)
+    options["weight_bits"] = options.pop("bits")
+    found, stepped = (
+        simulate(network, [images], **options, keep_spike_times=True, engine=engine) for engine in ("summed", "stepped")
+    )
+    assert_same(found, stepped)
+    for expected, kept in zip(stamps, found.spike_steps.values(), strict=True):
+        np.testing.assert_array_equal(kept.numpy(), expected)
+    if readout != "end":
+        np.testing.assert_array_equal(found.predictions.numpy(), classes)
+    for own, activity, expected in zip(found.counts.layers, found.activity, work, strict=True):
+        assert own.synaptic_operations == expected.synaptic_operations
+        for name in (field.name for field in dataclasses.fields(Work)[1:]):
+            assert getattr(activity, name) == getattr(expected, name), name
+    assert [own.spikes_delivered for own in found.counts.layers] == [*delivered, 0]
+    for own, expected in zip(found.counts.layers[:-1], stamps[1:], strict=False):
+        assert (own.spikes, own.saturated) == ((expected < steps).sum(), (expected == 0).sum())
+        assert own.histogram == tuple((expected == step).sum() for step in range(steps))
+        assert own.summed_spike_time == pytest.approx(expected[expected < steps].sum() / steps)
+        assert own.never_active == (expected == steps).all(0).sum()
+    assert found.counts.input.spikes == (stamps[0] < steps).sum()
+    assert found.counts.input.saturated == (stamps[0] == 0).sum()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.sampled_from([16, 33]), st.sampled_from([16, None]), st.booleans(), st.integers(0, 10**6))
+def test_engines_are_equal_at_fine_weights_and_steps(steps, bits, per_channel, seed):
+    network, batch = small_network(seed, 0.3), (2 * activations(6, 2, 5, 4, seed=seed).float(), torch.arange(6) % 3)
+    options = dict(steps=steps, weight_bits=bits, per_channel=per_channel, keep_spike_times=True)
+    assert_same(*(simulate(network, [batch], **options, engine=engine) for engine in ("summed", "stepped")))
 
 
 def test_simulation_does_not_depend_on_the_device(device):
@@ -45,12 +139,68 @@ def test_simulation_does_not_depend_on_the_device(device):
     ours = simulate(network, [batch], steps=8, keep_spike_times=True)
     for engine in ("summed", "stepped"):  # integers: equal on every device
         assert_same(ours, simulate(network.to(device), [batch], steps=8, keep_spike_times=True, engine=engine))
-
-
-def test_engines_are_equal_on_a_network_with_an_analog_encoder(device):
-    network = vgg11(width=1 / 16, batch_norm=False).to(device)
-    images = torch.rand(3, 3, 32, 32)
+    network, images = vgg11(width=1 / 16, batch_norm=False).to(device), torch.rand(2, 3, 32, 32)
     assert_same(*(simulate(network, [images], steps=8, engine=e, keep_spike_times=True) for e in ("summed", "stepped")))
+
+
+# ---- the closed form
+
+
+def test_counts_equal_those_of_the_closed_form_where_stamps_lose_nothing():
+    # σ = 0 and binary activations: every spike is at a window's start, every potential a sum of weights.
+    network = small_network(3, 0.0)
+    for own in network:
+        if isinstance(own, DFTConv2d | DFTLinear):
+            nn.init.constant_(own.bias, 0.0)
+            own.weight_gain = None
+            with torch.no_grad():
+                own.weight.copy_(2 * own.weight.sign())
+    images = 2 * (torch.rand(7, 2, 5, 4) > 0.5).float()
+    expected = count(network, [images], histogram_bins=8)
+    found = simulate(network, [images[:3], images[3:]], steps=8, weight_bits=None).counts
+    for one, other in zip(expected.layers[:-1], found.layers[:-1], strict=True):
+        assert one.summed_spike_time == pytest.approx(other.summed_spike_time, abs=1e-4)
+        assert dataclasses.replace(one, summed_spike_time=0.0) == dataclasses.replace(other, summed_spike_time=0.0)
+    assert found.input == expected.input
+    assert found.synaptic_operations_by_sample == expected.synaptic_operations_by_sample
+    for name in ("neurons", "inputs", "synapses", "weights", "biases", "active_inputs", "synaptic_operations"):
+        assert getattr(found.layers[-1], name) == getattr(expected.layers[-1], name), name
+
+
+def test_simulation_approaches_the_closed_form():
+    network, images = cnn1(width=0.5, neuron=Neuron(0.0)).eval(), torch.rand(100, 1, 28, 28)
+    expected, found = count(network, [images]), simulate(network, [images], steps=2048, weight_bits=None)
+    for one, other in zip(expected.layers, found.counts.layers, strict=True):
+        assert other.spikes == pytest.approx(one.spikes, abs=0.01 * one.neurons * 100)
+        assert other.synaptic_operations == pytest.approx(one.synaptic_operations, rel=0.01)
+        assert other.summed_spike_time == pytest.approx(one.summed_spike_time, rel=0.02)
+    with torch.no_grad():
+        potential, decided = network(images), network.decide(images)
+    for decision, by, margin in (
+        (found.predictions, potential, 0.01),
+        (found.first_spike_predictions, -decided.spike_times, 2 / 2048),
+    ):
+        best, second = by.topk(2).values.unbind(1)
+        clear = best - second > margin
+        assert clear.sum() > 10
+        assert torch.equal(decision[clear], by.argmax(1)[clear])
+
+
+def test_analog_encoder_counts_and_stamps():
+    own = randomised(AnalogEncoder(1, 2, 2, mean=[0.5], std=[0.25], batch_norm=True), 0).eval()
+    network = nn.Sequential(own, nn.Flatten(), PotentialReadout(8, 2))
+    images = torch.rand(4, 1, 3, 3)
+    images[0, 0, 0, 0] = 0.5  # the mean: its products are with zero
+    found = simulate(network, [images], steps=1024, weight_bits=None, keep_spike_times=True)
+    first, active = found.counts.layers[0], found.activity[0]
+    assert (first.kind, first.analog_macs, first.dense_macs, first.synaptic_operations) == ("analog", 128, 128, 0)
+    assert (first.nonzero_macs, first.active_inputs) == (126, 35)
+    error = own(images) - (1 - found.spike_steps["0"] / 1024)
+    assert error.abs().max() <= 0.5 / 1024 + 1e-5
+    assert (active.integration_updates, active.firing_updates, active.state_writes) == (0, 0, 0)
+    assert active.state_reads == active.compares > 0
+    coarse = simulate(network, [images], steps=1024, weight_bits=2, keep_spike_times=True)
+    assert not torch.equal(coarse.spike_steps["0"], found.spike_steps["0"])  # its weights are quantised too
 
 
 @pytest.mark.parametrize("sigma", [0.0, 1.0])
@@ -58,8 +208,7 @@ def test_signed_encoder_is_simulated_and_counted_as_it_computes(sigma):
     config = NetworkConfig("6C3-P2-8", 2, (6, 6), 3, encoder="signed", mean=(0.4, 0.5), std=(0.2, 0.3))
     network = TTFSNetwork(config.replace(neuron=Neuron(sigma), bias=False)).eval()
     images = torch.rand(16, 2, 6, 6)
-    found = simulate(network, [images], steps=4096, weight_bits=None)
-    counts = count(network, [images])
+    found, counts = simulate(network, [images], steps=4096, weight_bits=None), count(network, [images])
     with torch.no_grad():
         assert torch.equal(found.predictions, network(images).argmax(1))
     first, closed = found.counts.layers[0], counts.layers[0]
@@ -67,8 +216,55 @@ def test_signed_encoder_is_simulated_and_counted_as_it_computes(sigma):
         assert getattr(first, key) == getattr(closed, key), key
     assert first.spikes == pytest.approx(closed.spikes, rel=0.01)
     slope, bright = found.activity[0].firing_updates, (images > torch.tensor([0.4, 0.5]).view(2, 1, 1)).any(1)
-    reached = torch.nn.functional.max_pool2d(bright.float()[:, None], 3, 1, 1).sum() * 6 * 4096
+    reached = nn.functional.max_pool2d(bright.float()[:, None], 3, 1, 1).sum() * 6 * 4096
     assert (0 < slope <= reached) if sigma else slope == 0
+
+
+# ---- by hand
+
+
+def test_hand_count_of_one_neuron():
+    # Weight 1 is 127 units of 1/127. The input fires at step 1 of 4; 3/4 of the potential is there when the window
+    # starts, and it meets the ramp at s = (1 − 3/4)/(1 + 1) = 1/8: in the middle of step 0.
+    network = linear_network([[1.0]], readout_with([[0.5], [-0.5]], PotentialReadout))
+    for compare_at, step in (("middle", 0), ("start", 1)):  # at 1/4 it is above the ramp for the first time
+        found = simulate(network, [torch.tensor([[0.75]])], steps=4, compare_at=compare_at, keep_spike_times=True)
+        assert found.spike_steps["1"].item() == step
+        # Slope at step 1: updates in steps 1, 2, 3; compares at the start and at the next instant, an update between.
+        assert found.activity[0] == LayerActivity("1", 3, 1, 2, 1 + 2 * 3 + 1 + 2, 1 + 3 + 1)
+    assert found.activity[0].neuron_updates == 4
+    always = simulate(network, [torch.tensor([[0.75]])], steps=4, gating=False)
+    assert always.activity[0] == LayerActivity("1", 4, 4, 5, 1 + 2 * 4 + 4 + 5, 1 + 4 + 4)
+
+
+@pytest.mark.parametrize(("compare_at", "instants"), [("middle", 5), ("start", 4)])
+def test_silent_and_saturated_neurons(compare_at, instants):
+    silent = linear_network([[-1.0, -1.0], [0.5, -2.0]], bias=-0.1)
+    found, dark = (simulate(silent, [x], steps=4, compare_at=compare_at) for x in (torch.ones(3, 2), torch.zeros(3, 2)))
+    own, readout = found.counts.layers
+    assert (own.spikes, own.never_active, own.synaptic_operations, readout.synaptic_operations) == (0, 2, 12, 0)
+    assert (found.activity[0].compares, found.activity[0].firing_updates) == (6 * instants, 6 * (instants - 1))
+    assert found.activity[1] == LayerActivity("2", 0, 0, 0, 0, 0)  # nothing arrives
+    # Without a slope there is nothing to add, but thresholds fall.
+    assert (dark.activity[0].neuron_updates, dark.activity[0].compares) == (0, 6 * instants)
+    saturated = simulate(linear_network([[1.0, 1.0], [2.0, 0.0]]), [torch.ones(3, 2)], steps=4, compare_at=compare_at)
+    own, readout = saturated.counts.layers
+    assert own.spikes == own.saturated == saturated.counts.input.saturated == 6
+    assert (own.summed_spike_time, own.histogram) == (0.0, (6, 0, 0, 0))
+    assert saturated.activity[0] == LayerActivity("1", 24, 0, 6, 12 + 48 + 6, 12 + 24)
+
+
+def test_neuron_at_the_threshold_fires_at_step_0_although_its_potential_falls():
+    # Weights are −127 units of 1/64. Ten inputs fire in the last step of 4; the initial potential makes up for it, so
+    # that A = 1 exactly, and W = −19.8: half a step later the potential is far below the ramp.
+    weight = -127 / 64
+    network = linear_network([[weight] * 10, [weight] * 10], bias=1 - 10 * weight / 4)
+    for compare_at in ("middle", "start"):
+        found = simulate(network, [torch.full((1, 10), 0.25)], steps=4, compare_at=compare_at, keep_spike_times=1)
+        assert found.spike_steps["1"].tolist() == [[0, 0]]
+        assert (found.counts.layers[0].saturated, found.activity[0].firing_updates) == (2, 0)
+    network[1].bias.data.sub_(1 / 64 / 4)  # one unit less
+    assert simulate(network, [torch.full((1, 10), 0.25)], steps=4).counts.layers[0].spikes == 0
 
 
 def test_first_spike_decides_early_and_ties_go_to_the_lowest_class():
@@ -83,61 +279,34 @@ def test_first_spike_decides_early_and_ties_go_to_the_lowest_class():
     stamps = found.spike_steps["2"]
     assert stamps[3].tolist() == [12, 12]
     assert found.latency_steps.tolist() == (24 + stamps.amin(1)).tolist()
-    assert found.latency_steps[0] == 24 + 4  # 2 − 2·s = 1 + s at s = 1/3
-    assert found.latency_steps[3] == 36  # the window's end
+    assert found.latency_steps[[0, 3]].tolist() == [24 + 4, 36]  # 2 − 2·s = 1 + s at s = 1/3; the window's end
     assert found.mean_latency_steps == pytest.approx(found.latency_steps.double().mean().item())
-    assert sum(found.latency_histogram.values()) == 5
-    assert list(found.latency_histogram) == sorted(found.latency_histogram)
-    assert found.latency_histogram[28] == 3
+    assert (sum(found.latency_histogram.values()), found.latency_histogram[28]) == (5, 3)
     # Both output neurons stop when the first has fired: in the middle of step 4, behind that at the start.
     alone = simulate(network, [images[:1]], steps=12)
-    assert (alone.activity[1].compares, alone.correct, alone.accuracy, alone.first_spike_accuracy) == (
-        2 * 6,
-        *[None] * 3,
-    )
-    assert alone.spike_steps is None
-
-
-def test_without_an_output_spike_the_highest_potential_decides():
+    assert (alone.activity[1].compares, alone.correct, alone.accuracy, alone.spike_steps) == (2 * 6, *[None] * 3)
+    # Without any output spike the highest potential decides.
     readout = readout_with([[-2.0], [-1.0], [-3.0]], threshold=1.0, initial_potential=0.0)
     found = simulate(linear_network([[1.0]], readout), [torch.ones(2, 1)], steps=8)
-    assert found.no_spike == 2
-    assert found.ties == 0
-    assert found.first_spike_predictions.tolist() == [1, 1]
+    assert (found.no_spike, found.ties, found.first_spike_predictions.tolist()) == (2, 0, [1, 1])
     assert found.latency_steps.tolist() == [24, 24]
 
 
 def test_potentials_are_read_at_the_start_or_end():
     # One early input, two late ones: A is larger for class 0, the slope for class 1.
     weight = [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
-    images = torch.tensor([[0.75, 0.25, 0.25]])
+    images, dark = torch.tensor([[0.75, 0.25, 0.25]]), torch.zeros(1, 3)
     network = linear_network(torch.eye(3).tolist(), readout_with(weight, PotentialReadout, at="start"), sigma=0.0)
-    found = simulate(network, [images], steps=8)
-    assert (found.predictions.tolist(), found.potential_latency_steps) == ([0], 16)
-    assert found.activity[1].compares == found.activity[1].firing_updates == 0
-    network[-1].at = "end"
-    found = simulate(network, [images], steps=8)
-    assert (found.predictions.tolist(), found.potential_latency_steps) == ([1], 24)
-    assert (found.activity[1].compares, found.activity[1].firing_updates) == (0, 2 * 8)
-    dark = torch.zeros(1, 3)
+    for at, prediction, latency, updates in (("start", 0, 16, 0), ("end", 1, 24, 2 * 8)):
+        network[-1].at = at
+        found = simulate(network, [images], steps=8)
+        assert (found.predictions.tolist(), found.potential_latency_steps) == ([prediction], latency)
+        assert (found.activity[1].compares, found.activity[1].firing_updates) == (0, updates)
     assert simulate(network, [images, dark], steps=8).activity[1].firing_updates == 2 * 8  # no slope, no update
     assert simulate(network, [images, dark], steps=8, gating=False).activity[1].firing_updates == 2 * 2 * 8
 
 
-def test_predictions_approach_the_closed_form():
-    network = cnn1(width=0.5, neuron=Neuron(0.0)).eval()
-    images = torch.rand(100, 1, 28, 28)
-    with torch.no_grad():
-        potential, decided = network(images), network.decide(images)
-    found = simulate(network, [images], steps=2048, weight_bits=None)
-    for decision, by, margin in (
-        (found.predictions, potential, 0.01),
-        (found.first_spike_predictions, -decided.spike_times, 2 / 2048),
-    ):
-        best, second = by.topk(2).values.unbind(1)
-        clear = best - second > margin
-        assert clear.sum() > 10
-        assert torch.equal(decision[clear], by.argmax(1)[clear])
+# ---- options
 
 
 def test_batches_parts_and_kept_samples_do_not_matter():
@@ -145,55 +314,45 @@ def test_batches_parts_and_kept_samples_do_not_matter():
     images, labels = 2 * torch.rand(120, 2, 5, 4), torch.arange(120) % 3
     options = dict(steps=8, keep_spike_times=True)
     whole = simulate(network, [(images, labels)], **options)
-    split = simulate(network, zip(images.split(7), labels.split(7), strict=True), **options)
-    assert_same(whole, split)
+    assert_same(whole, simulate(network, zip(images.split(7), labels.split(7), strict=True), **options))
     some = simulate(network, [images[:2], images[2:]], steps=8, keep_spike_times=3)
-    assert some.spike_steps is not None
     assert {len(stamps) for stamps in some.spike_steps.values()} == {3}
     assert torch.equal(some.spike_steps["1"], whole.spike_steps["1"][:3])
-    assert [len(whole.counts.spikes_by_sample), sum(whole.counts.spikes_by_sample)] == [
+    assert (len(whole.counts.spikes_by_sample), sum(whole.counts.spikes_by_sample)) == (
         120,
         whole.counts.total()["spikes"],
-    ]
-    assert sum(whole.counts.synaptic_operations_by_sample) == whole.counts.total()["synaptic_operations"]
+    )
 
 
-def test_model_and_images_stay_as_they_are():
-    network = small_network(0).train()
-    images = 2 * torch.rand(3, 2, 5, 4)
+def test_mode_precision_and_standardisation_make_no_difference_and_stay():
+    network, images = small_network(1).train(), 2 * torch.rand(3, 2, 5, 4)
     before, copy = {key: value.clone() for key, value in network.state_dict().items()}, images.clone()
     training = simulate(network, [images], keep_spike_times=True)
     assert network.training
-    assert_same(training, simulate(network.eval(), [images], keep_spike_times=True))
     assert torch.equal(images, copy)
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
-
-
-def test_double_precision_and_standardisation_make_no_difference():
-    network, images = small_network(1), 2 * torch.rand(3, 2, 5, 4)
-    single = simulate(network, [images], keep_spike_times=True)
-    for layer in network:
-        if hasattr(layer, "fold_standardisation"):
-            layer.fold_standardisation()
-    assert_same(single, simulate(network, [images], keep_spike_times=True))
+    assert_same(training, simulate(network.eval(), [images], keep_spike_times=True))
+    for own in network:
+        if hasattr(own, "fold_standardisation"):
+            own.fold_standardisation()
+    assert_same(training, simulate(network, [images], keep_spike_times=True))
     assert simulate(network.double(), [images.double()]).samples == 3
 
 
 def test_simulation_as_json():
     found = simulate(small_network(0), [(torch.rand(4, 2, 5, 4), torch.zeros(4, dtype=torch.int64))], steps=8)
-    values = json.loads(json.dumps(found.to_dict()))
+    values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert (values["steps"], values["weight_bits"], values["samples"]) == (8, 8, 4)
     assert values["accuracy"] == found.accuracy
     assert values["activity"][0]["neuron_updates"] == found.activity[0].neuron_updates
-    assert not any(math.isnan(value) for value in (values["mean_latency_steps"], values["accuracy"]))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be 1 to 4096; got 0"),
-        ({"steps": 5000}, "steps must be 1 to 4096; got 5000"),
         ({"weight_bits": 1}, "weight_bits must be 2 to 16, or None; got 1"),
+        ({"state_bits": 3}, "state_bits must be 4 to 62, or None; got 3"),
         ({"compare_at": "end"}, r"compare_at must be one of \('middle', 'start'\); got 'end'"),
         ({"engine": "fast"}, r"engine must be one of \('summed', 'stepped'\); got 'fast'"),
         ({"keep_spike_times": -1}, "keep_spike_times must be a bool or at least 0; got -1"),

@@ -242,5 +242,5 @@ def test_bias_gradients_of_large_layers_are_summed_in_parallel():
 def test_sums_over_splits_are_exact(device, splits, size):
     parts = (torch.randint(-8, 9, (splits, size)) / 8).to(device)
     out = torch.full((size,), torch.nan, device=device)
-    passes._sum(parts, out).run()
+    passes.sum_parts(parts, out).run()
     assert torch.equal(out, parts.double().sum(0).float())

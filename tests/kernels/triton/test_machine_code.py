@@ -47,6 +47,8 @@ WITH_SURROGATE = ("few_channels", "narrow", "wide", "linear", "tf32")
 SURROGATE = " with surrogate"
 BROKEN = ("racing", "starved")
 STANDARDISATION = ("standardise", "standardise_backward")
+BATCH_NORM = "with batch norm"
+WITH_BATCH_NORM = ("linear", "wide")
 NAMES = [
     *(f"{problem} {which}" for problem in PROBLEMS for which in PASSES),
     *(f"{problem} grad_x" for problem in NARROWEST),
@@ -58,7 +60,10 @@ on_targets = pytest.mark.parametrize(("target", "quick"), CASES)
 
 
 def launches(target: str) -> Iterator[tuple[str, Launch]]:
-    """The contraction of every pass in its default configuration; on sm_90 also two that must not be built."""
+    """The contraction of every pass in its default configuration, and all that batch norm launches.
+
+    On sm_90 also two kernels that must not be built.
+    """
     device = DEVICES[target]
     for name in NAMES:
         kind, which = name.split()[:2]
@@ -66,6 +71,11 @@ def launches(target: str) -> Iterator[tuple[str, Launch]]:
         precision = "tf32" if kind == "tf32" else "ieee"
         config = default_config(which, problem, device.chip, precision, device.processors)
         yield name, kernels_layers.plan_pass(which, problem, config, precision, device).launches[0]
+    for kind in WITH_BATCH_NORM:
+        problem = dataclasses.replace(PROBLEMS[kind], surrogate=True, pool=1 if kind == "linear" else 2)
+        config = default_config("forward", problem.unpooled, device.chip, "ieee", device.processors)
+        for launch in kernels_layers.plan_pass("normalised", problem, config, "ieee", device).launches:
+            yield f"{kind} {BATCH_NORM} {launch.kernel.__name__}", launch
     if target == "sm_90":
         problem, older = PROBLEMS["linear"], DEVICES["sm_80"]
         # Planned for a chip where the form is safe: planning refuses it for this one.
@@ -111,7 +121,7 @@ def built(target: str, quick: bool) -> dict[str, Any]:
 @on_targets
 def test_defaults_compile_to_clean_loops(target, quick):
     """On sm_90, no product has its first operand in registers, which may race."""
-    codes = {name: code for name, code in built(target, quick).items() if name not in (*STANDARDISATION, *BROKEN)}
+    codes = {name: code for name, code in built(target, quick).items() if name in NAMES}
     assert len(codes) == (5 if quick else len(NAMES))
     for name, code in codes.items():
         assert (code.loop_spills, code.serialised, code.loop_register_operands) == (0, (), 0), name
@@ -127,6 +137,21 @@ def test_standardisation_of_many_layers_spills_nothing(target, quick):
         code = built(target, quick)[name]
         assert code.spilled_bytes == 0
         assert code.programs_per_processor >= 4
+
+
+@on_targets
+def test_kernels_of_batch_norm_spill_nothing(target, quick):
+    """Contractions that store potentials have the loops of those that fire."""
+    codes = {name: code for name, code in built(target, quick).items() if BATCH_NORM in name}
+    assert len(codes) == 7 * (1 if quick else len(WITH_BATCH_NORM))
+    for name, code in codes.items():
+        assert (code.loop_spills, code.serialised, code.loop_register_operands) == (0, (), 0), name
+        if name.endswith("forward"):
+            plain = built(target, quick)[f"{name.split()[0]} forward"]
+            assert code.loop_tensor_core == plain.loop_tensor_core > 0
+        else:
+            assert code.spilled_bytes == 0, name
+            assert code.programs_per_processor >= 2, name
 
 
 @on_targets

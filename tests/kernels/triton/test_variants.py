@@ -30,9 +30,11 @@ def variants(model: str, batch: int) -> dict[str, list[str]]:
             if which == "pool" and layer.pool == 1:
                 continue
             config, problem = None, layer
-            if which in PASSES:
+            if which in (*PASSES, "normalised"):
                 problem = layer.unpooled  # pools have a kernel of their own until tuning says otherwise
-                config = default_config(which, problem, device.chip, "ieee", device.processors)
+                config = default_config(
+                    which if which in PASSES else "forward", problem, device.chip, "ieee", device.processors
+                )
             launches = kernels_layers.plan_pass(which, problem, config, "ieee", device).launches
             signatures |= {repr(kernels_compile.signature(launch)) for launch in launches}
     return {which: sorted(signatures) for which, signatures in found.items()}
@@ -81,6 +83,7 @@ def test_batches_of_the_same_blocks_compile_nothing(model):
 def test_smaller_batches_compile_kernels_of_other_blocks_only(model, batch, forward, step):
     """What is left are blocks that are better there; local gradients and sums have the same for all batches."""
     assert new(model, batch, ("forward",)) <= forward
-    assert new(model, batch, kernels_compile.WHICH) <= step
+    assert new(model, batch, ("normalised",)) <= forward
+    assert new(model, batch, ("local_gradient", *PASSES)) <= step
     assert new(model, batch, ("local_gradient",)) == 0
     assert new(model, batch, ("pool",)) == 0

@@ -36,7 +36,7 @@ def count(
     """Run a network over batches and count what it does.
 
     Args:
-        model: what `network_graph` takes, spiking or analog; not compiled. Runs in evaluation mode and comes back in
+        model: what `network_graph` takes; not compiled. Runs in evaluation mode and comes back in
             the mode it had.
         batches: images [N, ...], or tuples that start with them, as the model takes them; moved to its device.
         histogram_bins: bins of the spike-time histograms; 0 for none.
@@ -119,7 +119,7 @@ class Counter:
             )
         self._graph, self._by_sample = graph, by_sample
         self._layers = [
-            LayerCounter(stage, graph.reads_real_values(stage), histogram_bins, histogram_samples, by_sample)
+            LayerCounter(stage, stage.kind == "analog", histogram_bins, histogram_samples, by_sample)
             for stage in graph.weighted
         ]
         self._input = InputCounter(graph.readout.weight.device)

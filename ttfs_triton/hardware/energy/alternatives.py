@@ -108,7 +108,7 @@ def rate_coded(
         ValueError: counts of no samples, an unknown chip, or measured figures that lack a layer.
     """
     layers, terms = counts.averages(), Terms(as_chip(chip), options or RunOptions(steps=1), counts)
-    real = {layer.name for layer in layers[:1] if layer.kind in ("analog", "ann")}
+    real = {layer.name for layer in layers[:1] if layer.kind == "analog"}
     _require_layers(code, {layer.name for layer in layers} - real, {layer.name for layer in layers[:-1]})
     rate = code.steps * (code.rate or 0.0)
     spikes_out(terms, "input", 0.0, 0.0 if real else rate * layers[0].inputs)

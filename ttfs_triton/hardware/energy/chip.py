@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 from bisect import bisect_left
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Annotated
+from collections.abc import Collection
+from dataclasses import field, replace
+from itertools import pairwise
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 
-from ttfs_triton.hardware.energy.prices import Price, Range, refuse, weakest
+from ttfs_triton.hardware.energy.prices import STRICT, Price, Range, weakest
 
 Whole = Annotated[int, Field(gt=0, le=10**15)]
-"""As a chip's file may have it."""
+Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 
 PRICES: dict[str, tuple[str, str]] = {
     "accumulate": ("energy", "one addition"),
@@ -39,7 +40,9 @@ _FETCH = ("memory",)
 _ROUTING = (*_FETCH, "spike_out", "message", "hop")
 _AVERAGE = (*_ROUTING, "neuron_update", "neuron_idle", "leakage_power", "idle_power")
 
-SCOPES: dict[str, tuple[str, ...]] = {
+Scope = Literal["arithmetic", "including fetch", "including routing", "whole-chip average"]
+
+SCOPES: dict[Scope, tuple[str, ...]] = {
     "arithmetic": (),
     "including fetch": _FETCH,
     "including routing": _ROUTING,
@@ -52,26 +55,46 @@ wrong at any other point.
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Access(Price):
+    """The published price of one access, in pJ, of a memory of so many kB."""
+
+    size_kb: Positive
+
+    @model_validator(mode="after")
+    def _is_energy(self) -> Self:
+        if self.dimension != "energy" or self.value is None:
+            raise ValueError(f"value must be a published energy; got {self}")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
 class Memory:
     """On-chip memories, one for the weights and one for the states of each layer.
 
     Attributes:
-        points: (size in bytes, price of one access in pJ), by rising size.
+        accesses: prices of one access, by rising size of the memory.
         word_bits: what one access moves.
         packed: whether numbers narrower than a word share an access (contiguous, aligned). If not, each number is one
             access, as Lemaire et al. count.
         addressing: whether computing addresses is charged, as one accumulate an access by an event.
     """
 
-    points: tuple[tuple[int, Price], ...]
-    word_bits: int = 64
+    accesses: Annotated[tuple[Access, ...], Field(min_length=1)]
+    word_bits: Whole = 64
     packed: bool = False
     addressing: bool = False
 
-    def holds(self, size_bytes: float) -> bool:
-        """Whether a price covers a memory of this size; larger ones are charged as banks of the largest."""
-        return size_bytes <= self.points[-1][0]
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if any(one.size_kb >= other.size_kb for one, other in pairwise(self.accesses)):
+            raise ValueError(f"accesses must have rising sizes; got {[each.size_kb for each in self.accesses]}")
+        return self
+
+    @property
+    def largest_bytes(self) -> float:
+        """Size of the largest memory that has a price; larger ones are charged as banks of it."""
+        return self.accesses[-1].size_kb * 1024
 
     def access(self, size_bytes: float, bits: int) -> Price:
         """The price of reading or writing one number.
@@ -88,27 +111,24 @@ class Memory:
         """
         amount, share = self._at(size_bytes), bits / self.word_bits
         words = max(1.0, share)
-        status = weakest(price.status for _, price in self.points)
+        status = weakest(price.status for price in self.accesses)
         note = f"{size_bytes / 1024:,.1f} kB, {bits} bits a number"
-        if status is None or not self.holds(size_bytes):
-            note, status = f"{note}; banks of {self.points[-1][0] / 1024:,.0f} kB", "assumed"
+        if status is None or size_bytes > self.largest_bytes:
+            note, status = f"{note}; banks of {self.largest_bytes / 1024:,.0f} kB", "assumed"
         return Price(
             value=amount.nominal * (share if self.packed else words),
             low=amount.low * share,
             high=amount.high * words,
             unit="pJ",
             status=status,
-            source=self.points[0][1].source,
+            source=self.accesses[0].source,
             note=note,
         )
 
     def _at(self, size_bytes: float) -> Range:
         """Low, nominal and high price of a full access, pJ."""
-        sizes, known = [], []
-        for size, price in self.points:
-            assert price.amount is not None
-            sizes.append(size)
-            known.append(price.amount)
+        sizes = [round(price.size_kb * 1024) for price in self.accesses]
+        known = [price.amount for price in self.accesses if price.amount is not None]
         above = min(bisect_left(sizes, size_bytes), len(sizes) - 1)
         if above == 0:
             return known[0]
@@ -117,7 +137,7 @@ class Memory:
         return replace(known[-1], high=max(known[-1].high, line.high)) if weight > 1 else line
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Capacity:
     """What fits on one chip; None is not stated.
 
@@ -137,7 +157,7 @@ class Capacity:
 NOT_STATED = Capacity(source="")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Chip:
     """Prices of one chip, or of arithmetic in one process, at one precision.
 
@@ -160,50 +180,40 @@ class Chip:
     """
 
     name: str
-    description: str
-    synop_scope: str
-    prices: Mapping[str, Price]
+    description: Annotated[str, Field(min_length=1)]
+    synop_scope: Scope
+    prices: dict[str, Price] = field(default_factory=dict)
     memory: Memory | None = None
     capacity: Capacity = NOT_STATED
-    bits: int | None = None
-    node_nm: float | None = None
-    voltage_v: float | None = None
+    bits: Whole | None = None
+    node_nm: Positive | None = None
+    voltage_v: Positive | None = None
     included: tuple[str, ...] = ()
-    alternatives: Mapping[str, Price] = field(default_factory=dict)
+    alternatives: dict[str, Price] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        refused = partial(refuse, f"Chip {self.name}")
-        if self.synop_scope not in SCOPES:
-            refused("synop_scope", f"be one of {', '.join(SCOPES)}", self.synop_scope)
-        for key in self.included:
-            if key not in PRICES and key != "memory":
-                refused("included", f"name prices: {', '.join(PRICES)} or memory", key)
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for key in {*self.included} - {*PRICES, "memory"}:
+            raise ValueError(f"included must name prices: {', '.join(PRICES)} or memory; got {key}")
         for key, price in self.prices.items():
             if key not in PRICES:
-                refused(f"prices.{key}", f"be one of {', '.join(PRICES)}", key, suggestion(key, PRICES).strip())
-            wanted, amount = PRICES[key][0], price.amount
-            if price.dimension != wanted:
-                remedy = f"That measures {price.dimension}."
-                refused(f"prices.{key}.unit", f"measure {wanted}", price.unit, remedy)
-            if key in ("clock", "step_time") and amount is not None and not amount.low > 0:
-                refused(f"prices.{key}", "be positive: energies are divided by it", price)
+                raise ValueError(f"prices must be of {', '.join(PRICES)}; got {key}.{suggestion(key, PRICES)}")
+            if price.dimension != PRICES[key][0]:
+                raise ValueError(f"prices.{key}.unit must measure {PRICES[key][0]}; got {price.unit}")
+            if key in ("clock", "step_time") and price.amount is not None and not price.amount.low > 0:
+                raise ValueError(f"prices.{key} must be positive: energies are divided by it; got {price}")
         for key in (*self.prices, *(["memory"] if self.memory else [])):
             if self.holds(key):
                 holder = "included" if key in self.included else f'synop_scope = "{self.synop_scope}"'
-                name = key if key == "memory" else f"prices.{key}"
-                refused(name, f"be absent, for {holder} holds it already", "one", "Move it to alternatives.")
-        for name in ("node_nm", "voltage_v"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1e12:
-                refused(name, "be positive and finite", value)
+                raise ValueError(f"{key} must be absent, for {holder} holds it already. Move it to alternatives")
         for key in ("accumulate", "multiply_accumulate") if self.arithmetic else ("synop",):
             if key not in self.prices:
-                remedy = 'Give it status "unpublished" if it is.'
-                refused(f"prices.{key}", f'be there for synop_scope = "{self.synop_scope}"', "none", remedy)
+                rule = f'prices.{key} must be there for synop_scope = "{self.synop_scope}"'
+                raise ValueError(f'{rule}; got none. Give it status "unpublished" if it is')
         if self.arithmetic and "synop" in self.prices:
-            remedy = "Price accumulate, or choose a scope that says what a synaptic operation holds."
-            refused("prices.synop", 'be absent for synop_scope = "arithmetic"', self.prices["synop"], remedy)
+            raise ValueError('prices.synop must be absent for synop_scope = "arithmetic". Choose another scope')
+        return self
 
     def holds(self, key: str) -> bool:
         """Whether other prices hold this one already, so that it must not be charged."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import TypeAdapter, ValidationError
 
-from ttfs_triton.hardware.energy.chip import NOT_STATED, Capacity, Chip, Memory, Whole, suggestion
-from ttfs_triton.hardware.energy.prices import Price, convert, refuse
+from ttfs_triton.command_line import problem_lines
+from ttfs_triton.hardware.energy.chip import Access, Capacity, Chip, Memory, suggestion
 
 FOLDER = Path(__file__).parent / "chips"
 
@@ -21,70 +20,7 @@ FOLDER = Path(__file__).parent / "chips"
 NO_FIGURES = {"loihi2": "Loihi 2", "akida": "Akida", "speck": "Speck"}
 
 MAX_BYTES = 2**18  # of a file; those that come with the package have 10,000
-CONFIG = ConfigDict(extra="forbid", strict=True)
-Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
-Text = Annotated[str, Field(min_length=1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Access(Price):
-    size_kb: Positive
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dimension != "energy" or self.value is None:
-            refuse("Memory", "price", "be a published energy", self)
-
-
-class _Table(BaseModel):
-    """A table of a file: known keys only, and values of exactly their types."""
-
-    model_config = CONFIG
-
-
-class _Memory(_Table):
-    accesses: tuple[_Access, ...]
-    word_bits: Whole = 64
-    packed: bool = False
-    addressing: bool = False
-
-    @model_validator(mode="after")
-    def _rises(self) -> _Memory:
-        sizes = [size for size, _ in self.memory().points]
-        if not sizes or sizes != sorted(set(sizes)):
-            refuse("Memory", "accesses", "have rising sizes, at least one", sizes)
-        return self
-
-    def memory(self) -> Memory:
-        points = ((round(convert(each.size_kb, "kB", "B")), each.in_unit("pJ")) for each in self.accesses)
-        return Memory(tuple(points), self.word_bits, self.packed, self.addressing)
-
-
-class _Precision(_Table):
-    bits: Whole | None = None
-    prices: dict[str, Price] = {}
-
-
-class _File(_Precision):
-    description: Text
-    synop_scope: Text
-    node_nm: float | None = None
-    voltage_v: float | None = None
-    included: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    capacity: Capacity = NOT_STATED
-    alternatives: dict[str, Price] = {}
-    memory: _Memory | None = None
-    precisions: dict[str, _Precision] = {}
-
-    def chip(self, name: str, own: _Precision) -> Chip:
-        shared = {key: getattr(self, key) for key in _File.model_fields if key not in ("precisions", "memory")}
-        shared |= {"bits": own.bits, "prices": self.prices | own.prices}
-        return Chip(name=name, memory=None if self.memory is None else self.memory.memory(), **shared)
-
-
-_KEYS = {*_File.model_fields, *_Memory.model_fields}
-_KEYS |= {own.name for table in (_Access, Capacity) for own in fields(table)}
+_KEYS = {own.name for table in (Chip, Memory, Access, Capacity) for own in fields(table)}
 
 
 def available_chips() -> tuple[str, ...]:
@@ -114,29 +50,36 @@ def load_chip(name_or_path: str | Path) -> Chip:
         0.23
     """
     path, precision = _locate(str(name_or_path))
-    try:
-        file = _File.model_validate_json(_read(path))
-    except ValidationError as error:
-        raise ValueError(f"load_chip: {path}: {' '.join(map(_sentence, error.errors()))}") from None
-    if precision not in (file.precisions or {None}):
-        names = ", ".join(f"{path.stem}:{name}" for name in file.precisions) or path.stem
+    values = _read(path)
+    precisions = values.pop("precisions", {})
+    own = precisions.get(precision, {}) if isinstance(precisions, dict) else None
+    if not isinstance(own, dict) or precision not in (precisions or {None}):
+        names = ", ".join(f"{path.stem}:{name}" for name in precisions) if isinstance(precisions, dict) else ""
         got = f"precision {precision}" if precision else "no precision"
-        raise ValueError(f"load_chip: name_or_path must be one of {names}; got {got}. One chip has one precision.")
-    name = path.stem if precision is None else f"{path.stem}:{precision}"
+        remedy = "One chip has one precision, a table."
+        raise ValueError(f"load_chip: name_or_path must be one of {names or path.stem}; got {got}. {remedy}")
+    prices = (values.get("prices", {}), own.get("prices", {}))
+    values |= own | {"name": path.stem if precision is None else f"{path.stem}:{precision}"}
+    if all(isinstance(table, dict) for table in prices):
+        values["prices"] = prices[0] | prices[1]
     try:
-        return file.chip(name, file if precision is None else file.precisions[precision])
-    except ValueError as error:
-        raise ValueError(f"load_chip: {path}: {str(error).removeprefix(f'Chip {name}: ')}") from None
+        return TypeAdapter(Chip).validate_json(json.dumps(values, default=str))  # in which tables are dataclasses
+    except ValidationError as error:
+        lines = "\n".join(problem_lines(error, unknown=_unknown))
+        raise ValueError(f"load_chip: {path} must follow the files in {FOLDER}:\n{lines}") from None
 
 
-def _read(path: Path) -> str:
-    """A file as JSON, in which pydantic takes tables for dataclasses."""
+def _unknown(key: str) -> str:
+    return f"there is no such key.{suggestion(key.rpartition('.')[2], _KEYS)}"
+
+
+def _read(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"load_chip: {path} must have at most {MAX_BYTES} bytes; got more.")
     try:
-        return json.dumps(tomllib.loads(content.decode("utf-8")), default=str)
+        return tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, dates that do not exist, too many brackets
         raise ValueError(f"load_chip: {path} must be TOML; got an error: {error}.") from error
 
@@ -166,21 +109,3 @@ def _locate(name: str) -> tuple[Path, str | None]:
         f"load_chip: name_or_path must be one of {', '.join(known)} or the path of a TOML file; got {name}."
         + suggestion(path, [other.partition(":")[0] for other in known])
     )
-
-
-def _sentence(error: ErrorDetails) -> str:
-    """What pydantic found, in our words: key, rule, value."""
-    key = ""
-    for part in error["loc"]:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
-    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        word = str(error["loc"][-1])
-        return f"{key} must be a known key (those of the files in {FOLDER}); got {word}.{suggestion(word, _KEYS)}"
-    if error["type"] == "value_error":  # ours: "Price: unit must …"
-        return f"{key}.{error['msg'].partition(': ')[2]}"
-    if error["type"] == "missing":
-        return f"{key} must be given; got none."
-    table, tables = "be a table", ("model_type", "dict_type", "dataclass_type")
-    rule = dict.fromkeys(tables, table) | {"tuple_type": "be a list"}
-    wanted = error["msg"].removeprefix("Input should ")
-    return f"{key} must {rule.get(error['type'], wanted)}; got {error['input']!r}."

@@ -55,8 +55,7 @@ def estimate(
     Returns:
         Terms, sums, assumptions and warnings. Terms without a price are in no sum.
     Raises:
-        TypeError: a change that `RunOptions` does not have.
-        ValueError: counts of an ANN or of no samples, an unknown chip, or an option out of range.
+        ValueError: counts of no samples, an unknown chip, or an option that does not exist or is out of range.
     Source: neuron, Wei et al., ICCV 2023, Eq. 5–7; memory traffic, Lemaire et al., ICONIP 2022.
     Example:
         >>> from ttfs_triton.hardware import count
@@ -70,9 +69,6 @@ def estimate(
     """
     chip, options = as_chip(chip), RunOptions(**changes) if options is None else replace(options, **changes)
     layers, terms = counts.averages(), Terms(chip, options, counts)
-    if any(layer.kind == "ann" for layer in layers):
-        remedy = "Use dense_ann or zero_skipping_ann."
-        refuse("estimate", "counts", "be of a spiking network", "analog layers", remedy)
     unknown = sorted({found.name for found in options.activity or ()} - {layer.name for layer in layers})
     if unknown:
         names = ", ".join(layer.name for layer in layers)

@@ -5,10 +5,12 @@ An unpublished price is None, which is not zero: what it would be multiplied wit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import KW_ONLY, dataclass, replace
-from typing import Literal, NoReturn, get_args
+from dataclasses import KW_ONLY, asdict
+from typing import Annotated, Literal, NoReturn, Self, get_args
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
 
 Status = Literal["measured", "fitted", "simulated", "derived", "assumed", "unpublished"]
 
@@ -22,39 +24,27 @@ UNITS: dict[str, dict[str, float]] = {
     "power per frequency": {"µW/MHz": 1.0, "nW/MHz": 1e-3, "mW/MHz": 1e3},
     "frequency": {"MHz": 1.0, "kHz": 1e-3, "GHz": 1e3},
     "time": {"µs": 1.0, "ns": 1e-3, "ms": 1e3, "s": 1e6},
-    "memory": {"B": 1.0, "kB": 1024.0, "MB": 1024.0**2},
 }
 MAX_AMOUNT = 1e12
-"""In the first unit of a dimension: a joule an operation, a megawatt, 10¹⁸ Hz, twelve days, a terabyte."""
+"""In the first unit of a dimension: a joule an operation, a megawatt, 10¹⁸ Hz, twelve days."""
 _DIMENSION = {unit: dimension for dimension, units in UNITS.items() for unit in units}
 
-
-def dimension(unit: str) -> str:
-    """What a unit measures: a key of `UNITS`.
-
-    Args:
-        unit: "pJ", "mW", "µW/MHz", ...; "uJ" and the Greek letter "μJ" mean "µJ".
-    Raises:
-        ValueError: the unit is not in `UNITS`.
-    """
-    if _spelled(unit) not in _DIMENSION:
-        refuse("dimension", "unit", f"be one of {', '.join(_DIMENSION)}", unit, "Convert it first.")
-    return _DIMENSION[_spelled(unit)]
+STRICT = ConfigDict(extra="forbid", strict=True)
+"""Of everything that a chip's file holds: known keys only, and values of exactly their types."""
 
 
-def convert(value: float, unit: str, to: str) -> float:
-    """A number in another unit of the same dimension.
-
-    Raises:
-        ValueError: a unit is not known, or they measure different things.
-    """
-    ours, wanted = dimension(unit), dimension(to)
-    if ours != wanted:
-        refuse("convert", "unit", f"measure {wanted}, as {to} does", unit, f"It measures {ours}.")
-    return value * UNITS[ours][_spelled(unit)] / UNITS[ours][_spelled(to)]
+def _known_unit(unit: str) -> str:
+    """Micro is spelled µ (U+00B5) here; u and the Greek letter mean the same."""
+    unit = unit.replace("μ", "µ").replace("uJ", "µJ").replace("uW", "µW").replace("us", "µs")
+    if unit not in _DIMENSION:
+        raise ValueError(f"must be one of {', '.join(_DIMENSION)}")
+    return unit
 
 
-@dataclass(frozen=True)
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, config=STRICT)
 class Price:
     """One number a chip is described by, with what is known about it.
 
@@ -71,68 +61,44 @@ class Price:
             unit or status, no source, or a value that does not go with the status.
     """
 
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
+    value: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
     _: KW_ONLY
-    unit: str
+    unit: Annotated[str, AfterValidator(_known_unit)]
     status: Status
-    source: str
+    source: Annotated[str, Field(pattern=r"\S")]
     note: str = ""
 
-    def __post_init__(self) -> None:
-        if _spelled(self.unit) not in _DIMENSION:
-            refuse("Price", "unit", f"be one of {', '.join(_DIMENSION)}", self.unit or "none")
-        object.__setattr__(self, "unit", _spelled(self.unit))
-        if self.status not in STATUSES:
-            refuse("Price", "status", f"be one of {', '.join(STATUSES)}", self.status)
-        if not self.source.strip():
-            refuse("Price", "source", "say where the number was published", "none")
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
         if (self.value is None) != (self.status == "unpublished"):
-            got = f"{self.value} with status {self.status}"
-            refuse("Price", "value", "be None exactly if status is unpublished", got)
-        for name in ("value", "low", "high"):
-            number = getattr(self, name)
-            if number is None:
-                continue
-            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
-                refuse("Price", name, "be a finite number, at least 0", number)
-            if number > MAX_AMOUNT / UNITS[self.dimension][self.unit]:
-                most = f"be at most {MAX_AMOUNT:g} {next(iter(UNITS[self.dimension]))}"
-                refuse("Price", name, most, f"{number} {self.unit}")
-        if self.value is None:
-            if (self.low, self.high) != (None, None):
-                refuse("Price", "low and high", "be None where value is", (self.low, self.high))
-            return
+            raise ValueError(f"value must be None exactly if status is unpublished; got {self.value}, {self.status}")
         low, high = (self.value if bound is None else bound for bound in (self.low, self.high))
+        if self.value is None or low is None or high is None:
+            if (self.low, self.high) != (None, None):
+                raise ValueError("low and high must be None where value is")
+            return self
         if not low <= self.value <= high:
-            refuse("Price", "value", "be within low and high", f"{low} ≤ {self.value} ≤ {high}")
+            raise ValueError(f"value must be within low and high; got {low} ≤ {self.value} ≤ {high}")
+        if high * UNITS[self.dimension][self.unit] > MAX_AMOUNT:
+            raise ValueError(f"value must be at most {MAX_AMOUNT:g} {next(iter(UNITS[self.dimension]))}; got {high}")
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
+        return self
 
     @property
     def dimension(self) -> str:
         """What it measures: a key of `UNITS`."""
-        return dimension(self.unit)
+        return _DIMENSION[self.unit]
 
     @property
     def amount(self) -> Range | None:
-        """Low, nominal and high in the first unit of its dimension (pJ, µW, MHz, µs, B); None if unpublished."""
+        """Low, nominal and high in the first unit of its dimension (pJ, µW, MHz, µs); None if unpublished."""
         if self.value is None or self.low is None or self.high is None:
             return None
         size = UNITS[self.dimension][self.unit]
         return Range(self.low * size, self.value * size, self.high * size)
-
-    def in_unit(self, unit: str) -> Price:
-        """The same price in another unit of its dimension.
-
-        Raises:
-            ValueError: the unit measures something else.
-        """
-        convert(0.0, self.unit, unit)  # an unpublished price must have a fitting unit too
-        numbers = {name: getattr(self, name) for name in ("value", "low", "high")}
-        known = {name: convert(number, self.unit, unit) for name, number in numbers.items() if number is not None}
-        return replace(self, unit=unit, **known)
 
     def __str__(self) -> str:
         if self.value is None:
@@ -162,17 +128,12 @@ class Range:
 
     def to_dict(self) -> dict[str, float]:
         """{"low", "nominal", "high"}."""
-        return {"low": self.low, "nominal": self.nominal, "high": self.high}
+        return asdict(self)
 
 
 def weakest(statuses: Iterable[Status]) -> Status | None:
     """The status that says least of several; None of none."""
     return max(statuses, key=STATUSES.index, default=None)
-
-
-def _spelled(unit: str) -> str:
-    """Micro is spelled µ (U+00B5) here; u and the Greek letter mean the same."""
-    return unit.replace("μ", "µ").replace("uJ", "µJ").replace("uW", "µW").replace("us", "µs")
 
 
 def refuse(owner: str, name: str, rule: str, value: object, remedy: str = "") -> NoReturn:

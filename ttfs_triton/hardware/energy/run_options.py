@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 
 from ttfs_triton.hardware.counts.counts import LayerActivity
-from ttfs_triton.hardware.energy.prices import refuse
+from ttfs_triton.hardware.energy.prices import STRICT, Number
 
 Implementation = Literal["clock_driven", "closed_form"]
+Whole = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class RunOptions:
     """Options of `estimate` and of what it is compared with. The neuron and the readout are those that were counted.
 
@@ -35,37 +36,22 @@ class RunOptions:
         ValueError: no steps for clock-driven neurons, or a value out of range.
     """
 
-    steps: int | None = None
+    steps: Whole | None = None
     implementation: Implementation = "clock_driven"
     gating: bool = False
-    activity: Sequence[LayerActivity] | None = None
-    weight_bits: int | None = None
-    state_bits: int | None = None
+    activity: tuple[LayerActivity, ...] | None = None
+    weight_bits: Whole | None = None
+    state_bits: Whole | None = None
     memory: bool = True
     idle: bool = True
-    messages_per_spike: float = 1.0
-    hops_per_spike: float | None = None
-    step_us: float | None = None
-    latency_us: float | None = None
-    clock_mhz: float | None = None
+    messages_per_spike: Number = 1.0
+    hops_per_spike: Number | None = None
+    step_us: Number | None = None
+    latency_us: Number | None = None
+    clock_mhz: Number | None = None
 
-    def __post_init__(self) -> None:
-        choices = get_args(Implementation)
-        if self.implementation not in choices:
-            refuse("RunOptions", "implementation", f"be one of {', '.join(choices)}", self.implementation)
+    @model_validator(mode="after")
+    def _has_steps(self) -> Self:
         if self.implementation == "clock_driven" and self.steps is None:
-            refuse(
-                "RunOptions",
-                "steps",
-                'be given for implementation="clock_driven"',
-                None,
-                "It counts time steps in a window.",
-            )
-        for name in ("steps", "weight_bits", "state_bits"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                refuse("RunOptions", name, "be a whole number, at least 1", value)
-        for name in ("messages_per_spike", "hops_per_spike", "step_us", "latency_us", "clock_mhz"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                refuse("RunOptions", name, "be finite and at least 0", value)
+            raise ValueError('steps, of a window, must be given for implementation="clock_driven"; got None')
+        return self

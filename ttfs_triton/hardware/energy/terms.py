@@ -190,7 +190,7 @@ class Terms:
         if self.chip.memory is not None:
             size_bytes = numbers * bits / 8
             price = self.chip.memory.access(size_bytes, bits)
-            if not self.chip.memory.holds(size_bytes):
+            if size_bytes > self.chip.memory.largest_bytes:
                 self._largest[layer] = max(size_bytes, self._largest.get(layer, 0.0))
         note = "" if price else "the chip states no price for memory"
         self._terms.append(Term(layer, name, "memory", count, price, "memory", note))
@@ -248,7 +248,7 @@ class Terms:
         warnings = chip.exceeded(total["neurons"], total["synapses"], self.weight_bits)
         for layer, size in self._largest.items():
             assert chip.memory is not None
-            largest = f"the largest memory that {chip.name} prices ({chip.memory.points[-1][0] / 2**20:g} MB)"
+            largest = f"the largest memory that {chip.name} prices ({chip.memory.largest_bytes / 2**20:g} MB)"
             warnings.append(f"{layer}: {size / 2**20:,.1f} MB exceed {largest}")
         return Estimate(
             network=network,

@@ -76,7 +76,7 @@ def simulate(
     Returns:
         Decisions, counts of the spikes that are left, and the work of clock-driven neurons.
     Raises:
-        NetworkError: a model that is no network of our layers, or has some that do not spike.
+        NetworkError: a model that is no network of our layers.
         ValueError: an argument out of range, no samples, labels in some batches only, or potentials beyond 62 bits.
     Source: Wei et al., ICCV 2023, Eq. 2-7.
     Example:
@@ -88,7 +88,6 @@ def simulate(
         ['conv1', 'conv2', 'fc1', 'readout']
     """
     graph, batches = graph_of_batches("simulate", model, batches)
-    graph.require_spiking()
     settings = SimulationSettings.of(
         graph.grid,
         steps=steps,

@@ -1,0 +1,341 @@
+"""Minutes of training until a network has learned: this package against PyTorch, SpikingJelly and snnTorch.
+
+    pip install -e '.[peers,plot]'
+    python bench/time_to_accuracy.py --data-dir CIFAR10 --runs RUNS
+    python bench/time_to_accuracy.py --data-dir CIFAR10 --runs RUNS --contenders ann snntorch --epochs 4
+
+All contenders train the same network, `cifarnet`, with the same recipe, images, augmentation, batch size and held-out
+images, in bfloat16 on one device. They differ in what stands between two layers:
+
+- `sigma-0`, `sigma-1`: our neurons, trained by `recipes/train_cifarnet_cifar10.py --preset best` and `--preset paper`;
+- `ann`: PyTorch's convolution, batch norm and ReLU;
+- `spikingjelly`, `snntorch`: leaky integrate-and-fire neurons instead of ReLU. Half of the potential leaks in a time
+  step, the threshold is 1, the surrogate derivative is the arctangent's. The image is repeated in T time steps, the
+  first convolution is computed once, logits are means over time. SpikingJelly runs in multi-step mode, snnTorch as a
+  loop over time. A batch goes through in T parts, so that it takes the memory of the others.
+
+The recipe was made for our neurons and the ANN; nothing was tuned for the other two.
+Each contender's metrics lie in RUNS/NAME/metrics.jsonl. What is there is not trained again: a stopped bench goes
+on with the next contender. Times are of training alone, without start and validation.
+"""
+
+import copy
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import _bench as bench
+import torch
+import torch.nn.functional as F
+import tyro
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ttfs_triton.atomic import write_text
+from ttfs_triton.nn import cifarnet, whiten
+from ttfs_triton.nn.coding import AnalogEncoder
+from ttfs_triton.scoring import EvaluationBatches
+from ttfs_triton.scoring.batches import load_batches
+from ttfs_triton.train import TrainConfig
+from ttfs_triton.train.batches import EpochBatches, train_loader
+from ttfs_triton.train.build import RunData, build_augmentation, load_data
+from ttfs_triton.train.config import make_config, read_recipe
+from ttfs_triton.train.evaluation import STATISTICS_IMAGES
+from ttfs_triton.train.schedules import rate_factor
+from ttfs_triton.train.step import look_ahead
+
+RECIPE = bench.ROOT / "ttfs_triton" / "recipes" / "cifarnet-cifar10.yaml"
+OURS = {"sigma-0": ("best", "ours, σ = 0"), "sigma-1": ("paper", "ours, σ = 1")}
+GOALS = (0.80, 0.85, 0.90, 0.93)
+LEAK = 0.5
+NORM_BIAS_RATE = 64.0  # the recipe's 7 where neurons saturate at 1, not at 3 standard deviations: 7 · 3²
+
+Contender = Literal["sigma-0", "sigma-1", "ann", "spikingjelly", "snntorch"]
+ALL: tuple[Contender, ...] = ("sigma-0", "sigma-1", "ann", "spikingjelly", "snntorch")
+
+
+@dataclasses.dataclass
+class Options:
+    """Train a network by several libraries, and say how long each took to reach an accuracy."""
+
+    data_dir: Path  # CIFAR-10's parquet files
+    runs: Path  # folder that takes a folder a contender
+    contenders: tuple[Contender, ...] = ALL
+    epochs: int = 8
+    time_steps: int = 4  # of the libraries that have them
+    cpu: bool = False  # also where there is a GPU
+    output: Path = bench.RESULTS  # folder of the CSV file and the chart
+
+
+class Network(nn.Module):
+    """`cifarnet` of PyTorch's layers; `neuron` makes what stands behind each batch norm.
+
+    Args:
+        encoder: ours, whitened; its weights stay as they are.
+        neuron: makes the neurons of a layer.
+        time_steps: None: no time axis. Else the image's current is shown in so many steps.
+        multi_step: layers take all time steps at once, [T, N, C, height, width].
+        layers: has Conv2d, BatchNorm2d, MaxPool2d, Flatten and Linear.
+    """
+
+    def __init__(
+        self, encoder: AnalogEncoder, neuron: Callable[[], nn.Module], time_steps: int | None = None, layers: Any = nn
+    ) -> None:
+        super().__init__()
+        self.mean, self.std = nn.Buffer(encoder.mean.clone()), nn.Buffer(encoder.std.clone())
+        self.time_steps, self.multi_step = time_steps, layers is not nn
+        self.encoder = nn.Conv2d(3, 24, 2)
+        with torch.no_grad():
+            self.encoder.weight.copy_(encoder.weight / encoder.initial_gain).requires_grad_(False)
+            assert self.encoder.bias is not None
+            self.encoder.bias.zero_()
+        body: list[nn.Module] = [neuron()]
+        before = 24
+        for channels in (64, 256, 256):
+            for pools in (True, False):
+                convolution = layers.Conv2d(before, channels, 3, padding=1, bias=False)
+                nn.init.dirac_(convolution.weight[:before])
+                norm = layers.BatchNorm2d(channels)
+                norm.weight.requires_grad_(False)
+                body += [convolution, norm, neuron(), *([layers.MaxPool2d(2)] if pools else [])]
+                before = channels
+        self.body = nn.Sequential(*body, layers.MaxPool2d(3), layers.Flatten())
+        self.readout = layers.Linear(before, 10, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = (images - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        current = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        if self.time_steps is None:
+            return self.readout(self.body(current)) / 9  # airbench94's factor
+        if self.multi_step:
+            return self.readout(self.body(current.expand(self.time_steps, *current.shape))).mean(0)
+        return torch.stack([self.readout(self.body(current)) for _ in range(self.time_steps)]).mean(0)
+
+
+def make_network(name: str, encoder: AnalogEncoder, time_steps: int) -> tuple[Network, Callable[[], None]]:
+    """A contender's network, and what forgets its potentials before a batch."""
+    if name == "ann":
+        return Network(encoder, nn.ReLU), lambda: None
+    if name == "spikingjelly":
+        layer, neuron, surrogate, functional = (
+            import_module(f"spikingjelly.activation_based.{part}")
+            for part in ("layer", "neuron", "surrogate", "functional")
+        )
+        options = {"tau": 1 / LEAK, "decay_input": False, "v_reset": None, "detach_reset": True}
+        made = Network(
+            encoder, lambda: neuron.LIFNode(surrogate_function=surrogate.ATan(alpha=2.0), **options), time_steps, layer
+        )
+        functional.set_step_mode(nn.ModuleList([made.body, made.readout]), "m")
+        return made, lambda: functional.reset_net(made)
+    library = import_module("snntorch")
+    gradient = import_module("snntorch.surrogate").atan(alpha=2.0)
+    made = Network(encoder, lambda: library.Leaky(beta=LEAK, spike_grad=gradient, init_hidden=True), time_steps)
+
+    def reset() -> None:
+        for module in made.modules():
+            if isinstance(module, library.Leaky):
+                module.reset_mem()  # pyright: ignore[reportCallIssue]
+
+    return made, reset
+
+
+class Training:
+    """A contender's training by the recipe; `epochs()` yields a line of metrics an epoch."""
+
+    def __init__(
+        self, name: str, config: TrainConfig, data: RunData, accelerator: Accelerator, time_steps: int
+    ) -> None:
+        self.config, self.data, self.accelerator = config, data, accelerator
+        torch.manual_seed(config.seed)
+        encoder = cifarnet().features.get_submodule("conv1")
+        assert isinstance(encoder, AnalogEncoder)
+        whiten(encoder, data.train.images_at(data.train_indices[:5000]).float() / 255)
+        network, self.reset = make_network(name, encoder, time_steps)
+        self.parts = network.time_steps or 1
+        self.network = network.to(accelerator.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.weighted = nn.ModuleList(
+            m for m in network.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)
+        )
+        self.average = copy.deepcopy(self.weighted)
+        norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
+        biases = [norm.bias for norm in norms] + [self.network.encoder.bias]
+        readout = [] if name == "ann" else [self.network.readout.weight]
+        apart = {id(parameter) for parameter in (*biases, *readout)}
+        weights = [p for p in self.network.parameters() if p.requires_grad and id(p) not in apart]
+        rates = ((weights, 1.0, True), (biases, NORM_BIAS_RATE, False), (readout, config.readout_rate, True))
+        groups = [
+            {"params": some, "lr": config.lr * rate, "weight_decay": config.weight_decay / rate if decays else 0.0}
+            for some, rate, decays in rates
+            if some
+        ]
+        self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
+        self.steps_per_epoch = len(data.train_indices) // config.batch_size
+        total = config.epochs * self.steps_per_epoch
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, rate_factor(config, total, self.steps_per_epoch)
+        )
+
+    def epochs(self) -> Iterator[dict[str, Any]]:
+        for epoch in range(1, self.config.epochs + 1):
+            start = bench.now(self.accelerator.device)
+            loss = self._train(epoch)
+            seconds = bench.now(self.accelerator.device) - start
+            yield {"epoch": epoch, "train_loss": loss, "val_accuracy": self._validate(), "seconds": seconds}
+
+    def _train(self, epoch: int) -> float:
+        config, device = self.config, self.accelerator.device
+        batches = EpochBatches(
+            self.data.train,
+            self.data.train_indices,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            augmentation=build_augmentation(config),
+        )
+        total = config.epochs * self.steps_per_epoch
+        sum_of_losses = torch.zeros((), device=device)
+        self.network.train()
+        with closing(train_loader(batches, device)) as loaded:
+            for step, (images, labels) in enumerate(loaded, 1 + (epoch - 1) * self.steps_per_epoch):
+                self.optimizer.zero_grad()
+                for some, classes in zip(images.chunk(self.parts), labels.chunk(self.parts), strict=True):
+                    self.reset()
+                    with self.accelerator.autocast():
+                        logits = self.network(some)
+                    loss = F.cross_entropy(logits.float(), classes, label_smoothing=config.label_smoothing) / self.parts
+                    loss.backward()
+                    sum_of_losses += loss.detach()
+                self.optimizer.step()
+                self.schedule.step()
+                if step % config.lookahead == 0:
+                    look_ahead(self.average, self.weighted, config.lookahead, step / total)
+        return float(sum_of_losses / self.steps_per_epoch)
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Share of right decisions on held-out images, with batch-norm statistics of training images, as ours."""
+        norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a mean over batches
+        self._decide(self.data.train_indices[:STATISTICS_IMAGES])
+        self.network.eval()
+        right = self._decide(self.data.validation_indices) / len(self.data.validation_indices)
+        for norm in norms:
+            norm.momentum = 0.1
+        return right
+
+    def _decide(self, indices: Tensor) -> float:
+        right = torch.zeros((), device=self.accelerator.device)
+        batches = EvaluationBatches(self.data.train, indices, self.config.batch_size)
+        with closing(load_batches(batches, self.accelerator.device)) as loaded, self.accelerator.autocast():
+            for images, labels in loaded:
+                for some, classes in zip(images.chunk(self.parts), labels.chunk(self.parts), strict=True):
+                    self.reset()
+                    right += (self.network(some).argmax(1) == classes).sum()
+        return float(right)
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    for name in options.contenders:
+        if not (options.runs / name / "metrics.jsonl").is_file():
+            print(f"{name}: {options.epochs} epochs")
+            train_ours(name, options) if name in OURS else train_other(name, options)
+    rows = [row for name in options.contenders for row in rows_of(name, options)]
+    device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
+    print_results(rows)
+    path = bench.write(options.output, f"time_to_accuracy-{device.type}", rows, bench.environment(device))
+    draw(rows, path.with_suffix(".svg"))
+
+
+def train_ours(name: str, options: Options) -> None:
+    """Train by the recipe's own command; its run folder is resumed if it was stopped."""
+    folder = options.runs / name
+    command = [sys.executable, str(bench.ROOT / "recipes" / "train_cifarnet_cifar10.py"), "--preset", OURS[name][0]]
+    command += ["--epochs", str(options.epochs), "--data-dir", str(options.data_dir), "--output-dir", str(folder)]
+    command += [*(["--cpu"] if options.cpu else []), *(["--resume"] if (folder / "config.yaml").is_file() else [])]
+    subprocess.run(command, check=True)
+
+
+def train_other(name: str, options: Options) -> None:
+    keys = read_recipe(RECIPE).values("best") | {
+        "epochs": options.epochs,
+        "data_dir": str(options.data_dir),
+        "output_dir": str(options.runs / name),
+        "cpu": options.cpu,
+    }
+    config = make_config(keys, str(RECIPE))
+    accelerator = Accelerator(cpu=options.cpu, mixed_precision=config.mixed_precision)
+    data = load_data(config, accelerator, print)
+    lines = []
+    for metrics in Training(name, config, data, accelerator, options.time_steps).epochs():
+        lines.append(json.dumps(metrics | {"utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}))
+        print(lines[-1])
+    (options.runs / name).mkdir(parents=True, exist_ok=True)
+    write_text(options.runs / name / "metrics.jsonl", "\n".join(lines) + "\n")
+
+
+def rows_of(name: str, options: Options) -> Iterator[bench.Row]:
+    """A row an epoch: minutes of training so far, held-out accuracy."""
+    minutes = 0.0
+    title = OURS[name][1] if name in OURS else {"ann": "ANN, PyTorch"}.get(name, f"{name}, T = {options.time_steps}")
+    for line in (options.runs / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        metrics = json.loads(line)
+        minutes += metrics["seconds"] / 60
+        yield {
+            "contender": title,
+            "epoch": metrics["epoch"],
+            "minutes": round(minutes, 2),
+            "val_accuracy": round(metrics["val_accuracy"], 4),
+        }
+
+
+def by_contender(rows: list[bench.Row]) -> dict[str, list[bench.Row]]:
+    return {
+        title: [row for row in rows if row["contender"] == title]
+        for title in dict.fromkeys(r["contender"] for r in rows)
+    }
+
+
+def print_results(rows: list[bench.Row]) -> None:
+    """Minutes to each goal; a dash where it was not reached."""
+    lines = []
+    for title, own in by_contender(rows).items():
+        reached = [next((f"{row['minutes']:.1f}" for row in own if row["val_accuracy"] >= goal), "–") for goal in GOALS]
+        best = max(row["val_accuracy"] for row in own)
+        lines.append((title, *reached, f"{best:.2%}", len(own), f"{own[-1]['minutes']:.1f}"))
+    headings = ("", *(f"{goal:.0%}" for goal in GOALS), "best", "epochs", "minutes")
+    bench.print_table(headings, lines, title="minutes of training until a share of held-out images is right")
+
+
+def draw(rows: list[bench.Row], path: Path) -> None:
+    """Accuracy against minutes."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    colours = ("#0072B2", "#C24E00", "#7A7A7A", "#009E73", "#CC79A7")  # Okabe and Ito's
+    markers = "osD^v"
+    with mpl.rc_context({"svg.hashsalt": "time_to_accuracy", "font.size": 10}):
+        figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+        for (title, own), colour, marker in zip(by_contender(rows).items(), colours, markers, strict=False):
+            minutes, accuracy = [row["minutes"] for row in own], [100 * row["val_accuracy"] for row in own]
+            axes.plot(minutes, accuracy, color=colour, marker=marker, markersize=4, label=title)
+        axes.set(xlabel="minutes of training", ylabel="held-out images, %", xlim=(0, None), ylim=(50, 95))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="lower right")
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

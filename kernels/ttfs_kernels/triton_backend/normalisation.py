@@ -1,0 +1,352 @@
+"""Kernels between the contractions of a layer with batch norm; `ttfs_kernels.normalised` has the formulas.
+
+Potentials are rows in memory, A and the slope Σ w·[x > 0] each [M, N], the latter absent at σ = 0. W, V = A + W and
+what follows are made in registers, forward and backward, and never stored. `statistics` are one float32 tensor
+[7, N], a row each for what the constants below name. Nothing is compiled for a value of σ.
+"""
+
+# Triton's language is not Python's:
+# pyright: reportAssignmentType=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
+# pyright: reportOptionalMemberAccess=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ttfs_kernels.triton_backend.elementwise import first_of_window, window_of
+from ttfs_kernels.triton_backend.rule import at_inputs, at_most, clamp_to_window, fire
+
+COUNT = tl.constexpr(0)  # rows of the whole batch
+MEAN = tl.constexpr(1)  # of V
+SQUARES = tl.constexpr(2)  # summed, of V − mean
+VARIANCE = tl.constexpr(3)  # unbiased
+INVERSE = tl.constexpr(4)  # 1/√(s² + ε), of the variance that is not
+SCALE = tl.constexpr(5)  # g
+SHIFT = tl.constexpr(6)  # β − g·mean
+MOMENTS = tl.constexpr(3)  # rows, the first ones: those of a batch follow from those of its parts
+STATISTICS = 7
+
+
+class Neurons(NamedTuple):
+    """Tensors of a layer between its contractions, a kernel's argument.
+
+    Attributes:
+        A, W: [M, N]; W, without σ, is None at σ = 0.
+        statistics: [7, N] float32; None before they are known.
+        skip, skip_weight: delayed spikes [M, N], one a neuron, and weights [N] of their synapses; or None.
+        winner: uint8 [windows, N], with a pool which neuron of a window fired first; else None.
+    """
+
+    A: Tensor
+    W: Tensor | None
+    statistics: Tensor | None = None
+    skip: Tensor | None = None
+    skip_weight: Tensor | None = None
+    winner: Tensor | None = None
+
+
+@triton.jit
+def load_potentials(neurons, at, kept, properties, WITH_SLOPE: tl.constexpr):
+    """(A, W) in float32; W is 0 at σ = 0."""
+    A = tl.load(neurons.A + at, mask=kept, other=0.0).to(tl.float32)
+    W = tl.zeros_like(A)
+    if WITH_SLOPE:
+        W = properties.psp_persistence * tl.load(neurons.W + at, mask=kept, other=0.0).to(tl.float32)
+    return A, W
+
+
+@triton.jit
+def load_channels(ptr, ROW: tl.constexpr, n, N):
+    """Row ROW of [rows, N] at the channels n, as a row of a block."""
+    return tl.load(ptr + ROW * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def normalised(neurons, A, W, at, kept, n, N, properties, HAS_SKIP: tl.constexpr, WITH_SLOPE: tl.constexpr):
+    """(g·A + β − g·mean, g·W, skip): what the rule decides by, and the delayed spikes in it, each at one neuron."""
+    scale = load_channels(neurons.statistics, SCALE, n, N)
+    A = A * scale + load_channels(neurons.statistics, SHIFT, n, N)
+    W = W * scale
+    skip = tl.zeros_like(A)
+    if HAS_SKIP:
+        skip = tl.load(neurons.skip + at, mask=kept, other=0.0).to(tl.float32)
+        skip_weight = load_channels(neurons.skip_weight, 0, n, N)
+        A += skip_weight * skip
+        if WITH_SLOPE:
+            W += properties.psp_persistence * tl.where(skip > 0, skip_weight, 0.0)
+    return A, W, skip
+
+
+@triton.jit(do_not_specialize=["M"])
+def moments(
+    neurons,
+    parts_ptr,
+    M,
+    N,
+    rows_per_program,
+    properties,
+    WITH_SLOPE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Count, mean and summed squares of V of each program's rows: parts [programs along M, 3, N] float32.
+
+    Every lane has a mean of its own, around which it sums (Welford 1962): no digits are lost far from 0.
+    """
+    program = tl.program_id(0)
+    first = program * rows_per_program
+    last = tl.minimum(first + rows_per_program, M)
+    lane = tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mean = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    squares = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    seen = 0.0
+    for start in range(first, last, BLOCK_M):
+        m = start + lane
+        kept = (m < last)[:, None] & (n < N)[None, :]
+        A, W = load_potentials(neurons, m.to(tl.int64)[:, None] * N + n[None, :], kept, properties, WITH_SLOPE)
+        seen += 1.0
+        before = A + W - mean
+        mean += tl.where(kept, before * (1 / seen), 0.0)
+        squares += tl.where(kept, before * (A + W - mean), 0.0)
+    rows = tl.maximum(last - first - lane + BLOCK_M - 1, 0) // BLOCK_M
+    store_moments(parts_ptr + program.to(tl.int64) * MOMENTS * N + n, rows[:, None], mean, squares, n, N)
+
+
+@triton.jit
+def store_moments(to, count, mean, squares, n, N):
+    """Store count, mean and summed squares of all lanes together, and return them (Chan, Golub and LeVeque 1979)."""
+    count = tl.zeros_like(mean) + count
+    whole = tl.sum(count, axis=0)
+    centre = tl.sum(count * mean, axis=0) / tl.maximum(whole, 1.0)
+    apart = mean - centre[None, :]
+    total = tl.sum(squares + count * apart * apart, axis=0)
+    tl.store(to + COUNT * N, whole, mask=n < N)
+    tl.store(to + MEAN * N, centre, mask=n < N)
+    tl.store(to + SQUARES * N, total, mask=n < N)
+    return whole, centre, total
+
+
+@triton.jit(do_not_specialize=["parts"])
+def merge(
+    parts_ptr,
+    gamma_ptr,
+    beta_ptr,
+    statistics_ptr,
+    parts,
+    N,
+    epsilon,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """All statistics of a batch from the moments of its parts [parts, 3, N], in an order that never changes."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    counts = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    mean = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    squares = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, parts, BLOCK_M):
+        part = start + tl.arange(0, BLOCK_M)
+        at = parts_ptr + part.to(tl.int64)[:, None] * (MOMENTS * N) + n[None, :]
+        kept = (part < parts)[:, None] & (n < N)[None, :]
+        count = tl.load(at + COUNT * N, mask=kept, other=0.0)
+        apart = tl.load(at + MEAN * N, mask=kept, other=0.0) - mean
+        counts += count
+        share = count / tl.maximum(counts, 1.0)
+        mean += share * apart
+        squares += tl.load(at + SQUARES * N, mask=kept, other=0.0) + (counts - count) * share * apart * apart
+    to = statistics_ptr + n
+    count, mean, square = store_moments(to, counts, mean, squares, n, N)
+    inverse = tl.div_rn(1.0, tl.sqrt_rn(square / tl.maximum(count, 1.0) + epsilon))
+    scale = tl.load(gamma_ptr + n, mask=n < N, other=0.0).to(tl.float32) * inverse
+    shift = tl.load(beta_ptr + n, mask=n < N, other=0.0).to(tl.float32) - scale * mean
+    tl.store(to + VARIANCE * N, square / tl.maximum(count - 1, 1.0), mask=n < N)
+    tl.store(to + INVERSE * N, inverse, mask=n < N)
+    tl.store(to + SCALE * N, scale, mask=n < N)
+    tl.store(to + SHIFT * N, shift, mask=n < N)
+
+
+@triton.jit(do_not_specialize=["windows"])
+def fire_normalised(
+    neurons,
+    y_ptr,
+    windows,
+    N,
+    P,
+    Q,
+    properties,
+    HAS_SKIP: tl.constexpr,
+    WITH_SLOPE: tl.constexpr,
+    POOL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """y [windows, N] by the rule; without a pool a window is one neuron.
+
+    POOL > 1: the earliest spike of each window of maps [B, P, Q, N], and its place, chosen as `pool_spikes` does.
+    """
+    window = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    kept = (window < windows)[:, None] & (n < N)[None, :]
+    to = window.to(tl.int64)[:, None] * N + n[None, :]
+    first = to
+    if POOL > 1:
+        first = first_of_window(window, P, Q, POOL).to(tl.int64)[:, None] * N + n[None, :]
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    best = tl.zeros((BLOCK_M, BLOCK_N), dtype)
+    winner = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    for place in tl.static_range(POOL * POOL):
+        at = first + (place // POOL * Q + place % POOL) * N
+        A, W = load_potentials(neurons, at, kept, properties, WITH_SLOPE)
+        A, W, _ = normalised(neurons, A, W, at, kept, n, N, properties, HAS_SKIP, WITH_SLOPE)
+        if WITH_SLOPE:
+            y, _ = fire(A, W)
+        else:
+            y = clamp_to_window(A)
+        y = y.to(dtype)
+        wins = (y > best) | (y != y)
+        best = tl.where(wins, y, best)
+        winner = tl.where(wins, place, winner)
+    tl.store(y_ptr + to, best, mask=kept)
+    if POOL > 1:
+        tl.store(neurons.winner + to, winner.to(tl.uint8), mask=kept)
+
+
+@triton.jit
+def differentiate(
+    neurons,
+    grad_ptr,
+    m,
+    n,
+    last,
+    N,
+    P,
+    Q,
+    properties,
+    HAS_SKIP: tl.constexpr,
+    WITH_SLOPE: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    POOL: tl.constexpr,
+):
+    """(offsets, kept, A − mean, W, dA', dW', skip) at rows m below `last`; what is not there is 0.
+
+    grad and the winners are of windows, as `local_gradient` has them.
+    """
+    at = m.to(tl.int64)[:, None] * N + n[None, :]
+    kept = (m < last)[:, None] & (n < N)[None, :]
+    A, W = load_potentials(neurons, at, kept, properties, WITH_SLOPE)
+    potential, slope, skip = normalised(neurons, A, W, at, kept, n, N, properties, HAS_SKIP, WITH_SLOPE)
+    sources = at
+    there = kept
+    if POOL > 1:
+        window, inside, place = window_of(m, P, Q, POOL)
+        sources = window.to(tl.int64)[:, None] * N + n[None, :]
+        there &= inside[:, None]
+    grad = tl.load(grad_ptr + sources, mask=there, other=0.0).to(tl.float32)
+    if POOL > 1:
+        winner = tl.load(neurons.winner + sources, mask=there, other=0)
+        grad = tl.where(winner == place[:, None], grad, 0.0)
+    if WITH_SLOPE:
+        y, gain = fire(potential, slope, properties, SURROGATE)
+        by_A = grad * at_most(gain, properties.derivative_clip)
+        by_W = grad * at_most((1 - y) * gain, properties.derivative_clip)
+    else:
+        by_A = tl.where((potential <= 0) | (potential >= 1), 0.0, grad)
+        by_A = tl.where(potential == potential, by_A, potential)
+        by_W = tl.zeros_like(by_A)
+    return at, kept, A - load_channels(neurons.statistics, MEAN, n, N), W, by_A, by_W, skip
+
+
+@triton.jit(do_not_specialize=["M"])
+def reduce_gradient(
+    neurons,
+    grad_ptr,
+    parts_ptr,
+    grad_skip_ptr,
+    M,
+    N,
+    P,
+    Q,
+    rows_per_program,
+    properties,
+    HAS_SKIP: tl.constexpr,
+    WITH_SLOPE: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    POOL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Sums of each program, parts [programs along M, 2, N] float32: dβ, and dγ, see `ttfs_kernels.normalised`.
+
+    HAS_SKIP: also grad_skip [M, N], and as a third sum the gradient of its weights.
+    """
+    program = tl.program_id(0)
+    first = program * rows_per_program
+    last = tl.minimum(first + rows_per_program, M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    by_shift = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    by_scale = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    by_weight = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(first, last, BLOCK_M):
+        m = start + tl.arange(0, BLOCK_M)
+        at, kept, centred, W, by_A, by_W, skip = differentiate(
+            neurons, grad_ptr, m, n, last, N, P, Q, properties, HAS_SKIP, WITH_SLOPE, SURROGATE, POOL
+        )
+        by_shift += by_A
+        by_scale += by_A * centred
+        if WITH_SLOPE:
+            by_scale += by_W * W
+        if HAS_SKIP:
+            skip_weight = load_channels(neurons.skip_weight, 0, n, N)
+            by_weight += by_A * skip
+            grad_skip = by_A * skip_weight
+            if WITH_SLOPE:
+                by_mask = properties.psp_persistence * by_W
+                by_weight += tl.where(skip > 0, by_mask, 0.0)
+                grad_skip = at_inputs(grad_skip, by_mask * skip_weight, skip, properties, SURROGATE)
+            tl.store(grad_skip_ptr + at, grad_skip.to(grad_skip_ptr.dtype.element_ty), mask=kept)
+    SUMS: tl.constexpr = 3 if HAS_SKIP else 2
+    to = parts_ptr + program.to(tl.int64) * SUMS * N + n
+    inverse = tl.load(neurons.statistics + INVERSE * N + n, mask=n < N, other=0.0)
+    tl.store(to, tl.sum(by_shift, axis=0), mask=n < N)
+    tl.store(to + N, tl.sum(by_scale, axis=0) * inverse, mask=n < N)
+    if HAS_SKIP:
+        tl.store(to + 2 * N, tl.sum(by_weight, axis=0), mask=n < N)
+
+
+@triton.jit(do_not_specialize=["M"])
+def spread_gradient(
+    neurons,
+    grad_ptr,
+    sums_ptr,
+    h_ptr,
+    slope_h_ptr,
+    M,
+    N,
+    P,
+    Q,
+    properties,
+    HAS_SKIP: tl.constexpr,
+    WITH_SLOPE: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    POOL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """h = g·(dA' − shared) and slope_h = σ·g·(dW' − shared), with shared = (dβ + (V − mean)·dγ/√(s² + ε)) / count.
+
+    sums: dβ and dγ [2, N] of the whole batch.
+    """
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    at, kept, centred, W, by_A, by_W, _ = differentiate(
+        neurons, grad_ptr, m, n, M, N, P, Q, properties, HAS_SKIP, WITH_SLOPE, SURROGATE, POOL
+    )
+    share = 1 / tl.maximum(load_channels(neurons.statistics, COUNT, n, N), 1.0)  # 0 outside of the channels
+    spread = load_channels(sums_ptr, 1, n, N) * load_channels(neurons.statistics, INVERSE, n, N)
+    shared = (load_channels(sums_ptr, 0, n, N) + (centred + W) * spread) * share
+    scale = load_channels(neurons.statistics, SCALE, n, N)
+    tl.store(h_ptr + at, (scale * (by_A - shared)).to(h_ptr.dtype.element_ty), mask=kept)
+    if WITH_SLOPE:
+        slope_h = properties.psp_persistence * scale * (by_W - shared)
+        tl.store(slope_h_ptr + at, slope_h.to(slope_h_ptr.dtype.element_ty), mask=kept)

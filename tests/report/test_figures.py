@@ -1,0 +1,153 @@
+"""Pictures: written, and refused with a reason; the raster's spikes are those of the layers."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.hardware.energy.energy_cases import convolutional_network
+from tests.report.cases import full_report, small_network
+from ttfs_triton.hardware import Chip, Price, Sweep, SweepRow, estimate, sensitivity
+from ttfs_triton.nn import DFTLinear, FirstSpikeReadout, LatencyEncoder
+from ttfs_triton.report import LayerSpikes, draw_chips, draw_layers, draw_sensitivity, draw_sweep, spikes_of
+from ttfs_triton.report.figures import energy_svg, raster_svg, sweep_on
+from ttfs_triton.report.plots import value_axis
+
+pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+UNKNOWN = Price(None, unit="pJ", status="unpublished", source="nowhere")
+SECRET = Chip("secret", "no figures", "including fetch", {"synop": UNKNOWN})
+
+
+@pytest.fixture(scope="module")
+def report():
+    return estimate(convolutional_network(), "lemaire45:int8", steps=8)
+
+
+@pytest.fixture(scope="module")
+def silent():
+    return estimate(convolutional_network(), SECRET, steps=8)
+
+
+def sweep_of(*rows, samples=9, energy=2.0, chip=None):
+    """A sweep of rows (steps, bits, accuracy)."""
+    made = (SweepRow(steps, bits, share, share, 3.0, 30.0, 5.0, 0.1, energy) for steps, bits, share in rows)
+    return Sweep(samples, tuple(made), chip)
+
+
+@pytest.mark.parametrize("name", ["layers", "chips", "sensitivity", "sweep"])
+def test_pictures_are_written_and_the_same_twice(report, silent, name, tmp_path, monkeypatch):
+    draw = {
+        "layers": lambda path: draw_layers(report, path),
+        "chips": lambda path: draw_chips([report, silent], path),
+        "sweep": lambda path: draw_sweep(sweep_of((4, 2, 0.5)), path),
+        "sensitivity": lambda path: draw_sensitivity(sensitivity(report, spread=0.1), path),
+    }[name]
+    first, second = draw(tmp_path / "first.svg"), draw(tmp_path / "second.svg")
+    assert first.read_text().startswith("<?xml")
+    assert first.read_bytes() == second.read_bytes()
+    assert draw(tmp_path / "first.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=rf"draw_{name}: matplotlib must be installed; found none.*\[plot\]"):
+        draw(tmp_path / "x.svg")
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (draw_layers, "draw_layers: estimate must have a price; got none on secret. Choose"),
+        (lambda found, path: draw_chips([found], path), "draw_chips: estimates must have a price; got 1 without"),
+        (lambda _, path: draw_sensitivity((), path), "draw_sensitivity: swings must not be empty; got none"),
+        (lambda _, path: draw_sweep(sweep_of((4, 2, None)), path), "draw_sweep: sweep must have accuracies; got none"),
+    ],
+)
+def test_pictures_need_something_to_draw(silent, tmp_path, draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw(silent, tmp_path / "x.svg")
+
+
+def test_chips_without_a_published_capacity_have_a_star():
+    estimates = [estimate(convolutional_network(), name, steps=8) for name in ("anp_i", "odin", "lemaire45:int8")]
+    drawn = energy_svg(estimates)
+    assert ">anp_i *<" in drawn
+    assert ">odin<" in drawn
+    assert "* capacity not published" in drawn
+    assert "capacity" not in energy_svg(estimates[1:])
+
+
+@pytest.mark.parametrize("price", [None, 2.5e6], ids=["plain", "priced"])
+def test_sweep_has_a_line_for_each_number_of_bits(tmp_path, price):
+    rows = [(steps, bits, 0.5) for bits in (2, 8, None) for steps in (4, 8)]
+    drawing = draw_sweep(sweep_of(*rows, energy=price, chip="odin"), tmp_path / "sweep.svg").read_text(encoding="utf-8")
+    assert all(colour in drawing for colour in ("#0072b2", "#c24e00", "#009e73"))
+    assert ("energy of an image on odin" in drawing) == (price is not None)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "scale", "labels"),
+    [
+        ((0.138, 0.9785, 0.9955), "function", ["50%", "80%", "90%", "95%", "98%", "99%", "99.5%"]),
+        ((0.82, 0.83, 0.84), "linear", ["82%", "83%", "84%"]),
+        ((0.2, 0.9, 1.0), "function", ["50%", "99.99%"]),  # none wrong is half an image wrong
+    ],
+)
+def test_accuracies_far_apart_are_told_apart(accuracies, scale, labels):
+    figure = pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
+    axes = figure.subplots()
+    sweep_on(figure, axes, sweep_of(*((8, bits, share) for bits, share in enumerate(accuracies, 2)), samples=10_000))
+    figure.canvas.draw()
+    low, high = axes.get_ylim()
+    shown = [label.get_text() for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
+    assert axes.get_yscale() == scale
+    assert set(labels) <= set(shown)
+    drawn = [(8, line.get_ydata()[0]) for line in axes.get_lines()]
+    heights = axes.transAxes.inverted().transform(axes.transData.transform(drawn))[:, 1]
+    assert (np.diff(heights) > 0.1).all()
+    assert figure.legends[0].get_window_extent().y1 < axes.get_window_extent().y0  # no line can be behind it
+
+
+def test_energies_close_together_have_ticks():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axes = figure.subplots()
+    axes.plot([7.7e5, 1.01e6], [0, 1])
+    value_axis(axes, [7.7e5, 1.01e6])
+    figure.canvas.draw()
+    assert axes.get_xscale() == "linear"
+    assert [label.get_text() for label in axes.get_xticklabels()][1:4] == ["780 nJ", "840 nJ", "900 nJ"]
+
+
+def test_raster_stays_small_with_many_spikes():
+    torch.manual_seed(0)
+    layers = [LayerSpikes(f"conv{i}", i, 20_000, torch.arange(6_000), i + torch.rand(6_000)) for i in range(17)]
+    assert len(raster_svg(layers)) < 1_000_000
+
+
+def test_spikes_are_those_of_the_layers_and_the_decision():
+    network, image, outputs = small_network(), full_report().sample.image, {}
+    for name, module in network.features.named_children():
+        module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output[0].flatten()}))
+    decision = network.decide(image[None])
+    layers = spikes_of(network, image)
+    assert [(layer.name, layer.window) for layer in layers] == [("input", 0), ("conv1", 1), ("fc1", 2), ("readout", 3)]
+    for layer in layers[:-1]:
+        found = outputs["encoder" if layer.name == "input" else layer.name].detach()
+        assert layer.neurons == len(found)
+        assert layer.index.equal(found.nonzero().flatten())
+        torch.testing.assert_close(layer.window + 1 - layer.time, found[layer.index])
+    times = decision.spike_times[0].detach()
+    assert layers[-1].index.equal(times.isfinite().nonzero().flatten())
+    torch.testing.assert_close(layers[-1].time, 3 + times[layers[-1].index])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_readout_window_has_its_length_and_the_mode_is_kept(training):
+    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(4, 5), FirstSpikeReadout(5, 3, window=2.0))
+    network.train(training)
+    assert [layer.length for layer in spikes_of(network, torch.rand(1, 2, 2))] == [1, 1, 2]
+    assert network.training is training
+
+
+def test_spikes_of_refuses_batches():
+    with pytest.raises(ValueError, match=r"image must be \[channels, height, width\]"):
+        spikes_of(small_network(), torch.rand(1, 1, 8, 8))

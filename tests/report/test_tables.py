@@ -1,0 +1,93 @@
+"""Tables and CSV: what is not known shows, and is never 0."""
+
+import csv
+import io
+
+import pytest
+from rich.console import Console
+
+from tests.hardware.energy.energy_cases import convolutional_network, dense_network
+from ttfs_triton.hardware import Chip, Price, RateCode, RunOptions, compare, estimate
+from ttfs_triton.report import (
+    chips_table,
+    comparison_table,
+    csv_rows,
+    print_chips,
+    print_comparison,
+    print_estimate,
+    write_csv,
+)
+from ttfs_triton.report.tables import deadline_table
+from ttfs_triton.scoring.deadline import DeadlineRow
+
+
+def printed(show, *arguments):
+    console = Console(file=io.StringIO(), width=200)
+    show(*arguments, console)
+    return console.file.getvalue()
+
+
+def test_estimate_shows_sums_assumptions_and_what_has_no_price():
+    text = printed(print_estimate, estimate(convolutional_network(), "odin", steps=4))
+    for words in (
+        "compute only",
+        "- excluded: multiply-accumulates, neuron updates (no published price)",
+        "- excluded: leakage, idle power (the latency is not known: give step_us)",
+        "- warning: 778 neurons exceed the 256 of one odin: at least 4 chips; static power is of one",
+    ):
+        assert words in text
+    assert text.index("sums; weakest status") < text.index("- clock-driven, 4 steps a window")
+
+
+def test_comparison_shows_compute_and_memory_side_by_side():
+    comparison = compare(convolutional_network(), "lemaire45:int8", RunOptions(steps=8), rate_codes=[RateCode(8, 0.1)])
+    text = printed(print_comparison, comparison)
+    for word in (
+        "compute only",
+        "memory included",
+        "dense ANN",
+        "zero-skipping ANN",
+        "rate-coded, T = 8, 0.1",
+        "share",
+    ):
+        assert word in text
+    event = comparison_table(compare(convolutional_network(), "loihi", RunOptions(steps=8)))
+    assert event.rows[1] == ("dense ANN", *["–"] * 6)  # no price on Loihi: no ratio, energy or status
+
+
+def test_chips_show_what_is_missing():
+    estimates = [estimate(convolutional_network(), name, steps=8) for name in ("anp_i", "odin", "lemaire45:int8")]
+    table = chips_table(estimates, published=True)
+    assert table.rows[0][-1] == "multiply-accumulates, neuron updates, leakage; capacity not published"
+    assert table.rows[1][-1].startswith("multiply-accumulates, neuron updates; leakage, idle power (the latency")
+    assert not any("capacity" in row[-1] for row in table.rows[1:])
+    assert "487 µJ" in table.rows[3]
+    assert all(len(row) == len(table.headers) for row in table.rows)
+    assert "warning: 778 neurons" in printed(print_chips, estimates)
+
+
+def test_deadlines_are_shown_where_something_changes():
+    rows = [DeadlineRow(3 + i / 10, 0.9 if i < 3 else 0.95, float(i > 5), None, 3 + i / 10) for i in range(10)]
+    assert [row[0] for row in deadline_table(rows).rows] == ["3.00", "3.30", "3.60", "3.90"]
+    assert deadline_table(()).rows == ()
+
+
+def test_csv_has_empty_cells_for_what_is_not_known(tmp_path):
+    unknown = Price(None, unit="pJ", status="unpublished", source="asked in vain")
+    chip = Chip("secret", "no figures", "including fetch", {"synop": unknown})
+    reports = [estimate(dense_network(), name, steps=4, network="small") for name in (chip, "loihi", "odin")]
+    lines = write_csv(tmp_path / "energy.csv", *reports).read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "network,chip,layer,term,count,price_pj,low_pj,high_pj,status,source"
+    assert lines[1] == "small,secret,fc1,synaptic operations,20,,,,unpublished,asked in vain"
+    rows = list(csv.DictReader(lines))
+    assert rows == [row for report in reports for row in csv_rows(report)]
+    for row in rows:
+        assert (row["price_pj"] == "") == (row["status"] == "unpublished")
+    hops = next(row for row in rows if row["term"] == "hops")
+    assert (hops["count"], hops["price_pj"], hops["low_pj"], hops["high_pj"]) == ("", "3.5", "3", "4")
+    total = sum(
+        float(row["count"]) * float(row["price_pj"])
+        for row in rows[-len(reports[2].terms) :]
+        if row["count"] and row["price_pj"]
+    )
+    assert total == pytest.approx(reports[2].total.nominal)

@@ -1,0 +1,120 @@
+"""What this machine cannot do is told before training: processes, precision, fused passes, backends."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._inductor import cpp_builder, exc
+
+from tests.train.runs import change
+from ttfs_triton.nn.networks import resnet20
+from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.train import ConfigError, TrainConfig, device, train
+from ttfs_triton.train.device import LEAST_NEURONS, SLOW, choose_fusing, make_accelerator, warn_of_device
+
+CPU = torch.device("cpu")
+
+
+def accelerator(device="cpu", mixed_precision="bf16", processes=1):
+    return SimpleNamespace(device=torch.device(device), mixed_precision=mixed_precision, num_processes=processes)
+
+
+def warnings(*arguments, **options):
+    lines = []
+    warn_of_device(accelerator(*arguments, **options), lines.append)
+    return lines
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """A CPU whose products of matrices take 50 times as long in bfloat16."""
+    monkeypatch.setattr(device, "product_seconds", {torch.float32: 0.5, torch.bfloat16: 25.0}.__getitem__)
+
+
+def test_emulated_precision_is_told_with_what_it_costs(monkeypatch, emulated):
+    (line,) = warnings()
+    assert "this CPU emulates bf16, where a product of matrices takes 50 times as long" in line
+    assert warnings(mixed_precision="no") == warnings("cuda") == []
+    monkeypatch.setattr(device, "product_seconds", {torch.float32: 1, torch.bfloat16: SLOW}.__getitem__)
+    assert warnings() == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_takes_time(dtype):
+    assert 0 < device.product_seconds(dtype) < 60
+
+
+@pytest.mark.parametrize(
+    ("variables", "processes", "told"),
+    [
+        ({}, 1, None),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, 2, None),
+        ({"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}, 1, None),
+        ({"WORLD_SIZE": "4"}, 2, "2 of 4 processes"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, 1, "1 of 2 processes"),
+        ({"MASTER_ADDR": "127.0.0.1"}, 1, "1 of several processes"),  # accelerate launch --cpu --num_processes 2
+    ],
+)
+def test_processes_that_do_not_run_are_told(monkeypatch, variables, processes, told):
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    lines = warnings(mixed_precision="no", processes=processes)
+    assert [told in line and "torchrun --nproc_per_node N" in line for line in lines] == [True] * (told is not None)
+
+
+def test_run_says_what_it_runs_on_before_it_trains(config, emulated, capsys):
+    train(change(config, epochs=1, mixed_precision="bf16"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.index("emulates bf16") < said.index(", 1 process, 1 epochs, run folder") < said.index("epoch 1/1")
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return network_graph(resnet20(), (3, 32, 32))
+
+
+def test_auto_fuses_long_runs(graph):
+    neurons = 188_426  # 7 layers of 16×32×32, 6 of 32×16×16, 6 of 64×8×8, 10 outputs
+    images = LEAST_NEURONS // neurons + 1
+    assert choose_fusing(TrainConfig(), CPU, graph, images)
+    assert not choose_fusing(TrainConfig(), CPU, graph, images - 1)
+    assert not choose_fusing(TrainConfig(fuse="off"), CPU, graph, images)
+    assert choose_fusing(TrainConfig(fuse="on"), CPU, graph, 1)
+
+
+def no_compiler(*_):
+    raise exc.InvalidCxxCompiler
+
+
+def test_fused_passes_that_cannot_be_had_are_refused_if_asked_for(graph, monkeypatch):
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", no_compiler)
+    for place, reason in [(torch.device("meta"), "the device is no CPU"), (CPU, r"there is no C\+\+ compiler")]:
+        with pytest.raises(ConfigError, match=f"fuse: on needs .* but {reason}.*; use auto or off"):
+            choose_fusing(TrainConfig(fuse="on"), place, graph, 1)
+        assert not choose_fusing(TrainConfig(), place, graph, 10**12)
+
+
+def test_a_run_fuses_while_it_trains(config, monkeypatch, capsys):
+    switched = []
+    monkeypatch.setattr(device, "fuse_passes", switched.append)
+    train(change(config, fuse="on", epochs=1))
+    assert switched == [True, False]
+    assert "passes over neurons are fused" in capsys.readouterr().out
+
+
+def test_what_this_machine_cannot_do_is_told(config, monkeypatch):
+    with pytest.raises(ConfigError, match=r"num_workers must be at most \d+ on this machine; got 200"):
+        make_accelerator(change(config, num_workers=200))
+    with pytest.raises(ConfigError, match="trackers: nothing_such must be installed"):
+        make_accelerator(change(config, trackers=("nothing_such",)))
+    monkeypatch.setattr(device, "why_no_triton", lambda *_: "there is no GPU")
+    with pytest.raises(ConfigError, match="backend: triton must be able to run here; there is no GPU"):
+        make_accelerator(change(config, backend="triton"))
+
+
+def test_gradients_live_in_buckets_that_are_laid_out_once():
+    for accumulation in (1, 2):
+        handler = make_accelerator(TrainConfig(cpu=True, gradient_accumulation=accumulation)).ddp_handler
+        assert (handler.gradient_as_bucket_view, handler.static_graph) == (True, accumulation == 1)

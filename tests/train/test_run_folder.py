@@ -1,0 +1,174 @@
+"""One folder, one run: of several starts at the same moment one goes on, and what has ended bars nobody."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tests.train.runs import command, environment, make_images, metrics
+from ttfs_triton.train import RunFolderError, TrainConfig
+from ttfs_triton.train.run import _new_folder
+from ttfs_triton.train.run_folder import LOCK, FolderLock, RunFolder
+
+FRESH = {"resume": False, "overwrite": False}
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from ttfs_triton.train.run_folder import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+def hold(tmp_path: Path, folder: Path) -> subprocess.Popen[str]:
+    """Another process that owns a folder."""
+    words = [sys.executable, "-c", HOLD, str(folder)]
+    process = subprocess.Popen(words, env=environment(tmp_path), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "locked\n"
+    return process
+
+
+def test_folder_of_a_process_that_is_killed_is_free_again(tmp_path):
+    with hold(tmp_path, tmp_path / "run") as process:
+        with pytest.raises(RunFolderError, match=r"must belong to one run; another process owns it\. Wait for"):
+            RunFolder(tmp_path / "run").claim(**FRESH)
+        process.kill()
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(**FRESH)
+    folder.release()
+    folder.release()
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_many_locks_one_succeeds(tmp_path):
+    def attempt(_):
+        try:
+            return FolderLock(tmp_path)
+        except RunFolderError:
+            return None
+
+    with ThreadPoolExecutor(16) as pool:
+        for _ in range(20):
+            (lock,) = [lock for lock in pool.map(attempt, range(16)) if lock is not None]
+            lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_used_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match="file must be a folder; got a file"):
+        RunFolder(tmp_path / "file").claim(**FRESH)
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(FileLock, "acquire", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    with pytest.raises(RunFolderError, match="must be a folder that can be written; got Read-only file system"):
+        RunFolder(tmp_path / "run").claim(**FRESH)
+
+
+def test_run_is_not_begun_again_unasked(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(RunFolderError, match=r"already holds something\. Go on with that run by --resume"):
+        RunFolder(tmp_path).claim(**FRESH)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("flags", [FRESH, FRESH | {"overwrite": True}])
+def test_start_that_failed_early_can_be_repeated(tmp_path, monkeypatch, flags):
+    config = TrainConfig.model_validate({"dataset": "sample", "overwrite": flags["overwrite"]})
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(**FRESH)
+
+    def full(path, text):
+        (path.parent / f".{path.name}.partial-1").touch()  # as after a kill
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ttfs_triton.train.run_folder.write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            folder.prepare(config)
+    folder.release()
+    again = RunFolder(tmp_path / "run")
+    again.claim(**flags)
+    again.prepare(config)
+    assert {path.name for path in again.path.iterdir()} == {LOCK, "checkpoints", "config.yaml"}
+    again.release()
+
+
+@pytest.mark.parametrize("moved", range(1, 4))
+def test_overwriting_that_was_cut_short_is_finished_by_the_next_start(tmp_path, monkeypatch, moved):
+    for name in ("config.yaml", "metrics.jsonl", "summary.json"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "best").mkdir()
+    config = TrainConfig.model_validate({"dataset": "sample", "overwrite": True})
+    renames, rename = [], Path.rename
+
+    def killed(path, target):
+        if len(renames) == moved:
+            raise KeyboardInterrupt
+        renames.append(path.name)
+        return rename(path, target)
+
+    folder = RunFolder(tmp_path)
+    folder.claim(resume=False, overwrite=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.prepare(config)
+    assert renames[0] == "config.yaml"
+    folder.release()
+    again = RunFolder(tmp_path)
+    again.claim(**FRESH)
+    again.prepare(config)
+    again.release()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "config.yaml"}
+    assert (tmp_path / "config.yaml").read_text() != "old"
+
+
+def test_overwriting_empties_the_target_of_a_link_and_leaves_the_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/config.yaml").write_text("old")
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(resume=False, overwrite=True)
+    folder.prepare(TrainConfig.model_validate({"dataset": "sample", "overwrite": True}))
+    folder.release()
+    assert (tmp_path / "run").is_symlink()
+    assert "dataset: sample" in (tmp_path / "disk/config.yaml").read_text()
+
+
+def test_default_folders_are_unique(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: _new_folder("train_cnn_mnist"), range(24)))
+    assert len(set(folders)) == 24
+    assert all(folder.name.startswith("train_cnn_mnist-20") for folder in folders)
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(RunFolderError, match="must be a folder that can be made; got Permission denied"):
+        _new_folder("run")
+
+
+@pytest.mark.slow
+def test_three_simultaneous_starts_make_one_run(tmp_path, write_parquet):
+    data = make_images(tmp_path / "images", write_parquet)
+    processes = [
+        subprocess.Popen(
+            command(tmp_path, data, tmp_path / "run", "--seed", str(seed), settings="\nepochs: 2\n"),
+            env=environment(tmp_path),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(3)
+    ]
+    messages = [process.communicate(timeout=300)[1] for process in processes]
+    assert sorted(process.returncode for process in processes) == [0, 1, 1], messages
+    seed = next(seed for seed, process in enumerate(processes) if process.returncode == 0)
+    assert f"seed: {seed}\n" in (tmp_path / "run/config.yaml").read_text()
+    assert len(metrics(tmp_path / "run")) == 2
+    for process, message in zip(processes, messages, strict=True):
+        assert process.returncode == 0 or message.count("\n") == 1, message

@@ -1,0 +1,142 @@
+"""Schedules by optimiser step: the learning rate, and σ, which may rise to its goal from 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ttfs_kernels import Neuron
+from ttfs_triton.train.config import TrainConfig
+
+# As torch's OneCycleLR: start at peak / 25, end at start / 10⁴.
+ONE_CYCLE_START = 1 / 25
+ONE_CYCLE_END = ONE_CYCLE_START / 1e4
+LEVELS = 64
+"""Values that σ takes on its way up. A step that was captured in a CUDA graph is captured anew at each of them."""
+
+
+def build_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int) -> LambdaLR:
+    """The learning rate of a run, by optimiser step; not to be prepared by accelerate, which steps once a process."""
+    total = config.epochs * steps_per_epoch
+    return LambdaLR(optimizer, rate_factor(config, total, steps_per_epoch))
+
+
+def rate_factor(config: TrainConfig, total: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Factor on the peak rate as a function of the number of optimiser steps done, for `total` steps in all."""
+    warmup = config.warmup * total
+    milestones = [epoch * steps_per_epoch for epoch in config.milestones]
+
+    def one_cycle(step: int) -> float:
+        peak = warmup - 1
+        if step < peak:
+            return _cosine(ONE_CYCLE_START, 1.0, step / peak)
+        return _cosine(1.0, ONE_CYCLE_END, _progress(step, max(0.0, peak), total))
+
+    def cosine(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return _cosine(1.0, 0.0, _progress(step, warmup, total))
+
+    def linear(step: int) -> float:
+        if step < warmup:
+            return config.start_factor + (1 - config.start_factor) * step / warmup
+        return 1 + (config.end_factor - 1) * _progress(step, warmup, total)
+
+    def by_milestones(step: int) -> float:
+        return config.milestone_factor ** sum(step >= milestone for milestone in milestones)
+
+    def constant(step: int) -> float:
+        return 1.0
+
+    return {
+        "one_cycle": one_cycle,
+        "cosine": cosine,
+        "linear": linear,
+        "milestones": by_milestones,
+        "constant": constant,
+    }[config.schedule]
+
+
+def _progress(step: int, warmup: float, total: int) -> float:
+    return min(1.0, (step - warmup) / max(1.0, total - 1 - warmup))
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class PersistenceSchedule:
+    """σ of a network's layers, by optimiser step: a function of the step alone, so that a resumed run has the same.
+
+    Args:
+        networks: whose neurons it sets: the trained one, and its average if there is one. The present σ of each layer
+            is its goal.
+        rise: start and end of the rise from 0, as shares of the training; None: σ stays at its goal.
+        order: "together", or "layers": one layer after the other, from the input on.
+        steps: optimiser steps of the training.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        rise: tuple[float, float] | None,
+        order: Literal["together", "layers"],
+        steps: int,
+    ) -> None:
+        self._layers: list[list[Any]] = [
+            [module for module in network.modules() if isinstance(getattr(module, "neuron", None), Neuron)]
+            for network in networks
+        ]
+        self._goals = [layer.neuron for layer in self._layers[0]]
+        self.rise, self.order, self.steps = rise, order, steps
+        self._shares: list[float] | None = None
+
+    def set(self, step: int) -> bool:
+        """Set σ before a step; returns whether it changed."""
+        shares = [self._share(step, place) for place in range(len(self._goals))]
+        if self.rise is None or shares == self._shares:
+            return False
+        self._shares = shares
+        self._apply(shares)
+        return True
+
+    @property
+    def missing(self) -> float:
+        """How far σ is from its goal now, over all layers: 0 there, 1 where the rise has not begun."""
+        return 0.0 if not self._shares else 1 - sum(self._shares) / len(self._shares)
+
+    @contextmanager
+    def at_goal(self) -> Iterator[None]:
+        """Within the block, layers have the σ that the training ends with: what files say of a network."""
+        shares = self._shares
+        if shares is None:
+            yield
+            return
+        self._apply([1.0] * len(shares))
+        try:
+            yield
+        finally:
+            self._apply(shares)
+
+    def _apply(self, shares: Sequence[float]) -> None:
+        for layers in self._layers:
+            for layer, goal, share in zip(layers, self._goals, shares, strict=True):
+                layer.neuron = replace(goal, psp_persistence=goal.psp_persistence * share)
+
+    def _share(self, step: int, place: int) -> float:
+        if self.rise is None:
+            return 1.0
+        start, end = (share * self.steps for share in self.rise)
+        if self.order == "layers":
+            length = (end - start) / len(self._goals)
+            start, end = start + place * length, start + (place + 1) * length
+        if step + 1 >= end:  # the last step of a training is one at the goal
+            return 1.0
+        return int(max(0.0, step + 1 - start) / (end - start) * LEVELS) / LEVELS
