@@ -119,7 +119,7 @@ def ours(problem: Problem, number: Number, machine: Machine) -> Iterator[tuple[s
         cache = pairs * sum(tile) * problem.dtype.itemsize
         programs, longest = working(which, problem, config, main)
         longest *= executed // max(1, cut(which, problem, config).steps)
-        dense = problem.flops(which)
+        dense = flops(which, problem)
         cost = products(machine, programs, executed, dense, moved(main), longest=longest, cache_bytes=cache)
         yield which, cost + elementwise_launches(machine, others)
 
@@ -170,26 +170,26 @@ def stacked(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
     twice, doubled = 2 if problem.with_slope else 1, 2 if problem.surrogate else 1
     masks = elementwise(machine, 3 * inputs) if problem.with_slope else Cost()
     bytes_ = twice * (inputs + outputs) + weights
-    flops = [problem.flops(which) for which in PASSES]
+    operations = [flops(which, problem) for which in PASSES]
     yield from around(problem, machine)
-    call = library_products(machine, twice * problem.rows, problem.group_outputs, flops[0], bytes_)
+    call = library_products(machine, twice * problem.rows, problem.group_outputs, operations[0], bytes_)
     yield "forward", masks + call + elementwise(machine, 2 * twice * outputs)
     positions, moved_x = (
         doubled * problem.batch * problem.height * problem.width,
         doubled * (outputs + inputs) + weights,
     )
-    call = library_products(machine, positions, problem.group_inputs, flops[1], moved_x)
+    call = library_products(machine, positions, problem.group_inputs, operations[1], moved_x)
     yield "grad_x", call + sum([masks] * (1 if doubled == 1 else 3), Cost())
-    call = library_products(machine, problem.group_outputs, problem.depth, flops[2], bytes_, split=True)
+    call = library_products(machine, problem.group_outputs, problem.depth, operations[2], bytes_, split=True)
     yield "grad_w", masks + call
 
 
 def ann(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
     """The same layer in PyTorch with one contraction a pass, a bias and a clamped ReLU."""
     inputs, outputs, weights = sizes(problem)
-    flops = 2 * problem.rows * problem.out_channels * problem.depth
+    contraction = 2 * problem.rows * problem.out_channels * problem.depth
     bytes_ = inputs + outputs + weights
-    forward = library_products(machine, problem.rows, problem.group_outputs, flops, bytes_)
+    forward = library_products(machine, problem.rows, problem.group_outputs, contraction, bytes_)
     # A convolution adds its bias in a launch of its own, a matrix product in its epilogue; then the clamp.
     bias = elementwise(machine, 2 * outputs) if not problem.is_matrix_product else Cost()
     yield "forward", forward + bias + elementwise(machine, 2 * outputs)
@@ -200,8 +200,14 @@ def ann(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
     yield "local_gradient", elementwise(machine, 3 * outputs)
     yield "bias_gradient", elementwise(machine, outputs)
     positions = problem.batch * problem.height * problem.width
-    yield "grad_x", library_products(machine, positions, problem.group_inputs, flops, bytes_)
-    yield "grad_w", library_products(machine, problem.group_outputs, problem.depth, flops, bytes_, split=True)
+    yield "grad_x", library_products(machine, positions, problem.group_inputs, contraction, bytes_)
+    yield "grad_w", library_products(machine, problem.group_outputs, problem.depth, contraction, bytes_, split=True)
+
+
+def flops(which: str, problem: Problem) -> int:
+    """Operations of a dense pass: 2 a multiply-accumulate, both contractions."""
+    contractions = 2 if problem.with_slope and (which != "grad_x" or problem.surrogate) else 1
+    return 2 * contractions * problem.rows * problem.out_channels * problem.depth
 
 
 def sizes(problem: Problem) -> tuple[int, int, int]:

@@ -103,7 +103,7 @@ def test_a_network_s_layers():
     deep = kernels_plan.read("vgg16", 256, "bf16", 1.0)
     assert [name for name, _ in deep.analog] == ["conv1"]
     assert len(deep.spiking) == 14
-    dense = sum(problem.flops(which) for _, problem in deep.spiking for which in PASSES) / 1e12
+    dense = sum(kernels_plan.flops(which, problem) for _, problem in deep.spiking for which in PASSES) / 1e12
     assert dense == pytest.approx(0.8456, abs=1e-4)
 
 

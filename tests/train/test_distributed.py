@@ -50,7 +50,7 @@ def test_two_processes_score_every_image_once(runs):
     ("key", "difference"), [("gradient_accumulation: 2", 1e-5), ("gradient_compression: bf16", 0.02)], ids=str
 )
 def test_two_processes_accumulate_and_compress_gradients(runs, key, difference):
-    """Gradients that live in buckets are added up over micro-batches before they are exchanged, rounded if asked."""
+    """Gradients that live in buckets are added up over micro-batches before they are exchanged."""
     one, output = runs[0], runs[0].parent / key[9:12]
     result = run(one.parent, one.parent / "images", output, settings=f"{SETTINGS}{key}\n", processes=2)
     assert result.returncode == 0, result.stderr
@@ -65,7 +65,7 @@ from contextlib import nullcontext
 import torch
 import torch.distributed as dist
 from torch import nn
-from ttfs_triton.train.processes import compress_gradients
+from ttfs_triton.train.device import compress_gradients
 
 dist.init_process_group("gloo")
 rank, accumulation = dist.get_rank(), int(sys.argv[1])

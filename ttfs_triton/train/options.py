@@ -18,8 +18,6 @@ from pydantic import (
     model_validator,
 )
 
-from ttfs_triton.augment.augmentation import Fill, Flip
-from ttfs_triton.augment.policy import PolicyName
 from ttfs_triton.data.events import MAX_WINDOWS, EventWindows, Size
 from ttfs_triton.nn import Neuron
 from ttfs_triton.nn.config import Encoder
@@ -99,38 +97,6 @@ class DataOptions(BaseModel):
             raise ValueError(f"streaming and data_placement: {self.data_placement} exclude each other")
         if self.random_resized_crop and self.image_size is None:
             raise ValueError("random_resized_crop needs image_size, e.g. 224")
-        return self
-
-
-class AugmentationOptions(BaseModel):
-    """What happens to training images; see `ttfs_triton.augment.Augmentation`."""
-
-    crop_padding: int = Field(0, ge=0, le=8192)
-    """Pad by this many pixels and crop at random."""
-    crop_fill: Fill = 0
-    """Pixel value of that padding, or reflect: mirror the image there."""
-    flip: Flip = False
-    """Flip images left to right with probability one half; alternating: so in the first epoch, then every other one."""
-    shift: int = Field(0, ge=0, le=8192)
-    """Shift images by up to this many pixels, filling with zeros."""
-    rotation: float = Field(0.0, ge=0, le=180)
-    """Rotate images by up to this many degrees."""
-    auto_augment: bool | PolicyName = False
-    """AutoAugment with the policy of cifar10 (also: true), svhn or imagenet."""
-    trivial_augment: bool = False
-    """TrivialAugment (Wide), instead of AutoAugment."""
-    cutout: int = Field(0, ge=0)
-    """Blank a square of this side."""
-    mixup: float = Field(0.0, ge=0)
-    """Mix each image with another, with a share from the Beta distribution of this parameter. 0: off."""
-    cutmix: float = Field(0.0, ge=0)
-    """Replace a rectangle of each image by another's, with a share from the Beta distribution of this parameter.
-    0: off. With mixup, each image gets one of the two."""
-
-    @model_validator(mode="after")
-    def _one_policy(self) -> Self:
-        if self.auto_augment and self.trivial_augment:
-            raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")
         return self
 
 

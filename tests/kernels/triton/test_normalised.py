@@ -28,7 +28,7 @@ PADDED = Problem(2, 5, 7, 4, 6, (3, 3), padding=(1, 1))
 
 def operands(problem: Problem, device: torch.device, with_skip: bool) -> list[Tensor | None]:
     """x, weight, γ, β, skip and its weight of a convolution, channels last."""
-    _, x, weight, _, h, _ = exact_layer(problem, device)
+    _, x, weight, _, h, *_ = exact_layer(problem, device)
     x, weight, skip = (rows.permute(0, 3, 1, 2) for rows in (x, weight, h.clamp_min(0)))
     channels, skip = problem.out_channels, skip if with_skip else None
     given = [x, weight, 0.3 + torch.rand(channels)]
