@@ -156,7 +156,7 @@ def test_bare_weights_of_other_shapes_are_named(tmp_path):
 
 
 def test_unreadable_weights_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="weights: open_weights: source must be a file"):
+    with pytest.raises(ConfigError, match="weights: open_weights: load: source must be a file"):
         load_weights(target(), str(tmp_path / "nothing"))
     source = save(trained(OURS), tmp_path / "run")
     values = json.loads((source / "best" / "config.json").read_text())

@@ -46,7 +46,7 @@ class Start:
 
 
 def load_weights(
-    network: TTFSNetwork, source: str, images: Tensor | None = None, trained_as: TrainedAs | None = None
+    network: TTFSNetwork, source: str | Weights, images: Tensor | None = None, trained_as: TrainedAs | None = None
 ) -> Start:
     """Load weights into a network, strictly: every tensor used or folded, every parameter found.
 
@@ -60,7 +60,7 @@ def load_weights(
 
     Args:
         network: changed in place.
-        source: what `open_weights` reads.
+        source: what `open_weights` reads, or what it gave.
         images: to calibrate on, [N, in_channels, height, width] in [0, 1], on the device to compute on. None leaves the
             weights as they are.
         trained_as: see `TrainedAs`; needed for the paper's weights.
@@ -68,14 +68,14 @@ def load_weights(
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
     try:
-        weights = open_weights(source)
+        weights = source if isinstance(source, Weights) else open_weights(source)
         description = weights.description()
         trained = None if description is None else description.network
         trained = trained if isinstance(trained, NetworkConfig) else None
         if trained is not None and trained.batch_norm and not network.config.batch_norm:
-            return _load_folded(network, source, trained)
+            return _load_folded(network, weights, trained)
         if network.config.batch_norm and (trained is None or not trained.batch_norm):
-            return _load_plain(network, source, images, trained_as)
+            return _load_plain(network, weights, images, trained_as)
         units = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(".log2_unit")}
         others = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
         weights, calibration = dataclasses.replace(weights, tensors=others), None
@@ -92,14 +92,14 @@ def load_weights(
     except WeightsError as error:
         raise ConfigError(f"weights: {error}") from error
     except ConversionError as error:
-        raise ConfigError(f"weights: {source} does not fit {network.config.specification}: {error}") from error
+        raise ConfigError(f"weights: {weights.name} does not fit {network.config.specification}: {error}") from error
     network.load_state_dict(tensors)
     if trained is not None:
         _take_statistics(network, trained)
     return Start(base_model, calibration, grid, units)
 
 
-def _load_folded(network: TTFSNetwork, source: str, trained: NetworkConfig) -> Start:
+def _load_folded(network: TTFSNetwork, source: Weights, trained: NetworkConfig) -> Start:
     """`load_weights` of a network with batch norm into one without."""
     normalised = TTFSNetwork(trained)
     start = load_weights(normalised, source)
@@ -110,12 +110,12 @@ def _load_folded(network: TTFSNetwork, source: str, trained: NetworkConfig) -> S
     return start
 
 
-def _load_plain(network: TTFSNetwork, source: str, images: Tensor | None, trained_as: TrainedAs | None) -> Start:
+def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, trained_as: TrainedAs | None) -> Start:
     """`load_weights` of a plain network, folded and calibrated, into one with batch norm."""
     if images is None or not len(images):
         raise ConfigError(
-            f"weights: {source} has no batch norm, whose statistics are then taken from calibration images; got none. "
-            "Give --calibration-images, or --no-batch-norm."
+            f"weights: {source.name} has no batch norm, whose statistics are then taken from calibration images; got "
+            "none. Give --calibration-images, or --no-batch-norm."
         )
     plain = TTFSNetwork(network.config.replace(batch_norm=False, weight_standardisation=False))
     start = load_weights(plain, source, images, trained_as)
