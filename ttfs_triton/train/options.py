@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -28,7 +29,13 @@ PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
 FREE: dict[str, Any] = {"free_on_resume": True}
 
 
-class MainOptions(BaseModel):
+class Options(BaseModel):
+    """Texts below fields are their descriptions."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class MainOptions(Options):
     """What most runs are given."""
 
     dataset: str | None = None
@@ -62,7 +69,7 @@ class MainOptions(BaseModel):
         return self
 
 
-class DataOptions(BaseModel):
+class DataOptions(Options):
     """Images, and where they lie."""
 
     image_column: str | None = None
@@ -106,7 +113,7 @@ _IMAGE_KEYS = (  # which mean nothing for events
 )
 
 
-class EventOptions(BaseModel):
+class EventOptions(Options):
     """What becomes of recordings; see `ttfs_triton.data.events`."""
 
     event_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)
@@ -139,7 +146,7 @@ class EventOptions(BaseModel):
         return EventWindows(self.event_windows, self.event_window_us, self.event_pool, self.event_sensor)
 
 
-class NetworkOptions(BaseModel):
+class NetworkOptions(Options):
     """The network; meaningless beside a network of the user's own."""
 
     model: str = "cnn1"
@@ -198,7 +205,7 @@ class NetworkOptions(BaseModel):
         return changed + [name for name in PROPERTIES if getattr(self.spiking_neuron, name) != getattr(Neuron(), name)]
 
 
-class StartOptions(BaseModel):
+class StartOptions(Options):
     """A network of the user's own, and the weights that a run starts from."""
 
     network: str | None = None
@@ -228,7 +235,7 @@ class StartOptions(BaseModel):
         return self
 
 
-class GridOptions(BaseModel):
+class GridOptions(Options):
     """The grid of a chip: time steps, bits of weights and registers."""
 
     time_steps: int | None = Field(None, ge=1, le=MOST_STEPS)
@@ -262,7 +269,7 @@ class GridOptions(BaseModel):
         return Grid(self.time_steps, self.weight_bits, self.weight_units == "channel", self.state_bits)
 
 
-class OptimisationOptions(BaseModel):
+class OptimisationOptions(Options):
     """Updates, their rates, and σ's course."""
 
     gradient_accumulation: int = Field(1, ge=1)
@@ -321,7 +328,7 @@ class OptimisationOptions(BaseModel):
         return self
 
 
-class TargetOptions(BaseModel):
+class TargetOptions(Options):
     """What the network may cost."""
 
     target_sparsity: float | str | None = None
@@ -344,7 +351,7 @@ class TargetOptions(BaseModel):
         return parse_target(self.target_sparsity, self.target_operations, self.target_energy)
 
 
-class RunOptions(BaseModel):
+class RunOptions(Options):
     """Where and how a run runs."""
 
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
@@ -375,7 +382,7 @@ class RunOptions(BaseModel):
     """Kernels."""
 
 
-class HubOptions(BaseModel):
+class HubOptions(Options):
     """Publishing when the run has ended."""
 
     push_to_hub: bool = Field(False, json_schema_extra=FREE)
