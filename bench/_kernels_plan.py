@@ -247,11 +247,9 @@ def standardisation(network: Network, machine: Machine) -> Cost:
     """Of all layers' weights, forward and backward."""
     weights = [torch.empty(shape, device="meta") for shape in network.weights]
     gains = [weight.new_empty(weight.shape[0]) for weight in weights]
-    rounded = [torch.empty_like(weight, dtype=torch.bfloat16) for weight in weights]
-    stats = standardise.new_stats(weights)
-    launches = standardise.forward_launches(weights, gains, rounded, stats, 0.0)
-    launches += standardise.backward_launches(rounded, weights, gains, weights, gains, stats)
-    return elementwise_launches(machine, launches)
+    first, rounded, stats = standardise.forward(weights, gains, torch.bfloat16, 0.0)
+    second, *_ = standardise.backward(rounded, weights, gains, stats)
+    return elementwise_launches(machine, first + second)
 
 
 def row(part: Part) -> bench.Row:

@@ -90,8 +90,9 @@ def _choices_of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
 
 
 @pytest.fixture(autouse=True)
-def _exact_float32() -> Iterator[None]:
-    """Float32 products in full precision, ours and the library's."""
+def _exact_float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Float32 products in full precision, ours and the library's, which adds in the same order every time."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
     before = [switch.fp32_precision for switch in switches]
     for switch in switches:

@@ -25,7 +25,8 @@ def on(request, device) -> torch.device:
 def by_definition(weight: Tensor, gain: Tensor) -> Tensor:
     flat = weight.flatten(1)
     centred = flat - flat.mean(1, keepdim=True)
-    return (gain[:, None] * centred / centred.norm(dim=1, keepdim=True)).view(weight.shape)
+    norm = (centred.square().sum(1, keepdim=True) + standardise.EPSILON).sqrt()
+    return (gain[:, None] * centred / norm).view(weight.shape)
 
 
 def layers(shapes, device="cpu", dtype: torch.dtype = torch.float32, channels_last: bool = True) -> Layers:

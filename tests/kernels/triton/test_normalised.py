@@ -3,6 +3,7 @@
 Operands are multiples of 1/8, so that potentials are the same in every dtype, and equal ones stay equal in a pool.
 """
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def check(given: list[Tensor | None], problem: Problem, neuron: Neuron) -> None:
     channels_last=st.booleans(),
 )
 def test_convolutions_are_the_layers_that_they_fold_into(device, problem, neuron, dtype, behind, channels_last):
-    problem = Problem.from_dict(problem.to_dict() | {"dtype": dtype, "pool": 2 if behind == "pool" else 1})
+    problem = dataclasses.replace(problem, dtype=dtype, pool=2 if behind == "pool" else 1)
     assume(problem.rows > 0 and min(problem.pooled_size) > 0)
     given = operands(problem, device, behind == "skip")
     if not channels_last:

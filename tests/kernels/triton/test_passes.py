@@ -134,7 +134,7 @@ def test_gradients_are_exact_anywhere(device, problem, dtype, blocks, kind, spli
 def test_bfloat16_is_exact(device, name):
     layer = exact_layer(dataclasses.replace((LINEAR | CONV2D)[name], dtype=torch.bfloat16), device)
     check_forward(layer, SAFE, chip_for(device, SAFE.form), 0.3, layer.bias)
-    check_gradients(layer, SAFE, device_for(device, 90))
+    check_gradients(layer, SAFE, device_of(device))
 
 
 @examples(45)
