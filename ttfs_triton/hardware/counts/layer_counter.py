@@ -108,10 +108,12 @@ class SynapseCounter:
             samples: counted.
             spikes: the attributes of `LayerCounts` that say what its neurons did.
         """
-        found, dense = dict(zip(SUMS, sums, strict=True)), self._described["synapses"] * samples
+        found: dict[str, Any] = dict(zip(SUMS, sums, strict=True))
         del found["skipped"]
+        if not self._real_inputs:
+            found |= zip(GATED, times, strict=True)
+        dense = self._described["synapses"] * samples
         macs = {"analog_macs": dense if self._real_inputs else 0, "dense_macs": dense}
-        found |= {} if self._real_inputs else dict(zip(GATED, times, strict=True))
         return LayerCounts(samples=samples, spikes_delivered=0, **self._described, **found, **macs, **spikes)
 
 
