@@ -148,6 +148,9 @@ def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
 def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Cost:
     """Microjoules a sample on a chip: all that has a price there, nominal, as `estimate` adds it up.
 
+    An upper bound with gating: here neurons are awake from their window's start on, since when their first input comes
+    is no sum over events.
+
     Args:
         counts: of a spiking network; only its shape is used.
         chip, options: as of `estimate`; no `activity`.
@@ -166,7 +169,8 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
             f"energy_cost: chip must price what layers do with what arrives; {chip.name} has no price for "
             f"{', '.join(sorted(unpriced))}. Choose another chip."
         )
-    one = replace(counts, samples=1, layers=counts.averages(), input=InputCounts())
+    layers = tuple(replace(layer, driven_time=None, undriven_time=None) for layer in counts.averages())
+    one = replace(counts, samples=1, layers=layers, input=InputCounts())
     idle = one.firing_more(0.0)
 
     def energy_uj(changed: Counts) -> float:
@@ -181,7 +185,7 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
         layers[place] = replace(layers[place], **{event: getattr(layers[place], event) + 1.0})
         return energy_uj(replace(idle, layers=tuple(layers))) - base
 
-    layers = {
+    events = {
         layer.name: EventWeights(
             operation=more(place, "synaptic_operations"),
             spike=more(place, "spikes"),
@@ -192,9 +196,9 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
         for place, layer in enumerate(idle.layers)
     }
     first = idle.layers[0]
-    constant = base - layers[first.name].operation * first.synaptic_operations
+    constant = base - events[first.name].operation * first.synaptic_operations
     input_spike = energy_uj(replace(idle, input=InputCounts(spikes=1))) - base
-    return Cost(f"energy on {chip.name}", constant, layers, input_spike)
+    return Cost(f"energy on {chip.name}", constant, events, input_spike)
 
 
 def _chosen(function: str, layers: Sequence[LayerCounts], name: str | None) -> Sequence[LayerCounts]:

@@ -156,6 +156,7 @@ def test_operations_match_a_convolution_of_ones(kernel, stride, padding, dilatio
     if layer.bias is not None:
         with torch.no_grad():
             layer.bias.fill_(-0.1)[: still or 0] = 0
+            layer.bias[-1] = 0.25
     x = torch.rand(3, 2 * groups, 8, 9) * (torch.rand(3, 2 * groups, 8, 9) > silent)
     (counts,) = counted([layer], [x[:2], x[2:]])
     spikes, ones = (x > 0).float(), torch.ones_like(layer.weight)
@@ -163,6 +164,11 @@ def test_operations_match_a_convolution_of_ones(kernel, stride, padding, dilatio
     assert counts.synapses == F.conv2d(torch.ones_like(x[:1]), ones, **sizes).sum()
     potential, slope = (F.conv2d(v, layer.weight, b, **sizes) for v, b in ((x, layer.bias), (spikes, None)))
     assert counts.without_input == ((potential == 0) & (slope == 0)).sum()
+    # Neurons wait for their first input: each field's largest activation is the time from there to the window's end.
+    fields = (F.unfold(part, kernel, dilation, padding, stride) for part in x.chunk(groups, 1))
+    assert counts.driven_time == pytest.approx(3 * sum(float(field.amax(1).sum()) for field in fields), rel=1e-5)
+    unreached = F.conv2d(spikes, ones, **sizes) == 0
+    assert counts.undriven_time == pytest.approx(float((1 - layer(x).detach())[unreached].sum()), abs=1e-4)
 
 
 def test_vgg16_has_266_million_synapses():
@@ -257,8 +263,9 @@ def test_batches_and_samples_add_up():
     model, (images,) = random_network(cnn1(width=0.25)), batches_of(40)
     many, whole = count(model, [*images.split(1), images[:0]]), count(model, [images])
     for one, other in zip(many.layers, whole.layers, strict=True):
-        assert one.summed_spike_time == pytest.approx(other.summed_spike_time, abs=1e-3)
-        assert dataclasses.replace(one, summed_spike_time=other.summed_spike_time) == other
+        times = {key: getattr(other, key) for key in ("summed_spike_time", "driven_time")}
+        assert {key: getattr(one, key) for key in times} == pytest.approx(times, abs=1e-3)
+        assert dataclasses.replace(one, **times) == other
     for by_sample, key in (("spikes_by_sample", "spikes"), ("synaptic_operations_by_sample", "synaptic_operations")):
         assert getattr(many, by_sample) == getattr(whole, by_sample)
         assert sum(getattr(whole, by_sample)) == whole.total()[key]

@@ -3,15 +3,16 @@
 import dataclasses
 
 from ttfs_kernels import Neuron
-from ttfs_triton.hardware.counts.counts import OF_ALL_SAMPLES, Counts, InputCounts, LayerCounts
+from ttfs_triton.hardware.counts.counts import GATED, OF_ALL_SAMPLES, Counts, InputCounts, LayerCounts
 from ttfs_triton.hardware.energy.terms import Estimate
 from ttfs_triton.nn.statistics import LayerKind
 
 
 def layer(name: str, kind: LayerKind, *, samples: int = 1, **counts: float) -> LayerCounts:
-    """Counts of one layer; those not given are 0."""
+    """Counts of one layer; those not given are 0. When neurons get their first input is not known."""
     neuron = None if kind == "analog" else Neuron()
     values = {field.name: 0 for field in dataclasses.fields(LayerCounts)} | {"histogram": (), "neuron": neuron} | counts
+    values = dict.fromkeys(GATED) | {name: value for name, value in values.items() if name not in GATED} | counts
     return LayerCounts(**values | {"name": name, "kind": kind, "samples": samples})
 
 

@@ -57,6 +57,12 @@ def test_gating_puts_neurons_to_sleep_that_have_fired():
     gated = counted(estimate(counts, "horowitz45:int8", steps=steps, gating=True), "fc1")
     assert gated["neuron additions"] == pytest.approx(4 * steps + waiting)
     assert gated["threshold comparisons"] == pytest.approx(waiting + 4)
+    # Inputs that come half a window before its end on average, and one neuron that none reaches.
+    hidden = dataclasses.replace(counts.layers[0], driven_time=4.0, undriven_time=1.0)
+    driven = dataclasses.replace(counts, layers=(hidden, counts.layers[1]))
+    gated = counted(estimate(driven, "horowitz45:int8", steps=steps, gating=True), "fc1")
+    assert gated["neuron additions"] == pytest.approx(steps * 4 / 2 + waiting - steps * 1 / 2)
+    assert gated["threshold comparisons"] == pytest.approx(waiting + 4)
 
 
 def test_closed_form_multiplies_and_divides():
@@ -111,11 +117,41 @@ def test_work_of_neurons_equals_a_simulation(sigma):
     found = simulate(model, images, steps=8, gating=False)
     formula = counted(estimate(found.counts, "lemaire45:int8", steps=8))
     assert formula == pytest.approx(counted(estimate(found.counts, "lemaire45:int8", steps=8, activity=found.activity)))
-    gated = simulate(model, images, steps=32)
-    formula = counted(estimate(gated.counts, "horowitz45:int8", steps=32, gating=True))
-    exact = counted(estimate(gated.counts, "horowitz45:int8", steps=32, activity=gated.activity))
-    assert formula["threshold comparisons"] == pytest.approx(exact["threshold comparisons"], rel=0.02)
-    assert formula["neuron additions"] >= exact["neuron additions"]  # they also rest until their first input
+
+
+@pytest.mark.parametrize(
+    ("readout", "sigma"), [("potential_start", 1.0), ("potential_start", 0.0), ("potential_end", 0.25)]
+)
+def test_sleep_of_neurons_is_that_of_a_simulation(readout, sigma):
+    """Before the first input and behind the own spike, of the simulation's spikes and of the closed form's."""
+    model = cnn1(16, 1, 10, width=0.25, neuron=Neuron(sigma), readout=readout)
+    images = [torch.rand(8, 1, 16, 16) * (torch.rand(8, 1, 16, 16) < 0.1)]
+    found = simulate(model, images, steps=64, weight_bits=None)
+    options = RunOptions(steps=64, gating=True)
+    exact = counted(estimate(found.counts, "horowitz45:int8", options, activity=found.activity))
+    for counts, tolerance in ((found.counts, 0.005), (count(model, images), 0.02)):
+        report = estimate(counts, "horowitz45:int8", options)
+        for name in ("neuron additions", "threshold comparisons"):
+            assert counted(report)[name] == pytest.approx(exact[name], rel=tolerance), name
+        assert "sleep before their first input spike and behind their own" in report.assumptions[0]
+    older = dataclasses.replace(
+        found.counts, layers=tuple(dataclasses.replace(layer, driven_time=None) for layer in found.counts.layers)
+    )
+    bound = estimate(older, "horowitz45:int8", options)
+    assert counted(bound)["neuron additions"] > exact["neuron additions"]
+    assert "upper bound" in bound.assumptions[0]
+
+
+def test_a_network_without_spikes_sleeps():
+    """The energy without a spike is below that with spikes: both have the same gating."""
+    counts, options = count(cnn1(16, width=0.25), [torch.rand(2, 1, 16, 16)]), RunOptions(steps=16, gating=True)
+    silent, half, whole = (
+        estimate(counts.firing_more(factor), "lemaire45:int8", options) for factor in (0.0, 0.5, 1.0)
+    )
+    assert counted(silent, "conv2")["threshold comparisons"] == 17 * counts.layers[1].neurons
+    assert "neuron additions" not in counted(silent, "conv2")
+    assert silent.total.nominal < whole.total.nominal
+    assert half.total.nominal == pytest.approx((silent.total.nominal + whole.total.nominal) / 2)
 
 
 # ---- prices

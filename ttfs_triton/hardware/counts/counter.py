@@ -163,7 +163,7 @@ class Counter:
             raise ValueError("count: the network must run inside the block; it did not. Give it images there.")
         vectors = [*(counter.sums() for counter in self._layers), self._input.sums]
         sums = torch.cat([vector.to(vectors[0].device) for vector in vectors])  # the encoder's wait on the CPU for one
-        times = torch.stack([counter.summed_spike_time() for counter in self._layers])
+        times = torch.stack([counter.times() for counter in self._layers])
         by_sample: Sequence[Sequence[int]] = ((), ())
         if self._by_sample:
             spikes, synapses = zip(*((own.spikes_by_sample, own.synapses) for own in self._layers), strict=True)

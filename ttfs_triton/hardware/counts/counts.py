@@ -40,6 +40,11 @@ class LayerCounts(LayerStatistics):
         histogram_samples: samples in `histogram`.
         without_input: neurons of a spiking layer that no input spike reached and no initial potential moved. Silent
             here; the paper's Eq. 7, to the letter, lets them fire at their window's end. None if not counted.
+        driven_time: Σ over neurons of the time from their first input spike to the end of the window of integration, in
+            windows: before, nothing is added to their potential. None if not counted, as of a layer that reads real
+            values.
+        undriven_time: Σ over neurons that no spike reached of the time that they wait in their window of firing, until
+            they fire by their initial potential or it ends, in windows. None if not counted.
     Raises:
         ValueError: a spiking layer without a neuron.
     """
@@ -59,6 +64,8 @@ class LayerCounts(LayerStatistics):
     histogram: tuple[int, ...] = ()
     histogram_samples: int = 0
     without_input: int | None = None
+    driven_time: float | None = None
+    undriven_time: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind in ("spiking", "readout") and self.neuron is None:
@@ -109,13 +116,16 @@ class LayerActivity:
 
 
 FORMAT = 3
-"""Of `Counts.to_dict`, and so of the counts in summary.json and evaluation.json; 2 lacked `without_input`."""
+"""Of `Counts.to_dict`, and so of the counts in summary.json and evaluation.json; 2 lacked `without_input`. What may be
+None may be missing."""
 
 # Of a layer, summed over samples.
 OF_ALL_SAMPLES = (
     *("spikes", "spikes_delivered", "active_inputs", "synaptic_operations", "nonzero_macs", "analog_macs"),
     *("dense_macs", "saturated", "summed_spike_time"),
 )
+GATED = ("driven_time", "undriven_time")
+"""When neurons sleep before their first input; each may be None."""
 # Keys of `Counts.total()`: sums over layers.
 SUMMED = ("neurons", "inputs", "synapses", "weights", "biases", "silent", "never_active", *OF_ALL_SAMPLES)
 
@@ -203,19 +213,28 @@ class Counts:
         if self.samples < 1 or not self.layers:
             found = f"{self.samples} and {len(self.layers)}"
             raise ValueError(f"estimate: counts must be of at least one sample and layer; got {found}.")
-        each = 1 / self.samples
-        return tuple(
-            dataclasses.replace(layer, samples=1, **{key: getattr(layer, key) * each for key in OF_ALL_SAMPLES})
-            for layer in self.layers
-        )
+        each, layers = 1 / self.samples, []
+        for layer in self.layers:
+            summed = {key: getattr(layer, key) for key in (*OF_ALL_SAMPLES, *GATED)}
+            averages = {key: None if value is None else value * each for key, value in summed.items()}
+            layers.append(dataclasses.replace(layer, samples=1, **averages))
+        return tuple(layers)
 
     def firing_more(self, factor: float) -> Counts:
-        """The same network if hidden neurons fired `factor` times as often, at the same times, for the same inputs."""
+        """The same network if hidden neurons fired `factor` times as often, at the same times, for the same inputs.
+
+        How long neurons wait for their first input is taken for linear: without a spike none of the later layers gets
+        any.
+        """
         own = ("spikes", "spikes_delivered", "saturated", "summed_spike_time")
         layers = []
         for place, layer in enumerate(self.layers):
             changed = own if place == 0 else (*own, "synaptic_operations", "nonzero_macs")
             changes = {key: getattr(layer, key) * factor for key in changed}
+            if place > 0 and layer.driven_time is not None and layer.undriven_time is not None:
+                asleep = layer.neurons * layer.samples
+                changes["driven_time"] = layer.driven_time * factor
+                changes["undriven_time"] = asleep + (layer.undriven_time - asleep) * factor
             layers.append(dataclasses.replace(layer, **changes))
         return dataclasses.replace(self, layers=tuple(layers))
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
-from ttfs_triton.hardware.counts.synapses import fan_out, neurons_without_input
+from ttfs_triton.hardware.counts.counts import GATED, Counts, InputCounts, LayerCounts
+from ttfs_triton.hardware.counts.synapses import fan_out, waiting
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.statistics import SpikeCounter, channels_innermost, in_parts, where_fired
@@ -27,6 +27,7 @@ class SynapseCounter:
     Attributes:
         adds_to_slope: inputs add weights to a slope: spikes do, and bright pixels of a signed encoder.
         sums: [5] int64, by `SUMS`.
+        times: [2] float64, by `GATED`: sums of inputs, which count time to the window's end, and of windows.
         operations_by_sample: synaptic operations [n] int64 of each batch, of layers that have some.
         arrived: whether anything has.
     """
@@ -35,6 +36,7 @@ class SynapseCounter:
         self._layer, self._real_inputs, self._by_sample = layer, real_inputs, by_sample
         self.adds_to_slope = not real_inputs or isinstance(layer, SignedEncoder)
         self.sums = torch.zeros(len(SUMS), dtype=torch.int64, device=layer.weight.device)
+        self.times = torch.zeros(len(GATED), dtype=torch.float64, device=layer.weight.device)
         self.operations_by_sample: list[Tensor] = []
         self.arrived = False
 
@@ -46,8 +48,11 @@ class SynapseCounter:
         if not self.arrived:
             self._prepare(inputs)
         active_inputs, nonzero_macs, synaptic_operations, without_input, skipped = self.sums
-        if self._layer.kind == "spiking":
-            without_input += neurons_without_input(self._layer, inputs, skip)
+        if not self._real_inputs:
+            still, *times = waiting(self._layer, inputs, skip)
+            self.times += torch.stack(times)
+            if self._layer.kind == "spiking":
+                without_input += still
         signed, parts = isinstance(self._layer, SignedEncoder), []
         for part in in_parts(channels_innermost(inputs)):
             active = torch.ne(part, 0, out=torch.empty_like(part, dtype=torch.float32))
@@ -94,16 +99,20 @@ class SynapseCounter:
             "biases": len(layer.weight) if layer.has_initial_potential else 0,
         }
 
-    def counts(self, sums: Sequence[int], samples: int, **spikes: Any) -> LayerCounts:
+    def counts(self, sums: Sequence[int], times: Sequence[float], samples: int, **spikes: Any) -> LayerCounts:
         """Counts of the layer, but for the spikes that it delivers.
 
         Args:
             sums: of one process or added up over several, by `SUMS`.
+            times: likewise, by `GATED`, in windows.
             samples: counted.
             spikes: the attributes of `LayerCounts` that say what its neurons did.
         """
-        found, dense = dict(zip(SUMS, sums, strict=True)), self._described["synapses"] * samples
+        found: dict[str, Any] = dict(zip(SUMS, sums, strict=True))
         del found["skipped"]
+        if not self._real_inputs:
+            found |= zip(GATED, times, strict=True)
+        dense = self._described["synapses"] * samples
         macs = {"analog_macs": dense if self._real_inputs else 0, "dense_macs": dense}
         return LayerCounts(samples=samples, spikes_delivered=0, **self._described, **found, **macs, **spikes)
 
@@ -171,17 +180,20 @@ class LayerCounter(SpikeCounter):
         """All sums as one int64 vector: of the synapses, the histogram and its samples, then as `flat`."""
         return torch.cat([self.synapses.sums, self._histogram, self._in_histogram, self.flat()])
 
-    def summed_spike_time(self) -> Tensor:
-        """Σ over spikes of 1 − activation, float64."""
-        return self._spikes.sum().double() - self._summed_activation
+    def times(self) -> Tensor:
+        """Σ over spikes of 1 − activation, and the synapses' times: [3] float64."""
+        spike_time = self._spikes.sum().double() - self._summed_activation
+        return torch.cat([spike_time.view(1), self.synapses.times])
 
-    def read(self, sums: Tensor, summed_spike_time: float) -> tuple[LayerCounts, int]:
-        """Counts and delayed spikes from `sums()`, of one process or added up over several, on the CPU."""
+    def read(self, sums: Tensor, times: Sequence[float]) -> tuple[LayerCounts, int]:
+        """Counts and delayed spikes from `sums()` and `times()`, of one process or added up over several."""
         arrived, histogram, (in_histogram, saturated, samples), spikes = sums.split(
             [len(SUMS), self._bins, 3, len(sums) - len(SUMS) - self._bins - 3]
         )
+        summed_spike_time, *waited = times
         found = self.synapses.counts(
             arrived.tolist(),
+            waited,
             int(samples),
             name=self.stage.name,
             neurons=len(spikes),

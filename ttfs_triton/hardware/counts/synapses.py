@@ -77,18 +77,25 @@ def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = 
     return (earliest_input(layer, inputs, skip).amax(1, keepdim=True) > 0).to(inputs.dtype)
 
 
-def neurons_without_input(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> Tensor:
-    """How many neurons no input spike reaches and no initial potential moves, over a batch: a count, on the device.
-
-    Their potential is 0 at the window's end, where the threshold is 0 too: they are silent here, and fire by Eq. 7 to
-    the letter.
+def waiting(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """How neurons wait for their first input spike, summed over a batch; scalars on the device.
 
     Args:
-        layer: a convolution or fully connected layer.
-        inputs: activations [N, channels, height, width] or [N, features].
+        layer: a convolution or fully connected layer that reads spikes.
+        inputs: activations [N, channels, height, width] or [N, features], or what counts steps to the window's end.
         skip: delayed spikes, one a neuron, or None.
+    Returns:
+        Neurons that no spike reaches and no initial potential moves, int64: their potential is 0 at the window's end,
+        where the threshold is 0 too. They are silent here, and fire by Eq. 7 to the letter;
+        the time from neurons' first spikes to the window's end, in the unit of `inputs`, float64;
+        the time that neurons without any spike wait in the window of firing, in windows, float64.
     """
+    earliest = earliest_input(layer, inputs, skip).transpose(0, 1).flatten(1)  # of each group, or channel
     bias = layer.with_batch_norm(layer.weight)[1]
-    still = torch.ones(layer.weight.shape[0], device=inputs.device) if bias is None else (bias == 0).float()
-    unreached = (earliest_input(layer, inputs, skip) <= 0).transpose(0, 1).flatten(1).sum(1, dtype=torch.float64)
-    return (unreached * still.view(len(unreached), -1).sum(1)).sum().long()  # of each group, or channel
+    bias = torch.zeros(len(layer.weight), device=inputs.device) if bias is None else bias.detach().double()
+    until = torch.ones_like(bias)
+    if layer.kind == "spiking":  # where the initial potential alone meets the ramp; sums are exact in any order
+        until = 1 - (bias.clamp(0, 1) * 2**20).round() / 2**20
+    unreached, channels = (earliest <= 0).sum(1, dtype=torch.float64), len(bias) // len(earliest)
+    still, late = ((unreached * each.view(len(earliest), -1).sum(1)).sum() for each in ((bias == 0).double(), until))
+    return still.long(), earliest.sum(dtype=torch.float64) * channels, late.double()

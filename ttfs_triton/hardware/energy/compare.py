@@ -188,7 +188,7 @@ def verdict(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Ver
     Args:
         counts, chip: as for `estimate`.
         options: of the network; at other steps than these, the neurons' work follows from the counts, not from
-            `activity`, which a simulation found at these.
+            `activity`, which a simulation found at these. Both have the same gating.
     Raises:
         ValueError: as `estimate` does.
     """

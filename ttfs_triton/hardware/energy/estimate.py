@@ -5,6 +5,7 @@ Pooling for the earliest spike is not charged: it compares times that are at han
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,13 +91,19 @@ def estimate(
     terms.static_power(latency_us, "step_us" if clocked else "latency_us")
     lines = ["closed form: multiplications and divisions, not accumulates only"]
     if clocked:
-        after = "sleep" if options.gating else "stay awake"
-        lines = [
-            f"clock-driven, {options.steps} steps a window; neurons that have fired {after} until their window ends"
-        ]
+        lines = [f"clock-driven, {options.steps} steps a window; {_asleep(layers, options)}"]
     if latency_us is not None:
         lines.append(f"latency {latency_us:,.4g} µs ({windows} windows)")
     return terms.estimate(network, options.implementation.replace("_", "-"), latency_us, lines)
+
+
+def _asleep(layers: Sequence[LayerCounts], options: RunOptions) -> str:
+    """When neurons do not work, in words."""
+    if not options.gating:
+        return "neurons stay awake in both of their windows"
+    if options.activity is None and any(layer.driven_time is None for layer in layers if layer.kind != "analog"):
+        return "neurons sleep behind their own spike; their first input was not counted: an upper bound"
+    return "neurons sleep before their first input spike and behind their own"
 
 
 def _clock_driven(terms: Terms, layer: LayerCounts, counts: Counts, windows: int) -> None:

@@ -74,8 +74,9 @@ def neuron_work(layer: LayerCounts, readout: ReadoutTime | None, options: RunOpt
     """Work of a layer in its two windows; an analog layer has no slope, a readout compares only if it is to fire.
 
     A neuron compares at its window's start and once a step, with the slope added in between. With gating it sleeps
-    once it has fired, which is where its time is rounded to: half a step later on average, and half a step more to the
-    middle of the step in which it is compared. `options.activity` has this exactly.
+    before its first input spike, if that was counted, and once it has fired, which is where its time is rounded to:
+    half a step later on average, and half a step more to the middle of the step in which it is compared.
+    `options.activity` has this exactly.
     """
     assert options.steps is not None
     for found in options.activity or ():
@@ -85,14 +86,16 @@ def neuron_work(layer: LayerCounts, readout: ReadoutTime | None, options: RunOpt
             return NeuronWork(*(count * (1 / samples) for count in done))
     whole = float(options.steps * layer.neurons)
     integration = 0.0 if layer.kind == "analog" else whole
-    if layer.kind == "readout" and readout != "first_spike":
-        firing = whole if readout == "potential_end" else 0.0
-        return NeuronWork(integration, firing, 0.0, integration + firing)
-    waiting = whole
+    waiting, undriven = whole, 0.0
     if options.gating:
         silent = layer.neurons - layer.spikes
         waiting = options.steps * (silent + layer.summed_spike_time) + layer.spikes - layer.saturated
-    firing = waiting if layer.psp_persistence > 0 else 0.0
+        if layer.driven_time is not None and layer.undriven_time is not None:
+            integration, undriven = options.steps * layer.driven_time, options.steps * layer.undriven_time
+    if layer.kind == "readout" and readout != "first_spike":
+        firing = whole - undriven if readout == "potential_end" else 0.0
+        return NeuronWork(integration, firing, 0.0, integration + firing)
+    firing = waiting - undriven if layer.psp_persistence > 0 else 0.0
     return NeuronWork(integration, firing, waiting + layer.neurons, integration + waiting)
 
 

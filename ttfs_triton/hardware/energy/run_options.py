@@ -21,7 +21,8 @@ class RunOptions:
     Attributes:
         steps: time steps in a window; clock-driven only.
         implementation: "clock_driven" or "closed_form", see `estimate`.
-        gating: a neuron that has fired sleeps; clock-driven only.
+        gating: a neuron sleeps before its first input spike and once it has fired; clock-driven only. Counts that lack
+            the first (`LayerCounts.driven_time`) give an upper bound.
         activity: what a simulation of the same counts found the neurons to do, in place of the formula.
         weight_bits: of weights in memory. Default: the chip's, else the network's own, or 8.
         state_bits: of slopes and potentials in memory. Default: the chip's, at least 16.

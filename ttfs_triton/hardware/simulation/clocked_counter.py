@@ -67,8 +67,10 @@ class ClockedCounter:
         for step, spikes in zip(steps, self._histogram[:-1].tolist(), strict=True):
             histogram[step] += spikes
         sums = self.synapses.sums.tolist()
+        driven, undriven = self.synapses.times.tolist()
         found = self.synapses.counts(
             sums,
+            (driven / self._clock.steps, undriven),
             samples,
             name=self._name,
             neurons=self._ever.numel(),

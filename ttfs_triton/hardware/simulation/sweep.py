@@ -117,9 +117,8 @@ def sweep(
         >>> [(row.weight_bits, row.steps) for row in found.rows]
         [(3, 4), (3, 8), (8, 4), (8, 8)]
     """
-    grid = [
-        SimulationSettings(number, bits, per_channel, compare_at, gating) for bits in weight_bits for number in steps
-    ]
+    options: dict[str, Any] = {"per_channel": per_channel, "compare_at": compare_at, "gating": gating}
+    grid = [SimulationSettings(number, bits, **options) for bits in weight_bits for number in steps]
     if not grid:
         raise ValueError("sweep: steps and weight_bits must not be empty; got nothing to sweep over.")
     if isinstance(batches, Iterator):
@@ -132,16 +131,8 @@ def sweep(
     shown = console.is_terminal if progress is None else progress
     with Progress(console=console, transient=True, disable=not shown) as bar:
         for settings in bar.track(grid, description="steps and bits"):
-            found = simulate(
-                model,
-                batches,
-                steps=settings.steps,
-                weight_bits=settings.weight_bits,
-                per_channel=per_channel,
-                state_bits=None,
-                compare_at=compare_at,
-                gating=gating,
-            )
+            chosen = {"steps": settings.steps, "weight_bits": settings.weight_bits, "state_bits": None}
+            found = simulate(model, batches, **chosen, **options)
             if samples not in (0, found.samples):
                 raise ValueError(
                     f"sweep: batches must give the same samples in each pass; got {samples}, then {found.samples}. "
