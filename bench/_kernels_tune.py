@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,8 @@ TF32_ROUNDING = 2.0**-10
 
 def gpu_ms(run: Run) -> float:
     """Median time of a call on the current GPU, its second-level cache cold."""
-    return do_bench(run, return_mode="median")
+    milliseconds: Any = do_bench(run, return_mode="median")
+    return milliseconds
 
 
 @dataclass

@@ -28,7 +28,7 @@ from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import _bench as bench
 import torch
@@ -120,7 +120,9 @@ def once_ms(run: Callable[[], object]) -> float:
 
 def compile_candidates(problems: list[Problem], number: Number, workers: int) -> None:
     """All candidates into Triton's cache, on all cores, so that tuning only loads them."""
-    jobs = list(dict.fromkeys((which, problem.of_pass(which), number) for problem in problems for which in PASSES))
+    jobs: list[Any] = list(
+        dict.fromkeys((which, problem.of_pass(which), number) for problem in problems for which in PASSES)
+    )
     with get_context("spawn").Pool(min(workers, len(jobs))) as pool:
         for done, failed in enumerate(pool.imap_unordered(compile_pass, jobs), 1):
             print(f"compiled {done} of {len(jobs)} passes; {failed} candidates are too large for this chip", flush=True)

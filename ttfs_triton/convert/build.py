@@ -84,8 +84,8 @@ def _built(
         geometry: Any = (sizes.in_channels, sizes.out_channels, sizes.kernel_size, sizes.stride, sizes.padding)
         if statistics is not None:
             return AnalogEncoder(*geometry, mean=statistics[0], std=statistics[1], **options)
-        skip, more = 0 if layer.skip is None else layer.shape[0], (sizes.dilation, sizes.groups)
-        return DFTConv2d(*geometry, *more, skip=skip, **spiking)
+        geometry += sizes.dilation, sizes.groups
+        return DFTConv2d(*geometry, skip=0 if layer.skip is None else layer.shape[0], **spiking)
     if readout is not None:
         at = "end" if readout == "potential_end" else "start"
         return PotentialReadout(inputs, sizes.out_features, at=at, **spiking)

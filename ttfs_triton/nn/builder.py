@@ -46,9 +46,9 @@ class LayerBuilder:
         dropout = config.dropout if "fc1" in self.layers else 0.0
         options = self._options() | {"neuron": config.neuron, "spike_dropout": dropout, "average": self.average}
         if config.readout == "first_spike":
-            return FirstSpikeReadout(*self.shape, config.classes, **options)
+            return FirstSpikeReadout(self.shape[0], config.classes, **options)
         at = "end" if config.readout == "potential_end" else "start"
-        return PotentialReadout(*self.shape, config.classes, at=at, **options)
+        return PotentialReadout(self.shape[0], config.classes, at=at, **options)
 
     def _add(self, token: Token) -> None:
         if isinstance(token, Average):
@@ -103,7 +103,7 @@ class LayerBuilder:
     def _dense(self, token: Dense, options: dict[str, Any]) -> DFTLinear:
         # Dropout is for spikes of fully connected layers: the first of them reads convolutions or the encoder.
         options |= {"spike_dropout": self.config.dropout if "fc1" in self.layers else 0.0}
-        return DFTLinear(*self.shape, self.config.scaled(token.features), neuron=self.config.neuron, **options)
+        return DFTLinear(self.shape[0], self.config.scaled(token.features), neuron=self.config.neuron, **options)
 
     def _skip(self, token: Convolution | Dense, shape: tuple[int, ...]) -> int:
         """Channels that reach the layer of a token by its skip, 0 without; `shape` is of its neurons."""

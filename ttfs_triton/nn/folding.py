@@ -126,7 +126,7 @@ def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         plain = weight if gain is None else standardise_weight(weight, gain)
         if f"{layer}.batch_norm.running_mean" in tensors:
             parts = ("running_mean", "running_var", "weight", "bias", "num_batches_tracked")
-            norm = [folded.pop(f"{layer}.batch_norm.{part}") for part in parts]
+            norm: Any = [folded.pop(f"{layer}.batch_norm.{part}") for part in parts]
             plain, bias = BatchNorm(*norm[:-1]).fold(plain, bias)
         bias = weight.new_zeros(len(weight)) if bias is None else bias.to(weight.dtype)
         folded |= {name: plain.to(weight.dtype), f"{layer}.bias": bias}

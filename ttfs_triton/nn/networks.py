@@ -145,7 +145,7 @@ def _network(
     backend: str,
     overrides: dict[str, Any],
 ) -> TTFSNetwork:
-    values = {"specification": specification, "encoder": encoder, "image_size": pair(image_size)}
+    values: dict[str, Any] = {"specification": specification, "encoder": encoder, "image_size": pair(image_size)}
     values |= {"in_channels": in_channels, "classes": classes} | overrides
     if values["encoder"] != "latency" and in_channels == 3:
         values = {"mean": CIFAR10_MEAN, "std": CIFAR10_STD} | values

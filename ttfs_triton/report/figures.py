@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ttfs_triton.hardware import Counts, Estimate, LayerCounts, Range, Sweep, SweepRow, Swing
 from ttfs_triton.report.energy_tables import capacity_unpublished
@@ -195,7 +195,10 @@ def draw_layers(found: Estimate, path: str | Path) -> Path:
         left = [0.0] * len(layers)
         for index, name in enumerate(names):
             widths = [sum(e.nominal / size for t, e in terms if (t.layer, t.name) == (layer, name)) for layer in layers]
-            look = {"color": COLOURS[index % len(COLOURS)], "hatch": HATCHES[index // len(COLOURS) % len(HATCHES)]}
+            look: dict[str, Any] = {
+                "color": COLOURS[index % len(COLOURS)],
+                "hatch": HATCHES[index // len(COLOURS) % len(HATCHES)],
+            }
             axes.barh(layers, widths, left=left, label=name, edgecolor="white", linewidth=0.5, **look)
             left = [start + width for start, width in zip(left, widths, strict=True)]
         title = f"{found.network}, {found.implementation}, on {found.chip.name}: {energy(total.nominal)}"

@@ -67,6 +67,7 @@ def load_weights(
     Raises:
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
+    said = source if isinstance(source, str) else source.name
     try:
         weights = source if isinstance(source, Weights) else open_weights(source)
         description = weights.description()
@@ -92,7 +93,7 @@ def load_weights(
     except WeightsError as error:
         raise ConfigError(f"weights: {error}") from error
     except ConversionError as error:
-        raise ConfigError(f"weights: {weights.name} does not fit {network.config.specification}: {error}") from error
+        raise ConfigError(f"weights: {said} does not fit {network.config.specification}: {error}") from error
     network.load_state_dict(tensors)
     if trained is not None:
         _take_statistics(network, trained)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,12 +41,12 @@ class TritonLayer:
 
     def forward(self, operands: Operands, with_derivatives: bool) -> tuple[Tensor, Kept]:
         x, weight, _, skip, skip_weight = operands
-        run = _forward_operator if torch.compiler.is_compiling() else _forward
+        run: Any = _forward_operator if torch.compiler.is_compiling() else _forward
         kept = run(*operands, *self._plain(), self.fuse_pool, with_derivatives)
         return kept[0], (x, weight, skip, skip_weight, *kept)
 
     def backward(self, grad: Tensor, kept: Kept, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-        run = _backward_operator if torch.compiler.is_compiling() else _backward
+        run: Any = _backward_operator if torch.compiler.is_compiling() else _backward
         found = iter(run(grad, *kept[:4], list(kept[4:]), *self._plain(), list(needs)))
         return tuple(next(found) if needed else None for needed in needs)
 

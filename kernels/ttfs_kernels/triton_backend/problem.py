@@ -138,7 +138,9 @@ class Problem:
         Raises:
             TypeError, AttributeError: unknown keys or dtypes.
         """
-        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         return Problem(**plain | {"dtype": getattr(torch, plain.get("dtype", "float32"))})
 
 
