@@ -20,7 +20,7 @@ from ttfs_kernels.triton_backend.problem import Problem
 
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
 WIDE = 2**31  # elements from which offsets exceed 32 bits
-SURROGATE_WIDTH = 0.5  # any above 0 is compiled alike
+SURROGATE_WIDTH = 0.5  # the recipes'; any above 0 is compiled alike
 
 
 class Format(NamedTuple):
@@ -53,8 +53,8 @@ class Layer:
         if self.wide:
             image = self.fields["height"] * self.fields["width"] * self.fields["in_channels"]
             batch = max(batch, -(-WIDE // image))
-        settings = {"batch": batch, "dtype": FORMATS[number].dtype, "with_slope": sigma > 0}
-        return Problem.from_dict(self.fields | settings | {"surrogate": surrogate and sigma > 0})
+        settings = {"batch": batch, "with_slope": sigma > 0, "surrogate": surrogate and sigma > 0}
+        return replace(Problem.from_dict(self.fields | settings), dtype=FORMATS[number].dtype)
 
 
 def load(path: Path) -> list[Layer]:
@@ -87,6 +87,11 @@ def products(number: Number) -> Iterator[None]:
             switch.fp32_precision = precision
 
 
+def neuron_of(problem: Problem) -> Neuron:
+    """The neuron that a problem's flags stand for: the paper's, or the two-phase neuron."""
+    return Neuron(float(problem.with_slope), surrogate_width=SURROGATE_WIDTH if problem.surrogate else 0.0)
+
+
 def plan_pass(which: str, problem: Problem, config: Config | None, precision: str, device: Device) -> Plan:
     """What one pass with a bias and gradients would launch, planned on the meta device: no memory, no GPU.
 
@@ -103,14 +108,12 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=problem.dtype, device="meta")
 
-    x = empty(problem.batch, problem.height, problem.width, problem.in_channels)
-    weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
+    neuron = neuron_of(problem)
     h = empty(problem.batch, *problem.out_size, problem.out_channels)
-    bias = torch.empty(problem.out_channels, device="meta")  # and weights of a skip
-    neuron = Neuron(float(problem.with_slope), surrogate_width=SURROGATE_WIDTH if problem.surrogate else 0.0)
     slope_h = h if problem.with_slope else None
     if which == "pool":
         return passes.pool(problem, h, slope_h, True)
+    bias = torch.empty(problem.out_channels, device="meta")  # and weights of a skip
     kept = empty(problem.batch, *problem.pooled_size, problem.out_channels)
     winner = torch.empty_like(kept, dtype=torch.uint8) if problem.pool > 1 else None
     if which == "local_gradient":
@@ -118,6 +121,8 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
         delayed = passes.Delayed(h, bias, True, True) if problem.skip else None
         return passes.local_gradient(problem, kept, kept, gain, neuron, True, True, winner, delayed)
     assert config is not None
+    x = empty(problem.batch, problem.height, problem.width, problem.in_channels)
+    weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
     if which == "normalised":
         bare, late = replace(problem, pool=1, skip=False), (h, bias) if problem.skip else (None, None)
         statistics = bias.new_empty(STATISTICS, problem.out_channels)
@@ -130,8 +135,23 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
             normalised_layer.spread(problem, neurons, kept, statistics, neuron),
         )
         return Plan([launch for plan in plans for launch in plan.launches], ())
+    skip = (h, bias) if problem.skip else ()
+    return plan_from(which, problem, (x, weight, bias, h, slope_h), config, precision, device, skip)
+
+
+def plan_from(
+    which: str,
+    problem: Problem,
+    operands: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
+    config: Config,
+    precision: str,
+    device: Device,
+    skip: tuple[Tensor, ...] = (),
+) -> Plan:
+    """A contraction of these operands, as rows in memory: x, weight, bias, h and slope_h."""
+    x, weight, bias, h, slope_h = operands
+    neuron = neuron_of(problem)
     if which == "forward":
-        skip = (h, bias) if problem.skip else ()
         return passes.forward(problem, x, weight, bias, neuron, True, config, precision, device.chip, *skip)
     if which == "grad_x":
         return passes.grad_x(problem, h, x, weight, config, precision, slope_h, neuron, device.processors)

@@ -121,7 +121,7 @@ def ours(problem: Problem, number: Number, machine: Machine, normalised: bool = 
         cache = pairs * sum(tile) * problem.dtype.itemsize
         programs, longest = working(which, problem, config, main)
         longest *= executed // max(1, cut(which, problem, config).steps)
-        dense = problem.flops(which)
+        dense = flops(which, problem)
         cost = products(machine, programs, executed, dense, moved(main), longest=longest, cache_bytes=cache)
         yield which, cost + elementwise_launches(machine, others)
 
@@ -181,27 +181,27 @@ def stacked(problem: Problem, machine: Machine, normalised: bool = False) -> Ite
     twice, doubled = 2 if problem.with_slope else 1, 2 if problem.surrogate else 1
     masks = elementwise(machine, 3 * inputs) if problem.with_slope else Cost()
     bytes_ = twice * (inputs + outputs) + weights
-    flops = [problem.flops(which) for which in PASSES]
+    operations = [flops(which, problem) for which in PASSES]
     yield from around(problem, machine, normalised)
-    call = library_products(machine, twice * problem.rows, problem.group_outputs, flops[0], bytes_)
+    call = library_products(machine, twice * problem.rows, problem.group_outputs, operations[0], bytes_)
     rule = Cost() if normalised else elementwise(machine, 2 * twice * outputs)
     yield "forward", masks + call + rule
     positions, moved_x = (
         doubled * problem.batch * problem.height * problem.width,
         doubled * (outputs + inputs) + weights,
     )
-    call = library_products(machine, positions, problem.group_inputs, flops[1], moved_x)
+    call = library_products(machine, positions, problem.group_inputs, operations[1], moved_x)
     yield "grad_x", call + sum([masks] * (1 if doubled == 1 else 3), Cost())
-    call = library_products(machine, problem.group_outputs, problem.depth, flops[2], bytes_, split=True)
+    call = library_products(machine, problem.group_outputs, problem.depth, operations[2], bytes_, split=True)
     yield "grad_w", masks + call
 
 
 def ann(problem: Problem, machine: Machine, normalised: bool = False) -> Iterator[tuple[str, Cost]]:
     """The same layer in PyTorch with one contraction a pass, a bias or batch norm, and a clamped ReLU."""
     inputs, outputs, weights = sizes(problem)
-    flops = 2 * problem.rows * problem.out_channels * problem.depth
+    contraction = 2 * problem.rows * problem.out_channels * problem.depth
     bytes_ = inputs + outputs + weights
-    forward = library_products(machine, problem.rows, problem.group_outputs, flops, bytes_)
+    forward = library_products(machine, problem.rows, problem.group_outputs, contraction, bytes_)
     # A convolution adds its bias in a launch of its own, a matrix product in its epilogue; then the clamp.
     bias = elementwise(machine, 2 * outputs) if not problem.is_matrix_product and not normalised else Cost()
     yield "forward", forward + bias + elementwise(machine, 2 * outputs)
@@ -215,8 +215,14 @@ def ann(problem: Problem, machine: Machine, normalised: bool = False) -> Iterato
     else:
         yield "bias_gradient", elementwise(machine, outputs)
     positions = problem.batch * problem.height * problem.width
-    yield "grad_x", library_products(machine, positions, problem.group_inputs, flops, bytes_)
-    yield "grad_w", library_products(machine, problem.group_outputs, problem.depth, flops, bytes_, split=True)
+    yield "grad_x", library_products(machine, positions, problem.group_inputs, contraction, bytes_)
+    yield "grad_w", library_products(machine, problem.group_outputs, problem.depth, contraction, bytes_, split=True)
+
+
+def flops(which: str, problem: Problem) -> int:
+    """Operations of a dense pass: 2 a multiply-accumulate, both contractions."""
+    contractions = 2 if problem.with_slope and (which != "grad_x" or problem.surrogate) else 1
+    return 2 * contractions * problem.rows * problem.out_channels * problem.depth
 
 
 def sizes(problem: Problem) -> tuple[int, int, int]:
@@ -258,11 +264,9 @@ def standardisation(network: Network, machine: Machine) -> Cost:
     """Of all layers' weights, forward and backward."""
     weights = [torch.empty(shape, device="meta") for shape in network.weights]
     gains = [weight.new_empty(weight.shape[0]) for weight in weights]
-    rounded = [torch.empty_like(weight, dtype=torch.bfloat16) for weight in weights]
-    stats = standardise.new_stats(weights)
-    launches = standardise.forward_launches(weights, gains, rounded, stats, 0.0)
-    launches += standardise.backward_launches(rounded, weights, gains, weights, gains, stats)
-    return elementwise_launches(machine, launches)
+    first, rounded, stats = standardise.forward(weights, gains, torch.bfloat16, 0.0)
+    second, *_ = standardise.backward(rounded, weights, gains, stats)
+    return elementwise_launches(machine, first + second)
 
 
 def row(part: Part) -> bench.Row:

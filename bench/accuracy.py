@@ -1,14 +1,13 @@
 """Accuracy and sparsity of whole training runs: trains every row of a suite with the recipes, then writes one table.
 
     python bench/accuracy.py mnist --data-dir DIR              CNN1 from scratch, five seeds
-    python bench/accuracy.py cifar10 --data-dir DIR            VGG11 at half width: ANN, σ = 0, 0.25 and 1
+    python bench/accuracy.py cifar10 --data-dir DIR            VGG11 at half width: σ = 0, 0.25 and 1
     python bench/accuracy.py depth --data-dir DIR              ResNet-20 against the same layers without skips
 
 Rows that have been run already are kept, unfinished ones go on where they stopped. Rows of the table that were not
 trained here stay as they are: each row names its own commit, machine and date. Recipes train on a GPU where there is
-one; CUDA_VISIBLE_DEVICES= keeps them from it. Seconds are wall-clock seconds of training, the ANN's that a row trains
-first among them; with --jobs they include what the rows take from each other. A run's output goes to FOLDER.log, the
-commit at which it began to FOLDER.commit.
+one; CUDA_VISIBLE_DEVICES= keeps them from it. Seconds are wall-clock seconds of training; with --jobs they include what
+the rows take from each other. A run's output goes to FOLDER.log, the commit at which it began to FOLDER.commit.
 """
 
 import dataclasses
@@ -101,14 +100,12 @@ def train(recipe: str, flags: Sequence[str], folder: Path, data_dir: Path | None
 def line_of(options: Options, row: str, command: list[str]) -> bench.Row:
     """The line of a run that has ended."""
     folder = options.folder(row)
-    paths = [path for path in (folder / "summary.json", folder / "ann" / "summary.json") if path.is_file()]
-    parts: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths]
-    summary = parts[0]
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     scores = ("test_accuracy", "test_first_spike_accuracy", "val_accuracy", "sparsity", "sparsity_with_outputs")
     return {
         "row": row,
         **{key: summary[key] for key in (*scores, "epochs")},
-        "seconds": sum(part["epochs"] * part["seconds_per_epoch"] for part in parts),
+        "seconds": summary["epochs"] * summary["seconds_per_epoch"],
         "jobs": options.jobs,
         "seed": summary["seed"],
         "device": summary["device"],

@@ -22,6 +22,8 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
@@ -81,57 +83,58 @@ def main() -> None:
 
 def tune(options: Options) -> int:
     """Complete the table of this GPU; 1 if a result was wrong that must be right."""
-    from _kernels_measure import gpu_ms, gpu_times_ms, tune_layers
+    from _kernels_tune import Tuner
 
     from ttfs_kernels.triton_backend.choice import SHIPPED, Entry, table_path
-    from ttfs_kernels.triton_backend.launch import device_of
+    from ttfs_kernels.triton_backend.launch import device_of, unavailable
 
     device = bench.device_of("kernels", options.device)
     path = (options.output or SHIPPED) / table_path(device_of(device)).name
     entries: list[Entry] = []
     faults: list[str] = []
-    timer = (lambda run: gpu_times_ms(run, repeats=1)[0]) if options.quick else gpu_ms
-    how = {"thorough": not options.quick, "timer": timer, "report": partial(print, flush=True), "fault": faults.append}
+    tuner = Tuner(device, path, not options.quick, report=partial(print, flush=True), fault=faults.append)
+    if options.quick:
+        tuner.time_ms = once_ms
     for number in options.dtypes or ("bf16", "fp16", "fp32"):
-        problems = []
+        if reason := unavailable(device, FORMATS[number].dtype):
+            sys.exit(f"kernels: --device must be able to run Triton kernels; {reason}. {path} is as it was.")
+        problems: list[Problem] = []
         for sigma, layer, surrogate in product(options.sigma or (1.0,), load(options.shapes), (False, True)):
-            problems.append(layer.problem(options.batch_size, number, sigma, surrogate=surrogate))
-            if layer.pooled:
-                problems.append(dataclasses.replace(problems[-1], pool=2))
+            problem = layer.problem(options.batch_size, number, sigma, surrogate=surrogate)
+            problems += [problem, dataclasses.replace(problem, pool=2)] if layer.pooled else [problem]
         if device.type == "cuda" and not options.quick:
             compile_candidates(problems, number, options.workers)
         with products(number):
-            try:
-                entries = tune_layers(problems, path, device=device, **how)
-            except (RuntimeError, ValueError) as error:
-                sys.exit(f"kernels: {error}")
+            entries = tuner.complete(problems)
     faster = sum(entry.triton_ms <= entry.library_ms for entry in entries)
     print(f"{path} holds {len(entries)} measurements; ours is the faster in {faster}", *faults, sep="\n")
     return int(bool(faults))
 
 
+def once_ms(run: Callable[[], object]) -> float:
+    """One call, and whatever else the device does."""
+    start = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - start)
+
+
 def compile_candidates(problems: list[Problem], number: Number, workers: int) -> None:
     """All candidates into Triton's cache, on all cores, so that tuning only loads them."""
-    jobs: list[tuple[Problem, str, Number]] = [
-        (problem, which, number)
-        for problem in problems
-        for which in PASSES
-        if which == "grad_x" or not problem.surrogate
-    ]
+    jobs = list(dict.fromkeys((which, problem.of_pass(which), number) for problem in problems for which in PASSES))
     with get_context("spawn").Pool(min(workers, len(jobs))) as pool:
         for done, failed in enumerate(pool.imap_unordered(compile_pass, jobs), 1):
             print(f"compiled {done} of {len(jobs)} passes; {failed} candidates are too large for this chip", flush=True)
 
 
-def compile_pass(job: tuple[Problem, str, Number]) -> int:
+def compile_pass(job: tuple[str, Problem, Number]) -> int:
     """Compile the candidates of a pass by the path that a launch takes, without launching; how many failed."""
-    from ttfs_kernels.triton_backend.configs import candidates
-    from ttfs_kernels.triton_backend.formulation import triton_version
+    from _kernels_tune import candidates
+
     from ttfs_kernels.triton_backend.launch import device_of
 
-    problem, which, number = job
+    which, problem, number = job
     here, precision, failed = device_of(torch.device("cuda", 0)), FORMATS[number].precision, 0
-    for config in candidates(which, problem, here.chip, precision, triton_version(), here.processors):
+    for config in candidates(which, problem, here, precision):
         try:
             for launch in plan_pass(which, problem, config, precision, here).launches:
                 launch.kernel.warmup(**launch.arguments, **launch.options, grid=launch.grid)

@@ -45,11 +45,11 @@ from ttfs_triton.scoring import EvaluationBatches
 from ttfs_triton.scoring.batches import load_batches
 from ttfs_triton.train import TrainConfig
 from ttfs_triton.train.batches import EpochBatches, train_loader
-from ttfs_triton.train.build import RunData, build_augmentation, load_data, rate_factor
-from ttfs_triton.train.config import make_config
-from ttfs_triton.train.recipe import read_recipe
-from ttfs_triton.train.statistics import IMAGES as STATISTICS_IMAGES
-from ttfs_triton.train.update import look_ahead
+from ttfs_triton.train.build import RunData, build_augmentation, load_data
+from ttfs_triton.train.config import make_config, read_recipe
+from ttfs_triton.train.evaluation import STATISTICS_IMAGES
+from ttfs_triton.train.schedules import rate_factor
+from ttfs_triton.train.step import look_ahead
 
 RECIPE = bench.ROOT / "ttfs_triton" / "recipes" / "cifarnet-cifar10.yaml"
 OURS = {"sigma-0": ("best", "ours, σ = 0"), "sigma-1": ("paper", "ours, σ = 1")}

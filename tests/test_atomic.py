@@ -49,7 +49,7 @@ def test_failure_keeps_the_old_file(tmp_path, monkeypatch, failure):
     else:
         monkeypatch.setattr(os, failure, fail)
     try:
-        with pytest.raises(OSError, match="No space left|File too large"):
+        with pytest.raises(OSError, match=r"No space left|File too large"):
             write_bytes(tmp_path / "a", bytes(1_000_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -100,8 +100,8 @@ def test_tensor_bytes_keeps_values_of_any_layout_and_of_tied_weights():
     ("name", "tensor", "message"),
     [
         ("__metadata__", torch.zeros(1), "tensor_bytes: names must differ from '__metadata__'"),
-        ("weight", torch.eye(2).to_sparse(), "weight must be a dense tensor .* got layout torch.sparse_coo on cpu"),
-        ("weight", torch.zeros(2, device="meta"), "weight must be a dense tensor with data; got layout .* on meta"),
+        ("weight", torch.eye(2).to_sparse(), r"weight must be a dense tensor .* got layout torch\.sparse_coo on cpu"),
+        ("weight", torch.zeros(2, device="meta"), r"weight must be a dense tensor with data; got layout .* on meta"),
     ],
     ids=["reserved", "sparse", "meta"],
 )

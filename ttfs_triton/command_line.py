@@ -41,7 +41,7 @@ def program() -> str:
 def start(module: str, *arguments: Any) -> None:
     """Import a module and call its `main`, as the whole program; Ctrl-C ends it with one line and code 130.
 
-    A run that trains has its own answer to the first Ctrl-C: it saves. See `ttfs_triton.train.processes`.
+    A run that trains has its own answer to the first Ctrl-C: it saves. See `ttfs_triton.train.device`.
 
     Args:
         module: with a function `main`.
@@ -97,84 +97,61 @@ def run_command(
     arguments = sys.argv[1:] if arguments is None else arguments
     prog = sys.argv[0] if sys.argv[0].startswith("ttfs ") else prog
     with plain_errors(OptionsError, *errors, traceback=TRACEBACK in arguments):
-        run(parse_options(options, prog=prog, description=description, arguments=arguments))
+        run(options(**parse_options(options, prog=prog, description=description, arguments=arguments)))
 
 
-def parse_options(options: type[Options], *, prog: str, description: str | None, arguments: Sequence[str]) -> Options:
-    """Options from a command line.
+def parse_options(
+    *groups: type[BaseModel],
+    prog: str,
+    description: str | None,
+    arguments: Sequence[str],
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Values of options from a command line.
 
     Args:
-        options: whose fields are the flags.
+        groups: classes whose fields are the flags. Several, whose names end in Options, are groups in `--help`.
         prog, description: shown by `--help`.
         arguments: command line without the program's name; `--traceback` is passed over.
+        defaults: of all fields, by name; needed by several groups. Default: the fields' own.
     Raises:
         OptionsError: values are not allowed.
         SystemExit: with code 2 for flags that are unknown or malformed, which have been told; with 0 for `--help`.
     """
-    found = _parse(_checked(options), _with_values([options], arguments), prog=prog, description=description)
-    return options(**found.model_dump())
-
-
-def parse_groups(
-    groups: Sequence[type[BaseModel]],
-    defaults: Mapping[str, Any],
-    *,
-    prog: str,
-    description: str | None,
-    arguments: Sequence[str],
-) -> dict[str, Any]:
-    """Values of the options of several classes, each of which is a group in `--help`; as `parse_options`.
-
-    Args:
-        groups: classes whose names end in Options, with fields of different names.
-        defaults: values of flags that are not given, by the fields' names.
-        prog, description, arguments: as of `parse_options`.
-    """
-    from pydantic import create_model
-
-    fields: dict[str, Any] = {}
-    for group in groups:
-        checked = _checked(group)
-        given = {name: defaults[name] for name in group.model_fields}
-        fields[group.__name__.removesuffix("Options").lower()] = (checked, checked.model_construct(**given))
-    form = create_model("Options", **fields)
-    found = _parse(form, _with_values(groups, arguments), prog=prog, description=description)
-    return {key: value for name in fields for key, value in getattr(found, name).model_dump().items()}
-
-
-class _Refused(Exception):
-    """What pydantic refuses; tyro would show its ValueError as pydantic words it, with the names of our classes."""
-
-
-def _checked(options: type[Options]) -> type[Options]:
+    import tyro
     from pydantic import ValidationError, create_model, model_validator
+
+    class Refused(Exception):
+        """tyro would show a ValueError as pydantic words it, with the names of our classes."""
 
     def refuse(cls: type, values: Any, check: Callable[[Any], Any]) -> Any:
         try:
             return check(values)
         except ValidationError as error:
-            raise _Refused(*problem_lines(error)) from error
+            raise Refused(*problem_lines(error)) from error
 
     method: Any = classmethod(refuse)
-    validator: Any = model_validator(mode="wrap")(method)
-    return create_model(options.__name__, __base__=options, __validators__={"refuse": validator})
-
-
-def _parse(form: type[Options], arguments: Sequence[str], *, prog: str, description: str | None) -> Options:
-    import tyro
-
+    validators: Any = {"refuse": model_validator(mode="wrap")(method)}
+    fields: dict[str, Any] = {}
+    for group in groups:
+        checked = create_model(group.__name__, __base__=group, __validators__=validators)
+        given = {name: (defaults or {}).get(name) for name in group.model_fields}
+        fields[group.__name__.removesuffix("Options").lower()] = (checked, checked.model_construct(**given))
+    form: Any = create_model("Options", **fields) if len(groups) > 1 else next(iter(fields.values()))[0]
     try:
-        return tyro.cli(
+        found = tyro.cli(
             form,
-            args=arguments,
+            args=_with_values(groups, arguments),
             description="\n\n".join(filter(None, (description, _HINT))),
             prog=prog,
             config=(tyro.conf.OmitArgPrefixes,),
         )
     except BrokenPipeError:  # of --help, the only text here: whoever read it has seen enough
         raise SystemExit(0) from None
-    except _Refused as error:
+    except Refused as error:
         raise OptionsError("the command line is not usable:\n" + "\n".join(error.args)) from None
+    parts = [getattr(found, name) for name in fields] if len(groups) > 1 else [found]
+    return {key: value for part in parts for key, value in part.model_dump().items()}
 
 
 def _with_values(groups: Sequence[type[BaseModel]], arguments: Sequence[str]) -> list[str]:

@@ -2,23 +2,23 @@
 
 from typing import Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, model_validator
 
-from ttfs_triton.nn.faults import Faults
+from ttfs_triton.nn.faults import Faults, Share
 
 
 class FaultOptions(BaseModel):
     """How much goes wrong; see `ttfs_triton.nn.Faults`."""
 
-    spike_jitter: float = Field(0.0, ge=0, le=1)
+    spike_jitter: Share = 0.0
     """Standard deviation of spike times, in windows."""
-    weight_noise: float = Field(0.0, ge=0, le=1)
+    weight_noise: Share = 0.0
     """Standard deviation of each weight, as a share of its own magnitude."""
-    dead_neurons: float = Field(0.0, ge=0, le=1)
+    dead_neurons: Share = 0.0
     """Share of the hidden neurons that never fire."""
-    stuck_neurons: float = Field(0.0, ge=0, le=1)
+    stuck_neurons: Share = 0.0
     """Share of the hidden neurons that always fire at their window's start."""
-    lost_spikes: float = Field(0.0, ge=0, le=1)
+    lost_spikes: Share = 0.0
     """Share of the spikes that reach no synapse."""
 
     @model_validator(mode="after")

@@ -1,14 +1,72 @@
-"""What layers in autograd's graph share: autocast's dtypes, and the derivatives that there are not."""
+"""A layer in autograd's graph, whichever backend computes it; autocast's dtypes, and derivatives that do not exist."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ttfs_kernels.contraction import Geometry
 
-def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass will follow."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]  # x, weight, bias, skip, skip_weight
+Kept = tuple[Tensor | None, ...]  # for the backward pass
+
+
+class Layer(Protocol):
+    """A backend's two passes of a layer."""
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """Of a convolution; None if the layer is fully connected."""
+        ...
+
+    def forward(self, operands: Operands, with_derivatives: bool) -> tuple[Tensor, Kept]:
+        """Activations, and what the backward pass needs, if there will be one."""
+        ...
+
+    def backward(self, grad: Tensor, kept: Kept, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        """Gradients of the operands; None or anything where not needed."""
+        ...
+
+
+def apply_layer(layer: Layer, operands: Operands) -> Tensor:
+    """Activations of a layer, differentiable once."""
+    with_derivatives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    return DFTLayer.apply(*operands, layer, with_derivatives)
+
+
+class DFTLayer(torch.autograd.Function):
+    """Keeps what the layer's forward pass returns, whose dtypes the backward pass has, too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        skip: Tensor | None,
+        skip_weight: Tensor | None,
+        layer: Layer,
+        with_derivatives: bool,
+    ) -> Tensor:
+        with without_autocast(x):
+            y, kept = layer.forward((x, weight, bias, skip, skip_weight), with_derivatives)
+        if with_derivatives:
+            ctx.save_for_backward(*kept)
+        ctx.layer = layer
+        ctx.set_materialize_grads(False)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        if grad is None:
+            return (None,) * 7
+        first_derivatives_only("dft_linear" if ctx.layer.geometry is None else "dft_conv2d", grad)
+        with without_autocast(grad):
+            found = ctx.layer.backward(grad, ctx.saved_tensors, ctx.needs_input_grad[:5])
+        return *found, None, None
 
 
 def autocast(x: Tensor, weight: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -52,27 +52,21 @@ def check_tensors(
             f"{function}: x and weight must have one dtype; got {x.dtype} and {weight.dtype}. "
             "Convert one of them, or run under torch.autocast."
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{function}: bias must have shape [{weight.shape[0]}], one initial potential an output channel; "
-            f"got {list(bias.shape)}."
-        )
+    for name, tensor, what in (("bias", bias, "initial potential"), ("skip_weight", skip_weight, "weight")):
+        if tensor is not None and tensor.shape != weight.shape[:1]:
+            raise ValueError(
+                f"{function}: {name} must have shape [{weight.shape[0]}], one {what} an output channel; "
+                f"got {list(tensor.shape)}."
+            )
     if (skip is None) != (skip_weight is None):
         given, missing = ("skip", "skip_weight") if skip_weight is None else ("skip_weight", "skip")
         raise ValueError(f"{function}: {missing} must come with {given}; got none. Give both, or neither.")
-    if skip is None or skip_weight is None:
-        return
-    if list(skip.shape) != list(out_shape):
+    if skip is not None and list(skip.shape) != list(out_shape):
         raise ValueError(
             f"{function}: skip must have the shape of the output, {list(out_shape)}, a delayed spike a neuron; got "
             f"{list(skip.shape)}. Take every second position of larger maps, and pad missing channels with zeros."
         )
-    if skip_weight.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{function}: skip_weight must have shape [{weight.shape[0]}], one weight an output channel; got "
-            f"{list(skip_weight.shape)}."
-        )
-    if skip.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if skip is not None and skip.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(
             f"{function}: skip must have the dtype of x, {x.dtype}; got {skip.dtype}. Convert it, or run under "
             "torch.autocast."

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttfs_kernels import torch_backend
-from ttfs_kernels.autograd import autocast
+from ttfs_kernels.autograd import Operands, apply_layer, autocast
 from ttfs_kernels.backends import backend_for
 from ttfs_kernels.checks import check_conv2d, check_linear, check_options, pair
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.torch_backend import TorchLayer
 
 
 def dft_linear(
@@ -137,7 +137,7 @@ def dft_conv2d(
 
 def _layer(
     which: str,
-    operands: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
+    operands: Operands,
     geometry: Geometry | None,
     neuron: Neuron,
     pool: int = 1,
@@ -145,9 +145,10 @@ def _layer(
 ) -> Tensor:
     x, weight, bias, skip, skip_weight = operands
     x, weight, skip = autocast(x, weight, skip)
+    operands = x, weight, bias, skip, skip_weight
     if which == "torch":
-        y = torch_backend.layer(x, weight, bias, skip, skip_weight, geometry, neuron)
+        y = apply_layer(TorchLayer(geometry, neuron), operands)
         return y if pool == 1 else F.max_pool2d(y, pool)
-    from ttfs_kernels.triton_backend.layer import layer
+    from ttfs_kernels.triton_backend.layer import TritonLayer
 
-    return layer(x, weight, bias, skip, skip_weight, geometry, neuron, which, pool, fuse_pool)
+    return apply_layer(TritonLayer(geometry, neuron, which, pool, fuse_pool), operands)

@@ -142,7 +142,9 @@ class _AllLayers(torch.autograd.Function):
         layers = len(operands) // 2
         weights = [_dense(weight) for weight in operands[:layers]]
         gains = [gain.contiguous() for gain in operands[layers:]]
-        out, stats = forward(weights, gains, dtype, EPSILON)
+        launches, out, stats = forward(weights, gains, dtype, EPSILON)
+        for launch in launches:
+            launch.run()
         ctx.layers = layers
         ctx.save_for_backward(*weights, *gains, *stats)
         return tuple(out)
@@ -155,7 +157,9 @@ class _AllLayers(torch.autograd.Function):
         layers, kept = ctx.layers, ctx.saved_tensors
         weights, gains, stats = kept[:layers], kept[layers : 2 * layers], kept[2 * layers :]
         dense = [_as_dense(grad, weight) for grad, weight in zip(grads, weights, strict=True)]
-        grad_weights, grad_gains = backward(dense, weights, gains, stats)
+        launches, grad_weights, grad_gains = backward(dense, weights, gains, stats)
+        for launch in launches:
+            launch.run()
         return None, *grad_weights, *grad_gains
 
 

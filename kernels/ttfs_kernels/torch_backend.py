@@ -8,150 +8,83 @@ The passes over neurons between the contractions are eager and in place, or the 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ttfs_kernels import fused
-from ttfs_kernels.autograd import first_derivatives_only, needs_gradient, without_autocast
+from ttfs_kernels.autograd import Kept, Operands
 from ttfs_kernels.contraction import Geometry, contract, gradient_of_input, gradient_of_weight
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_, vanishing
 
 aten = torch.ops.aten
-# Of x, weight, bias, skip and skip_weight.
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
-def layer(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
-    geometry: Geometry | None,
-    neuron: Neuron,
-) -> Tensor:
-    """Activations of a layer, differentiable once; see `ops.dft_conv2d`. Without geometry it is fully connected."""
-    operands = x, weight, bias, skip, skip_weight
-    return DFTLayer.apply(*operands, geometry, neuron, needs_gradient(*operands))
+@dataclass(frozen=True)
+class TorchLayer:
+    """The passes of a layer: σ > 0 keeps the stacked input and derivatives, σ = 0 its input and output."""
 
+    geometry: Geometry | None
+    neuron: Neuron
 
-class DFTLayer(torch.autograd.Function):
-    """A layer in autograd's graph: σ > 0 keeps the stacked input and derivatives, σ = 0 its input and output."""
+    def forward(self, operands: Operands, with_derivatives: bool) -> tuple[Tensor, Kept]:
+        _, weight, _, skip, skip_weight = operands
+        y, *kept = self._fire(operands, with_derivatives) if self.neuron.has_slope else self._clamp(operands)
+        return y, (*kept, weight, skip, skip_weight)
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        skip: Tensor | None,
-        skip_weight: Tensor | None,
-        geometry: Geometry | None,
-        neuron: Neuron,
-        with_derivatives: bool,
-    ) -> Tensor:
-        with without_autocast(x):
-            spikes = _fire if neuron.has_slope else _clamp
-            y, kept = spikes(x, weight, bias, skip, skip_weight, geometry, neuron, with_derivatives)
-        if with_derivatives:
-            ctx.save_for_backward(*kept, weight, skip, skip_weight)
-        ctx.geometry, ctx.neuron = geometry, neuron
-        ctx.set_materialize_grads(False)
-        return y
+    def _fire(self, operands: Operands, with_derivatives: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(activations, stacked input, stacked derivatives or None)."""
+        x, weight, bias, skip, skip_weight = operands
+        stacked = stack_mask(x, self.neuron)
+        maps = contract(stacked, weight, None, self.geometry)
+        potentials = _rows(maps).view(2, -1, maps.shape[1])
+        delayed = None if skip is None else _rows(skip)
+        if fused.is_formula(potentials):
+            settings = fused.of_any_persistence(self.neuron), with_derivatives
+            tensors = potentials, bias, delayed, skip_weight, fused.persistence(self.neuron, x)
+            activations, derivatives = fused.run((fused.firing, *settings), *tensors)
+        else:
+            activations = fire_(potentials, bias, self.neuron, with_derivatives, delayed, skip_weight)
+            derivatives = potentials
+        activations = like_rows(activations, (len(x), *maps.shape[1:]))
+        return activations, stacked, like_rows(derivatives, maps.shape) if with_derivatives else None
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        if grad is None:
-            return (None,) * 8
-        first_derivatives_only("dft_linear" if ctx.geometry is None else "dft_conv2d", grad)
-        with without_autocast(grad):
-            inputs, saved, weight, skip, skip_weight = ctx.saved_tensors
-            operands = grad, inputs, saved, weight, skip, skip_weight
-            found = _gradients(*operands, ctx.geometry, ctx.neuron, ctx.needs_input_grad)
-        return *found, None, None, None
+    def _clamp(self, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
+        """(activations, input, activations) at σ = 0: potentials clamped to [0, 1]."""
+        x, weight, bias, skip, skip_weight = operands
+        inputs = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        potentials = contract(inputs, weight, None if bias is None else bias.to(x.dtype), self.geometry)
+        if skip is None or skip_weight is None:
+            y = potentials.clamp_(0, 1)
+        elif fused.is_formula(potentials):
+            y = fused.run((fused.clamping,), _rows(potentials), _rows(skip), skip_weight)
+            y = like_rows(y, potentials.shape)
+        else:
+            y = potentials.addcmul_(skip, _channels(skip_weight, skip)).clamp_(0, 1)
+        return y, x, y
 
-
-def _fire(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
-    geometry: Geometry | None,
-    neuron: Neuron,
-    with_derivatives: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(activations, (stacked input, stacked derivatives)); the latter hold nothing of use without derivatives."""
-    stacked = stack_mask(x, neuron)
-    maps = contract(stacked, weight, None, geometry)
-    potentials = _rows(maps).view(2, -1, maps.shape[1])
-    delayed = None if skip is None else _rows(skip)
-    if fused.is_formula(potentials):
-        settings = fused.of_any_persistence(neuron), with_derivatives
-        operands = potentials, bias, delayed, skip_weight, fused.persistence(neuron, x)
-        activations, derivatives = fused.run((fused.firing, *settings), *operands)
-    else:
-        activations = fire_(potentials, bias, neuron, with_derivatives, delayed, skip_weight)
-        derivatives = potentials
-    activations = like_rows(activations, (len(x), *maps.shape[1:]))
-    return activations, (stacked, like_rows(derivatives, maps.shape)) if with_derivatives else ()
-
-
-def _clamp(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
-    geometry: Geometry | None,
-    *_: object,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(activations, (input, activations)) at σ = 0: potentials clamped to [0, 1]."""
-    inputs = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-    potentials = contract(inputs, weight, None if bias is None else bias.to(x.dtype), geometry)
-    if skip is None or skip_weight is None:
-        y = potentials.clamp_(0, 1)
-    elif fused.is_formula(potentials):
-        y = fused.run((fused.clamping,), _rows(potentials), _rows(skip), skip_weight)
-        y = like_rows(y, potentials.shape)
-    else:
-        y = potentials.addcmul_(skip, _channels(skip_weight, skip)).clamp_(0, 1)
-    return y, (x, y)
-
-
-def _gradients(
-    grad: Tensor,
-    x: Tensor,
-    saved: Tensor,
-    weight: Tensor,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
-    geometry: Geometry | None,
-    neuron: Neuron,
-    needs: Sequence[bool],
-) -> Gradients:
-    """Gradients of x, weight, bias, skip and skip_weight; None or anything where not needed.
-
-    `x` and `saved` are what the forward pass kept.
-    """
-    needs_x, needs_weight, needs_bias, *needs_skip = needs[:5]
-    grad_x = grad_weight = None
-    if neuron.has_slope:
-        h, grad_bias = _scale(grad, saved, needs_bias)
-    else:
-        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-        h, grad_bias = _inside(grad, saved, needs_bias)
-    if needs_x:
-        # With a surrogate, both halves in one contraction: the gradients of activations and of the mask.
-        both = len(h) if neuron.has_surrogate else len(grad)
-        grad_x = at_inputs(gradient_of_input(h[:both], x[:both], weight, geometry), x, neuron)
-    if needs_weight:
-        grad_weight = gradient_of_weight(h, x, weight, geometry)
-    return grad_x, grad_weight, grad_bias, *_skip_gradients(h, skip, skip_weight, neuron, needs_skip)
+    def backward(self, grad: Tensor, kept: Kept, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        x, saved, weight, skip, skip_weight = kept
+        assert x is not None
+        assert saved is not None
+        assert weight is not None
+        needs_x, needs_weight, needs_bias, *needs_skip = needs
+        grad_x = grad_weight = None
+        if self.neuron.has_slope:
+            h, grad_bias = _scale(grad, saved, needs_bias)
+        else:
+            x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+            h, grad_bias = _inside(grad, saved, needs_bias)
+        if needs_x:
+            # With a surrogate, both halves in one contraction: the gradients of activations and of the mask.
+            both = len(h) if self.neuron.has_surrogate else len(grad)
+            grad_x = gradient_of_input(h[:both], x[:both], weight, self.geometry)
+            grad_x = at_inputs(grad_x, x, self.neuron)
+        if needs_weight:
+            grad_weight = gradient_of_weight(h, x, weight, self.geometry)
+        return grad_x, grad_weight, grad_bias, *_skip_gradients(h, skip, skip_weight, self.neuron, needs_skip)
 
 
 def _skip_gradients(

@@ -4,6 +4,8 @@ The folder does not stay on the path: it holds a `kernels`, which is another pro
 """
 
 import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,3 +29,13 @@ def modules(*names: str) -> Iterator[ModuleType]:
                 sys.modules[known] = importlib.util.module_from_spec(specification)
                 specification.loader.exec_module(sys.modules[known])
             yield sys.modules[known]
+
+
+def run_python(*arguments: str, interpret: bool = False, status: int = 0) -> str:
+    """What a Python process prints in which Triton compiles, or interprets; on one thread."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "160"} | ({"TRITON_INTERPRET": "1"} if interpret else {})
+    words = [sys.executable, *arguments]
+    done = subprocess.run(words, cwd=BENCH.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout

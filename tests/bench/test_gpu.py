@@ -154,9 +154,3 @@ def test_kernel_stages_need_no_package_of_the_recipes():
     variables = {"PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("bench", "", "kernels"))}
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_versions_say_why_kernels_cannot_run(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(gpu_work.torch.cuda, "is_available", lambda: False)
-    assert gpu_work.versions(str(tmp_path)) == 1
-    assert capsys.readouterr().out == "no GPU\n"

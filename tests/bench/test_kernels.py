@@ -1,4 +1,4 @@
-"""`bench/kernels.py`: options, layers, and `--tune` with made-up times."""
+"""`bench/kernels.py`: options, layers, and `--tune` with made-up times: only what agrees with float64 is timed."""
 
 import json
 import sys
@@ -10,14 +10,20 @@ import torch
 
 from tests.bench.modules import BENCH, modules
 from ttfs_kernels.triton_backend import choice
-from ttfs_kernels.triton_backend.choice import choose, read_table
+from ttfs_kernels.triton_backend.choice import Choice, choose, read_table
+from ttfs_kernels.triton_backend.configs import Config
+from ttfs_kernels.triton_backend.formulation import Form
 from ttfs_kernels.triton_backend.launch import device_of
+from ttfs_kernels.triton_backend.problem import PASSES, Problem
+from ttfs_triton import atomic
 
-gpu_work, kernels, kernels_layers, kernels_plan, measure = modules(
-    "_gpu_work", "kernels", "_kernels_layers", "_kernels_plan", "_kernels_measure"
+gpu_work, kernels, kernels_layers, kernels_plan, tune = modules(
+    "_gpu_work", "kernels", "_kernels_layers", "_kernels_plan", "_kernels_tune"
 )
 
 LAYER = {"name": "c", "height": 4, "width": 3, "in_channels": 3, "out_channels": 5, "kernel": [3, 2]}
+LINEAR, CONV2D = Problem(5, 1, 1, 17, 7), Problem(2, 4, 3, 3, 5, (3, 2), (1, 2), (1, 1))
+FIRST, SECOND, THIRD = (Config(16, 16, 16, 4, stages, Form.WEIGHTS_FIRST) for stages in (1, 2, 3))
 
 
 @pytest.fixture
@@ -26,13 +32,194 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _no_tables(monkeypatch, tmp_path):
     """Whoever runs the tests."""
     monkeypatch.setattr(choice, "SHIPPED", tmp_path / "shipped")
     choice.forget()
-    yield
+    with kernels_layers.products("fp32"):
+        yield
     choice.forget()
+
+
+@pytest.fixture
+def tuner(device, monkeypatch, tmp_path):
+    """Measures three candidates; `times` are the library's and theirs, `timed` the results that were timed."""
+    monkeypatch.setattr(tune, "candidates", lambda *_: [FIRST, SECOND, THIRD])
+    found = tune.Tuner(device, tmp_path / "table.json")
+    found.times, found.timed, found.said, found.faults = [5.0, 3.0, 2.0, 4.0], [], [], []
+    found.report, found.fault = found.said.append, found.faults.append
+
+    def time_ms(run) -> float:
+        found.timed.append(run())
+        return found.times[(len(found.timed) - 1) % len(found.times)]
+
+    found.time_ms = time_ms
+    return found
+
+
+def spoil(monkeypatch, name: str, change, config: Config | None = None) -> None:
+    """Change what a provider returns, our kernels' with one configuration alone."""
+    real = getattr(tune.Operands, name)
+
+    def spoiled(self, which, given, *others):
+        run = real(self, which, given, *others)
+        return (lambda: tuple(map(change, run()))) if given == config else run
+
+    monkeypatch.setattr(tune.Operands, name, spoiled)
+
+
+def too_large(_):
+    raise RuntimeError("out of resources")
+
+
+WRONG = {
+    "inexact": lambda y: 1.001 * y,
+    "nan": lambda y: y.index_fill(0, torch.tensor(0, device=y.device), torch.nan),
+    "shape": lambda y: y[:, :1],
+    "cannot run": too_large,
+}
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("kind", [LINEAR, CONV2D, "two-phase", "surrogate"], ids=["linear", "conv2d", "σ=0", "δ"])
+def test_the_fastest_candidate_is_kept(tuner, which, kind):
+    problem = {"two-phase": replace(CONV2D, with_slope=False), "surrogate": replace(CONV2D, surrogate=True)}.get(
+        kind, kind
+    )
+    entry = tuner.measure(which, problem, "ieee")
+    assert entry == choice.Entry(which, problem, "ieee", SECOND, 2.0, 5.0)
+    # The library first. All compute the same, and what is timed is the whole batch.
+    library, *ours = tuner.timed
+    for results in ours:
+        torch.testing.assert_close(results, library, rtol=1e-4, atol=1e-4)
+    assert (len(ours), tuner.faults) == (3, [])
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_wrong_is_neither_timed_nor_chosen(tuner, monkeypatch, which, kind):
+    spoil(monkeypatch, "by_kernels", WRONG[kind], SECOND)
+    tuner.times = [5.0, 3.0, 4.0]
+    entry = tuner.measure(which, CONV2D, "ieee")
+    assert (entry.config, entry.triton_ms, len(tuner.timed), tuner.faults) == (FIRST, 3.0, 3, [])
+    (line,) = tuner.said
+    assert line.startswith(f"{which} of batch 2, height 4, width 3, in_channels 3, out_channels 5, kernel (3, 2), ")
+    assert "ours 3.0000 ms (block_m 16, " in line
+    assert line.endswith(f"other 5.0000 ms, 1 {'cannot run' if kind == 'cannot run' else 'wrong'}")
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("kind", ["inexact", "cannot run"])
+def test_the_default_must_be_right(tuner, monkeypatch, which, kind):
+    """Programs take it without a table. Others are measured all the same; without any there is no entry."""
+    spoil(monkeypatch, "by_kernels", WRONG[kind], FIRST)
+    tuner.times = [5.0, 3.0, 4.0]
+    assert tuner.measure(which, LINEAR, "ieee").config == SECOND
+    assert [fault.split(" of ")[0] for fault in tuner.faults] == [f"our kernel's {which}"]
+    monkeypatch.setattr(tune, "candidates", lambda *_: [FIRST])
+    assert tuner.measure(which, LINEAR, "ieee") is None
+
+
+def test_a_forgotten_surrogate_is_wrong(tuner, monkeypatch):
+    surrogate = replace(LINEAR, surrogate=True)
+    real = tune.Operands.by_kernels
+    forget = lambda self, *given: real(replace(self, problem=LINEAR), *given)  # noqa: E731
+    monkeypatch.setattr(tune.Operands, "by_kernels", forget)
+    assert tuner.measure("grad_x", surrogate, "ieee") is None
+
+
+@pytest.mark.parametrize("which", PASSES)
+def test_a_wrong_library_is_not_chosen(tuner, device, monkeypatch, which):
+    """Then ours is chosen, whatever its time. The table is strict JSON."""
+    spoil(monkeypatch, "by_others", lambda y: 2 * y)
+    tuner.path = choice.table_path(device_of(device))
+    (entry,) = [entry for entry in tuner.complete([LINEAR]) if entry.which == which]
+    assert (entry.library_ms, len(tuner.faults)) == (float("inf"), 3)
+    json.loads(tuner.path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert entry in read_table(tuner.path)
+    assert choose(which, LINEAR, device_of(device), "ieee", "auto") == Choice(entry.config, "measured")
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_rounding_is_allowed_and_nothing_else(precision):
+    expected = torch.randn(10_000, dtype=torch.float64)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert tune.close(expected.to(dtype), expected, precision)
+    tf32 = expected.to(torch.float32) * (1 + 2e-3 * torch.randn(10_000))
+    assert tune.close(tf32, expected, precision) == (precision == "tf32")
+    one_spike = expected.clone()
+    one_spike[17] += 1
+    assert not tune.close(one_spike.to(torch.bfloat16), expected, precision)
+    assert not tune.close(torch.full_like(expected, torch.nan).float(), expected, precision)
+    # Where the expected gain is NaN, any may be found; where all are, nothing has been compared.
+    gain = torch.tensor([0.5, torch.nan, 1.0], dtype=torch.float64)
+    assert tune.close(torch.tensor([0.5, 7.0, 1.0]), gain, precision)
+    assert not tune.close(torch.tensor([0.6, 7.0, 1.0]), gain, precision)
+    assert not tune.close(torch.zeros(3), torch.full((3,), torch.nan, dtype=torch.float64), precision)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_few_potentials_are_near_a_border(device, dtype):
+    """In the layer with the fewest inputs, rounded potentials find the spikes of exact ones, seed by seed."""
+    problem = Problem(8, 32, 32, 3, 64, (3, 3), padding=(1, 1), dtype=dtype)
+    for seed in range(3):
+        operands = tune.Operands.random(problem, device, seed)
+        y, gain = operands.expected("forward", torch.arange(8, device=device))
+        x, weight = (tensor.float().permute(0, 3, 1, 2) for tensor in (operands.x, operands.weight))
+        A, W = (torch.conv2d(z, weight, None, padding=1) for z in (x, (x > 0).float()))
+        potentials = A.to(dtype).float() + operands.bias[:, None, None], W.to(dtype).float()
+        for found, expected in zip(tune.fire(*potentials), (y, gain), strict=True):
+            assert tune.close(found.permute(0, 2, 3, 1).to(dtype), expected, "ieee")
+        assert gain.isnan().double().mean() < 0.02
+        assert all(0.05 < (y == value).double().mean() < 0.5 for value in (0, 1))
+
+
+def test_tuning_goes_on_where_it_was_stopped(tuner):
+    """Stopped in its fifth measurement, the table holds four; the others follow, and none is measured twice."""
+    tuner.path, time_ms = tuner.path.parent / "new" / "table.json", tuner.time_ms
+
+    def stopped(run):
+        if len(read_table(tuner.path)) == 4:
+            raise KeyboardInterrupt
+        return 1.0
+
+    tuner.time_ms = stopped
+    layers = [LINEAR, CONV2D, LINEAR, replace(CONV2D, pool=2, surrogate=True)]
+    with pytest.raises(KeyboardInterrupt):
+        tuner.complete(layers)
+    kept, tuner.time_ms = read_table(tuner.path), time_ms
+    assert [(entry.problem, entry.which) for entry in kept] == [
+        *((LINEAR, which) for which in PASSES),
+        (CONV2D, "forward"),
+    ]
+    entries = tuner.complete(layers)
+    assert entries[:4] == kept
+    # The pool in the epilogue, against both apart; and the surrogate, which grad_x alone knows.
+    others = [(entry.which, entry.problem.pool, entry.problem.surrogate) for entry in entries[4:]]
+    assert others == [("grad_x", 1, False), ("grad_w", 1, False), ("forward", 2, False), ("grad_x", 1, True)]
+    assert (read_table(tuner.path), tuner.faults) == (entries, [])
+    about = json.loads(tuner.path.read_text(encoding="utf-8"))
+    assert (about["device"], about["torch"]) == (device_of(tuner.device).name, torch.__version__)
+    with kernels_layers.products("tf32"):
+        assert [entry.precision for entry in tuner.complete([LINEAR])[-3:]] == ["tf32"] * 3
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one(tuner, monkeypatch):
+    tuner.complete([LINEAR])
+    before = tuner.path.read_bytes()
+
+    def full(*arguments, **options):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(atomic.os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        tuner.complete([CONV2D])
+    assert tuner.path.read_bytes() == before
+    tuner.path.write_text("my notes", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"table\.json must be a tuning table"):
+        tuner.complete([LINEAR])
+    assert tuner.path.read_text(encoding="utf-8") == "my notes"
 
 
 @pytest.mark.parametrize(
@@ -42,18 +229,15 @@ def _no_tables(monkeypatch, tmp_path):
         (["--tune", "--compile-only"], "one of --tune, --compile-only and --plan must be given"),
         (["--plan", "--sigma", "0", "1"], "--plan must have one of --dtypes, bf16 or fp16, and one of --sigma"),
         (["--plan", "--dtypes", "fp32"], "--plan must have one of --dtypes, bf16 or fp16"),
+        (["--tune"], "--device cuda must have a GPU that PyTorch can use; found none"),
+        (["--tune", "--device", "cpu"], "--device must be able to run Triton kernels; Triton's interpreter multiplies"),
     ],
 )
 def test_refuses_nonsense(monkeypatch, arguments, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["kernels.py", *arguments])
     with pytest.raises(SystemExit, match=f"kernels: {message}"):
         kernels.main()
-
-
-def test_refuses_to_tune_without_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="--device cuda must have a GPU that PyTorch can use; found none"):
-        kernels.tune(kernels.Options())
 
 
 @pytest.mark.parametrize("content", ["not JSON", '[{"height": 3}]', json.dumps([LAYER | {"filters": 3}])])
@@ -79,41 +263,30 @@ def test_shapes_are_those_of_the_networks():
     assert all(layer.pooled == bool(pooled.intersection(layer.networks)) for layer in layers)
 
 
-@pytest.mark.usefixtures("_no_tables")
 @pytest.mark.parametrize("to_folder", [False, True])
 def test_tuned_layers_are_found_again(device, monkeypatch, tmp_path, capsys, to_folder):
     """`--tune` writes into the package's folder, or the one that --output names."""
-    this = device_of(device)
-    if to_folder:
-        monkeypatch.setattr(choice, "SHIPPED", tmp_path / "tuning")
-    monkeypatch.setattr(measure, "gpu_ms", lambda run: float(run() is not None))
     monkeypatch.setattr(kernels, "compile_candidates", lambda *given: None)
-    shapes = tmp_path / "shapes.json"
+    shapes, folder = tmp_path / "shapes.json", tmp_path / ("tuning" if to_folder else "shipped")
+    monkeypatch.setattr(choice, "SHIPPED", folder)
     shapes.write_text(json.dumps([LAYER]), encoding="utf-8")
-    output = tmp_path / "tuning" if to_folder else None
-    options = kernels.Options(shapes=shapes, device=device.type, batch_size=2, dtypes=("fp32",), output=output)
+    how = {"shapes": shapes, "device": device.type, "batch_size": 2, "dtypes": ("fp32",), "quick": True}
     problem = kernels_layers.load(shapes)[0].problem(2, "fp32", 1.0)
-    assert choose("forward", problem, this, "ieee", "auto").reason == "default"
-    assert kernels.tune(options) == 0
-    (path,) = (tmp_path / ("tuning" if to_folder else "shipped")).glob("*.json")
-    assert path == choice.table_path(this)
+    assert choose("forward", problem, device_of(device), "ieee", "auto").reason == "default"
+    assert kernels.tune(kernels.Options(**how, output=folder if to_folder else None)) == 0
+    (path,) = folder.glob("*.json")
+    assert path == choice.table_path(device_of(device))
     assert len(read_table(path)) == 4  # three passes, and grad_x with the surrogate derivative
-    assert choose("forward", problem, this, "ieee", "auto").reason == "measured"
-    assert f"{path.name} holds 4 measurements; ours is the faster in 4" in capsys.readouterr().out
-
-
-def test_tuning_that_fails_says_so(device, monkeypatch, tmp_path):
-    monkeypatch.setattr(measure, "unavailable", lambda device, dtype: "it is made of wood")
-    monkeypatch.setattr(kernels, "compile_candidates", lambda *given: None)
-    with pytest.raises(SystemExit, match=r"kernels: tune: device must be able to run .*; it is made of wood"):
-        kernels.tune(kernels.Options(device=device.type, dtypes=("fp32",), output=tmp_path))
-    assert not list(tmp_path.glob("*.json"))
+    assert choose("forward", problem, device_of(device), "ieee", "auto").reason == "measured"
+    assert f"{path.name} holds 4 measurements; ours is the faster in " in capsys.readouterr().out
 
 
 @pytest.mark.gpu
-def test_candidates_compile_on_a_gpu():
-    problem = kernels_layers.Layer("f", (), {"height": 1, "width": 1, "in_channels": 64, "out_channels": 64})
-    assert kernels.compile_pass((problem.problem(16, "bf16", 1.0), "forward", "bf16")) == 0
+def test_candidates_compile_and_are_timed_on_a_gpu():
+    """A large copy takes longer than a small one."""
+    assert kernels.compile_pass(("forward", Problem(16, 1, 1, 64, 64, dtype=torch.bfloat16), "bf16")) == 0
+    large, small = (torch.zeros(size, device="cuda") for size in (1 << 28, 1 << 10))
+    assert 0 < 5 * tune.gpu_ms(lambda: (small.clone(),)) < tune.gpu_ms(lambda: (large.clone(),))
 
 
 def test_make_gpu_tunes_into_the_package():

@@ -5,15 +5,12 @@ Whatever compiles runs in a process of its own: here, Triton interprets.
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.bench.modules import BENCH, modules
+from tests.bench.modules import BENCH, modules, run_python
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.problem import Problem
@@ -35,16 +32,6 @@ LINEAR_KERNELS = [
     ("normalised", "linear_forward"),
     *[("normalised", name) for name in BATCH_NORM],
 ]
-
-
-def run_python(*arguments: str, interpret: bool = False, status: int = 0) -> str:
-    """What a Python process prints; on one thread, and interpreting kernels or not."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "160"} | ({"TRITON_INTERPRET": "1"} if interpret else {})
-    words = [sys.executable, *arguments]
-    done = subprocess.run(words, cwd=BENCH.parent, env=environment, capture_output=True, text=True)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout
 
 
 def compile_only(tmp_path: Path, *options: str, config: str = "", interpret: bool = False, status: int = 0):
@@ -178,14 +165,11 @@ def code(**changes) -> "machine_code.MachineCode":
     ],
 )
 def test_what_is_refused(changes, version, reasons):
-    assert kernels_compile.refusals(code(**changes), SM_90, version, True) == reasons
-
-
-def test_what_is_not_refused_elsewhere():
     """Float32 needs no tensor cores; other chips take operands from registers as they like."""
-    assert kernels_compile.refusals(code(tensor_core=0), SM_90, (3, 9), False) == []
+    assert kernels_compile.refusals(code(**changes), SM_90, version, True) == reasons
+    assert kernels_compile.refusals(code(tensor_core=0), SM_90, version, False) == []
     only_registers = code(loop_register_operands=8, loop_shared_operands=0)
-    assert kernels_compile.refusals(only_registers, GFX942, (3, 8), True) == []
+    assert kernels_compile.refusals(only_registers, GFX942, version, True) == []
 
 
 def test_columns_of_machine_code():

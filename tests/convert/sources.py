@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.convert import FoldedANN, Weights
+from ttfs_triton.convert import Converted, Weights, fit_range
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn.weighted import WeightedLayer
 
 PLAN = (4, "M", 6, "M", 8, 8, "M", 8, 8, "M", 10, 10, "M")  # VGG11, narrow
 TIMM_CONFIG = {"mean": [0.49, 0.48, 0.45], "std": [0.2, 0.19, 0.21]}
@@ -144,15 +146,24 @@ def weights_of(tensors: Mapping[str, Tensor] | nn.Module, config: Mapping[str, A
     )
 
 
-def normalised(ann: FoldedANN, images: Tensor) -> Tensor:
+def normalised(images: Tensor, config: NetworkConfig) -> Tensor:
     """The images as the source network gets them."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (ann.config.mean, ann.config.std))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (config.mean, config.std))
     return (images - mean) / std
 
 
+def in_range(converted: Converted, images: Tensor) -> TTFSNetwork:
+    """The network, scaled so that on these images nothing is clipped."""
+    network = converted.network
+    if not converted.bounded:
+        hidden = sum(isinstance(layer, WeightedLayer) for layer in network.features)
+        fit_range(network, images, [None] * hidden, percentile=100, samples=10**9)
+    return network
+
+
 @torch.no_grad()
-def assert_same_logits(ann: FoldedANN, source: nn.Module, images: Tensor, tolerance: float = 1e-4) -> None:
-    """The folded network computes the source network's logits, which differ between images and classes."""
-    expected = source(normalised(ann, images))
+def assert_same_logits(converted: Converted, source: nn.Module, images: Tensor, tolerance: float = 1e-4) -> None:
+    """A network converted for σ = 0 computes the source's logits, which differ between images and classes."""
+    expected = source(normalised(images, converted.network.config))
     assert expected.std(0).max() > 10 * tolerance
-    torch.testing.assert_close(ann(images), expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(in_range(converted, images)(images), expected, atol=tolerance, rtol=tolerance)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from torch import nn
 
+from tests.convert.test_calibrate_network import skipping
 from tests.data.fixtures import _own_cache, write_parquet
 from tests.train.runs import make_images
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
@@ -13,16 +13,7 @@ from ttfs_triton.convert.grid_command import main
 from ttfs_triton.model import TTFSModel, find_model
 from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.load import load_model
-from ttfs_triton.nn import (
-    DFTConv2d,
-    DFTLinear,
-    Grid,
-    LatencyEncoder,
-    NetworkConfig,
-    Neuron,
-    PotentialReadout,
-    TTFSNetwork,
-)
+from ttfs_triton.nn import Grid, NetworkConfig, Neuron, TTFSNetwork
 
 __all__ = ["_own_cache", "write_parquet"]
 CONFIG = NetworkConfig("6C3-P2-16", image_size=(8, 8), classes=4, neuron=Neuron(0.25), readout="potential_end")
@@ -53,23 +44,6 @@ def on_grid(classes):
 """
 
 
-class Skipping(nn.Module):
-    """Spikes of the first convolution wait for a window, and reach two of the third's three channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = LatencyEncoder()
-        self.conv1 = DFTConv2d(3, 2, 3, padding=1, initial_gain=1.0)
-        self.conv2 = DFTConv2d(2, 4, 3, padding=1, initial_gain=1.0)
-        self.conv3 = DFTConv2d(4, 3, 3, padding=1, skip=2, initial_gain=1.0)
-        self.hidden = DFTLinear(3 * 12 * 12, 8, average=144)
-        self.readout = PotentialReadout(8, 4)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        early = self.conv1(self.encoder(images))
-        return self.readout(self.hidden(self.conv3(self.conv2(early), skip=early).flatten(1)))
-
-
 def test_recipe_puts_an_own_network_on_a_grid(tmp_path, write_parquet, capsys):
     data, code = make_images(tmp_path / "images", write_parquet), tmp_path / "own.py"
     code.write_text(OWN)
@@ -97,7 +71,7 @@ def test_network_with_skips_comes_closer(device):
 
 
 def test_network_of_other_modules_comes_onto_the_grid():
-    network = Skipping()
+    network = skipping()
     found = calibrate_grid(network, torch.rand(8, 3, 12, 12), Grid(8, 4))
     assert [layer.name for layer in found.layers] == ["conv1", "conv2", "conv3", "hidden", "readout"]
     assert network.readout.grid == Grid(8, 4)

@@ -39,35 +39,25 @@ def test_averaged_weights_come_first():
     assert steps == ("opened state_dict_ema, left optimizer, state_dict",)
 
 
-def test_prefix_of_some_names_only_stays():
-    tensors = {"module.a": torch.ones(1), "b": torch.ones(1)}
-    assert list(plain_tensors(tensors)[0]) == list(tensors)
+def test_what_is_only_called_like_a_container_or_prefix_stays():
+    for names in (("module.a", "b"), ("model", "other")):
+        tensors, _ = plain_tensors({name: torch.nn.Parameter(torch.ones(2)) for name in names})
+        assert list(tensors) == list(names)
+        assert not any(tensor.requires_grad for tensor in tensors.values())
 
 
-def test_layer_that_is_called_like_a_container_stays():
-    assert list(plain_tensors({"model": torch.ones(2), "other": torch.ones(2)})[0]) == ["model", "other"]
-
-
-def test_parameters_lose_their_gradient():
-    tensors, _ = plain_tensors({"a": torch.nn.Parameter(torch.ones(2))})
-    assert not tensors["a"].requires_grad
-
-
-@pytest.mark.parametrize("content", [None, 3, [torch.ones(1)], torch.ones(1), "text"])
-def test_something_else_than_a_mapping_is_refused(content):
-    with pytest.raises(WeightsError, match="must be a mapping of names to tensors; got"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        *((content, "must be a mapping of names to tensors; got") for content in (None, 3, [torch.ones(1)], "text")),
+        *(({"a": value}, "must be named tensors only; got") for value in (1.0, [torch.ones(1)], {"b": 1})),
+        ({3: torch.ones(1)}, "must be named tensors only; got"),
+        ({"state_dict": {}}, "must hold tensors; got none"),
+    ],
+)
+def test_something_else_than_named_tensors_is_refused(content, message):
+    with pytest.raises(WeightsError, match=message):
         plain_tensors(content)
-
-
-@pytest.mark.parametrize("content", [{"a": 1.0}, {"a": [torch.ones(1)]}, {3: torch.ones(1)}, {"a": {"b": 1}}])
-def test_something_else_than_named_tensors_is_refused(content):
-    with pytest.raises(WeightsError, match="must be named tensors only; got"):
-        plain_tensors(content)
-
-
-def test_nothing_is_refused():
-    with pytest.raises(WeightsError, match="must hold tensors; got none"):
-        plain_tensors({"state_dict": {}})
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from datasets import config as datasets_config
 from PIL import Image
 
 from ttfs_triton.data import checked
-from ttfs_triton.data.crops import centre_crop, random_crop
 from ttfs_triton.data.decode import DataLostError, EncodedImages
 from ttfs_triton.data.images import ImageData, load_images
+from ttfs_triton.data.pixels import centre_crop, random_crop
 
 SIZES = [(30, 40), (40, 30), (64, 64), (25, 90), (120, 160)]
 

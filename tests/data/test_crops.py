@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ttfs_triton.data.crops import ATTEMPTS, centre_crop, crop_numbers, random_crop, random_part
+from ttfs_triton.data.pixels import ATTEMPTS, centre_crop, crop_numbers, random_crop, random_part
 
 NEVER = np.tile([0.999, 0.0, 0.5, 0.5], (ATTEMPTS, 1))  # almost all of the area, three wide and four high
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.export.common import images_for, small_network
 from tests.nn.common import randomised
-from ttfs_triton.export import Clock, compare_nir, decide, input_frames, to_nir
+from ttfs_triton.export import Clock, compare_nir, compare_onnx, decide, input_frames, to_nir, to_onnx
 from ttfs_triton.export.compare import import_into_snntorch
 from ttfs_triton.export.drive import FirstSpikes
 from ttfs_triton.export.shared import synapse_arrays
@@ -180,6 +180,7 @@ def test_kernels_of_any_shape_are_written_among_zeros(shape, layers):
     assert fine.times[0].mean < 0.25 * coarse.times[0].mean
     assert all(layer.mean < 0.03 and layer.repeated == 0 and layer.spikes > 10 for layer in fine.times)
     assert fine.same_decisions + fine.ties >= 7
+    assert compare_onnx(to_onnx(network, image_shape=shape).SerializeToString(), network, images).logits < 1e-5
 
 
 def test_error_shrinks_with_the_time_constant():

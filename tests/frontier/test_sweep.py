@@ -134,10 +134,10 @@ def test_network_is_shown_on_a_frontier(swept, trained, tmp_path, capsys):
 def test_diverged_point_does_not_end_the_sweep(trained, tmp_path, monkeypatch, capsys):
     real = sweeping.train
 
-    def train(config, **given):
+    def train(config, *name, **given):
         if config.target_sparsity == 0.2:
             raise NonFiniteLossError("the loss must be finite; got nan.")
-        return real(config, **given)
+        return real(config, *name, **given)
 
     monkeypatch.setattr(sweeping, "train", train)
     with pytest.raises(SystemExit, match="1"):

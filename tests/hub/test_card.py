@@ -100,7 +100,9 @@ def test_parts_of_a_test_set_are_no_results_for_leaderboards(facts, full):
         assert RESULTS_FILE not in make_package(each, "org/name").files
 
 
-def test_models_without_results_say_so():
+def test_models_without_results_or_counts_say_so(facts):
+    card = render_card(dataclasses.replace(facts, results=dataclasses.replace(facts.results, counts=None)), "org/name")
+    assert "Not estimated: spikes and operations were not counted" in card
     model = TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8), in_channels=3, classes=30, encoder="analog"))
     card = render_card(ModelFacts(model), "org/name")
     assert "Not evaluated." in card
@@ -109,11 +111,6 @@ def test_models_without_results_say_so():
     assert "not recorded" in card
     assert "Licence: not known." in card
     assert ModelCard(card).data.eval_results in (None, [])
-
-
-def test_counts_that_are_missing_are_told(facts):
-    card = render_card(dataclasses.replace(facts, results=dataclasses.replace(facts.results, counts=None)), "org/name")
-    assert "Not estimated: spikes and operations were not counted" in card
 
 
 def test_class_names_and_base_models_are_shown(facts):
@@ -194,14 +191,3 @@ def test_package_holds_the_model_bit_for_bit(facts, trained, tmp_path):
     assert loaded.config == facts.model.config
     assert loaded.class_names == facts.model.class_names
     assert [(name, size) for name, size, _ in package.rows()] == [(n, len(c)) for n, c in package.files.items()]
-
-
-def test_choice_of_kernels_is_not_published(facts):
-    model = TTFSModel(facts.model.config)
-    package = make_package(dataclasses.replace(facts, model=model), "org/name")
-    assert json.loads(package.files["config.json"])["network"]["backend"] == "auto"
-
-
-def test_unknown_chips_are_refused(facts):
-    with pytest.raises(ValueError, match="nowhere"):
-        render_card(facts, "org/name", chips=["nowhere"])

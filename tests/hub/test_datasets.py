@@ -41,7 +41,7 @@ def test_sample_goes_by_its_name():
 
 
 def test_known_data_sets_have_licences_and_sources():
-    assert all(data.licence and data.source and data.test_images and data.shape for data in KNOWN.values())
+    assert all(data.licence and data.source and data.test_images and data.classes for data in KNOWN.values())
 
 
 def test_stated_name_must_be_one():

@@ -46,10 +46,12 @@ def test_facts_of_a_run(trained):
     assert not facts.unrecorded_base
 
 
-def test_weights_alone_have_no_results(trained):
-    facts = read_facts(find_model(trained / "best"))
+def test_weights_alone_have_no_results_and_base_models_that_nobody_wrote_down_are_told(run):
+    facts = read_facts(find_model(run / "best"))
     assert (facts.results, facts.settings, facts.metrics) == (None, {}, [])
     assert facts.data.recorded == "sample"
+    change(run / "config.yaml", weights="/home/alice/other.safetensors")
+    assert read_facts(find_model(run)).unrecorded_base
 
 
 def test_evaluation_replaces_the_results(run, tmp_path):
@@ -84,6 +86,8 @@ def facts_with(run, folder, evaluation, **values):
 def test_images_of_an_evaluation_are_told_by_their_content(run, tmp_path, evaluation):
     summary = json.loads((run / "summary.json").read_text())
     assert (evaluation["dataset"], evaluation["fingerprint"]) == ("sample", summary["test_fingerprint"])
+    assert facts_with(run, tmp_path, evaluation).results.limited  # some of the test images are not taken for all
+    assert not facts_with(run, tmp_path, evaluation, max_test_samples=None).results.limited
     assert facts_with(run, tmp_path, evaluation).results.images == 100
     # A folder is not the data set, whatever it is called; the same images are, wherever they lie.
     facts_with(run, tmp_path, evaluation, dataset=None)
@@ -105,12 +109,6 @@ def test_images_of_a_local_run_must_be_those_that_it_was_scored_on(run, tmp_path
     assert facts_with(run, tmp_path, evaluation, fingerprint="00").results.images == 100
 
 
-def test_part_of_the_test_images_is_not_taken_for_all(run, tmp_path, evaluation):
-    assert read_facts(find_model(run)).results.limited
-    assert facts_with(run, tmp_path, evaluation).results.limited
-    assert not facts_with(run, tmp_path, evaluation, max_test_samples=None).results.limited
-
-
 def test_damaged_and_later_counts_are_refused(run):
     summary = json.loads((run / "summary.json").read_text())
     for counts, message in (({"format": 4}, "of format 2 or 3; got 4"), ({"format": 3}, "to_dict gives; got samples")):
@@ -129,11 +127,6 @@ def test_runs_without_counts_are_read(run):
     assert [(layer.name, layer.sparsity) for layer in results.layers] == [
         (layer.name, layer.sparsity) for layer in counts.layers
     ]
-
-
-def test_base_models_that_nobody_wrote_down_are_told(run):
-    change(run / "config.yaml", weights="/home/alice/other.safetensors")
-    assert read_facts(find_model(run)).unrecorded_base
 
 
 def test_whatever_is_no_figure_stays_out_of_the_metrics(run):

@@ -111,8 +111,7 @@ def test_interrupted_upload_changes_nothing_and_goes_on(hub, client, run, where)
         client.run(MAIN.format([str(run), "--repo-id", repo_id]))
     message = str(raised.value)
     assert f"publish: the Hub must answer for {repo_id}" in message
-    assert f"Nothing has changed in {repo_id}; {run} is as it was. Go on with:" in message
-    assert f"recipes/publish.py {run} --repo-id {repo_id}" in message
+    assert f"Nothing has changed in {repo_id}; {run} is as it was. Publish it again." in message
     assert hub.files(repo_id) == {}
     assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
     hub.drop = None
@@ -123,7 +122,10 @@ def test_interrupted_upload_changes_nothing_and_goes_on(hub, client, run, where)
 def test_command_reports_mistakes_plainly(trained, capsys):
     for arguments, message in (
         ([str(trained), "--repo-id", "name", "--dry-run"], "error: publish: repo_id must be owner/name"),
-        ([f"{trained}/nowhere", "--repo-id", "a/b", "--dry-run"], "error: load: path must exist"),
+        (
+            [f"{trained}/nowhere", "--repo-id", "a/b", "--dry-run"],
+            "error: load: source must be a file, a folder or a Hub",
+        ),
         ([str(trained), "--repo-id", "a/b", "--dry-run", "--chip", "nowhere"], "nowhere"),
     ):
         with pytest.raises(SystemExit, match="1"):

@@ -1,11 +1,69 @@
-"""Random layers, and the comparison of an operator with the float64 oracle."""
+"""Random layers of every kind, the backends that serve them, and what the float64 oracle expects of them."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.oracle import Expected
+from tests.kernels import oracle
+from ttfs_kernels import Neuron, dft_conv2d, dft_linear
+from ttfs_kernels.contraction import Geometry
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
+HAS_TRITON = find_spec("triton") is not None
+NAMES = ("x", "weight", "bias", "skip", "skip_weight")
+Operands = dict[str, Tensor]  # by name; leaves that ask for gradients
+
+
+class Kind(NamedTuple):
+    """Shapes of a layer: a convolution, or without geometry a fully connected one."""
+
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    geometry: Geometry | None = None
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        size = () if self.geometry is None else self.geometry.map_size(self.x[2:], self.weight[2:])
+        return self.x[0], self.weight[0], *size
+
+
+LINEAR = Kind((5, 7), (6, 7))
+CONV2D = Kind((2, 4, 6, 5), (6, 4, 3, 3), Geometry((1, 1), (0, 0), (1, 1), 1))
+UNEVEN = Kind((2, 4, 7, 6), (6, 2, 3, 2), Geometry((2, 1), (1, 0), (1, 2), 2))
+KINDS = pytest.mark.parametrize("kind", [LINEAR, CONV2D], ids=["linear", "conv2d"])
+PERSISTENCES = pytest.mark.parametrize("psp_persistence", [0.0, 0.25, 1.0])
+
+
+class Served(NamedTuple):
+    """Who computes: "torch", "triton" or "library" (the Triton backend where a table says so), and where."""
+
+    name: str
+    device: torch.device
+
+    @property
+    def option(self) -> str:
+        """As the operators take it."""
+        return "torch" if self.name == "torch" else "triton"
+
+
+@contextmanager
+def serving(name: str, device: torch.device) -> Iterator[Served]:
+    """All passes of all layers by PyTorch, by our kernels or by the library calls that a table may choose."""
+    if name == "torch":
+        yield Served(name, torch.device("cpu"))
+        return
+    from ttfs_kernels.triton_backend import layer
+    from ttfs_kernels.triton_backend.choice import Choice
+
+    with pytest.MonkeyPatch.context() as patch:
+        if name == "library":
+            patch.setattr(layer, "choose", lambda *_: Choice(None, "measured"))
+        yield Served(name, device)
 
 
 def activations(*shape: int, dtype: torch.dtype = torch.float32, silent: float = 0.4, saturated: float = 0.1) -> Tensor:
@@ -20,20 +78,56 @@ def weights(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return (1.2 * torch.randn(shape) / fan_in**0.5).to(dtype)
 
 
-def away_from_borders(grad: Tensor, expected: Expected) -> Tensor:
-    """`grad`, but zero for neurons so near a border that rounding may change their case or their steep derivative."""
-    return torch.where(torch.from_numpy(expected.margin) < 0.02, 0.0, grad.double()).to(grad.dtype)
+def operands(
+    kind: Kind,
+    *names: str,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    **how: float,
+) -> Operands:
+    """Those of `names`, by default x, weight and bias; `how` goes to `activations`."""
+    values = {
+        "x": activations(*kind.x, **how),
+        "weight": weights(*kind.weight),
+        "bias": torch.randn(kind.weight[0]) / 2,
+        "skip": activations(*kind.out, **how),
+        "skip_weight": torch.randn(kind.weight[0]),
+    }
+    chosen = {name: values[name] for name in names or NAMES[:3]}
+    return {name: value.to(device, dtype).requires_grad_() for name, value in chosen.items()}
 
 
-def assert_matches_oracle(y: Tensor, inputs: tuple[Tensor, Tensor, Tensor | None], grad: Tensor, expected: Expected):
-    """Activations and the gradients of x, weight and bias; float64 to rounding, float32 within 2e-4."""
-    tolerance = TOLERANCE[y.dtype]
-    wanted = [tensor for tensor in inputs if tensor is not None]
-    gradients = torch.autograd.grad(y, wanted, grad)
-    near = torch.from_numpy(expected.margin) < 1e-3
-    expected_y = torch.from_numpy(expected.activations)
-    torch.testing.assert_close(y.double()[~near], expected_y[~near], rtol=0, atol=5 * tolerance)
-    arrays = (expected.grad_x, expected.grad_weight, expected.grad_bias)
-    for tensor, gradient, array in zip(wanted, gradients, arrays, strict=False):
-        assert gradient.dtype == tensor.dtype
-        torch.testing.assert_close(gradient.double(), torch.from_numpy(array), rtol=tolerance, atol=tolerance)
+def apply(kind: Kind, tensors: Operands, served: Served | None = None, **options: Any) -> Tensor:
+    """Activations of the layer."""
+    options |= {} if served is None else {"backend": served.option}
+    if kind.geometry is None:
+        return dft_linear(**tensors, **options)
+    return dft_conv2d(**tensors, **kind.geometry._asdict(), **options)
+
+
+def results(kind: Kind, tensors: Operands, served: Served | None = None, **options: Any) -> list[Tensor]:
+    """Activations, and all gradients of half their squares' sum."""
+    y = apply(kind, tensors, served, **options)
+    return [y, *torch.autograd.grad(y.float().square().sum() / 2, list(tensors.values()))]
+
+
+def leaves(tensors: Operands) -> Operands:
+    """The same values, asking for gradients of their own."""
+    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+
+
+def expected(kind: Kind, tensors: Operands, grad: Tensor, neuron: Neuron) -> oracle.Expected:
+    """What the layer should return, neuron by neuron in float64."""
+    clip = neuron.derivative_clip
+    if kind.geometry is None:
+        neurons = oracle.linear_neurons(kind.x, kind.weight)
+    else:
+        neurons = oracle.conv2d_neurons(kind.x, kind.weight, *kind.geometry)
+    return oracle.layer(
+        neurons,
+        {name: tensor.detach().cpu().double().numpy() for name, tensor in tensors.items()},
+        grad.cpu().double().numpy(),
+        psp_persistence=neuron.psp_persistence,
+        derivative_clip=math.inf if clip is None or not neuron.has_slope else clip,
+        surrogate_width=neuron.surrogate_width if neuron.has_slope else 0.0,
+    )

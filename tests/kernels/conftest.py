@@ -1,7 +1,54 @@
+"""Backends that serve the operators, and a state that no earlier test, table or environment has touched.
+
+Triton kernels run on the GPU if there is one, else in Triton's interpreter on the CPU. There, of a test's many cases
+only some run by default, the others behind -m slow.
+"""
+
+import dataclasses
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
+
+from tests.kernels.common import HAS_TRITON, Served, serving
+from ttfs_kernels import backends
+
+FOLDER = Path(__file__).parent
+MANY, SHARE = 12, 3  # of at least so many cases of a test, one of so many runs in the interpreter
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    ours = [item for item in items if item.path.is_relative_to(FOLDER) and _interpreted(item)]
+    test_of = {item: item.nodeid.split("[")[0] for item in ours}
+    cases = Counter(test_of.values())
+    for item in ours:  # chosen by name: whatever order, anywhere, the same
+        if cases[test_of[item]] >= MANY and crc32(item.nodeid.encode()) % SHARE:
+            item.add_marker(pytest.mark.slow)
+
+
+def _interpreted(item: pytest.Item) -> bool:
+    case = getattr(item, "callspec", None)
+    by = None if case is None else case.params.get("served")
+    return item.path.is_relative_to(FOLDER / "triton") if by is None else by != "torch"
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where Triton kernels run."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=("torch", "triton", "library") if HAS_TRITON else ("torch",))
+def served(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Served]:
+    """Each backend, and each provider of the Triton backend's passes."""
+    with serving(request.param, device) as by:
+        yield by
 
 
 @pytest.fixture
@@ -10,3 +57,46 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_interpreter() -> Iterator[None]:
+    """Without the interpreter's check of every integer sum for overflow, which takes half of its time."""
+    if not HAS_TRITON:
+        yield
+        return
+    from triton.runtime.interpreter import interpreter_builder
+
+    options = interpreter_builder.options
+    interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
+    yield
+    interpreter_builder.options = options
+
+
+@pytest.fixture(autouse=True)
+def _choices_of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No tuned table, whoever runs the tests, and no choice of an earlier test or of the environment."""
+    monkeypatch.setattr(backends, "_choice", "auto")
+    monkeypatch.setattr(backends, "_source", "default")
+    if not HAS_TRITON:
+        yield
+        return
+    from ttfs_kernels.triton_backend import choice
+
+    monkeypatch.setattr(choice, "SHIPPED", tmp_path / "shipped")
+    choice.forget()
+    yield
+    choice.forget()
+
+
+@pytest.fixture(autouse=True)
+def _exact_float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Float32 products in full precision, ours and the library's, which adds in the same order every time."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
+    yield
+    for switch, precision in zip(switches, before, strict=True):
+        switch.fp32_precision = precision

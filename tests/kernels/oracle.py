@@ -17,11 +17,7 @@ class Expected:
     """What a layer should return; `margin` is each neuron's distance from the borders of the rule."""
 
     activations: np.ndarray
-    grad_x: np.ndarray
-    grad_weight: np.ndarray
-    grad_bias: np.ndarray
-    grad_skip: np.ndarray
-    grad_skip_weight: np.ndarray
+    gradients: dict[str, np.ndarray]  # of each operand, by its name
     margin: np.ndarray
 
 
@@ -57,36 +53,30 @@ def conv2d_neurons(
 
 def layer(
     neurons: Iterator[Neuron],
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
+    operands: dict[str, np.ndarray],
     grad: np.ndarray,
     *,
     psp_persistence: float = 1.0,
     derivative_clip: float = math.inf,
-    skip: np.ndarray | None = None,
-    skip_weight: np.ndarray | None = None,
+    surrogate_width: float = 0.0,
 ) -> Expected:
     """Activations by the event-driven sweep, gradients by Eq. 9, 10 from each neuron's potential and slope.
 
-    A delayed spike, of `skip` in the shape of the output, is one more input of its neuron.
+    Operands are x and weight, and if there are any bias, skip and skip_weight: a delayed spike, of `skip` in the shape
+    of the output, is one more input of its neuron. With a surrogate width δ, silent neurons within δ of a spike have a
+    derivative, and inputs below δ a part of the gradient of their mask.
     """
     result = Expected(
-        np.zeros(grad.shape),
-        np.zeros(x.shape),
-        np.zeros(weight.shape),
-        np.zeros(weight.shape[0]),
-        np.zeros(grad.shape),
-        np.zeros(weight.shape[0]),
-        np.full(grad.shape, math.inf),
+        np.zeros(grad.shape), {name: np.zeros(a.shape) for name, a in operands.items()}, np.full(grad.shape, math.inf)
     )
-    all_inputs, all_weights = x.ravel(), weight.ravel()
-    grad_x, grad_weight = result.grad_x.ravel(), result.grad_weight.ravel()
+    gradients, delayed = result.gradients, "skip" in operands
+    all_inputs, all_weights = operands["x"].ravel(), operands["weight"].ravel()
     for index, channel, inputs, weights in neurons:
         activations, w = all_inputs[inputs], all_weights[weights]
-        if skip is not None and skip_weight is not None:
-            activations, w = np.append(activations, skip[index]), np.append(w, skip_weight[channel])
-        initial = 0.0 if bias is None else float(bias[channel])
+        if delayed:
+            activations = np.append(activations, operands["skip"][index])
+            w = np.append(w, operands["skip_weight"][channel])
+        initial = float(operands["bias"][channel]) if "bias" in operands else 0.0
         times = np.where(activations > 0, 1 - activations, math.inf)
         time = event_driven(times, w, initial, psp_persistence=psp_persistence)
         a = 0.0 if math.isinf(time) else 2 - time
@@ -94,19 +84,25 @@ def layer(
 
         spikes = (activations > 0).astype(np.float64)
         potential, slope = initial + w @ activations, psp_persistence * (w @ spikes)
-        result.margin[index] = min(abs(potential - 1), abs(potential + slope), abs(1 + slope))
-        if not (potential < 1 and potential + slope > 0):
+        end = potential + slope
+        result.margin[index] = min(abs(potential - 1), abs(end), abs(1 + slope))
+        if potential >= 1 or (end <= 0 and end <= -surrogate_width):
             continue
-        gain = 1 / (1 + slope)
-        by_potential = grad[index] * min(gain, derivative_clip)
-        by_slope = grad[index] * min((1 - a) * gain, derivative_clip)
-        mask = spikes if psp_persistence > 0 else 1.0
-        by_input = mask * w * by_potential
+        gain = 1 / (1 + slope) if slope > -1 else math.inf
+        if end > 0:
+            by_potential, by_slope = gain, (1 - a) * gain
+        else:
+            by_potential = by_slope = (1 + end / surrogate_width) * min(gain, 2)
+        by_potential, by_slope = (grad[index] * min(share, derivative_clip) for share in (by_potential, by_slope))
+        by_input = (spikes if psp_persistence > 0 else 1.0) * w * by_potential
+        if surrogate_width > 0:
+            by_input += psp_persistence * w * by_slope * np.maximum(1 - activations / surrogate_width, 0)
         by_weight = activations * by_potential + psp_persistence * spikes * by_slope
-        np.add.at(grad_x, inputs, by_input[: len(inputs)])
-        np.add.at(grad_weight, weights, by_weight[: len(inputs)])
-        if skip is not None:
-            result.grad_skip[index] = by_input[-1]
-            result.grad_skip_weight[channel] += by_weight[-1]
-        result.grad_bias[channel] += by_potential
+        np.add.at(gradients["x"].reshape(-1), inputs, by_input[: len(inputs)])
+        np.add.at(gradients["weight"].reshape(-1), weights, by_weight[: len(inputs)])
+        if delayed:
+            gradients["skip"][index] = by_input[-1]
+            gradients["skip_weight"][channel] += by_weight[-1]
+        if "bias" in operands:
+            gradients["bias"][channel] += by_potential
     return result

@@ -39,15 +39,14 @@ def test_neuron_refuses_properties_out_of_range(properties, message):
 )
 def test_neuron_survives_packing(neuron):
     assert Neuron.unpack(neuron.pack()) == neuron
+    assert neuron.numbers() == tuple(neuron.pack())
 
 
 def test_neuron_without_clip_packs_as_infinity():
-    assert Neuron(derivative_clip=None).pack() == [1.0, math.inf, 0.0]
+    assert Neuron(0.25, None).pack() == [0.25, math.inf, 0.0]
     assert Neuron(0.25, None).numbers().derivative_clip == math.inf
-    assert Neuron(0.25, None).numbers().psp_persistence == 0.25
 
 
 def test_neuron_has_a_surrogate_only_with_a_slope():
-    assert not Neuron(psp_persistence=0, surrogate_width=0.5).has_surrogate
-    assert Neuron(surrogate_width=0.5).has_surrogate
-    assert not Neuron().has_surrogate
+    given = Neuron(), Neuron(surrogate_width=0.5), Neuron(psp_persistence=0, surrogate_width=0.5)
+    assert [neuron.has_surrogate for neuron in given] == [False, True, False]

@@ -1,6 +1,5 @@
 """Networks that come with the package: whole, small, and taken wherever a trained network is."""
 
-import json
 import re
 
 import pytest
@@ -18,10 +17,6 @@ from ttfs_triton.train.start import load_weights
 NAMES = bundled_names()
 
 
-def test_there_are_some():
-    assert {"cnn1-mnist", "vgg9-cifar10"} <= set(NAMES)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_bundled_network_is_what_its_facts_say(name):
     model, facts = TTFSModel.from_pretrained(f"bundled:{name}"), bundled_facts(name)
@@ -35,12 +30,14 @@ def test_bundled_network_is_what_its_facts_say(name):
     assert not model.config.weight_standardisation
     assert model.description.dataset == facts["dataset"]
     assert facts["training"]["settings"]["model"]
+    assert {"test_accuracy", "test_images", "sparsity_as_published", "made_by"} <= facts.keys()
     assert 0 < facts["sparsity"] < 1
     images = torch.rand(2, model.config.in_channels, *model.config.image_size)
     assert len(model.classify(images)) == 2
 
 
 def test_bundled_networks_are_small_and_name_nobody():
+    assert {"cnn1-mnist", "vgg9-cifar10"} <= set(NAMES)
     assert sum(file.stat().st_size for file in FOLDER.rglob("*")) <= MOST_BYTES
     for file in FOLDER.glob("*/*.json"):
         assert not re.search(r"(?<![\w.])/(?!s)\w+/", file.read_text()), file
@@ -82,9 +79,3 @@ def test_training_starts_from_a_bundled_network():
     assert start.calibration is None
     for ours, theirs in zip(network.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
-
-
-def test_facts_are_json_of_figures():
-    for name in NAMES:
-        facts = json.loads((FOLDER / name / "facts.json").read_text())
-        assert {"test_accuracy", "test_images", "sparsity", "sparsity_as_published", "made_by"} <= facts.keys()

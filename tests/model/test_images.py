@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ttfs_triton.data.crops import centre_crop
-from ttfs_triton.data.pixels import to_float
+from ttfs_triton.data.pixels import centre_crop, to_float
 from ttfs_triton.data.reading import decode_image
 from ttfs_triton.model import Preprocessing
 from ttfs_triton.model.images import network_input, split_images

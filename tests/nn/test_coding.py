@@ -100,6 +100,8 @@ def test_latency_encoder_fires_earlier_for_brighter_pixels():
 
 
 def test_latency_encoder_refuses_what_it_was_not_told_to_map():
+    with pytest.raises(ValueError, match="max_value must be positive; got 0"):
+        LatencyEncoder(0)
     with pytest.raises(TypeError, match=r"floating point in \[0, 1\]; got torch\.uint8\. Divide 8-bit"):
         LatencyEncoder()(torch.zeros(2, dtype=torch.uint8))
     for wrong, found in (([0.0, 255.0], "0 to 255"), ([-1.8, 2.0], "-1.8 to 2"), ([math.nan, 0.5], "nan to nan")):
@@ -127,11 +129,6 @@ def test_latency_encoder_waits_for_no_device_in_training(watched_device):
             first = record.synchronisations.total()
             encoder(encoded)
         assert first == record.synchronisations.total() > 0  # the first batch only
-
-
-def test_latency_encoder_rejects_a_max_value_of_zero():
-    with pytest.raises(ValueError, match="max_value must be positive; got 0"):
-        LatencyEncoder(0)
 
 
 @settings(deadline=None, max_examples=20)
@@ -192,11 +189,12 @@ def test_analog_encoder_supports_batch_norm_and_channels_last():
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_analog_encoder_rejects_wrong_statistics():
+@pytest.mark.parametrize("kind", [AnalogEncoder, SignedEncoder])
+def test_encoders_reject_wrong_statistics(kind):
     with pytest.raises(ValueError, match=r"mean must have one entry per input channel \(3\); got \[0.5\]"):
-        AnalogEncoder(3, 4, 3, mean=[0.5])
+        kind(3, 4, 3, mean=[0.5])
     with pytest.raises(ValueError, match=r"std must be positive; got \[0.0\]"):
-        AnalogEncoder(1, 4, 3, std=[0.0])
+        kind(1, 4, 3, std=[0.0])
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])
@@ -225,10 +223,3 @@ def test_signed_encoder_learns_weights_and_initial_potentials():
     assert isinstance(first, SignedEncoder)
     assert all(parameter.grad.abs().sum() > 0 for parameter in first.parameters())
     assert not {"mean", "std"} & {name.rpartition(".")[2] for name in network.state_dict()}
-
-
-def test_signed_encoder_refuses_statistics_of_other_images():
-    with pytest.raises(ValueError, match=r"SignedEncoder: mean must have one entry per input channel \(3\)"):
-        SignedEncoder(3, 4, 3, mean=(0.5,))
-    with pytest.raises(ValueError, match="SignedEncoder: std must be positive; got"):
-        SignedEncoder(1, 4, 3, std=(0.0,))

@@ -12,7 +12,9 @@ SMALL = {"in_channels": 2, "image_size": (12, 12), "classes": 4}
     ("model", "one_graph", "options"),
     [
         ("4C3-P2-(4C3-4C3)-8", True, {"neuron": Neuron(0.25, surrogate_width=0.5)}),
-        ("4C3-P2-8", False, {"batch_norm": True, "weight_standardisation": False}),
+        pytest.param("4C3-A2-8C3-8", True, {"readout": "potential_end", "encoder": "analog"}, marks=pytest.mark.slow),
+        pytest.param("4C3-P2-8-8", True, {"readout": "first_spike"}, marks=pytest.mark.slow),
+        ("4C3-P2-8", False, {"batch_norm": True}),
     ],
 )
 def test_a_compiled_network_is_the_network(model, one_graph, options):

@@ -1,5 +1,7 @@
 """A layer with batch norm folded in computes what both compute, in float64."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,24 +18,24 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@given(channels=sizes, inputs=sizes, seed=st.integers(0, 99), bias=st.booleans(), affine=st.booleans())
-def test_batch_norm_folds_into_a_convolution(channels, inputs, seed, bias, affine):
-    weight, x = normal(channels, inputs, 3, 3, seed=seed), normal(2, inputs, 6, 5, seed=seed + 1)
+@given(
+    channels=sizes,
+    inputs=sizes,
+    seed=st.integers(0, 99),
+    bias=st.booleans(),
+    affine=st.booleans(),
+    convolution=st.booleans(),
+)
+def test_batch_norm_folds_into_a_layer(channels, inputs, seed, bias, affine, convolution):
+    weight = normal(channels, inputs, *(3, 3) * convolution, seed=seed)
+    x = normal(3, inputs, *(6, 5) * convolution, seed=seed + 1)
+    contract = partial(F.conv2d, padding=1) if convolution else F.linear
     shift = normal(channels, seed=seed + 2) if bias else None
     gamma, beta = (normal(channels, seed=seed + 3), normal(channels, seed=seed + 4)) if affine else (None, None)
     mean, var = normal(channels, seed=seed + 5), normal(channels, seed=seed + 6) ** 2
-    norm = BatchNorm(mean, var, gamma, beta, 1e-3)
-    folded_weight, folded_bias = norm.fold(weight, shift)
-    expected = F.batch_norm(F.conv2d(x, weight, shift, padding=1), mean, var, gamma, beta, eps=1e-3)
-    torch.testing.assert_close(F.conv2d(x, folded_weight, folded_bias, padding=1), expected)
-
-
-@given(channels=sizes, inputs=sizes, seed=st.integers(0, 99))
-def test_batch_norm_folds_into_a_linear_layer(channels, inputs, seed):
-    weight, x = normal(channels, inputs, seed=seed), normal(3, inputs, seed=seed + 1)
-    mean, var = normal(channels, seed=seed + 5), normal(channels, seed=seed + 6) ** 2
-    folded_weight, folded_bias = BatchNorm(mean, var, None, None).fold(weight, None)
-    torch.testing.assert_close(F.linear(x, folded_weight, folded_bias), F.batch_norm(F.linear(x, weight), mean, var))
+    folded = BatchNorm(mean, var, gamma, beta, 1e-3).fold(weight, shift)
+    expected = F.batch_norm(contract(x, weight, shift), mean, var, gamma, beta, eps=1e-3)
+    torch.testing.assert_close(contract(x, *folded), expected)
 
 
 def test_folding_float32_computes_in_float64():

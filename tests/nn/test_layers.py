@@ -8,7 +8,7 @@ from torch import nn
 
 from tests import oracles
 from tests.nn.common import activations, assert_finite_differences, randomised
-from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, Neuron, fold_weight_standardisation
+from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, Neuron
 
 sigmas = st.sampled_from([0.0, 0.25, 1.0])
 
@@ -135,12 +135,6 @@ def test_two_phase_neurons_are_clamped_relus(kind, options):
     torch.testing.assert_close(layer(x, **late), (contract() + skipped).clamp(0, 1))
 
 
-def test_layers_keep_channels_last():
-    x = activations(2, 3, 6, 6, seed=1).float().contiguous(memory_format=torch.channels_last)
-    for layer in (DFTConv2d(3, 4, 3, padding=1), DFTConv2d(3, 4, 3, padding=1, batch_norm=True)):
-        assert layer(x).is_contiguous(memory_format=torch.channels_last)
-
-
 def test_layers_do_not_change_their_input():
     for layer, x in (
         (DFTLinear(6, 3), activations(2, 6, seed=1)),
@@ -189,15 +183,6 @@ def test_repr_shows_the_options():
     ):
         assert part in text
     assert "neuron=Neuron(psp_persistence=1.0," in repr(DFTLinear(4, 8))
-
-
-def test_state_dict_round_trip():
-    layer, other = randomised(DFTConv2d(2, 3, 3), seed=1), DFTConv2d(2, 3, 3)
-    assert set(layer.state_dict()) == {"weight", "bias", "weight_gain"}
-    other.load_state_dict(layer.state_dict())
-    x = activations(2, 2, 5, 5, seed=1).float()
-    torch.testing.assert_close(other(x), layer(x), rtol=0, atol=0)
-    assert set(fold_weight_standardisation(layer).state_dict()) == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("layer_type", [DFTLinear, DFTConv2d, AnalogEncoder])

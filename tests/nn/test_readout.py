@@ -202,11 +202,6 @@ def test_output_spikes_are_counted_apart():
         np.testing.assert_allclose(readout.output_activations(x).detach().numpy(), expected, atol=1e-9)
 
 
-def test_repr_shows_the_options():
-    assert "at=end, neuron=Neuron(psp_persistence=0.5," in repr(PotentialReadout(4, 2, at="end", neuron=Neuron(0.5)))
-    assert "threshold=20.0, window=1.0, initial_potential=10.0" in repr(FirstSpikeReadout(4, 2))
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -65,17 +65,10 @@ def between(*modules, features=128):
 
 WRONG = {
     "average pooling": partial(between, nn.AvgPool2d(2), features=32),
-    "global average": partial(between, nn.AdaptiveAvgPool2d(1), features=2),
-    "batch norm": partial(between, nn.BatchNorm2d(2)),
-    "rectified": partial(between, nn.ReLU()),
     "sum": Sum,
     "own parameters": partial(between, Own()),
-    "convolution": partial(between, nn.Conv2d(2, 2, 1)),
     "values": Looks,
-    "twice": lambda: nn.Sequential(LatencyEncoder(), nn.Flatten(), *[DFTLinear(64, 64)] * 2, PotentialReadout(64, 2)),
-    "no encoder": lambda: nn.Sequential(nn.Flatten(), DFTLinear(64, 8), PotentialReadout(8, 2)),
     "no readout": lambda: nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 2)),
-    "softmax": lambda: nn.Sequential(LatencyEncoder(), nn.Flatten(), PotentialReadout(64, 2), nn.Softmax(1)),
     "none of ours": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2)),
 }
 

@@ -1,7 +1,6 @@
 """A network of one's own, from the first line to the Hub: what a notebook of a page would do, in its order."""
 
 import hashlib
-import io
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluation.command import run as evaluate_run
 from ttfs_triton.evaluation.options import EvaluationOptions
 from ttfs_triton.hardware import RunOptions, count, estimate, load_chip, simulate
-from ttfs_triton.nn import network_graph
 from ttfs_triton.train import Callback, TrainConfig, Trainer
 
 OWN = Path(__file__).parents[2] / "recipes" / "own_network.py"
@@ -140,24 +138,3 @@ def test_own_network_all_the_way(tmp_path, hub, client):
         "print((model(found['images']) - found['logits']).abs().max().item())"
     )
     assert float(printed) < 1e-5
-
-
-@pytest.mark.slow
-def test_own_network_exports(tmp_path):
-    pytest.importorskip("onnxruntime")
-    nir, _ = pytest.importorskip("nir"), pytest.importorskip("snntorch")
-    from ttfs_triton.export import compare_nir, compare_onnx, to_nir, to_onnx
-
-    torch.manual_seed(0)
-    network, images = build(1, (12, 12), 3).eval(), torch.rand(4, 1, 12, 12)
-    found = compare_onnx(to_onnx(network, image_shape=(1, 12, 12)).SerializeToString(), network, images)
-    assert (found.same_decisions, found.times[0].layer, found.times[0].one_sided) == (4, "readout", 0)
-    assert found.logits < 1e-5
-    file = io.BytesIO()
-    nir.write(file, to_nir(network, image_shape=(1, 12, 12), steps=64))
-    spikes = compare_nir(nir.read(io.BytesIO(file.getvalue())), network, images)
-    assert [layer.layer for layer in spikes.times] == [
-        stage.name for stage in network_graph(network, (1, 12, 12)).weighted
-    ]
-    assert max(layer.mean for layer in spikes.times) < 0.06  # windows; roundings to 64 steps add up over six layers
-    assert max(layer.repeated for layer in spikes.times) == 0

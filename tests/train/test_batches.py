@@ -146,10 +146,6 @@ def test_streaming_and_workers_change_nothing(tmp_path, random_images, write_par
         ({"batch_size": 0}, "batch_size must be a multiple of .*; got 0 for 1 x 1"),
         ({"batch_size": 64}, "batch_size must be at most the number of training images; got 64 for 50"),
         ({"rank": 2, "world_size": 2}, "EpochBatches: rank must be in .*; got 2 of 2"),
-        (
-            {"augmentation": Augmentation(mixup=0.2), "classes": 49},
-            "labels must be .* to be mixed; got torch.int64 in 0 to 49 for 49 ",
-        ),
     ],
 )
 def test_batches_that_cannot_be_are_refused(options, message):

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import pytest
 import torch
@@ -53,31 +52,26 @@ class SaveServer:
     """A process that forks children which save checkpoints."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             start_new_session=True,
         )
 
-    @property
-    def streams(self) -> tuple[IO[str], IO[str]]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        return self.process.stdin, self.process.stdout
-
     def start(self, folder: Path, size: int, first: int, last: int, fatal_event: int = 0) -> int:
         """Fork a child that saves `size` float32 values a step; return its process id."""
-        self.streams[0].write(f"{folder} {size} {first} {last} {fatal_event}\n")
-        self.streams[0].flush()
-        return int(self.streams[1].readline())
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{folder} {size} {first} {last} {fatal_event}\n")
+        self.process.stdin.flush()
+        return self.answer()
 
-    def exit_code(self) -> int:
-        """Wait for the child's end; minus the signal if one killed it."""
-        return int(self.streams[1].readline())
+    def answer(self) -> int:
+        """After a start, the child's exit code when it has ended; minus the signal if one killed it."""
+        assert self.process.stdout is not None
+        return int(self.process.stdout.readline())
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +112,7 @@ def test_sigkill_at_random_moments_leaves_a_whole_latest_checkpoint(
     rng = random.Random(0)
     begin = time.monotonic()
     server.start(tmp_path, size, 1, 3)
-    assert server.exit_code() == 0
+    assert server.answer() == 0
     save_seconds = (time.monotonic() - begin) / 3
     step, interrupted = 3, 0
     for _ in range(8):
@@ -126,7 +120,7 @@ def test_sigkill_at_random_moments_leaves_a_whole_latest_checkpoint(
         wait_for_step(tmp_path, step + rng.randint(0, 2))
         time.sleep(rng.uniform(0, 1.5 * save_seconds))
         os.kill(child, signal.SIGKILL)
-        assert server.exit_code() == -signal.SIGKILL
+        assert server.answer() == -signal.SIGKILL
         interrupted += any(path.name.startswith(".") for path in tmp_path.iterdir())
         step = check(tmp_path, size, at_least=step)
     assert step > 3
@@ -141,13 +135,13 @@ def test_death_before_any_file_system_call_leaves_a_whole_latest_checkpoint(
     """Save 1 and 2, then die before the n-th call while 2 is replaced, 3 is written and 1 is deleted."""
     before = tmp_path / "before"
     server.start(before, 5, 1, 2)
-    assert server.exit_code() == 0
+    assert server.answer() == 0
     code, last_steps = 9, []
     for event in range(1, 200):
         folder = tmp_path / str(event)
         shutil.copytree(before, folder)
         server.start(folder, 5, 2, 3, fatal_event=event)
-        code = server.exit_code()
+        code = server.answer()
         last_steps.append(check(folder, 5, at_least=2))
         if code == 0:
             break

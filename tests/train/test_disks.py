@@ -1,6 +1,5 @@
-"""Runs on a disk that fills up, that may only be read, and that is mounted where the run is to be: a small real one."""
+"""Runs on a disk that fills up, and on one that may only be read: a small real one."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import subprocess, sys
 from pathlib import Path
 from tests.train.runs import run
 
-folder, data, *flags = sys.argv[1:]
+folder, data = sys.argv[1:]
 disk = Path(folder, "disk")
 disk.mkdir()
 
@@ -26,7 +25,7 @@ def sh(command):
     subprocess.run(command, shell=True, check=True)
 
 def start(output, *more):
-    ended = run(Path(folder), Path(data), output, *flags, *more)
+    ended = run(Path(folder), Path(data), output, *more)
     sys.stdout.write(ended.stdout)
     sys.stderr.write(ended.stderr)
     return ended.returncode
@@ -44,10 +43,10 @@ def can_mount() -> bool:
 pytestmark = pytest.mark.skipif(not can_mount(), reason="needs unshare and the right to mount a tmpfs")
 
 
-def on_disk(script: str, tmp_path: Path, data: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Run a script that mounts things at `disk`, in the current folder, and calls `start` for runs with these flags."""
+def on_disk(script: str, tmp_path: Path, data: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script that mounts things at `disk`, in the current folder, and calls `start` for runs."""
     return subprocess.run(
-        [*UNSHARED, sys.executable, "-c", START + textwrap.dedent(script), str(tmp_path), str(data), *flags],
+        [*UNSHARED, sys.executable, "-c", START + textwrap.dedent(script), str(tmp_path), str(data)],
         env=environment(tmp_path),
         cwd=tmp_path,
         capture_output=True,
@@ -101,48 +100,3 @@ def test_disk_that_may_only_be_read_is_told(tmp_path, data):
     lines = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 3, found.stderr
     assert all("must be a folder that can be written; got Read-only file system" in line for line in lines)
-
-
-@pytest.mark.slow
-def test_overwriting_replaces_a_run_on_a_mount_point_and_behind_a_link(tmp_path, data):
-    found = on_disk(
-        """
-        sh("mount -t tmpfs -o size=20m none disk; ln -s disk link")
-        assert start(disk) == 0
-        (disk / "old").touch()
-        assert start(Path("link"), "--overwrite") == 0
-        (disk / "old2").touch()
-        assert start(disk, "--overwrite") == 0
-        sys.stdout.flush()
-        sh("mountpoint disk; ls disk")
-        """,
-        tmp_path,
-        data,
-        "--epochs",
-        "1",
-    )
-    assert found.returncode == 0, found.stderr
-    assert os.path.islink(tmp_path / "link")
-    names = found.stdout.partition("is a mountpoint\n")[2].split()
-    assert names == ["best", "checkpoints", "config.yaml", "metrics.jsonl", "summary.json"]
-
-
-@pytest.mark.slow
-def test_run_goes_on_that_lost_its_disk_for_a_while(tmp_path, data):
-    """As of a network share that is not mounted when the run is to go on: there is no run, and none is begun."""
-    found = on_disk(
-        """
-        sh("mount -t tmpfs -o size=20m none disk")
-        assert start(disk / "run") == 0
-        sh("mkdir elsewhere; mount --move disk elsewhere")
-        assert start(disk / "run", "--resume") == 1
-        sh("mount --move elsewhere disk")
-        assert start(disk / "run", "--resume") == 0
-        """,
-        tmp_path,
-        data,
-    )
-    assert found.returncode == 0, found.stderr
-    assert "must hold a run (a config.yaml); there is none" in found.stderr
-    assert not (tmp_path / "disk" / "run").exists()
-    assert "This run has ended already" in found.stdout

@@ -1,13 +1,15 @@
-"""Two real processes (gloo) do what one does."""
+"""Real processes (gloo), started by torchrun or `accelerate launch`, do what one does."""
 
 import json
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.train.runs import AUGMENTATION, best, environment, last, launcher, make_images, metrics, run
+from tests.train.runs import AUGMENTATION, ROOT, best, command, environment, last, launcher, make_images, metrics, run
 
 # Five optimiser steps; 45 test and 37 validation images, which two processes do not divide evenly.
 SETTINGS = f"\nepochs: 1\ndropout: 0.0\nema_decay: 0.0\nbatch_size: 24\n{AUGMENTATION}"
@@ -23,26 +25,64 @@ def runs(tmp_path_factory, write_parquet) -> tuple[Path, Path]:
     return folder / "one", folder / "two"
 
 
-def test_two_processes_reach_the_weights_of_one(runs):
-    one, two = runs
-    # Batch size, number of steps and learning rate are of the run, not of a process.
-    assert [(line["step"], line["lr"]) for line in metrics(one)] == [
-        (line["step"], line["lr"]) for line in metrics(two)
-    ]
-    assert metrics(one)[0]["step"] == 5
+def assert_trained_alike(one: Path, other: Path, processes: int) -> None:
+    """Batch size, number of steps and learning rate are of the run, not of a process; each image is scored once."""
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
+    assert summaries[0]["test_images"] == summaries[1]["test_images"] == 45
+    assert summaries[1]["processes"] == processes
+    assert summaries[0]["test_accuracy"] == summaries[1]["test_accuracy"]
+    assert {layer["samples"] for layer in summaries[1]["counts"]["layers"]} == {45}
+    for ours, theirs in zip(metrics(one), metrics(other), strict=True):
+        for key in ("step", "lr", "train_accuracy", "val_accuracy"):
+            assert ours[key] == theirs[key], key
+        assert ours["step"] == 5
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-5)
     for read in (best, last):
-        ours, theirs = read(one), read(two)
-        for name, value in ours.items():
-            torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=0)
+        for name, value in read(one).items():
+            torch.testing.assert_close(value, read(other)[name], atol=1e-5, rtol=0)
 
 
-def test_two_processes_score_every_image_once(runs):
-    one, two = (json.loads((folder / "summary.json").read_text()) for folder in runs)
-    assert one["test_images"] == two["test_images"] == 45
-    assert two["processes"] == 2
-    assert one["test_accuracy"] == two["test_accuracy"]
-    assert [layer["samples"] for layer in two["counts"]["layers"]] == [45] * len(two["counts"]["layers"])
-    assert metrics(runs[0])[0]["train_accuracy"] == metrics(runs[1])[0]["train_accuracy"]
+def test_two_processes_train_as_one_does(runs):
+    assert_trained_alike(*runs, processes=2)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "processes"),
+    [
+        ("cpu", 1, 1),
+        pytest.param("multi_gpu", 1, 2, marks=pytest.mark.slow),
+        pytest.param("multi_node", 2, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_processes_of_accelerate_launch_train_as_one_does(runs, tmp_path, name, nodes, processes):
+    """With the files in recipes/accelerate, on the CPU (gloo), all else as the file says."""
+    words = [sys.executable, "-m", "accelerate.commands.launch"]
+    words += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{name}.yaml")]
+    words += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
+    words += ["--main_process_ip", "127.0.0.1"] if nodes > 1 else []
+    recipe = command(
+        tmp_path, runs[0].parent / "images", tmp_path / "run", "--mixed-precision", "no", settings=SETTINGS
+    )
+    ranks = [["--machine_rank", str(rank)] if nodes > 1 else [] for rank in range(nodes)]
+    pipe, variables = subprocess.PIPE, environment(tmp_path)
+    launched = [
+        subprocess.Popen([*words, *rank, *recipe[1:]], env=variables, stdout=pipe, stderr=pipe, text=True)
+        for rank in ranks
+    ]
+    try:
+        outputs = [process.communicate(timeout=300) for process in launched]
+    finally:
+        for process in launched:
+            process.kill()
+    for process, (_, errors) in zip(launched, outputs, strict=True):
+        assert process.returncode == 0, errors
+    assert_trained_alike(runs[0], tmp_path / "run", processes)
 
 
 @pytest.mark.slow
@@ -50,7 +90,7 @@ def test_two_processes_score_every_image_once(runs):
     ("key", "difference"), [("gradient_accumulation: 2", 1e-5), ("gradient_compression: bf16", 0.02)], ids=str
 )
 def test_two_processes_accumulate_and_compress_gradients(runs, key, difference):
-    """Gradients that live in buckets are added up over micro-batches before they are exchanged, and rounded if asked."""
+    """Gradients that live in buckets are added up over micro-batches before they are exchanged."""
     one, output = runs[0], runs[0].parent / key[9:12]
     result = run(one.parent, one.parent / "images", output, settings=f"{SETTINGS}{key}\n", processes=2)
     assert result.returncode == 0, result.stderr
@@ -65,7 +105,7 @@ from contextlib import nullcontext
 import torch
 import torch.distributed as dist
 from torch import nn
-from ttfs_triton.train.processes import compress_gradients
+from ttfs_triton.train.device import compress_gradients
 
 dist.init_process_group("gloo")
 rank, accumulation = dist.get_rank(), int(sys.argv[1])

@@ -19,7 +19,6 @@ from ttfs_triton.hub.card import render_card
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model import ModelDescription, TTFSModel, find_model
 from ttfs_triton.nn import LatencyEncoder, activation_to_spike_time
-from ttfs_triton.train import ConfigError
 from ttfs_triton.train import main as train
 from ttfs_triton.train.config import make_config, read_yaml
 
@@ -113,22 +112,3 @@ def test_geometric_augmentation_moves_all_channels_alike():
     one = augmentation(images, indices, seed=1, epoch=0)
     many = augmentation(images.repeat(1, 16, 1, 1), indices, seed=1, epoch=0)
     assert many.equal(one.expand(3, 16, 9, 9))
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"event_pool": 2}, "event_pool must go with event_windows: recordings become images by windows"),
-        ({"event_windows": 2, "auto_augment": True}, "event_windows: leave auto_augment out; events have no colours"),
-        ({"event_windows": 2, "dataset": "sample", "streaming": True}, "leave dataset, streaming out"),
-        ({"event_windows": 257}, "event_windows: Input should be less than or equal to 256"),
-        ({"event_windows": 2, "event_window_us": 0}, "event_window_us: Input should be greater than or equal to 1"),
-        (
-            {"event_windows": 2, "event_sensor": (0, 9)},
-            "event_sensor.0: Input should be greater than or equal to 1; got 0",
-        ),
-    ],
-)
-def test_keys_that_do_not_go_together_are_refused(values, message):
-    with pytest.raises(ConfigError, match=message):
-        make_config(values, "here")

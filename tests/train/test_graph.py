@@ -1,4 +1,6 @@
-"""Steps that are captured and replayed give the weights of steps that are made one by one, bit for bit."""
+"""Steps that are captured and replayed, and profiled ones, give the weights of plain ones, bit for bit."""
+
+import json
 
 import pytest
 import torch
@@ -8,10 +10,11 @@ from accelerate.state import AcceleratorState
 from torch._dynamo import lookup_backend
 
 from tests.train.recorded import RecordedGraphs
-from tests.train.runs import SETTINGS, assert_same_run
+from tests.train.runs import SETTINGS, assert_same_run, change
 from ttfs_triton.scoring.graphs import GraphError
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
-from ttfs_triton.train.graph import WARM_UP, GraphedStep, choose_graphs, why_no_graph
+from ttfs_triton.train.profile import SKIPPED
+from ttfs_triton.train.step import WARM_UP, GraphedStep, choose_graphs
 
 
 @pytest.fixture
@@ -19,10 +22,6 @@ def config(data, tmp_path):
     # 32 validation images in two full batches: with padding and without, products have as many rows.
     values = yaml.safe_load(SETTINGS) | {"epochs": 2, "evaluation_batch_size": 16}
     return TrainConfig(**values, data_dir=data, output_dir=tmp_path / "run")
-
-
-def change(config, **values):
-    return TrainConfig(**config.model_dump() | values)
 
 
 @pytest.fixture
@@ -154,10 +153,33 @@ def test_micro_batches_of_another_shape_are_not_replayed(config, graphs, monkeyp
 
 def test_cpu_has_no_graph_and_says_so(capsys):
     accelerator = Accelerator(cpu=True)
-    assert why_no_graph(accelerator) == "the device is no GPU"
     said = []
     assert choose_graphs("auto", accelerator, said.append) is None
     assert choose_graphs("off", accelerator, said.append) is None
     assert said == ["no CUDA graph: the device is no GPU"]
     with pytest.raises(ConfigError, match="cuda_graph: on needs steps that can be captured, but the device is no GPU"):
         choose_graphs("on", accelerator, said.append)
+
+
+@pytest.mark.parametrize(("steps", "traced"), [(2, 2), (100, 32 - SKIPPED)], ids=["some", "to the epoch's end"])
+def test_profile_tells_layers_and_stages_apart_and_changes_nothing(config, tmp_path, steps, traced):
+    config = change(config, epochs=1, batch_size=4, statistics_steps=100)
+    train_plainly(config, tmp_path / "plain")
+    train(change(config, profile=steps))
+    assert_same_run(tmp_path / "plain", config.output_dir)
+    table = (config.output_dir / "profile" / "steps.txt").read_text()
+    assert table.startswith(f"{traced} steps\n")
+    for row in ("layer conv1", "layer fc1", "layer readout", "data", "loss", "clipping", "optimiser"):
+        assert f" {row} " in table
+    trace = json.loads((config.output_dir / "profile" / "trace.json").read_text())
+    names = [event.get("name") for event in trace["traceEvents"]]
+    assert names.count("layer conv1") == names.count("data") == traced
+
+
+def test_profile_of_replayed_steps_changes_nothing(config, tmp_path, graphs):
+    config = change(config, epochs=1, batch_size=4, statistics_steps=100)
+    train_plainly(config, tmp_path / "plain")
+    train(change(config, profile=2))
+    assert_same_run(tmp_path / "plain", config.output_dir)
+    assert graphs.replays > 20
+    assert (config.output_dir / "profile" / "steps.txt").read_text().startswith("2 steps\n")

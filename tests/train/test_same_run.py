@@ -46,13 +46,6 @@ def newest_of(run: Path) -> Path:
     return newest
 
 
-def test_checkpoint_says_what_the_run_is(run):
-    state = state_of(run)
-    assert state["configuration"]["lr"] == 0.02
-    assert (state["precision"], state["processes"], state["changes"]) == ("no", 1, [])
-    assert state["data"] != state["test_data"]
-
-
 def test_edited_configuration_is_noticed_before_data_are_loaded(run, monkeypatch):
     monkeypatch.setattr("ttfs_triton.train.run.load_data", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ConfigError, match=r"config\.yaml was edited since:\n  batch_size: 16 → 8\n  lr: 0\.02 → 0\.1"):
@@ -65,12 +58,6 @@ def test_other_images_are_refused(run, tmp_path, write_parquet, split):
     name = {"train": "training", "test": "test"}[split]
     with pytest.raises(ConfigError, match=f"the {name} images must be those that .* was made with"):
         resumed(run, data_dir=other)
-
-
-def test_another_precision_is_refused(run, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(ConfigError, match=r"mixed precision must be no, as in .*; got bf16"):
-        resumed(run)
 
 
 KEYS = {"configuration": TrainConfig().model_dump(mode="json"), "precision": "no", "processes": 2}
@@ -113,22 +100,14 @@ def test_position_is_best_by_accuracy_then_epoch(best, accuracy, expected):
     assert Position(best_accuracy=best).is_best(accuracy) is expected
 
 
-def test_harmless_changes_are_allowed_and_recorded(run, tmp_path, data):
+def test_harmless_changes_are_recorded_and_an_ended_run_made_longer_equals_a_long_one(ended, run, tmp_path, data):
+    shutil.copy(ended / "summary.json", run)
     moved = shutil.copytree(data, tmp_path / "moved")
     summary = resumed(run, epochs=3, log_steps=7, data_dir=moved)
-    assert [(change["key"], change["after"]) for change in summary["changes"]] == [
-        ("data_dir", str(moved)),
-        ("epochs", 3),
-        ("log_steps", 7),
-    ]
-    assert [line["epoch"] for line in metrics(run)] == [1, 2, 3]
+    changes = [("data_dir", str(moved)), ("epochs", 3), ("log_steps", 7)]
+    assert [(change["key"], change["after"]) for change in summary["changes"]] == changes
     assert yaml.safe_load((run / "config.yaml").read_text())["epochs"] == 3
     assert [change["key"] for change in state_of(run)["changes"]] == ["data_dir", "epochs", "log_steps"]
-
-
-def test_ended_run_made_longer_equals_a_long_one(ended, run, tmp_path, data):
-    shutil.copy(ended / "summary.json", run)
-    assert resumed(run, epochs=3)["epochs"] == 3
     train(TrainConfig(**CONSTANT | {"epochs": 3}, data_dir=data, output_dir=tmp_path / "long"))
     assert metrics(run) == metrics(tmp_path / "long")
 

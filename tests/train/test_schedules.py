@@ -12,8 +12,8 @@ from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, Neuron, PotentialReadout, TTFSNetwork
 from ttfs_triton.train import Callback, TrainConfig, Trainer, train
 from ttfs_triton.train.build import build_optimizer
+from ttfs_triton.train.device import Interrupted
 from ttfs_triton.train.evaluation import refresh_statistics
-from ttfs_triton.train.processes import Interrupted
 from ttfs_triton.train.schedules import LEVELS, PersistenceSchedule, build_schedule, rate_factor
 from ttfs_triton.train.step import look_ahead
 
@@ -47,34 +47,24 @@ def test_sigma_rises_by_levels_from_zero_to_its_goal():
 @pytest.mark.parametrize("rise", [(0.0, 1.0), (1.0, 1.0), (0.0, 0.0), (0.3, 0.3)])
 def test_the_last_step_is_one_at_the_goal(rise):
     network = small()
-    schedule = PersistenceSchedule([network], rise, "together", STEPS)
-    schedule.set(STEPS - 1)
+    PersistenceSchedule([network], rise, "together", STEPS).set(STEPS - 1)
     assert set(sigmas(network)) == {0.8}
 
 
-def test_layers_rise_one_after_the_other_from_the_input():
-    network = small()
-    schedule = PersistenceSchedule([network], (0.2, 0.6), "layers", STEPS)
-    for step in range(200, 600, 7):
-        schedule.set(step)
-        found = sigmas(network)
+@pytest.mark.parametrize("order", ["together", "layers"])
+def test_sigma_is_a_function_of_the_step_and_of_the_layers_order(order):
+    walking, jumping = small(), small()
+    walked, jumped = (PersistenceSchedule([network], (0.1, 0.9), order, STEPS) for network in (walking, jumping))
+    for step in range(731):
+        walked.set(step)
+        found = sigmas(walking)
         assert found == sorted(found, reverse=True)
-        assert sum(0 < sigma < 0.8 for sigma in found) <= 1
-
-
-def test_a_jump_to_any_step_gives_the_sigma_of_that_step():
-    one, other = small(), small()
-    for order in ("together", "layers"):
-        walked, jumped = (PersistenceSchedule([n], (0.1, 0.9), order, STEPS) for n in (one, other))
-        for step in range(731):
-            walked.set(step)
-        jumped.set(730)
-        assert sigmas(one) == sigmas(other)
-        with jumped.at_goal():
-            assert set(sigmas(other)) == {0.8}
-        assert sigmas(one) == sigmas(other)
-        for schedule in (walked, jumped):
-            schedule.set(STEPS)
+        assert order == "together" or sum(0 < sigma < 0.8 for sigma in found) <= 1
+    jumped.set(730)
+    assert sigmas(walking) == sigmas(jumping)
+    with jumped.at_goal():
+        assert set(sigmas(jumping)) == {0.8}
+    assert sigmas(walking) == sigmas(jumping)
 
 
 def test_a_run_keeps_the_best_epoch_at_the_goal_and_its_files_say_so(config):

@@ -82,27 +82,33 @@ def test_images_are_normalised_as_the_weights_are_used_to(tmp_path, source, kept
         torch.testing.assert_close(network(images), trained_network(images), atol=1e-5, rtol=1e-5)
 
 
-def test_normalisation_without_a_configuration_stays(tmp_path):
-    network = target()
-    load_weights(network, str(save(trained(OURS), tmp_path / "run", config=False) / "best" / "model.safetensors"))
-    assert network.config.mean == (0.1, 0.1, 0.1)
+@pytest.fixture
+def vgg(tmp_path):
+    """Another project's network with plain ReLU, and its images' mean."""
+    torch.save({"net": randomised(sources.one_layer_head()).state_dict()}, tmp_path / "vgg.pth")
+    (tmp_path / "config.json").write_text(json.dumps(sources.TIMM_CONFIG))
+    return tmp_path / "vgg.pth"
 
 
-def test_network_of_another_project_starts_a_run(tmp_path):
-    source = randomised(sources.one_layer_head())
-    torch.save({"net": source.state_dict()}, tmp_path / "vgg.pth")
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    converted = convert(tmp_path / "vgg.pth", mean=mean, std=std)
-    network = target(converted.network.config, mean=mean, readout="potential_end", neuron=Neuron(0.25))
-    base = load_weights(network, str(tmp_path / "vgg.pth")).base_model
+def test_network_of_another_project_starts_a_run(vgg):
+    converted = convert(vgg)
+    network = target(converted.network.config, readout="potential_end", neuron=Neuron(0.25))
+    base = load_weights(network, str(vgg)).base_model
     assert base == BaseModel("vgg.pth", converted.weights.sha256)
     for name, value in converted.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
     assert network.config == converted.network.config.replace(readout="potential_end", neuron=Neuron(0.25))
-    torch.testing.assert_close(network.features.conv1.mean.flatten(), torch.tensor(mean))
-    (tmp_path / "config.json").write_text(json.dumps(sources.TIMM_CONFIG))
-    load_weights(network, str(tmp_path / "vgg.pth"))
     torch.testing.assert_close(network.features.conv1.mean.flatten(), torch.tensor(sources.TIMM_CONFIG["mean"]))
+
+
+@pytest.mark.parametrize("sigma", [None, 0.0])
+def test_an_ann_of_another_project_is_scaled_into_range_and_calibrated(vgg, sigma):
+    config = convert(vgg).network.config
+    config = config if sigma is None else config.replace(neuron=Neuron(sigma))
+    found = load_weights(TTFSNetwork(config), str(vgg), torch.rand(16, 3, 32, 32)).calibration
+    assert found is not None
+    assert [layer.name for layer in found.layers] == [f"conv{number}" for number in range(1, 9)]
+    assert all(layer.after > (layer.before if sigma is None else 0.999) for layer in found.layers[1:])
 
 
 def test_converted_folder_starts_a_run_and_hands_its_origin_on(tmp_path):
@@ -150,7 +156,7 @@ def test_bare_weights_of_other_shapes_are_named(tmp_path):
 
 
 def test_unreadable_weights_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="weights: open_weights: source must be a file"):
+    with pytest.raises(ConfigError, match="weights: open_weights: load: source must be a file"):
         load_weights(target(), str(tmp_path / "nothing"))
     source = save(trained(OURS), tmp_path / "run")
     values = json.loads((source / "best" / "config.json").read_text())
@@ -159,43 +165,17 @@ def test_unreadable_weights_are_refused(tmp_path):
         load_weights(target(), str(source))
 
 
-def test_settings_of_training_are_kept(tmp_path):
+@pytest.mark.parametrize("described", [True, False])
+def test_weights_of_ours_are_not_calibrated_and_settings_stay(tmp_path, described):
+    source = save(trained(OURS), tmp_path / "run", described) / "best" / "model.safetensors"
     neuron = Neuron(0.5, 3.0, 0.1)
     network = target(neuron=neuron, readout="first_spike")
-    load_weights(network, str(save(trained(OURS), tmp_path / "run")))
-    assert (network.config.neuron, network.config.readout) == (neuron, "first_spike")
-
-
-@pytest.mark.parametrize("sigma", [0.0, 1.0])
-def test_weights_of_ours_are_not_calibrated(tmp_path, sigma):
-    source = save(trained(OURS), tmp_path / "run")
-    network = target(neuron=Neuron(sigma))
     assert load_weights(network, str(source), torch.rand(4, 3, 8, 8)).calibration is None
-    for name, tensor in read_weights(source / "best" / "model.safetensors").items():
-        assert torch.equal(tensor, network.state_dict()[name])
-
-
-def test_an_ann_of_another_project_is_calibrated(tmp_path):
-    source = randomised(sources.one_layer_head())
-    torch.save(source.state_dict(), tmp_path / "vgg.pth")
-    (tmp_path / "config.json").write_text(json.dumps(sources.TIMM_CONFIG))
-    images, config = torch.rand(16, 3, 32, 32), convert(tmp_path / "vgg.pth").network.config
-    found = load_weights(TTFSNetwork(config), str(tmp_path / "vgg.pth"), images).calibration
-    assert found is not None
-    assert [layer.name for layer in found.layers] == [f"conv{number}" for number in range(1, 9)]
-    assert all(layer.after > layer.before for layer in found.layers[1:])
-
-
-def test_plain_relu_is_scaled_into_range(tmp_path):
-    source = randomised(sources.one_layer_head())
-    torch.save(source.state_dict(), tmp_path / "vgg.pth")
-    (tmp_path / "config.json").write_text(json.dumps(sources.TIMM_CONFIG))
-    config = convert(tmp_path / "vgg.pth").network.config.replace(neuron=Neuron(0.0))
-    images = torch.rand(16, 3, 32, 32)
-    network = TTFSNetwork(config)
-    found = load_weights(network, str(tmp_path / "vgg.pth"), images).calibration
-    assert found is not None
-    assert all(layer.after is not None and layer.after > 0.999 for layer in found.layers)
+    for name, tensor in read_weights(source).items():
+        if not name.endswith((".mean", ".std")):
+            assert torch.equal(tensor, network.state_dict()[name])
+    assert (network.config.neuron, network.config.readout) == (neuron, "first_spike")
+    assert network.config.mean == (OURS.mean if described else (0.1, 0.1, 0.1))
 
 
 def test_calibration_needs_initial_potentials(tmp_path):
@@ -234,5 +214,5 @@ def test_a_plain_network_starts_from_one_whose_batch_norm_is_folded(tmp_path):
     images = torch.rand(8, 3, 8, 8)
     source.fold_batch_norm()
     assert torch.equal(network(images), source(images))
-    with pytest.raises(ConfigError, match="batch norm folded, does not fit: its converted tensors must be"):
+    with pytest.raises(ConfigError, match=r"does not fit .*: its tensors, batch norm folded, must be those"):
         load_weights(target(weight_standardisation=True), str(tmp_path / "normalised"))

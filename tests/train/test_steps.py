@@ -8,7 +8,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from tests.train.runs import SETTINGS, assert_same_run, last, metrics
+from tests.train.runs import SETTINGS, assert_same_run, change, last, metrics
 from tests.virtual_cuda import recording
 from ttfs_triton.train import DeviceLostError, NonFiniteLossError, TrainConfig, evaluation, loop, train
 from ttfs_triton.train.build import build_optimizer
@@ -19,10 +19,6 @@ from ttfs_triton.train.step import FiniteGuard, make_average, update_average
 def config(data, tmp_path, device):
     values = yaml.safe_load(SETTINGS) | {"cpu": device.type == "cpu", "epochs": 1}
     return TrainConfig(**values, data_dir=data, output_dir=tmp_path / "run")
-
-
-def change(config, **values):
-    return TrainConfig(**config.model_dump() | values)
 
 
 @pytest.mark.parametrize(
@@ -152,41 +148,36 @@ def test_weights_of_a_failed_run_are_those_before_the_failing_step(
     assert len(metrics(tmp_path / "run")) == 1
 
 
-def test_failure_is_read_with_the_figures(config, monkeypatch):
-    poison(monkeypatch, 3, "loss")
+def test_failure_is_read_with_the_figures_and_before_a_checkpoint(config, tmp_path, monkeypatch):
+    poison(monkeypatch, 3, "gradient")
     with final_trainer(monkeypatch) as trainers:
-        with pytest.raises(NonFiniteLossError, match=r"step 3 \(epoch 1\): loss nan, gradient norm nan; stopped"):
+        with pytest.raises(NonFiniteLossError, match=r"step 3 \(epoch 1\): loss \S+, gradient norm nan; stopped"):
             train(change(config, log_steps=4))
     assert trainers[0].position.step == 4
-
-
-def test_no_checkpoint_is_written_after_a_failure(config, monkeypatch):
-    poison(monkeypatch, 3, "gradient")
-    with pytest.raises(NonFiniteLossError, match=r"Last good checkpoint: .*step-00000002"):
-        train(change(config, log_steps=100, checkpoint_steps=2))
-    assert [path.name for path in (config.output_dir / "checkpoints").iterdir()] == ["step-00000002"]
+    monkeypatch.undo()
+    poison(monkeypatch, 3, "loss")
+    with pytest.raises(NonFiniteLossError, match=r"loss nan[\s\S]*Last good checkpoint: .*step-00000002"):
+        train(change(config, log_steps=100, checkpoint_steps=2, output_dir=tmp_path / "saved"))
+    assert [path.name for path in (tmp_path / "saved" / "checkpoints").iterdir()] == ["step-00000002"]
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
 def test_first_update_may_be_skipped(device, kind):
-    torch.manual_seed(0)
-    layer = nn.Linear(3, 2).to(device)
-    config = TrainConfig(optimizer=kind, lr=0.1)
-    optimizer, x = build_optimizer(config, layer), torch.ones(4, 3, device=device)
-    layer(x).sum().backward()
-    before = [parameter.clone() for parameter in layer.parameters()]
-    optimizer.found_inf = torch.ones((), device=device)
-    optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), before, strict=True))
-    optimizer.found_inf.zero_()
-    optimizer.step()
-    skipped = [parameter.detach().clone() for parameter in layer.parameters()]
-    torch.manual_seed(0)
-    layer = nn.Linear(3, 2).to(device)
-    optimizer = build_optimizer(config, layer)
-    layer(x).sum().backward()
-    optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), skipped, strict=True))
+    x, config, found = torch.ones(4, 3, device=device), TrainConfig(optimizer=kind, lr=0.1), []
+    for skipped in (True, False):
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 2).to(device)
+        optimizer = build_optimizer(config, layer)
+        layer(x).sum().backward()
+        before = [parameter.detach().clone() for parameter in layer.parameters()]
+        optimizer.found_inf = torch.full((), float(skipped), device=device)
+        optimizer.step()
+        if skipped:
+            assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), before, strict=True))
+            optimizer.found_inf.zero_()
+            optimizer.step()
+        found.append(list(layer.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_guard_keeps_the_first_failure_and_joins_a_gradient_scalers_flag(device):

@@ -9,7 +9,7 @@ from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, train
 from ttfs_triton.train.config import make_config
 from ttfs_triton.train.display import _target_words
-from ttfs_triton.train.target import Wanted, make_target, parse_target
+from ttfs_triton.train.target import Wanted, make_target
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,15 @@ def test_goals_out_of_reach_are_refused_before_training(config, keys, message):
     assert not config.output_dir.exists()
 
 
-def test_target_measures_what_the_estimate_says():
+@pytest.fixture
+def network_and_images():
     torch.manual_seed(0)
-    network, images = TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(8, 8))), torch.rand(7, 1, 8, 8)
-    target = make_target(Wanted("energy", {None: 0.9}, "loihi"), network, images, steps=16)
-    counts = count(network, [images])
+    return TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(8, 8))), torch.rand(7, 1, 8, 8)
+
+
+def test_target_measures_what_the_estimate_says(network_and_images):
+    target = make_target(Wanted("energy", {None: 0.9}, "loihi"), *network_and_images, steps=16)
+    counts = count(network_and_images[0], [network_and_images[1]])
     total = estimate(counts, "loihi", RunOptions(steps=16, gating=True)).total
     (measured,) = target.measure(counts)
     assert measured == pytest.approx(total.nominal * 1e-6)
@@ -83,10 +87,8 @@ def test_target_measures_what_the_estimate_says():
     assert not target.to_dict({"network": 0.91}, [0.93])["reached"]
 
 
-def test_goal_that_no_pressure_brings_nearer_is_told_from_one_that_needs_time():
-    torch.manual_seed(0)
-    network, images = TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(8, 8))), torch.rand(7, 1, 8, 8)
-    target = make_target(Wanted("sparsity", {None: 0.2}), network, images, steps=16)
+def test_goal_that_no_pressure_brings_nearer_is_told_from_one_that_needs_time(network_and_images):
+    target = make_target(Wanted("sparsity", {None: 0.2}), *network_and_images, steps=16)
     assert target.stalled([[0.4], [0.31], [0.305], [0.3]])
     assert not target.stalled([[0.4], [0.31], [0.27], [0.25]])
     assert not target.stalled([[0.4], [0.21], [0.2], [0.203]])
@@ -96,10 +98,6 @@ def test_goal_that_no_pressure_brings_nearer_is_told_from_one_that_needs_time():
     assert "not reached within 2%. More --epochs" in _target_words(summary | {"stalled": False})
 
 
-def test_target_of_layers_is_missed_by_the_worst():
-    torch.manual_seed(0)
-    network, images = TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(8, 8))), torch.rand(7, 1, 8, 8)
-    wanted = parse_target("conv1=0.2,fc1=0.1", None, None)
-    assert wanted is not None
-    target = make_target(wanted, network, images, steps=16)
+def test_target_of_layers_is_missed_by_the_worst(network_and_images):
+    target = make_target(Wanted("sparsity", {"conv1": 0.2, "fc1": 0.1}), *network_and_images, steps=16)
     assert target.miss([0.2, 0.11]) == pytest.approx(0.1)

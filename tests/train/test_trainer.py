@@ -1,5 +1,6 @@
-"""The trainer as a whole: what a run leaves behind, and what it refuses."""
+"""A run as a whole: what it leaves behind, what it says of itself, and what it refuses in a line."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -13,22 +14,16 @@ from torch import nn
 
 from tests.convert.sources import Named, features, randomised
 from tests.train.runs import assert_same_run, best, change, last, metrics, run
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, start, train
-from ttfs_triton.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from ttfs_triton.nn import LayerStatistics, NetworkConfig, TTFSNetwork
+from ttfs_triton.train import ConfigError, RunFolderError, start, train
+from ttfs_triton.train.display import Display, is_blind
 from ttfs_triton.train.loop import TrainingLoop
 
 
 def test_run_learns_and_leaves_the_documented_folder(config):
-    summary = train(change(config, epochs=8))
-    folder = config.output_dir
-    assert {path.name for path in folder.iterdir()} == {
-        "config.yaml",
-        "metrics.jsonl",
-        "summary.json",
-        "checkpoints",
-        "best",
-    }
+    summary, folder = train(change(config, epochs=8)), config.output_dir
+    names = {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "best"}
+    assert {path.name for path in folder.iterdir()} == names
     assert json.loads((folder / "summary.json").read_text()) == summary
     documented = (
         "test_accuracy val_accuracy sparsity sparsity_with_outputs counts epochs seconds_per_epoch "
@@ -38,8 +33,12 @@ def test_run_learns_and_leaves_the_documented_folder(config):
     assert summary["test_accuracy"] > 0.8
     assert summary["test_images"] == 45
     assert 0 < summary["sparsity"] < 1
-    assert [line["epoch"] for line in metrics(folder)] == list(range(1, 9))
     assert len(list((folder / "checkpoints").iterdir())) == config.keep_checkpoints
+    lines = metrics(folder)
+    assert [line["epoch"] for line in lines] == list(range(1, 9))
+    assert (summary["val_accuracy"], summary["best_epoch"]) == max((x["val_accuracy"], x["epoch"]) for x in lines)
+    network = TTFSNetwork(NetworkConfig.from_dict(json.loads((folder / "best/config.json").read_text())["network"]))
+    network.load_state_dict(best(folder))
 
 
 def test_freed_memory_is_kept_while_training_on_a_cpu(config, monkeypatch):
@@ -58,17 +57,6 @@ def test_freed_memory_is_kept_while_training_on_a_cpu(config, monkeypatch):
     assert calls == ["kept", "training", "given back"]
 
 
-def test_best_weights_rebuild_the_network_that_was_scored(config, data):
-    summary = train(config)
-    folder = config.output_dir
-    network = TTFSNetwork(NetworkConfig.from_dict(json.loads((folder / "best/config.json").read_text())["network"]))
-    network.load_state_dict(best(folder))
-    lines = metrics(folder)
-    order = [(line["val_accuracy"], -line["val_loss"], line["epoch"]) for line in lines]
-    assert summary["best_epoch"] == max(order)[-1]
-    assert summary["val_accuracy"] == max(line["val_accuracy"] for line in lines)
-
-
 def test_same_seed_same_run_and_another_seed_another(config, tmp_path):
     train(config)
     train(change(config, output_dir=tmp_path / "again"))
@@ -81,13 +69,17 @@ def test_same_seed_same_run_and_another_seed_another(config, tmp_path):
     assert other.keys() == same.keys()
 
 
-def test_accumulation_gives_the_same_weights(config, tmp_path):
+def test_accumulation_and_compilation_give_the_same_weights(config, tmp_path, monkeypatch):
+    # aot_eager traces forward and backward as the default backend does, and needs no C++ compiler.
+    compile_network = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_network(model, backend="aot_eager"))
     plain = change(config, dropout=0.0, epochs=1)
     train(plain)
-    train(change(plain, gradient_accumulation=4, output_dir=tmp_path / "accumulated"))
-    accumulated = best(tmp_path / "accumulated")
-    for name, value in best(config.output_dir).items():
-        torch.testing.assert_close(value, accumulated[name], atol=1e-5, rtol=0)
+    for name, values in (("accumulated", {"gradient_accumulation": 4}), ("compiled", {"compile": True})):
+        train(change(plain, output_dir=tmp_path / name, **values))
+        found = best(tmp_path / name)
+        for key, value in best(config.output_dir).items():
+            torch.testing.assert_close(value, found[key], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -106,18 +98,6 @@ def test_options_train(config, values, device):
     summary = train(change(config, epochs=2, cpu=device.type == "cpu", **values))
     assert 0.25 < summary["test_accuracy"] <= 1
     assert metrics(config.output_dir)[1]["train_loss"] < metrics(config.output_dir)[0]["train_loss"]
-
-
-def test_compiled_network_trains_like_the_eager_one(config, tmp_path, monkeypatch):
-    # aot_eager traces forward and backward as the default backend does, and needs no C++ compiler.
-    compile_network = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: compile_network(model, backend="aot_eager"))
-    plain = change(config, epochs=1, dropout=0.0)
-    train(plain)
-    train(change(plain, compile=True, output_dir=tmp_path / "compiled"))
-    compiled = best(tmp_path / "compiled")
-    for name, value in best(config.output_dir).items():
-        torch.testing.assert_close(value, compiled[name], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
@@ -154,25 +134,24 @@ def test_calibrated_run_resumes_from_its_checkpoint(config, tmp_path, monkeypatc
         assert torch.equal(value, uninterrupted[name])
 
 
-@pytest.mark.parametrize("earlier", [False, True], ids=["now", "with_random_states"])
-def test_resumed_run_needs_no_random_states(config, tmp_path, earlier):
-    """Whatever state the generators are in; earlier versions saved it beside the rest."""
+def test_resumed_run_needs_no_random_states(config, tmp_path):
+    """Whatever state the generators are in."""
     run = change(config, checkpoint_steps=3, keep_checkpoints=99)
     train(run)
     uninterrupted = shutil.copytree(run.output_dir, tmp_path / "uninterrupted")
-    checkpoints = run.output_dir / "checkpoints"
     (run.output_dir / "summary.json").unlink()
-    for path in sorted(checkpoints.iterdir())[2:]:  # in the middle of an epoch
+    for path in sorted((run.output_dir / "checkpoints").iterdir())[2:]:  # in the middle of an epoch
         shutil.rmtree(path)
-    if earlier:
-        whole = load_checkpoint(latest_checkpoint(checkpoints))
-        tensors = whole.tensors | {"random": {"torch": torch.get_rng_state(), "python.words": torch.zeros(626)}}
-        save_checkpoint(checkpoints, whole.step, tensors=tensors, state=whole.state, keep_last=9)
     random.seed(5)
     np.random.seed(5)
     torch.manual_seed(5)
     train(change(run, resume=True))
     assert_same_run(run.output_dir, uninterrupted)
+
+
+def test_tensorboard_gets_the_figures(config):
+    train(change(config, trackers=("tensorboard",), log_steps=2, epochs=1))
+    assert list(config.output_dir.rglob("events.out.tfevents*"))
 
 
 def test_weights_that_do_not_fit_are_refused(config, tmp_path):
@@ -188,54 +167,115 @@ def test_weights_that_do_not_fit_are_refused(config, tmp_path):
 def test_existing_folder_is_never_overwritten_unasked(config):
     config.output_dir.mkdir()
     (config.output_dir / "thesis.txt").write_text("precious")
-    with pytest.raises(RunFolderError, match="is not a run's folder"):
-        train(config)
-    with pytest.raises(RunFolderError, match=r"--overwrite: .* is not a run's folder"):
-        train(change(config, overwrite=True))
-    with pytest.raises(RunFolderError, match="must hold a run"):
-        train(change(config, resume=True))
+    for values, message in (
+        ({}, "is not a run's folder"),
+        ({"overwrite": True}, r"--overwrite: .* is not a run's folder"),
+        ({"resume": True}, "must hold a run"),
+    ):
+        with pytest.raises(RunFolderError, match=message):
+            train(change(config, **values))
     assert (config.output_dir / "thesis.txt").read_text() == "precious"
-
-
-def test_overwrite_replaces_a_run(config):
+    (config.output_dir / "thesis.txt").unlink()
     train(change(config, epochs=2))
     train(change(config, epochs=1, overwrite=True))
     assert len(metrics(config.output_dir)) == 1
 
 
-def test_wrong_data_is_refused_before_anything_is_written(config, tmp_path):
-    with pytest.raises(ConfigError, match="nowhere"):
-        train(change(config, data_dir=tmp_path / "nowhere"))
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_size": 100_000}, "batch_size must be at most the number of training images; got 100000 for 128"),
+        ({"max_train_samples": 12}, "batch_size must be at most the number of training images; got 16 for 10"),
+        ({"model": "4X3"}, "specification"),
+        ({"data_dir": "/nowhere"}, "nowhere"),
+    ],
+)
+def test_run_that_cannot_begin_is_told_and_leaves_nothing(config, values, message):
+    with pytest.raises(ConfigError, match=message):
+        train(change(config, **values))
     assert not config.output_dir.exists()
 
 
-def test_non_finite_loss_stops_before_the_update(config, monkeypatch):
-
-    calls = []
-    cross_entropy = torch.nn.functional.cross_entropy
-
-    def poisoned(logits, labels, **options):
-        calls.append(None)
-        loss = cross_entropy(logits, labels, **options)
-        return loss * float("nan") if len(calls) == 15 else loss
-
-    monkeypatch.setattr(torch.nn.functional, "cross_entropy", poisoned)
-    stopped = change(config, checkpoint_steps=5, validation_fraction=0.0)
-    with pytest.raises(NonFiniteLossError, match=r"step 15 \(epoch 2\).*\n.*conv1: active[\s\S]*step-00000010"):
-        train(stopped)
-    assert all(value.isfinite().all() for value in last(config.output_dir).values())
-
-
-def test_tensorboard_gets_the_figures(config):
-    train(change(config, trackers=("tensorboard",), log_steps=2, epochs=1))
-    assert list(config.output_dir.rglob("events.out.tfevents*"))
-
-
 def test_command_line_reports_mistakes_without_a_traceback(tmp_path, data):
-    result = run(tmp_path, data, tmp_path / "run", "--resume", "--overwrite")
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
     result = run(tmp_path, data, tmp_path / "run", settings="\nlearning_rate: 3\n")
     assert result.returncode == 1
     assert "learning_rate: there is no such key" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_not_enough_memory_is_told(config, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("ttfs_triton.train.run.load_data", fail)
+    with pytest.raises(ConfigError, match="not enough memory for this run; MemoryError"):
+        train(config)
+
+
+@pytest.mark.parametrize("name", ["save_checkpoint", "write_metrics"])
+def test_full_disk_is_told_with_the_way_to_go_on(config, monkeypatch, name):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "weights")
+
+    where = {"save_checkpoint": "loop.save_checkpoint", "write_metrics": "run_folder.RunFolder.write_metrics"}[name]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ttfs_triton.train.{where}", full)
+        with pytest.raises(RunFolderError, match=r"got No space left on device \(weights\)\. Last .* --resume"):
+            train(config)
+    assert train(change(config, resume=True))["epochs"] == 3
+
+
+def test_best_weights_that_vanish_in_training_are_told(config, monkeypatch):
+    real = TrainingLoop.train
+
+    def train_and_lose(trainer):
+        real(trainer)
+        trainer.folder.best_weights.unlink()
+
+    monkeypatch.setattr(TrainingLoop, "train", train_and_lose)
+    with pytest.raises(RunFolderError, match=r"load: .*model\.safetensors must be"):
+        train(change(config, epochs=1))
+
+
+@pytest.mark.parametrize(("decay", "told"), [(0.0, False), (0.9, False), (0.999, True)])
+def test_average_that_is_mostly_the_start_is_told(config, capsys, decay, told):
+    train(change(config, ema_decay=decay))  # 0.999²⁴ = 0.976
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ("warning: ema_decay: 98% of the averaged weights" in shown) == told
+
+
+LINE = {"epoch": 1, "train_loss": 2.3, "train_accuracy": 0.1, "images_per_second": 1.0, "seconds": 1.0}
+# Of 4 neurons over 10 samples.
+ALIVE = LayerStatistics(name="conv1", kind="spiking", samples=10, neurons=4, spikes=20, saturated=5, never_active=1)
+SILENT = dataclasses.replace(ALIVE, spikes=0, saturated=0, never_active=4)
+SATURATED = dataclasses.replace(ALIVE, spikes=40, saturated=40, never_active=0)
+MIXED = dataclasses.replace(ALIVE, spikes=30, saturated=30, never_active=1)
+
+
+def test_layer_is_blind_if_each_neuron_does_the_same_for_all_samples():
+    assert all(map(is_blind, (SILENT, SATURATED, MIXED)))
+    for values in (
+        {"saturated": 29},  # a spike has a time
+        {"spikes": 29, "saturated": 29},  # a neuron was silent once
+        {"never_active": 0},  # so it was another one, which was silent more often
+        {"kind": "readout"},
+        {"samples": 1, "spikes": 3, "saturated": 3},  # one image tells nothing
+    ):
+        assert not is_blind(dataclasses.replace(MIXED, **values)), values
+    assert not is_blind(ALIVE)
+
+
+def test_blind_layer_is_told_once_until_it_recovers(capsys):
+    display = Display(True)
+    counts = []
+    for layers in ([ALIVE], [ALIVE, SILENT], [SILENT], [ALIVE], [SATURATED], []):
+        display.epoch(LINE, 9, False, layers)
+        counts.append(capsys.readouterr().out.count("warning: conv1 does the same for every image"))
+    assert counts == [0, 1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("rate", [0.02, 100.0])
+def test_run_that_has_died_says_so_with_a_remedy(config, capsys, rate):
+    train(change(config, lr=rate, dropout=0.0, ema_decay=0.0))
+    shown = capsys.readouterr().out
+    assert shown.count("so no image is told from another. Start again with a lower --lr") == (rate > 1)

@@ -94,7 +94,6 @@ def _replacements() -> dict[str, Any]:
         "is_bf16_supported": lambda *_, **__: True,
         "synchronize": lambda *_: count("synchronisations", "synchronize"),
         "empty_cache": nothing,
-        "_sleep": nothing,
         # Random numbers on the device are the CPU generator's.
         "manual_seed": nothing,
         "manual_seed_all": nothing,

@@ -13,12 +13,10 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import tyro
 
 from tests.virtual_cuda import Record, install, recording
 
@@ -27,38 +25,19 @@ RECIPE = ROOT / "ttfs_triton" / "recipes" / "vgg16-cifar10.yaml"
 BATCH = 2
 
 
-@dataclass
-class Options:
-    backends: tuple[Literal["torch", "triton"], ...] = ("torch", "triton")
-    """Kernels."""
-    output: Path = ROOT / "bench" / "results"
-    """Folder of the CSV file."""
-    name: str = "step_calls"
-    """Of the file."""
-
-
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
     sys.path.insert(0, str(ROOT / "bench"))
     import _bench as bench
 
-    rows, operators = measure_all(options)
-    about = bench.environment(torch.device("cpu")) | {"operators": operators}
-    bench.write(options.output, options.name, rows, about)
-
-
-def measure_all(options: Options) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
-    """Rows, and how often each of them calls which operator or kernel."""
     install()
     rows, operators = [], {}
-    for backend in options.backends:
-        # Interpreted steps take minutes, and know no bfloat16 products.
-        for precision in ("no", "bf16") if backend == "torch" else ("fp16",):
-            for kind, record in measure(backend, precision).items():
-                rows.append(row(backend, precision, kind, record))
-                operators[f"{backend}, {precision}, {kind}"] = dict((record.operators + record.launches).most_common())
-                print(rows[-1], flush=True)
-    return rows, operators
+    # Interpreted steps take minutes, and know no bfloat16 products.
+    for backend, precision in (("torch", "no"), ("torch", "bf16"), ("triton", "fp16")):
+        for kind, record in measure(backend, precision).items():
+            rows.append(row(backend, precision, kind, record))
+            operators[f"{backend}, {precision}, {kind}"] = dict((record.operators + record.launches).most_common())
+            print(rows[-1], flush=True)
+    bench.write(bench.RESULTS, "step_calls", rows, bench.environment(torch.device("cpu")) | {"operators": operators})
 
 
 def measure(backend: str, precision: str) -> dict[str, Record]:

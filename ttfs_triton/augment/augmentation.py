@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,25 +21,43 @@ Flip = bool | Literal["alternating"]
 CHANGES = ("crop_padding", "flip", "shift", "auto_augment", "trivial_augment", "rotation", "cutout")
 
 
-class Augmentation(BaseModel):
-    """Which augmentations are on, in the order in which they are applied; all are off by default.
+class AugmentationOptions(BaseModel):
+    """What happens to training images, in this order; all is off by default."""
+
+    crop_padding: int = Field(default=0, ge=0, le=8192)
+    """Pad by this many pixels and crop at random."""
+    crop_fill: Fill = 0
+    """Pixel value of that padding, or reflect: mirror the image there."""
+    flip: Flip = False
+    """Flip images left to right with probability one half; alternating: so in the first epoch, then every other one."""
+    shift: int = Field(default=0, ge=0, le=8192)
+    """Shift images by up to this many pixels, filling with zeros."""
+    auto_augment: bool | PolicyName = False
+    """AutoAugment with the policy of cifar10 (also: true), svhn or imagenet."""
+    trivial_augment: bool = False
+    """TrivialAugment (Wide), instead of AutoAugment."""
+    rotation: float = Field(default=0.0, ge=0, le=180)
+    """Rotate images by up to this many degrees."""
+    cutout: int = Field(default=0, ge=0)
+    """Blank a square of this side."""
+    mixup: float = Field(default=0.0, ge=0, le=100)
+    """Mix each image with another, with a share from the Beta distribution of this parameter. 0: off."""
+    cutmix: float = Field(default=0.0, ge=0, le=100)
+    """Replace a rectangle of each image by another's, with a share from the Beta distribution of this parameter.
+    0: off. With mixup, each image gets one of the two."""
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> Self:
+        if self.auto_augment and self.trivial_augment:
+            raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")
+        return self
+
+
+class Augmentation(AugmentationOptions):
+    """Augmentations, applied to a batch. What shifts and rotations uncover is 0; policies uncover crop_fill.
 
     Attributes:
-        crop_padding: pixels added on each side before a random crop of the original size. 0: no crop.
-        crop_fill: level of that border, also of the border that a policy's operations uncover. "reflect": the border
-            mirrors the image about its outermost pixels, and what a policy's operations uncover is 0.
-        flip: mirror left to right with probability 1/2. "alternating": in the first epoch with probability 1/2, from
-            then on in every other epoch.
-        shift: move by up to this many pixels in each direction, the uncovered border is 0. 0: no shift.
-        auto_augment: one sub-policy of an AutoAugment policy for each image. True: of CIFAR-10's.
-        trivial_augment: one operation of TrivialAugment (Wide) for each image.
-        rotation: rotate by up to this many degrees either way, bilinear, the uncovered border is 0.
-        cutout: side in pixels of a square at a random centre, clipped at the image's border. 0: no Cutout.
-        cutout_fill: level of that square.
-        mixup: parameter α of MixUp: with share λ of another image, λ from Beta(α, α). 0: no MixUp.
-        cutmix: parameter α of CutMix: a rectangle of share λ from another image. 0: no CutMix. With both, each image
-            gets one or the other with probability 1/2.
-
+        cutout_fill: level of the square of cutout, which has a random centre and is clipped at the image's border.
     Raises:
         ValueError: a size or an angle is negative, a fill is neither in 0 to 255 nor "reflect", or two policies are on.
 
@@ -50,23 +68,7 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    crop_padding: int = Field(default=0, ge=0)
-    crop_fill: Fill = 0
-    flip: Flip = False
-    shift: int = Field(default=0, ge=0)
-    auto_augment: bool | PolicyName = False
-    trivial_augment: bool = False
-    rotation: float = Field(default=0.0, ge=0)
-    cutout: int = Field(default=0, ge=0)
     cutout_fill: int = Field(default=0, ge=0, le=255)
-    mixup: float = Field(default=0.0, ge=0)
-    cutmix: float = Field(default=0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _one_policy(self) -> Augmentation:
-        if self.auto_augment and self.trivial_augment:
-            raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")
-        return self
 
     @property
     def changes_images(self) -> bool:

@@ -1,34 +1,28 @@
-"""Weights from elsewhere: trained artificial networks of other projects as spiking networks."""
+"""Weights from elsewhere: trained ANNs, as modules or files, as spiking networks; and their calibration."""
 
-from ttfs_triton.convert.calibration import (
-    Calibration,
-    LayerCalibration,
-    calibrate,
-    calibrate_converted,
-    layer_correlations,
-)
+from ttfs_triton.convert.calibration import Calibration, LayerCalibration, calibrate_network
 from ttfs_triton.convert.checkpoint import ConversionError, WeightsError
-from ttfs_triton.convert.conversion import Converted, convert
+from ttfs_triton.convert.conversion import Converted, calibrate_converted, convert
 from ttfs_triton.convert.fit_range import fit_range
-from ttfs_triton.convert.fold import FoldedANN
-from ttfs_triton.convert.report import ConversionReport, SourceEntry, TargetEntry
+from ttfs_triton.convert.from_ann import ANNReport, LayerLoss, convert_ann
+from ttfs_triton.convert.report import ConversionReport, LayerEntry
 from ttfs_triton.convert.source import Weights, open_weights
 
 __all__ = [
+    "ANNReport",
     "Calibration",
     "ConversionError",
     "ConversionReport",
     "Converted",
-    "FoldedANN",
     "LayerCalibration",
-    "SourceEntry",
-    "TargetEntry",
+    "LayerEntry",
+    "LayerLoss",
     "Weights",
     "WeightsError",
-    "calibrate",
     "calibrate_converted",
+    "calibrate_network",
     "convert",
+    "convert_ann",
     "fit_range",
-    "layer_correlations",
     "open_weights",
 ]

@@ -7,67 +7,22 @@ recipe take epochs and give more.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from pydantic_core import to_jsonable_python
 from torch import Tensor, nn
 
-from ttfs_triton.convert.calibration import batches
+from ttfs_triton.convert.calibration import Calibration, LayerCalibration, around, batches, choose_least
 from ttfs_triton.nn import Grid, put_on_grid
 from ttfs_triton.nn.chip import check_registers
 from ttfs_triton.nn.graph import Stage, readout_time
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.trace import network_graph
-from ttfs_triton.terminal import TerminalTable
 
 # Shares of the unit that rounds the weights best: outputs, which add many of them up, may like another.
 UNIT_SHARES = tuple(2 ** (step / 4) for step in range(-4, 5))
 # Changes of an initial potential, in threshold heights: each range four times finer than the one before.
 REACHES, POINTS = (0.4, 0.1, 0.025), 9
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """How far a layer's outputs on the grid are from those without.
-
-    Attributes:
-        name: of the layer.
-        before, after: root of the mean squared difference, in windows, or in threshold heights for a readout; with the
-            units that round the weights best, and calibrated.
-    """
-
-    name: str
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
-class GridCalibration:
-    """What calibration did to a network.
-
-    Attributes:
-        grid: of the chip.
-        layers: in their order, the readout last.
-        images: how many decided.
-    """
-
-    grid: Grid
-    layers: tuple[LayerError, ...]
-    images: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return to_jsonable_python(self) | {"grid": self.grid.to_dict()}
-
-    def table(self) -> TerminalTable:
-        """For a terminal."""
-        title = f"Calibrated on {self.images} images for {self.grid.text()}"
-        rows = [(layer.name, f"{layer.before:.4f}", f"{layer.after:.4f}") for layer in self.layers]
-        caption = "root mean square, in windows; of the readout in threshold heights"
-        return TerminalTable(title, ("layer", "difference rounded", "calibrated"), rows, caption=caption)
 
 
 @torch.no_grad()
@@ -78,7 +33,7 @@ def calibrate_grid(
     *,
     batch_size: int = 64,
     progress: Callable[[str], None] = lambda name: None,
-) -> GridCalibration:
+) -> Calibration:
     """Put a network on a grid, in place, with the scales and initial potentials that fit it best.
 
     Args:
@@ -105,7 +60,7 @@ def calibrate_grid(
     network.eval()
     _put_on_grid(network, None)
     targets: dict[str, Tensor] = {}
-    errors: list[LayerError] = []
+    layers: list[LayerCalibration] = []
 
     def run(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         return torch.cat([_outputs(stage, x, delayed) for x, delayed in batches(inputs, skip, batch_size)])
@@ -118,7 +73,7 @@ def calibrate_grid(
         if stage.kind != "latency":
             progress(stage.name)
             parts = batches(inputs, skip, batch_size)
-            errors.append(LayerError(stage.name, *_fit(stage, parts, targets.pop(stage.name).split(batch_size))))
+            layers.append(LayerCalibration(stage.name, *_fit(stage, parts, targets.pop(stage.name).split(batch_size))))
         return run(stage, inputs, skip)
 
     graph.run(images, keep)
@@ -126,7 +81,7 @@ def calibrate_grid(
     check_registers(network)
     graph.run(images, fit)
     network.train(training)
-    return GridCalibration(grid, tuple(errors), len(images))
+    return Calibration(tuple(layers), len(images), grid)
 
 
 def _put_on_grid(network: nn.Module, grid: Grid | None) -> None:
@@ -143,9 +98,10 @@ def _outputs(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
 
 def _fit(
     stage: Stage, inputs: Sequence[tuple[Tensor, Tensor | None]], targets: Sequence[Tensor]
-) -> tuple[float, float]:
-    """Root mean squared differences before and after."""
+) -> tuple[float, float, float]:
+    """Root mean squared differences before and after, and the mean change of the initial potential."""
     layer = stage.weighted
+    first = None if layer.bias is None else layer.bias.clone()
 
     def error() -> Tensor:
         total = torch.zeros(len(layer.weight), dtype=torch.float64, device=layer.weight.device)
@@ -156,26 +112,11 @@ def _fit(
 
     before = error()
     if layer.log2_unit is not None:
-        first = layer.log2_unit.clone()
-        _choose(layer.log2_unit, error, [first + torch.tensor(share).log2() for share in UNIT_SHARES])
+        unit = layer.log2_unit.clone()
+        choose_least(layer.log2_unit, error, [unit + torch.tensor(share).log2() for share in UNIT_SHARES])
     if layer.bias is not None and layer.kind != "analog":
         for reach in REACHES:
-            first = layer.bias.clone()
-            _choose(layer.bias, error, [first + change for change in torch.linspace(-reach, reach, POINTS).tolist()])
+            choose_least(layer.bias, error, around(layer.bias, reach, POINTS))
     count = sum(target.numel() for target in targets)
-    return ((before.sum() / count) ** 0.5).item(), ((error().sum() / count) ** 0.5).item()
-
-
-def _choose(parameter: nn.Parameter, error: Callable[[], Tensor], candidates: Sequence[Tensor]) -> None:
-    """Give each channel, or all of them where there is one number for all, the candidate of least error."""
-    best, least = parameter.detach().clone(), None
-    for candidate in [best, *candidates]:
-        parameter.copy_(candidate)
-        found = error()
-        if len(parameter) == 1:
-            found = found.sum(0, keepdim=True)
-        if least is None:
-            least = found
-            continue
-        best, least = torch.where(found < least, candidate, best), torch.minimum(found, least)
-    parameter.copy_(best)
+    shift = 0.0 if layer.bias is None or first is None else (layer.bias - first).mean().item()
+    return ((before.sum() / count) ** 0.5).item(), ((error().sum() / count) ** 0.5).item(), shift

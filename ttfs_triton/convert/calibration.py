@@ -1,40 +1,34 @@
-"""Calibrate a spiking network against an ANN: initial potentials, layer by layer, by least squares on some images.
+"""Calibrate a spiking network against the ANN of its weights: initial potentials, layer by layer, by least squares.
 
-With psp_persistence σ > 0 a copied neuron fires by (A + σW)/(1 + σW) where the ANN has clamp(A, 0, 1). The slope W, the
-sum of the weights of all active inputs, is far from 0 in a trained ANN: neurons that the ANN has silent rise into the
+With psp_persistence σ > 0 a neuron fires by (A + σW)/(1 + σW) where the ANN has clamp(A, 0, 1). The slope W, the sum of
+the weights of all active inputs, is far from 0 in a trained ANN: neurons that the ANN has silent rise into the
 threshold, or active ones never meet it, and every layer adds to it. Another initial potential makes up for the mean of
 that. It is one number a channel and leaves the weights as they are. A delayed spike adds v·x to the potential and σ·v
 to its slope, and is made up for in the same way.
-
-`bench/conversion.py` compares this with a gain a channel, centred weights, and fitting all weights of a layer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from pydantic_core import to_jsonable_python
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttfs_kernels.rule import fire
 from ttfs_triton.convert.checkpoint import ConversionError
-from ttfs_triton.convert.conversion import Converted
-from ttfs_triton.convert.fit_range import fit_range, rows_of
-from ttfs_triton.convert.fold import FoldedANN
-from ttfs_triton.nn import DFTConv2d, DFTLinear, SignedEncoder, TTFSNetwork
+from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, Grid, SignedEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.nn.weighted import WeightedConv2d
 from ttfs_triton.terminal import TerminalTable
 
 # Grids of 17 initial potentials, each eight times finer than the one before. The first reaches two threshold heights
 # up and down, the last resolves 1/256 of one.
-REACH, CANDIDATES, REFINEMENTS = 2.0, 17, 3
-
-Reference = Callable[[Stage, Tensor, Tensor | None], Tensor]
-"""Activations of the ANN's layer for a stage, from its inputs and its skip's, as `NetworkGraph.run` hands them over."""
+REACHES, CANDIDATES = (2.0, 2.0 / 8, 2.0 / 64), 17
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,9 @@ class LayerCalibration:
 
     Attributes:
         name: of the layer.
-        before, after: correlation of its activations with the ANN's, in [−1, 1]; None where either is constant.
+        before, after: correlation of its activations with the ANN's, in [−1, 1]; None where either is constant. On a
+            grid, root of the mean squared difference from the activations without: in windows, or in threshold heights
+            of a readout.
         shift: mean change of the initial potential over channels, in threshold heights; 0 for a layer left alone.
     """
 
@@ -58,60 +54,38 @@ class Calibration:
     """What calibration did to a network.
 
     Attributes:
-        layers: hidden layers in their order.
+        layers: hidden layers in their order; of a network on a grid its readout, too.
         images: how many decided.
+        grid: that it was calibrated for; None of one that was calibrated against its ANN.
     """
 
     layers: tuple[LayerCalibration, ...]
     images: int
+    grid: Grid | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return to_jsonable_python(self)
+        values = to_jsonable_python(self) | {"grid": None if self.grid is None else self.grid.to_dict()}
+        return {key: value for key, value in values.items() if value is not None}
 
     def table(self) -> TerminalTable:
         """For a terminal."""
 
-        def text(correlation: float | None) -> str:
-            return "constant" if correlation is None else f"{correlation:.3f}"
+        def text(value: float | None) -> str:
+            return "constant" if value is None else f"{value:.3f}" if self.grid is None else f"{value:.4f}"
 
-        headers = ("layer", "correlation with the ANN", "calibrated", "mean change of initial potential")
+        title, caption, found = f"Calibrated on {self.images} images", "", "correlation with the ANN"
+        if self.grid is not None:
+            title, found = f"{title} for {self.grid.text()}", "difference rounded"
+            caption = "root mean square, in windows; of the readout in threshold heights"
+        headers = ("layer", found, "calibrated", "mean change of initial potential")
         rows = [(each.name, text(each.before), text(each.after), f"{each.shift:+.3f}") for each in self.layers]
-        return TerminalTable(f"Calibrated on {self.images} images", headers, rows)
-
-
-def calibrate_converted(
-    converted: Converted,
-    images: Tensor,
-    *,
-    percentile: float = 99.9,
-    progress: Callable[[str], None] = lambda name: None,
-) -> tuple[Converted, Calibration]:
-    """`fit_range`, then `calibrate`, on the images' device: all that brings a converted network to its source.
-
-    Args:
-        converted: as `convert` gave, on the CPU; its network is changed in place.
-        images: see `calibrate`, on the device to compute on.
-        percentile: see `fit_range`.
-        progress: see `calibrate`.
-    Returns:
-        The networks, on the CPU again, and what calibration did.
-    Raises:
-        ConversionError: as `fit_range` and `calibrate`.
-    """
-    converted.network.to(images.device)
-    converted.ann.to(images.device)
-    converted = fit_range(converted, images, percentile=percentile)
-    calibration = calibrate(converted.network, converted.ann, images, progress=progress)
-    converted.network.cpu()
-    converted.ann.cpu()
-    return converted, calibration
+        return TerminalTable(title, headers, rows, caption=caption)
 
 
 @torch.no_grad()
-def calibrate(
-    network: TTFSNetwork,
-    ann: FoldedANN,
+def calibrate_network(
+    network: nn.Module,
     images: Tensor,
     *,
     batch_size: int = 64,
@@ -119,15 +93,16 @@ def calibrate(
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Calibration:
-    """Choose initial potentials that bring each layer's activations closest to the ANN's (least squares), in place.
+    """Choose initial potentials that bring each layer closest to what its weights compute as an ANN, in place.
 
-    Layers follow one another: each sees what those before it, calibrated, make of the images. An analog encoder and the
-    readout are left alone. Both networks' activations of a layer and of the next are held in memory.
+    The ANN is the network at psp_persistence σ = 0, where a neuron's activation is clamp(A, 0, 1). Layers follow one
+    another: each sees what those before it, calibrated, make of the images.
 
     Args:
-        network: spiking network with the weights of `ann`, in any mode; its initial potentials are changed in place.
-        ann: reference, with activations clamped to [0, 1].
-        images: [N, in_channels, height, width], as the networks read them; 256 are enough.
+        network: what `network_graph` takes, with an ANN's weights and initial potentials, on the images' device, in any
+            mode; an analog encoder and the readout are left alone.
+        images: [N, ...], as the network reads them; 256 are enough. Activations of some layers for all of them are held
+            in memory.
         batch_size: images that run at once.
         samples: outputs of a channel that decide, drawn among all positions of all images.
         seed: of that draw.
@@ -135,51 +110,30 @@ def calibrate(
     Returns:
         What it did to each hidden layer.
     Raises:
-        ConversionError: activations of the ANN are not clamped; the network has no initial potentials, or other layers
-            than the ANN; there are no images.
+        NetworkError: as `network_graph`.
+        ConversionError: a layer without initial potentials, a network on a grid, or no images.
+    Example:
+        >>> from ttfs_triton.nn import resnet20
+        >>> found = calibrate_network(resnet20(width=0.25), torch.rand(4, 3, 32, 32))
+        >>> len(found.layers)
+        19
     """
-    if ann.bound != 1:
-        raise ConversionError(
-            f"calibrate: ann must have activations clamped to [0, 1]; got an upper bound of {ann.bound}. "
-            "Use fit_range first."
-        )
-    if network.config.specification != ann.config.specification:
-        raise ConversionError(
-            f"calibrate: ann must have the layers of the network, {network.config.specification}; got "
-            f"{ann.config.specification}."
-        )
-    graph, generator = network_graph(network), torch.Generator().manual_seed(seed)
+    graph = network_graph(network, images.shape[1:])
     _check(graph, images)
+    generator = torch.Generator().manual_seed(seed)
 
     def choose(stage: Stage, inputs: Tensor, skip: Tensor | None, wanted: Tensor) -> float:
         if not _spiking(stage):
             return 0.0
         progress(stage.name)
-        return choose_initial_potentials(stage, inputs, skip, wanted, batch_size, samples, generator)
+        return _choose_initial_potentials(stage, inputs, skip, wanted, batch_size, samples, generator)
 
     training = network.training
     network.eval()
-    before = dict(_compare(graph, images, ann.activate, batch_size))
-    after = _compare(graph, images, ann.activate, batch_size, choose)
+    before = dict(_compare(graph, images, batch_size))
+    after = _compare(graph, images, batch_size, choose)
     network.train(training)
     return Calibration(tuple(LayerCalibration(name, before[name][0], *found) for name, found in after), len(images))
-
-
-@torch.no_grad()
-def layer_correlations(
-    network: TTFSNetwork, ann: FoldedANN, images: Tensor, batch_size: int = 64
-) -> dict[str, float | None]:
-    """Correlation of each hidden layer's activations with the ANN's, over all neurons and images, before pooling.
-
-    Args:
-        network: in the mode, training or evaluation, that is meant.
-        ann: with the same layers.
-        images: [N, in_channels, height, width], as the networks read them.
-        batch_size: images that run at once.
-    Returns:
-        Pearson's coefficient by name of the layer, in [−1, 1]; None where either side is constant.
-    """
-    return {name: found for name, (found, _) in _compare(network_graph(network), images, ann.activate, batch_size)}
 
 
 def _check(graph: NetworkGraph, images: Tensor) -> None:
@@ -197,16 +151,14 @@ def _check(graph: NetworkGraph, images: Tensor) -> None:
 def _compare(
     graph: NetworkGraph,
     images: Tensor,
-    reference: Reference,
     batch_size: int,
     choose: Callable[[Stage, Tensor, Tensor | None, Tensor], float] = lambda *_: 0.0,
 ) -> list[tuple[str, tuple[float | None, float]]]:
-    """Run both networks side by side, each layer behind what those before it emit.
+    """Run the network and its ANN side by side, each layer behind what those before it emit.
 
     Args:
         graph: of the spiking network.
         images: [N, *image_shape].
-        reference: the ANN.
         batch_size: images that run at once.
         choose: gets a stage, its inputs, its skip's and the ANN's activations; calibrates it before it runs.
     Returns:
@@ -217,7 +169,7 @@ def _compare(
     def fire_both(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         """Both networks' activations, those of the spiking one first."""
         (ours, theirs), (our_skip, their_skip) = inputs.chunk(2), (None, None) if skip is None else skip.chunk(2)
-        wanted = _by_batches(partial(reference, stage), theirs, their_skip, batch_size)
+        wanted = _by_batches(partial(_without_slope, stage), theirs, their_skip, batch_size)
         shift = choose(stage, ours, our_skip, wanted)
         spikes = _by_batches(stage.activations, ours, our_skip, batch_size)
         if stage.kind not in ("latency", "readout"):
@@ -240,6 +192,16 @@ def batches(inputs: Tensor, skip: Tensor | None, batch_size: int) -> list[tuple[
     return list(zip(parts, [None] * len(parts) if skip is None else skip.split(batch_size), strict=True))
 
 
+def rows_of(activations: Tensor) -> Tensor:
+    """[N, C, height, width] or [N, C] as [rows, C]."""
+    return rearrange(activations, "n c h w -> (n h w) c") if activations.dim() == 4 else activations
+
+
+def drawn_rows(count: int, share: float, generator: torch.Generator) -> Tensor:
+    """Numbers of a share of `count` rows, at least one, drawn on the CPU so that every device has the same."""
+    return torch.randperm(count, generator=generator)[: max(1, round(share * count))]
+
+
 def correlation(spiking: Tensor, analog: Tensor) -> float | None:
     """Pearson's coefficient of activations, in [−1, 1]; None where either side is constant."""
     pairs = torch.stack([spiking.flatten(), analog.flatten()]).double()
@@ -253,24 +215,35 @@ def _spiking(stage: Stage) -> bool:
     return isinstance(stage.layer, DFTConv2d | DFTLinear)
 
 
+def _without_slope(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+    """Activations of the same layer at σ = 0; those of an analog encoder, and the readout's logits, as they are."""
+    if not _spiking(stage):
+        return stage.activations(inputs, skip)
+    return analog_potential(stage, inputs, skip).clamp(0, 1)
+
+
+def analog_potential(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+    """A, with the initial potential: what the ANN hands to its activation function."""
+    potential, bias = _potentials(stage, inputs, skip)[0], stage.weighted.bias
+    return potential if bias is None else potential + bias.view(-1, *[1] * (potential.dim() - 2))
+
+
 def _potentials(stage: Stage, inputs: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A without the initial potential, and σW, of a layer's neurons."""
-    layer = stage.layer
-    assert isinstance(layer, DFTConv2d | DFTLinear)
-    x, weight = layer.normalise(inputs) if isinstance(layer, SignedEncoder) else inputs, layer.effective_weight()
-    contract = partial(F.linear, weight=weight)
-    if isinstance(layer, DFTConv2d):
-        options = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        contract = lambda x: F.conv2d(x, weight, None, *options)  # noqa: E731
+    """A without the initial potential, and W without σ, of a layer's neurons."""
+    layer = stage.weighted
+    x = layer.normalise(inputs) if isinstance(layer, AnalogEncoder | SignedEncoder) else inputs
+    contract = partial(F.linear, weight=layer.effective_weight())
+    if isinstance(layer, WeightedConv2d):
+        contract = partial(F.conv2d, weight=layer.effective_weight(), **layer.geometry)
     potential, slope = contract(x), contract((x > 0).to(x.dtype))
     delayed = layer.skip_weights()
     if skip is not None and delayed is not None:
         delayed = delayed.view(-1, *[1] * (skip.dim() - 2))
         potential, slope = potential + delayed * skip, slope + delayed * (skip > 0)
-    return potential, layer.neuron.psp_persistence * slope
+    return potential, slope
 
 
-def choose_initial_potentials(
+def _choose_initial_potentials(
     stage: Stage,
     inputs: Tensor,
     skip: Tensor | None,
@@ -285,30 +258,51 @@ def choose_initial_potentials(
         stage: of spiking neurons.
         inputs, skip: as `NetworkGraph.run` hands them over.
         wanted: activations of the ANN.
-        batch_size, samples, generator: see `calibrate`.
+        batch_size, samples, generator: see `calibrate_network`.
     Returns:
         The mean change, in threshold heights.
     """
     share, parts = min(1.0, samples / len(rows_of(wanted))), []
     for (x, delayed), target in zip(batches(inputs, skip, batch_size), wanted.split(batch_size), strict=True):
         potential, slope, rows = map(rows_of, (*_potentials(stage, x, delayed), target))
-        kept = torch.randperm(len(rows), generator=generator)[: max(1, round(share * len(rows)))].to(rows.device)
+        kept = drawn_rows(len(rows), share, generator).to(rows.device)
         parts.append([each[kept].float() for each in (potential, slope, rows)])
     potential, slope, rows = (torch.cat(each) for each in zip(*parts, strict=True))
-
-    def squared_error(initial: Tensor) -> Tensor:
-        return (fire(potential + initial, slope)[0] - rows).square().mean(0)
-
-    bias = stage.weighted.bias
+    bias, neuron = stage.weighted.bias, stage.neuron
     assert bias is not None
-    first = bias.float().clone()
-    best, error, reach = first, squared_error(first), REACH
-    for _ in range(REFINEMENTS):
-        centre = best
-        for step in torch.linspace(-reach, reach, CANDIDATES).tolist():
-            candidate = centre + step
-            its_error = squared_error(candidate)
-            best, error = torch.where(its_error < error, candidate, best), torch.minimum(error, its_error)
-        reach *= 2 / (CANDIDATES - 1)
-    bias.copy_(best)
-    return (best - first).mean().item()
+    assert neuron is not None
+    slope *= neuron.psp_persistence
+
+    def squared_error() -> Tensor:
+        return (fire(potential + bias, slope)[0] - rows).square().mean(0)
+
+    first = bias.clone()
+    for reach in REACHES:
+        choose_least(bias, squared_error, around(bias, reach, CANDIDATES))
+    return (bias - first).mean().item()
+
+
+def around(parameter: Tensor, reach: float, points: int) -> list[Tensor]:
+    """Candidates from `reach` below to `reach` above what a parameter holds."""
+    return [parameter.detach() + step for step in torch.linspace(-reach, reach, points).tolist()]
+
+
+def choose_least(parameter: nn.Parameter, error: Callable[[], Tensor], candidates: Sequence[Tensor]) -> None:
+    """Give each channel, or all of them where there is one number for all, the candidate of least error, in place.
+
+    Args:
+        parameter: [C] or [1]; what it holds is the first candidate.
+        error: [C], of what the parameter holds.
+        candidates: of the parameter's shape.
+    """
+    best, least = parameter.detach().clone(), None
+    for candidate in [best, *candidates]:
+        parameter.copy_(candidate)
+        found = error()
+        if len(parameter) == 1:
+            found = found.sum(0, keepdim=True)
+        if least is None:
+            least = found
+            continue
+        best, least = torch.where(found < least, candidate, best), torch.minimum(found, least)
+    parameter.copy_(best)

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json
 from ttfs_triton.command_line import run_command
-from ttfs_triton.convert.calibration import calibrate_converted
 from ttfs_triton.convert.checkpoint import ConversionError
-from ttfs_triton.convert.conversion import Converted, convert
+from ttfs_triton.convert.conversion import Converted, calibrate_converted, convert
 from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.data.images import draw_images, load_images
@@ -88,7 +87,7 @@ class ConvertOptions(CalibrationImages):
 
     source: Annotated[str, tyro.conf.Positional]
     """A run's folder, a file of weights (.safetensors; .bin, .pt, .pth, .pkl, of which only tensors are read), or a Hub
-    repository: org/name[/file][@revision]."""
+    repository, of which only safetensors are read: org/name[/FILE.safetensors][@revision]."""
     output_dir: Path
     """Folder for model.safetensors, config.json and conversion.json; must not hold anything."""
 

@@ -1,38 +1,36 @@
-"""From trained weights to a spiking network, and to the artificial network that it is compared with.
+"""From trained weights in a file to a spiking network: recognise, fold, copy; then scale and calibrate on images.
 
 With σ = 0 and a source whose activations are clamped to [0, 1], the two compute the same. With the slope
 of the membrane potential persisting (σ above 0), or with activations above 1, the copied weights are a
 start only: calibrate or train them.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ttfs_kernels import Neuron
+from ttfs_triton.convert.ann import trace_ann
+from ttfs_triton.convert.build import specification_of
+from ttfs_triton.convert.calibration import Calibration, calibrate_network
 from ttfs_triton.convert.checkpoint import ConversionError
-from ttfs_triton.convert.fold import FoldedANN, FoldedLayer, fold_layers
-from ttfs_triton.convert.foreign import foreign_layout
-from ttfs_triton.convert.layouts import (
-    Layout,
-    Statistics,
-    TrainedAs,
-    check_tensors,
-    is_own,
-    own_layout,
-    skeleton,
-    weighted_layers,
-)
-from ttfs_triton.convert.report import ConversionReport, make_report
+from ttfs_triton.convert.fit_range import fit_range
+from ttfs_triton.convert.layouts import PAPER, Layout, Statistics, TrainedAs, foreign_layout
+from ttfs_triton.convert.own import draw_readout, fold_own, is_own, own_config
+from ttfs_triton.convert.report import INPUT_NORMALISATION, ConversionReport, LayerEntry
 from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification
 from ttfs_triton.nn.specification import Convolution
+from ttfs_triton.nn.weighted import WeightedLayer
 
 # Fields of the network's configuration that the weights leave open; all others are the source's.
 FREE = frozenset("encoder max_value mean std readout neuron bias initial_gain dropout".split())
+DIRECT_DERIVATIVE_CLIP = 1e5
+SPIKING = "the source is a spiking network; its weights are copied"
 
 
 @dataclass(frozen=True)
@@ -40,25 +38,38 @@ class Converted:
     """What `convert` made of some weights.
 
     Attributes:
-        ann: the source network, folded; float32. It reads the same images as `network`.
-        network: the spiking network with the same weights, in evaluation mode; not calibrated.
+        network: the spiking network with the weights of the source, in evaluation mode; not calibrated.
         weights: the source.
-        report: where every tensor went and came from.
-        from_ann: whether the weights were trained as an ANN, not to spike.
+        report: where every layer is from.
+        bounded: the source's hidden activations are clamped to [0, 1].
+        from_ann: the source is another project's ANN. Networks of ours are left as they are: they train on, while σ
+            rises; so is what was trained to spike.
     """
 
-    ann: FoldedANN
     network: TTFSNetwork
     weights: Weights
     report: ConversionReport
+    bounded: bool
     from_ann: bool
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the source is another project's ANN that the copied network does not compute: with a slope that
-        persists, or with activations above 1. Networks of ours are left as they are: they train on instead, while σ
-        rises."""
-        return self.from_ann and (self.ann.bound is None or self.network.config.neuron.has_slope)
+        """Whether the source is an ANN that the copied network does not compute: with a slope that persists, or with
+        activations above 1."""
+        return self.from_ann and (not self.bounded or self.network.config.neuron.has_slope)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A network as it was found, batch norm folded: its configuration, tensors by the names of a `TTFSNetwork`."""
+
+    layout: str
+    config: NetworkConfig
+    state: dict[str, Tensor]
+    layers: list[LayerEntry]
+    bounded: bool
+    from_ann: bool
+    notes: tuple[str, ...] = ()
 
 
 def convert(
@@ -80,7 +91,7 @@ def convert(
     """Make a spiking network of trained weights: recognise, fold, copy.
 
     Nothing is drawn at random unasked and nothing is dropped: a tensor that fits nowhere stops the conversion. Weights
-    are copied, not calibrated; see the module.
+    are copied, not calibrated; see the module. An ANN with other names converts by `convert_ann`, from its module.
 
     Args:
         source: what `open_weights` reads, or what it gave.
@@ -121,179 +132,221 @@ def convert(
         torch.Size([2, 10])
     """
     weights = source if isinstance(source, Weights) else open_weights(source, sha256=sha256)
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if wrong := sorted(set(overrides) - FREE):
         raise ConversionError(
             f"convert: overrides must be among {', '.join(sorted(FREE))}; got {', '.join(wrong)}. The rest is what "
             "the weights say."
         )
+    if not batch_norm_epsilon > 0:
+        raise ConversionError(f"convert: batch_norm_epsilon must be positive; got {batch_norm_epsilon}.")
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    folds_input = input_normalisation == "weights"
     statistics = (overrides.get("mean"), overrides.get("std"))
-    layout = recognise(weights, config, size, None if replace_head else classes, trained_as, statistics)
-    source_config = layout.config
-    fold_input = input_normalisation == "weights" and source_config.encoder != "latency"
-    # Standardised weights have mean 0 over a neuron's inputs, which dividing by std would end.
-    standardised = keep_standardisation and not fold_input and all(layer.weight_gain for layer in layout.layers)
-    gain = float(overrides.get("initial_gain", source_config.initial_gain))
-    layers = fold_layers(
-        layout,
-        weights.tensors,
-        keep_standardisation=standardised,
-        epsilon=batch_norm_epsilon,
-        statistics=_normalisation(source_config, inexact_borders) if fold_input else None,
-        head=(classes or source_config.classes, gain, seed) if replace_head else None,
-    )
-    target = _target_config(source_config, layers, classes, standardised, fold_input, overrides)
-    network = _network(target, layers)
-    ann = FoldedANN(target, _plain_tensors(target, layers), layout.bound)
-    return Converted(ann, network, weights, make_report(weights, layout, layers, network, seed), layout.from_ann)
-
-
-def recognise(
-    weights: Weights,
-    config: NetworkConfig | None = None,
-    image_size: tuple[int, int] | None = None,
-    classes: int | None = None,
-    trained_as: TrainedAs | None = None,
-    statistics: Statistics = (None, None),
-) -> Layout:
-    """The layout of some weights, checked: every tensor accounted for, every shape right.
-
-    Args:
-        weights: see `open_weights`.
-        config: see `convert`.
-        image_size: (height, width) to convert for, or None.
-        classes: that it must have, or None.
-        trained_as: see `TrainedAs`, or None.
-        statistics: mean and std of the images that it was trained on, where the caller knows better.
-    Raises:
-        ConversionError: unknown, incomplete, superfluous or misshapen tensors, by name; other images or classes.
-    """
     if is_own(weights.tensors):
-        own = _own_config(weights, config, image_size, trained_as)
-        if any(statistics) and own.encoder == "latency":
-            raise ConversionError("convert: mean and std must not be given for a source that reads pixels as they are.")
-        mean, std = statistics
-        layout = own_layout(weights.tensors, own.replace(mean=mean or own.mean, std=std or own.std))
+        keep = keep_standardisation and not folds_input
+        found = _own(weights, config, size, trained_as, statistics, keep, batch_norm_epsilon)
     else:
+        fallback = None if config is None else (config.mean, config.std)
         layout = foreign_layout(
             weights.tensors,
-            image_size=image_size,
+            image_size=size,
             trained_as=trained_as,
             statistics=statistics,
-            fallback=None if config is None else (config.mean, config.std),
+            fallback=fallback,
             config=weights.config,
+            epsilon=batch_norm_epsilon,
         )
-    check_tensors(layout, weights.tensors)
-    if classes not in (None, layout.config.classes):
+        found = _foreign(weights, layout, trained_as)
+    if not replace_head and classes not in (None, found.config.classes):
         raise ConversionError(
-            f"convert: classes must be {layout.config.classes}, as {weights.name} has; got {classes}. "
+            f"convert: classes must be {found.config.classes}, as {weights.name} has; got {classes}. "
             "Give replace_head=True (--replace-head) to draw a new readout."
         )
-    return layout
+    if replace_head:
+        gain = float(overrides.get("initial_gain", found.config.initial_gain))
+        found = _with_new_readout(found, classes or found.config.classes, gain, seed)
+    if folds_input and found.config.encoder != "latency":
+        found = _with_input_folded(found, inexact_borders)
+    target = _target_config(found, overrides)
+    report = ConversionReport(
+        *(weights.name, weights.format, weights.sha256, weights.revision),
+        *(found.layout, found.config.specification, tuple(found.layers), (*weights.steps, *found.notes)),
+        replace_head,
+    )
+    return Converted(_network(target, found.state), weights, report, found.bounded, found.from_ann)
 
 
-def _own_config(
+def calibrate_converted(
+    converted: Converted,
+    images: Tensor,
+    *,
+    percentile: float = 99.9,
+    progress: Callable[[str], None] = lambda name: None,
+) -> tuple[Converted, Calibration]:
+    """Bring a converted network as close to its source as scales and initial potentials can: scale, then calibrate.
+
+    Args:
+        converted: as `convert` gave, on the CPU; its network is changed in place.
+        images: [N, in_channels, height, width], as the network reads them, on the device to compute on; 256 are enough.
+        percentile: see `convert_ann`.
+        progress: see `calibrate_network`.
+    Returns:
+        The network, on the CPU again, and what calibration did.
+    Raises:
+        ConversionError: no images, a percentile out of range, or a network without initial potentials.
+    """
+    network = converted.network.to(images.device)
+    if not converted.bounded:
+        fit_range(network, images, [None] * _hidden_layers(network), percentile=percentile)
+    calibration = calibrate_network(network, images, progress=progress)
+    network.cpu()
+    return replace(converted, bounded=True), calibration
+
+
+def _hidden_layers(network: TTFSNetwork) -> int:
+    return sum(isinstance(layer, WeightedLayer) for layer in network.features)
+
+
+def _own(
     weights: Weights,
     config: NetworkConfig | None,
-    image_size: tuple[int, int] | None,
+    size: tuple[int, int] | None,
     trained_as: TrainedAs | None,
-) -> NetworkConfig:
-    """What the config.json beside weights of ours says, or the caller; arguments as of `recognise`."""
-    description = weights.description()
-    own = config if description is None else description.network
-    if own is None:
-        raise ConversionError(
-            f"convert: {weights.name} must have a config.json beside it, as training writes; it has none. "
-            "Keep both together."
-        )
-    if not isinstance(own, NetworkConfig):
-        raise ConversionError(
-            f"convert: {weights.name} must hold a network of a specification; got one that {own.builder} builds. "
-            "Fine-tune it with recipes/train_own.py --weights."
-        )
-    if image_size not in (None, own.image_size):
-        raise ConversionError(
-            f"convert: image_size must be {own.image_size}, as {weights.name} was trained; got {image_size}."
-        )
-    if trained_as is not None:
-        raise ConversionError(f"convert: trained_as must be left out for a network of ours; got {trained_as}.")
-    return own
+    statistics: Statistics,
+    keep_standardisation: bool,
+    epsilon: float,
+) -> _Source:
+    """A network of this package; arguments as of `convert`."""
+    own = own_config(weights, config, size, trained_as)
+    mean, std = statistics
+    if any(statistics) and own.encoder == "latency":
+        raise ConversionError("convert: mean and std must not be given for a source that reads pixels as they are.")
+    keep = keep_standardisation and "readout.weight_gain" in weights.tensors
+    state, layers = fold_own(weights.tensors, own, keep_standardisation=keep, epsilon=epsilon)
+    notes = [SPIKING]
+    if not keep and any(key.endswith(".weight_gain") for key in weights.tensors):
+        notes.append("standardised weights folded into plain ones")
+    own = own.replace(mean=mean or own.mean, std=std or own.std, weight_standardisation=keep, batch_norm=False)
+    return _Source("ours", own, state, layers, True, False, tuple(notes))
 
 
-def _normalisation(config: NetworkConfig, inexact_borders: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std to fold, if folding is exact or accepted."""
+def _foreign(weights: Weights, layout: Layout, trained_as: TrainedAs | None) -> _Source:
+    """A network of another project: built as a PyTorch module, traced, and named as ours."""
+    module = layout.load(weights.tensors)
+    try:
+        traced = trace_ann(module, torch.zeros(1, *layout.image_shape))
+    except ConversionError as error:
+        raise ConversionError(f"convert: layers must fit each other; of {weights.name}, {error}") from error
+    specification = specification_of(traced.layers)
+    assert specification is not None, "layouts are chains of square convolutions"
+    channels, *size = layout.image_shape
+    config = NetworkConfig(
+        specification,
+        in_channels=channels,
+        image_size=(size[0], size[1]),
+        classes=len(traced.layers[-1].weight),
+        encoder="latency" if layout.latency else "analog",
+        mean=layout.mean,
+        std=layout.std,
+        weight_standardisation=False,
+    )
+    if layout.name == PAPER.layout and trained_as == "direct":
+        config = config.replace(readout="potential_end", neuron=Neuron(derivative_clip=DIRECT_DERIVATIVE_CLIP))
+    if layout.name == PAPER.layout and trained_as == "proxy" and not layout.latency:
+        config = config.replace(encoder="signed")
+    state, entries = {}, []
+    for path, layer, sources in zip(_paths(config), traced.layers, _sources(layout), strict=True):
+        state |= {f"{path}.weight": layer.weight} | ({} if layer.bias is None else {f"{path}.bias": layer.bias})
+        entries.append(LayerEntry(path.removeprefix("features."), sources, tuple(layer.folded)))
+    bounded = all(layer.bound == 1 for layer in traced.layers[:-1])
+    unbounded = "activations of the source are not bounded, spikes saturate at 1: calibrate or train the network"
+    from_ann = trained_as in (None, "ann")
+    notes = (*layout.assumptions, *([] if bounded else [unbounded]), *([] if from_ann else [SPIKING]))
+    return _Source(layout.name, config, state, entries, bounded, from_ann, notes)
+
+
+def _sources(layout: Layout) -> list[tuple[str, ...]]:
+    """Names of the tensors of each layer with weights."""
+    found: list[tuple[str, ...]] = []
+    for name, module in layout.modules:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            found.append(tuple(f"{name}.{key}" for key in module.state_dict()))
+        elif name:
+            found[-1] += (f"{name}.*",)
+    return found
+
+
+def _paths(config: NetworkConfig) -> list[str]:
+    """Names of the layers with weights in the state dict, in their order."""
+    with torch.device("meta"):
+        network = TTFSNetwork(config)
+    return [name for name, layer in network.named_modules() if isinstance(layer, WeightedLayer)]
+
+
+def _with_new_readout(source: _Source, classes: int, initial_gain: float, seed: int) -> _Source:
+    old, state = source.state["readout.weight"], dict(source.state)
+    state["readout.weight"] = draw_readout(classes, old[0].numel(), initial_gain, seed)
+    if "readout.weight_gain" in state:
+        state["readout.weight_gain"] = torch.full((classes,), initial_gain * 2**0.5)
+    state.pop("readout.bias", None)
+    return replace(
+        source,
+        config=source.config.replace(classes=classes),
+        state=state,
+        layers=[*source.layers[:-1], LayerEntry("readout", ())],
+        notes=(*source.notes, f"a new readout for {classes} classes, drawn from seed {seed}"),
+    )
+
+
+def _with_input_folded(source: _Source, inexact_borders: bool) -> _Source:
+    """Mean and std of the images in the weights of the first convolution.
+
+    Exact only without padding. Padding is 0 behind the normalisation, which is the mean image; in front of it, it is a
+    black one. `AnalogEncoder` therefore normalises itself.
+    """
+    config = source.config
     first = parse_specification(config.specification)[0]
     assert isinstance(first, Convolution)  # as in every network with an analog encoder
-    mean = config.mean or (0.0,) * config.in_channels
+    mean, std = config.mean or (0.0,) * config.in_channels, config.std or (1.0,) * config.in_channels
     if first.padding > 0 and any(mean) and not inexact_borders:
         raise ConversionError(
             'convert: input_normalisation must be "configuration" for a padded first convolution; got "weights". '
             "Its padding is the mean image; with mean and std in the weights it would be black, and borders would "
             "change. Give inexact_borders=True (--inexact-borders) to accept that."
         )
-    return mean, config.std or (1.0,) * config.in_channels
+    name, centre, spread = "features.conv1", *(torch.tensor(each).double().view(1, -1, 1, 1) for each in (mean, std))
+    weight = source.state[f"{name}.weight"].double() / spread
+    bias = source.state.get(f"{name}.bias", torch.zeros(())).double() - (weight * centre).sum((1, 2, 3))
+    entry = replace(source.layers[0], folded=(*source.layers[0].folded, INPUT_NORMALISATION))
+    return replace(
+        source,
+        config=config.replace(mean=None, std=None),
+        state=source.state | {f"{name}.weight": weight, f"{name}.bias": bias},
+        layers=[entry, *source.layers[1:]],
+        notes=(*source.notes, "mean and std folded into conv1; inexact at borders that it pads"),
+    )
 
 
-def _target_config(
-    source: NetworkConfig,
-    layers: list[FoldedLayer],
-    classes: int | None,
-    standardised: bool,
-    fold_input: bool,
-    overrides: Mapping[str, Any],
-) -> NetworkConfig:
-    has_bias = any(layer.bias is not None for layer in layers)
+def _target_config(source: _Source, overrides: Mapping[str, Any]) -> NetworkConfig:
+    config, has_bias = source.config, any(key.endswith(".bias") for key in source.state)
     if overrides.get("bias") is False and has_bias:
         raise ConversionError(
             "convert: bias must be True for a source with biases or batch norm; got False. They would be lost."
         )
-    values = {
-        "batch_norm": False,
-        "bias": has_bias,
-        "weight_standardisation": standardised,
-        "classes": classes or source.classes,
-        **overrides,
-    }
-    encoder = values.get("encoder", source.encoder)
-    if fold_input:
-        values |= {"mean": None, "std": None}
-    elif encoder == "latency" and source.encoder != "latency" and (source.mean or source.std):
+    encoder = overrides.get("encoder", config.encoder)
+    if encoder == "latency" and config.encoder != "latency" and (config.mean or config.std):
         raise ConversionError(
-            f'convert: encoder must be "{source.encoder}" for a source with mean and std; got "latency". Give '
+            f'convert: encoder must be "{config.encoder}" for a source with mean and std; got "latency". Give '
             'input_normalisation="weights" to fold them.'
         )
-    else:
-        values |= {"mean": source.mean, "std": source.std}
-    return source.replace(**values)
+    fixed = {"mean": config.mean, "std": config.std}
+    return config.replace(**{"bias": has_bias, **overrides, **fixed})
 
 
-def _plain_tensors(config: NetworkConfig, layers: list[FoldedLayer]) -> dict[str, Tensor]:
-    """Tensors of the folded network; a layer without bias gets zeros, one that averages a weight for each input."""
-    tensors: dict[str, Tensor] = {}
-    for layer, (_, shape) in zip(layers, weighted_layers(skeleton(config)), strict=True):
-        tensors[f"{layer.name}.weight"] = shape.spread(layer.weight).float()
-        zeros = torch.zeros(layer.weight.shape[0])
-        tensors[f"{layer.name}.bias"] = zeros if layer.bias is None else layer.bias.float()
-        if layer.skip_weight is not None:
-            tensors[f"{layer.name}.skip_weight"] = layer.skip_weight.float()
-    return tensors
-
-
-def _network(config: NetworkConfig, layers: list[FoldedLayer]) -> TTFSNetwork:
+def _network(config: NetworkConfig, state: Mapping[str, Tensor]) -> TTFSNetwork:
     """The spiking network with these weights; the caller's random numbers are not used up."""
     with torch.random.fork_rng(devices=[]):
         network = TTFSNetwork(config)
-    state: dict[str, Tensor] = {}
-    for layer in layers:
-        prefix = layer.name if layer.name == "readout" else f"features.{layer.name}"
-        kept = config.weight_standardisation
-        state[f"{prefix}.weight"] = layer.raw_weight if kept else layer.weight
-        if kept:
-            assert layer.weight_gain is not None
-            state[f"{prefix}.weight_gain"] = layer.weight_gain
-        if layer.skip_weight is not None:
-            state[f"{prefix}.skip_weight"] = layer.skip_weight
-        if config.bias:
-            state[f"{prefix}.bias"] = torch.zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
-    network.load_state_dict(state)
+    zeros = {name: torch.zeros_like(value) for name, value in network.state_dict().items() if name.endswith(".bias")}
+    network.load_state_dict(zeros | dict(state))
     return network.eval()

@@ -1,44 +1,47 @@
-"""Scale an ANN with plain ReLU so that its activations fit into [0, 1], where a spike time can say them.
+"""Scale an ANN so that its activations fit into [0, 1], where a spike time can say them.
 
 Diehl et al., "Fast-classifying, high-accuracy spiking deep networks through weight and threshold balancing", 2015, by
 channel and with a percentile in place of the maximum as Rueckauer et al., "Conversion of continuous-valued deep
 networks to efficient event-driven networks for image classification", 2017.
 """
 
-import dataclasses
+from collections.abc import Mapping, Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
+from ttfs_triton.convert.calibration import analog_potential, batches, drawn_rows, rows_of
 from ttfs_triton.convert.checkpoint import ConversionError
-from ttfs_triton.convert.conversion import Converted
-from ttfs_triton.convert.fold import FoldedANN
+from ttfs_triton.nn.graph import NetworkGraph, Stage
+from ttfs_triton.nn.trace import network_graph
 
 
 @torch.no_grad()
 def fit_range(
-    converted: Converted,
+    network: nn.Module,
     images: Tensor,
+    bounds: Sequence[float | None],
     *,
     percentile: float = 99.9,
     batch_size: int = 64,
     samples: int = 65536,
     seed: int = 0,
-) -> Converted:
-    """Divide each channel's weights by what its activations reach, multiply the weights that read it by the same.
+) -> dict[str, Tensor]:
+    """Divide each channel's weights by its clip, multiply the weights that read it by the same, in place.
 
-    A plain ReLU computes the same afterwards. The clamp cuts what lies above the percentile.
+    An ANN computes the same afterwards. Spikes say what lies below the clip, and saturate above.
 
     Args:
-        converted: as `convert` gave; its network's weights are changed in place. Left alone if already clamped.
-        images: [N, in_channels, height, width], as the networks read them; 256 are enough.
-        percentile: of a channel's activations over positions and images, zeros included, in (0, 100].
+        network: what `network_graph` takes, spiking, with the weights and biases of an ANN.
+        images: [N, ...], as the network reads them; 256 are enough.
+        bounds: of the ANN's activations in each hidden layer: an upper bound, which is the clip, or None for a ReLU,
+            whose clip is a percentile of what a channel's activations are on the images.
+        percentile: over positions and images, zeros included, in (0, 100].
         batch_size: images that run at once.
         samples: activations of a channel that decide, drawn among all.
         seed: of that draw.
     Returns:
-        The network, and the ANN scaled and clamped to [0, 1].
+        [C] clips by name of the hidden layer.
     Raises:
         ConversionError: percentile out of range, or no images.
     """
@@ -46,63 +49,52 @@ def fit_range(
         raise ConversionError(f"fit_range: percentile must be in (0, 100]; got {percentile}.")
     if len(images) == 0:
         raise ConversionError("fit_range: images must hold at least one image; got none.")
-    ann = converted.ann
-    if ann.bound is not None:
-        return converted
-    reached = _reached(ann, images, percentile / 100, batch_size, samples, seed)
-    tensors = _rescaled(ann, reached)
-    network = converted.network
-    state = {(name if name.startswith("readout.") else f"features.{name}"): tensor for name, tensor in tensors.items()}
-    if not network.config.bias:
-        state = {name: tensor for name, tensor in state.items() if not name.endswith(".bias")}
-    network.load_state_dict(state)
-    # Its buffers are made on the CPU.
-    return dataclasses.replace(converted, ann=FoldedANN(ann.config, tensors, bound=1.0).to(ann.mean.device))
+    graph = network_graph(network, images.shape[1:])
+    upper = dict(zip([stage.name for stage in graph.weighted[:-1]], bounds, strict=True))
+    generator, clips = torch.Generator().manual_seed(seed), {}
 
-
-def rows_of(activations: Tensor) -> Tensor:
-    """[N, C, height, width] or [N, C] as [rows, C]."""
-    return rearrange(activations, "n c h w -> (n h w) c") if activations.dim() == 4 else activations
-
-
-def _reached(
-    ann: FoldedANN, images: Tensor, quantile: float, batch_size: int, samples: int, seed: int
-) -> dict[str, Tensor]:
-    """[C] of each hidden layer: the quantile of its activations, 1 for channels that are never active."""
-    generator = torch.Generator().manual_seed(seed)
-    found: dict[str, list[Tensor]] = {}
-    share = batch_size / len(images)
-    for batch in images.split(batch_size):
-        for name, activations in ann.hidden(batch).items():
+    def measure(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+        if stage.kind in ("latency", "readout"):
+            return stage.activations(inputs, skip)
+        potential = [analog_potential(stage, x, delayed) for x, delayed in batches(inputs, skip, batch_size)]
+        activations, bound = torch.cat(potential).clamp(0, upper[stage.name]), upper[stage.name]
+        if bound is None:
             rows = rows_of(activations)
-            kept = torch.randperm(len(rows), generator=generator)[: max(1, round(samples * share))].to(rows.device)
-            found.setdefault(name, []).append(rows[kept])
-    reached = {}
-    for name, parts in found.items():
-        ordered = torch.cat(parts).sort(dim=0).values
-        value = ordered[min(len(ordered) - 1, round(quantile * (len(ordered) - 1)))]
-        # A channel that is active in less than the percentile leaves out reaches its maximum.
-        value = torch.where(value > 0, value, ordered[-1])
-        reached[name] = torch.where(value > 0, value, torch.ones_like(value))
-    return reached
+            kept = drawn_rows(len(rows), min(1.0, samples / len(rows)), generator).to(rows.device)
+            clips[stage.name] = _reached(rows[kept], percentile / 100)
+        else:
+            clips[stage.name] = stage.weighted.weight.new_full((len(stage.weighted.weight),), bound)
+        return activations
+
+    graph.run(images, measure)
+    _rescale(graph, clips)
+    return clips
 
 
-def _rescaled(ann: FoldedANN, reached: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the scaled network, by the names of `FoldedANN`."""
-    tensors: dict[str, Tensor] = {}
-    before: Tensor | None = None
-    for name, layer in ann.layers.items():
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        assert not hasattr(layer, "skip_weight")  # what has one is ours, and clamped
-        weight, bias = layer.weight.clone(), layer.bias
-        assert bias is not None  # as in every layer of FoldedANN
-        if before is not None:
-            inputs = before.repeat_interleave(weight.shape[1] // len(before))  # a flattened map, channel by channel
-            weight *= inputs.view(1, -1, *[1] * (weight.dim() - 2))
-        after = reached.get(name)
-        if after is not None:
-            weight /= after.view(-1, *[1] * (weight.dim() - 1))
-            bias = bias / after
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = weight, bias
-        before = after
-    return tensors
+def _reached(rows: Tensor, quantile: float) -> Tensor:
+    """[C], the quantile of activations [rows, C]; 1 for channels that are never active."""
+    ordered = rows.sort(dim=0).values
+    value = ordered[round(quantile * (len(ordered) - 1))]
+    # A channel that is active in less than the percentile leaves out reaches its maximum.
+    value = torch.where(value > 0, value, ordered[-1])
+    return torch.where(value > 0, value, torch.ones_like(value))
+
+
+def _rescale(graph: NetworkGraph, clips: Mapping[str, Tensor]) -> None:
+    for stage in graph.weighted:
+        layer, source = stage.weighted, stage.input.source or ""
+        weight, groups = layer.weight.double(), getattr(layer, "groups", 1)
+        per_output = [-1, *[1] * (weight.dim() - 1)]
+        if source in clips:
+            # A flattened map has its channels one after the other; each group reads its own.
+            inputs = clips[source].double().repeat_interleave(groups * weight.shape[1] // len(clips[source]))
+            weight = weight.unflatten(0, (groups, -1)) * inputs.view(groups, 1, -1, *per_output[2:])
+            weight = weight.flatten(0, 1)
+        if (clip := clips.get(stage.name)) is not None:
+            weight = weight / clip.double().view(per_output)
+            if layer.bias is not None:
+                layer.bias.copy_(layer.bias.double() / clip)
+            if layer.skip_weight is not None and stage.skip is not None:
+                before = clips.get(stage.skip.source or "", torch.ones_like(clip))
+                layer.skip_weight.copy_(layer.skip_weight * before[: layer.skip] / clip[: layer.skip])
+        layer.weight.copy_(weight)

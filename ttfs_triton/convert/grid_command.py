@@ -12,7 +12,8 @@ from rich.console import Console
 
 from ttfs_triton.atomic import write_json
 from ttfs_triton.command_line import run_command
-from ttfs_triton.convert.calibrate_grid import GridCalibration, calibrate_grid
+from ttfs_triton.convert.calibrate_grid import calibrate_grid
+from ttfs_triton.convert.calibration import Calibration
 from ttfs_triton.convert.command import CalibrationImages, check_folder
 from ttfs_triton.model import find_model
 from ttfs_triton.model.load import load_model
@@ -49,7 +50,7 @@ def main(description: str | None, arguments: Sequence[str] | None = None) -> Non
     run_command(CalibrateOptions, run, prog="calibrate.py", description=description, arguments=arguments)
 
 
-def run(options: CalibrateOptions) -> GridCalibration:
+def run(options: CalibrateOptions) -> Calibration:
     """Calibrate as asked, print what it did, write the folder.
 
     Raises:

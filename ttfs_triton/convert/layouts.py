@@ -1,17 +1,27 @@
-"""Layouts: which tensors of a source are which layer's weights, and whether they are all there."""
+"""VGG networks of other projects: recognised by the names of their tensors, and built as PyTorch modules.
 
-import math
+| layout | convolutions | fully connected layers | between them |
+|---|---|---|---|
+| torchvision VGG | `features.N` | `classifier.N`, or `classifier` alone | adaptive average pool |
+| timm VGG | `features.N` | `pre_logits.fc1`, `pre_logits.fc2`, `head.fc`, or the last alone | the same |
+| Wei et al., ICCV 2023 | `conv.N.cnn` | `fc.N.linear` | flattened |
+
+Other projects use the same names. The size of the head's input says how large the maps are that it was made for; mean
+and std of the images are known for ImageNet's 7×7 maps and the paper's networks only, else they must be given.
+
+The paper's networks for MNIST read pixels as spike times, without padding. Its names are the same for three networks:
+an ANN, and the spiking networks of its two scripts, "direct" and "proxy". Which one a file holds must be said.
+"""
+
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttfs_triton.convert.checkpoint import ConversionError
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 TrainedAs = Literal["ann", "direct", "proxy"]
 """What weights were trained as: an ANN, or a spiking network of the paper's models/snn_directTrain_model.py (an analog
@@ -20,131 +30,368 @@ spiking neurons that read pixels, decisions by the potential at its start)."""
 
 Statistics = tuple[tuple[float, ...] | None, tuple[float, ...] | None]
 """Mean and std of each channel of images with pixels in [0, 1]."""
-_OURS = re.compile(r"(?:features\.(?:conv|fc)\d+|readout)\..+")
+
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET_MAPS = 7  # height and width of the maps that heads trained on ImageNet read
+# What the paper's code normalises CIFAR-10 and CIFAR-100 by.
+CIFAR10_PAPER: Statistics = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CIFAR100_PAPER: Statistics = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
+MNIST_SIZE = (28, 28)
+_LAST = 3  # place of a layer whose name has no number, such as timm's head.fc behind fc1 and fc2
 
 
 @dataclass(frozen=True)
-class SourceLayer:
-    """One layer with weights of the source, by the names of its tensors.
+class Names:
+    """How another project names the weights of its layers: patterns with a layer's number as their group.
 
     Attributes:
-        name: of the layer in a network of ours: "conv1", ..., "fc1", ..., "readout".
-        weight: key of the weight.
-        bias: key of the bias, or None.
-        batch_norm: what the keys of its batch norm begin with ("features.1"), or None.
-        weight_gain: key of the gains of standardised weights, or None.
-        skip_weight: key of the weights of delayed spikes, or None.
+        layout: name of the layout.
+        convolution, dense: of convolutions and of fully connected layers.
+        between_dense: places of an `nn.Sequential` between two of the latter: an activation, perhaps dropout.
     """
 
-    name: str
-    weight: str
-    bias: str | None = None
-    batch_norm: str | None = None
-    weight_gain: str | None = None
-    skip_weight: str | None = None
+    layout: str
+    convolution: str
+    dense: str
+    between_dense: int = 2
 
 
-class AveragePool(NamedTuple):
-    """Adaptive average pool between the last maps, of a height and width, and the first fully connected layer."""
-
-    side: int
-    maps: tuple[int, int]
+TORCHVISION = Names("torchvision VGG", r"features\.(\d+)\.weight", r"classifier(?:\.(\d+))?\.weight")
+TIMM = Names("timm VGG", r"features\.(\d+)\.weight", r"(?:pre_logits\.fc(\d)|head\.fc)\.weight", between_dense=0)
+PAPER = Names("Wei et al., ICCV 2023", r"conv\.(\d+)\.cnn\.weight", r"fc\.(\d+)\.linear\.weight")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The network that the tensors are of.
+    """A network of another project.
 
     Attributes:
-        name: "ours", or as in `foreign`.
-        layers: in the order of computation; the last is the readout.
-        config: of that network, for the image size it is converted for.
-        bound: upper bound of its hidden activations: 1 for a clamped ReLU, None for a plain one.
-        from_ann: whether it was trained as an ANN, not to spike.
-        pool: in front of its first fully connected layer; None if that reads the last maps as they are.
+        name: of the layout.
+        modules: in the order of computation, each with what its tensors' names begin with; "" without tensors.
+        image_shape: (channels, height, width).
+        latency: pixels are spike times.
+        mean, std: of the images that it was trained on.
         assumptions: what neither names nor shapes say, in words.
     """
 
     name: str
-    layers: tuple[SourceLayer, ...]
-    config: NetworkConfig
-    bound: float | None
-    from_ann: bool = False
-    pool: AveragePool | None = None
-    assumptions: tuple[str, ...] = ()
+    modules: tuple[tuple[str, nn.Module], ...]
+    image_shape: tuple[int, int, int]
+    latency: bool
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    assumptions: tuple[str, ...]
+
+    def load(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The network with its weights, in evaluation mode.
+
+        Raises:
+            ConversionError: tensors are missing, superfluous or of another shape; by name.
+        """
+        wanted = {f"{name}.{key}": value for name, part in self.modules for key, value in part.state_dict().items()}
+        shapes = {key: value.shape for key, value in tensors.items()}
+        for key, value in wanted.items():  # a convolution over all of its inputs is linear
+            if value.dim() == 2 < len(shapes.get(key, ())):
+                shapes[key] = tensors[key].flatten(1).shape
+        check_tensors({key: tuple(value.shape) for key, value in wanted.items()}, shapes, self.name)
+        for name, module in self.modules:
+            own = {key: tensors.get(f"{name}.{key}", torch.zeros(())) for key in module.state_dict()}
+            own = {key: value.view(wanted[f"{name}.{key}"].shape).float() for key, value in own.items()}
+            module.load_state_dict(own, assign=True)
+        return nn.Sequential(*(module for _, module in self.modules)).eval()
 
 
-def is_own(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether names are those of a `TTFSNetwork`."""
-    return any(_OURS.fullmatch(key) for key in tensors)
-
-
-def own_layout(tensors: Mapping[str, Tensor], config: NetworkConfig) -> Layout:
-    """The layout of a network of ours, with or without batch norm."""
-    layers = []
-    for name, layer in weighted_layers(skeleton(config)):
-        path = name if name == "readout" else f"features.{name}"
-        bias, gain = (key if (key := f"{path}.{kind}") in tensors else None for kind in ("bias", "weight_gain"))
-        norm = f"{path}.batch_norm" if f"{path}.batch_norm.running_mean" in tensors else None
-        layers.append(
-            SourceLayer(name, f"{path}.weight", bias, norm, gain, f"{path}.skip_weight" if layer.skip else None)
-        )
-    return Layout("ours", tuple(layers), config, bound=1.0)
-
-
-def skeleton(config: NetworkConfig) -> TTFSNetwork:
-    """The network without memory for its weights (on the meta device): names, shapes, strides."""
-    with torch.device("meta"):
-        return TTFSNetwork(config)
-
-
-def weighted_layers(network: TTFSNetwork) -> Iterator[tuple[str, WeightedLayer]]:
-    """Layers with weights by name, in the order of computation."""
-    for name, layer in network.features.named_children():
-        if isinstance(layer, WeightedLayer):
-            yield name, layer
-    yield "readout", network.readout
-
-
-def check_tensors(layout: Layout, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ConversionError unless the tensors are all of the layout's, with the shapes that its network needs."""
-    problems, known, pool = [], set(), layout.pool
-    for source, (name, layer) in zip(layout.layers, weighted_layers(skeleton(layout.config)), strict=True):
-        shape = list(layer.weight.shape)
-        if not isinstance(layer, WeightedConv2d) and pool is not None:  # the first behind the maps
-            shape[1] = shape[1] // math.prod(pool.maps) * pool.side**2
-            pool = None
-        wanted = {key: shape[:1] for key in (source.bias, source.weight_gain) if key is not None}
-        wanted[source.weight] = shape
-        if source.skip_weight is not None:
-            wanted[source.skip_weight] = [layer.skip]
-        if (norm := source.batch_norm) is not None:
-            affine = ("weight", "bias") if {f"{norm}.weight", f"{norm}.bias"} & tensors.keys() else ()
-            wanted |= {f"{norm}.{key}": shape[:1] for key in ("running_mean", "running_var", *affine)}
-            known.add(f"{norm}.num_batches_tracked")
-        known |= wanted.keys()
-        for key, size in wanted.items():
-            found = list(tensors[key].shape) if key in tensors else "missing"
-            if len(size) == 2 < len(found) and key in tensors:  # a convolution over all of its inputs is linear
-                fits = list(tensors[key].flatten(1).shape) == size
-            else:
-                fits = found == size
-            if not fits:
-                problems.append(f"{key}: {found}, {name} needs {size}")
+def check_tensors(wanted: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], what: str) -> None:
+    """Raise ConversionError unless tensors have exactly these names and shapes; batch counters may be missing."""
+    problems = [
+        f"{key}: {list(found[key]) if key in found else 'missing'}, {_layer_of(key)} needs {list(shape)}"
+        for key, shape in wanted.items()
+        if (key in found or not key.endswith("num_batches_tracked")) and list(found.get(key, [-1])) != list(shape)
+    ]
     if problems:
+        raise ConversionError(f"convert: the weights must be those of {what}; got {_listed(problems)}.")
+    if unused := [key for key in found if key not in wanted]:
         raise ConversionError(
-            f"convert: the weights must be those of {layout.config.specification} ({layout.name}); got "
-            f"{'; '.join(problems)}."
-        )
-    if unused := [key for key in tensors if key not in known]:
-        raise ConversionError(
-            f"convert: every tensor must belong to {layout.config.specification} ({layout.name}); nothing takes "
-            f"{describe(tensors, unused)}. Remove them if they are not part of the network."
+            f"convert: every tensor must belong to {what}; nothing takes {described(found, unused)}. "
+            "Remove them if they are not part of the network."
         )
 
 
-def describe(tensors: Mapping[str, Tensor], keys: Sequence[str] | None = None) -> str:
+def described(shapes: Mapping[str, Sequence[int]], keys: Sequence[str] | None = None) -> str:
     """Names and shapes for messages, the first twelve."""
-    keys = list(tensors) if keys is None else keys
-    text = ", ".join(f"{key} {list(tensors[key].shape)}" for key in keys[:12])
-    return f"{text}, ... ({len(keys)} in all)" if len(keys) > 12 else text
+    return _listed([f"{key} {list(shapes[key])}" for key in (list(shapes) if keys is None else keys)])
+
+
+def _layer_of(key: str) -> str:
+    return key.removeprefix("features.").partition(".")[0] if re.match(r"features\.\D|readout", key) else "its layer"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:12]) + (f", ... ({len(texts)} in all)" if len(texts) > 12 else "")
+
+
+def foreign_layout(
+    tensors: Mapping[str, Tensor],
+    *,
+    image_size: tuple[int, int] | None = None,
+    trained_as: TrainedAs | None = None,
+    statistics: Statistics = (None, None),
+    fallback: Statistics | None = None,
+    config: Mapping[str, Any] | None = None,
+    epsilon: float = 1e-5,
+) -> Layout:
+    """The layout of a VGG network of another project.
+
+    Args:
+        tensors: plain, by name.
+        image_size: (height, width) that the network shall be converted for. None: the size that its head was made for.
+        trained_as: see `TrainedAs`; needed for the paper's networks, whose names do not say it.
+        statistics: mean and std of the images that it was trained on. None: those of `config`, or those that are known.
+        fallback: mean and std that are taken if nothing else says any.
+        config: content of the config.json beside the weights, as timm writes it: mean, std and image size.
+        epsilon: of batch norms.
+    Raises:
+        ConversionError: the names are of no known network, or do not add up to one, or may be of several.
+    """
+    names, convolutions, dense = _recognised(tensors)
+    _check_trained_as(names, trained_as)
+    first, head = tensors[f"{next(iter(convolutions))}.weight"], tensors[f"{next(iter(dense))}.weight"]
+    channels, classes = first.shape[1], len(tensors[f"{list(dense)[-1]}.weight"])
+    latency = names is PAPER and channels == 1
+    timm, assumptions = _timm_values(config), ["a 2×2 pool ends the convolutions"]
+    last = tensors[f"{list(convolutions)[-1]}.weight"]
+    places = head[0].numel() / len(last)  # of the maps that the head reads
+    pools = sum(behind == 2 for behind in convolutions.values())
+    average: list[tuple[str, nn.Module]] = []
+    if latency:  # the paper's for MNIST
+        size, (mean, std) = image_size or MNIST_SIZE, (None, None)
+    else:
+        size, side = _image_size(names, head, places, pools, image_size or timm.get("size"))
+        if side is not None:
+            average = [("", nn.AdaptiveAvgPool2d(side))]
+            maps = "×".join(str(length // 2**pools) for length in size)
+            assumptions.append(f"an average pool turns maps of {maps} into {side}×{side}")
+        (mean, std), said = _statistics(
+            names,
+            statistics,
+            timm.get("statistics"),
+            fallback,
+            places=places,
+            channels=channels,
+            classes=classes,
+        )
+        assumptions.insert(0, said)
+    if names is PAPER:
+        assumptions.append(f"trained as {trained_as}, as said: the names are the same")
+    modules = [
+        *_modules(tensors, convolutions, names, epsilon, padded=not latency),
+        *average,
+        ("", nn.Flatten()),
+        *_modules(tensors, dense, names, epsilon),
+    ]
+    return Layout(
+        names.layout, tuple(modules[:-1]), (channels, size[0], size[1]), latency, mean, std, tuple(assumptions)
+    )
+
+
+def _recognised(tensors: Mapping[str, Tensor]) -> tuple[Names, dict[str, int], dict[str, int]]:
+    """The project, and what the names of its convolutions and fully connected layers begin with; see `_chain`."""
+    convolutional = False
+    for names in (TORCHVISION, TIMM, PAPER):
+        convolutions = _numbered(tensors, names.convolution, (4,))
+        dense = _numbered(tensors, names.dense, (2, 4) if names is TIMM else (2,))
+        convolutional |= 0 in convolutions
+        if 0 in convolutions and dense:
+            return names, _chain(tensors, convolutions, 2), _chain(tensors, dense, names.between_dense)
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    if convolutional:
+        rest = [key for key in tensors if not key.startswith(("features.", "conv."))]
+        raise ConversionError(
+            "convert: the weights must have a classifier (classifier, head.fc or fc.N.linear) of linear layers; got "
+            f"{described(shapes, rest) or 'none'}. A network without one computes no classes."
+        )
+    raise ConversionError(
+        "convert: the weights must be of a network of ours, a VGG with the names of torchvision or timm, or the "
+        f"paper's; got {described(shapes)}. Load them into their PyTorch module, and call "
+        "ttfs_triton.convert.convert_ann(module, images)."
+    )
+
+
+def _numbered(tensors: Mapping[str, Tensor], pattern: str, dimensions: Sequence[int]) -> dict[int, str]:
+    """Keys of weights with so many dimensions by their layer's number, in order."""
+    found = {
+        int(match[1] or _LAST): key
+        for key in tensors
+        if (match := re.fullmatch(pattern, key)) and tensors[key].dim() in dimensions
+    }
+    return dict(sorted(found.items()))
+
+
+def _chain(tensors: Mapping[str, Tensor], numbered: Mapping[int, str], most: int) -> dict[str, int]:
+    """How many places without weights stand behind each layer: an activation, a pool or dropout.
+
+    Args:
+        tensors: of the source.
+        numbered: keys of the weights by place.
+        most: places that may stand between two layers, and stand behind the last: all VGGs end in a pool.
+    Returns:
+        By what the names of the layer's tensors begin with, in order.
+    """
+    found, numbers = {}, list(numbered)
+    for index, (number, key) in enumerate(numbered.items()):
+        between = most
+        if index + 1 < len(numbers):
+            norm = f"{_norm_of(key.removesuffix('.weight'))}.running_mean" in tensors
+            between = numbers[index + 1] - number - (2 if norm else 1)
+        if not min(1, most) <= between <= most:
+            raise ConversionError(
+                f"convert: behind {key} there must be an activation, and perhaps a pool or dropout; got {between} "
+                f"places before {numbered[numbers[index + 1]]}. A layer is missing, or this is not a VGG network."
+            )
+        found[key.removesuffix(".weight")] = between
+    without = [name for name in found if f"{name}.bias" not in tensors]
+    if 0 < len(without) < len(found):  # no project has such
+        raise ConversionError(
+            f"convert: all layers of a kind must have a bias, or none; got none for {', '.join(without)}."
+        )
+    return found
+
+
+def _norm_of(name: str) -> str:
+    """What the names of a batch norm's tensors begin with, from those of the layer in front of it."""
+    place = re.match(r"(\w+)\.(\d+)", name)
+    return f"{place[1]}.{int(place[2]) + 1}" if place else "none"
+
+
+def _modules(
+    tensors: Mapping[str, Tensor], chain: Mapping[str, int], names: Names, epsilon: float, padded: bool = True
+) -> Iterator[tuple[str, nn.Module]]:
+    """Layers of a chain, each for as many inputs as the one before it has outputs, with what stands behind them."""
+    inputs = 0  # as its weight says, of the first
+    for name, behind in chain.items():
+        weight, bias = tensors[f"{name}.weight"], f"{name}.bias" in tensors
+        maps = weight.dim() == 4 and "fc" not in name
+        with torch.device("meta"):
+            if maps:
+                yield name, _convolution(name, weight, inputs or weight.shape[1], bias, padded)
+            else:
+                yield name, nn.Linear(inputs or weight[0].numel(), len(weight), bias)
+            inputs = len(weight)
+            norm = _norm_of(name)
+            if f"{norm}.running_mean" in tensors:
+                affine = bool({f"{norm}.weight", f"{norm}.bias"} & tensors.keys())
+                kind = nn.BatchNorm2d if maps else nn.BatchNorm1d
+                yield norm, kind(len(weight), epsilon, affine=affine)
+        yield "", nn.Hardtanh(0.0, 1.0) if names is PAPER else nn.ReLU()
+        if maps and behind == 2:
+            yield "", nn.MaxPool2d(2)
+
+
+def _convolution(name: str, weight: Tensor, inputs: int, bias: bool, padded: bool) -> nn.Conv2d:
+    channels, _, height, width = weight.shape
+    if (height, width) not in ((1, 1), (3, 3)) and (padded or height != width):
+        raise ConversionError(
+            f"convert: {name}.weight must be 3×3 (padding 1) or 1×1, as in VGG networks; got {height}×{width}, of "
+            "which the padding is unknown."
+        )
+    return nn.Conv2d(inputs, channels, height, padding=(height - 1) // 2 if padded else 0, bias=bias)
+
+
+def _image_size(
+    names: Names, head: Tensor, places: float, pools: int, size: tuple[int, int] | None
+) -> tuple[tuple[int, int], int | None]:
+    """(height, width) of the images, and the side of the average pool that their maps need, None without.
+
+    Args:
+        names: of the project.
+        head: weight of the first fully connected layer.
+        places: of the maps that it reads.
+        pools: 2×2 pools between images and maps.
+        size: (height, width) of the images. None: what the head was made for.
+    """
+    side = round(places**0.5)
+    maps = (side, side) if size is None else (size[0] // 2**pools, size[1] // 2**pools)
+    size = size or (side * 2**pools,) * 2
+    if min(maps) < 1 <= side:
+        raise ConversionError(
+            f"convert: image_size must be at least {2**pools} for {pools} pools; got {size}. Use larger images."
+        )
+    if places == maps[0] * maps[1]:
+        return size, None
+    if places != side**2:
+        raise ConversionError(
+            "convert: the first fully connected layer must read square maps of the last convolution's channels, or "
+            f"those of image_size; got weights {list(head.shape)}, {places:g} places a channel. Give the images' "
+            "height and width (--image-size)."
+        )
+    if names is PAPER:
+        raise ConversionError(
+            f"convert: image_size must be {side * 2**pools} for a head that reads maps of {side}×{side}; got {size}, "
+            f"which gives {maps[0]}×{maps[1]}."
+        )
+    if head.dim() == 4 and max(maps) > side:
+        raise ConversionError(
+            f"convert: image_size must leave maps of at most {side}×{side} for a timm VGG; got {size}, which gives "
+            f"{maps[0]}×{maps[1]}: its head would be applied at several places and averaged."
+        )
+    return size, side
+
+
+def _statistics(
+    names: Names,
+    given: Statistics,
+    timm: Statistics | None,
+    fallback: Statistics | None,
+    *,
+    places: float,
+    channels: int,
+    classes: int,
+) -> tuple[Statistics, str]:
+    """Mean and std of the images that the source was trained on, and who says so: the first that says any.
+
+    Args:
+        names, given, timm, fallback: see `foreign_layout`.
+        places: of the maps that the head reads.
+        channels, classes: of the network.
+    """
+    known = CIFAR100_PAPER if classes == 100 else CIFAR10_PAPER
+    if names is not PAPER:
+        known = IMAGENET if places == IMAGENET_MAPS**2 else None
+    candidates = (
+        (given if None not in given else None, "mean and std as given"),
+        (timm, "mean and std of the config.json beside the weights"),
+        (known if channels == 3 else None, f"mean and std as {names.layout} has them: {known and known[0]}"),
+        (fallback, "mean and std of the images to train on"),
+    )
+    found = next(((values, said) for values, said in candidates if values is not None), None)
+    if found is None:
+        raise ConversionError(
+            "convert: mean and std must be those of the images that the weights were trained on, which neither names "
+            "nor shapes say; got none. Give both (--mean, --std), pixels in [0, 1]."
+        )
+    (mean, std), said = found
+    return (given[0] or mean, given[1] or std), said
+
+
+def _check_trained_as(names: Names, trained_as: TrainedAs | None) -> None:
+    if names is PAPER and trained_as is None:
+        raise ConversionError(
+            "convert: trained_as must be one of ann, direct, proxy for the paper's networks, whose names are the same; "
+            "got None. Give it (--trained-as): calibrating what was trained to spike would ruin it."
+        )
+    if names is not PAPER and trained_as not in (None, "ann"):
+        raise ConversionError(f"convert: trained_as must be ann for a {names.layout}; got {trained_as}. Leave it out.")
+
+
+def _timm_values(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """ "statistics" (mean, std) and "size" (height, width) of a timm configuration, in its present or former form."""
+    values = {} if config is None else config.get("pretrained_cfg", config)
+    if not isinstance(values, Mapping):
+        return {}
+    mean, std, size = (values.get(name) for name in ("mean", "std", "input_size"))
+    found: dict[str, Any] = {}
+    if isinstance(mean, list) and isinstance(std, list):
+        found["statistics"] = tuple(map(float, mean)), tuple(map(float, std))
+    if isinstance(size, list) and len(size) == 3:
+        found["size"] = int(size[1]), int(size[2])
+    return found

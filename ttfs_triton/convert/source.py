@@ -1,6 +1,5 @@
 """Weights from a file, a folder or the Hub, read so that nothing in them can run."""
 
-import hashlib
 import json
 import pickletools
 import re
@@ -14,19 +13,14 @@ import torch
 from torch import Tensor
 
 from ttfs_triton.convert.checkpoint import WeightsError, plain_tensors
-from ttfs_triton.convert.download import FoundFile, download_weights
-from ttfs_triton.model.bundled import PREFIX, bundled_folder
 from ttfs_triton.model.description import CONFIG, BaseModel, ModelDescription
 from ttfs_triton.model.files import check_pair, read_config
+from ttfs_triton.model.hub import HubError
+from ttfs_triton.model.locate import ModelFiles, find_model
 from ttfs_triton.model.weights import WEIGHTS, LoadError, read_header, read_weights
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".th")
-WEIGHT_SUFFIXES = (".safetensors", *PICKLED)
-# In a folder or repository, the first that exists; "best/" is that of a run.
-STANDARD_NAMES = (f"best/{WEIGHTS}", WEIGHTS, "pytorch_model.bin")
-_HUB_NAME = re.compile(
-    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?"
-)
+PICKLED_NAME = "pytorch_model.bin"  # of a folder without safetensors
 
 
 @dataclass(frozen=True)
@@ -80,8 +74,8 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
     Args:
         source: a .safetensors file; a file that torch.save wrote (.bin, .pt, .pth, .pkl, ...), of which tensors and
             plain containers are read and nothing else; a folder (a run's, or one with model.safetensors or
-            pytorch_model.bin); "bundled:NAME", a network that comes with the package; or a Hub repository,
-            `org/name`, `org/name@revision` or `org/name/file@revision`, of which safetensors are preferred.
+            pytorch_model.bin); "bundled:NAME", a network that comes with the package; or a Hub repository, of which
+            only safetensors are read: `org/name`, `org/name@revision` or `org/name/FILE.safetensors@revision`.
         sha256: what the file must hash to, hexadecimal. Default: the Hub's own hash, where it keeps one.
     Raises:
         WeightsError: nothing there, no network, no access, a file that is damaged, that is not what `sha256` says, or
@@ -93,71 +87,45 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise WeightsError(f"open_weights: sha256 must be 64 hexadecimal digits; got {sha256!r}.")
-    found = _find(source)
-    digest = _hash(found.file)
-    for expected, origin in ((sha256, "as given"), (found.sha256, "as the Hub says")):
+    name, found = _find(source)
+    try:
+        digest = found.sha256
+    except OSError as error:
+        raise WeightsError(f"open_weights: {found.weights} must be readable; {error}.") from error
+    for expected, origin in ((sha256, "as given"), (found.hub_sha256, "as the Hub says")):
         if expected is not None and digest != expected.lower():
             raise WeightsError(
-                f"open_weights: {found.name} must have the SHA-256 {expected.lower()}, {origin}; got {digest}. "
+                f"open_weights: {name} must have the SHA-256 {expected.lower()}, {origin}; got {digest}. "
                 "The file is damaged or another one; get it again."
             )
-    content, kind = _read(found.file, verified=sha256 is not None or found.sha256 is not None)
+    content, kind = _read(found.weights, verified=sha256 is not None or found.hub_sha256 is not None)
     try:
-        tensors, steps = plain_tensors(content, most_bytes=found.file.stat().st_size)
+        tensors, steps = plain_tensors(content, most_bytes=found.weights.stat().st_size)
     except WeightsError as error:
-        raise WeightsError(f"open_weights: {found.name} cannot be used: {error}") from error
-    config = _read_config(found.config, found.file if kind == "safetensors" else None)
-    return Weights(
-        tensors,
-        found.name,
-        found.file,
-        kind,
-        digest,
-        found.repository,
-        found.revision,
-        config,
-        steps,
-    )
+        raise WeightsError(f"open_weights: {name} cannot be used: {error}") from error
+    config = _read_config(found.config, found.weights if kind == "safetensors" else None)
+    return Weights(tensors, name, found.weights, kind, digest, found.repo_id, found.commit, config, steps)
 
 
-def _find(source: str | Path) -> FoundFile:
+def _find(source: str | Path) -> tuple[str, ModelFiles]:
+    """What weights are called in messages and reports, without folders of this machine, and where they are."""
     path = Path(source).expanduser()
-    if str(source).startswith(PREFIX) and not path.exists():
-        try:
-            return _local(bundled_folder(str(source)) / WEIGHTS, str(source))
-        except LoadError as error:
-            raise WeightsError(f"open_weights: {error}") from error
-    if str(source) and path.is_file():
-        return _local(path, path.name)
-    if str(source) and path.is_dir():
-        for name in STANDARD_NAMES:
-            if (path / name).is_file():
-                return _local(path / name, path.resolve().name)
-        others = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
-        raise WeightsError(
-            f"open_weights: {path} must hold {', '.join(STANDARD_NAMES)}; got "
-            f"{', '.join(others) or 'no weights'}. {'Name one of these files.' if others else 'Give another folder.'}"
-        )
-    match = _HUB_NAME.fullmatch(str(source))
-    if match is None:
-        raise WeightsError(
-            f"open_weights: source must be a file, a folder or a Hub repository (org/name[@revision]); there is "
-            f"nothing at {source}."
-        )
-    return download_weights(match["repository"], match["file"], match["revision"], STANDARD_NAMES, WEIGHT_SUFFIXES)
-
-
-def _local(file: Path, name: str) -> FoundFile:
-    config = file.with_name(CONFIG)
-    return FoundFile(file, name, config if config.is_file() else None)
-
-
-def _hash(file: Path) -> str:
+    if not str(source):
+        raise WeightsError("open_weights: source must be a file, a folder or a Hub repository; got nothing.")
+    safe = any((path / name).is_file() for name in (f"best/{WEIGHTS}", WEIGHTS))
+    if path.is_dir() and (path / PICKLED_NAME).is_file() and not safe:
+        return path.resolve().name, ModelFiles(path / PICKLED_NAME, path / CONFIG)
+    if path.is_file():
+        return path.name, ModelFiles(path, path.with_name(CONFIG))
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"open_weights: {file} must be readable; {error}.") from error
+        found = find_model(path if path.is_dir() else str(source), described=False)
+    except LoadError as error:
+        others = sorted(file.name for file in path.iterdir() if file.suffix in PICKLED) if path.is_dir() else []
+        named = f" Name one of its files: {', '.join(others)}." if others else ""
+        raise WeightsError(f"open_weights: {error}{named}") from error
+    except HubError as error:
+        raise WeightsError(f"open_weights: {source} is no file or folder here; {error}") from error
+    return path.resolve().name if path.is_dir() else str(source), found
 
 
 def _read(file: Path, *, verified: bool) -> tuple[object, str]:
@@ -263,9 +231,9 @@ def _pickle_problem(file: Path, problem: str) -> str:
     return f"open_weights: {file} must be a whole file of tensors that torch.save wrote; {first_line}."
 
 
-def _read_config(path: Path | None, weights: Path | None) -> Mapping[str, Any] | None:
+def _read_config(path: Path, weights: Path | None) -> Mapping[str, Any] | None:
     """What is beside the weights; it must be what they were written with, if they are safetensors and say so."""
-    if path is None:
+    if not path.is_file():
         return None
     try:
         content = read_config(path)

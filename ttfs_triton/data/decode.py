@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ttfs_triton.data.crops import Crop, centre_crop, random_crop
+from ttfs_triton.data.pixels import Crop, centre_crop, random_crop
 from ttfs_triton.data.reading import DECODER_ERRORS, BadImages, decode_image, decoding_threads, read_rows
 
 _MODES = {1: "L", 3: "RGB"}

@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from ttfs_triton.data.crops import Crop
-from ttfs_triton.data.pixels import image_pixels
+from ttfs_triton.data.pixels import Crop, image_pixels
 
 logger = logging.getLogger(__name__)
 

@@ -60,7 +60,7 @@ def run(options: FrontierOptions) -> Rows:
 
     data = {network.name: load_data(network.config, accelerator, say) for network in networks}
     for network in networks:
-        check_points(network, data[network.name], options, accelerator)
+        check_points(network, data[network.name], accelerator)
     made = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "device": device_name(accelerator.device),

@@ -15,7 +15,7 @@ from ttfs_triton.evaluation import LoadedNetwork, load_network
 from ttfs_triton.frontier.options import FrontierOptions, Point
 from ttfs_triton.hardware import load_chip
 from ttfs_triton.model.bundled import PREFIX, bundled_facts
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train.build import RunData, build_network, check_network
 from ttfs_triton.train.config import (
     FREE_ON_RESUME,
@@ -137,23 +137,17 @@ def _planned(settings: dict[str, object], point: Point, path: Path) -> PlannedPo
     return PlannedPoint(point, folder, make_config(saved.model_dump() | free | {"resume": True}, str(path)))
 
 
-def check_points(network: PlannedNetwork, data: RunData, options: FrontierOptions, accelerator: Accelerator) -> None:
+def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerator) -> None:
     """Refuse, before any training, points that these images and this network do not allow.
 
     Args:
         network: with its points; those that have ended are not looked at.
         data: its images.
-        options: of the sweep.
         accelerator: whose device may calibrate.
     Raises:
         ConfigError: targets out of reach, grids that cannot hold the network, ...; names all points.
     """
     problems: list[str] = []
-    if options.grids() and not isinstance(network.loaded.network.network, TTFSNetwork):
-        problems.append(
-            "time_steps: the network must have a specification to be calibrated; code of yours builds this one. Call "
-            "ttfs_triton.nn.put_on_grid where you build it, and sweep that."
-        )
     for planned in network.points:
         if planned.ended:
             continue

@@ -19,7 +19,7 @@ from ttfs_triton.frontier.measure import Bench, summary_row
 from ttfs_triton.frontier.options import FAULTS, FrontierOptions
 from ttfs_triton.frontier.plan import PlannedNetwork, PlannedPoint, split_for
 from ttfs_triton.hardware import Counts
-from ttfs_triton.nn import Grid, TTFSNetwork
+from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.report.frontier_table import FREE, FrontierRow
 from ttfs_triton.train import NonFiniteLossError, train
@@ -120,7 +120,6 @@ class Sweep:
     def _calibrated(self, network: PlannedNetwork, grid: Grid, data: RunData) -> nn.Module:
         """The network on a grid without training."""
         model = copy.deepcopy(network.loaded.network)
-        assert isinstance(model.network, TTFSNetwork), "refused before"
         images = draw_images(data.train, CALIBRATION_IMAGES, network.config.seed, data.train_indices)
         model.to(self.accelerator.device)
         calibrate_grid(model.network, images.to(self.accelerator.device), grid)

@@ -9,15 +9,17 @@ from ttfs_triton.hardware.energy.compare import (
     PUBLISHED,
     BreakEven,
     Comparison,
+    Verdict,
     break_even_firing_share,
     break_even_rate,
     compare,
+    fair_chip,
+    verdict,
 )
 from ttfs_triton.hardware.energy.estimate import Swing, estimate, sensitivity
 from ttfs_triton.hardware.energy.prices import Price, Range
 from ttfs_triton.hardware.energy.run_options import RunOptions
 from ttfs_triton.hardware.energy.terms import Estimate, Term
-from ttfs_triton.hardware.energy.verdict import Verdict, fair_chip, verdict
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.hardware.simulation.sweep import Sweep, SweepRow, sweep

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from ttfs_triton.command_line import run_command
-from ttfs_triton.hub.card import ALLOWED, Package
+from ttfs_triton.hub.card import Package
 from ttfs_triton.hub.publish import publish
-from ttfs_triton.model.hub import HubError, check_account, open_repository, upload
 from ttfs_triton.report.energy_tables import CARD_CHIPS
 
 
@@ -64,33 +61,28 @@ def run(options: PublishOptions, console: Console) -> None:
     Raises:
         HubError, LoadError, ValueError: as `publish` does.
     """
-    if not options.dry_run:
-        check_account(options.repo_id)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
     found = publish(
         options.run,
         options.repo_id,
-        dry_run=True,
+        private=not options.public,
+        dry_run=options.dry_run,
         evaluation=options.evaluation,
         dataset=options.dataset,
         network=options.network,
         license=options.license,
         chips=options.chip,
+        commit_message=options.commit_message,
+        show=lambda package: say(files_list(package)),
     )
-    console.print(files_list(found.package), markup=False, highlight=False)
     if options.dry_run:
-        console.print(found.package.card, markup=False, highlight=False)
-        console.print(f"dry run: nothing was sent to {options.repo_id}", markup=False, highlight=False)
-        return
-    open_repository(options.repo_id, private=not options.public)
-    try:
-        files = found.package.files
-        url = upload(files, options.repo_id, stale=ALLOWED, commit_message=options.commit_message)
-    except HubError as error:
-        raise HubError(
-            f"{error}\nNothing has changed in {options.repo_id}; {options.run} is as it was. Go on with:\n"
-            f"{shlex.join([Path(sys.executable).name, *sys.argv])}"
-        ) from error
-    console.print(f"published {'for everybody' if options.public else 'privately'}: {url}", highlight=False)
+        say(found.package.card)
+        say(f"dry run: nothing was sent to {options.repo_id}")
+    else:
+        say(f"published {'for everybody' if options.public else 'privately'}: {found.url}")
 
 
 def files_list(package: Package) -> str:

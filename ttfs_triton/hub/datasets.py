@@ -15,6 +15,7 @@ from ttfs_triton.nn import NetworkConfig
 
 SAMPLE = "sample"
 _FASHION = "Xiao, Rasul and Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017"
+_NO_LICENCE = "none that is formal; published for research, cite the source"
 _CIFAR = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
 
 
@@ -29,7 +30,7 @@ class TrainingData:
         source: whom to cite, or "".
         test_images: in the whole test set, or None if not known.
         local: read from a local folder: then the name is what the publisher states, and nothing was compared.
-        shape: (channels, height, width, classes) of the original, or None if not known.
+        classes: of the original, or None if not known.
     """
 
     id: str | None
@@ -38,7 +39,7 @@ class TrainingData:
     source: str = ""
     test_images: int | None = None
     local: bool = False
-    shape: tuple[int, int, int, int] | None = None
+    classes: int | None = None
 
     @property
     def seen(self) -> str | None:
@@ -52,42 +53,18 @@ class TrainingData:
 
 
 UNNAMED = TrainingData(None, "a data set that is not named")
+_SAMPLE = TrainingData(
+    None, "the sample of Fashion-MNIST that comes with ttfs-triton", "MIT", _FASHION, 1000, classes=10
+)
+_DIGITS = "CC BY-SA 3.0 as its authors state it", "LeCun, Cortes and Burges, The MNIST Database of Handwritten Digits"
 KNOWN = {
     data.id or SAMPLE: data
     for data in (
-        TrainingData(
-            None,
-            "the sample of Fashion-MNIST that comes with ttfs-triton",
-            "MIT",
-            _FASHION,
-            1000,
-            shape=(1, 28, 28, 10),
-        ),
-        TrainingData(
-            "ylecun/mnist",
-            "MNIST",
-            "CC BY-SA 3.0 as its authors state it",
-            "LeCun, Cortes and Burges, The MNIST Database of Handwritten Digits",
-            10_000,
-            shape=(1, 28, 28, 10),
-        ),
-        TrainingData("zalando-datasets/fashion_mnist", "Fashion-MNIST", "MIT", _FASHION, 10_000, shape=(1, 28, 28, 10)),
-        TrainingData(
-            "uoft-cs/cifar10",
-            "CIFAR-10",
-            "none that is formal; published for research, cite the source",
-            _CIFAR,
-            10_000,
-            shape=(3, 32, 32, 10),
-        ),
-        TrainingData(
-            "uoft-cs/cifar100",
-            "CIFAR-100",
-            "none that is formal; published for research, cite the source",
-            _CIFAR,
-            10_000,
-            shape=(3, 32, 32, 100),
-        ),
+        _SAMPLE,
+        TrainingData("ylecun/mnist", "MNIST", *_DIGITS, 10_000, classes=10),
+        TrainingData("zalando-datasets/fashion_mnist", "Fashion-MNIST", "MIT", _FASHION, 10_000, classes=10),
+        TrainingData("uoft-cs/cifar10", "CIFAR-10", _NO_LICENCE, _CIFAR, 10_000, classes=10),
+        TrainingData("uoft-cs/cifar100", "CIFAR-100", _NO_LICENCE, _CIFAR, 10_000, classes=100),
     )
 }
 
@@ -114,7 +91,7 @@ def training_data(
     local = settings.get("data_dir") is not None
     name = stated or (recorded if settings.get("dataset", recorded) == recorded else None)
     known = KNOWN.get(str(name))
-    if known is not None and known.shape is not None and known.shape[-1] != network.classes:
+    if known is not None and known.classes != network.classes:
         name, known = None, None
     if stated is None and local:
         return TrainingData(None, "a local data set", local=True)

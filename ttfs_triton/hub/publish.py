@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from ttfs_triton.hub.card import ALLOWED, Package, make_package
 from ttfs_triton.hub.facts import read_facts
-from ttfs_triton.model.hub import check_account, check_name, open_repository, upload
+from ttfs_triton.model.hub import HubError, check_account, check_name, open_repository, upload
 from ttfs_triton.model.locate import find_model
 from ttfs_triton.report.energy_tables import CARD_CHIPS
 
@@ -41,6 +41,7 @@ def publish(
     chips: Sequence[str] = CARD_CHIPS,
     token: str | None = None,
     commit_message: str = "Publish model",
+    show: Callable[[Package], None] = lambda package: None,
 ) -> Published:
     """Publish the best weights of a run, in one commit.
 
@@ -56,6 +57,7 @@ def publish(
         chips: for the energy table.
         token: Default: that of `hf auth login`, or HF_TOKEN.
         commit_message: first line of the commit.
+        show: told the files before they are sent.
     Raises:
         HubError: no token, no right to write there, a repository of another visibility, or no connection.
         LoadError, ValueError: files or options that cannot be published; nothing has been sent.
@@ -66,8 +68,12 @@ def publish(
     files = find_model(Path(run))
     facts = read_facts(files, evaluation=evaluation, dataset=dataset, network=network)
     package = make_package(facts, repo_id, license=license, chips=chips)
+    show(package)
     if dry_run:
         return Published(package, None)
     open_repository(repo_id, private=private, token=token)
-    url = upload(package.files, repo_id, stale=ALLOWED, token=token, commit_message=commit_message)
+    try:
+        url = upload(package.files, repo_id, stale=ALLOWED, token=token, commit_message=commit_message)
+    except HubError as error:
+        raise HubError(f"{error}\nNothing has changed in {repo_id}; {run} is as it was. Publish it again.") from error
     return Published(package, url)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors, get_token
@@ -73,15 +74,17 @@ def _first_line(error: Exception) -> str:
     return _TOKEN.sub("hf_…", f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__).rstrip(".")
 
 
+class DownloadOptions(TypedDict, total=False):
+    """Keywords of `huggingface_hub.snapshot_download` that are handed on."""
+
+    token: str | bool | None
+    cache_dir: str | Path | None
+    force_download: bool
+    local_files_only: bool
+
+
 def download(
-    repo_id: str,
-    files: list[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
+    repo_id: str, files: list[str], *, revision: str | None = None, **options: Unpack[DownloadOptions]
 ) -> Path:
     """Files of a repository, all of one commit, from the cache or the Hub.
 
@@ -89,22 +92,14 @@ def download(
         repo_id: "owner/name".
         files: names, or patterns with *; those that the repository lacks are left out.
         revision: branch, tag or commit. Default: the newest of main.
-        token, cache_dir, force_download, local_files_only: as of `huggingface_hub.snapshot_download`.
+        **options: see `DownloadOptions`.
     Returns:
         The folder that holds them; its name is the commit.
     Raises:
         HubError: no such repository or revision, no right to read it, or no connection and nothing in the cache.
     """
     with hub_errors("download", repo_id):
-        folder = huggingface_hub.snapshot_download(
-            repo_id,
-            revision=revision,
-            allow_patterns=files,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
+        folder = huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=files, **options)
     return Path(folder)
 
 

@@ -11,8 +11,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ttfs_triton.data.crops import Crop, centre_crop
-from ttfs_triton.data.pixels import image_pixels, to_float
+from ttfs_triton.data.pixels import Crop, centre_crop, image_pixels, to_float
 from ttfs_triton.data.reading import open_image
 from ttfs_triton.data.recordings import recording_pixels
 from ttfs_triton.model.description import Preprocessing

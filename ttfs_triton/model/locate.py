@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from ttfs_triton.model.bundled import PREFIX, bundled_folder
 from ttfs_triton.model.description import CONFIG
-from ttfs_triton.model.hub import REPOSITORY, HubError, download
+from ttfs_triton.model.hub import DownloadOptions, HubError, download
 from ttfs_triton.model.weights import WEIGHTS, LoadError
+
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+\.safetensors))?(?:@(?P<revision>[\w./-]+))?")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,13 @@ class ModelFiles:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
+    def hub_sha256(self) -> str | None:
+        """What the Hub says that the file hashes to; None of one that is not from there, or not in Git LFS."""
+        # The cache names what lies in Git LFS by the hash that the Hub gave, and links to it.
+        blob = self.weights.resolve().name if self.repo_id is not None else ""
+        return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
+
+    @property
     def name(self) -> str:
         """A short name for titles: of the repository, the run, or the folder of the weights."""
         if self.repo_id is not None:
@@ -51,19 +62,18 @@ def find_model(
     source: str | Path,
     *,
     revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
+    described: bool = True,
+    **options: Unpack[DownloadOptions],
 ) -> ModelFiles:
     """Find a model, downloading it if it is on the Hub. What exists locally is never looked for there.
 
     Args:
         source: a run's folder (its best weights are taken), a folder with config.json and model.safetensors, a
-            safetensors file with a config.json beside it, or, as a string, "owner/name", "owner/name@revision" or
-            "bundled:NAME" for one that comes with the package.
+            safetensors file with a config.json beside it, or, as a string, "owner/name[/FILE.safetensors][@revision]"
+            or "bundled:NAME" for one that comes with the package.
         revision: branch, tag or commit, of a repository.
-        token, cache_dir, force_download, local_files_only: as of `download`.
+        described: a repository must hold a config.json, too.
+        **options: see `DownloadOptions`.
     Raises:
         LoadError: nothing there, or something else.
         HubError: as `download`.
@@ -74,29 +84,27 @@ def find_model(
             raise LoadError(f"load: revision must be None for a bundled network; got {revision!r} for {source}.")
         folder = bundled_folder(str(source))
         return ModelFiles(folder / WEIGHTS, folder / CONFIG, bundled=True)
-    name, _, after = str(source).partition("@")
-    if path.exists() or isinstance(source, Path) or not REPOSITORY.fullmatch(name) or path.suffix == ".safetensors":
+    match = _HUB_NAME.fullmatch(str(source))
+    two_words = str(source).count("/") == 1 and path.suffix == ".safetensors"  # a folder and a file
+    if path.exists() or isinstance(source, Path) or match is None or two_words:
         if revision is not None:
             raise LoadError(f"load: revision must be None for a local model; got {revision!r} for {path}.")
         return _local(path)
+    name, file, after = match["name"], match["file"] or WEIGHTS, match["revision"]
     if after and revision not in (None, after):
         raise LoadError(f"load: revision must be given once; got {source} and {revision}.")
+    config = f"{file.rpartition('/')[0]}/{CONFIG}".removeprefix("/")
     try:
-        folder = download(
-            name,
-            [CONFIG, WEIGHTS],
-            revision=after or revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
+        folder = download(name, [config, file], revision=after or revision, **options)
     except HubError as error:
         raise HubError(f"{error} There is no local folder {path} either.") from error.__cause__
-    for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
-            raise LoadError(f"load: {name} must hold {CONFIG} and {WEIGHTS} (commit {folder.name}); it lacks {file}.")
-    return ModelFiles(folder / WEIGHTS, folder / CONFIG, repo_id=name, commit=folder.name)
+    wanted = [config, file] if described else [file]
+    if missing := [each for each in wanted if not (folder / each).is_file()]:
+        raise LoadError(
+            f"load: {name} must hold {' and '.join(wanted)} (commit {folder.name}); it lacks {missing[0]}. "
+            "Name another file: owner/name/FILE.safetensors. Weights of other kinds are read from this machine only."
+        )
+    return ModelFiles(folder / file, folder / config, repo_id=name, commit=folder.name)
 
 
 def _local(path: Path) -> ModelFiles:
@@ -105,7 +113,9 @@ def _local(path: Path) -> ModelFiles:
             raise LoadError(f"load: path must be a folder or a .safetensors file; got {path}.")
         return ModelFiles(path, path.with_name(CONFIG))
     if not path.is_dir():
-        raise LoadError(f"load: path must exist; there is nothing at {path}.")
+        raise LoadError(
+            f"load: source must be a file, a folder or a Hub repository (owner/name); there is nothing at {path}."
+        )
     for weights, run in ((path / "best" / WEIGHTS, path), (path / WEIGHTS, None)):
         if weights.is_file():
             return ModelFiles(weights, weights.with_name(CONFIG), run)

@@ -73,7 +73,7 @@ class ClockedLayer:
         known = reach is not None
         if reach is None:
             reach = int(quantised.integers.double().abs().flatten(1).sum(1).max())
-        self.weight = quantised.integers_as(exact_dtype(reach * clock.steps))
+        self.weight = quantised.integers.to(exact_dtype(reach * clock.steps))
         late = quantised.late_weights(layer.skip_weights())
         reach += 0 if late is None else int(late.abs().max())
         shape = (-1, 1, 1) if isinstance(layer, WeightedConv2d) else (-1,)

@@ -10,11 +10,10 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ttfs_kernels import Neuron, dft_conv2d, normalised_conv2d
+from ttfs_kernels import Neuron
 from ttfs_triton.nn.faults import Faults, spikes_in_training
 from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.layers import DFTConv2d
-from ttfs_triton.nn.on_grid import RoundedLayer, spikes_on_grid
+from ttfs_triton.nn.layers import DFTConv2d, FiringLayer
 from ttfs_triton.nn.sizes import Padding, Size
 from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightOptions
@@ -176,7 +175,7 @@ class _NormalisedImages(nn.Module):
         return (images - self.mean) / self.std
 
 
-class AnalogEncoder(_NormalisedImages, WeightedConv2d):
+class AnalogEncoder(_NormalisedImages, FiringLayer, WeightedConv2d):
     """First hidden layer of the published CIFAR networks: an analog convolution whose clamped outputs are spikes.
 
     The image is normalised, (x − mean) / std, convolved (padding is the mean image) and clamped to [0, 1].
@@ -209,21 +208,7 @@ class AnalogEncoder(_NormalisedImages, WeightedConv2d):
         self.take_statistics(self.weight, mean, std)
 
     def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
-        self.delayed(skip, x)  # refuses one
-        x, weight = self.normalise(x), self.effective_weight() if weight is None else weight
-        if not self.runs_on_grid(x):
-            return self.emit(self._activate(x, self.in_training(weight)))
-        rounded = RoundedLayer(self, weight)
-        spikes = spikes_on_grid(rounded, x)
-        if torch.is_grad_enabled():
-            spikes = straight_through(self._activate(x, rounded.weight), spikes)
-        return self.emit(spikes)
-
-    def _activate(self, x: Tensor, weight: Tensor) -> Tensor:
-        if self.normalises:
-            return self.follow(normalised_conv2d(x, weight, self.normalisation(), **self.geometry, neuron=TWO_PHASE))
-        weight, bias = self.with_batch_norm(weight)
-        return dft_conv2d(x, weight, bias, **self.geometry, neuron=TWO_PHASE, backend="torch")
+        return self.spikes(self.normalise(x), weight, skip, neuron=TWO_PHASE, backend="torch")
 
 
 class SignedEncoder(_NormalisedImages, DFTConv2d):

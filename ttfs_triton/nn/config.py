@@ -1,15 +1,16 @@
 """The configuration of a network: everything needed to build it again, as plain JSON values."""
 
 import dataclasses
-import math
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.specification import MAX_SIZE, Convolution, Dense, parse_specification
+from ttfs_triton.nn.specification import MAX_SIZE, Convolution, Dense, Token, parse_specification
 
 Encoder = Literal["latency", "analog", "whitened", "signed"]
 """How images enter a network; see `NetworkConfig`."""
@@ -19,6 +20,10 @@ MAX_SIDE = 2**14
 """Height and width of an image, pixels."""
 MAX_NUMBER = 1e6
 """Width, pixel values, statistics and gain; those that must be positive are at least its inverse."""
+ReadoutTime = Literal["potential_start", "potential_end", "first_spike"]
+"""When a decision is read: at the output window's start or end, or at the first output spike."""
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Positive = Annotated[float, Field(ge=1 / MAX_NUMBER, le=MAX_NUMBER)]
 
 
 @dataclass(frozen=True)
@@ -60,116 +65,59 @@ class NetworkConfig:
     """
 
     specification: str
-    in_channels: int = 1
-    image_size: tuple[int, int] = (28, 28)
-    classes: int = 10
-    width: float = 1.0
+    in_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 1
+    image_size: tuple[Side, Side] = (28, 28)
+    classes: Annotated[int, Field(ge=1, le=MAX_SIZE)] = 10
+    width: Positive = 1.0
     encoder: Encoder = "latency"
-    max_value: float = 1.0
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    readout: Literal["potential_start", "potential_end", "first_spike"] = "potential_start"
+    max_value: Positive = 1.0
+    mean: tuple[Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)], ...] | None = None
+    std: tuple[Positive, ...] | None = None
+    readout: ReadoutTime = "potential_start"
     neuron: Neuron = Neuron()
     bias: bool = True
     weight_standardisation: bool = True
-    initial_gain: float = 0.5
+    initial_gain: Positive = 0.5
     batch_norm: bool = False
-    dropout: float = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     grid: Grid | None = None
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "mean", "std"):  # JSON has no tuples
-            value = getattr(self, name)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
         tokens = parse_specification(self.specification)
-        self._check_types()
-        self._check_choices()
-        self._check_ranges()
-        for token in tokens:
-            size = (
-                token.channels if isinstance(token, Convolution) else token.features if isinstance(token, Dense) else 0
-            )
-            if size * self.width > MAX_SIZE:
-                _refuse(
-                    "width", f"give no layer more than {MAX_SIZE} neurons or channels", self.width, f"{size} times it."
-                )
-        if self.encoder == "whitened" and isinstance(tokens[0], Convolution):
-            components = 2 * self.in_channels * tokens[0].kernel_size ** 2
-            if tokens[0].channels != components:
-                _refuse(
-                    "specification",
-                    f'start with {components} channels for encoder="whitened", two a component of its patches',
-                    self.specification,
-                )
-        if self.encoder != "latency":
-            layers = [token for token in tokens if isinstance(token, Convolution | Dense)]
-            if not isinstance(tokens[0], Convolution) or any(
-                0 < layer.skip == place for place, layer in enumerate(layers)
-            ):
-                _refuse(
-                    "specification",
-                    f'start with a convolution for encoder="{self.encoder}", not in a block, since it reads no spikes',
-                    self.specification,
-                )
-
-    def _check_types(self) -> None:
-        """Exactly what JSON gives back: true is no number and 10.0 no count."""
-        for name in ("in_channels", "classes"):
-            if not _is_whole(getattr(self, name)):
-                _refuse(name, "be a whole number", repr(getattr(self, name)))
-        for name in ("width", "max_value", "initial_gain", "dropout"):
-            if not _is_number(getattr(self, name)):
-                _refuse(name, "be a finite number", repr(getattr(self, name)))
-        for name in ("bias", "weight_standardisation", "batch_norm"):
-            if not isinstance(getattr(self, name), bool):
-                _refuse(name, "be True or False", repr(getattr(self, name)))
-        for name, check, kind in (
-            ("image_size", _is_whole, "whole"),
-            ("mean", _is_number, "finite"),
-            ("std", _is_number, "finite"),
-        ):
+        for name, check in _fields().items():
             value = getattr(self, name)
-            if value is None and name != "image_size":
-                continue
-            if not isinstance(value, tuple) or not all(map(check, value)):
-                _refuse(name, f"be a tuple of {kind} numbers", f"{value!r:.80}")
+            try:
+                # JSON has no tuples.
+                value = check.validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise ValueError(f"NetworkConfig: {name} is not usable: {first['msg']}; got {value!r:.80}.") from None
+            object.__setattr__(self, name, value)
+        if problem := self._problem(tokens):
+            raise ValueError(f"NetworkConfig: {problem}")
 
-    def _check_choices(self) -> None:
-        for name, choices in (
-            ("encoder", get_args(Encoder)),
-            ("readout", ("potential_start", "potential_end", "first_spike")),
-        ):
-            if not isinstance(getattr(self, name), str) or getattr(self, name) not in choices:
-                _refuse(name, f"be one of {', '.join(choices)}", getattr(self, name))
-        if self.encoder != "latency" and self.max_value != 1:
-            _refuse("max_value", f'be 1 for encoder="{self.encoder}"', self.max_value, "Use mean and std.")
-        if self.encoder == "latency" and (self.mean is not None or self.std is not None):
-            _refuse("mean and std", 'be None for encoder="latency"', (self.mean, self.std), "Use max_value.")
-        if not isinstance(self.neuron, Neuron):
-            _refuse("neuron", "be a Neuron", repr(self.neuron), "An ANN is Neuron(psp_persistence=0).")
-        if self.grid is not None and not isinstance(self.grid, Grid):
-            _refuse("grid", "be a Grid or None", repr(self.grid))
-
-    def _check_ranges(self) -> None:
-        for name, most in (("in_channels", MAX_CHANNELS), ("classes", MAX_SIZE)):
-            if not 1 <= getattr(self, name) <= most:
-                _refuse(name, f"be at least 1 and at most {most}", getattr(self, name))
-        if len(self.image_size) != 2 or min(self.image_size) < 1 or max(self.image_size) > MAX_SIDE:
-            _refuse("image_size", f"be two positive sizes up to {MAX_SIDE}, height and width", self.image_size)
-        for name in ("width", "max_value", "initial_gain"):
-            if not 1 / MAX_NUMBER <= getattr(self, name) <= MAX_NUMBER:
-                _refuse(name, f"be positive, from {1 / MAX_NUMBER:g} to {MAX_NUMBER:g}", getattr(self, name))
-        if not 0 <= self.dropout < 1:
-            _refuse("dropout", "be in [0, 1)", self.dropout)
+    def _problem(self, tokens: Sequence[Token]) -> str | None:
+        """How fields do not fit each other, if so."""
+        layers, first = [token for token in tokens if isinstance(token, Convolution | Dense)], tokens[0]
+        largest = max((layer.size for layer in layers), default=0)
+        if largest * self.width > MAX_SIZE:
+            return f"width must give no layer more than {MAX_SIZE} neurons or channels; got {self.width}, of {largest}."
         for name in ("mean", "std"):
-            value = getattr(self, name)
-            if value is not None and len(value) != self.in_channels:
-                _refuse(name, f"have one entry per channel ({self.in_channels})", value)
-            if value is not None and max(map(abs, value)) > MAX_NUMBER:
-                _refuse(name, f"have entries up to {MAX_NUMBER:g}", value)
-        if self.std is not None and not min(self.std) >= 1 / MAX_NUMBER:
-            _refuse("std", f"be positive, at least {1 / MAX_NUMBER:g}", self.std)
+            if (value := getattr(self, name)) is not None and len(value) != self.in_channels:
+                return f"{name} must have one entry per channel ({self.in_channels}); got {value}."
+        if self.encoder == "latency":
+            if self.mean is None and self.std is None:
+                return None
+            return f"mean and std must be None for encoder=latency; got {self.mean}, {self.std}. Use max_value."
+        rule = f"for encoder={self.encoder}"
+        if self.max_value != 1:
+            return f"max_value must be 1 {rule}; got {self.max_value}. Use mean and std."
+        if not isinstance(first, Convolution) or any(0 < layer.skip == place for place, layer in enumerate(layers)):
+            return f"specification must start with a convolution, not in a block, {rule}; got {self.specification}."
+        components = 2 * self.in_channels * first.kernel_size**2
+        if self.encoder == "whitened" and first.channels != components:
+            return f"specification must start with {components} channels {rule}, two a component of its patches."
+        return None
 
     def scaled(self, size: int) -> int:
         """Channels or features of a hidden layer of nominal size `size` at this `width`."""
@@ -218,7 +166,7 @@ class NetworkConfig:
         if "specification" not in values:
             raise ValueError(f"NetworkConfig.from_dict: values must have a specification; got {sorted(values)}.")
         kind = values.get("neuron", "dft")
-        if not isinstance(kind, str) or kind not in ("dft", "ann"):
+        if kind not in ("dft", "ann"):
             raise ValueError(f"NetworkConfig.from_dict: neuron must be one of dft, ann; got {kind}.")
         if kind == "ann":
             values = {**values, "psp_persistence": 0.0}
@@ -229,15 +177,6 @@ class NetworkConfig:
         return cls(neuron=neuron, grid=grid, **{name: values[name] for name in own & set(values)})
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        return False
-    return value.bit_length() < 1024 if isinstance(value, int) else math.isfinite(value)
-
-
-def _refuse(name: str, rule: str, value: object, remedy: str = "") -> None:
-    raise ValueError(f"NetworkConfig: {name} must {rule}; got {value}. {remedy}".rstrip())
+@functools.cache
+def _fields() -> dict[str, TypeAdapter[Any]]:
+    return {name: TypeAdapter(hint) for name, hint in get_type_hints(NetworkConfig, include_extras=True).items()}

@@ -7,10 +7,11 @@ draws one chip with its weights and broken neurons, and then each image its spik
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, Self
 
 import torch
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ttfs_triton.nn.clock import Clock
@@ -20,8 +21,10 @@ from ttfs_triton.nn.straight_through import straight_through
 # Weights are off by at most so many standard deviations.
 MOST_DEVIATIONS = 4.0
 
+Share = Annotated[float, Field(ge=0, le=1)]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=ConfigDict(strict=True))
 class Faults:
     """How much goes wrong; frozen. All are 0 on a chip without faults.
 
@@ -39,22 +42,17 @@ class Faults:
         'spike jitter 0.05 windows, 1% of spikes lost'
     """
 
-    spike_jitter: float = 0.0
-    weight_noise: float = 0.0
-    dead_neurons: float = 0.0
-    stuck_neurons: float = 0.0
-    lost_spikes: float = 0.0
+    spike_jitter: Share = 0.0
+    weight_noise: Share = 0.0
+    dead_neurons: Share = 0.0
+    stuck_neurons: Share = 0.0
+    lost_spikes: Share = 0.0
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-                raise ValueError(f"Faults: {field.name} must be a number from 0 to 1; got {value!r:.80}.")
-        if self.dead_neurons + self.stuck_neurons > 1:
-            raise ValueError(
-                f"Faults: dead_neurons and stuck_neurons must be at most 1 together; got {self.dead_neurons} and "
-                f"{self.stuck_neurons}."
-            )
+    @model_validator(mode="after")
+    def _breaks_no_more_than_all(self) -> Self:
+        if (broken := self.dead_neurons + self.stuck_neurons) > 1:
+            raise ValueError(f"dead_neurons and stuck_neurons must be at most 1 together; got {broken:g}")
+        return self
 
     def __bool__(self) -> bool:
         return any(dataclasses.astuple(self))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.coding import LatencyEncoder
+from ttfs_triton.nn.config import ReadoutTime
 from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.readout import PotentialReadout, Readout
@@ -21,8 +22,6 @@ from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 from ttfs_triton.nn.weighted import WeightedLayer
 
 StageKind = LayerKind | Literal["latency"]
-ReadoutTime = Literal["potential_start", "potential_end", "first_spike"]
-"""When a decision is read: at the output window's start or end, or at the first output spike; as in `NetworkConfig`."""
 
 
 class NetworkError(ValueError):

@@ -1,7 +1,10 @@
 """Weights as signed integers of few bits, potentials in the unit that follows, and sums of integers that are exact."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, backends
@@ -17,7 +20,6 @@ SMALLEST_GRID_UNIT = 2.0**-20
 # Weights without quantisation are integers too, as fine beside the largest one as float32 is.
 UNQUANTISED_BITS = 24
 
-
 # Weights that are off are integers of units so many times finer.
 FINER = 2**8
 
@@ -25,7 +27,7 @@ FINER = 2**8
 FLOAT32_BOUND, FLOAT64_BOUND = 2**24, 2**53
 
 
-class QuantisedWeight:
+class QuantisedWeight(NamedTuple):
     """Integer weights and their units; weight ≈ integers · unit.
 
     Attributes:
@@ -34,17 +36,11 @@ class QuantisedWeight:
         limit: largest integer, 2^(bits − 1) − 1.
     """
 
-    def __init__(self, integers: Tensor, unit: Tensor, limit: int) -> None:
-        self.integers, self.unit, self.limit = integers, unit, limit
-        self._copies: dict[torch.dtype, Tensor] = {integers.dtype: integers}
+    integers: Tensor
+    unit: Tensor
+    limit: int
 
-    def integers_as(self, dtype: torch.dtype) -> Tensor:
-        """The integers in another floating point type; converted once."""
-        if dtype not in self._copies:
-            self._copies[dtype] = self.integers.to(dtype)
-        return self._copies[dtype]
-
-    def multiplied(self, factors: Tensor) -> "QuantisedWeight":
+    def multiplied(self, factors: Tensor) -> QuantisedWeight:
         """Weights that are off by these factors, of their shape, as integers of finer units."""
         integers = (self.integers.double() * factors.double() * FINER).round()
         limit = int(FINER * self.limit * max(1.0, float(factors.abs().max()))) + 1

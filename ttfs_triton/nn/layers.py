@@ -1,6 +1,7 @@
 """Layers of neurons with a dynamic firing threshold (DFT): activations in, activations out, no state, no time axis."""
 
-from typing import Unpack
+from functools import partial
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -10,10 +11,56 @@ from ttfs_kernels.backends import BACKENDS
 from ttfs_triton.nn.on_grid import RoundedLayer, spikes_on_grid
 from ttfs_triton.nn.sizes import Padding, Size
 from ttfs_triton.nn.straight_through import straight_through
-from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, WeightedConv2d, WeightedLinear
+from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, WeightedConv2d, WeightedLayer, WeightedLinear
 
 
-class DFTConv2d(WeightedConv2d):
+class FiringLayer(WeightedLayer):
+    """Base of layers whose neurons fire: from inputs to spikes, in training, in evaluation and on a chip's grid."""
+
+    def spikes(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        skip: Tensor | None,
+        *,
+        neuron: Neuron,
+        backend: str,
+        pool: int = 1,
+        fuse_pool: bool | None = None,
+    ) -> Tensor:
+        """Activations; arguments as of `DFTConv2d` and its `forward`."""
+        weight = self.effective_weight() if weight is None else weight
+        skip, skip_weight = self.delayed(skip, x)
+        if self.average > 1:
+            self.output_shape(tuple(x.shape[1:]))  # refuses inputs that do not divide
+        fire, normalise = partial(dft_linear, backend=backend), partial(normalised_linear, backend=backend)
+        if isinstance(self, WeightedConv2d):
+            geometry = {**self.geometry, "backend": backend, "pool": pool}
+            fire, normalise = (
+                partial(dft_conv2d, **geometry, fuse_pool=fuse_pool),
+                partial(normalised_conv2d, **geometry),
+            )
+        options: dict[str, Any] = {"neuron": neuron, "skip": skip, "skip_weight": skip_weight}
+        if self.normalises:
+            x, weight = self.synapses(x, weight)
+            activations = self.follow(normalise(x, weight, self.normalisation(), **options))
+            return self.emit(activations) if pool == 1 else activations
+        if not self.runs_on_grid(x):
+            weight, bias = self.with_batch_norm(weight)
+            x, weight = self.synapses(x, weight)
+            activations = fire(x, weight, bias, **options)
+            return self.emit(activations) if pool == 1 else activations
+        assert pool == 1, "spikes on a grid are pooled behind the layer"
+        x, weight, scale = self.with_dropout(x, weight)
+        rounded = RoundedLayer(self, weight, scale)
+        spikes = spikes_on_grid(rounded, x, skip)
+        if torch.is_grad_enabled():
+            options |= {"skip_weight": rounded.skip_weight}
+            spikes = straight_through(fire(x, rounded.weight, rounded.bias, **options), spikes)
+        return self.emit(spikes)
+
+
+class DFTConv2d(FiringLayer, WeightedConv2d):
     """Convolution of spiking neurons with a dynamic firing threshold.
 
     Input [N, in_channels, height, width], output [N, out_channels, ...], channels last: activations in [0, 1], where
@@ -77,67 +124,14 @@ class DFTConv2d(WeightedConv2d):
         `skip` [N, skip, ...] are activations of an earlier layer, whose spikes have waited for those of `x`: each adds
         v·x_skip to the potential of one neuron, and v to its slope. See `WeightedLayer.delayed` for other sizes.
         """
-        weight = self.effective_weight() if weight is None else weight
-        skip, skip_weight = self.delayed(skip, x)
-        if self.average > 1:
-            self.output_shape(tuple(x.shape[1:]))  # refuses maps that do not divide
-        if self.normalises:
-            activations = self._normalise(x, self.in_training(weight), skip, skip_weight, pool)
-            return self.emit(activations) if pool == 1 else activations
-        if not self.runs_on_grid(x):
-            weight, bias = self.with_batch_norm(weight)
-            activations = self._fire(x, self.in_training(weight), bias, skip, skip_weight, pool)
-            return self.emit(activations) if pool == 1 else activations
-        assert pool == 1, "spikes on a grid are pooled behind the layer"
-        rounded = RoundedLayer(self, weight)
-        spikes = spikes_on_grid(rounded, x, skip)
-        if torch.is_grad_enabled():
-            spikes = straight_through(self._fire(x, rounded.weight, rounded.bias, skip, rounded.skip_weight), spikes)
-        return self.emit(spikes)
-
-    def _normalise(
-        self, x: Tensor, weight: Tensor, skip: Tensor | None, skip_weight: Tensor | None, pool: int
-    ) -> Tensor:
-        found = normalised_conv2d(
-            x,
-            weight,
-            self.normalisation(),
-            **self.geometry,
-            pool=pool,
-            skip=skip,
-            skip_weight=skip_weight,
-            neuron=self.neuron,
-            backend=self.backend,
-        )
-        return self.follow(found)
-
-    def _fire(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        skip: Tensor | None = None,
-        skip_weight: Tensor | None = None,
-        pool: int = 1,
-    ) -> Tensor:
-        return dft_conv2d(
-            x,
-            weight,
-            bias,
-            **self.geometry,
-            pool=pool,
-            fuse_pool=self.fuse_pool,
-            skip=skip,
-            skip_weight=skip_weight,
-            neuron=self.neuron,
-            backend=self.backend,
-        )
+        options = {"neuron": self.neuron, "backend": self.backend, "pool": pool, "fuse_pool": self.fuse_pool}
+        return self.spikes(x, weight, skip, **options)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron={self.neuron}"
 
 
-class DFTLinear(WeightedLinear):
+class DFTLinear(FiringLayer, WeightedLinear):
     """Fully connected spiking neurons with a dynamic firing threshold.
 
     Input [N, in_features], output [N, out_features]: activations in [0, 1], where 0 is silent and 1 fires at the
@@ -174,34 +168,7 @@ class DFTLinear(WeightedLinear):
 
     def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
         """Activations. `skip` [N, skip] are those of an earlier layer, whose spikes have waited for those of `x`."""
-        skip, skip_weight = self.delayed(skip, x)
-        if self.normalises:
-            x, weight = self.synapses(x, weight)
-            delayed = {"skip": skip, "skip_weight": skip_weight}
-            options = {"neuron": self.neuron, "backend": self.backend}
-            found = normalised_linear(x, weight, self.normalisation(), **delayed, **options)
-            return self.emit(self.follow(found))
-        if not self.runs_on_grid(x):
-            x, weight = self.synapses(x, weight)
-            weight, bias = self.with_batch_norm(weight)
-            return self.emit(self._fire(x, weight, bias, skip, skip_weight))
-        x, weight, scale = self.with_dropout(x, weight)
-        rounded = RoundedLayer(self, weight, scale)
-        spikes = spikes_on_grid(rounded, x, skip)
-        if torch.is_grad_enabled():
-            spikes = straight_through(self._fire(x, rounded.weight, rounded.bias, skip, rounded.skip_weight), spikes)
-        return self.emit(spikes)
-
-    def _fire(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        skip: Tensor | None = None,
-        skip_weight: Tensor | None = None,
-    ) -> Tensor:
-        options = {"neuron": self.neuron, "backend": self.backend}
-        return dft_linear(x, weight, bias, skip=skip, skip_weight=skip_weight, **options)
+        return self.spikes(x, weight, skip, neuron=self.neuron, backend=self.backend)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron={self.neuron}"

@@ -1,34 +1,24 @@
-"""Networks built from a specification; the paper's, CNN1, VGG11, VGG16; and ResNets."""
+"""A network built from a configuration."""
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ttfs_kernels import standardise_weights
+from ttfs_triton.nn.builder import LayerBuilder
 from ttfs_triton.nn.chip import put_on_grid, without_autocast
-from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.folding import fold_batch_norm
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
-from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, PotentialReadout, Readout, ReadoutOptions
-from ttfs_triton.nn.sizes import skip_step
-from ttfs_triton.nn.specification import Average, Convolution, Dense, Pool, output_size, parse_specification
+from ttfs_triton.nn.readout import FirstSpikeDecision
 from ttfs_triton.nn.standardise import fold_weight_standardisation
 from ttfs_triton.nn.statistics import SpikeCounter
-from ttfs_triton.nn.weighted import (
-    HiddenLinearOptions,
-    HiddenOptions,
-    WeightedConv2d,
-    WeightedLayer,
-    WeightedLinear,
-    WeightOptions,
-)
+from ttfs_triton.nn.weighted import WeightedLayer
 
 
 class TTFSNetwork(nn.Module):
@@ -57,12 +47,13 @@ class TTFSNetwork(nn.Module):
     def __init__(self, config: NetworkConfig, *, backend: str = "auto") -> None:
         super().__init__()
         self.config = config
-        layers, in_features, average, self._waits = _hidden_layers(config)
+        built = LayerBuilder(config)
+        self._waits = built.waits
         self._longest_wait = max(self._waits.values(), default=0)
-        self.features = nn.Sequential(layers)
-        self.readout = _readout(config, in_features, average)
+        self.features = nn.Sequential(built.layers)
+        self.readout = built.readout()
         self.readout.statistics = SpikeCounter((config.classes,))
-        for layer in layers.values():
+        for layer in self.features:
             if isinstance(layer, DFTConv2d | DFTLinear):
                 layer.backend = backend
         put_on_grid(self, config.grid)
@@ -177,141 +168,3 @@ def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
         return False
     counted = layer.statistics is not None and layer.statistics.recording
     return not (counted or layer._forward_hooks or following._forward_hooks or following._forward_pre_hooks)
-
-
-class _Entering(NamedTuple):
-    """Shape of the spikes that enter a layer with weights, for one image, and the token of that layer."""
-
-    shape: tuple[int, ...]
-    token: Convolution | Dense
-
-
-def _hidden_layers(config: NetworkConfig) -> tuple["OrderedDict[str, nn.Module]", int, int, dict[str, int]]:
-    """Modules by name, the number of features that the readout gets and averages, and the windows each skip waits."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    if config.encoder == "latency":
-        layers["encoder"] = LatencyEncoder(config.max_value)
-    channels, size = config.in_channels, config.image_size
-    convolutions = pools = dense = maps = 0
-    average = 1
-    entering: list[_Entering] = []
-    waits: dict[str, int] = {}
-    tokens = parse_specification(config.specification)
-    for token in tokens:
-        if isinstance(token, Dense):
-            break  # nothing but fully connected layers from here on
-        maps += 1
-        if isinstance(token, Average):
-            average = token.kernel_size or size[0] * size[1]
-            continue
-        before, size = size, _map_size(token, size, config, average)
-        if isinstance(token, Pool):
-            pools += 1
-            layers[f"pool{pools}"] = EarliestSpikePool2d(token.kernel_size, token.stride)
-        else:
-            convolutions += 1
-            entering.append(_Entering((channels, *before), token))
-            skip = _skipped(config, entering, (config.scaled(token.channels), *size))
-            layer = _convolution(config, token, channels, skip, average, first=convolutions == 1)
-            average = 1
-            layer.statistics = SpikeCounter((layer.out_channels, *size))
-            layers[f"conv{convolutions}"], channels = layer, layer.out_channels
-            waits |= {f"conv{convolutions}": token.skip} if token.skip else {}
-    layers["flatten"], features = nn.Flatten(), channels * size[0] * size[1]
-    for token in tokens[maps:]:
-        assert isinstance(token, Dense)
-        dense += 1
-        entering.append(_Entering((features,), token))
-        skip = _skipped(config, entering, (config.scaled(token.features),))
-        # Dropout is for spikes of fully connected layers: the first of them reads convolutions or the encoder.
-        layer = _dense(config, token, features, skip, average, config.dropout if dense > 1 else 0.0)
-        average = 1
-        layer.statistics = SpikeCounter((layer.out_features,))
-        layers[f"fc{dense}"], features = layer, layer.out_features
-        waits |= {f"fc{dense}": token.skip} if token.skip else {}
-    return layers, features, average, waits
-
-
-def _skipped(config: NetworkConfig, entering: list[_Entering], shape: tuple[int, ...]) -> int:
-    """Channels that reach the last layer by its skip, 0 without; `shape` is of its neurons."""
-    token = entering[-1].token
-    if not token.skip:
-        return 0
-    first = entering[-1 - token.skip]
-    if skip_step(first.shape, shape) is None:
-        raise ValueError(
-            f"TTFSNetwork: a block must end with as many channels as enter it, or more, and in maps that every k-th "
-            f"position of those that enter it makes; got {first.shape} in front of {first.token} and {shape} behind "
-            f'{token} in "{config.specification}". Change its channels or strides.'
-        )
-    return first.shape[0]
-
-
-def _map_size(token: Convolution | Pool, size: tuple[int, int], config: NetworkConfig, average: int) -> tuple[int, int]:
-    padding = token.padding if isinstance(token, Convolution) else 0
-    if any(length % average for length in size):
-        raise ValueError(
-            f"TTFSNetwork: maps must divide into windows of an average; got {size[0]}×{size[1]} in front of "
-            f'A{average} in "{config.specification}". Use another size.'
-        )
-    height, width = (output_size(length // average, token.kernel_size, token.stride, padding) for length in size)
-    if min(height, width) < 1:
-        raise ValueError(
-            f"TTFSNetwork: image_size must be large enough for every layer; got {config.image_size}, which leaves maps "
-            f'of {size[0]}×{size[1]} in front of {token} in "{config.specification}". Use larger images or fewer pools.'
-        )
-    return height, width
-
-
-def _convolution(
-    config: NetworkConfig, token: Convolution, channels: int, skip: int, average: int, *, first: bool
-) -> WeightedConv2d:
-    sizes = (channels, config.scaled(token.channels), token.kernel_size, token.stride, token.padding)
-    options: HiddenOptions = {**_hidden_options(config), "skip": skip, "average": average}
-    if first and config.encoder == "whitened":
-        options |= {"weight_standardisation": False, "batch_norm": False}
-        sizes = (channels, token.channels, *sizes[2:])
-        encoder = AnalogEncoder(*sizes, mean=config.mean, std=config.std, **options)
-        encoder.weight.requires_grad_(False)
-        return encoder
-    if first and config.encoder == "signed":
-        return SignedEncoder(*sizes, mean=config.mean, std=config.std, neuron=config.neuron, **options)
-    if first and config.encoder != "latency":
-        return AnalogEncoder(*sizes, mean=config.mean, std=config.std, **options)
-    return DFTConv2d(*sizes, neuron=config.neuron, **options)
-
-
-def _dense(
-    config: NetworkConfig, token: Dense, in_features: int, skip: int, average: int, dropout: float
-) -> WeightedLinear:
-    out_features = config.scaled(token.features)
-    options: HiddenLinearOptions = {**_hidden_options(config), "spike_dropout": dropout}
-    options |= {"skip": skip, "average": average}
-    return DFTLinear(in_features, out_features, neuron=config.neuron, **options)
-
-
-def _readout(config: NetworkConfig, in_features: int, average: int) -> Readout:
-    behind_dense = isinstance(parse_specification(config.specification)[-1], Dense)
-    options: ReadoutOptions = {
-        **_weight_options(config),
-        "neuron": config.neuron,
-        "spike_dropout": config.dropout if behind_dense else 0.0,
-        "average": average,
-    }
-    if config.readout == "first_spike":
-        return FirstSpikeReadout(in_features, config.classes, **options)
-    return PotentialReadout(
-        in_features, config.classes, at="end" if config.readout == "potential_end" else "start", **options
-    )
-
-
-def _weight_options(config: NetworkConfig) -> WeightOptions:
-    return {
-        "bias": config.bias,
-        "weight_standardisation": config.weight_standardisation and not config.batch_norm,
-        "initial_gain": config.initial_gain,
-    }
-
-
-def _hidden_options(config: NetworkConfig) -> HiddenOptions:
-    return {**_weight_options(config), "batch_norm": config.batch_norm}

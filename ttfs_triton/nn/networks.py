@@ -4,6 +4,7 @@ from typing import Any
 
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.models import TTFSNetwork
+from ttfs_triton.nn.sizes import Size, pair
 
 CNN1 = "16C5-P2-32C5p0-P2-128"
 VGG11 = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2-4096-4096"
@@ -38,12 +39,7 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
 def cnn1(
-    image_size: int | tuple[int, int] = 28,
-    in_channels: int = 1,
-    classes: int = 10,
-    *,
-    backend: str = "auto",
-    **overrides: Any,
+    image_size: Size = 28, in_channels: int = 1, classes: int = 10, *, backend: str = "auto", **overrides: Any
 ) -> TTFSNetwork:
     """The paper's network for MNIST, 16C5-P2-32C5-P2-800-128-10 ("800" is the flattened size), latency encoder.
 
@@ -59,17 +55,11 @@ def cnn1(
         >>> network(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
-    values: dict[str, Any] = {"specification": CNN1, "encoder": "latency"}
-    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
+    return _network(CNN1, "latency", image_size, in_channels, classes, backend, overrides)
 
 
 def vgg11(
-    image_size: int | tuple[int, int] = 32,
-    in_channels: int = 3,
-    classes: int = 10,
-    *,
-    backend: str = "auto",
-    **overrides: Any,
+    image_size: Size = 32, in_channels: int = 3, classes: int = 10, *, backend: str = "auto", **overrides: Any
 ) -> TTFSNetwork:
     """VGG11 without batch norm, ending 512-4096-4096-classes; its first convolution is the analog encoder.
 
@@ -81,25 +71,18 @@ def vgg11(
         >>> network(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 100])
     """
-    values: dict[str, Any] = {"specification": VGG11, "encoder": "analog"}
-    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
+    return _network(VGG11, "analog", image_size, in_channels, classes, backend, overrides)
 
 
 def vgg16(
-    image_size: int | tuple[int, int] = 32,
-    in_channels: int = 3,
-    classes: int = 10,
-    *,
-    backend: str = "auto",
-    **overrides: Any,
+    image_size: Size = 32, in_channels: int = 3, classes: int = 10, *, backend: str = "auto", **overrides: Any
 ) -> TTFSNetwork:
     """VGG16, as `vgg11`, with thirteen convolutions."""
-    values: dict[str, Any] = {"specification": VGG16, "encoder": "analog"}
-    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
+    return _network(VGG16, "analog", image_size, in_channels, classes, backend, overrides)
 
 
 def cifarnet(
-    image_size: int | tuple[int, int] = 32,
+    image_size: Size = 32,
     in_channels: int = 3,
     classes: int = 10,
     *,
@@ -122,18 +105,12 @@ def cifarnet(
         >>> network(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    values: dict[str, Any] = {"specification": cifarnet_specification(width, convolutions), "encoder": "whitened"}
-    values |= {"batch_norm": True}
-    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
+    specification, values = cifarnet_specification(width, convolutions), {"batch_norm": True} | overrides
+    return _network(specification, "whitened", image_size, in_channels, classes, backend, values)
 
 
 def resnet20(
-    image_size: int | tuple[int, int] = 32,
-    in_channels: int = 3,
-    classes: int = 10,
-    *,
-    backend: str = "auto",
-    **overrides: Any,
+    image_size: Size = 32, in_channels: int = 3, classes: int = 10, *, backend: str = "auto", **overrides: Any
 ) -> TTFSNetwork:
     """ResNet-20 for small images: nine blocks of two convolutions, whose spikes also arrive past them, a window late.
 
@@ -149,32 +126,27 @@ def resnet20(
         >>> network(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    values: dict[str, Any] = {"specification": RESNET20, "encoder": "analog"}
-    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
+    return _network(RESNET20, "analog", image_size, in_channels, classes, backend, overrides)
 
 
 def resnet18(
-    image_size: int | tuple[int, int] = 32,
-    in_channels: int = 3,
-    classes: int = 10,
-    *,
-    backend: str = "auto",
-    **overrides: Any,
+    image_size: Size = 32, in_channels: int = 3, classes: int = 10, *, backend: str = "auto", **overrides: Any
 ) -> TTFSNetwork:
     """ResNet-18 with a first convolution for small images, as `resnet20`: eight blocks, 64 to 512 channels."""
-    values: dict[str, Any] = {"specification": RESNET18, "encoder": "analog"}
-    return TTFSNetwork(_config(values, image_size, in_channels, classes, overrides), backend=backend)
+    return _network(RESNET18, "analog", image_size, in_channels, classes, backend, overrides)
 
 
-def _config(
-    defaults: dict[str, Any],
-    image_size: int | tuple[int, int],
+def _network(
+    specification: str,
+    encoder: str,
+    image_size: Size,
     in_channels: int,
     classes: int,
+    backend: str,
     overrides: dict[str, Any],
-) -> NetworkConfig:
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    values = defaults | {"image_size": size, "in_channels": in_channels, "classes": classes} | overrides
+) -> TTFSNetwork:
+    values = {"specification": specification, "encoder": encoder, "image_size": pair(image_size)}
+    values |= {"in_channels": in_channels, "classes": classes} | overrides
     if values["encoder"] != "latency" and in_channels == 3:
         values = {"mean": CIFAR10_MEAN, "std": CIFAR10_STD} | values
-    return NetworkConfig(**values)
+    return TTFSNetwork(NetworkConfig(**values), backend=backend)

@@ -1,13 +1,8 @@
 """Network specifications in one line, as papers write them: "16C5-P2-32C5p0-P2-128"."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-_CONVOLUTION = re.compile(r"(?P<channels>\d+)C(?P<kernel_size>\d+)(?:p(?P<padding>\d+))?(?:s(?P<stride>\d+))?")
-_POOL = re.compile(r"P(?P<kernel_size>\d+)(?:s(?P<stride>\d+))?")
-_AVERAGE = re.compile(r"A(?P<kernel_size>\d+)?")
-_DENSE = re.compile(r"(?P<features>\d+)")
 _BLOCK = re.compile(r"\((?P<layers>[^()]*)\)(?:x(?P<times>\d{1,4}))?")
 _SEPARATOR = re.compile(r"-(?![^(]*\))")  # not inside of parentheses
 
@@ -36,6 +31,11 @@ class Convolution:
     stride: int
     skip: int = 0
 
+    @property
+    def size(self) -> int:
+        """Channels."""
+        return self.channels
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -49,7 +49,7 @@ class Pool:
 class Average:
     """`A2`: the synapses behind it read means of 2×2 neurons; `A`, in front of a fully connected layer, of maps."""
 
-    kernel_size: int | None
+    kernel_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,19 @@ class Dense:
     features: int
     skip: int = 0
 
+    @property
+    def size(self) -> int:
+        """Features."""
+        return self.features
+
 
 Token = Convolution | Pool | Average | Dense
+_PATTERNS: dict[type[Token], re.Pattern[str]] = {
+    Convolution: re.compile(r"(?P<channels>\d+)C(?P<kernel_size>\d+)(?:p(?P<padding>\d+))?(?:s(?P<stride>\d+))?"),
+    Pool: re.compile(r"P(?P<kernel_size>\d+)(?:s(?P<stride>\d+))?"),
+    Average: re.compile(r"A(?P<kernel_size>\d+)?"),
+    Dense: re.compile(r"(?P<features>\d+)"),
+}
 
 
 def parse_specification(specification: str) -> tuple[Token, ...]:
@@ -85,53 +96,24 @@ def parse_specification(specification: str) -> tuple[Token, ...]:
             f"parse_specification: specification must be text of at most {MAX_LENGTH} characters; got {got}."
         )
     tokens: list[Token] = []
-    for text in _SEPARATOR.split(specification):
-        for token in _parse_block(text.strip(), specification):
-            if not isinstance(token, Dense) and tokens and isinstance(tokens[-1], Dense):
-                raise ValueError(
-                    f"parse_specification: convolutions and pools must come before fully connected layers; got "
-                    f'"{text}" behind "{tokens[-1].features}" in "{specification}".'
-                )
-            if len(tokens) == MAX_LAYERS:
-                raise ValueError(
-                    f"parse_specification: specification must have at most {MAX_LAYERS} layers; got more, in "
-                    f'"{specification:.80}". Repeat blocks less often.'
-                )
-            tokens.append(token)
-    _check_averages(tokens, specification)
+    for text in map(str.strip, _SEPARATOR.split(specification)):
+        try:
+            tokens += _parse_block(text)
+            if isinstance(tokens[-1], Convolution | Pool | Average) and any(isinstance(each, Dense) for each in tokens):
+                raise ValueError("convolutions and pools must come before fully connected layers")
+            if len(tokens) > MAX_LAYERS:
+                raise ValueError(f"specification must have at most {MAX_LAYERS} layers; repeat blocks less often")
+        except ValueError as error:
+            raise ValueError(f'parse_specification: {error}; got "{text}" in "{specification:.80}".') from None
+    for before, token, behind in zip([None, *tokens], tokens, [*tokens[1:], None], strict=False):
+        whole = behind is None or isinstance(behind, Dense)  # its reader sees whole maps
+        fits = isinstance(before, Convolution | Pool) and (whole or isinstance(behind, Convolution))
+        if isinstance(token, Average) and not (fits and whole == (token.kernel_size is None)):
+            raise ValueError(
+                "parse_specification: an average must stand behind maps and, with a size, before a convolution, else "
+                f'before a fully connected layer or at the end; got "A{token.kernel_size or ""}".'
+            )
     return tuple(tokens)
-
-
-def _check_averages(tokens: list[Token], specification: str) -> None:
-    for token, before, behind in zip(tokens, [None, *tokens], [*tokens[1:], None], strict=False):
-        if isinstance(token, Average):
-            whole = behind is None or isinstance(behind, Dense)
-            fits = token.kernel_size is None if whole else isinstance(behind, Convolution) and token.kernel_size
-            if not fits or not isinstance(before, Convolution | Pool):
-                text = f"A{token.kernel_size or ''}"
-                raise ValueError(
-                    f"parse_specification: an average must stand behind maps and, with a size, in front of a "
-                    f'convolution, or without one in front of fully connected layers or at the end; got "{text}" in '
-                    f'"{specification}".'
-                )
-
-
-def _parse_block(text: str, specification: str) -> Iterator[Token]:
-    """The tokens of a block, as often as it is repeated; one token otherwise."""
-    if not text.startswith("("):
-        yield _parse_token(text, specification)
-        return
-    block = _BLOCK.fullmatch(text)
-    tokens = [_parse_token(part.strip(), specification) for part in block["layers"].split("-")] if block else []
-    kinds = {type(token) for token in tokens}
-    if block is None or len(tokens) < 2 or kinds not in ({Convolution}, {Dense}) or block["times"] == "0":
-        raise ValueError(
-            "parse_specification: a block must be of two or more convolutions, or fully connected layers, as in "
-            f'"(64C3-64C3)" or "(64C3-64C3)x3"; got "{text}" in "{specification}".'
-        )
-    tokens[-1] = replace(tokens[-1], skip=len(tokens) - 1)  # pyright: ignore[reportCallIssue]
-    for _ in range(int(block["times"] or 1)):
-        yield from tokens
 
 
 def output_size(size: int, kernel_size: int, stride: int, padding: int = 0) -> int:
@@ -139,35 +121,34 @@ def output_size(size: int, kernel_size: int, stride: int, padding: int = 0) -> i
     return (size + 2 * padding - kernel_size) // stride + 1
 
 
-def _parse_token(text: str, specification: str) -> Token:
-    if match := _CONVOLUTION.fullmatch(text):
-        values = {name: int(value) for name, value in match.groupdict().items() if value is not None}
-        values.setdefault("padding", (values["kernel_size"] - 1) // 2)
-        values.setdefault("stride", 1)
-        token, positive = Convolution(**values), (values["channels"], values["kernel_size"], values["stride"])
-        kernels: tuple[int, ...] = (*positive[1:], values["padding"])
-    elif match := _POOL.fullmatch(text):
-        values = {name: int(value) for name, value in match.groupdict().items() if value is not None}
-        values.setdefault("stride", values["kernel_size"])
-        token, positive = Pool(**values), tuple(values.values())
-        kernels = positive
-    elif match := _AVERAGE.fullmatch(text):
-        size = match["kernel_size"]
-        token = Average(None if size is None else int(size))
-        positive = kernels = (1 if size is None else int(size),)
-    elif match := _DENSE.fullmatch(text):
-        token = Dense(int(match["features"]))
-        positive, kernels = (token.features,), ()
+def _parse_block(text: str) -> list[Token]:
+    """The tokens of a block, as often as it is repeated; one token otherwise."""
+    if not text.startswith("("):
+        return [_parse_token(text)]
+    block = _BLOCK.fullmatch(text)
+    tokens = [_parse_token(part.strip()) for part in block["layers"].split("-")] if block else []
+    kinds = {type(token) for token in tokens}
+    if block is None or len(tokens) < 2 or kinds not in ({Convolution}, {Dense}) or block["times"] == "0":
+        raise ValueError(
+            'a block must be of two or more convolutions, or fully connected layers, as in "(64C3-64C3)x3"'
+        )
+    tokens[-1] = replace(tokens[-1], skip=len(tokens) - 1)  # pyright: ignore[reportCallIssue]
+    return tokens * int(block["times"] or 1)
+
+
+def _parse_token(text: str) -> Token:
+    for kind, pattern in _PATTERNS.items():  # noqa: B007
+        if match := pattern.fullmatch(text):
+            break
     else:
-        raise ValueError(
-            f'parse_specification: each token must look like "64C3", "64C3p0s2", "P2" or "128"; got "{text}" in '
-            f'"{specification}".'
-        )
-    if min(positive) < 1:
-        raise ValueError(f'parse_specification: sizes must be positive; got "{text}" in "{specification}".')
-    if max(positive) > MAX_SIZE or max(kernels, default=0) > MAX_KERNEL:
-        raise ValueError(
-            f"parse_specification: sizes must be at most {MAX_SIZE}, of kernels, strides and padding {MAX_KERNEL}; got "
-            f'"{text}" in "{specification}".'
-        )
-    return token
+        raise ValueError('each token must look like "64C3", "64C3p0s2", "P2", "A2" or "128"')
+    values = {name: int(value) for name, value in match.groupdict().items() if value is not None}
+    for name, value in values.items():
+        least, most = 0 if name == "padding" else 1, MAX_SIZE if name in ("channels", "features") else MAX_KERNEL
+        if not least <= value <= most:
+            raise ValueError(f"{name} must be from {least} to {most}")
+    if kind is Convolution:
+        values = {"padding": (values["kernel_size"] - 1) // 2, "stride": 1} | values
+    elif kind is Pool:
+        values = {"stride": values["kernel_size"]} | values
+    return kind(**values)

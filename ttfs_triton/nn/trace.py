@@ -25,7 +25,6 @@ from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, StageKind, W
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout
-from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
 
@@ -39,30 +38,18 @@ _UNCHANGED = {"contiguous", "clone", "detach", "to", "float", "double", "half", 
 _LAYOUT = {"flatten", "reshape", "view", "squeeze", "view_as", "reshape_as"}
 _DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
 
-_REMEDIES = (
-    (
-        r"avg_?pool|^mean$",
-        "A mean of spike times is no spike: use average=… of the layer behind it, or EarliestSpikePool2d.",
-    ),
-    (
-        r"batch_?norm|layer_?norm|group_?norm|instance_?norm",
-        "Use batch_norm=True of our layers, which folds into their weights.",
-    ),
-    (
-        r"^_*i?r?(add|sub)_*$|^add",
-        "A sum of spike times is no spike time: use a layer with skip=…, and call layer(x, skip=spikes).",
-    ),
-    (
-        r"relu|gelu|silu|elu|sigmoid|tanh|softplus|hardswish|mish",
-        "Leave it out: neurons of our layers fire or do not, which is their nonlinearity.",
-    ),
-    (r"max_?pool", "Use EarliestSpikePool2d: no padding, no dilation, whole patches."),
-    (r"conv", "Use DFTConv2d, or AnalogEncoder for the layer that reads pixels."),
-    (r"linear|matmul|bilinear", "Use DFTLinear, or PotentialReadout for the last layer."),
-    (r"dropout", "Use nn.Dropout, or pass training=self.training: a network that runs drops nothing."),
-    (r"softmax", "Leave it out: logits are the output; cross entropy and decisions need no more."),
-    (r"^_*r?(mul|truediv|div)_*$", "Spike times cannot be scaled: normalise images before the network."),
-)
+_REMEDIES = {
+    r"avg_?pool|^mean$": "A mean of spike times is no spike: use average=… of the layer behind it.",
+    r"batch_?norm|layer_?norm|group_?norm|instance_?norm": "Use batch_norm=True of our layers, which folds.",
+    r"^_*i?r?(add|sub)_*$|^add": "A sum of spike times is no spike time: use layer(x, skip=spikes).",
+    r"relu|gelu|silu|elu|sigmoid|tanh|softplus|hardswish|mish": "Leave it out: our neurons fire or do not.",
+    r"max_?pool": "Use EarliestSpikePool2d: no padding, no dilation, whole patches.",
+    r"conv": "Use DFTConv2d, or AnalogEncoder for the layer that reads pixels.",
+    r"linear|matmul|bilinear": "Use DFTLinear, or PotentialReadout for the last layer.",
+    r"dropout": "Use nn.Dropout, or pass training=self.training: a network that runs drops nothing.",
+    r"softmax": "Leave it out: logits are the output; cross entropy and decisions need no more.",
+    r"^_*r?(mul|truediv|div)_*$": "Spike times cannot be scaled: normalise images before the network.",
+}
 _ANY_REMEDY = (
     "Use layers of ttfs_triton.nn in its place, and between them pooling by EarliestSpikePool2d and nn.Flatten."
 )
@@ -145,8 +132,7 @@ class _Trace(TorchFunctionMode):
         super().__init__()
         named = [(name, module) for name, module in model.named_modules() if _is_layer(module)]
         self._names = dict(zip([module for _, module in named], short_names([name for name, _ in named]), strict=True))
-        self._stages: list[Stage] = []
-        self._windows: dict[str | None, int] = {}
+        self._stages: dict[str | None, Stage] = {}
         self._known: dict[int, tuple[Tensor, Wire]] = {}  # tensors are kept, so that their ids stay theirs
         self._inside: list[str] = []  # modules that run, from the outside in
 
@@ -198,12 +184,7 @@ class _Trace(TorchFunctionMode):
 
     def _is_output(self, tensor: Tensor) -> bool:
         wire = self._wire(tensor)
-        return (
-            bool(self._stages)
-            and wire is not None
-            and wire.source == self._stages[-1].name
-            and (self._stages[-1].kind == "readout")
-        )
+        return wire is not None and wire.source in self._stages and self._stages[wire.source].kind == "readout"
 
     def _refuse_function(self, name: str, remedy: str | None = None) -> NoReturn:
         plain = name.removesuffix(".default").strip("_")
@@ -252,21 +233,18 @@ class _Trace(TorchFunctionMode):
 
     def _fire(self, layer: nn.Module, x: Tensor, weight: Any = None, pool: int = 1, *, skip: Any = None) -> Tensor:
         """A layer runs: a stage of its own, whose output has a shape and nothing else."""
-        name = self._names[layer]
-        if any(stage.layer is layer for stage in self._stages):
+        name, kind = self._names[layer], _kind(layer)
+        label, wire, skipped = _label(layer, name), self._wire(x), None if skip is None else self._wire(skip)
+        if name in self._stages:
             _refuse(f"{name}, which runs twice", "Use a layer of its own for each window.")
-        wire, kind = self._wire(x), _kind(layer)
-        if wire is None:
-            _refuse(f"{_label(layer, name)}, which reads neither images nor spikes of a layer", _ANY_REMEDY)
-        self._check_place(kind, _label(layer, name), wire)
-        skipped = None if skip is None else self._wire(skip)
-        if skip is not None and skipped is None:
-            _refuse(f"{name}, whose skip reads no spikes of a layer", "Give it the output of an earlier layer.")
-        shape = _output_shape(layer, name, tuple(x.shape[1:]))
-        window = 0 if wire.source is None else self._windows[wire.source] + 1
-        self._check_skip(layer, name, shape, skipped, () if skip is None else tuple(skip.shape[1:]), window)
-        self._windows[name] = window
-        self._stages.append(Stage(name, kind, layer, window, wire, skipped, shape))
+        if wire is None or (skip is not None and skipped is None):
+            _refuse(f"{label}, which reads neither images nor spikes of a layer", _ANY_REMEDY)
+        self._check_place(kind, label, wire)
+        window = 0 if wire.source is None else self._stages[wire.source].window + 1
+        shape = _output_shape(layer, label, x, skip)
+        if skipped is not None and (skipped.source is None or self._stages[skipped.source].window >= window):
+            _refuse(f"{label}, whose skip is of no earlier layer", "Skip from a layer that fires before its input.")
+        self._stages[name] = Stage(name, kind, layer, window, wire, skipped, shape)
         output, route = torch.empty((SAMPLES, *shape), dtype=x.dtype, device="meta"), ()
         if pool != 1:
             route = (EarliestSpikePool2d(pool),)
@@ -274,77 +252,39 @@ class _Trace(TorchFunctionMode):
         return self.remember(output, Wire(name, route))
 
     def _check_place(self, kind: StageKind, label: str, wire: Wire) -> None:
-        if (kind in ("latency", "analog")) != (wire.source is None):
-            found = f"{label}, which reads {'images' if wire.source is None else 'spikes'}"
+        encodes, reads_images = kind in ("latency", "analog"), wire.source is None
+        if encodes != reads_images or (reads_images and self._stages):
+            found = "images" if reads_images else "spikes"
             _refuse_structure(
-                f"begin with its only encoder; got {found}",
-                "Put LatencyEncoder() in front of layers that read spikes, and nowhere else; or begin with an "
-                "AnalogEncoder.",
+                f"begin with its only encoder; got {label}, which reads {found}",
+                "Put LatencyEncoder() in front of layers that read spikes, or begin with an AnalogEncoder, once.",
             )
-        if self._stages and self._stages[-1].kind == "readout":
-            self._refuse_end(label)
-        if wire.source is None and self._stages:
-            _refuse_structure(f"begin with its only encoder; got {label} as well", "Leave one of them out.")
-
-    def _check_skip(
-        self,
-        layer: nn.Module,
-        name: str,
-        shape: tuple[int, ...],
-        skipped: Wire | None,
-        arriving: tuple[int, ...],
-        window: int,
-    ) -> None:
-        expected = layer.skip if isinstance(layer, WeightedLayer) else 0
-        if skipped is None or not expected:
-            if skipped is not None or expected:
-                got = "none" if skipped is None else f"spikes {arriving}"
-                _refuse(
-                    f"{name}, made with skip={expected}, whose skip brings {got}",
-                    "Call layer(x, skip=spikes) of a layer made with skip=channels, and of no other.",
-                )
-            return
-        if skipped.source is None:
-            _refuse(f"{name}, whose skip reads images", "Give it spikes: the encoder's.")
-        if self._windows[skipped.source] >= window:
-            _refuse(f"{name}, whose skip comes later than its input", "Skip from an earlier layer.")
-        if arriving[0] != expected or skip_step(arriving, shape) is None:
-            _refuse(
-                f"{name}, {shape} neurons made with skip={expected}, whose skip brings {arriving}",
-                "Skip from a layer with so many channels, and of that size or a multiple of it.",
-            )
+        if any(stage.kind == "readout" for stage in self._stages.values()):
+            self._refuse_end(f"{label} behind it")
 
     def _refuse_end(self, found: str) -> NoReturn:
         _refuse_structure(
-            f"end with its only readout; got {found} behind it", "Append PotentialReadout or FirstSpikeReadout, once."
+            f"end with its only readout; got {found}",
+            "Append PotentialReadout or FirstSpikeReadout, once, and hand on its output.",
         )
 
     def graph(self, output: object, image_shape: tuple[int, ...]) -> NetworkGraph:
         """What was traced, if it is a network."""
-        found = ", ".join(type(stage.layer).__name__ for stage in self._stages) or "no layers of ours"
-        if not self._stages:
+        stages, wire = tuple(self._stages.values()), self._wire(output)
+        found = ", ".join(type(stage.layer).__name__ for stage in stages) or "no layers of ours"
+        if not stages:
             _refuse_structure(
                 f"begin with its only encoder; got {found}",
                 "Put LatencyEncoder() in front of layers of ttfs_triton.nn.",
             )
-        wire = self._wire(output)
-        last = self._stages[-1]
-        if last.kind != "readout" or wire is None or wire != Wire(last.name):
-            what = found if last.kind != "readout" else f"{found}, and another output"
-            _refuse_structure(
-                f"end with its only readout; got {what}",
-                "Append PotentialReadout or FirstSpikeReadout, and hand on its output.",
-            )
-        return NetworkGraph(tuple(self._stages), image_shape)
+        if stages[-1].kind != "readout" or wire is None or wire != Wire(stages[-1].name):
+            self._refuse_end(found if stages[-1].kind != "readout" else f"{found}, and another output")
+        return NetworkGraph(stages, image_shape)
 
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether it computes as one of our layers: a subclass may add what it likes but not another forward."""
-    return any(isinstance(module, kind) and _forward(module) is kind.forward for kind in LAYERS)
-
-
-def _forward(module: nn.Module) -> object:
-    return type(module).forward
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in LAYERS)
 
 
 def _may_stand(module: nn.Module) -> bool:
@@ -359,13 +299,17 @@ def _label(module: nn.Module, name: str) -> str:
     return f"{type(module).__name__} ({name})" if name else type(module).__name__
 
 
-def _output_shape(layer: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _output_shape(layer: nn.Module, label: str, x: Tensor, skip: Tensor | None) -> tuple[int, ...]:
+    shape = tuple(x.shape[1:])
     if not isinstance(layer, WeightedLayer):
         return shape
     try:
-        return layer.output_shape(shape)
+        shape = layer.output_shape(shape)
+        # An empty copy, since what happens to it is no part of the network.
+        layer.delayed(None if skip is None else torch.empty(tuple(skip.shape), device="meta"), x)
     except ValueError as error:
-        raise NetworkError(f"network_graph: layers must fit each other; got {_label(layer, name)}: {error}") from None
+        raise NetworkError(f"network_graph: layers must fit each other; got {label}: {error}") from None
+    return shape
 
 
 def _argument(args: Any, kwargs: Any, place: int, name: str, default: Any) -> Any:
@@ -373,7 +317,7 @@ def _argument(args: Any, kwargs: Any, place: int, name: str, default: Any) -> An
 
 
 def _remedy(name: str) -> str:
-    return next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, name.lower())), _ANY_REMEDY)
+    return next((_REMEDIES[pattern] for pattern in _REMEDIES if re.search(pattern, name.lower())), _ANY_REMEDY)
 
 
 def _refuse(what: str, remedy: str) -> NoReturn:

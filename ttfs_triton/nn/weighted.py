@@ -76,11 +76,13 @@ class WeightedLayer(NormalisedLayer):
         skip_weight: Parameter [skip], weights v of delayed spikes, one a channel (start at 1), or None. They are not
             standardised with the others.
         batch_norm, statistics_group: see `NormalisedLayer`.
+        spike_dropout: probability that an input spike is dropped while training; see `WeightedLinear`.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
         grid, faults, log2_unit: of the chip that it computes for; see `ChipLayer`.
     """
 
     kind: ClassVar[LayerKind] = "spiking"
+    spike_dropout: float = 0.0
     weight: nn.Parameter
     bias: nn.Parameter | None
     weight_gain: nn.Parameter | None
@@ -188,6 +190,25 @@ class WeightedLayer(NormalisedLayer):
         if self.weight_gain is not None:
             self.weight.copy_(self._stored_weight())
             self.weight_gain = None
+
+    def synapses(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Input activations and weights of this pass: both as they are, or after dropout while training.
+
+        Args:
+            x: [N, ...], input activations.
+            weight: the effective weight, where it is known already. Default: `effective_weight()`.
+        """
+        x, weight, scale = self.with_dropout(x, weight)
+        weight = self.in_training(weight)
+        return x, weight if scale == 1 else weight * scale
+
+    def with_dropout(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
+        """As `synapses`, but weights are as they are, and the factor on them is left to the caller."""
+        weight = self.effective_weight() if weight is None else weight
+        if not self.training or self.spike_dropout == 0:
+            return x, weight, 1.0
+        kept = torch.rand_like(x, dtype=torch.float32) >= self.spike_dropout
+        return x * kept, weight, 1 / (1 - self.spike_dropout)
 
     def delayed(self, skip: Tensor | None, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Delayed spikes, one a neuron of this layer, and the weights of their synapses, as `dft_conv2d` takes them.
@@ -359,25 +380,6 @@ class WeightedLinear(WeightedLayer):
         if shape != (self.in_features,):
             raise ValueError(f"inputs must be {self.in_features} features; got {shape}.")
         return (self.out_features,)
-
-    def synapses(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input activations and weights of this pass: both as they are, or after dropout while training.
-
-        Args:
-            x: [N, in_features].
-            weight: the effective weight, where it is known already. Default: `effective_weight()`.
-        """
-        x, weight, scale = self.with_dropout(x, weight)
-        weight = self.in_training(weight)
-        return x, weight if scale == 1 else weight * scale
-
-    def with_dropout(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
-        """As `synapses`, but weights are as they are, and the factor on them is left to the caller."""
-        weight = self.effective_weight() if weight is None else weight
-        if not self.training or self.spike_dropout == 0:
-            return x, weight, 1.0
-        kept = torch.rand_like(x, dtype=torch.float32) >= self.spike_dropout
-        return x * kept, weight, 1 / (1 - self.spike_dropout)
 
     def extra_repr(self) -> str:
         text = f"{self.in_features}, {self.out_features}, {self.synapse_repr()}"

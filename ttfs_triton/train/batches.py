@@ -35,10 +35,9 @@ class EpochBatches:
         world_size: number of processes.
         accumulation: micro-batches in an optimiser step.
         augmentation: default: none.
-        classes: number of classes; needed where images are mixed, whose labels are probabilities of classes.
+        classes: how many; images that are mixed have probabilities of classes as labels.
     Raises:
-        ValueError: fewer images than one batch, or a batch that processes and micro-batches do not divide, or labels
-            to mix that are not classes.
+        ValueError: fewer images than one batch, or a batch that processes and micro-batches do not divide.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class EpochBatches:
         world_size: int = 1,
         accumulation: int = 1,
         augmentation: Augmentation | None = None,
-        classes: int | None = None,
+        classes: int = 0,
     ) -> None:
         check_rank("EpochBatches", rank, world_size)
         if batch_size < 1 or batch_size % (world_size * accumulation):
@@ -75,9 +74,8 @@ class EpochBatches:
         # Of each micro-batch of all processes this one's part.
         order = order[: len(order) // batch_size * batch_size].view(-1, world_size, self.micro_batch_size)[:, rank]
         self.order = indices[order.flatten()].to(data.device, non_blocking=True)
-        self.classes, self.mixing = 0, None
+        self.classes, self.mixing = classes, None
         if self.augmentation.mixes:
-            self.classes = _check_classes(data.labels, classes)
             among = indices.to(data.device, non_blocking=True)
             self.mixing = draw_mixing(self.augmentation, seed, epoch, self.order, among, *data.shape[2:])
 
@@ -121,18 +119,6 @@ class EpochBatches:
 
     def _at(self, indices: Tensor) -> Gathered:
         return indices, self.data.images_at(indices), self.data.labels[indices]
-
-
-def _check_classes(labels: Tensor, classes: int | None) -> int:
-    """The number of classes, if the labels are classes. Those on a device were checked when they were loaded."""
-    in_range = classes is None or labels.device.type != "cpu" or bool(((labels >= 0) & (labels < classes)).all())
-    if classes is None or labels.is_floating_point() or not in_range:
-        wrong = f"{labels.dtype} in {labels.min()} to {labels.max()}"
-        raise ValueError(
-            f"EpochBatches: labels must be whole numbers below the number of classes to be mixed; got {wrong} for "
-            f"{classes} classes. Switch mixup and cutmix off."
-        )
-    return classes
 
 
 def train_loader(

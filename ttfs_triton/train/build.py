@@ -69,35 +69,32 @@ def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str]
     A split that outgrows main memory, be it in the middle, is streamed instead if nothing else was asked for.
     """
 
-    def load(split: str, samples: int | None, like: ImageData | None, *, streaming: bool = False) -> ImageData:
-        return load_images(
-            config.dataset,
-            config.data_dir,
-            split=split,
-            like=like,
-            image_column=config.image_column,
-            label_column=config.label_column,
-            image_size=config.image_size,
-            cropped=config.random_resized_crop,
-            max_samples=samples,
-            max_bad_images=config.max_bad_images,
-            streaming=streaming or config.streaming,
-            events=config.events,
-            progress=accelerator.is_main_process,
-        )
-
-    def attempt(split: str, samples: int | None, like: ImageData | None) -> ImageData:
+    def load(split: str, samples: int | None, like: ImageData | None, streaming: bool = config.streaming) -> ImageData:
         try:
-            return load(split, samples, like)
+            return load_images(
+                config.dataset,
+                config.data_dir,
+                split=split,
+                like=like,
+                image_column=config.image_column,
+                label_column=config.label_column,
+                image_size=config.image_size,
+                cropped=config.random_resized_crop,
+                max_samples=samples,
+                max_bad_images=config.max_bad_images,
+                streaming=streaming,
+                events=config.events,
+                progress=accelerator.is_main_process,
+            )
         except NotEnoughMemoryError as error:
-            if config.data_placement != "auto" or config.events is not None:
+            if streaming or config.data_placement != "auto" or config.events is not None:
                 raise
             say(f"{split} images are streamed: {str(error).split('; ', 1)[1].rsplit('. Use', 1)[0]}")
             return load(split, samples, like, streaming=True)
 
     with accelerator.main_process_first():
-        train = attempt("train", config.max_train_samples, None)
-        test = attempt("test", config.max_test_samples, train)
+        train = load("train", config.max_train_samples, None)
+        test = load("test", config.max_test_samples, train)
     return split_data(train, test, config)
 
 

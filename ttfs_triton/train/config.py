@@ -17,12 +17,12 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from ttfs_triton.command_line import OptionsError, parse_groups, problem_lines, program
+from ttfs_triton.augment.augmentation import AugmentationOptions
+from ttfs_triton.command_line import TRACEBACK, OptionsError, parse_options, plain_errors, problem_lines, program
 from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.train.options import (
     FREE,
     PROPERTIES,
-    AugmentationOptions,
     DataOptions,
     EventOptions,
     GridOptions,
@@ -147,9 +147,10 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
             )
     base = make_config(values, source)
     try:
-        given = parse_groups(
-            [*reversed(TrainConfig.__bases__), FileOptions],
-            {**dict(base), "config": known.config},
+        given = parse_options(
+            *reversed(TrainConfig.__bases__),
+            FileOptions,
+            defaults={**dict(base), "config": known.config},
             arguments=arguments,
             description="\n\n".join(filter(None, (description, written.help()))),
             prog=program(),
@@ -290,3 +291,21 @@ def _no_such_key(key: str) -> str:
         return f"this key was retired: {RETIRED[key]}"
     close = difflib.get_close_matches(key.replace("-", "_"), (*TrainConfig.model_fields, *PROPERTIES), n=1)
     return "there is no such key" + (f", did you mean {close[0]}?" if close else "")
+
+
+def main(recipe: Path, description: str | None, arguments: Sequence[str] | None = None) -> None:
+    """Entry point of a recipe: parse, train, exit with a plain message where the user can mend what went wrong.
+
+    Args:
+        recipe: the recipe's YAML file.
+        description: shown by `--help`.
+        arguments: command line without the program's name. Default: sys.argv[1:].
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    traceback = TRACEBACK in arguments
+    with plain_errors(ConfigError, traceback=traceback):
+        config = parse_config(recipe, description or "", arguments)
+    from ttfs_triton.train.run import ERRORS, train
+
+    with plain_errors(*ERRORS, traceback=traceback):
+        train(config, name=recipe.stem)

@@ -40,17 +40,24 @@ from ttfs_triton.train.checkpoint import (
     unpack_optimizer,
 )
 from ttfs_triton.train.config import TrainConfig
-from ttfs_triton.train.device import choose_fusing, fused_passes
+from ttfs_triton.train.device import (
+    Interrupted,
+    StopRequest,
+    choose_fusing,
+    compress_gradients,
+    fused_passes,
+    share_statistics,
+)
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.evaluation import Evaluator, refresh_statistics
-from ttfs_triton.train.graph import GraphedStep, choose_graphs
 from ttfs_triton.train.lagrange import TargetTraining
-from ttfs_triton.train.processes import Interrupted, StopRequest, compress_gradients, share_statistics
 from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.resume import Change, EpochTotals, Position, RunDescription, RunState, check_same_run, read_state
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.schedules import PersistenceSchedule, build_schedule
-from ttfs_triton.train.step import TrainStep, look_ahead, make_average
+from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, make_average
+
+MOST_OF_THE_START = 0.1  # share of a moving average
 
 
 class NonFiniteLossError(RuntimeError):
@@ -243,11 +250,10 @@ class TrainingLoop:
         started = time.perf_counter()
         already = position.totals.seconds
         for _ in range(position.step_in_epoch, self.steps_per_epoch):
-            self._profiler.before_step()
-            with record_function("data"):
-                batches = [next(micro_batches) for _ in range(config.gradient_accumulation)]
-            self._train_step(batches)
-            self._profiler.after_step()
+            with self._profiler.step():
+                with record_function("data"):
+                    batches = [next(micro_batches) for _ in range(config.gradient_accumulation)]
+                self._train_step(batches)
             position.step += 1
             position.step_in_epoch += 1
             position.totals.seconds = already + time.perf_counter() - started
@@ -255,7 +261,7 @@ class TrainingLoop:
                 self._report()
             for callback in self.callbacks:
                 callback.on_step(self)
-            if self.stop.due(position.step, config.log_steps) and self.stop.everywhere():
+            if self.stop.due(position.step, config.log_steps):
                 self._stop()
             if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
                 self.save()
@@ -334,6 +340,11 @@ class TrainingLoop:
             say(f"on the grid of a chip: {self.graph.grid.text()}")
         if config.faults:
             say(f"for chips with faults: {config.faults.text()}")
+        if self.target is None and (share := config.ema_decay**self.steps) > MOST_OF_THE_START:
+            say(
+                f"warning: ema_decay: {share:.0%} of the averaged weights, which are scored and saved, will be those "
+                f"of the start after only {self.steps} steps. Lower --ema-decay; 0 switches the average off."
+            )
         count = self.accelerator.num_processes
         where = f"{device_name(self.accelerator.device)}, {count} process{'es' if count > 1 else ''}"
         start = f"resumed after step {self.position.step}" if resumed else f"{config.epochs} epochs"

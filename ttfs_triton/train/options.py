@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -18,8 +19,6 @@ from pydantic import (
     model_validator,
 )
 
-from ttfs_triton.augment.augmentation import Fill, Flip
-from ttfs_triton.augment.policy import PolicyName
 from ttfs_triton.data.events import MAX_WINDOWS, EventWindows, Size
 from ttfs_triton.nn import Neuron
 from ttfs_triton.nn.config import Encoder
@@ -30,7 +29,13 @@ PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
 FREE: dict[str, Any] = {"free_on_resume": True}
 
 
-class MainOptions(BaseModel):
+class Options(BaseModel):
+    """Texts below fields are their descriptions."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class MainOptions(Options):
     """What most runs are given."""
 
     dataset: str | None = None
@@ -64,7 +69,7 @@ class MainOptions(BaseModel):
         return self
 
 
-class DataOptions(BaseModel):
+class DataOptions(Options):
     """Images, and where they lie."""
 
     image_column: str | None = None
@@ -102,45 +107,13 @@ class DataOptions(BaseModel):
         return self
 
 
-class AugmentationOptions(BaseModel):
-    """What happens to training images; see `ttfs_triton.augment.Augmentation`."""
-
-    crop_padding: int = Field(0, ge=0, le=8192)
-    """Pad by this many pixels and crop at random."""
-    crop_fill: Fill = 0
-    """Pixel value of that padding, or reflect: mirror the image there."""
-    flip: Flip = False
-    """Flip images left to right with probability one half; alternating: so in the first epoch, then every other one."""
-    shift: int = Field(0, ge=0, le=8192)
-    """Shift images by up to this many pixels, filling with zeros."""
-    rotation: float = Field(0.0, ge=0, le=180)
-    """Rotate images by up to this many degrees."""
-    auto_augment: bool | PolicyName = False
-    """AutoAugment with the policy of cifar10 (also: true), svhn or imagenet."""
-    trivial_augment: bool = False
-    """TrivialAugment (Wide), instead of AutoAugment."""
-    cutout: int = Field(0, ge=0)
-    """Blank a square of this side."""
-    mixup: float = Field(0.0, ge=0)
-    """Mix each image with another, with a share from the Beta distribution of this parameter. 0: off."""
-    cutmix: float = Field(0.0, ge=0)
-    """Replace a rectangle of each image by another's, with a share from the Beta distribution of this parameter.
-    0: off. With mixup, each image gets one of the two."""
-
-    @model_validator(mode="after")
-    def _one_policy(self) -> Self:
-        if self.auto_augment and self.trivial_augment:
-            raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")
-        return self
-
-
 _IMAGE_KEYS = (  # which mean nothing for events
     *("dataset", "image_column", "label_column", "image_size", "random_resized_crop", "streaming"),
     *("auto_augment", "trivial_augment"),
 )
 
 
-class EventOptions(BaseModel):
+class EventOptions(Options):
     """What becomes of recordings; see `ttfs_triton.data.events`."""
 
     event_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)
@@ -173,7 +146,7 @@ class EventOptions(BaseModel):
         return EventWindows(self.event_windows, self.event_window_us, self.event_pool, self.event_sensor)
 
 
-class NetworkOptions(BaseModel):
+class NetworkOptions(Options):
     """The network; meaningless beside a network of the user's own."""
 
     model: str = "cnn1"
@@ -232,7 +205,7 @@ class NetworkOptions(BaseModel):
         return changed + [name for name in PROPERTIES if getattr(self.spiking_neuron, name) != getattr(Neuron(), name)]
 
 
-class StartOptions(BaseModel):
+class StartOptions(Options):
     """A network of the user's own, and the weights that a run starts from."""
 
     network: str | None = None
@@ -262,7 +235,7 @@ class StartOptions(BaseModel):
         return self
 
 
-class GridOptions(BaseModel):
+class GridOptions(Options):
     """The grid of a chip: time steps, bits of weights and registers."""
 
     time_steps: int | None = Field(None, ge=1, le=MOST_STEPS)
@@ -296,7 +269,7 @@ class GridOptions(BaseModel):
         return Grid(self.time_steps, self.weight_bits, self.weight_units == "channel", self.state_bits)
 
 
-class OptimisationOptions(BaseModel):
+class OptimisationOptions(Options):
     """Updates, their rates, and σ's course."""
 
     gradient_accumulation: int = Field(1, ge=1)
@@ -355,7 +328,7 @@ class OptimisationOptions(BaseModel):
         return self
 
 
-class TargetOptions(BaseModel):
+class TargetOptions(Options):
     """What the network may cost."""
 
     target_sparsity: float | str | None = None
@@ -378,7 +351,7 @@ class TargetOptions(BaseModel):
         return parse_target(self.target_sparsity, self.target_operations, self.target_energy)
 
 
-class RunOptions(BaseModel):
+class RunOptions(Options):
     """Where and how a run runs."""
 
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
@@ -409,7 +382,7 @@ class RunOptions(BaseModel):
     """Kernels."""
 
 
-class HubOptions(BaseModel):
+class HubOptions(Options):
     """Publishing when the run has ended."""
 
     push_to_hub: bool = Field(False, json_schema_extra=FREE)

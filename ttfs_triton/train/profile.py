@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,29 +38,27 @@ class StepProfiler:
         self, steps: int, network: nn.Module, folder: Path | None, device: torch.device, say: Callable[[str], None]
     ) -> None:
         self.steps, self.network, self.folder, self.device, self.say = steps, network, folder, device, say
-        self._first, self._done = SKIPPED, 0
+        self._skipped = self._done = 0
         self._profile: profile | None = None
         self._marks: list[Any] = []
 
-    def before_step(self) -> None:
-        """Begin to trace if it is time."""
-        if self.steps == 0 or self._profile is not None:
-            return
-        if self._first > 0:
-            self._first -= 1
-            return
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around each step of the run."""
+        if self._profile is None and self.steps and self._skipped == SKIPPED:
+            self._start()
+        yield
+        self._skipped = min(SKIPPED, self._skipped + 1)
+        self._done += self._profile is not None
+        if self._done == self.steps:
+            self.close()
+
+    def _start(self) -> None:
         for name, layer in _named_layers(self.network):
             self._marks += _mark(layer, f"layer {name}")
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device.type == "cuda")
         self._profile = profile(activities=activities, acc_events=True)
         self._profile.start()
-
-    def after_step(self) -> None:
-        """End the trace if enough steps are in it."""
-        if self._profile is not None:
-            self._done += 1
-            if self._done == self.steps:
-                self.close()
 
     def close(self) -> None:
         """Write what there is."""

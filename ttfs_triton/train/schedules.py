@@ -30,42 +30,28 @@ def build_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: i
 
 def rate_factor(config: TrainConfig, total: int, steps_per_epoch: int) -> Callable[[int], float]:
     """Factor on the peak rate as a function of the number of optimiser steps done, for `total` steps in all."""
-    warmup = config.warmup * total
-    milestones = [epoch * steps_per_epoch for epoch in config.milestones]
+    rising = config.warmup * total - (config.schedule == "one_cycle")
+    peak = max(0.0, rising)
 
-    def one_cycle(step: int) -> float:
-        peak = warmup - 1
-        if step < peak:
-            return _cosine(ONE_CYCLE_START, 1.0, step / peak)
-        return _cosine(1.0, ONE_CYCLE_END, _progress(step, max(0.0, peak), total))
+    def factor(step: int) -> float:
+        fallen = min(1.0, (step - peak) / max(1.0, total - 1 - peak))
+        match config.schedule:
+            case "one_cycle":
+                if step < rising:
+                    return _cosine(ONE_CYCLE_START, 1.0, step / rising)
+                return _cosine(1.0, ONE_CYCLE_END, fallen)
+            case "cosine":
+                return (step + 1) / (rising + 1) if step < rising else _cosine(1.0, 0.0, fallen)
+            case "linear":
+                if step < rising:
+                    return config.start_factor + (1 - config.start_factor) * step / rising
+                return 1 + (config.end_factor - 1) * fallen
+            case "milestones":
+                return config.milestone_factor ** sum(step >= epoch * steps_per_epoch for epoch in config.milestones)
+            case "constant":
+                return 1.0
 
-    def cosine(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return _cosine(1.0, 0.0, _progress(step, warmup, total))
-
-    def linear(step: int) -> float:
-        if step < warmup:
-            return config.start_factor + (1 - config.start_factor) * step / warmup
-        return 1 + (config.end_factor - 1) * _progress(step, warmup, total)
-
-    def by_milestones(step: int) -> float:
-        return config.milestone_factor ** sum(step >= milestone for milestone in milestones)
-
-    def constant(step: int) -> float:
-        return 1.0
-
-    return {
-        "one_cycle": one_cycle,
-        "cosine": cosine,
-        "linear": linear,
-        "milestones": by_milestones,
-        "constant": constant,
-    }[config.schedule]
-
-
-def _progress(step: int, warmup: float, total: int) -> float:
-    return min(1.0, (step - warmup) / max(1.0, total - 1 - warmup))
+    return factor
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

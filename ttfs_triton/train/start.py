@@ -46,7 +46,7 @@ class Start:
 
 
 def load_weights(
-    network: TTFSNetwork, source: str, images: Tensor | None = None, trained_as: TrainedAs | None = None
+    network: TTFSNetwork, source: str | Weights, images: Tensor | None = None, trained_as: TrainedAs | None = None
 ) -> Start:
     """Load weights into a network, strictly: every tensor used or folded, every parameter found.
 
@@ -60,27 +60,28 @@ def load_weights(
 
     Args:
         network: changed in place.
-        source: what `open_weights` reads.
+        source: what `open_weights` reads, or what it gave.
         images: to calibrate on, [N, in_channels, height, width] in [0, 1], on the device to compute on. None leaves the
             weights as they are.
         trained_as: see `TrainedAs`; needed for the paper's weights.
     Raises:
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
-    if (trained := _trained_with_batch_norm(source)) is not None and not network.config.batch_norm:
-        return _load_folded(network, source, trained)
-    if network.config.batch_norm and trained is None:
-        return _load_plain(network, source, images, trained_as)
     try:
-        weights = open_weights(source)
-        units = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(".log2_unit")}
+        weights = source if isinstance(source, Weights) else open_weights(source)
         description = weights.description()
-        if units:
-            others = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
-            weights = dataclasses.replace(weights, tensors=others)
-        calibration = None
-        if trained_as is None and _shapes(weights.tensors) == _shapes(network.state_dict()):
-            tensors, trained = weights.tensors, None if description is None else description.network
+        trained = None if description is None else description.network
+        trained = trained if isinstance(trained, NetworkConfig) else None
+        if trained is not None and trained.batch_norm and not network.config.batch_norm:
+            return _load_folded(network, weights, trained)
+        if network.config.batch_norm and (trained is None or not trained.batch_norm):
+            return _load_plain(network, weights, images, trained_as)
+        units = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(".log2_unit")}
+        others = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
+        weights, calibration = dataclasses.replace(weights, tensors=others), None
+        grid = None if trained is None else trained.grid
+        if trained_as is None and _shapes(others) == _shapes(network.state_dict()):
+            tensors = others
         else:
             converted = _convert(network.config, weights, trained_as)
             _check_same(network, converted.network.state_dict())
@@ -91,46 +92,30 @@ def load_weights(
     except WeightsError as error:
         raise ConfigError(f"weights: {error}") from error
     except ConversionError as error:
-        raise ConfigError(f"weights: {source} does not fit {network.config.specification}: {error}") from error
+        raise ConfigError(f"weights: {weights.name} does not fit {network.config.specification}: {error}") from error
     network.load_state_dict(tensors)
-    if isinstance(trained, NetworkConfig):
+    if trained is not None:
         _take_statistics(network, trained)
-    grid = (
-        description.network.grid if description is not None and isinstance(description.network, NetworkConfig) else None
-    )
     return Start(base_model, calibration, grid, units)
 
 
-def _trained_with_batch_norm(source: str) -> NetworkConfig | None:
-    """The network with batch norm that weights are of; None if they are of another one."""
-    try:
-        description = open_weights(source).description()
-    except WeightsError as error:
-        raise ConfigError(f"weights: {error}") from error
-    network = None if description is None else description.network
-    return network if isinstance(network, NetworkConfig) and network.batch_norm else None
-
-
-def _load_folded(network: TTFSNetwork, source: str, trained: NetworkConfig) -> Start:
+def _load_folded(network: TTFSNetwork, source: Weights, trained: NetworkConfig) -> Start:
     """`load_weights` of a network with batch norm into one without."""
     normalised = TTFSNetwork(trained)
     start = load_weights(normalised, source)
     normalised.fold_batch_norm()
-    try:
-        _check_same(network, normalised.state_dict())
-    except ConversionError as error:
-        raise ConfigError(f"weights: {source}, batch norm folded, does not fit: {error}") from error
+    _check_same(network, normalised.state_dict(), "tensors, batch norm folded,")
     network.load_state_dict(normalised.state_dict())
     _take_statistics(network, trained)
     return start
 
 
-def _load_plain(network: TTFSNetwork, source: str, images: Tensor | None, trained_as: TrainedAs | None) -> Start:
+def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, trained_as: TrainedAs | None) -> Start:
     """`load_weights` of a plain network, folded and calibrated, into one with batch norm."""
     if images is None or not len(images):
         raise ConfigError(
-            f"weights: {source} has no batch norm, whose statistics are then taken from calibration images; got none. "
-            "Give --calibration-images, or --no-batch-norm."
+            f"weights: {source.name} has no batch norm, whose statistics are then taken from calibration images; got "
+            "none. Give --calibration-images, or --no-batch-norm."
         )
     plain = TTFSNetwork(network.config.replace(batch_norm=False, weight_standardisation=False))
     start = load_weights(plain, source, images, trained_as)
@@ -254,7 +239,7 @@ def _structure(config: NetworkConfig) -> tuple[object, ...]:
     return (*map(at_width, parse_specification(config.specification)), config.in_channels, config.image_size)
 
 
-def _check_same(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _check_same(network: nn.Module, tensors: Mapping[str, Tensor], what: str = "converted tensors") -> None:
     wanted, got = _shapes(network.state_dict()), _shapes(tensors)
     problems = [
         f"{key}: {got.get(key, 'missing')}, not {wanted.get(key, 'wanted')}"
@@ -262,7 +247,7 @@ def _check_same(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if wanted.get(key) != got.get(key)
     ]
     if problems:
-        raise ConversionError(f"its converted tensors must be those of the network; got {'; '.join(problems[:12])}.")
+        raise ConversionError(f"its {what} must be those of the network; got {'; '.join(problems[:12])}.")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:

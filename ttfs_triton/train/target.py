@@ -52,11 +52,8 @@ def parse_target(sparsity: float | str | None, operations: float | str | None, e
     Raises:
         ValueError: more than one of them; what is no number, or out of range.
     """
-    given = {
-        key: value
-        for key, value in (("sparsity", sparsity), ("operations", operations), ("energy", energy))
-        if value is not None
-    }
+    values = {"sparsity": sparsity, "operations": operations, "energy": energy}
+    given = {key: value for key, value in values.items() if value is not None}
     if len(given) > 1:
         raise ValueError(f"{' and '.join(f'target_{key}' for key in given)} exclude each other; give one")
     if energy is not None:
@@ -67,11 +64,8 @@ def parse_target(sparsity: float | str | None, operations: float | str | None, e
                 f"target_energy must be CHIP:MICROJOULES with a positive number, such as loihi:100; got {energy}"
             )
         return Wanted("energy", {None: goal}, chip)
-    kind: Kind
-    for kind in ("sparsity", "operations"):
-        if kind in given:
-            return Wanted(kind, _shares(f"target_{kind}", given[kind]))
-    return None
+    kinds: tuple[Kind, ...] = ("sparsity", "operations")
+    return next((Wanted(kind, _shares(f"target_{kind}", given[kind])) for kind in kinds if kind in given), None)
 
 
 def _shares(key: str, value: float | str) -> dict[str | None, float]:
@@ -100,20 +94,19 @@ class Target:
     """Costs that a run is to bring to their goals.
 
     Attributes:
-        kind: of the costs.
-        names: of the layers that have goals of their own, else "network".
-        goals: shares, or microjoules a sample.
-        costs: what is to be that much.
+        wanted: the goals as configured: shares, or microjoules a sample.
+        costs: what is to be that much, in the order of the goals.
         floors: the least that each could be, with these images.
-        chip: whose prices count, for energy.
     """
 
-    kind: Kind
-    names: tuple[str, ...]
-    goals: tuple[float, ...]
+    wanted: Wanted
     costs: tuple[Cost, ...]
     floors: tuple[float, ...]
-    chip: str | None = None
+
+    @property
+    def goals(self) -> tuple[float, ...]:
+        """What each cost is to become."""
+        return tuple(self.wanted.goals.values())
 
     def measure(self, counts: Counts) -> list[float]:
         """The costs of a network by its exact counts."""
@@ -134,15 +127,15 @@ class Target:
 
     def named(self, values: Sequence[float]) -> dict[str, float]:
         """One value for each cost, by name."""
-        return dict(zip(self.names, values, strict=True))
+        return {layer or "network": value for layer, value in zip(self.wanted.goals, values, strict=True)}
 
     def to_dict(
         self, validation: Mapping[str, float] | None, test: Sequence[float], stalled: bool = False
     ) -> dict[str, Any]:
         """For a summary: what was wanted, what was measured, and whether the test images say that it is reached."""
         return {
-            "kind": self.kind,
-            "chip": self.chip,
+            "kind": self.wanted.kind,
+            "chip": self.wanted.chip,
             "goal": self.named(self.goals),
             "validation": validation,
             "test": self.named(test),
@@ -188,8 +181,7 @@ def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) 
                 f"{key} must lie between {between}, the least and the most that this network can take{where}; "
                 f"got {goal:g}. Choose another goal or a smaller network."
             )
-    names = tuple(layer or "network" for layer in wanted.goals)
-    return Target(wanted.kind, names, tuple(wanted.goals.values()), tuple(costs), tuple(floors), wanted.chip)
+    return Target(wanted, tuple(costs), tuple(floors))
 
 
 class CostedNetwork(nn.Module):

@@ -1,4 +1,4 @@
-"""Block sizes, warps and pipeline stages: defaults for each chip, and the candidates that tuning tries.
+"""Block sizes, warps and pipeline stages: defaults for each chip.
 
 The defaults were chosen from compiled code (registers, spills, barriers in the main loop; see `kernels/DESIGN.md`).
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ttfs_kernels.triton_backend.formulation import Chip, Form, default_form, refused
+from ttfs_kernels.triton_backend.formulation import Chip, Form, default_form
 from ttfs_kernels.triton_backend.problem import Problem
 from ttfs_kernels.triton_backend.work import WIDE, executed_flops, largest_offset, relative_time, skips
 
@@ -79,29 +79,10 @@ def default_config(which: str, problem: Problem, chip: Chip, precision: str, pro
     return min(configs, key=lambda config: relative_time(which, problem, config, processors))
 
 
-def candidates(
-    which: str,
-    problem: Problem,
-    chip: Chip,
-    precision: str,
-    version: tuple[int, int],
-    processors: int = PROCESSORS,
-) -> list[Config]:
-    """Configurations worth timing; the default first, none twice, none of a refused form."""
-    default = default_config(which, problem, chip, precision, processors)
-    half = 32 if problem.dtype.itemsize == 2 else 16
-    tried = [default]
-    for block_m, block_n in ((128, 128), (128, 64), (64, 128), (64, 64), (128, 32)):
-        for block_k in (half, 2 * half):
-            warps = 8 if block_m * block_n >= 128 * 128 else 4
-            for stages in (2, 3, 4):
-                forms = Form if which == "forward" and problem.with_slope else (default.form,)
-                for form in forms:
-                    config = Config(block_m, block_n, block_k, warps, stages, form)
-                    if refused(form, chip, version) is None:
-                        plain = _fitted(config, which, problem, chip)
-                        tried += [plain, _skipping(which, problem, plain, chip, worth=0.0)]
-    return list(dict.fromkeys(tried))
+def alternatives(which: str, problem: Problem, config: Config, chip: Chip) -> list[Config]:
+    """Blocks of these sizes that fit the layer: in the order of the rows, and by position if that may pay."""
+    plain = _fitted(config, which, problem, chip)
+    return [plain, _skipping(which, problem, plain, chip, worth=0.0)]
 
 
 def _skipping(which: str, problem: Problem, config: Config, chip: Chip, worth: float = WORTH_SKIPPING) -> Config:

@@ -178,16 +178,6 @@ def sum_splits(parts_ptr, out_ptr, splits, size, ROWS: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
-def stack_mask(x_ptr, stacked_ptr, size, persistence, BLOCK: tl.constexpr):
-    """stacked = [x ; σ·[x > 0]] in one pass over x."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + i, mask=i < size, other=0.0)
-    tl.store(stacked_ptr + i, x, mask=i < size)
-    spikes = tl.where(x > 0, persistence, 0.0)
-    tl.store(stacked_ptr + size + i, spikes.to(stacked_ptr.dtype.element_ty), mask=i < size)
-
-
-@triton.jit
 def fire_potentials(
     A_ptr,
     W_ptr,

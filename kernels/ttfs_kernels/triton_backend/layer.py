@@ -6,12 +6,12 @@ PyTorch's compiler sees each pass as one operator: it must not look into launche
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ttfs_kernels.autograd import first_derivatives_only, needs_gradient, without_autocast
+from ttfs_kernels.autograd import Kept, Operands
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import library, passes
@@ -20,68 +20,40 @@ from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.launch import device_of, planned_only, precision_of
 from ttfs_kernels.triton_backend.problem import Problem
 
-Settings = tuple[list[int], list[float], int, str]  # of a layer: geometry, neuron, pool, backend
 
+@dataclass(frozen=True)
+class TritonLayer:
+    """The passes of a layer; they keep its input, its activations, for σ > 0 the gain, and the winner of each window.
 
-def layer(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
-    geometry: Geometry | None,
-    neuron: Neuron,
-    backend: str,
-    pool: int = 1,
-    fuse_pool: bool | None = None,
-) -> Tensor:
-    """Activations of a layer, differentiable once; see `ops.dft_conv2d`. Without geometry it is fully connected.
-
-    Args:
+    Attributes:
+        geometry: of a convolution; None if the layer is fully connected.
+        neuron: how it fires and how it is differentiated.
         backend: "triton", our kernels for every pass; or "auto", a library call where a table says that it is faster.
+        pool, fuse_pool: as in `ops.dft_conv2d`.
     """
-    operands = x, weight, bias, skip, skip_weight
-    numbers = [] if geometry is None else [*geometry.stride, *geometry.padding, *geometry.dilation, geometry.groups]
-    return DFTLayer.apply(*operands, (numbers, neuron.pack(), pool, backend), fuse_pool, needs_gradient(*operands))
 
+    geometry: Geometry | None
+    neuron: Neuron
+    backend: str
+    pool: int = 1
+    fuse_pool: bool | None = None
 
-class DFTLayer(torch.autograd.Function):
-    """Keeps the input, the activations, for σ > 0 the gain, and with a pool the winner of each window."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        skip: Tensor | None,
-        skip_weight: Tensor | None,
-        settings: Settings,
-        fuse_pool: bool | None,
-        with_derivatives: bool,
-    ) -> Tensor:
+    def forward(self, operands: Operands, with_derivatives: bool) -> tuple[Tensor, Kept]:
+        x, weight, _, skip, skip_weight = operands
         run = _forward_operator if torch.compiler.is_compiling() else _forward
-        with without_autocast(x):
-            kept = run(x, weight, bias, skip, skip_weight, *settings, fuse_pool, with_derivatives)
-        if with_derivatives:
-            ctx.save_for_backward(x, weight, skip, skip_weight, *kept)
-        ctx.settings = settings
-        ctx.set_materialize_grads(False)
-        return kept[0]
+        kept = run(*operands, *self._plain(), self.fuse_pool, with_derivatives)
+        return kept[0], (x, weight, skip, skip_weight, *kept)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        if grad is None:
-            return (None,) * 8
-        first_derivatives_only("dft_conv2d" if ctx.settings[0] else "dft_linear", grad)
-        x, weight, skip, skip_weight, *kept = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:5])
+    def backward(self, grad: Tensor, kept: Kept, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
         run = _backward_operator if torch.compiler.is_compiling() else _backward
-        with without_autocast(grad):
-            geometry, neuron, pool, backend = ctx.settings
-            found = iter(run(grad, x, weight, skip, skip_weight, kept, geometry, neuron, pool, backend, needs))
-        return *(next(found) if needed else None for needed in needs), None, None, None
+        found = iter(run(grad, *kept[:4], list(kept[4:]), *self._plain(), list(needs)))
+        return tuple(next(found) if needed else None for needed in needs)
+
+    def _plain(self) -> tuple[list[int], list[float], int, str]:
+        """As an operator's schema takes them."""
+        numbers = [] if self.geometry is None else [n for pair in self.geometry[:3] for n in pair]
+        numbers += [] if self.geometry is None else [self.geometry.groups]
+        return numbers, self.neuron.pack(), self.pool, self.backend
 
 
 def _forward(

@@ -1,6 +1,7 @@
 """The passes by one stacked cuDNN or cuBLAS call each, for shapes where that is faster than our kernels.
 
-Same operands and results as `passes.py`; the mask, the rule and the local gradients are still Triton.
+Same operands and results as `passes.py`; the contractions are the PyTorch backend's, the rule and the local gradients
+are still Triton.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ttfs_kernels.contraction import Geometry, contract, gradient_of_input, gradient_of_weight
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import vanishing
+from ttfs_kernels.torch_backend import stack_mask
 from ttfs_kernels.triton_backend import elementwise
 from ttfs_kernels.triton_backend.launch import Launch
 from ttfs_kernels.triton_backend.passes import ELEMENTS, Plan
@@ -31,7 +33,7 @@ def forward(
     skip_weight: Tensor | None = None,
 ) -> tuple[Any, ...]:
     """(y, gain): one contraction over [x; σ·mask], then the rule; see `passes.forward`."""
-    A, W = potentials(problem, x, weight, neuron.psp_persistence)
+    A, W = potentials(problem, x, weight, neuron)
     y = torch.empty_like(A)
     gain = torch.empty_like(y) if with_derivatives and W is not None else None
     arguments = {
@@ -52,96 +54,50 @@ def forward(
         "SURROGATE": neuron.has_surrogate and gain is not None,
         "BLOCK": ELEMENTS,
     }
-    return Plan(_launches(elementwise.fire_potentials, y.numel(), arguments), (y, gain)).run()
+    launch = Launch(elementwise.fire_potentials, (math.ceil(y.numel() / ELEMENTS),), arguments)
+    return Plan([launch] if y.numel() else [], (y, gain)).run()
 
 
-def potentials(
-    problem: Problem, x: Tensor, weight: Tensor, psp_persistence: float = 1.0
-) -> tuple[Tensor, Tensor | None]:
+def potentials(problem: Problem, x: Tensor, weight: Tensor, neuron: Neuron = Neuron()) -> tuple[Tensor, Tensor | None]:
     """(A, W): one contraction over [x; σ·mask], both [B, P, Q, N]; W is None at σ = 0."""
-    operand = _stack_mask(x, psp_persistence) if problem.with_slope else x
-    if problem.is_matrix_product:
-        both = F.linear(operand.view(-1, problem.depth), weight.view(problem.out_channels, problem.depth))
-    else:
-        both = F.conv2d(_channels_first(operand), _channels_first(weight), None, *problem.geometry)
-        both = both.permute(0, 2, 3, 1).contiguous()
+    operand = stack_mask(_maps(problem, x), neuron) if problem.with_slope else _maps(problem, x)
+    both = _rows(contract(operand, _maps(problem, weight), None, _geometry(problem)))
     both = both.view(2 if problem.with_slope else 1, problem.batch, *problem.out_size, problem.out_channels)
     return both[0], both[1] if problem.with_slope else None
 
 
-def grad_x(
-    problem: Problem,
-    pair: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    neuron: Neuron = Neuron(),
-) -> Tensor:
+def grad_x(problem: Problem, pair: Tensor, x: Tensor, weight: Tensor, neuron: Neuron = Neuron()) -> Tensor:
     """The gradient of the activations, zero at silent inputs if σ > 0.
 
     `pair` is [h; slope_h] or [h], see `passes.halves`. With slope_h and a surrogate: plus the gradient of the mask,
     both by one contraction.
     """
-    if len(pair) == 2 and neuron.has_surrogate:
-        operand = torch.cat([x, x]) if not problem.is_matrix_product else x
-        by_activation, by_mask = _by_inputs(problem, pair.flatten(0, 1), operand, weight).view(2, *x.shape)
-        by_activation = torch.ops.aten.threshold_backward(by_activation, x, 0)
-        return by_activation.addcmul_(by_mask, vanishing(x, neuron))
-    result = _by_inputs(problem, pair[0], x, weight).view(x.shape)
-    return torch.ops.aten.threshold_backward(result, x, 0) if problem.with_slope else result
-
-
-def _by_inputs(problem: Problem, h: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    if problem.is_matrix_product:
-        return h.view(-1, problem.out_channels) @ weight.view(problem.out_channels, problem.depth)
-    return _convolution_backward(problem, h, x, weight, 0).permute(0, 2, 3, 1).contiguous()
+    pair = pair if neuron.has_surrogate else pair[:1]
+    operand = x if len(pair) == 1 else torch.cat([x, x])  # of which only the shape counts
+    h, operand, weight = (_maps(problem, rows) for rows in (pair.flatten(0, 1), operand, weight))
+    by_activation, *by_mask = _rows(gradient_of_input(h, operand, weight, _geometry(problem))).view(len(pair), *x.shape)
+    if not problem.with_slope:
+        return by_activation
+    result = torch.ops.aten.threshold_backward(by_activation, x, 0)
+    return result.addcmul_(by_mask[0], vanishing(x, neuron)) if by_mask else result
 
 
 def grad_w(problem: Problem, pair: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of the weight: one contraction of [h; slope_h] with [x; mask], or of [h] with x."""
-    h = pair.flatten(0, 1)
-    if len(pair) == 2:
-        x = _stack_mask(x, 1.0)
-    if problem.is_matrix_product:
-        grad_weight = h.view(-1, problem.out_channels).t() @ x.view(-1, problem.depth)
-        return grad_weight.view(weight.shape)
-    return _convolution_backward(problem, h, x, weight, 1).permute(0, 2, 3, 1).contiguous()
+    h, operand = _maps(problem, pair.flatten(0, 1)), _maps(problem, x)
+    operand = stack_mask(operand, Neuron(1.0)) if len(pair) == 2 else operand  # slope_h includes σ
+    return _rows(gradient_of_weight(h, operand, _maps(problem, weight), _geometry(problem))).view(weight.shape)
 
 
-def _stack_mask(x: Tensor, psp_persistence: float) -> Tensor:
-    stacked = x.new_empty(2 * x.shape[0], *x.shape[1:])
-    arguments = {
-        "x_ptr": x,
-        "stacked_ptr": stacked,
-        "size": x.numel(),
-        "persistence": float(psp_persistence),
-        "BLOCK": ELEMENTS,
-    }
-    Plan(_launches(elementwise.stack_mask, x.numel(), arguments), (stacked,)).run()
-    return stacked
+def _geometry(problem: Problem) -> Geometry | None:
+    return None if problem.is_matrix_product else problem.geometry
 
 
-def _launches(kernel: Any, size: int, arguments: dict[str, Any]) -> list[Launch]:
-    return [Launch(kernel, (math.ceil(size / ELEMENTS),), arguments)] if size else []
+def _maps(problem: Problem, rows: Tensor) -> Tensor:
+    """[B, H, W, C] as the channels-last view [B, C, H, W] that convolutions take, or as a matrix [B·H·W, C]."""
+    return rows.flatten(0, -2) if problem.is_matrix_product else rows.permute(0, 3, 1, 2)
 
 
-def _channels_first(maps: Tensor) -> Tensor:
-    """[B, H, W, C] as the channels-last view [B, C, H, W] that libraries take."""
-    return maps.permute(0, 3, 1, 2)
-
-
-def _convolution_backward(problem: Problem, h: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
-    stride, padding, dilation, groups = problem.geometry
-    wanted = [which == 0, which == 1, False]
-    return torch.ops.aten.convolution_backward(
-        _channels_first(h),
-        _channels_first(x),
-        _channels_first(weight),
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        [0, 0],
-        groups,
-        wanted,
-    )[which]
+def _rows(maps: Tensor) -> Tensor:
+    """The inverse of `_maps`, up to a matrix's shape."""
+    return maps.permute(0, 2, 3, 1).contiguous() if maps.dim() == 4 else maps

@@ -1,9 +1,9 @@
-"""What a pass has to compute: the shape of a layer, its floors, and the key under which choices are kept."""
+"""What a pass has to compute: the shape of a layer, and the key under which choices are kept."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,29 +55,12 @@ class Problem:
         x: Tensor, weight: Tensor, geometry: Geometry | None, neuron: Neuron, pool: int = 1, skip: bool = False
     ) -> Problem:
         """From x [B, C, H, W] and weight [N, C / groups, R, S]; without geometry from x [M, K] and weight [N, K]."""
-        if geometry is None:
-            sizes = (x.shape[0], 1, 1, x.shape[1], weight.shape[0])
-            slope, surrogate = neuron.has_slope, neuron.has_surrogate
-            return Problem(*sizes, dtype=x.dtype, with_slope=slope, surrogate=surrogate, skip=skip)
-        stride, padding, dilation = (_pair(value) for value in geometry[:3])
-        batch, channels, height, width = x.shape
-        return Problem(
-            batch,
-            height,
-            width,
-            channels,
-            weight.shape[0],
-            _pair(weight.shape[2:]),
-            stride,
-            padding,
-            dilation,
-            geometry.groups,
-            x.dtype,
-            neuron.has_slope,
-            neuron.has_surrogate,
-            pool,
-            skip,
-        )
+        batch, channels, height, width = (*x.shape, 1, 1)[:4]
+        neurons, _, *kernel = (*weight.shape, 1, 1)[:4]
+        stride, padding, dilation, groups = geometry or Geometry((1, 1), (0, 0), (1, 1), 1)
+        sizes = batch, height, width, channels, neurons
+        moves = _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), groups
+        return Problem(*sizes, *moves, x.dtype, neuron.has_slope, neuron.has_surrogate, pool, skip)
 
     @property
     def geometry(self) -> Geometry:
@@ -144,37 +127,9 @@ class Problem:
         """Whether steps run over the joint index (r, s, c), since channels are few."""
         return self.group_inputs < FEW_CHANNELS and not self.is_matrix_product
 
-    def flops(self, which: str) -> int:
-        """Floating point operations of a pass: 2 a multiply-accumulate, both contractions; none in "grad_b"."""
-        if which == "grad_b":
-            return 0
-        contractions = 2 if self.with_slope and (which != "grad_x" or self.surrogate) else 1
-        return 2 * contractions * self.rows * self.out_channels * self.depth
-
-    def bytes(self, which: str) -> int:
-        """Bytes that a pass cannot avoid: every operand read once, every result written once."""
-        inputs = self.batch * self.height * self.width * self.in_channels
-        outputs = self.rows * self.out_channels
-        passed_on = self.batch * math.prod(self.pooled_size) * self.out_channels
-        weights = self.out_channels * self.depth
-        pair = 2 if self.with_slope else 1
-        delayed = outputs if self.skip else 0
-        elements = {
-            "forward": inputs + weights + delayed + pair * passed_on,
-            "grad_x": (2 if self.surrogate else 1) * outputs + weights + pair * inputs,
-            "grad_w": pair * outputs + inputs + weights,
-            "grad_b": (1 + pair) * outputs + 2 * delayed + self.out_channels,
-        }
-        winners = passed_on if which == "forward" and self.pool > 1 else 0  # a byte each
-        return elements[which] * self.dtype.itemsize + winners
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        values = dataclasses.asdict(self)
-        return {
-            **{key: list(value) if isinstance(value, tuple) else value for key, value in values.items()},
-            "dtype": str(self.dtype).removeprefix("torch."),
-        }
+        return dataclasses.asdict(self) | {"dtype": str(self.dtype).removeprefix("torch.")}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Problem:
@@ -183,14 +138,10 @@ class Problem:
         Raises:
             TypeError, AttributeError: unknown keys or dtypes.
         """
-        plain: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        if isinstance(plain.get("dtype"), str):
-            plain["dtype"] = getattr(torch, plain["dtype"])
-        return Problem(**plain)
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return Problem(**plain | {"dtype": getattr(torch, plain.get("dtype", "float32"))})
 
 
-def _pair(values: Any) -> tuple[int, int]:
+def _pair(values: Sequence[int]) -> tuple[int, int]:
     rows, columns = values
     return int(rows), int(columns)

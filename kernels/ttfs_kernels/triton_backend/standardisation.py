@@ -133,80 +133,34 @@ def standardise_backward(
 
 def forward(
     weights: Sequence[Tensor], gains: Sequence[Tensor], dtype: torch.dtype, epsilon: float
-) -> tuple[list[Tensor], list[Tensor]]:
-    """(standardised weights, stats); tensors of weights [neurons, ...] are rows in memory."""
-    out, stats = [torch.empty_like(weight, dtype=dtype) for weight in weights], new_stats(weights)
-    for launch in forward_launches(weights, gains, out, stats, epsilon):
-        launch.run()
-    return out, stats
+) -> tuple[list[Launch], list[Tensor], list[Tensor]]:
+    """(launches, standardised weights, stats [2, neurons] of each launch); weights are rows in memory, one a neuron."""
+    out, stats, launches = [torch.empty_like(weight, dtype=dtype) for weight in weights], [], []
+    for here in _groups(len(weights)):
+        neurons = sum(weight.shape[0] for weight in weights[here])
+        stats.append(weights[0].new_empty((2, neurons), dtype=torch.float32))
+        tensors = {"weights": tuple(weights[here]), "gains": tuple(gains[here]), "out": tuple(out[here])}
+        sizes = {"stats_ptr": stats[-1], "neurons": neurons, "epsilon": epsilon}
+        launches.append(Launch(standardise, (neurons,), tensors | sizes | _layers(weights[here])))
+    return launches, out, stats
 
 
 def backward(
     grads: Sequence[Tensor], weights: Sequence[Tensor], gains: Sequence[Tensor], stats: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """(gradients of weights, of gains), in the memory formats of both; those of `grads` are the weights'."""
-    grad_weights, grad_gains = list(map(torch.empty_like, weights)), list(map(torch.empty_like, gains))
-    for launch in backward_launches(grads, weights, gains, grad_weights, grad_gains, stats):
-        launch.run()
-    return grad_weights, grad_gains
+) -> tuple[list[Launch], list[Tensor], list[Tensor]]:
+    """(launches, gradients of weights, of gains), in the memory formats of both; those of `grads` are the weights'."""
+    of_weights, of_gains, launches = list(map(torch.empty_like, weights)), list(map(torch.empty_like, gains)), []
+    names = {"grads": grads, "weights": weights, "gains": gains, "grad_weights": of_weights, "grad_gains": of_gains}
+    for here, stat in zip(_groups(len(weights)), stats, strict=True):
+        tensors = {name: tuple(values[here]) for name, values in names.items()}
+        sizes = {"stats_ptr": stat, "neurons": stat.shape[1]}
+        launches.append(Launch(standardise_backward, (stat.shape[1],), tensors | sizes | _layers(weights[here])))
+    return launches, of_weights, of_gains
 
 
-def forward_launches(
-    weights: Sequence[Tensor], gains: Sequence[Tensor], out: Sequence[Tensor], stats: Sequence[Tensor], epsilon: float
-) -> list[Launch]:
-    """Launches that fill `out` and `stats`, a tensor [2, neurons] for each group of `groups`.
-
-    Tensors of weights [neurons, ...] are rows in memory, one a neuron, in the same order in `weights` and `out`.
-    """
-    launches = []
-    for here, stat in zip(groups(len(weights)), stats, strict=True):
-        arguments = {
-            "weights": tuple(weights[here]),
-            "gains": tuple(gains[here]),
-            "out": tuple(out[here]),
-            "stats_ptr": stat,
-            "neurons": stat.shape[1],
-            "epsilon": epsilon,
-        }
-        launches.append(Launch(standardise, (stat.shape[1],), arguments | _layers(weights[here])))
-    return launches
-
-
-def backward_launches(
-    grads: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    gains: Sequence[Tensor],
-    grad_weights: Sequence[Tensor],
-    grad_gains: Sequence[Tensor],
-    stats: Sequence[Tensor],
-) -> list[Launch]:
-    """Launches that fill `grad_weights` and `grad_gains`; `stats` are those of the forward pass."""
-    launches = []
-    for here, stat in zip(groups(len(weights)), stats, strict=True):
-        arguments = {
-            "grads": tuple(grads[here]),
-            "weights": tuple(weights[here]),
-            "gains": tuple(gains[here]),
-            "grad_weights": tuple(grad_weights[here]),
-            "grad_gains": tuple(grad_gains[here]),
-            "stats_ptr": stat,
-            "neurons": stat.shape[1],
-        }
-        launches.append(Launch(standardise_backward, (stat.shape[1],), arguments | _layers(weights[here])))
-    return launches
-
-
-def groups(layers: int) -> Iterator[slice]:
+def _groups(layers: int) -> Iterator[slice]:
     """The layers of each launch."""
     return (slice(first, first + LAYERS) for first in range(0, layers, LAYERS))
-
-
-def new_stats(weights: Sequence[Tensor]) -> list[Tensor]:
-    """Memory for means and inverse norms, a tensor [2, neurons] a launch."""
-    return [
-        weights[0].new_empty((2, sum(weight.shape[0] for weight in weights[here])), dtype=torch.float32)
-        for here in groups(len(weights))
-    ]
 
 
 def _layers(weights: Sequence[Tensor]) -> dict[str, object]:

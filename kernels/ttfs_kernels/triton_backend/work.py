@@ -52,7 +52,7 @@ def largest_offset(problem: Problem, config: Config) -> int:
 
 
 def executed_flops(which: str, problem: Problem, config: Config) -> int:
-    """Floating point operations that tensor cores are given; `Problem.flops` counts what a dense pass needs.
+    """Floating point operations that tensor cores are given, those at the edges of blocks included.
 
     Args:
         which: "forward", "grad_x" or "grad_w".

@@ -10,11 +10,20 @@ from tests.hardware.energy.energy_cases import convolutional_network, dense_netw
 from tests.hardware.energy.energy_cases import counted as by_term
 from ttfs_triton.hardware.energy.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.chip import Access, Chip, Memory
-from ttfs_triton.hardware.energy.compare import PUBLISHED, break_even_firing_share, break_even_rate, compare
+from ttfs_triton.hardware.energy.compare import (
+    FAIR_CHIP,
+    PUBLISHED,
+    STEPS,
+    Verdict,
+    break_even_firing_share,
+    break_even_rate,
+    compare,
+    fair_chip,
+    verdict,
+)
 from ttfs_triton.hardware.energy.estimate import estimate
 from ttfs_triton.hardware.energy.prices import Price
 from ttfs_triton.hardware.energy.run_options import RunOptions
-from ttfs_triton.hardware.energy.verdict import FAIR_CHIP, STEPS, Verdict, fair_chip, verdict
 
 ARITHMETIC = st.sampled_from(["horowitz45:fp32", "horowitz45:int8", "lemaire45:fp16", "lemaire45:int8"])
 CLOSED = RunOptions(implementation="closed_form")

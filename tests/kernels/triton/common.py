@@ -16,10 +16,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ttfs_kernels import ops
-from ttfs_kernels.rule import fire
-from ttfs_kernels.triton_backend import layer as triton_layer
-from ttfs_kernels.triton_backend.choice import Choice
+from ttfs_kernels import Neuron
+from ttfs_kernels.rule import fire, vanishing
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip, Form, refused, triton_version
 from ttfs_kernels.triton_backend.launch import Device, device_of, interpreting
@@ -82,8 +80,7 @@ def convolutions(draw: st.DrawFn) -> Problem:
     """Any geometry, small."""
     groups = draw(st.sampled_from([1, 1, 2, 5]))
     inputs, outputs = (groups * draw(st.sampled_from([1, 3, 16, 17])) for _ in range(2))
-    pairs = [draw(st.tuples(*2 * [st.integers(low, 3)])) for low in (1, 1, 0, 1)]
-    kernel, stride, padding, dilation = pairs
+    kernel, stride, padding, dilation = (draw(st.tuples(*2 * [st.integers(low, 3)])) for low in (1, 1, 0, 1))
     least = [max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) for i in (0, 1)]
     height, width = (draw(st.integers(size, size + 3)) for size in least)
     batch = draw(st.integers(0, 2))
@@ -102,6 +99,9 @@ def small_maps(draw: st.DrawFn) -> Problem:
     return Problem(batch, height, width, channels, outputs, kernel, stride, padding, dilation)
 
 
+problems = convolutions() | small_maps() | st.sampled_from(list(LINEAR.values()))
+
+
 class Layer(NamedTuple):
     """Operands of all passes, as rows in memory on the device: x [B, H, W, C], weight [N, R, S, C], h [B, P, Q, N]."""
 
@@ -111,6 +111,13 @@ class Layer(NamedTuple):
     bias: Tensor
     h: Tensor
     slope_h: Tensor
+    skip: Tensor
+    skip_weight: Tensor
+
+    @property
+    def delayed(self) -> tuple[Tensor, ...]:
+        """Of a layer with a skip, delayed spikes and their weights."""
+        return (self.skip, self.skip_weight) if self.problem.skip else ()
 
 
 def exact_layer(problem: Problem, device: torch.device) -> Layer:
@@ -123,10 +130,13 @@ def exact_layer(problem: Problem, device: torch.device) -> Layer:
     def multiples(shape: tuple[int, ...], least: int, most: int, dtype: torch.dtype = problem.dtype) -> Tensor:
         return fenced((torch.randint(least, most + 1, shape) / 8).to(device, dtype))
 
-    x = multiples(maps, -6, 8)
-    x.clamp_min_(0)
-    bias = multiples((problem.out_channels,), -4, 4, torch.float32)
-    return Layer(problem, x, multiples(weights, -4, 4), bias, multiples(outputs, -8, 8), multiples(outputs, -8, 8))
+    x, bias = multiples(maps, -6, 8).clamp_min_(0), multiples((problem.out_channels,), -4, 4, torch.float32)
+    weight, h, slope_h = multiples(weights, -4, 4), multiples(outputs, -8, 8), multiples(outputs, -8, 8)
+    skip, skip_weight = (
+        multiples(outputs, -6, 8).clamp_min_(0),
+        multiples((problem.out_channels,), -8, 8, torch.float32),
+    )
+    return Layer(problem, x, weight, bias, h, slope_h, skip, skip_weight)
 
 
 def fenced(tensor: Tensor, new_empty: Callable[..., Tensor] = Tensor.new_empty) -> Tensor:
@@ -172,13 +182,6 @@ def run(pass_: Callable[[], Any], layer: Layer) -> Any:
     return tuple(None if tensor is None else tensor.cpu() for tensor in results)
 
 
-def serve_by(monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
-    """All passes of all layers by our kernels ("triton"), or by the library calls that a table may choose."""
-    monkeypatch.setattr(ops, "backend_for", lambda *_: "triton")
-    if provider == "library":
-        monkeypatch.setattr(triton_layer, "choose", lambda *_: Choice(None, "measured"))
-
-
 def chip_for(device: torch.device, form: Form) -> Chip:
     """Of the GPU; in the interpreter one that takes every form. Skips forms that the GPU refuses."""
     if device.type != "cuda":
@@ -209,25 +212,28 @@ def device_for(device: torch.device, architecture: int, processors: int = 4) -> 
 
 def expected_forward(layer: Layer, persistence: float, has_bias: bool) -> tuple[Tensor, Tensor]:
     """(y, gain) from exact potentials, rounded once; float16 gains end at the largest float16."""
-    x = _maps(layer.x)
+    x, dtype = _maps(layer.x), layer.problem.dtype
     slope = _convolve(layer.problem, (x > 0).double(), layer).float()
     potential = _convolve(layer.problem, x, layer).float()
     if has_bias:
         potential += layer.bias.cpu()
+    if layer.problem.skip:
+        skip, weight = layer.skip.cpu().float(), layer.skip_weight.cpu()
+        potential, slope = potential + weight * skip, slope + weight * (skip > 0)
     y, gain = fire(potential, persistence * slope)
-    if persistence == 0:
-        y = potential.clamp(0, 1)
-    dtype = layer.problem.dtype
-    if dtype == torch.float16:
-        gain = gain.clamp_max(torch.finfo(dtype).max)
+    y = potential.clamp(0, 1) if persistence == 0 else y
+    gain = gain.clamp_max(torch.finfo(dtype).max) if dtype == torch.float16 else gain
     return y.to(dtype), gain.to(dtype)
 
 
-def expected_grad_x(layer: Layer) -> Tensor:
-    x = _maps(layer.x).requires_grad_()
-    grad = _gradient(layer, x, _maps(layer.weight), x, layer.h)
+def expected_grad_x(layer: Layer, neuron: Neuron = Neuron()) -> Tensor:
+    """In float64, rounded once; that of the mask too if the layer has a surrogate."""
+    x, weight = _maps(layer.x).requires_grad_(), _maps(layer.weight)
+    grad = _gradient(layer, x, weight, x, layer.h)
     if layer.problem.with_slope:
         grad = torch.where(x > 0, grad, 0.0)
+    if layer.problem.surrogate:
+        grad = grad + _gradient(layer, x, weight, x, layer.slope_h) * vanishing(x, neuron)
     return _rows(grad).to(layer.problem.dtype)
 
 

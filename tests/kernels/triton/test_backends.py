@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.test_operators import KINDS, apply, arguments
-from ttfs_kernels import available_backends, backend, dft_linear, torch_backend
-from ttfs_kernels.triton_backend import launch, layer
+from tests.kernels.common import KINDS, LINEAR, Kind, apply, operands
+from ttfs_kernels import available_backends, backend, ops
+from ttfs_kernels.triton_backend import launch
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, unavailable
 
@@ -18,11 +18,17 @@ ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 
 
-def served_by(kind: str, device: torch.device, **options) -> str:
-    """The module of the autograd function that a call comes to."""
-    x, weight, bias = (t.detach().to(device).requires_grad_() for t in arguments(kind) if t is not None)
-    (node,) = [type(apply(kind, x, weight, bias, **options).grad_fn)]
-    return {torch_backend.DFTLayer: "torch", layer.DFTLayer: "triton"}[node._forward_cls]
+@pytest.fixture
+def served_by(monkeypatch):
+    """The backend whose layer a call comes to."""
+    found, apply_layer = [], ops.apply_layer
+    monkeypatch.setattr(ops, "apply_layer", lambda layer, given: found.append(layer) or apply_layer(layer, given))
+
+    def ask(kind: Kind, device: torch.device, **options) -> str:
+        apply(kind, operands(kind, device=device), **options)
+        return {"TorchLayer": "torch", "TritonLayer": "triton"}[type(found.pop()).__name__]
+
+    return ask
 
 
 def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -33,80 +39,45 @@ def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 @KINDS
-def test_auto_takes_pytorch_without_a_gpu(kind):
-    assert served_by(kind, CPU) == "torch"
-
-
-@KINDS
-@pytest.mark.gpu
-def test_auto_takes_our_kernels_on_a_gpu(device, kind):
-    assert served_by(kind, device) == "triton"
-    assert served_by(kind, CPU) == "torch"
-
-
-@KINDS
-def test_backend_is_the_one_asked_for(device, kind):
+def test_backend_is_the_one_asked_for_and_auto_follows_the_device(served_by, device, kind):
     assert served_by(kind, device, backend="torch") == "torch"
     assert served_by(kind, device, backend="triton") == "triton"
+    assert served_by(kind, device) == ("triton" if device.type == "cuda" else "torch")
+    assert served_by(kind, CPU) == "torch"
 
 
-def test_backend_sets_what_auto_means(device):
-    assert backend().choice == "auto"
-    assert backend().source == "default"
-    report = backend("triton")
-    assert (report.choice, report.source) == ("triton", "backend()")
-    assert served_by("linear", device) == "triton"
-    assert served_by("linear", device, backend="torch") == "torch"
-    backend("torch")
-    assert served_by("linear", device) == "torch"
-    assert served_by("linear", device, backend="triton") == "triton"
-
-
-def test_backend_refuses_other_names():
+def test_backend_sets_what_auto_means(served_by, device):
+    assert (backend().choice, backend().source) == ("auto", "default")
+    for name, other in (("triton", "torch"), ("torch", "triton")):
+        report = backend(name)
+        assert (report.choice, report.source) == (name, "backend()")
+        assert served_by(LINEAR, device) == name
+        assert served_by(LINEAR, device, backend=other) == other
     with pytest.raises(ValueError, match="backend: backend must be one of auto, triton, torch; got 'cuda'"):
         backend("cuda")
 
 
-def test_report_tells_the_choices_made(device):
+def test_report_tells_the_choices_made(served_by, device):
     assert backend().passes == ()
-    served_by("linear", device, backend="triton")
+    served_by(LINEAR, device, backend="triton")
     (line,) = backend().passes
     assert line.startswith("forward {'batch': 5")
     assert line.endswith("(default)")
     assert "block_m" in line
-    text = str(backend())
-    assert text.startswith("backend: auto (default)\nTriton on cpu: ")
-    assert line in text
-
-
-def test_both_backends_are_available(device):
+    assert str(backend()).startswith("backend: auto (default)\nTriton on cpu: ")
+    assert line in str(backend())
     assert available_backends() == ("triton", "torch")
     assert backend().unavailable[str(device)] == ""
 
 
 @KINDS
-@pytest.mark.parametrize(
-    ("dtype", "reason"),
-    [
-        (torch.float64, "float64 has no Triton kernel; use float32, or the torch backend"),
-        (torch.bfloat16, "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 there"),
-    ],
-)
-def test_triton_refuses_dtypes_that_it_cannot_multiply(device, kind, dtype, reason):
-    if device.type == "cuda" and dtype == torch.bfloat16:
-        pytest.skip("a GPU multiplies bfloat16")
-    tensors = [t.detach().to(device, dtype) for t in arguments(kind) if t is not None]
-    expected = f'dft_{kind}: backend="triton" must be able to run Triton kernels; {reason}'
+def test_triton_refuses_dtypes_that_it_cannot_multiply(device, kind):
+    tensors = operands(kind, dtype=torch.float64, device=device)
+    name = "dft_linear" if kind == LINEAR else "dft_conv2d"
+    expected = f'{name}: backend="triton" must be able to run Triton kernels; float64 has no Triton kernel; use float32'
     with pytest.raises(RuntimeError, match=expected):
-        apply(kind, *tensors, backend="triton")
-    apply(kind, *tensors)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU multiplies bfloat16")
-def test_triton_refuses_the_dtype_of_autocast():
-    x, weight = torch.rand(2, 3), torch.rand(4, 3)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="multiplies bfloat16 wrongly"):
-        dft_linear(x, weight, backend="triton")
+        apply(kind, tensors, backend="triton")
+    assert apply(kind, tensors).dtype == torch.float64
 
 
 def test_triton_refuses_devices_without_kernels(monkeypatch):

@@ -2,17 +2,17 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-from ttfs_kernels import Neuron, dft_linear, ops
+from tests.kernels.common import LINEAR, apply, operands
+from ttfs_kernels import Neuron, ops
 from ttfs_kernels.triton_backend import choice
 from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Choice, Entry, choose, distance, read_table
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import Chip, Form
-from ttfs_kernels.triton_backend.launch import Device
+from ttfs_kernels.triton_backend.launch import Device, device_of
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 GPU = Device("NVIDIA H100 80GB HBM3", Chip("cuda", 90), 132)
@@ -26,24 +26,18 @@ def entry(triton_ms: float, library_ms: float, **changes) -> Entry:
     return Entry(which, dataclasses.replace(LAYER, **changes), precision, config, triton_ms, library_ms)
 
 
-def write(path: Path, *entries: Entry) -> Path:
+def write(content: object, device: Device = GPU) -> None:
+    """The table of a device, from entries or from anything else."""
+    if isinstance(content, list) and all(isinstance(one, Entry) for one in content):
+        content = {"format_version": FORMAT_VERSION, "entries": [one.to_dict() for one in content]}
+    path = choice.table_path(device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"format_version": FORMAT_VERSION, "entries": [e.to_dict() for e in entries]}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     choice.forget()
-    return path
 
 
-def own_table() -> Path:
-    return choice.table_path(GPU)
-
-
-def chosen(backend: str, which: str = "forward", precision: str = "ieee", **changes) -> Choice:
+def chosen(backend: str = "auto", which: str = "forward", precision: str = "ieee", **changes) -> Choice:
     return choose(which, dataclasses.replace(LAYER, **changes), GPU, precision, backend)
-
-
-def test_tables_are_named_after_the_gpu():
-    assert own_table().name == "nvidia-h100-80gb-hbm3.json"
 
 
 @pytest.mark.parametrize("which", PASSES)
@@ -53,55 +47,47 @@ def test_what_nobody_measured_is_our_kernel_in_default_blocks(which, backend):
 
 
 def test_the_faster_provider_is_chosen():
-    write(own_table(), entry(1.0, 2.0), entry(2.0, 1.0, which="grad_x"))
+    write([entry(1.0, 2.0), entry(2.0, 1.0, which="grad_x")])
     assert chosen("auto") == Choice(TUNED, "measured")
     assert chosen("auto", "grad_x") == Choice(None, "measured")
     assert chosen("triton", "grad_x") == Choice(TUNED, "measured")
     assert chosen("auto", "grad_w").reason == "default"
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({}, "measured"),
-        ({"batch": 128}, "near"),
-        ({"batch": 32}, "near"),
-        ({"batch": 129}, "default"),
-        ({"in_channels": 200, "out_channels": 512}, "near"),
-        ({"in_channels": 300}, "default"),
-        ({"out_channels": 127}, "default"),
-        ({"height": 32}, "near"),
-        ({"height": 8, "width": 8}, "default"),
-        ({"kernel": (3, 1)}, "default"),
-        ({"stride": (2, 2)}, "default"),
-        ({"padding": (0, 0)}, "default"),
-        ({"dilation": (2, 2)}, "default"),
-        ({"groups": 2}, "default"),
-        ({"dtype": torch.bfloat16}, "default"),
-        ({"with_slope": False}, "default"),
-        ({"precision": "tf32"}, "default"),
-        ({"which": "grad_w"}, "default"),
-    ],
-    ids=str,
-)
-def test_near_shapes_share_a_measurement(changes, reason):
+@pytest.mark.parametrize("backend", ["triton", "auto"])
+def test_the_epilogue_pools_where_that_was_measured_to_be_faster(backend):
+    assert chosen(backend, pool=2) == Choice(None, "default")
+    for entries, expected in (
+        ([entry(1.0, 2.0)], Choice(None, "default")),
+        ([entry(1.0, 2.0, pool=2)], Choice(TUNED, "measured")),
+        ([entry(2.0, 1.0, pool=2)], Choice(None, "measured")),
+    ):
+        write(entries)
+        assert chosen(backend, pool=2) == expected
+
+
+NEAR = [{"batch": 128}, {"batch": 32}, {"in_channels": 200, "out_channels": 512}, {"height": 32}]
+FAR = [
+    *({"batch": 129}, {"in_channels": 300}, {"out_channels": 127}, {"height": 8, "width": 8}, {"kernel": (3, 1)}),
+    *({"stride": (2, 2)}, {"padding": (0, 0)}, {"dilation": (2, 2)}, {"groups": 2}, {"dtype": torch.bfloat16}),
+    *({"with_slope": False}, {"precision": "tf32"}, {"which": "grad_w"}, {"skip": True}),
+]
+
+
+@pytest.mark.parametrize("changes", [{}, *NEAR, *FAR], ids=str)
+def test_near_shapes_share_a_measurement(changes):
     """Sizes within a factor of 2; what kind of layer it is must agree."""
-    write(own_table(), entry(1.0, 2.0))
-    found = chosen("auto", **changes)
+    write([entry(1.0, 2.0)])
+    found, reason = chosen(**changes), "default" if changes in FAR else "near" if changes else "measured"
     assert (found.config == TUNED, found.reason) == (reason != "default", reason)
 
 
 def test_the_nearest_measurement_counts():
     other = dataclasses.replace(TUNED, num_stages=4)
-    write(own_table(), entry(1.0, 2.0, batch=32), entry(1.0, 2.0, batch=96, config=other))
-    assert chosen("auto") == Choice(other, "near")
-    assert chosen("auto", batch=40) == Choice(TUNED, "near")
-    assert chosen("auto", batch=32) == Choice(TUNED, "measured")
-
-
-def test_distance_counts_doublings():
-    assert distance(LAYER, LAYER) == 0
-    assert distance(LAYER, dataclasses.replace(LAYER, batch=128, in_channels=16)) == 3
+    write([entry(1.0, 2.0, batch=32), entry(1.0, 2.0, batch=96, config=other)])
+    assert chosen() == Choice(other, "near")
+    assert chosen(batch=40) == Choice(TUNED, "near")
+    assert distance(LAYER, dataclasses.replace(LAYER, batch=128, in_channels=16)) == 3  # doublings
     one_pixel = Problem(8, 1, 1, 16, 16)
     assert distance(one_pixel, dataclasses.replace(one_pixel, batch=2, height=2, width=2)) == float("inf")
 
@@ -109,82 +95,66 @@ def test_distance_counts_doublings():
 @pytest.mark.parametrize("form", [Form.ACTIVATIONS_FIRST, Form.STACKED])
 def test_racing_forms_of_a_table_are_ignored(monkeypatch, form):
     """A table may come from a newer Triton, or from another chip of the same name."""
-    write(own_table(), entry(0.1, 2.0, config=dataclasses.replace(TUNED, form=form)), entry(1.0, 2.0, batch=96))
-    monkeypatch.setattr(choice, "triton_version", lambda: (3, 8))
-    assert chosen("auto") == Choice(TUNED, "near")
-    monkeypatch.setattr(choice, "triton_version", lambda: (3, 9))
-    choice.forget()
-    expected = (
-        Choice(TUNED, "near")
-        if form == Form.ACTIVATIONS_FIRST
-        else Choice(dataclasses.replace(TUNED, form=form), "measured")
-    )
-    assert chosen("auto") == expected
+    racing = dataclasses.replace(TUNED, form=form)
+    for version in ((3, 8), (3, 9)):
+        write([entry(0.1, 2.0, config=racing), entry(1.0, 2.0, batch=96)])
+        monkeypatch.setattr(choice, "triton_version", lambda version=version: version)
+        clean = form == Form.STACKED and version == (3, 9)
+        assert chosen() == (Choice(racing, "measured") if clean else Choice(TUNED, "near"))
 
 
 @pytest.mark.parametrize(
     ("content", "what"),
     [
         ("not JSON", "Expecting value"),
-        ("[]", ""),
-        ("{}", "format_version"),
-        ('{"format_version": 99, "entries": []}', "format_version is 99"),
-        (f'{{"format_version": {FORMAT_VERSION}}}', "entries"),
-        (f'{{"format_version": {FORMAT_VERSION}, "entries": [{{"pass": "forward"}}]}}', "problem"),
-        (f'{{"format_version": {FORMAT_VERSION}, "entries": [3]}}', ""),
+        ([3], ""),
+        ({}, "format_version"),
+        ({"format_version": 99, "entries": []}, "format_version is 99"),
+        ({"format_version": FORMAT_VERSION}, "entries"),
+        *(
+            ({"format_version": FORMAT_VERSION, "entries": [wrong]}, "")
+            for wrong in (
+                *({"pass": "forward"}, 3, entry(1.0, 2.0).to_dict() | {"config": {"form": "sideways"}}),
+                *(
+                    entry(1.0, 2.0).to_dict() | change
+                    for change in ({"problem": {"dtype": "f17"}}, {"triton_ms": "fast"})
+                ),
+            )
+        ),
     ],
 )
 def test_malformed_tables_are_named(content, what):
-    path = own_table()
-    path.parent.mkdir(parents=True)
-    path.write_text(content, encoding="utf-8")
+    write(content)
+    path = choice.table_path(GPU)
+    assert path.name == "nvidia-h100-80gb-hbm3.json"
     message = f"{path} must be a tuning table of format version {FORMAT_VERSION}; .*{what}.*bench/kernels.py --tune"
     with pytest.raises(ValueError, match=message):
-        chosen("auto")
+        chosen()
 
 
-def test_entries_with_unknown_values_are_malformed():
-    for wrong in ({"config": {"form": "sideways"}}, {"problem": {"dtype": "float17"}}, {"triton_ms": "fast"}):
-        values = entry(1.0, 2.0).to_dict()
-        for key, value in wrong.items():
-            values[key] = values[key] | value if isinstance(value, dict) else value
-        own_table().parent.mkdir(parents=True, exist_ok=True)
-        own_table().write_text(json.dumps({"format_version": FORMAT_VERSION, "entries": [values]}), encoding="utf-8")
-        with pytest.raises(ValueError, match="must be a tuning table"):
-            read_table(own_table())
-
-
-def test_entries_survive_json():
-    entries = [entry(1.0, 2.0), entry(0.5, 0.25, which="grad_w", precision="tf32", dtype=torch.float32)]
-    assert read_table(write(own_table(), *entries)) == entries
-    assert read_table(own_table().with_name("none.json")) == []
-
-
-def test_choices_are_kept_until_forgotten():
-    default = chosen("auto")
-    path = own_table()
-    path.parent.mkdir(parents=True)
-    content = {"format_version": FORMAT_VERSION, "entries": [entry(1.0, 2.0).to_dict()]}
-    path.write_text(json.dumps(content), encoding="utf-8")
-    assert chosen("auto") == default
-    assert choice.choices() == {("forward", LAYER, GPU, "ieee", "auto"): default}
+def test_entries_survive_json_and_choices_are_kept_until_forgotten():
+    default = chosen()
+    entries = [entry(1.0, float("inf")), entry(0.5, 0.25, which="grad_w", precision="tf32", dtype=torch.float32)]
+    write(entries)
+    assert read_table(choice.table_path(GPU)) == entries
+    assert read_table(choice.table_path(GPU).with_name("none.json")) == []
+    assert chosen() == Choice(TUNED, "measured")
+    choice.table_path(GPU).unlink()
+    assert chosen() == Choice(TUNED, "measured")
+    assert choice.choices() == {("forward", LAYER, GPU, "ieee", "auto"): Choice(TUNED, "measured")}
     choice.forget()
-    assert chosen("auto") == Choice(TUNED, "measured")
+    assert chosen() == default
 
 
 def test_layers_run_with_what_was_chosen(device, monkeypatch):
     """A small block of the table of this very device, found by the public function, forward and backward."""
-    from ttfs_kernels.triton_backend.launch import device_of
-
-    x = torch.rand(5, 7, device=device, requires_grad=True)
-    weight = torch.randn(6, 7, device=device, requires_grad=True)
-    expected = dft_linear(x, weight, backend="torch")
-    this = device_of(device)
+    tensors = operands(LINEAR, device=device)
+    expected = apply(LINEAR, tensors, backend="torch")
     small = Config(16, 16, 16, 4, 1, Form.WEIGHTS_FIRST)
-    problem = Problem.of(x, weight, None, Neuron())
-    write(choice.table_path(this), *(Entry(which, problem, "ieee", small, 1.0, 2.0) for which in PASSES))
+    problem = Problem.of(tensors["x"], tensors["weight"], None, Neuron())
+    write([Entry(which, problem, "ieee", small, 1.0, 2.0) for which in PASSES], device_of(device))
     monkeypatch.setattr(ops, "backend_for", lambda *_: "auto")
-    y = dft_linear(x, weight)
+    y = apply(LINEAR, tensors)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     y.sum().backward()
     assert {key[0]: made for key, made in choice.choices().items()} == dict.fromkeys(PASSES, Choice(small, "measured"))

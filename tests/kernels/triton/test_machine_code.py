@@ -6,9 +6,6 @@ takes about a minute of processor time: by default, one layer for sm_90.
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -17,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bench.modules import BENCH, modules
+from tests.bench.modules import modules, run_python
 from ttfs_kernels.triton_backend import standardisation
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import Form
@@ -91,10 +88,10 @@ def standardisations() -> Iterator[Launch]:
     """Forward and backward of the hidden layers of a VGG16."""
     shapes = [(64, 3, 3, 3), (64, 64, 3, 3), (512, 256, 3, 3), *[(512, 512, 3, 3)] * 10, *[(4096, 4096)] * 2]
     weights = [torch.empty(shape, device="meta") for shape in shapes]
-    gains, out = [torch.empty(len(w), device="meta") for w in weights], [w.bfloat16() for w in weights]
-    stats = standardisation.new_stats(weights)
-    yield from standardisation.forward_launches(weights, gains, out, stats, 1e-12)
-    yield from standardisation.backward_launches(out, weights, gains, weights, gains, stats)
+    gains = [torch.empty(len(w), device="meta") for w in weights]
+    launches, out, stats = standardisation.forward(weights, gains, torch.bfloat16, 1e-12)
+    yield from launches
+    yield from standardisation.backward(out, weights, gains, stats)[0]
 
 
 def main(target: str, quick: bool) -> None:
@@ -107,12 +104,7 @@ def main(target: str, quick: bool) -> None:
 @cache
 def built(target: str, quick: bool) -> dict[str, Any]:
     """Machine code by the launch's name, from a process where Triton compiles."""
-    variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    words = [sys.executable, "-c", f"from {__name__} import main; main({target!r}, {quick})"]
-    environment = variables | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=BENCH.parent, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(run_python("-c", f"from {__name__} import main; main({target!r}, {quick})"))
     for values in found.values():
         values |= {"loop": Counter(values["loop"]), "serialised": tuple(values["serialised"])}
     return {name: machine_code.MachineCode(**values) for name, values in found.items()}

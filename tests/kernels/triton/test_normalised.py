@@ -3,6 +3,7 @@
 Operands are multiples of 1/8, so that potentials are the same in every dtype, and equal ones stay equal in a pool.
 """
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ PADDED = Problem(2, 5, 7, 4, 6, (3, 3), padding=(1, 1))
 
 def operands(problem: Problem, device: torch.device, with_skip: bool) -> list[Tensor | None]:
     """x, weight, γ, β, skip and its weight of a convolution, channels last."""
-    _, x, weight, _, h, _ = exact_layer(problem, device)
+    _, x, weight, _, h, *_ = exact_layer(problem, device)
     x, weight, skip = (rows.permute(0, 3, 1, 2) for rows in (x, weight, h.clamp_min(0)))
     channels, skip = problem.out_channels, skip if with_skip else None
     given = [x, weight, 0.3 + torch.rand(channels)]
@@ -79,7 +80,7 @@ def check(given: list[Tensor | None], problem: Problem, neuron: Neuron) -> None:
     channels_last=st.booleans(),
 )
 def test_convolutions_are_the_layers_that_they_fold_into(device, problem, neuron, dtype, behind, channels_last):
-    problem = Problem.from_dict(problem.to_dict() | {"dtype": dtype, "pool": 2 if behind == "pool" else 1})
+    problem = dataclasses.replace(problem, dtype=dtype, pool=2 if behind == "pool" else 1)
     assume(problem.rows > 0 and min(problem.pooled_size) > 0)
     given = operands(problem, device, behind == "skip")
     if not channels_last:

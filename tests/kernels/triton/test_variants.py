@@ -4,14 +4,11 @@ Here Triton interprets; what it would compile is asked in a process of its own, 
 """
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
 
 import pytest
 
-from tests.bench.modules import BENCH, modules
+from tests.bench.modules import modules, run_python
 from ttfs_kernels.triton_backend.configs import default_config
 from ttfs_kernels.triton_backend.problem import PASSES
 
@@ -49,16 +46,7 @@ def main() -> None:
 @cache
 def compiled() -> dict[str, dict[str, dict[str, list[str]]]]:
     """`main` in a process where Triton compiles."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import main; main()"],
-        cwd=BENCH.parent,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(run_python("-c", f"from {__name__} import main; main()"))
 
 
 def new(model: str, batch: int, which: tuple[str, ...]) -> int:

@@ -1,0 +1,230 @@
+"""Any ANN as spikes: the same logits at σ = 0, less lost when calibrated, refused before work begins."""
+
+import io
+from functools import partial
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from torch import nn
+
+from tests.convert import sources
+from tests.convert.sources import randomised
+from ttfs_triton import TTFSModel
+from ttfs_triton.convert import ConversionError, convert_ann
+from ttfs_triton.convert.ann import fold_average_pool
+from ttfs_triton.hardware import count, simulate
+from ttfs_triton.nn import Grid, TTFSNetwork, network_graph
+from ttfs_triton.nn.networks import VGG11
+
+
+class GroupsAndDilation(nn.Module):
+    """Odd kernels too, a pool in front of its ReLU, and what functions and methods of tensors do."""
+
+    image_shape = (4, 24, 20)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(4, 8, 3, padding=2, dilation=2, groups=2, bias=False)
+        self.norm = nn.BatchNorm2d(8, affine=False)
+        self.conv2 = nn.Conv2d(8, 8, (1, 3), padding=(0, 1), groups=4)
+        self.conv3 = nn.Conv2d(8, 6, 2, stride=2)
+        self.hidden, self.readout = nn.Linear(6 * 3 * 3, 12), nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(F.max_pool2d(self.norm(self.conv1(x)), 2), inplace=True)
+        x = F.avg_pool2d(self.conv2(x).relu(), 2)
+        x = F.adaptive_avg_pool2d(torch.clamp(self.conv3(x), 0, 2), 3)
+        x = self.hidden(x.view(x.size(0), -1))
+        return self.readout(F.dropout(F.hardtanh(x, 0, 1), 0.5, self.training))
+
+
+class Skipping(nn.Module):
+    image_shape = (3, 12, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU6())
+        self.first = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
+        self.second = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.relu, self.readout = nn.ReLU(inplace=True), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        out = self.second(self.first(x))
+        out += x
+        return self.readout(self.relu(out).mean((2, 3)))
+
+
+def plain() -> nn.Module:
+    """Fully connected, of pixels as spike times."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10))
+
+
+BUILDS = [
+    (GroupsAndDilation, (4, 24, 20), None),
+    (Skipping, (3, 12, 12), None),
+    (plain, (3, 4, 4), "20"),
+    (sources.torchvision, (3, 64, 32), "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2-A-12-12"),
+    (partial(sources.torchvision, side=7), (3, 32, 32), "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2-12-12"),
+    (sources.timm_pooled, (3, 32, 32), "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2"),
+    (sources.paper, (3, 32, 32), "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2-12-9"),
+]
+
+
+@pytest.mark.parametrize(("build", "shape", "specification"), BUILDS)
+@torch.no_grad()
+def test_converted_ann_computes_the_same_without_a_slope(build, shape, specification, device):
+    model, images = randomised(build()).to(device).train(), torch.rand(12, *shape, device=device)
+    network, report = convert_ann(model, images, psp_persistence=0.0, percentile=100)
+    assert model.training
+    expected = model.eval()(images)
+    assert expected.std(0).max() > 1e-3
+    torch.testing.assert_close(network(images), expected, atol=1e-4, rtol=1e-4)
+    assert isinstance(network, TTFSNetwork) == (specification is not None)
+    assert specification is None or network.config.specification == specification
+    assert report.same_decisions == 1
+    assert report.calibration is None
+    assert max(report.logits, *(layer.copied or 0 for layer in report.layers)) < 1e-4
+    assert all(layer.clipped < 0.02 for layer in report.layers)
+
+
+@pytest.mark.parametrize("build", [GroupsAndDilation, Skipping])
+@torch.no_grad()
+def test_calibration_loses_less_and_the_package_takes_the_network(build, tmp_path):
+    model, images = randomised(build()), torch.rand(32, *build.image_shape)
+    told = []
+    network, report = convert_ann(model, images, psp_persistence=0.5, progress=told.append)
+    graph = network_graph(network)
+    assert [layer.name for layer in report.layers] == [stage.name for stage in graph.weighted[:-1]]
+    hidden = report.layers[1:] if graph.encoder.kind == "analog" else report.layers
+    assert all(layer.calibrated < layer.copied for layer in hidden)
+    assert set(told) == {layer.name for layer in hidden}
+    assert [layer.name for layer in report.calibration.layers] == [layer.name for layer in report.layers]
+    assert count(network, [images]).total()["synaptic_operations"] > 0
+    assert simulate(network, [(images, model(images).argmax(1))], steps=16, weight_bits=8).accuracy > 0
+    saved = TTFSModel.from_network(network, builder="mine")
+    saved.save_pretrained(tmp_path)
+    again = convert_ann(model, images[:2], psp_persistence=0.5, calibrate=False)[0]
+    assert torch.equal(TTFSModel.from_pretrained(tmp_path, network=again)(images), network(images))
+    network.put_on_grid(Grid(16, 6)) if isinstance(network, TTFSNetwork) else None
+
+
+def test_clip_is_the_bound_or_the_percentile():
+    images = torch.rand(24, 3, 12, 12)
+    losses = [convert_ann(randomised(Skipping()), images, percentile=p)[1].layers for p in (99.9, 90.0)]
+    for first, (tight, loose) in zip((True, False, False), zip(*losses, strict=True), strict=True):
+        assert (tight.clip == loose.clip == 6) if first else (tight.clip > loose.clip)
+        assert first or loose.clipped > tight.clipped
+    with pytest.raises(ConversionError, match=r"percentile must be in \(0, 100\]; got nan"):
+        convert_ann(Skipping(), images, percentile=float("nan"))
+    with pytest.raises(ConversionError, match="at least one image"):
+        convert_ann(Skipping(), images[:0])
+
+
+@torch.no_grad()
+def test_mean_and_std_go_to_an_analog_encoder():
+    model, images = randomised(sources.torchvision(batch_norm=False)), torch.rand(8, 3, 32, 32)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
+    network, _ = convert_ann(model, images, psp_persistence=0.0, percentile=100, mean=mean, std=std)
+    expected = model((images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1))
+    torch.testing.assert_close(network(images), expected, atol=1e-4, rtol=1e-4)
+    latency, _ = convert_ann(model, images, psp_persistence=0.0, percentile=100, encoder="latency")
+    assert latency.config.encoder == "latency"
+    torch.testing.assert_close(latency(images), model(images), atol=1e-4, rtol=1e-4)
+    for wrong in ({"encoder": "latency", "mean": mean}, {"encoder": "analog"}):
+        with pytest.raises(ConversionError, match="encoder must be latency, and mean and std None, for a first layer"):
+            convert_ann(*((model, images) if "mean" in wrong else (plain(), images[:, :, :4, :4])), **wrong)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_networks_of_torchvision_and_timm():
+    images = torch.rand(2, 3, 224, 224)
+    for model in (torchvision.models.vgg11_bn(num_classes=7), timm.create_model("vgg11_bn", num_classes=7)):
+        model = randomised(model)
+        if hasattr(model, "pre_logits"):
+            model.pre_logits.forward = lambda x, head=model.pre_logits: head.act2(head.fc2(head.act1(head.fc1(x))))
+        network, _ = convert_ann(model, images, psp_persistence=0.0, percentile=100)
+        torch.testing.assert_close(network(images), model(images), atol=1e-4, rtol=1e-4)
+        assert VGG11.rpartition("P2")[0] in getattr(network, "config").specification  # noqa: B009
+
+
+def test_report_is_shown_and_written():
+    _, report = convert_ann(randomised(Skipping()), torch.rand(8, 3, 12, 12))
+    console = Console(width=150, file=io.StringIO())
+    console.print(report.table())
+    shown = console.file.getvalue()
+    assert all(f"{layer.calibrated:.2%}" in shown for layer in report.layers)
+    assert report.to_dict()["layers"][0]["folded"] == ["batch norm"]
+    assert report.layers[2].folded == ("batch norm",)
+
+
+class _Function(nn.Module):
+    """A convolution, a function of its output, and a head."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.conv, self.head, self.function = nn.Conv2d(3, 4, 3, padding=1), nn.LazyLinear(2), function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.function(self.conv(x)).flatten(1))
+
+
+def chain(*modules: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *modules, nn.Flatten(), nn.LazyLinear(2))
+
+
+def branches(x):
+    return F.relu(x) + F.relu(x)
+
+
+REFUSED = [
+    (chain(nn.GELU()), r"got GELU \(1\)\. Replace it"),
+    (chain(nn.Hardtanh()), r"Hardtanh \(1\), Hardtanh\(.*\) behind _0"),
+    (chain(nn.Conv2d(4, 4, 3), nn.ReLU()), r"Conv2d \(1\), Conv2d behind _0 without an activation function"),
+    (chain(nn.ReLU(), nn.BatchNorm2d(4)), r"BatchNorm2d \(2\), BatchNorm2d that is not right behind a Conv2d"),
+    (chain(nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()), "without running statistics"),
+    (chain(nn.ReLU(), nn.MaxPool2d(3, 2, 1)), "no padding, no dilation, whole windows only"),
+    (chain(nn.ReLU(), nn.AvgPool2d(2), nn.MaxPool2d(2)), "a max pool behind an average pool"),
+    (chain(nn.AvgPool2d(2), nn.ReLU()), "AvgPool2d in front of an activation function"),
+    (chain(nn.ReLU(), nn.AvgPool2d(3, 1), nn.Conv2d(4, 4, 1), nn.ReLU()), "whose square windows do not divide"),
+    (chain(nn.ReLU(), nn.Softmax(1)), r"got Softmax \(2\)"),
+    (nn.Sequential(nn.Conv2d(3, 4, 3, padding_mode="circular"), nn.ReLU()), "padding_mode='circular'"),
+    (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "an output that is not that of its last layer"),
+    (nn.Sequential(nn.Conv2d(3, 4, 3)), "an output that is not of a Linear layer"),
+    (_Function(lambda x: F.relu(x) * 2), r"got mul \(mul\)"),
+    (_Function(branches), r"Conv2d \(conv\), whose output is read more than once in front of its activation"),
+    (_Function(lambda x: F.relu(x + x)), r"add \(add\), an addition that is not of a layer's output and an earlier"),
+    (_Function(lambda x: F.relu(x.transpose(1, 2))), r"got transpose \(transpose\)"),
+    (
+        _Function(lambda x: F.relu(x) if x.sum() > 0 else x),
+        "be one that torch.fx traces .*; got _Function, symb",
+    ),
+    (_Function(lambda x: x.relu().reshape(-1, 2, 128)), "reshape from"),
+]
+
+
+@pytest.mark.parametrize(("model", "message"), REFUSED)
+def test_what_cannot_be_converted_is_refused_by_its_node(model, message):
+    images = torch.rand(2, 3, 8, 8)
+    model.eval()(images) if any(isinstance(module, nn.LazyLinear) for module in model.modules()) else None
+    with pytest.raises(ConversionError, match=rf"(?s)convert_ann: model must .*{message}"):
+        convert_ann(model, images)
+
+
+sizes = st.integers(1, 5)
+
+
+@given(side=sizes, height=sizes, width=sizes, channels=sizes, seed=st.integers(0, 99))
+def test_average_pool_folds_into_a_linear_layer(side, height, width, channels, seed):
+    generator, pool = torch.Generator().manual_seed(seed), nn.AdaptiveAvgPool2d(side)
+    weight = torch.randn(3, channels * side**2, generator=generator, dtype=torch.float64)
+    x = torch.randn(2, channels, height, width, generator=generator, dtype=torch.float64)
+    folded = fold_average_pool(weight, pool, (height, width))
+    torch.testing.assert_close(F.linear(x.flatten(1), folded), F.linear(pool(x).flatten(1), weight))

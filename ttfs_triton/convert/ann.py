@@ -1,0 +1,410 @@
+"""A trained ANN of PyTorch layers, traced by `torch.fx` to the layers with weights that a spiking network needs.
+
+Batch norm is folded into the weights in front of it, average pooling into the synapses behind it, and the addition of
+an earlier activation becomes a skip. What cannot be converted is refused here, before any work, with its name.
+"""
+
+import copy
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ttfs_triton.convert.checkpoint import ConversionError
+from ttfs_triton.nn import EarliestSpikePool2d, Wire
+from ttfs_triton.nn.folding import BatchNorm
+from ttfs_triton.nn.sizes import pair
+
+SUPPORTED = (
+    "Conv2d, Linear, BatchNorm, ReLU, ReLU6, Hardtanh or clamp from 0, MaxPool2d, AvgPool2d, adaptive pools, flatten, "
+    "Dropout, Identity, and the addition of an earlier activation in front of an activation"
+)
+_REMEDY = "Replace it by these, and train the ANN again."
+
+
+@dataclass(eq=False)
+class ANNLayer:
+    """A convolution or fully connected layer, its batch norm folded, up to its activation function.
+
+    Attributes:
+        name: of its node in the traced graph.
+        module: the layer as it was, for its sizes.
+        weight, bias: float64 where something is folded; the weight has an input for each that the spiking layer reads.
+        input: which layer's activations it reads (None: the images), and their way.
+        shape: of its outputs for one image, before pooling.
+        potential: node of its output in front of the activation function.
+        skip: which layer's activations are added to that output; None without.
+        bound: upper bound of its activations; None for a ReLU without one.
+        average: inputs that share a weight: side of windows in front of a convolution, places of a map in front of a
+            fully connected layer.
+        folded: what became part of its weights, in words.
+    """
+
+    name: str
+    module: nn.Conv2d | nn.Linear
+    weight: Tensor
+    bias: Tensor | None
+    input: Wire
+    shape: tuple[int, ...]
+    potential: fx.Node
+    skip: Wire | None = None
+    bound: float | None = None
+    average: int = 1
+    folded: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TracedANN:
+    """An ANN as a graph.
+
+    Attributes:
+        module: the traced model, in evaluation mode.
+        layers: in the order of computation; the last gives the logits.
+        image_shape: (channels, height, width) of an image, or another.
+    """
+
+    module: fx.GraphModule
+    layers: tuple[ANNLayer, ...]
+    image_shape: tuple[int, ...]
+
+    @torch.no_grad()
+    def run(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and the activations of each hidden layer before pooling, by its name."""
+        recorder = _Run(self.module, self.layers[:-1])
+        return recorder.run(images), recorder.activations
+
+
+class _Run(fx.Interpreter):
+    """Runs a graph and notes at each node the shape of its tensor for one image.
+
+    Attributes:
+        activations: of each hidden layer, by its name.
+    """
+
+    def __init__(self, module: fx.GraphModule, layers: Sequence[ANNLayer] = ()) -> None:
+        super().__init__(module)
+        self._layers = {layer.potential: layer for layer in layers}
+        self.activations: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            n.meta["shape"] = tuple(value.shape[1:])
+        if (layer := self._layers.get(n)) is not None:
+            self.activations[layer.name] = value.clamp(0, layer.bound)
+            return value.clone()  # an activation function may work in place
+        return value
+
+
+@torch.no_grad()
+def trace_ann(model: nn.Module, images: Tensor) -> TracedANN:
+    """Trace a model in evaluation mode and read its layers.
+
+    Args:
+        model: see `convert_ann`; not changed.
+        images: [N, ...], as the model reads them; one is enough.
+    Raises:
+        ConversionError: an operation that cannot be converted; names its node and what can be.
+    """
+    try:
+        training = any(module.training for module in model.modules())
+        traced = fx.symbolic_trace(copy.deepcopy(model).eval() if training else model)
+        traced.graph.eliminate_dead_code()
+        _Run(traced).run(images[:1])
+    except Exception as error:  # of many kinds: the model's own code runs here
+        problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(
+            f"convert_ann: model must be one that torch.fx traces and that takes images {list(images.shape)}; got "
+            f"{type(model).__name__}, {problem}. Take decisions on values out of its forward."
+        ) from error
+    return TracedANN(traced, tuple(_Reader(traced).read()), tuple(images.shape[1:]))
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What a node of the graph hands on.
+
+    Attributes:
+        layer: whose output it is; None: the images.
+        active: it is behind the activation function, so that spikes can stand for it.
+        route: pools and flattening behind the layer.
+        average: an average pool among them, which the synapses behind take over, with the size of the maps it reads.
+    """
+
+    layer: ANNLayer | None = None
+    active: bool = True
+    route: tuple[nn.Module, ...] = ()
+    average: tuple[nn.Module, tuple[int, int]] | None = None
+
+    @property
+    def wire(self) -> Wire:
+        return Wire(None if self.layer is None else self.layer.name, self.route)
+
+
+def _clamp(min: float | None = None, max: float | None = None) -> nn.Module:
+    return nn.ReLU() if max is None and min == 0 else nn.Hardtanh(-torch.inf if min is None else min, max or 0.0)
+
+
+def _identity(*_: Any, **__: Any) -> nn.Module:
+    return nn.Identity()
+
+
+def _flatten(*_: Any, **__: Any) -> nn.Module:
+    return nn.Flatten()  # whether it is that, the shapes say
+
+
+def _mean(dim: Any = None, keepdim: bool = False) -> nn.Module | None:
+    dims = sorted(place % 4 for place in dim) if isinstance(dim, tuple | list) else None
+    pool = nn.AdaptiveAvgPool2d(1)
+    return None if dims != [2, 3] else pool if keepdim else nn.Sequential(pool, nn.Flatten())
+
+
+# Functions and methods as the modules that do the same.
+_MODULE_OF: dict[Any, Callable[..., nn.Module | None]] = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), lambda inplace=False: nn.ReLU()),
+    F.relu6: lambda inplace=False: nn.ReLU6(),
+    F.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: nn.Hardtanh(min_val, max_val),
+    **dict.fromkeys((torch.clamp, torch.clip, "clamp", "clamp_", "clip"), _clamp),
+    F.max_pool2d: nn.MaxPool2d,
+    torch.max_pool2d: nn.MaxPool2d,
+    F.avg_pool2d: nn.AvgPool2d,
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    F.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
+    **dict.fromkeys((torch.mean, "mean"), _mean),
+    **dict.fromkeys((torch.flatten, "flatten", "view", "reshape", "squeeze"), _flatten),
+    **dict.fromkeys((F.dropout, F.dropout2d, "contiguous", "clone"), _identity),
+}
+_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+
+class _Reader:
+    """Reads a graph, node by node, into layers."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        self._traced, self._modules = traced, dict(traced.named_modules())
+        self._values: dict[fx.Node, _Value] = {}
+        self._layers: list[ANNLayer] = []
+
+    def read(self) -> list[ANNLayer]:
+        for node in self._traced.graph.nodes:
+            if node.op == "placeholder" and not self._values:
+                self._values[node] = _Value()
+            elif node.op == "output":
+                self._check_output(node)
+            elif node.op != "get_attr" and "shape" in node.meta:  # others are sizes
+                self._values[node] = self._read(node)
+        return self._layers
+
+    def _read(self, node: fx.Node) -> _Value:
+        if node.target in _ADDITIONS:
+            return self._add(node)
+        module = self._module(node)
+        inputs = [each for each in node.all_input_nodes if each in self._values]
+        if module is None or len(inputs) != 1:
+            self._refuse(node)
+        value = self._values[inputs[0]]
+        if not value.active and len(inputs[0].users) > 1:
+            self._refuse(inputs[0], "whose output is read more than once in front of its activation function")
+        return self._apply(node, module, value, _shape(inputs[0]))
+
+    def _apply(self, node: fx.Node, module: nn.Module, value: _Value, shape: tuple[int, ...]) -> _Value:
+        match module:
+            case nn.Conv2d() | nn.Linear():
+                return self._synapses(node, module, value, shape)
+            case nn.BatchNorm1d() | nn.BatchNorm2d():
+                return self._normalise(node, module, value)
+            case nn.ReLU() | nn.Hardtanh():
+                return self._activate(node, module, value)
+            case nn.MaxPool2d() | nn.AdaptiveMaxPool2d():
+                return self._max_pool(node, module, value, shape)
+            case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
+                return self._average_pool(node, module, value, shape)
+            case nn.Flatten():
+                return self._flatten(node, value, shape)
+            case nn.Sequential():  # of _mean
+                pooled = self._average_pool(node, module[0], value, shape)
+                return replace(pooled, route=(*pooled.route, nn.Flatten()))
+            case nn.Identity() | nn.Dropout() | nn.Dropout1d() | nn.Dropout2d():
+                return value
+        self._refuse(node)
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node is, or is equal to; None if there is none."""
+        if node.op == "call_module":
+            module = self._modules[str(node.target)]
+            return module if type(module).__module__.startswith("torch.nn.modules") else None
+        try:
+            return _MODULE_OF[node.target](*node.args[1:], **node.kwargs)
+        except (KeyError, TypeError):
+            return None
+
+    def _synapses(self, node: fx.Node, module: nn.Conv2d | nn.Linear, value: _Value, shape: tuple[int, ...]) -> _Value:
+        if not value.active:
+            self._refuse(node, f"{type(module).__name__} behind {value.wire.source} without an activation function")
+        if isinstance(module, nn.Linear) != (len(shape) == 1):
+            self._refuse(node, f"{type(module).__name__} of inputs {list(shape)}")
+        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+            self._refuse(node, f"Conv2d with padding_mode={module.padding_mode!r}")
+        bias = None if module.bias is None else module.bias.detach()
+        layer = ANNLayer(node.name, module, module.weight.detach(), bias, value.wire, _shape(node), node)
+        if value.average is not None:
+            self._take_average(node, layer, *value.average)
+        self._layers.append(layer)
+        return _Value(layer, active=False)
+
+    def _take_average(self, node: fx.Node, layer: ANNLayer, pool: nn.Module, maps: tuple[int, int]) -> None:
+        """Average pooling in front of a layer, at its synapses."""
+        layer.folded.append("average pool")
+        if isinstance(layer.module, nn.Linear):
+            sides = _pooled(pool, maps)
+            if sides == (1, 1):
+                layer.average = maps[0] * maps[1]
+            else:
+                layer.weight = fold_average_pool(layer.weight, pool, maps)
+            return
+        window = _window(pool, maps)
+        if window is None or window[0] != window[1] or layer.module.dilation != (1, 1):
+            self._refuse(
+                node, "a convolution behind an average pool whose square windows do not divide the maps, or dilated"
+            )
+        layer.average = window[0]
+
+    def _normalise(self, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d, value: _Value) -> _Value:
+        layer = value.layer
+        if layer is None or value.active or value.route or layer.skip is not None:
+            self._refuse(node, f"{type(norm).__name__} that is not right behind a Conv2d or Linear")
+        if norm.running_mean is None or norm.running_var is None:
+            self._refuse(node, f"{type(norm).__name__} without running statistics")
+        values = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+        layer.weight, layer.bias = batch_norm_of(str(node.target), *values).fold(layer.weight, layer.bias)
+        layer.potential = node
+        layer.folded.append("batch norm")
+        return value
+
+    def _activate(self, node: fx.Node, module: nn.ReLU | nn.Hardtanh, value: _Value) -> _Value:
+        bound = module.max_val if isinstance(module, nn.Hardtanh) else None
+        if value.active and (bound is None and value.layer is not None):
+            return value  # ReLU of what is not negative
+        if value.active or value.layer is None or (isinstance(module, nn.Hardtanh) and module.min_val != 0):
+            self._refuse(node, f"{module} behind {value.wire.source or 'the images'}")
+        if bound is not None and not bound > 0:
+            self._refuse(node, f"{module}, whose upper bound is not positive")
+        value.layer.bound = bound
+        return replace(value, active=True)
+
+    def _max_pool(self, node: fx.Node, pool: nn.Module, value: _Value, shape: tuple[int, ...]) -> _Value:
+        if value.average is not None:
+            self._refuse(node, "a max pool behind an average pool")
+        if isinstance(pool, nn.AdaptiveMaxPool2d):
+            kernel = stride = _window(pool, cast("tuple[int, int]", shape[1:]))
+        else:
+            assert isinstance(pool, nn.MaxPool2d)
+            plain = pair(pool.padding) == (0, 0) and pair(pool.dilation) == (1, 1) and not pool.ceil_mode
+            kernel, stride = (pool.kernel_size, pool.stride) if plain else (None, None)
+        if kernel is None:
+            self._refuse(node, f"{pool} of maps {list(shape[1:])}: no padding, no dilation, whole windows only")
+        return replace(value, route=(*value.route, EarliestSpikePool2d(kernel, stride)))
+
+    def _average_pool(self, node: fx.Node, pool: nn.Module, value: _Value, shape: tuple[int, ...]) -> _Value:
+        maps = (shape[1], shape[2])
+        if isinstance(pool, nn.AdaptiveAvgPool2d) and _pooled(pool, maps) == maps:
+            return value
+        if not value.active or value.average is not None:
+            self._refuse(node, f"{type(pool).__name__} in front of an activation function, or behind another")
+        return replace(value, average=(pool, maps))
+
+    def _flatten(self, node: fx.Node, value: _Value, shape: tuple[int, ...]) -> _Value:
+        if _shape(node) == shape:
+            return value
+        if len(_shape(node)) != 1:
+            self._refuse(node, f"{node.target} from {list(shape)} to {list(_shape(node))}")
+        return replace(value, route=(*value.route, nn.Flatten()))
+
+    def _add(self, node: fx.Node) -> _Value:
+        nodes = [each for each in node.args if isinstance(each, fx.Node) and each in self._values]
+        values = [self._values[each] for each in nodes]
+        plain = len(node.args) == len(values) == 2 and not node.kwargs and _shape(nodes[0]) == _shape(nodes[1])
+        sums, skips = [v for v in values if not v.active], [v for v in values if v.active]
+        if not plain or len(sums) != 1 or sums[0].route or skips[0].layer is None or skips[0].average is not None:
+            self._refuse(node, "an addition that is not of a layer's output and an earlier layer's activations")
+        layer = sums[0].layer
+        assert layer is not None
+        if layer.skip is not None:
+            self._refuse(node, f"a second addition to {layer.name}")
+        layer.skip, layer.potential = skips[0].wire, node
+        return sums[0]
+
+    def _check_output(self, node: fx.Node) -> None:
+        last = self._layers[-1] if self._layers else None
+        source = node.args[0]
+        value = self._values.get(source, _Value()) if isinstance(source, fx.Node) else _Value()
+        if last is None or value != _Value(last, active=False) or last.skip is not None:
+            self._refuse(node, "an output that is not that of its last layer")
+        if not isinstance(last.module, nn.Linear):
+            self._refuse(node, "an output that is not of a Linear layer")
+
+    def _refuse(self, node: fx.Node, what: str = "") -> NoReturn:
+        if node.op == "call_module":
+            found = f"{type(self._modules[str(node.target)]).__name__} ({node.target})"
+        else:
+            found = f"{getattr(node.target, '__name__', node.target)} ({node.name})"
+        raise ConversionError(
+            f"convert_ann: model must consist of {SUPPORTED}; got {found}{f', {what}' if what else ''}. {_REMEDY}"
+        )
+
+
+def batch_norm_of(
+    name: str, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
+) -> BatchNorm:
+    """Batch norm by its tensors.
+
+    Raises:
+        ConversionError: negative variances, or an epsilon that is not positive.
+    """
+    if not epsilon > 0:
+        raise ConversionError(f"convert: batch_norm_epsilon must be positive; got {epsilon} for {name}.")
+    if float(variance.min()) < 0:
+        raise ConversionError(f"convert: {name}.running_var must not be negative; got {float(variance.min()):.6g}.")
+    return BatchNorm(mean, variance, weight, bias, epsilon)
+
+
+def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) -> Tensor:
+    """Weights that read maps themselves, from weights that read their average pool, flattened.
+
+    Maps smaller than the output of an adaptive pool are replicated by it, so that weights add up: a head for 7×7 maps
+    on 1×1 maps becomes the sum over its 49 places.
+
+    Args:
+        weight: [features, channels·rows·columns] of the pool's output.
+        pool: any module that pools averages.
+        maps: height and width of its input.
+    Returns:
+        [features, channels·height·width], float64.
+    """
+    places = maps[0] * maps[1]
+    basis = pool(torch.eye(places, dtype=torch.float64).view(places, 1, *maps)).view(places, -1)
+    return (weight.double().cpu().view(weight.shape[0], -1, basis.shape[1]) @ basis.T).flatten(1)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    """Of what a node hands on for one image."""
+    return node.meta["shape"]
+
+
+def _pooled(pool: nn.Module, maps: tuple[int, int]) -> tuple[int, ...]:
+    return tuple(pool(torch.empty(1, 1, *maps)).shape[2:])
+
+
+def _window(pool: nn.Module, maps: tuple[int, int]) -> tuple[int, int] | None:
+    """Height and width of the windows that a pool divides its maps into; None if it does not divide them."""
+    rows, columns = _pooled(pool, maps)
+    window = (maps[0] // rows, maps[1] // columns)
+    whole = (rows * window[0], columns * window[1]) == maps
+    if isinstance(pool, nn.AvgPool2d):
+        whole = pair(pool.kernel_size) == pair(pool.stride) == window and pair(pool.padding) == (0, 0)
+        whole = whole and pool.divisor_override is None
+    return window if whole else None

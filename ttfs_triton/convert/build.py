@@ -1,0 +1,187 @@
+"""A network of this package's layers from the layers of an ANN, with its weights."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ttfs_triton.convert.ann import ANNLayer
+from ttfs_triton.convert.checkpoint import ConversionError
+from ttfs_triton.nn import (
+    AnalogEncoder,
+    DFTConv2d,
+    DFTLinear,
+    EarliestSpikePool2d,
+    LatencyEncoder,
+    NetworkConfig,
+    Neuron,
+    PotentialReadout,
+    TTFSNetwork,
+)
+from ttfs_triton.nn.weighted import WeightedLayer
+
+ReadoutTime = Literal["potential_start", "potential_end"]
+
+
+class ConvertedNetwork(nn.Module):
+    """A network of our layers, wired as an ANN is that has no specification: groups, dilation, skips, odd kernels.
+
+    Input [N, *image_shape] images, output [N, classes] logits.
+
+    Args:
+        layers: of the ANN, in the order of computation, the last a fully connected one.
+        image_shape: of one image.
+        analog: the first layer is a convolution that reads real pixels; else pixels are spike times.
+        mean, std: of each channel, with `analog` only.
+        neuron: of every layer.
+        readout: when the logits are read.
+    Attributes:
+        layers: by the names of the ANN's nodes.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[ANNLayer],
+        image_shape: tuple[int, ...],
+        *,
+        analog: bool,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        neuron: Neuron,
+        readout: ReadoutTime,
+    ) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        self.encoder = nn.Identity() if analog else LatencyEncoder()
+        self.layers = nn.ModuleDict()
+        self._wires = {layer.name: (layer.input, layer.skip) for layer in layers}
+        for layer in layers:
+            statistics = (mean, std) if analog and layer is layers[0] else None
+            self.layers[layer.name] = _built(layer, neuron, statistics, readout if layer is layers[-1] else None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.encoder(images)
+        emitted: dict[str | None, Tensor] = {None: x}
+        for name, layer in self.layers.items():
+            wire, skip = self._wires[name]
+            x = wire.deliver(emitted[wire.source])
+            emitted[name] = x = layer(x) if skip is None else layer(x, skip=skip.deliver(emitted[skip.source]))
+        return x
+
+
+def _built(
+    layer: ANNLayer,
+    neuron: Neuron,
+    statistics: tuple[Sequence[float] | None, Sequence[float] | None] | None,
+    readout: ReadoutTime | None,
+) -> WeightedLayer:
+    """Our layer: an analog encoder with `statistics`, a readout with `readout`, else of spiking neurons."""
+    sizes, inputs = layer.module, layer.weight.shape[1] * layer.average
+    options: dict[str, Any] = {"weight_standardisation": False}
+    spiking = options | {"neuron": neuron, "average": layer.average}
+    if isinstance(sizes, nn.Conv2d):
+        geometry: Any = (sizes.in_channels, sizes.out_channels, sizes.kernel_size, sizes.stride, sizes.padding)
+        if statistics is not None:
+            return AnalogEncoder(*geometry, mean=statistics[0], std=statistics[1], **options)
+        skip, more = 0 if layer.skip is None else layer.shape[0], (sizes.dilation, sizes.groups)
+        return DFTConv2d(*geometry, *more, skip=skip, **spiking)
+    if readout is not None:
+        at = "end" if readout == "potential_end" else "start"
+        return PotentialReadout(inputs, sizes.out_features, at=at, **spiking)
+    return DFTLinear(inputs, sizes.out_features, skip=0 if layer.skip is None else layer.shape[0], **spiking)
+
+
+def build_network(
+    layers: Sequence[ANNLayer],
+    image_shape: tuple[int, ...],
+    *,
+    encoder: Literal["analog", "latency"] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    neuron: Neuron,
+    readout: ReadoutTime,
+) -> nn.Module:
+    """The network: a `TTFSNetwork` where a specification can say what the ANN is, else a `ConvertedNetwork`.
+
+    Args:
+        layers, image_shape: as of `TracedANN`.
+        encoder, mean, std, neuron, readout: see `convert_ann`.
+    Raises:
+        ConversionError: an analog encoder or mean and std for a first layer that is no plain convolution.
+    """
+    first = layers[0]
+    plain = isinstance(first.module, nn.Conv2d) and first.module.groups == 1 and first.module.dilation == (1, 1)
+    plain = plain and first.average == 1 and not first.input.route and len(layers) > 1
+    analog = plain if encoder is None else encoder == "analog"
+    if (analog or mean or std) and not (plain and analog):
+        raise ConversionError(
+            "convert_ann: encoder must be latency, and mean and std None, for a first layer that is no plain "
+            f"convolution; got {first.module}. Train the ANN on pixels in [0, 1], or put a convolution first."
+        )
+    options = {"mean": mean, "std": std, "neuron": neuron, "readout": readout}
+    specification = specification_of(layers)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not used up
+        if specification is None or len(image_shape) != 3:
+            network: nn.Module = ConvertedNetwork(layers, image_shape, analog=analog, **options)
+        else:
+            config = NetworkConfig(
+                specification,
+                in_channels=image_shape[0],
+                image_size=image_shape[1:],
+                classes=len(layers[-1].weight),
+                encoder="analog" if analog else "latency",
+                weight_standardisation=False,
+                **options,
+            )
+            network = TTFSNetwork(config)
+    _fill(network, layers)
+    return network.eval()
+
+
+def specification_of(layers: Sequence[ANNLayer]) -> str | None:
+    """The hidden layers in one line, as `parse_specification` reads it; None for what it cannot say."""
+    tokens: list[str] = []
+    before: str | None = None
+    for layer in layers:
+        if layer.skip is not None or layer.input.source != before:
+            return None
+        before = layer.name
+        for pool in layer.input.route:
+            if isinstance(pool, EarliestSpikePool2d):
+                (rows, columns), (step, across) = pool.kernel_size, pool.stride
+                if rows != columns or step != across:
+                    return None
+                tokens.append(f"P{rows}" if step == rows else f"P{rows}s{step}")
+        if isinstance(layer.module, nn.Linear):
+            tokens += ["A"] if layer.average > 1 else []
+            tokens += [] if layer is layers[-1] else [str(len(layer.weight))]
+        else:
+            tokens += [f"A{layer.average}"] if layer.average > 1 else []
+            if (token := _token(layer.module)) is None:
+                return None
+            tokens.append(token)
+    return "-".join(tokens) or None
+
+
+def _token(module: nn.Conv2d) -> str | None:
+    sizes = {module.kernel_size, module.stride, module.padding}
+    square = all(not isinstance(size, str) and size[0] == size[1] for size in sizes)
+    if not square or module.groups != 1 or module.dilation != (1, 1):
+        return None
+    kernel, stride, padding = module.kernel_size[0], module.stride[0], module.padding[0]
+    token = f"{module.out_channels}C{kernel}"
+    token += "" if padding == (kernel - 1) // 2 else f"p{padding}"
+    return token + ("" if stride == 1 else f"s{stride}")
+
+
+@torch.no_grad()
+def _fill(network: nn.Module, layers: Sequence[ANNLayer]) -> None:
+    """Copy the weights of an ANN's layers into those of a network, in their order; skips get weights of 1."""
+    weighted = [module for module in network.modules() if isinstance(module, WeightedLayer)]
+    for ours, theirs in zip(weighted, layers, strict=True):
+        ours.weight.copy_(theirs.weight)
+        if ours.bias is not None:
+            ours.bias.copy_(torch.zeros(len(theirs.weight)) if theirs.bias is None else theirs.bias)
+        if ours.skip_weight is not None:
+            ours.skip_weight.fill_(1.0)

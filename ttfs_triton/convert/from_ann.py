@@ -1,0 +1,230 @@
+"""Any ANN that `torch.fx` traces to convolutions, fully connected layers and what folds into them, as spikes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic_core import to_jsonable_python
+from torch import Tensor, nn
+
+from ttfs_kernels import Neuron
+from ttfs_triton.convert.ann import TracedANN, trace_ann
+from ttfs_triton.convert.build import ReadoutTime, build_network
+from ttfs_triton.convert.calibration import Calibration, calibrate_network
+from ttfs_triton.convert.checkpoint import ConversionError
+from ttfs_triton.convert.fit_range import fit_range
+from ttfs_triton.nn.graph import Stage
+from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.terminal import TerminalTable
+
+ROUNDING = 1e-4
+"""Share of its clip by which an activation is not yet above it."""
+
+
+@dataclass(frozen=True)
+class LayerLoss:
+    """What became of a hidden layer.
+
+    Attributes:
+        name: of the layer in the spiking network.
+        source: of its node in the ANN.
+        folded: what became part of its weights, in words.
+        clip: activation of the ANN that the earliest spike stands for, mean over channels.
+        clipped: share of the ANN's activations above their channel's clip.
+        copied, calibrated: root mean square of the difference of both activations, as a share of the ANN's, before
+            and after calibration; None for a layer that is never active.
+    """
+
+    name: str
+    source: str
+    folded: tuple[str, ...]
+    clip: float
+    clipped: float
+    copied: float | None
+    calibrated: float | None
+
+
+@dataclass(frozen=True)
+class ANNReport:
+    """What conversion lost, on the calibration images.
+
+    Attributes:
+        layers: hidden layers in their order.
+        images: how many were compared.
+        same_decisions: share of the images for which the largest logit is that of the same class.
+        logits: root mean square of the difference of the logits, as a share of the ANN's.
+        calibration: what it did; None if there was none.
+    """
+
+    layers: tuple[LayerLoss, ...]
+    images: int
+    same_decisions: float
+    logits: float
+    calibration: Calibration | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return to_jsonable_python(self)
+
+    def table(self) -> TerminalTable:
+        """For a terminal."""
+
+        def share(value: float | None) -> str:
+            return "never active" if value is None else f"{value:.2%}"
+
+        headers = ("layer", "of the ANN", "folded", "clip", "clipped", "error copied", "calibrated")
+        rows = [
+            (
+                *(each.name, each.source, ", ".join(each.folded), f"{each.clip:.4g}"),
+                *(share(each.clipped), share(each.copied), share(each.calibrated)),
+            )
+            for each in self.layers
+        ]
+        caption = f"same class for {self.same_decisions:.1%} of {self.images} images, logits off by {self.logits:.2%}"
+        return TerminalTable("What conversion lost", headers, rows, caption=caption)
+
+
+def convert_ann(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    psp_persistence: float = 1.0,
+    encoder: Literal["analog", "latency"] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    readout: ReadoutTime = "potential_start",
+    calibrate: bool = True,
+    percentile: float = 99.9,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda name: None,
+) -> tuple[nn.Module, ANNReport]:
+    """Make a spiking network of a trained ANN: trace, fold, scale, calibrate, compare.
+
+    Args:
+        model: of Conv2d (groups, dilation and stride too) and Linear layers, each but the last behind ReLU, ReLU6,
+            Hardtanh or clamp from 0, perhaps with batch norm, pools, flattening and dropout in between, and with
+            additions of an earlier activation in front of an activation function. The last is a Linear layer, whose
+            outputs are the logits. Not changed.
+        images: [N, channels, height, width], as the network is to read them, on the device to compute on; 256 are
+            enough. If `mean` and `std` are given, the model reads (images − mean) / std.
+        psp_persistence: σ of all neurons. 0 computes what the ANN computes, up to the clip.
+        encoder: "analog": the first convolution multiplies pixels by real numbers, and its clipped activations are
+            spikes; "latency": pixels, in [0, 1], are spike times. Default: "analog" where the first layer is a
+            convolution without groups and dilation.
+        mean, std: of each channel, in units of the images; for an analog encoder.
+        readout: when the logits are read: at the start or the end of the output window.
+        calibrate: choose initial potentials, see `calibrate_network`; at σ = 0 there is nothing to choose.
+        percentile: of a channel's activations that the earliest spike stands for, where the ANN has no upper bound.
+        batch_size: images that run at once.
+        seed: of the activations that are drawn to decide.
+        progress: told each layer's name before it is calibrated.
+    Returns:
+        A `TTFSNetwork` where a specification can say what the model is, else a module of our layers that
+        `network_graph` takes; in evaluation mode, on the images' device. And what was lost.
+    Raises:
+        ConversionError: an operation that cannot be converted, named with its node before any work; or an encoder that
+            does not fit the first layer.
+    Example:
+        >>> ann = nn.Sequential(
+        ...     nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 5)
+        ... )
+        >>> images = torch.rand(16, 1, 8, 8)
+        >>> network, report = convert_ann(ann, images, psp_persistence=0.0, percentile=100)
+        >>> network.config.specification, [layer.name for layer in report.layers]
+        ('4C3-P2', ['conv1'])
+        >>> torch.allclose(network(images), ann(images), atol=1e-5)
+        True
+    """
+    if len(images) == 0:
+        raise ConversionError("convert_ann: images must hold at least one image; got none.")
+    read = images if mean is None and std is None else _normalised(images, mean, std)
+    traced = trace_ann(model, read)
+    network = build_network(
+        traced.layers,
+        traced.image_shape,
+        encoder=encoder,
+        mean=None if mean is None else tuple(mean),
+        std=None if std is None else tuple(std),
+        neuron=Neuron(psp_persistence=psp_persistence),
+        readout=readout,
+    ).to(images.device, next(model.parameters()).dtype)
+    bounds = [layer.bound for layer in traced.layers[:-1]]
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+    clips = list(fit_range(network, images, bounds, percentile=percentile, **options).values())
+    copied = _compare(traced, read, network, images, clips, batch_size)
+    found, calibration = copied, None
+    if calibrate and psp_persistence > 0:
+        calibration = calibrate_network(network, images, progress=progress, **options)
+        found = _compare(traced, read, network, images, clips, batch_size)
+    stages = network_graph(network, traced.image_shape).weighted
+    layers = [
+        LayerLoss(
+            stage.name,
+            layer.name,
+            tuple(layer.folded),
+            clip.mean().item(),
+            found.clipped[layer.name],
+            copied.errors[layer.name],
+            found.errors[layer.name],
+        )
+        for stage, layer, clip in zip(stages, traced.layers, clips, strict=False)
+    ]
+    return network, ANNReport(tuple(layers), len(images), found.same_decisions, found.logits, calibration)
+
+
+def _normalised(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    channels = images.shape[1]
+    values = (mean or [0.0] * channels, std or [1.0] * channels)
+    centre, spread = (torch.tensor(each, dtype=images.dtype, device=images.device).view(-1, 1, 1) for each in values)
+    return (images - centre) / spread
+
+
+@dataclass
+class _Comparison:
+    """Of two networks on the same images; errors as in `LayerLoss` and `ANNReport`."""
+
+    errors: dict[str, float | None]
+    clipped: dict[str, float]
+    same_decisions: float
+    logits: float
+
+
+@torch.no_grad()
+def _compare(
+    traced: TracedANN, read: Tensor, network: nn.Module, images: Tensor, clips: Sequence[Tensor], batch_size: int
+) -> _Comparison:
+    """Both networks, batch by batch; `read` are the images as the ANN reads them, `clips` those of its layers."""
+    names, sums, same = [layer.name for layer in traced.layers], {}, 0
+    graph = network_graph(network, traced.image_shape)
+    source_of = {stage.name: name for stage, name in zip(graph.weighted, names, strict=True)}
+
+    def add(name: str, ours: Tensor, theirs: Tensor, clipped: Tensor) -> None:
+        difference = (ours.double() - theirs.double()).square().sum().item()
+        found = (difference, theirs.double().square().sum().item(), clipped.sum().item(), theirs.numel())
+        sums[name] = [a + b for a, b in zip(sums.get(name, (0, 0, 0, 0)), found, strict=True)]
+
+    for batch, theirs in zip(images.split(batch_size), read.split(batch_size), strict=True):
+        logits, activations = traced.run(theirs)
+        scales = dict(zip(names, clips, strict=False))
+
+        def fire(stage: Stage, inputs: Tensor, skip: Tensor | None, activations=activations, scales=scales) -> Tensor:
+            spikes = stage.activations(inputs, skip)
+            name = source_of.get(stage.name, "")
+            if name in activations:
+                clip = scales[name].view(-1, *[1] * (spikes.dim() - 2))
+                add(name, spikes * clip, activations[name], activations[name] > clip * (1 + ROUNDING))
+            return spikes
+
+        found = graph.run(batch, fire)
+        same += int((found.argmax(1) == logits.argmax(1)).sum())
+        add("logits", found, logits, torch.zeros(0))
+
+    def error(name: str) -> float | None:
+        difference, square, *_ = sums[name]
+        return (difference / square) ** 0.5 if square > 0 else None
+
+    hidden = names[:-1]
+    clipped = {name: sums[name][2] / sums[name][3] for name in hidden}
+    return _Comparison({name: error(name) for name in hidden}, clipped, same / len(images), error("logits") or 0.0)
