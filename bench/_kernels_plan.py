@@ -48,13 +48,15 @@ class Network:
     pools: list[tuple[int, int]]  # elements in and out of each other pool
     weights: list[tuple[int, int]]  # neurons and synapses of each layer
     parameters: int  # all elements that the optimiser updates
+    normalised: bool = False  # whether spiking layers have batch norm, in place of standardised weights
 
 
 def read(model: str, batch: int, number: Number, sigma: float, *, surrogate: bool = False) -> Network:
     """Layers of a network of `ttfs_triton.nn.networks`, on the meta device: no memory, no GPU."""
     with torch.device("meta"):
         network = getattr(networks, model)()
-    found = Network([], [], [], [], sum(p.numel() for p in network.parameters()))
+    config = network.config
+    found = Network([], [], [], [], sum(p.numel() for p in network.parameters()), config.batch_norm)
     neuron = Neuron(sigma, surrogate_width=SURROGATE_WIDTH if surrogate else 0.0)
 
     def note(name: str) -> Callable[..., None]:
@@ -80,7 +82,6 @@ def read(model: str, batch: int, number: Number, sigma: float, *, surrogate: boo
     computed = {name for pair in pairs for name, _ in pair}
     for name, module in layers:
         module.register_forward_hook(note(name))
-    config = network.config
     network.hidden(torch.empty(batch, config.in_channels, *config.image_size, device="meta"))
     return found
 
@@ -93,9 +94,10 @@ def plan(network: Network, number: Number, machine: Machine) -> list[Part]:
     # The encoder's input needs no gradient.
     parts = [part for part in parts if part.pass_ != "grad_x"]
     for name, problem in network.spiking:
-        parts += [Part(name, which, OURS, cost) for which, cost in ours(problem, number, machine)]
-        parts += [Part(name, which, STACKED, cost) for which, cost in stacked(problem, machine)]
-        parts += [Part(name, which, ANN, cost) for which, cost in ann(problem, machine)]
+        normalised = network.normalised
+        parts += [Part(name, which, OURS, cost) for which, cost in ours(problem, number, machine, normalised)]
+        parts += [Part(name, which, STACKED, cost) for which, cost in stacked(problem, machine, normalised)]
+        parts += [Part(name, which, ANN, cost) for which, cost in ann(problem, machine, normalised)]
     return parts + [Part(WHOLE, which, provider, cost) for which, provider, cost in whole(network, machine)]
 
 
@@ -103,10 +105,10 @@ def device(machine: Machine) -> Device:
     return Device(machine.name, Chip("cuda", 90), machine.processors)
 
 
-def ours(problem: Problem, number: Number, machine: Machine) -> Iterator[tuple[str, Cost]]:
+def ours(problem: Problem, number: Number, machine: Machine, normalised: bool = False) -> Iterator[tuple[str, Cost]]:
     """Our kernels with their default blocks, a pool in a kernel of its own."""
     here, precision = device(machine), FORMATS[number].precision
-    yield from around(problem, machine)
+    yield from around(problem, machine, normalised)
     problem = problem.unpooled
     for which in PASSES:
         config = default_config(which, problem, here.chip, precision, here.processors)
@@ -135,12 +137,21 @@ def working(which: str, problem: Problem, config: Config, launch: Launch) -> tup
     return math.prod(launch.grid), longest if math.prod(launch.grid) == programs else 0
 
 
-def around(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
-    """What all of ours share: the pool, whose backward pass is the local gradient's, and the gradient of the bias."""
+def around(problem: Problem, machine: Machine, normalised: bool) -> Iterator[tuple[str, Cost]]:
+    """What all of ours share: the pool, whose backward pass is the local gradient's, and the gradient of the bias.
+
+    Or batch norm with the rule and the pool in it, forward and backward.
+    """
+    here = device(machine)
+    if normalised:
+        config = default_config("forward", problem.unpooled, here.chip, "ieee", here.processors)
+        _, *launches = plan_pass("normalised", problem, config, "ieee", here).launches
+        yield "batch_norm", elementwise_launches(machine, launches)
+        return
     if problem.pool > 1:
-        pool = plan_pass("pool", problem, None, "ieee", device(machine)).launches
+        pool = plan_pass("pool", problem, None, "ieee", here).launches
         yield "pooling", elementwise_launches(machine, pool)
-    first, *sums = plan_pass("local_gradient", problem, None, "ieee", device(machine)).launches
+    first, *sums = plan_pass("local_gradient", problem, None, "ieee", here).launches
     yield "local_gradient", elementwise_launches(machine, [first])
     yield "bias_gradient", elementwise_launches(machine, sums)
 
@@ -164,16 +175,17 @@ def moved(launch: Launch) -> int:
     return sum(tensor.nbytes for value in values for tensor in value if isinstance(tensor, Tensor))
 
 
-def stacked(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
+def stacked(problem: Problem, machine: Machine, normalised: bool = False) -> Iterator[tuple[str, Cost]]:
     """One library call over [x; σ·mask] in all passes; the pool and the local gradient are ours."""
     inputs, outputs, weights = sizes(problem)
     twice, doubled = 2 if problem.with_slope else 1, 2 if problem.surrogate else 1
     masks = elementwise(machine, 3 * inputs) if problem.with_slope else Cost()
     bytes_ = twice * (inputs + outputs) + weights
     operations = [flops(which, problem) for which in PASSES]
-    yield from around(problem, machine)
+    yield from around(problem, machine, normalised)
     call = library_products(machine, twice * problem.rows, problem.group_outputs, operations[0], bytes_)
-    yield "forward", masks + call + elementwise(machine, 2 * twice * outputs)
+    rule = Cost() if normalised else elementwise(machine, 2 * twice * outputs)
+    yield "forward", masks + call + rule
     positions, moved_x = (
         doubled * problem.batch * problem.height * problem.width,
         doubled * (outputs + inputs) + weights,
@@ -184,21 +196,24 @@ def stacked(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
     yield "grad_w", masks + call
 
 
-def ann(problem: Problem, machine: Machine) -> Iterator[tuple[str, Cost]]:
-    """The same layer in PyTorch with one contraction a pass, a bias and a clamped ReLU."""
+def ann(problem: Problem, machine: Machine, normalised: bool = False) -> Iterator[tuple[str, Cost]]:
+    """The same layer in PyTorch with one contraction a pass, a bias or batch norm, and a clamped ReLU."""
     inputs, outputs, weights = sizes(problem)
     contraction = 2 * problem.rows * problem.out_channels * problem.depth
     bytes_ = inputs + outputs + weights
     forward = library_products(machine, problem.rows, problem.group_outputs, contraction, bytes_)
     # A convolution adds its bias in a launch of its own, a matrix product in its epilogue; then the clamp.
-    bias = elementwise(machine, 2 * outputs) if not problem.is_matrix_product else Cost()
+    bias = elementwise(machine, 2 * outputs) if not problem.is_matrix_product and not normalised else Cost()
     yield "forward", forward + bias + elementwise(machine, 2 * outputs)
     if problem.pool > 1:
         size = problem.dtype.itemsize
         passed_on = problem.batch * math.prod(problem.pooled_size) * problem.out_channels
         yield "pooling", max_pool(machine, size, outputs // size, passed_on)
     yield "local_gradient", elementwise(machine, 3 * outputs)
-    yield "bias_gradient", elementwise(machine, outputs)
+    if normalised:  # reads twice and writes once, backward two tensors twice
+        yield "batch_norm", elementwise(machine, 3 * outputs) + elementwise(machine, 5 * outputs)
+    else:
+        yield "bias_gradient", elementwise(machine, outputs)
     positions = problem.batch * problem.height * problem.width
     yield "grad_x", library_products(machine, positions, problem.group_inputs, contraction, bytes_)
     yield "grad_w", library_products(machine, problem.group_outputs, problem.depth, contraction, bytes_, split=True)
@@ -233,9 +248,11 @@ def whole(network: Network, machine: Machine) -> Iterator[tuple[str, str, Cost]]
             yield "pooling", provider, pooling
         yield "optimiser", provider, optimiser
     # Standardised weights are written in 16 bits.
-    yield "weight_casts", ANN, casts
-    for provider in (OURS, STACKED):
-        yield "weight_standardisation", provider, standardisation(network, machine)
+    for provider in PROVIDERS:
+        if provider == ANN or network.normalised:
+            yield "weight_casts", provider, casts
+        else:
+            yield "weight_standardisation", provider, standardisation(network, machine)
 
 
 def max_pool(machine: Machine, size: int, inputs: int, outputs: int) -> Cost:

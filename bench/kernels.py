@@ -60,7 +60,7 @@ class Options:
     """Share of the slope that persists: 1 is the paper's neuron, 0 two-phase. Default: 1; compiled: 1 0."""
     quick: bool = False
     """Try whether tuning runs: only default configurations, one call a measurement. The figures mean nothing."""
-    model: Literal["vgg16", "vgg11", "cnn1"] = "vgg16"  # network to plan
+    model: Literal["vgg16", "vgg11", "cnn1", "cifarnet"] = "vgg16"  # network to plan
     machine: Machine = dataclasses.field(default_factory=Machine)  # GPU to plan for
     surrogate: bool = False
     """Plan neurons that learn just short of a spike, as the recipes train them: grad_x has two contractions."""

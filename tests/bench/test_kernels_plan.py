@@ -80,6 +80,20 @@ def test_a_pool_of_ours_is_a_launch_and_its_gradient_the_local_one():
     assert dict(kernels_plan.ann(layer, SMALL))["pooling"].moved == 2 * (2 * (neurons + windows) + 8 * windows)
 
 
+def test_batch_norm_is_the_rule_and_the_pool_too():
+    """All launches but contractions, and what they move: A and W four times, y, its gradient twice, h and slope_h."""
+    neurons, windows, channels = 2 * 64 * 128, 2 * 16 * 128, 128
+    for pool, passed_on in ((1, neurons), (2, windows)):
+        layer = dataclasses.replace(CONV2D, pool=pool)
+        costs, plain = (dict(kernels_plan.ours(layer, "bf16", SMALL, normalised)) for normalised in (True, False))
+        assert set(costs) == {"forward", "batch_norm", "grad_x", "grad_w"}
+        assert costs["forward"] == plain["forward"]
+        assert costs["batch_norm"].launches == 6
+        moved = 2 * (10 * neurons + 3 * passed_on) + (3 * windows if pool == 2 else 0)
+        assert moved < costs["batch_norm"].moved < moved + 1000 * channels
+        assert dict(kernels_plan.stacked(layer, SMALL, True))["batch_norm"] == costs["batch_norm"]
+
+
 def test_a_network_s_layers():
     network = kernels_plan.read("cnn1", 3, "bf16", 1.0)
     assert [name for name, _ in network.spiking] == ["conv1", "conv2", "fc1"]
