@@ -1,4 +1,4 @@
-"""What the stages of `gpu.py` run, each in a process of its own; needs no tyro, no pydantic, no data set.
+"""What the stages of `gpu.py` run, each in a process of its own; needs no tyro, no data set.
 
 python bench/_gpu_work.py NAME [ARGUMENT...]
 """

@@ -68,7 +68,7 @@ def test_axes_give_points_each_once():
         ({"state_bits": 8}, "state_bits needs time_steps"),
         ({"train_grids": True}, "train_grids needs time_steps"),
         ({"train_faults": True}, "train_faults needs faults"),
-        ({"time_steps": (0,)}, "time_steps must be a whole number"),
+        ({"time_steps": (0,)}, "time_steps"),
         ({"spike_jitter": (2.0,)}, "less than or equal to 1"),
         ({"points": ("a=1",)}, "may have the keys"),
     ],

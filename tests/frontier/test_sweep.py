@@ -159,7 +159,7 @@ def test_damaged_files_are_told(swept, trained, tmp_path, capsys):
 
 
 def test_two_sweeps_do_not_share_a_folder(swept, trained, capsys):
-    claim = command.Claim(swept)
+    claim = command.FolderLock(swept)
     try:
         with pytest.raises(SystemExit, match="1"):
             sweep(trained, "--output-dir", swept, *SWEEP)

@@ -24,7 +24,7 @@ from ttfs_triton.yaml_file import YamlError, read_mapping
 
 # Keys of a run's configuration that others need to repeat it. The rest says where and how it ran here.
 NETWORK_SETTINGS = (
-    *("model", "block_convolutions", "head", "width", "neuron", "batch_norm", "sync_batch_norm", "encoder", "readout"),
+    *("model", "block_convolutions", "head", "width", "batch_norm", "sync_batch_norm", "encoder", "readout"),
     *("identity_start", "psp_persistence_rise", "psp_persistence_order"),
     *(field.name for field in dataclasses.fields(Neuron)),
     *("bias", "weight_standardisation", "initial_gain", "dropout"),

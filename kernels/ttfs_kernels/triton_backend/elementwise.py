@@ -77,7 +77,7 @@ def local_gradient(
             if POOL > 1:
                 gain = tl.where(won, gain, 0.0)
             h = (grad * at_most(gain, properties.derivative_clip)).to(dtype)
-            if WITH_SLOPE_H or WITH_SKIP_WEIGHT:
+            if WITH_SLOPE_H or WITH_SKIP_WEIGHT or (WITH_GRAD_SKIP and SURROGATE):
                 slope_h = grad * at_most((1 - y) * gain, properties.derivative_clip)
                 slope_h = properties.psp_persistence * slope_h
             if WITH_SLOPE_H:
