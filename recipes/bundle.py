@@ -53,6 +53,7 @@ def bundle(options: BundleOptions) -> Path:
     loaded = load_network(options.run)
     known = read_facts(loaded.files, dataset=options.dataset)
     network = loaded.network
+    network.fold_batch_norm()
     network.fold_standardisation()
     network.bfloat16()
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -80,7 +81,7 @@ def bundle(options: BundleOptions) -> Path:
         "commit": options.commit,
     }
     about = {
-        "weights": "bfloat16, weight standardisation folded; figures are of these weights, computed in float32",
+        "weights": "bfloat16, batch norm and weight standardisation folded; figures are of these weights, computed in float32",
         "tensors_sha256": checksum(tensors),
         "dataset": description.dataset,
         "made_by": f"python recipes/bundle.py {Path(options.run).name} {options.name}",
