@@ -81,7 +81,7 @@ def bundle(options: BundleOptions) -> Path:
         "commit": options.commit,
     }
     about = {
-        "weights": "bfloat16, batch norm and weight standardisation folded; figures are of these weights, computed in float32",
+        "weights": "bfloat16, norms folded; figures are of these weights, computed in float32",
         "tensors_sha256": checksum(tensors),
         "dataset": description.dataset,
         "made_by": f"python recipes/bundle.py {Path(options.run).name} {options.name}",
