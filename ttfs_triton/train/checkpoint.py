@@ -154,7 +154,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     for _, path in reversed(_numbered(folder)):
         try:
             for _ in _read_files(path, _read_manifest(path)):
-                pass  # one file at a time in memory
+                pass  # reading checks each file; nothing is kept, so memory holds one file at a time
         except (CheckpointError, OSError) as error:  # OSError: a failing disk
             problems.append(str(error))
         else:

@@ -1,5 +1,6 @@
 """Keys of a run, each class with its own: what they mean, their ranges, and what excludes each other.
 
+Over 400 lines: every flag's help text is here.
 YAML files and the command line have them flat, in one `TrainConfig`; `--help` has a group for each class. A field that
 is FREE changes neither weights nor metrics, but for roundings: it may differ between a run and its continuation.
 """
