@@ -1,6 +1,6 @@
 """A trained ANN of PyTorch layers, traced by `torch.fx` to the layers with weights that a spiking network needs.
 
-Over 400 lines: what tracing accepts stands beside what it refuses, one handler for each operation.
+Over 400 lines: what tracing accepts stands beside what it refuses.
 Batch norm is folded into the weights in front of it, average pooling into the synapses behind it, and the addition of
 an earlier activation becomes a skip. What cannot be converted is refused here, before any work, with its name.
 """

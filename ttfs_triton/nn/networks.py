@@ -114,7 +114,8 @@ def resnet20(
 ) -> TTFSNetwork:
     """ResNet-20 for small images: nine blocks of two convolutions, whose spikes also arrive past them, a window late.
 
-    Where maps get smaller, only every second position arrives, and additional channels get no skip. The readout averages each map.
+    Where maps get smaller, only every second position arrives, and additional channels get no skip. The readout
+    averages each map.
     The first convolution is the analog encoder.
 
     Args:
