@@ -178,6 +178,7 @@ class Training:
         ]
         self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
         self.steps_per_epoch = len(data.train_indices) // config.batch_size
+        assert config.output_dir is not None
         self.state = Path(config.output_dir) / "state"
         total = config.epochs * self.steps_per_epoch
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
