@@ -1,8 +1,8 @@
 """Draw the README's chart from committed rows: `python docs/figures/why.py` writes why.svg.
 
 Left: milliseconds of a training step of VGG16 against time steps, ours, SpikingJelly and snnTorch, from
-bench/results/peers-cpu.csv. Right: accuracy on CIFAR-10 against activity, ours from bench/results/runs, the paper's from
-its Table 1 (Wei et al., ICCV 2023).
+bench/results/peers-cpu.csv. Right: accuracy on CIFAR-10 against activity, ours from bench/results/runs, the paper's
+from its Table 1 (Wei et al., ICCV 2023).
 """
 
 import csv
