@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ttfs_kernels import fused
-from ttfs_kernels.autograd import autocast, first_derivatives_only
+from ttfs_kernels.autograd import autocast, first_derivatives_only, reverse_mode_only
 from ttfs_kernels.backends import backend_for
 from ttfs_kernels.checks import check_conv2d, check_linear, check_options, pair
 from ttfs_kernels.contraction import Geometry, contract, gradient_of_input, gradient_of_weight
@@ -152,6 +152,7 @@ def _apply(
     pool: int,
     which: str,
 ) -> Normalised:
+    reverse_mode_only(_function(geometry), *operands, normalisation.weight)
     x, weight, bias, skip, skip_weight = operands
     x, weight, skip = autocast(x, weight, skip)
     operands = x, weight, normalisation.weight, bias, skip, skip_weight
@@ -163,6 +164,10 @@ def _apply(
     estimate = normalisation.estimate.detach()
     y, mean, variance = _NormalisedLayer.apply(*operands, estimate, (geometry, neuron, epsilon, group))
     return Normalised(y if pool == 1 else F.max_pool2d(y, pool), mean, variance)
+
+
+def _function(geometry: Geometry | None) -> str:
+    return "normalised_linear" if geometry is None else "normalised_conv2d"
 
 
 def _apply_eagerly(*arguments: Any) -> Normalised:
@@ -220,7 +225,7 @@ class _NormalisedLayer(torch.autograd.Function):
         grad = grads[0]
         if grad is None:
             return (None,) * 8
-        first_derivatives_only("normalised_linear" if ctx.geometry is None else "normalised_conv2d", grad)
+        first_derivatives_only(_function(ctx.geometry), grad)
         inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight = ctx.saved_tensors
         geometry, neuron, needs = ctx.geometry, ctx.neuron, ctx.needs_input_grad
         affine = gamma * inverse, beta - gamma * inverse * mean

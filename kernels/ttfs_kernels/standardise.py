@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels import fused
-from ttfs_kernels.autograd import first_derivatives_only
+from ttfs_kernels.autograd import first_derivatives_only, reverse_mode_only
 from ttfs_kernels.backends import chosen_backend, why_no_triton
 
 aten = torch.ops.aten
@@ -36,11 +36,12 @@ def standardise_weights(
         dtype: of the results. Default: that of the weights.
     Returns:
         The standardised weights, shapes and memory formats of `weights`. Neurons with constant weights give 0.
-    Gradient: for weights and gains, in their dtypes. Not twice differentiable.
+    Gradient: for weights and gains, in their dtypes; first derivatives in reverse mode alone.
     Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", 2019.
     """
     if not weights:
         return []
+    reverse_mode_only("standardise_weights", *weights, *gains)
     dtype = weights[0].dtype if dtype is None else dtype
     if _in_one_call(weights, gains, dtype):
         return list(_AllLayers.apply(dtype, *weights, *gains))
