@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import forward_ad
 
 from tests import oracles
 from tests.nn.common import activations, randomised
-from ttfs_kernels import dft_conv2d, dft_linear
+from ttfs_kernels import dft_conv2d
 from ttfs_kernels.rule import fire
 from ttfs_triton.nn import (
     AnalogEncoder,
@@ -21,6 +22,7 @@ from ttfs_triton.nn import (
     DFTLinear,
     EarliestSpikePool2d,
     FirstSpikeReadout,
+    Grid,
     LatencyEncoder,
     NetworkConfig,
     Neuron,
@@ -301,8 +303,13 @@ def test_help_shows_every_keyword_and_the_docstring_describes_it(kind, own, othe
     assert all(name in kind.__doc__ for name in parameters if name != "batch_norm")
 
 
-def test_readouts_and_layers_refuse_forward_mode():
-    layer, x = DFTLinear(4, 3), torch.rand(2, 4)
-    with pytest.raises(RuntimeError, match="dft_linear: derivatives must be taken in reverse mode"):
+@pytest.mark.parametrize("grid", [None, Grid(4, 4)])
+@pytest.mark.parametrize("standardise", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+def test_layers_refuse_forward_mode(grid, standardise, grad):
+    layer, x = DFTLinear(4, 3, weight_standardisation=standardise), torch.rand(2, 4)
+    layer.put_on_grid(grid)
+    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match="derivatives must be taken in reverse mode"):
         torch.func.jvp(layer, (x,), (x,))
-    assert torch.equal(layer(x), dft_linear(x, layer.effective_weight(), layer.bias))
+    with torch.set_grad_enabled(grad), forward_ad.dual_level(), pytest.raises(RuntimeError, match="in reverse mode"):
+        layer(forward_ad.make_dual(x, x))
