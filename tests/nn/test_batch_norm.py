@@ -50,7 +50,7 @@ def test_a_folded_network_is_the_one_in_evaluation(sigma, encoder):
     again.load_state_dict(folded.state_dict())
     assert torch.equal(again.eval()(images), folded(images))
     before = deepcopy(network.state_dict())
-    torch.testing.assert_close(fold_batch_norm(deepcopy(network.features))(images), network.features(images))
+    torch.testing.assert_close(fold_batch_norm(deepcopy(network))(images), network(images))
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)  # evaluation changes no statistics
 
 
