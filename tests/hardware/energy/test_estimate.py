@@ -120,7 +120,8 @@ def test_work_of_neurons_equals_a_simulation(sigma):
 
 
 @pytest.mark.parametrize(
-    ("readout", "sigma"), [("potential_start", 1.0), ("potential_start", 0.0), ("potential_end", 0.25)]
+    ("readout", "sigma"),
+    [("potential_start", 1.0), ("potential_start", 0.0), ("potential_end", 0.25), ("potential_end", 0.0)],
 )
 def test_sleep_of_neurons_is_that_of_a_simulation(readout, sigma):
     """Before the first input and behind the own spike, of the simulation's spikes and of the closed form's."""

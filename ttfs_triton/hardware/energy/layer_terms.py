@@ -93,7 +93,7 @@ def neuron_work(layer: LayerCounts, readout: ReadoutTime | None, options: RunOpt
         if layer.driven_time is not None and layer.undriven_time is not None:
             integration, undriven = options.steps * layer.driven_time, options.steps * layer.undriven_time
     if layer.kind == "readout" and readout != "first_spike":
-        firing = whole - undriven if readout == "potential_end" else 0.0
+        firing = whole - undriven if readout == "potential_end" and layer.psp_persistence > 0 else 0.0
         return NeuronWork(integration, firing, 0.0, integration + firing)
     firing = waiting - undriven if layer.psp_persistence > 0 else 0.0
     return NeuronWork(integration, firing, waiting + layer.neurons, integration + waiting)
