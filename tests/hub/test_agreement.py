@@ -91,8 +91,8 @@ def test_verdicts_agree(texts):
     page, figures, card, _ = texts
     ours = [line[2:] for line in card.splitlines() if line.startswith("- ") and "dense ANN" in line]
     assert len(ours) == 3
-    assert ours[0].startswith("With memory, an image costs × ")
-    assert ours[1].startswith("By arithmetic alone, an image costs × ")
+    assert ours[0].startswith("With memory, inference costs ")
+    assert ours[1].startswith("By arithmetic alone, inference costs ")
     shown = html.unescape(page).replace("\u00a0", " ")
     if figures["simulation"] is not None:
         ours = [re.sub(r"\d+(\.\d+)?", "0", line) for line in ours[:2]]

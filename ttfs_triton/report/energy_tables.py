@@ -24,8 +24,8 @@ from ttfs_triton.hardware import (
     load_chip,
     verdict,
 )
+from ttfs_triton.hardware.energy.estimate import TermKind
 from ttfs_triton.hardware.energy.prices import Status, weakest
-from ttfs_triton.hardware.energy.terms import TermKind
 from ttfs_triton.report.tables import Table, csv_text, on_terminal
 from ttfs_triton.wording import duration, energy, energy_range, ratio
 

@@ -4,12 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttfs_triton.hardware.counts.counts import Counts
+from tests.hardware.energy.energy_cases import dense_network
 from ttfs_triton.hardware.energy.chip import PRICES, SCOPES, Access, Chip, Memory
 from ttfs_triton.hardware.energy.chip_files import FOLDER, available_chips, load_chip
+from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.hardware.energy.prices import STATUSES, UNITS, Price, Range, weakest
-from ttfs_triton.hardware.energy.run_options import RunOptions
-from ttfs_triton.hardware.energy.terms import Terms
 
 GIVEN = {"unit": "pJ", "status": "measured", "source": "a paper"}
 MINE = """
@@ -128,9 +127,7 @@ def test_access_is_ordered_and_rises(size, bits):
 
 def power_uw(chip, synaptic_operations_per_second, clock_mhz=None):
     """Leakage, idle power and synaptic operations at a rate."""
-    terms = Terms(chip, RunOptions(steps=1, clock_mhz=clock_mhz), Counts(1, ()))
-    terms.static_power(latency_us=1.0)
-    static = terms.estimate("idle", "idle", 1.0, []).total or Range(0.0, 0.0, 0.0)
+    static = estimate(dense_network(), chip, steps=1, clock_mhz=clock_mhz, latency_us=1.0).of_kind("static")
     return chip.prices["synop"].amount.scaled(synaptic_operations_per_second * 1e-6) + static  # pJ/op · op/s = 1e-6 µW
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from ttfs_triton.hardware.counts.counts import LayerActivity
+from ttfs_triton.hardware.counts.counts import Counts, LayerActivity
 from ttfs_triton.hardware.energy.prices import STRICT, Number
 
 Implementation = Literal["clock_driven", "closed_form"]
@@ -56,3 +56,15 @@ class RunOptions:
         if self.implementation == "clock_driven" and self.steps is None:
             raise ValueError('steps, of a window, must be given for implementation="clock_driven"; got None')
         return self
+
+
+class Run(NamedTuple):
+    """A network that ran, as it is priced.
+
+    Attributes:
+        counts: what it did.
+        options: how, with the `activity` that a simulation found.
+    """
+
+    counts: Counts
+    options: RunOptions
