@@ -19,6 +19,7 @@ from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.evaluation.command import main as evaluate
 from ttfs_triton.frontier import command, measure
 from ttfs_triton.frontier import sweep as sweeping
+from ttfs_triton.frontier.sweep import line
 from ttfs_triton.hardware import simulate
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.report.frontier_table import read_table
@@ -67,6 +68,7 @@ def test_figures_of_a_point_are_those_of_its_run(rows, swept, trained):
     assert (free.accuracy, free.first_spike_accuracy) == (given["test_accuracy"], given["test_first_spike_accuracy"])
     assert free.sparsity == pytest.approx(given["sparsity"])
     assert row.synaptic_operations == summary["counts"]["total"]["synaptic_operations"] / 100
+    assert line(row).count("activity") == line(free).count("activity") == 1
     (energy,) = row.energy
     assert energy.chip == "lemaire45:int8"
     assert 0 < energy.arithmetic < energy.with_memory <= energy.total

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from ttfs_triton.evaluation.command import main as evaluate
+from ttfs_triton.hub.energy import CARD_CHIPS, CARD_HEADERS, CARD_STEPS
 from ttfs_triton.hub.publish import publish
-from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_HEADERS, CARD_STEPS
 
 pytest.importorskip("matplotlib", reason="a page needs matplotlib")
 

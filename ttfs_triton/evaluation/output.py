@@ -1,4 +1,4 @@
-"""What an evaluation writes: figures as JSON and CSV, pictures, one page for readers."""
+"""Files of an evaluation: figures as JSON and CSV, pictures, and one HTML page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAIN_FILE = "evaluation.json"
 
 
 def check_output(options: EvaluationOptions) -> None:
-    """Refuse what would be lost or cannot be written, before any work.
+    """Refuse to overwrite files, and what cannot be written, before any work.
 
     Raises:
         ValueError: an evaluation is there already, or matplotlib is missing for a page.

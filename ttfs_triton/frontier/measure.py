@@ -113,7 +113,7 @@ class Bench:
         """
         network.to(self.accelerator.device)
         free = row.time_steps is None
-        steps = [self.options.steps, *STEPS] if free else [row.time_steps]
+        steps = (self.options.steps, *STEPS) if row.time_steps is None else (row.time_steps,)
         found = simulate_at(network, self.batches, steps, weight_bits=BITS if free else "network")
         row = row if free else self._compared(network, row, found[0])
         return Found([row], counts, [simulated_run(each) for each in found])

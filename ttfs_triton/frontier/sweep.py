@@ -1,9 +1,10 @@
-"""A sweep: every network measured, every point trained and measured, and what was found kept after each step."""
+"""A sweep: measures every network, trains and measures every point, and keeps results after each step."""
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from ttfs_triton.data.images import draw_images
 from ttfs_triton.evaluation import load_network
 from ttfs_triton.frontier.measure import Bench, Found, summary_row
 from ttfs_triton.frontier.options import FAULTS, FrontierOptions
-from ttfs_triton.frontier.plan import PlannedNetwork, PlannedPoint, split_for
+from ttfs_triton.frontier.plan import PlannedNetwork, PlannedPoint
 from ttfs_triton.hardware import Counts
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.report.frontier_table import FREE, FrontierRow
 from ttfs_triton.train import NonFiniteLossError, train
-from ttfs_triton.train.build import RunData
+from ttfs_triton.train.build import RunData, split_data
 
 # Training images that a network is calibrated on for a grid, as recipes/calibrate.py has it.
 CALIBRATION_IMAGES = 512
@@ -131,7 +132,7 @@ class Sweep:
             return True
         self.say(f"\n{network.name}: {planned.point.name}")
         try:
-            split = split_for(planned.config, data)
+            split = split_data(data.train, data.test, planned.config)
             train(planned.config, planned.point.folder, data=split, again="the same command")
         except NonFiniteLossError as error:
             self.failed[f"{network.name}, {planned.point.name}"] = str(error)
@@ -172,8 +173,9 @@ def line(row: FrontierRow) -> str:
     parts += [f"{name} {getattr(row, name):g}" for name in FAULTS if getattr(row, name)]
     parts.append(f"accuracy {row.accuracy:.2%}")
     if row.cost is not None and row.goal is not None:
-        parts.append(f"{row.target} {row.cost:.4g} for {row.goal:g}" + ("" if row.reached else ", not reached"))
-    if row.sparsity is not None:
+        what = "activity" if row.target == "sparsity" else row.target
+        parts.append(f"{what} {row.cost:.4g} for {row.goal:g}" + ("" if row.reached else ", not reached"))
+    if row.sparsity is not None and not (row.target == "sparsity" and math.isclose(row.cost or 0.0, row.sparsity)):
         parts.append(f"activity {row.sparsity:.4f}")
     if row.same_decisions is not None:
         parts.append(f"{row.same_decisions:,} of {row.images:,} decided alike in simulation")

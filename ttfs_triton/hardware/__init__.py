@@ -1,4 +1,4 @@
-"""What a trained network would cost on a chip: exact counts, an energy model with open assumptions, a simulator."""
+"""Cost of a trained network on a chip: exact counts, an energy model with stated assumptions, a simulator."""
 
 from ttfs_triton.hardware.counts.counter import count, counting
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerActivity, LayerCounts

@@ -163,7 +163,7 @@ class Verdict:
         wins = [max(pair) < 1 for pair in zip(self.with_memory, self.arithmetic, strict=True)]
         if any(wins) and self.missing:
             return [*lines, f"No verdict: {self.chip} has no price for {', '.join(self.missing)}, which comes on top."]
-        chosen = [step for step, win in zip(self.steps, wins, strict=False) if win] if any(wins) else self.steps
+        chosen = [step for step, win in zip(self.steps, wins, strict=False) if win or not any(wins)]
         where = ""
         if chosen:
             span = f"{chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else f"{chosen[0]}"
