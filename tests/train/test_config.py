@@ -154,7 +154,8 @@ mixed_precision mixup model momentum network norm_bias_rate norm_gain_rate num_w
 overwrite preset profile psp_persistence psp_persistence_order
 psp_persistence_rise push_to_hub random_resized_crop readout readout_rate resume rotation schedule seed shift
 spike_jitter start_factor state_bits statistics_steps streaming stuck_neurons surrogate_width sync_batch_norm
-target_energy target_operations target_sparsity target_steps time_steps trackers trained_as trivial_augment
+target_energy target_operations target_sparsity target_steps teacher teacher_weight time_steps trackers trained_as
+trivial_augment
 validation_fraction warmup weight_bits weight_decay weight_noise weight_standardisation weight_units weights width
 """.split()
 

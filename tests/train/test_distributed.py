@@ -16,11 +16,16 @@ SETTINGS = f"\nepochs: 1\ndropout: 0.0\nema_decay: 0.0\nbatch_size: 24\n{AUGMENT
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, write_parquet) -> tuple[Path, Path]:
+def settings(teacher) -> str:
+    return f"{SETTINGS}teacher: {teacher}\n"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, write_parquet, settings) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("distributed")
     data = make_images(folder / "images", write_parquet, train=163)
     for processes, name in ((1, "one"), (2, "two")):
-        result = run(folder, data, folder / name, settings=SETTINGS, processes=processes)
+        result = run(folder, data, folder / name, settings=settings, processes=processes)
         assert result.returncode == 0, result.stderr
     return folder / "one", folder / "two"
 
@@ -60,14 +65,14 @@ def free_port() -> int:
         pytest.param("multi_node", 2, 4, marks=pytest.mark.slow),
     ],
 )
-def test_processes_of_accelerate_launch_train_as_one_does(runs, tmp_path, name, nodes, processes):
+def test_processes_of_accelerate_launch_train_as_one_does(runs, settings, tmp_path, name, nodes, processes):
     """With the files in recipes/accelerate, on the CPU (gloo), all else as the file says."""
     words = [sys.executable, "-m", "accelerate.commands.launch"]
     words += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{name}.yaml")]
     words += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
     words += ["--main_process_ip", "127.0.0.1"] if nodes > 1 else []
     recipe = command(
-        tmp_path, runs[0].parent / "images", tmp_path / "run", "--mixed-precision", "no", settings=SETTINGS
+        tmp_path, runs[0].parent / "images", tmp_path / "run", "--mixed-precision", "no", settings=settings
     )
     ranks = [["--machine_rank", str(rank)] if nodes > 1 else [] for rank in range(nodes)]
     pipe, variables = subprocess.PIPE, environment(tmp_path)
@@ -89,10 +94,10 @@ def test_processes_of_accelerate_launch_train_as_one_does(runs, tmp_path, name, 
 @pytest.mark.parametrize(
     ("key", "difference"), [("gradient_accumulation: 2", 1e-5), ("gradient_compression: bf16", 0.02)], ids=str
 )
-def test_two_processes_accumulate_and_compress_gradients(runs, key, difference):
+def test_two_processes_accumulate_and_compress_gradients(runs, settings, key, difference):
     """Gradients that live in buckets are added up over micro-batches before they are exchanged."""
     one, output = runs[0], runs[0].parent / key[9:12]
-    result = run(one.parent, one.parent / "images", output, settings=f"{SETTINGS}{key}\n", processes=2)
+    result = run(one.parent, one.parent / "images", output, settings=f"{settings}{key}\n", processes=2)
     assert result.returncode == 0, result.stderr
     ours, theirs = (torch.cat([value.flatten() for value in best(path).values()]) for path in (one, output))
     assert (ours - theirs).norm() < difference * ours.norm()

@@ -31,10 +31,11 @@ def config(data, tmp_path, device):
         {"batch_norm": True, "lookahead": 3, "ema_decay": 0.0, "optimizer": "sgd", "surrogate_width": 0.5},
         {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"target_energy": "lemaire45:int8:0.5", "gradient_accumulation": 2},
+        {"teacher": "the one of these tests"},
     ],
     ids=lambda values: "-".join(map(str, values.values())) or "defaults",
 )
-def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, values):
+def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, teacher, values):
     records, step = [], loop.TrainingLoop._train_step
 
     def watched(trainer, micro_batches):
@@ -43,6 +44,7 @@ def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, va
         records.append(record)
 
     monkeypatch.setattr(loop.TrainingLoop, "_train_step", watched)
+    values = {"teacher": teacher} if "teacher" in values else values
     train(change(config, statistics_steps=3, **values))
     assert len(records) == 8
     # The first step allocates counters and moments.

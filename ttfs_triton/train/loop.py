@@ -56,6 +56,7 @@ from ttfs_triton.train.resume import Change, EpochTotals, Position, RunDescripti
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.schedules import PersistenceSchedule, build_schedule
 from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, make_average
+from ttfs_triton.train.teacher import load_teacher
 
 MOST_OF_THE_START = 0.1  # share of a moving average
 
@@ -128,7 +129,10 @@ class TrainingLoop:
         fresh = not config.resume or latest_checkpoint(folder.checkpoints) is None
         self.network, self.start = build_network(config, data, accelerator.device, network=network, calibrated=fresh)
         self.graph = check_network(self.network, data)
-        self._description = RunDescription.of(config, accelerator, data, self.graph)
+        teacher = load_teacher(config, data, accelerator)
+        self._description = RunDescription.of(
+            config, accelerator, data, self.graph, teacher=None if teacher is None else teacher.sha256
+        )
         if config.sync_batch_norm and accelerator.num_processes > 1:
             share_statistics(self.network)
         self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
@@ -165,7 +169,7 @@ class TrainingLoop:
         self.multipliers = None if self.target is None else self.target.multipliers
         followed = None if config.lookahead else self.average
         self._plain_step = TrainStep(
-            config, accelerator, self.network, self.model, optimizer, followed, self.multipliers
+            config, accelerator, self.network, self.model, optimizer, followed, self.multipliers, teacher
         )
         self._step: TrainStep | GraphedStep = self._plain_step
         if graphs is not None:
@@ -336,6 +340,8 @@ class TrainingLoop:
             say(f"changed on --resume      {change}")
         if self.start is not None and self.start.calibration is not None:
             self.display.console.print(self.start.calibration.table())
+        if config.teacher is not None:
+            say(f"taught by {config.teacher}: {config.teacher_weight:g} of the loss")
         if self.graph.grid is not None:
             say(f"on the grid of a chip: {self.graph.grid.text()}")
         if config.faults:

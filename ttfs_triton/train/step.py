@@ -26,6 +26,7 @@ from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.scoring.graphs import CudaGraphs, GraphError, Graphs, reason_of_failure
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.lagrange import LagrangeMultipliers
+from ttfs_triton.train.teacher import Teacher
 
 LOOKAHEAD_DECAY = 0.95  # of the weights of earlier steps in `look_ahead`, a step, at the training's end
 
@@ -41,6 +42,7 @@ class TrainStep:
         optimizer: prepared by the accelerator.
         average: the moving average, if there is one.
         multipliers: bring what the network costs to a goal, if there is one; the model then also says what it costs.
+        teacher: whose class probabilities are learned, if there is one.
     Attributes:
         sums: [3], float64, on the device: loss, right answers and images of this process since they were last zeroed.
         guard: cancels updates that are not finite.
@@ -56,9 +58,10 @@ class TrainStep:
         optimizer: AcceleratedOptimizer,
         average: AveragedModel | None,
         multipliers: LagrangeMultipliers | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config, self.accelerator, self.network, self.model = config, accelerator, network, model
-        self.optimizer, self.average, self.multipliers = optimizer, average, multipliers
+        self.optimizer, self.average, self.multipliers, self.teacher = optimizer, average, multipliers, teacher
         self.bare_optimizer: Optimizer = optimizer.optimizer
         self.guard = FiniteGuard(self.bare_optimizer, accelerator.device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
@@ -99,6 +102,8 @@ class TrainStep:
         logits: Tensor = output if self.multipliers is None else output[0]
         with record_function("loss"):
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+            if self.teacher is not None:
+                loss = self.teacher.loss(loss, logits, images)
             total = loss if self.multipliers is None else loss + self.multipliers.penalty(output[1], micro_batches)
         self.accelerator.backward(total / micro_batches if micro_batches > 1 else total)
         classes = labels if labels.dim() == 1 else labels.argmax(1)

@@ -32,7 +32,7 @@ from ttfs_kernels.triton_backend.occupancy import fitting
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 from ttfs_kernels.triton_backend.work import STEPS_PER_SPLIT, cut, executed_flops, split
 
-kernels_layers, kernels_plan, kernels_tune = modules("_kernels_layers", "_kernels_plan", "_kernels_tune")
+kernels_layers, kernels_tune = modules("_kernels_layers", "_kernels_tune")
 
 AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE_BLACKWELL = (Chip("cuda", sm) for sm in (80, 89, 90, 100, 120))
 MI300 = Chip("hip", "gfx942")
@@ -206,7 +206,7 @@ def test_operations_by_hand():
     """Whole blocks; 17 of 32 rows, 33 of 48 columns, 65 of 80 synapses; strides, which cost the gradient no taps."""
     whole = Problem(4, 8, 8, 32, 64, (3, 3), padding=(1, 1), dtype=torch.float16)
     for which in PASSES:
-        assert executed_flops(which, whole, Config(32, 32, 32, 4, 1)) == kernels_plan.flops(which, whole)
+        assert executed_flops(which, whole, Config(32, 32, 32, 4, 1)) == kernels_layers.dense_flops(which, whole)
     problem, config = Problem(17, 1, 1, 65, 33), Config(32, 16, 16, 4, 1)
     assert executed_flops("forward", problem, config) == 4 * 32 * 48 * 80
     assert executed_flops("grad_x", problem, config) == 2 * 32 * 80 * 48
@@ -223,8 +223,8 @@ def test_taps_outside_the_map_are_not_executed():
     plain = Config(16, 16, 16, 4, 1)
     skipping = dataclasses.replace(plain, by_position=True)
     for which in PASSES:
-        assert executed_flops(which, problem, plain) == kernels_plan.flops(which, problem)
-        assert executed_flops(which, problem, skipping) == kernels_plan.flops(which, problem) * 16 // 36
+        assert executed_flops(which, problem, plain) == kernels_layers.dense_flops(which, problem)
+        assert executed_flops(which, problem, skipping) == kernels_layers.dense_flops(which, problem) * 16 // 36
     assert cut("forward", problem, skipping).longest == cut("grad_x", problem, skipping).longest == 4
 
 
