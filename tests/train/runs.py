@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,16 @@ def assert_same_run(one: Path, other: Path) -> None:
         for name, value in ours.items():
             assert torch.equal(value, theirs[name]), name
     assert metrics(one) == metrics(other)
+
+
+def go_back(folder: Path, step: int) -> Path:
+    """Take a run that has ended back to its checkpoint of a step, as if it had been killed then; returns a copy of it."""
+    whole = shutil.copytree(folder, folder.with_name("whole"))
+    (folder / "summary.json").unlink()
+    for path in (folder / "checkpoints").iterdir():
+        if int(path.name.split("-")[1]) > step:
+            shutil.rmtree(path)
+    return whole
 
 
 def change(config: TrainConfig, **values: Any) -> TrainConfig:
