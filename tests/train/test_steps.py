@@ -209,21 +209,24 @@ def test_guard_keeps_the_first_failure_and_joins_a_gradient_scalers_flag(device)
     assert (guard.cancelled.item(), guard.loss.item(), guard.norm.item()) == (2, 4, 5)
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_average_is_pytorchs(device, batch_norm):
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2) if batch_norm else nn.Identity()).to(device)
-    ours, theirs = make_average(network, 0.9), make_average(network, 0.9)
-    for number in range(4):
+@pytest.mark.parametrize("decay", [0.3, 0.999])
+def test_average_warms_up_to_its_decay(device, decay):
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(device)
+    average, expected = make_average(network), {}
+    for number in range(9):
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(torch.rand_like(parameter))
         network(torch.rand(5, 3, device=device))
-        update_average(ours, network, first=number == 0)
-        ours.n_averaged += 1
-        theirs.update_parameters(network)
-    for name, value in theirs.state_dict().items():
-        assert torch.equal(value, ours.state_dict()[name]), name
+        update_average(average, network, decay, first=number == 0)
+        average.n_averaged += 1
+        kept = min(decay, (1 + number) / (10 + number)) if number else 0
+        for name, value in network.state_dict().items():
+            value = value.double()
+            before = expected.get(name, value)
+            expected[name] = kept * before + (1 - kept) * value if "num_batches" not in name else value
+    for name, value in average.module.state_dict().items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
 FAILURE = torch.AcceleratorError("CUDA error: unspecified launch failure\nKernel errors might be reported later.")
