@@ -4,82 +4,34 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from ttfs_triton.train.checkpoint import clean_partial, latest_checkpoint, load_checkpoint
+from tests.train.forked import SERVER
+from ttfs_triton.train.checkpoint import clean_partial, latest_checkpoint, load_checkpoint, save_checkpoint
 
-# Reads `<folder> <size> <first step> <last step> <event at which to die, or 0>` a line and forks a child that saves
-# these steps, so that torch is imported once.
-SERVER = """
-import os, sys, torch
-from pathlib import Path
-from ttfs_triton.train.checkpoint import save_checkpoint
+CALLS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
-def save_steps(folder, size, first, last, fatal_event):
-    events = 0
-    def count(event, _):
-        nonlocal events
-        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
-            events += 1
-            if events == fatal_event:
-                os._exit(9)
-    if fatal_event:
+
+def save_steps(folder: Path, size: int, first: int, last: int, fatal_call: int = 0) -> None:
+    """Save `size` values a step; in a process that ends before a call of the file system, if one is given."""
+    calls = 0
+
+    def count(event: str, _: object) -> None:
+        nonlocal calls
+        calls += event in CALLS
+        if calls == fatal_call:
+            os._exit(9)
+
+    if fatal_call:
         sys.addaudithook(count)
     for step in range(first, last + 1):
         tensors = {"model": {"weight": torch.full((size,), float(step))}, "ema": {"a": torch.ones(3)}}
-        save_checkpoint(Path(folder), step, tensors=tensors, state={"step": step, "run": os.getpid()}, keep_last=2)
-
-torch.set_num_threads(1)
-for line in sys.stdin:
-    folder, *numbers = line.split()
-    child = os.fork()
-    if child == 0:
-        save_steps(folder, *map(int, numbers))
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class SaveServer:
-    """A process that forks children which save checkpoints."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            start_new_session=True,
-        )
-
-    def start(self, folder: Path, size: int, first: int, last: int, fatal_event: int = 0) -> int:
-        """Fork a child that saves `size` float32 values a step; return its process id."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{folder} {size} {first} {last} {fatal_event}\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def answer(self) -> int:
-        """After a start, the child's exit code when it has ended; minus the signal if one killed it."""
-        assert self.process.stdout is not None
-        return int(self.process.stdout.readline())
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[SaveServer]:
-    server = SaveServer()
-    yield server
-    os.killpg(server.process.pid, signal.SIGKILL)  # its children too, should a test have failed
-    server.process.communicate()
+        save_checkpoint(folder, step, tensors=tensors, state={"step": step, "run": os.getpid()}, keep_last=2)
 
 
 def check(folder: Path, size: int, at_least: int) -> int:
@@ -105,22 +57,20 @@ def wait_for_step(folder: Path, step: int) -> None:
         time.sleep(0.001)
 
 
-def test_sigkill_at_random_moments_leaves_a_whole_latest_checkpoint(
-    tmp_path: Path, server: SaveServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    size = 100_000
-    rng = random.Random(0)
-    begin = time.monotonic()
-    server.start(tmp_path, size, 1, 3)
-    assert server.answer() == 0
+def test_sigkill_at_random_moments_leaves_a_whole_latest_checkpoint(tmp_path, caplog):
+    size, chance, begin = 100_000, random.Random(0), time.monotonic()
+    save_steps(tmp_path, size, 1, 3)
     save_seconds = (time.monotonic() - begin) / 3
     step, interrupted = 3, 0
     for _ in range(8):
-        child = server.start(tmp_path, size, step, step + 1000)  # first replaces the newest, as a resumed run may
-        wait_for_step(tmp_path, step + rng.randint(0, 2))
-        time.sleep(rng.uniform(0, 1.5 * save_seconds))
-        os.kill(child, signal.SIGKILL)
-        assert server.answer() == -signal.SIGKILL
+        # First the newest is replaced, as by a resumed run.
+        process = SERVER.Process(target=save_steps, args=(tmp_path, size, step, step + 1000))
+        process.start()
+        wait_for_step(tmp_path, step + chance.randint(0, 2))
+        time.sleep(chance.uniform(0, 1.5 * save_seconds))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         interrupted += any(path.name.startswith(".") for path in tmp_path.iterdir())
         step = check(tmp_path, size, at_least=step)
     assert step > 3
@@ -129,19 +79,16 @@ def test_sigkill_at_random_moments_leaves_a_whole_latest_checkpoint(
 
 
 @pytest.mark.slow
-def test_death_before_any_file_system_call_leaves_a_whole_latest_checkpoint(
-    tmp_path: Path, server: SaveServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_death_before_any_file_system_call_leaves_a_whole_latest_checkpoint(tmp_path, caplog):
     """Save 1 and 2, then die before the n-th call while 2 is replaced, 3 is written and 1 is deleted."""
-    before = tmp_path / "before"
-    server.start(before, 5, 1, 2)
-    assert server.answer() == 0
+    save_steps(tmp_path / "before", 5, 1, 2)
     code, last_steps = 9, []
-    for event in range(1, 200):
-        folder = tmp_path / str(event)
-        shutil.copytree(before, folder)
-        server.start(folder, 5, 2, 3, fatal_event=event)
-        code = server.answer()
+    for call in range(1, 200):
+        folder = shutil.copytree(tmp_path / "before", tmp_path / str(call))
+        process = SERVER.Process(target=save_steps, args=(folder, 5, 2, 3, call))
+        process.start()
+        process.join()
+        code = process.exitcode
         last_steps.append(check(folder, 5, at_least=2))
         if code == 0:
             break

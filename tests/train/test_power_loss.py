@@ -59,10 +59,20 @@ def test_whole_checkpoint_is_found_after_any_loss(tmp_path, keep_last):
     assert len(disk.states) > 100
 
 
-def test_file_is_the_old_or_the_new_one_after_any_loss(tmp_path):
+@pytest.mark.parametrize("forgotten", [None, "files", "folders"])
+def test_file_is_the_old_or_the_new_one_after_any_loss(tmp_path, monkeypatch, forgotten):
+    """The test of the test: without one kind of sync, some state has lost what was certain."""
     root = tmp_path / "disk"
     root.mkdir()
-    with recorded(root) as disk:
+
+    def sync(descriptor: int) -> None:
+        kind = "folders" if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_dir() else "files"
+        if kind != forgotten:
+            synced(descriptor)
+
+    with recorded(root) as disk, monkeypatch.context() as patch:
+        synced = os.fsync
+        patch.setattr(os, "fsync", sync)
         for done, data in enumerate((b"first", b"second one"), start=1):
             write_bytes(root / "summary.json", data)
             disk.done = done
@@ -71,29 +81,4 @@ def test_file_is_the_old_or_the_new_one_after_any_loss(tmp_path):
     for state, certain in states(disk, tmp_path):
         path = state / "summary.json"
         found.setdefault(certain, set()).add(path.read_bytes() if path.exists() else None)
-    assert found[2] == allowed[2]
-    assert all(found[certain] <= allowed[certain] for certain in found)
-
-
-@pytest.mark.parametrize("forgotten", ["files", "folders"])
-def test_the_disk_would_find_a_forgotten_sync(tmp_path, monkeypatch, forgotten):
-    """The test of the test: without one kind of sync, some state has lost what was certain."""
-    root = tmp_path / "disk"
-    root.mkdir()
-
-    def sync(descriptor: int) -> None:
-        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_dir() == (forgotten == "files"):
-            real(descriptor)
-
-    with recorded(root) as disk, monkeypatch.context() as patch:
-        real = os.fsync
-        patch.setattr(os, "fsync", sync)
-        for done, data in enumerate((b"first", b"second one"), start=1):
-            write_bytes(root / "summary.json", data)
-            disk.done = done
-    lost = [
-        state
-        for state, certain in states(disk, tmp_path)
-        if certain and not ((state / "summary.json").exists() and (state / "summary.json").read_bytes())
-    ]
-    assert lost
+    assert all(found[certain] <= allowed[certain] for certain in found) == (forgotten is None)
