@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ttfs_triton.data import decode, reading
-from ttfs_triton.data.decode import EncodedImages, InMemoryImages, decode_rows
+from ttfs_triton.data.decode import decode_rows
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.data.reading import decode_image, open_image, read_rows
 
@@ -103,24 +103,6 @@ def test_to_float_is_exact_and_the_same_on_any_device(channels, device):
 
 
 # ---- all images of a split
-
-
-@pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_pixels_and_order_are_kept_and_told_by_the_digest(random_images, channels, keep):
-    images = random_images(70, channels, 5, 8)
-    decoded = decode_all(list(images), keep=keep)
-    assert isinstance(decoded.images, InMemoryImages if keep else EncodedImages)
-    assert decoded.images.shape == (70, channels, 5, 8)
-    indices = torch.tensor([69, 0, 33, 0])
-    batch = decoded.images.images_at(indices)
-    expected = torch.from_numpy(images.reshape(70, 5, 8, channels)).permute(0, 3, 1, 2)[indices]
-    assert batch.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(batch, expected)
-    assert decode_all(list(images), keep=not keep).digest == decoded.digest
-    changed = images.copy()
-    changed[3] ^= 1
-    assert len({decode_all(list(other), keep=keep).digest for other in (images, images[::-1], changed)}) == 3
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -103,13 +103,13 @@ WHOLE = HEADER + packet((5, 1, 2, 0, 1), (9, 127, 0, 1, 1))
         (read_aedat, WHOLE.replace(struct.pack("<ii", 2, 2), struct.pack("<ii", 2, 3)), "must hold whole packets"),
         (read_npz, b"123", "must hold the arrays t, x, y and p of `numpy.savez`; File is not a zip file"),
         (read_npz, npz(t=np.zeros(1, int)), "must hold the arrays t, x, y and p of `numpy.savez`; 'x"),
-        (read_npz, npz(**dict.fromkeys("txyp", np.array([None]))), ".*Object arrays cannot be loaded"),
+        (read_npz, npz(**dict.fromkeys("txyp", np.array([None]))), "Object arrays cannot be loaded"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_damaged_files_are_refused(tmp_path, read, content, message):
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(ValueError, match=f"^a {message}"):
+    with pytest.raises(ValueError, match=message):
         read(tmp_path / "a")
 
 

@@ -24,15 +24,16 @@ def with_labels(labels: list[int]) -> ImageData:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_folder_is_read(tmp_path, random_images, write_parquet, channels, streaming):
     images, labels = random_images(20, channels), [i % 3 for i in range(20)]
-    files = [images[0], images[1], b"damaged", *images[2:]]
-    labels = [*labels[:2], 1, *labels[2:]]
-    write_parquet(tmp_path / "train.parquet", files, labels, names=["x", "y", "z"], image="img", label="fine_label")
+    rows = {"images": [*images[:2], b"damaged", *images[2:]], "labels": [*labels[:2], 0, *labels[2:]]}
+    names = {"names": ["x", "y", "z"], "image": "img", "label": "fine_label"}
+    write_parquet(tmp_path / "train.parquet", **rows, **names)
     data = load_images(None, tmp_path, streaming=streaming)
-    labels.pop(2)
     assert isinstance(data.store, EncodedImages if streaming else InMemoryImages)
     expected = torch.from_numpy(images.reshape(20, 6, 6, channels)).permute(0, 3, 1, 2)
     assert torch.equal(data.images, expected)
-    assert torch.equal(data.images_at(torch.tensor([7, 0])), expected[[7, 0]])
+    chosen = data.images_at(torch.tensor([7, 0, 7]))
+    assert torch.equal(chosen, expected[[7, 0, 7]])
+    assert chosen.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(data.in_epoch(0, 1).images, expected), "images that are not cropped are the same in each"
     assert (data.labels.dtype, data.labels.tolist()) == (torch.int64, labels)
     assert data.class_names == ["x", "y", "z"]
@@ -96,15 +97,14 @@ def test_test_classes_unknown_in_training_are_refused(tmp_path, random_images, w
         load_images(None, tmp_path, split="test", like=load_images(None, tmp_path))
 
 
-def test_the_test_split_has_channels_and_size_of_training(tmp_path, random_images, write_parquet):
-    write_parquet(tmp_path / "train.parquet", random_images(2, 3), [0, 1])
-    write_parquet(tmp_path / "test.parquet", random_images(2), [0, 1])
-    train = load_images(None, tmp_path)
-    assert load_images(None, tmp_path, split="test", like=train).shape == (2, 3, 6, 6)
-    resized = load_images(None, tmp_path, image_size=4)
+def test_the_test_split_has_classes_channels_and_size_of_training(tmp_path, random_images, write_parquet):
+    write_parquet(tmp_path / "train.parquet", random_images(2, 3), ["a", "b"])
+    write_parquet(tmp_path / "test.parquet", random_images(2), ["b", "b"])
+    train = load_images(None, tmp_path, image_size=4)
     with pytest.raises(ValueError, match="where the training images have 4x4"):
-        load_images(None, tmp_path, split="test", like=resized)
-    assert load_images(None, tmp_path, split="test", like=resized, image_size=4).shape == (2, 3, 4, 4)
+        load_images(None, tmp_path, split="test", like=train)
+    test = load_images(None, tmp_path, split="test", like=train, image_size=4)
+    assert (test.shape, test.labels.tolist(), test.class_names) == ((2, 3, 4, 4), [1, 1], ["a", "b"])
 
 
 def test_what_stands_in_for_test_is_said(tmp_path, random_images, write_parquet, caplog):

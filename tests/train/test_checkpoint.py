@@ -1,11 +1,14 @@
-"""Checkpoints: exact, whole or absent, found by step number; what damage and a full disk leave."""
+"""Checkpoints: exact, whole or absent, found by step number; what damage, full disks and kills leave."""
 
 import errno
 import json
 import logging
 import math
 import os
+import random
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
 
+from tests.train.forked import SERVER
 from ttfs_triton.atomic import write_json
 from ttfs_triton.train.checkpoint import (
     CheckpointError,
@@ -238,3 +242,54 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, call):
     # At the sixth the rename is done, only its durability is unknown: both stay.
     assert names(tmp_path) == ["step-00000001", *["step-00000002"] * (call == 6)]
     assert load_checkpoint(tmp_path / "step-00000001").state == {"step": 1}
+
+
+def save_steps(folder: Path, size: int, first: int, last: int) -> None:
+    """Save `size` values a step."""
+    for step in range(first, last + 1):
+        tensors = {"model": {"weight": torch.full((size,), float(step))}, "ema": {"a": torch.ones(3)}}
+        save_checkpoint(folder, step, tensors=tensors, state={"step": step, "run": os.getpid()}, keep_last=2)
+
+
+def check(folder: Path, size: int, at_least: int) -> int:
+    """Clean up like a resuming run, load the newest checkpoint, return its step. All visible ones must be whole."""
+    for path in folder.glob("step-*"):
+        load_checkpoint(path)
+    clean_partial(folder)
+    latest = latest_checkpoint(folder)
+    assert latest is not None
+    loaded = load_checkpoint(latest)
+    assert loaded.step >= at_least
+    assert loaded.state["step"] == loaded.step
+    assert torch.equal(loaded.tensors["model"]["weight"], torch.full((size,), float(loaded.step)))
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    return loaded.step
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    """Wait until a checkpoint of this step or a later one appears."""
+    deadline = time.monotonic() + 30
+    while max((int(path.name.removeprefix("step-")) for path in folder.glob("step-*")), default=0) < step:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_sigkill_at_random_moments_leaves_a_whole_latest_checkpoint(tmp_path, caplog):
+    size, chance, begin = 100_000, random.Random(0), time.monotonic()
+    save_steps(tmp_path, size, 1, 3)
+    save_seconds = (time.monotonic() - begin) / 3
+    step, interrupted = 3, 0
+    for _ in range(8):
+        # First the newest is replaced, as by a resumed run.
+        process = SERVER.Process(target=save_steps, args=(tmp_path, size, step, step + 1000))
+        process.start()
+        wait_for_step(tmp_path, step + chance.randint(0, 2))
+        time.sleep(chance.uniform(0, 1.5 * save_seconds))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        interrupted += any(path.name.startswith(".") for path in tmp_path.iterdir())
+        step = check(tmp_path, size, at_least=step)
+    assert step > 3
+    assert interrupted > 0  # else no kill hit a save
+    assert "passed over" not in caplog.text

@@ -4,30 +4,31 @@ import json
 
 import pytest
 import torch
+import yaml
 
-from tests.train.runs import change, run
+from tests.train.runs import SETTINGS, change
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.hardware import simulate
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Faults, Grid, NetworkConfig, Neuron, TTFSNetwork
-from ttfs_triton.train import ConfigError
+from ttfs_triton.train import ConfigError, TrainConfig, train
 from ttfs_triton.train.build import RunData, build_network
 from ttfs_triton.train.start import start_on_grid
 
 NETWORK = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, neuron=Neuron(0.25), readout="potential_end")
 
 
+ON_GRID = {"time_steps": 4, "weight_bits": 3, "psp_persistence": 0.25, "readout": "potential_end"}
+
+
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     """A run on 4 steps and 3 bits, for chips with faults."""
-    folder = tmp_path_factory.mktemp("grid")
-    settings = "\ntime_steps: 4\nweight_bits: 3\nspike_jitter: 0.05\nlost_spikes: 0.02\npsp_persistence: 0.25\n"
-    result = run(folder, data, folder / "run", settings=settings + "readout: potential_end\n")
-    assert result.returncode == 0, result.stderr
-    assert "on the grid of a chip: 4 time steps a window, 3-bit weights with a unit per channel" in result.stdout
-    assert "for chips with faults: spike jitter 0.05 windows, 2% of spikes lost" in result.stdout
-    return folder / "run"
+    folder = tmp_path_factory.mktemp("grid") / "run"
+    values = yaml.safe_load(SETTINGS) | ON_GRID | {"spike_jitter": 0.05, "lost_spikes": 0.02}
+    train(TrainConfig(**values, data_dir=data, output_dir=folder))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +55,7 @@ def test_validation_and_simulator_decide_alike(trained, data):
 
 def test_a_trained_grid_is_gone_on_with(trained, split, config):
     """Another grid finds units of its own."""
-    same = change(config, weights=str(trained), time_steps=4, weight_bits=3, psp_persistence=0.25)
-    same = change(same, readout="potential_end")
+    same = change(config, weights=str(trained), **ON_GRID)
     trained_units = TTFSModel.from_pretrained(trained).features.conv1.log2_unit
     network, start = build_network(same, split)
     assert start is not None

@@ -6,7 +6,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from tests.train.runs import SETTINGS, Keep, assert_same_run, change, go_back, last, metrics
+from tests.train.runs import AUGMENTATION, SETTINGS, Keep, assert_same_run, change, go_back, last, metrics
 from tests.virtual_cuda import recording
 from ttfs_triton.train import DeviceLostError, NonFiniteLossError, TrainConfig, evaluation, loop, train
 from ttfs_triton.train.build import build_optimizer
@@ -17,6 +17,9 @@ from ttfs_triton.train.step import FiniteGuard, make_average, update_average
 def config(data, tmp_path, device):
     values = yaml.safe_load(SETTINGS) | {"cpu": device.type == "cpu", "epochs": 1}
     return TrainConfig(**values, data_dir=data, output_dir=tmp_path / "run")
+
+
+AUGMENTED = yaml.safe_load(AUGMENTATION)
 
 
 @pytest.mark.parametrize(
@@ -30,69 +33,38 @@ def config(data, tmp_path, device):
         {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"target_energy": "lemaire45:int8:0.5", "gradient_accumulation": 2},
         {"teacher": "the one of these tests"},
+        {"gradient_clip": 1.0, "gradient_accumulation": 2, "epochs": 2, **AUGMENTED},
+        {"mixed_precision": "fp16", "optimizer": "sgd", "data_placement": "host", "epochs": 2, **AUGMENTED},
     ],
     ids=lambda values: "-".join(map(str, values.values())) or "defaults",
 )
 def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, teacher, values):
-    records, step = [], loop.TrainingLoop._train_step
+    """Nor do gathering, augmentation and mixing."""
+    steps, batches, step, loader = [], [], loop.TrainingLoop._train_step, loop.train_loader
 
-    def watched(trainer, micro_batches):
+    def watched_step(trainer, micro_batches):
         with recording() as record:
             step(trainer, micro_batches)
-        records.append(record)
+        steps.append(record)
 
-    monkeypatch.setattr(loop.TrainingLoop, "_train_step", watched)
-    values = {"teacher": teacher} if "teacher" in values else values
-    train(change(config, statistics_steps=3, **values))
-    assert len(records) == 8
-    # The first step allocates counters and moments.
-    assert [record.synchronisations for record in records[1:]] == [{}] * 7
-    assert all(record.operators.total() > 50 for record in records)
+    def watched_loader(*arguments, **options):
+        loaded = loader(*arguments, **options)
+        while True:
+            with recording() as record:
+                batch = next(loaded, None)
+            batches.append(record)
+            if batch is None:
+                return
+            yield batch
 
-
-FEW = {"epochs": 2, "max_train_samples": 20, "batch_size": 4, "log_steps": 2, "statistics_steps": 3, "backend": "torch"}
-MIXED = {"auto_augment": True, "crop_padding": 1, "flip": True, "cutout": 2, "mixup": 0.2, "cutmix": 1.0}
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"gradient_clip": 1.0, "gradient_accumulation": 2},
-        {"mixed_precision": "fp16", "optimizer": "sgd", "data_placement": "host"},
-    ],
-    ids=["accumulation", "fp16 from the host"],
-)
-def test_whole_loop_waits_for_the_device_only_where_it_is_read(config, watched_device, monkeypatch, values):
-    """Gathering, augmentation, mixing, steps, moving average: two epochs, but for the first step."""
-    between, read = [], []  # waits outside of readings and in them, by operator
-    reading = []
-
-    def reads(name):
-        method = getattr(loop.TrainingLoop, name)
-
-        def watched(trainer, *arguments):
-            if reading:
-                return method(trainer, *arguments)
-            reading.append(name)
-            between.append(dict(record.synchronisations))
-            record.synchronisations.clear()
-            result = method(trainer, *arguments)
-            read.append(dict(record.synchronisations))
-            record.synchronisations.clear()
-            reading.clear()
-            return result
-
-        monkeypatch.setattr(loop.TrainingLoop, name, watched)
-
-    for name in ("_report", "_gather_totals", "_validate", "_finish_epoch"):
-        reads(name)
-    with recording() as record:
-        train(change(config, **FEW, **MIXED, **values))
-    first, *others = between
-    # Tables and counters; the encoder looks at the first batch of validation.
-    assert set(first) <= {"copy to the device", "_local_scalar_dense"}
-    assert others == [{}] * 9  # two reports and the epoch's sums, validation, and what follows it; twice
-    assert all(read)
+    monkeypatch.setattr(loop.TrainingLoop, "_train_step", watched_step)
+    monkeypatch.setattr(loop, "train_loader", watched_loader)
+    config = change(config, statistics_steps=3, **values | ({"teacher": teacher} if "teacher" in values else {}))
+    train(config)
+    assert len(steps) == 8 * config.epochs
+    # The first ones allocate tables, counters and moments.
+    assert [record.synchronisations for record in (*steps[1:], *batches[1:])] == [{}] * (len(steps) + len(batches) - 2)
+    assert all(record.operators.total() > 50 for record in steps)
 
 
 def poison(monkeypatch, calls, where):
