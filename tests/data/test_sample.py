@@ -3,7 +3,6 @@ import hashlib
 import pytest
 import torch
 
-from recipes import make_sample
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.sources import SAMPLE_FOLDER
 
@@ -34,31 +33,3 @@ def test_sample_keeps_licence_and_checksums():
     readme = (SAMPLE_FOLDER / "README.md").read_text(encoding="utf-8")
     for split in SPLITS:
         assert hashlib.sha256((SAMPLE_FOLDER / f"{split}.parquet").read_bytes()).hexdigest() in readme
-
-
-def test_make_sample_writes_the_same_bytes_twice(tmp_path, monkeypatch, random_images, write_parquet):
-    monkeypatch.setattr(make_sample, "SAMPLES", {"train": 20, "test": 10})
-    for split, count in (("train", 60), ("test", 30)):
-        write_parquet(
-            tmp_path / "source" / f"{split}.parquet", random_images(count, 1, 28, 28), [i % 10 for i in range(count)]
-        )
-    for folder in ("first", "second"):
-        (tmp_path / folder).mkdir()
-        for split in SPLITS:
-            make_sample.make_split(split, tmp_path / "source", tmp_path / folder)
-    for split, per_class in (("train", 2), ("test", 1)):
-        first = (tmp_path / "first" / f"{split}.parquet").read_bytes()
-        assert first == (tmp_path / "second" / f"{split}.parquet").read_bytes()
-        data = load_images(None, tmp_path / "first", split=split)
-        assert torch.bincount(data.labels).tolist() == [per_class] * 10
-        source = load_images(None, tmp_path / "source", split=split)
-        known = {image.numpy().tobytes(): int(label) for image, label in zip(source.images, source.labels, strict=True)}
-        for image, label in zip(data.images, data.labels, strict=True):
-            assert known[image.numpy().tobytes()] == int(label)
-
-
-def test_make_sample_rejects_a_source_that_is_not_balanced(tmp_path, monkeypatch, random_images, write_parquet):
-    monkeypatch.setattr(make_sample, "SAMPLES", {"train": 20})
-    write_parquet(tmp_path / "train.parquet", random_images(40, 1, 28, 28), [i % 9 for i in range(40)])
-    with pytest.raises(ValueError, match=r"the source must be Fashion-MNIST, balanced; got .* Check --data-dir"):
-        make_sample.make_split("train", tmp_path, tmp_path)
