@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+import yaml
 
 from tests.train.forked import run_script
 from ttfs_triton.train import TrainConfig
@@ -75,7 +76,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def command(tmp_path: Path, data: Path, output: Path, *flags: str, settings: str = "", processes: int = 1) -> list[str]:
     """Command line of a run; writes recipe and script into tmp_path."""
     recipe, script = tmp_path / "small.yaml", tmp_path / "small.py"
-    recipe.write_text(SETTINGS + settings)
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(SETTINGS) | (yaml.safe_load(settings) or {})))
     script.write_text(SCRIPT)
     words = [*launcher(processes), str(script), str(recipe), "--data-dir", str(data), "--output-dir", str(output)]
     return [*words, *flags]

@@ -32,6 +32,7 @@ def save_steps(folder, size, first, last, fatal_event):
                 os._exit(9)
     if fatal_event:
         sys.addaudithook(count)
+    Path(folder).mkdir(exist_ok=True)
     for step in range(first, last + 1):
         tensors = {"model": {"weight": torch.full((size,), float(step))}, "ema": {"a": torch.ones(3)}}
         save_checkpoint(Path(folder), step, tensors=tensors, state={"step": step, "run": os.getpid()}, keep_last=2)

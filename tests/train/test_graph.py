@@ -93,20 +93,6 @@ def test_compiled_steps_are_captured_and_replayed(config, tmp_path, graphs, monk
     assert graphs.replays == 16 - 3 - WARM_UP + 3
 
 
-def test_resumed_run_captures_anew_and_goes_on(config, tmp_path, graphs):
-    config = change(config, checkpoint_steps=7, statistics_steps=5)
-    train_plainly(config, tmp_path / "plain")
-    train(change(config, epochs=2))
-    checkpoints = config.output_dir / "checkpoints"
-    for later in checkpoints.glob("step-*"):
-        if int(later.name.split("-")[1]) > 14:
-            later.rename(tmp_path / later.name)
-    (config.output_dir / "summary.json").unlink()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    train(change(config, resume=True))
-    assert_same_run(tmp_path / "plain", config.output_dir)
-
-
 def test_run_goes_on_without_a_graph_that_fails(config, tmp_path, monkeypatch, capsys):
     train_plainly(config, tmp_path / "plain")
     monkeypatch.setattr(loop, "choose_graphs", lambda *_: RecordedGraphs("the stream is busy.\nSee the log."))

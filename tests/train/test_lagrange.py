@@ -2,23 +2,21 @@
 
 import json
 import math
-import shutil
 from itertools import pairwise
 from statistics import mean
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
-from tests.train.recorded import RecordedGraphs
-from tests.train.runs import assert_same_run, best, change, last, metrics, run
+from tests.train.runs import change, last, metrics, run
 from ttfs_triton.hardware import RunOptions, count
 from ttfs_triton.hardware.cost import energy_cost
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
-from ttfs_triton.train import loop, train
+from ttfs_triton.train import train
 from ttfs_triton.train.lagrange import LagrangeMultipliers, SilentChannels
-from ttfs_triton.train.target import CostedNetwork, Wanted, make_target, parse_target
+from ttfs_triton.train.options import Wanted, parse_target
+from ttfs_triton.train.target import CostedNetwork, make_target
 
 STEPS = 160
 RATE = 4e-4
@@ -124,41 +122,6 @@ def test_run_reaches_its_goal_says_so_and_keeps_its_epoch_before_a_more_accurate
         return -max(0.0, abs(line["cost"]["network"] / 0.2 - 1) - 0.01), line["val_accuracy"], line["epoch"]
 
     assert summary["best_epoch"] == max(lines, key=order)["epoch"]
-
-
-def test_resumed_run_has_the_multipliers_of_the_uninterrupted_one(config, tmp_path):
-    run = change(config, **TARGET | {"epochs": 4}, checkpoint_steps=3, keep_checkpoints=99)
-    train(run)
-    uninterrupted = shutil.copytree(run.output_dir, tmp_path / "uninterrupted")
-    (run.output_dir / "summary.json").unlink()
-    # In the middle of the last epoch, behind corrections.
-    for path in sorted((run.output_dir / "checkpoints").iterdir())[-2:]:
-        shutil.rmtree(path)
-    train(change(run, resume=True))
-    assert_same_run(run.output_dir, uninterrupted)
-    assert any(name.startswith("dial.") for name in last(run.output_dir))
-
-
-def test_replayed_steps_have_the_multipliers_of_plain_ones(config, tmp_path, monkeypatch):
-    run = change(config, **TARGET | {"epochs": 3})
-    train(change(run, output_dir=tmp_path / "plain"))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    graphs = RecordedGraphs()
-    monkeypatch.setattr(loop, "choose_graphs", lambda *_: graphs)
-    train(run)
-    assert graphs.replays > 10
-    assert_same_run(tmp_path / "plain", run.output_dir)
-
-
-def test_accumulation_and_compilation_give_the_same_weights(config, tmp_path, monkeypatch):
-    compile_network = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: compile_network(model, backend="aot_eager", fullgraph=True))
-    run = change(config, **TARGET | {"epochs": 1})
-    train(run)
-    for name, values in (("accumulated", {"gradient_accumulation": 4}), ("compiled", {"compile": True})):
-        train(change(run, output_dir=tmp_path / name, **values))
-        for key, value in best(run.output_dir).items():
-            torch.testing.assert_close(value, best(tmp_path / name)[key], atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow

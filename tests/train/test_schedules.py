@@ -1,20 +1,18 @@
 """Schedules of the learning rate, against torch's own, and of σ: functions of the step; files say the final σ."""
 
 import json
-import signal
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 
-from tests.train.runs import assert_same_run, change
+from tests.train.runs import change
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, Neuron, PotentialReadout, TTFSNetwork
 from ttfs_triton.train import Callback, TrainConfig, Trainer, train
 from ttfs_triton.train.build import build_optimizer
-from ttfs_triton.train.device import Interrupted
 from ttfs_triton.train.evaluation import refresh_statistics
-from ttfs_triton.train.schedules import LEVELS, PersistenceSchedule, build_schedule, rate_factor
+from ttfs_triton.train.schedules import LEVELS, PersistenceSchedule, rate_factor
 from ttfs_triton.train.step import look_ahead
 
 STEPS = 1000
@@ -78,24 +76,6 @@ def test_a_run_keeps_the_best_epoch_at_the_goal_and_its_files_say_so(config):
     assert summary["best_epoch"] >= 3
     model = TTFSModel.from_pretrained(rising.output_dir)
     assert set(sigmas(model)) == {0.5}
-
-
-def test_a_run_stopped_in_the_rise_goes_on_as_if_never_stopped(config, tmp_path):
-    """With batch norm's statistics and lookahead; between two looks ahead, in the middle of an epoch."""
-
-    class Stop(Callback):
-        def on_step(self, trainer):
-            if trainer.position.step == 17:
-                signal.raise_signal(signal.SIGTERM)
-
-    values = {"batch_norm": True, "encoder": "analog", "lookahead": 3, "ema_decay": 0.0, "schedule": "linear"}
-    values |= {"optimizer": "sgd", "psp_persistence_rise": (0.2, 0.8), "surrogate_width": 0.5, "epochs": 4}
-    whole, parts = (change(config, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
-    train(whole)
-    with pytest.raises(Interrupted):
-        train(parts, callbacks=[Stop()])
-    train(change(parts, resume=True))
-    assert_same_run(whole.output_dir, parts.output_dir)
 
 
 def test_a_network_of_ones_own_has_its_own_goals(data, tmp_path):
@@ -174,19 +154,9 @@ def test_statistics_of_the_scored_network_are_those_of_training_images(config):
             assert torch.equal(value, before[name]), name
 
 
-def optimizer(lr: float = 0.1) -> torch.optim.Optimizer:
-    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
-
-
 def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:
-    sgd = optimizer(config.lr)
-    schedule = build_schedule(sgd, config, steps_per_epoch)
-    found = []
-    for _ in range(config.epochs * steps_per_epoch):
-        found.append(sgd.param_groups[0]["lr"])
-        sgd.step()
-        schedule.step()
-    return found
+    steps = config.epochs * steps_per_epoch
+    return [config.lr * factor for factor in map(rate_factor(config, steps, steps_per_epoch), range(steps))]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +173,7 @@ def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:
     ],
 )
 def test_rates_follow_torch(values, theirs):
-    sgd = optimizer()
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     schedule, expected = theirs(sgd), []
     for _ in range(40):
         expected.append(sgd.param_groups[0]["lr"])

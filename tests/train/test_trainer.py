@@ -2,20 +2,16 @@
 
 import dataclasses
 import json
-import random
-import shutil
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
 
-from tests.convert.sources import Named, features, randomised
-from tests.train.runs import assert_same_run, best, change, last, metrics, run
+from tests.train.runs import best, change, last, metrics, run
 from ttfs_triton.nn import LayerStatistics, NetworkConfig, TTFSNetwork
-from ttfs_triton.train import ConfigError, RunFolderError, start, train
+from ttfs_triton.run_records import EpochLine
+from ttfs_triton.train import ConfigError, RunFolderError, train
 from ttfs_triton.train.display import Display, is_blind
 from ttfs_triton.train.loop import TrainingLoop
 
@@ -109,44 +105,6 @@ def test_start_from_weights_of_a_run(config, tmp_path, batch_norm):
     summary = train(change(config, psp_persistence=0.0, weights=weights, **values))
     first_summary = json.loads((config.output_dir / "summary.json").read_text())
     assert summary["test_accuracy"] == first_summary["test_accuracy"]
-
-
-def test_calibrated_run_resumes_from_its_checkpoint(config, tmp_path, monkeypatch, capsys):
-    layers = nn.Sequential(*features((4, "M", 6, "M"), channels=1))
-    vgg = Named(features=layers, flatten=nn.Flatten(), classifier=nn.Linear(6 * 2 * 2, 4))
-    torch.save(randomised(vgg).state_dict(), tmp_path / "vgg.pth")
-    values = {"model": "4C3-P2-6C3-P2", "encoder": "analog", "weight_standardisation": False, "keep_checkpoints": 9}
-    spiking = change(config, weights=tmp_path / "vgg.pth", **values)
-    train(spiking)
-    assert "Calibrated on 128 images" in capsys.readouterr().out
-    uninterrupted = best(spiking.output_dir)
-    (spiking.output_dir / "summary.json").unlink()
-    for path in sorted((spiking.output_dir / "checkpoints").iterdir())[1:]:
-        shutil.rmtree(path)
-
-    def again(*arguments, **options):
-        raise AssertionError("the checkpoint holds the weights")
-
-    monkeypatch.setattr(start, "calibrate_converted", again)
-    train(change(spiking, resume=True))
-    assert "resumed after step" in capsys.readouterr().out
-    for name, value in best(spiking.output_dir).items():
-        assert torch.equal(value, uninterrupted[name])
-
-
-def test_resumed_run_needs_no_random_states(config, tmp_path):
-    """Whatever state the generators are in."""
-    run = change(config, checkpoint_steps=3, keep_checkpoints=99)
-    train(run)
-    uninterrupted = shutil.copytree(run.output_dir, tmp_path / "uninterrupted")
-    (run.output_dir / "summary.json").unlink()
-    for path in sorted((run.output_dir / "checkpoints").iterdir())[2:]:  # in the middle of an epoch
-        shutil.rmtree(path)
-    random.seed(5)
-    np.random.seed(5)
-    torch.manual_seed(5)
-    train(change(run, resume=True))
-    assert_same_run(run.output_dir, uninterrupted)
 
 
 def test_tensorboard_gets_the_figures(config):
@@ -248,7 +206,7 @@ def test_average_of_few_steps_is_not_of_the_start(config):
     assert train(change(config, ema_decay=0.999))["test_accuracy"] > 0.8
 
 
-LINE = {"epoch": 1, "train_loss": 2.3, "train_accuracy": 0.1, "images_per_second": 1.0, "seconds": 1.0}
+LINE = EpochLine(epoch=1, step=8, lr=0.1, train_loss=2.3, train_accuracy=0.1, images_per_second=1.0, seconds=1.0)
 # Of 4 neurons over 10 samples.
 ALIVE = LayerStatistics(name="conv1", kind="spiking", samples=10, neurons=4, spikes=20, saturated=5, never_active=1)
 SILENT = dataclasses.replace(ALIVE, spikes=0, saturated=0, never_active=4)
