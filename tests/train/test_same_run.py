@@ -40,14 +40,10 @@ def resumed(run: Path, **values) -> dict:
     return train(TrainConfig(**saved | {"output_dir": run, "resume": True} | values))
 
 
-def state_of(run: Path) -> dict:
-    return load_checkpoint(newest_of(run)).state
-
-
-def newest_of(run: Path) -> Path:
-    newest = latest_checkpoint(run / "checkpoints")
-    assert newest is not None
-    return newest
+def newest(run: Path) -> Path:
+    found = latest_checkpoint(run / "checkpoints")
+    assert found is not None
+    return found
 
 
 def test_other_keys_than_the_checkpoints_are_refused_before_data_are_loaded(run, monkeypatch):
@@ -68,17 +64,18 @@ KEYS = {"configuration": TrainConfig().model_dump(mode="json"), "precision": "no
 DESCRIPTION = RunDescription(**KEYS, data="a", test_data="b")
 
 
-def test_every_difference_is_named():
-    now = DESCRIPTION.model_copy(update={"precision": "bf16", "data": "c", "test_data": "d", "layers": []})
+def test_every_difference_is_named_and_another_number_of_processes_recorded():
+    others = {"precision": "bf16", "data": "c", "test_data": "d", "layers": [], "teacher": "e"}
     with pytest.raises(ConfigError) as caught:
-        check_same_run(Path("step-1"), DESCRIPTION, now, 1)
-    assert [line.split(" must")[0] for line in str(caught.value).splitlines()] == [
-        f"--resume: {what}" for what in ("the training images", "the test images", "the network", "mixed precision")
-    ]
+        check_same_run(Path("step-1"), DESCRIPTION, DESCRIPTION.model_copy(update=others), 1)
+    named = [line.removeprefix("--resume: ").split(" must")[0] for line in str(caught.value).splitlines()]
+    assert named == ["the training images", "the test images", "the network", "the teacher", "mixed precision"]
+    now = DESCRIPTION.model_copy(update={"processes": 1})
+    assert check_same_run(Path("step-1"), DESCRIPTION, now, 7) == [Change(step=7, key="processes", before=2, after=1)]
 
 
 def test_other_processes_and_versions_are_recorded_and_told(run, capsys):
-    checkpoint = load_checkpoint(newest_of(run))
+    checkpoint = load_checkpoint(newest(run))
     assert checkpoint.state["versions"]["torch"] == torch.__version__
     rewrite(run, versions={"torch": "1.0", "ttfs-triton": checkpoint.state["versions"]["ttfs-triton"]}, processes=2)
     changes = [Change(step=16, key="processes", before=2, after=1)]
@@ -91,7 +88,7 @@ def test_other_processes_and_versions_are_recorded_and_told(run, capsys):
 
 def rewrite(run: Path, tensors: dict | None = None, **values) -> None:
     """Other content in the newest checkpoint, under a manifest that fits."""
-    checkpoint = load_checkpoint(newest_of(run))
+    checkpoint = load_checkpoint(newest(run))
     found = checkpoint.tensors | (tensors or {})
     state = checkpoint.state | values
     save_checkpoint(run / "checkpoints", checkpoint.step, tensors=found, state=state, keep_last=1)
@@ -122,24 +119,18 @@ def test_whole_checkpoint_with_wrong_content_is_told(run, values):
 
 
 def test_missing_tensors_of_a_checkpoint_are_told(run):
-    checkpoint = load_checkpoint(newest_of(run))
+    checkpoint = load_checkpoint(newest(run))
     path, tensors = run / "checkpoints", {"model": checkpoint.tensors["model"]}
     save_checkpoint(path, checkpoint.step, tensors=tensors, state=checkpoint.state, keep_last=1)
     with pytest.raises(CheckpointError, match="must hold the state of this run; KeyError: 'optimizer'"):
         resumed(run)
 
 
-@pytest.mark.parametrize(
-    ("best", "accuracy", "expected"),
-    [
-        (-1.0, 0.0, True),  # the first epoch, whatever it reached
-        (0.99, 0.98, False),
-        (0.98, 0.99, True),
-        (0.99, 0.99, True),  # the later of two that are equal
-    ],
-)
-def test_position_is_best_by_accuracy_then_epoch(best, accuracy, expected):
-    assert Position(best_accuracy=best).is_best(accuracy) is expected
+def test_position_is_best_by_accuracy_then_epoch():
+    # The first epoch, whatever it reached; of two that are equal the later one.
+    accuracies = ((-1.0, 0.0, True), (0.99, 0.98, False), (0.98, 0.99, True), (0.99, 0.99, True))
+    for best, accuracy, expected in accuracies:
+        assert Position(best_accuracy=best).is_best(accuracy) is expected
 
 
 def test_harmless_changes_are_recorded_and_an_ended_run_made_longer_equals_a_long_one(ended, run, tmp_path, data):
@@ -149,7 +140,8 @@ def test_harmless_changes_are_recorded_and_an_ended_run_made_longer_equals_a_lon
     changes = [("data_dir", str(moved)), ("epochs", 3), ("log_steps", 7)]
     assert [(change["key"], change["after"]) for change in summary["changes"]] == changes
     assert yaml.safe_load((run / "config.yaml").read_text())["epochs"] == 3
-    assert [change["key"] for change in state_of(run)["changes"]] == ["data_dir", "epochs", "log_steps"]
+    saved = load_checkpoint(newest(run)).state["changes"]
+    assert [change["key"] for change in saved] == ["data_dir", "epochs", "log_steps"]
     train(TrainConfig(**CONSTANT | {"epochs": 3}, data_dir=data, output_dir=tmp_path / "long"))
     assert metrics(run) == metrics(tmp_path / "long")
 
@@ -168,20 +160,21 @@ def test_run_never_starts_anew_over_damaged_checkpoints(run):
     assert (run / "best/model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing"])
-def test_damaged_best_weights_are_noticed_before_training(run, damage, monkeypatch):
+def test_damaged_best_weights_are_noticed_before_training(run, monkeypatch):
     weights = run / "best/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-9]) if damage == "cut" else weights.unlink()
+    whole = weights.read_bytes()
     monkeypatch.setattr("ttfs_triton.train.loop.TrainingLoop.train", lambda *_: pytest.fail("trained"))
-    with pytest.raises(RunFolderError, match=r"--resume: .*best must hold the best weights so far\. load: "):
-        resumed(run)
+    for damage in (weights.unlink, lambda: weights.write_bytes(whole[:-9])):
+        damage()
+        with pytest.raises(RunFolderError, match=r"--resume: .*best must hold the best weights so far\. load: "):
+            resumed(run)
 
 
-@pytest.mark.parametrize("text", ['{"test_accuracy": 0.', "[]", '{"epochs": "2"}', "[" * 10**5])
-def test_damaged_summary_is_told(run, text):
-    (run / "summary.json").write_text(text)
-    with pytest.raises(RunFolderError, match=r"summary\.json must be a run's final figures; it is damaged"):
-        resumed(run)
+def test_damaged_summary_is_told(run):
+    for text in ('{"test_accuracy": 0.', "[]", '{"epochs": "2"}'):
+        (run / "summary.json").write_text(text)
+        with pytest.raises(RunFolderError, match=r"summary\.json must be a run's final figures; it is damaged"):
+            resumed(run)
     (run / "summary.json").unlink()
     assert resumed(run)["epochs"] == 2
 

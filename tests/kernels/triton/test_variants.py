@@ -12,7 +12,7 @@ from tests.bench.modules import modules, run_python
 from ttfs_kernels.triton_backend.configs import default_config
 from ttfs_kernels.triton_backend.problem import PASSES
 
-kernels_compile, kernels_layers, kernels_plan = modules("_kernels_compile", "_kernels_layers", "_kernels_plan")
+kernels_compile, kernels_layers = modules("_kernels_compile", "_kernels_layers")
 
 FULL = 256
 BATCHES = (FULL, 255, 100, 1)
@@ -22,7 +22,7 @@ def variants(model: str, batch: int) -> dict[str, list[str]]:
     """By pass, what the kernels of a training step's spiking layers are compiled for on an H100."""
     device = kernels_compile.TARGETS["sm_90"]
     found: dict[str, set[str]] = {which: set() for which in (*kernels_compile.WHICH, "pool")}
-    for _, layer in kernels_plan.read(model, batch, "bf16", 1.0).spiking:
+    for _, layer in kernels_layers.network_layers(model, batch, "bf16", 1.0)[0]:
         for which, signatures in found.items():
             if which == "pool" and layer.pool == 1:
                 continue
@@ -64,14 +64,8 @@ def test_batches_of_the_same_blocks_compile_nothing(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "batch", "forward", "step"),
-    [("vgg16", 100, 3, 12), ("vgg16", 1, 4, 14), ("cnn1", 100, 0, 1), ("cnn1", 1, 2, 7)],
-)
-def test_smaller_batches_compile_kernels_of_other_blocks_only(model, batch, forward, step):
-    """What is left are blocks that are better there; local gradients and sums have the same for all batches."""
-    assert new(model, batch, ("forward",)) <= forward
-    assert new(model, batch, ("normalised",)) <= forward
-    assert new(model, batch, ("local_gradient", *PASSES)) <= step
-    assert new(model, batch, ("local_gradient",)) == 0
-    assert new(model, batch, ("pool",)) == 0
+@pytest.mark.parametrize("model", ["vgg16", "cnn1"])
+@pytest.mark.parametrize("batch", [100, 1])
+def test_local_gradients_have_the_same_blocks_for_all_batches(model, batch):
+    """Contractions may compile others, where smaller blocks are better."""
+    assert new(model, batch, ("local_gradient", "pool")) == 0
