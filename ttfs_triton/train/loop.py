@@ -210,6 +210,7 @@ class TrainingLoop:
                 while self.position.epoch < self.config.epochs:
                     self._train_epoch()
                     self._refresh_statistics()
+                    self._require_finite_weights()
                     self._finish_epoch(self._validate())
                     if self._enough():
                         break
@@ -409,7 +410,6 @@ class TrainingLoop:
 
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
         position = self.position
-        self._require_finite_weights()
         # An epoch before σ has reached its goal is no better than a later one, however accurate.
         miss = self.persistence.missing + (0.0 if self.target is None else self.target.miss)
         best = evaluation is None or position.is_best(evaluation.accuracy, miss)
