@@ -1,8 +1,7 @@
-"""Our kernels layer by layer: tuned on a GPU, or compiled or planned without one.
+"""Our kernels layer by layer: tuned on a GPU, or compiled without one.
 
     python bench/kernels.py --tune --dtypes bf16              # a table for backend="auto" on this GPU
     python bench/kernels.py --compile-only --targets sm_90    # registers, spills, instructions; needs no GPU
-    python bench/kernels.py --plan                            # a training step by a model; needs no GPU
 
 --tune times all candidate configurations of our kernels beside the library's stacked call, pass by pass, for all layers
 of CNN1, VGG11 and VGG16. What it times has been compared with float64. It goes on where it was stopped. The table goes
@@ -12,10 +11,6 @@ that a user would write, and beside the ANN, compiled or not, are timed by train
 
 --compile-only refuses kernels whose code must not be built; then the exit status is 1. Without --shapes, it also takes
 those of shapes-compile.json. Rows of other Triton versions stay in its table. See `_kernels_compile.py`.
-
---plan measures nothing: it counts the launches, programs, operations and bytes of a training step of --model, ours, the
-stacked library calls and the plain ANN, and says how long a model thinks they take on an H100. See `_plan_model.py`;
---machine.* changes its numbers.
 """
 
 import dataclasses
@@ -33,7 +28,6 @@ from typing import Any, Literal
 import _bench as bench
 import torch
 from _kernels_layers import FORMATS, Number, load, plan_pass, products
-from _plan_model import Machine
 
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
@@ -44,26 +38,21 @@ Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
 
 @dataclasses.dataclass
 class Options:
-    """Tune, compile or plan our kernels."""
+    """Tune or compile our kernels."""
 
     tune: bool = False  # time the candidate configurations and write a table for backend="auto"; needs a GPU
     compile_only: bool = False
     """Compile the default configurations for --targets and judge the machine code; needs no GPU."""
-    plan: bool = False  # count what a training step of --model launches, and model its time; needs no GPU
     device: Literal["cpu", "cuda"] = "cuda"  # to tune on; the CPU runs Triton's interpreter, if that is asked for
     shapes: Path = SHAPES
     """Layers: name, and fields of `ttfs_kernels.triton_backend.problem.Problem` without batch and dtype."""
     batch_size: int = 256
     dtypes: tuple[Number, ...] | None = None
-    """tf32 is float32 with rounded products. Default: bf16 fp16 fp32; compiled: all; planned: bf16."""
+    """tf32 is float32 with rounded products. Default: bf16 fp16 fp32; compiled: all."""
     sigma: tuple[float, ...] | None = None
     """Share of the slope that persists: 1 is the paper's neuron, 0 two-phase. Default: 1; compiled: 1 0."""
     quick: bool = False
     """Try whether tuning runs: only default configurations, one call a measurement. The figures mean nothing."""
-    model: Literal["vgg16", "vgg11", "cnn1", "cifarnet"] = "vgg16"  # network to plan
-    machine: Machine = dataclasses.field(default_factory=Machine)  # GPU to plan for
-    surrogate: bool = False
-    """Plan neurons that learn just short of a spike, as the recipes train them: grad_x has two contractions."""
     targets: tuple[Target, ...] | None = None
     """Chips to compile for. Default: all."""
     workers: int = os.cpu_count() or 1  # processes that compile
@@ -75,9 +64,9 @@ def main() -> None:
     import tyro  # here: `gpu.py` calls what is below where there is none
 
     options = tyro.cli(Options, description=__doc__)
-    asked = [run for run in (tune, compile_only, plan) if getattr(options, run.__name__)]
+    asked = [run for run in (tune, compile_only) if getattr(options, run.__name__)]
     if len(asked) != 1:
-        sys.exit("kernels: one of --tune, --compile-only and --plan must be given. See --help.")
+        sys.exit("kernels: --tune or --compile-only must be given. See --help.")
     sys.exit(asked[0](options))
 
 
@@ -164,26 +153,6 @@ def compile_only(options: Options) -> int:
     kept, runs = others(folder / f"{name}.csv", about["triton"])
     bench.write(folder, name, [*kept, *rows], runs | {f"triton {about['triton']}": about})
     return int(any(row["verdict"] != "ok" for row in rows))
-
-
-def plan(options: Options) -> int:
-    """Write and show the plan of a training step."""
-    import _kernels_plan as planned
-
-    numbers, sigmas = options.dtypes or ("bf16",), options.sigma or (1.0,)
-    if len(numbers) + len(sigmas) > 2 or {"fp32", "tf32"} & set(numbers):
-        sys.exit("kernels: --plan must have one of --dtypes, bf16 or fp16, and one of --sigma. Plan them one by one.")
-    (number,), (sigma,), machine = numbers, sigmas, options.machine
-    network = planned.read(options.model, options.batch_size, number, sigma, surrogate=options.surrogate)
-    parts = planned.plan(network, number, machine)
-    totals = planned.totals(parts)
-    planned.show(parts, totals, f"{options.model}, batch {options.batch_size}, {number}, σ = {sigma:g}, {machine.name}")
-    about = versions() | {"is": "a model, not a measurement", "totals": totals}
-    about["few_programs"] = [f"{part.layer} {part.pass_}" for part in planned.few_programs(parts)]
-    about["machine"] = dataclasses.asdict(machine)
-    name = f"kernels-plan-{machine.name}" + ("" if options.model == "vgg16" else f"-{options.model}")
-    bench.write(options.output or bench.RESULTS, name, [planned.row(part) for part in parts], about)
-    return 0
 
 
 def versions() -> bench.Row:

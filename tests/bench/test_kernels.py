@@ -17,9 +17,7 @@ from ttfs_kernels.triton_backend.launch import device_of
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 from ttfs_triton import atomic
 
-gpu_work, kernels, kernels_layers, kernels_plan, tune = modules(
-    "_gpu_work", "kernels", "_kernels_layers", "_kernels_plan", "_kernels_tune"
-)
+gpu_work, kernels, kernels_layers, tune = modules("_gpu_work", "kernels", "_kernels_layers", "_kernels_tune")
 
 LAYER = {"name": "c", "height": 4, "width": 3, "in_channels": 3, "out_channels": 5, "kernel": [3, 2]}
 LINEAR, CONV2D = Problem(5, 1, 1, 17, 7), Problem(2, 4, 3, 3, 5, (3, 2), (1, 2), (1, 1))
@@ -225,10 +223,8 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tuner, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "one of --tune, --compile-only and --plan must be given"),
-        (["--tune", "--compile-only"], "one of --tune, --compile-only and --plan must be given"),
-        (["--plan", "--sigma", "0", "1"], "--plan must have one of --dtypes, bf16 or fp16, and one of --sigma"),
-        (["--plan", "--dtypes", "fp32"], "--plan must have one of --dtypes, bf16 or fp16"),
+        ([], "--tune or --compile-only must be given"),
+        (["--tune", "--compile-only"], "--tune or --compile-only must be given"),
         (["--tune"], "--device cuda must have a GPU that PyTorch can use; found none"),
         (["--tune", "--device", "cpu"], "--device must be able to run Triton kernels; Triton's interpreter multiplies"),
     ],
@@ -251,10 +247,10 @@ def test_shapes_are_those_of_the_networks():
     """Every layer of CNN1, VGG11 and VGG16 by its name, and no other; "latency" where it takes that encoder."""
     expected, pooled = {}, set()
     for model in ("cnn1", "vgg11", "vgg16"):
-        network = kernels_plan.read(model, 1, "fp32", 1.0)
-        expected |= {f"{model}.{name}": problem.unpooled for name, problem in network.spiking}
-        expected |= {f"{model}.{name} latency": replace(problem, with_slope=True) for name, problem in network.analog}
-        pooled |= {f"{model}.{name}" for name, problem in network.spiking if problem.pool > 1}
+        spiking, analog = kernels_layers.network_layers(model, 1, "fp32", 1.0)
+        expected |= {f"{model}.{name}": problem.unpooled for name, problem in spiking}
+        expected |= {f"{model}.{name} latency": replace(problem, with_slope=True) for name, problem in analog}
+        pooled |= {f"{model}.{name}" for name, problem in spiking if problem.pool > 1}
     layers = kernels_layers.load(kernels.SHAPES)
     found = {name: layer.problem(1, "fp32", 1.0) for layer in layers for name in layer.networks}
     assert found == expected

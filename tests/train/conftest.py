@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from tests.data.fixtures import _own_cache, encode_png, random_images, write_parquet
 from tests.train.runs import SETTINGS, make_images
+from ttfs_triton import TTFSModel
+from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train import TrainConfig
 
 __all__ = ["_own_cache", "encode_png", "random_images", "write_parquet"]
@@ -20,3 +23,13 @@ def data(tmp_path_factory, write_parquet) -> Path:
 @pytest.fixture
 def config(data, tmp_path) -> TrainConfig:
     return TrainConfig(**yaml.safe_load(SETTINGS), data_dir=data, output_dir=tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    """Folder of a network for the images of these runs, untrained, with batch norm."""
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(1)
+    network = NetworkConfig("6C3-P2-12", image_size=(8, 8), classes=4, batch_norm=True)
+    TTFSModel(network, class_names=["a", "b", "c", "d"]).save_pretrained(folder)
+    return folder

@@ -56,8 +56,7 @@ from ttfs_triton.train.resume import Change, EpochTotals, Position, RunDescripti
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.schedules import PersistenceSchedule, build_schedule
 from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, make_average
-
-MOST_OF_THE_START = 0.1  # share of a moving average
+from ttfs_triton.train.teacher import load_teacher
 
 
 class NonFiniteLossError(RuntimeError):
@@ -128,7 +127,10 @@ class TrainingLoop:
         fresh = not config.resume or latest_checkpoint(folder.checkpoints) is None
         self.network, self.start = build_network(config, data, accelerator.device, network=network, calibrated=fresh)
         self.graph = check_network(self.network, data)
-        self._description = RunDescription.of(config, accelerator, data, self.graph)
+        teacher = load_teacher(config, data, accelerator)
+        self._description = RunDescription.of(
+            config, accelerator, data, self.graph, teacher=None if teacher is None else teacher.sha256
+        )
         if config.sync_batch_norm and accelerator.num_processes > 1:
             share_statistics(self.network)
         self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
@@ -155,7 +157,7 @@ class TrainingLoop:
             self.target.silent_channels.attach(self.bare_optimizer)
         self.average: AveragedModel | None = None
         if config.ema_decay or config.lookahead:
-            self.average = make_average(self.network, config.ema_decay)
+            self.average = make_average(self.network)
         networks = [self.network] if self.average is None else [self.network, self.average.module]
         rise, order = config.psp_persistence_rise, config.psp_persistence_order
         self.persistence = PersistenceSchedule(networks, rise, order, self.steps)
@@ -165,7 +167,7 @@ class TrainingLoop:
         self.multipliers = None if self.target is None else self.target.multipliers
         followed = None if config.lookahead else self.average
         self._plain_step = TrainStep(
-            config, accelerator, self.network, self.model, optimizer, followed, self.multipliers
+            config, accelerator, self.network, self.model, optimizer, followed, self.multipliers, teacher
         )
         self._step: TrainStep | GraphedStep = self._plain_step
         if graphs is not None:
@@ -278,7 +280,7 @@ class TrainingLoop:
         self._step(micro_batches, sampled=sampled, first=first)
         self.schedule.step()
         if self.average is not None:
-            self.average.n_averaged += 1
+            self.average.n_averaged.mul_(not first).add_(1)  # a new average warms up anew
         if self.average is not None and self.config.lookahead and (position.step + 1) % self.config.lookahead == 0:
             progress = (position.step + 1) / (self.steps)
             look_ahead(self.average.module, self.network, self.config.lookahead, progress)
@@ -336,14 +338,16 @@ class TrainingLoop:
             say(f"changed on --resume      {change}")
         if self.start is not None and self.start.calibration is not None:
             self.display.console.print(self.start.calibration.table())
+        if config.teacher is not None:
+            say(f"taught by {config.teacher}: {config.teacher_weight:g} of the loss")
         if self.graph.grid is not None:
             say(f"on the grid of a chip: {self.graph.grid.text()}")
         if config.faults:
             say(f"for chips with faults: {config.faults.text()}")
-        if self.target is None and (share := config.ema_decay**self.steps) > MOST_OF_THE_START:
+        if not len(data.validation_indices):
             say(
-                f"warning: ema_decay: {share:.0%} of the averaged weights, which are scored and saved, will be those "
-                f"of the start after only {self.steps} steps. Lower --ema-decay; 0 switches the average off."
+                "no validation images: epochs tell of the training images only, and the last one is kept. "
+                "--validation-fraction 0.1 sets some aside"
             )
         count = self.accelerator.num_processes
         where = f"{device_name(self.accelerator.device)}, {count} process{'es' if count > 1 else ''}"

@@ -35,6 +35,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
+    @field_validator("weights", "teacher", mode="before", check_fields=False)
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
 
 class MainOptions(Options):
     """What most runs are given."""
@@ -222,11 +227,6 @@ class StartOptions(Options):
     """Training images on which a network with the weights of another project's ANN is calibrated before training.
     0: not at all."""
 
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
-
     @model_validator(mode="after")
     def _of_weights(self) -> Self:
         if self.trained_as is not None and self.weights is None:
@@ -305,6 +305,11 @@ class OptimisationOptions(Options):
     """Bound on the norm of the whole gradient."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross entropy."""
+    teacher: str | None = Field(None, json_schema_extra=FREE)
+    """Learn the class probabilities of this trained network, too: a run's folder, a published one, owner/name on the
+    Hub, or bundled:NAME."""
+    teacher_weight: float = Field(0.9, ge=0, le=1)
+    """Share of the loss that compares the network with the teacher; the rest compares it with the labels."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then what is scored and saved. 0: off."""
     lookahead: int = Field(0, ge=0)
@@ -321,6 +326,8 @@ class OptimisationOptions(Options):
             raise ValueError("schedule: milestones needs milestones, e.g. [50, 150, 240]")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones must rise; got {list(self.milestones)}")
+        if self.teacher is None and self.teacher_weight != OptimisationOptions.model_fields["teacher_weight"].default:
+            raise ValueError("teacher_weight needs teacher")
         if self.lookahead and self.ema_decay:
             raise ValueError("lookahead and ema_decay exclude each other: each is the average that is scored")
         rise = self.psp_persistence_rise

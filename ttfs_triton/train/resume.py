@@ -101,6 +101,7 @@ class RunDescription(BaseModel):
         processes: how many; it changes rounding only.
         data, test_data: hashes of the training and test images as read.
         layers: of a network that code of the user's builds; None: the configuration says it.
+        teacher: SHA-256 of the teacher's weights, None without a teacher.
     """
 
     configuration: dict[str, Any]
@@ -109,9 +110,18 @@ class RunDescription(BaseModel):
     data: str
     test_data: str
     layers: Any = None
+    teacher: str | None = None
 
     @classmethod
-    def of(cls, config: TrainConfig, accelerator: Accelerator, data: RunData, graph: NetworkGraph) -> RunDescription:
+    def of(
+        cls,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        data: RunData,
+        graph: NetworkGraph,
+        *,
+        teacher: str | None = None,
+    ) -> RunDescription:
         """The description of a run that begins or goes on now."""
         return cls(
             configuration=config.model_dump(mode="json", exclude={"resume", "overwrite"}),
@@ -120,6 +130,7 @@ class RunDescription(BaseModel):
             data=data.train.fingerprint,
             test_data=data.test.fingerprint,
             layers=None if config.network is None else graph.describe(),
+            teacher=teacher,
         )
 
 
@@ -178,6 +189,7 @@ def check_same_run(path: Path, before: RunDescription, now: RunDescription, step
         "data": f"the training {images}",
         "test_data": f"the test {images}",
         "layers": f"the network must be the one that {path} is of; its layers differ. Give the builder as it was then.",
+        "teacher": f"the teacher must be the one of {path}; its weights differ. Give the same --teacher.",
         "precision": f"mixed precision must be {before.precision}, as in {path}; got {now.precision}. "
         f"Launch it as before: accelerate launch --mixed_precision {before.precision}.",
     }

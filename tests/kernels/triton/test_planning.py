@@ -29,7 +29,7 @@ from ttfs_kernels.triton_backend.launch import Device, interpreting
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 from ttfs_kernels.triton_backend.work import STEPS_PER_SPLIT, cut, executed_flops, split
 
-kernels_layers, kernels_plan, kernels_tune = modules("_kernels_layers", "_kernels_plan", "_kernels_tune")
+kernels_layers, kernels_tune = modules("_kernels_layers", "_kernels_tune")
 
 AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE_BLACKWELL = (Chip("cuda", sm) for sm in (80, 89, 90, 100, 120))
 MI300 = Chip("hip", "gfx942")
@@ -139,8 +139,8 @@ def test_taps_outside_the_map_are_not_executed():
     plain = Config(16, 16, 16, 4, 1)
     skipping = dataclasses.replace(plain, by_position=True)
     for which in PASSES:
-        assert executed_flops(which, problem, plain) == kernels_plan.flops(which, problem)
-        assert executed_flops(which, problem, skipping) == kernels_plan.flops(which, problem) * 16 // 36
+        assert executed_flops(which, problem, plain) == kernels_layers.dense_flops(which, problem)
+        assert executed_flops(which, problem, skipping) == kernels_layers.dense_flops(which, problem) * 16 // 36
     # Of 3 taps an even position meets 1 and an odd one 2, with padding 1 and stride 2.
     strided = Problem(16, 4, 4, 16, 16, (3, 3), (2, 2), (1, 1))
     assert executed_flops("grad_x", strided, plain) == 2 * 16 * (4 * 9) * 16 * 16

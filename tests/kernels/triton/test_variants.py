@@ -12,7 +12,7 @@ from tests.bench.modules import modules, run_python
 from ttfs_kernels.triton_backend.configs import default_config
 from ttfs_kernels.triton_backend.problem import PASSES
 
-kernels_compile, kernels_layers, kernels_plan = modules("_kernels_compile", "_kernels_layers", "_kernels_plan")
+kernels_compile, kernels_layers = modules("_kernels_compile", "_kernels_layers")
 
 FULL = 256
 BATCHES = (FULL, 255, 100, 1)
@@ -22,7 +22,7 @@ def variants(model: str, batch: int) -> dict[str, list[str]]:
     """By pass, what the kernels of a training step's spiking layers are compiled for on an H100."""
     device = kernels_compile.TARGETS["sm_90"]
     found: dict[str, set[str]] = {which: set() for which in (*kernels_compile.WHICH, "pool")}
-    for _, layer in kernels_plan.read(model, batch, "bf16", 1.0).spiking:
+    for _, layer in kernels_layers.network_layers(model, batch, "bf16", 1.0)[0]:
         for which, signatures in found.items():
             if which == "pool" and layer.pool == 1:
                 continue

@@ -1,0 +1,92 @@
+"""What a page does in headless Chromium: script errors, missing pictures, sideways scrolling."""
+
+import functools
+import html
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+LIMIT_S = 120
+FRAMES = "frames.html"
+# A window of Chromium is at least 500 pixels wide; a frame may have a phone's width.
+SCRIPT = """
+<pre id="found"></pre>
+<script>
+const found = [];
+let open = 0;
+function examine(frame, path, width) {
+  const page = frame.contentDocument;
+  const problem = text => found.push(`${path} at ${width} pixels: ${text}`);
+  frame.errors.forEach(problem);
+  const wide = page.documentElement.scrollWidth;
+  if (wide > width) problem(`scrolls sideways, ${wide} pixels wide`);
+  for (const image of page.images)
+    if (image.complete && !image.naturalWidth) problem(`picture ${image.getAttribute("src").slice(0, 80)} is missing`);
+  if (--open === 0) document.getElementById("found").textContent = "DONE" + JSON.stringify(found);
+}
+function show(path, width) {
+  open += 1;
+  const frame = document.createElement("iframe");
+  frame.errors = [];
+  frame.style = `width: ${width}px; height: 900px; border: 0`;
+  frame.onload = () => setTimeout(() => examine(frame, path, width), 300);
+  document.body.append(frame);
+  fetch(path).then(answer => answer.text()).then(text => {
+    // Errors of the page's own scripts are noted by a script in front of all others.
+    const watch = "<script>onerror = text => { frameElement.errors.push(text) }<" + "/script>";
+    frame.srcdoc = text.replace(/<head[^>]*>/i, head => `${head}<base href="${path}">${watch}`);
+  });
+}
+</script>
+"""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A folder on a local HTTP server: its address."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def problems(folder: Path, pages: list[str], widths: tuple[int, ...] = (390, 1280), dark: bool = False) -> list[str]:
+    """Open pages of a folder in frames of some widths; a sentence for each thing that is wrong.
+
+    Raises:
+        RuntimeError: Chromium did not open all of them.
+    """
+    assert CHROMIUM is not None
+    calls = "".join(f"show({json.dumps(f'/{page}')}, {width});" for page in pages for width in widths)
+    frames = folder / FRAMES
+    frames.write_text(f"<!doctype html><body>{SCRIPT}<script>{calls}</script></body>", encoding="utf-8")
+    try:
+        with served(folder) as address, tempfile.TemporaryDirectory() as profile:
+            words = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+            words += ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []
+            words += ["--virtual-time-budget=20000", "--dump-dom", f"{address}/{FRAMES}"]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S)
+    finally:
+        frames.unlink()
+    found = re.search(r"DONE(\[.*?\])</pre>", done.stdout, re.DOTALL)
+    if found is None:
+        raise RuntimeError(f"Chromium did not open {pages}: {done.stderr[-500:]}")
+    return json.loads(html.unescape(found[1]))

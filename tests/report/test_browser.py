@@ -1,0 +1,25 @@
+"""An evaluation's page in headless Chromium."""
+
+import pytest
+
+from tests.browser import CHROMIUM, problems
+from tests.report.cases import full_report
+from ttfs_triton.report import write_page
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+pytest.importorskip("matplotlib", reason="figures need matplotlib")
+
+
+def test_page_has_no_script_errors_missing_pictures_or_sideways_scrolling(tmp_path):
+    write_page(tmp_path / "page.html", full_report())
+    for dark in (False, True):
+        assert problems(tmp_path, ["page.html"], dark=dark) == []
+
+
+def test_problems_are_found(tmp_path):
+    body = '<img src="gone.png"><div style="width: 2000px">wide</div><script>undefined_name()</script>'
+    (tmp_path / "page.html").write_text(f"<!doctype html><html><head></head><body>{body}</body></html>")
+    found = problems(tmp_path, ["page.html"], widths=(390,))
+    assert len(found) == 3
+    for word in ("undefined_name is not defined", "scrolls sideways, 2008 pixels", "gone.png is missing"):
+        assert any(word in problem for problem in found)

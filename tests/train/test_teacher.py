@@ -1,0 +1,70 @@
+"""Knowledge distillation: the loss, and runs that a trained network teaches."""
+
+import shutil
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from tests.train.runs import assert_same_run, change, go_back, metrics
+from ttfs_triton import TTFSModel
+from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.train import ConfigError, train
+from ttfs_triton.train.build import build_network, load_data
+
+SMALL = {"shift": 0, "dropout": 0.0, "ema_decay": 0.0, "epochs": 1}
+
+
+def log_probabilities(network, images):
+    logits = network.eval()(images).double()
+    return logits - logits.exp().sum(1, keepdim=True).log()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.7, 1.0])
+def test_loss_is_the_labels_share_and_the_teachers(config, teacher, weight):
+    values = SMALL | {"batch_size": 128, "label_smoothing": 0.1, "teacher": teacher, "teacher_weight": weight}
+    config = change(config, **values)
+    train(config)
+    data = load_data(config, Accelerator(cpu=True), print)
+    images = data.train.images_at(data.train_indices) / 255
+    assert len(images) == 128, "one step"
+    targets = torch.full((128, 4), 0.025, dtype=torch.float64)
+    targets[torch.arange(128), data.train.labels[data.train_indices]] += 0.9
+    with torch.no_grad():
+        found = log_probabilities(build_network(config, data)[0], images)
+        wanted = log_probabilities(TTFSModel.from_pretrained(teacher).network, images)
+    expected = -(1 - weight) * (targets * found).sum(1) + weight * (wanted.exp() * (wanted - found)).sum(1)
+    assert metrics(config.output_dir)[0]["train_loss"] == pytest.approx(expected.mean().item(), rel=1e-5)
+
+
+def test_taught_run_resumes_bit_by_bit_with_the_same_teacher_only(config, teacher, tmp_path):
+    values = {"gradient_accumulation": 2, "mixed_precision": "bf16", "mixup": 0.2, "teacher": teacher}
+    config = change(config, epochs=2, checkpoint_steps=5, keep_checkpoints=9, **values)
+    assert train(config)["test_accuracy"] > 0.25
+    whole, other = go_back(config.output_dir, 10), tmp_path / "other"
+    TTFSModel(NetworkConfig("6C3", image_size=(8, 8), classes=4)).save_pretrained(other)
+    with pytest.raises(ConfigError, match=r"the teacher must be the one of .*step-00000010; its weights differ"):
+        train(change(config, resume=True, teacher=other))
+    train(change(config, resume=True, teacher=shutil.copytree(teacher, tmp_path / "moved")))
+    assert_same_run(config.output_dir, whole)
+
+
+@pytest.mark.parametrize(
+    ("network", "names", "message"),
+    [
+        ({"classes": 3}, None, r"classes a, b, c, d; got .*, of \(1, 8, 8\) in 0, 1, 2\. Choose"),
+        ({}, ["b", "a", "c", "d"], r"classes a, b, c, d; got .* in b, a, c, d"),
+        ({"image_size": (8, 9)}, None, r"images like these, \(1, 8, 8\) .*; got .*, of \(1, 8, 9\)"),
+        (None, None, "teacher: load: .*teacher"),
+    ],
+    ids=["classes", "order", "size", "missing"],
+)
+def test_unfit_teacher_is_refused_before_the_run_begins(config, tmp_path, network, names, message):
+    if network is not None:
+        built = NetworkConfig("6C3", **{"image_size": (8, 8), "classes": 4} | network)
+        TTFSModel(built, class_names=names).save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ConfigError, match=message):
+        train(change(config, teacher=tmp_path / "teacher"))
+    assert not config.output_dir.exists()
+    with pytest.raises(ValueError, match="teacher_weight needs teacher"):
+        change(config, teacher_weight=0.5)
