@@ -72,22 +72,20 @@ def operands(x_shape, weight_shape, geometry, with_skip, dtype=torch.float64):
     return x, weight, gamma, beta, skip, torch.randn(channels, dtype=dtype).requires_grad_()
 
 
-def normalised(x, weight, gamma, beta, skip, skip_weight, neuron, geometry, group=None):
-    norm = Normalisation(gamma, beta, torch.randn_like(gamma), EPSILON, group)
-    options = {"skip": skip, "skip_weight": skip_weight, "neuron": neuron}
+def normalised(x, weight, gamma, beta, skip, skip_weight, neuron, geometry, backend="auto"):
+    norm = Normalisation(gamma, beta, torch.randn_like(gamma), EPSILON)
+    options = {"skip": skip, "skip_weight": skip_weight, "neuron": neuron, "backend": backend}
     if geometry is None:
         return normalised_linear(x, weight, norm, **options)
     return normalised_conv2d(x, weight, norm, **geometry, **options)
 
 
-def assert_alike(given, neuron, geometry, **tolerance):
-    found, (y, mean, variance) = normalised(*given, neuron, geometry), folded(*given, neuron, geometry)
-    for ours, theirs in zip(found, (y, mean, variance), strict=True):
-        torch.testing.assert_close(ours, theirs, **tolerance)
-    wanted, grad = [operand for operand in given if operand is not None], torch.randn_like(y)
-    ours, theirs = (torch.autograd.grad(output, wanted, grad) for output in (found.activations, y))
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, **tolerance)
+def assert_alike(given, neuron, geometry):
+    found, expected = normalised(*given, neuron, geometry), folded(*given, neuron, geometry)
+    torch.testing.assert_close(tuple(found), expected)
+    wanted, grad = [operand for operand in given if operand is not None], torch.randn_like(expected[0])
+    ours, theirs = (torch.autograd.grad(outputs[0], wanted, grad) for outputs in (found, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
@@ -102,8 +100,16 @@ def test_convolutions_are_the_layers_that_they_fold_into(neuron, batch, size, gr
 
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
 @pytest.mark.parametrize("with_skip", [False, True])
-def test_linear_layers_are_the_layers_that_they_fold_into(neuron, with_skip):
-    assert_alike(operands((9, 7), (5, 7), None, with_skip), neuron, None)
+def test_linear_layers_are_convolutions_of_single_pixels(served, neuron, with_skip):
+    given_ = [None if t is None else t.float().to(served.device) for t in operands((9, 7), (5, 7), None, with_skip)]
+    maps = [t if t is None or t.dim() == 1 else t[..., None, None] for t in given_]
+    results = []
+    for tensors, geometry in ((given_, None), (maps, {"padding": 0})):
+        tensors = [t if t is None else t.detach().requires_grad_() for t in tensors]
+        found = normalised(*tensors, neuron, geometry, served.option)
+        gradients = torch.autograd.grad(found.activations.sum(), [t for t in tensors if t is not None])
+        results.append([tensor.flatten() for tensor in (*found, *gradients)])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
@@ -158,25 +164,24 @@ def test_another_persistence_compiles_nothing_anew(monkeypatch):
 
 
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
-def test_one_row_and_constant_channels_divide_by_nothing(neuron):
-    weight, gamma, beta = (
-        torch.randn(5, 7, requires_grad=True),
-        torch.ones(5, requires_grad=True),
-        torch.full((5,), 0.5),
-    )
-    for x in (torch.rand(1, 7), torch.rand(1, 7).expand(4, 7), torch.zeros(4, 7)):
-        norm = Normalisation(gamma, beta, torch.zeros(5))
-        found = normalised_linear(x, weight, norm, neuron=neuron)
+def test_few_rows_and_constant_channels_divide_by_nothing(served, neuron):
+    weight, gamma = (torch.randn(shape, device=served.device).requires_grad_() for shape in ((5, 7), (5,)))
+    beta = torch.full((5,), 0.5, device=served.device)
+    rows = [torch.rand(1, 7), torch.rand(1, 7).expand(4, 7), torch.zeros(4, 7)]
+    for x in rows if served.name == "torch" else [*rows, torch.zeros(0, 7)]:
+        found = normalised(x.to(served.device), weight, gamma, beta, None, None, neuron, None, served.option)
         grads = torch.autograd.grad(found.activations.sum(), (weight, gamma))
         assert all(tensor.isfinite().all() for tensor in (*found, *grads))
 
 
-def test_statistics_keep_their_digits_far_from_zero():
-    """Sums of squares around an estimate of the mean, in float32, of potentials a thousand deviations from 0."""
-    x = 1000 + torch.randn(4096, 1, dtype=torch.float64)
-    norm = Normalisation(torch.ones(1), torch.zeros(1), torch.full((1,), 999.0))
-    found = normalised_linear(x.float(), torch.ones(1, 1), norm, neuron=Neuron(0.0))
-    torch.testing.assert_close(found.variance.double(), x.var(0), rtol=1e-4, atol=0)
+def test_statistics_keep_their_digits_far_from_zero(served):
+    """Of potentials a thousand deviations from 0, by PyTorch around an estimate of their mean."""
+    x, one = 1000 + torch.randn(4096 if served.name == "torch" else 300, 1, dtype=torch.float64), torch.ones(1, 1)
+    estimate = 999.0 if served.name == "torch" else 0.0
+    norm = Normalisation(*(torch.full((1,), value, device=served.device) for value in (1.0, 0.0, estimate)))
+    of_backend = {"neuron": Neuron(0.0), "backend": served.option}
+    found = normalised_linear(x.float().to(served.device), one.to(served.device), norm, **of_backend)
+    torch.testing.assert_close(found.variance.cpu().double(), x.float().double().var(0), rtol=1e-4, atol=0)
 
 
 def test_under_autocast_contractions_have_its_type_and_statistics_float32():

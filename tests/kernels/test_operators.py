@@ -1,5 +1,7 @@
 """What the operators promise beyond numbers, whoever serves them: layouts, dtypes, refusals, hands off their inputs."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.kernels.common import (
     CONV2D,
@@ -24,7 +27,7 @@ from tests.kernels.common import (
     weights,
 )
 from tests.kernels.common import expected as oracle_of
-from ttfs_kernels import Neuron, dft_conv2d, dft_linear
+from ttfs_kernels import Neuron, dft_conv2d
 from ttfs_kernels.contraction import Geometry
 
 # Allocation, views, and layout copies; what Triton's interpreter does to reach a tensor's memory is among them.
@@ -46,17 +49,6 @@ def on(served, kind: Kind, *names: str, **how) -> dict[str, Tensor]:
 def refuses(served, dtype: torch.dtype) -> bool:
     """Triton's interpreter multiplies bfloat16 wrongly."""
     return served.name != "torch" and served.device.type == "cpu" and dtype == torch.bfloat16
-
-
-@KINDS
-@PERSISTENCES
-def test_saturated_and_silent_neurons_have_no_gradient(served, kind, psp_persistence):
-    for potential, expected in ((50.0, 1.0), (-50.0, 0.0)):
-        tensors = on(served, kind)
-        tensors["bias"] = torch.full_like(tensors["bias"], potential, requires_grad=True)
-        y, *gradients = results(kind, tensors, served, neuron=Neuron(psp_persistence))
-        assert (y == expected).all()
-        assert not any(gradient.any() for gradient in gradients)
 
 
 @KINDS
@@ -151,37 +143,43 @@ def test_linear_keeps_leading_dimensions(served, shape):
     assert all(torch.equal(a.reshape(b.shape), b) for a, b in zip(ours, theirs, strict=True))
 
 
-@PERSISTENCES
-@pytest.mark.parametrize("pool", [1, 2])
-def test_empty_batch(served, psp_persistence, pool):
-    kind = CONV2D._replace(x=(0, *CONV2D.x[1:]))
-    y, *gradients = results(kind, on(served, kind), served, neuron=Neuron(psp_persistence), pool=pool)
-    assert y.shape == (0, 6, 4 // pool, 3 // pool)
-    assert [tuple(g.shape) for g in gradients] == [kind.x, kind.weight, (6,)]
-    assert not any(g.any() for g in gradients)
-
-
 @KINDS
-@PERSISTENCES
-def test_other_derivatives_are_refused(served, kind, psp_persistence):
+def test_other_derivatives_are_refused(served, kind):
     """Second ones, forward mode, transforms of torch.func and batches of gradients: never a wrong number."""
     tensors = on(served, kind)
     x, name = tensors["x"], f"dft_{'linear' if kind == LINEAR else 'conv2d'}"
 
     def layer(x: Tensor) -> Tensor:
-        return apply(kind, tensors | {"x": x}, served, neuron=Neuron(psp_persistence))
+        return apply(kind, tensors | {"x": x}, served)
 
     y = layer(x)
     with pytest.raises(RuntimeError, match=f"{name}: create_graph must be False; got True"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=f"{name}: is_grads_batched must be False; got True"):
         torch.autograd.grad(y, x, torch.ones(3, *y.shape, device=y.device), is_grads_batched=True)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="implement the jvp function"):
+    reverse = f"{name}: derivatives must be taken in reverse mode; got forward mode or a transform of torch.func"
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=reverse):
         layer(forward_ad.make_dual(x, torch.ones_like(x)))
-    with pytest.raises(RuntimeError, match="it must override the setup_context staticmethod"):
-        torch.func.vmap(lambda one: layer(one[None]))(x)
-    with pytest.raises(RuntimeError, match="it must override the setup_context staticmethod"):
-        torch.func.grad(lambda x: layer(x).sum())(x)
+    transforms = (
+        torch.func.grad(lambda x: layer(x).sum()),
+        torch.func.jacrev(layer),
+        torch.func.vmap(lambda one: layer(one[None])),
+        lambda x: torch.func.jvp(layer, (x,), (x,)),
+    )
+    for transform in transforms:
+        with pytest.raises(RuntimeError, match=reverse):
+            transform(x.detach())
+
+
+@KINDS
+@pytest.mark.parametrize(("psp_persistence", "contractions"), [(0.0, 3), (0.25, 5)])
+def test_operations_are_counted_by_pytorch(kind, psp_persistence, contractions):
+    """Contractions of a training step: with a slope 2 forward, 1 for the input and 2 for the weight."""
+    tensors = operands(kind)
+    with FlopCounterMode(display=False) as counted:
+        results(kind, tensors, neuron=Neuron(psp_persistence))
+    synapses = math.prod(kind.weight[1:])
+    assert counted.get_total_flops() == contractions * 2 * math.prod(kind.out) * synapses
 
 
 @KINDS
@@ -228,29 +226,6 @@ def test_overflown_potentials_fire_at_once(served, kind):
     assert not any(gradient.any() for gradient in gradients)
 
 
-@pytest.mark.parametrize("width", [0.0, 0.5])
-@KINDS
-def test_a_silent_layer_learns_only_with_a_surrogate(served, kind, width):
-    tensors = on(served, kind, "x", "weight")
-    bias = torch.tensor([-0.1, -0.9], device=served.device).repeat(3)
-    with torch.no_grad():
-        tensors["weight"].zero_()
-    y = apply(kind, tensors | {"bias": bias}, served, neuron=Neuron(surrogate_width=width))
-    (gradient,) = torch.autograd.grad(y.sum(), tensors["weight"])
-    assert not y.any()
-    assert [bool(channel.any()) for channel in gradient] == 3 * [width > 0, False]
-
-
-def test_a_skip_alone_is_the_identity_where_weight_and_initial_potential_say_so():
-    """At σ = 0 with v = 1; at σ < 1 with v = 1/(1 − σ) and b = −σ·v."""
-    skip, silent = activations(64, 3, dtype=torch.float64), torch.zeros(64, 5, dtype=torch.float64)
-    for sigma in (0.0, 0.25, 0.5):
-        v = torch.full((3,), 1 / (1 - sigma), dtype=torch.float64)
-        weight = weights(3, 5, dtype=torch.float64)
-        y = dft_linear(silent, weight, -sigma * v, skip=skip, skip_weight=v, neuron=Neuron(sigma))
-        torch.testing.assert_close(y, skip)
-
-
 def library_calls(kind: Kind, served) -> set[str]:
     """PyTorch operators that compute, of a forward and a backward pass."""
     tensors = on(served, kind)
@@ -282,6 +257,8 @@ def test_autocast_returns_its_dtype_and_float32_gradients(served, kind, psp_pers
         y = apply(kind, tensors, served, neuron=neuron)
     assert y.dtype == dtype
     expected = apply(kind, tensors, served, neuron=neuron)
+    with torch.autocast(served.device.type, dtype):  # a backward pass has the dtypes of its forward pass
+        torch.autograd.grad(expected.sum(), list(tensors.values()), retain_graph=True)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(y.float(), expected, rtol=0, atol=8 * eps)
     margin = torch.from_numpy(oracle_of(kind, tensors, torch.zeros(kind.out), neuron).margin).to(y.device)
@@ -290,6 +267,16 @@ def test_autocast_returns_its_dtype_and_float32_gradients(served, kind, psp_pers
     for gradient, wanted in zip(ours, precise, strict=True):
         assert gradient.dtype == torch.float32
         assert (gradient - wanted).norm() < 16 * eps * wanted.norm()
+
+
+@KINDS
+def test_autocast_leaves_float64_alone(kind):
+    tensors = operands(kind, *NAMES, dtype=torch.float64)
+    expected = results(kind, tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, results(kind, tensors), expected))
+        with pytest.raises(TypeError, match=r"x and weight must have one dtype; got torch\.float64 and"):
+            apply(kind, tensors | {"weight": tensors["weight"].float()})
 
 
 @KINDS
@@ -302,16 +289,6 @@ def test_16_bit_operands_give_16_bit_results(served, kind, psp_persistence, dtyp
             apply(kind, tensors, served)
         return
     assert {result.dtype for result in results(kind, tensors, served, neuron=Neuron(psp_persistence))} == {dtype}
-
-
-@KINDS
-@PERSISTENCES
-def test_backward_inside_autocast_keeps_the_dtypes_of_forward(served, kind, psp_persistence):
-    tensors = on(served, kind, *NAMES)
-    y = apply(kind, tensors, served, neuron=Neuron(psp_persistence))
-    expected = torch.autograd.grad(y.sum(), list(tensors.values()), retain_graph=True)
-    with torch.autocast(served.device.type, torch.float16):
-        assert all(map(torch.equal, torch.autograd.grad(y.sum(), list(tensors.values())), expected))
 
 
 @pytest.mark.usefixtures("fresh_compiler")

@@ -27,11 +27,8 @@ TRAINING = {
     "float32": f"quickstart.py --model 4C5-P4-16 {TINY} --gradient-accumulation 2 --gradient-clip 1",
     "bfloat16": f"quickstart.py --model 4C5-P4-16 {TINY} --mixed-precision bf16 --num-workers 2",
     "triton": f"quickstart.py {TINIER} --backend triton --mixed-precision fp16 --gradient-accumulation 2",
-    "tuned": f"quickstart.py {TINIER} --backend auto",
-    "tuned-bfloat16": f"quickstart.py {TINIER} --backend auto --mixed-precision bf16",
     "mnist": f"train_cnn_mnist.py --dataset sample --width 0.25 {TINY}",
     "vgg11": f"train_vgg11_cifar10.py {VGG11}",
-    "vgg16": f"train_vgg16_cifar10.py {VGG11} --batch-size 8",
     "vgg16-cifar100": f"train_vgg16_cifar100.py {VGG11} --batch-size 8",
     "calibrated": f"train_vgg11_cifar10.py {VGG11} --model 4C3-P2-6C3-P2 --encoder analog --no-weight-standardisation "
     "--calibration-images 16 --weights {ann}",
@@ -64,7 +61,7 @@ def _possible() -> None:
         pytest.skip(reason)
 
 
-def run(command: str, cache: Path, backend: str = "torch") -> str:
+def run(command: str, cache: Path) -> str:
     """What a script printed on the virtual device."""
     environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": "",
@@ -72,7 +69,7 @@ def run(command: str, cache: Path, backend: str = "torch") -> str:
         "HF_DATASETS_CACHE": str(cache / "datasets"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
-        "TTFS_KERNELS_BACKEND": backend,
+        "TTFS_KERNELS_BACKEND": "torch",
     }
     words = [sys.executable, "-m", "tests.virtual_cuda", *shlex.split(command)]
     process = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
@@ -131,11 +128,8 @@ def test_recipe_trains(name, tmp_path, cache, request):
     command = TRAINING[name]
     if "{ann}" in command:
         command = command.format(ann=request.getfixturevalue("ann"))
-    backend = "auto" if name.startswith("tuned") else "torch"
-    shown = run(f"recipes/{command} --output-dir {tmp_path / 'run'}", cache, backend)
+    shown = run(f"recipes/{command} --output-dir {tmp_path / 'run'}", cache)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["device"] == "virtual CUDA device"
-    # Tuning shows both providers; in bfloat16 the interpreter runs no kernel of ours, and there is nothing to choose.
-    assert ("library" in shown and "ours" in shown) == (name in ("triton", "tuned"))
     assert ("Calibrated on 16 images" in shown) == (name == "calibrated")
 
 

@@ -6,7 +6,6 @@ added. What comes out must equal the rule on exact potentials bit for bit, at th
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import cycle
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,54 +24,16 @@ from ttfs_kernels.triton_backend.problem import Problem
 
 # The interpreter multiplies bfloat16 wrongly.
 DTYPES = (torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu))
-PERSISTENCES = (1.0, 0.3, 0.0)
 INTEGER = 255  # where nothing was written to integers, which have no NaN
 FENCE = 64  # elements on either side of a tensor; keeps its alignment
 
 # Sides of different lengths, so that no two are taken for each other.
 BLOCKS = (Config(32, 16, 16, 4, 1, group=1), Config(16, 32, 16, 4, 2, group=2), Config(16, 16, 32, 4, 3))
 
-LINEAR = {
-    "ones": Problem(1, 1, 1, 1, 1),
-    "short": Problem(3, 1, 1, 17, 3),
-    "tall": Problem(65, 1, 1, 3, 17),
-    "wide": Problem(17, 1, 1, 65, 33),
-    "even": Problem(32, 1, 1, 32, 16),
-    "empty": Problem(0, 1, 1, 5, 7),
-}
-CONV2D = {
-    "one_tap": Problem(2, 3, 5, 17, 3),
-    "one_channel": Problem(1, 3, 3, 1, 1, (2, 2)),
-    "few_channels": Problem(2, 5, 4, 3, 17, (3, 3), padding=(1, 1)),
-    "uneven_channels": Problem(1, 4, 3, 17, 20, (3, 3), padding=(1, 1)),
-    "even_channels": Problem(2, 4, 4, 32, 16, (2, 2)),
-    "row_kernel": Problem(2, 3, 6, 18, 5, (1, 3), padding=(0, 2)),
-    "column_kernel": Problem(1, 6, 3, 3, 18, (3, 1), (1, 2), (3, 0)),
-    "tall_kernel": Problem(1, 7, 5, 2, 3, (5, 2), (2, 1), (1, 0)),
-    "padding_outside": Problem(1, 1, 2, 4, 3, (2, 3), padding=(3, 2)),
-    "gaps": Problem(1, 8, 7, 3, 17, (2, 1), (3, 2)),
-    "gaps_many_channels": Problem(1, 7, 8, 16, 3, (1, 2), (2, 3)),
-    "dilation": Problem(1, 6, 7, 17, 4, (2, 2), (1, 1), (1, 0), (2, 3)),
-    "stride_and_dilation": Problem(1, 7, 9, 3, 4, (3, 3), (2, 3), (1, 2), (2, 1)),
-    "stride_divides_dilation": Problem(2, 7, 6, 16, 5, (2, 3), (2, 2), (0, 1), (2, 2)),
-    "groups": Problem(1, 4, 5, 34, 6, (2, 2), (2, 1), (1, 1), groups=2),
-    "groups_of_few": Problem(1, 5, 4, 9, 51, (2, 2), padding=(0, 1), groups=3),
-    "grouped_one_tap": Problem(2, 3, 2, 34, 34, groups=2),
-    "depthwise": Problem(2, 4, 5, 5, 5, (3, 3), (1, 2), (1, 1), groups=5),
-    "empty": Problem(0, 4, 4, 17, 3, (3, 3), padding=(1, 1)),
-}
-
 
 def examples(count: int) -> settings:
     """As many examples on a GPU; a third of them in the interpreter, which takes about a second for each."""
     return settings(max_examples=-(-count // 3) if interpreting() else count)
-
-
-def each(problems: dict[str, Problem]) -> pytest.MarkDecorator:
-    """A test of each problem with some dtype and some blocks."""
-    options = cycle([(dtype, blocks) for blocks in BLOCKS for dtype in (torch.float16, torch.float32)])
-    rows = [pytest.param(problem, *next(options), id=name) for name, problem in problems.items()]
-    return pytest.mark.parametrize(("problem", "dtype", "blocks"), rows)
 
 
 @st.composite
@@ -99,7 +60,9 @@ def small_maps(draw: st.DrawFn) -> Problem:
     return Problem(batch, height, width, channels, outputs, kernel, stride, padding, dilation)
 
 
-problems = convolutions() | small_maps() | st.sampled_from(list(LINEAR.values()))
+widths = st.sampled_from([1, 3, 16, 17, 33, 65])
+linears = st.builds(Problem, st.sampled_from([0, 1, 3, 17, 32, 65]), st.just(1), st.just(1), widths, widths)
+problems = convolutions() | small_maps() | linears
 
 
 class Layer(NamedTuple):

@@ -70,21 +70,15 @@ def test_report_tells_the_choices_made(served_by, device):
     assert backend().unavailable[str(device)] == ""
 
 
-@KINDS
-def test_triton_refuses_dtypes_that_it_cannot_multiply(device, kind):
-    tensors = operands(kind, dtype=torch.float64, device=device)
-    name = "dft_linear" if kind == LINEAR else "dft_conv2d"
-    expected = f'{name}: backend="triton" must be able to run Triton kernels; float64 has no Triton kernel; use float32'
-    with pytest.raises(RuntimeError, match=expected):
-        apply(kind, tensors, backend="triton")
-    assert apply(kind, tensors).dtype == torch.float64
-
-
 def test_triton_refuses_devices_without_kernels(monkeypatch):
     assert unavailable(torch.device("xpu"), torch.float32) == "device 'xpu' is not a CUDA or ROCm GPU"
     old = torch.device("cuda", 99)
     monkeypatch.setitem(launch._devices, old, Device("old", Chip("cuda", 75), 80))
     assert unavailable(old, torch.float32) == "sm_75 is older than sm_80"
+    tensors = operands(LINEAR, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r'dft_linear: backend="triton" must .*; float64 has no Triton kernel; use'):
+        apply(LINEAR, tensors, backend="triton")
+    assert apply(LINEAR, tensors).dtype == torch.float64
 
 
 def test_variable_sets_what_auto_means_and_the_cpu_is_refused_without_the_interpreter():
@@ -111,20 +105,24 @@ print(dft_linear(torch.rand(2, 3), torch.rand(4, 3), backend="torch").shape)
     ]
 
 
-def test_variable_must_name_a_backend():
-    process = run_python("import ttfs_kernels", TTFS_KERNELS_BACKEND="cuda")
+@pytest.mark.parametrize(
+    ("code", "variables", "message"),
+    [
+        (
+            "import ttfs_kernels",
+            {"TTFS_KERNELS_BACKEND": "cuda"},
+            "environment variable TTFS_KERNELS_BACKEND must be one of auto, triton, torch; got 'cuda'",
+        ),
+        (
+            "import sys, torch; sys.modules['triton'] = None; from ttfs_kernels import dft_linear\n"
+            "assert dft_linear(torch.rand(2, 3), torch.rand(4, 3)).shape == (2, 4)\n"
+            "dft_linear(torch.rand(2, 3), torch.rand(4, 3), backend='triton')",
+            {},
+            "Triton is not installed (pip install triton; Linux only)",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_for_is_named(code, variables, message):
+    process = run_python(code, **variables)
     assert process.returncode == 1
-    assert "environment variable TTFS_KERNELS_BACKEND must be one of auto, triton, torch; got 'cuda'" in process.stderr
-
-
-def test_triton_that_is_not_installed_is_named():
-    code = """
-import sys, torch
-sys.modules["triton"] = None
-from ttfs_kernels import dft_linear
-print(dft_linear(torch.rand(2, 3), torch.rand(4, 3)).shape)
-dft_linear(torch.rand(2, 3), torch.rand(4, 3), backend="triton")
-"""
-    process = run_python(code)
-    assert process.stdout == "torch.Size([2, 4])\n"
-    assert "Triton is not installed (pip install triton; Linux only)" in process.stderr
+    assert message in process.stderr

@@ -5,11 +5,14 @@ import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.kernels.common import LINEAR, apply, operands
+from tests.kernels.triton.common import convolutions
 from ttfs_kernels import Neuron, ops
 from ttfs_kernels.triton_backend import choice
-from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Choice, Entry, choose, distance, read_table
+from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Choice, Entry, choose, distance
 from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import Chip, Form
 from ttfs_kernels.triton_backend.launch import Device, device_of
@@ -29,7 +32,7 @@ def entry(triton_ms: float, library_ms: float, **changes) -> Entry:
 def write(content: object, device: Device = GPU) -> None:
     """The table of a device, from entries or from anything else."""
     if isinstance(content, list) and all(isinstance(one, Entry) for one in content):
-        content = {"format_version": FORMAT_VERSION, "entries": [one.to_dict() for one in content]}
+        content = table(*(one.to_dict() for one in content))
     path = choice.table_path(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
@@ -103,22 +106,23 @@ def test_racing_forms_of_a_table_are_ignored(monkeypatch, form):
         assert chosen() == (Choice(racing, "measured") if clean else Choice(TUNED, "near"))
 
 
+def table(*entries: object) -> dict[str, object]:
+    return {"format_version": FORMAT_VERSION, "entries": list(entries)}
+
+
 @pytest.mark.parametrize(
     ("content", "what"),
     [
         ("not JSON", "Expecting value"),
         ([3], ""),
-        ({}, "format_version"),
         ({"format_version": 99, "entries": []}, "format_version is 99"),
         ({"format_version": FORMAT_VERSION}, "entries"),
+        (table(3), ""),
         *(
-            ({"format_version": FORMAT_VERSION, "entries": [wrong]}, "")
-            for wrong in (
-                *({"pass": "forward"}, 3, entry(1.0, 2.0).to_dict() | {"config": {"form": "sideways"}}),
-                *(
-                    entry(1.0, 2.0).to_dict() | change
-                    for change in ({"problem": {"dtype": "f17"}}, {"triton_ms": "fast"})
-                ),
+            (table(entry(1.0, 2.0).to_dict() | change), "")
+            for change in (
+                *({"config": {"form": "sideways"}}, {"config": {"form": "stacked", "block_q": 16}}),
+                *({"problem": {"dtype": "f17"}}, {"problem": {"bach": 2}}, {"triton_ms": "fast"}),
             )
         ),
     ],
@@ -132,12 +136,23 @@ def test_malformed_tables_are_named(content, what):
         chosen()
 
 
-def test_entries_survive_json_and_choices_are_kept_until_forgotten():
+@given(
+    problem=convolutions(),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
+    flags=st.tuples(*3 * [st.booleans()]),
+    config=st.builds(Config, *[st.integers(1, 512)] * 5, form=st.sampled_from(Form), splits=st.integers(0, 64)),
+    library_ms=st.sampled_from([0.5, float("inf")]),
+)
+def test_entries_survive_json(problem, dtype, flags, config, library_ms):
+    names = ("with_slope", "surrogate", "skip")
+    problem = dataclasses.replace(problem, dtype=dtype, **dict(zip(names, flags, strict=True)))
+    one = Entry("grad_w", problem, "tf32", config, 1.0, library_ms)
+    assert Entry.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+
+
+def test_choices_are_kept_until_forgotten():
     default = chosen()
-    entries = [entry(1.0, float("inf")), entry(0.5, 0.25, which="grad_w", precision="tf32", dtype=torch.float32)]
-    write(entries)
-    assert read_table(choice.table_path(GPU)) == entries
-    assert read_table(choice.table_path(GPU).with_name("none.json")) == []
+    write([entry(1.0, float("inf"))])
     assert chosen() == Choice(TUNED, "measured")
     choice.table_path(GPU).unlink()
     assert chosen() == Choice(TUNED, "measured")

@@ -90,28 +90,22 @@ def last_blocks(launch: Launch, problem: Problem, by_position: bool) -> list[tup
 
 
 @CASES
-def test_forward_finds_the_last_images(last, by_position):
-    layer, problem = exact_layer(last, torch.device("cpu")), far(last)
-    config, chip = dataclasses.replace(CONFIG, by_position=by_position), Chip("cuda", 80)
-    x = behind_zeros(layer.x, problem.batch)
-    plan = passes.forward(problem, x, layer.weight, layer.bias, Neuron(), True, config, "ieee", chip)
-    run_only(plan.launches[0], last_blocks(plan.launches[0], problem, by_position))
-    for found, expected in zip(plan.outputs, expected_forward(layer, 1.0, True), strict=True):
-        assert found is not None
-        assert found.numel() > work.WIDE
-        assert torch.equal(found[-last.batch :].view_as(expected), expected)
-
-
-@CASES
-def test_grad_x_finds_the_last_images(last, by_position):
+@pytest.mark.parametrize("which", ["forward", "grad_x"])
+def test_the_last_images_are_found(which, last, by_position):
     layer, problem = exact_layer(last, torch.device("cpu")), far(last)
     config = dataclasses.replace(CONFIG, by_position=by_position, splits=1)
-    x, h = (behind_zeros(tensor, problem.batch) for tensor in (layer.x, layer.h))
-    plan = passes.grad_x(problem, h, x, layer.weight, config, "ieee")
+    x = behind_zeros(layer.x, problem.batch)
+    if which == "forward":
+        options = layer.bias, Neuron(), True, config, "ieee", Chip("cuda", 80)
+        plan, expected = passes.forward(problem, x, layer.weight, *options), expected_forward(layer, 1.0, True)
+    else:
+        h = behind_zeros(layer.h, problem.batch)
+        plan, expected = passes.grad_x(problem, h, x, layer.weight, config, "ieee"), (expected_grad_x(layer),)
     run_only(plan.launches[0], last_blocks(plan.launches[0], problem, by_position))
-    expected, found = expected_grad_x(layer), plan.outputs[0]
-    assert found is not None
-    assert torch.equal(found[-last.batch :].view_as(expected), expected)
+    for found, tensor in zip(plan.outputs, expected, strict=True):
+        assert found is not None
+        assert found.numel() > work.WIDE
+        assert torch.equal(found[-last.batch :].view_as(tensor), tensor)
 
 
 @CASES

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.kernels.test_normalised import EPSILON, NEURONS
 from tests.kernels.triton.common import convolutions, exact_layer, examples, fenced_memory
-from ttfs_kernels import Neuron, Normalisation, normalised_conv2d, normalised_linear
+from ttfs_kernels import Neuron, Normalisation, normalised_conv2d
 from ttfs_kernels.triton_backend import layer, normalised_layer, passes
 from ttfs_kernels.triton_backend.choice import Choice
 from ttfs_kernels.triton_backend.launch import Launch
@@ -99,47 +99,11 @@ def test_rows_that_many_programs_share(device, monkeypatch, neuron, provider):
     check(operands(problem, device, False), problem, neuron)
 
 
-@OF_NEURONS
-@pytest.mark.parametrize("with_skip", [False, True])
-def test_linear_layers_are_their_convolution(device, neuron, with_skip):
-    problem = Problem(9, 1, 1, 7, 5)
-    given = operands(problem, device, with_skip)
-    flat = leaves([None if t is None else t.reshape(t.shape[:2]) if t.dim() == 4 else t for t in given])
-    norm = Normalisation(*flat[2:4], torch.zeros(5, device=device), EPSILON)
-    options = {"skip": flat[4], "skip_weight": flat[5], "neuron": neuron, "backend": "triton"}
-    results = []
-    for tensors, found in ((flat, normalised_linear(*flat[:2], norm, **options)), (leaves(given), None)):
-        found = found or layer_of(tensors, problem, neuron)
-        gradients = torch.autograd.grad(found.activations.sum(), [t for t in tensors if t is not None])
-        results.append([tensor.flatten() for tensor in (*found, *gradients)])
-    for one, other in zip(*results, strict=True):
-        assert torch.equal(one, other)
-
-
 @pytest.mark.parametrize("backend", ["torch", "triton", "auto"])
 def test_a_gpu_gets_our_kernels(device, backend):
     served = layer_of(leaves(operands(PADDED, device, False)), PADDED, Neuron(), backend).activations.grad_fn
     ours = backend == "triton" or (backend == "auto" and device.type == "cuda")
     assert (served._forward_cls is normalised_layer.NormalisedLayer) == ours
-
-
-def test_statistics_keep_their_digits_far_from_zero(device):
-    """No estimate of the mean is near the potentials, a thousand deviations from 0."""
-    x = 1000 + torch.randn(300, 1, dtype=torch.float64)
-    norm = Normalisation(*(torch.full((1,), value, device=device) for value in (1.0, 0.0, 0.0)))
-    one = torch.ones(1, 1, device=device)
-    found = normalised_linear(x.float().to(device), one, norm, neuron=Neuron(0.0), backend="triton")
-    torch.testing.assert_close(found.variance.cpu().double(), x.float().double().var(0), rtol=1e-5, atol=0)
-
-
-@OF_NEURONS
-def test_few_rows_and_constant_channels_divide_by_nothing(device, neuron):
-    weight, gamma = (torch.randn(shape, device=device).requires_grad_() for shape in ((5, 7), (5,)))
-    norm = Normalisation(gamma, torch.full((5,), 0.5, device=device), torch.zeros(5, device=device))
-    for x in (torch.rand(1, 7), torch.rand(1, 7).expand(4, 7), torch.zeros(4, 7), torch.zeros(0, 7)):
-        found = normalised_linear(x.to(device), weight, norm, neuron=neuron, backend="triton")
-        grads = torch.autograd.grad(found.activations.sum(), (weight, gamma))
-        assert all(tensor.isfinite().all() for tensor in (*found, *grads))
 
 
 def test_a_step_is_launches_alone(device, monkeypatch):

@@ -12,13 +12,10 @@ from torch import Tensor
 from tests.bench.modules import modules
 from tests.kernels.triton.common import (
     BLOCKS,
-    CONV2D,
-    LINEAR,
     Layer,
     allowed_forms,
     chip_for,
     device_for,
-    each,
     exact_layer,
     examples,
     expected_forward,
@@ -38,7 +35,6 @@ from ttfs_kernels.triton_backend.problem import Problem
 
 (kernels_layers,) = modules("_kernels_layers")
 
-ARCHITECTURES = pytest.mark.parametrize("architecture", [80, 90])
 PRECISIONS = st.sampled_from([torch.float32, torch.float16])
 SURROGATE = Neuron(surrogate_width=0.5)
 SAFE = dataclasses.replace(BLOCKS[0], form=Form.WEIGHTS_FIRST)
@@ -71,13 +67,6 @@ def check_gradients(layer: Layer, config: Config, device: Device) -> None:
     assert torch.equal(grad_w, expected_grad_w(layer))
 
 
-@pytest.mark.parametrize("form", Form)
-@each(LINEAR | CONV2D)
-def test_forward_is_exact(device, problem, dtype, blocks, form):
-    layer = exact_layer(dataclasses.replace(problem, dtype=dtype), device)
-    check_forward(layer, dataclasses.replace(blocks, form=form), chip_for(device, form), 1.0, layer.bias)
-
-
 @examples(90)
 @given(
     problem=problems,
@@ -98,14 +87,6 @@ def test_forward_is_exact_anywhere(
     layer = exact_layer(problem, device)
     config = dataclasses.replace(blocks, form=form, by_position=by_position)
     check_forward(layer, config, chip_for(device, form), sigma, layer.bias if has_bias else None, derivatives)
-
-
-@each(LINEAR | CONV2D)
-@ARCHITECTURES
-def test_gradients_are_exact(device, problem, dtype, blocks, architecture):
-    check_gradients(
-        exact_layer(dataclasses.replace(problem, dtype=dtype), device), blocks, device_for(device, architecture)
-    )
 
 
 @examples(70)
@@ -130,9 +111,10 @@ def test_gradients_are_exact_anywhere(device, problem, dtype, blocks, kind, spli
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["short", "few_channels", "even_channels", "groups"])
-def test_bfloat16_is_exact(device, name):
-    layer = exact_layer(dataclasses.replace((LINEAR | CONV2D)[name], dtype=torch.bfloat16), device)
+@examples(12)
+@given(problem=problems)
+def test_bfloat16_is_exact(device, problem):
+    layer = exact_layer(dataclasses.replace(problem, dtype=torch.bfloat16), device)
     check_forward(layer, SAFE, chip_for(device, SAFE.form), 0.3, layer.bias)
     check_gradients(layer, SAFE, device_of(device))
 
@@ -170,10 +152,9 @@ def windows(neurons: Tensor, problem: Problem) -> Tensor:
     return kept.movedim(2, 3).flatten(3, 4).movedim(3, 4)
 
 
-@each(LINEAR | CONV2D)
-@pytest.mark.parametrize("sigma", [1.0, 0.25, 0.0])
-@pytest.mark.parametrize("skip", [False, True])
-def test_library_is_exact(device, problem, dtype, blocks, sigma, skip):
+@examples(45)
+@given(problem=problems, dtype=PRECISIONS, sigma=st.sampled_from([1.0, 0.25, 0.0]), skip=st.booleans())
+def test_library_is_exact(device, problem, dtype, sigma, skip):
     problem = dataclasses.replace(problem, dtype=dtype, with_slope=sigma > 0, surrogate=sigma > 0, skip=skip)
     layer = exact_layer(problem, device)
     bias = layer.bias if skip else None
@@ -273,7 +254,7 @@ def test_sums_over_splits_are_exact(device, splits, size):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_forward_takes_a_bias_of_any_dtype_and_tensors_anywhere_in_memory(device, dtype):
     """Not aligned to 16 bytes, as slices of a batch may be."""
-    layer = exact_layer(LINEAR["wide"], device)
+    layer = exact_layer(Problem(17, 1, 1, 65, 33), device)
     odd = [fenced(torch.cat([t.flatten()[:1], t.flatten()]))[1:].view(t.shape) for t in layer[1:]]
     layer = Layer(layer.problem, *odd)
     assert layer.x.data_ptr() % 16

@@ -64,14 +64,8 @@ def test_batches_of_the_same_blocks_compile_nothing(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "batch", "forward", "step"),
-    [("vgg16", 100, 3, 12), ("vgg16", 1, 4, 14), ("cnn1", 100, 0, 1), ("cnn1", 1, 2, 7)],
-)
-def test_smaller_batches_compile_kernels_of_other_blocks_only(model, batch, forward, step):
-    """What is left are blocks that are better there; local gradients and sums have the same for all batches."""
-    assert new(model, batch, ("forward",)) <= forward
-    assert new(model, batch, ("normalised",)) <= forward
-    assert new(model, batch, ("local_gradient", *PASSES)) <= step
-    assert new(model, batch, ("local_gradient",)) == 0
-    assert new(model, batch, ("pool",)) == 0
+@pytest.mark.parametrize("model", ["vgg16", "cnn1"])
+@pytest.mark.parametrize("batch", [100, 1])
+def test_local_gradients_have_the_same_blocks_for_all_batches(model, batch):
+    """Contractions may compile others, where smaller blocks are better."""
+    assert new(model, batch, ("local_gradient", "pool")) == 0
