@@ -1,11 +1,9 @@
-"""The neuron's ranges, each refusal by its message, and its way through an operator's schema."""
+"""The neuron's ranges, each refusal by its message."""
 
 import math
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ttfs_kernels import Neuron
 
@@ -27,26 +25,3 @@ REFUSALS = [
 def test_neuron_refuses_properties_out_of_range(properties, message):
     with pytest.raises(ValueError, match=re.escape(f"Neuron: {message}")):
         Neuron(**properties)
-
-
-@given(
-    st.builds(
-        Neuron,
-        psp_persistence=st.floats(0, 1),
-        derivative_clip=st.none() | st.floats(0, 1e30, exclude_min=True),
-        surrogate_width=st.floats(0, 1e30),
-    )
-)
-def test_neuron_survives_packing(neuron):
-    assert Neuron.unpack(neuron.pack()) == neuron
-    assert neuron.numbers() == tuple(neuron.pack())
-
-
-def test_neuron_without_clip_packs_as_infinity():
-    assert Neuron(0.25, None).pack() == [0.25, math.inf, 0.0]
-    assert Neuron(0.25, None).numbers().derivative_clip == math.inf
-
-
-def test_neuron_has_a_surrogate_only_with_a_slope():
-    given = Neuron(), Neuron(surrogate_width=0.5), Neuron(psp_persistence=0, surrogate_width=0.5)
-    assert [neuron.has_surrogate for neuron in given] == [False, True, False]
