@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttfs_kernels.autograd import autocasts
+
 BACKENDS = ("auto", "triton", "torch")
 VARIABLE = "TTFS_KERNELS_BACKEND"
 
@@ -55,7 +57,7 @@ def backend(choice: str | None = None) -> BackendReport:
     """
     global _choice, _source
     if choice is not None:
-        _check_name("backend", choice)
+        check_name("backend", choice)
         _choice, _source = choice, "backend()"
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
     unavailable = {str(device): why_no_triton(device, torch.float32) or "" for device in devices}
@@ -84,9 +86,8 @@ def backend_for(function: str, backend: str, x: Tensor) -> str:
         backend = _choice
     if backend == "torch" or (backend == "auto" and not x.is_cuda):
         return "torch"
-    _check_name(function, backend)
-    autocast = torch.is_autocast_enabled(x.device.type)
-    reason = why_no_triton(x.device, torch.get_autocast_dtype(x.device.type) if autocast else x.dtype)
+    check_name(function, backend)
+    reason = why_no_triton(x.device, torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype)
     if reason is None:
         return backend
     if backend == "auto":
@@ -113,7 +114,8 @@ def float32_precisions() -> tuple[str, str]:
     return linear, conv2d
 
 
-def _check_name(function: str, name: str) -> None:
+def check_name(function: str, name: str) -> None:
+    """Raise ValueError, in the name of a function, for what is no backend."""
     if name not in BACKENDS:
         raise ValueError(f"{function}: backend must be one of {', '.join(BACKENDS)}; got {name!r}.")
 

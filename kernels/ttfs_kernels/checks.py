@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttfs_kernels.autograd import autocasts
 from ttfs_kernels.contraction import Geometry
 
 POOLS = (1, 2)
@@ -17,7 +18,7 @@ def pair(function: str, name: str, value: int | Sequence[int], smallest: int) ->
     values = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(values) == 2:
         rows, columns = values
-        if isinstance(rows, int) and isinstance(columns, int) and rows >= smallest and columns >= smallest:
+        if type(rows) is type(columns) is int and rows >= smallest and columns >= smallest:
             return rows, columns
     raise ValueError(
         f"{function}: {name} must be an integer or two integers ≥ {smallest}; got {value!r}. "
@@ -47,7 +48,11 @@ def check_tensors(
                 f"{function}: {name} must be on the device of x ({x.device}); got {tensor.device}. "
                 f"Move it with {name}.to(x.device)."
             )
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    if 0 in weight.shape[:2]:
+        raise ValueError(
+            f"{function}: weight must have outputs and inputs, at least one of each; got shape {list(weight.shape)}."
+        )
+    if x.dtype != weight.dtype and not autocasts(x, weight):
         raise TypeError(
             f"{function}: x and weight must have one dtype; got {x.dtype} and {weight.dtype}. "
             "Convert one of them, or run under torch.autocast."
@@ -66,7 +71,7 @@ def check_tensors(
             f"{function}: skip must have the shape of the output, {list(out_shape)}, a delayed spike a neuron; got "
             f"{list(skip.shape)}. Take every second position of larger maps, and pad missing channels with zeros."
         )
-    if skip is not None and skip.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if skip is not None and skip.dtype != x.dtype and not autocasts(x, skip):
         raise TypeError(
             f"{function}: skip must have the dtype of x, {x.dtype}; got {skip.dtype}. Convert it, or run under "
             "torch.autocast."
@@ -126,9 +131,9 @@ def check_conv2d(operands: Sequence[Any], geometry: Geometry, pool: int) -> None
 
 def check_options(groups: int, pool: int, fuse_pool: bool | None) -> None:
     """Options of `dft_conv2d` by themselves."""
-    if not isinstance(groups, int) or groups < 1:
+    if type(groups) is not int or groups < 1:
         raise ValueError(f"dft_conv2d: groups must be an integer ≥ 1; got {groups!r}. 1 connects all channels.")
-    if not isinstance(pool, int) or pool not in POOLS:
+    if type(pool) is not int or pool not in POOLS:
         raise ValueError(
             f"dft_conv2d: pool must be one of {', '.join(map(str, POOLS))}; got {pool!r}. "
             "Apply torch.nn.functional.max_pool2d to the result for other windows."

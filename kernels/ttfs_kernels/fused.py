@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -56,33 +55,36 @@ def is_formula(x: Tensor) -> bool:
 
 
 def run(formula: tuple[Any, ...], *operands: Tensor | None) -> Any:
-    """What a formula, with its settings, makes of operands of which the first is the largest: fused, or as it is.
+    """What a formula makes of its settings and of operands, the first of which is the largest: fused, or as it is.
 
     Example: `run((entering, neuron), grad, x, sigma)`.
     """
-    make, *settings = formula
+    function, *settings = formula
     assert operands[0] is not None
     if torch.compiler.is_compiling() or not is_fused(operands[0]):
-        return make(*settings)(*operands)
-    return compiled(make, *settings)(*operands)
+        return function(*settings, *operands)
+    return compiled(function, *settings)(*operands)
 
 
 @cache
-def compiled(make: Callable[..., Any], *settings: Any) -> "Pass":
+def compiled(formula: Callable[..., Any], *settings: Any) -> "Pass":
     """A compiled formula; the same one for the same settings."""
-    return Pass(make(*settings))
+    return Pass(formula, settings)
 
 
 class Pass:
     """A formula over tensors, compiled when it is first called; or as it is, once compiling has failed."""
 
-    def __init__(self, formula: FunctionType) -> None:
+    def __init__(self, formula: Callable[..., Any], settings: tuple[Any, ...]) -> None:
         from torch._dynamo.exc import TorchDynamoException  # which takes a second to import
 
-        self.formula, self.failure = formula, TorchDynamoException
-        # The compiler counts versions by code object, of which closures share one: give each settings their own.
-        formula.__code__ = formula.__code__.replace(co_name=f"{formula.__name__}_fused")
-        self.compiled = torch.compile(formula, dynamic=True)
+        def bound(*operands: Tensor | None) -> Any:
+            return formula(*settings, *operands)
+
+        # The compiler counts versions by code object, of which closures share one: give each pass its own.
+        bound.__code__ = bound.__code__.replace(co_name=f"{formula.__name__}_fused")
+        self.formula, self.failure = bound, TorchDynamoException
+        self.compiled = torch.compile(bound, dynamic=True)
 
     def __call__(self, *operands: Tensor | None) -> Any:
         # The shapes of parameters would be taken for constants.
@@ -111,33 +113,30 @@ def precise_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def firing(neuron: Neuron, with_derivatives: bool) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The rule, as `rule.fire_`: (potentials, bias, skip, skip_weight, σ) → (activations, derivatives or None)."""
+def firing(
+    neuron: Neuron,
+    with_derivatives: bool,
+    potentials: Tensor,
+    bias: Tensor | None,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
+    sigma: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """The rule, as `rule.fire_`: activations, and derivatives or None."""
+    potential, slope = potentials.to(precise_dtype(potentials.dtype))
+    if bias is not None:
+        potential = potential + bias
+    potential, slope = with_delayed(potential, slope, skip, skip_weight, sigma)
+    assert slope is not None  # one was given
+    activations, *derivatives = fire_with_derivatives(potential, slope, neuron)
+    activations = activations.to(potentials.dtype)
+    return activations, torch.stack(derivatives).to(potentials.dtype) if with_derivatives else None
 
-    def fire(
-        potentials: Tensor, bias: Tensor | None, skip: Tensor | None, skip_weight: Tensor | None, sigma: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        precise = precise_dtype(potentials.dtype)
-        potential, slope = potentials[0].to(precise), potentials[1].to(precise)
-        if bias is not None:
-            potential = potential + bias
-        potential, slope = with_delayed(potential, slope, skip, skip_weight, sigma)
-        assert slope is not None  # one was given
-        activations, *derivatives = fire_with_derivatives(potential, slope, neuron)
-        activations = activations.to(potentials.dtype)
-        return activations, torch.stack(derivatives).to(potentials.dtype) if with_derivatives else None
 
-    return fire
-
-
-def clamping() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The rule at σ = 0, with delayed spikes: (potentials [neurons, channels], skip, skip_weight) → activations."""
-
-    def clamp(potentials: Tensor, skip: Tensor, skip_weight: Tensor) -> Tensor:
-        potential, _ = with_delayed(potentials.to(precise_dtype(potentials.dtype)), None, skip, skip_weight)
-        return potential.clamp(0, 1).to(skip.dtype)
-
-    return clamp
+def clamping(potentials: Tensor, skip: Tensor, skip_weight: Tensor) -> Tensor:
+    """The rule at σ = 0, with delayed spikes: activations of potentials [neurons, channels]."""
+    potential, _ = with_delayed(potentials.to(precise_dtype(potentials.dtype)), None, skip, skip_weight)
+    return potential.clamp(0, 1).to(skip.dtype)
 
 
 def with_delayed(
@@ -157,18 +156,11 @@ def with_delayed(
     return A, None if W is None else W + torch.where(skip > 0, skip_weight * sigma, 0)
 
 
-def crossing() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(gradient [neurons, channels], activations) → (h, its sum over neurons), for σ = 0.
-
-    h is the gradient where 0 < a < 1, else 0; NaN where a is.
-    """
-
-    def cross(grad: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
-        precise = precise_dtype(grad.dtype)
-        h = inside(grad.to(precise), activations.to(precise))  # in 16 bits, comparisons are not vectorised
-        return h.to(grad.dtype), h.sum(0)
-
-    return cross
+def crossing(grad: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
+    """h for σ = 0, and its sum over neurons: the gradient where 0 < a < 1, else 0; NaN where a is."""
+    precise = precise_dtype(grad.dtype)
+    h = inside(grad.to(precise), activations.to(precise))  # in 16 bits, comparisons are not vectorised
+    return h.to(grad.dtype), h.sum(0)
 
 
 def inside(grad: Tensor, values: Tensor) -> Tensor:
@@ -177,51 +169,39 @@ def inside(grad: Tensor, values: Tensor) -> Tensor:
     return torch.where(values.isnan(), values, h)  # PyTorch 2.13's compiler takes 0 * a for 0
 
 
-def scaling() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(derivatives, gradient [neurons, channels]) → (their product h, the sum of h[0] over neurons)."""
-
-    def scale(derivatives: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        h = derivatives * grad
-        return h, h[0].sum(0, dtype=precise_dtype(h.dtype))
-
-    return scale
+def scaling(derivatives: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """h, the product of derivatives [2, neurons, channels] and gradient, and the sum of h[0] over neurons."""
+    h = derivatives * grad
+    return h, h[0].sum(0, dtype=precise_dtype(h.dtype))
 
 
-def entering(neuron: Neuron) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The gradient of an input from those of its activations and masks: ([2, elements], [elements], σ) → [elements].
+def entering(neuron: Neuron, grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """The gradient of an input [elements] from those of its activations and masks [2, elements].
 
-    Without a surrogate masks have none: ([elements], [elements], σ) → [elements].
+    Without a surrogate masks have none: `grad` is [elements].
     """
     width = neuron.surrogate_width
-
-    def enter(grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        if width == 0:
-            return torch.where(x <= 0, 0, grad)
-        by_mask = grad[1] * (1 - x / width).clamp_min(0)
-        return torch.where(x <= 0, 0, grad[0]) + by_mask * sigma
-
-    return enter
+    if width == 0:
+        return torch.where(x <= 0, 0, grad)
+    by_mask = grad[1] * (1 - x / width).clamp_min(0)
+    return torch.where(x <= 0, 0, grad[0]) + by_mask * sigma
 
 
-def skipping(neuron: Neuron) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(h, skip, skip_weight, σ) → gradients of delayed spikes and of their weights.
+def skipping(neuron: Neuron, h: Tensor, skip: Tensor, skip_weight: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of delayed spikes [..., channels] and of their weights.
 
-    h is [2, ..., channels], gradients of A and W / σ, or at σ = 0 [1, ..., channels]; skip [..., channels].
+    h is [2, ..., channels], gradients of A and W / σ, or at σ = 0 [1, ..., channels].
     """
-
-    def gradients(h: Tensor, skip: Tensor, skip_weight: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        precise = precise_dtype(h.dtype)
-        by_potential, x = h[0].to(precise), skip.to(precise)
-        by_weight, by_spike = by_potential * x, by_potential
-        if neuron.has_slope:
-            by_slope = h[1].to(precise) * sigma
-            by_weight = by_weight + torch.where(x > 0, by_slope, 0)
-            by_spike = torch.where(x <= 0, 0, by_potential)
-            if neuron.has_surrogate:
-                by_spike = by_spike + by_slope * (1 - x / neuron.surrogate_width).clamp_min(0)
-        return (by_spike * skip_weight.to(precise)).to(h.dtype), sum_rows(by_weight)
-
-    return gradients
+    precise = precise_dtype(h.dtype)
+    by_potential, x = h[0].to(precise), skip.to(precise)
+    by_weight, by_spike = by_potential * x, by_potential
+    if neuron.has_slope:
+        by_slope = h[1].to(precise) * sigma
+        by_weight = by_weight + torch.where(x > 0, by_slope, 0)
+        by_spike = torch.where(x <= 0, 0, by_potential)
+        if neuron.has_surrogate:
+            by_spike = by_spike + by_slope * (1 - x / neuron.surrogate_width).clamp_min(0)
+    return (by_spike * skip_weight.to(precise)).to(h.dtype), sum_rows(by_weight)
 
 
 def sum_rows(values: Tensor) -> Tensor:
@@ -231,10 +211,6 @@ def sum_rows(values: Tensor) -> Tensor:
     return values
 
 
-def masking() -> Callable[[Tensor, Tensor], Tensor]:
-    """[x ; σ·[x > 0]]: ([elements], σ) → [2, elements]."""
-
-    def mask(x: Tensor, sigma: Tensor) -> Tensor:
-        return torch.stack([x, torch.where(x > 0, sigma, 0).to(x.dtype)])
-
-    return mask
+def masking(x: Tensor, sigma: Tensor) -> Tensor:
+    """[x ; σ·[x > 0]], [2, elements]."""
+    return torch.stack([x, torch.where(x > 0, sigma, 0).to(x.dtype)])

@@ -11,6 +11,9 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any
 
+# Widths of which float32 holds the inverse and what is divided by it, with room to spare.
+SMALLEST_WIDTH, LARGEST_WIDTH = 1e-6, 1e6
+
 
 @dataclass(frozen=True)
 class Neuron:
@@ -60,11 +63,14 @@ two-phase neuron.
                 f"Neuron: derivative_clip must be positive or None; got {self.derivative_clip}. "
                 "None gives exact gradients."
             )
-        if not 0.0 <= self.surrogate_width < math.inf:
+        if self.surrogate_width != 0 and not SMALLEST_WIDTH <= self.surrogate_width <= LARGEST_WIDTH:
             raise ValueError(
-                f"Neuron: surrogate_width must be finite and at least 0; got {self.surrogate_width}. "
-                "0 gives the exact event-driven gradient."
+                f"Neuron: surrogate_width must be 0 or from {SMALLEST_WIDTH:g} to {LARGEST_WIDTH:g}; got "
+                f"{self.surrogate_width}. 0 gives the exact event-driven gradient."
             )
+        for name in _NAMES:  # of any type of number: fractions have no place in a tensor's arithmetic
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if value is None else float(value))
 
     @property
     def has_slope(self) -> bool:

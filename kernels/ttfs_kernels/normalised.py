@@ -19,7 +19,6 @@ Shapes: potentials [2, images, positions, channels] for A and Σ w·[x > 0], or 
 one position in a fully connected layer.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ttfs_kernels import fused
-from ttfs_kernels.autograd import autocast, first_derivatives_only
+from ttfs_kernels.autograd import autocast, first_derivatives_only, reverse_mode_only
 from ttfs_kernels.backends import backend_for
 from ttfs_kernels.checks import check_conv2d, check_linear, check_options, pair
 from ttfs_kernels.contraction import Geometry, contract, gradient_of_input, gradient_of_weight
@@ -152,6 +151,7 @@ def _apply(
     pool: int,
     which: str,
 ) -> Normalised:
+    reverse_mode_only(_function(geometry), *operands, normalisation.weight)
     x, weight, bias, skip, skip_weight = operands
     x, weight, skip = autocast(x, weight, skip)
     operands = x, weight, normalisation.weight, bias, skip, skip_weight
@@ -163,6 +163,10 @@ def _apply(
     estimate = normalisation.estimate.detach()
     y, mean, variance = _NormalisedLayer.apply(*operands, estimate, (geometry, neuron, epsilon, group))
     return Normalised(y if pool == 1 else F.max_pool2d(y, pool), mean, variance)
+
+
+def _function(geometry: Geometry | None) -> str:
+    return "normalised_linear" if geometry is None else "normalised_conv2d"
 
 
 def _apply_eagerly(*arguments: Any) -> Normalised:
@@ -220,7 +224,7 @@ class _NormalisedLayer(torch.autograd.Function):
         grad = grads[0]
         if grad is None:
             return (None,) * 8
-        first_derivatives_only("normalised_linear" if ctx.geometry is None else "normalised_conv2d", grad)
+        first_derivatives_only(_function(ctx.geometry), grad)
         inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight = ctx.saved_tensors
         geometry, neuron, needs = ctx.geometry, ctx.neuron, ctx.needs_input_grad
         affine = gamma * inverse, beta - gamma * inverse * mean
@@ -264,15 +268,11 @@ def _both(potentials: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
     return A, potentials[1].to(precise) * sigma if len(potentials) == 2 else None
 
 
-def _summing() -> Callable[..., tuple[Tensor, Tensor]]:
-    """(potentials, σ, estimate) → Σ (V − estimate) and Σ (V − estimate)², [C]."""
-
-    def sums(potentials: Tensor, sigma: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
-        A, W = _both(potentials, sigma)
-        offset = (A if W is None else A + W) - estimate
-        return fused.sum_rows(offset), fused.sum_rows(offset.square())
-
-    return sums
+def _summing(potentials: Tensor, sigma: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ (V − estimate) and Σ (V − estimate)², [C]."""
+    A, W = _both(potentials, sigma)
+    offset = (A if W is None else A + W) - estimate
+    return fused.sum_rows(offset), fused.sum_rows(offset.square())
 
 
 def _normalise(
@@ -288,89 +288,65 @@ def _normalise(
     return fused.with_delayed(A * scale + shift, None if W is None else W * scale, skip, skip_weight, sigma)
 
 
-def _firing(neuron: Neuron) -> Callable[..., Tensor]:
-    """(potentials, σ, g, β − g·μ, skip, skip_weight) → activations."""
-
-    def fire(
-        potentials: Tensor,
-        sigma: Tensor,
-        scale: Tensor,
-        shift: Tensor,
-        skip: Tensor | None,
-        skip_weight: Tensor | None,
-    ) -> Tensor:
-        A, W = _normalise(potentials, sigma, scale, shift, skip, skip_weight)
-        activations = A.clamp(0, 1) if W is None else fire_with_derivatives(A, W, neuron)[0]
-        return activations.to(potentials.dtype)
-
-    return fire
+def _firing(neuron: Neuron, potentials: Tensor, *others: Any) -> Tensor:
+    """Activations; other operands as of `_normalise`."""
+    A, W = _normalise(potentials, *others)
+    activations = A.clamp(0, 1) if W is None else fire_with_derivatives(A, W, neuron)[0]
+    return activations.to(potentials.dtype)
 
 
-def _deriving(neuron: Neuron) -> Callable[..., None]:
-    """(potentials, σ, g, β − g·μ, skip, skip_weight, grad, by_A, by_W) → gradients of A' and W' in by_A and by_W.
+def _deriving(
+    neuron: Neuron,
+    potentials: Tensor,
+    sigma: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
+    grad: Tensor,
+    by_A: Tensor,
+    by_W: Tensor | None,
+) -> None:
+    """Gradients of A' and W' into by_A and by_W, which is None at σ = 0."""
+    A, W = _normalise(potentials, sigma, scale, shift, skip, skip_weight)
+    grad = grad.to(A.dtype)
+    if W is None or by_W is None:
+        by_A.copy_(fused.inside(grad, A))
+        return
+    _, by_potential, by_slope = fire_with_derivatives(A, W, neuron)
+    by_A.copy_(grad * by_potential)
+    by_W.copy_(grad * by_slope)
 
-    There is no by_W at σ = 0.
+
+def _reducing(
+    potentials: Tensor, sigma: Tensor, mean: Tensor, by_A: Tensor, by_W: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """dβ and dg, [C]."""
+    A, W = _both(potentials, sigma)
+    by_A = by_A.to(A.dtype)
+    by_scale = by_A * (A - mean)
+    if W is not None and by_W is not None:
+        by_scale = by_scale + by_W.to(A.dtype) * W
+    return fused.sum_rows(by_A), fused.sum_rows(by_scale)
+
+
+def _spreading(
+    potentials: Tensor,
+    sigma: Tensor,
+    scale: Tensor,
+    mean: Tensor,
+    by_mean: Tensor,
+    by_variance: Tensor,
+    by_A: Tensor,
+    by_W: Tensor | None,
+) -> None:
+    """Gradients of A and of Σ w·[x > 0], in place of those of A' and W'.
+
+    g·dA' and σ·g·dW', each less g·(by_mean + (V − μ)·by_variance): what came by the mean, dβ/N, and by the variance,
+    dγ/(N·√(s² + ε)).
     """
-
-    def derive(
-        potentials: Tensor,
-        sigma: Tensor,
-        scale: Tensor,
-        shift: Tensor,
-        skip: Tensor | None,
-        skip_weight: Tensor | None,
-        grad: Tensor,
-        by_A: Tensor,
-        by_W: Tensor | None,
-    ) -> None:
-        A, W = _normalise(potentials, sigma, scale, shift, skip, skip_weight)
-        grad = grad.to(A.dtype)
-        if W is None or by_W is None:
-            by_A.copy_(fused.inside(grad, A))
-            return
-        _, by_potential, by_slope = fire_with_derivatives(A, W, neuron)
-        by_A.copy_(grad * by_potential)
-        by_W.copy_(grad * by_slope)
-
-    return derive
-
-
-def _reducing() -> Callable[..., tuple[Tensor, Tensor]]:
-    """(potentials, σ, μ, by_A, by_W) → dβ and dg, [C]."""
-
-    def reduce(
-        potentials: Tensor, sigma: Tensor, mean: Tensor, by_A: Tensor, by_W: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        A, W = _both(potentials, sigma)
-        by_A = by_A.to(A.dtype)
-        by_scale = by_A * (A - mean)
-        if W is not None and by_W is not None:
-            by_scale = by_scale + by_W.to(A.dtype) * W
-        return fused.sum_rows(by_A), fused.sum_rows(by_scale)
-
-    return reduce
-
-
-def _spreading() -> Callable[..., None]:
-    """(potentials, σ, g, μ, dβ/N, dγ/(N·√(s² + ε)), by_A, by_W): gradients of A and of Σ w·[x > 0], in place.
-
-    g·dA' and σ·g·dW', each less g·(dβ/N + (V − μ)·dγ/(N·√(s² + ε))), which came by mean and variance.
-    """
-
-    def spread(
-        potentials: Tensor,
-        sigma: Tensor,
-        scale: Tensor,
-        mean: Tensor,
-        by_mean: Tensor,
-        by_variance: Tensor,
-        by_A: Tensor,
-        by_W: Tensor | None,
-    ) -> None:
-        A, W = _both(potentials, sigma)
-        shared = by_mean + ((A if W is None else A + W) - mean) * by_variance
-        by_A.copy_(scale * (by_A.to(A.dtype) - shared))
-        if by_W is not None:
-            by_W.copy_(sigma * scale * (by_W.to(A.dtype) - shared))
-
-    return spread
+    A, W = _both(potentials, sigma)
+    shared = by_mean + ((A if W is None else A + W) - mean) * by_variance
+    by_A.copy_(scale * (by_A.to(A.dtype) - shared))
+    if by_W is not None:
+        by_W.copy_(sigma * scale * (by_W.to(A.dtype) - shared))

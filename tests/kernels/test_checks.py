@@ -22,6 +22,8 @@ CONV2D = [
     ({"weight": WEIGHT[0]}, ValueError, CONV_SHAPES),
     ({"stride": 0}, ValueError, f"stride {PAIR} 1; got 0"),
     ({"stride": 1.5}, ValueError, f"stride {PAIR} 1; got 1.5"),
+    ({"stride": True}, ValueError, f"stride {PAIR} 1; got True"),
+    ({"groups": True}, ValueError, "groups must be an integer ≥ 1; got True."),
     ({"padding": (1, 1, 1)}, ValueError, f"padding {PAIR} 0; got (1, 1, 1)"),
     ({"padding": "same"}, ValueError, f"padding {PAIR} 0; got 'same'"),
     ({"dilation": (1, 0)}, ValueError, f"dilation {PAIR} 1; got (1, 0)"),
@@ -55,6 +57,11 @@ REFUSALS = [
         *own,
         *BOTH,
         ({"x": x.long()}, TypeError, "x must be float16, bfloat16, float32 or float64; got torch.int64"),
+        (
+            {"weight": weight[:0]},
+            ValueError,
+            "weight must have outputs and inputs, at least one of each; got",
+        ),
         ({"weight": weight.double()}, TypeError, "x and weight must have one dtype"),
     ]
 ]

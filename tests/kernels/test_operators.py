@@ -1,5 +1,7 @@
 """What the operators promise beyond numbers, whoever serves them: layouts, dtypes, refusals, hands off their inputs."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.kernels.common import (
     CONV2D,
@@ -74,26 +77,42 @@ def test_linear_keeps_leading_dimensions(served, shape):
 
 
 @KINDS
-@PERSISTENCES
-def test_other_derivatives_are_refused(served, kind, psp_persistence):
+def test_other_derivatives_are_refused(served, kind):
     """Second ones, forward mode, transforms of torch.func and batches of gradients: never a wrong number."""
     tensors = on(served, kind)
     x, name = tensors["x"], f"dft_{'linear' if kind == LINEAR else 'conv2d'}"
 
     def layer(x: Tensor) -> Tensor:
-        return apply(kind, tensors | {"x": x}, served, neuron=Neuron(psp_persistence))
+        return apply(kind, tensors | {"x": x}, served)
 
     y = layer(x)
     with pytest.raises(RuntimeError, match=f"{name}: create_graph must be False; got True"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=f"{name}: is_grads_batched must be False; got True"):
         torch.autograd.grad(y, x, torch.ones(3, *y.shape, device=y.device), is_grads_batched=True)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="implement the jvp function"):
+    reverse = f"{name}: derivatives must be taken in reverse mode; got forward mode or a transform of torch.func"
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=reverse):
         layer(forward_ad.make_dual(x, torch.ones_like(x)))
-    with pytest.raises(RuntimeError, match="it must override the setup_context staticmethod"):
-        torch.func.vmap(lambda one: layer(one[None]))(x)
-    with pytest.raises(RuntimeError, match="it must override the setup_context staticmethod"):
-        torch.func.grad(lambda x: layer(x).sum())(x)
+    transforms = (
+        torch.func.grad(lambda x: layer(x).sum()),
+        torch.func.jacrev(layer),
+        torch.func.vmap(lambda one: layer(one[None])),
+        lambda x: torch.func.jvp(layer, (x,), (x,)),
+    )
+    for transform in transforms:
+        with pytest.raises(RuntimeError, match=reverse):
+            transform(x.detach())
+
+
+@KINDS
+@pytest.mark.parametrize(("psp_persistence", "contractions"), [(0.0, 3), (0.25, 5)])
+def test_operations_are_counted_by_pytorch(kind, psp_persistence, contractions):
+    """Contractions of a training step: with a slope 2 forward, 1 for the input and 2 for the weight."""
+    tensors = operands(kind)
+    with FlopCounterMode(display=False) as counted:
+        results(kind, tensors, neuron=Neuron(psp_persistence))
+    synapses = math.prod(kind.weight[1:])
+    assert counted.get_total_flops() == contractions * 2 * math.prod(kind.out) * synapses
 
 
 @KINDS
@@ -185,6 +204,16 @@ def test_16_bit_operands_and_autocast_give_16_bit_results(served, kind, psp_pers
     for operand, gradient, wanted in zip(given.values(), ours, precise, strict=True):
         assert gradient.dtype == operand.dtype
         assert (gradient - wanted).norm() < 16 * eps * wanted.norm()
+
+
+@KINDS
+def test_autocast_leaves_float64_alone(kind):
+    tensors = operands(kind, *NAMES, dtype=torch.float64)
+    expected = results(kind, tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, results(kind, tensors), expected))
+        with pytest.raises(TypeError, match=r"x and weight must have one dtype; got torch\.float64 and"):
+            apply(kind, tensors | {"weight": tensors["weight"].float()})
 
 
 @pytest.mark.usefixtures("fresh_compiler")

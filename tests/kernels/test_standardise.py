@@ -159,6 +159,8 @@ def test_second_derivatives_are_refused(on):
     weights, gains = layers(SHAPES, on)
     with pytest.raises(RuntimeError, match="standardise_weights: create_graph must be False; got True"):
         torch.autograd.grad(standardise_weights(weights, gains)[0].square().sum(), weights[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="standardise_weights: derivatives must be taken in reverse mode"):
+        torch.func.jvp(lambda gain: standardise_weights(weights[:1], [gain]), (gains[0],), (gains[0],))
     assert standardise_weights([], []) == []
 
 

@@ -1,14 +1,34 @@
 """Arguments that no layer can have are refused when it is built, in the words of the argument."""
 
+import math
+
 import pytest
 import torch
 
-from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, Neuron, SignedEncoder
+from ttfs_triton.nn import (
+    AnalogEncoder,
+    DFTConv2d,
+    DFTLinear,
+    EarliestSpikePool2d,
+    FirstSpikeReadout,
+    LatencyEncoder,
+    NetworkConfig,
+    PotentialReadout,
+    SignedEncoder,
+    TTFSNetwork,
+    activation_to_spike_time,
+    cnn1,
+    spike_time_to_activation,
+    vgg16,
+)
+from ttfs_triton.nn.networks import cifarnet_specification
 
-CONVOLUTIONS = [DFTConv2d, AnalogEncoder, SignedEncoder]
+
+def network(specification: str, size=(8, 12), **options) -> TTFSNetwork:
+    return TTFSNetwork(NetworkConfig(specification, image_size=size, **options))
 
 
-@pytest.mark.parametrize("layer", CONVOLUTIONS)
+@pytest.mark.parametrize("layer", [DFTConv2d, AnalogEncoder, SignedEncoder])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -25,29 +45,83 @@ def test_sizes_that_cannot_be_are_refused(layer, options, message):
         layer(3, 4, 3, **options)
 
 
-def test_dilation_and_kernels_are_checked_too():
-    with pytest.raises(ValueError, match="dilation must be an integer of at least 1"):
-        DFTConv2d(3, 4, 3, dilation=0)
-    with pytest.raises(ValueError, match=r"kernel_size must be an integer of at least 1.*got 3\.5"):
-        DFTConv2d(3, 4, 3.5)
-    with pytest.raises(ValueError, match=r"kernel_size must be odd with padding=\"same\""):
-        DFTConv2d(3, 4, 2, padding="same")
-
-
 @pytest.mark.parametrize(
-    ("kernel_size", "dilation", "padding"), [(3, 1, "same"), ((3, 5), (2, 1), "same"), (2, 2, "same"), (3, 1, "valid")]
+    ("build", "message"),
+    [
+        (lambda: DFTConv2d(3, 4, 3, dilation=0), "dilation must be an integer of at least 1"),
+        (lambda: DFTConv2d(3, 4, 3.5), r"kernel_size must be an integer of at least 1.*got 3\.5"),
+        (lambda: DFTConv2d(3, 4, 2, padding="same"), r"kernel_size must be odd with padding=\"same\""),
+        (lambda: EarliestSpikePool2d(0), "EarliestSpikePool2d: kernel_size must be an integer of at least 1.*got 0"),
+        (lambda: EarliestSpikePool2d(2, 0.5), r"EarliestSpikePool2d: stride must be an integer.*got 0\.5"),
+        (lambda: DFTLinear(0, 3), r"DFTLinear: sizes must be positive; got weights of shape \(3, 0\)"),
+        (lambda: DFTLinear(2**20, 2**20), r"DFTLinear: weights must be at most 2147483648; got shape"),
+        (lambda: DFTConv2d(3, 0, 3), "DFTConv2d: sizes must be positive"),
+        (lambda: DFTConv2d(3, 4, 3, groups=2), r"groups must divide in_channels \(=3\) and out_channels \(=4\); got 2"),
+        (lambda: DFTLinear(3, 3, initial_gain=0.0), "initial_gain must be positive and finite; got 0.0"),
+        (lambda: DFTLinear(3, 3, spike_dropout=1.0), r"spike_dropout must be in \[0, 1\); got 1.0"),
+        (lambda: DFTLinear(1, 3), "weight_standardisation must have a fan-in of at least 2; got 1"),
+        (lambda: PotentialReadout(4, 2, batch_norm=True), "batch_norm must be False for a readout"),
+        # backends and neurons
+        (
+            lambda: DFTConv2d(3, 4, 3, backend="cuda"),
+            "DFTConv2d: backend must be one of auto, triton, torch",
+        ),
+        (lambda: DFTLinear(3, 4, backend="cuda"), "DFTLinear: backend must be one of"),
+        (lambda: cnn1(backend="cuda"), "TTFSNetwork: backend must be one of auto, triton, torch; got 'cuda'"),
+        # skips
+        (lambda: DFTConv2d(2, 3, 3, skip=4), "DFTConv2d: skip must be 0 or at most the layer's 3 channels; got 4"),
+        (lambda: AnalogEncoder(1, 3, 3, skip=1), "AnalogEncoder: skip must be 0, since no earlier spikes"),
+        (lambda: PotentialReadout(4, 3, skip=1), "PotentialReadout: skip must be 0"),
+        (lambda: DFTLinear(4, 3)(torch.rand(2, 4), skip=torch.rand(2, 3)), r"got spikes \[2, 3\] and skip=0"),
+        (lambda: DFTLinear(4, 3, skip=3)(torch.rand(2, 4)), "got none and skip=3. Call layer"),
+        (lambda: DFTLinear(4, 3, skip=3)(torch.rand(2, 4), skip=torch.rand(2, 2)), "skip must bring 3 channels"),
+        (lambda: network("4C3-(6C3-3C3)"), "a block must end with as many channels as enter it"),
+        (lambda: network("4C3-(4C3s2-4C3p2)-8"), r"got \(4, 8, 12\) in front of Convolution\(channels=4"),
+        (
+            lambda: network("(4C3-4C3)", encoder="analog"),
+            "start with a convolution, not in a block",
+        ),
+        # averages
+        (lambda: DFTConv2d(2, 3, 3, average=0), "DFTConv2d: average must be at least 1, and 1 for an encoder; got 0"),
+        (lambda: AnalogEncoder(1, 3, 3, average=2), "AnalogEncoder: average must be at least 1, and 1 for an encoder"),
+        (lambda: DFTConv2d(2, 3, 3, dilation=2, average=2), "dilation must be 1 with average=2; got .2, 2."),
+        (lambda: DFTLinear(10, 3, average=4), r"DFTLinear: average must divide in_features \(10\); got 4"),
+        (lambda: DFTConv2d(2, 3, 3, average=2)(torch.rand(1, 2, 9, 8)), "must divide into windows of average=2"),
+        (lambda: network("4C3-A3-4C3"), "maps must divide into windows of an average; got 8×12 in front of A3"),
+        # readouts
+        (lambda: PotentialReadout(4, 2, at="middle"), 'at must be "start" or "end"; got \'middle\''),
+        (lambda: FirstSpikeReadout(4, 0), "FirstSpikeReadout: sizes must be positive"),
+        (lambda: FirstSpikeReadout(4, 2, threshold=0.0), "FirstSpikeReadout: threshold must be positive; got 0.0"),
+        (lambda: FirstSpikeReadout(4, 2, window=-1.0), "window must be positive; got -1.0"),
+        (lambda: FirstSpikeReadout(4, 2, initial_potential=20.0), r"must be below threshold \(20.0\); got 20.0"),
+        # encoders and spike times
+        (lambda: LatencyEncoder(0), "max_value must be positive; got 0"),
+        (lambda: AnalogEncoder(3, 4, 3, mean=[0.5]), r"mean must have one entry per input channel \(3\); got \[0.5\]"),
+        (lambda: SignedEncoder(1, 4, 3, std=[0.0]), r"std must be positive; got \[0.0\]"),
+        (lambda: activation_to_spike_time(torch.tensor([0.5, 1.25]), 1), r"in \[0, 1\]; got values from 0.5 to 1.25"),
+        (lambda: activation_to_spike_time(torch.tensor([math.nan]), 1), "activation must be in"),
+        (lambda: activation_to_spike_time(torch.tensor([0.5]), -1), "layer must be at least 0; got -1"),
+        (lambda: activation_to_spike_time(torch.tensor([0.5]), 0, 0.0), "window must be positive; got 0.0"),
+        (
+            lambda: spike_time_to_activation(torch.tensor([5.0, 8.5]), 1, 4.0),
+            r"spike_time must be inf or in the window of layer 1, \[4.0, 8.0\]; got values from 5 to 8.5",
+        ),
+        (lambda: spike_time_to_activation(torch.tensor([math.nan]), 1), "in the window of layer 1"),
+        # networks
+        (
+            lambda: vgg16(image_size=16, width=1 / 16),
+            r"got \(16, 16\), which leaves maps of 1×1 in front",
+        ),
+        (lambda: cnn1(width=0.25)(torch.rand(2, 3, 28, 28)), r"images must have shape \[N, 1, 28, 28\]; got \(2, 3"),
+        (lambda: cifarnet_specification(1.0, 4), "convolutions must be 2 or 3"),
+    ],
 )
-def test_padding_by_words_is_pytorchs(kernel_size, dilation, padding):
-    layer = DFTConv2d(3, 4, kernel_size, padding=padding, dilation=dilation)
-    expected = torch.nn.Conv2d(3, 4, kernel_size, padding=padding, dilation=dilation)
-    x = torch.rand(2, 3, 9, 8)
-    assert layer(x).shape == expected(x).shape
+def test_what_no_layer_can_be_is_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
 
 
-@pytest.mark.parametrize("build", [lambda **options: DFTConv2d(3, 4, 3, **options), lambda **o: DFTLinear(3, 4, **o)])
-def test_neuron_and_backend_are_checked(build):
-    with pytest.raises(TypeError, match=r"neuron must be a Neuron; got 0\.4\. Give Neuron\(psp_persistence="):
-        build(neuron=0.4)
-    with pytest.raises(ValueError, match=r"backend must be one of auto, triton, torch; got .cuda.\."):
-        build(backend="cuda")
-    assert build(neuron=Neuron(0.4), backend="torch").neuron == Neuron(0.4)
+@pytest.mark.parametrize("kind", [DFTLinear, PotentialReadout, FirstSpikeReadout])
+def test_what_is_no_neuron_is_refused(kind):
+    with pytest.raises(TypeError, match=rf"{kind.__name__}: neuron must be a Neuron; got 0\.4\. Give Neuron\(psp_pers"):
+        kind(3, 4, neuron=0.4)

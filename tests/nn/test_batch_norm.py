@@ -14,7 +14,6 @@ from ttfs_triton.nn import (
     DFTLinear,
     Grid,
     NetworkConfig,
-    SignedEncoder,
     TTFSNetwork,
     cifarnet,
     fold_batch_norm,
@@ -23,8 +22,7 @@ from ttfs_triton.nn import (
     whiten,
     whitening_weights,
 )
-from ttfs_triton.nn.folding import plain_synapses, unfold_batch_norm
-from ttfs_triton.nn.networks import cifarnet_specification
+from ttfs_triton.nn.folding import unfold_batch_norm
 
 SIGMAS = [0.0, 0.25, 1.0]
 
@@ -51,6 +49,9 @@ def test_a_folded_network_is_the_one_in_evaluation(sigma, encoder):
     again = TTFSNetwork(folded.config).double()
     again.load_state_dict(folded.state_dict())
     assert torch.equal(again.eval()(images), folded(images))
+    before = deepcopy(network.state_dict())
+    torch.testing.assert_close(fold_batch_norm(deepcopy(network))(images), network(images))
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)  # evaluation changes no statistics
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
@@ -110,36 +111,6 @@ def test_running_statistics_are_a_mean_and_later_a_moving_one():
     torch.testing.assert_close(layer.batch_norm.running_mean, moved)
 
 
-def test_evaluation_changes_no_statistics():
-    network = trained(0.5)
-    before = deepcopy(network.state_dict())
-    network(torch.rand(4, 2, 13, 13).double())
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
-def test_layers_refuse_what_cannot_be():
-    from ttfs_triton.nn import PotentialReadout
-
-    with pytest.raises(ValueError, match="batch_norm must be False for a readout"):
-        PotentialReadout(4, 2, batch_norm=True)
-    with pytest.raises(RuntimeError, match="must have a batch norm"):
-        DFTLinear(4, 2).normalisation()
-
-
-def test_folding_a_module_of_layers():
-    module = torch.nn.Sequential(
-        SignedEncoder(2, 4, 3, batch_norm=True), torch.nn.Flatten(), DFTLinear(484, 5)
-    ).double()
-    images = torch.rand(8, 2, 13, 13).double()
-    for _ in range(3):
-        module(images)
-    expected = module.eval()(images)
-    torch.testing.assert_close(fold_batch_norm(module)(images), expected)
-    weight, bias = plain_synapses(module[0])
-    assert torch.equal(weight, module[0].weight)
-    assert torch.equal(bias, module[0].bias)
-
-
 def test_whitened_patches_are_uncorrelated():
     images = torch.rand(200, 3, 12, 12).cumsum(2) / 6  # neighbours alike
     encoder = AnalogEncoder(3, 24, 2, mean=[0.5] * 3, std=[0.3] * 3, weight_standardisation=False, initial_gain=0.25)
@@ -177,11 +148,6 @@ def test_cifarnet_has_its_shape(convolutions):
     assert layers == [24, *[16] * convolutions, *[64] * 2 * convolutions]
     assert not network.features.conv1.weight.requires_grad
     assert network.features.conv1.batch_norm is None
-
-
-def test_cifarnet_refuses_other_shapes():
-    with pytest.raises(ValueError, match="convolutions must be 2 or 3"):
-        cifarnet_specification(1.0, 4)
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)

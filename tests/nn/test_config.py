@@ -31,9 +31,6 @@ def test_config_is_written_flat():
     )
     assert (written["psp_persistence"], written["derivative_clip"], written["neuron"]) == (0.25, None, "dft")
     assert NetworkConfig.from_dict(written | {"backend": "triton"}).to_dict() == written
-
-
-def test_old_configurations_without_newer_keys_load():
     assert NetworkConfig.from_dict({"specification": "128", "psp_persistence": 0.5}).neuron == Neuron(0.5)
 
 
@@ -42,13 +39,9 @@ def test_config_is_frozen_and_replaced():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.classes = 3  # pyright: ignore[reportAttributeAccessIssue]
     assert config.replace(classes=3).classes == 3
+    assert config.replace(width=0.3).scaled(64) == 19
     with pytest.raises(ValueError, match=r"classes is not usable: .* greater than or equal to 1; got 0"):
         config.replace(classes=0)
-
-
-def test_config_scales_sizes():
-    config = NetworkConfig("128", width=0.3)
-    assert (config.scaled(64), config.scaled(1)) == (19, 1)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +92,7 @@ def test_values_of_another_type_or_range_are_refused(field, value):
         NetworkConfig.from_dict({**ANALOG, field: value})
 
 
-def test_a_configuration_needs_a_specification():
+def test_a_configuration_needs_a_specification_and_a_grid_that_is_one():
     with pytest.raises(ValueError, match=r"values must have a specification; got \['classes'\]"):
         NetworkConfig.from_dict({"classes": 3})
     with pytest.raises(ValueError, match=r"NetworkConfig: grid is not usable: .*; got 4"):

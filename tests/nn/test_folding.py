@@ -36,12 +36,8 @@ def test_batch_norm_folds_into_a_layer(channels, inputs, seed, bias, affine, con
     folded = BatchNorm(mean, var, gamma, beta, 1e-3).fold(weight, shift)
     expected = F.batch_norm(contract(x, weight, shift), mean, var, gamma, beta, eps=1e-3)
     torch.testing.assert_close(contract(x, *folded), expected)
-
-
-def test_folding_float32_computes_in_float64():
-    weight, bias = BatchNorm(torch.ones(1), torch.ones(1), None, None).fold(torch.ones(1, 1), None)
-    assert weight.dtype == bias.dtype == torch.float64
-    torch.testing.assert_close(weight, torch.tensor([[(1 + 1e-5) ** -0.5]], dtype=torch.float64), rtol=1e-14, atol=0)
+    rounded = BatchNorm(mean.float(), var.float(), None, None).fold(weight.float(), None)
+    assert {tensor.dtype for tensor in rounded} == {torch.float64}
 
 
 @pytest.mark.parametrize(("kind", "sizes"), [(DFTConv2d, (2, 4, 3, 2, 1)), (DFTLinear, (6, 4))])
@@ -59,13 +55,3 @@ def test_batch_norm_of_a_layer_is_folded(kind, sizes):
         x = normal(3, 6, seed=4)
         potential = F.linear(x, weight, bias)
     torch.testing.assert_close(potential.clamp(0, 1), layer(x))
-
-
-@pytest.mark.parametrize("weight_standardisation", [True, False])
-def test_weights_without_batch_norm_are_those_of_the_layer(weight_standardisation):
-    layer = DFTLinear(5, 3, bias=False, weight_standardisation=weight_standardisation)
-    weight, bias = plain_synapses(layer)
-    assert weight.dtype == torch.float64
-    assert not weight.requires_grad
-    assert torch.equal(weight.float(), layer.effective_weight())
-    assert bias is None

@@ -17,7 +17,6 @@ from ttfs_triton.nn import (
     PotentialReadout,
     cnn1,
     network_graph,
-    vgg11,
 )
 from ttfs_triton.nn.decision import logits_and_decision
 
@@ -68,12 +67,6 @@ def test_graph_of_cnn1():
         [EarliestSpikePool2d, nn.Flatten],
         [],
     ]
-
-
-def test_graph_of_vgg11_begins_with_the_analog_encoder():
-    graph = network_graph(vgg11(width=1 / 32))
-    assert (graph.encoder.name, graph.encoder.kind, graph.windows, len(graph.stages)) == ("conv1", "analog", 10, 11)
-    assert (graph.image_shape, graph.classes, graph.readout_time) == ((3, 32, 32), 10, "potential_start")
 
 
 def test_functions_between_layers_are_modules_of_the_route():
@@ -128,8 +121,9 @@ def test_synapses_fold_batch_norm_and_standardisation():
     layer = randomised(AnalogEncoder(2, 3, 3, padding=1, mean=[0.1, 0.2], std=[0.5, 2.0], batch_norm=True), seed=0)
     layer.batch_norm.running_mean.uniform_(-1, 1)
     layer.batch_norm.running_var.uniform_(0.5, 2)
-    network = nn.Sequential(layer, nn.Flatten(), PotentialReadout(75, 2))
-    weight, bias = network_graph(network, (2, 5, 5)).encoder.synapses()
+    graph = network_graph(nn.Sequential(layer, nn.Flatten(), PotentialReadout(75, 2)), (2, 5, 5))
+    assert (graph.encoder.kind, graph.windows, graph.classes, graph.readout_time) == ("analog", 1, 2, "potential_start")
+    weight, bias = graph.encoder.synapses()
     x = torch.rand(4, 2, 5, 5)
     y = nn.functional.conv2d(((x - layer.mean) / layer.std).double(), weight, bias, padding=1).clamp(0, 1)
     torch.testing.assert_close(y.float(), layer.eval()(x), rtol=1e-5, atol=1e-5)
@@ -169,12 +163,20 @@ def test_function_between_layers_is_refused_by_name(between, what, remedy):
         network_graph(own(between), SHAPE)
 
 
+@pytest.mark.parametrize("change", [lambda x: x - 0.5, lambda x: x / 0.25, lambda x: x.mul_(2)])
+def test_images_are_normalised_by_the_encoder(change):
+    class Normalising(Own):
+        def forward(self, x):
+            return super().forward(change(x))
+
+    with pytest.raises(NetworkError, match=r"got \w+\(\) in Normalising\. Give mean and std to AnalogEncoder"):
+        network_graph(randomised(Normalising(), seed=0), SHAPE)
+
+
 @pytest.mark.parametrize(
     ("module", "remedy"),
     [
-        (nn.AvgPool2d(1), "A mean of spike times is no spike"),
         (nn.BatchNorm2d(1), "Use batch_norm=True of our layers"),
-        (nn.ReLU(), "Leave it out"),
         (nn.Linear(4, 4), "Use DFTLinear"),
         (nn.Conv2d(1, 1, 1), "Use DFTConv2d"),
     ],

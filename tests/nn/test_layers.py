@@ -1,3 +1,8 @@
+"""Layers: what they hand to the operators, whose numbers tests/kernels judges; skips, averages, dropout, pools."""
+
+import inspect
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -5,114 +10,97 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import forward_ad
 
 from tests import oracles
-from tests.nn.common import activations, assert_finite_differences, randomised
-from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, Neuron
+from tests.nn.common import activations, randomised
+from ttfs_kernels import dft_conv2d
+from ttfs_kernels.rule import fire
+from ttfs_triton.nn import (
+    AnalogEncoder,
+    DFTConv2d,
+    DFTLinear,
+    EarliestSpikePool2d,
+    FirstSpikeReadout,
+    Grid,
+    LatencyEncoder,
+    NetworkConfig,
+    Neuron,
+    PotentialReadout,
+    SignedEncoder,
+    TTFSNetwork,
+    activation_to_spike_time,
+    network_graph,
+    resnet20,
+)
+from ttfs_triton.nn.models import effective_weights
+from ttfs_triton.nn.sizes import skip_step
 
+BLOCKS = "4C3-(4C3-6C3)x2-P2-(6C3s2-6C3-8C3)-12-(12-12)"
+SIGMAS = pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])
 sigmas = st.sampled_from([0.0, 0.25, 1.0])
+pairs = st.tuples(st.integers(1, 2), st.integers(1, 2))
+
+
+def network(specification: str = BLOCKS, size=(10, 12), **options) -> TTFSNetwork:
+    config = NetworkConfig(specification, image_size=size, classes=3, **options)
+    return randomised(TTFSNetwork(config).double(), seed=1)
 
 
 @settings(deadline=None, max_examples=40)
 @given(
-    samples=st.integers(1, 3),
-    in_features=st.integers(2, 9),
-    out_features=st.integers(1, 6),
+    groups=st.sampled_from([1, 2]),
+    size=st.tuples(st.integers(5, 8), st.integers(5, 8)),
+    kernel=pairs,
+    stride=st.integers(1, 3),
+    padding=pairs,
+    dilation=pairs,
+    skip=st.integers(0, 4),
+    standardise=st.booleans(),
     bias=st.booleans(),
-    standardise=st.booleans(),
     sigma=sigmas,
     seed=st.integers(0, 2**20),
 )
-def test_linear_matches_event_driven_neurons(samples, in_features, out_features, bias, standardise, sigma, seed):
-    layer = DFTLinear(
-        in_features,
-        out_features,
-        bias=bias,
-        weight_standardisation=standardise,
-        neuron=Neuron(sigma),
-        dtype=torch.float64,
-    )
-    randomised(layer, seed, scale=2.0)
-    x = activations(samples, in_features, seed=seed)
-    weight = layer.effective_weight().detach().numpy()
-    initial = layer.bias.detach().numpy() if bias else None
-    expected = oracles.linear_layer(x.numpy(), weight, initial, psp_persistence=sigma)
-    np.testing.assert_allclose(layer(x).detach().numpy(), expected, rtol=0, atol=1e-9)
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    channels=st.sampled_from([(1, 3, 1), (2, 4, 1), (4, 2, 2), (3, 3, 3)]),
-    size=st.tuples(st.integers(4, 6), st.integers(4, 6)),
-    kernel=st.tuples(st.integers(1, 3), st.integers(2, 3)),
-    stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
-    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    sigma=sigmas,
-    standardise=st.booleans(),
-    seed=st.integers(0, 2**20),
-)
-def test_conv2d_matches_event_driven_neurons(
-    channels, size, kernel, stride, padding, dilation, sigma, standardise, seed
+def test_convolutions_are_their_operator(
+    groups, size, kernel, stride, padding, dilation, skip, standardise, bias, sigma, seed
 ):
-    in_channels, out_channels, groups = channels
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    kernel = (min(kernel[0], 2), min(kernel[1], 2)) if max(dilation) > 1 else kernel
-    layer = DFTConv2d(
-        in_channels,
-        out_channels,
-        kernel,
-        **options,
-        weight_standardisation=standardise,
-        neuron=Neuron(sigma),
-        dtype=torch.float64,
-    )
-    randomised(layer, seed, scale=1.5)
-    x = activations(2, in_channels, *size, seed=seed)
-    expected = oracles.conv2d_layer(
-        x.numpy(),
-        layer.effective_weight().detach().numpy(),
-        layer.bias.detach().numpy(),
-        **options,
-        psp_persistence=sigma,
-    )
-    np.testing.assert_allclose(layer(x).detach().numpy(), expected, rtol=0, atol=1e-9)
+    """Of larger maps every k-th position arrives by a skip, channels that there are not are silent."""
+    geometry = {"padding": padding, "dilation": dilation, "groups": groups, "stride": stride}
+    options = {"skip": skip, "bias": bias, "weight_standardisation": standardise, "dtype": torch.float64}
+    layer = randomised(DFTConv2d(4, 4, (2, 1 + kernel[1]), **geometry, **options, neuron=Neuron(sigma)), seed, 1.5)
+    x, earlier, late = activations(2, 4, *size, seed=seed), activations(2, 4, *size, seed=seed + 1), {}
+    shape = layer.output_shape(tuple(x.shape[1:]))
+    if skip and skip_step((skip, *size), shape) is None:
+        with pytest.raises(ValueError, match=f"skip must bring {skip} channels in maps that every k-th position"):
+            layer(x, skip=earlier[:, :skip])
+        return
+    if skip:
+        rows, columns = (-(-before // after) for before, after in zip(size, shape[1:], strict=True))
+        late["skip"] = torch.zeros(2, *shape, dtype=torch.float64)
+        for c, i, j in np.ndindex(skip, *shape[1:]):
+            late["skip"][:, c, i, j] = earlier[:, c, i * rows, j * columns]
+        late["skip_weight"] = torch.cat([layer.skip_weight, torch.zeros(4 - skip, dtype=torch.float64)])
+    expected = dft_conv2d(x, layer.effective_weight(), layer.bias, **geometry, **late, neuron=layer.neuron)
+    assert torch.equal(layer(x, **({"skip": earlier[:, :skip]} if skip else {})), expected)
 
 
-@pytest.mark.parametrize("sigma", [0.0, 1.0])
-def test_linear_is_within_a_tick_of_clock_driven_neurons(sigma):
-    layer = randomised(DFTLinear(12, 8, neuron=Neuron(sigma), dtype=torch.float64), seed=1, scale=2.0)
-    x = activations(4, 12, seed=2)
-    arguments = (x.numpy(), layer.effective_weight().detach().numpy(), layer.bias.detach().numpy())
-    ticked = oracles.linear_layer(*arguments, neuron=oracles.clock_driven, psp_persistence=sigma, dt=0.01)
-    difference = layer(x).detach().numpy() - ticked
-    assert difference.min() >= -1e-9
-    assert difference.max() <= 0.01 + 1e-9
-
-
-@pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("standardise", [False, True])
-def test_linear_gradients_match_numeric_ones(sigma, standardise):
-    layer = DFTLinear(6, 4, neuron=Neuron(sigma, None), weight_standardisation=standardise, dtype=torch.float64)
-    randomised(layer, seed=3)
-    # Away from the borders: silent inputs stay silent under a small step only if they are not moved at all.
-    x = activations(5, 6, seed=4, silent=0.0, saturated=0.0).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, *_: layer(x), (x, *layer.parameters()), atol=1e-7)
-
-
-def test_conv2d_gradients_match_numeric_ones():
-    layer = randomised(DFTConv2d(2, 3, 3, padding=1, neuron=Neuron(derivative_clip=None), dtype=torch.float64), seed=5)
-    x = activations(2, 2, 4, 4, seed=6, saturated=0.0)
-    assert_finite_differences(lambda: layer(x).square().sum(), list(layer.parameters()))
-
-
-def test_silent_inputs_get_no_gradient():
-    layer = randomised(DFTLinear(8, 6, dtype=torch.float64), seed=7)
-    x = activations(4, 8, seed=8).requires_grad_()
-    layer(x).sum().backward()
-    assert x.grad is not None
-    assert torch.all(x.grad[x == 0] == 0)
-    assert torch.any(x.grad[x > 0] != 0)
+@SIGMAS
+@pytest.mark.parametrize("skip", [0, 3])
+def test_fully_connected_layers_are_event_driven_neurons(sigma, skip):
+    """One neuron after the other: its inputs' spikes, and the one that waited, as events of a sorted sweep."""
+    layer = randomised(DFTLinear(6, 5, skip=skip, neuron=Neuron(sigma), dtype=torch.float64), 1, 1.5)
+    x, earlier = activations(7, 6, seed=2), activations(7, 3, seed=3)
+    found = layer(x, skip=earlier) if skip else layer(x)
+    for k, weight in enumerate(layer.effective_weight().detach().numpy()):
+        inputs, synapses = x.numpy(), weight
+        if k < skip:
+            inputs = np.concatenate([inputs, earlier[:, k : k + 1].numpy()], 1)
+            synapses = np.append(weight, layer.skip_weight[k].item())
+        options = {"bias": layer.bias[k : k + 1].detach().numpy(), "psp_persistence": sigma}
+        expected = oracles.linear_layer(inputs, synapses[None], **options)
+        np.testing.assert_allclose(found[:, k : k + 1].detach().numpy(), expected, rtol=0, atol=1e-9)
+        ticked = oracles.linear_layer(inputs, synapses[None], **options, neuron=oracles.clock_driven, dt=0.01)
+        assert ((expected - ticked >= -1e-9) & (expected - ticked <= 0.01 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"weight_standardisation": False}, {"skip": 4}, {"average": 2}])
@@ -120,30 +108,123 @@ def test_silent_inputs_get_no_gradient():
 def test_two_phase_neurons_are_clamped_relus(kind, options):
     sizes, shape = ((4, 5, 3, 1, 1), (2, 4, 6, 6)) if kind is DFTConv2d else ((144, 5), (2, 144))
     layer = randomised(kind(*sizes, neuron=Neuron(0.0), dtype=torch.float64, **options), seed=1)
-    x, late = activations(*shape, seed=2), {}
-    weight, skipped = layer.effective_weight(), 0
+    x, late, skipped = activations(*shape, seed=2), {}, 0
     if "skip" in options:
-        shape = (2, 4, 6, 6) if kind is DFTConv2d else (2, 4)
-        late = {"skip": activations(*shape, seed=3)}
-        v = F.pad(layer.skip_weight, (0, 1)).view(-1, *[1] * (len(shape) - 2))
-        skipped = v * F.pad(late["skip"], (*(0, 0) * (len(shape) - 2), 0, 1))
-    contract = (
-        (lambda: F.linear(x, weight, layer.bias))
-        if kind is DFTLinear
-        else (lambda: F.conv2d(x, weight, layer.bias, layer.stride, layer.padding))
-    )
-    torch.testing.assert_close(layer(x, **late), (contract() + skipped).clamp(0, 1))
+        late = {"skip": activations(*(2, 4, 6, 6)[: len(shape)], seed=3)}
+        beside = (0, 0) * (len(shape) - 2)
+        skipped = F.pad(late["skip"] * layer.skip_weight.view(-1, *beside[::2] and (1, 1)), (*beside, 0, 1))
+    weight = layer.effective_weight()
+    if kind is DFTLinear:
+        potential = F.linear(x, weight, layer.bias)
+    else:
+        potential = F.conv2d(x, weight, layer.bias, layer.stride, layer.padding)
+    torch.testing.assert_close(layer(x, **late), (potential + skipped).clamp(0, 1))
 
 
-def test_layers_do_not_change_their_input():
-    for layer, x in (
-        (DFTLinear(6, 3), activations(2, 6, seed=1)),
-        (DFTConv2d(2, 3, 3), activations(2, 2, 5, 5, seed=1)),
-    ):
-        x = x.float()
-        before = x.clone()
-        layer(x).sum().backward()
-        torch.testing.assert_close(x, before, rtol=0, atol=0)
+# ---- averages: means of weighted spikes and of weighted masks, never of spike times
+
+
+@SIGMAS
+@pytest.mark.parametrize("standardise", [False, True])
+def test_convolution_reads_the_mean_of_spikes_and_the_mean_of_masks(sigma, standardise):
+    options = {"average": 2, "weight_standardisation": standardise, "neuron": Neuron(sigma), "dtype": torch.float64}
+    layer = randomised(DFTConv2d(4, 6, 3, 2, 1, groups=2, **options), 1, 1.5)
+    x = activations(2, 4, 12, 8, seed=2)
+    plain = DFTConv2d(4, 6, 3, 2, 1, groups=2, **options | {"average": 1})
+    plain.load_state_dict(layer.state_dict())
+    weight = plain.effective_weight()
+    potential, slope = (F.conv2d(F.avg_pool2d(values, 2), weight, None, 2, 1, 1, 2) for values in (x, (x > 0).double()))
+    potential = potential + layer.bias[:, None, None]
+    expected = fire(potential, sigma * slope)[0] if sigma else potential.clamp(0, 1)
+    torch.testing.assert_close(layer(x), expected)
+    assert sigma == 0 or not torch.allclose(layer(x), plain(F.avg_pool2d(x, 2)))  # the mask of the mean is no mean
+
+
+@SIGMAS
+@pytest.mark.parametrize("kind", [DFTLinear, PotentialReadout, FirstSpikeReadout])
+def test_fully_connected_layers_read_means_of_maps(sigma, kind):
+    layer = randomised(kind(5 * 12, 7, average=12, neuron=Neuron(sigma), dtype=torch.float64), 1)
+    plain = kind(5, 7, neuron=Neuron(sigma), dtype=torch.float64)
+    plain.load_state_dict(layer.state_dict())
+    x = activations(3, 5, 3, 4, seed=2)
+    potential = F.linear(x.mean((2, 3)), plain.effective_weight(), layer.bias)
+    slope = sigma * F.linear((x > 0).double().mean((2, 3)), plain.effective_weight())
+    flat = x.flatten(1)
+    if kind is DFTLinear:
+        torch.testing.assert_close(layer(flat), fire(potential, slope)[0])
+    else:
+        torch.testing.assert_close(layer.potential(flat), potential)
+        torch.testing.assert_close(layer.potential(flat, at="end"), potential + slope)
+        torch.testing.assert_close(layer.potential_and_slope(flat)[1], slope)
+
+
+def test_networks_give_averages_to_the_layers_behind():
+    model = network("4C3-A2-(6C3-8C3)-A-5", (8, 12))
+    averages = {name: layer.average for name, layer in model.features.named_children() if hasattr(layer, "average")}
+    assert averages == {"conv1": 1, "conv2": 2, "conv3": 1, "fc1": 24}
+    assert resnet20(width=0.25, image_size=(64, 32)).readout.average == 128
+    before, after = model.features.conv2.weight.shape, model.features.conv2.effective_weight().shape
+    assert (before, after) == ((6, 4, 3, 3), (6, 4, 6, 6))
+    for layer, weight in zip(model.features, effective_weights(model.features), strict=True):
+        assert weight is None or torch.equal(weight, layer.effective_weight())
+
+
+# ---- skips in networks
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5])
+@pytest.mark.parametrize("encoder", ["latency", "analog"])
+def test_network_runs_its_layers_with_what_entered_each_block(sigma, encoder):
+    """A pool behind a block is its own: the kernel that pools in its epilogue reads no skip."""
+    model = network(neuron=Neuron(sigma), encoder=encoder)
+    images = activations(3, 1, 10, 12, seed=3)
+    layers = model.features
+    x = layers.conv1(images)
+    x = layers.conv3(layers.conv2(x), skip=x)
+    x = layers.pool1(layers.conv5(layers.conv4(x), skip=x))
+    x = layers.conv8(layers.conv7(layers.conv6(x)), skip=x)
+    x = layers.fc1(layers.flatten(x))
+    assert torch.equal(model.hidden(images), layers.fc3(layers.fc2(x), skip=x))
+    skips = {name: layer.skip for name, layer in layers.named_children() if getattr(layer, "skip", 0)}
+    assert skips == {"conv3": 4, "conv5": 6, "conv8": 6, "fc3": 12}
+
+
+def test_skip_weights_learn():
+    first, second = DFTConv2d(4, 4, 3, padding=1), DFTConv2d(4, 8, 3, padding=1, skip=4)
+    spikes = torch.rand(4, 4, 6, 6)
+    second(first(spikes), skip=spikes).sum().backward()
+    assert second.skip_weight.grad.abs().sum() > 0
+
+
+def test_skip_step():
+    assert skip_step((3, 7, 9), (3, 4, 3)) == (2, 3)
+    assert skip_step((3,), (5,)) == ()
+    for shape in ((4, 8, 8), (3, 4, 4), (3, 5, 5)):
+        assert skip_step(shape, (3, 8, 8)) is None
+    for before, after in pairwise((27, 9, 3, 1)):
+        assert skip_step((1, before, before), (1, after, after)) == (3, 3)
+
+
+# ---- pools
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(2, None), (3, 2), ((2, 1), (1, 2))])
+def test_pooling_keeps_the_earliest_spike_of_each_patch(kernel_size, stride):
+    pool = EarliestSpikePool2d(kernel_size, stride)
+    x = activations(2, 3, 6, 7, seed=1, silent=0.6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = pool(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    pooled, times = (activation_to_spike_time(spikes.detach(), layer=0) for spikes in (y, x))
+    rows, columns = pool.kernel_size
+    for n, c, p, q in np.ndindex(*pooled.shape):
+        i, j = p * pool.stride[0], q * pool.stride[1]
+        assert pooled[n, c, p, q] == times[n, c, i : i + rows, j : j + columns].min()
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert grad.sum() == y.numel()
+    assert (x.flatten(1)[grad.flatten(1) > 0] >= 0).all()
+
+
+# ---- training, types, words
 
 
 def test_initialisation_is_kaiming_times_the_gain():
@@ -151,7 +232,7 @@ def test_initialisation_is_kaiming_times_the_gain():
     layer = DFTLinear(2000, 50, initial_gain=0.25)
     assert layer.weight.std().item() == pytest.approx(0.25 * (2 / 2000) ** 0.5, rel=0.02)
     torch.testing.assert_close(layer.weight_gain.detach(), torch.full((50,), 0.25 * 2**0.5))
-    torch.testing.assert_close(layer.bias.detach(), torch.zeros(50))
+    assert not layer.bias.any()
     # Standardised or plain, a layer starts with the same norm.
     norm = layer.weight.norm(dim=1).mean().item()
     assert norm == pytest.approx(layer.effective_weight().norm(dim=1).mean().item(), rel=0.02)
@@ -168,52 +249,67 @@ def test_dropout_drops_spikes_and_keeps_the_expected_potential():
     assert (kept @ weight.T).mean().item() == pytest.approx((x @ layer.weight.T).mean().item(), rel=1e-2)
     layer.eval()
     assert layer.synapses(x)[0] is x
-    assert "spike_dropout=0.25" in repr(layer)
 
 
-def test_repr_shows_the_options():
-    text = repr(DFTConv2d(4, 8, 3, stride=2, dilation=2, groups=2, neuron=Neuron(0.5), bias=False))
-    for part in (
-        "4, 8",
-        "stride=(2, 2)",
-        "dilation=(2, 2)",
-        "groups=2",
-        "bias=False",
-        "neuron=Neuron(psp_persistence=0.5,",
-    ):
-        assert part in text
-    assert "neuron=Neuron(psp_persistence=1.0," in repr(DFTLinear(4, 8))
-
-
-@pytest.mark.parametrize("layer_type", [DFTLinear, DFTConv2d, AnalogEncoder])
-def test_layers_run_in_bfloat16_autocast(layer_type, device):
-    if layer_type is DFTLinear:
-        layer, x = layer_type(16, 8), activations(4, 16, seed=1).float()
-    else:
-        layer, x = layer_type(4, 8, 3, padding=1), activations(2, 4, 6, 6, seed=1).float()
-    layer, x = layer.to(device), x.to(device)
+@pytest.mark.parametrize("kind", [DFTLinear, DFTConv2d, AnalogEncoder])
+def test_layers_run_in_bfloat16_autocast(kind, device):
+    sizes, shape = ((16, 8), (4, 16)) if kind is DFTLinear else ((4, 8, 3), (2, 4, 6, 6))
+    layer, x = kind(*sizes).to(device), activations(*shape, seed=1).float().to(device)
     with torch.autocast(device.type, torch.bfloat16):
         low = layer(x)
     low.float().sum().backward()
-    assert low.dtype == torch.bfloat16
-    assert layer.weight.grad is not None
-    assert layer.weight.grad.dtype == torch.float32
+    assert (low.dtype, layer.weight.grad.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(low.float(), layer(x), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    ("kernel_size", "dilation", "padding"), [(3, 1, "same"), ((3, 5), (2, 1), "same"), (2, 2, "same"), (3, 1, "valid")]
+)
+def test_padding_by_words_is_pytorchs(kernel_size, dilation, padding):
+    layer, expected = (
+        kind(3, 4, kernel_size, padding=padding, dilation=dilation) for kind in (DFTConv2d, torch.nn.Conv2d)
+    )
+    x = torch.rand(2, 3, 9, 8)
+    assert layer(x).shape == expected(x).shape
+
+
+def test_repr_shows_layers_as_they_were_built():
+    text = repr(DFTConv2d(4, 8, 3, stride=2, dilation=2, groups=2, neuron=Neuron(0.5), bias=False))
+    assert "4, 8, kernel_size=(3, 3), stride=(2, 2), padding=(0, 0), dilation=(2, 2), groups=2, bias=False" in text
+    assert "neuron=Neuron(psp_persistence=0.5," in text
+    averages = DFTConv2d(4, 8, 1, average=2)
+    assert "kernel_size=(1, 1), stride=(1, 1), padding=(0, 0)" in repr(averages)
+    layers = LatencyEncoder(), averages, nn.Flatten(), DFTLinear(128, 4, spike_dropout=0.25), PotentialReadout(4, 2)
+    lines = network_graph(nn.Sequential(*layers), (4, 8, 8)).describe()
+    assert "kernel_size=(2, 2), stride=(2, 2), padding=(0, 0)" in lines[1]  # files have pixels
+    assert "spike_dropout=0.25" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "others"),
     [
-        (lambda: DFTLinear(0, 3), r"DFTLinear: sizes must be positive; got weights of shape \(3, 0\)"),
-        (lambda: DFTLinear(2**20, 2**20), r"DFTLinear: weights must be at most 2147483648; got shape"),
-        (lambda: DFTConv2d(3, 0, 3), "DFTConv2d: sizes must be positive"),
-        (lambda: DFTConv2d(3, 4, 3, groups=2), r"groups must divide in_channels \(=3\) and out_channels \(=4\); got 2"),
-        (lambda: DFTLinear(3, 3, initial_gain=0.0), "initial_gain must be positive and finite; got 0.0"),
-        (lambda: DFTLinear(3, 3, spike_dropout=1.0), r"spike_dropout must be in \[0, 1\); got 1.0"),
-        (lambda: DFTLinear(1, 3), "weight_standardisation must have a fan-in of at least 2; got 1"),
-        (lambda: DFTConv2d(3, 3, 1, groups=3), "weight_standardisation must have a fan-in of at least 2"),
+        (DFTConv2d, {"bias", "skip", "average", "batch_norm", "neuron", "groups"}, {"spike_dropout", "options"}),
+        (DFTLinear, {"bias", "skip", "average", "spike_dropout"}, {"options"}),
+        (AnalogEncoder, {"mean", "std", "bias", "batch_norm"}, {"skip", "average", "neuron", "options"}),
+        (SignedEncoder, {"mean", "std", "neuron", "initial_gain"}, {"skip", "average", "options"}),
+        (PotentialReadout, {"at", "threshold", "neuron", "average", "spike_dropout"}, {"skip", "options"}),
+        (FirstSpikeReadout, {"window", "initial_potential", "bias"}, {"at", "skip", "options"}),
     ],
 )
-def test_layers_reject_bad_arguments(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
+def test_help_shows_every_keyword_and_the_docstring_describes_it(kind, own, others):
+    parameters = inspect.signature(kind).parameters
+    assert own <= set(parameters)
+    assert not others & set(parameters)
+    assert all(name in kind.__doc__ for name in parameters if name != "batch_norm")
+
+
+@pytest.mark.parametrize("grid", [None, Grid(4, 4)])
+@pytest.mark.parametrize("standardise", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+def test_layers_refuse_forward_mode(grid, standardise, grad):
+    layer, x = DFTLinear(4, 3, weight_standardisation=standardise), torch.rand(2, 4)
+    layer.put_on_grid(grid)
+    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match="derivatives must be taken in reverse mode"):
+        torch.func.jvp(layer, (x,), (x,))
+    with torch.set_grad_enabled(grad), forward_ad.dual_level(), pytest.raises(RuntimeError, match="in reverse mode"):
+        layer(forward_ad.make_dual(x, x))

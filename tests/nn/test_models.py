@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from tests import oracles
 from tests.nn.common import activations, assert_finite_differences, randomised
+from ttfs_kernels import backends
 from ttfs_triton.nn import (
     AnalogEncoder,
     DFTConv2d,
@@ -17,10 +18,13 @@ from ttfs_triton.nn import (
     cnn1,
     collect_statistics,
     fold_weight_standardisation,
+    models,
     record_statistics,
+    reset_statistics,
     vgg11,
     vgg16,
 )
+from ttfs_triton.nn.models import effective_weights
 
 PLAIN, BLOCKS, AVERAGES = "4C3-P2-6C3p0-P2-8", "4C3-(4C3-6C3)-(6C3s2-8C3)", "4C3-A2-(6C3-8C3)-A-5"
 
@@ -30,14 +34,12 @@ def small(specification=PLAIN, **options):
 
 
 @pytest.mark.parametrize("build", [cnn1, vgg11, vgg16])
-@pytest.mark.parametrize("size", [28, 32, (64, 32)])
-@pytest.mark.parametrize(("in_channels", "classes"), [(1, 10), (3, 7)])
-def test_builders_take_any_size_and_class_count(build, size, in_channels, classes):
-    if build is not cnn1 and size == 28:
-        size = 40  # five pools need 32
-    model = build(image_size=size, in_channels=in_channels, classes=classes, width=1 / 16)
-    height, width = (size, size) if isinstance(size, int) else size
-    assert model(torch.rand(2, in_channels, height, width)).shape == (2, classes)
+def test_builders_take_any_size_and_class_count(build):
+    model = build(image_size=(64, 32), in_channels=3, classes=7, width=1 / 16, backend="torch")
+    assert model(torch.rand(2, 3, 64, 32)).shape == (2, 7)
+    assert model.features.fc1.backend == "torch"
+    assert model.config.mean == (None if build is cnn1 else (0.4914, 0.4822, 0.4465))
+    assert build(width=1 / 16, in_channels=1).config.mean is None
 
 
 def test_cnn1_is_the_papers_network():
@@ -58,29 +60,6 @@ def test_vgg16_has_the_published_weights():
     ]
 
 
-def test_vgg11_has_eight_convolutions_and_cifar_statistics():
-    model = vgg11(width=1 / 16)
-    assert "conv8" in dict(model.features.named_children())
-    assert "conv9" not in dict(model.features.named_children())
-    assert model.config.mean == (0.4914, 0.4822, 0.4465)
-    assert vgg11(width=1 / 16, mean=(0.0, 0.0, 0.0)).config.mean == (0.0, 0.0, 0.0)
-    assert vgg11(width=1 / 16, in_channels=1).config.mean is None
-    assert vgg11(width=1 / 16).features.fc1.out_features == 256
-
-
-def test_too_small_images_name_the_layer():
-    with pytest.raises(ValueError, match=r"got \(16, 16\), which leaves maps of 1×1 in front of Pool.*fewer pools"):
-        vgg16(image_size=16, width=1 / 16)
-    with pytest.raises(ValueError, match=r"maps of 2×2 in front of Convolution\(channels=32"):
-        cnn1(image_size=5)
-
-
-def test_wrong_images_are_refused():
-    for shape in ((2, 3, 28, 28), (2, 1, 32, 32), (1, 28, 28)):
-        with pytest.raises(ValueError, match=r"images must have shape \[N, 1, 28, 28\]; got"):
-            cnn1(width=0.25)(torch.rand(shape))
-
-
 def test_network_matches_event_driven_neurons():
     model = randomised(small(classes=3, neuron=Neuron(0.5)).double(), seed=1, scale=1.5).eval()
     x = activations(2, 1, 10, 12, seed=2)
@@ -96,9 +75,9 @@ def test_network_matches_event_driven_neurons():
         n, c, h, w = values.shape
         values = values[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
     values = values.reshape(2, -1)  # channels, height, width
-    for layer in (model.features.fc1,):
-        arrays = layer.effective_weight().detach().numpy(), layer.bias.detach().numpy()
-        values = oracles.linear_layer(values, *arrays, psp_persistence=0.5)
+    layer = model.features.fc1
+    arrays = layer.effective_weight().detach().numpy(), layer.bias.detach().numpy()
+    values = oracles.linear_layer(values, *arrays, psp_persistence=0.5)
     torch.testing.assert_close(model.hidden(x), torch.from_numpy(values), rtol=0, atol=1e-9)
     readout = model.readout
     arrays = readout.effective_weight().detach().numpy(), readout.bias.detach().numpy()
@@ -139,18 +118,6 @@ def test_network_trains_in_bfloat16_autocast(sigma, device):
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"encoder": "analog"}, {"batch_norm": True}])
-def test_maps_stay_channels_last(options):
-    model, seen = small(**options), []
-    for name, module in model.features.named_children():
-        if name.startswith(("conv", "pool")):
-            module.register_forward_hook(
-                lambda _, __, y: seen.append(y.is_contiguous(memory_format=torch.channels_last))
-            )
-    model(torch.rand(2, 1, 10, 12))
-    assert seen == [True] * 4
-
-
 @pytest.mark.parametrize("specification", [PLAIN, BLOCKS, AVERAGES])
 @pytest.mark.parametrize("fold", [fold_weight_standardisation, TTFSNetwork.fold_standardisation])
 def test_state_dict_round_trip_and_folding(fold, specification):
@@ -179,24 +146,6 @@ def test_options_reach_the_layers():
     assert small(batch_norm=True).features.conv2.batch_norm is not None
 
 
-def test_backend_reaches_the_spiking_layers():
-    model = TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(6, 6)), backend="torch")
-    assert [model.features.conv1.backend, model.features.fc1.backend] == ["torch", "torch"]
-    assert cnn1(width=0.25).features.conv1.backend == "auto"
-
-
-def test_networks_without_fully_connected_layers_flatten_before_the_readout():
-    model = TTFSNetwork(NetworkConfig("4C3-P2", image_size=(6, 6), classes=3))
-    assert model.readout.in_features == 36
-    assert model(torch.rand(2, 1, 6, 6)).shape == (2, 3)
-
-
-def test_decision_of_a_network_uses_its_readout():
-    model = small(readout="first_spike").eval()
-    x = torch.rand(4, 1, 10, 12)
-    assert torch.equal(model.decide(x).prediction, model(x).argmax(1))
-
-
 @pytest.mark.parametrize("seen", ["nowhere", "statistics", "hook of the layer", "hook of the pool"])
 def test_layers_compute_the_pool_behind_them_unless_their_spikes_are_seen(monkeypatch, seen):
     options = {"image_size": (13, 12), "in_channels": 1, "encoder": "latency", "weight_standardisation": False}
@@ -221,3 +170,72 @@ def test_layers_compute_the_pool_behind_them_unless_their_spikes_are_seen(monkey
     assert pools == [2 if seen == "nowhere" else 1, 1]
     assert shapes == {"hook of the layer": [(2, 4, 13, 12)], "hook of the pool": [(2, 4, 6, 6)]}.get(seen, [])
     assert len(collect_statistics(network)) == (4 if seen == "statistics" else 0)
+
+
+def test_a_network_standardises_its_hidden_layers_in_one_call(monkeypatch):
+    """Equal to each layer on its own, outputs and gradients; through the kernel, where Triton is asked for."""
+    network, images = randomised(cnn1(image_size=16, width=0.25), seed=1), torch.rand(2, 1, 16, 16)
+
+    def results(forward):
+        logits = forward(images)
+        return logits, *torch.autograd.grad(logits.square().sum(), list(network.parameters()))
+
+    calls, real = [], models.standardise_weights
+    monkeypatch.setattr(models, "standardise_weights", lambda w, g, **o: calls.append(len(w)) or real(w, g, **o))
+    expected = results(lambda images: network.readout(network.features(images)))
+    assert calls == []
+    torch.testing.assert_close(results(network), expected, rtol=0, atol=0)
+    pytest.importorskip("triton")
+    monkeypatch.setattr(backends, "_choice", "triton")
+    torch.testing.assert_close(results(network), expected, rtol=1e-4, atol=1e-5)
+    assert calls == [3, 3]
+
+
+def test_effective_weights_of_modules_without_any():
+    plain, standardised, pool = DFTLinear(4, 3, weight_standardisation=False), DFTLinear(4, 3), torch.nn.Flatten()
+    assert effective_weights([plain, pool]) == [None, None]
+    weights = effective_weights([plain, standardised, pool])
+    assert [weight is None for weight in weights] == [True, False, True]
+    assert torch.equal(weights[1], standardised.effective_weight())
+
+
+def test_folding_keeps_the_parameters_of_an_optimiser():
+    layer = DFTLinear(4, 3)
+    weight = layer.weight
+    fold_weight_standardisation(torch.nn.Sequential(layer))
+    assert layer.weight is weight
+
+
+def test_hidden_layers_run_without_memory():
+    network = cnn1(image_size=16, width=0.25).to("meta")
+    assert network.hidden(torch.rand(2, 1, 16, 16, device="meta")).shape == (2, 32)
+
+
+@pytest.mark.parametrize(
+    ("model", "one_graph", "options"),
+    [
+        ("4C3-P2-(4C3-4C3)-8", True, {"neuron": Neuron(0.25, surrogate_width=0.5)}),
+        pytest.param("4C3-A2-8C3-8", True, {"readout": "potential_end", "encoder": "analog"}, marks=pytest.mark.slow),
+        pytest.param("4C3-P2-8-8", True, {"readout": "first_spike"}, marks=pytest.mark.slow),
+        ("4C3-P2-8", False, {"batch_norm": True}),
+    ],
+)
+def test_a_compiled_network_is_the_network(model, one_graph, options):
+    """In one graph, but for layers with batch norm, which the compiler leaves to eager PyTorch. It counts, too."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    network, images = small(model, in_channels=2, **options), torch.rand(3, 2, 10, 12)
+
+    def results(function):
+        network.zero_grad()
+        reset_statistics(network)
+        with record_statistics(network):
+            logits = function(images)
+        logits.square().sum().backward()
+        return [logits, *(parameter.grad for parameter in network.parameters())], collect_statistics(network)
+
+    compiled, counted = results(torch.compile(network, fullgraph=one_graph, backend="aot_eager"))
+    expected, counts = results(network)
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
+    assert counted == counts
+    torch.compiler.reset()

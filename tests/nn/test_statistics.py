@@ -78,18 +78,31 @@ def test_counts_match_brute_force(model, shape, device):
     assert sparsity(statistics, with_outputs=True) == (spikes + statistics[-1].spikes) / (6 * (neurons + 10))
 
 
-def test_fractions():
-    layer = DFTLinear(4, 4, weight_standardisation=False)
-    layer.statistics = SpikeCounter((4,))
+def counted(*batches: list[list[float]] | torch.Tensor) -> DFTLinear:
+    """A layer that has counted these activations."""
+    layer = DFTLinear(4, len(batches[0][0]), weight_standardisation=False)
+    layer.statistics = SpikeCounter((layer.out_features,))
     layer.statistics.prepare(torch.device("cpu"))
-    layer.statistics.update(torch.tensor([[0.0, 1.0, 0.5, 0.0], [0.0, 1.0, 1.0, 0.25]]))
-    [counts] = collect_statistics(layer)
+    for batch in batches:
+        layer.statistics.update(torch.as_tensor(batch))
+    return layer
+
+
+def test_fractions():
+    [counts] = collect_statistics(counted([[0.0, 1.0, 0.5, 0.0], [0.0, 1.0, 1.0, 0.25]]))
     assert (counts.sparsity, counts.saturated_share) == (5 / 8, 3 / 8)
     assert (counts.silent_share, counts.never_active_share) == (3 / 8, 1 / 4)
 
 
+def test_counting_survives_low_precision_and_nan():
+    [counts] = collect_statistics(counted(torch.ones(1000, 3, dtype=torch.bfloat16), [[math.nan, 1.0, 0.5]]))
+    assert (counts.spikes, counts.samples) == (3002, 1001)
+
+
 def test_nothing_is_counted_outside_the_block():
-    model, x = cnn1(width=0.25), torch.rand(2, 1, 28, 28)
+    """Nor behind an exception, nor in copies; containers and wrappers are not in names."""
+    model, x = nn.DataParallel(cnn1(width=0.25)), torch.rand(2, 1, 28, 28)
+    twin = copy.deepcopy(model)
     model(x)
     assert collect_statistics(model) == []
     assert math.isnan(sparsity([]))
@@ -98,41 +111,21 @@ def test_nothing_is_counted_outside_the_block():
         with record_statistics(model, enabled=False):
             model(x)
         model(x)
+    with pytest.raises(ValueError, match="images must have shape"), record_statistics(model):
+        model(x[..., :3])
     model(x)
+    assert [layer.name for layer in collect_statistics(model)] == ["conv1", "conv2", "fc1", "readout"]
     assert {layer.samples for layer in collect_statistics(model)} == {4}
+    assert collect_statistics(twin) == []
     reset_statistics(model)
     assert {layer.spikes for layer in collect_statistics(model)} == {0}
     assert math.isnan(sparsity(collect_statistics(model)))
 
 
-def test_recording_stops_when_the_block_raises():
-    model = cnn1(width=0.25)
-
-    def fail():
-        with record_statistics(model):
-            model(torch.rand(2, 1, 3, 3))
-
-    with pytest.raises(ValueError, match="images must have shape"):
-        fail()
-    model(torch.rand(2, 1, 28, 28))
-    assert {layer.samples for layer in collect_statistics(model)} == {0}
-
-
 def test_never_active_is_reduced_over_processes():
-    first, second = DFTLinear(2, 3), DFTLinear(2, 3)
-    for layer, values in ((first, [[1.0, 0.0, 0.0]]), (second, [[0.0, 0.5, 0.0], [0.0, 0.5, 0.0]])):
-        layer.statistics = SpikeCounter((3,))
-        layer.statistics.prepare(torch.device("cpu"))
-        layer.statistics.update(torch.tensor(values))
-    assert second.statistics is not None
-    others = second.statistics.flat()
+    first, second = counted([[1.0, 0.0, 0.0]]), counted([[0.0, 0.5, 0.0], [0.0, 0.5, 0.0]])
     calls = []
-
-    def reduce(counts):
-        calls.append(counts.dtype)
-        return counts + others
-
-    [counts] = collect_statistics(first, reduce)
+    [counts] = collect_statistics(first, lambda counts: calls.append(counts.dtype) or counts + second.statistics.flat())
     assert calls == [torch.int64]
     assert (counts.samples, counts.spikes, counts.saturated, counts.never_active) == (3, 3, 1, 1)
 
@@ -143,55 +136,11 @@ def test_counting_changes_neither_outputs_nor_gradients_nor_the_state_dict():
     plain = model(x)
     expected = torch.autograd.grad(plain.sum(), list(model.parameters()))
     with record_statistics(model):
-        counted = model(x)
-        gradients = torch.autograd.grad(counted.sum(), list(model.parameters()))
-    torch.testing.assert_close(counted, plain, rtol=0, atol=0)
-    for gradient, other in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(gradient, other, rtol=0, atol=0)
+        counting = model(x)
+        gradients = torch.autograd.grad(counting.sum(), list(model.parameters()))
+    torch.testing.assert_close((counting, *gradients), (plain, *expected), rtol=0, atol=0)
     assert list(model.state_dict()) == keys
     assert not any("statistics" in name for name, _ in model.named_buffers())
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-def test_counting_works_in_a_compiled_graph():
-    model, x = cnn1(width=0.25), torch.rand(2, 1, 28, 28)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    with record_statistics(compiled):
-        for _ in range(3):
-            compiled(x)
-    compiled(x)
-    counted = collect_statistics(compiled)
-    assert [layer.name for layer in counted] == ["conv1", "conv2", "fc1", "readout"]
-    reset_statistics(model)
-    with record_statistics(model):
-        for _ in range(3):
-            model(x)
-    assert counted == collect_statistics(model)
-
-
-def test_counting_survives_low_precision_and_nan():
-    layer = DFTLinear(2, 3)
-    layer.statistics = SpikeCounter((3,))
-    layer.statistics.prepare(torch.device("cpu"))
-    layer.statistics.update(torch.ones(1000, 3, dtype=torch.bfloat16))
-    layer.statistics.update(torch.tensor([[math.nan, 1.0, 0.5]]))
-    [counts] = collect_statistics(layer)
-    assert (counts.spikes, counts.samples) == (3002, 1001)
-
-
-def test_names_ignore_wrappers():
-    model = nn.DataParallel(cnn1(width=0.25))
-    with record_statistics(model):
-        model(torch.rand(2, 1, 28, 28))
-    assert [layer.name for layer in collect_statistics(model)] == ["conv1", "conv2", "fc1", "readout"]
-
-
-def test_copies_of_a_model_count_for_themselves():
-    model, x = cnn1(width=0.25), torch.rand(2, 1, 28, 28)
-    twin = copy.deepcopy(model)
-    with record_statistics(model):
-        model(x)
-    assert collect_statistics(twin) == []
 
 
 def test_samples_that_do_not_count_change_nothing(device):

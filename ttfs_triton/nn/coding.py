@@ -16,7 +16,7 @@ from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, FiringLayer
 from ttfs_triton.nn.sizes import Padding, Size
 from ttfs_triton.nn.straight_through import straight_through
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightOptions
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightOptions, spelled_out
 
 TWO_PHASE = Neuron(psp_persistence=0.0)  # fires at the window's start plus 1 − A, as a clamped ReLU has it
 
@@ -175,6 +175,7 @@ class _NormalisedImages(nn.Module):
         return (images - self.mean) / self.std
 
 
+@spelled_out
 class AnalogEncoder(_NormalisedImages, FiringLayer, WeightedConv2d):
     """First hidden layer of the published CIFAR networks: an analog convolution whose clamped outputs are spikes.
 
@@ -211,6 +212,7 @@ class AnalogEncoder(_NormalisedImages, FiringLayer, WeightedConv2d):
         return self.spikes(self.normalise(x), weight, skip, neuron=TWO_PHASE, backend="torch")
 
 
+@spelled_out
 class SignedEncoder(_NormalisedImages, DFTConv2d):
     """First hidden layer of the networks that the paper's training script makes: spiking neurons that read pixels.
 
@@ -222,7 +224,7 @@ class SignedEncoder(_NormalisedImages, DFTConv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, neuron, backend: as in `DFTConv2d`.
         mean, std: as in `AnalogEncoder`.
-        bias, initial_gain, weight_standardisation, device, dtype: as in `DFTConv2d`.
+        batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `DFTConv2d`.
     Raises:
         ValueError: as `AnalogEncoder`.
     Source: Wei et al., ICCV 2023, published code, models/proxy_ann_model.py.

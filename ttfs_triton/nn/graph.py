@@ -19,7 +19,7 @@ from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.readout import PotentialReadout, Readout
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
-from ttfs_triton.nn.weighted import WeightedLayer
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 StageKind = LayerKind | Literal["latency"]
 
@@ -235,5 +235,7 @@ def _line(stage: Stage) -> str:
     for wire in _wires(stage):
         route = "".join(f" → {module}" for module in wire.route)
         ways.append(f"{wire.source or 'images'}{route}")
-    shape = "×".join(map(str, stage.shape))
-    return f"{stage.name} [{shape}]: {stage.layer} reads {', skip '.join(ways)}"
+    shape, layer = "×".join(map(str, stage.shape)), str(stage.layer)
+    if isinstance(stage.layer, WeightedConv2d):  # in files, sizes are in pixels
+        layer = layer.replace(stage.layer.sizes_text(stage.layer.average), stage.layer.sizes_text(1))
+    return f"{stage.name} [{shape}]: {layer} reads {', skip '.join(ways)}"

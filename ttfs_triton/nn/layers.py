@@ -3,15 +3,21 @@
 from functools import partial
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
-from ttfs_kernels.backends import BACKENDS
-from ttfs_triton.nn.on_grid import RoundedLayer, spikes_on_grid
+from ttfs_kernels.backends import check_name
+from ttfs_triton.nn.on_grid import fire_on_grid
 from ttfs_triton.nn.sizes import Padding, Size
-from ttfs_triton.nn.straight_through import straight_through
-from ttfs_triton.nn.weighted import HiddenLinearOptions, HiddenOptions, WeightedConv2d, WeightedLayer, WeightedLinear
+from ttfs_triton.nn.weighted import (
+    HiddenLinearOptions,
+    HiddenOptions,
+    WeightedConv2d,
+    WeightedLayer,
+    WeightedLinear,
+    check_neuron,
+    spelled_out,
+)
 
 
 class FiringLayer(WeightedLayer):
@@ -33,33 +39,26 @@ class FiringLayer(WeightedLayer):
         skip, skip_weight = self.delayed(skip, x)
         if self.average > 1:
             self.output_shape(tuple(x.shape[1:]))  # refuses inputs that do not divide
-        fire, normalise = partial(dft_linear, backend=backend), partial(normalised_linear, backend=backend)
+        options: dict[str, Any] = {"neuron": neuron, "skip": skip, "backend": backend}
+        fire, normalise = dft_linear, normalised_linear
         if isinstance(self, WeightedConv2d):
-            geometry = {**self.geometry, "backend": backend, "pool": pool}
-            fire, normalise = (
-                partial(dft_conv2d, **geometry, fuse_pool=fuse_pool),
-                partial(normalised_conv2d, **geometry),
-            )
-        options: dict[str, Any] = {"neuron": neuron, "skip": skip, "skip_weight": skip_weight}
+            options |= self.geometry | {"pool": pool}
+            fire, normalise = partial(dft_conv2d, fuse_pool=fuse_pool), normalised_conv2d
         if self.normalises:
             x, weight = self.synapses(x, weight)
-            activations = self.follow(normalise(x, weight, self.normalisation(), **options))
-            return self.emit(activations) if pool == 1 else activations
-        if not self.runs_on_grid(x):
+            activations = self.follow(normalise(x, weight, self.normalisation(), skip_weight=skip_weight, **options))
+        elif self.runs_on_grid(x):
+            assert pool == 1, "spikes on a grid are pooled behind the layer"
+            x, weight, scale = self.with_dropout(x, weight)
+            activations = fire_on_grid(self, x, weight, skip, partial(fire, **options), scale)
+        else:
             weight, bias = self.with_batch_norm(weight)
             x, weight = self.synapses(x, weight)
-            activations = fire(x, weight, bias, **options)
-            return self.emit(activations) if pool == 1 else activations
-        assert pool == 1, "spikes on a grid are pooled behind the layer"
-        x, weight, scale = self.with_dropout(x, weight)
-        rounded = RoundedLayer(self, weight, scale)
-        spikes = spikes_on_grid(rounded, x, skip)
-        if torch.is_grad_enabled():
-            options |= {"skip_weight": rounded.skip_weight}
-            spikes = straight_through(fire(x, rounded.weight, rounded.bias, **options), spikes)
-        return self.emit(spikes)
+            activations = fire(x, weight, bias, skip_weight=skip_weight, **options)
+        return self.emit(activations) if pool == 1 else activations
 
 
+@spelled_out
 class DFTConv2d(FiringLayer, WeightedConv2d):
     """Convolution of spiking neurons with a dynamic firing threshold.
 
@@ -113,7 +112,8 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         backend: str = "auto",
         **options: Unpack[HiddenOptions],
     ) -> None:
-        _check_neuron(type(self).__name__, neuron, backend)
+        check_neuron(type(self).__name__, neuron)
+        check_name(type(self).__name__, backend)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
         self.neuron, self.backend = neuron, backend
         self.fuse_pool: bool | None = None
@@ -131,6 +131,7 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         return f"{super().extra_repr()}, neuron={self.neuron}"
 
 
+@spelled_out
 class DFTLinear(FiringLayer, WeightedLinear):
     """Fully connected spiking neurons with a dynamic firing threshold.
 
@@ -162,7 +163,8 @@ class DFTLinear(FiringLayer, WeightedLinear):
         backend: str = "auto",
         **options: Unpack[HiddenLinearOptions],
     ) -> None:
-        _check_neuron(type(self).__name__, neuron, backend)
+        check_neuron(type(self).__name__, neuron)
+        check_name(type(self).__name__, backend)
         super().__init__(in_features, out_features, **options)
         self.neuron, self.backend = neuron, backend
 
@@ -172,10 +174,3 @@ class DFTLinear(FiringLayer, WeightedLinear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron={self.neuron}"
-
-
-def _check_neuron(name: str, neuron: object, backend: object) -> None:
-    if not isinstance(neuron, Neuron):
-        raise TypeError(f"{name}: neuron must be a Neuron; got {neuron!r}. Give Neuron(psp_persistence=...).")
-    if backend not in BACKENDS:
-        raise ValueError(f"{name}: backend must be one of {', '.join(BACKENDS)}; got {backend!r}.")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_kernels import standardise_weights
+from ttfs_kernels.backends import check_name
 from ttfs_triton.nn.builder import LayerBuilder
 from ttfs_triton.nn.chip import put_on_grid, without_autocast
 from ttfs_triton.nn.config import NetworkConfig
@@ -34,7 +35,7 @@ class TTFSNetwork(nn.Module):
         features: hidden layers by name ("conv1", "pool1", ..., "fc1"), each with a `SpikeCounter`.
         readout: `PotentialReadout` or `FirstSpikeReadout`.
     Raises:
-        ValueError: images are too small for the layers; the message names the token.
+        ValueError: an unknown backend, or images that are too small for the layers; the message names the token.
     Example:
         >>> network = TTFSNetwork(NetworkConfig("16C5-P2-128", image_size=(28, 28), classes=10))
         >>> images = torch.rand(8, 1, 28, 28)
@@ -46,6 +47,7 @@ class TTFSNetwork(nn.Module):
 
     def __init__(self, config: NetworkConfig, *, backend: str = "auto") -> None:
         super().__init__()
+        check_name("TTFSNetwork", backend)
         self.config = config
         built = LayerBuilder(config)
         self._waits = built.waits

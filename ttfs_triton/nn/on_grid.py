@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttfs_kernels.autograd import reverse_mode_only
 from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, ClockedReadout
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, in_units, quantise_potential, quantise_weight
 from ttfs_triton.nn.straight_through import straight_through
@@ -85,6 +86,31 @@ class RoundedLayer:
     def steps_left(self, x: Tensor) -> Tensor:
         """Steps that remain at each input's spike, of activations that are multiples of 1/T."""
         return (x.detach().float() * self.grid.time_steps).round_()
+
+
+def fire_on_grid(
+    layer: WeightedLayer,
+    x: Tensor,
+    weight: Tensor,
+    skip: Tensor | None,
+    fire: Callable[..., Tensor],
+    scale: float = 1.0,
+) -> Tensor:
+    """Activations of a layer's neurons, multiples of 1/T, differentiated as the closed form of rounded weights.
+
+    Args:
+        layer: on a grid.
+        x: input activations, multiples of 1/T; for an encoder, normalised images.
+        weight, scale: as of `RoundedLayer`.
+        skip: delayed spikes, one a neuron.
+        fire: the closed form, of inputs, weights and initial potentials, and `skip_weight`.
+    """
+    reverse_mode_only(type(layer).__name__, x, skip)
+    rounded = RoundedLayer(layer, weight, scale)
+    spikes = spikes_on_grid(rounded, x, skip)
+    if not torch.is_grad_enabled():
+        return spikes
+    return straight_through(fire(x, rounded.weight, rounded.bias, skip_weight=rounded.skip_weight), spikes)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttfs_triton.nn.sizes import Size, pair
+from ttfs_triton.nn.sizes import Size, checked_pair
 
 
 class EarliestSpikePool2d(nn.Module):
@@ -16,7 +16,7 @@ class EarliestSpikePool2d(nn.Module):
         kernel_size: patch size.
         stride: distance between patches; None means kernel_size.
     Raises:
-        ValueError: a size that is not positive.
+        ValueError: a size that is no positive integer, nor two of them.
     Example:
         >>> spikes = torch.tensor([[[[0.2, 0.9], [0.0, 0.5]]]])  # 0 is silent, larger is earlier
         >>> EarliestSpikePool2d(2)(spikes)
@@ -25,12 +25,8 @@ class EarliestSpikePool2d(nn.Module):
 
     def __init__(self, kernel_size: Size, stride: Size | None = None) -> None:
         super().__init__()
-        self.kernel_size = pair(kernel_size)
-        self.stride = self.kernel_size if stride is None else pair(stride)
-        if min(self.kernel_size + self.stride) < 1:
-            raise ValueError(
-                f"EarliestSpikePool2d: kernel_size and stride must be positive; got {kernel_size}, {stride}."
-            )
+        self.kernel_size = checked_pair("EarliestSpikePool2d", "kernel_size", kernel_size, 1)
+        self.stride = self.kernel_size if stride is None else checked_pair("EarliestSpikePool2d", "stride", stride, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride)

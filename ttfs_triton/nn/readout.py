@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels import Neuron
+from ttfs_kernels.autograd import reverse_mode_only
 from ttfs_triton.nn.on_grid import RoundedLayer, readout_on_grid
 from ttfs_triton.nn.straight_through import straight_through
-from ttfs_triton.nn.weighted import LinearOptions, WeightedLinear
+from ttfs_triton.nn.weighted import LinearOptions, WeightedLinear, check_neuron, spelled_out
 
 
 class FirstSpikeDecision(NamedTuple):
@@ -118,6 +119,7 @@ class Readout(WeightedLinear):
         **options: Unpack[LinearOptions],
     ) -> None:
         name = type(self).__name__
+        check_neuron(name, neuron)
         for key, value in (("threshold", threshold), ("window", window)):
             if not value > 0:
                 raise ValueError(f"{name}: {key} must be positive; got {value}.")
@@ -202,6 +204,7 @@ class ReadoutOnGrid:
     """
 
     def __init__(self, readout: Readout, x: Tensor) -> None:
+        reverse_mode_only(type(readout).__name__, x)
         x, weight, scale = readout.with_dropout(x.to(readout.weight.dtype))
         self._x, self._readout, self._rounded = x, readout, RoundedLayer(readout, weight, scale)
         self._clocked, self._membrane = readout_on_grid(self._rounded, x)
@@ -249,6 +252,7 @@ class ReadoutOnGrid:
         return potential_and_slope(self._x, self._rounded.weight, self._rounded.bias, self._readout)
 
 
+@spelled_out
 class PotentialReadout(Readout):
     """Logits are the membrane potentials of output neurons that need not fire: the readout to train with.
 
@@ -260,7 +264,7 @@ class PotentialReadout(Readout):
         at: read at the output window's "start" (A) or "end" (A + σ·W).
         neuron: gives σ; the derivatives of a readout are exact.
         threshold, window, initial_potential: θ, S, V₀ of the ramp on which `decide` fires; not used for training.
-        bias, weight_standardisation, initial_gain, spike_dropout, device, dtype: as in `DFTLinear`.
+        bias, weight_standardisation, initial_gain, average, spike_dropout, device, dtype: as in `DFTLinear`.
     Raises:
         ValueError: `at` is neither "start" nor "end"; a size or a ramp parameter is out of range.
     Example:
@@ -303,6 +307,7 @@ class PotentialReadout(Readout):
         return f"{super().extra_repr()}, at={self.at}, neuron={self.neuron}"
 
 
+@spelled_out
 class FirstSpikeReadout(Readout):
     """Output neurons fire; logits are minus their spike times, so that cross entropy trains the earliest (Eq. 8).
 
@@ -316,7 +321,7 @@ class FirstSpikeReadout(Readout):
         window: S, where the ramp reaches zero, in windows of the hidden layers.
         initial_potential: V₀, where the potential of every class starts, in addition to its bias.
         neuron: gives σ; the derivatives of a readout are exact.
-        bias, weight_standardisation, initial_gain, spike_dropout, device, dtype: as in `DFTLinear`.
+        bias, weight_standardisation, initial_gain, average, spike_dropout, device, dtype: as in `DFTLinear`.
     Raises:
         ValueError: a size or a ramp parameter is out of range.
     Source: Wei et al., ICCV 2023, Eq. 8.

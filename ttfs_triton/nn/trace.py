@@ -50,6 +50,8 @@ _REMEDIES = {
     r"softmax": "Leave it out: logits are the output; cross entropy and decisions need no more.",
     r"^_*r?(mul|truediv|div)_*$": "Spike times cannot be scaled: normalise images before the network.",
 }
+_OF_IMAGES = "Give mean and std to AnalogEncoder, or max_value to LatencyEncoder, which get the images as they are."
+_ARITHMETIC = r"^_*i?r?(add|sub|mul|truediv|div)_*$"
 _ANY_REMEDY = (
     "Use layers of ttfs_triton.nn in its place, and between them pooling by EarliestSpikePool2d and nn.Flatten."
 )
@@ -156,6 +158,8 @@ class _Trace(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if len(known) > 1 or len(tensors) > 1 or not isinstance(result, Tensor) or self._wire(args[0]) is None:
             self._refuse_function(name)
+        if known[0].source is None and not known[0].route and re.search(_ARITHMETIC, name):
+            self._refuse_function(name, _OF_IMAGES)
         module = self._between(name, args[0], result, args, kwargs)
         wire = known[0] if module is None else Wire(known[0].source, (*known[0].route, module))
         return self.remember(result, wire)

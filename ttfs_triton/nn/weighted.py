@@ -1,21 +1,44 @@
 """Weights, initial potentials and their initialisation: what spiking and analog layers have in common."""
 
+import inspect
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, TypedDict, TypeVar, Unpack, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from ttfs_kernels import Neuron
 from ttfs_triton.nn.batch_norm import NormalisedLayer
 from ttfs_triton.nn.sizes import Padding, Size, checked_padding, checked_pair, pair, skip_step
 from ttfs_triton.nn.standardise import standardise_weight
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 
+Layer = TypeVar("Layer", bound=nn.Module)
+
 MAX_WEIGHTS = 2**31
 """Weights of a layer: 8 GiB in float32."""
+
+
+def check_neuron(name: str, neuron: object) -> None:
+    """Raise TypeError, in the name of a layer, for what is no `Neuron`."""
+    if not isinstance(neuron, Neuron):
+        raise TypeError(f"{name}: neuron must be a Neuron; got {neuron!r}. Give Neuron(psp_persistence=...).")
+
+
+def spelled_out(layer: type[Layer]) -> type[Layer]:
+    """The class, with the keywords that its `**options` hand on to its bases in its signature, for `help`."""
+    parameters = list(inspect.signature(layer.__init__).parameters.values())
+    known = {parameter.name: parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+    (taken,) = get_args(parameters[-1].annotation)  # Unpack[...Options]
+    for kind in layer.__mro__:
+        for parameter in inspect.signature(kind.__init__).parameters.values():
+            if parameter.name in taken.__annotations__:
+                known.setdefault(parameter.name, parameter)
+    layer.__init__.__signature__ = inspect.Signature([*known.values()])  # type: ignore[attr-defined]
+    return layer
 
 
 class WeightOptions(TypedDict, total=False):
@@ -347,9 +370,13 @@ class WeightedConv2d(WeightedLayer):
             raise ValueError(f"maps must be at least as large as the kernel, {self.kernel_size}; got {shape}.")
         return (self.out_channels, *places)
 
+    def sizes_text(self, unit: int) -> str:
+        """Sizes of the kernel in words, counted in windows of `unit` pixels."""
+        names = ("kernel_size", "stride", "padding")
+        return ", ".join(f"{name}={tuple(size // unit for size in getattr(self, name))}" for name in names)
+
     def extra_repr(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        text += f", padding={self.padding}"
+        text = f"{self.in_channels}, {self.out_channels}, {self.sizes_text(self.average)}"
         if self.dilation != (1, 1):
             text += f", dilation={self.dilation}"
         if self.groups != 1:
