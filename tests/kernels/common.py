@@ -51,7 +51,8 @@ def convolutions(
     """Any geometry, on maps that are up to `slack` larger than the dilated kernel; channels are those of a group."""
     group = draw(st.sampled_from(groups))
     inputs, outputs = (draw(st.sampled_from(channels)) for _ in range(2))
-    kernel, stride, padding, dilation = (draw(st.tuples(*2 * [st.integers(low, 3)])) for low in (1, 1, 0, 1))
+    choices = (1, 2, 3), (1, 1, 1, 2, 3), (0, 1, 2, 3), (1, 1, 1, 2, 3)
+    kernel, stride, padding, dilation = (draw(st.tuples(*2 * [st.sampled_from(sizes)])) for sizes in choices)
     least = [max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) for i in (0, 1)]
     size = (draw(st.integers(side, side + slack)) for side in least)
     maps = (draw(st.sampled_from(batches)), group * inputs, *size)

@@ -126,7 +126,7 @@ def check(kind: Kind, tensors: Operands, neuron: Neuron, backend: str, pool: int
 
 
 @OF_NEURONS
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(kind=kinds, has_skip=st.booleans())
 def test_layers_are_those_that_they_fold_into(neuron, kind, has_skip):
     assume(kind.x[0] > 0)
@@ -135,7 +135,7 @@ def test_layers_are_those_that_they_fold_into(neuron, kind, has_skip):
     torch.testing.assert_close(found, wanted)
 
 
-@settings(max_examples=90 if torch.cuda.is_available() else 30)
+@settings(max_examples=60 if torch.cuda.is_available() else 20)
 @given(
     kind=kinds,
     neuron=st.sampled_from(NEURONS),

@@ -46,8 +46,9 @@ def on(served, kind: Kind, *names: str, **how) -> dict[str, Tensor]:
 @KINDS
 @PERSISTENCES
 def test_passes_repeat_come_in_any_combination_and_write_to_nothing(served, kind, psp_persistence):
+    """Neither does it matter that a sum's gradient is one number, expanded."""
     tensors, options = on(served, kind, *NAMES), {"neuron": Neuron(psp_persistence, surrogate_width=0.5)}
-    y, grad = apply(kind, tensors, served, **options), torch.randn(kind.out, device=served.device)
+    y, grad = apply(kind, tensors, served, **options), torch.ones(kind.out, device=served.device)
     kept = [*tensors.values(), y, grad]
     copies = [tensor.detach().clone() for tensor in kept]
     complete = torch.autograd.grad(y, list(tensors.values()), grad, retain_graph=True)
@@ -56,7 +57,7 @@ def test_passes_repeat_come_in_any_combination_and_write_to_nothing(served, kind
     assert all(map(torch.equal, (*kept, *complete), (*copies, *again)))
     for chosen in ((0,), (1,), (2,), (3,), (4,), (0, 2), (1, 2, 3)):
         parts = {name: t.detach().requires_grad_(i in chosen) for i, (name, t) in enumerate(tensors.items())}
-        found = torch.autograd.grad(apply(kind, parts, served, **options), [parts[NAMES[i]] for i in chosen], grad)
+        found = torch.autograd.grad(apply(kind, parts, served, **options).sum(), [parts[NAMES[i]] for i in chosen])
         assert all(torch.equal(gradient, complete[i]) for i, gradient in zip(chosen, found, strict=True))
     for mode in (torch.inference_mode, torch.no_grad):
         with mode():
