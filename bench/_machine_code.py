@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ttfs_kernels.triton_backend.formulation import Chip
+from ttfs_kernels.triton_backend.formulation import Chip, fitting
 from ttfs_kernels.triton_backend.launch import Launch
-from ttfs_kernels.triton_backend.occupancy import fitting
 
 POINTERS = {
     **{torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"},

@@ -34,6 +34,7 @@ from ttfs_triton.hardware import (
     estimate,
     load_chip,
     simulate,
+    simulated_run,
     verdict,
     zero_skipping_ann,
 )
@@ -91,13 +92,13 @@ def fair_chips(counts: Counts) -> list[Chip]:
 
 
 def run_options(found: Simulation) -> RunOptions:
-    return RunOptions(steps=found.settings.steps, gating=True, activity=found.activity)
+    return simulated_run(found).options
 
 
 def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> bench.Row:
     """One network at a number of steps on one chip."""
     run, counts = run_options(found), found.counts
-    dense, decided = dense_ann(counts, chip, options=run), verdict(counts, chip, run)
+    dense, decided = dense_ann(counts, chip, options=run), verdict(counts, chip, run, ())
     mine, theirs = memory_included(estimate(counts, chip, run)), memory_included(dense)
     updates = memory_included(without_operations(found, chip))
     narrow = dense_ann(counts, chip, options=replace(run, state_bits=chip.bits))

@@ -2,9 +2,9 @@
 
     python bench/energy.py bundled:cnn1-mnist bundled:vgg9-cifar10 --data-dir MNIST CIFAR10
 
-Each network runs on its first test images, is simulated in integers, and its counts are priced. A row is a network on a
-chip; rows of equal arithmetic stand together, the chip that prices memory before the one that does not. Energies are
-those of an image at nominal prices; a term without a public price is in no sum and named. Ratios are ours over the
+Each network is simulated in integers on its first test images, at every number of steps, and priced. A row is a network
+on a chip; rows of equal arithmetic stand together, the chip that prices memory before the one that does not. Energies
+are those of an image at nominal prices; a term without a public price is in no sum and named. Ratios are ours over the
 dense ANN at the same prices and widths: at --steps, and the least and the most from 4 to 128 steps a window.
 """
 
@@ -23,16 +23,17 @@ from ttfs_triton.evaluation import LoadError, load_network, load_test_images
 from ttfs_triton.hardware import (
     Chip,
     Range,
-    RunOptions,
     available_chips,
     compare,
     dense_ann,
     estimate,
     fair_chip,
     load_chip,
-    simulate,
+    simulate_at,
+    simulated_run,
     verdict,
 )
+from ttfs_triton.hardware.energy.compare import STEPS
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.report import print_chips, print_comparison
 from ttfs_triton.scoring.batches import EvaluationBatches
@@ -87,25 +88,29 @@ def main() -> None:
 
 def price(options: Options, tested: Tested) -> list[bench.Row]:
     """Rows of one network, a chip each."""
-    found = simulate(tested.network, tested.batches, **tested.simulation(options.steps, options.weight_bits))
-    run = RunOptions(steps=found.settings.steps, gating=True, activity=found.activity)
+    grid = tested.network.graph.grid
+    steps = (options.steps, *STEPS) if grid is None else (grid.time_steps,)
+    bits = options.weight_bits if grid is None else "network"
+    found, *more = simulate_at(tested.network, tested.batches, steps, weight_bits=bits)
+    (counts, run), *others = map(simulated_run, (found, *more))
     chips = sorted(map(load_chip, available_chips()), key=place)
     console = Console(width=120)
-    print_chips([estimate(found.counts, chip, run, network=tested.name) for chip in chips], console)
-    print_comparison(compare(found.counts, fair_chip(found.counts, (), run), run, network=tested.name), console)
+    print_chips([estimate(counts, chip, run, network=tested.name) for chip in chips], console)
+    beside = compare(counts, fair_chip(counts, (), run), run, network=tested.name, others=others)
+    print_comparison(beside, console)
     about = {
         "network": tested.name,
         "images": found.samples,
         "accuracy": found.accuracy,
         "steps": found.settings.steps,
         "weight_bits": found.settings.weight_bits,
-        "sparsity": round(found.counts.sparsity, 4),
-        "synaptic_operations": round(found.counts.total()["synaptic_operations"] / found.samples),
+        "sparsity": round(counts.sparsity, 4),
+        "synaptic_operations": round(counts.total()["synaptic_operations"] / found.samples),
     }
     rows = []
     for chip in chips:
-        ours, ann = estimate(found.counts, chip, run), dense_ann(found.counts, chip, options=run)
-        decided = verdict(found.counts, chip, run)
+        ours, ann = estimate(counts, chip, run), dense_ann(counts, chip, options=run)
+        decided = verdict(counts, chip, run, others)
         rows.append(
             {
                 **about,

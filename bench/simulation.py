@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from ttfs_triton.evaluation import LoadError, load_network, load_test_images
-from ttfs_triton.hardware import Simulation, estimate, simulate, sweep
+from ttfs_triton.hardware import Simulation, estimate, simulate, simulated_run, sweep
 from ttfs_triton.report import draw_sweep, on_terminal, sweep_details
 from ttfs_triton.scoring.batches import EvaluationBatches
 from ttfs_triton.scoring.evaluate import evaluate
@@ -59,7 +59,8 @@ def main() -> None:
     print(f"closed form: {closed.accuracy:.2%} of {closed.images:,} images, {closed.first_spike_accuracy:.2%} by spike")
 
     def price(found: Simulation) -> float:
-        total = estimate(found.counts, options.chip, steps=found.settings.steps, activity=found.activity).total
+        counts, run = simulated_run(found)
+        total = estimate(counts, options.chip, run).total
         return float("nan") if total is None else total.nominal
 
     grid: Any = {"steps": options.steps, "weight_bits": options.weight_bits}

@@ -33,7 +33,7 @@ MARKERS = ("<!-- table 1: python bench/table1.py -->", "<!-- end of table 1 -->"
 # Keys that differ between runs of one row.
 _APART = FREE_ON_RESUME | {"seed", "cpu", "backend", "compile", "mixed_precision"}
 NAMES = {"cnn1": "CNN1", "cifarnet": "cifarnet", "vgg11": "VGG11", "vgg16": "VGG16", "resnet20": "ResNet-20"}
-MAIN = ("mnist-s025", "mnist-s1", "cifarnet-s0-e24", "cifarnet-s1", "vgg11-s1", "vgg16-c100-s1")
+MAIN = ("mnist-s025", "mnist-s1", "cifarnet-s0-wide", "cifarnet-s0-e24", "cifarnet-s1", "vgg11-s1", "vgg16-c100-s1")
 """Rows of the README by the names of their runs, without a seed."""
 PAPER = "Wei et al., ICCV 2023, Table 1"
 BEST = "Che et al., AAAI 2026, doi:10.1609/aaai.v40i3.37149"
@@ -92,11 +92,17 @@ class Run:
         """σ; below all for an ANN."""
         return -1.0 if self.config.get("neuron") == "ann" else self.config.get("psp_persistence", 1.0)
 
+    @property
+    def network(self) -> str:
+        """Name of the network for readers, with the factor on its width."""
+        name, width = self.config["model"], self.config.get("width", 1.0)
+        return NAMES.get(name, name) + (f" × {width:g}" if width != 1 else "")
+
     def belongs(self, target: Target) -> bool:
-        """Whether it is of a target's data, all of them, and of its network at full width."""
+        """Whether it is of a target's data, all of them, and of its network, at full width or wider."""
         config = self.config
         whole = config.get("max_train_samples") is None and config.get("max_test_samples") is None
-        full = config.get("width", 1.0) == 1
+        full = config.get("width", 1.0) >= 1
         return (config["dataset"], config["model"], whole, full) == (target.data, target.model, True, True)
 
 
@@ -173,7 +179,7 @@ def main_table(runs: Sequence[Run]) -> str:
         target = papers[0] if papers else None
         cells = [
             same_data[0].title,
-            f"{NAMES.get(config['model'], config['model'])}, σ = {found[0].sigma:g}",
+            f"{found[0].network}, σ = {found[0].sigma:g}",
             f"{average([100 * run.summary['test_accuracy'] for run in found], 2)} %",
             average([run.summary["sparsity"] for run in found], 3),
             str(config["epochs"]),
@@ -246,7 +252,7 @@ def line(target: Target, runs: Sequence[Run]) -> str:
 
 def network_of(target: Target, runs: Sequence[Run]) -> str:
     """Name, neuron and length of the training."""
-    words = [NAMES.get(target.model, target.model)]
+    words = [runs[0].network if runs else NAMES.get(target.model, target.model)]
     if runs:
         config, sigma = runs[0].config, runs[0].sigma
         from_ann = ", from an ANN" if config.get("pretrain") or config.get("weights") else ""

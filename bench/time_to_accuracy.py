@@ -15,13 +15,14 @@ images, in bfloat16 on one device. They differ in what stands between two layers
   loop over time. A batch goes through in T parts, so that it takes the memory of the others.
 
 The recipe was made for our neurons and the ANN; nothing was tuned for the other two.
-Each contender's metrics lie in RUNS/NAME/metrics.jsonl. What is there is not trained again: a stopped bench goes
-on with the next contender. Times are of training alone, without start and validation.
+Each contender's metrics lie in RUNS/NAME/metrics.jsonl. A stopped bench goes on behind the last whole epoch (ours: the
+last checkpoint). Times are of training alone, without start and validation.
 """
 
 import copy
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -147,7 +148,7 @@ def make_network(name: str, encoder: AnalogEncoder, time_steps: int) -> tuple[Ne
 
 
 class Training:
-    """A contender's training by the recipe; `epochs()` yields a line of metrics an epoch."""
+    """A contender's training by the recipe, from its last saved epoch on."""
 
     def __init__(
         self, name: str, config: TrainConfig, data: RunData, accelerator: Accelerator, time_steps: int
@@ -177,17 +178,32 @@ class Training:
         ]
         self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
         self.steps_per_epoch = len(data.train_indices) // config.batch_size
+        assert config.output_dir is not None
+        self.state = Path(config.output_dir) / "state"
         total = config.epochs * self.steps_per_epoch
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, rate_factor(config, total, self.steps_per_epoch)
         )
+        accelerator.register_for_checkpointing(self.network, self.average, self.optimizer, self.schedule)
+        if self.state.is_dir():
+            accelerator.load_state(str(self.state))
+
+    @property
+    def trained(self) -> int:
+        """Epochs so far."""
+        return self.schedule.last_epoch // self.steps_per_epoch
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        for epoch in range(1, self.config.epochs + 1):
+        """Metrics of the epochs that are left; an epoch's state is saved when the next is asked for."""
+        for epoch in range(self.trained + 1, self.config.epochs + 1):
             start = bench.now(self.accelerator.device)
             loss = self._train(epoch)
             seconds = bench.now(self.accelerator.device) - start
             yield {"epoch": epoch, "train_loss": loss, "val_accuracy": self._validate(), "seconds": seconds}
+            part = self.state.with_suffix(".part")
+            self.accelerator.save_state(str(part))
+            shutil.rmtree(self.state, ignore_errors=True)
+            part.rename(self.state)
 
     def _train(self, epoch: int) -> float:
         config, device = self.config, self.accelerator.device
@@ -246,7 +262,7 @@ class Training:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     for name in options.contenders:
-        if not (options.runs / name / "metrics.jsonl").is_file():
+        if len(read_metrics(name, options)) < options.epochs:
             print(f"{name}: {options.epochs} epochs")
             train_ours(name, options) if name in OURS else train_other(name, options)
     rows = [row for name in options.contenders for row in rows_of(name, options)]
@@ -266,6 +282,8 @@ def train_ours(name: str, options: Options) -> None:
 
 
 def train_other(name: str, options: Options) -> None:
+    """Train in this process, by the recipe's settings."""
+    (options.runs / name).mkdir(parents=True, exist_ok=True)
     keys = read_recipe(RECIPE).values("best") | {
         "epochs": options.epochs,
         "data_dir": str(options.data_dir),
@@ -275,20 +293,26 @@ def train_other(name: str, options: Options) -> None:
     config = make_config(keys, str(RECIPE))
     accelerator = Accelerator(cpu=options.cpu, mixed_precision=config.mixed_precision)
     data = load_data(config, accelerator, print)
-    lines = []
-    for metrics in Training(name, config, data, accelerator, options.time_steps).epochs():
-        lines.append(json.dumps(metrics | {"utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}))
+    training = Training(name, config, data, accelerator, options.time_steps)
+    lines = read_metrics(name, options)[: training.trained]
+    for metrics in training.epochs():
+        lines.append(metrics | {"utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime())})
         print(lines[-1])
-    (options.runs / name).mkdir(parents=True, exist_ok=True)
-    write_text(options.runs / name / "metrics.jsonl", "\n".join(lines) + "\n")
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        write_text(options.runs / name / "metrics.jsonl", text)
+
+
+def read_metrics(name: str, options: Options) -> list[dict[str, Any]]:
+    """Of a contender's epochs so far."""
+    path = options.runs / name / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def rows_of(name: str, options: Options) -> Iterator[bench.Row]:
     """A row an epoch: minutes of training so far, held-out accuracy."""
     minutes = 0.0
     title = OURS[name][1] if name in OURS else {"ann": "ANN, PyTorch"}.get(name, f"{name}, T = {options.time_steps}")
-    for line in (options.runs / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        metrics = json.loads(line)
+    for metrics in read_metrics(name, options):
         minutes += metrics["seconds"] / 60
         yield {
             "contender": title,

@@ -43,9 +43,7 @@ def test_later_steps_get_the_memory_of_the_first():
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: SimpleNamespace())
-    with memory.freed_memory_kept() as kept:
-        assert kept is False
-    monkeypatch.setattr(memory.sys, "platform", "win32")
-    with memory.freed_memory_kept() as kept:
-        assert kept is False
+    for home, name, value in ((memory.ctypes, "CDLL", lambda _: SimpleNamespace()), (memory.sys, "platform", "win32")):
+        monkeypatch.setattr(home, name, value)
+        with memory.freed_memory_kept() as kept:
+            assert kept is False

@@ -1,7 +1,6 @@
 """The whole pass against slow references that take one image, and one pixel, at a time."""
 
 import hashlib
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import rotate
 
 from tests.virtual_cuda import recording
 from ttfs_triton.augment import Augmentation
-from ttfs_triton.augment.geometry import ONE, move
 from ttfs_triton.augment.philox import random_words
 
 EVERYTHING = {
@@ -31,38 +31,6 @@ def striped(n: int, channels: int, size: int) -> Tensor:
     image, channel, row, column = np.ogrid[:n, :channels, :size, :size]
     levels = (7 * column + 5 * row * (1 + image % 3) + 11 * channel) % (20 + 7 * image) + 3 * image
     return torch.from_numpy(levels.clip(0, 255).astype(np.uint8))
-
-
-def affine_reference(image: np.ndarray, fixed: Sequence[int], fill: int) -> np.ndarray:
-    """Each pixel from the one whose area its place is in."""
-    result = np.full_like(image, fill)
-    _, height, width = image.shape
-    a, b, c, d, e, f = (term / ONE for term in fixed)
-    for y in range(height):
-        for x in range(width):
-            column, row = math.floor(a * x + b * y + c), math.floor(d * x + e * y + f)
-            if 0 <= row < height and 0 <= column < width:
-                result[:, y, x] = image[:, row, column]
-    return result
-
-
-def rotate_reference(image: np.ndarray, angle: float) -> np.ndarray:
-    """Each pixel from the four neighbours of the point that is turned onto it, 0 outside."""
-    _, height, width = image.shape
-    result = np.zeros_like(image, dtype=np.float64)
-    middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
-    for row in range(height):
-        for column in range(width):
-            x, y = column - middle_x, row - middle_y
-            source_x = x * math.cos(angle) - y * math.sin(angle) + middle_x
-            source_y = x * math.sin(angle) + y * math.cos(angle) + middle_y
-            left, top = math.floor(source_x), math.floor(source_y)
-            for i in (top, top + 1):
-                for j in (left, left + 1):
-                    if 0 <= i < height and 0 <= j < width:
-                        share = (1 - abs(source_y - i)) * (1 - abs(source_x - j))
-                        result[:, row, column] += share * image[:, i, j]
-    return result
 
 
 def reference(image: np.ndarray, words: Sequence[int], options: dict) -> np.ndarray:
@@ -93,15 +61,14 @@ def reference(image: np.ndarray, words: Sequence[int], options: dict) -> np.ndar
     sides=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     seed=st.integers(0, 1000),
-    options=st.fixed_dictionaries(
-        {
-            "crop_padding": st.integers(0, 9),
-            "crop_fill": st.integers(0, 255) | st.just("reflect"),
-            "flip": st.booleans(),
-            "shift": st.integers(0, 3),
-            "cutout": st.integers(0, 5),
-            "cutout_fill": st.sampled_from([0, 51]),
-        }
+    options=st.builds(
+        dict,
+        crop_padding=st.integers(0, 9),
+        crop_fill=st.integers(0, 255) | st.just("reflect"),
+        flip=st.booleans(),
+        shift=st.integers(0, 3),
+        cutout=st.integers(0, 5),
+        cutout_fill=st.sampled_from([0, 51]),
     ),
 )
 def test_augmentation_equals_the_slow_reference(channels, sides, layout, seed, options):
@@ -128,34 +95,17 @@ def test_alternating_flip_is_random_in_the_first_epoch_and_alternates_from_there
     assert torch.equal(later, here)
 
 
-turn, place = st.integers(-2 * ONE, 2 * ONE), st.integers(-10 * ONE, 10 * ONE)
-
-
-@given(
-    channels=st.sampled_from([1, 3]),
-    height=st.integers(1, 9),
-    width=st.integers(1, 9),
-    maps=st.lists(st.tuples(turn, turn, place, turn, turn, place), min_size=1, max_size=3),
-    fill=st.integers(0, 255),
-)
-def test_move_equals_the_slow_reference(channels, height, width, maps, fill):
-    images = batch(len(maps), channels, height, width)
-    result = move(images, torch.tensor(maps, dtype=torch.int32), fill)
-    for image, ours, fixed in zip(images, result, maps, strict=True):
-        assert np.array_equal(ours.numpy(), affine_reference(image.numpy(), fixed, fill))
-
-
 @pytest.mark.parametrize("degrees", [15.0, 180.0])
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 9, 7), (3, 4, 8)])
-def test_rotation_equals_the_slow_reference_to_a_level_and_the_rounding_of_places(degrees, channels, height, width):
+def test_rotation_equals_torchvisions_to_a_level_and_the_rounding_of_places(degrees, channels, height, width):
     images, indices = batch(20, channels, height, width), torch.arange(20)
     result = 255 * Augmentation(rotation=degrees)(images, indices, seed=1, epoch=0)
     words = random_words(1, 0, indices, range(3))[:, 7].tolist()
-    for image, ours, word in zip(images, result, words, strict=True):
+    for image, ours, word in zip(images.float(), result, words, strict=True):
         angle = degrees * ((2 * (word * 4096 >> 32) + 1) / 4096 - 1)
-        expected = rotate_reference(image.numpy(), math.radians(angle))
+        expected = rotate(image, angle, InterpolationMode.BILINEAR)
         # Places count in 1/256 pixel, cut off, across and down; neighbours differ by up to 255 levels.
-        assert np.abs(ours.numpy() - expected).max() <= 2.5
+        assert (ours - expected).abs().max() <= 2.5
 
 
 # The first figures of SHA-256 of 40 images in colour and as many grey ones, so that no run changes with the code.
@@ -225,12 +175,8 @@ def test_an_image_depends_on_seed_epoch_and_index_only(channels, options):
     ("options", "message"),
     [
         ({"rotation": -1}, r"rotation\n +Input should be greater than or equal to 0 .*input_value=-1"),
-        ({"crop_fill": -1}, r"crop_fill.*\n +Input should be greater than or equal to 0 .*input_value=-1"),
         ({"crop_fill": 256}, r"crop_fill.*\n +Input should be less than or equal to 255 .*input_value=256"),
-        ({"crop_fill": "mirror"}, r"crop_fill.*\n +Input should be 'reflect'"),
-        ({"cutout_fill": 256}, r"cutout_fill\n +Input should be less than or equal to 255 .*input_value=256"),
         ({"cutout_fill": "reflect"}, r"cutout_fill\n +Input should be a valid integer"),
-        ({"flip": "sometimes"}, r"flip.*\n +Input should be 'alternating'"),
         ({"auto_augment": "mnist"}, r"auto_augment.*\n +Input should be 'cifar10', 'svhn' or 'imagenet'"),
         ({"auto_augment": "svhn", "trivial_augment": True}, "auto_augment and trivial_augment exclude each other"),
     ],

@@ -52,14 +52,6 @@ def test_random_words_are_those_of_the_key(seed, epoch, indices):
         assert row == blocks[0] + blocks[1]
 
 
-def test_random_words_of_neighbouring_keys_are_uniform_and_unrelated():
-    words = random_words(0, 0, torch.arange(20_000), range(2)).double() / 2**32
-    n = len(words)
-    assert (words.mean(0) - 0.5).abs().max() < 5 * (1 / 12 / n) ** 0.5
-    correlation = torch.corrcoef(torch.cat([words.T, random_words(0, 1, torch.arange(n), range(1)).T.double()]))
-    assert (correlation - torch.eye(12)).abs().max() < 5 / n**0.5
-
-
 @given(word, st.integers(1, 2**31))
 def test_below_is_the_upper_half_of_the_product(value, limit):
     assert below(torch.tensor(value), limit).item() == value * limit // 2**32 < limit

@@ -80,9 +80,9 @@ def test_rows_are_of_whole_networks_and_data(options, tmp_path):
         make_run(tmp_path / "runs" / "a", width=0.5),
         make_run(tmp_path / "runs" / "b", max_train_samples=100),
         make_run(tmp_path / "runs" / "c", dataset="uoft-cs/cifar10", model="resnet20"),
-        make_run(tmp_path / "runs" / "d", dataset="uoft-cs/cifar10", model="8C3-P2"),
+        make_run(tmp_path / "runs" / "d", dataset="uoft-cs/cifar10", model="8C3-P2", width=2),
     )
-    assert [row[1] for row in found] == ["8C3-P2, σ = 1, 3 epochs", "ResNet-20, σ = 1, 3 epochs"]
+    assert [row[1] for row in found] == ["8C3-P2 × 2, σ = 1, 3 epochs", "ResNet-20, σ = 1, 3 epochs"]
     assert {(row[0], row[3], row[4], row[7]) for row in found} == {("CIFAR-10", "–", "95.06", "–")}
 
 

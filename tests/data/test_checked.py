@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from datasets import config as datasets_config
 from PIL import Image
+from torch import Tensor
 
 from ttfs_triton.data import checked
 from ttfs_triton.data.decode import DataLostError, EncodedImages
@@ -55,39 +57,27 @@ def opened(path: Path) -> Image.Image:
     return Image.open(path).convert("RGB")
 
 
-def test_cropped_images_are_the_middle(tmp_path):
+def stacked(images: Iterable[Image.Image]) -> Tensor:
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+
+
+def test_cropped_images_are_the_middle_and_in_an_epoch_keyed_parts(tmp_path, monkeypatch):
+    """Those of the image, in one thread or many, whichever others are left out."""
     files = class_folders(tmp_path)
     data = load(tmp_path)
     assert data.shape == (10, 3, 20, 20)
-    expected = np.stack([np.asarray(centre_crop(opened(file), (20, 20))) for file in files])
-    assert torch.equal(data.images, torch.from_numpy(expected).permute(0, 3, 1, 2))
-
-
-def test_cropped_images_in_an_epoch_are_keyed_parts(tmp_path):
-    files = class_folders(tmp_path)
-    data = load(tmp_path).in_epoch(5, 2)
-    chosen = torch.tensor([7, 0, 7, 3])
-    expected = np.stack([np.asarray(random_crop(5, 2, i)(opened(files[i]), (20, 20))) for i in chosen.tolist()])
-    images = data.images_at(chosen)
-    assert torch.equal(images, torch.from_numpy(expected).permute(0, 3, 1, 2))
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    assert not torch.equal(images, load(tmp_path).in_epoch(5, 3).images_at(chosen))
-
-
-def test_parts_belong_to_the_image_whichever_others_are_left_out(tmp_path):
-    files = class_folders(tmp_path)
-    whole = load(tmp_path).in_epoch(0, 0).images
-    files[2].write_bytes(b"damaged")
-    assert torch.equal(load(tmp_path).in_epoch(0, 0).images, whole[[0, 1, 3, 4, 5, 6, 7, 8, 9]])
-
-
-def test_threads_change_nothing(tmp_path, monkeypatch):
-    class_folders(tmp_path)
-    data, images = load(tmp_path).in_epoch(0, 0), []
+    assert torch.equal(data.images, stacked(centre_crop(opened(file), (20, 20)) for file in files))
+    data, chosen = data.in_epoch(5, 2), torch.tensor([7, 0, 7, 3])
+    expected = stacked(random_crop(5, 2, i)(opened(files[i]), (20, 20)) for i in chosen.tolist())
     for threads in (1, 3):
         monkeypatch.setattr("ttfs_triton.data.decode.decoding_threads", lambda threads=threads: threads)
-        images.append(data.images)
-    assert torch.equal(*images)
+        images = data.images_at(chosen)
+        assert torch.equal(images, expected)
+        assert images.is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(images, load(tmp_path).in_epoch(5, 3).images_at(chosen))
+    whole = data.images
+    files[2].write_bytes(b"damaged")
+    assert torch.equal(load(tmp_path).in_epoch(5, 2).images, whole[[0, 1, 3, 4, 5, 6, 7, 8, 9]])
 
 
 @pytest.mark.parametrize(("modes", "channels"), [(["L", "L"], 1), (["L", "RGB"], 3), (["CMYK", "L"], 3)])

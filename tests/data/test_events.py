@@ -76,15 +76,9 @@ def test_events_of_other_libraries_are_read():
     [
         (recording((5, 0, 0, 0), (4, 0, 0, 0)), ValueError, "t must not fall; got 4 after 5 µs, event 1"),
         (recording((5, 7, 0, 0)), ValueError, r"on the sensor of 7 × 5 pixels; got x = 7, y = 0 \(1 such"),
-        (recording((5, 0, -1, 0)), ValueError, "got x = 0, y = -1"),
         (recording((5, 0, 0, -1)), ValueError, "p must be 0 .* or 1 .*; got values from -1 to -1. Of -1 and 1"),
-        ({"t": np.zeros(1, int)}, ValueError, "must have the fields t, x, y and p; got t, without x, y, p"),
         (np.zeros(3), ValueError, "must have the fields t, x, y and p; got none, without t, x, y, p"),
-        (
-            recording((5, 0, 0, 0)) | {"t": np.array([0.5])},
-            TypeError,
-            "t must be whole numbers; got float64. Of seconds",
-        ),
+        (recording((5, 0, 0, 0)) | {"t": np.array([0.5])}, TypeError, "t must be whole numbers; got float64. Of sec"),
         (recording((5, 0, 0, 0)) | {"x": np.array([1, 2])}, ValueError, "must be .n., one of each for an event; got"),
     ],
 )
@@ -100,10 +94,8 @@ def test_events_that_cannot_be_are_refused(events, error, message):
     ("values", "message"),
     [
         ({"count": 0}, "count\n +Input should be greater than or equal to 1"),
-        ({"count": 257}, "count\n +Input should be less than or equal to 256"),
         ({"length_us": 0.5}, "length_us\n +Input should be a valid integer"),
         ({"pool": True}, "pool\n +Input should be a valid integer"),
-        ({"sensor": (34,)}, "sensor.1\n +Field required"),
         ({"sensor": (34, 0)}, "sensor.1\n +Input should be greater than or equal to 1"),
     ],
 )

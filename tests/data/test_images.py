@@ -4,13 +4,10 @@ import logging
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from ttfs_triton.data.decode import EncodedImages, InMemoryImages
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
@@ -27,36 +24,20 @@ def with_labels(labels: list[int]) -> ImageData:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_folder_is_read(tmp_path, random_images, write_parquet, channels, streaming):
     images, labels = random_images(20, channels), [i % 3 for i in range(20)]
-    write_parquet(tmp_path / "train.parquet", images, labels, names=["x", "y", "z"], image="img", label="fine_label")
+    rows = {"images": [*images[:2], b"damaged", *images[2:]], "labels": [*labels[:2], 0, *labels[2:]]}
+    names = {"names": ["x", "y", "z"], "image": "img", "label": "fine_label"}
+    write_parquet(tmp_path / "train.parquet", **rows, **names)
     data = load_images(None, tmp_path, streaming=streaming)
     assert isinstance(data.store, EncodedImages if streaming else InMemoryImages)
     expected = torch.from_numpy(images.reshape(20, 6, 6, channels)).permute(0, 3, 1, 2)
     assert torch.equal(data.images, expected)
-    assert torch.equal(data.images_at(torch.tensor([7, 0])), expected[[7, 0]])
+    chosen = data.images_at(torch.tensor([7, 0, 7]))
+    assert torch.equal(chosen, expected[[7, 0, 7]])
+    assert chosen.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(data.in_epoch(0, 1).images, expected), "images that are not cropped are the same in each"
     assert (data.labels.dtype, data.labels.tolist()) == (torch.int64, labels)
     assert data.class_names == ["x", "y", "z"]
-    assert (data.name, data.split, data.skipped, len(data)) == (str(tmp_path), "train", [], 20)
-
-
-def test_parquet_without_types_is_read(tmp_path, random_images, encode_png):
-    images = random_images(3)
-    column = [{"bytes": encode_png(image), "path": f"{i}.png"} for i, image in enumerate(images)]
-    pq.write_table(pa.table({"image": column, "label": [2, 0, 1]}), tmp_path / "train.parquet")
-    data = load_images(None, tmp_path)
-    assert torch.equal(data.images[:, 0], torch.from_numpy(images))
-    assert data.class_names == ["0", "1", "2"]
-
-
-def test_class_folders_have_the_numbering_of_the_training_split(tmp_path, random_images):
-    for folder, count in (("train/cat", 2), ("train/dog", 2), ("train/fox", 1), ("test/dog", 1), ("test/fox", 1)):
-        (tmp_path / folder).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(random_images(1)[0]).save(tmp_path / folder / f"{i}.png")
-    train = load_images(None, tmp_path)
-    test = load_images(None, tmp_path, split="test", like=train)
-    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 0, 1, 1, 2], [1, 2])
-    assert test.class_names == train.class_names == ["cat", "dog", "fox"]
+    assert (data.name, data.split, data.skipped, len(data)) == (str(tmp_path), "train", [2], 20)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +45,6 @@ def test_class_folders_have_the_numbering_of_the_training_split(tmp_path, random
     [
         ([4, 0, 2], None, [4, 0, 2], list("01234")),
         (["dog", "cat", "dog"], None, [1, 0, 1], ["cat", "dog"]),
-        ([1, 0, 1], ["cat", "dog"], [1, 0, 1], ["cat", "dog"]),
     ],
 )
 def test_labels_may_be_numbers_names_or_classes(tmp_path, random_images, write_parquet, labels, names, numbers, found):
@@ -89,7 +69,7 @@ def test_labels_that_cannot_be_are_refused(tmp_path, random_images, write_parque
 
 
 def test_columns_and_splits_without_images_are_refused(tmp_path, monkeypatch):
-    pq.write_table(pa.table({"image": [1, 2], "label": [0, 1]}), tmp_path / "train.parquet")
+    datasets.Dataset.from_dict({"image": [1, 2], "label": [0, 1]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"image_column must hold encoded images; got 'image' of type .*int64"):
         load_images(None, tmp_path)
     rows = {"image": [{"bytes": None, "path": "/dev/stdin"}, {"bytes": None, "path": None}], "label": [0, 1]}
@@ -117,15 +97,14 @@ def test_test_classes_unknown_in_training_are_refused(tmp_path, random_images, w
         load_images(None, tmp_path, split="test", like=load_images(None, tmp_path))
 
 
-def test_the_test_split_has_channels_and_size_of_training(tmp_path, random_images, write_parquet):
-    write_parquet(tmp_path / "train.parquet", random_images(2, 3), [0, 1])
-    write_parquet(tmp_path / "test.parquet", random_images(2), [0, 1])
-    train = load_images(None, tmp_path)
-    assert load_images(None, tmp_path, split="test", like=train).shape == (2, 3, 6, 6)
-    resized = load_images(None, tmp_path, image_size=4)
+def test_the_test_split_has_classes_channels_and_size_of_training(tmp_path, random_images, write_parquet):
+    write_parquet(tmp_path / "train.parquet", random_images(2, 3), ["a", "b"])
+    write_parquet(tmp_path / "test.parquet", random_images(2), ["b", "b"])
+    train = load_images(None, tmp_path, image_size=4)
     with pytest.raises(ValueError, match="where the training images have 4x4"):
-        load_images(None, tmp_path, split="test", like=resized)
-    assert load_images(None, tmp_path, split="test", like=resized, image_size=4).shape == (2, 3, 4, 4)
+        load_images(None, tmp_path, split="test", like=train)
+    test = load_images(None, tmp_path, split="test", like=train, image_size=4)
+    assert (test.shape, test.labels.tolist(), test.class_names) == ((2, 3, 4, 4), [1, 1], ["a", "b"])
 
 
 def test_what_stands_in_for_test_is_said(tmp_path, random_images, write_parquet, caplog):
@@ -134,6 +113,8 @@ def test_what_stands_in_for_test_is_said(tmp_path, random_images, write_parquet,
         data = load_images(None, tmp_path, split="test")
     assert data.split == "validation"
     assert "has no test split; using validation" in caplog.text
+    write_parquet(tmp_path / "test.parquet", random_images(2), [0, 1])
+    assert load_images(None, tmp_path, split="test").split == "test"
 
 
 def test_max_samples_keeps_class_proportions(tmp_path, random_images, write_parquet):
@@ -144,15 +125,6 @@ def test_max_samples_keeps_class_proportions(tmp_path, random_images, write_parq
     assert len(load_images(None, tmp_path, max_samples=100)) == 40
     with pytest.raises(ValueError, match="max_samples must be at least 1; got 0"):
         load_images(None, tmp_path, max_samples=0)
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_the_label_of_a_bad_image_is_skipped_too(tmp_path, random_images, write_parquet, streaming):
-    images = random_images(4)
-    write_parquet(tmp_path / "train.parquet", [images[0], b"damaged", images[2], images[3]], [0, 1, 2, 3])
-    data = load_images(None, tmp_path, streaming=streaming)
-    assert (data.skipped, data.labels.tolist()) == ([1], [0, 2, 3])
-    assert torch.equal(data.images[:, 0], torch.from_numpy(images[[0, 2, 3]]))
 
 
 def test_fingerprint_depends_on_content_only(tmp_path, random_images, write_parquet):
@@ -179,14 +151,11 @@ def test_validation_split_is_stratified_complete_and_a_function_of_the_seed(labe
     sizes, chosen = torch.bincount(data.labels, minlength=5), torch.bincount(data.labels[validation], minlength=5)
     assert ((chosen - sizes * count / len(labels)).abs() < 1).all()
     assert torch.equal(train_validation_split(data, count, seed)[1], validation)
+    many = with_labels([i % 10 for i in range(200)])
+    assert not torch.equal(*(train_validation_split(many, 0.1, seed + more)[1] for more in (0, 1)))
 
 
-def test_validation_split_of_another_seed_is_another():
-    data = with_labels([i % 10 for i in range(200)])
-    assert not torch.equal(train_validation_split(data, 0.1, 1)[1], train_validation_split(data, 0.1, 2)[1])
-
-
-@pytest.mark.parametrize("validation", [-1, -0.1, 3, 1.0, 7])
+@pytest.mark.parametrize("validation", [-0.1, 3, 1.0])
 def test_validation_that_leaves_nothing_is_refused(validation):
     with pytest.raises(ValueError, match=f"validation must leave images to train on; got {validation} of 3 images"):
         train_validation_split(with_labels([0, 1, 1]), validation, 0)

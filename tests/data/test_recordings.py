@@ -64,11 +64,10 @@ def test_gestures_are_cut_out_of_their_files(gestures):
     for image, (start, stop) in zip(train.images, ((100, 300), (300, 420), (500, 999)), strict=True):
         part = found[(found["t"] >= start) & (found["t"] < stop)]
         assert image.equal(torch.from_numpy(first_spike_levels(part, (128, 128), windows, start=start, stop=stop)))
-    longer = load_images(None, gestures, events=EventWindows(1, 1000, 4))  # the next gesture is not in it
+    windows = EventWindows(1, 1000, 4)  # longer; the next gesture is not in it
     part = found[(found["t"] >= 100) & (found["t"] < 300)]
-    assert longer.images[0].equal(
-        torch.from_numpy(first_spike_levels(part, (128, 128), EventWindows(1, 1000, 4), start=100))
-    )
+    expected = torch.from_numpy(first_spike_levels(part, (128, 128), windows, start=100))
+    assert load_images(None, gestures, events=windows).images[0].equal(expected)
 
 
 def test_recordings_of_ones_own_get_a_split_and_say_their_sensor(tmp_path):
@@ -107,13 +106,10 @@ def test_recordings_that_cannot_be_used_are_skipped_and_named(n_mnist, caplog):
         ("trials_to_train.txt", "../user0_led.aedat\n", r"must name .aedat files beside it .*; got '\.\./user0_led"),
         ("trials_to_train.txt", "user7_led.aedat\n", "user7_led.aedat and user7_led_labels.csv must be there"),
         ("user0_led_labels.csv", "class,start,end\n1,100\n", "must hold class, start and stop in each row"),
-        ("user0_led_labels.csv", "class,start,end\n1,0.5,7\n", "must hold class, start and stop in each row"),
         ("user0_led_labels.csv", "class,start,end\n12,0,7\n", "must hold classes from 1 to 11"),
         ("user0_led_labels.csv", "class,start,end\n1,7,6\n", "no stop before its start"),
         ("user0_led_labels.csv", f"class,start,end\n1,0,{10**20}\n", "and times in microseconds"),
-        ("user0_led_labels.csv", "class,start,end\n1,-2,7\n", "and times in microseconds"),
         ("user0_led_labels.csv", "classe,début,fin\n", "user0_led_labels.csv must be text; .* Extract it anew"),
-        ("trials_to_train.txt", "é.aedat\n", "trials_to_train.txt must be text; .* Extract it anew"),
     ],
 )
 def test_gestures_that_are_damaged_are_refused(gestures, name, content, message):
@@ -122,30 +118,20 @@ def test_gestures_that_are_damaged_are_refused(gestures, name, content, message)
         find_recordings(gestures, "train")
 
 
-def test_folders_without_recordings_are_refused(n_mnist, tmp_path):
+def test_what_is_not_there_or_does_not_fit_is_refused(n_mnist, tmp_path, monkeypatch):
+    train = load_images(None, n_mnist, events=WINDOWS)
     with pytest.raises(ValueError, match=r"must be an existing folder; got .*no such folder"):
         find_recordings(tmp_path / "none", "train")
-    with pytest.raises(ValueError, match="must hold a other split of recordings"):
-        find_recordings(n_mnist, "other")
-    shutil.rmtree(n_mnist / "Test")
-    with pytest.raises(ValueError, match=r"must hold a test split of recordings; got .* Looked for trials_to_test.txt"):
-        find_recordings(n_mnist, "test")  # a training split is not divided
+    with pytest.raises(ValueError, match=r"events must go with data_dir and without .*; got image_size, streaming"):
+        load_images(None, n_mnist, events=WINDOWS, image_size=20, streaming=True)
     with pytest.raises(ValueError, match="Recordings of an event camera need --event-windows"):
         load_images(None, n_mnist)
-
-
-def test_what_does_not_fit_is_refused(n_mnist):
-    train = load_images(None, n_mnist, events=WINDOWS)
     shutil.rmtree(n_mnist / "Test" / "8")
     with pytest.raises(ValueError, match=r"classes of the Test split of .* must be those of the training split; got 3"):
         load_images(None, n_mnist, split="test", like=train, events=WINDOWS)
-    with pytest.raises(ValueError, match=r"events must go with data_dir and without .*; got image_size, streaming"):
-        load_images(None, n_mnist, events=WINDOWS, image_size=20, streaming=True)
-    with pytest.raises(ValueError, match=r"events must go with data_dir .*; got no data_dir"):
-        load_images("sample", events=WINDOWS)
-
-
-def test_images_that_outgrow_memory_are_refused(n_mnist, monkeypatch):
+    shutil.rmtree(n_mnist / "Test")
+    with pytest.raises(ValueError, match=r"must hold a test split of recordings; got .* Looked for trials_to_test.txt"):
+        find_recordings(n_mnist, "test")  # a training split is not divided
     monkeypatch.setattr(decode, "_MEMORY_FRACTION", 0)
     with pytest.raises(NotEnoughMemoryError, match=r"3 images of the Train split.*Use fewer windows or a larger pool"):
         load_images(None, n_mnist, events=WINDOWS)

@@ -9,6 +9,7 @@ import torch
 
 from tests.hardware.energy.energy_cases import convolutional_network
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
+from ttfs_triton.evaluation import command
 from ttfs_triton.evaluation.command import main
 from ttfs_triton.evaluation.options import EvaluationOptions
 from ttfs_triton.hardware import RunOptions, available_chips, dense_ann, estimate
@@ -128,3 +129,21 @@ def test_faults_and_deadlines_are_found(trained, tmp_path, capsys):
     with (tmp_path / "out" / "deadlines.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 20
     assert "on a chip with         spike jitter 0.1 windows, 30% of neurons dead" in capsys.readouterr().out
+
+
+def test_impossible_analysis_does_not_cost_the_others(trained, tmp_path, capsys, monkeypatch):
+    def impossible(*_, **__):
+        raise ValueError("potentials must fit into 62 bits")
+
+    for name in ("simulate_at", "output_spikes"):
+        monkeypatch.setattr(command, name, impossible)
+    with pytest.raises(SystemExit, match="1"):
+        evaluate(
+            trained[0], "--deadlines", "--chip", "anp_i", "--output-dir", tmp_path, "--report", tmp_path / "a.html"
+        )
+    told = capsys.readouterr().err
+    assert "  simulation: potentials must fit into 62 bits\n  deadlines: potentials must fit" in told
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (found["images"], found["simulation"], found["deadlines"]) == (45, None, None)
+    assert found["energy"][0]["energy_pj"]["total"]["nominal"] > 0
+    assert "an upper bound: not simulated" in (tmp_path / "a.html").read_text()

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from tests.train.conftest import write_parquet  # noqa: F401
-from ttfs_triton.evaluation import load_network, load_test_images
+from ttfs_triton import TTFSModel
+from ttfs_triton.evaluation import LoadError, load_network, load_test_images
 
 
 def test_test_images_are_those_of_the_run(trained):
@@ -27,3 +29,21 @@ def test_columns_can_be_named_and_classes_have_the_order_of_the_network(trained,
     write_parquet(tmp_path / "test.parquet", pixels, [0, 1, 2, 3], names=["b", "a", "c", "d"])
     with pytest.raises(ValueError, match=r"must be in the order \['a', 'b', .*; got \['b', 'a', "):
         load_test_images(network, data_dir=tmp_path)
+    write_parquet(tmp_path / "test.parquet", pixels, [0, 1, 2, 3], names=["ankle", "bag", "coat", "dress"])
+    with pytest.warns(UserWarning, match=r"classes are a, b, c, …; those of the test images are ankle, bag, coat, …\."):
+        assert len(load_test_images(network, data_dir=tmp_path)) == 4
+
+
+def test_weights_are_finite_and_of_one_precision(trained, tmp_path):
+    image = torch.rand(1, 1, 8, 8)
+    expected = load_network(trained[0]).network(image)
+    for precision, tolerance in ((torch.float64, 0.0), (torch.float16, 1e-2)):
+        TTFSModel.from_pretrained(trained[0]).to(precision).save_pretrained(tmp_path / str(precision))
+        found = load_network(tmp_path / str(precision)).network(image)
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+    broken = TTFSModel.from_pretrained(trained[0])
+    with torch.no_grad():
+        next(broken.parameters()).view(-1)[0] = torch.nan
+    broken.save_pretrained(tmp_path / "broken")
+    with pytest.raises(LoadError, match=r"must be finite; got NaN or inf in .*conv1"):
+        load_network(tmp_path / "broken")

@@ -19,11 +19,14 @@ from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.evaluation.command import main as evaluate
 from ttfs_triton.frontier import command, measure
 from ttfs_triton.frontier import sweep as sweeping
+from ttfs_triton.frontier.sweep import line
 from ttfs_triton.hardware import simulate
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.report.frontier_table import read_table
 from ttfs_triton.scoring import EvaluationBatches
 from ttfs_triton.train import NonFiniteLossError
+from ttfs_triton.wording import energy as in_words
+from ttfs_triton.wording import ratio
 
 ROOT = Path(__file__).parents[2]
 ON_GRID = "time_steps=4+weight_bits=4+spike_jitter=0.1"
@@ -65,10 +68,34 @@ def test_figures_of_a_point_are_those_of_its_run(rows, swept, trained):
     assert (free.accuracy, free.first_spike_accuracy) == (given["test_accuracy"], given["test_first_spike_accuracy"])
     assert free.sparsity == pytest.approx(given["sparsity"])
     assert row.synaptic_operations == summary["counts"]["total"]["synaptic_operations"] / 100
+    assert line(row).count("activity") == line(free).count("activity") == 1
     (energy,) = row.energy
     assert energy.chip == "lemaire45:int8"
     assert 0 < energy.arithmetic < energy.with_memory <= energy.total
     assert 0 < energy.dense_arithmetic < energy.dense_with_memory
+
+
+@pytest.mark.parametrize("point", ["free", ON_GRID])
+def test_evaluation_and_its_page_have_the_price_of_the_sweep(rows, swept, trained, tmp_path, point):
+    (row,) = of(rows, point)
+    steps = ["--steps", "8"] if row.time_steps is None else []
+    flags = ["--chip", "lemaire45:int8", *steps, "--cpu", "--max-test-samples", "100"]
+    flags += ["--output-dir", tmp_path, "--report", tmp_path / "page.html"]
+    evaluate("Evaluate.", [str(word) for word in (trained if row.folder is None else swept / row.folder, *flags)])
+    found = json.loads((tmp_path / "evaluation.json").read_text())["energy"][0]["energy_pj"]
+    (energy,) = row.energy
+    assert [found[key]["nominal"] * 1e-6 for key in ("total", "memory_included", "compute_only")] == pytest.approx(
+        [energy.total, energy.with_memory, energy.arithmetic], rel=1e-12
+    )
+    page = (tmp_path / "page.html").read_text()
+    assert f'<dd class="value">{in_words(energy.with_memory * 1e6)}</dd>' in page
+    ratios = [row.over_dense("lemaire45:int8", "with_memory"), energy.least_ratio, energy.most_ratio]
+    own, least, most = (f"{ratio(value)}×" for value in ratios)
+    span = "" if row.time_steps else f", {least} to {most} at 4 to 128"
+    steps = f"{row.steps} steps a window{span}."
+    assert f"With memory, inference costs {own} the dense ANN on lemaire45:int8 at {steps}" in page
+    assert "upper bound" not in page
+    assert "upper bound" not in (swept / "frontier.html").read_text()
 
 
 def test_grids_decide_as_their_simulation(rows):
@@ -97,7 +124,7 @@ def test_table_for_people_has_the_same_rows(rows, swept):
 
 def test_same_command_does_nothing_twice(swept, trained, rows, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in swept.rglob("points/**/*") if path.is_file()}
-    for name in ("score", "with_faults", "in_time", "agree"):
+    for name in ("score", "with_faults", "in_time", "simulated"):
         monkeypatch.setattr(measure.Bench, name, lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(sweeping, "train", lambda *_, **__: pytest.fail("trained again"))
     sweep(trained, "--output-dir", swept, *SWEEP, *EVALUATED)

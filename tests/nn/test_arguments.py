@@ -32,10 +32,10 @@ def network(specification: str, size=(8, 12), **options) -> TTFSNetwork:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": 0}, "stride must be an integer of at least 1.*got 0"),
-        ({"padding": -1}, "padding must be an integer of at least 0.*got -1"),
-        ({"padding": (1, 1, 1)}, r"padding must be an integer of at least 0.*got \(1, 1, 1\)"),
-        ({"padding": 1.0}, "padding must be an integer of at least 0.*got 1.0"),
+        ({"stride": 0}, "stride must be an integer or two integers ≥ 1.*got 0"),
+        ({"padding": -1}, "padding must be an integer or two integers ≥ 0.*got -1"),
+        ({"padding": (1, 1, 1)}, r"padding must be an integer or two integers ≥ 0.*got \(1, 1, 1\)"),
+        ({"padding": 1.0}, "padding must be an integer or two integers ≥ 0.*got 1.0"),
         ({"padding": "some"}, 'padding must be sizes, "same" or "valid"; got .some.'),
         ({"padding": "same", "stride": 2}, r"stride must be 1 with padding=\"same\"; got \(2, 2\)"),
     ],
@@ -48,10 +48,13 @@ def test_sizes_that_cannot_be_are_refused(layer, options, message):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: DFTConv2d(3, 4, 3, dilation=0), "dilation must be an integer of at least 1"),
-        (lambda: DFTConv2d(3, 4, 3.5), r"kernel_size must be an integer of at least 1.*got 3\.5"),
+        (lambda: DFTConv2d(3, 4, 3, dilation=0), "dilation must be an integer or two integers ≥ 1"),
+        (lambda: DFTConv2d(3, 4, 3.5), r"kernel_size must be an integer or two integers ≥ 1.*got 3\.5"),
         (lambda: DFTConv2d(3, 4, 2, padding="same"), r"kernel_size must be odd with padding=\"same\""),
-        (lambda: EarliestSpikePool2d(0), "EarliestSpikePool2d: kernel_size must be an integer of at least 1.*got 0"),
+        (
+            lambda: EarliestSpikePool2d(0),
+            "EarliestSpikePool2d: kernel_size must be an integer or two",
+        ),
         (lambda: EarliestSpikePool2d(2, 0.5), r"EarliestSpikePool2d: stride must be an integer.*got 0\.5"),
         (lambda: DFTLinear(0, 3), r"DFTLinear: sizes must be positive; got weights of shape \(3, 0\)"),
         (lambda: DFTLinear(2**20, 2**20), r"DFTLinear: weights must be at most 2147483648; got shape"),

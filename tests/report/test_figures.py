@@ -13,7 +13,6 @@ from ttfs_triton.hardware import Chip, Price, Sweep, SweepRow, estimate, sensiti
 from ttfs_triton.nn import DFTLinear, FirstSpikeReadout, LatencyEncoder
 from ttfs_triton.report import LayerSpikes, draw_chips, draw_layers, draw_sensitivity, draw_sweep, spikes_of
 from ttfs_triton.report.figures import energy_svg, raster_svg, sweep_on
-from ttfs_triton.report.plots import value_axis
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 UNKNOWN = Price(None, unit="pJ", status="unpublished", source="nowhere")
@@ -76,14 +75,6 @@ def test_chips_without_a_published_capacity_have_a_star():
     assert "capacity" not in energy_svg(estimates[1:])
 
 
-@pytest.mark.parametrize("price", [None, 2.5e6], ids=["plain", "priced"])
-def test_sweep_has_a_line_for_each_number_of_bits(tmp_path, price):
-    rows = [(steps, bits, 0.5) for bits in (2, 8, None) for steps in (4, 8)]
-    drawing = draw_sweep(sweep_of(*rows, energy=price, chip="odin"), tmp_path / "sweep.svg").read_text(encoding="utf-8")
-    assert all(colour in drawing for colour in ("#0072b2", "#c24e00", "#009e73"))
-    assert ("energy of an image on odin" in drawing) == (price is not None)
-
-
 @pytest.mark.parametrize(
     ("accuracies", "scale", "labels"),
     [
@@ -105,16 +96,6 @@ def test_accuracies_far_apart_are_told_apart(accuracies, scale, labels):
     heights = axes.transAxes.inverted().transform(axes.transData.transform(drawn))[:, 1]
     assert (np.diff(heights) > 0.1).all()
     assert figure.legends[0].get_window_extent().y1 < axes.get_window_extent().y0  # no line can be behind it
-
-
-def test_energies_close_together_have_ticks():
-    figure = pytest.importorskip("matplotlib.figure").Figure()
-    axes = figure.subplots()
-    axes.plot([7.7e5, 1.01e6], [0, 1])
-    value_axis(axes, [7.7e5, 1.01e6])
-    figure.canvas.draw()
-    assert axes.get_xscale() == "linear"
-    assert [label.get_text() for label in axes.get_xticklabels()][1:4] == ["780 nJ", "840 nJ", "900 nJ"]
 
 
 def test_raster_stays_small_with_many_spikes():

@@ -137,6 +137,13 @@ def test_batches_never_wait_for_the_device(network, images, watched_device, padd
     assert waits[1] == waits[2]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_no_numbers_are_no_class(network, images, value):
+    network.readout.register_forward_hook(lambda _, __, logits: logits * value)
+    with pytest.raises(ValueError, match="evaluate: outputs of the network must be finite; got NaN or inf"):
+        score(network, images)
+
+
 def test_operations_are_counted_of_images_alone(network, images):
     scorer = PaddedScorer(network, Accelerator(cpu=True), BATCH)
     refused = pytest.raises(NotImplementedError, match="batches must not be padded; got one that is")

@@ -12,15 +12,15 @@ from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-_SERVER = get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.train.imports"])
+SERVER = get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.train.imports"])
 
 
 def run_script(words: list[str], environment: dict[str, str], *, timeout: float) -> subprocess.CompletedProcess[str]:
     """Run a script to its end, as `subprocess.run` does with captured text; words: its path, then its arguments."""
     with TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "err")]
-        process = _SERVER.Process(target=_run, args=(words, environment, files))
+        process = SERVER.Process(target=_run, args=(words, environment, files))
         process.start()
         process.join(timeout)
         if process.exitcode is None:

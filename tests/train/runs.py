@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 
 from tests.train.forked import run_script
-from ttfs_triton.train import TrainConfig
+from ttfs_triton.train import Callback, TrainConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +36,9 @@ evaluation_batch_size: 13
 validation_fraction: 0.2
 cpu: true
 """
+
+# Costs that are followed and held, of a network that learns in seconds.
+TARGET = {"target_sparsity": 0.2, "lr": 8e-3, "surrogate_width": 0.5, "dropout": 0.0, "ema_decay": 0.0}
 
 # Every augmentation at once. The quadrants of `make_images` stay what they are but for mirrored ones.
 AUGMENTATION = """
@@ -77,16 +81,11 @@ def command(tmp_path: Path, data: Path, output: Path, *flags: str, settings: str
     recipe, script = tmp_path / "small.yaml", tmp_path / "small.py"
     recipe.write_text(SETTINGS + settings)
     script.write_text(SCRIPT)
-    words = [*launcher(processes), str(script), str(recipe), "--data-dir", str(data), "--output-dir", str(output)]
-    return [*words, *flags]
-
-
-def launcher(processes: int) -> list[str]:
-    """What starts a script, in one process or several."""
-    if processes == 1:
-        return [sys.executable]
-    words = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
-    return [*words, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+        launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return [*launcher, str(script), str(recipe), "--data-dir", str(data), "--output-dir", str(output), *flags]
 
 
 def run(
@@ -129,6 +128,23 @@ def assert_same_run(one: Path, other: Path) -> None:
         for name, value in ours.items():
             assert torch.equal(value, theirs[name]), name
     assert metrics(one) == metrics(other)
+
+
+def go_back(folder: Path, step: int) -> Path:
+    """Take a run that has ended back to its checkpoint of a step, as if killed then; returns a copy of the whole."""
+    whole = shutil.copytree(folder, folder.with_name("whole"))
+    (folder / "summary.json").unlink()
+    for path in (folder / "checkpoints").iterdir():
+        if int(path.name.split("-")[1]) > step:
+            shutil.rmtree(path)
+    return whole
+
+
+class Keep(Callback):
+    """Keeps the loop of a run."""
+
+    def on_start(self, loop: Any) -> None:
+        self.loop = loop
 
 
 def change(config: TrainConfig, **values: Any) -> TrainConfig:

@@ -7,15 +7,7 @@ import pytest
 import yaml
 
 from ttfs_triton.train import ConfigError, TrainConfig
-from ttfs_triton.train.build import build_augmentation
-from ttfs_triton.train.config import (
-    FREE_ON_RESUME,
-    changed_keys,
-    make_config,
-    parse_config,
-    read_recipe,
-    read_yaml,
-)
+from ttfs_triton.train.config import FREE_ON_RESUME, changed_keys, make_config, parse_config, read_recipe, read_yaml
 from ttfs_triton.ttfs import NEUTRAL
 
 ROOT = Path(__file__).parents[2]
@@ -33,17 +25,18 @@ def recipe(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epoch": 3}, "epoch: there is no such key, did you mean epochs"),
-        ({"epochs": 0}, "epochs: .*greater than or equal to 1; got 0"),
-        ({"lr": "fast"}, "lr: .*valid number.*; got 'fast'"),
+        ({"epoch": 3, "seed": -1}, r"seed: [\s\S]*epoch: there is no such key, did you mean epochs"),
+        (
+            {"epochs": 0, "lr": "fast"},
+            r"epochs: .*greater than or equal to 1; got 0[\s\S]*lr: .*valid number.*; got 'fast'",
+        ),
+        ({"pretrain": True}, "this key was retired: one training begins at σ = 0"),
+        ({"neuron": "ann"}, "this key was retired: an ANN is a network with psp_persistence: 0"),
+        ({"crop_fill": 256}, r"crop_fill\S*: Input should be less than or equal to 255; got 256"),
         ({"psp_persistence": 1.5}, r"Neuron: psp_persistence must lie in \[0, 1\]; got 1.5"),
-        ({"optimizer": "lion"}, "optimizer: .*'adamw', 'adam' or 'sgd'"),
         ({"batch_norm": True, "time_steps": 8}, "batch_norm and time_steps exclude each other"),
         ({"psp_persistence_rise": (0.6, 0.2)}, "psp_persistence_rise must be two rising shares"),
-        (
-            {"psp_persistence_rise": (0.2, 0.6), "psp_persistence": 0.0},
-            "needs a psp_persistence above 0",
-        ),
+        ({"psp_persistence_rise": (0.2, 0.6), "psp_persistence": 0.0}, "needs a psp_persistence above 0"),
         ({"psp_persistence_rise": (0.2, 0.6), "compile": True}, "psp_persistence_rise and compile exclude each other"),
         ({"lookahead": 5, "ema_decay": 0.9}, "lookahead and ema_decay exclude each other"),
         ({"resume": True, "overwrite": True}, "resume and overwrite exclude each other"),
@@ -55,13 +48,8 @@ def recipe(tmp_path) -> Path:
         ({"event_pool": 2}, "event_pool must go with event_windows: recordings become images by windows"),
         ({"event_windows": 2, "auto_augment": True}, "event_windows: leave auto_augment out; events have no colours"),
         ({"event_windows": 2, "dataset": "sample", "streaming": True}, "leave dataset, streaming out"),
-        (
-            {"event_windows": 2, "event_sensor": (0, 9)},
-            r"event_sensor\.0: Input should be greater than or equal to 1; got 0",
-        ),
         ({"weight_bits": 4}, "weight_bits and state_bits need time_steps"),
         ({"grid_chip": "loihi"}, "grid_chip needs time_steps"),
-        ({"time_steps": 4, "weight_bits": 1}, "weight_bits: Input should be greater than or equal to 2; got 1"),
         ({"dead_neurons": 0.6, "stuck_neurons": 0.6}, "dead_neurons and stuck_neurons must be at most 1 together"),
         ({"milestones": [3, 2]}, r"milestones must rise; got \[3, 2\]"),
         ({"batch_size": 10, "gradient_accumulation": 3}, "must be divisible by gradient_accumulation"),
@@ -71,12 +59,7 @@ def test_make_config_names_key_rule_and_value(values, message):
     with pytest.raises(ConfigError, match=message) as caught:
         make_config(values, "settings.yaml")
     assert str(caught.value).startswith("settings.yaml is not usable:")
-
-
-def test_make_config_reports_all_mistakes_at_once():
-    with pytest.raises(ConfigError) as caught:
-        make_config({"epochs": 0, "seed": -1, "nonsense": 1}, "settings.yaml")
-    assert {"epochs", "seed", "nonsense"} <= set(re.findall(r"^  (\w+):", str(caught.value), re.MULTILINE))
+    assert not any(word in str(caught.value) for word in ("http", "_WithConfigFlag"))
 
 
 def test_files_that_are_no_configuration_are_named(tmp_path):
@@ -87,41 +70,13 @@ def test_files_that_are_no_configuration_are_named(tmp_path):
         read_yaml(tmp_path / "list.yaml")
 
 
-def test_flags_win_over_config_file_and_file_over_recipe(recipe, tmp_path):
-    other = tmp_path / "other.yaml"
-    other.write_text("epochs: 9\nbatch_size: 32\n")
-    config = parse_config(recipe, "", ["--config", str(other), "--batch-size", "16", "--flip"])
-    assert (config.epochs, config.batch_size, config.lr, config.flip) == (9, 16, 3e-3, True)
-    assert parse_config(recipe, "", ["--learning-rate", "0.5"]).lr == 0.5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "flip", "fill"),
-    [
-        ("", False, 0),
-        ("--flip --crop-fill 128", True, 128),
-        ("--flip alternating --crop-fill reflect", "alternating", "reflect"),
-        ("--no-flip", False, 0),
-    ],
-)
-def test_flip_and_crop_fill_are_numbers_flags_or_words(recipe, arguments, flip, fill):
-    config = parse_config(recipe, "", arguments.split())
-    assert (config.flip, config.crop_fill) == (flip, fill)
-    assert make_config(yaml.safe_load(config.to_yaml()), "itself") == config
-    augmentation = build_augmentation(config)
-    assert (augmentation.flip, augmentation.crop_fill) == (flip, fill)
-
-
 def test_config_survives_its_own_yaml(recipe):
-    config = parse_config(recipe, "", ["--milestones", "3", "5", "--derivative-clip", "None", "--data-dir", "a/b"])
-    assert make_config(yaml.safe_load(config.to_yaml()), "itself") == config
-
-
-def test_unknown_flag_exits_with_a_suggestion(recipe, capsys):
-    with pytest.raises(SystemExit) as caught:
-        parse_config(recipe, "", ["--epoch", "3"])
-    assert caught.value.code == 2
-    assert "--epochs" in capsys.readouterr().err
+    words = "--milestones 3 5 --derivative-clip None --data-dir a/b --learning-rate 0.5"
+    for flags, flip in (("--flip --crop-fill 128", True), ("--flip alternating --crop-fill reflect", "alternating")):
+        config = parse_config(recipe, "", f"{words} {flags}".split())
+        assert make_config(yaml.safe_load(config.to_yaml()), "itself") == config
+        assert (config.lr, config.milestones, config.flip) == (0.5, (3, 5), flip)
+        assert config.crop_fill == ("reflect" if flip == "alternating" else 128)
 
 
 def test_every_key_has_a_description_a_flag_and_its_group(recipe, capsys):
@@ -188,22 +143,6 @@ def test_a_run_can_be_made_longer_where_the_rate_does_not_depend_on_its_length(r
         assert changed_keys(before, shorter) == {"epochs": (config.epochs, config.epochs - 1)}
 
 
-@pytest.mark.parametrize(
-    ("flag", "value", "message"),
-    [
-        ("width", "0", "width: Input should be greater than 0; got 0"),
-        ("seed", str(2**64), "seed: Input should be less than"),
-        ("crop-fill", "256", r"crop_fill\S*: Input should be less than or equal to 255; got 256"),
-        ("cutmix", "inf", "cutmix: Input should be less than or equal to 100"),
-    ],
-)
-def test_values_out_of_range_are_told_in_our_words(recipe, flag, value, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        parse_config(recipe, "", [f"--{flag}", value])
-    assert "http" not in str(caught.value)
-    assert "_WithConfigFlag" not in str(caught.value)
-
-
 def test_resume_takes_the_saved_configuration(recipe, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -223,21 +162,27 @@ def presets(tmp_path) -> Path:
     return path
 
 
-def test_recipe_wins_over_what_it_extends_and_a_preset_over_the_recipe(presets):
-    found = read_recipe(presets)
-    assert found.values(None) == {"dataset": "sample", "epochs": 7, "lr": 0.75, "flip": True}
-    assert found.values("fast") == {"dataset": "sample", "epochs": 2, "lr": 0.125, "flip": True, "preset": "fast"}
-    assert found.values("slow")["epochs"] == 90
-
-
-def test_configuration_file_wins_over_a_preset_and_flags_over_both(presets, tmp_path):
-    other = tmp_path / "other.yaml"
-    other.write_text("preset: fast\nlr: 0.0625\n")
-    config = parse_config(presets, "", ["--config", str(other)])
-    assert (config.preset, config.epochs, config.lr) == ("fast", 2, 0.0625)
-    config = parse_config(presets, "", ["--config", str(other), "--preset", "slow", "--lr", "1", "--epochs", "3"])
-    assert (config.preset, config.epochs, config.lr) == ("slow", 3, 1.0)
-    assert yaml.safe_load(config.to_yaml())["preset"] == "slow"
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", (None, 7, 0.75)),
+        ("--preset fast", ("fast", 2, 0.125)),
+        ("--preset slow", ("slow", 90, 0.75)),
+        ("--config other.yaml", ("fast", 2, 0.0625)),
+        ("--config other.yaml --preset slow --lr 1 --epochs 3", ("slow", 3, 1.0)),
+    ],
+)
+def test_flags_win_over_a_file_that_over_a_preset_and_it_over_the_recipe(
+    presets, tmp_path, monkeypatch, flags, expected
+):
+    monkeypatch.chdir(tmp_path)
+    Path("other.yaml").write_text("preset: fast\nlr: 0.0625\n")
+    config = parse_config(presets, "", flags.split())
+    assert (config.preset, config.epochs, config.lr) == expected
+    assert config.flip is True, "as in what it extends"
+    assert yaml.safe_load(config.to_yaml())["preset"] == config.preset
+    with pytest.raises(ConfigError, match="preset must be one of fast, slow; got quick"):
+        parse_config(presets, "", ["--preset", "quick"])
 
 
 @pytest.mark.parametrize(
@@ -256,14 +201,6 @@ def test_recipes_that_are_none_are_refused(tmp_path, content, message):
         read_recipe(path)
 
 
-def test_unknown_presets_are_refused(presets, tmp_path):
-    with pytest.raises(ConfigError, match="preset must be one of fast, slow; got quick"):
-        parse_config(presets, "", ["--preset", "quick"])
-    (tmp_path / "plain.yaml").write_text("dataset: sample\n")
-    with pytest.raises(ConfigError, match=r"preset must be left out: plain\.yaml has none; got fast"):
-        parse_config(tmp_path / "plain.yaml", "", ["--preset", "fast"])
-
-
 @pytest.mark.parametrize(("path", "name"), PRESETS, ids=lambda value: getattr(value, "stem", value))
 def test_every_preset_of_a_recipe_is_a_valid_configuration(path, name):
     config = parse_config(path, "", ["--preset", name])
@@ -271,17 +208,10 @@ def test_every_preset_of_a_recipe_is_a_valid_configuration(path, name):
     assert {key for key, value in read_recipe(path).presets[name].items() if config.model_dump()[key] != value} == set()
 
 
-def test_retired_keys_are_told_apart_from_wrong_ones():
-    with pytest.raises(ConfigError, match=r"this key was retired: one training begins at σ = 0"):
-        make_config({"pretrain": True}, "here")
-    with pytest.raises(ConfigError, match="this key was retired: an ANN is a network with psp_persistence: 0"):
-        make_config({"neuron": "ann"}, "here")
-    assert make_config({"pretrain": False, "pretrain_lr": None, "neuron": "dft"}, "here") == TrainConfig()
-
-
 def test_a_run_that_holds_retired_keys_goes_on(tmp_path):
     saved = yaml.safe_load(TrainConfig().to_yaml()) | {"pretrain": True, "pretrain_epochs": None, "pretrain_lr": 1e-3}
     arguments = ROOT / "ttfs_triton/recipes/quickstart.yaml", "", ["--output-dir", str(tmp_path), "--resume"]
+    assert make_config({"pretrain": False, "pretrain_lr": None, "neuron": "dft"}, "here") == TrainConfig()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved | {"neuron": "dft"}))
     assert parse_config(*arguments) == TrainConfig(resume=True, output_dir=tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved | {"neuron": "ann"}))

@@ -1,5 +1,7 @@
-"""What this machine cannot do is told before training: processes, precision, fused passes, backends."""
+"""What this machine cannot do is told before training; how processes agree to stop: soon, and without waiting."""
 
+import signal
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,7 @@ from tests.train.runs import change
 from ttfs_triton.nn.networks import resnet20
 from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.train import ConfigError, TrainConfig, device, train
-from ttfs_triton.train.device import LEAST_NEURONS, SLOW, choose_fusing, make_accelerator, warn_of_device
+from ttfs_triton.train.device import LEAST_NEURONS, SLOW, StopRequest, choose_fusing, make_accelerator, warn_of_device
 
 CPU = torch.device("cpu")
 
@@ -39,11 +41,6 @@ def test_emulated_precision_is_told_with_what_it_costs(monkeypatch, emulated):
     assert warnings() == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_product_takes_time(dtype):
-    assert 0 < device.product_seconds(dtype) < 60
-
-
 @pytest.mark.parametrize(
     ("variables", "processes", "told"),
     [
@@ -62,12 +59,6 @@ def test_processes_that_do_not_run_are_told(monkeypatch, variables, processes, t
         monkeypatch.setenv(name, value)
     lines = warnings(mixed_precision="no", processes=processes)
     assert [told in line and "torchrun --nproc_per_node N" in line for line in lines] == [True] * (told is not None)
-
-
-def test_run_says_what_it_runs_on_before_it_trains(config, emulated, capsys):
-    train(change(config, epochs=1, mixed_precision="bf16"))
-    said = " ".join(capsys.readouterr().out.split())
-    assert said.index("emulates bf16") < said.index(", 1 process, 1 epochs, run folder") < said.index("epoch 1/1")
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +87,22 @@ def test_fused_passes_that_cannot_be_had_are_refused_if_asked_for(graph, monkeyp
         assert not choose_fusing(TrainConfig(), place, graph, 10**12)
 
 
-def test_a_run_fuses_while_it_trains(config, monkeypatch, capsys):
+def test_a_run_says_what_it_runs_on_fuses_and_keeps_freed_memory_while_it_trains(config, emulated, monkeypatch, capsys):
     switched = []
+
+    @contextmanager
+    def kept():
+        switched.append("kept")
+        yield
+        switched.append("given back")
+
     monkeypatch.setattr(device, "fuse_passes", switched.append)
-    train(change(config, fuse="on", epochs=1))
-    assert switched == [True, False]
-    assert "passes over neurons are fused" in capsys.readouterr().out
+    monkeypatch.setattr("ttfs_triton.train.run.freed_memory_kept", kept)
+    train(change(config, fuse="on", epochs=1, mixed_precision="bf16", gradient_compression="bf16"))
+    assert switched == ["kept", True, False, "given back"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "gradient_compression: one process exchanges no gradients" in said
+    assert said.index("emulates bf16") < said.index("passes over neurons are fused") < said.index("epoch 1/1")
 
 
 def test_what_this_machine_cannot_do_is_told(config, monkeypatch):
@@ -114,7 +115,37 @@ def test_what_this_machine_cannot_do_is_told(config, monkeypatch):
         make_accelerator(change(config, backend="triton"))
 
 
-def test_gradients_live_in_buckets_that_are_laid_out_once():
-    for accumulation in (1, 2):
-        handler = make_accelerator(TrainConfig(cpu=True, gradient_accumulation=accumulation)).ddp_handler
-        assert (handler.gradient_as_bucket_view, handler.static_graph) == (True, accumulation == 1)
+def test_processes_stop_together(monkeypatch):
+    """Each step on CPUs; on GPUs, which would wait for each other, every few steps."""
+    others = []
+    monkeypatch.setattr(device, "sum_over_processes", lambda *_: torch.tensor([float(len(others))]))
+    for place, asked in (("cpu", [1, 2, 3, 4, 5, 6]), ("meta", [3, 6])):
+        request = StopRequest(accelerator(place, processes=2))
+        assert not any(request.due(step, 3) for step in range(1, 7))
+        others.append("received a signal")
+        assert [step for step in range(1, 7) if request.due(step, 3)] == asked
+        others.clear()
+
+
+def test_one_process_stops_at_once():
+    with StopRequest(accelerator()) as request:
+        assert not request.due(1, 20)
+        signal.raise_signal(signal.SIGTERM)
+        assert request.due(2, 20)
+    assert request.received is signal.SIGTERM
+
+
+def test_signals_that_a_launcher_repeats_are_one(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    request, ended, now = StopRequest(accelerator(processes=2)), [], [100.0]
+    monkeypatch.setattr(device.time, "monotonic", lambda: now[0])
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
+    try:
+        with request:
+            signal.raise_signal(signal.SIGTERM)
+        for seconds, count in ((0.1, 0), (1.9, 0), (2.1, 1)):  # also when all is saved
+            now[0] = 100 + seconds
+            signal.raise_signal(signal.SIGTERM)
+            assert len(ended) == count
+    finally:
+        signal.signal(signal.SIGTERM, before)

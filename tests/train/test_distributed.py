@@ -4,30 +4,42 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.train.runs import AUGMENTATION, ROOT, best, command, environment, last, launcher, make_images, metrics, run
+from tests.train.runs import AUGMENTATION, ROOT, best, command, environment, last, make_images, metrics, run
 
 # Five optimiser steps; 45 test and 37 validation images, which two processes do not divide evenly.
-SETTINGS = f"\nepochs: 1\ndropout: 0.0\nema_decay: 0.0\nbatch_size: 24\n{AUGMENTATION}"
+SETTINGS = "\nepochs: 1\ndropout: 0.0\nema_decay: 0.0\nbatch_size: 24\noptimizer: sgd\nlr: 0.2\nsurrogate_width: 0.5\n"
+COURSES = {
+    "augmented": AUGMENTATION,
+    "shared statistics": "batch_norm: true\nencoder: analog\nsync_batch_norm: true\npsp_persistence: 0.5\n",
+    "target": "target_operations: 0.85\n",
+}
 
 
 @pytest.fixture(scope="module")
-def settings(teacher) -> str:
-    return f"{SETTINGS}teacher: {teacher}\n"
+def images(tmp_path_factory, write_parquet) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"), write_parquet, train=163)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, write_parquet, settings) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("distributed")
-    data = make_images(folder / "images", write_parquet, train=163)
-    for processes, name in ((1, "one"), (2, "two")):
-        result = run(folder, data, folder / name, settings=settings, processes=processes)
+def trained(tmp_path_factory, images, teacher) -> Callable[..., Path]:
+    """Folder of a run of a course, in so many processes; each is trained once."""
+
+    @cache
+    def train(course: str, processes: int = 1, key: str = "") -> Path:
+        folder, taught = tmp_path_factory.mktemp("distributed"), f"teacher: {teacher}\n" * (course == "augmented")
+        settings = SETTINGS + COURSES[course] + taught + key
+        result = run(folder, images, folder / "run", settings=settings, processes=processes)
         assert result.returncode == 0, result.stderr
-    return folder / "one", folder / "two"
+        return folder / "run"
+
+    return train
 
 
 def assert_trained_alike(one: Path, other: Path, processes: int) -> None:
@@ -47,8 +59,12 @@ def assert_trained_alike(one: Path, other: Path, processes: int) -> None:
             torch.testing.assert_close(value, read(other)[name], atol=1e-5, rtol=0)
 
 
-def test_two_processes_train_as_one_does(runs):
-    assert_trained_alike(*runs, processes=2)
+@pytest.mark.parametrize("course", ["augmented", "shared statistics", pytest.param("target", marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_does(trained, course):
+    one, two = trained(course), trained(course, 2)
+    assert any(name.endswith("running_var") for name in best(one)) == (course == "shared statistics")
+    assert any(name.startswith("dial.") for name in last(one)) == (course == "target")
+    assert_trained_alike(one, two, processes=2)
 
 
 def free_port() -> int:
@@ -65,15 +81,14 @@ def free_port() -> int:
         pytest.param("multi_node", 2, 4, marks=pytest.mark.slow),
     ],
 )
-def test_processes_of_accelerate_launch_train_as_one_does(runs, settings, tmp_path, name, nodes, processes):
+def test_processes_of_accelerate_launch_train_as_one_does(trained, images, tmp_path, name, nodes, processes):
     """With the files in recipes/accelerate, on the CPU (gloo), all else as the file says."""
     words = [sys.executable, "-m", "accelerate.commands.launch"]
     words += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{name}.yaml")]
     words += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
     words += ["--main_process_ip", "127.0.0.1"] if nodes > 1 else []
-    recipe = command(
-        tmp_path, runs[0].parent / "images", tmp_path / "run", "--mixed-precision", "no", settings=settings
-    )
+    settings = SETTINGS + COURSES["shared statistics"]
+    recipe = command(tmp_path, images, tmp_path / "run", "--mixed-precision", "no", settings=settings)
     ranks = [["--machine_rank", str(rank)] if nodes > 1 else [] for rank in range(nodes)]
     pipe, variables = subprocess.PIPE, environment(tmp_path)
     launched = [
@@ -87,77 +102,17 @@ def test_processes_of_accelerate_launch_train_as_one_does(runs, settings, tmp_pa
             process.kill()
     for process, (_, errors) in zip(launched, outputs, strict=True):
         assert process.returncode == 0, errors
-    assert_trained_alike(runs[0], tmp_path / "run", processes)
+    assert_trained_alike(trained("shared statistics"), tmp_path / "run", processes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("key", "difference"), [("gradient_accumulation: 2", 1e-5), ("gradient_compression: bf16", 0.02)], ids=str
+    ("key", "least", "most"),
+    [("gradient_accumulation: 2", 0, 1e-5), ("gradient_compression: bf16", 1e-5, 0.02)],
+    ids=str,
 )
-def test_two_processes_accumulate_and_compress_gradients(runs, settings, key, difference):
+def test_two_processes_accumulate_and_compress_gradients(trained, key, least, most):
     """Gradients that live in buckets are added up over micro-batches before they are exchanged."""
-    one, output = runs[0], runs[0].parent / key[9:12]
-    result = run(one.parent, one.parent / "images", output, settings=f"{settings}{key}\n", processes=2)
-    assert result.returncode == 0, result.stderr
-    ours, theirs = (torch.cat([value.flatten() for value in best(path).values()]) for path in (one, output))
-    assert (ours - theirs).norm() < difference * ours.norm()
-    assert ("compression" in key) == ((ours - theirs).norm() > 1e-5 * ours.norm())
-
-
-GRADIENTS = """
-import sys
-from contextlib import nullcontext
-import torch
-import torch.distributed as dist
-from torch import nn
-from ttfs_triton.train.device import compress_gradients
-
-dist.init_process_group("gloo")
-rank, accumulation = dist.get_rank(), int(sys.argv[1])
-torch.manual_seed(0)
-alone = nn.Sequential(nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 5))
-model = nn.parallel.DistributedDataParallel(alone, gradient_as_bucket_view=True, static_graph=accumulation == 1)
-compress_gradients(model, print)
-
-def loss(network, x):
-    return network(x).square().mean()
-
-for step in range(3):
-    x = torch.randn(2, accumulation, 4, 9, generator=torch.Generator().manual_seed(step))
-    theirs = []
-    for process in range(2):
-        of_micro_batches = [torch.autograd.grad(loss(alone, part), list(alone.parameters())) for part in x[process]]
-        theirs.append([sum(parts[1:], parts[0]) for parts in zip(*of_micro_batches)])
-    model.zero_grad()
-    for number in range(accumulation):
-        with nullcontext() if number == accumulation - 1 else model.no_sync():
-            loss(model, x[rank, number]).backward()
-    for parameter, first, second in zip(alone.parameters(), *theirs, strict=True):
-        expected = (first.bfloat16() / 2 + second.bfloat16() / 2).float()
-        assert torch.equal(parameter.grad, expected), (rank, step, parameter.grad, expected)
-        with torch.no_grad():
-            parameter.sub_(0.1 * expected)
-dist.destroy_process_group()  # threads that are left at exit end the process by a signal, now and then
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulation", [1, 2], ids=["static graph", "accumulation"])
-def test_exchanged_gradients_are_means_of_rounded_ones(tmp_path, accumulation):
-    """In buckets as views, bit for bit."""
-    (tmp_path / "gradients.py").write_text(GRADIENTS)
-    words = [*launcher(2), str(tmp_path / "gradients.py"), str(accumulation)]
-    result = subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-
-
-def test_two_processes_share_the_statistics_of_batch_norm(tmp_path, data):
-    settings = f"{SETTINGS}batch_norm: true\nencoder: analog\nsync_batch_norm: true\npsp_persistence: 0.5\n"
-    settings += "surrogate_width: 0.5\noptimizer: sgd\nlr: 0.2\n"
-    for processes, name in ((1, "one"), (2, "two")):
-        result = run(tmp_path, data, tmp_path / name, settings=settings, processes=processes)
-        assert result.returncode == 0, result.stderr
-    ours, theirs = best(tmp_path / "one"), best(tmp_path / "two")
-    assert any(name.endswith("running_var") for name in ours)
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=0)
+    folders = trained("augmented"), trained("augmented", 2, f"{key}\n")
+    ours, theirs = (torch.cat([value.flatten() for value in best(folder).values()]) for folder in folders)
+    assert least <= (ours - theirs).norm() / ours.norm() < most

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from recipes.make_events import main as make_events
-from ttfs_triton.augment import Augmentation
 from ttfs_triton.convert.command import main as convert
 from ttfs_triton.convert.grid_command import main as calibrate
 from ttfs_triton.data.event_files import read_bin
@@ -58,8 +57,7 @@ def test_what_events_become_is_part_of_the_network(run):
     data = load_test_images(loaded, data_dir=config.data_dir)
     assert data.fingerprint == load_test_images(load_network(run)).fingerprint
     card = render_card(read_facts(find_model(run)), "org/name")
-    length = "105,000 µs" if config.event_window_us else "equal parts of its duration"
-    assert f"becomes {config.events.count} windows of {length}; in each, the first event" in card
+    assert f"becomes {config.events.count} windows of " in card
     assert "Images are converted" not in card
     if config.event_pool > 1:
         return
@@ -69,14 +67,8 @@ def test_what_events_become_is_part_of_the_network(run):
     levels = first_spike_levels(read_bin(path), (34, 34), config.events, start=0)
     assert model.classify(torch.from_numpy(levels)).top == model.classify(path).top == model.classify(str(path)).top
     assert model.classify(path).top[0].probability == pytest.approx(expected.top[0].probability, abs=0.05)
-    (run / "broken.bin").write_bytes(b"123456")
-    for name, message in (
-        ("broken.bin", "broken.bin must hold whole events of 5 bytes"),
-        ("none.bin", "must exist; there is no file"),
-        ("config.yaml", "must be a recording, .bin, .aedat, .npz; got config.yaml"),
-    ):
-        with pytest.raises(ValueError, match=f"classify: image 0 .*{message}"):
-            model.classify(run / name)
+    with pytest.raises(ValueError, match=r"classify: image 0 .*must be a recording, .bin, .aedat, .npz; got config"):
+        model.classify(run / "config.yaml")
 
 
 def test_recordings_calibrate_a_network_on_a_grid(run, tmp_path, capsys):
@@ -103,12 +95,3 @@ def test_spikes_of_events_are_those_of_the_encoder():
     assert LatencyEncoder()(spikes[None]).equal(spikes[None])
     assert activation_to_spike_time(spikes, 0, window=40).isfinite().nonzero().tolist() == [[0, 0, 1], [1, 1, 0]]
     assert activation_to_spike_time(spikes, 0, window=40)[0, 0, 1] == 30
-
-
-def test_geometric_augmentation_moves_all_channels_alike():
-    images = torch.randint(0, 256, (3, 1, 9, 9), dtype=torch.uint8)
-    indices = torch.arange(3)
-    augmentation = Augmentation(flip=True, shift=2, cutout=3)
-    one = augmentation(images, indices, seed=1, epoch=0)
-    many = augmentation(images.repeat(1, 16, 1, 1), indices, seed=1, epoch=0)
-    assert many.equal(one.expand(3, 16, 9, 9))

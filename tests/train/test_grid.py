@@ -4,30 +4,31 @@ import json
 
 import pytest
 import torch
+import yaml
 
-from tests.train.runs import change, run
+from tests.train.runs import SETTINGS, change
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.hardware import simulate
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Faults, Grid, NetworkConfig, Neuron, TTFSNetwork
-from ttfs_triton.train import ConfigError
+from ttfs_triton.train import ConfigError, TrainConfig, train
 from ttfs_triton.train.build import RunData, build_network
-from ttfs_triton.train.start import Start, start_on_grid
+from ttfs_triton.train.start import start_on_grid
 
 NETWORK = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, neuron=Neuron(0.25), readout="potential_end")
+
+
+ON_GRID = {"time_steps": 4, "weight_bits": 3, "psp_persistence": 0.25, "readout": "potential_end"}
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     """A run on 4 steps and 3 bits, for chips with faults."""
-    folder = tmp_path_factory.mktemp("grid")
-    settings = "\ntime_steps: 4\nweight_bits: 3\nspike_jitter: 0.05\nlost_spikes: 0.02\npsp_persistence: 0.25\n"
-    result = run(folder, data, folder / "run", settings=settings + "readout: potential_end\n")
-    assert result.returncode == 0, result.stderr
-    assert "on the grid of a chip: 4 time steps a window, 3-bit weights with a unit per channel" in result.stdout
-    assert "for chips with faults: spike jitter 0.05 windows, 2% of spikes lost" in result.stdout
-    return folder / "run"
+    folder = tmp_path_factory.mktemp("grid") / "run"
+    values = yaml.safe_load(SETTINGS) | ON_GRID | {"spike_jitter": 0.05, "lost_spikes": 0.02}
+    train(TrainConfig(**values, data_dir=data, output_dir=folder))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,6 @@ def split(data):
 
 def test_validation_and_simulator_decide_alike(trained, data):
     summary, model = json.loads((trained / "summary.json").read_text()), TTFSModel.from_pretrained(trained)
-    assert model.config.grid == Grid(4, 3)
     held_out = load_images(None, data, split="test", like=None)
     images, labels = to_float(held_out.images_at(torch.arange(len(held_out)))), held_out.labels
     with torch.no_grad():
@@ -47,40 +47,26 @@ def test_validation_and_simulator_decide_alike(trained, data):
     assert (found.settings.steps, found.settings.weight_bits) == (4, 3)
     assert torch.equal(logits.argmax(1), found.predictions)
     assert torch.equal(decided.prediction, found.first_spike_predictions)
-    assert (found.accuracy, found.first_spike_accuracy) == (
-        summary["test_accuracy"],
-        summary["test_first_spike_accuracy"],
-    )
-    assert found.ties == summary["ties"]
+    keys = ("test_accuracy", "test_first_spike_accuracy", "ties")
+    assert [found.accuracy, found.first_spike_accuracy, found.ties] == [summary[key] for key in keys]
     for ours, theirs in zip(found.counts.layers, summary["counts"]["layers"], strict=True):
         assert (ours.spikes, ours.synaptic_operations) == (theirs["spikes"], theirs["synaptic_operations"])
 
 
 def test_a_trained_grid_is_gone_on_with(trained, split, config):
-    same = change(config, weights=str(trained), time_steps=4, weight_bits=3, psp_persistence=0.25)
-    network, start = build_network(change(same, readout="potential_end"), split)
+    """Another grid finds units of its own."""
+    same = change(config, weights=str(trained), **ON_GRID)
+    trained_units = TTFSModel.from_pretrained(trained).features.conv1.log2_unit
+    network, start = build_network(same, split)
     assert start is not None
     assert start.grid == Grid(4, 3)
-    trained_units = TTFSModel.from_pretrained(trained).features.conv1.log2_unit
     assert torch.equal(network.features.conv1.log2_unit, trained_units)
-    other, _ = build_network(change(same, readout="potential_end", time_steps=8, learn_units=False), split)
-    assert not other.features.conv1.log2_unit.requires_grad
-    assert not torch.equal(other.features.conv1.log2_unit, trained_units)
-    without, _ = build_network(
-        change(same, readout="potential_end", time_steps=None, weight_bits=None, lost_spikes=0.1), split
-    )
+    other = build_network(change(same, time_steps=8, learn_units=False), split)[0].features.conv1.log2_unit
+    assert not other.requires_grad
+    assert not torch.equal(other, trained_units)
+    without, _ = build_network(change(same, time_steps=None, weight_bits=None, lost_spikes=0.1), split)
     assert without.config.grid is None
     assert without.features.conv1.faults == Faults(lost_spikes=0.1)
-
-
-def test_units_of_another_start_are_not_taken():
-    network = TTFSNetwork(NETWORK)
-    units = {"readout.log2_unit": torch.full((4,), 3.0)}
-    start = Start(base_model=None, calibration=None, grid=Grid(8, 3), units=units)  # type: ignore[arg-type]
-    start_on_grid(network, Grid(4, 3), start)
-    assert (network.readout.log2_unit < 1).all()
-    start_on_grid(network, Grid(8, 3), start)
-    assert (network.readout.log2_unit == 3).all()
 
 
 def test_registers_that_are_too_small_are_told_before_training():

@@ -1,27 +1,19 @@
 """Lagrange multipliers: costs in training are those of the counts, goals are reached, every way to train keeps them."""
 
-import json
 import math
-import shutil
-from itertools import pairwise
 from statistics import mean
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
-from tests.train.recorded import RecordedGraphs
-from tests.train.runs import assert_same_run, best, change, last, metrics, run
+from tests.train.runs import TARGET, change, metrics
 from ttfs_triton.hardware import RunOptions, count
 from ttfs_triton.hardware.cost import energy_cost
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
-from ttfs_triton.train import loop, train
+from ttfs_triton.train import train
 from ttfs_triton.train.lagrange import LagrangeMultipliers, SilentChannels
-from ttfs_triton.train.target import CostedNetwork, Wanted, make_target, parse_target
-
-STEPS = 160
-RATE = 4e-4
+from ttfs_triton.train.target import CostedNetwork, make_target, parse_target
 
 
 def costed(wanted, specification="4C3-P2-6C3p0-P2-8", **options):
@@ -106,12 +98,11 @@ def test_penalty_is_the_relative_cost_times_the_pressure():
     torch.testing.assert_close(costs.grad, torch.tensor([10.0, -2.5]))
 
 
-# Enough steps for the multiplier to follow, of a network that learns in seconds.
-TARGET = {"target_sparsity": 0.2, "lr": 8e-3, "epochs": 16, "surrogate_width": 0.5, "dropout": 0.0, "ema_decay": 0.0}
+LONG = TARGET | {"epochs": 16}  # enough steps for the multiplier to follow
 
 
 def test_run_reaches_its_goal_says_so_and_keeps_its_epoch_before_a_more_accurate_one(config, capsys):
-    summary = train(change(config, **TARGET))
+    summary = train(change(config, **LONG))
     target, lines = summary["target"], metrics(config.output_dir)
     assert target["validation"]["network"] == pytest.approx(0.2, rel=0.1)
     assert target["test"] == {"network": pytest.approx(summary["sparsity"])}
@@ -126,67 +117,15 @@ def test_run_reaches_its_goal_says_so_and_keeps_its_epoch_before_a_more_accurate
     assert summary["best_epoch"] == max(lines, key=order)["epoch"]
 
 
-def test_resumed_run_has_the_multipliers_of_the_uninterrupted_one(config, tmp_path):
-    run = change(config, **TARGET | {"epochs": 4}, checkpoint_steps=3, keep_checkpoints=99)
-    train(run)
-    uninterrupted = shutil.copytree(run.output_dir, tmp_path / "uninterrupted")
-    (run.output_dir / "summary.json").unlink()
-    # In the middle of the last epoch, behind corrections.
-    for path in sorted((run.output_dir / "checkpoints").iterdir())[-2:]:
-        shutil.rmtree(path)
-    train(change(run, resume=True))
-    assert_same_run(run.output_dir, uninterrupted)
-    assert any(name.startswith("dial.") for name in last(run.output_dir))
-
-
-def test_replayed_steps_have_the_multipliers_of_plain_ones(config, tmp_path, monkeypatch):
-    run = change(config, **TARGET | {"epochs": 3})
-    train(change(run, output_dir=tmp_path / "plain"))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    graphs = RecordedGraphs()
-    monkeypatch.setattr(loop, "choose_graphs", lambda *_: graphs)
-    train(run)
-    assert graphs.replays > 10
-    assert_same_run(tmp_path / "plain", run.output_dir)
-
-
-def test_accumulation_and_compilation_give_the_same_weights(config, tmp_path, monkeypatch):
-    compile_network = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: compile_network(model, backend="aot_eager", fullgraph=True))
-    run = change(config, **TARGET | {"epochs": 1})
-    train(run)
-    for name, values in (("accumulated", {"gradient_accumulation": 4}), ("compiled", {"compile": True})):
-        train(change(run, output_dir=tmp_path / name, **values))
-        for key, value in best(run.output_dir).items():
-            torch.testing.assert_close(value, best(tmp_path / name)[key], atol=1e-5, rtol=0)
-
-
-@pytest.mark.slow
-def test_two_processes_have_one_multiplier(config, tmp_path):
-    keys = {"epochs": 1, "dropout": 0.0, "batch_size": 24, "surrogate_width": 0.5, "target_operations": 0.85}
-    one = train(change(config, **keys))
-    settings = "".join(f"\n{key}: {value}" for key, value in keys.items())
-    result = run(tmp_path, config.data_dir, tmp_path / "two", settings=settings, processes=2)
-    assert result.returncode == 0, result.stderr
-    ours, theirs = last(config.output_dir), last(tmp_path / "two")
-    assert "dial.state" in ours
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=1e-4)
-    two = json.loads((tmp_path / "two" / "summary.json").read_text())
-    assert one["target"]["test"] == pytest.approx(two["target"]["test"], rel=1e-6)
-
-
 def test_run_without_validation_ends_near_its_goal(config):
-    summary = train(change(config, **TARGET | {"validation_fraction": 0.0}))
+    summary = train(change(config, **LONG, validation_fraction=0.0))
     assert summary["target"]["validation"] is None
     assert summary["target"]["test"]["network"] == pytest.approx(0.2, rel=0.2)
 
 
-def drawn_on_nothing():
-    """A network, and images that are empty but for a square in which strokes differ."""
-    torch.manual_seed(0)
-    neuron = Neuron(0.25, surrogate_width=0.5)
-    network = TTFSNetwork(NetworkConfig("6C3-P2-8", image_size=(16, 16), neuron=neuron, weight_standardisation=False))
+def test_held_channel_stays_silent_and_others_may_cease():
+    """Of images that are empty but for some strokes, where a channel fires all of its background at once."""
+    network = TTFSNetwork(NetworkConfig("6C3-P2-8", image_size=(16, 16), weight_standardisation=False))
     images = torch.zeros(16, 1, 16, 16)
     images[:, :, 5:11, 5:11] = torch.rand(16, 1, 6, 6) * (torch.rand(16, 1, 6, 6) < 0.7)
     graph = network_graph(network, images.shape[1:])
@@ -194,62 +133,9 @@ def drawn_on_nothing():
     assert potential is not None
     with torch.no_grad():
         potential.copy_(torch.tensor([0.05, -0.001, -0.004, -0.008, -0.1, -0.1]))
-    return network, graph, images, potential
-
-
-def activity(network, images):
-    return count(network, [images]).sparsity
-
-
-def steered(goal, held):
-    """Activity before each step of a network that nothing but the multiplier trains."""
-    network, graph, images, _ = drawn_on_nothing()
-    target = make_target(Wanted("sparsity", {None: goal}), network, images, steps=16)
-    model = CostedNetwork(network, graph, target)
-    multipliers = LagrangeMultipliers(target.goals, target.floors, Accelerator(cpu=True), STEPS, ema_decay=0.0)
-    optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
-    channels = SilentChannels(graph, images)
-    channels.attach(optimizer)
-    reached = []
-    with model.watching():
-        for step in range(STEPS):
-            rate = 1 - step / STEPS
-            optimizer.param_groups[0]["lr"] = RATE * rate
-            channels.hold(held and step >= multipliers.approach)
-            multipliers.prepare(step, rate)
-            optimizer.zero_grad()
-            costs = model(images)[1]
-            reached.append(costs.item())
-            multipliers.penalty(costs, 1).backward()
-            multipliers.update()
-            optimizer.step()
-    return reached
-
-
-def test_channel_fires_all_of_its_background_at_once():
-    network, graph, images, potential = drawn_on_nothing()
-    before = activity(network, images)
-    with torch.no_grad():
-        potential[1] += 0.008
-    assert activity(network, images) > before + 0.08
-    assert SilentChannels(graph, images).layers == ["conv1"]
-
-
-def test_multiplier_hops_over_a_goal_inside_the_jump_unless_channels_are_held():
-    def largest_jump(reached):
-        settled = reached[STEPS // 3 :]
-        return max(abs(after / before - 1) for before, after in pairwise(settled))
-
-    free, held = steered(0.3, held=False), steered(0.3, held=True)
-    assert largest_jump(free) > 0.2
-    assert largest_jump(held) < 0.02
-    assert abs(held[-1] - 0.3) < abs(free[-1] - 0.3)
-
-
-def test_held_channel_stays_silent_and_others_may_cease():
-    _, graph, images, potential = drawn_on_nothing()
     optimizer = torch.optim.SGD([potential], lr=1.0)
     channels = SilentChannels(graph, images)
+    assert channels.layers == ["conv1"]
     channels.attach(optimizer)
     before = potential.detach().clone()
 

@@ -2,6 +2,7 @@
 
 import re
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -31,20 +32,17 @@ def outgrown(monkeypatch, tmp_path, random_images, write_parquet):
     return tmp_path
 
 
-def test_data_set_that_outgrows_memory_in_the_middle_is_streamed(outgrown):
-    said = []
-    config = TrainConfig(data_dir=outgrown, validation_fraction=0)
+@pytest.mark.parametrize("placement", ["auto", "host"])
+def test_data_set_that_outgrows_memory_in_the_middle_is_streamed_unless_memory_was_asked_for(outgrown, placement):
+    said, config = [], TrainConfig(data_dir=outgrown, validation_fraction=0, data_placement=placement)
+    if placement == "host":
+        with pytest.raises(RuntimeError, match="load_images: the decoded images must fit into memory; got 40 images"):
+            load_data(config, Accelerator(cpu=True), said.append)
+        return
     data = load_data(config, Accelerator(cpu=True), said.append)
-    assert len(data.train) == 40
-    assert not data.train.in_memory
+    assert (len(data.train), data.train.in_memory) == (40, False)
     assert data.train.images_at(torch.arange(40)).shape[1] == 3
     assert re.match(r"train images are streamed: got 40 images of .* GiB available$", said[0]), said
-
-
-def test_data_set_that_outgrows_memory_is_an_error_where_memory_was_asked_for(outgrown):
-    config = TrainConfig(data_dir=outgrown, validation_fraction=0, data_placement="host")
-    with pytest.raises(RuntimeError, match="load_images: the decoded images must fit into memory; got 40 images"):
-        load_data(config, Accelerator(cpu=True), print)
 
 
 def test_memory_that_others_take_in_the_middle_is_noticed(monkeypatch, tmp_path, random_images, write_parquet):
@@ -57,9 +55,6 @@ def test_memory_that_others_take_in_the_middle_is_noticed(monkeypatch, tmp_path,
 
 
 def test_images_that_fit_no_device_are_a_configuration_error(monkeypatch):
-    def refuse(*_):
-        raise RuntimeError("place_images: too large")
-
-    monkeypatch.setattr(build, "place_images", refuse)
+    monkeypatch.setattr(build, "place_images", Mock(side_effect=RuntimeError("place_images: too large")))
     with pytest.raises(ConfigError, match="place_images: too large"):
         build.place_data(TrainConfig(), SimpleNamespace(train=None, test=None), torch.device("cpu"), print)

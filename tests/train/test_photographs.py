@@ -10,12 +10,14 @@ import yaml
 
 from tests.data.test_checked import jpeg, photograph
 from tests.scoring.common import join
-from tests.train.runs import ROOT, assert_same_run, metrics, run
+from tests.train.runs import ROOT, assert_same_run, change
+from tests.train.runs import SETTINGS as RUN
 from ttfs_triton.augment import Augmentation
+from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import ImageData, load_images
 from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.model import TTFSModel
-from ttfs_triton.train import TrainConfig
+from ttfs_triton.train import Callback, TrainConfig, train
 from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.build import RunData, channel_statistics
 from ttfs_triton.train.config import read_yaml
@@ -66,21 +68,17 @@ def epoch(data: ImageData, number: int = 1, **options) -> EpochBatches:
     return EpochBatches(chosen, indices, batch_size=12, seed=3, epoch=number, augmentation=augmentation, **options)
 
 
-def test_batches_of_all_processes_make_the_batches_of_one_and_differ_by_epoch(data):
-    one, shares = epoch(data), [epoch(data, rank=rank, world_size=2, accumulation=3) for rank in range(2)]
-    for step in range(one.steps):
-        images, labels = join([share[step * 3 + micro] for micro in range(3) for share in shares])
-        assert torch.equal(images, one[step][0])
-        assert torch.equal(labels, one[step][1])
-    assert not torch.equal(data.in_epoch(3, 0).images, data.in_epoch(3, 1).images)
-
-
 @pytest.mark.parametrize(("num_workers", "start_step"), [(0, 3), (2, 0), (2, 3)])
-def test_batches_go_on_in_the_middle_of_an_epoch(data, num_workers, start_step):
+def test_batches_are_shared_out_and_go_on_in_the_middle_of_an_epoch(data, num_workers, start_step):
     expected = join([epoch(data)[step] for step in range(start_step, 4)])
-    found = join(list(train_loader(epoch(data), start_step=start_step, num_workers=num_workers)))
+    loaders = [
+        train_loader(epoch(data, rank=rank, world_size=2), start_step=start_step, num_workers=num_workers)
+        for rank in range(2)
+    ]
+    found = join([share for shares in zip(*loaders, strict=True) for share in shares])
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
+    assert not torch.equal(data.in_epoch(3, 0).images, data.in_epoch(3, 1).images)
 
 
 def test_workers_end_with_what_fails(data, monkeypatch):
@@ -107,12 +105,15 @@ def test_channel_statistics_do_not_depend_on_how_many_fit_at_a_time(data, monkey
         torch.testing.assert_close(torch.tensor(std).double(), pixels.std((0, 2, 3)), atol=6e-5, rtol=0)
 
 
+def configuration(folder: Path, output: Path, **values) -> TrainConfig:
+    return TrainConfig(**yaml.safe_load(RUN) | yaml.safe_load(SETTINGS) | values, data_dir=folder, output_dir=output)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, folder) -> Path:
-    output = tmp_path_factory.mktemp("runs")
-    result = run(output, folder, output / "1", settings=SETTINGS)
-    assert result.returncode == 0, result.stderr
-    return output / "1"
+    output = tmp_path_factory.mktemp("runs") / "run"
+    train(configuration(folder, output))
+    return output
 
 
 def test_weights_classify_photographs_as_they_were_scored(trained, folder):
@@ -128,50 +129,34 @@ def test_weights_classify_photographs_as_they_were_scored(trained, folder):
     assert sum(found) / len(files) == pytest.approx(summary["test_accuracy"])
 
 
-def test_data_that_vanish_lose_nothing(tmp_path, trained, monkeypatch):
-    photographs, output = make_photographs(tmp_path / "photographs"), tmp_path / "run"
-    settings = SETTINGS + "checkpoint_steps: 1\n"
-    # Taken away after the first of six steps; a worker may have read the next ones already.
-    script = f"""
-import sys
-from pathlib import Path
-from ttfs_triton.train import main
-from ttfs_triton.train.loop import TrainingLoop
-step = TrainingLoop._train_step
-def vanish(self, micro_batches):
-    step(self, micro_batches)
-    if self.position.step == 1:
-        Path({str(photographs)!r}, "train").rename(Path({str(photographs)!r}, "away"))
-TrainingLoop._train_step = vanish
-main(Path(sys.argv.pop(1)), "A small run.")
-"""
-    with monkeypatch.context() as patch:
-        patch.setattr("tests.train.runs.SCRIPT", script)
-        lost = run(tmp_path, photographs, output, settings=settings)
-    assert lost.returncode == 1, lost.stdout + lost.stderr
-    message = lost.stderr.splitlines()[-1]
-    assert message.startswith("error: images_at: every image must stay as it was when the run began; got row")
-    assert "Put it back. Last checkpoint: " in message
-    assert f"--output-dir {output} --resume" in message
+class Vanish(Callback):
+    """Takes images away after the first of six steps; a worker may have read the next ones already."""
+
+    def on_step(self, loop):
+        if loop.position.step == 1:
+            (loop.config.data_dir / "train").rename(loop.config.data_dir / "away")
+
+
+def test_data_that_vanish_lose_nothing(tmp_path, trained):
+    photographs = make_photographs(tmp_path / "photographs")
+    config = configuration(photographs, tmp_path / "run", checkpoint_steps=1)
+    message = r"every image must stay as it was when the run began; got row .*Last checkpoint: .*step-.*run --resume$"
+    with pytest.raises(DataLostError, match=message):
+        train(config, callbacks=[Vanish()])
     (photographs / "away").rename(photographs / "train")
-    resumed = run(tmp_path, photographs, output, "--resume", settings=settings)
-    assert resumed.returncode == 0, resumed.stderr
-    assert_same_run(output, trained)
+    train(change(config, resume=True))
+    assert_same_run(config.output_dir, trained)
 
 
 def test_recipe_trains_on_large_images_of_mixed_sizes(tmp_path):
+    sizes = ((500, 375), (375, 500), (1200, 900))
     for split, count in (("train", 24), ("val", 6)):
         for i in range(count):
             path = tmp_path / split / "abc"[i % 3] / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            size = ((500, 375), (375, 500), (1200, 900))[i % 2 + (i == 5)]
-            photograph(i).resize(size).save(path)
+            photograph(i).resize(sizes[i % 3]).save(path)
     recipe = read_yaml(ROOT / "ttfs_triton" / "recipes" / "vgg16-imagenet.yaml")
-    small = {"width": 1 / 64, "epochs": 1, "batch_size": 8, "num_workers": 1, "max_train_samples": 21}
-    small |= {"max_test_samples": 5, "validation_fraction": 0.2, "dataset": None, "evaluation_batch_size": 3}
-    assert TrainConfig(**(recipe | small)).image_size == 224
-    result = run(tmp_path, tmp_path, tmp_path / "run", settings="\n" + yaml.safe_dump(recipe | small))
-    assert result.returncode == 0, result.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["test_images"] == 5
-    assert len(metrics(tmp_path / "run")) == 1
+    recipe |= {"width": 1 / 64, "epochs": 1, "batch_size": 8, "num_workers": 1, "max_train_samples": 21}
+    recipe |= {"max_test_samples": 5, "validation_fraction": 0.2, "dataset": None, "evaluation_batch_size": 3}
+    assert recipe["image_size"] == 224
+    assert train(configuration(tmp_path, tmp_path / "run", **recipe))["test_images"] == 5

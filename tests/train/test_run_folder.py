@@ -11,7 +11,7 @@ from filelock import FileLock
 from tests.train.runs import command, environment, make_images, metrics
 from ttfs_triton.train import RunFolderError, TrainConfig
 from ttfs_triton.train.run import _new_folder
-from ttfs_triton.train.run_folder import LOCK, FolderLock, RunFolder
+from ttfs_triton.train.run_folder import FolderLock, RunFolder
 
 FRESH = {"resume": False, "overwrite": False}
 
@@ -23,19 +23,25 @@ lock = FolderLock(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(60)
 """
+SAMPLE = TrainConfig.model_validate({"dataset": "sample", "overwrite": True})
 
 
-def hold(tmp_path: Path, folder: Path) -> subprocess.Popen[str]:
-    """Another process that owns a folder."""
-    words = [sys.executable, "-c", HOLD, str(folder)]
-    process = subprocess.Popen(words, env=environment(tmp_path), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "locked\n"
-    return process
+def begin(path: Path, **flags: bool) -> RunFolder:
+    """Claim a folder, prepare it for a run that overwrites, and give it up."""
+    folder = RunFolder(path)
+    folder.claim(**FRESH | flags)
+    try:
+        folder.prepare(SAMPLE)
+    finally:
+        folder.release()
+    return folder
 
 
 def test_folder_of_a_process_that_is_killed_is_free_again(tmp_path):
-    with hold(tmp_path, tmp_path / "run") as process:
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(words, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
         with pytest.raises(RunFolderError, match=r"must belong to one run; another process owns it\. Wait for"):
             RunFolder(tmp_path / "run").claim(**FRESH)
         process.kill()
@@ -70,18 +76,24 @@ def test_folder_that_cannot_be_used_is_told(tmp_path, monkeypatch):
         RunFolder(tmp_path / "run").claim(**FRESH)
 
 
-def test_run_is_not_begun_again_unasked(tmp_path):
-    (tmp_path / "config.yaml").touch()
-    with pytest.raises(RunFolderError, match=r"already holds something\. Go on with that run by --resume"):
-        RunFolder(tmp_path).claim(**FRESH)
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("config.yaml", {}, r"already holds something\. Go on with that run by --resume"),
+        ("thesis.txt", {}, "is not a run's folder"),
+        ("thesis.txt", {"overwrite": True}, r"--overwrite: .* is not a run's folder"),
+        ("thesis.txt", {"resume": True}, "must hold a run"),
+    ],
+)
+def test_what_is_there_is_left_alone_unasked(tmp_path, name, flags, message):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(RunFolderError, match=message):
+        RunFolder(tmp_path).claim(**FRESH | flags)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "precious")]
 
 
-@pytest.mark.parametrize("flags", [FRESH, FRESH | {"overwrite": True}])
-def test_start_that_failed_early_can_be_repeated(tmp_path, monkeypatch, flags):
-    config = TrainConfig.model_validate({"dataset": "sample", "overwrite": flags["overwrite"]})
-    folder = RunFolder(tmp_path / "run")
-    folder.claim(**FRESH)
-
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_start_that_failed_early_can_be_repeated(tmp_path, monkeypatch, overwrite):
     def full(path, text):
         (path.parent / f".{path.name}.partial-1").touch()  # as after a kill
         raise OSError(28, "No space left on device", str(path))
@@ -89,21 +101,19 @@ def test_start_that_failed_early_can_be_repeated(tmp_path, monkeypatch, flags):
     with monkeypatch.context() as patched:
         patched.setattr("ttfs_triton.train.run_folder.write_text", full)
         with pytest.raises(OSError, match="No space left"):
-            folder.prepare(config)
-    folder.release()
-    again = RunFolder(tmp_path / "run")
-    again.claim(**flags)
-    again.prepare(config)
-    assert {path.name for path in again.path.iterdir()} == {LOCK, "checkpoints", "config.yaml"}
-    again.release()
+            begin(tmp_path / "run")
+    begin(tmp_path / "run", overwrite=overwrite)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoints", "config.yaml"}
 
 
 @pytest.mark.parametrize("moved", range(1, 4))
 def test_overwriting_that_was_cut_short_is_finished_by_the_next_start(tmp_path, monkeypatch, moved):
+    """In the target of a link, which stays."""
+    disk, run = tmp_path / "disk", tmp_path / "run"
+    (disk / "best").mkdir(parents=True)
+    run.symlink_to(disk)
     for name in ("config.yaml", "metrics.jsonl", "summary.json"):
-        (tmp_path / name).write_text("old")
-    (tmp_path / "best").mkdir()
-    config = TrainConfig.model_validate({"dataset": "sample", "overwrite": True})
+        (disk / name).write_text("old")
     renames, rename = [], Path.rename
 
     def killed(path, target):
@@ -112,32 +122,15 @@ def test_overwriting_that_was_cut_short_is_finished_by_the_next_start(tmp_path, 
         renames.append(path.name)
         return rename(path, target)
 
-    folder = RunFolder(tmp_path)
-    folder.claim(resume=False, overwrite=True)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
-            folder.prepare(config)
+            begin(run, overwrite=True)
     assert renames[0] == "config.yaml"
-    folder.release()
-    again = RunFolder(tmp_path)
-    again.claim(**FRESH)
-    again.prepare(config)
-    again.release()
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "config.yaml"}
-    assert (tmp_path / "config.yaml").read_text() != "old"
-
-
-def test_overwriting_empties_the_target_of_a_link_and_leaves_the_link(tmp_path):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "disk/config.yaml").write_text("old")
-    (tmp_path / "run").symlink_to(tmp_path / "disk")
-    folder = RunFolder(tmp_path / "run")
-    folder.claim(resume=False, overwrite=True)
-    folder.prepare(TrainConfig.model_validate({"dataset": "sample", "overwrite": True}))
-    folder.release()
-    assert (tmp_path / "run").is_symlink()
-    assert "dataset: sample" in (tmp_path / "disk/config.yaml").read_text()
+    begin(run)
+    assert run.is_symlink()
+    assert {path.name for path in disk.iterdir()} == {"checkpoints", "config.yaml"}
+    assert "dataset: sample" in (disk / "config.yaml").read_text()
 
 
 def test_default_folders_are_unique(tmp_path, monkeypatch):

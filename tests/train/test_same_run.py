@@ -36,14 +36,10 @@ def resumed(run: Path, **values) -> dict:
     return train(TrainConfig(**saved | {"output_dir": run, "resume": True} | values))
 
 
-def state_of(run: Path) -> dict:
-    return load_checkpoint(newest_of(run)).state
-
-
-def newest_of(run: Path) -> Path:
-    newest = latest_checkpoint(run / "checkpoints")
-    assert newest is not None
-    return newest
+def newest(run: Path) -> Path:
+    found = latest_checkpoint(run / "checkpoints")
+    assert found is not None
+    return found
 
 
 def test_edited_configuration_is_noticed_before_data_are_loaded(run, monkeypatch):
@@ -64,40 +60,29 @@ KEYS = {"configuration": TrainConfig().model_dump(mode="json"), "precision": "no
 DESCRIPTION = RunDescription(**KEYS, data="a", test_data="b")
 
 
-def test_every_difference_is_named():
-    now = DESCRIPTION.model_copy(update={"precision": "bf16", "data": "c", "test_data": "d", "layers": []})
+def test_every_difference_is_named_and_another_number_of_processes_recorded():
+    others = {"precision": "bf16", "data": "c", "test_data": "d", "layers": [], "teacher": "e"}
     with pytest.raises(ConfigError) as caught:
-        check_same_run(Path("step-1"), DESCRIPTION, now, 1)
-    assert [line.split(" must")[0] for line in str(caught.value).splitlines()] == [
-        f"--resume: {what}" for what in ("the training images", "the test images", "the network", "mixed precision")
-    ]
-
-
-def test_another_number_of_processes_is_recorded():
+        check_same_run(Path("step-1"), DESCRIPTION, DESCRIPTION.model_copy(update=others), 1)
+    named = [line.removeprefix("--resume: ").split(" must")[0] for line in str(caught.value).splitlines()]
+    assert named == ["the training images", "the test images", "the network", "the teacher", "mixed precision"]
     now = DESCRIPTION.model_copy(update={"processes": 1})
     assert check_same_run(Path("step-1"), DESCRIPTION, now, 7) == [Change(7, "processes", 2, 1)]
 
 
 def test_a_state_that_is_none_is_told(run):
-    newest = newest_of(run)
-    checkpoint = load_checkpoint(newest)
-    state = checkpoint.state | {"position": {"step": "three"}}
-    save_checkpoint(run / "checkpoints", checkpoint.step, tensors=checkpoint.tensors, state=state, keep_last=1)
+    found = load_checkpoint(newest(run))
+    state = found.state | {"position": {"step": "three"}}
+    save_checkpoint(run / "checkpoints", found.step, tensors=found.tensors, state=state, keep_last=1)
     with pytest.raises(CheckpointError, match=r"state\.json of .* must be as it was written:\n  position\.step: "):
         resumed(run)
 
 
-@pytest.mark.parametrize(
-    ("best", "accuracy", "expected"),
-    [
-        (-1.0, 0.0, True),  # the first epoch, whatever it reached
-        (0.99, 0.98, False),
-        (0.98, 0.99, True),
-        (0.99, 0.99, True),  # the later of two that are equal
-    ],
-)
-def test_position_is_best_by_accuracy_then_epoch(best, accuracy, expected):
-    assert Position(best_accuracy=best).is_best(accuracy) is expected
+def test_position_is_best_by_accuracy_then_epoch():
+    # The first epoch, whatever it reached; of two that are equal the later one.
+    accuracies = ((-1.0, 0.0, True), (0.99, 0.98, False), (0.98, 0.99, True), (0.99, 0.99, True))
+    for best, accuracy, expected in accuracies:
+        assert Position(best_accuracy=best).is_best(accuracy) is expected
 
 
 def test_harmless_changes_are_recorded_and_an_ended_run_made_longer_equals_a_long_one(ended, run, tmp_path, data):
@@ -107,7 +92,8 @@ def test_harmless_changes_are_recorded_and_an_ended_run_made_longer_equals_a_lon
     changes = [("data_dir", str(moved)), ("epochs", 3), ("log_steps", 7)]
     assert [(change["key"], change["after"]) for change in summary["changes"]] == changes
     assert yaml.safe_load((run / "config.yaml").read_text())["epochs"] == 3
-    assert [change["key"] for change in state_of(run)["changes"]] == ["data_dir", "epochs", "log_steps"]
+    saved = load_checkpoint(newest(run)).state["changes"]
+    assert [change["key"] for change in saved] == ["data_dir", "epochs", "log_steps"]
     train(TrainConfig(**CONSTANT | {"epochs": 3}, data_dir=data, output_dir=tmp_path / "long"))
     assert metrics(run) == metrics(tmp_path / "long")
 
@@ -126,19 +112,20 @@ def test_run_never_starts_anew_over_damaged_checkpoints(run):
     assert (run / "best/model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing"])
-def test_damaged_best_weights_are_noticed_before_training(run, damage, monkeypatch):
+def test_damaged_best_weights_are_noticed_before_training(run, monkeypatch):
     weights = run / "best/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-9]) if damage == "cut" else weights.unlink()
+    whole = weights.read_bytes()
     monkeypatch.setattr("ttfs_triton.train.loop.TrainingLoop.train", lambda *_: pytest.fail("trained"))
-    with pytest.raises(RunFolderError, match=r"--resume: .*best must hold the best weights so far\. load: "):
-        resumed(run)
+    for damage in (weights.unlink, lambda: weights.write_bytes(whole[:-9])):
+        damage()
+        with pytest.raises(RunFolderError, match=r"--resume: .*best must hold the best weights so far\. load: "):
+            resumed(run)
 
 
-@pytest.mark.parametrize("text", ['{"test_accuracy": 0.', "[]", '{"epochs": "2"}'])
-def test_damaged_summary_is_told(run, text):
-    (run / "summary.json").write_text(text)
-    with pytest.raises(RunFolderError, match=r"summary\.json must be a run's final figures; it is damaged"):
-        resumed(run)
+def test_damaged_summary_is_told(run):
+    for text in ('{"test_accuracy": 0.', "[]", '{"epochs": "2"}'):
+        (run / "summary.json").write_text(text)
+        with pytest.raises(RunFolderError, match=r"summary\.json must be a run's final figures; it is damaged"):
+            resumed(run)
     (run / "summary.json").unlink()
     assert resumed(run)["epochs"] == 2

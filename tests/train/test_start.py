@@ -10,7 +10,7 @@ from tests.convert.sources import randomised
 from tests.model.earlier_ann import EarlierANN
 from ttfs_triton.convert import convert
 from ttfs_triton.model import BaseModel, ModelDescription
-from ttfs_triton.model.files import read_model, write_model
+from ttfs_triton.model.files import write_model
 from ttfs_triton.model.weights import read_weights, weight_bytes
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.train import ConfigError
@@ -38,12 +38,10 @@ def trained(config: NetworkConfig) -> TTFSNetwork:
     return network
 
 
-def save(network: TTFSNetwork, folder, config: bool = True):
+def save(network: TTFSNetwork, folder):
     """As the trainer keeps its best weights."""
     (folder / "best").mkdir(parents=True)
     write_model(folder / "best", network.state_dict(), ModelDescription.of(network.config))
-    if not config:
-        (folder / "best" / "config.json").unlink()
     return folder
 
 
@@ -111,12 +109,19 @@ def test_an_ann_of_another_project_is_scaled_into_range_and_calibrated(vgg, sigm
     assert all(layer.after > (layer.before if sigma is None else 0.999) for layer in found.layers[1:])
 
 
-def test_converted_folder_starts_a_run_and_hands_its_origin_on(tmp_path):
-    base = BaseModel("vgg.pth", "1" * 64)
-    folder = save(trained(OURS), tmp_path / "run")
-    description, tensors = read_model(folder / "best" / "config.json", folder / "best" / "model.safetensors")
-    write_model(folder / "best", tensors, description.replace(base_model=base))
-    assert load_weights(target(), str(folder)).base_model == base
+def test_a_network_with_batch_norm_starts_where_weights_are_normalised_or_not(tmp_path):
+    plain, normalised = trained(OURS), trained(OURS.replace(batch_norm=True))
+    network, images = target(batch_norm=True, weight_standardisation=False), torch.rand(64, 3, 8, 8)
+    folder = str(save(plain, tmp_path / "plain"))
+    with pytest.raises(ConfigError, match="statistics are then taken from calibration images; got none"):
+        load_weights(network, folder, None)
+    load_weights(network, folder, images)
+    torch.testing.assert_close(network(images), plain(images), rtol=1e-3, atol=1e-4)
+    network = target(batch_norm=True, neuron=Neuron(1.0))
+    load_weights(network, str(save(normalised, tmp_path / "normalised")), images)
+    assert network.config.mean == OURS.mean
+    for name, tensor in normalised.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize(
@@ -133,41 +138,30 @@ def test_converted_folder_starts_a_run_and_hands_its_origin_on(tmp_path):
 )
 def test_weights_of_another_network_are_refused(tmp_path, changes, problem):
     source = save(trained(OURS), tmp_path / "run")
-    network = target(weight_standardisation=False, **changes)
+    network = target(**{"weight_standardisation": False, **changes})
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(ConfigError, match=f"weights: .*run does not fit .*{problem}"):
         load_weights(network, str(source))
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
-def test_plain_weights_cannot_be_standardised(tmp_path):
-    source = save(trained(OURS.replace(weight_standardisation=False)), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"weight_standardisation must be False, .*--no-weight-standardisation"):
-        load_weights(target(weight_standardisation=True), str(source))
-
-
-def test_bare_weights_of_other_shapes_are_named(tmp_path):
+def test_bare_or_damaged_files_that_do_not_fit_are_named(tmp_path):
     tensors = trained(OURS).state_dict()
     tensors["features.conv2.weight"] = tensors["features.conv2.weight"][:, :3]
     (tmp_path / "w.safetensors").write_bytes(weight_bytes(tensors))
-    problem = r"features\.conv2\.weight: \[8, 3, 3, 3\], conv2 needs \[8, 6, 3, 3\]"
-    with pytest.raises(ConfigError, match=problem):
+    with pytest.raises(ConfigError, match=r"features\.conv2\.weight: \[8, 3, 3, 3\], conv2 needs \[8, 6, 3, 3\]"):
         load_weights(target(), str(tmp_path / "w.safetensors"))
-
-
-def test_unreadable_weights_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="weights: open_weights: load: source must be a file"):
-        load_weights(target(), str(tmp_path / "nothing"))
     source = save(trained(OURS), tmp_path / "run")
-    values = json.loads((source / "best" / "config.json").read_text())
-    (source / "best" / "config.json").write_text(json.dumps(values | {"format_version": 99}))
+    (source / "best" / "config.json").write_text('{"format_version": 99}')
     with pytest.raises(ConfigError, match=r"weights: .*config\.json must be as it was written with the weights"):
         load_weights(target(), str(source))
 
 
 @pytest.mark.parametrize("described", [True, False])
 def test_weights_of_ours_are_not_calibrated_and_settings_stay(tmp_path, described):
-    source = save(trained(OURS), tmp_path / "run", described) / "best" / "model.safetensors"
+    source = save(trained(OURS), tmp_path / "run") / "best" / "model.safetensors"
+    if not described:
+        (source.parent / "config.json").unlink()
     neuron = Neuron(0.5, 3.0, 0.1)
     network = target(neuron=neuron, readout="first_spike")
     assert load_weights(network, str(source), torch.rand(4, 3, 8, 8)).calibration is None
@@ -183,28 +177,6 @@ def test_calibration_needs_initial_potentials(tmp_path):
     config = convert(tmp_path / "paper.pth", trained_as="ann").network.config
     with pytest.raises(ConfigError, match="bias must be True to calibrate"):
         load_weights(TTFSNetwork(config), str(tmp_path / "paper.pth"), torch.rand(4, 3, 32, 32), "ann")
-
-
-def test_a_network_with_batch_norm_starts_where_plain_weights_are(tmp_path):
-    source = trained(OURS)
-    network, images = target(batch_norm=True, weight_standardisation=False), torch.rand(64, 3, 8, 8)
-    load_weights(network, str(save(source, tmp_path / "plain")), images)
-    torch.testing.assert_close(network(images), source(images), rtol=1e-3, atol=1e-4)
-    assert network.config.mean == OURS.mean
-
-
-def test_batch_norm_is_copied_where_the_weights_have_it(tmp_path):
-    source = trained(OURS.replace(batch_norm=True))
-    network = target(batch_norm=True, neuron=Neuron(1.0))
-    load_weights(network, str(save(source, tmp_path / "normalised")), torch.rand(8, 3, 8, 8))
-    for name, tensor in source.state_dict().items():
-        assert torch.equal(network.state_dict()[name], tensor), name
-
-
-def test_statistics_of_plain_weights_need_images(tmp_path):
-    source = trained(OURS)
-    with pytest.raises(ConfigError, match="statistics are then taken from calibration images; got none"):
-        load_weights(target(batch_norm=True), str(save(source, tmp_path / "plain")), None)
 
 
 def test_a_plain_network_starts_from_one_whose_batch_norm_is_folded(tmp_path):

@@ -1,12 +1,9 @@
 """Goals: how they are written, what cannot be reached, and what is said of them."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from tests.train.runs import change
-from ttfs_triton.hardware import RunOptions, count, estimate
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, train
 from ttfs_triton.train.config import make_config
@@ -18,7 +15,6 @@ from ttfs_triton.train.target import Wanted, make_target
     ("keys", "wanted"),
     [
         ({}, None),
-        ({"target_sparsity": 0.15}, Wanted("sparsity", {None: 0.15})),
         ({"target_sparsity": "0.15"}, Wanted("sparsity", {None: 0.15})),
         ({"target_operations": "conv1=0.3, fc1=0.1"}, Wanted("operations", {"conv1": 0.3, "fc1": 0.1})),
         ({"target_energy": "lemaire45:int8:40"}, Wanted("energy", {None: 40.0}, "lemaire45:int8")),
@@ -33,13 +29,9 @@ def test_goals_are_read(keys, wanted):
     ("keys", "message"),
     [
         ({"target_sparsity": 1.5}, r"target_sparsity must be shares between 0 and 1, such as 0\.15 .*; got 1\.5"),
-        ({"target_sparsity": 0.0}, "target_sparsity must be shares between 0 and 1"),
-        ({"target_operations": "few"}, "target_operations must be shares between 0 and 1.*; got few"),
-        ({"target_operations": "0.1,conv1=0.2"}, "target_operations must be one share, or one for each layer"),
         ({"target_sparsity": "conv1=0.1,conv1=0.2"}, "target_sparsity must be one share, or one for each layer"),
         ({"target_energy": "40"}, "target_energy must be CHIP:MICROJOULES with a positive number.*; got 40"),
         ({"target_energy": "loihi:-1"}, "target_energy must be CHIP:MICROJOULES"),
-        ({"target_energy": "loihi"}, "target_energy must be CHIP:MICROJOULES"),
         ({"target_energy": "loihi:9", "target_sparsity": 0.1}, "target_sparsity and target_energy exclude each other"),
     ],
 )
@@ -51,18 +43,10 @@ def test_goals_that_cannot_be_meant_are_refused(keys, message):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (
-            {"target_sparsity": "conv7=0.1"},
-            "target_sparsity: sparsity_cost: layer must be one of conv1, fc1; got conv7",
-        ),
+        ({"target_sparsity": "conv7=0.1"}, "target_sparsity: .* layer must be one of conv1, fc1; got conv7"),
         ({"target_operations": "conv1=0.1"}, "target_operations must lie between .* can take in conv1"),
         ({"target_operations": 0.01}, r"target_operations must lie between 0\.\d+ and .*; got 0\.01. Choose another"),
-        (
-            {"target_energy": "loihi:0.001"},
-            r"target_energy must lie between .* µJ, .* can take on loihi at 32 steps a window;",
-        ),
-        ({"target_energy": "loihi:1e9"}, "target_energy must lie between"),
-        ({"target_energy": "lohii:1"}, "target_energy: .*lohii"),
+        ({"target_energy": "loihi:1e9"}, "target_energy must lie between .* µJ, .* on loihi at 32 steps a window;"),
         ({"target_energy": "anp_i:1", "encoder": "analog"}, "anp_i has no price for multiply-accumulates of conv1"),
     ],
 )
@@ -72,36 +56,25 @@ def test_goals_out_of_reach_are_refused_before_training(config, keys, message):
     assert not config.output_dir.exists()
 
 
-@pytest.fixture
-def network_and_images():
+def target(kind, goals, chip=None):
     torch.manual_seed(0)
-    return TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(8, 8))), torch.rand(7, 1, 8, 8)
+    network = TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(8, 8)))
+    return make_target(Wanted(kind, goals, chip), network, torch.rand(7, 1, 8, 8), steps=16)
 
 
-def test_target_measures_what_the_estimate_says(network_and_images):
-    target = make_target(Wanted("energy", {None: 0.9}, "loihi"), *network_and_images, steps=16)
-    counts = count(network_and_images[0], [network_and_images[1]])
-    options = RunOptions(steps=16, gating=True)
-    awake = replace(counts, layers=tuple(replace(layer, driven_time=None) for layer in counts.layers))
-    (measured,) = target.measure(counts)
-    assert measured == pytest.approx(estimate(awake, "loihi", options).total.nominal * 1e-6)
-    assert measured >= estimate(counts, "loihi", options).total.nominal * 1e-6  # an upper bound
-    assert target.miss([0.909]) == pytest.approx(0.01)
-    assert target.to_dict(None, [0.91])["reached"]
-    assert not target.to_dict({"network": 0.91}, [0.93])["reached"]
+def test_target_is_reached_within_its_tolerance_and_missed_by_the_worst_layer():
+    energy = target("energy", {None: 0.9}, "loihi")
+    assert energy.miss([0.909]) == pytest.approx(0.01)
+    assert energy.to_dict(None, [0.91])["reached"]
+    assert not energy.to_dict({"network": 0.91}, [0.93])["reached"]
+    assert target("sparsity", {"conv1": 0.2, "fc1": 0.1}).miss([0.2, 0.11]) == pytest.approx(0.1)
 
 
-def test_goal_that_no_pressure_brings_nearer_is_told_from_one_that_needs_time(network_and_images):
-    target = make_target(Wanted("sparsity", {None: 0.2}), *network_and_images, steps=16)
-    assert target.stalled([[0.4], [0.31], [0.305], [0.3]])
-    assert not target.stalled([[0.4], [0.31], [0.27], [0.25]])
-    assert not target.stalled([[0.4], [0.21], [0.2], [0.203]])
-    assert not target.stalled([[0.3]])
-    summary = {"kind": "sparsity", **target.to_dict(None, [0.3], stalled=True)}
+def test_goal_that_no_pressure_brings_nearer_is_told_from_one_that_needs_time():
+    sparsity = target("sparsity", {None: 0.2})
+    assert sparsity.stalled([[0.4], [0.31], [0.305], [0.3]])
+    for course in ([[0.4], [0.31], [0.27], [0.25]], [[0.4], [0.21], [0.2], [0.203]], [[0.3]]):
+        assert not sparsity.stalled(course)
+    summary = {"kind": "sparsity", **sparsity.to_dict(None, [0.3], stalled=True)}
     assert "not reached within 2%. It came hardly nearer in the second half of the run" in _target_words(summary)
     assert "not reached within 2%. More --epochs" in _target_words(summary | {"stalled": False})
-
-
-def test_target_of_layers_is_missed_by_the_worst(network_and_images):
-    target = make_target(Wanted("sparsity", {"conv1": 0.2, "fc1": 0.1}), *network_and_images, steps=16)
-    assert target.miss([0.2, 0.11]) == pytest.approx(0.1)

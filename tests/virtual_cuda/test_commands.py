@@ -27,11 +27,8 @@ TRAINING = {
     "float32": f"quickstart.py --model 4C5-P4-16 {TINY} --gradient-accumulation 2 --gradient-clip 1",
     "bfloat16": f"quickstart.py --model 4C5-P4-16 {TINY} --mixed-precision bf16 --num-workers 2",
     "triton": f"quickstart.py {TINIER} --backend triton --mixed-precision fp16 --gradient-accumulation 2",
-    "tuned": f"quickstart.py {TINIER} --backend auto",
-    "tuned-bfloat16": f"quickstart.py {TINIER} --backend auto --mixed-precision bf16",
     "mnist": f"train_cnn_mnist.py --dataset sample --width 0.25 {TINY}",
     "vgg11": f"train_vgg11_cifar10.py {VGG11}",
-    "vgg16": f"train_vgg16_cifar10.py {VGG11} --batch-size 8",
     "vgg16-cifar100": f"train_vgg16_cifar100.py {VGG11} --batch-size 8",
     "calibrated": f"train_vgg11_cifar10.py {VGG11} --model 4C3-P2-6C3-P2 --encoder analog --no-weight-standardisation "
     "--calibration-images 16 --weights {ann}",
@@ -64,11 +61,11 @@ def _possible() -> None:
         pytest.skip(reason)
 
 
-def run(command: str, cache: Path, backend: str = "torch") -> str:
+def run(command: str, cache: Path) -> str:
     """What a script printed on the virtual device."""
     variables = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache / "datasets")}
     words = ("-m", "tests.virtual_cuda", *shlex.split(command))
-    return run_python(*words, interpret=True, **variables, TTFS_KERNELS_BACKEND=backend)
+    return run_python(*words, interpret=True, **variables, TTFS_KERNELS_BACKEND="torch")
 
 
 def filled(command: str, request: pytest.FixtureRequest) -> str:
@@ -129,11 +126,8 @@ def test_interrupted_run_is_resumed(trained, tmp_path, cache):
 @pytest.mark.parametrize("name", TRAINING)
 def test_recipe_trains(name, tmp_path, cache, request):
     command = filled(TRAINING[name], request)
-    backend = "auto" if name.startswith("tuned") else "torch"
-    shown = run(f"recipes/{command} --output-dir {tmp_path / 'run'}", cache, backend)
+    shown = run(f"recipes/{command} --output-dir {tmp_path / 'run'}", cache)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["device"] == "virtual CUDA device"
-    # Tuning shows both providers; in bfloat16 the interpreter runs no kernel of ours, and there is nothing to choose.
-    assert ("library" in shown and "ours" in shown) == (name in ("triton", "tuned"))
     assert ("Calibrated on 16 images" in shown) == (name == "calibrated")
 
 

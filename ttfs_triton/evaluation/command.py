@@ -1,9 +1,11 @@
-"""Score a trained network, count, price, simulate; show it, write it down."""
+"""Score a trained network, count, simulate, price; show it, write it down."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -14,10 +16,19 @@ from ttfs_triton.command_line import run_command
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
-from ttfs_triton.evaluation.output import check_output, facts, network_facts, on_frontier, sample_of, write_output
+from ttfs_triton.evaluation.output import (
+    check_output,
+    facts,
+    network_facts,
+    on_frontier,
+    sample_of,
+    steps_of,
+    write_output,
+)
 from ttfs_triton.hardware import (
     Chip,
     RateCode,
+    Run,
     RunOptions,
     Simulation,
     available_chips,
@@ -26,14 +37,18 @@ from ttfs_triton.hardware import (
     estimate,
     fair_chip,
     load_chip,
-    simulate,
+    simulate_at,
+    simulated_run,
     sweep,
 )
+from ttfs_triton.hardware.energy.compare import STEPS
 from ttfs_triton.report import PageData, on_terminal, print_chips, print_comparison, print_estimate, sweep_details
 from ttfs_triton.report.frontier_table import FrontierRow, read_table
 from ttfs_triton.report.tables import deadline_table
 from ttfs_triton.scoring import EvaluationBatches, evaluate, layer_table
 from ttfs_triton.scoring.deadline import deadline_curve, output_spikes
+
+Result = TypeVar("Result")
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
@@ -51,6 +66,7 @@ def run(options: EvaluationOptions) -> Found:
     Raises:
         LoadError, HubError: there is no such network.
         ValueError, OSError: unusable data, chips or output; found before the network runs.
+        RuntimeError: an analysis that failed, after all others were shown and written.
     """
     check_output(options)
     if options.faults and not options.simulation:
@@ -62,21 +78,27 @@ def run(options: EvaluationOptions) -> Found:
     accelerator = Accelerator(cpu=options.cpu or not torch.cuda.is_available())
     if accelerator.num_processes > 1:
         raise ValueError("evaluate: must run in one process; start it plainly, python recipes/evaluate.py.")
-    data = load_test_images(
-        loaded,
-        dataset=options.dataset,
-        data_dir=options.data_dir,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        max_samples=options.max_test_samples,
-        progress=True,
-    )
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        data = load_test_images(
+            loaded,
+            dataset=options.dataset,
+            data_dir=options.data_dir,
+            image_column=options.image_column,
+            label_column=options.label_column,
+            max_samples=options.max_test_samples,
+            progress=True,
+        )
     if options.sample >= len(data):
         raise ValueError(f"evaluate: sample must be below {len(data)}, the number of images; got {options.sample}.")
-    found = _find(options, loaded, data, chips, accelerator, frontier)
+    failed: dict[str, str] = {}
+    found = _find(options, loaded, data, chips, accelerator, frontier, failed)
     show(found, Console())
     for path in write_output(options, found):
         print(f"written: {path}")
+    if failed:
+        lines = "\n".join(f"  {name}: {why}" for name, why in failed.items())
+        raise RuntimeError(f"evaluate: all that was asked for must be possible; the rest was done, but not\n{lines}")
     return found
 
 
@@ -87,34 +109,49 @@ def _find(
     chips: list[Chip],
     accelerator: Accelerator,
     frontier: tuple[FrontierRow, ...],
+    failed: dict[str, str],
 ) -> Found:
-    network = loaded.network.to(accelerator.device)
+    """All figures; of an analysis that is impossible, why, into `failed`."""
+
+    def attempt(name: str, asked: bool, analysis: Callable[[], Result], otherwise: Result) -> Result:
+        try:
+            return analysis() if asked else otherwise
+        except (ValueError, RuntimeError) as error:
+            failed[name] = str(error)
+            return otherwise
+
+    network, name = loaded.network.to(accelerator.device), loaded.files.name
     batches = EvaluationBatches(data, None, options.batch_size)
     with Progress(transient=True) as bar, counting(network) as counter:
         task = bar.add_task("test images", total=len(data))
         evaluation = evaluate(network, batches, accelerator, on_batch=lambda images: bar.advance(task, images))
-    counts, simulation, swept = counter.counts(), None, None
-    if options.simulation:
-        with Progress(transient=True) as bar:
-            simulation = simulate(
-                network,
-                bar.track(batches, total=len(batches), description="simulation"),
-                steps=options.steps,
-                weight_bits=options.weight_bits,
-                gating=options.gating,
-                faults=options.faults,
-                seed=options.fault_seed,
-            )
-    run_options, name = _run_options(options, simulation), loaded.files.name
-    priced = counts if simulation is None else simulation.counts
-    fair, code = fair_chip(priced, chips, run_options), RateCode(options.rate_steps, options.rate)
+    counts, grid = counter.counts(), network.graph.grid
+    clocked = options.implementation == "clock_driven"
+    steps, theirs = int(options.steps), steps_of(frontier, grid) or int(options.steps)
+    wanted = [steps, theirs, *(STEPS if clocked and grid is None else ())]
+    simulations = attempt(
+        "simulation",
+        options.simulation,
+        lambda: simulate_at(
+            network,
+            batches,
+            wanted,
+            weight_bits=options.weight_bits,
+            gating=options.gating,
+            faults=options.faults,
+            seed=options.fault_seed,
+        ),
+        list[Simulation](),
+    )
+    priced = _run_options(options)
+    own, *others = [simulated_run(each, priced) for each in simulations] or [Run(counts, priced)]
+    fair, code = fair_chip(own.counts, chips, own.options), RateCode(options.rate_steps, options.rate)
+    beside = others if simulations or grid is not None else None  # else by the counts, a bound
 
     def price(found: Simulation) -> float:
-        total = estimate(found.counts, chips[0], _run_options(options, found)).total
+        total = estimate(found.counts, chips[0], simulated_run(found, priced).options).total
         return float("nan") if total is None else total.nominal
 
-    if options.sweep:
-        swept = sweep(network, batches, gating=options.gating, price=price, chip=chips[0].name)
     page = PageData(
         title=name,
         network=network_facts(loaded),
@@ -125,41 +162,47 @@ def _find(
         ties=evaluation.ties,
         no_spike=evaluation.no_spike,
         counts=counts,
-        sample=None if options.report is None else sample_of(loaded, data, options.sample),
-        energy=tuple(estimate(priced, chip, run_options, network=name) for chip in chips),
+        sample=attempt("sample", options.report is not None, lambda: sample_of(loaded, data, options.sample), None),
+        energy=tuple(estimate(own.counts, chip, own.options, network=name) for chip in chips),
         chip=fair.name if "all" in options.chip else chips[0].name,
-        comparison=compare(priced, fair, run_options, rate_codes=[code], network=name),
-        simulation=simulation,
-        sweep=swept,
-        deadlines=tuple(deadline_curve(output_spikes(network, batches))) if options.deadlines else (),
+        comparison=compare(own.counts, fair, own.options, rate_codes=[code], network=name, others=beside),
+        simulation=simulations[0] if simulations else None,
+        sweep=attempt(
+            "sweep",
+            options.sweep,
+            lambda: sweep(network, batches, gating=options.gating, price=price, chip=chips[0].name),
+            None,
+        ),
+        deadlines=attempt(
+            "deadlines", options.deadlines, lambda: tuple(deadline_curve(output_spikes(network, batches))), ()
+        ),
         frontier=frontier,
-        here=on_frontier(options, loaded, evaluation, counts, frontier) if frontier else None,
+        here=on_frontier(loaded, evaluation, counts, simulations, theirs, frontier) if frontier else None,
         facts=facts(accelerator.device),
     )
     return Found(loaded, data, evaluation, page)
 
 
-def _run_options(options: EvaluationOptions, simulation: Simulation | None) -> RunOptions:
+def _run_options(options: EvaluationOptions) -> RunOptions:
+    """How the network is priced, as far as that is known without a simulation."""
     closed = options.implementation == "closed_form"
     assert options.steps != "network", "known since the network is"
     return RunOptions(
-        steps=None if closed else (options.steps if simulation is None else simulation.settings.steps),
+        steps=None if closed else options.steps,
         implementation=options.implementation,
         step_us=options.step_us,
         latency_us=options.latency_us,
         clock_mhz=options.clock_mhz,
         hops_per_spike=options.hops_per_spike,
         gating=options.gating and not closed,
-        activity=None if simulation is None or closed else simulation.activity,
     )
 
 
 def show(found: Found, console: Console) -> None:
     """Tables and figures on a terminal."""
     evaluation, page = found.evaluation, found.page
-    console.print(
-        layer_table(evaluation.layers, f"{found.data.name}, {found.data.split}: {evaluation.images:,} images")
-    )
+    title = f"{found.data.name}, {found.data.split}: {evaluation.images:,} images"
+    console.print(layer_table(evaluation.layers, title))
     if page.deadlines:
         console.print(on_terminal(deadline_table(page.deadlines)))
     console.print("\n".join(_lines(found)), markup=False, highlight=False, soft_wrap=True)
@@ -193,13 +236,13 @@ def _lines(found: Found) -> list[str]:
     if (simulation := page.simulation) is None:
         return lines
     simulated = simulation.counts.total()["synaptic_operations"] / simulation.counts.samples
-    lines.append(f"  as simulated           {simulated:,.0f}, which is what the energies below are of")
     bits = simulation.settings.weight_bits
-    lines.append(
+    lines += [
+        f"  as simulated           {simulated:,.0f}; the energies below are of the simulation",
         f"simulated                {simulation.accuracy or 0:.2%} at {simulation.settings.steps} steps and "
         f"{'unrounded weights' if bits is None else f'{bits} bits'}, {simulation.first_spike_accuracy or 0:.2%} by "
-        f"the first spike, which comes after {simulation.mean_latency_steps:,.0f} steps"
-    )
+        f"the first spike, which comes after {simulation.mean_latency_steps:,.0f} steps",
+    ]
     if simulation.settings.faults:
         lines.append(f"  on a chip with         {simulation.settings.faults.text()}")
     return lines

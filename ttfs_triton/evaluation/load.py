@@ -1,5 +1,6 @@
 """A trained network from a run's folder, from its weights, or from the Hub; and the images that it is scored on."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class LoadedNetwork:
 
 
 def load_network(source: str | Path, network: str | None = None) -> LoadedNetwork:
-    """Rebuild a network.
+    """Rebuild a network, in float32 whatever precision its weights were saved in.
 
     Args:
         source: a run's folder (its best weights are taken), a folder with config.json and model.safetensors, a
@@ -41,11 +42,16 @@ def load_network(source: str | Path, network: str | None = None) -> LoadedNetwor
             "bundled:NAME", which comes with the package.
         network: "file.py:function" that builds it, if code of the user's does.
     Raises:
-        LoadError: nothing there, a file that is damaged, or one that does not belong to the network beside it.
+        LoadError: nothing there, a file that is damaged, one that does not belong to the network beside it, or weights
+            that are NaN or infinite.
         HubError: no such repository, no right to read it, or no connection and nothing in the cache.
     """
     files = find_model(source)
-    return LoadedNetwork(load_model(files, network), files)
+    model = load_model(files, network).float()
+    wrong = [name for name, values in model.state_dict().items() if not bool(values.isfinite().all())]
+    if wrong:
+        raise LoadError(f"load: weights of {files.weights} must be finite; got NaN or inf in {', '.join(wrong)}.")
+    return LoadedNetwork(model, files)
 
 
 def load_test_images(
@@ -66,8 +72,11 @@ def load_test_images(
         image_column, label_column: columns in place of those found by their names.
         max_samples: use only the first ones.
         progress: show a bar while images are decoded.
+    Warns:
+        UserWarning: the data's classes have other names than the network's.
     Raises:
-        ValueError: nothing says which data; or images of another shape or other classes than the network has.
+        ValueError: nothing says which data; or images of another shape, another number of classes or another order of
+            classes than the network has.
         OSError, RuntimeError: data that cannot be had.
     """
     values = _configured(loaded)
@@ -98,6 +107,10 @@ def load_test_images(
     names = list(loaded.network.class_names)
     if names != data.class_names and sorted(names) == sorted(data.class_names):
         raise ValueError(f"load_test_images: classes must be in the order {names}; got {data.class_names}.")
+    if names != data.class_names:
+        told = (", ".join(some[:3]) + ", …" * (len(some) > 3) for some in (names, data.class_names))
+        message = "the network's classes are {}; those of the test images are {}. Is this its data set?"
+        warnings.warn(message.format(*told), stacklevel=2)
     return data
 
 

@@ -1,4 +1,4 @@
-"""What is asked of an evaluation, and what it found on its way to the terminal, files and the page."""
+"""Options of an evaluation, and its results, from which terminal, files and page are made."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""What an evaluation writes: figures as JSON and CSV, pictures, one page for readers."""
+"""Files of an evaluation: figures as JSON and CSV, pictures, and one HTML page."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +19,9 @@ from ttfs_triton.data.images import ImageData
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluation.load import LoadedNetwork
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
-from ttfs_triton.hardware import Counts, available_chips, sensitivity
+from ttfs_triton.hardware import Counts, Run, RunOptions, Simulation, available_chips, sensitivity, simulated_run
 from ttfs_triton.model.own_network import OwnNetwork
+from ttfs_triton.nn import Grid
 from ttfs_triton.report.frontier_table import FREE, FrontierRow, with_costs
 from ttfs_triton.report.tables import csv_text
 from ttfs_triton.scoring import Evaluation, device_name, versions
@@ -28,7 +30,7 @@ MAIN_FILE = "evaluation.json"
 
 
 def check_output(options: EvaluationOptions) -> None:
-    """Refuse what would be lost or cannot be written, before any work.
+    """Refuse to overwrite files, and what cannot be written, before any work.
 
     Raises:
         ValueError: an evaluation is there already, or matplotlib is missing for a page.
@@ -50,6 +52,7 @@ def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
     folder, page, paths = options.output_dir, found.page, list[Path]()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / MAIN_FILE, figures(found, options.max_test_samples))
         paths = [folder / MAIN_FILE, report.write_csv(folder / "energy.csv", *page.energy)]
         if page.sweep is not None:
             page.sweep.to_csv(folder / "sweep.csv")
@@ -59,7 +62,6 @@ def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
             write_text(paths[-1], csv_text([asdict(row) for row in page.deadlines]))
         if find_spec("matplotlib") is not None:
             paths += _pictures(folder, page)
-        write_json(folder / MAIN_FILE, figures(found, options.max_test_samples))
     if options.report is not None:
         options.report.parent.mkdir(parents=True, exist_ok=True)
         paths.append(report.write_page(options.report, page))
@@ -88,14 +90,28 @@ def sample_of(loaded: LoadedNetwork, data: ImageData, number: int) -> report.Sam
     return report.Sample(image.cpu(), spikes, names[int(data.labels[number])], names[prediction], names)
 
 
+def steps_of(frontier: Sequence[FrontierRow], grid: Grid | None) -> int | None:
+    """Time steps at which networks without a grid are priced on a frontier; None for a network on a grid."""
+    free = (row.steps for row in frontier if row.time_steps is None and row.steps)
+    return None if grid is not None else next(free, None)
+
+
 def on_frontier(
-    options: EvaluationOptions,
     loaded: LoadedNetwork,
     evaluation: Evaluation,
     counts: Counts,
-    frontier: tuple[FrontierRow, ...],
+    simulations: Sequence[Simulation],
+    steps: int,
+    frontier: Sequence[FrontierRow],
 ) -> FrontierRow:
-    """The network among the points of a frontier: priced as they were, on the chips that are known here."""
+    """The network among the points of a frontier: priced as they were, on those of their chips that are known here.
+
+    Args:
+        loaded, evaluation, counts: the network, and what it did.
+        simulations: of it, one at `steps`; none if it was not simulated, which leaves an upper bound.
+        steps: at which it is priced.
+        frontier: the points.
+    """
     row = FrontierRow.of(
         loaded.files.name,
         FREE,
@@ -104,10 +120,9 @@ def on_frontier(
         accuracy=evaluation.accuracy,
         first_spike_accuracy=evaluation.first_spike_accuracy,
     )
-    theirs = next((each.steps for each in frontier if each.time_steps is None and each.steps), None)
-    steps = row.time_steps or theirs or int(options.steps)
-    chips = [each.chip for each in frontier[0].energy if each.chip in available_chips()]
-    return with_costs(row, counts, chips, steps)
+    runs = [simulated_run(found) for found in simulations] or [Run(counts, RunOptions(steps=steps, gating=True))]
+    runs.sort(key=lambda run: run.options.steps != steps)
+    return with_costs(row, counts, runs, [each.chip for each in frontier[0].energy if each.chip in available_chips()])
 
 
 def network_facts(loaded: LoadedNetwork) -> dict[str, Any]:

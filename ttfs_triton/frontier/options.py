@@ -1,4 +1,4 @@
-"""What is asked of a sweep: points, each what a network is trained for, as keys of a training run."""
+"""Options of a sweep, and its points: the keys of a training run that a network is trained with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = (*TARGETS, *GRID, *FAULTS, *TRAINING)
 
 @dataclass(frozen=True)
 class Point:
-    """What a network is trained for.
+    """What a network is trained for: a target, a grid, faults, or several of them.
 
     Attributes:
         keys: pairs of a key of `KEYS` and its value, in the order of `KEYS`.

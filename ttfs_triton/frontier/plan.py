@@ -1,22 +1,22 @@
-"""What a sweep is going to do, and whether it can: everything that is wrong is said before anything is trained."""
+"""Plan of a sweep. Whatever cannot be done is refused before anything is trained."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from ttfs_triton.data.images import draw_images, train_validation_split
+from ttfs_triton.data.images import draw_images
 from ttfs_triton.evaluation import LoadedNetwork, load_network
 from ttfs_triton.frontier.options import FrontierOptions, Point
 from ttfs_triton.hardware import load_chip
 from ttfs_triton.model.bundled import PREFIX, bundled_facts
 from ttfs_triton.nn import NetworkConfig
-from ttfs_triton.train.build import RunData, build_network, check_network
+from ttfs_triton.train.build import RunData, build_network, check_network, split_data
 from ttfs_triton.train.config import (
     FREE_ON_RESUME,
     ConfigError,
@@ -29,7 +29,7 @@ from ttfs_triton.train.config import (
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 from ttfs_triton.train.target import TARGET_IMAGES, make_target
 
-# Of the run, and not of what follows from it.
+# Keys of a run that runs from its weights do not inherit.
 _OWN = {
     "preset": None,
     "trained_as": None,
@@ -82,7 +82,7 @@ class PlannedNetwork:
 
 
 def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
-    """The networks with all their points, as far as that can be known without images.
+    """The networks and their points, checked as far as that needs no images.
 
     Raises:
         LoadError, HubError: no such network.
@@ -138,7 +138,7 @@ def _planned(settings: dict[str, object], point: Point, path: Path) -> PlannedPo
 
 
 def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerator) -> None:
-    """Refuse, before any training, points that these images and this network do not allow.
+    """Refuse points that are impossible with this network and these images, before any training.
 
     Args:
         network: with its points; those that have ended are not looked at.
@@ -159,7 +159,7 @@ def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerato
             built, _ = build_network(config, data, accelerator.device, calibrated=False)
             check_network(built, data)
             if config.target is not None:
-                among = split_for(config, data).train_indices
+                among = split_data(data.train, data.test, config).train_indices
                 images = draw_images(data.train, TARGET_IMAGES, config.seed, among)
                 make_target(config.target, built, images, config.target_steps)
         except (ValueError, RuntimeError) as error:
@@ -167,14 +167,6 @@ def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerato
     if problems:
         lines = "\n".join(problems)
         raise ConfigError(f"frontier: nothing was trained, for some points of {network.name} cannot be:\n{lines}")
-
-
-def split_for(config: TrainConfig, data: RunData) -> RunData:
-    """The same images, validation images held out as a point's seed has them."""
-    if config.validation_fraction == 0:
-        return data
-    training, held_out = train_validation_split(data.train, config.validation_fraction, config.seed)
-    return replace(data, train_indices=training, validation_indices=held_out)
 
 
 def outline(networks: Sequence[PlannedNetwork]) -> list[str]:

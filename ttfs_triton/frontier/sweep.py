@@ -1,10 +1,11 @@
-"""A sweep: every network measured, every point trained and measured, and what was found kept after each step."""
+"""A sweep: measures every network, trains and measures every point, and keeps results after each step."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,20 @@ from ttfs_triton.atomic import write_json
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.evaluation import load_network
-from ttfs_triton.frontier.measure import Bench, summary_row
+from ttfs_triton.frontier.measure import Bench, Found, summary_row
 from ttfs_triton.frontier.options import FAULTS, FrontierOptions
-from ttfs_triton.frontier.plan import PlannedNetwork, PlannedPoint, split_for
+from ttfs_triton.frontier.plan import PlannedNetwork, PlannedPoint
 from ttfs_triton.hardware import Counts
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.report.frontier_table import FREE, FrontierRow
 from ttfs_triton.train import NonFiniteLossError, train
-from ttfs_triton.train.build import RunData
+from ttfs_triton.train.build import RunData, split_data
 
 # Training images that a network is calibrated on for a grid, as recipes/calibrate.py has it.
 CALIBRATION_IMAGES = 512
 
 Rows = list[FrontierRow]
-Found = tuple[Rows, Counts | None]
 
 
 class Measured:
@@ -54,16 +54,12 @@ class Measured:
                 ) from error
 
     def get(self, key: Mapping[str, Any], measure: Callable[[], Found]) -> Found:
-        """Rows of a key, and counts if there are, but no prices, which may change; measured if they have not been."""
+        """What was found for a key, measured if it has not been."""
         text = json.dumps(key, sort_keys=True)
-        if text not in self._found:
-            rows, counts = measure()
-            kept = {"rows": [row.to_dict() for row in rows], "counts": None if counts is None else counts.to_dict()}
-            self._found[text] = kept
+        if "runs" not in self._found.get(text, {}):  # nothing, or measured when energies were of counts
+            self._found[text] = measure().to_dict()
             write_json(self.path, self._found)
-        kept = self._found[text]
-        counts = None if kept["counts"] is None else Counts.from_dict(kept["counts"])
-        return [FrontierRow(**row) for row in kept["rows"]], counts
+        return Found.from_dict(self._found[text])
 
 
 class Sweep:
@@ -96,26 +92,19 @@ class Sweep:
         options, loaded = self.options, network.loaded
         bench = Bench(options, data.test, self.accelerator)
         free = FrontierRow.of(network.name, FREE, loaded.network.graph.grid, weights_sha256=loaded.files.sha256)
-        self._score(_key(free, bench), bench, lambda: (loaded.network, free))
+        self._score(free, bench, lambda: loaded.network)
         self._measure(loaded.network, self.rows[-1], bench, FAULTS)
         for point, grid in options.grids().items():
             row = FrontierRow.of(network.name, point.name, grid, trained=False, weights_sha256=loaded.files.sha256)
-            key = _key(row, bench) | {"calibrated": True}
-            self._score(key, bench, lambda g=grid, r=row: (self._calibrated(network, g, data), r))
+            self._score(row, bench, lambda g=grid: self._calibrated(network, g, data))
         for planned in network.points:
             if self._train(network, planned, data):
                 self._trained(network, planned, bench)
 
-    def _score(self, key: Mapping[str, Any], bench: Bench, made: Callable[[], tuple[nn.Module, FrontierRow]]) -> None:
+    def _score(self, row: FrontierRow, bench: Bench, network: Callable[[], nn.Module]) -> None:
         """The row of a network that is scored here, unless it has been."""
-
-        def score() -> Found:
-            row, counts = bench.score(*made())
-            return [row], counts
-
-        (row,), counts = self.measured.get(key, score)
-        assert counts is not None, "scoring counts"
-        self._add([bench.price(counts, row)])
+        key = _key(row, bench) | {"steps": row.time_steps or self.options.steps, "calibrated": not row.trained}
+        self._add([bench.price(self.measured.get(key, lambda: bench.score(network(), row)))])
 
     def _calibrated(self, network: PlannedNetwork, grid: Grid, data: RunData) -> nn.Module:
         """The network on a grid without training."""
@@ -131,9 +120,11 @@ class Sweep:
         asked = [faults for kind in kinds for faults in self.options.faults(kind)]
         for faults in [Faults(), *asked] if asked else []:  # without any, in the same simulation: where curves begin
             what = {"faults": faults.text(), "seed": self.options.fault_seed, "steps": self.options.steps}
-            self._add(self.measured.get(key | what, lambda f=faults: ([bench.with_faults(network, row, f)], None))[0])
+            found = self.measured.get(key | what, lambda f=faults: Found([bench.with_faults(network, row, f)]))
+            self._add(found.rows)
         if self.options.deadlines:
-            self._add(self.measured.get(key | {"deadlines": True}, lambda: (bench.in_time(network, row), None))[0])
+            found = self.measured.get(key | {"deadlines": True}, lambda: Found(bench.in_time(network, row)))
+            self._add(found.rows)
 
     def _train(self, network: PlannedNetwork, planned: PlannedPoint, data: RunData) -> bool:
         """Train a point unless that has been done; whether it has been, to the end."""
@@ -141,7 +132,7 @@ class Sweep:
             return True
         self.say(f"\n{network.name}: {planned.point.name}")
         try:
-            split = split_for(planned.config, data)
+            split = split_data(data.train, data.test, planned.config)
             train(planned.config, planned.point.folder, data=split, again="the same command")
         except NonFiniteLossError as error:
             self.failed[f"{network.name}, {planned.point.name}"] = str(error)
@@ -162,14 +153,13 @@ class Sweep:
             folder=str(path.relative_to(self.options.output_dir)),
             date=bench.stamp()["date"],
         )
-        counts = Counts.from_dict(summary["counts"])
-        row = summary_row(summary, row)
-        (row,), _ = self.measured.get(_key(row, bench), lambda: ([bench.agree(loaded.network, row)], None))
-        self._add([bench.price(counts, row)])
+        row, counts = summary_row(summary, row), Counts.from_dict(summary["counts"])
+        key = _key(row, bench) | {"steps": row.time_steps or self.options.steps}
+        self._add([bench.price(self.measured.get(key, lambda: bench.simulated(loaded.network, row, counts)))])
         kinds = tuple(key for key, _ in planned.point.keys if key in FAULTS)
         self._measure(loaded.network, row, bench, kinds)
 
-    def _add(self, rows: Rows) -> None:
+    def _add(self, rows: Sequence[FrontierRow]) -> None:
         self.rows += rows
         for row in rows:
             if row.kind != "deadline":
@@ -183,8 +173,9 @@ def line(row: FrontierRow) -> str:
     parts += [f"{name} {getattr(row, name):g}" for name in FAULTS if getattr(row, name)]
     parts.append(f"accuracy {row.accuracy:.2%}")
     if row.cost is not None and row.goal is not None:
-        parts.append(f"{row.target} {row.cost:.4g} for {row.goal:g}" + ("" if row.reached else ", not reached"))
-    if row.sparsity is not None:
+        what = "activity" if row.target == "sparsity" else row.target
+        parts.append(f"{what} {row.cost:.4g} for {row.goal:g}" + ("" if row.reached else ", not reached"))
+    if row.sparsity is not None and not (row.target == "sparsity" and math.isclose(row.cost or 0.0, row.sparsity)):
         parts.append(f"activity {row.sparsity:.4f}")
     if row.same_decisions is not None:
         parts.append(f"{row.same_decisions:,} of {row.images:,} decided alike in simulation")

@@ -1,8 +1,7 @@
-"""What a trained network would cost on a chip: exact counts, an energy model with open assumptions, a simulator."""
+"""Cost of a trained network on a chip: exact counts, an energy model with stated assumptions, a simulator."""
 
 from ttfs_triton.hardware.counts.counter import count, counting
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerActivity, LayerCounts
-from ttfs_triton.hardware.energy.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.chip import Capacity, Chip, Memory
 from ttfs_triton.hardware.energy.chip_files import available_chips, load_chip
 from ttfs_triton.hardware.energy.compare import (
@@ -16,10 +15,11 @@ from ttfs_triton.hardware.energy.compare import (
     fair_chip,
     verdict,
 )
-from ttfs_triton.hardware.energy.estimate import Swing, estimate, sensitivity
+from ttfs_triton.hardware.energy.estimate import Estimate, Swing, Term, sensitivity
+from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.prices import Price, Range
-from ttfs_triton.hardware.energy.run_options import RunOptions
-from ttfs_triton.hardware.energy.terms import Estimate, Term
+from ttfs_triton.hardware.energy.run_options import Run, RunOptions
+from ttfs_triton.hardware.simulated import simulate_at, simulated_run
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.hardware.simulation.sweep import Sweep, SweepRow, sweep
@@ -39,6 +39,7 @@ __all__ = [
     "Price",
     "Range",
     "RateCode",
+    "Run",
     "RunOptions",
     "Simulation",
     "SimulationSettings",
@@ -60,6 +61,8 @@ __all__ = [
     "rate_coded",
     "sensitivity",
     "simulate",
+    "simulate_at",
+    "simulated_run",
     "sweep",
     "verdict",
     "zero_skipping_ann",

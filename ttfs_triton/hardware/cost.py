@@ -1,6 +1,6 @@
-"""What spikes cost, as a sum over events: a weight for each kind of event of each layer, so that training can lower it.
+"""Costs that are weighted sums of events, such as spikes and synaptic operations, so that training can lower them.
 
-The same weights meet the exact counts of a network (`Cost.of`) and, in training, those of a batch.
+The same weights multiply the exact counts of a network (`Cost.of`) and, in training, those of a batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
 from ttfs_triton.hardware.counts.synapses import fan_out
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import as_chip
-from ttfs_triton.hardware.energy.estimate import estimate
+from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.hardware.energy.run_options import RunOptions
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.weighted import WeightedConv2d
@@ -28,11 +28,11 @@ class EventWeights:
     """What one event of a layer costs.
 
     Attributes:
-        operation: a synaptic operation, a spike at one of the layer's synapses.
-        spike: a neuron of the layer that fires, before pooling.
-        delivered: such a spike that reaches another layer, behind pooling; each time that it does.
-        spike_time: of such a spike, a window between the window's start and the spike.
-        saturated: a spike at the window's start, besides.
+        operation: a synaptic operation: a spike at one of the layer's synapses.
+        spike: a spike of the layer, before pooling.
+        delivered: a delivery of such a spike to another layer, behind pooling.
+        spike_time: a window of delay between the window's start and a spike.
+        saturated: added for a spike at the window's start.
     """
 
     operation: float = 0.0
@@ -47,10 +47,10 @@ class Cost:
     """A cost of one sample that is linear in what happens in a network.
 
     Attributes:
-        name: what it is, in words.
-        constant: what a sample costs without any spike.
-        layers: by the names of the layers with synapses; those that are missing cost nothing.
-        input_spike: what a spike of a latency encoder costs.
+        name: in words.
+        constant: of a sample without any spike.
+        layers: by the names of layers with synapses; a layer that is missing costs nothing.
+        input_spike: of a spike of a latency encoder.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Cost:
     input_spike: float = 0.0
 
     def weights(self, layer: str | None) -> EventWeights:
-        """What events of a layer cost; nothing, for what is none."""
+        """Costs of a layer's events; zero for other names."""
         return self.layers.get(layer or "", EventWeights())
 
     def of(self, counts: Counts) -> float:
-        """The cost of a sample, on average over those that were counted."""
+        """The mean cost of a sample."""
         total = self.input_spike * counts.input.spikes
         for layer in counts.layers:
             weights = self.weights(layer.name)
@@ -73,10 +73,10 @@ class Cost:
         return self.constant + total / counts.samples
 
     def bounds(self, counts: Counts, graph: NetworkGraph) -> tuple[float, float]:
-        """The least and the most that a network of this shape may cost with these inputs, whatever its weights.
+        """Lower and upper bound of the cost of any network of this shape for these inputs.
 
-        Each neuron is silent, fires at its window's start or at its end: whichever costs least, or most. A spike that
-        saves updates of its neuron saves no more than that, less what it causes in the layer that it reaches.
+        For the bounds, each neuron does what costs least, or most: it is silent, or fires at its window's start or end.
+        A spike may save updates of its neuron; its operations in the next layer are charged against that.
 
         Args:
             counts: of the network.
@@ -96,7 +96,7 @@ class Cost:
         return least, most
 
     def _least(self, graph: NetworkGraph, stage: Stage, spike: float) -> float:
-        """What all neurons of a layer cost at least, with `spike` ≤ 0 for one of its own that fires."""
+        """Least cost of all neurons of a layer, where one that fires costs `spike` ≤ 0."""
         neurons = math.prod(stage.shape)
         reader = next((other for other in graph.stages if other.input.source == stage.name), None)
         if reader is None or spike == 0:
@@ -180,7 +180,7 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
     base = energy_uj(idle)
 
     def more(place: int, event: str) -> float:
-        """What one more event costs: the estimate is linear in all of them."""
+        """Cost of one more event: the estimate is linear in all of them."""
         layers = list(idle.layers)
         layers[place] = replace(layers[place], **{event: getattr(layers[place], event) + 1.0})
         return energy_uj(replace(idle, layers=tuple(layers))) - base

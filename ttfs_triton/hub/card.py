@@ -19,13 +19,13 @@ from huggingface_hub import (
 )
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ttfs_triton.hub.energy import CARD_CHIPS, CARD_HEADERS, CARD_STEPS, card_rows, card_verdict
 from ttfs_triton.hub.facts import ModelFacts, Results
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, ModelDescription
 from ttfs_triton.model.files import model_bytes
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import WEIGHTS
-from ttfs_triton.report.energy_tables import CARD_CHIPS, CARD_HEADERS, CARD_STEPS, card_rows, card_verdict
 from ttfs_triton.report.page import READOUTS
 from ttfs_triton.wording import interval, number, percent, small_percent
 

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from ttfs_triton.command_line import run_command
 from ttfs_triton.hub.card import Package
+from ttfs_triton.hub.energy import CARD_CHIPS
 from ttfs_triton.hub.publish import publish
-from ttfs_triton.report.energy_tables import CARD_CHIPS
 
 
 class PublishOptions(BaseModel):

@@ -9,10 +9,10 @@ from pathlib import Path
 from torch import nn
 
 from ttfs_triton.hub.card import ALLOWED, Package, make_package
+from ttfs_triton.hub.energy import CARD_CHIPS
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model.hub import HubError, check_account, check_name, open_repository, upload
 from ttfs_triton.model.locate import find_model
-from ttfs_triton.report.energy_tables import CARD_CHIPS
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttfs_triton.nn.sizes import Size, checked_pair
+from ttfs_kernels.checks import pair as checked_pair
+from ttfs_triton.nn.sizes import Size
 
 
 class EarliestSpikePool2d(nn.Module):

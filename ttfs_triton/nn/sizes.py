@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from ttfs_kernels.checks import pair as checked_pair
+
 Size = int | tuple[int, int]
 Padding = Size | Literal["same", "valid"]
 
@@ -21,18 +23,6 @@ def skip_step(size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | No
     steps = tuple(-(-before // after) for before, after in zip(size[1:], shape[1:], strict=True))
     fits = all(-(-before // k) == after for before, after, k in zip(size[1:], shape[1:], steps, strict=True))
     return steps if fits else None
-
-
-def checked_pair(name: str, key: str, value: Any, smallest: int) -> tuple[int, int]:
-    """A size for both image dimensions; ValueError unless one or two integers of at least `smallest`."""
-    values: tuple[Any, ...] = (value, value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        values = tuple(value)
-    if len(values) != 2 or not all(type(size) is int and size >= smallest for size in values):
-        raise ValueError(
-            f"{name}: {key} must be an integer of at least {smallest}, or two for rows and columns; got {value!r}."
-        )
-    return values[0], values[1]
 
 
 def checked_padding(

@@ -1,4 +1,4 @@
-"""What people look at: tables, plots, and one HTML page of an evaluated network, for a phone or a desktop."""
+"""Tables, plots and one HTML page of an evaluated network, for a phone or a desktop."""
 
 from ttfs_triton.report.energy_tables import (
     chips_table,

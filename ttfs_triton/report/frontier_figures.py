@@ -43,7 +43,7 @@ MARKS = (
     "Numbers: the activity that was trained for; 8×4: 8 time steps, 4-bit weights. Filled: trained; open: calibrated, "
     "without training. Thin lines: 95 % confidence interval of the accuracy."
 )
-DENSE = f"{MARKS} Dashed: the dense ANN at the same precision. Energies of spiking networks are upper bounds."
+DENSE = f"{MARKS} Dashed: the dense ANN at the same precision."
 GRID = "Solid: trained on the grid; dashed: calibrated."
 DEADLINE = "All images decided by then: by the earliest output spike, or by potentials if there is none yet."
 ENERGIES = (("with_memory", "with memory"), ("arithmetic", "of arithmetic alone"))

@@ -74,7 +74,7 @@ def cheapest_table(rows: Rows) -> Table:
             row.picojoules(chip, "with_memory") if _cheaper(row, chip) else None
         )
         caption = (
-            f"Points at most {100 * NEAR:g} point below the network as given. Energies on {chip}, upper bounds; × is "
+            f"Points at most {100 * NEAR:g} point below the network as given. Energies on {chip}; × is "
             "over the dense ANN; a point is cheaper if it is so with memory and by arithmetic alone."
         )
     lines = []
@@ -120,7 +120,7 @@ def points_table(networks: Rows) -> Table:
     if chip is not None:
         columns["× with memory"] = lambda row: _with_memory(row, chip)
         columns["× arithmetic"] = lambda row: ratio(row.over_dense(chip, "arithmetic"))
-        caption = f"× is over the dense ANN on {chip}, an upper bound; in brackets at 4 to 128 time steps a window."
+        caption = f"× is over the dense ANN on {chip}; in brackets at 4 to 128 time steps a window."
     columns["simulated alike"] = lambda row: "" if row.same_decisions is None else f"{row.same_decisions:,}"
     return _table(caption, networks, columns)
 

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from ttfs_triton.atomic import write_json, write_text
 from ttfs_triton.fault_options import FaultOptions
-from ttfs_triton.hardware import Counts, Range, RunOptions, dense_ann, estimate, verdict
+from ttfs_triton.hardware import Counts, Range, Run, dense_ann, estimate, verdict
 from ttfs_triton.nn import Grid
 from ttfs_triton.report.tables import csv_text
 
@@ -30,8 +30,7 @@ _STRICT = ConfigDict(extra="forbid")  # rows are read from files
 class ChipEnergy:
     """Energy of an image on a chip, microjoules at nominal prices; None where the chip does not tell it apart.
 
-    Upper bounds: of neurons that work from the start of their window of integration, where a simulation finds them
-    asleep until their first input.
+    Of a simulation on the test images, as `ttfs evaluate` prices it.
 
     Attributes:
         chip: its name.
@@ -158,14 +157,15 @@ class FrontierRow:
         return own / dense if own is not None and dense else None
 
 
-def with_costs(row: FrontierRow, counts: Counts, chips: Iterable[str], steps: int) -> FrontierRow:
-    """The row with what its counts say, and cost.
+def with_costs(row: FrontierRow, counts: Counts, runs: Sequence[Run], chips: Iterable[str]) -> FrontierRow:
+    """The row with what a network does, and costs.
 
     Args:
         row: of a network.
-        counts: of the same, over the test images.
+        counts: of the same, over the test images, as evaluation counts them.
+        runs: that are priced: simulations on the same images, the first one at the row's steps, others at other steps.
+            One without a simulation is an upper bound.
         chips: to price on.
-        steps: time steps a window.
     Raises:
         ValueError: an unknown chip.
     """
@@ -176,19 +176,16 @@ def with_costs(row: FrontierRow, counts: Counts, chips: Iterable[str], steps: in
         spikes=sum(layer.spikes for layer in counts.layers if layer.kind != "readout") / samples,
         synaptic_operations=total["synaptic_operations"] / samples,
         dense_macs=total["dense_macs"] / samples,
-        steps=steps,
-        energy=tuple(_chip_energy(counts, chip, steps, fixed=row.time_steps is not None) for chip in chips),
+        steps=runs[0].options.steps,
+        energy=tuple(_chip_energy(runs, chip) for chip in chips),
     )
 
 
-def _chip_energy(counts: Counts, chip: str, steps: int, *, fixed: bool) -> ChipEnergy:
-    """Energy of an image, of neurons that rest behind their spikes; `fixed`: the network runs at these steps alone."""
-    options = RunOptions(steps=steps, gating=True)
+def _chip_energy(runs: Sequence[Run], chip: str) -> ChipEnergy:
+    """Energy of an image."""
+    (counts, options), others = runs[0], runs[1:]
     found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
-    compared = verdict(counts, chip, options)
-    ratios = compared.with_memory
-    if fixed and ratios:
-        ratios = (ratios[compared.asked],)
+    compared = verdict(counts, chip, options, others)
 
     def microjoules(energy: Range | None) -> float | None:
         return None if energy is None else energy.nominal * 1e-6
@@ -200,8 +197,8 @@ def _chip_energy(counts: Counts, chip: str, steps: int, *, fixed: bool) -> ChipE
         microjoules(found.compute_only),
         microjoules(dense.memory_included),
         microjoules(dense.compute_only),
-        min(ratios, default=None),
-        max(ratios, default=None),
+        min(compared.with_memory, default=None),
+        max(compared.with_memory, default=None),
         ", ".join(compared.missing),
     )
 

@@ -1,4 +1,4 @@
-"""When every neuron of a network fires for one image: data of the spike raster."""
+"""Spike times of all neurons for one image: the data of the spike raster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images to score, in order, each once: this process's share as batches; and what training's batches share with it."""
+"""Batches of images to score: each image once, in order, shared among processes. Training loads its own likewise."""
 
 from __future__ import annotations
 
@@ -12,55 +12,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ttfs_triton.data.images import ImageData as IndexedImages
 from ttfs_triton.data.pixels import to_float
 
-WORKER_SECONDS = 10.0  # that a worker process goes on after SIGTERM: the main process may want some batches yet
+WORKER_SECONDS = 10.0  # that a worker process lives on after SIGTERM: the main process may still need batches
 Batch = tuple[Tensor, Tensor]
 
 Gathered = tuple[Tensor, ...]
 
 
-class IndexedImages(Protocol):
-    """What batches are made from, such as `ttfs_triton.data.images.ImageData`."""
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(N, C, height, width)."""
-        ...
-
-    @property
-    def labels(self) -> Tensor:
-        """[N], int64."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Of labels, indices and what is gathered."""
-        ...
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether gathering is mere copying; else it decodes, and is best done by worker processes."""
-        ...
-
-    def images_at(self, indices: Tensor) -> Tensor:
-        """[b, C, height, width], uint8."""
-        ...
-
-
 class Batches(Protocol):
-    """Batches in two steps: gathered where the images lie, finished where they are used."""
+    """Batches are made in two steps: gathered where the images lie, finished on the device that uses them."""
 
     data: IndexedImages
 
     def __len__(self) -> int: ...
 
     def gather(self, index: int) -> Gathered:
-        """What batch number `index` is made from, images as uint8."""
+        """The tensors of batch number `index`, images as uint8."""
         ...
 
     def finish(self, gathered: Gathered) -> Batch:
-        """The batch, made on the device of what was gathered."""
+        """The batch, on the device of the gathered tensors."""
         ...
 
 

@@ -1,5 +1,6 @@
 """Accuracy, loss and activity of a network over a set of images: exact, over any number of processes."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ def evaluate(
     Raises:
         NetworkError: as `network_graph`.
         EvaluationStopped: some process was asked to stop.
+        ValueError: outputs that are NaN or infinite, of which the highest would be that of class 0.
     """
     scorer = Scorer(network, accelerator, batches.data.shape[1:]) if scorer is None else scorer
     stopped = torch.zeros(1, dtype=torch.float64, device=accelerator.device)
@@ -98,6 +100,8 @@ def evaluate(
     if stops:
         raise EvaluationStopped
     images, correct, loss, first_spike_correct, ties, no_spike = totals
+    if not math.isfinite(loss):
+        raise ValueError("evaluate: outputs of the network must be finite; got NaN or inf. Look at its weights.")
     layers = collect_statistics(network, lambda counts: sum_over_processes(accelerator, counts))
     order = {stage.name: place for place, stage in enumerate(scorer.graph.stages)}
     layers.sort(key=lambda layer: order.get(layer.name, 0))

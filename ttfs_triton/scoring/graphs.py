@@ -1,4 +1,4 @@
-"""CUDA graphs as a device offers them, and a network's scores through one: hundreds of launches a batch become one."""
+"""CUDA graphs: a captured graph replays hundreds of kernel launches with one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +12,7 @@ class GraphError(RuntimeError):
 
 
 class Graphs(Protocol):
-    """What a device offers."""
+    """CUDA graphs, or what tests put in their place."""
 
     def aside(self) -> AbstractContextManager[None]:
         """A context whose work runs on a side stream, after what came before and before what follows."""

@@ -1,4 +1,4 @@
-"""What decides the numbers besides code and data: versions, and the device."""
+"""Versions and device, on which results depend besides code and data."""
 
 import importlib.metadata
 import platform
@@ -8,7 +8,7 @@ import torch
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of what decides the numbers."""
+    """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version(), "torch": torch.__version__}  # its build too, as 2.15.0+cu132
     for package in ("ttfs-triton", "triton", "accelerate", "datasets", "safetensors"):
         try:
@@ -19,7 +19,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """What the run computes on, such as "NVIDIA H100" or "CPU Intel(R) Xeon(R), 2 threads"."""
+    """The device by name, such as "NVIDIA H100" or "CPU Intel(R) Xeon(R), 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":

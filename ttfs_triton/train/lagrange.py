@@ -64,7 +64,7 @@ class LagrangeMultipliers:
     ) -> None:
         self.accelerator = accelerator
         self.approach, self._settled = math.ceil(APPROACH * steps), math.ceil(SETTLED * steps)
-        self._ascent, self._decay = ASCENT / steps, max(LONG_SMOOTHING, ema_decay)
+        self._ascent, self._ema_decay = ASCENT / steps, ema_decay
         self._floors = torch.tensor(floors, dtype=torch.float64, device=accelerator.device)
         self._wanted = torch.tensor(goals, dtype=torch.float64, device=accelerator.device) - self._floors
         # One tensor in checkpoints: a row for each of these.
@@ -101,7 +101,9 @@ class LagrangeMultipliers:
         torch.where(first, cost, self._start, out=self._start)
         torch.where(first, cost, self._cost.lerp(cost, 1 - SMOOTHING), out=self._cost)
         fresh = first | (self._step == self.approach)
-        torch.where(fresh, cost, self._scored.lerp(cost, 1 - self._decay), out=self._scored)
+        averaged = torch.where(self._step < self.approach, self._step, self._step - self.approach)
+        share = (9 / (10 + averaged)).clamp(1 - max(LONG_SMOOTHING, self._ema_decay), 1 - LONG_SMOOTHING)
+        torch.where(fresh, cost, self._scored.lerp(cost, share), out=self._scored)
         progress = (self._step / self.approach).clamp_(max=1)
         torch.mul(self._start ** (1 - progress), self._goal**progress, out=self._setpoint)
         error = (self._cost / self._setpoint - 1).clamp_(-MOST_ERROR, MOST_ERROR)

@@ -58,8 +58,6 @@ from ttfs_triton.train.schedules import PersistenceSchedule, build_schedule
 from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, make_average
 from ttfs_triton.train.teacher import load_teacher
 
-MOST_OF_THE_START = 0.1  # share of a moving average
-
 
 class NonFiniteLossError(RuntimeError):
     """Loss or gradient became infinite or not a number; no update was made from that step on."""
@@ -159,7 +157,7 @@ class TrainingLoop:
             self.target.silent_channels.attach(self.bare_optimizer)
         self.average: AveragedModel | None = None
         if config.ema_decay or config.lookahead:
-            self.average = make_average(self.network, config.ema_decay)
+            self.average = make_average(self.network)
         networks = [self.network] if self.average is None else [self.network, self.average.module]
         rise, order = config.psp_persistence_rise, config.psp_persistence_order
         self.persistence = PersistenceSchedule(networks, rise, order, self.steps)
@@ -282,7 +280,7 @@ class TrainingLoop:
         self._step(micro_batches, sampled=sampled, first=first)
         self.schedule.step()
         if self.average is not None:
-            self.average.n_averaged += 1
+            self.average.n_averaged.mul_(not first).add_(1)  # a new average warms up anew
         if self.average is not None and self.config.lookahead and (position.step + 1) % self.config.lookahead == 0:
             progress = (position.step + 1) / (self.steps)
             look_ahead(self.average.module, self.network, self.config.lookahead, progress)
@@ -346,10 +344,10 @@ class TrainingLoop:
             say(f"on the grid of a chip: {self.graph.grid.text()}")
         if config.faults:
             say(f"for chips with faults: {config.faults.text()}")
-        if self.target is None and (share := config.ema_decay**self.steps) > MOST_OF_THE_START:
+        if not len(data.validation_indices):
             say(
-                f"warning: ema_decay: {share:.0%} of the averaged weights, which are scored and saved, will be those "
-                f"of the start after only {self.steps} steps. Lower --ema-decay; 0 switches the average off."
+                "no validation images: epochs tell of the training images only, and the last one is kept. "
+                "--validation-fraction 0.1 sets some aside"
             )
         count = self.accelerator.num_processes
         where = f"{device_name(self.accelerator.device)}, {count} process{'es' if count > 1 else ''}"

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
 from ttfs_triton.nn import record_statistics, reset_statistics
@@ -92,7 +92,7 @@ class TrainStep:
             self.optimizer.step()
         if self.average is not None:
             with record_function("moving average"):
-                update_average(self.average, self.network, first=first)
+                update_average(self.average, self.network, self.config.ema_decay, first=first)
 
     def _gradients(self, batch: Batch, micro_batches: int, sampled: bool) -> Tensor:
         """Add the gradients of a micro-batch; returns its loss."""
@@ -181,9 +181,9 @@ class FiniteGuard:
             optimizer.found_inf = torch.maximum(flag, self._failed)  # type: ignore[attr-defined]
 
 
-def make_average(network: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the network that follows it: after a step, decay × average + (1 − decay) × network."""
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+def make_average(network: nn.Module) -> AveragedModel:
+    """A copy of the network that follows it; see `update_average`."""
+    return AveragedModel(network, use_buffers=True)
 
 
 @torch.no_grad()
@@ -206,27 +206,27 @@ def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: flo
         fast.copy_(slow)
 
 
-def update_average(average: AveragedModel, network: nn.Module, *, first: bool) -> None:
-    """As `average.update_parameters(network)`, without its counter, which would go from host to device in every step.
+@torch.no_grad()
+def update_average(average: AveragedModel, network: nn.Module, decay: float, *, first: bool = False) -> None:
+    """Exponential moving average: average ← d·average + (1 − d)·network, d = min(decay, (1 + t) / (10 + t)).
+
+    d rises from 1/10: however short the training, the average is not of its first steps. Buffers of whole numbers are
+    copied. Nothing is read by the host.
 
     Args:
-        average: its counter is left to the caller.
+        average: t is its `n_averaged`, a tensor, which the caller counts.
         network: to follow.
-        first: whether the average has seen no model yet, and becomes the network's copy.
+        decay: the highest d.
+        first: the average becomes the network's copy.
+    Source: tf.train.ExponentialMovingAverage, `num_updates`.
     """
-    assert average.multi_avg_fn is not None
-    ours = [*average.module.parameters(), *average.module.buffers()]
-    theirs = [*network.parameters(), *network.buffers()]
-    pairs = list(zip(ours, theirs, strict=True))
-    if first:
-        with torch.no_grad():
-            for own, other in pairs:
-                own.copy_(other)
-        return
-    for floating in (True, False):
-        chosen = [pair for pair in pairs if pair[0].is_floating_point() == floating]
-        if chosen:
-            average.multi_avg_fn([own for own, _ in chosen], [other for _, other in chosen], average.n_averaged)
+    share = (9 / (10 + average.n_averaged)).clamp_min(1 - decay)
+    ours, theirs = ((*module.parameters(), *module.buffers()) for module in (average.module, network))
+    for own, other in zip(ours, theirs, strict=True):
+        if first or not own.is_floating_point():
+            own.copy_(other)
+        else:
+            own.lerp_(other, share.to(own.dtype))
 
 
 # Steps before the capture. DistributedDataParallel times its first ten, and rearranges its buckets in the first.

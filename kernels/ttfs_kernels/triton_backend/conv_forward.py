@@ -14,13 +14,15 @@ Without FIRES, y is A and gain is W without σ, for a rule that waits for statis
 import triton
 import triton.language as tl
 
-from ttfs_kernels.triton_backend.maps import at_row, multiple, taps_inside
 from ttfs_kernels.triton_backend.rule import (
     WEIGHTS_FIRST,
     accumulate,
+    at_row,
     block_position,
+    multiple,
     separate,
     store_spikes,
+    taps_inside,
     zero_potentials,
 )
 

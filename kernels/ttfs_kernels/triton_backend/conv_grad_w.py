@@ -12,8 +12,14 @@ where the weights of a block have several taps.
 import triton
 import triton.language as tl
 
-from ttfs_kernels.triton_backend.maps import at_row, multiple, positions_inside
-from ttfs_kernels.triton_backend.rule import contract_rows, spike_mask, zero_gradients
+from ttfs_kernels.triton_backend.rule import (
+    at_row,
+    contract_rows,
+    multiple,
+    positions_inside,
+    spike_mask,
+    zero_gradients,
+)
 
 
 @triton.jit(do_not_specialize=["B", "steps_per_split"])

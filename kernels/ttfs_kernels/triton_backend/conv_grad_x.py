@@ -12,8 +12,7 @@ the stride put there. BY_POSITION: a block is one position of many images, and l
 import triton
 import triton.language as tl
 
-from ttfs_kernels.triton_backend.maps import at_row, multiple, taps_inside
-from ttfs_kernels.triton_backend.rule import at_inputs, block_position
+from ttfs_kernels.triton_backend.rule import at_inputs, at_row, block_position, multiple, taps_inside
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Which form of the contraction each chip and Triton version gets, and which are refused.
+"""Chips: which form of the contraction each gets, which are refused, and how many programs a processor holds.
 
 On sm_90, a dot whose first operand is in registers runs on beside the one before it, and the compiler may overwrite
 those registers too early: a silent race. ACTIVATIONS_FIRST has it in every Triton so far (the mask is in registers,
@@ -8,6 +8,7 @@ WEIGHTS_FIRST has both operands of both dots in shared memory and is clean in ev
 
 from __future__ import annotations
 
+import math
 import re
 from enum import IntEnum
 from typing import NamedTuple
@@ -102,3 +103,55 @@ def inputs_first(chip: Chip) -> bool:
     With `mma.sync` (and on AMD) the first operand comes through registers, where the mask is made anyway.
     """
     return not two_accumulators(chip)
+
+
+class Limits(NamedTuple):
+    """What the programs on a processor share.
+
+    Attributes:
+        registers: 32-bit ones of all warps; a thread takes multiples of `registers_unit`.
+        warps, programs: at once.
+        shared_kib: shared memory; a program leaves `reserved_kib` of it to the system.
+        tensor_columns: columns of tensor memory.
+    """
+
+    registers: int
+    registers_unit: int
+    warps: int
+    programs: int
+    shared_kib: int
+    reserved_kib: int
+    tensor_columns: int = 0
+
+
+# CUDA's programming guide, compute capabilities. LLVM's guide to AMDGPU: gfx942 has four units, each of 512 registers a
+# thread and of 8 warps.
+LIMITS: dict[int | str, Limits] = {
+    80: Limits(65536, 8, 64, 32, 164, 1),
+    86: Limits(65536, 8, 48, 16, 100, 1),
+    89: Limits(65536, 8, 48, 24, 100, 1),
+    90: Limits(65536, 8, 64, 32, 228, 1),
+    100: Limits(65536, 8, 64, 32, 228, 1, 512),
+    "gfx942": Limits(4 * 512 * 64, 8, 32, 16, 64, 0),
+}
+
+
+def fitting(chip: Chip, registers: int, warps: int, shared: int, columns: int = 0) -> int | None:
+    """Programs on a processor; 0 if one does not fit, None if the chip's limits are not known here.
+
+    Args:
+        chip: which limits.
+        registers: a thread.
+        warps: a program.
+        shared: bytes a program.
+        columns: of tensor memory a program.
+    """
+    limits = LIMITS.get(chip.architecture)
+    if limits is None:
+        return None
+    taken = math.ceil(registers / limits.registers_unit) * limits.registers_unit * chip.warp_size * warps
+    fit = [limits.programs, limits.warps // warps, limits.registers // max(1, taken)]
+    fit.append(1024 * limits.shared_kib // max(1, shared + 1024 * limits.reserved_kib))
+    if columns:
+        fit.append(limits.tensor_columns // columns)
+    return min(fit)

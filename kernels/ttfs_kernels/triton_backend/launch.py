@@ -27,7 +27,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def planned_only(function: Function) -> Function:
-    """`function` without the launches in it: what it returns is allocated and holds nothing."""
+    """`function` without its launches: outputs are allocated, not computed."""
 
     @wraps(function)
     def plan(*args: Any) -> Any:

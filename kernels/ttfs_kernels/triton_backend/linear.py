@@ -8,13 +8,14 @@ x is [M, K], weight [N, K], y, gain, h and slope_h [M, N]; all contiguous. `elem
 import triton
 import triton.language as tl
 
-from ttfs_kernels.triton_backend.maps import at_row, multiple
 from ttfs_kernels.triton_backend.rule import (
     WEIGHTS_FIRST,
     accumulate,
     at_inputs,
+    at_row,
     block_position,
     contract_rows,
+    multiple,
     separate,
     spike_mask,
     store_spikes,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.triton_backend import elementwise
+from ttfs_kernels.triton_backend import elementwise, work
 from ttfs_kernels.triton_backend.configs import PROCESSORS, SMALLEST_BLOCK, Config
 from ttfs_kernels.triton_backend.conv_forward import conv2d_forward
 from ttfs_kernels.triton_backend.conv_grad_w import conv2d_grad_w, sum_tap_splits
@@ -21,9 +21,8 @@ from ttfs_kernels.triton_backend.conv_grad_x import conv2d_grad_x
 from ttfs_kernels.triton_backend.formulation import Chip, check_form, inputs_first, triton_version, two_accumulators
 from ttfs_kernels.triton_backend.launch import Device, Launch
 from ttfs_kernels.triton_backend.linear import linear_forward, linear_grad_w, linear_grad_x, sum_grad_x
-from ttfs_kernels.triton_backend.occupancy import estimate
 from ttfs_kernels.triton_backend.problem import Problem
-from ttfs_kernels.triton_backend.work import WIDE, largest_offset, row_blocks, skips, split, tap_steps, weight_blocks
+from ttfs_kernels.triton_backend.work import WIDE, largest_offset, row_blocks, skips, tap_steps, weight_blocks
 
 ELEMENTS = 1024  # of a block of the element-wise kernels
 TILE = 4096  # elements of 16 bits that a program of the local gradient holds at once; of 32, in a sum over splits
@@ -252,7 +251,7 @@ def _linear_grad_x(problem: Problem, arguments: dict[str, Any], config: Config, 
     out, x, surrogate = arguments["grad_x_ptr"], arguments["x_ptr"], arguments["SURROGATE"]
     blocks = math.ceil(problem.rows / config.block_m) * math.ceil(problem.depth / config.block_n)
     steps = math.ceil(problem.out_channels / config.block_k)
-    splits, steps_per_split = split([steps], blocks, processors, config.splits, config.block_k)
+    splits, steps_per_split = work.split([steps], blocks, processors, config.splits, config.block_k)
     arguments |= _sizes(problem) | {"steps_per_split": steps_per_split, "SPLIT": splits > 1}
     if splits == 1:
         return Plan([Launch.blocks(linear_grad_x, (blocks, 1), arguments, config)], (out,))
@@ -278,8 +277,8 @@ def grad_w(
         return Plan([], (out.zero_(),))
     _check_offsets("grad_w", problem, config)
     steps, blocks = tap_steps(problem, config), weight_blocks(problem, config)
-    slots = device.processors * estimate("grad_w", problem, config, device.chip)
-    splits, steps_per_split = split(steps, blocks, slots, config.splits, config.block_k)
+    slots = device.processors * work.resident("grad_w", problem, config, device.chip)
+    splits, steps_per_split = work.split(steps, blocks, slots, config.splits, config.block_k)
     parts = out if splits == 1 else h.new_empty((splits, *shape), dtype=torch.float32)
     arguments = {
         "h_ptr": h,

@@ -1,4 +1,4 @@
-"""The firing rule and one step of its two contractions, as blocks of Triton: shared by every kernel.
+"""What kernels share, as blocks of Triton: the firing rule, a step of its two contractions, positions and taps.
 
 The rule is that of `ttfs_kernels.rule`, operation by operation, so that both backends decide alike at the borders.
 """
@@ -251,3 +251,35 @@ def block_position(pid, ROWS, COLUMNS, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: 
     first = (pid // in_group) * GROUP
     height = tl.minimum(row_blocks - first, GROUP)
     return first + (pid % in_group) % height, (pid % in_group) // height
+
+
+@triton.jit
+def multiple(size, UNIT: tl.constexpr):
+    """`size`, which UNIT divides, so that the compiler knows it: Triton itself sees only multiples of 16."""
+    return size // UNIT * UNIT
+
+
+@triton.jit
+def at_row(ptr, row, stride):
+    """Pointer to a row. Offsets from there fit into 32 bits, however large the tensor is."""
+    return ptr + row.to(tl.int64) * stride
+
+
+@triton.jit
+def taps_inside(start, SIZE, TAPS, GAP: tl.constexpr):
+    """(first, count, 1 or 0: whether there are any) of the taps with 0 ≤ start + tap·GAP < SIZE.
+
+    Where none of several is inside, one counts all the same, so that no loop runs zero times.
+    """
+    first = (tl.maximum(-start, 0) + GAP - 1) // GAP
+    end = tl.minimum((tl.maximum(SIZE - start, 0) + GAP - 1) // GAP, TAPS)
+    some = tl.minimum(tl.maximum(end - first, 0), 1)
+    return tl.maximum(tl.minimum(first, TAPS - 1), 0), tl.maximum(end - first, tl.minimum(TAPS, 1)), some
+
+
+@triton.jit
+def positions_inside(start, SIZE, POSITIONS: tl.constexpr, STRIDE: tl.constexpr):
+    """(first, count) of the positions with 0 ≤ start + position·STRIDE < SIZE."""
+    first = (tl.maximum(-start, 0) + STRIDE - 1) // STRIDE
+    end = tl.minimum((tl.maximum(SIZE - start, 0) + STRIDE - 1) // STRIDE, POSITIONS)
+    return first, tl.maximum(end - first, 0)

@@ -6,6 +6,7 @@ import math
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
+from ttfs_kernels.triton_backend.formulation import Chip, fitting
 from ttfs_kernels.triton_backend.problem import Problem
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ PART_ROWS = 256
 ELEMENT_PRODUCTS = 16
 WIDE = 2**31  # elements that 32 bits cannot count
 STEPS_PER_SPLIT = 4  # at least, so that a split fills its pipeline
+# 32-bit registers of a thread beside its accumulators, and the most it may have: as the compiled kernels need.
+OTHER_REGISTERS = {"forward": 80, "grad_x": 64, "grad_w": 64}
+MOST_REGISTERS = 255
 
 
 class Cut(NamedTuple):
@@ -195,3 +199,24 @@ def _positions(problem: Problem, axis: int, tap: int) -> int:
     size = (problem.height, problem.width)[axis]
     start = tap * problem.dilation[axis] - problem.padding[axis]
     return sum(0 <= position * problem.stride[axis] + start < size for position in range(problem.out_size[axis]))
+
+
+def resident(which: str, problem: Problem, config: Config, chip: Chip) -> int:
+    """Programs on a processor, before anything is compiled: accumulators and pipeline stages are known.
+
+    At least 1, also for a chip whose limits are not known here.
+    """
+    pair = problem.with_slope and (which != "grad_x" or problem.surrogate)
+    block = config.block_m * config.block_n
+    threads = config.num_warps * chip.warp_size
+    accumulators = block * (2 if pair else 1) // threads
+    m, n, k = config.block_m, config.block_n, config.block_k
+    # grad_w and the surrogate's grad_x read slope_h beside h, whose block has side m.
+    tile = (m * (2 if pair and which != "forward" else 1) + n) * k * problem.dtype.itemsize
+    # Chips without asynchronous products take the last stage from registers.
+    stages = config.num_stages if chip.has_wgmma or chip.has_tensor_memory else max(1, config.num_stages - 1)
+    columns = 0
+    if chip.has_tensor_memory:
+        accumulators, columns = 0, max(32, block * (2 if pair else 1) // 128)
+    registers = min(MOST_REGISTERS, accumulators + OTHER_REGISTERS[which])
+    return max(1, fitting(chip, registers, config.num_warps, stages * tile, columns) or 1)

@@ -103,19 +103,6 @@ def test_pooling_delivers_one_spike_of_a_patch():
     assert (second.active_inputs, second.synaptic_operations, second.spikes_delivered) == (2, 10, second.spikes)
 
 
-@pytest.mark.parametrize(("bias", "spikes"), [(-9.0, 0), (2.0, 1)], ids=["all-silent", "all-saturated"])
-def test_all_alike(bias, spikes):
-    network = [convolution(1, 2, 3, 0.0, bias, padding=1), nn.Flatten(), linear(32, 4, 0, bias)]
-    layers = counted(network, [torch.ones(3, 1, 4, 4)])
-    for layer in layers:
-        assert layer.spikes == layer.saturated == spikes * layer.neurons * 3
-        assert layer.silent == (1 - spikes) * layer.neurons * 3
-        assert layer.never_active == (1 - spikes) * layer.neurons
-        assert layer.summed_spike_time == 0
-    assert layers[1].synaptic_operations == spikes * 3 * 32 * 4
-    assert sparsity(layers) == spikes
-
-
 def test_spike_exactly_at_the_start_is_saturated():
     network = [linear(2, 2, 0.5), linear(2, 1, 0.0)]
     # Potential at the window's start: 0.5·(1 + 1) = 1, which is the threshold there.

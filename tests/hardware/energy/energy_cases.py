@@ -4,7 +4,7 @@ import dataclasses
 
 from ttfs_kernels import Neuron
 from ttfs_triton.hardware.counts.counts import GATED, OF_ALL_SAMPLES, Counts, InputCounts, LayerCounts
-from ttfs_triton.hardware.energy.terms import Estimate
+from ttfs_triton.hardware.energy.estimate import Estimate
 from ttfs_triton.nn.statistics import LayerKind
 
 

@@ -4,12 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttfs_triton.hardware.counts.counts import Counts
+from tests.hardware.energy.energy_cases import dense_network
 from ttfs_triton.hardware.energy.chip import PRICES, SCOPES, Access, Chip, Memory
 from ttfs_triton.hardware.energy.chip_files import FOLDER, available_chips, load_chip
+from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.hardware.energy.prices import STATUSES, UNITS, Price, Range, weakest
-from ttfs_triton.hardware.energy.run_options import RunOptions
-from ttfs_triton.hardware.energy.terms import Terms
 
 GIVEN = {"unit": "pJ", "status": "measured", "source": "a paper"}
 MINE = """
@@ -80,23 +79,6 @@ def test_amounts_are_in_the_first_unit_of_their_dimension():
     )
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"value": 1, "unit": "kWh"}, "must be one of pJ, "),
-        ({"value": 1, "source": " "}, "source\n"),
-        ({"value": None}, "value must be None exactly if status is unpublished; got None, measured"),
-        ({"value": float("nan")}, "value\n"),
-        ({"value": 1, "low": 2, "high": 3}, "value must be within low and high; got 2.0 ≤ 1.0 ≤ 3.0"),
-        ({"value": 1e13}, r"value must be at most 1e\+12 pJ"),
-        ({"value": None, "status": "unpublished", "high": 1}, "low and high must be None where value is"),
-    ],
-)
-def test_price_refuses(values, message):
-    with pytest.raises(ValueError, match=message):
-        Price(**GIVEN | values)
-
-
 @pytest.mark.parametrize(("size_kb", "pj"), [(1, 10), (8, 10), (20, 15), (32, 20), (1024, 100)])
 def test_access_matches_published_sizes(size_kb, pj):
     price = load_chip("lemaire45:int8").memory.access(size_kb * 1024, 64)
@@ -128,9 +110,7 @@ def test_access_is_ordered_and_rises(size, bits):
 
 def power_uw(chip, synaptic_operations_per_second, clock_mhz=None):
     """Leakage, idle power and synaptic operations at a rate."""
-    terms = Terms(chip, RunOptions(steps=1, clock_mhz=clock_mhz), Counts(1, ()))
-    terms.static_power(latency_us=1.0)
-    static = terms.estimate("idle", "idle", 1.0, []).total or Range(0.0, 0.0, 0.0)
+    static = estimate(dense_network(), chip, steps=1, clock_mhz=clock_mhz, latency_us=1.0).of_kind("static")
     return chip.prices["synop"].amount.scaled(synaptic_operations_per_second * 1e-6) + static  # pJ/op · op/s = 1e-6 µW
 
 
@@ -227,6 +207,9 @@ def test_unknown_names_are_refused(name, message):
         ('"pJ"', '"mW"', "prices.synop.unit must measure energy; got mW"),
         ('"pJ"', '"eV"', "prices.synop.unit: must be one of pJ, .*; got 'eV'"),
         ("value = 2.0", "value = -2.0", "prices.synop.value: .* greater than or equal to 0; got -2.0"),
+        ("value = 2.0", "", "prices.synop: value must be None exactly if status is unpublished; got None, measured"),
+        ("value = 3", "value = 1e13", r"prices.leakage_power: value must be at most 1e\+12 µW"),
+        ("low = 1.0", "low = nan", "prices.synop.low: .* finite number"),
         ("low = 1.0", "low = 3.0", "prices.synop: value must be within low and high; got 3.0 ≤ 2.0 ≤ 4.0"),
         ('source = "my bench"', "", "prices.synop.source: Field required"),
         ('"including fetch"', '"all"', "synop_scope: .*; got 'all'"),

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from tests.hardware.energy.energy_cases import convolutional_network, dense_network, of_neuron
 from tests.hardware.energy.energy_cases import counted as by_term
-from ttfs_triton.hardware.energy.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.chip import Access, Chip, Memory
 from ttfs_triton.hardware.energy.compare import (
     FAIR_CHIP,
@@ -21,9 +20,9 @@ from ttfs_triton.hardware.energy.compare import (
     fair_chip,
     verdict,
 )
-from ttfs_triton.hardware.energy.estimate import estimate
+from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.prices import Price
-from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.run_options import Run, RunOptions
 
 ARITHMETIC = st.sampled_from(["horowitz45:fp32", "horowitz45:int8", "lemaire45:fp16", "lemaire45:int8"])
 CLOSED = RunOptions(implementation="closed_form")
@@ -146,6 +145,11 @@ def test_ratios_are_those_of_estimates():
         expected = [getattr(each, measure).nominal / getattr(dense, measure).nominal for each in ours]
         assert list(ratios) == pytest.approx(expected)
         assert list(ratios) == sorted(ratios)  # more steps, more work
+    assert (found.bound, "upper bounds" in " ".join(found.sentences())) == (True, True)
+    simulated = [dataclasses.replace(options, steps=steps, activity=()) for steps in (4, 10)]
+    asked = verdict(COUNTS, "lemaire45:int8", simulated[1], [Run(COUNTS, simulated[0])])
+    assert (asked.steps, asked.asked, asked.bound) == ((4, 10), 1, False)
+    assert verdict(COUNTS, "lemaire45:int8", options, ()).steps == (10,), "on a grid: no other steps"
 
 
 CHEAPER, NOT_CHEAPER = "Cheaper than the dense ANN, with memory and without", "Not cheaper than the dense ANN"
@@ -173,7 +177,7 @@ NO_PRICE = "No verdict: c has no price for divisions, which comes on top."
 def test_cheaper_needs_both(with_memory, arithmetic, missing, cheaper, last):
     found = Verdict("c", (4, 8), with_memory, arithmetic, asked=1, missing=missing)
     assert (found.cheaper, found.sentences()[-1]) == (cheaper, last)
-    first = "With memory, an image costs × " if with_memory else "C prices no memory"
+    first = "With memory, inference costs " if with_memory else "C prices no memory"
     assert found.sentences()[0].startswith(first)
 
 

@@ -13,7 +13,8 @@ from ttfs_triton.hardware.counts.counter import count
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import available_chips, load_chip
-from ttfs_triton.hardware.energy.estimate import estimate, sensitivity
+from ttfs_triton.hardware.energy.estimate import sensitivity
+from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.hardware.energy.prices import Price
 from ttfs_triton.hardware.energy.run_options import RunOptions
 from ttfs_triton.hardware.simulation.simulator import simulate
@@ -120,7 +121,8 @@ def test_work_of_neurons_equals_a_simulation(sigma):
 
 
 @pytest.mark.parametrize(
-    ("readout", "sigma"), [("potential_start", 1.0), ("potential_start", 0.0), ("potential_end", 0.25)]
+    ("readout", "sigma"),
+    [("potential_start", 1.0), ("potential_start", 0.0), ("potential_end", 0.25), ("potential_end", 0.0)],
 )
 def test_sleep_of_neurons_is_that_of_a_simulation(readout, sigma):
     """Before the first input and behind the own spike, of the simulation's spikes and of the closed form's."""

@@ -1,7 +1,6 @@
 """Simulations against loops over steps and synapses, against hands, and against the closed form."""
 
 import dataclasses
-import json
 
 import hypothesis.strategies as st
 import numpy as np
@@ -237,23 +236,6 @@ def test_hand_count_of_one_neuron():
     assert always.activity[0] == LayerActivity("1", 4, 4, 5, 1 + 2 * 4 + 4 + 5, 1 + 4 + 4)
 
 
-@pytest.mark.parametrize(("compare_at", "instants"), [("middle", 5), ("start", 4)])
-def test_silent_and_saturated_neurons(compare_at, instants):
-    silent = linear_network([[-1.0, -1.0], [0.5, -2.0]], bias=-0.1)
-    found, dark = (simulate(silent, [x], steps=4, compare_at=compare_at) for x in (torch.ones(3, 2), torch.zeros(3, 2)))
-    own, readout = found.counts.layers
-    assert (own.spikes, own.never_active, own.synaptic_operations, readout.synaptic_operations) == (0, 2, 12, 0)
-    assert (found.activity[0].compares, found.activity[0].firing_updates) == (6 * instants, 6 * (instants - 1))
-    assert found.activity[1] == LayerActivity("2", 0, 0, 0, 0, 0)  # nothing arrives
-    # Without a slope there is nothing to add, but thresholds fall.
-    assert (dark.activity[0].neuron_updates, dark.activity[0].compares) == (0, 6 * instants)
-    saturated = simulate(linear_network([[1.0, 1.0], [2.0, 0.0]]), [torch.ones(3, 2)], steps=4, compare_at=compare_at)
-    own, readout = saturated.counts.layers
-    assert own.spikes == own.saturated == saturated.counts.input.saturated == 6
-    assert (own.summed_spike_time, own.histogram) == (0.0, (6, 0, 0, 0))
-    assert saturated.activity[0] == LayerActivity("1", 24, 0, 6, 12 + 48 + 6, 12 + 24)
-
-
 def test_neuron_at_the_threshold_fires_at_step_0_although_its_potential_falls():
     # Weights are −127 units of 1/64. Ten inputs fire in the last step of 4; the initial potential makes up for it, so
     # that A = 1 exactly, and W = −19.8: half a step later the potential is far below the ramp.
@@ -337,14 +319,6 @@ def test_mode_precision_and_standardisation_make_no_difference_and_stay():
             own.fold_standardisation()
     assert_same(training, simulate(network, [images], keep_spike_times=True))
     assert simulate(network.double(), [images.double()]).samples == 3
-
-
-def test_simulation_as_json():
-    found = simulate(small_network(0), [(torch.rand(4, 2, 5, 4), torch.zeros(4, dtype=torch.int64))], steps=8)
-    values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert (values["steps"], values["weight_bits"], values["samples"]) == (8, 8, 4)
-    assert values["accuracy"] == found.accuracy
-    assert values["activity"][0]["neuron_updates"] == found.activity[0].neuron_updates
 
 
 @pytest.mark.parametrize(

@@ -55,13 +55,6 @@ def test_sweep_as_dict_and_csv(tmp_path):
     assert without.to_csv().splitlines()[1].startswith("4,2,,,")
 
 
-def test_progress_bar_only_where_asked(capsys):
-    small_sweep(steps=(4,), weight_bits=(2,))
-    assert capsys.readouterr().err == ""  # no terminal
-    small_sweep(steps=(4,), weight_bits=(2,), progress=True)
-    assert "bits" in capsys.readouterr().err
-
-
 class Shrinking:
     """Gives one batch less in each pass."""
 

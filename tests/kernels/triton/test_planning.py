@@ -17,13 +17,13 @@ from ttfs_kernels.triton_backend.formulation import (
     Form,
     check_form,
     default_form,
+    fitting,
     inputs_first,
     refused,
     triton_version,
     two_accumulators,
 )
 from ttfs_kernels.triton_backend.launch import Device
-from ttfs_kernels.triton_backend.occupancy import fitting
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 from ttfs_kernels.triton_backend.work import STEPS_PER_SPLIT, split
 

@@ -1,1 +1,1 @@
-"""What a running network did, as exact integers."""
+"""Exact counts of a running network."""

@@ -1,4 +1,4 @@
-"""What a network did with its inputs, as exact integers: the counts that every price is multiplied with."""
+"""Counts of a network over a set of images, as exact integers; energies are counts times prices."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from ttfs_triton.nn.statistics import LayerStatistics, sparsity
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCounts(LayerStatistics):
-    """Counts of one layer: its spikes, as `LayerStatistics` has them, and what its synapses did.
+    """Counts of one layer: its spikes, as `LayerStatistics` has them, and the operations of its synapses.
 
-    What enters a layer is counted with the layer whose synapses it meets (operations), what leaves it with the layer
-    whose neurons fired (spikes). What the layer is (neurons, inputs, synapses, weights, biases) is of one sample, what
-    it did is summed over all samples.
+    A spike is counted with the layer whose neuron fired, and its operations with the layers whose synapses it reaches.
+    Sizes (neurons, inputs, synapses, weights, biases) are of one sample; all else is summed over the samples.
 
     Attributes:
-        neuron: that was counted; None for real-valued neurons, which integrate nothing.
-        inputs: of the layer, behind pooling; padding is none.
-        synapses: connections that exist, so without those into padding; a shared weight counts at each position.
+        neuron: its properties; None for real-valued neurons, which integrate nothing.
+        inputs: of the layer, behind pooling and without padding.
+        synapses: connections, without those into padding; a shared weight counts at each position.
         weights, biases: numbers to store.
         spikes_delivered: spikes that reach the next layer, behind pooling; 0 for a readout.
         active_inputs: non-zero inputs.
         synaptic_operations: Σ over input spikes of their true fan-out, exact at borders, stride, dilation and groups;
             of real-valued inputs, only those that add to a slope (`SignedEncoder`).
-        nonzero_macs: the same sum over non-zero inputs whatever they are: what an ANN that skips zeros multiplies.
+        nonzero_macs: the same sum over all non-zero inputs: multiplications of an ANN that skips zeros.
         analog_macs: multiply-accumulates of a layer with real-valued inputs, all of them; 0 for spiking inputs.
         dense_macs: multiply-accumulates of the same layer in a dense ANN: synapses × samples.
         summed_spike_time: Σ over spikes of the time from the window's start, in windows.
@@ -41,10 +40,9 @@ class LayerCounts(LayerStatistics):
         without_input: neurons of a spiking layer that no input spike reached and no initial potential moved. Silent
             here; the paper's Eq. 7, to the letter, lets them fire at their window's end. None if not counted.
         driven_time: Σ over neurons of the time from their first input spike to the end of the window of integration, in
-            windows: before, nothing is added to their potential. None if not counted, as of a layer that reads real
-            values.
-        undriven_time: Σ over neurons that no spike reached of the time that they wait in their window of firing, until
-            they fire by their initial potential or it ends, in windows. None if not counted.
+            windows; before it, nothing is added to the potential. None if not counted, as for real-valued inputs.
+        undriven_time: Σ over neurons without input spikes of the time that they wait in their window of firing, until
+            their initial potential makes them fire or the window ends, in windows. None if not counted.
     Raises:
         ValueError: a spiking layer without a neuron.
     """
@@ -147,14 +145,14 @@ class InputCounts:
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of a network over a set of samples, and what was counted: its neurons are with the layers.
+    """Counts of a network over a set of samples.
 
     Attributes:
         samples: counted; over all processes.
         layers: those with synapses, in the order in which they run; the readout last.
         input: spikes of a latency encoder, which has no synapses and is no hidden layer.
         readout: when the decision is read; None without a readout.
-        weight_bits: of the network's grid, or of its simulation; None if weights are not rounded, or nothing says so.
+        weight_bits: of the network's grid or of its simulation; None if weights are not rounded.
         spikes_by_sample, synaptic_operations_by_sample: [samples] each, hidden layers and readout together; in no
             particular order if several processes counted. Empty if not asked for.
     Raises:
@@ -205,7 +203,7 @@ class Counts:
         return spikes / ((sum(layer.neurons for layer in hidden) + outputs) * self.samples)
 
     def averages(self) -> tuple[LayerCounts, ...]:
-        """Layers as one sample has them: what they did is an average over samples, and no whole number.
+        """Layers with averages over samples, which are no whole numbers, in place of sums.
 
         Raises:
             ValueError: no samples, or no layers.
@@ -223,8 +221,8 @@ class Counts:
     def firing_more(self, factor: float) -> Counts:
         """The same network if hidden neurons fired `factor` times as often, at the same times, for the same inputs.
 
-        How long neurons wait for their first input is taken for linear: without a spike none of the later layers gets
-        any.
+        The time that neurons wait for their first input is taken as linear in it: without spikes, later layers get no
+        input.
         """
         own = ("spikes", "spikes_delivered", "saturated", "summed_spike_time")
         layers = []

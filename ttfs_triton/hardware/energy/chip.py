@@ -1,4 +1,4 @@
-"""A chip, as far as its energy is known: prices, what they hold already, and what fits."""
+"""Energy prices and capacity of a chip, and which prices include others."""
 
 from __future__ import annotations
 

@@ -1,33 +1,40 @@
-"""A spiking network beside its alternatives on one chip, so at the same node and precision: where they cost the same,
-and whether it is cheaper than its dense ANN, with memory and by arithmetic alone, over a range of time steps."""
+"""A spiking network beside its alternatives on one chip, so at the same node and precision.
+
+Where they cost the same, and whether it is cheaper than its dense ANN, with memory and by arithmetic alone, over a
+range of time steps.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ttfs_triton.hardware.counts.counts import Counts
-from ttfs_triton.hardware.energy.alternatives import RateCode, dense_ann, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import as_chip, load_chip
-from ttfs_triton.hardware.energy.estimate import estimate
-from ttfs_triton.hardware.energy.run_options import RunOptions
-from ttfs_triton.hardware.energy.terms import Estimate
+from ttfs_triton.hardware.energy.estimate import Estimate
+from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
+from ttfs_triton.hardware.energy.run_options import Run, RunOptions
 from ttfs_triton.wording import energy, ratio
 
 Measure = Literal["compute_only", "memory_included", "total"]
-_MEASURED = {
+MEASURES: Mapping[Measure, str] = {
     "compute_only": "by arithmetic alone",
     "memory_included": "with memory",
     "total": "of all that has a price",
 }
-MEASURES: tuple[Measure, ...] = ("compute_only", "memory_included", "total")
+"""Sums of an estimate, and what they are called."""
+
+STEPS = (4, 8, 16, 32, 64, 128)
+"""Time steps a window at which networks are compared, besides those that were asked for."""
+
+FAIR_CHIP = "lemaire45:int8"
+"""Where networks are compared if no chip that was asked for prices the dense ANN with memory and without."""
 
 
-@dataclass(frozen=True)
-class BreakEven:
+class BreakEven(NamedTuple):
     """Where two ways of computing cost the same, at nominal prices.
 
     Attributes:
@@ -55,17 +62,16 @@ def break_even_firing_share(
         ValueError: as `estimate` does.
     """
     chip, options = as_chip(chip), replace(options, activity=None)
-
-    def ours(factor: float) -> float | None:
-        return _nominal(estimate(counts.firing_more(factor), chip, options), measure)
-
-    target = _nominal(dense_ann(counts, chip, options=options), measure)
-    factor = _crossing(ours, target, chip, "the dense ANN", "the network without a spike")
+    factor = _crossing(
+        lambda factor: _nominal(estimate(counts.firing_more(factor), chip, options), measure),
+        _nominal(dense_ann(counts, chip, options=options), measure),
+        (chip.name, "the dense ANN", "the network without a spike"),
+    )
     if isinstance(factor, str):
         return BreakEven(None, f"no break-even firing share: {factor}")
     share = factor * counts.sparsity
     beyond = "at any firing share" if share > 1 else f"below a firing share of {share:.1%} (now {counts.sparsity:.1%})"
-    return BreakEven(share, f"{_MEASURED[measure]}, it costs less than the dense ANN {beyond}")
+    return BreakEven(share, f"{MEASURES[measure]}, it costs less than the dense ANN {beyond}")
 
 
 def break_even_rate(
@@ -82,22 +88,37 @@ def break_even_rate(
         ValueError: as `estimate` does.
     """
     chip = as_chip(chip)
-    target = _nominal(estimate(counts, chip, options), measure)
-
-    def rated(rate: float) -> float | None:
-        return _nominal(rate_coded(counts, chip, RateCode(rate_steps, rate), options=options), measure)
-
-    rate = _crossing(rated, target, chip, "this network", f"T = {rate_steps} without a spike")
+    rate = _crossing(
+        lambda rate: _nominal(rate_coded(counts, chip, RateCode(rate_steps, rate), options=options), measure),
+        _nominal(estimate(counts, chip, options), measure),
+        (chip.name, "this network", f"T = {rate_steps} without a spike"),
+    )
     if isinstance(rate, str):
         return BreakEven(None, f"no break-even rate: {rate}")
     return BreakEven(rate, f"cheaper than rate coding with T = {rate_steps} above {rate:.3g} spikes a neuron and step")
 
 
-STEPS = (4, 8, 16, 32, 64, 128)
-"""Time steps a window at which networks are compared, besides those that were asked for."""
+def _crossing(line: Callable[[float], float | None], target: float | None, names: tuple[str, str, str]) -> float | str:
+    """Where a straight line, known at 0 and 1, meets the target; if it does not at or above 0, why not, in words.
 
-FAIR_CHIP = "lemaire45:int8"
-"""Where networks are compared if no chip that was asked for prices the dense ANN with memory and without."""
+    Args:
+        line, target: in pJ; None where they have no price.
+        names: of the chip, of the target, and of the line at 0.
+    """
+    chip, other, fixed = names
+    start, end = line(0.0), line(1.0)
+    if target is None or start is None or end is None:
+        return f"{chip} has no price for {other if target is None else 'what spikes do'}"
+    if target < start:
+        return f"{fixed} costs {energy(start)}, more than {other} at {energy(target)}"
+    return (target - start) / (end - start) if end > start else f"spikes cost nothing on {chip}"
+
+
+def _nominal(found: Estimate, measure: Measure) -> float | None:
+    if measure not in MEASURES:
+        raise ValueError(f"break_even: measure must be one of {', '.join(MEASURES)}; got {measure}.")
+    amount = getattr(found, measure)
+    return None if amount is None else amount.nominal
 
 
 @dataclass(frozen=True)
@@ -111,6 +132,7 @@ class Verdict:
             price it, or does not tell it apart.
         asked: place of the steps that were asked for.
         missing: what the network does that has no price there, so that it costs more than the ratios say.
+        bound: whether the network was not simulated, so that ratios are upper bounds.
     """
 
     chip: str
@@ -119,6 +141,7 @@ class Verdict:
     arithmetic: tuple[float, ...]
     asked: int
     missing: tuple[str, ...] = ()
+    bound: bool = False
 
     @property
     def cheaper(self) -> bool:
@@ -127,43 +150,38 @@ class Verdict:
         return not self.missing and all(ratios and ratios[self.asked] < 1 for ratios in both)
 
     def sentences(self) -> list[str]:
-        """The same in words, memory first."""
+        """The same in words: memory first, the verdict last."""
         if not self.with_memory and not self.arithmetic:
             return [f"{self.chip} does not price the dense ANN: nothing is said about which is cheaper."]
         lines = [
-            self._line("with memory", self.with_memory, f"{self.chip} prices no memory, which may turn what follows"),
-            self._line("by arithmetic alone", self.arithmetic, f"{self.chip} does not tell arithmetic apart"),
+            self._line("With memory", self.with_memory, "prices no memory, which may turn what follows"),
+            self._line("By arithmetic alone", self.arithmetic, "does not tell arithmetic apart"),
+            *(["These are upper bounds: the network was not simulated."] if self.bound else []),
         ]
-        both = [self.with_memory, self.arithmetic]
-        if not all(both):
+        if not (self.with_memory and self.arithmetic):
             return [*lines, "No verdict: it needs prices with memory and without."]
-        wins = [all(ratios[place] < 1 for ratios in both) for place in range(len(self.with_memory))]
+        wins = [max(pair) < 1 for pair in zip(self.with_memory, self.arithmetic, strict=True)]
         if any(wins) and self.missing:
             return [*lines, f"No verdict: {self.chip} has no price for {', '.join(self.missing)}, which comes on top."]
-        if all(wins):
-            return [*lines, f"Cheaper than the dense ANN, with memory and without{self._at(self.steps)}."]
-        if any(wins):
-            chosen = [step for step, win in zip(self.steps, wins, strict=True) if win]
-            return [*lines, f"Cheaper than the dense ANN, with memory and without, only{self._at(chosen)}."]
-        return [*lines, f"Not cheaper than the dense ANN{self._at(self.steps)}."]
+        chosen = [step for step, win in zip(self.steps, wins, strict=False) if win or not any(wins)]
+        where = ""
+        if chosen:
+            span = f"{chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else f"{chosen[0]}"
+            where = f" at {span} steps a window"
+        if not any(wins):
+            return [*lines, f"Not cheaper than the dense ANN{where}."]
+        only = "" if all(wins) else ", only"
+        return [*lines, f"Cheaper than the dense ANN, with memory and without{only}{where}."]
 
     def _line(self, how: str, ratios: Sequence[float], otherwise: str) -> str:
         if not ratios:
-            return f"{otherwise[:1].upper()}{otherwise[1:]}."
-        text = (
-            f"{how[:1].upper()}{how[1:]}, an image costs × {ratio(ratios[self.asked])} of the dense ANN on {self.chip}"
-        )
+            return f"{self.chip[:1].upper()}{self.chip[1:]} {otherwise}."
+        text = f"{how}, inference costs {ratio(ratios[self.asked])}× the dense ANN on {self.chip}"
+        if self.steps:
+            text += f" at {self.steps[self.asked]} steps a window"
         if len(ratios) > 1:
-            text += f" at {self.steps[self.asked]} steps a window, × {ratio(min(ratios))} to {ratio(max(ratios))}"
-            text += f" at {self.steps[0]} to {self.steps[-1]}"
+            text += f", {ratio(min(ratios))}× to {ratio(max(ratios))}× at {self.steps[0]} to {self.steps[-1]}"
         return f"{text}."
-
-    @staticmethod
-    def _at(steps: Sequence[int]) -> str:
-        if not steps:
-            return ""
-        span = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
-        return f" at {span} steps a window"
 
 
 def fair_chip(counts: Counts, chips: Sequence[Chip | str | Path], options: RunOptions) -> Chip:
@@ -182,25 +200,29 @@ def fair_chip(counts: Counts, chips: Sequence[Chip | str | Path], options: RunOp
     return load_chip(FAIR_CHIP)
 
 
-def verdict(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Verdict:
+def verdict(
+    counts: Counts, chip: Chip | str | Path, options: RunOptions, others: Sequence[Run] | None = None
+) -> Verdict:
     """Compare a network with its dense ANN, at the same prices and widths.
 
     Args:
         counts, chip: as for `estimate`.
-        options: of the network; at other steps than these, the neurons' work follows from the counts, not from
-            `activity`, which a simulation found at these. Both have the same gating.
+        options: of the network.
+        others: the same network at other steps, as simulations found it. Default: at all of `STEPS`, where the work of
+            its neurons follows from these counts.
     Raises:
         ValueError: as `estimate` does.
     """
-    chip = as_chip(chip)
-    if options.implementation == "closed_form" or options.steps is None:
-        runs, steps = [options], ()
-    else:
-        steps = tuple(sorted({*STEPS, options.steps}))
-        others = replace(options, activity=None)
-        runs = [options if step == options.steps else replace(others, steps=step) for step in steps]
+    chip, own = as_chip(chip), Run(counts, options)
+    runs, steps = [own], ()
+    if options.implementation == "clock_driven" and options.steps is not None:
+        if others is None:
+            others = [Run(counts, replace(options, steps=number, activity=None)) for number in STEPS]
+        by_steps = {run.options.steps or 0: run for run in (*others, own)}
+        steps = tuple(sorted(by_steps))
+        runs = [by_steps[number] for number in steps]
     dense = dense_ann(counts, chip, options=options)
-    found = [estimate(counts, chip, run) for run in runs]
+    found = [estimate(run.counts, chip, run.options) for run in runs]
     return Verdict(
         chip.name,
         steps,
@@ -208,11 +230,11 @@ def verdict(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Ver
         _ratios(found, dense, "compute_only"),
         steps.index(options.steps) if steps and options.steps is not None else 0,
         tuple(dict.fromkeys(term.name for term in found[0].unpriced if term.kind == "compute")),
+        bool(steps) and any(run.options.gating and run.options.activity is None for run in runs),
     )
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """A network and its alternatives on one chip.
 
     Attributes:
@@ -236,6 +258,7 @@ def compare(
     rate_codes: Sequence[RateCode] = (),
     measure: Measure = "total",
     network: str = "network",
+    others: Sequence[Run] | None = None,
 ) -> Comparison:
     """A spiking network beside its dense ANN, the ANN that skips zeros and rate-coded networks, at the same prices.
 
@@ -246,29 +269,39 @@ def compare(
         rate_codes: rate-coded networks.
         measure: which sum break-even points are of.
         network: name for tables.
+        others: as for `verdict`.
     Raises:
         ValueError: as `estimate` and `rate_coded` do.
     """
-    chip = as_chip(chip)
-    estimates = [
+    chip, ann = as_chip(chip), ann_counts or counts
+    estimates = (
         estimate(counts, chip, options, network=network),
-        dense_ann(ann_counts or counts, chip, options=options, network=network),
-        zero_skipping_ann(ann_counts or counts, chip, options=options, network=network),
+        dense_ann(ann, chip, options=options, network=network),
+        zero_skipping_ann(ann, chip, options=options, network=network),
         *(rate_coded(counts, chip, code, options=options, network=network) for code in rate_codes),
-    ]
-    return Comparison(
-        tuple(estimates),
-        break_even_firing_share(counts, chip, options, measure=measure),
-        {
-            code.steps: break_even_rate(counts, chip, options, rate_steps=code.steps, measure=measure)
-            for code in rate_codes
-        },
-        verdict(counts, chip, options),
     )
+    share = break_even_firing_share(counts, chip, options, measure=measure)
+    rates = {
+        code.steps: break_even_rate(counts, chip, options, rate_steps=code.steps, measure=measure)
+        for code in rate_codes
+    }
+    return Comparison(estimates, share, rates, verdict(counts, chip, options, others))
 
 
-@dataclass(frozen=True)
-class Published:
+def _ratios(found: Sequence[Estimate], dense: Estimate, measure: Measure) -> tuple[float, ...]:
+    """Ours over the dense ANN's; empty if either is not known."""
+    theirs, ours = _whole(dense, measure), [_nominal(each, measure) for each in found]
+    known = [each for each in ours if each is not None]
+    return tuple(each / theirs for each in known) if theirs and len(known) == len(ours) else ()
+
+
+def _whole(dense: Estimate, measure: Measure) -> float | None:
+    """Nominal pJ of a dense ANN; None if a part of it has no price: what is left is no opponent."""
+    kinds = ("compute",) if measure == "compute_only" else ("compute", "memory")
+    return None if any(term.kind in kinds for term in dense.unpriced) else _nominal(dense, measure)
+
+
+class Published(NamedTuple):
     """Energy of a whole processor that others report for a network with one spike a neuron.
 
     Attributes:
@@ -285,45 +318,8 @@ class Published:
 
 
 _LEW = "Lew, Lee and Park, DAC 2022 (arXiv 2208.04494)"
-PUBLISHED: tuple[Published, ...] = (
-    Published("VGG16", "CIFAR-10", 486.7, "28 nm, 5-bit logarithmic weights", _LEW),
-    Published("VGG16", "CIFAR-100", 503.6, "28 nm, 5-bit logarithmic weights", _LEW),
+PUBLISHED: tuple[Published, ...] = tuple(
+    Published("VGG16", data, energy_uj, "28 nm, 5-bit logarithmic weights", _LEW)
+    for data, energy_uj in (("CIFAR-10", 486.7), ("CIFAR-100", 503.6))
 )
 """To put beside an estimate."""
-
-
-def _crossing(
-    line: Callable[[float], float | None], target: float | None, chip: Chip, other: str, fixed: str
-) -> float | str:
-    """Where a straight line, known at 0 and 1, meets the target; if it does not at or above 0, why not, in words."""
-    start, end = line(0.0), line(1.0)
-    if target is None or start is None or end is None:
-        return f"{chip.name} has no price for {other if target is None else 'what spikes do'}"
-    if target < start:
-        return f"{fixed} costs {energy(start)}, more than {other} at {energy(target)}"
-    return (target - start) / (end - start) if end > start else f"spikes cost nothing on {chip.name}"
-
-
-def _nominal(found: Estimate, measure: Measure) -> float | None:
-    if measure not in MEASURES:
-        raise ValueError(f"break_even: measure must be one of {', '.join(MEASURES)}; got {measure}.")
-    amount = getattr(found, measure)
-    return None if amount is None else amount.nominal
-
-
-def _ratios(found: Sequence[Estimate], dense: Estimate, measure: str) -> tuple[float, ...]:
-    """Ours over the dense ANN's; empty if either is not known."""
-    theirs = _whole(dense, measure)
-    ours = [getattr(each, measure) for each in found]
-    if not theirs or any(each is None for each in ours):
-        return ()
-    return tuple(each.nominal / theirs for each in ours)
-
-
-def _whole(dense: Estimate, measure: str) -> float | None:
-    """Nominal pJ of a dense ANN; None if a part of it has no price: what is left is no opponent."""
-    kinds = ("compute",) if measure == "compute_only" else ("compute", "memory")
-    amount = getattr(dense, measure)
-    if amount is None or any(term.kind in kinds for term in dense.unpriced):
-        return None
-    return amount.nominal

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, asdict
-from typing import Annotated, Literal, NoReturn, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -134,8 +134,3 @@ class Range:
 def weakest(statuses: Iterable[Status]) -> Status | None:
     """The status that says least of several; None of none."""
     return max(statuses, key=STATUSES.index, default=None)
-
-
-def refuse(owner: str, name: str, rule: str, value: object, remedy: str = "") -> NoReturn:
-    """Raise ValueError: which argument of which owner must follow which rule."""
-    raise ValueError(f"{owner}: {name} must {rule}; got {value}. {remedy}".rstrip())

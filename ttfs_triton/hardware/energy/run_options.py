@@ -1,13 +1,13 @@
-"""How a network runs on a chip: what its counts alone do not say."""
+"""Options of an estimate: how a network runs on a chip."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from ttfs_triton.hardware.counts.counts import LayerActivity
+from ttfs_triton.hardware.counts.counts import Counts, LayerActivity
 from ttfs_triton.hardware.energy.prices import STRICT, Number
 
 Implementation = Literal["clock_driven", "closed_form"]
@@ -16,14 +16,14 @@ Whole = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, config=STRICT)
 class RunOptions:
-    """Options of `estimate` and of what it is compared with. The neuron and the readout are those that were counted.
+    """Options of `estimate` and its alternatives. Neuron and readout are those of the counts.
 
     Attributes:
         steps: time steps in a window; clock-driven only.
         implementation: "clock_driven" or "closed_form", see `estimate`.
         gating: a neuron sleeps before its first input spike and once it has fired; clock-driven only. Counts that lack
             the first (`LayerCounts.driven_time`) give an upper bound.
-        activity: what a simulation of the same counts found the neurons to do, in place of the formula.
+        activity: work of the neurons as a simulation of the same counts found it, in place of a formula.
         weight_bits: of weights in memory. Default: the chip's, else the network's own, or 8.
         state_bits: of slopes and potentials in memory. Default: the chip's, at least 16.
         memory: charge memory traffic.
@@ -56,3 +56,15 @@ class RunOptions:
         if self.implementation == "clock_driven" and self.steps is None:
             raise ValueError('steps, of a window, must be given for implementation="clock_driven"; got None')
         return self
+
+
+class Run(NamedTuple):
+    """A network that ran, as it is priced.
+
+    Attributes:
+        counts: what it did.
+        options: how, with the `activity` that a simulation found.
+    """
+
+    counts: Counts
+    options: RunOptions

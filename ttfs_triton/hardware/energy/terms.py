@@ -1,174 +1,52 @@
-"""Energy of one sample: terms, each a count times a price, their sums, and what collects them."""
+"""Collects the terms of an estimate: what each way of computing a layer does for one sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import reduce
-from operator import add
-from typing import Any, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-from ttfs_triton.hardware.counts.counts import Counts
+from ttfs_triton.hardware.counts.counts import Counts, LayerCounts
 from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.prices import Price, Range, Status, weakest
+from ttfs_triton.hardware.energy.chip_files import as_chip
+from ttfs_triton.hardware.energy.estimate import Estimate, Term, TermKind
+from ttfs_triton.hardware.energy.prices import Price
 from ttfs_triton.hardware.energy.run_options import RunOptions
 
-TermKind = Literal["compute", "memory", "communication", "static"]
-_CHIP = ("name", "description", "node_nm", "voltage_v", "synop_scope")
 
-
-@dataclass(frozen=True)
-class Term:
-    """One line of an estimate.
+class NeuronWork(NamedTuple):
+    """What the clock-driven neurons of a layer do for a sample, besides synaptic operations.
 
     Attributes:
-        layer: whose; "chip" for static power, "input" for spikes of the encoder.
-        name: of the operation, in words.
-        kind: "compute", "memory", "communication" or "static".
-        count: operations a sample, or microseconds for static power; None if it is not known.
-        price: of one, pJ or µW (which is pJ a microsecond); None if the chip states none.
-        price_name: key of `PRICES`, or "memory".
-        note: what is missing, if something is.
+        integration: additions of the slope to the potential, in the window of integration.
+        firing: the same in the window of firing.
+        compares: of the potential with the threshold, in the window of firing.
     """
 
-    layer: str
-    name: str
-    kind: TermKind
-    count: float | None
-    price: Price | None
-    price_name: str
-    note: str = ""
+    integration: float
+    firing: float
+    compares: float
 
-    @property
-    def energy(self) -> Range | None:
-        """pJ a sample; None, which is not zero, if count or price is not known."""
-        amount = None if self.price is None else self.price.amount
-        return None if amount is None or self.count is None else amount.scaled(self.count)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON values; energies in pJ."""
-        amount = None if self.price is None else self.price.amount
-        return {
-            "layer": self.layer,
-            "term": self.name,
-            "kind": self.kind,
-            "count": self.count,
-            "price": self.price_name,
-            "price_pj": None if amount is None else amount.to_dict(),
-            "energy_pj": None if self.energy is None else self.energy.to_dict(),
-            "status": "unpublished" if self.price is None else self.price.status,
-            "source": "" if self.price is None else self.price.source,
-            "note": self.note or ("" if self.price is None else self.price.note),
-        }
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a network would need for one sample. All energies are pJ.
-
-    Sums have every price at its low end at once, at its nominal value, and at its high end. Terms without a price are
-    in none of them, but in `unpriced`.
-
-    Attributes:
-        network: its name.
-        implementation: how neurons, or the ANN, are computed.
-        chip: whose prices were used.
-        samples: that were counted; energies are of one.
-        terms: in the order of the layers, static power last.
-        assumptions: what the figures depend on, in sentences.
-        warnings: what speaks against them, in sentences.
-        latency_us: of a sample; None if not known.
-    """
-
-    network: str
-    implementation: str
-    chip: Chip
-    samples: int
-    terms: tuple[Term, ...]
-    assumptions: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    latency_us: float | None = None
-
-    @property
-    def total(self) -> Range | None:
-        """All terms that have a price; None if none has."""
-        return _sum(self.terms)
-
-    @property
-    def compute_only(self) -> Range | None:
-        """Arithmetic alone; None where a chip's price of a synaptic operation holds more than that."""
-        return self.of_kind("compute") if self.chip.arithmetic else None
-
-    @property
-    def memory_included(self) -> Range | None:
-        """Arithmetic and memory traffic; None if memory is left out or has no price."""
-        if self.chip.holds("memory"):
-            return self.of_kind("compute")
-        return self.of_kind("compute", "memory") if self.of_kind("memory") else None
-
-    def of_kind(self, *kinds: TermKind) -> Range | None:
-        """The terms of some kinds; None if none of them has a price."""
-        return _sum(term for term in self.terms if term.kind in kinds)
-
-    @property
-    def unpriced(self) -> tuple[Term, ...]:
-        """Terms whose price or count is not known: they are in no sum."""
-        return tuple(term for term in self.terms if term.energy is None)
-
-    @property
-    def status(self) -> Status | None:
-        """The weakest status of the prices in the total; None if there are none."""
-        return weakest(term.price.status for term in self.terms if term.energy is not None and term.price is not None)
-
-    def by_layer(self) -> dict[str, Range | None]:
-        """Energy of each layer, in order; None where no term of it has a price."""
-        return self._by(lambda term: term.layer)
-
-    def by_term(self) -> dict[str, Range | None]:
-        """Energy of each kind of operation over all layers; None where it has no price."""
-        return self._by(lambda term: term.name)
-
-    def by_price(self) -> dict[str, Range | None]:
-        """Energy that hangs on each price; None where there is none."""
-        return self._by(lambda term: term.price_name)
-
-    def _by(self, key: Callable[[Term], str]) -> dict[str, Range | None]:
-        names = dict.fromkeys(key(term) for term in self.terms)
-        return {name: _sum(term for term in self.terms if key(term) == name) for name in names}
-
-    def to_dict(self) -> dict[str, Any]:
-        """The estimate as JSON values; an unknown energy is None."""
-        sums = {name: getattr(self, name) for name in ("compute_only", "memory_included", "total")}
-        return {
-            "network": self.network,
-            "implementation": self.implementation,
-            "chip": {key: getattr(self.chip, key) for key in _CHIP},
-            "samples": self.samples,
-            "energy_pj": {name: value.to_dict() if value else None for name, value in sums.items()},
-            "by_layer_pj": {name: value.to_dict() if value else None for name, value in self.by_layer().items()},
-            "status": self.status,
-            "latency_us": self.latency_us,
-            "unpriced": sorted({f"{term.name} ({term.price_name})" for term in self.unpriced}),
-            "assumptions": list(self.assumptions),
-            "warnings": list(self.warnings),
-            "terms": [term.to_dict() for term in self.terms],
-        }
+    def steps(self, neurons: int) -> float:
+        """Steps that neurons are awake, summed over them; their first comparison is at the window's start."""
+        return self.integration + max(self.firing, self.compares - neurons)
 
 
 class Terms:
-    """Collects the terms of one estimate.
+    """The terms of one estimate, as they are added.
 
     Attributes:
         chip: whose prices count.
         options: how it runs.
         counts: of the network.
+        layers: counts of each layer, averaged over samples.
         weight_bits, state_bits: of the numbers in memory: those of the options, else the chip's, else the network's,
             else 8; states have 16 at least.
     """
 
-    def __init__(self, chip: Chip, options: RunOptions, counts: Counts) -> None:
-        bits = chip.bits or counts.weight_bits or 8
-        self.chip, self.options, self.counts = chip, options, counts
+    def __init__(self, counts: Counts, chip: Chip | str | Path, options: RunOptions) -> None:
+        self.chip, self.options, self.counts, self.layers = as_chip(chip), options, counts, counts.averages()
+        bits = self.chip.bits or counts.weight_bits or 8
         self.weight_bits = options.weight_bits or bits
         self.state_bits = options.state_bits or max(16, bits)
         self._terms: list[Term] = []
@@ -182,23 +60,92 @@ class Terms:
                 note = f"the chip states no price for {key}"
             self._terms.append(Term(layer, name, kind, count, price, key, note))
 
-    def access(self, layer: str, name: str, count: float, numbers: float, bits: int) -> None:
+    def compute(self, layer: LayerCounts, name: str, count: float, key: str) -> None:
+        """Add arithmetic."""
+        self.charge(layer.name, name, "compute", count, key)
+
+    def access(self, layer: LayerCounts, name: str, count: float, numbers: float, bits: int) -> None:
         """Add reads or writes of a memory that holds so many numbers of so many bits."""
         if not self.options.memory or self.chip.holds("memory") or count == 0:
             return
-        price: Price | None = None
-        if self.chip.memory is not None:
-            size_bytes = numbers * bits / 8
-            price = self.chip.memory.access(size_bytes, bits)
-            if size_bytes > self.chip.memory.largest_bytes:
-                self._largest[layer] = max(size_bytes, self._largest.get(layer, 0.0))
+        memory, price, size_bytes = self.chip.memory, None, numbers * bits / 8
+        if memory is not None:
+            price = memory.access(size_bytes, bits)
+            if size_bytes > memory.largest_bytes:
+                self._largest[layer.name] = max(size_bytes, self._largest.get(layer.name, 0.0))
         note = "" if price else "the chip states no price for memory"
-        self._terms.append(Term(layer, name, "memory", count, price, "memory", note))
+        self._terms.append(Term(layer.name, name, "memory", count, price, "memory", note))
 
-    def addresses(self, layer: str, count: float) -> None:
+    def _addresses(self, layer: LayerCounts, count: float) -> None:
         """Add the additions that compute addresses, where they are charged."""
         if self.options.memory and self.chip.memory is not None and self.chip.memory.addressing:
-            self.charge(layer, "addressing", "memory", count, "accumulate")
+            self.charge(layer.name, "addressing", "memory", count, "accumulate")
+
+    # ---- what a layer does
+
+    def synaptic_operations(self, layer: LayerCounts, operations: float) -> None:
+        """Spikes arrive: each adds a weight to the slope of each neuron behind it."""
+        key = "synop_conv" if layer.shared_weights and "synop_conv" in self.chip.prices else "synop"
+        self.compute(layer, "synaptic operations", operations, "accumulate" if self.chip.arithmetic else key)
+        self.event_memory(layer, operations, words=1)
+
+    def event_memory(self, layer: LayerCounts, operations: float, words: int) -> None:
+        """Memory traffic of synaptic operations: reads of a weight, reads and writes of `words` states each.
+
+        Source: Lemaire et al., ICONIP 2022, Eq. 7–15.
+        """
+        states = layer.neurons * words
+        self.access(layer, "weight reads", operations, layer.weights, self.weight_bits)
+        self.access(layer, "state reads", operations * words, states, self.state_bits)
+        self.access(layer, "state writes", operations * words, states, self.state_bits)
+        self._addresses(layer, operations)
+
+    def preset(self, layer: LayerCounts, words: int) -> None:
+        """Before a sample: potentials are set to their biases, slopes to zero."""
+        if layer.biases:
+            self.access(layer, "weight reads", layer.neurons, layer.biases, self.state_bits)
+        self.access(layer, "state writes", layer.neurons * words, layer.neurons * words, self.state_bits)
+
+    def multiplications(self, layer: LayerCounts, macs: float) -> None:
+        """A layer of real-valued inputs, without reuse: weight and input are read for each product.
+
+        Sums stay in registers; an input of a fully connected layer is read once.
+
+        Source: Lemaire et al., ICONIP 2022, Eq. 3–6, 11–12.
+        """
+        self.compute(layer, "multiply-accumulates", macs, "multiply_accumulate")
+        biases = layer.neurons if layer.biases else 0
+        inputs = layer.dense_macs if layer.shared_weights else layer.inputs
+        self.access(layer, "weight reads", macs + biases, layer.weights, self.weight_bits)
+        self.access(layer, "input reads", inputs, layer.inputs, self.state_bits)
+        self.access(layer, "output writes", layer.neurons, layer.neurons, self.state_bits)
+        self._addresses(layer, layer.inputs + layer.neurons + layer.weights)
+
+    def neuron_updates(self, layer: LayerCounts, work: NeuronWork, words: int = 2) -> None:
+        """Neurons work; `words` is 1 for neurons whose addend is no state."""
+        additions = work.integration + work.firing
+        if self.chip.arithmetic:
+            self.compute(layer, "neuron additions", additions, "accumulate")
+            self.compute(layer, "threshold comparisons", work.compares, "compare")
+        else:
+            self.compute(layer, "neuron updates", work.steps(layer.neurons), "neuron_update")
+        # An addition reads both words; in the window of firing it shares its read of the potential with the comparison.
+        reads = (words - 1) * additions + work.integration + max(work.firing, work.compares)
+        self.access(layer, "state reads", reads, words * layer.neurons, self.state_bits)
+        self.access(layer, "state writes", additions, words * layer.neurons, self.state_bits)
+
+    def spikes_out(self, layer: str, spikes: float, delivered: float) -> None:
+        """Spikes leave a layer, where the chip prices that."""
+        prices, hops = self.chip.prices, self.options.hops_per_spike
+        if "spike_out" in prices:
+            self.charge(layer, "spikes out", "communication", spikes, "spike_out")
+        if "message" in prices:
+            self.charge(layer, "messages", "communication", delivered * self.options.messages_per_spike, "message")
+        if "hop" in prices:
+            note = "" if hops is not None else "hops a spike depend on the placement: give hops_per_spike"
+            self.charge(layer, "hops", "communication", None if hops is None else delivered * hops, "hop", note)
+
+    # ---- what the chip does
 
     def step_time(self, steps: int) -> float | None:
         """Microseconds of so many steps; None if neither the options nor the chip say how long one is."""
@@ -208,7 +155,7 @@ class Terms:
             step_us = fixed.nominal
         return None if step_us is None else step_us * steps
 
-    def static_power(self, latency_us: float | None, remedy: str = "step_us") -> None:
+    def _static_power(self, latency_us: float | None, remedy: str) -> None:
         """Add leakage and idle power over the latency, unless other prices hold them; `remedy` makes it known."""
         prices, clock_mhz = self.chip.prices, self.options.clock_mhz
         note = "" if latency_us is not None else f"the latency is not known: give {remedy}"
@@ -229,10 +176,14 @@ class Terms:
         self._terms.append(Term("chip", "idle power", "static", latency_us, price, "idle_power", note))
 
     def estimate(
-        self, network: str, implementation: str, latency_us: float | None, assumptions: Sequence[str]
+        self, network: str, implementation: str, latency_us: float | None, assumptions: Sequence[str], remedy: str
     ) -> Estimate:
-        """All terms so far, with what holds for every estimate on this chip, and where the network does not fit."""
-        chip = self.chip
+        """All terms and static power, with what every estimate on this chip assumes, and where it does not fit.
+
+        `remedy` is the option that makes an unknown latency known.
+        """
+        self._static_power(latency_us, remedy)
+        chip, total = self.chip, self.counts.total()
         lines = [*assumptions, f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}"]
         if not self.options.memory:
             lines.append("memory traffic is left out")
@@ -244,7 +195,6 @@ class Terms:
             packing = "numbers packed into words" if chip.memory.packed else "one access a number"
             bits = f"{self.weight_bits}-bit weights, {self.state_bits}-bit states"
             lines.append(f"memory of each layer: {bits}, {packing}")
-        total = self.counts.total()
         warnings = chip.exceeded(total["neurons"], total["synapses"], self.weight_bits)
         for layer, size in self._largest.items():
             assert chip.memory is not None
@@ -260,8 +210,3 @@ class Terms:
             warnings=tuple(warnings),
             latency_us=latency_us,
         )
-
-
-def _sum(terms: Iterable[Term]) -> Range | None:
-    energies = [term.energy for term in terms if term.energy is not None]
-    return reduce(add, energies) if energies else None

@@ -1,0 +1,82 @@
+"""Draw the README's chart from committed rows: `python docs/figures/why.py` writes why.svg.
+
+Left: milliseconds of a training step of VGG16 against time steps, ours, SpikingJelly and snnTorch, from
+bench/results/peers-cpu.csv. Right: accuracy on CIFAR-10 against activity, ours from bench/results/runs, the paper's
+from its Table 1 (Wei et al., ICCV 2023).
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import yaml
+from matplotlib.axes import Axes
+
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
+BLUE, ORANGE, GREEN, INK = "#0072B2", "#C24E00", "#007A5E", "#222222"
+STYLE: dict[Any, Any] = {"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "figure.facecolor": "white"}
+STYLE |= {"svg.hashsalt": "why", "axes.spines.top": False, "axes.spines.right": False}
+LIBRARIES = (("snnTorch", ORANGE, "s"), ("SpikingJelly", GREEN, "D"))
+PAPER = (("VGG11", 0.4387, 91.17), ("VGG16", 0.2561, 93.05))
+NAMES = {"cifarnet": "cifarnet", "vgg11": "VGG11", "vgg16": "VGG16"}
+
+
+def draw_steps(axes: Axes) -> None:
+    """Time of a training step, which grows with the time steps of libraries that have them."""
+    lines = (RESULTS / "peers-cpu.csv").read_text(encoding="utf-8").splitlines()
+    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    for name, colour, marker in LIBRARIES:
+        own = [row for row in rows if row["provider"] == name]
+        steps, ms = [int(row["time_steps"]) for row in own], [float(row["ms_p50"]) for row in own]
+        axes.plot(steps, ms, color=colour, marker=marker, label=name)
+        axes.annotate(name, (steps[-1], ms[-1]), xytext=(-8, 2), textcoords="offset points", ha="right", color=colour)
+    (ours,) = (float(row["ms_p50"]) for row in rows if row["provider"] == "DFT σ=1")
+    axes.axhline(ours, color=BLUE, linewidth=2)
+    axes.annotate("ours, no time axis", (16, ours), xytext=(0, 5), textcoords="offset points", ha="right", color=BLUE)
+    axes.set(xlabel="time steps T", ylabel="ms a training step", xlim=(2, 17), ylim=(0, None), xticks=(4, 8, 16))
+    axes.set_title("VGG16, batch 8, two CPU cores", fontsize=10)
+
+
+def draw_accuracy(axes: Axes) -> None:
+    """The most accurate run of each network and σ, and the paper's networks."""
+    best: dict[tuple[str, float], tuple[float, float]] = {}
+    for folder in sorted((RESULTS / "runs").iterdir()):
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        if config["dataset"] != "uoft-cs/cifar10" or config["model"] not in NAMES or config.get("neuron") == "ann":
+            continue
+        width = config.get("width", 1.0)
+        name = NAMES[config["model"]] + (f" × {width:g}" if width != 1 else "")
+        if width < 1:
+            continue
+        point = 100 * summary["test_accuracy"], summary["sparsity"]
+        key = name, config.get("psp_persistence", 1.0)
+        best[key] = max(best.get(key, point), point)
+    for (name, sigma), (accuracy, activity) in best.items():
+        axes.plot(activity, accuracy, "o", color=BLUE)
+        label = f"{name}, σ = {sigma:g}"
+        axes.annotate(label, (activity, accuracy), xytext=(6, -4), textcoords="offset points", color=BLUE, fontsize=9)
+    for name, activity, accuracy in PAPER:
+        axes.plot(activity, accuracy, "x", color=INK)
+        label = f"the paper's {name}, σ = 1"
+        axes.annotate(label, (activity, accuracy), xytext=(-4, -13), textcoords="offset points", color=INK, fontsize=9)
+    axes.set(xlabel="activity: share of neurons that fire", ylabel="accuracy, %", xlim=(0, 0.55), ylim=(82, 96))
+    axes.set_title("CIFAR-10, one view an image", fontsize=10)
+
+
+def main() -> None:
+    """Write the chart beside this script."""
+    with mpl.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.1), layout="constrained")
+        draw_steps(left)
+        draw_accuracy(right)
+        path = Path(__file__).with_suffix(".svg")
+        figure.savefig(path, metadata={"Date": None})
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Energy of one sample of a network, computed with time-to-first-spike neurons, as an ANN, or with rate-coded spikes.
+
+Pooling for the earliest spike is not charged: it compares times that are at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ttfs_triton.hardware.counts.counts import Counts, LayerCounts, ReadoutTime
+from ttfs_triton.hardware.energy.chip import Chip
+from ttfs_triton.hardware.energy.estimate import Estimate
+from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.terms import NeuronWork, Terms
+
+
+def estimate(
+    counts: Counts,
+    chip: Chip | str | Path,
+    options: RunOptions | None = None,
+    *,
+    network: str = "network",
+    **changes: Any,
+) -> Estimate:
+    """Energy of one sample, in pJ, by layer and term. Neurons and readout are those that were counted.
+
+    *Clock-driven*, as event chips do it: a synaptic operation adds a weight to a slope; an awake neuron adds its slope
+    to its potential in each step of its two windows, and compares in the second. The readout integrates for a window.
+
+    *Closed form*: a synaptic operation is an accumulate (Σ w) and a multiply-accumulate (Σ w·x), a neuron a divide and
+    two comparisons: "accumulates only" is then false. Without persistence, and in a readout that is read at its
+    window's start, there is no slope: a multiply-accumulate only, no divide.
+
+    An analog first layer is multiply-accumulates either way. Memory traffic is charged, without reuse, where the chip
+    prices it outside a synaptic operation; static power over the latency, which is (layers + 1) windows.
+
+    Args:
+        counts: of a spiking network.
+        chip: a `Chip`, or what `load_chip` takes.
+        options: how it runs on the chip.
+        network: name for tables.
+        changes: attributes of `RunOptions`, in place of those of `options`: estimate(counts, "loihi", steps=32).
+    Returns:
+        Terms, sums, assumptions and warnings. Terms without a price are in no sum.
+    Raises:
+        ValueError: counts of no samples, an unknown chip, or an option that does not exist or is out of range.
+    Source: neuron, Wei et al., ICCV 2023, Eq. 5–7; memory traffic, Lemaire et al., ICONIP 2022.
+    Example:
+        >>> from ttfs_triton.hardware import count
+        >>> from ttfs_triton.nn import cnn1
+        >>> counts = count(cnn1(), [torch.rand(4, 1, 28, 28)])
+        >>> energy = estimate(counts, "lemaire45:int8", steps=32)
+        >>> 0 < energy.compute_only.nominal < energy.total.nominal
+        True
+        >>> sorted({term.kind for term in energy.terms}), energy.status
+        (['compute', 'memory', 'static'], 'assumed')
+    """
+    options = RunOptions(**changes) if options is None else replace(options, **changes)
+    terms = Terms(counts, chip, options)
+    names = [layer.name for layer in terms.layers]
+    if unknown := sorted({found.name for found in options.activity or ()} - {*names}):
+        raise ValueError(f"estimate: activity must be of layers {', '.join(names)}; got {', '.join(unknown)}.")
+    late = counts.readout not in (None, "potential_start")  # read behind the window of integration
+    windows = sum(layer.kind == "spiking" for layer in terms.layers) + 1 + late
+    clocked = options.implementation == "clock_driven"
+    terms.spikes_out("input", 0.0, counts.input.spikes / counts.samples)
+    for layer in terms.layers:
+        if clocked:
+            _clock_driven(terms, layer, windows)
+        else:
+            _closed_form(terms, layer, counts.readout)
+        if layer.kind != "readout":
+            terms.spikes_out(layer.name, layer.spikes, layer.spikes_delivered)
+    latency_us = options.latency_us
+    if latency_us is None and clocked and options.steps is not None:
+        latency_us = terms.step_time(options.steps * windows)
+    lines = ["closed form: multiplications and divisions, not accumulates only"]
+    if clocked:
+        lines = [f"clock-driven, {options.steps} steps a window; {_asleep(terms.layers, options)}"]
+    if latency_us is not None:
+        lines.append(f"latency {latency_us:,.4g} µs ({windows} windows)")
+    remedy = "step_us" if clocked else "latency_us"
+    return terms.estimate(network, options.implementation.replace("_", "-"), latency_us, lines, remedy)
+
+
+def _asleep(layers: Sequence[LayerCounts], options: RunOptions) -> str:
+    """When neurons do not work, in words."""
+    if not options.gating:
+        return "neurons stay awake in both of their windows"
+    if options.activity is not None:
+        return "neurons sleep before their first input spike and behind their own"
+    if any(layer.driven_time is None for layer in layers if layer.kind != "analog"):
+        return "neurons sleep behind their own spike; their first input was not counted: an upper bound"
+    return "neurons sleep before their first input spike and behind their own; not simulated: an upper bound"
+
+
+def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
+    options, work = terms.options, neuron_work(layer, terms.counts, terms.options)
+    if layer.kind == "analog":  # a potential without a slope waits for the threshold
+        terms.multiplications(layer, layer.dense_macs)
+    if layer.kind != "analog" or layer.synaptic_operations:
+        terms.synaptic_operations(layer, layer.synaptic_operations)
+        terms.preset(layer, words=2)
+    terms.neuron_updates(layer, work)
+    if terms.chip.arithmetic and layer.kind == "spiking" and 0 < layer.psp_persistence < 1:
+        terms.compute(layer, "slope persistence", layer.neurons, "multiply_accumulate")
+    if options.idle and "neuron_idle" in terms.chip.prices:
+        assert options.steps is not None
+        idle = max(0.0, options.steps * windows * layer.neurons - work.steps(layer.neurons))
+        terms.compute(layer, "idle neurons", idle, "neuron_idle")
+
+
+def neuron_work(layer: LayerCounts, counts: Counts, options: RunOptions) -> NeuronWork:
+    """Work of a layer in its two windows; an analog layer has no slope, a readout compares only if it is to fire.
+
+    A neuron compares at its window's start and once a step, with the slope added in between. With gating it sleeps
+    before its first input spike, if that was counted, and once it has fired, which is where its time is rounded to:
+    half a step later on average, and half a step more to the middle of the step in which it is compared.
+    `options.activity` has this exactly.
+
+    Args:
+        layer: averages over samples.
+        counts: of its network.
+        options: clock-driven.
+    """
+    assert options.steps is not None
+    for found in options.activity or ():
+        if found.name == layer.name:
+            done = (found.integration_updates, found.firing_updates, found.compares)
+            return NeuronWork(*(number * (1 / counts.samples) for number in done))
+    whole = float(options.steps * layer.neurons)
+    integration = 0.0 if layer.kind == "analog" else whole
+    waiting, undriven = whole, 0.0
+    if options.gating:
+        silent = layer.neurons - layer.spikes
+        waiting = options.steps * (silent + layer.summed_spike_time) + layer.spikes - layer.saturated
+        if layer.driven_time is not None and layer.undriven_time is not None:
+            integration, undriven = options.steps * layer.driven_time, options.steps * layer.undriven_time
+    persists = layer.psp_persistence > 0
+    if layer.kind == "readout" and counts.readout != "first_spike":
+        return NeuronWork(integration, whole - undriven if counts.readout == "potential_end" and persists else 0.0, 0.0)
+    return NeuronWork(integration, waiting - undriven if persists else 0.0, waiting + layer.neurons)
+
+
+def _closed_form(terms: Terms, layer: LayerCounts, readout: ReadoutTime | None) -> None:
+    neurons, operations = layer.neurons, layer.synaptic_operations
+    if layer.kind == "analog":
+        terms.multiplications(layer, layer.dense_macs)
+        terms.compute(layer, "threshold comparisons", 2 * neurons, "compare")
+        if layer.psp_persistence > 0:  # pixels with a slope
+            terms.compute(layer, "synaptic operations, Σ w", operations, "accumulate")
+            terms.compute(layer, "divisions", neurons, "divide")
+        return
+    fires = layer.kind != "readout" or readout == "first_spike"
+    slope = layer.psp_persistence > 0 and (fires or readout == "potential_end")
+    terms.compute(layer, "synaptic operations, Σ w·x", operations, "multiply_accumulate")
+    if slope:
+        terms.compute(layer, "synaptic operations, Σ w", operations, "accumulate")
+    if fires and slope:
+        terms.compute(layer, "divisions", neurons, "divide")
+    if fires:
+        terms.compute(layer, "threshold comparisons", 2 * neurons, "compare")
+    words = 1 + slope
+    terms.event_memory(layer, operations, words)
+    terms.preset(layer, words)
+    terms.access(layer, "state reads", neurons * words, neurons * words, terms.state_bits)
+
+
+def dense_ann(
+    counts: Counts, chip: Chip | str | Path, *, options: RunOptions | None = None, network: str = "network"
+) -> Estimate:
+    """The same network as an ANN that computes every product.
+
+    A multiply-accumulate a synapse, a comparison a hidden neuron (ReLU); memory traffic as for an analog first layer.
+
+    Args:
+        counts: of the network, spiking or not: only its shape is used.
+        chip: a `Chip`, or what `load_chip` takes; one with a price of a multiply-accumulate.
+        options: of these, `weight_bits`, `state_bits`, `memory`, `latency_us` and `clock_mhz` matter.
+        network: name for tables.
+    Raises:
+        ValueError: counts of no samples, or an unknown chip.
+    """
+    return _ann(Terms(counts, chip, options or RunOptions(steps=1)), network, "dense ANN", skip_zeros=False)
+
+
+def zero_skipping_ann(
+    counts: Counts, chip: Chip | str | Path, *, options: RunOptions | None = None, network: str = "network"
+) -> Estimate:
+    """The same as an ANN that multiplies non-zero inputs only.
+
+    Each input is still read and tested for zero (a comparison); weights are read for products that are computed.
+
+    Args:
+        counts: of the ANN whose zeros are skipped, or of the spiking network if its twin is as sparse.
+        chip, options, network: as for `dense_ann`.
+    Raises:
+        ValueError: counts of no samples, or an unknown chip.
+    """
+    return _ann(Terms(counts, chip, options or RunOptions(steps=1)), network, "zero-skipping ANN", skip_zeros=True)
+
+
+def _ann(terms: Terms, network: str, name: str, *, skip_zeros: bool) -> Estimate:
+    for layer in terms.layers:
+        if skip_zeros:
+            terms.compute(layer, "tests for zero", layer.inputs, "compare")
+        terms.multiplications(layer, layer.nonzero_macs if skip_zeros else layer.dense_macs)
+        if layer.kind != "readout":
+            terms.compute(layer, "activation functions", layer.neurons, "compare")
+    return terms.estimate(network, name, terms.options.latency_us, [f"{name}; no reuse of what was read"], "latency_us")
+
+
+@dataclass(frozen=True)
+class RateCode:
+    """A rate-coded network of the same shape.
+
+    Attributes:
+        steps: T, time steps a sample.
+        rate: spikes a neuron and step, the same for all, inputs of a latency encoder included; or None if measured.
+        synaptic_operations, spikes: measured, a sample, by layer.
+    Raises:
+        ValueError: no steps, a rate outside [0, 1], or not exactly one of rate and measured figures.
+    """
+
+    steps: int
+    rate: float | None = None
+    synaptic_operations: Mapping[str, float] | None = None
+    spikes: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"RateCode: steps must be at least 1; got {self.steps}.")
+        if self.rate is not None and not 0 <= self.rate <= 1:
+            raise ValueError(f"RateCode: rate must be in [0, 1]; got {self.rate}. It is a spike rate a step.")
+        measured = (self.synaptic_operations is not None, self.spikes is not None)
+        if measured not in ((True, True), (False, False)) or measured[0] == (self.rate is not None):
+            raise ValueError(
+                f"RateCode: rate must be given, or else synaptic_operations and spikes; got rate {self.rate}, "
+                f"synaptic_operations {'given' if measured[0] else None}, spikes {'given' if measured[1] else None}."
+            )
+
+
+def rate_coded(
+    counts: Counts,
+    chip: Chip | str | Path,
+    code: RateCode,
+    *,
+    options: RunOptions | None = None,
+    network: str = "network",
+) -> Estimate:
+    """The same network of integrate-and-fire neurons that fire at a rate.
+
+    A synaptic operation adds a weight to a potential. Every neuron is awake in all T steps: it adds its bias (or the
+    current of an analog first layer, whose products are computed once) and compares. Layers follow each other by one
+    step. With a rate in place of measured figures, synaptic operations are T · rate · synapses.
+
+    Args:
+        counts: of the network: only its shape is used.
+        chip: a `Chip`, or what `load_chip` takes.
+        code: time steps, and a rate or measured figures.
+        options: of these, all but those of windows matter.
+        network: name for tables.
+    Raises:
+        ValueError: counts of no samples, an unknown chip, or measured figures that lack a layer.
+    """
+    terms = Terms(counts, chip, options or RunOptions(steps=1))
+    layers, rate = terms.layers, code.steps * (code.rate or 0.0)
+    real = {layer.name for layer in layers[:1] if layer.kind == "analog"}
+    names = [layer.name for layer in layers]
+    for figure, given, wanted in (
+        ("synaptic_operations", code.synaptic_operations, {*names} - real),
+        ("spikes", code.spikes, names[:-1]),
+    ):
+        if given is not None and (missing := sorted({*wanted} - {*given})):
+            raise ValueError(
+                f"rate_coded: {figure} must have every layer; got none for {', '.join(missing)}. Measure them too."
+            )
+    terms.spikes_out("input", 0.0, 0.0 if real else rate * layers[0].inputs)
+    for layer, after in zip(layers, (*layers[1:], None), strict=True):
+        if layer.name in real:
+            terms.multiplications(layer, layer.dense_macs)
+        else:
+            operations = (code.synaptic_operations or {}).get(layer.name, rate * layer.synapses)
+            terms.synaptic_operations(layer, operations)
+        updates = float(code.steps * layer.neurons)
+        terms.neuron_updates(layer, NeuronWork(0.0, updates, updates), words=1)
+        if after is not None:
+            spikes = (code.spikes or {}).get(layer.name, rate * layer.neurons)
+            terms.spikes_out(layer.name, spikes, rate * after.inputs if code.spikes is None else spikes)
+    name, how = f"rate-coded, T = {code.steps}", "measured rates"
+    if code.rate is not None:
+        name, how = f"{name}, {code.rate:g}", f"rate {code.rate:g} a step"
+    latency_us = terms.step_time(code.steps + len(layers) - 1)
+    return terms.estimate(network, name, latency_us, [f"rate-coded, {code.steps} steps, {how}"], "step_us")

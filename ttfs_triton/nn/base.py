@@ -1,0 +1,400 @@
+"""The base of layers with synapses, whole since its parts share their parameters: weights, skips, batch norm, chips."""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from ttfs_kernels import Normalisation, Normalised
+from ttfs_triton.nn.faults import Faults, spikes_in_training, weight_factors
+from ttfs_triton.nn.grid import Grid
+from ttfs_triton.nn.integers import SMALLEST_GRID_UNIT, fitting_unit
+from ttfs_triton.nn.sizes import skip_step
+from ttfs_triton.nn.standardise import standardise_weight
+from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
+
+MAX_WEIGHTS = 2**31
+"""Weights of a layer: 8 GiB in float32."""
+
+
+class WeightedLayer(nn.Module):
+    """Base of every layer with synapses: weights, optional bias, optional weight standardisation, spike counts.
+
+    Args:
+        weight_shape: [C_out, ...].
+        bias: learn an initial membrane potential per neuron or channel, from 0. Batch norm has its own instead.
+        weight_standardisation: standardise weights over the fan-in, with a learned norm per channel; folds into
+            plain weights by `fold_weight_standardisation`. Default: unless spiking neurons have batch norm.
+        batch_norm: normalise A and W over the batch while training, by the statistics of A + W; in evaluation the
+            layer is a plain one, whose weights and initial potentials hold the running statistics. See
+            `ttfs_kernels.normalised_conv2d`, and `fold_batch_norm`. Not for readouts.
+        initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm its initial weight
+            γ, the standard deviation of A + W.
+        skip: channels, or neurons, of an earlier layer whose delayed spikes `forward` gets as `skip`, each by a synapse
+            of its own; see `delayed`. 0 for none. Not for encoders and readouts.
+        average: inputs that share a weight, at 1/average of it each: average pooling in front of the layer, at its
+            synapses, where a mean is no spike time and has to be none. Of a convolution the side of the windows, in
+            pixels; of a fully connected layer the inputs in a row, such as all positions of a flattened channel. The
+            layer then is one with more synapses: `kernel_size`, `stride` and `padding` are in pixels, and
+            `effective_weight()` is spread.
+        device, dtype: of the parameters, as in `torch.nn`.
+    Attributes:
+        kind: of the layer, in counts of what it does.
+        weight: Parameter [C_out, ...]; use `effective_weight()` for what the synapses really are.
+        bias: Parameter [C_out], initial membrane potential in threshold heights (starts at 0), or None.
+        weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
+        skip_weight: Parameter [skip], weights v of delayed spikes, one a channel (start at 1), or None. They are not
+            standardised with the others.
+        batch_norm: `BatchNorm2d` or `BatchNorm1d`, which holds γ, β and the running statistics, or None. In its
+            evaluation mode the layer computes with these, also while it is trained: `layer.batch_norm.eval()`.
+        statistics_group: processes that share the statistics of a batch; None: each has its own.
+        spike_dropout: probability that an input spike is dropped while training; see `WeightedLinear`.
+        statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
+        grid: of the chip that the layer computes for, or None (default); see `put_on_grid`.
+        faults: of chips that the layer is trained for, or None (default); they happen in training mode alone.
+        log2_unit: Parameter [C_out] or [1], logarithm of the weights' units on that grid, in threshold heights; None
+            without a grid, or where weights are not rounded.
+    """
+
+    kind: ClassVar[LayerKind] = "spiking"
+    spike_dropout: float = 0.0
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    weight_gain: nn.Parameter | None
+    skip_weight: nn.Parameter | None
+    log2_unit: nn.Parameter | None
+    batch_norm: nn.BatchNorm1d | nn.BatchNorm2d | None
+
+    def __init__(
+        self,
+        weight_shape: tuple[int, ...],
+        *,
+        bias: bool = True,
+        weight_standardisation: bool | None = None,
+        batch_norm: bool = False,
+        initial_gain: float = 0.5,
+        skip: int = 0,
+        average: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        for size in weight_shape:
+            if size < 1:
+                raise ValueError(f"{name}: sizes must be positive; got weights of shape {weight_shape}.")
+        if math.prod(weight_shape) > MAX_WEIGHTS:
+            raise ValueError(
+                f"{name}: weights must be at most {MAX_WEIGHTS}; got shape {weight_shape}. Use fewer neurons."
+            )
+        if not (math.isfinite(initial_gain) and initial_gain > 0):
+            raise ValueError(f"{name}: initial_gain must be positive and finite; got {initial_gain}.")
+        if batch_norm and self.kind == "readout":
+            raise ValueError(f"{name}: batch_norm must be False for a readout; got True. Leave it out.")
+        if weight_standardisation is None:
+            weight_standardisation = not (batch_norm and self.kind == "spiking")
+        if weight_standardisation and math.prod(weight_shape[1:]) < 2:
+            raise ValueError(
+                f"{name}: weight_standardisation must have a fan-in of at least 2; got 1. "
+                "Use weight_standardisation=False."
+            )
+        if skip and self.kind in ("analog", "readout"):
+            raise ValueError(
+                f"{name}: skip must be 0, since no earlier spikes are to reach it; got {skip}. Leave it out."
+            )
+        if not 0 <= skip <= weight_shape[0]:
+            raise ValueError(
+                f"{name}: skip must be 0 or at most the layer's {weight_shape[0]} channels; got {skip}. "
+                "Use more channels."
+            )
+        if average < 1 or (average > 1 and self.kind == "analog"):
+            raise ValueError(
+                f"{name}: average must be at least 1, and 1 for an encoder; got {average}. Average images beforehand."
+            )
+        self.initial_gain, self.skip, self.average = initial_gain, skip, average
+        self.statistics: SpikeCounter | None = None
+        self.grid: Grid | None = None
+        self.faults: Faults | None = None
+        self.register_parameter("log2_unit", None)
+        factory = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(weight_shape, **factory))
+        bias = bias and not batch_norm
+        self.register_parameter("bias", nn.Parameter(torch.empty(weight_shape[0], **factory)) if bias else None)
+        gain = nn.Parameter(torch.empty(weight_shape[0], **factory)) if weight_standardisation else None
+        self.register_parameter("weight_gain", gain)
+        self.register_parameter("skip_weight", nn.Parameter(torch.empty(skip, **factory)) if skip else None)
+        kind = nn.BatchNorm2d if len(weight_shape) == 4 else nn.BatchNorm1d
+        self.batch_norm = kind(weight_shape[0], **factory) if batch_norm else None
+        self.statistics_group: ProcessGroup | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw Kaiming-normal weights times `initial_gain`, std = initial_gain·√(2 / fan_in); zero the bias.
+
+        A standardised layer starts at the same norm, initial_gain·√2. At full gain (1.0) most neurons of a dynamic
+        firing threshold layer would saturate or stay silent from the start.
+        """
+        fan_in = self.weight[0].numel()
+        nn.init.normal_(self.weight, std=self.initial_gain * math.sqrt(2 / fan_in))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        if self.weight_gain is not None:
+            nn.init.constant_(self.weight_gain, self.initial_gain * math.sqrt(2))
+        if self.skip_weight is not None:
+            nn.init.ones_(self.skip_weight)
+        if self.batch_norm is not None:
+            self.batch_norm.reset_parameters()
+            nn.init.constant_(self.batch_norm.weight, self.initial_gain)
+
+    def effective_weight(self) -> Tensor:
+        """Weights of the synapses: standardised if the layer standardises, spread if it averages.
+
+        Shape and layout of `weight`, but for a layer that averages.
+        """
+        return self.spread(self._stored_weight())
+
+    def _stored_weight(self) -> Tensor:
+        return self.weight if self.weight_gain is None else standardise_weight(self.weight, self.weight_gain)
+
+    def spread(self, weight: Tensor) -> Tensor:
+        """Weights of the synapses from those that windows of inputs share, each at its part; see `average`."""
+        if self.average == 1:
+            return weight
+        for dimension in range(2 if weight.dim() == 4 else 1, weight.dim()):
+            weight = weight.repeat_interleave(self.average, dimension) / self.average
+        return weight
+
+    @torch.no_grad()
+    def fold_standardisation(self) -> None:
+        """Make the standardised weights this layer's plain weights and drop the gains; see the module function."""
+        if self.weight_gain is not None:
+            self.weight.copy_(self._stored_weight())
+            self.weight_gain = None
+
+    def synapses(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Input activations and weights of this pass: both as they are, or after dropout while training.
+
+        Args:
+            x: [N, ...], input activations.
+            weight: the effective weight, where it is known already. Default: `effective_weight()`.
+        """
+        x, weight, scale = self.with_dropout(x, weight)
+        weight = self.in_training(weight)
+        return x, weight if scale == 1 else weight * scale
+
+    def with_dropout(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
+        """As `synapses`, but weights are as they are, and the factor on them is left to the caller."""
+        weight = self.effective_weight() if weight is None else weight
+        if not self.training or self.spike_dropout == 0:
+            return x, weight, 1.0
+        kept = torch.rand_like(x, dtype=torch.float32) >= self.spike_dropout
+        return x * kept, weight, 1 / (1 - self.spike_dropout)
+
+    def delayed(self, skip: Tensor | None, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Delayed spikes, one a neuron of this layer, and the weights of their synapses, as `dft_conv2d` takes them.
+
+        Args:
+            skip: as in `arriving`.
+            inputs: of the layer, whose sizes say what its neurons are.
+        Returns:
+            spikes [N, C_out, ...] and weights [C_out]; None and None for a layer without a skip.
+        Raises:
+            ValueError: a skip that the layer has no synapses for, none where it has some, or one that does not fit.
+        """
+        if self.skip == 0 and skip is None:
+            return None, None
+        if skip is None or self.skip == 0:
+            got = "none" if skip is None else f"spikes {list(skip.shape)}"
+            raise ValueError(
+                f"{type(self).__name__}: skip must be given if, and only if, the layer was made for it; got {got} and "
+                f"skip={self.skip}. Call layer(x, skip=spikes) of a layer made with skip=channels."
+            )
+        return self.arriving(skip, self.output_shape(tuple(inputs.shape[1:]))), self.skip_weights()
+
+    def arriving(self, skip: Tensor, shape: Sequence[int], *, silent: float = 0.0) -> Tensor:
+        """Delayed spikes as they arrive, one a neuron.
+
+        Of larger maps every second position (third, ...) does; channels that the earlier layer lacks are silent.
+
+        Args:
+            skip: [N, skip, ...], activations of an earlier layer, whose spikes have waited until the window in which
+                those of the layer's input arrive; or what orders them as activations do.
+            shape: of this layer's neurons for one image.
+            silent: what stands for no spike.
+        Returns:
+            [N, *shape].
+        Raises:
+            ValueError: channels or maps do not fit.
+        """
+        step = skip_step(skip.shape[1:], shape)
+        if step is None or skip.shape[1] != self.skip:
+            raise ValueError(
+                f"{type(self).__name__}: skip must bring {self.skip} channels in maps that every k-th position of "
+                f"makes {list(shape[1:])}; got {list(skip.shape[1:])}. Skip from a layer of that size, or change skip."
+            )
+        if skip.dim() == 4:
+            skip = skip[:, :, :: step[0], :: step[1]]
+        missing = shape[0] - self.skip
+        return F.pad(skip, (0, 0) * (skip.dim() - 2) + (0, missing), value=silent) if missing else skip
+
+    def skip_weights(self) -> Tensor | None:
+        """[C_out] weights of delayed spikes, 0 for channels that none reach; None for a layer without a skip."""
+        if self.skip_weight is None:
+            return None
+        missing = len(self.weight) - self.skip
+        return F.pad(self.skip_weight, (0, missing)) if missing else self.skip_weight
+
+    # ---- batch norm: batch statistics while training, a plain layer in evaluation
+
+    @property
+    def has_initial_potential(self) -> bool:
+        """Whether neurons have initial potentials of their own."""
+        return self.bias is not None or self.batch_norm is not None
+
+    @property
+    def normalises(self) -> bool:
+        """Whether potentials are normalised by the statistics of the batch: in the training mode of `batch_norm`."""
+        return self.batch_norm is not None and self.batch_norm.training
+
+    def with_batch_norm(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weights and initial potentials of evaluation mode, batch norm folded in; without one, as they are.
+
+        Args:
+            weight: the effective weight.
+        Returns:
+            weight, shape of `weight`, and bias [C_out] or None, in the wider of the dtypes of `weight` and batch norm.
+        """
+        norm = self.batch_norm
+        if norm is None:
+            return weight, self.bias
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        dtype = torch.promote_types(weight.dtype, norm.weight.dtype)
+        scale = norm.weight.to(dtype) * (norm.running_var.to(dtype) + norm.eps).rsqrt()
+        bias = norm.bias.to(dtype) - scale * norm.running_mean.to(dtype)
+        return weight.to(dtype) * scale.view(-1, *(1,) * (weight.dim() - 1)), bias
+
+    def normalisation(self) -> Normalisation:
+        """How potentials of this training step are normalised.
+
+        Raises:
+            RuntimeError: the layer has no batch norm.
+        """
+        norm = self.batch_norm
+        if norm is None or norm.running_mean is None:
+            raise RuntimeError(f"{type(self).__name__}: normalisation must have a batch norm; there is none.")
+        return Normalisation(norm.weight, norm.bias, norm.running_mean, norm.eps, self.statistics_group)
+
+    @torch.no_grad()
+    def follow(self, found: Normalised) -> Tensor:
+        """Let the running statistics follow those of a batch; returns its activations.
+
+        They are the mean of all batches so far, until that is as long a memory as the batch norm's momentum gives them.
+        """
+        norm = self.batch_norm
+        assert norm is not None
+        assert norm.momentum is not None
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        share = norm.num_batches_tracked.to(norm.weight.dtype).reciprocal().clamp_min(norm.momentum)
+        for running, value in ((norm.running_mean, found.mean), (norm.running_var, found.variance)):
+            assert running is not None
+            running.lerp_(value.to(running.dtype), share)
+        return found.activations
+
+    @torch.no_grad()
+    def fold_batch_norm(self) -> None:
+        """Replace batch norm by plain weights and initial potentials; see the function `fold_batch_norm`."""
+        if self.batch_norm is None:
+            return
+        self.fold_standardisation()
+        weight, bias = self.with_batch_norm(self.weight.double())
+        assert bias is not None
+        self.weight.copy_(weight)
+        self.bias, self.batch_norm = nn.Parameter(bias.to(self.weight.dtype)), None
+
+    # ---- chips: their grids and faults
+
+    def put_on_grid(self, grid: Grid | None) -> None:
+        """Compute as a chip does from now on, or no longer; units are chosen that fit the present weights best.
+
+        Batch norm is folded first.
+        """
+        if grid is not None:
+            self.fold_batch_norm()
+        self.grid, self.log2_unit = grid, None
+        if grid is None or grid.weight_bits is None:
+            return
+        weight = self.effective_weight().detach()
+        unit = weight.new_zeros(len(weight), dtype=torch.float64)
+        if not weight.is_meta:
+            unit = fitting_unit(weight, grid.weight_bits, per_channel=grid.per_channel)
+        logarithm = unit.clamp_min(SMALLEST_GRID_UNIT).log2()
+        self.log2_unit = nn.Parameter((logarithm if grid.per_channel else logarithm[:1]).to(self.weight.dtype))
+
+    def unit_on_grid(self, bits: int | None, per_channel: bool) -> Tensor | None:
+        """Units [C_out] of weights with so many bits, float64, in threshold heights; None where the layer has none."""
+        grid = self.grid
+        if self.log2_unit is None or grid is None or (grid.weight_bits, grid.per_channel) != (bits, per_channel):
+            return None
+        # Registers hold the threshold, T / unit integers high.
+        smallest = 0.0 if grid.register is None else grid.time_steps * self.threshold_height / grid.register
+        unit = self.log2_unit.detach().double().exp2().clamp_min(max(SMALLEST_GRID_UNIT, smallest))
+        return unit.expand(len(self.weight))
+
+    def runs_on_grid(self, x: Tensor) -> bool:
+        """Whether this pass computes in integers: on a grid, but not on the meta device."""
+        return self.grid is not None and not x.is_meta
+
+    @property
+    def common_potential(self) -> float:
+        """Initial potential that all neurons share, beside their own, in threshold heights."""
+        return 0.0
+
+    @property
+    def threshold_height(self) -> float:
+        """Height of the firing threshold at the window's start; 1 for hidden neurons."""
+        return 1.0
+
+    def factors_in_training(self, weight: Tensor) -> Tensor | None:
+        """Factors that disturb the weights of this pass, shape of `weight`; None without weight noise."""
+        if not self.training or self.faults is None or not self.faults.weight_noise:
+            return None
+        return weight_factors(weight, self.faults.weight_noise)
+
+    def in_training(self, weight: Tensor) -> Tensor:
+        """Weights of this pass: disturbed by `faults` while training, else as they are."""
+        factors = self.factors_in_training(weight)
+        return weight if factors is None else weight * factors.to(weight.dtype)
+
+    def emit(self, activations: Tensor) -> Tensor:
+        """Return spikes, while training after `faults`, and count them if statistics are recorded."""
+        if self.training and self.faults:
+            activations = spikes_in_training(activations, self.faults, self.grid)
+        return self.record(activations)
+
+    def record(self, activations: Tensor) -> Tensor:
+        """Count the spikes of `activations` if statistics are being recorded, and hand them on unchanged."""
+        if self.statistics is not None and self.statistics.recording:
+            self.statistics.update(activations)
+        return activations
+
+    def synapse_repr(self) -> str:
+        """Options shared by all layers, for `extra_repr`."""
+        text = f"bias={self.bias is not None}, weight_standardisation={self.weight_gain is not None}"
+        text += f", skip={self.skip}" if self.skip else ""
+        return text if self.average == 1 else f"{text}, average={self.average}"
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the layer's neurons for one image.
+
+        Args:
+            shape: of its inputs for one image.
+        Raises:
+            ValueError: it cannot read them.
+        """
+        raise NotImplementedError
