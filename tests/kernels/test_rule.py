@@ -30,27 +30,6 @@ def neighbours(value: float, dtype: type, count: int = 3) -> list[float]:
     return [float(v) for v in found]
 
 
-@pytest.mark.parametrize(
-    ("A", "W", "activation", "gain"),
-    [
-        (1.0, 0.0, 1.0, 0.0),
-        (2.0, -5.0, 1.0, 0.0),
-        (0.5, 0.5, 2 / 3, 2 / 3),
-        (0.5, 0.0, 0.5, 1.0),
-        (-0.5, 1.0, 0.25, 0.5),
-        (0.5, -0.25, 1 / 3, 4 / 3),
-        (0.5, -0.5, 0.0, 0.0),
-        (-0.5, 0.25, 0.0, 0.0),
-        (0.5, -1.0, 0.0, 0.0),
-        (0.5, -3.0, 0.0, 0.0),
-        (0.0, 0.0, 0.0, 0.0),
-    ],
-)
-def test_fire_follows_the_cases(A, W, activation, gain):
-    values = fire(torch.tensor([A], dtype=torch.float64), torch.tensor([W], dtype=torch.float64))
-    torch.testing.assert_close(torch.cat(values), torch.tensor([activation, gain], dtype=torch.float64))
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_fire_is_exact_at_its_borders(dtype):
     """Near A = 1, A + W = 0 and 1 + W = 0: cases decided right, values right to rounding."""
@@ -60,6 +39,7 @@ def test_fire_is_exact_at_its_borders(dtype):
         for A in potentials
         for W in itertools.chain(neighbours(-A, dtype), neighbours(-1.0, dtype), neighbours(0.0, dtype, 1), (-1.5, 2.0))
     ]
+    pairs += itertools.product((-0.5, 0.0, 0.5, 1.0, 2.0), (-5.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0))
     A, W = torch.from_numpy(np.array(pairs, dtype)).unbind(1)
     activations, gains = fire(A, W)
     eps = float(np.finfo(dtype).eps)
@@ -102,9 +82,6 @@ def test_fire_in_place_bounds_each_derivative():
         derivatives = torch.stack([A, W])
         fire_(derivatives, None, Neuron(derivative_clip=bound), with_derivatives=True)
         assert tuple(derivatives.flatten().tolist()) == expected
-
-
-def test_fire_in_place_without_neurons():
     assert fire_(torch.empty(2, 0, 3), None, Neuron(), with_derivatives=True).shape == (0, 3)
 
 

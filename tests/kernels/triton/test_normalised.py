@@ -18,9 +18,10 @@ from torch import Tensor
 from tests.kernels.test_normalised import EPSILON, NEURONS
 from tests.kernels.triton.common import convolutions, exact_layer, examples, fenced_memory
 from ttfs_kernels import Neuron, Normalisation, normalised_conv2d
-from ttfs_kernels.triton_backend import layer, normalised_layer, passes
+from ttfs_kernels.triton_backend import layer, passes
 from ttfs_kernels.triton_backend.choice import Choice
 from ttfs_kernels.triton_backend.launch import Launch
+from ttfs_kernels.triton_backend.normalised_layer import TritonNormalised
 from ttfs_kernels.triton_backend.problem import Problem
 
 OF_NEURONS = pytest.mark.parametrize("neuron", NEURONS, ids=str)
@@ -103,7 +104,7 @@ def test_rows_that_many_programs_share(device, monkeypatch, neuron, provider):
 def test_a_gpu_gets_our_kernels(device, backend):
     served = layer_of(leaves(operands(PADDED, device, False)), PADDED, Neuron(), backend).activations.grad_fn
     ours = backend == "triton" or (backend == "auto" and device.type == "cuda")
-    assert (served._forward_cls is normalised_layer.NormalisedLayer) == ours
+    assert isinstance(served.passes, TritonNormalised) == ours
 
 
 def test_a_step_is_launches_alone(device, monkeypatch):
