@@ -140,7 +140,7 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def precision_of(problem: Problem) -> str:
-    """Precision of a layer's products, "ieee" or "tf32", as PyTorch's switches for linear layers and convolutions say."""
+    """Precision of a layer's products, "ieee" or "tf32", as PyTorch's switches for its kind of layer say."""
     if problem.dtype != torch.float32:
         return "ieee"
     cudnn: Any = torch.backends.cudnn
