@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import importlib.util
 import io
 import re
 from html.parser import HTMLParser
@@ -13,7 +12,7 @@ from PIL import Image
 
 from tests.report.cases import full_report
 from ttfs_triton.hardware import estimate
-from ttfs_triton.report import LayerSpikes, Sample, page, render_page, write_page
+from ttfs_triton.report import LayerSpikes, Sample, render_page, write_page
 from ttfs_triton.report.page import headlines, linked
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib")
@@ -162,13 +161,6 @@ def test_raster_of_silent_readout_has_no_first_spike():
     assert "first output spike</text>" not in text
 
 
-def test_energy_of_one_chip_is_a_table_only():
-    data = full_report()
-    found = Page(render_page(dataclasses.replace(data, energy=data.energy[1:2])))
-    assert "energy" in found.sections
-    assert len(found.named("figure")) == 3
-
-
 def test_energy_without_any_price_is_a_dash():
     data = full_report()
     terms = tuple(dataclasses.replace(term, price=None) for term in data.energy[0].terms)
@@ -190,27 +182,6 @@ def test_write_page_replaces_the_file(tmp_path, text):
     assert write_page(path, full_report()) == path
     assert path.read_text(encoding="utf-8") == text, "the same twice"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
-
-
-@pytest.mark.parametrize("broken", [f"{page.__name__}.headlines", "ttfs_triton.atomic.os.replace"])
-def test_write_page_that_fails_leaves_the_old_file(tmp_path, monkeypatch, broken):
-    def fail(*_):
-        raise OSError("broken")
-
-    path = tmp_path / "report.html"
-    path.write_text("old")
-    monkeypatch.setattr(broken, fail)
-    with pytest.raises(OSError, match="broken"):
-        write_page(path, full_report())
-    assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_write_page_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(RuntimeError, match=r"matplotlib must be installed; found none. pip install"):
-        write_page(tmp_path / "report.html", full_report())
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_headline_is_of_the_chip_asked_for_and_says_what_it_lacks():

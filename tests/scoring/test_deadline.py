@@ -19,12 +19,6 @@ def hand_made():
     return Outputs(times, potential, slope, torch.tensor([0, 0, 1, 1]), window=1.0, start=4.0, early=EARLY_CLASSES)
 
 
-def test_first_spike_and_its_class():
-    earliest, prediction = hand_made().first()
-    assert earliest.tolist() == [0.2, 0.4, INF, 0.7]
-    assert prediction[[0, 1, 3]].tolist() == [0, 0, 1]
-
-
 def test_what_is_forced_follows_the_potential_until_the_first_spike():
     outputs = hand_made()
     assert outputs.forced(0.0).tolist() == [0, 1, 2, 0]

@@ -19,7 +19,6 @@ from ttfs_triton.scoring import (
     device_name,
     evaluate,
     layer_table,
-    sum_over_processes,
     versions,
 )
 from ttfs_triton.scoring.graphs import GraphError
@@ -149,13 +148,6 @@ def test_operations_are_counted_of_images_alone(network, images):
     refused = pytest.raises(NotImplementedError, match="batches must not be padded; got one that is")
     with counting(network), refused:
         score(network, images, scorer)
-
-
-def test_sum_over_processes_leaves_its_argument_alone():
-    values = torch.arange(3.0)
-    total = sum_over_processes(Accelerator(cpu=True), values)
-    assert torch.equal(total, values)
-    assert total.data_ptr() != values.data_ptr()
 
 
 def test_machine_is_named():

@@ -44,9 +44,11 @@ from ttfs_triton.hardware import (
 from ttfs_triton.hardware.energy.compare import STEPS
 from ttfs_triton.report import PageData, on_terminal, print_chips, print_comparison, print_estimate, sweep_details
 from ttfs_triton.report.frontier_table import FrontierRow, read_table
+from ttfs_triton.report.page import headlines
 from ttfs_triton.report.tables import deadline_table
 from ttfs_triton.scoring import EvaluationBatches, evaluate, layer_table
 from ttfs_triton.scoring.deadline import deadline_curve, output_spikes
+from ttfs_triton.wording import number
 
 Result = TypeVar("Result")
 
@@ -217,32 +219,22 @@ def show(found: Found, console: Console) -> None:
 
 
 def _lines(found: Found) -> list[str]:
-    """The main figures, one a line."""
-    evaluation, page, grid = found.evaluation, found.page, found.loaded.network.graph.grid
-    samples, total = page.counts.samples, page.counts.total()
-    lines = [] if grid is None else [f"grid                     {grid.text()}"]
-    lines += [
-        f"accuracy                 {evaluation.accuracy:.2%}",
-        f"  by the first spike     {evaluation.first_spike_accuracy:.2%}  ({evaluation.ties} ties)",
-        f"activity                 {evaluation.sparsity:.4f}  hidden spikes / hidden neurons",
-        f"  as the paper counts    {page.counts.sparsity_as_published:.4f}  outputs and neurons without input spike",
-        f"spikes                   {total['spikes'] / samples:,.0f} an image, "
-        f"{total['spikes_delivered'] / samples:,.0f} delivered behind pooling",
-        f"synaptic operations      {total['synaptic_operations'] / samples:,.0f} an image, of "
-        f"{total['dense_macs'] / samples:,.0f} in the dense ANN",
+    """The headline figures as the page has them, the grid, and what was counted, one a line."""
+    page, grid = found.page, found.loaded.network.graph.grid
+    samples, total, simulation = page.counts.samples, page.counts.total(), page.simulation
+    operations, dense = (total[key] / samples for key in ("synaptic_operations", "dense_macs"))
+    rows = [("grid", grid.text(), "")] if grid is not None else []
+    rows += headlines(page)
+    rows += [
+        ("as the paper counts", f"{page.counts.sparsity_as_published:.4f}", "outputs and neurons without input spike"),
+        ("spikes", number(total["spikes"] / samples), f"{number(total['spikes_delivered'] / samples)} behind pooling"),
+        ("synaptic operations", number(operations), f"of {number(dense)} in the dense ANN"),
     ]
     if total["analog_macs"]:
-        lines.append(f"analog multiplications   {total['analog_macs'] / samples:,.0f} an image, in the first layer")
-    if (simulation := page.simulation) is None:
-        return lines
-    simulated = simulation.counts.total()["synaptic_operations"] / simulation.counts.samples
-    bits = simulation.settings.weight_bits
-    lines += [
-        f"  as simulated           {simulated:,.0f}; the energies below are of the simulation",
-        f"simulated                {simulation.accuracy or 0:.2%} at {simulation.settings.steps} steps and "
-        f"{'unrounded weights' if bits is None else f'{bits} bits'}, {simulation.first_spike_accuracy or 0:.2%} by "
-        f"the first spike, which comes after {simulation.mean_latency_steps:,.0f} steps",
-    ]
-    if simulation.settings.faults:
-        lines.append(f"  on a chip with         {simulation.settings.faults.text()}")
-    return lines
+        rows.append(("analog multiplications", number(total["analog_macs"] / samples), "in the first layer"))
+    if simulation is not None:
+        simulated = simulation.counts.total()["synaptic_operations"] / simulation.samples
+        rows.append(("  as simulated", number(simulated), "of which the energies below are"))
+        if simulation.settings.faults:
+            rows.append(("  on a chip with", simulation.settings.faults.text(), ""))
+    return [f"{name:<24} {value}" + (f"  ({note})" if note else "") for name, value, note in rows]

@@ -23,8 +23,8 @@ from ttfs_triton.hardware import Counts, Run, RunOptions, Simulation, available_
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.nn import Grid
 from ttfs_triton.report.frontier_table import FREE, FrontierRow, with_costs
-from ttfs_triton.report.tables import csv_text
 from ttfs_triton.scoring import Evaluation, device_name, versions
+from ttfs_triton.wording import csv_text
 
 MAIN_FILE = "evaluation.json"
 

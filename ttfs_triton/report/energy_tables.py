@@ -10,16 +10,11 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from ttfs_triton.atomic import write_text
-from ttfs_triton.hardware import (
-    PUBLISHED,
-    Chip,
-    Comparison,
-    Estimate,
-)
+from ttfs_triton.hardware import PUBLISHED, Chip, Comparison, Estimate, Term
 from ttfs_triton.hardware.energy.estimate import TermKind
-from ttfs_triton.hardware.energy.prices import Status, weakest
-from ttfs_triton.report.tables import Table, csv_text, on_terminal
-from ttfs_triton.wording import duration, energy, energy_range, ratio
+from ttfs_triton.hardware.energy.prices import weakest
+from ttfs_triton.report.tables import Table, on_terminal
+from ttfs_triton.wording import csv_text, duration, energy, energy_range, ratio
 
 COLUMNS = ("network", "chip", "layer", "term", "count", "price_pj", "low_pj", "high_pj", "status", "source")
 KINDS: tuple[TermKind, ...] = ("compute", "memory", "communication", "static")
@@ -116,9 +111,10 @@ def terms_table(found: Estimate) -> Table:
         own = [term for term in found.terms if term.name == name]
         counts = [term.count for term in own if term.count is not None]
         count = f"{sum(counts):,.6g}" + (" µs" if own[0].kind == "static" else "") if counts else "–"
-        statuses: list[Status] = [term.price.status if term.price else "unpublished" for term in own]
         prices = ", ".join(dict.fromkeys(term.price_name.replace("_", " ") for term in own))
-        rows.append((name, own[0].kind, count, energy_range(amount), prices, weakest(statuses) or "–"))
+        rows.append(
+            (name, own[0].kind, count, energy_range(amount), prices, weakest(term.status for term in own) or "–")
+        )
     sums = {"compute only": found.compute_only, "memory included": found.memory_included, "all priced": found.total}
     rows += [(name, "sum", "", energy_range(amount), "", "") for name, amount in sums.items()]
     caption = f"Terms and their sums; weakest status {found.status or '–'}"
@@ -127,16 +123,13 @@ def terms_table(found: Estimate) -> Table:
 
 def prices_table(estimates: Sequence[Estimate]) -> Table:
     """Every price that estimates on one chip used: what it is, and where it comes from."""
-    statuses: dict[tuple[str, str], list[Status]] = {}
-    texts: dict[tuple[str, str], list[str]] = {}
-    for term in (term for found in estimates for term in found.terms):
-        key = (term.price_name, term.price.source if term.price else "–")
-        statuses.setdefault(key, []).append(term.price.status if term.price else "unpublished")
-        texts.setdefault(key, []).append(str(term.price).partition(",")[0] if term.price else "unpublished")
-    rows = [
-        (name.replace("_", " "), "; ".join(dict.fromkeys(texts[name, source])), weakest(own) or "–", source)
-        for (name, source), own in statuses.items()
-    ]
+    found: dict[tuple[str, str], list[Term]] = {}
+    for term in (term for each in estimates for term in each.terms):
+        found.setdefault((term.price_name, term.price.source if term.price else "–"), []).append(term)
+    rows = []
+    for (name, source), own in found.items():
+        texts = dict.fromkeys(str(term.price).partition(",")[0] if term.price else "unpublished" for term in own)
+        rows.append((name.replace("_", " "), "; ".join(texts), weakest(term.status for term in own) or "–", source))
     return Table("Prices", ("price of", "one costs", "status", "source"), tuple(rows), (1, 3))
 
 
@@ -183,12 +176,11 @@ def csv_rows(found: Estimate) -> list[dict[str, Any]]:
 
     rows = []
     for term in found.terms:
-        price = term.price
-        amount = None if price is None else price.amount
+        amount = None if term.price is None else term.price.amount
         prices = (None, None, None) if amount is None else (amount.nominal, amount.low, amount.high)
-        status, source = ("unpublished", "") if price is None else (price.status, price.source)
         cells = (found.network, found.chip.name, term.layer, term.name, *map(figure, (term.count, *prices)))
-        rows.append(dict(zip(COLUMNS, (*cells, status, source), strict=True)))
+        source = "" if term.price is None else term.price.source
+        rows.append(dict(zip(COLUMNS, (*cells, term.status, source), strict=True)))
     return rows
 
 

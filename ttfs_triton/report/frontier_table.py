@@ -16,7 +16,7 @@ from ttfs_triton.atomic import write_json, write_text
 from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.hardware import Counts, Range, Run, dense_ann, estimate, verdict
 from ttfs_triton.nn import Grid
-from ttfs_triton.report.tables import csv_text
+from ttfs_triton.wording import csv_text
 
 FORMAT = 1
 FREE = "free"

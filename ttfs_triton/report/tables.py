@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ttfs_triton.hardware import Counts, LayerCounts, Simulation, Sweep, SweepRow
 from ttfs_triton.scoring.deadline import DeadlineRow
@@ -166,12 +164,3 @@ def pairs_table(
 ) -> Table:
     """Names and values."""
     return Table(caption, headers, tuple((name, str(value)) for name, value in pairs), (1,))
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV: a column for each key of any of them, in the order in which they come; None is empty."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()

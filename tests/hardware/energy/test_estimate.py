@@ -1,7 +1,6 @@
 """Estimates: every term counted by hand, sums, and that what has no price is in none of them."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -244,14 +243,6 @@ def test_a_network_on_a_grid_has_its_own_bits():
     images = [torch.rand(2, 1, 16, 16)]
     assert count(model, images).weight_bits == simulate(model, images).counts.weight_bits == 3
     assert simulate(model, images, weight_bits=5).counts.weight_bits == 5
-
-
-def test_report_is_json():
-    report = estimate(convolutional_network(), "loihi", steps=4, network="small")
-    values = json.loads(json.dumps(report.to_dict()))
-    assert (values["network"], values["energy_pj"]["compute_only"]) == ("small", None)
-    assert values["energy_pj"]["total"] == dataclasses.asdict(report.total)
-    assert values["unpriced"] == ["hops (hop)", "leakage (leakage_power)", "multiply-accumulates (multiply_accumulate)"]
 
 
 def test_neuron_and_readout_are_those_that_were_counted():

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.nn.common import randomised
 from ttfs_triton.hardware.simulation.simulator import simulate
-from ttfs_triton.hardware.simulation.sweep import COLUMNS, sweep
+from ttfs_triton.hardware.simulation.sweep import SweepRow, sweep
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
 
 IMAGES, LABELS = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
@@ -47,7 +47,7 @@ def test_sweep_as_dict_and_csv(tmp_path):
     text = found.to_csv(tmp_path / "sweep.csv")
     assert (tmp_path / "sweep.csv").read_text(encoding="utf-8") == text
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert tuple(rows[0]) == COLUMNS
+    assert list(rows[0]) == list(SweepRow.__dataclass_fields__)
     assert [row["weight_bits"] for row in rows] == ["2", "2", "8", "8", "", ""]
     assert float(rows[3]["accuracy"]) == found.rows[3].accuracy
     without = small_sweep(batches=[IMAGES])  # no labels, no price

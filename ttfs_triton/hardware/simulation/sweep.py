@@ -1,8 +1,6 @@
 """How many time steps and weight bits a trained network needs: simulations over a grid, in one call."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import nn
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn.clock import CompareAt
+from ttfs_triton.wording import csv_text
 
 Price = Callable[[Simulation], float]
 
@@ -45,9 +44,6 @@ class SweepRow:
     energy_pj: float | None
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(SweepRow))
-
-
 @dataclass(frozen=True)
 class Sweep:
     """Rows of a sweep, by weight bits, then steps.
@@ -72,13 +68,10 @@ class Sweep:
         Args:
             path: of a file to write as well; None writes none.
         """
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in self.rows)
+        text = csv_text([dataclasses.asdict(row) for row in self.rows])
         if path is not None:
-            Path(path).write_text(text.getvalue(), encoding="utf-8")
-        return text.getvalue()
+            Path(path).write_text(text, encoding="utf-8")
+        return text
 
 
 def sweep(
