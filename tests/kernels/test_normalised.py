@@ -37,6 +37,7 @@ from ttfs_kernels import (
     normalised_conv2d,
     normalised_linear,
 )
+from ttfs_kernels.contraction import Geometry
 
 NEURONS = [
     Neuron(0.0),
@@ -144,17 +145,24 @@ def test_layers_are_those_that_they_fold_into(neuron, kind, has_skip):
     neuron=st.sampled_from(NEURONS),
     dtype=st.sampled_from([torch.float32, torch.float16]),
     behind=st.sampled_from(["", "pool", "skip"]),
-    provider=st.sampled_from(["triton", "triton", "library"]),
     programs=st.sampled_from([3, 256]),
 )
-def test_our_kernels_are_the_layers_of_pytorch(device, kind, neuron, dtype, behind, provider, programs):
+def test_our_kernels_are_the_layers_of_pytorch(device, kind, neuron, dtype, behind, programs):
     """Few programs take several steps each, of which the last is not full."""
     passes = pytest.importorskip("ttfs_kernels.triton_backend.passes")
     pool = 2 if behind == "pool" and kind.geometry is not None else 1
     assume(kind.x[0] > 0 and min(kind.out[2:], default=2) >= pool)
-    with serving(provider, device), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "ROW_PROGRAMS", programs)
         check(kind, given_to(kind, behind == "skip", dtype, device), neuron, "triton", pool)
+
+
+@OF_NEURONS
+def test_our_kernels_take_potentials_of_the_library(device, neuron):
+    pytest.importorskip("triton")
+    kind = Kind((5, 3, 9, 7), (20, 3, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1))
+    with serving("library", device):
+        check(kind, given_to(kind, device=device), neuron, "triton", pool=2)
 
 
 @pytest.mark.parametrize(
