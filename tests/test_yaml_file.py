@@ -1,5 +1,7 @@
 """YAML of others: what is read, and what is refused before it costs anything."""
 
+import os
+
 import pytest
 
 from ttfs_triton.yaml_file import MAX_BYTES, YamlError, parse_mapping, read_mapping
@@ -35,6 +37,8 @@ def test_mappings_are_read(tmp_path, content, expected):
         (b"{[1]: 2}", "must be valid YAML"),
         (b"- 1\n", "must hold `key: value` lines; got list"),
         (b"1: 2\n", "must hold `key: value` lines; got keys that are no names"),
+        (b"a: 1\nb: 2\na: 3\n", "must have each key once; got 'a' twice"),
+        (b"a: {b: 1, b: 2}\n", "must have each key once; got 'b' twice"),
     ],
 )
 def test_other_content_is_refused(content, message):
@@ -48,5 +52,8 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     with pytest.raises(YamlError, match="must be a file that can be read"):
         read_mapping(tmp_path)
     (tmp_path / "large.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
-    with pytest.raises(YamlError, match="must have at most 65536 bytes; got more"):
+    with pytest.raises(YamlError, match="at most 65536 are allowed"):
         read_mapping(tmp_path / "large.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(YamlError, match="must be a file that can be read; no regular file"):
+        read_mapping(tmp_path / "pipe.yaml")

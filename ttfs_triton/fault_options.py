@@ -1,10 +1,15 @@
 """Options of all commands in which chips have faults; each says its unit."""
 
-from typing import Self
+from __future__ import annotations
 
-from pydantic import BaseModel, model_validator
+from typing import TYPE_CHECKING, Annotated, Self
 
-from ttfs_triton.nn.faults import Faults, Share
+from pydantic import BaseModel, Field, model_validator
+
+if TYPE_CHECKING:
+    from ttfs_triton.nn.faults import Faults
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class FaultOptions(BaseModel):
@@ -23,10 +28,13 @@ class FaultOptions(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        _ = self.faults  # which says what excludes each other
+        if any(getattr(self, name) for name in FaultOptions.model_fields):
+            _ = self.faults  # which says what excludes each other
         return self
 
     @property
     def faults(self) -> Faults:
         """All of them."""
+        from ttfs_triton.nn.faults import Faults  # with PyTorch, which the options alone do without
+
         return Faults(**{name: getattr(self, name) for name in FaultOptions.model_fields})

@@ -5,6 +5,7 @@ Nothing is imported but what Python brings until it is known what to do.
 
 from __future__ import annotations
 
+import os
 import sys
 from difflib import get_close_matches
 from pathlib import Path
@@ -48,7 +49,7 @@ def main(words: list[str] | None = None) -> None:
     if flags and not flags[0].startswith("-"):
         name, *flags = flags
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipe(name)
-    if not path.is_file():
+    if not os.path.isfile(path):  # a name may be too long
         _refuse("recipe", name, _recipes())
     sys.argv = ["ttfs train" if name == NEUTRAL else f"ttfs train {name}", *flags]
     start(

@@ -1,4 +1,4 @@
-"""YAML of others: small, without aliases, a mapping of names; the only place that reads it."""
+"""YAML of others: small, without aliases, each name once, a mapping; the only place that reads it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
+from ttfs_triton.regular_file import read_regular
+
 MAX_BYTES = 2**16
 """Of a file: a configuration has two thousand bytes, and reading takes 10 s a million."""
-
-
 MAX_DEPTH = 20
 """Of lists in lists; Python itself would stop at some hundreds, after seconds."""
 
@@ -20,7 +20,7 @@ class YamlError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases, which make gigabytes of a few lines, and not nested deeply."""
+    """Without aliases, which make gigabytes of a few lines, without a key given twice, and not nested deeply."""
 
     depth = 0
 
@@ -33,6 +33,12 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise YamlError(f"must have each key once; got {twice!r:.80} twice. Remove one.")
+        return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: Any) -> Any:
         value = super().construct_scalar(node)
@@ -51,14 +57,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
         YamlError: it cannot be read, is too large, no YAML, or no mapping of names.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = read_regular(path, MAX_BYTES)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise YamlError(f"must be a file that can be read; {error.strerror or error}.") from error
-    if len(content) > MAX_BYTES:
-        raise YamlError(f"must have at most {MAX_BYTES} bytes; got more.")
+        raise YamlError(f"must be a file that can be read; {error.strerror}.") from error
     return parse_mapping(content)
 
 

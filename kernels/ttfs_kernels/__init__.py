@@ -4,13 +4,31 @@ Activations in, activations out: a spike at time t of layer l is stored as a = (
 length 1; 1 fires at the window's start, 0 is silent.
 """
 
-from ttfs_kernels.backends import available_backends, backend
-from ttfs_kernels.fused import fuse_passes
-from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.normalised import Normalisation, Normalised, normalised_conv2d, normalised_linear
-from ttfs_kernels.ops import dft_conv2d, dft_linear
-from ttfs_kernels.standardise import standardise_weights
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from ttfs_kernels.backends import available_backends, backend
+    from ttfs_kernels.fused import fuse_passes
+    from ttfs_kernels.neuron import Neuron
+    from ttfs_kernels.normalised import Normalisation, Normalised, normalised_conv2d, normalised_linear
+    from ttfs_kernels.ops import dft_conv2d, dft_linear
+    from ttfs_kernels.standardise import standardise_weights
+
+# Imported when first asked for: the neuron's properties, which commands list, need no PyTorch.
+_HOMES = {
+    "Neuron": "neuron",
+    "Normalisation": "normalised",
+    "Normalised": "normalised",
+    "available_backends": "backends",
+    "backend": "backends",
+    "dft_conv2d": "ops",
+    "dft_linear": "ops",
+    "fuse_passes": "fused",
+    "normalised_conv2d": "normalised",
+    "normalised_linear": "normalised",
+    "standardise_weights": "standardise",
+}
 __all__ = [
     "Neuron",
     "Normalisation",
@@ -24,3 +42,13 @@ __all__ = [
     "normalised_linear",
     "standardise_weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"ttfs_kernels.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

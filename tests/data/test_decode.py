@@ -54,6 +54,9 @@ def test_16_bit_images_keep_their_upper_bits_and_photographs_are_turned_upright(
     values = np.array([[0, 255, 256], [0x1234, 0xABCD, 0xFFFF]], dtype=np.uint16)
     pixels = decode_image(encoded(Image.fromarray(values)))
     np.testing.assert_array_equal(pixels[:, :, 0], [[0, 0, 1], [0x12, 0xAB, 0xFF]])
+    assert decode_image(encoded(Image.fromarray(np.zeros((2, 3), np.uint16)))).shape == (2, 3, 1)
+    with pytest.raises(ValueError, match="must use their upper bits; the brightest is 1023 of 65535"):
+        decode_image(encoded(Image.fromarray(values.clip(max=1023))))
     pixels, exif = random_images(1, 1, 4, 7)[0], Image.Exif()
     exif[0x0112] = 6  # turned clockwise by 90 degrees when shown
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
@@ -113,7 +116,7 @@ def test_grayscale_is_expanded_once_colour_is_met_or_asked_for(random_images, ke
     assert torch.equal(images[1], torch.from_numpy(colour[0]).permute(2, 0, 1))
     assert torch.equal(images[2], torch.from_numpy(gray[1]).expand(3, 6, 6))
     assert decode_all(list(gray), channels=3, keep=keep).images.shape == (2, 3, 6, 6)
-    with pytest.raises(ValueError, match="must be grayscale like the training images; got a colour image in row 1"):
+    with pytest.raises(ValueError, match="must be grayscale like the training images; got a colour image, row 1"):
         decode_all([gray[0], colour[0]], channels=1, keep=keep)
 
 
@@ -144,7 +147,7 @@ def test_bad_images_are_reported_and_skipped(random_images, encode_png, caplog, 
 @pytest.mark.parametrize("keep", [True, False])
 def test_images_of_different_sizes_are_resized_or_refused(random_images, keep):
     images = [b"x", random_images(1, 1, 6, 7)[0], random_images(1, 3, 9, 3)[0]]
-    with pytest.raises(ValueError, match=r"got 9x3 in row 2 of .*, where row 1 has 6x7\. Resize with --image-size"):
+    with pytest.raises(ValueError, match=r"got 9x3 in row 2 of .*, where row 1 of .* has 6x7\. Resize with --im"):
         decode_all(images, keep=keep)
     with pytest.raises(ValueError, match=r"got 6x7 in row 1 of .*, where the training images have 4x4"):
         decode_all(images, size=(4, 4), keep=keep)

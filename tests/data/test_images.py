@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from ttfs_triton.data.decode import EncodedImages, InMemoryImages
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
@@ -47,10 +48,13 @@ def test_a_folder_is_read(tmp_path, random_images, write_parquet, channels, stre
         (["dog", "cat", "dog"], None, [1, 0, 1], ["cat", "dog"]),
     ],
 )
-def test_labels_may_be_numbers_names_or_classes(tmp_path, random_images, write_parquet, labels, names, numbers, found):
+def test_labels_may_be_numbers_names_or_classes(
+    tmp_path, random_images, write_parquet, caplog, labels, names, numbers, found
+):
     write_parquet(tmp_path / "train.parquet", random_images(3), labels, names=names)
     data = load_images(None, tmp_path)
     assert (data.labels.tolist(), data.class_names) == (numbers, found)
+    assert ("2 of 5 classes have no image in the train split" in caplog.text) == (len(found) == 5)
 
 
 @pytest.mark.parametrize(
@@ -59,13 +63,35 @@ def test_labels_may_be_numbers_names_or_classes(tmp_path, random_images, write_p
         ([0, -1, -1], r"must be in 0 to 0; got -1 in row 1 of the train split of .* \(2 such rows\)\. Splits without"),
         ([0, None, 1], "labels must be given; got none in row 1"),
         ([0.5, 1.0, 2.0], "labels must be whole numbers or strings; got double in column 'label'"),
-        ([0, 10**9, 1], "labels must be below 1048576; got 1000000000 in row 1"),
+        ([0, 10**6, 1], "labels must number the classes from 0; got 1000000 in row 1 of .*, which has 3 rows"),
     ],
 )
 def test_labels_that_cannot_be_are_refused(tmp_path, random_images, write_parquet, labels, message):
     write_parquet(tmp_path / "train.parquet", random_images(3), labels)
     with pytest.raises(ValueError, match=message):
         load_images(None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"damaged", r"at most 0 images must be undecodable; got 1 up to .*/cat/01\.png \(UnidentifiedImageError"),
+        (Image.new("L", (9, 8)), r"sizes must be equal; got 8x9 in .*/cat/01\.png, where .*/cat/00\.png has 6x6"),
+        (Image.new("RGB", (6, 6)), None),
+    ],
+    ids=["damaged", "odd size", "colour"],
+)
+def test_the_file_of_an_image_that_does_not_fit_is_named(tmp_path, random_images, content, message):
+    folder = tmp_path / "train" / "cat"
+    folder.mkdir(parents=True)
+    for number, pixels in enumerate(random_images(3)):
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    gray = load_images(None, tmp_path)
+    odd = folder / "01.png"
+    odd.write_bytes(content) if isinstance(content, bytes) else content.save(odd)
+    message = message or r"must be grayscale like the training images; got a colour image, .*/cat/01\.png\. Convert"
+    with pytest.raises(ValueError, match=message):
+        load_images(None, tmp_path, max_bad_images=0, like=gray if "grayscale" in message else None)
 
 
 def test_columns_and_splits_without_images_are_refused(tmp_path, monkeypatch):

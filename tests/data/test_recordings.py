@@ -90,14 +90,17 @@ def test_recordings_that_cannot_be_used_are_skipped_and_named(n_mnist, caplog):
     with caplog.at_level(logging.WARNING):
         data = load_images(None, n_mnist, events=WINDOWS, max_bad_images=2)
     assert (data.labels.tolist(), data.skipped) == ([0], [0, 2])
-    assert "00002.bin: 00002.bin must hold whole events of 5 bytes; got 6 bytes" in caplog.text
+    assert f"{n_mnist}/Train/3/00002.bin cannot be decoded" in caplog.text
+    assert "00002.bin must hold whole events of 5 bytes; got 6 bytes" in caplog.text
     assert "events must be on the sensor of 34 × 34 pixels" in caplog.text
-    with pytest.raises(ValueError, match="at most 1 images must be undecodable; got 2 up to row 2"):
+    with pytest.raises(ValueError, match=r"at most 1 images must be undecodable; got 2 up to .*/Train/8/00001\.bin"):
         load_images(None, n_mnist, events=WINDOWS, max_bad_images=1)
     shutil.rmtree(n_mnist / "Train" / "8")
-    (n_mnist / "Train" / "3" / "00007.bin").unlink()
+    for name in ("00002", "00007"):
+        (n_mnist / "Train" / "3" / f"{name}.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="must hold images; got none that can be decoded"):
         load_images(None, n_mnist, events=WINDOWS)
+    assert "(ValueError: no event falls into its windows)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import datasets
@@ -87,6 +88,11 @@ def test_find_rows_rejects_damaged_and_empty_files(tmp_path):
         RuntimeError, match=r"must hold readable parquet files; got .*Arrow.*that the files are complete"
     ):
         find_rows(None, tmp_path, "train")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"must hold regular files; got .*train\.parquet, which is none"):
+        find_rows(None, tmp_path, "train")
+    path.unlink()
     columns = {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     with pytest.raises(ValueError, match="data_dir must hold rows; got none in"):

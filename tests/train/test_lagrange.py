@@ -13,7 +13,8 @@ from ttfs_triton.hardware.cost import energy_cost
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.train import train
 from ttfs_triton.train.lagrange import LagrangeMultipliers, SilentChannels
-from ttfs_triton.train.target import CostedNetwork, make_target, parse_target
+from ttfs_triton.train.options import parse_target
+from ttfs_triton.train.target import CostedNetwork, make_target
 
 
 def costed(wanted, specification="4C3-P2-6C3p0-P2-8", **options):

@@ -68,7 +68,7 @@ def test_of_many_locks_one_succeeds(tmp_path):
 
 def test_folder_that_cannot_be_used_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(RunFolderError, match="file must be a folder; got a file"):
+    with pytest.raises(RunFolderError, match="file' must be a folder that can be read; got Not a directory"):
         RunFolder(tmp_path / "file").claim(**FRESH)
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(FileLock, "acquire", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))

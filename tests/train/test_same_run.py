@@ -1,15 +1,20 @@
 """A run is what its checkpoint says: another one is refused, and what differs without harm is written down."""
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
 import yaml
 
-from tests.train.runs import SETTINGS, make_images, metrics
-from ttfs_triton.train import ConfigError, RunFolderError, TrainConfig, train
+from tests.train.runs import SETTINGS, At, change, make_images, metrics
+from ttfs_triton.run_records import Change
+from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, TrainConfig, train
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
-from ttfs_triton.train.resume import Change, Position, RunDescription, check_same_run
+from ttfs_triton.train.resume import Position, RunDescription, check_same_run
 
 CONSTANT = yaml.safe_load(SETTINGS) | {"epochs": 2, "schedule": "constant", "checkpoint_steps": 3}
 
@@ -42,9 +47,9 @@ def newest(run: Path) -> Path:
     return found
 
 
-def test_edited_configuration_is_noticed_before_data_are_loaded(run, monkeypatch):
+def test_other_keys_than_the_checkpoints_are_refused_before_data_are_loaded(run, monkeypatch):
     monkeypatch.setattr("ttfs_triton.train.run.load_data", lambda *_: pytest.fail("loaded"))
-    with pytest.raises(ConfigError, match=r"config\.yaml was edited since:\n  batch_size: 16 → 8\n  lr: 0\.02 → 0\.1"):
+    with pytest.raises(ConfigError, match=r"these keys differ:\n  batch_size: 16 → 8\n  lr: 0\.02 → 0\.1"):
         resumed(run, lr=0.1, batch_size=8)
 
 
@@ -60,28 +65,68 @@ KEYS = {"configuration": TrainConfig().model_dump(mode="json"), "precision": "no
 DESCRIPTION = RunDescription(**KEYS, data="a", test_data="b")
 
 
-def test_every_difference_is_named_and_another_number_of_processes_recorded():
+def test_every_difference_is_named():
     others = {"precision": "bf16", "data": "c", "test_data": "d", "layers": [], "teacher": "e"}
     with pytest.raises(ConfigError) as caught:
         check_same_run(Path("step-1"), DESCRIPTION, DESCRIPTION.model_copy(update=others), 1)
     named = [line.removeprefix("--resume: ").split(" must")[0] for line in str(caught.value).splitlines()]
     assert named == ["the training images", "the test images", "the network", "the teacher", "mixed precision"]
-    now = DESCRIPTION.model_copy(update={"processes": 1})
-    assert check_same_run(Path("step-1"), DESCRIPTION, now, 7) == [Change(7, "processes", 2, 1)]
 
 
-def test_a_state_that_is_none_is_told(run):
-    found = load_checkpoint(newest(run))
-    state = found.state | {"position": {"step": "three"}}
-    save_checkpoint(run / "checkpoints", found.step, tensors=found.tensors, state=state, keep_last=1)
-    with pytest.raises(CheckpointError, match=r"state\.json of .* must be as it was written:\n  position\.step: "):
+def test_other_processes_and_versions_are_recorded_and_told(run, capsys):
+    checkpoint = load_checkpoint(newest(run))
+    assert checkpoint.state["versions"]["torch"] == torch.__version__
+    rewrite(run, versions={"torch": "1.0", "ttfs-triton": checkpoint.state["versions"]["ttfs-triton"]}, processes=2)
+    changes = [Change(step=16, key="processes", before=2, after=1)]
+    changes += [Change(step=16, key="torch", before="1.0", after=torch.__version__)]
+    assert resumed(run)["changes"] == [change.model_dump() for change in changes]
+    shown = capsys.readouterr().out.replace("\n", " ")
+    assert f"changed on --resume      torch: '1.0' → '{torch.__version__}'" in shown
+
+
+def rewrite(run: Path, tensors: dict | None = None, **values) -> None:
+    """Other content in the newest checkpoint, under a manifest that fits."""
+    checkpoint = load_checkpoint(newest(run))
+    found = checkpoint.tensors | (tensors or {})
+    state = checkpoint.state | values
+    save_checkpoint(run / "checkpoints", checkpoint.step, tensors=found, state=state, keep_last=1)
+
+
+NONE = {"a": torch.zeros(1)}
+WRONG = [
+    {"position": {"step": "three"}},
+    {"position": {"step": 16, "epoch": 2, "step_in_epoch": -1}},
+    {"position": {"step": 16, "epoch": 1, "step_in_epoch": 8, "metrics": []}},
+    {"position": {"step": 8, "epoch": 1, "step_in_epoch": 0}},
+    {"position": {"best_accuracy": float("nan")}},
+    {"changes": 3},
+    {"configuration": []},
+    {"tensors": {"model": NONE}},
+    {"tensors": {"optimizer": {"0.exp_avg": torch.zeros(7)}}},
+    {"tensors": {"optimizer": NONE}},
+    {"tensors": {"average": {}}},
+    {"tensors": {"average": {"n_averaged": torch.tensor(float("nan"))}}},
+]
+
+
+@pytest.mark.parametrize("values", WRONG, ids=lambda values: str(values)[:60])
+def test_whole_checkpoint_with_wrong_content_is_told(run, values):
+    rewrite(run, **values)
+    with pytest.raises(CheckpointError, match=r"load_checkpoint: (state\.json of )?.*step-00000016 must (be as|hold)"):
+        resumed(run)
+
+
+def test_missing_tensors_of_a_checkpoint_are_told(run):
+    checkpoint = load_checkpoint(newest(run))
+    path, tensors = run / "checkpoints", {"model": checkpoint.tensors["model"]}
+    save_checkpoint(path, checkpoint.step, tensors=tensors, state=checkpoint.state, keep_last=1)
+    with pytest.raises(CheckpointError, match="must hold the state of this run; KeyError: 'optimizer'"):
         resumed(run)
 
 
 def test_position_is_best_by_accuracy_then_epoch():
     # The first epoch, whatever it reached; of two that are equal the later one.
-    accuracies = ((-1.0, 0.0, True), (0.99, 0.98, False), (0.98, 0.99, True), (0.99, 0.99, True))
-    for best, accuracy, expected in accuracies:
+    for best, accuracy, expected in ((-1.0, 0.0, True), (0.99, 0.98, False), (0.98, 0.99, True), (0.99, 0.99, True)):
         assert Position(best_accuracy=best).is_best(accuracy) is expected
 
 
@@ -93,7 +138,7 @@ def test_harmless_changes_are_recorded_and_an_ended_run_made_longer_equals_a_lon
     assert [(change["key"], change["after"]) for change in summary["changes"]] == changes
     assert yaml.safe_load((run / "config.yaml").read_text())["epochs"] == 3
     saved = load_checkpoint(newest(run)).state["changes"]
-    assert [change["key"] for change in saved] == ["data_dir", "epochs", "log_steps"]
+    assert [change["key"] for change in saved] == [key for key, _ in changes]
     train(TrainConfig(**CONSTANT | {"epochs": 3}, data_dir=data, output_dir=tmp_path / "long"))
     assert metrics(run) == metrics(tmp_path / "long")
 
@@ -123,9 +168,42 @@ def test_damaged_best_weights_are_noticed_before_training(run, monkeypatch):
 
 
 def test_damaged_summary_is_told(run):
-    for text in ('{"test_accuracy": 0.', "[]", '{"epochs": "2"}'):
+    for text in ('{"test_accuracy": 0.', "[]", '{"epochs": "2"}', "[" * 10**5):
         (run / "summary.json").write_text(text)
         with pytest.raises(RunFolderError, match=r"summary\.json must be a run's final figures; it is damaged"):
             resumed(run)
     (run / "summary.json").unlink()
     assert resumed(run)["epochs"] == 2
+
+
+def test_summary_names_the_weights_that_it_is_of(ended):
+    summary = json.loads((ended / "summary.json").read_text())
+    assert summary["weights_sha256"] == hashlib.sha256((ended / "best/model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("to", ["moved", None])
+def test_run_whose_folder_vanishes_says_where_its_last_checkpoint_is(config, tmp_path, to):
+    def vanish(loop):
+        loop.folder.path.rename(tmp_path / to) if to else shutil.rmtree(loop.folder.path)
+
+    with pytest.raises(RunFolderError, match="must stay where it is while a run writes into it; got it") as caught:
+        train(change(config, epochs=2), callbacks=[At(11, vanish)])
+    assert not config.output_dir.exists()
+    last = f"Last whole checkpoint: {tmp_path / str(to) / 'checkpoints' / 'step-00000008'}. Move"
+    assert (last if to else "got it deleted. Start anew.") in str(caught.value)
+
+
+def test_average_that_is_not_a_number_stops_a_run_before_it_is_saved(config):
+    def spoil(loop):
+        next(loop.average.module.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(NonFiniteLossError, match=r"epoch 2: the weights that are scored must be finite; got others in"):
+        train(change(config, epochs=2), callbacks=[At(11, spoil)])
+    assert [path.name for path in (config.output_dir / "checkpoints").iterdir()] == ["step-00000008"]
+
+
+def test_start_that_wrote_nothing_advises_no_resuming(config, monkeypatch):
+    full = Mock(side_effect=OSError(28, "No space left on device", "config.yaml"))
+    monkeypatch.setattr("ttfs_triton.train.run_folder.write_text", full)
+    with pytest.raises(RunFolderError, match=r"No space left on device .* Mend that\. Start it again\.$"):
+        train(config)

@@ -8,7 +8,8 @@ from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, train
 from ttfs_triton.train.config import make_config
 from ttfs_triton.train.display import _target_words
-from ttfs_triton.train.target import Wanted, make_target
+from ttfs_triton.train.options import Wanted
+from ttfs_triton.train.target import make_target
 
 
 @pytest.mark.parametrize(
@@ -76,5 +77,5 @@ def test_goal_that_no_pressure_brings_nearer_is_told_from_one_that_needs_time():
     for course in ([[0.4], [0.31], [0.27], [0.25]], [[0.4], [0.21], [0.2], [0.203]], [[0.3]]):
         assert not sparsity.stalled(course)
     summary = {"kind": "sparsity", **sparsity.to_dict(None, [0.3], stalled=True)}
-    assert "not reached within 2%. It came hardly nearer in the second half of the run" in _target_words(summary)
-    assert "not reached within 2%. More --epochs" in _target_words(summary | {"stalled": False})
+    assert "not reached within 2%. The second half of the run hardly helped" in _target_words(summary)
+    assert "not reached within 2%. Train longer (--epochs)" in _target_words(summary | {"stalled": False})

@@ -14,7 +14,23 @@ seeded once for a pipeline, not by image; and it is for one vendor's machines, w
 repeats an image under another number of processes or another batch size.
 """
 
-from ttfs_triton.augment.augmentation import Augmentation
-from ttfs_triton.augment.mixing import Mixing, draw_mixing, mix
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from ttfs_triton.augment.augmentation import Augmentation
+    from ttfs_triton.augment.mixing import Mixing, draw_mixing, mix
+
+# Imported when first asked for: the options of a command need no PyTorch.
+_HOMES = {"Augmentation": "augmentation", "Mixing": "mixing", "draw_mixing": "mixing", "mix": "mixing"}
 __all__ = ["Augmentation", "Mixing", "draw_mixing", "mix"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"ttfs_triton.augment.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from ttfs_triton.augment.geometry import IDENTITY, affine, rotation
+from ttfs_triton.augment.options import PolicyName
 from ttfs_triton.augment.philox import APPLIED, SIGN, SUB_POLICY, below
-
-PolicyName = Literal["cifar10", "svhn", "imagenet"]
 
 
 class Kind(IntEnum):

@@ -24,7 +24,7 @@ from torch import Tensor
 from ttfs_triton.atomic import write_json
 from ttfs_triton.data.decode import Decoded, EncodedImages
 from ttfs_triton.data.pixels import GRAYSCALE_MODES
-from ttfs_triton.data.reading import BadImages, open_image, read_rows
+from ttfs_triton.data.reading import BadImages, open_image, read_rows, row_names
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def check_rows(
         ValueError: colour images where grayscale is asked for, too many that cannot be decoded, or none left.
     """
     path = Path(datasets_config.HF_DATASETS_CACHE) / "checked-images" / f"{_key(rows, row_numbers)}.json"
-    bad = BadImages(where, max_bad_images)
+    bad = BadImages(where, max_bad_images, row_names(rows, where))
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
         for row, reason in found["bad"]:

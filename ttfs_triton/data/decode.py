@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ttfs_triton.data.pixels import Crop, centre_crop, random_crop
-from ttfs_triton.data.reading import DECODER_ERRORS, BadImages, decode_image, decoding_threads, read_rows
+from ttfs_triton.data.reading import DECODER_ERRORS, BadImages, decode_image, decoding_threads, read_rows, row_names
 
 _MODES = {1: "L", 3: "RGB"}
 _MEMORY_FRACTION = 0.8  # of the available memory, for the pixels
@@ -101,9 +101,10 @@ class EncodedImages:
                 try:
                     pixels[place] = decode_image(encoded[place], self.image_size, _MODES[channels], self._crop(row))
                 except DECODER_ERRORS as error:
+                    name = row_names(self.rows, "the data")(row)
                     raise DataLostError(
-                        f"images_at: every image must stay as it was when the run began; got row {row} of the data, "
-                        f"which cannot be decoded any more ({type(error).__name__}: {error}). Put it back."
+                        f"images_at: every image must stay as it was when the run began; got {name}, which cannot "
+                        f"be decoded any more ({type(error).__name__}: {error}). Put it back."
                     ) from error
 
         threads = 1 if get_worker_info() is not None else min(decoding_threads(), len(indices))
@@ -140,8 +141,17 @@ class Decoded:
 class _Decoder:
     """Collects images one by one; allocates when the first one is known."""
 
-    def __init__(self, total: int, keep: bool, channels: int | None, size: tuple[int, int] | None, where: str):
-        self.total, self.keep, self.channels, self.size, self.where = total, keep, channels, size, where
+    def __init__(
+        self,
+        total: int,
+        keep: bool,
+        channels: int | None,
+        size: tuple[int, int] | None,
+        where: str,
+        name: Callable[[int], str],
+    ) -> None:
+        self.total, self.keep, self.channels, self.size = total, keep, channels, size
+        self.where, self.name = where, name
         self.fixed_channels = channels is not None
         self.pixels: np.ndarray | None = None
         self.first_row = -1
@@ -154,10 +164,10 @@ class _Decoder:
         if self.count == 0:
             self.first_row = row
         if (height, width) != self.size:
-            reference = f"row {self.first_row} has" if self.count else "the training images have"
+            reference = f"{self.name(self.first_row)} has" if self.count else "the training images have"
             raise ValueError(
-                f"load_images: image sizes must be equal; got {height}x{width} in row {row} of "
-                f"{self.where}, where {reference} {self.size[0]}x{self.size[1]}. Resize with --image-size."
+                f"load_images: image sizes must be equal; got {height}x{width} in {self.name(row)}, where {reference} "
+                f"{self.size[0]}x{self.size[1]}. Resize with --image-size."
             )
         self._set_channels(row, channels)
         if self.pixels is not None:
@@ -174,8 +184,8 @@ class _Decoder:
             return
         if self.fixed_channels and wanted != self.channels:
             raise ValueError(
-                f"load_images: images must be grayscale like the training images; got a colour image in row {row} "
-                f"of {self.where}. Convert one of the splits."
+                f"load_images: images must be grayscale like the training images; got a colour image, "
+                f"{self.name(row)}. Convert one of the splits."
             )
         self.channels = wanted
         if not self.keep:
@@ -221,8 +231,9 @@ def decode_rows(
         NotEnoughMemoryError: the pixels do not fit into memory.
     """
     target = size if resize else None
-    decoder = _Decoder(len(row_numbers), keep, channels, size, where)
-    bad = BadImages(where, max_bad_images)
+    name = row_names(rows, where)
+    decoder = _Decoder(len(row_numbers), keep, channels, size, where, name)
+    bad = BadImages(where, max_bad_images, name)
     for row, image in bad.good(row_numbers, read_rows(rows, row_numbers, partial(decode_image, size=target), progress)):
         decoder.add(row, image)
     assert decoder.size is not None

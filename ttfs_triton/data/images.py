@@ -24,8 +24,8 @@ from ttfs_triton.data.sources import Rows, find_rows, image_column, label_column
 
 logger = logging.getLogger(__name__)
 
-MAX_CLASSES = 2**20
-"""That whole numbers may name: each gets a name, so one label of 10⁹ would take 8 GB."""
+MANY_CLASSES = 1000
+"""If whole numbers name more classes than there are images, one of them is no label."""
 
 
 @dataclass(frozen=True)
@@ -337,12 +337,14 @@ def _labels(rows: Rows, name: str | None, where: str, like: ImageData | None) ->
         known, names = len(like.class_names), like.class_names
     if known is None:
         known = int(labels.max()) + 1
-        if known > MAX_CLASSES:
+        if known > max(MANY_CLASSES, len(labels)):
             row = int(labels.argmax())
             raise ValueError(
-                f"load_images: labels must be below {MAX_CLASSES}; got {known - 1} in row {row} of {where}. "
-                "Number the classes from 0."
+                f"load_images: labels must number the classes from 0; got {known - 1} in row {row} of {where}, which "
+                f"has {len(labels)} rows. Number the classes without gaps, or name them."
             )
+        if (empty := known - len(labels.unique())) > 0:
+            logger.warning("load_images: %d of %d classes have no image in %s.", empty, known, where)
     wrong = ((labels < 0) | (labels >= known)).nonzero()
     if len(wrong):
         row = int(wrong[0])

@@ -22,6 +22,8 @@ ATTEMPTS = 10
 # Evaluation looks at the middle 224 pixels of 256.
 MARGIN = 8 / 7
 GRAYSCALE_MODES = ("1", "L", "LA")
+DARKEST_16_BIT = 2**12
+"""What the brightest level of a 16-bit image must reach: below, 8 bits leave less than 16 levels, near black."""
 
 
 def image_pixels(
@@ -38,14 +40,20 @@ def image_pixels(
     Returns:
         [height, width, C], uint8; C = 1 for mode "L", else 3.
     Raises:
-        ValueError: a pixel format without a meaning as 8-bit values.
+        ValueError: a pixel format without a meaning as 8-bit values, or 16 bits of which the upper ones are unused.
     """
     if "exif" in image.info:
         image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):
         raise ValueError(f"pixel mode {image.mode} has no 8-bit meaning")
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        levels = np.asarray(image)
+        if 0 < (brightest := int(levels.max())) < DARKEST_16_BIT:
+            raise ValueError(
+                f"16-bit pixels must use their upper bits; the brightest is {brightest} of 65535, as of 10- or 12-bit "
+                "cameras. Multiply them up to 16 bits"
+            )
+        image = Image.fromarray((levels >> 8).astype(np.uint8))
     image = image.convert(mode or ("L" if image.mode in GRAYSCALE_MODES else "RGB"))
     if size is not None and crop is not None:
         image = crop(image, size)

@@ -138,20 +138,32 @@ def decoding_threads() -> int:
     return max(1, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
+def row_names(rows: datasets.Dataset, where: str) -> Callable[[int], str]:
+    """What to call a row in messages: its file, or, where the table holds the images, its number."""
+    column = rows.column_names[0]
+
+    def name(row: int) -> str:
+        encoded = rows[row][column]
+        return encoded["path"] if encoded and not encoded["bytes"] and encoded["path"] else f"row {row} of {where}"
+
+    return name
+
+
 class BadImages:
     """The images of a split that cannot be decoded: each is logged, too many are an error.
 
     Args:
         where: split and origin, for messages.
         limit: how many there may be.
+        name: what to call a row.
     Attributes:
         rows: their row numbers.
         reasons: one a row.
         kept: positions of the others among the rows that `good` was given.
     """
 
-    def __init__(self, where: str, limit: int) -> None:
-        self.where, self.limit = where, limit
+    def __init__(self, where: str, limit: int, name: Callable[[int], str]) -> None:
+        self.where, self.limit, self.name = where, limit, name
         self.rows: list[int] = []
         self.reasons: list[str] = []
         self.kept: list[int] = []
@@ -164,27 +176,26 @@ class BadImages:
         """
         for position, (row, result) in enumerate(zip(row_numbers.tolist(), results, strict=True)):
             if isinstance(result, Exception):
-                self.add(row, result)
+                self.add(row, f"{type(result).__name__}: {result}")
             else:
                 self.kept.append(position)
                 yield row, result
         self.require_any(self.kept)
 
-    def add(self, row: int, problem: Exception | str) -> None:
+    def add(self, row: int, reason: str) -> None:
         """Skip a row.
 
         Raises:
             ValueError: it is one too many.
         """
-        reason = problem if isinstance(problem, str) else f"{type(problem).__name__}: {problem}"
         self.rows.append(row)
         self.reasons.append(reason)
         if len(self.rows) > self.limit:
             raise ValueError(
-                f"load_images: at most {self.limit} images must be undecodable; got {len(self.rows)} up to row "
-                f"{row} of {self.where} ({reason}). Repair the data, or raise --max-bad-images."
-            ) from (problem if isinstance(problem, Exception) else None)
-        logger.warning("load_images: row %d of %s cannot be decoded (%s); skipped.", row, self.where, reason)
+                f"load_images: at most {self.limit} images must be undecodable; got {len(self.rows)} up to "
+                f"{self.name(row)} ({reason}). Repair the data, or raise --max-bad-images."
+            )
+        logger.warning("load_images: %s cannot be decoded (%s); skipped.", self.name(row), reason)
 
     def require_any(self, kept: Sequence[int]) -> None:
         """ValueError if no image is left."""

@@ -136,13 +136,14 @@ def decode_recordings(
     def read(row: int) -> np.ndarray | Exception:
         item = found.items[row]
         try:
-            return first_spike_levels(file.events(item), sensor, windows, start=item.start, stop=item.stop)
+            levels = first_spike_levels(file.events(item), sensor, windows, start=item.start, stop=item.stop)
         except (OSError, TypeError, ValueError) as error:
-            return ValueError(f"{item.path}: {error}")
+            return error
+        return levels if levels.any() else ValueError("no event falls into its windows")
 
     visible = progress and Console().is_terminal
     rows = track(row_numbers.tolist(), description="Reading events", transient=True, disable=not visible)
-    bad = BadImages(where, max_bad_images)
+    bad = BadImages(where, max_bad_images, lambda row: str(found.items[row].path))
     for place, (_, levels) in enumerate(bad.good(row_numbers, map(read, rows))):
         pixels[place] = levels.transpose(1, 2, 0)
         digest.update(pixels[place].data)

@@ -173,6 +173,8 @@ def _parquet_files(folder: Path, name: str) -> list[Path]:
             f"load_images: data_dir must hold one data set; got {str(folder)!r}, with {name} files in "
             f"{', '.join(parents)}. Point --data-dir at one of them."
         )
+    if odd := next((path for path in files if not path.is_file()), None):  # reading a pipe would wait for ever
+        raise ValueError(f"load_images: data_dir must hold regular files; got {odd}, which is none. Remove it.")
     return sorted(files)
 
 

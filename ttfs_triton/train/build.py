@@ -274,7 +274,12 @@ def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
     Where a rate has a factor, its parameters decay by the same share a step as with a factor of 1.
     """
     groups = [
-        {"params": parameters, "lr": config.lr * rate, "weight_decay": config.weight_decay / rate if decays else 0.0}
+        {
+            "params": parameters,
+            "lr": config.lr * rate,
+            "initial_lr": config.lr * rate,  # its peak, as of PyTorch's schedules
+            "weight_decay": config.weight_decay / rate if decays else 0.0,
+        }
         for (decays, rate), parameters in _by_rate(config, network).items()
     ]
     # Fused: one pass over weights and moments instead of ten, on CPU and GPU alike.

@@ -22,7 +22,8 @@ from safetensors.torch import load as from_safetensors
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ttfs_triton.atomic import PARTIAL, hidden_name, make_folder, sync_folder, tensor_bytes, write_synced
+from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, tensor_bytes, write_synced
+from ttfs_triton.regular_file import read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def save_checkpoint(
     one process of a run.
 
     Args:
-        folder: `<run>/checkpoints`, created if need be.
+        folder: `<run>/checkpoints`, which must exist: a run whose folder was moved makes no second one.
         step: optimizer steps done.
         tensors: file stem → name → tensor; see `tensor_bytes` for what a tensor may be.
         state: JSON values.
@@ -95,7 +96,6 @@ def save_checkpoint(
     final = folder / checkpoint_name(step)
     partial = hidden_name(final, PARTIAL)
     state_bytes = json.dumps(state, indent=1).encode()
-    make_folder(folder)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
@@ -135,10 +135,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     manifest = _read_manifest(path)
     content = dict(_read_files(path, manifest))
     try:
-        state = json.loads(content.pop("state.json"), object_hook=_plain)
+        state = json.loads(content.pop("state.json"))
         tensors = {name.removesuffix(_SUFFIX): from_safetensors(content.pop(name)) for name in list(content)}
-    except (KeyError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"load_checkpoint: {path} cannot be decoded; got {error!r}.") from error
+    except (KeyError, ValueError, RecursionError, SafetensorError) as error:
+        raise _damaged(path, f"it cannot be decoded, {error!r:.200}") from error
     return Checkpoint(manifest.step, tensors, state)
 
 
@@ -255,9 +255,11 @@ def _check_size(path: Path, name: str, entry: _File) -> None:
 
 def _read_manifest(path: Path) -> _Manifest:
     try:
-        manifest = _Manifest.model_validate_json((path / "manifest.json").read_bytes())
+        manifest = _Manifest.model_validate_json(read_regular(path / "manifest.json"))
     except FileNotFoundError as error:
         raise _damaged(path, "manifest.json is missing") from error
+    except OSError as error:
+        raise _damaged(path, f"manifest.json cannot be read, {error.strerror}") from error
     except ValidationError as error:
         problem = error.errors()[0]
         message = f"manifest.json is not a manifest: {problem['msg']} at {list(problem['loc'])}"
@@ -279,61 +281,40 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
     )
 
 
-def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Flatten an optimizer's state.
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Moments and step counts as `<parameter index>.<name>`, sharing memory with the optimizer.
 
-    Args:
-        optimizer: any torch optimizer, stepped or not.
-    Returns:
-        tensors: `<parameter index>.<name>` (moments, step counts) and `group<index>.<name>` (a learning rate
-            held in a tensor), sharing memory with the optimizer.
-        state: everything else, JSON values.
+    All else of an optimizer follows from configuration and step.
     """
-    found = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-
-    def without_tensors(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        own = {key: value for key, value in values.items() if isinstance(value, Tensor)}
-        tensors.update({f"{prefix}.{key}": value for key, value in own.items()})
-        return {key: value for key, value in values.items() if key not in own}
-
-    return tensors, {
-        "state": {str(index): without_tensors(str(index), values) for index, values in found["state"].items()},
-        "param_groups": [without_tensors(f"group{i}", group) for i, group in enumerate(found["param_groups"])],
+    return {
+        f"{index}.{name}": value
+        for index, parameter in enumerate(_parameters(optimizer))
+        for name, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
     }
 
 
-def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Load what `pack_optimizer` returned; the next step is then, bit for bit, the one that would have come.
+def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Load what `optimizer_tensors` gave; the next step is then, bit for bit, the one that would have come.
 
     Args:
-        optimizer: of the same class, over parameters of the same shapes in the same groups.
-        tensors, state: from `pack_optimizer`, straight or through a file.
+        optimizer: of the same class, over parameters of the same shapes in the same order.
+        tensors: as given, straight or through a file.
     Raises:
-        ValueError: the groups are others.
+        ValueError: they are of other parameters.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    states = {int(index): dict(values) for index, values in state["state"].items()}
-    groups = [
-        # JSON has no tuples: the betas of Adam.
-        {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()}
-        for group in state["param_groups"]
-    ]
+    parameters = _parameters(optimizer)
     for name, tensor in tensors.items():
-        prefix, key = name.split(".", 1)
-        if prefix.startswith("group"):
-            groups[int(prefix.removeprefix("group"))][key] = tensor
-            continue
-        parameter = parameters[int(prefix)]
+        index, _, key = name.partition(".")
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise ValueError(f"optimizer: {name} must be of one of {len(parameters)} parameters")
+        parameter = parameters[int(index)]
+        if tensor.dim() and tensor.shape != parameter.shape:
+            raise ValueError(f"optimizer: {name} must be {list(parameter.shape)}; got {list(tensor.shape)}")
         # Fused kernels walk memory in order: moments need the strides of their parameter.
-        like = parameter if tensor.shape == parameter.shape else tensor
-        moment = torch.empty_like(like, dtype=tensor.dtype, device=tensor.device)
-        states[int(prefix)][key] = moment.copy_(tensor)
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
+        moment = torch.empty_like(parameter if tensor.dim() else tensor, dtype=tensor.dtype, device=parameter.device)
+        optimizer.state[parameter][key] = moment.copy_(tensor).detach()
 
 
-def _plain(values: dict[str, Any]) -> Any:
-    """Tuples and floats that are not finite, as earlier versions wrote them."""
-    if values.keys() == {"__tuple__"}:
-        return tuple(values["__tuple__"])
-    return float(values["__float__"]) if values.keys() == {"__float__"} else values
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

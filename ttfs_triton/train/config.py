@@ -8,6 +8,7 @@ presets:            by name: keys that `--preset NAME` sets
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from ttfs_triton.augment.augmentation import AugmentationOptions
+from ttfs_triton.augment.options import AugmentationOptions
 from ttfs_triton.command_line import TRACEBACK, OptionsError, parse_options, plain_errors, problem_lines, program
 from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.train.options import (
@@ -137,8 +138,8 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     values = written.values(known.preset or mine.get("preset")) | mine
     source = str(known.config or recipe)
     saved = known.output_dir / "config.yaml" if known.resume and known.output_dir else None
-    if saved is not None and saved.is_file():
-        # A run goes on with what it was started with; flags may repeat it, not change it.
+    if saved is not None and os.path.isfile(saved):  # a name may be too long
+        # What its checkpoints contradict of flags is refused when the run goes on; see `check_configuration`.
         values, source = without_retired(read_yaml(saved)), str(saved)
         if values.get("network") is not None and known.network is None:
             raise ConfigError(
@@ -158,11 +159,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     except OptionsError as error:
         raise ConfigError(str(error)) from None
     del given["config"]
-    config = make_config(given, "the command line")
-    if saved is not None and saved.is_file():
-        rule = f"the configuration must be the one in {saved}; these keys differ"
-        refuse_changes(base, config, rule, "Leave those flags away, or start a new run with another --output-dir.")
-    return config
+    return make_config(given, "the command line")
 
 
 @dataclass(frozen=True)
@@ -264,13 +261,6 @@ def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any
     if new.schedule in OPEN_SCHEDULES and new.epochs > old.epochs:
         changes.pop("epochs", None)
     return changes
-
-
-def refuse_changes(old: TrainConfig, new: TrainConfig, rule: str, remedy: str) -> None:
-    """Raise ConfigError if a resumed run would take another course than the one it was started on; names each key."""
-    if changes := changed_keys(old, new):
-        lines = "\n".join(f"  {key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
-        raise ConfigError(f"--resume: {rule}:\n{lines}\n{remedy}")
 
 
 def without_retired(values: dict[str, Any]) -> dict[str, Any]:

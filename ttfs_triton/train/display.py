@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ttfs_triton.nn import LayerStatistics
+from ttfs_triton.run_records import EpochLine, Summary
 from ttfs_triton.scoring import layer_table
 from ttfs_triton.train.target import UNITS
 
@@ -46,17 +47,17 @@ class Display:
         """Take the bar away."""
         self.progress.stop()
 
-    def epoch(self, line: dict[str, Any], epochs: int, best: bool, layers: Sequence[LayerStatistics]) -> None:
+    def epoch(self, line: EpochLine, epochs: int, best: bool, layers: Sequence[LayerStatistics]) -> None:
         """One line about an epoch, and another one when a layer has become blind to the validation images."""
-        text = f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}  loss {line['train_loss']:.3f}"
-        text += f"  train {line['train_accuracy']:.2%}"
-        if "val_accuracy" in line:
-            text += f"  val {line['val_accuracy']:.2%}  sparsity {line['sparsity']:.3f}"
-        if "rise" in line:
-            text += f"  σ at {line['rise']:.0%} of its goal"
-        if "cost" in line:
-            text += "  cost " + ", ".join(f"{value:.4g}" for value in line["cost"].values())
-        text += f"  {line['images_per_second']:.0f} images/s  {line['seconds']:.1f} s"
+        text = f"epoch {line.epoch:>{len(str(epochs))}}/{epochs}  loss {line.train_loss:.3f}"
+        text += f"  train {line.train_accuracy:.2%}"
+        if line.val_accuracy is not None:
+            text += f"  val {line.val_accuracy:.2%}  sparsity {line.sparsity:.3f}"
+        if line.rise is not None:
+            text += f"  σ at {line.rise:.0%} of its goal"
+        if line.cost is not None:
+            text += "  cost " + ", ".join(f"{value:.4g}" for value in line.cost.values())
+        text += f"  {line.images_per_second:.0f} images/s  {line.seconds:.1f} s"
         self.say(text + ("  *" if best else ""))
         self._warn_of_blindness(layers)
 
@@ -72,19 +73,20 @@ class Display:
             )
         self._blind = "" if blind is None else blind.name
 
-    def result(self, summary: dict[str, Any], layers: Sequence[LayerStatistics]) -> None:
+    def result(self, summary: Summary, layers: Sequence[LayerStatistics]) -> None:
         """Table of the layers, then the figures of the run."""
-        self.console.print(layer_table(layers, f"Test: {summary['test_images']:,} images"))
+        self.console.print(layer_table(layers, f"Test: {summary.test_images:,} images"))
+        accuracy = "none (last epoch used)"
+        if summary.val_accuracy is not None:
+            accuracy = f"{summary.val_accuracy:.2%}  (epoch {summary.best_epoch})"
         lines = [
-            f"test accuracy            {summary['test_accuracy']:.2%}",
-            f"  by the first spike     {summary['test_first_spike_accuracy']:.2%}  ({summary['ties']} ties)",
-            f"validation accuracy      {summary['val_accuracy']:.2%}  (epoch {summary['best_epoch']})"
-            if summary["val_accuracy"] is not None
-            else "validation accuracy      none (last epoch used)",
-            f"sparsity                 {summary['sparsity']:.4f}  hidden spikes / hidden neurons",
-            *([f"target                   {_target_words(summary['target'])}"] if summary["target"] else []),
-            f"training                 {summary['epochs']} epochs, {summary['seconds_per_epoch']:.1f} s each, "
-            f"{summary['images_per_second']:.0f} images/s",
+            f"test accuracy            {summary.test_accuracy:.2%}",
+            f"  by the first spike     {summary.test_first_spike_accuracy:.2%}  ({summary.ties} ties)",
+            f"validation accuracy      {accuracy}",
+            f"sparsity                 {summary.sparsity:.4f}  hidden spikes / hidden neurons",
+            *([f"target                   {_target_words(summary.target)}"] if summary.target else []),
+            f"training                 {summary.epochs} epochs, {summary.seconds_per_epoch:.1f} s each, "
+            f"{summary.images_per_second:.0f} images/s",
         ]
         self.say("\n".join(lines))
         self._warn_of_blindness(layers)
@@ -103,8 +105,8 @@ def _target_words(target: dict[str, Any]) -> str:
     if target["reached"]:
         return words
     if target["stalled"]:
-        return f"{words}. It came hardly nearer in the second half of the run: choose another goal or a smaller network"
-    return f"{words}. More --epochs give the multiplier more time"
+        return f"{words}. The second half of the run hardly helped: choose another goal or a smaller network"
+    return f"{words}. Train longer (--epochs)"
 
 
 def is_blind(layer: LayerStatistics) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.model.weights import LoadError, read_weights_into
 from ttfs_triton.nn.weighted import WeightedLayer
+from ttfs_triton.run_records import Summary
 from ttfs_triton.scoring import (
     Evaluation,
     EvaluationBatches,
@@ -160,36 +160,36 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
     loop.display.result(summary, evaluation.layers)
     loop.display.say(f"run folder               {folder.path}")
     accelerator.wait_for_everyone()
-    return summary
+    return summary.model_dump()
 
 
-def _make_summary(loop: TrainingLoop, test: Evaluation, counts: Counts) -> dict[str, Any]:
+def _make_summary(loop: TrainingLoop, test: Evaluation, counts: Counts) -> Summary:
     config, metrics = loop.config, loop.position.metrics
     best = metrics[loop.position.best_epoch - 1]
-    seconds = sum(line["seconds"] for line in metrics)
-    images = len(metrics) * loop.steps_per_epoch * config.batch_size
-    return {
-        "test_accuracy": test.accuracy,
-        "test_first_spike_accuracy": test.first_spike_accuracy,
-        "test_images": test.images,
-        "test_fingerprint": loop.data.test.fingerprint,
-        "ties": test.ties,
-        "no_spike": test.no_spike,
-        "val_accuracy": best.get("val_accuracy"),
-        "best_epoch": loop.position.best_epoch,
-        "sparsity": test.sparsity,
-        "sparsity_with_outputs": test.sparsity_with_outputs,
-        "sparsity_as_published": counts.sparsity_as_published,
-        "target": None if loop.target is None else loop.target.result(metrics, best, counts),
-        "counts": counts.to_dict(),
-        "epochs": len(metrics),
-        "seconds_per_epoch": seconds / len(metrics),
-        "images_per_second": images / seconds,
-        "seed": config.seed,
-        "skipped_images": {"train": loop.data.train.skipped, "test": loop.data.test.skipped},
-        "versions": versions(),
-        "device": device_name(loop.accelerator.device),
-        "processes": loop.accelerator.num_processes,
-        "mixed_precision": loop.accelerator.mixed_precision,
-        "changes": [asdict(change) for change in loop.changes],
-    }
+    seconds = sum(line.seconds for line in metrics)
+    return Summary(
+        test_accuracy=test.accuracy,
+        test_first_spike_accuracy=test.first_spike_accuracy,
+        test_images=test.images,
+        test_fingerprint=loop.data.test.fingerprint,
+        ties=test.ties,
+        no_spike=test.no_spike,
+        val_accuracy=best.val_accuracy,
+        best_epoch=loop.position.best_epoch,
+        weights_sha256=loop.folder.best_sha256(),
+        sparsity=test.sparsity,
+        sparsity_with_outputs=test.sparsity_with_outputs,
+        sparsity_as_published=counts.sparsity_as_published,
+        target=None if loop.target is None else loop.target.result(metrics, best, counts),
+        counts=counts.to_dict(),
+        epochs=len(metrics),
+        seconds_per_epoch=seconds / len(metrics),
+        images_per_second=len(metrics) * loop.steps_per_epoch * config.batch_size / seconds,
+        seed=config.seed,
+        skipped_images={"train": loop.data.train.skipped, "test": loop.data.test.skipped},
+        versions=versions(),
+        device=device_name(loop.accelerator.device),
+        processes=loop.accelerator.num_processes,
+        mixed_precision=loop.accelerator.mixed_precision,
+        changes=loop.changes,
+    )

@@ -20,6 +20,7 @@ from ttfs_triton.data.images import draw_images
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.hardware.counts.synapses import neurons_reached
 from ttfs_triton.nn import NetworkGraph, Stage
+from ttfs_triton.run_records import EpochLine
 from ttfs_triton.scoring import Evaluation, sum_over_processes
 from ttfs_triton.train.build import RunData
 from ttfs_triton.train.config import TrainConfig
@@ -132,7 +133,7 @@ class LagrangeMultipliers:
         """All that the next step depends on, [quantities, costs]."""
         return {"state": self._state}
 
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on where `state` was taken."""
         self._state.copy_(state["state"])
 
@@ -256,7 +257,7 @@ class TargetTraining:
         named = self.target.named
         return {"cost": named(self.measured), "multiplier": named(self.multipliers.values())}
 
-    def result(self, metrics: Sequence[Mapping[str, Any]], best: Mapping[str, Any], test: Counts) -> dict[str, Any]:
+    def result(self, metrics: Sequence[EpochLine], best: EpochLine, test: Counts) -> dict[str, Any]:
         """What was wanted and what was reached, for the summary.
 
         Args:
@@ -264,8 +265,8 @@ class TargetTraining:
             best: that of the best one.
             test: counts of its weights on the test images.
         """
-        stalled = self.target.stalled([list(line["cost"].values()) for line in metrics])
-        validation = best["cost"] if "val_accuracy" in best else None
+        stalled = self.target.stalled([list((line.cost or {}).values()) for line in metrics])
+        validation = None if best.val_accuracy is None else best.cost
         return self.target.to_dict(validation, self.target.measure(test), stalled)
 
     @property

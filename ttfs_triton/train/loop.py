@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
+from ttfs_triton.run_records import Change, EpochLine
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, device_name, sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.batches import EpochBatches, train_loader
@@ -32,12 +34,12 @@ from ttfs_triton.train.build import (
     place_data,
 )
 from ttfs_triton.train.checkpoint import (
+    CheckpointError,
     checkpoint_name,
-    latest_checkpoint,
     load_checkpoint,
-    pack_optimizer,
+    load_optimizer_tensors,
+    optimizer_tensors,
     save_checkpoint,
-    unpack_optimizer,
 )
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.device import (
@@ -52,15 +54,15 @@ from ttfs_triton.train.display import Display
 from ttfs_triton.train.evaluation import Evaluator, refresh_statistics
 from ttfs_triton.train.lagrange import TargetTraining
 from ttfs_triton.train.profile import StepProfiler
-from ttfs_triton.train.resume import Change, EpochTotals, Position, RunDescription, RunState, check_same_run, read_state
+from ttfs_triton.train.resume import EpochTotals, Position, RunDescription, RunState, check_same_run, read_state
 from ttfs_triton.train.run_folder import RunFolder
-from ttfs_triton.train.schedules import PersistenceSchedule, build_schedule
+from ttfs_triton.train.schedules import PersistenceSchedule, rate_factor
 from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, make_average
 from ttfs_triton.train.teacher import load_teacher
 
 
 class NonFiniteLossError(RuntimeError):
-    """Loss or gradient became infinite or not a number; no update was made from that step on."""
+    """Loss, gradient or averaged weights became infinite or not a number; nothing was saved from there on."""
 
 
 class Callback:
@@ -99,6 +101,7 @@ class TrainingLoop:
         stop: asks the loop to end at the next step.
         network: to train. Default: the one that the configuration describes.
         callbacks: told of steps and epochs.
+        checkpoint: to go on from.
     Attributes:
         network: the bare network; `model` is what is called in training (distributed, compiled).
         steps, steps_per_epoch: optimiser steps of the run, and of an epoch.
@@ -119,17 +122,19 @@ class TrainingLoop:
         stop: StopRequest,
         network: nn.Module | None = None,
         callbacks: Sequence[Callback] = (),
+        checkpoint: Path | None = None,
     ) -> None:
-        self.callbacks = callbacks
+        self.callbacks, self.checkpoint = callbacks, checkpoint
         self.config, self.accelerator, self.data, self.folder = config, accelerator, data, folder
         self.display, self.stop = display, stop
         # A checkpoint replaces the weights, so that a resumed run need not calibrate them again.
-        fresh = not config.resume or latest_checkpoint(folder.checkpoints) is None
-        self.network, self.start = build_network(config, data, accelerator.device, network=network, calibrated=fresh)
+        self.network, self.start = build_network(
+            config, data, accelerator.device, network=network, calibrated=checkpoint is None
+        )
         self.graph = check_network(self.network, data)
         teacher = load_teacher(config, data, accelerator)
         self._description = RunDescription.of(
-            config, accelerator, data, self.graph, teacher=None if teacher is None else teacher.sha256
+            config, accelerator, data, self.graph, None if teacher is None else teacher.sha256
         )
         if config.sync_batch_norm and accelerator.num_processes > 1:
             share_statistics(self.network)
@@ -151,7 +156,7 @@ class TrainingLoop:
             if config.gradient_compression == "bf16":
                 compress_gradients(model, display.say)
         self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
-        # The bare optimizer steps the schedule and is saved; the wrapper around it knows about loss scaling.
+        # The bare optimizer is saved; the wrapper around it knows about loss scaling.
         self.bare_optimizer = build_optimizer(config, self.network)
         if self.target is not None:
             self.target.silent_channels.attach(self.bare_optimizer)
@@ -161,8 +166,7 @@ class TrainingLoop:
         networks = [self.network] if self.average is None else [self.network, self.average.module]
         rise, order = config.psp_persistence_rise, config.psp_persistence_order
         self.persistence = PersistenceSchedule(networks, rise, order, self.steps)
-        # Before the wrapper, which in fp16 puts the step that it finds now in the place of the one that counts calls.
-        self.schedule = build_schedule(self.bare_optimizer, config, self.steps_per_epoch)
+        self._rate_factor = rate_factor(config, self.steps, self.steps_per_epoch)
         optimizer = cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.bare_optimizer))
         self.multipliers = None if self.target is None else self.target.multipliers
         followed = None if config.lookahead else self.average
@@ -184,6 +188,11 @@ class TrainingLoop:
         self.last_checkpoint = "none yet"
 
     @property
+    def learning_rate(self) -> float:
+        """Of the next step, of ordinary weights."""
+        return self.bare_optimizer.param_groups[0]["initial_lr"] * self._rate_factor(self.position.step)
+
+    @property
     def scored_network(self) -> nn.Module:
         """The network that is evaluated and kept: the moving average where there is one."""
         return self.network if self.average is None else self.average.module
@@ -201,6 +210,7 @@ class TrainingLoop:
                 while self.position.epoch < self.config.epochs:
                     self._train_epoch()
                     self._refresh_statistics()
+                    self._require_finite_weights()
                     self._finish_epoch(self._validate())
                     if self._enough():
                         break
@@ -214,7 +224,7 @@ class TrainingLoop:
         """Whether a callback, in any process, wants no more epochs."""
         if not self.callbacks:
             return False
-        line = self.position.metrics[-1]
+        line = self.position.metrics[-1].model_dump()
         wishes = [callback.on_epoch(self, line) for callback in self.callbacks]
         asked = torch.tensor([float(any(wish is True for wish in wishes))], device=self.accelerator.device)
         return bool(sum_over_processes(self.accelerator, asked).item())
@@ -276,13 +286,15 @@ class TrainingLoop:
         self._set_persistence()
         first = position.step == 0
         if self.target is not None:
-            first |= self.target.prepare(position.step, float(self.schedule.get_last_lr()[0]) / self.config.lr)
+            first |= self.target.prepare(position.step, self.learning_rate / self.config.lr)
+        factor = self._rate_factor(position.step)
+        for group in self.bare_optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
         self._step(micro_batches, sampled=sampled, first=first)
-        self.schedule.step()
         if self.average is not None:
             self.average.n_averaged.mul_(not first).add_(1)  # a new average warms up anew
         if self.average is not None and self.config.lookahead and (position.step + 1) % self.config.lookahead == 0:
-            progress = (position.step + 1) / (self.steps)
+            progress = (position.step + 1) / self.steps
             look_ahead(self.average.module, self.network, self.config.lookahead, progress)
 
     def _set_persistence(self) -> None:
@@ -324,7 +336,7 @@ class TrainingLoop:
             "A lower --lr or --gradient-clip 1 usually helps."
         )
 
-    def announce(self, *, resumed: bool) -> None:
+    def announce(self) -> None:
         """Say what is trained, on what, where."""
         config, data, say = self.config, self.data, self.display.say
         parameters = sum(p.numel() for p in self.network.parameters())
@@ -334,7 +346,7 @@ class TrainingLoop:
             f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
             f"{len(data.test):,} test images"
         )
-        for change in self.changes if resumed else ():
+        for change in self.changes:
             say(f"changed on --resume      {change}")
         if self.start is not None and self.start.calibration is not None:
             self.display.console.print(self.start.calibration.table())
@@ -351,7 +363,7 @@ class TrainingLoop:
             )
         count = self.accelerator.num_processes
         where = f"{device_name(self.accelerator.device)}, {count} process{'es' if count > 1 else ''}"
-        start = f"resumed after step {self.position.step}" if resumed else f"{config.epochs} epochs"
+        start = f"resumed after step {self.position.step}" if self.checkpoint is not None else f"{config.epochs} epochs"
         say(f"{where}, {start}, run folder {self.folder.path}")
 
     def _report(self) -> None:
@@ -361,7 +373,7 @@ class TrainingLoop:
         figures = {
             "loss": loss / images,
             "accuracy": correct / images,
-            "lr": self.schedule.get_last_lr()[0],
+            "lr": self.learning_rate,
             "sparsity": sparsity(layers),
             "images_per_second": images / max(self.position.totals.seconds, 1e-9),
         }
@@ -397,30 +409,11 @@ class TrainingLoop:
         return self._evaluator(network, self._train_images, indices, every_epoch=True) if len(indices) else None
 
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
-        position, totals = self.position, self.position.totals
-        line: dict[str, Any] = {
-            "epoch": position.epoch + 1,
-            "step": position.step,
-            "lr": self.schedule.get_last_lr()[0],
-            "train_loss": totals.loss / totals.images,
-            "train_accuracy": totals.correct / totals.images,
-        }
-        if evaluation is not None:
-            line |= {
-                "val_loss": evaluation.loss,
-                "val_accuracy": evaluation.accuracy,
-                "val_first_spike_accuracy": evaluation.first_spike_accuracy,
-                "sparsity": evaluation.sparsity,
-                "sparsity_with_outputs": evaluation.sparsity_with_outputs,
-                "layer_sparsity": {layer.name: layer.sparsity for layer in evaluation.layers},
-            }
-        line |= {} if self.target is None else self.target.after_epoch()
-        line |= {"seconds": totals.seconds, "images_per_second": totals.images / totals.seconds}
+        position = self.position
         # An epoch before σ has reached its goal is no better than a later one, however accurate.
-        missing = self.persistence.missing
-        line |= {} if self.config.psp_persistence_rise is None else {"rise": 1 - missing}
-        miss = missing + (0.0 if self.target is None else self.target.miss)
+        miss = self.persistence.missing + (0.0 if self.target is None else self.target.miss)
         best = evaluation is None or position.is_best(evaluation.accuracy, miss)
+        line = self._epoch_line(evaluation)
         if best:
             position.best_epoch = position.epoch + 1
         if best and evaluation is not None:
@@ -437,9 +430,43 @@ class TrainingLoop:
         self.save()
         if self.accelerator.is_main_process:
             self.folder.write_metrics(position.metrics)
-        scalars = {f"epoch/{key}": value for key, value in line.items() if isinstance(value, int | float)}
+        scalars = {f"epoch/{key}": value for key, value in line.model_dump().items() if isinstance(value, int | float)}
         self.accelerator.log(scalars, step=position.step)
         self.display.epoch(line, self.config.epochs, best, [] if evaluation is None else evaluation.layers)
+
+    def _epoch_line(self, evaluation: Evaluation | None) -> EpochLine:
+        position, totals = self.position, self.position.totals
+        found: dict[str, Any] = {} if self.target is None else self.target.after_epoch()
+        if evaluation is not None:
+            found |= {
+                "val_loss": evaluation.loss,
+                "val_accuracy": evaluation.accuracy,
+                "val_first_spike_accuracy": evaluation.first_spike_accuracy,
+                "sparsity": evaluation.sparsity,
+                "sparsity_with_outputs": evaluation.sparsity_with_outputs,
+                "layer_sparsity": {layer.name: layer.sparsity for layer in evaluation.layers},
+            }
+        return EpochLine(
+            epoch=position.epoch + 1,
+            step=position.step,
+            lr=self.learning_rate,
+            train_loss=totals.loss / totals.images,
+            train_accuracy=totals.correct / totals.images,
+            seconds=totals.seconds,
+            images_per_second=totals.images / totals.seconds,
+            rise=None if self.config.psp_persistence_rise is None else 1 - self.persistence.missing,
+            **found,
+        )
+
+    def _require_finite_weights(self) -> None:
+        """Stop before weights are saved that are not numbers, which steps with finite losses can leave in averages."""
+        state = self.scored_network.state_dict()
+        if broken := [name for name, value in state.items() if not _finite(value)]:
+            raise NonFiniteLossError(
+                f"epoch {self.position.epoch + 1}: the weights that are scored must be finite; got others in "
+                f"{', '.join(broken[:5])}. Nothing of them was saved. Last good checkpoint: {self.last_checkpoint}. "
+                "A lower --lr usually helps."
+            )
 
     def _stop(self) -> None:
         self.save()
@@ -454,58 +481,77 @@ class TrainingLoop:
         """Write a checkpoint of where the run stands; between two steps, and all processes together."""
         self._gather_totals()
         if self.accelerator.is_main_process:
-            optimizer_tensors, optimizer_state = pack_optimizer(self.bare_optimizer)
-            tensors: dict[str, dict[str, Tensor]] = {"model": self.network.state_dict(), "optimizer": optimizer_tensors}
-            if self.average is not None:
-                tensors["average"] = self.average.state_dict()
-            if self.multipliers is not None:
-                tensors["dial"] = self.multipliers.state()
+            scaler = self.accelerator.scaler
             state = RunState(
                 **dict(self._description),
                 position=self.position,
-                optimizer=optimizer_state,
-                schedule=self.schedule.state_dict(),
-                scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+                scaler=None if scaler is None else scaler.state_dict(),
                 changes=self.changes,
             ).model_dump()
             path, keep = self.folder.checkpoints, self.config.keep_checkpoints
-            save_checkpoint(path, self.position.step, tensors=tensors, state=state, keep_last=keep)
+            save_checkpoint(path, self.position.step, tensors=self._tensors(), state=state, keep_last=keep)
         self.accelerator.wait_for_everyone()
         self.last_checkpoint = str(self.folder.checkpoints / checkpoint_name(self.position.step))
 
-    def resume(self) -> bool:
-        """Go back to the newest whole checkpoint; False if there is none yet.
+    def _tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """All tensors that the next step depends on, by the stem of their file in a checkpoint."""
+        found: dict[str, Mapping[str, Tensor]] = {"model": self.network.state_dict()}
+        found["optimizer"] = optimizer_tensors(self.bare_optimizer)
+        if self.average is not None:
+            found["average"] = self.average.state_dict()
+        if self.multipliers is not None:
+            found["dial"] = self.multipliers.state()
+        return found
+
+    def resume(self) -> None:
+        """Go back to the checkpoint, if there is one.
 
         Raises:
-            CheckpointError: all checkpoints are damaged.
+            CheckpointError: it is damaged, or what it holds is not of this run.
             ConfigError: this would be another run; names each difference.
             RunFolderError: the best weights so far are damaged.
         """
-        path = latest_checkpoint(self.folder.checkpoints)
-        if path is None:
-            return False
-        checkpoint = load_checkpoint(path)
-        state = read_state(path, checkpoint)
-        changes = check_same_run(path, state, self._description, checkpoint.step)
-        self.network.load_state_dict(checkpoint.tensors["model"])
-        unpack_optimizer(self.bare_optimizer, checkpoint.tensors["optimizer"], state.optimizer)
+        path = self.checkpoint
+        if path is not None:
+            checkpoint = load_checkpoint(path)
+            state = read_state(path, checkpoint)
+            self.changes = state.changes + check_same_run(path, state, self._description, checkpoint.step)
+            try:
+                self._restore(state, checkpoint.tensors)
+                whole = state.position.fits(checkpoint.step, self.steps_per_epoch)
+                problem = "" if whole else f"its position is none of {self.steps_per_epoch} steps an epoch"
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                problem = f"{type(error).__name__}: {error}"
+            if problem:
+                raise CheckpointError(
+                    f"load_checkpoint: {path} must hold the state of this run; {problem:.400}. Delete it: --resume "
+                    "takes an earlier one."
+                )
+            self.last_checkpoint = str(path)
+            if self.position.best_epoch:
+                self.folder.check_best(None if isinstance(self.network, TTFSNetwork) else self.network)
+            if self.accelerator.is_main_process:
+                self.folder.write_metrics(self.position.metrics)
+        if self.accelerator.is_main_process and self.config.resume:
+            self.folder.record(self.config)
+
+    def _restore(self, state: RunState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        if broken := [stem for stem, named in tensors.items() if not all(map(_finite, named.values()))]:
+            raise ValueError(f"numbers must be finite, also in {', '.join(broken)}")
+        self.network.load_state_dict(tensors["model"])
+        load_optimizer_tensors(self.bare_optimizer, tensors["optimizer"])
         if self.average is not None:
-            self.average.load_state_dict(checkpoint.tensors["average"])
+            self.average.load_state_dict(tensors["average"])
         if self.multipliers is not None:
-            self.multipliers.load(checkpoint.tensors["dial"])
+            self.multipliers.load(tensors["dial"])
         if self.accelerator.scaler is not None and state.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
-        self.schedule.load_state_dict(state.schedule)
         self.position = state.position
-        totals = self.position.totals
         if self.accelerator.is_main_process:
+            totals = self.position.totals
             sums = [totals.loss, totals.correct, totals.images]
             self._plain_step.sums += torch.tensor(sums, dtype=torch.float64, device=self._plain_step.sums.device)
-        self.last_checkpoint = str(path)
-        if self.position.best_epoch:
-            self.folder.check_best(None if isinstance(self.network, TTFSNetwork) else self.network)
-        self.changes = state.changes + changes
-        if self.accelerator.is_main_process:
-            self.folder.record(self.config)
-            self.folder.write_metrics(self.position.metrics)
-        return True
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())

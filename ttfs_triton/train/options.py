@@ -5,9 +5,14 @@ YAML files and the command line have them flat, in one `TrainConfig`; `--help` h
 is FREE changes neither weights nor metrics, but for roundings: it may differ between a run and its continuation.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import tyro
 from pydantic import (
@@ -20,12 +25,14 @@ from pydantic import (
     model_validator,
 )
 
-from ttfs_triton.data.events import MAX_WINDOWS, EventWindows, Size
-from ttfs_triton.nn import Neuron
-from ttfs_triton.nn.config import Encoder
-from ttfs_triton.nn.grid import MOST_STEPS, Grid
-from ttfs_triton.train.target import Wanted, parse_target
+from ttfs_kernels.neuron import Neuron
 
+if TYPE_CHECKING:  # `--help` needs neither arrays nor PyTorch
+    from ttfs_triton.data.events import EventWindows
+    from ttfs_triton.nn.grid import Grid
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Number = Annotated[int, Field(ge=1, lt=2**31)]
 PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
 FREE: dict[str, Any] = {"free_on_resume": True}
 
@@ -33,7 +40,7 @@ FREE: dict[str, Any] = {"free_on_resume": True}
 class Options(BaseModel):
     """Texts below fields are their descriptions."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("weights", "teacher", mode="before", check_fields=False)
     @classmethod
@@ -51,9 +58,9 @@ class MainOptions(Options):
     a fifth of each class are test images, drawn by a hash of their names."""
     output_dir: Path | None = Field(None, json_schema_extra=FREE)
     """Folder of the run. Default: runs/<recipe>-<time>."""
-    epochs: int = Field(15, ge=1)
+    epochs: Number = 15
     """Passes over the training images."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: Number = 128
     """Images an optimiser step, over all processes and accumulated micro-batches together."""
     lr: Annotated[float, tyro.conf.arg(aliases=("--learning-rate",))] = Field(1e-3, gt=0, le=100)
     """Peak learning rate."""
@@ -90,11 +97,11 @@ class DataOptions(Options):
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the training images held out, class by class, to choose the best checkpoint. 0: the last epoch is
     the best."""
-    max_train_samples: int | None = Field(None, ge=1)
+    max_train_samples: Number | None = None
     """Use only this many training images (before the validation split)."""
-    max_test_samples: int | None = Field(None, ge=1)
+    max_test_samples: Number | None = None
     """Use only this many test images."""
-    max_bad_images: int = Field(10, ge=0, json_schema_extra=FREE)
+    max_bad_images: Count = Field(10, json_schema_extra=FREE)
     """Undecodable images that are reported and skipped before the run stops."""
     streaming: bool = False
     """Decode images batch by batch from disk instead of keeping all of them in memory."""
@@ -122,23 +129,24 @@ _IMAGE_KEYS = (  # which mean nothing for events
 class EventOptions(Options):
     """What becomes of recordings; see `ttfs_triton.data.events`."""
 
-    event_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)
+    event_windows: int | None = Field(None, ge=1, le=256)
     """Windows of a recording: data_dir holds those of an event camera (N-MNIST or DVS-Gesture as published, class
     folders of .bin or .npz files), and in each window, the first event of a pixel and polarity is a spike. Default:
     data_dir holds images."""
-    event_window_us: int | None = Field(None, ge=1)
+    event_window_us: Number | None = None
     """Length of such a window in microseconds. Default: the recording's own duration, divided."""
-    event_pool: int = Field(1, ge=1)
+    event_pool: Number = 1
     """Pixels of the sensor, a side, that become one, which takes their earliest event."""
-    event_sensor: tuple[Size, Size] | None = None
+    event_sensor: tuple[Number, Number] | None = None
     """Height and width of the sensor in pixels. Default: those of N-MNIST or DVS-Gesture."""
 
     @model_validator(mode="after")
     def _of_events(self) -> Self:
-        keys = _IMAGE_KEYS if self.events is not None else EventOptions.model_fields
+        recordings = self.event_windows is not None
+        keys = _IMAGE_KEYS if recordings else EventOptions.model_fields
         fields = type(self).model_fields
         given = ", ".join(name for name in keys if name in fields and getattr(self, name) != fields[name].default)
-        if given and self.events is not None:
+        if given and recordings:
             raise ValueError(f"event_windows: leave {given} out; events have no colours, files and columns")
         if given:
             raise ValueError(f"{given} must go with event_windows: recordings become images by windows")
@@ -147,6 +155,8 @@ class EventOptions(Options):
     @property
     def events(self) -> EventWindows | None:
         """What becomes of recordings, None of images."""
+        from ttfs_triton.data.events import EventWindows
+
         if self.event_windows is None:
             return None
         return EventWindows(self.event_windows, self.event_window_us, self.event_pool, self.event_sensor)
@@ -167,7 +177,7 @@ class NetworkOptions(Options):
     """Normalise the potentials of every hidden layer over the batch. Folds into weights and initial potentials."""
     sync_batch_norm: bool = False
     """Take the statistics of batch_norm over all processes, not in each."""
-    encoder: Encoder | None = None
+    encoder: Literal["latency", "analog", "whitened", "signed"] | None = None
     """latency: bright pixels spike early. analog: the first convolution reads pixels. whitened: by frozen weights that
     whiten patches of the training images. signed: so do its neurons, which spike by the paper's rule, as its training
     script has them. Default: the model's own."""
@@ -223,7 +233,7 @@ class StartOptions(Options):
     trained_as: Literal["ann", "direct", "proxy"] | None = None
     """What the weights are of if they are the paper's, whose names do not say it: its ANN, or the spiking network of
     its script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Only an ANN's are calibrated."""
-    calibration_images: int = Field(256, ge=0)
+    calibration_images: Count = 256
     """Training images on which a network with the weights of another project's ANN is calibrated before training.
     0: not at all."""
 
@@ -239,7 +249,7 @@ class StartOptions(Options):
 class GridOptions(Options):
     """The grid of a chip: time steps, bits of weights and registers."""
 
-    time_steps: int | None = Field(None, ge=1, le=MOST_STEPS)
+    time_steps: int | None = Field(None, ge=1, le=1024)
     """Train on a chip's grid: spikes at one of so many time steps a window, as the simulator has them. Gradients pass
     straight through the rounding. The network carries its grid, and evaluation and simulation take it from there."""
     weight_bits: int | None = Field(None, ge=2, le=16)
@@ -265,6 +275,8 @@ class GridOptions(Options):
     @property
     def grid(self) -> Grid | None:
         """The grid that is trained on."""
+        from ttfs_triton.nn.grid import Grid
+
         if self.time_steps is None:
             return None
         return Grid(self.time_steps, self.weight_bits, self.weight_units == "channel", self.state_bits)
@@ -273,7 +285,7 @@ class GridOptions(Options):
 class OptimisationOptions(Options):
     """Updates, their rates, and σ's course."""
 
-    gradient_accumulation: int = Field(1, ge=1)
+    gradient_accumulation: Number = 1
     """Micro-batches an optimiser step."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """Adam's weight decay is decoupled in adamw; sgd uses Nesterov momentum."""
@@ -312,7 +324,7 @@ class OptimisationOptions(Options):
     """Share of the loss that compares the network with the teacher; the rest compares it with the labels."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then what is scored and saved. 0: off."""
-    lookahead: int = Field(0, ge=0)
+    lookahead: Count = 0
     """Every so many steps, average the weights with those of earlier steps, and go on from the average, which is what
     is scored and saved; earlier steps count more towards the end. 0: off."""
     psp_persistence_rise: tuple[float, float] | None = None
@@ -336,6 +348,70 @@ class OptimisationOptions(Options):
         return self
 
 
+Kind = Literal["sparsity", "operations", "energy"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A goal as the configuration has it.
+
+    Attributes:
+        kind: of the cost.
+        goals: by layer; under None, of the network.
+        chip: whose prices count, for energy.
+    """
+
+    kind: Kind
+    goals: Mapping[str | None, float]
+    chip: str | None = None
+
+
+def parse_target(sparsity: float | str | None, operations: float | str | None, energy: str | None) -> Wanted | None:
+    """The goal of a run, of the keys target_sparsity, target_operations and target_energy; None without.
+
+    Args:
+        sparsity, operations: a share of the network, or "LAYER=SHARE,…".
+        energy: "CHIP:MICROJOULES".
+    Raises:
+        ValueError: more than one of them; what is no number, or out of range.
+    """
+    values = {"sparsity": sparsity, "operations": operations, "energy": energy}
+    given = {key: value for key, value in values.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(f'target_{key}' for key in given)} exclude each other; give one")
+    if energy is not None:
+        chip, _, amount = energy.rpartition(":")
+        goal = _number(amount)
+        if not chip or not 0 < goal < math.inf:
+            raise ValueError(
+                f"target_energy must be CHIP:MICROJOULES with a positive number, such as loihi:100; got {energy}"
+            )
+        return Wanted("energy", {None: goal}, chip)
+    kinds: tuple[Kind, ...] = ("sparsity", "operations")
+    return next((Wanted(kind, _shares(f"target_{kind}", given[kind])) for kind in kinds if kind in given), None)
+
+
+def _shares(key: str, value: float | str) -> dict[str | None, float]:
+    """{None: share}, or {layer: share, …}."""
+    goals: dict[str | None, float] = {}
+    for part in str(value).split(","):
+        layer, _, amount = part.rpartition("=")
+        goal = _number(amount)
+        if not 0 < goal < 1:
+            raise ValueError(f"{key} must be shares between 0 and 1, such as 0.15 or conv1=0.3,fc1=0.1; got {value}")
+        goals[layer.strip() or None] = goal
+    if (None in goals and len(goals) > 1) or len(goals) < len(str(value).split(",")):
+        raise ValueError(f"{key} must be one share, or one for each layer that is named; got {value}")
+    return goals
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 class TargetOptions(Options):
     """What the network may cost."""
 
@@ -345,7 +421,7 @@ class TargetOptions(Options):
     """Synaptic operations over the products of the dense ANN, instead; or in layers."""
     target_energy: str | None = None
     """Energy of an image on a chip, instead: CHIP:MICROJOULES, such as lemaire45:int8:40."""
-    target_steps: int = Field(32, ge=1)
+    target_steps: Number = 32
     """Time steps a window for which target_energy is priced."""
 
     @model_validator(mode="after")
@@ -372,17 +448,17 @@ class RunOptions(Options):
     """Make each step by one launch of a CUDA graph. auto: where it is possible."""
     gradient_compression: Literal["no", "bf16"] = "no"
     """Numbers in which several processes exchange gradients: as they are, or rounded to bfloat16."""
-    evaluation_batch_size: int = Field(500, ge=1, json_schema_extra=FREE)
+    evaluation_batch_size: Number = Field(500, json_schema_extra=FREE)
     """Images a batch, a process, in evaluation."""
-    checkpoint_steps: int = Field(0, ge=0, json_schema_extra=FREE)
+    checkpoint_steps: Count = Field(0, json_schema_extra=FREE)
     """Write a checkpoint every so many optimiser steps, besides each epoch's end. 0: only then."""
-    keep_checkpoints: int = Field(2, ge=1, json_schema_extra=FREE)
+    keep_checkpoints: Number = Field(2, json_schema_extra=FREE)
     """Newest checkpoints to keep; the best weights are kept besides."""
-    log_steps: int = Field(20, ge=1, json_schema_extra=FREE)
+    log_steps: Number = Field(20, json_schema_extra=FREE)
     """Optimiser steps between two updates of progress bar and trackers."""
-    statistics_steps: int = Field(50, ge=1)
+    statistics_steps: Number = 50
     """Optimiser steps between two samples of the layers' activity in training."""
-    profile: int = Field(0, ge=0, json_schema_extra=FREE)
+    profile: Count = Field(0, json_schema_extra=FREE)
     """Trace so many steps and tell where their time goes, in the folder `profile` of the run. 0: off."""
     trackers: tuple[str, ...] = Field((), json_schema_extra=FREE)
     """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from ttfs_triton.command_line import problem_lines
 from ttfs_triton.nn import NetworkGraph
+from ttfs_triton.run_records import Change, EpochLine
+from ttfs_triton.scoring import versions
 from ttfs_triton.train.build import RunData
 from ttfs_triton.train.checkpoint import Checkpoint, CheckpointError
-from ttfs_triton.train.config import (
-    ConfigError,
-    TrainConfig,
-    differing_keys,
-    make_config,
-    refuse_changes,
-    without_retired,
-)
+from ttfs_triton.train.config import ConfigError, TrainConfig, changed_keys, differing_keys, make_config
+
+VERSIONS = ("ttfs-triton", "torch")
+"""Of which packages a checkpoint holds the version: what a step computes may change with them."""
 
 
 class EpochTotals(BaseModel):
     """Sums over the steps of the epoch so far, over all processes."""
 
     loss: float = 0.0
-    correct: int = 0
-    images: int = 0
-    seconds: float = 0.0
+    correct: NonNegativeInt = 0
+    images: NonNegativeInt = 0
+    seconds: float = Field(default=0.0, ge=0)
 
 
 class Position(BaseModel):
@@ -45,12 +42,14 @@ class Position(BaseModel):
         best_miss: how far that epoch was from the run's target.
     """
 
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    totals: EpochTotals = Field(default_factory=EpochTotals)
-    metrics: list[dict[str, Any]] = Field(default_factory=list)
-    best_epoch: int = 0
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    epoch: NonNegativeInt = 0
+    step_in_epoch: NonNegativeInt = 0
+    step: NonNegativeInt = 0
+    totals: EpochTotals = EpochTotals()
+    metrics: list[EpochLine] = []
+    best_epoch: NonNegativeInt = 0
     best_accuracy: float = -1.0
     best_miss: float = 0.0
 
@@ -66,30 +65,16 @@ class Position(BaseModel):
         return accuracy >= self.best_accuracy
 
     def random_seed(self, seed: int, process: int) -> int:
-        """Seed of all random numbers of the next step in a process."""
+        """Seed of the random numbers of the next step in a process."""
         mixed = 0
         for number in (seed, self.step, process):
             mixed = (mixed * 1_000_003 + number + 1) % (2**63)
         return mixed
 
-
-@dataclass(frozen=True)
-class Change:
-    """What a continuation did otherwise than before, without taking another course.
-
-    Attributes:
-        step: optimiser steps done when it began.
-        key: of the configuration, or "processes".
-        before, after: its values.
-    """
-
-    step: int
-    key: str
-    before: Any
-    after: Any
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.before!r} → {self.after!r}"
+    def fits(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether this is a position after so many steps."""
+        done = self.epoch * steps_per_epoch + self.step_in_epoch
+        return self.step == step == done and self.best_epoch <= self.epoch == len(self.metrics)
 
 
 class RunDescription(BaseModel):
@@ -102,6 +87,7 @@ class RunDescription(BaseModel):
         data, test_data: hashes of the training and test images as read.
         layers: of a network that code of the user's builds; None: the configuration says it.
         teacher: SHA-256 of the teacher's weights, None without a teacher.
+        versions: of `VERSIONS`; empty in checkpoints of earlier ones.
     """
 
     configuration: dict[str, Any]
@@ -111,18 +97,14 @@ class RunDescription(BaseModel):
     test_data: str
     layers: Any = None
     teacher: str | None = None
+    versions: dict[str, str] = {}
 
     @classmethod
     def of(
-        cls,
-        config: TrainConfig,
-        accelerator: Accelerator,
-        data: RunData,
-        graph: NetworkGraph,
-        *,
-        teacher: str | None = None,
+        cls, config: TrainConfig, accelerator: Accelerator, data: RunData, graph: NetworkGraph, teacher: str | None
     ) -> RunDescription:
         """The description of a run that begins or goes on now."""
+        found = versions()
         return cls(
             configuration=config.model_dump(mode="json", exclude={"resume", "overwrite"}),
             precision=accelerator.mixed_precision,
@@ -131,15 +113,14 @@ class RunDescription(BaseModel):
             test_data=data.test.fingerprint,
             layers=None if config.network is None else graph.describe(),
             teacher=teacher,
+            versions={name: found[name] for name in VERSIONS if name in found},
         )
 
 
 class RunState(RunDescription):
-    """What `state.json` of a checkpoint holds: the run, where it stood, and what of its parts are no tensors."""
+    """What `state.json` of a checkpoint holds: the run, where it stood, and the state of gradient scaling in fp16."""
 
     position: Position
-    optimizer: dict[str, Any]
-    schedule: dict[str, Any]
     scaler: dict[str, Any] | None
     changes: list[Change]
 
@@ -157,18 +138,22 @@ def read_state(path: Path, checkpoint: Checkpoint) -> RunState:
         raise CheckpointError(f"load_checkpoint: state.json of {path} must be as it was written:\n{lines}") from error
 
 
-def check_configuration(path: Path, state: RunDescription, config: TrainConfig) -> None:
-    """Refuse a configuration other than a checkpoint's, as of an edited config.yaml; needs no data.
+def check_configuration(path: Path, before: RunDescription, config: TrainConfig) -> None:
+    """Refuse a configuration with which a resumed run would take another course; needs no data.
 
+    Args:
+        path: of the checkpoint, for messages.
+        before: of the checkpoint.
+        config: of config.yaml and flags.
     Raises:
         ConfigError: names each key, with both values.
     """
-    refuse_changes(
-        _configuration(path, state),
-        config,
-        f"the configuration must be the one of {path}; config.yaml was edited since",
-        "Put these keys back, or start a new run with another --output-dir.",
-    )
+    if changes := changed_keys(make_config(before.configuration, str(path)), config):
+        lines = "\n".join(f"  {key}: {old!r} → {new!r}" for key, (old, new) in changes.items())
+        raise ConfigError(
+            f"--resume: the configuration must be the one of {path}; these keys differ:\n{lines}\n"
+            "Leave those flags out, put the keys of config.yaml back, or start a new run with another --output-dir."
+        )
 
 
 def check_same_run(path: Path, before: RunDescription, now: RunDescription, step: int) -> list[Change]:
@@ -180,9 +165,9 @@ def check_same_run(path: Path, before: RunDescription, now: RunDescription, step
         now: of the continuation.
         step: optimiser steps done.
     Returns:
-        What differs without changing the course.
+        What differs without changing the course, but for versions, which may change it.
     Raises:
-        ConfigError: precision, network, training or test images differ; names each.
+        ConfigError: precision, network, teacher, training or test images differ; names each.
     """
     images = f"images must be those that {path} was made with; they differ. Give the same --data-dir or --dataset."
     rules = {
@@ -196,11 +181,10 @@ def check_same_run(path: Path, before: RunDescription, now: RunDescription, step
     problems = [rule for key, rule in rules.items() if getattr(before, key) != getattr(now, key)]
     if problems:
         raise ConfigError("\n".join(f"--resume: {problem}" for problem in problems))
-    keys = differing_keys(_configuration(path, before), make_config(now.configuration, "the configuration"))
+    keys = differing_keys(*(make_config(run.configuration, str(path)) for run in (before, now)))
     if before.processes != now.processes:
         keys["processes"] = before.processes, now.processes
-    return [Change(step, key, old, new) for key, (old, new) in keys.items()]
-
-
-def _configuration(path: Path, state: RunDescription) -> TrainConfig:
-    return make_config(without_retired(state.configuration), str(path))
+    for name, version in before.versions.items():
+        if version != now.versions.get(name):
+            keys[name] = version, now.versions.get(name)
+    return [Change(step=step, key=key, before=old, after=new) for key, (old, new) in keys.items()]

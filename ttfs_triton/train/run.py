@@ -86,25 +86,23 @@ def train(
     accelerator = make_accelerator(config)
     folder = _agree_on_folder(config, accelerator, name)
     display = Display(accelerator.is_main_process)
-    again = again or _command(folder, config)
+    advice = partial(_advice, folder, config, again)
     try:
         # Rights are found out before data are loaded: token and name now, the repository as soon as the run can begin.
         _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
-        summary = folder.read_summary() if config.resume else None
-        if summary is not None and summary["epochs"] >= config.epochs:
-            display.say(f"This run has ended already: {folder.path}")
-        else:
-            if config.resume:
-                _check_configuration(config, folder)
+        checkpoint, summary = _go_on(config, folder) if config.resume else (None, None)
+        if summary is None:
             warn_of_device(accelerator, display.say)
             stop = StopRequest(accelerator)
-            with _beginning(folder, again):
+            with _beginning(folder, advice):
                 data = data or load_data(config, accelerator, display.say)
-                loop = TrainingLoop(config, accelerator, data, folder, display, stop, network, callbacks)
+                loop = TrainingLoop(config, accelerator, data, folder, display, stop, network, callbacks, checkpoint)
             open_hub = partial(open_repository, str(config.hub_repo_id), private=config.hub_private)
             _ask_hub(config, accelerator, open_hub)
-            with _under_way(loop, again):
+            with _under_way(loop, advice):
                 summary = _train(loop, name)
+        else:
+            display.say(f"This run has ended already: {folder.path}")
         accelerator.end_training()
         _publish(config, folder.path, accelerator, network)
         return summary
@@ -120,7 +118,8 @@ def _train(loop: TrainingLoop, name: str) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
     accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
-    loop.announce(resumed=config.resume and loop.resume())
+    loop.resume()
+    loop.announce()
     for callback in loop.callbacks:
         callback.on_start(loop)
     with loop.stop, freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
@@ -132,40 +131,52 @@ def _train(loop: TrainingLoop, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _under_way(loop: TrainingLoop, again: str) -> Iterator[None]:
+def _under_way(loop: TrainingLoop, advice: Callable[[], str]) -> Iterator[None]:
     """Within its `with` block, whatever stops a run says which checkpoint is the last and how to go on."""
     try:
         yield
     except EvaluationStopped:
-        message = f"Stopped while scoring the test images.\nGo on with: {again}"
-        raise Interrupted(message, loop.stop.received) from None
+        raise Interrupted(f"Stopped while scoring the test images.\n{advice()}", loop.stop.received) from None
     except Interrupted as stopped:
-        raise Interrupted(f"{stopped}\nGo on with: {again}", stopped.received) from None
+        raise Interrupted(f"{stopped}\n{advice()}", stopped.received) from None
     except DataLostError as error:
         if loop.accelerator.num_processes == 1:  # others would wait for those that have lost nothing
             loop.save()
         reason = str(error).splitlines()[-1].split("DataLostError: ")[-1]  # a worker's comes with its traceback
-        raise DataLostError(f"{reason} Last checkpoint: {loop.last_checkpoint}. Go on with: {again}") from error
+        raise DataLostError(f"{reason} Last checkpoint: {loop.last_checkpoint}. {advice()}") from error
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
-        raise _device_lost(error, loop.last_checkpoint, again) from error
+        raise _device_lost(error, loop.last_checkpoint, advice()) from error
     except OSError as error:
-        raise RunFolderError(
-            f"train: files must be readable and writable to the end; got {reason_of(error)}. Last checkpoint: "
-            f"{loop.last_checkpoint}. Mend that, then go on with: {again}"
-        ) from error
+        here, now = loop.folder.path.resolve(), loop.folder.whereabouts()
+        if now == here:
+            problem = f"files must be readable and writable to the end; got {reason_of(error)}."
+            remedy = f"Last checkpoint: {loop.last_checkpoint}. Mend that. {advice()}"
+        else:
+            problem = f"{here} must stay where it is while a run writes into it; "
+            problem += "got it deleted." if now is None else f"got it moved to {now}."
+            last = None if now is None else latest_checkpoint(now / "checkpoints")
+            remedy = f"Last whole checkpoint: {last}. Move it back, and go on with --resume." if last else "Start anew."
+        raise RunFolderError(f"train: {problem} {remedy}") from error
 
 
 @contextmanager
-def _beginning(folder: RunFolder, again: str) -> Iterator[None]:
+def _beginning(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
     """Within its `with` block, what a run cannot begin with becomes a ConfigError; a lost device, a DeviceLostError."""
     try:
         yield
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
-        raise _device_lost(error, latest_checkpoint(folder.checkpoints) or "none yet", again) from error
+        raise _device_lost(error, latest_checkpoint(folder.checkpoints) or "none yet", advice()) from error
     except CheckpointError:
         raise
     except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
         raise ConfigError(str(error) or f"not enough memory for this run; {type(error).__name__}.") from error
+
+
+def _advice(folder: RunFolder, config: TrainConfig, again: str | None) -> str:
+    """How to go on; where nothing has begun yet, there is nothing to resume."""
+    if again is None and not folder.is_run():
+        return "Start it again."
+    return f"Go on with: {again or _command(folder, config)}"
 
 
 def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -> RunFolder:
@@ -200,16 +211,20 @@ def _new_folder(name: str) -> Path:
     raise AssertionError("count ends only by a return")
 
 
-def _check_configuration(config: TrainConfig, folder: RunFolder) -> None:
-    """Refuse, before data are loaded, what the newest checkpoint contradicts."""
-    path = latest_checkpoint(folder.checkpoints)
+def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None]:
+    """The checkpoint to go on from, and the summary of a run that has ended already.
+
+    Refuses, before data are loaded, what the checkpoint contradicts.
+    """
+    path, summary = latest_checkpoint(folder.checkpoints), folder.read_summary()
     if path is not None:
         check_configuration(path, read_state(path, load_checkpoint(path)), config)
-    elif folder.has_progress():
+    elif folder.has_progress() and summary is None:
         raise RunFolderError(
             f"--resume: {folder.checkpoints} must hold a checkpoint, as metrics.jsonl tells of epochs; there is none. "
             "Put one back, or start again by --overwrite."
         )
+    return path, summary if summary is not None and summary["epochs"] >= config.epochs else None
 
 
 def _ask_hub(config: TrainConfig, accelerator: Accelerator, check: Callable[[], object]) -> None:
@@ -245,17 +260,18 @@ def _scalar(value: Any) -> bool | int | float | str:
     return value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
 
 
-def _device_lost(error: RuntimeError, checkpoint: Path | str, again: str) -> DeviceLostError:
+def _device_lost(error: RuntimeError, checkpoint: Path | str, advice: str) -> DeviceLostError:
     """One line: what happened, what is kept, how to go on."""
     reason = str(error).splitlines()[0].rstrip(".")
-    rule, remedy = "the device must last to the end", "Go on with"
+    rule, remedy = "the device must last to the end", advice
     if isinstance(error, torch.OutOfMemoryError):
         rule = "the device's memory must suffice"
         remedy = (
             "Start again with a smaller --batch-size, or with more --gradient-accumulation at the same one; or, with "
-            "less there (--data-placement host, a smaller --evaluation-batch-size, no other program), go on with"
+            "less there (--data-placement host, a smaller --evaluation-batch-size, no other program), "
+            f"{advice[0].lower()}{advice[1:]}"
         )
-    return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}: {again}")
+    return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}")
 
 
 def _command(folder: RunFolder, config: TrainConfig) -> str:

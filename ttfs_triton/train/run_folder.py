@@ -8,7 +8,9 @@ best/               model.safetensors and config.json of the best epoch
 .lock               held by the process that owns the folder now
 """
 
+import hashlib
 import json
+import os
 import shutil
 import tempfile
 from contextlib import suppress
@@ -18,10 +20,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from ttfs_triton.atomic import make_folder, write_json, write_text
+from ttfs_triton.atomic import make_folder, sync_folder, write_json, write_text
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.model.weights import LoadError
+from ttfs_triton.run_records import METRICS, SUMMARY, EpochLine, Summary, read_summary
 from ttfs_triton.train.checkpoint import clean_partial, is_partial
 from ttfs_triton.train.config import TrainConfig
 
@@ -80,11 +83,10 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.best_weights = path / "best" / "model.safetensors"
         self.best_config = path / "best" / "config.json"
-        self._config, self._metrics, self._summary = (
-            path / name for name in ("config.yaml", "metrics.jsonl", "summary.json")
-        )
+        self._config, self._metrics, self._summary = (path / name for name in ("config.yaml", METRICS, SUMMARY))
         self._doomed = path / ".overwritten"
         self._lock: FolderLock | None = None
+        self._descriptor = -1
 
     def claim(self, *, resume: bool, overwrite: bool) -> None:
         """Make the folder this process's own, if it may be used as asked; writes nothing but the lock.
@@ -96,6 +98,7 @@ class RunFolder:
         # Before the lock, so that a mistake makes no folder; and after it, when nobody else can change what is there.
         self._check(resume, overwrite)
         self._lock = FolderLock(self.path)
+        self._descriptor = os.open(self.path, os.O_RDONLY)
         try:
             self._check(resume, overwrite)
         except RunFolderError:
@@ -106,6 +109,7 @@ class RunFolder:
         """Give the folder up, and remove it if it is empty: a start that came to nothing leaves nothing."""
         if self._lock is None:
             return
+        os.close(self._descriptor)
         self._lock.release()
         self._lock = None
         with suppress(OSError):
@@ -131,19 +135,31 @@ class RunFolder:
                 "Give another --output-dir, or remove it by hand."
             )
 
+    def whereabouts(self) -> Path | None:
+        """Where the folder that was claimed lies now, if somebody moved it; None if it is gone.
+
+        Only Linux knows; elsewhere, and in processes that did not claim it, its path, or None if nothing is there.
+        """
+        try:
+            path = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))
+        except OSError:
+            path = self.path.resolve()
+        return path if path.is_dir() else None
+
     def is_run(self) -> bool:
         """Whether a run was begun here."""
         return self._config.is_file()
 
     def _entries(self) -> list[Path]:
         """What is in the folder, but the lock."""
-        if self.path.exists() and not self.path.is_dir():
-            raise RunFolderError(f"{self.path} must be a folder; got a file. Give another --output-dir.")
         try:
-            entries = list(self.path.iterdir()) if self.path.exists() else []
-        except OSError as error:
+            entries = list(self.path.iterdir())
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = reason_of(error) if isinstance(error, OSError) else str(error)
             raise RunFolderError(
-                f"{self.path} must be a folder that can be read; got {reason_of(error)}. Give another --output-dir."
+                f"{str(self.path)!r:.400} must be a folder that can be read; got {reason}. Give another --output-dir."
             ) from error
         return [entry for entry in entries if not entry.name.startswith(LOCK)]
 
@@ -178,18 +194,23 @@ class RunFolder:
                 entry.rename(aside / entry.name)
         shutil.rmtree(self._doomed)
 
-    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+    def write_metrics(self, lines: list[EpochLine]) -> None:
         """Write all epochs so far; whole, so that a resumed run neither doubles nor misses one."""
-        write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(self._metrics, "".join(json.dumps(line.model_dump()) + "\n" for line in lines))
 
     def write_best(self, tensors: dict[str, Tensor], description: ModelDescription) -> None:
         """Write the best weights and what is needed to rebuild their network."""
-        make_folder(self.best_weights.parent)
+        self.best_weights.parent.mkdir(exist_ok=True)  # not the run's folder: whoever moved it wants no second one
+        sync_folder(self.path)
         write_model(self.best_weights.parent, tensors, description)
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
+    def best_sha256(self) -> str:
+        """SHA-256 of the best weights' file."""
+        return hashlib.sha256(self.best_weights.read_bytes()).hexdigest()
+
+    def write_summary(self, summary: Summary) -> None:
         """Write the final figures; a run with a summary has ended."""
-        write_json(self._summary, summary)
+        write_json(self._summary, summary.model_dump())
 
     def read_summary(self) -> dict[str, Any] | None:
         """The final figures of a run that has ended, else None.
@@ -197,19 +218,15 @@ class RunFolder:
         Raises:
             RunFolderError: the file is damaged.
         """
-        if not self._summary.is_file():
+        if not self._summary.exists():
             return None
         try:
-            summary = json.loads(self._summary.read_text(encoding="utf-8"))
-            if isinstance(summary["epochs"], int):
-                return summary
-            problem = "epochs is no number"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = str(error)
-        raise RunFolderError(
-            f"{self._summary} must be a run's final figures; it is damaged ({problem}). "
-            "Remove it: --resume scores the best weights again."
-        )
+            return read_summary(self._summary)
+        except (OSError, ValueError) as error:
+            raise RunFolderError(
+                f"{self._summary} must be a run's final figures; it is damaged: {error}. "
+                "Remove it: --resume scores the best weights again."
+            ) from error
 
     def has_progress(self) -> bool:
         """Whether an epoch has ended."""

@@ -9,8 +9,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from ttfs_kernels import Neuron
 from ttfs_triton.train.config import TrainConfig
@@ -20,12 +18,6 @@ ONE_CYCLE_START = 1 / 25
 ONE_CYCLE_END = ONE_CYCLE_START / 1e4
 LEVELS = 64
 """Values that σ takes on its way up. A step that was captured in a CUDA graph is captured anew at each of them."""
-
-
-def build_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int) -> LambdaLR:
-    """The learning rate of a run, by optimiser step; not to be prepared by accelerate, which steps once a process."""
-    total = config.epochs * steps_per_epoch
-    return LambdaLR(optimizer, rate_factor(config, total, steps_per_epoch))
 
 
 def rate_factor(config: TrainConfig, total: int, steps_per_epoch: int) -> Callable[[int], float]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,8 @@ from ttfs_triton.hardware.cost import Cost, energy_cost, operations_cost, sparsi
 from ttfs_triton.hardware.counts.synapses import fan_out, neurons_reached
 from ttfs_triton.nn import NetworkGraph, SignedEncoder, Stage, network_graph
 from ttfs_triton.nn.activity import count_spikes
+from ttfs_triton.train.options import Kind, Wanted
 
-Kind = Literal["sparsity", "operations", "energy"]
 TOLERANCE = 0.02
 """Relative distance from a goal within which it counts as reached."""
 TARGET_IMAGES = 128
@@ -26,67 +25,6 @@ TARGET_IMAGES = 128
 HARDLY = 0.2  # share of what is missing that half a run should bring, or more epochs will not
 UNITS: Mapping[Kind, str] = {"sparsity": "", "operations": "", "energy": " µJ"}
 _OWN = ("operation", "spike", "spike_time", "saturated")  # events of a layer itself; spikes arrive at another
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A goal as the configuration has it.
-
-    Attributes:
-        kind: of the cost.
-        goals: by layer; under None, of the network.
-        chip: whose prices count, for energy.
-    """
-
-    kind: Kind
-    goals: Mapping[str | None, float]
-    chip: str | None = None
-
-
-def parse_target(sparsity: float | str | None, operations: float | str | None, energy: str | None) -> Wanted | None:
-    """The goal of a run, of the keys target_sparsity, target_operations and target_energy; None without.
-
-    Args:
-        sparsity, operations: a share of the network, or "LAYER=SHARE,…".
-        energy: "CHIP:MICROJOULES".
-    Raises:
-        ValueError: more than one of them; what is no number, or out of range.
-    """
-    values = {"sparsity": sparsity, "operations": operations, "energy": energy}
-    given = {key: value for key, value in values.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(f'target_{key}' for key in given)} exclude each other; give one")
-    if energy is not None:
-        chip, _, amount = energy.rpartition(":")
-        goal = _number(amount)
-        if not chip or not 0 < goal < math.inf:
-            raise ValueError(
-                f"target_energy must be CHIP:MICROJOULES with a positive number, such as loihi:100; got {energy}"
-            )
-        return Wanted("energy", {None: goal}, chip)
-    kinds: tuple[Kind, ...] = ("sparsity", "operations")
-    return next((Wanted(kind, _shares(f"target_{kind}", given[kind])) for kind in kinds if kind in given), None)
-
-
-def _shares(key: str, value: float | str) -> dict[str | None, float]:
-    """{None: share}, or {layer: share, …}."""
-    goals: dict[str | None, float] = {}
-    for part in str(value).split(","):
-        layer, _, amount = part.rpartition("=")
-        goal = _number(amount)
-        if not 0 < goal < 1:
-            raise ValueError(f"{key} must be shares between 0 and 1, such as 0.15 or conv1=0.3,fc1=0.1; got {value}")
-        goals[layer.strip() or None] = goal
-    if (None in goals and len(goals) > 1) or len(goals) < len(str(value).split(",")):
-        raise ValueError(f"{key} must be one share, or one for each layer that is named; got {value}")
-    return goals
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,131 @@
+"""What a run writes down: a line of metrics.jsonl, and summary.json. Whoever reads them validates them by these."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+
+from ttfs_triton.command_line import problem_lines
+from ttfs_triton.regular_file import read_regular
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Number = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(ge=0)]
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+
+
+class _Record(BaseModel):
+    """Numbers are finite; keys of other versions are left alone."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class EpochLine(_Record):
+    """An epoch. What was not measured, such as validation without such images, is None, and not written."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    step: Number
+    lr: float
+    train_loss: float
+    train_accuracy: Share
+    val_loss: float | None = None
+    val_accuracy: Share | None = None
+    val_first_spike_accuracy: Share | None = None
+    sparsity: Share | None = None
+    sparsity_with_outputs: Share | None = None
+    layer_sparsity: dict[str, Share] | None = None
+    cost: dict[str, float] | None = None
+    """Of a run with a target: what it costs now."""
+    multiplier: dict[str, float] | None = None
+    """And the Lagrange multipliers."""
+    seconds: Positive
+    images_per_second: Positive
+    rise: Share | None = None
+    """How far σ has come to its goal."""
+
+    @model_serializer(mode="wrap")
+    def _measured(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+
+class Change(_Record):
+    """What a continuation did otherwise than the run before it, without taking another course."""
+
+    step: Number
+    """Optimiser steps done when it began."""
+    key: str
+    """Of the configuration, "processes", or the name of a package whose version changed."""
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before!r} → {self.after!r}"
+
+
+class Summary(_Record):
+    """A run that has ended: its best weights on the test images."""
+
+    test_accuracy: Share
+    test_first_spike_accuracy: Share
+    test_images: Annotated[int, Field(ge=1)]
+    test_fingerprint: str
+    ties: Number
+    no_spike: Number
+    val_accuracy: Share | None
+    best_epoch: Number
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Of best/model.safetensors, as it was scored; None in runs of earlier versions."""
+    sparsity: Share
+    sparsity_with_outputs: Share
+    sparsity_as_published: float | None = None
+    target: dict[str, Any] | None = None
+    counts: dict[str, Any]
+    epochs: Annotated[int, Field(ge=1, strict=True)]
+    seconds_per_epoch: Positive
+    images_per_second: Positive
+    seed: Number
+    skipped_images: dict[str, list[int]]
+    versions: dict[str, str]
+    device: str
+    processes: Annotated[int, Field(ge=1)]
+    mixed_precision: str
+    changes: list[Change] = []
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The values of a summary.json.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what a run writes; says what is wrong, a line a key.
+    """
+    values = _parsed(read_regular(path))
+    _validated(Summary, values)
+    return values
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a line is not what a run writes.
+    """
+    return [_validated(EpochLine, _parsed(line)).model_dump() for line in read_regular(path).splitlines()]
+
+
+def _parsed(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("brackets are nested too deeply") from error
+
+
+def _validated(record: type[_Record], values: Any) -> _Record:
+    try:
+        return record.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("\n".join(problem_lines(error)).strip()) from error
