@@ -3,9 +3,7 @@
 Operands are multiples of 1/8, so that potentials are the same in every dtype, and equal ones stay equal in a pool.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -39,6 +37,7 @@ from ttfs_kernels import (
     normalised_conv2d,
     normalised_linear,
 )
+from ttfs_kernels.contraction import Geometry
 
 NEURONS = [
     Neuron(0.0),
@@ -50,7 +49,7 @@ NEURONS = [
 OF_NEURONS = pytest.mark.parametrize("neuron", NEURONS, ids=str)
 BACKENDS = pytest.mark.parametrize("backend", ["torch", "triton"] if HAS_TRITON else ["torch"])
 EPSILON = 1e-5
-kinds = linears() | convolutions(channels=(1, 3, 17), groups=(1, 1, 2))
+kinds = linears() | convolutions((1, 2), (1, 3, 17), (1, 1, 2), slack=1)
 
 
 class _Surrogate(torch.autograd.Function):
@@ -97,8 +96,13 @@ def normalised(
     return normalised_conv2d(x, weight, norm, **kind.geometry._asdict(), pool=pool, **options)
 
 
-def given_to(kind: Kind, has_skip: bool = False, **how: Any) -> Operands:
-    return operands(kind, "gamma", *NAMES[: 5 if has_skip else 3], exact=True, **how)
+def given_to(kind: Kind, has_skip: bool = False, dtype: torch.dtype = torch.float32, device="cpu") -> Operands:
+    """Maps and their weights in a dtype and channels-last, what is one a channel in at least float32."""
+    tensors = operands(kind, "gamma", *NAMES[: 5 if has_skip else 3], exact=True, device=device)
+    for name, tensor in tensors.items():
+        tensor = tensor.to(dtype if tensor.dim() > 1 else torch.promote_types(dtype, torch.float32))
+        tensors[name] = tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+    return leaves(tensors)
 
 
 def outcome(found: Normalised, tensors: Operands) -> list[Tensor]:
@@ -118,10 +122,10 @@ def check(kind: Kind, tensors: Operands, neuron: Neuron, backend: str, pool: int
     assert found[0].dim() < 4 or found[0].is_contiguous(memory_format=torch.channels_last)
     eps = torch.finfo(found[0].dtype).eps
     loose = {"rtol": 8 * eps, "atol": 4 * eps} if eps > 1e-4 else {"rtol": 1e-4, "atol": 1e-4}
-    for i, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
-        assert ours.dtype == (torch.float32 if i in (1, 2) else tensors["x"].dtype)
+    for name, ours, theirs in zip(("x", "mean", "variance", *tensors), found, wanted, strict=True):
+        assert ours.dtype == (tensors[name].dtype if name in tensors else torch.float32)
         scale = max(1.0, theirs.abs().max().item())
-        tolerance = {"rtol": 1e-5, "atol": 1e-5} if i in (1, 2) else loose
+        tolerance = loose if name in tensors else {"rtol": 1e-5, "atol": 1e-5}
         torch.testing.assert_close(ours.cpu().double() / scale, theirs / scale, **tolerance)
 
 
@@ -130,47 +134,53 @@ def check(kind: Kind, tensors: Operands, neuron: Neuron, backend: str, pool: int
 @given(kind=kinds, has_skip=st.booleans())
 def test_layers_are_those_that_they_fold_into(neuron, kind, has_skip):
     assume(kind.x[0] > 0)
-    tensors = given_to(kind, has_skip, dtype=torch.float64)
+    tensors = given_to(kind, has_skip, torch.float64)
     wanted, found = (outcome(layer(kind, tensors, neuron), tensors) for layer in (folded, normalised))
     torch.testing.assert_close(found, wanted)
 
 
-@settings(max_examples=60 if torch.cuda.is_available() else 20)
+@settings(max_examples=45 if torch.cuda.is_available() else 15)
 @given(
     kind=kinds,
     neuron=st.sampled_from(NEURONS),
     dtype=st.sampled_from([torch.float32, torch.float16]),
     behind=st.sampled_from(["", "pool", "skip"]),
-    provider=st.sampled_from(["triton", "triton", "library"]),
     programs=st.sampled_from([3, 256]),
 )
-def test_our_kernels_are_the_layers_of_pytorch(device, kind, neuron, dtype, behind, provider, programs):
+def test_our_kernels_are_the_layers_of_pytorch(device, kind, neuron, dtype, behind, programs):
     """Few programs take several steps each, of which the last is not full."""
     passes = pytest.importorskip("ttfs_kernels.triton_backend.passes")
     pool = 2 if behind == "pool" and kind.geometry is not None else 1
     assume(kind.x[0] > 0 and min(kind.out[2:], default=2) >= pool)
-    with serving(provider, device), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "ROW_PROGRAMS", programs)
-        check(kind, given_to(kind, behind == "skip", device=device, dtype=dtype), neuron, "triton", pool)
-
-
-@contextmanager
-def fusing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "SMALLEST", 1)
-        fuse_passes()
-        yield
-        fuse_passes(False)
+        patch.setattr(passes, "ROW_PROGRAMS", programs)
+        check(kind, given_to(kind, behind == "skip", dtype, device), neuron, "triton", pool)
+
+
+@OF_NEURONS
+def test_our_kernels_take_potentials_of_the_library(device, neuron):
+    pytest.importorskip("triton")
+    kind = Kind((5, 3, 9, 7), (20, 3, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1))
+    with serving("library", device):
+        check(kind, given_to(kind, device=device), neuron, "triton", pool=2)
 
 
 @pytest.mark.parametrize(
     ("surrogate_width", "dtype"), [(0.0, torch.float32), (0.5, torch.float32), (0.5, torch.bfloat16)]
 )
-def test_fused_passes_are_the_eager_ones_and_another_persistence_compiles_nothing(surrogate_width, dtype):
-    with fusing():
-        for neuron in (Neuron(sigma, surrogate_width=surrogate_width) for sigma in (0.1, 0.7, 1.0)):
-            with torch._dynamo.config.patch(error_on_recompile=neuron.psp_persistence > 0.1):
-                check(UNEVEN, given_to(UNEVEN, True, dtype=dtype), neuron, "torch")
+def test_fused_passes_are_the_eager_ones(monkeypatch, surrogate_width, dtype):
+    """Another persistence compiles nothing anew."""
+    monkeypatch.setattr(fused, "SMALLEST", 1)
+    tolerance = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    tensors = given_to(UNEVEN, True, dtype)
+    for sigma in (0.1, 0.7, 1.0):
+        neuron = Neuron(sigma, surrogate_width=surrogate_width)
+        eager = outcome(normalised(UNEVEN, tensors, neuron), tensors)
+        fuse_passes()
+        with torch._dynamo.config.patch(error_on_recompile=sigma > 0.1):
+            compiled = outcome(normalised(UNEVEN, tensors, neuron), tensors)
+        fuse_passes(False)
+        torch.testing.assert_close(compiled, eager, **tolerance)
 
 
 @BACKENDS
@@ -204,10 +214,10 @@ def test_under_autocast_contractions_have_its_type_and_statistics_float32():
 
 @pytest.mark.parametrize("backend", ["torch", "triton", "auto"])
 def test_a_gpu_gets_our_kernels(device, backend):
-    ours = pytest.importorskip("ttfs_kernels.triton_backend.normalised_layer").NormalisedLayer
+    ours = pytest.importorskip("ttfs_kernels.triton_backend.normalised_layer").TritonNormalised
     served = normalised(CONV2D, given_to(CONV2D, device=device), Neuron(), backend).activations.grad_fn
     expected = backend == "triton" or (backend == "auto" and device.type == "cuda")
-    assert (served._forward_cls is ours) == expected
+    assert isinstance(served.passes, ours) == expected
 
 
 def test_a_step_is_launches_alone(device, monkeypatch):
@@ -244,7 +254,7 @@ def test_a_new_persistence_is_a_number_to_kernels(device, monkeypatch):
     for neuron in (Neuron(0.1, 11.0, 0.5), Neuron(1.0, 3.0, 0.25)):
         launches = []
         with monkeypatch.context() as patch:
-            patch.setattr(launch, "run", launches.append)
+            patch.setattr(launch, "run", lambda self, launches=launches: launches.append(self))
             normalised(CONV2D, given_to(CONV2D, True, device=device), neuron, "triton").activations.sum().backward()
         assert len(launches) > 7
         numbers = [number for one in launches for number in one.arguments.get("properties", ())]
