@@ -37,11 +37,11 @@ function show(path, width) {
   const frame = document.createElement("iframe");
   frame.errors = [];
   frame.style = `width: ${width}px; height: 900px; border: 0`;
-  frame.onload = () => setTimeout(() => examine(frame, path, width), 300);
   document.body.append(frame);
   fetch(path).then(answer => answer.text()).then(text => {
     // Errors of the page's own scripts are noted by a script in front of all others.
     const watch = "<script>onerror = text => { frameElement.errors.push(text) }<" + "/script>";
+    frame.onload = () => setTimeout(() => examine(frame, path, width), 300);  // not of the empty page before
     frame.srcdoc = text.replace(/<head[^>]*>/i, head => `${head}<base href="${path}">${watch}`);
   });
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,14 +103,6 @@ def why_no_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     from ttfs_kernels.triton_backend.launch import unavailable
 
     return unavailable(device, dtype)
-
-
-def float32_precisions() -> tuple[str, str]:
-    """Precision of float32 products, "ieee" or "tf32", as PyTorch's switches for linear layers and convolutions say."""
-    cudnn: Any = torch.backends.cudnn
-    switches = torch.backends.cuda.matmul, cudnn.conv
-    linear, conv2d = ("tf32" if switch.fp32_precision == "tf32" else "ieee" for switch in switches)
-    return linear, conv2d
 
 
 def check_name(function: str, name: str) -> None:

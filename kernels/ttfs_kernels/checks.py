@@ -1,4 +1,4 @@
-"""Arguments of the public functions: normalised, or refused before any work starts."""
+"""Checks of the public functions' arguments, before any work starts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def check_tensors(
     skip_weight: Tensor | None,
     out_shape: Sequence[int],
 ) -> None:
-    """Dtypes, devices, and shapes of the operands that come one a channel or one a neuron of the output."""
+    """Check dtypes, devices, and the shapes of operands with one value per output channel or neuron."""
     named = {"x": x, "weight": weight, "bias": bias, "skip": skip, "skip_weight": skip_weight}
     for name, tensor in named.items():
         if tensor is not None and tensor.dtype not in FLOATING:
@@ -81,7 +81,7 @@ def check_tensors(
 def check_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, skip: Tensor | None = None, skip_weight: Tensor | None = None
 ) -> None:
-    """Shapes of `dft_linear`."""
+    """Check the operands of `dft_linear`."""
     if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             "dft_linear: x must be [..., in_features] and weight [out_features, in_features]; "
@@ -91,7 +91,7 @@ def check_linear(
 
 
 def check_conv2d(operands: Sequence[Any], geometry: Geometry, pool: int) -> None:
-    """Shapes of `dft_conv2d`; operands are x, weight, bias, skip and skip_weight."""
+    """Check the operands of `dft_conv2d`: x, weight, bias, skip and skip_weight."""
     x, weight, bias, skip, skip_weight = operands
     padding, dilation, groups = geometry[1:]
     if x.dim() != 4 or weight.dim() != 4:
@@ -130,7 +130,7 @@ def check_conv2d(operands: Sequence[Any], geometry: Geometry, pool: int) -> None
 
 
 def check_options(groups: int, pool: int, fuse_pool: bool | None) -> None:
-    """Options of `dft_conv2d` by themselves."""
+    """Check the options of `dft_conv2d` that need no tensor."""
     if type(groups) is not int or groups < 1:
         raise ValueError(f"dft_conv2d: groups must be an integer ≥ 1; got {groups!r}. 1 connects all channels.")
     if type(pool) is not int or pool not in POOLS:

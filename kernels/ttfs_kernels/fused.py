@@ -55,7 +55,7 @@ def is_formula(x: Tensor) -> bool:
 
 
 def run(formula: tuple[Any, ...], *operands: Tensor | None) -> Any:
-    """What a formula makes of its settings and of operands, the first of which is the largest: fused, or as it is.
+    """The result of a formula, fused or as it is; the first operand is the largest.
 
     Example: `run((entering, neuron), grad, x, sigma)`.
     """
@@ -99,17 +99,17 @@ class Pass:
 
 
 def persistence(neuron: Neuron, like: Tensor) -> Tensor:
-    """σ as a formula takes it: a scalar on the device of `like`, in at least float32."""
+    """σ as an operand of a formula: a scalar on the device of `like`, in at least float32."""
     return torch.full((), neuron.psp_persistence, dtype=precise_dtype(like.dtype), device=like.device)
 
 
 def of_any_persistence(neuron: Neuron) -> Neuron:
-    """The neuron as formulas know it: σ is a tensor of its own, so that a new one compiles nothing anew."""
+    """The neuron without its σ, which formulas get as a tensor: another σ compiles nothing anew."""
     return replace(neuron, psp_persistence=1.0) if neuron.has_slope else neuron
 
 
 def precise_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which a formula computes: at least float32."""
+    """The dtype in which a formula computes: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 

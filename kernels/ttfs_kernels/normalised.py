@@ -19,6 +19,8 @@ Shapes: potentials [2, images, positions, channels] for A and Σ w·[x > 0], or 
 one position in a fully connected layer.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,13 +29,13 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ttfs_kernels import fused
-from ttfs_kernels.autograd import autocast, first_derivatives_only, reverse_mode_only
+from ttfs_kernels.autograd import autocast, first_derivatives_only, reverse_mode_only, without_autocast
 from ttfs_kernels.backends import backend_for
 from ttfs_kernels.checks import check_conv2d, check_linear, check_options, pair
-from ttfs_kernels.contraction import Geometry, contract, gradient_of_input, gradient_of_weight
+from ttfs_kernels.contraction import Geometry, contract
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_with_derivatives
-from ttfs_kernels.torch_backend import at_inputs, like_rows, stack_mask
+from ttfs_kernels.torch_backend import contract_gradients, like_rows, stack_mask
 
 Size = int | tuple[int, int]
 
@@ -157,11 +159,12 @@ def _apply(
     operands = x, weight, normalisation.weight, bias, skip, skip_weight
     epsilon, group = normalisation.epsilon, normalisation.group
     if which != "torch":
-        from ttfs_kernels.triton_backend.normalised_layer import NormalisedLayer
+        from ttfs_kernels.triton_backend.normalised_layer import TritonNormalised
 
-        return Normalised(*NormalisedLayer.apply(*operands, (geometry, neuron, pool, which, epsilon, group)))
-    estimate = normalisation.estimate.detach()
-    y, mean, variance = _NormalisedLayer.apply(*operands, estimate, (geometry, neuron, epsilon, group))
+        passes = TritonNormalised(geometry, neuron, epsilon, group, which, pool)
+        return Normalised(*_NormalisedLayer.apply(passes, *operands))
+    passes = _TorchNormalised(geometry, neuron, epsilon, group, normalisation.estimate.detach())
+    y, mean, variance = _NormalisedLayer.apply(passes, *operands)
     return Normalised(y if pool == 1 else F.max_pool2d(y, pool), mean, variance)
 
 
@@ -178,55 +181,65 @@ def _apply_eagerly(*arguments: Any) -> Normalised:
 
 
 class _NormalisedLayer(torch.autograd.Function):
-    """Contraction, statistics and rule; the backward pass evaluates the rule again rather than keep its derivatives."""
+    """Activations, mean and unbiased variance, by either backend's passes."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        gamma: Tensor,
-        beta: Tensor,
-        skip: Tensor | None,
-        skip_weight: Tensor | None,
-        estimate: Tensor,
-        settings: tuple[Geometry | None, Neuron, float, ProcessGroup | None],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        geometry, neuron, epsilon, group = settings
-        sigma, neuron = fused.persistence(neuron, x), fused.of_any_persistence(neuron)
-        inputs = stack_mask(x, neuron) if neuron.has_slope else x
-        maps = contract(inputs, weight, None, geometry)
-        shape = (len(x), *maps.shape[1:])
-        potentials = _positions(maps, len(maps) // len(x))
-        sums = torch.stack(fused.run((_summing,), potentials, sigma, estimate))
-        count = torch.full((1,), float(potentials[0, ..., 0].numel()), device=x.device, dtype=sums.dtype)
-        if group is not None:
-            joined = torch.cat([sums.flatten(), count])
-            torch.distributed.all_reduce(joined, group=group)
-            sums, count = joined[:-1].view_as(sums), joined[-1:]
-        offset, square = sums / count
-        mean, variance = estimate + offset, (square - offset.square()).clamp_min(0)
-        inverse = (variance + epsilon).rsqrt()
-        delayed = None if skip is None else _positions(skip, 1)[0]
-        affine = gamma * inverse, beta - gamma * inverse * mean
-        activations = fused.run((_firing, neuron), potentials, sigma, *affine, delayed, skip_weight)
-        ctx.save_for_backward(
-            inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight
-        )
-        ctx.geometry, ctx.neuron, ctx.group = geometry, neuron, group
-        unbiased = variance * (count / (count - 1).clamp_min(1))
-        ctx.mark_non_differentiable(mean, unbiased)
+    def forward(ctx: Any, passes: Any, *operands: Tensor | None) -> tuple[Tensor, ...]:
+        assert operands[0] is not None
+        with without_autocast(operands[0]):
+            found, kept = passes.forward(operands)
+        ctx.save_for_backward(*kept)
+        ctx.passes = passes
+        ctx.mark_non_differentiable(*found[1:])
         ctx.set_materialize_grads(False)
-        return like_rows(activations, shape), mean, unbiased
+        return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad = grads[0]
         if grad is None:
-            return (None,) * 8
-        first_derivatives_only(_function(ctx.geometry), grad)
-        inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight = ctx.saved_tensors
-        geometry, neuron, needs = ctx.geometry, ctx.neuron, ctx.needs_input_grad
+            return (None,) * 7
+        first_derivatives_only(_function(ctx.passes.geometry), grad)
+        with without_autocast(grad):
+            return None, *ctx.passes.backward(grad, ctx.saved_tensors, ctx.needs_input_grad[1:])
+
+
+@dataclass(frozen=True)
+class _TorchNormalised:
+    """Contraction, statistics and rule; the backward pass evaluates the rule again rather than keep its derivatives."""
+
+    geometry: Geometry | None
+    neuron: Neuron
+    epsilon: float
+    group: ProcessGroup | None
+    estimate: Tensor
+
+    def forward(self, operands: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        x, weight, gamma, beta, skip, skip_weight = operands
+        sigma, neuron = fused.persistence(self.neuron, x), fused.of_any_persistence(self.neuron)
+        inputs = stack_mask(x, neuron) if neuron.has_slope else x
+        maps = contract(inputs, weight, None, self.geometry)
+        shape = (len(x), *maps.shape[1:])
+        potentials = _positions(maps, len(maps) // len(x))
+        sums = torch.stack(fused.run((_summing,), potentials, sigma, self.estimate))
+        count = torch.full((1,), float(potentials[0, ..., 0].numel()), device=x.device, dtype=sums.dtype)
+        if self.group is not None:
+            joined = torch.cat([sums.flatten(), count])
+            torch.distributed.all_reduce(joined, group=self.group)
+            sums, count = joined[:-1].view_as(sums), joined[-1:]
+        offset, square = sums / count
+        mean, variance = self.estimate + offset, (square - offset.square()).clamp_min(0)
+        inverse = (variance + self.epsilon).rsqrt()
+        delayed = None if skip is None else _positions(skip, 1)[0]
+        affine = gamma * inverse, beta - gamma * inverse * mean
+        activations = fused.run((_firing, neuron), potentials, sigma, *affine, delayed, skip_weight)
+        unbiased = variance * (count / (count - 1).clamp_min(1))
+        kept = inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight
+        return (like_rows(activations, shape), mean, unbiased), kept
+
+    def backward(self, grad: Tensor, kept: tuple[Any, ...], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight = kept
+        neuron = fused.of_any_persistence(self.neuron)
         affine = gamma * inverse, beta - gamma * inverse * mean
         h = torch.empty_like(potentials)
         by_both = (h[0], h[1] if neuron.has_slope else None)
@@ -239,18 +252,13 @@ class _NormalisedLayer(torch.autograd.Function):
             grad_skip, grad_skip_weight = fused.run((fused.skipping, neuron), h, delayed, skip_weight, sigma)
             grad_skip = like_rows(grad_skip, grad.shape)
         sums = torch.stack([grad_beta, grad_gamma])
-        if ctx.group is not None:
-            torch.distributed.all_reduce(sums, group=ctx.group)
+        if self.group is not None:
+            torch.distributed.all_reduce(sums, group=self.group)
         by_mean, by_variance = sums / count
         fused.run((_spreading,), potentials, sigma, affine[0], mean, by_mean, by_variance * inverse, *by_both)
         h = like_rows(h, (len(potentials) * len(grad), *grad.shape[1:]))
-        grad_x = grad_weight = None
-        if needs[0]:
-            both = len(h) if neuron.has_surrogate else len(grad)  # the masks' gradient is for the surrogate alone
-            grad_x = at_inputs(gradient_of_input(h[:both], inputs[:both], weight, geometry), inputs, neuron)
-        if needs[1]:
-            grad_weight = gradient_of_weight(h, inputs, weight, geometry)
-        return grad_x, grad_weight, grad_gamma, grad_beta, grad_skip, grad_skip_weight, None, None
+        by_operands = contract_gradients(h, inputs, weight, neuron, self.geometry, needs)
+        return *by_operands, grad_gamma, grad_beta, grad_skip, grad_skip_weight
 
 
 def _positions(maps: Tensor, pairs: int) -> Tensor:

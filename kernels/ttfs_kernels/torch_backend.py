@@ -71,20 +71,27 @@ class TorchLayer:
         assert saved is not None
         assert weight is not None
         needs_x, needs_weight, needs_bias, *needs_skip = needs
-        grad_x = grad_weight = None
         if self.neuron.has_slope:
             h, grad_bias = _scale(grad, saved, needs_bias)
         else:
             x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
             h, grad_bias = _inside(grad, saved, needs_bias)
-        if needs_x:
-            # With a surrogate, both halves in one contraction: the gradients of activations and of the mask.
-            both = len(h) if self.neuron.has_surrogate else len(grad)
-            grad_x = gradient_of_input(h[:both], x[:both], weight, self.geometry)
-            grad_x = at_inputs(grad_x, x, self.neuron)
-        if needs_weight:
-            grad_weight = gradient_of_weight(h, x, weight, self.geometry)
-        return grad_x, grad_weight, grad_bias, *_skip_gradients(h, skip, skip_weight, self.neuron, needs_skip)
+        found = contract_gradients(h, x, weight, self.neuron, self.geometry, (needs_x, needs_weight))
+        return *found, grad_bias, *_skip_gradients(h, skip, skip_weight, self.neuron, needs_skip)
+
+
+def contract_gradients(
+    h: Tensor, x: Tensor, weight: Tensor, neuron: Neuron, geometry: Geometry | None, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the input and the weight, None where not needed; h and x are stacked if σ > 0."""
+    grad_x = grad_weight = None
+    if needs[0]:
+        # With a surrogate, both halves in one contraction: the gradients of activations and of the mask.
+        both = len(h) // 2 if neuron.has_slope and not neuron.has_surrogate else len(h)
+        grad_x = at_inputs(gradient_of_input(h[:both], x[:both], weight, geometry), x, neuron)
+    if needs[1]:
+        grad_weight = gradient_of_weight(h, x, weight, geometry)
+    return grad_x, grad_weight
 
 
 def _skip_gradients(

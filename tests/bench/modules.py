@@ -31,11 +31,11 @@ def modules(*names: str) -> Iterator[ModuleType]:
             yield sys.modules[known]
 
 
-def run_python(*arguments: str, interpret: bool = False, status: int = 0) -> str:
+def run_python(*arguments: str, interpret: bool = False, status: int = 0, **variables: str) -> str:
     """What a Python process prints in which Triton compiles, or interprets; on one thread."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "160"} | ({"TRITON_INTERPRET": "1"} if interpret else {})
     words = [sys.executable, *arguments]
-    done = subprocess.run(words, cwd=BENCH.parent, env=environment, capture_output=True, text=True)
-    assert done.returncode == status, done.stdout + done.stderr
+    done = subprocess.run(words, cwd=BENCH.parent, env=environment | variables, capture_output=True, text=True)
+    assert done.returncode == status, done.stdout[-8000:] + done.stderr[-5000:]
     return done.stdout

@@ -1,7 +1,6 @@
 """The searched causal sets against simulated potentials, and what the script writes."""
 
 import math
-import sys
 from collections.abc import Sequence
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from tests.bench.modules import modules
 
-bench, causal_set = modules("_bench", "causal_set")
+(causal_set,) = modules("causal_set")
 
 SMALL = "--fan-ins 4 8 --outputs 6 --batch-size 8 --repeats 2".split()
 search = causal_set.causal_set_linear
@@ -52,17 +51,6 @@ def test_search_finds_the_simulated_spikes(seed, batch, fan_in, outputs, thresho
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
-def test_search_leaves_out_later_spikes_and_takes_the_first_crossing():
-    weight = torch.tensor([[1.0, -9.0]])
-    assert search(torch.tensor([[0.0, 1.5]]), weight).item() == 1.0
-    assert search(torch.tensor([[0.0, 0.5]]), weight).item() == math.inf
-    assert search(torch.full((1, 2), math.inf), weight).item() == math.inf
-    # 0.2·t is 0.4 at t = 2, falls to 0 and rises again.
-    times, weight = torch.tensor([[0.0, 2.0, 3.0]]), torch.tensor([[0.2, -0.6, 1.0]])
-    assert search(times, weight, threshold=0.3).item() == pytest.approx(1.5)
-    assert search(times, weight, threshold=0.5).item() == pytest.approx(3 + 0.5 / 0.6)
-
-
 @settings(max_examples=30)
 @given(**layers)
 def test_search_in_chunks_is_the_same(seed, batch, fan_in, outputs):
@@ -76,13 +64,12 @@ def test_search_in_chunks_is_the_same(seed, batch, fan_in, outputs):
         torch.testing.assert_close(torch.autograd.grad(chunked, (times, weight), upstream), gradients)
 
 
-@pytest.mark.parametrize("outputs_at_once", [None, 2])
-def test_search_has_exact_gradients(outputs_at_once):
+def test_search_has_exact_gradients():
     times, weight = random_layer(1, 3, 9, 5)
     times += 1e-3 * torch.rand_like(times)  # at equal spike times there is no derivative
 
     def finite_spike_times(times: Tensor, weight: Tensor) -> Tensor:
-        found = search(times, weight, threshold=0.3, outputs_at_once=outputs_at_once)
+        found = search(times, weight, threshold=0.3)
         return torch.where(found.isinf(), 0, found)
 
     spikes = search(times, weight, threshold=0.3)
@@ -92,26 +79,16 @@ def test_search_has_exact_gradients(outputs_at_once):
     assert torch.autograd.gradcheck(finite_spike_times, (times.requires_grad_(), weight.requires_grad_()))
 
 
-def run(monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["causal_set.py", *arguments])
-    causal_set.main()
-
-
-def test_writes_times_of_all_contenders(monkeypatch, tmp_path):
+def test_writes_times_of_all_contenders(run_script, monkeypatch):
     monkeypatch.setattr(causal_set, "SHORTEST_MS", 0.1)
-    run(monkeypatch, *SMALL, "--output", str(tmp_path))
-    rows, about = bench.read(tmp_path / "causal_set-cpu.csv")
+    rows, _ = run_script(causal_set, *SMALL)
     assert [(row["fan_in"], row["pass"], row["provider"]) for row in rows] == [
         (fan_in, passes, provider)
         for fan_in in ("4", "8")
         for passes in ("forward", "forward_backward")
         for provider in ("closed form", "causal set", "causal set, chunked")
     ]
-    for row in rows:
-        assert 0 < float(row["ms_p20"]) <= float(row["ms_p50"]) <= float(row["ms_p80"])
-        assert float(row["ratio_to_closed_form"]) == 1 or row["provider"] != "closed form"
-        assert float(row["peak_mib"]) > 0
-    assert about["command"].endswith("--repeats 2")  # without where the results went
+    assert all(float(row["ratio_to_closed_form"]) == 1 for row in rows if row["provider"] == "closed form")
 
 
 def test_chunks_bound_the_memory():
@@ -124,9 +101,9 @@ def test_chunks_bound_the_memory():
         assert whole > 3 * 16 * 64 * 64 * 4 / 2**20 > 4 * chunked
 
 
-def test_times_nothing_that_disagrees(monkeypatch, tmp_path):
+def test_times_nothing_that_disagrees(run_script, monkeypatch, tmp_path):
     monkeypatch.setattr(causal_set, "causal_set_linear", lambda *given, **options: 1.01 * search(*given, **options))
     monkeypatch.setattr(causal_set.Contender, "time", lambda *_: pytest.fail("timed"))
     with pytest.raises(SystemExit, match=r"causal_set: causal set must agree with the closed form.*got spikes"):
-        run(monkeypatch, *SMALL, "--output", str(tmp_path))
+        run_script(causal_set, *SMALL)
     assert not list(tmp_path.iterdir())

@@ -32,15 +32,18 @@ def run(output: Path, *stages: "gpu.Stage", options: tuple[str, ...] = ()) -> tu
 
 
 def test_every_stage_gets_a_verdict(tmp_path, capsys):
-    """A failure, a timeout, and what is missing: none stops the next."""
+    """A failure, a timeout, which ends its children too, and what is missing: none stops the next."""
+    child = f"import os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); {WAIT}"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    asks = "import os, ttfs_kernels, _bench; print(os.environ['COLOUR'], os.environ['SHAPE'])"
     status, outcomes = run(
         tmp_path,
         stage(tmp_path, "wrong", "print('half way'); raise SystemExit('it is wrong')"),
-        stage(tmp_path, "slow", WAIT, limit_s=2.0),
+        stage(tmp_path, "slow", parent, limit_s=3.0),
         stage(tmp_path, "no_package", "", packages=("json", "no_such_package")),
         stage(tmp_path, "no_program", "", programs=("no_such_program",)),
         stage(tmp_path, "no_data", "", arguments="{data}"),
-        stage(tmp_path, "right", "print('well done'); print()"),
+        stage(tmp_path, "right", asks, before="env SHAPE=round", variables={"COLOUR": "red"}),
     )
     assert status == 1
     assert outcomes == {
@@ -49,13 +52,23 @@ def test_every_stage_gets_a_verdict(tmp_path, capsys):
         "no_package": ["not reached", "needs the package no_such_package", False],
         "no_program": ["not reached", "needs the program no_such_program", False],
         "no_data": ["not reached", "needs --data-dir", False],
-        "right": ["confirmed", "well done", True],
+        "right": ["confirmed", "red round", True],
     }
     said = capsys.readouterr().out
-    assert "confirmed (1)\n  right              right works  [well done]\nrefuted (1)\n  wrong " in said
-    assert "not reached (4)\n  slow " in said
+    assert "confirmed (1)\n  right              right works  [red round]\nrefuted (1)\n  wrong " in said
     assert (tmp_path / "summary.txt").read_text(encoding="utf-8") in said
     assert "half way\nit is wrong" in (tmp_path / "wrong.log").read_text(encoding="utf-8")
+    deadline = time.monotonic() + 30
+    while alive(int((tmp_path / "pid").read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def alive(identity: int) -> bool:
+    try:
+        return Path(f"/proc/{identity}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_what_has_ended_is_run_again_only_by_name(tmp_path):
@@ -82,24 +95,6 @@ def test_a_stage_that_the_deadline_cut_is_run_by_the_next_call(tmp_path):
     )
 
 
-def test_children_of_a_stage_end_with_it(tmp_path):
-    identity = tmp_path / "pid"
-    child = f"import os, time; open({str(identity)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    run(tmp_path, stage(tmp_path, "parent", code, limit_s=3.0))
-    deadline = time.monotonic() + 30
-    while alive(int(identity.read_text())):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def alive(identity: int) -> bool:
-    try:
-        return Path(f"/proc/{identity}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_an_ended_driver_leaves_a_state_to_go_on_from(tmp_path):
     """SIGTERM in the second stage: the first is kept, the second is run by the next call."""
     program = tmp_path / "program.py"
@@ -120,12 +115,6 @@ def test_an_ended_driver_leaves_a_state_to_go_on_from(tmp_path):
     assert process.wait(30) == 143
     assert json.loads((tmp_path / "state.json").read_text(encoding="utf-8")) == {"pass": ["confirmed", "", True]}
     assert subprocess.run([sys.executable, str(program)], env=os.environ | {"REST": "0"}).returncode == 0
-
-
-def test_variables_and_what_is_put_in_front_of_python_reach_the_stage(tmp_path):
-    code = "import os, ttfs_kernels, _bench; print(os.environ['COLOUR'], os.environ['SHAPE'])"
-    asks = stage(tmp_path, "asks", code, before="env SHAPE=round", variables={"COLOUR": "red"})
-    assert run(tmp_path, asks) == (0, {"asks": ["confirmed", "red round", True]})
 
 
 def test_real_stages_name_what_is_there(capsys):

@@ -96,27 +96,20 @@ def test_the_fastest_candidate_is_kept(tuner, which, kind):
 
 @pytest.mark.parametrize("which", PASSES)
 @pytest.mark.parametrize("kind", WRONG)
-def test_what_is_wrong_is_neither_timed_nor_chosen(tuner, monkeypatch, which, kind):
-    spoil(monkeypatch, "by_kernels", WRONG[kind], SECOND)
+@pytest.mark.parametrize(("wrong", "right"), [(FIRST, SECOND), (SECOND, FIRST)], ids=["default", "other"])
+def test_what_is_wrong_is_neither_timed_nor_chosen(tuner, monkeypatch, which, kind, wrong, right):
+    """Programs take the default without a table: a wrong one is a fault. Others are measured all the same."""
+    spoil(monkeypatch, "by_kernels", WRONG[kind], wrong)
     tuner.times = [5.0, 3.0, 4.0]
     entry = tuner.measure(which, CONV2D, "ieee")
-    assert (entry.config, entry.triton_ms, len(tuner.timed), tuner.faults) == (FIRST, 3.0, 3, [])
-    (line,) = tuner.said
+    assert (entry.config, entry.triton_ms, len(tuner.timed)) == (right, 3.0, 3)
+    assert [fault.split(" of ")[0] for fault in tuner.faults] == [f"our kernel's {which}"] * (wrong == FIRST)
+    line = tuner.said[-1]
     assert line.startswith(f"{which} of batch 2, height 4, width 3, in_channels 3, out_channels 5, kernel (3, 2), ")
     assert "ours 3.0000 ms (block_m 16, " in line
     assert line.endswith(f"other 5.0000 ms, 1 {'cannot run' if kind == 'cannot run' else 'wrong'}")
-
-
-@pytest.mark.parametrize("which", PASSES)
-@pytest.mark.parametrize("kind", ["inexact", "cannot run"])
-def test_the_default_must_be_right(tuner, monkeypatch, which, kind):
-    """Programs take it without a table. Others are measured all the same; without any there is no entry."""
-    spoil(monkeypatch, "by_kernels", WRONG[kind], FIRST)
-    tuner.times = [5.0, 3.0, 4.0]
-    assert tuner.measure(which, LINEAR, "ieee").config == SECOND
-    assert [fault.split(" of ")[0] for fault in tuner.faults] == [f"our kernel's {which}"]
-    monkeypatch.setattr(tune, "candidates", lambda *_: [FIRST])
-    assert tuner.measure(which, LINEAR, "ieee") is None
+    monkeypatch.setattr(tune, "candidates", lambda *_: [wrong])
+    assert tuner.measure(which, CONV2D, "ieee") is None
 
 
 def test_a_forgotten_surrogate_is_wrong(tuner, monkeypatch):

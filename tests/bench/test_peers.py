@@ -1,7 +1,6 @@
 """`bench/peers.py` from its command line, on a narrow network: ours alone, beside a stand-in, beside the libraries."""
 
 import math
-import sys
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -13,27 +12,15 @@ from torch import Tensor, nn
 from tests.bench.modules import modules
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 
-bench, peers = modules("_bench", "peers")
+(peers,) = modules("peers")
 
 SMALL = ["--width", "0.03", "--batch-size", "2", "--repeats", "2", "--steps", "2", "1"]
 WITHOUT_TIME = ["DFT σ=1", "DFT σ=0", "ANN"]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def run(monkeypatch, tmp_path):
-    def call(*arguments: str) -> tuple[list[dict[str, str]], dict[str, str]]:
-        monkeypatch.setattr(sys, "argv", ["peers.py", *arguments, "--output", str(tmp_path)])
-        peers.main()
-        return bench.read(tmp_path / "peers-cpu.csv")
-
-    return call
-
-
-def check_rows(rows: list[dict[str, str]]) -> None:
+def check_ratios(rows: list[dict[str, str]]) -> None:
     for row in rows:
-        assert 0 < float(row["ms_p20"]) <= float(row["ms_p50"]) <= float(row["ms_p80"])
-        assert float(row["peak_mib"]) > 0
         assert row["layout"] in ("channels_last", "contiguous")
         for kind in ("time", "memory"):
             assert float(row[f"{kind}_ratio_to_ours"]) > 0
@@ -52,21 +39,21 @@ def small_ann() -> TTFSNetwork:
     return TTFSNetwork(NetworkConfig("4C3-P2-6C3-8", 2, (6, 6), 3, encoder="analog", neuron=Neuron(0.0), **plain))
 
 
-def test_runs_ours_alone_and_says_what_to_install(run, monkeypatch, capsys):
+def test_runs_ours_alone_and_says_what_to_install(run_script, monkeypatch, capsys):
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    rows, about = run(*SMALL)
+    rows, about = run_script(peers, *SMALL)
     assert [row["provider"] for row in rows] == WITHOUT_TIME
-    check_rows(rows)
+    check_ratios(rows)
     assert about["left_out"] == '["spikingjelly", "snntorch"]'
     assert "peers: spikingjelly and snntorch not found, left out. For all, pip" in capsys.readouterr().out
 
 
-def test_writes_times_memory_and_their_growth(run, monkeypatch, capsys):
+def test_writes_times_memory_and_their_growth(run_script, monkeypatch, capsys):
     monkeypatch.setattr(peers, "LIBRARIES", {"pytest": stand_in})
-    rows, about = run(*SMALL, "--dtype", "bfloat16")
+    rows, about = run_script(peers, *SMALL, "--dtype", "bfloat16")
     expected = [*((name, "") for name in WITHOUT_TIME), ("pytest", "1"), ("pytest", "2")]
     assert [(row["provider"], row["time_steps"]) for row in rows] == expected
-    check_rows(rows)
+    check_ratios(rows)
     assert {row["dtype"] for row in rows} == {"bfloat16"}
     assert [float(row["floor_ratio"]) for row in rows] == [1.667, 1, 1, 1, 2]
     assert rows[3]["version"] == version("pytest")

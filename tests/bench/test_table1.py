@@ -47,6 +47,10 @@ def test_collected_run_holds_what_is_committed_and_names_no_folder(options, tmp_
     assert sorted(path.name for path in folder.iterdir()) == names
     assert (folder / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     assert "somewhere" not in (folder / "config.yaml").read_text()
+    assert folder.name == table1.name_of(run) == "one"
+    assert table1.name_of(tmp_path / "runs" / "mnist" / "a") == "mnist-a"
+    with pytest.raises(ValueError, match="runs must be folders of runs that have ended; got"):
+        table1.collect(tmp_path / "nothing", options)
     checksum = hashlib.sha256(b"weights").hexdigest()
     about = {"weights_sha256": checksum, "commit": "abc1234", "sparsity_as_published": 0.5}
     assert json.loads((folder / "run.json").read_text()) == about
@@ -91,13 +95,6 @@ def test_table_is_written_between_its_markers_only(options):
     options.readme.write_text("nothing")
     with pytest.raises(ValueError, match="readme must have the markers"):
         table1.replace_table(options.readme, "")
-
-
-def test_runs_are_named_after_their_folders_and_must_have_ended(options, tmp_path):
-    assert table1.name_of(tmp_path / "runs" / "a") == "a"
-    assert table1.name_of(tmp_path / "runs" / "mnist" / "a") == "mnist-a"
-    with pytest.raises(ValueError, match="runs must be folders of runs that have ended; got"):
-        table1.collect(tmp_path / "nothing", options)
 
 
 def test_the_readme_has_rows_by_name_with_the_papers_beside_its_own_neuron(options, tmp_path):

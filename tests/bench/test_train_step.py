@@ -1,24 +1,16 @@
 """`bench/train_step.py` from its command line, on a tiny network; and that it times nothing that is wrong."""
 
-import sys
-
 import pytest
 
 from tests.bench.modules import modules
 
-bench, train_step = modules("_bench", "train_step")
+(train_step,) = modules("train_step")
 
 SMALL = ["--model", "cnn1", "--width", "0.25", "--batch-size", "2", "--repeats", "2"]
 
 
-def run(monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["train_step.py", *arguments])
-    train_step.main()
-
-
-def test_writes_times_ratios_and_their_circumstances(monkeypatch, tmp_path, capsys):
-    run(monkeypatch, *SMALL, "--output", str(tmp_path))
-    rows, about = bench.read(tmp_path / "train_step-cpu-cnn1.csv")
+def test_writes_times_ratios_and_their_circumstances(run_script, capsys):
+    rows, _ = run_script(train_step, *SMALL)
     providers = ["ANN", "DFT σ=0", "DFT σ=0.25", "DFT σ=1", "composition σ=1"]
     assert [(row["dtype"], row["pass"], row["provider"]) for row in rows] == [
         (dtype, passes, provider)
@@ -27,12 +19,9 @@ def test_writes_times_ratios_and_their_circumstances(monkeypatch, tmp_path, caps
         for provider in providers
     ]
     for row in rows:
-        assert 0 < float(row["ms_p20"]) <= float(row["ms_p50"]) <= float(row["ms_p80"])
         assert float(row["ratio_to_ann"]) > 0
         assert float(row["ratio_to_ann"]) == 1 or row["provider"] != "ANN"
-        assert float(row["peak_mib"]) > 0
         assert bool(row["gradient_error"]) == (row["provider"] in providers[1:4])
-    assert about["command"].endswith("--repeats 2")  # without where the results went
     assert "floor" in capsys.readouterr().out
 
 
@@ -47,10 +36,10 @@ def test_contenders_have_the_same_weights(monkeypatch):
     assert all(a.equal(b) and a is not b for other in others for a, b in zip(first, other, strict=True))
 
 
-def test_times_nothing_that_disagrees(monkeypatch, tmp_path):
+def test_times_nothing_that_disagrees(run_script, monkeypatch, tmp_path):
     compose_linear = train_step.compose_linear
     monkeypatch.setattr(train_step, "compose_linear", lambda *given, **options: 0.9 * compose_linear(*given, **options))
     monkeypatch.setattr(train_step.Step, "time", lambda step: pytest.fail("timed"))
     with pytest.raises(SystemExit, match=r"train_step: DFT σ=0.25 must agree with its twin in torch\.float32"):
-        run(monkeypatch, *SMALL, "--output", str(tmp_path))
+        run_script(train_step, *SMALL)
     assert not list(tmp_path.iterdir())

@@ -147,9 +147,7 @@ def test_bad_images_are_reported_and_skipped(random_images, encode_png, caplog, 
 @pytest.mark.parametrize("keep", [True, False])
 def test_images_of_different_sizes_are_resized_or_refused(random_images, keep):
     images = [b"x", random_images(1, 1, 6, 7)[0], random_images(1, 3, 9, 3)[0]]
-    with pytest.raises(
-        ValueError, match=r"got 9x3 in row 2 of .*, where row 1 of .* has 6x7\. Resize with --image-size"
-    ):
+    with pytest.raises(ValueError, match=r"got 9x3 in row 2 of .*, where row 1 of .* has 6x7\. Resize with --im"):
         decode_all(images, keep=keep)
     with pytest.raises(ValueError, match=r"got 6x7 in row 1 of .*, where the training images have 4x4"):
         decode_all(images, size=(4, 4), keep=keep)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels import oracle
@@ -37,6 +38,32 @@ CONV2D = Kind((2, 4, 6, 5), (6, 4, 3, 3), Geometry((1, 1), (0, 0), (1, 1), 1))
 UNEVEN = Kind((2, 4, 7, 6), (6, 2, 3, 2), Geometry((2, 1), (1, 0), (1, 2), 2))
 KINDS = pytest.mark.parametrize("kind", [LINEAR, CONV2D], ids=["linear", "conv2d"])
 PERSISTENCES = pytest.mark.parametrize("psp_persistence", [0.0, 0.25, 1.0])
+
+
+@st.composite
+def convolutions(
+    draw: st.DrawFn,
+    batches: tuple[int, ...] = (0, 1, 2),
+    channels: tuple[int, ...] = (1, 3, 16, 17),
+    groups: tuple[int, ...] = (1, 1, 2, 5),
+    slack: int = 3,
+) -> Kind:
+    """Any geometry, on maps that are up to `slack` larger than the dilated kernel; channels are those of a group."""
+    group = draw(st.sampled_from(groups))
+    inputs, outputs = (draw(st.sampled_from(channels)) for _ in range(2))
+    choices = (1, 2, 3), (1, 1, 1, 2, 3), (0, 1, 2, 3), (1, 1, 1, 2, 3)
+    kernel, stride, padding, dilation = (draw(st.tuples(*2 * [st.sampled_from(sizes)])) for sizes in choices)
+    least = [max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) for i in (0, 1)]
+    size = (draw(st.integers(side, side + slack)) for side in least)
+    maps = (draw(st.sampled_from(batches)), group * inputs, *size)
+    return Kind(maps, (group * outputs, inputs, *kernel), Geometry(stride, padding, dilation, group))
+
+
+@st.composite
+def linears(draw: st.DrawFn) -> Kind:
+    """Fully connected layers, narrower and wider than the blocks of kernels."""
+    rows, inputs, outputs = (draw(st.sampled_from(sizes)) for sizes in ((0, 1, 17, 65), (1, 17, 65), (1, 16, 33)))
+    return Kind((rows, inputs), (outputs, inputs))
 
 
 class Served(NamedTuple):
@@ -83,17 +110,24 @@ def operands(
     *names: str,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    exact: bool = False,
     **how: float,
 ) -> Operands:
-    """Those of `names`, by default x, weight and bias; `how` goes to `activations`."""
+    """Those of `names`, by default x, weight and bias; `how` goes to `activations`.
+
+    Activations and weights that are `exact` are multiples of 1/8, whose sums are not rounded.
+    """
     values = {
         "x": activations(*kind.x, **how),
         "weight": weights(*kind.weight),
         "bias": torch.randn(kind.weight[0]) / 2,
         "skip": activations(*kind.out, **how),
         "skip_weight": torch.randn(kind.weight[0]),
+        "gamma": 0.3 + torch.rand(kind.weight[0]),  # of batch norm
     }
     chosen = {name: values[name] for name in names or NAMES[:3]}
+    if exact:
+        chosen |= {name: (8 * t).round().clamp(-4, 8) / 8 for name, t in chosen.items() if t.dim() > 1}
     return {name: value.to(device, dtype).requires_grad_() for name, value in chosen.items()}
 
 

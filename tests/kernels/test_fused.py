@@ -2,15 +2,14 @@
 
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
-from tests.kernels.common import activations
-from ttfs_kernels import Neuron, dft_conv2d, dft_linear, fuse_passes, fused
+from tests.kernels.common import KINDS, LINEAR, NAMES, Kind, activations, apply, leaves, operands, results
+from ttfs_kernels import Neuron, fuse_passes, fused
 from ttfs_kernels.rule import fire_
 
 NEURON = Neuron(0.5, derivative_clip=3.0, surrogate_width=0.3)
@@ -23,27 +22,18 @@ def fuse_small_layers_too(monkeypatch) -> Iterator[None]:
     fuse_passes(False)
 
 
-def both_passes(fuse: bool, kind: str, dtype: torch.dtype, neuron: Neuron = NEURON) -> list[Tensor]:
+def both_passes(fuse: bool, kind: Kind, dtype: torch.dtype, neuron: Neuron = NEURON) -> list[Tensor]:
     """Activations and all gradients of a layer with a bias and a skip; the same operands in every call."""
     fuse_passes(fuse)
     torch.manual_seed(0)
-    shape, weight = ((48, 12), torch.randn(12, 12)) if kind == "linear" else ((4, 6, 7, 5), torch.randn(6, 6, 3, 3) / 3)
-    operands = activations(*shape), weight, torch.randn(len(weight)) / 2, activations(*shape), torch.randn(len(weight))
-    keep = [value.to(dtype if value.dim() > 1 else torch.float32).requires_grad_() for value in operands]
-    x, weight, bias, skip, skip_weight = keep
-    options: dict[str, Any] = {"skip": skip, "skip_weight": skip_weight, "neuron": neuron, "backend": "torch"}
-    y = (
-        dft_linear(x, weight, bias, **options)
-        if kind == "linear"
-        else dft_conv2d(x, weight, bias, padding=1, **options)
-    )
-    y.backward(torch.randn(y.shape).to(dtype))
+    tensors = {name: t.to(dtype if t.dim() > 1 else torch.float32) for name, t in operands(kind, *NAMES).items()}
+    found = results(kind, leaves(tensors), neuron=neuron, backend="torch")
     assert fused._on is fuse  # nothing fell back
-    return [y.detach(), *(value.grad for value in keep if value.grad is not None)]
+    return found
 
 
 # Sums over neurons, and a skip's product, are added up in another order. The first of each sort compiles for seconds.
-@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+@KINDS
 @pytest.mark.parametrize(
     ("neuron", "dtype", "tolerance"),
     [
@@ -61,22 +51,20 @@ def test_layers_are_those_of_the_eager_passes(kind, neuron, dtype, tolerance):
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-def test_the_rule_is_equal_to_the_bit_in_every_case():
+def test_the_rule_and_its_gradient_are_equal_to_the_bit_in_every_case():
+    fuse_passes()
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0, 1 - 2**-24, 0.0, -0.0, -1.0, -0.29, 0.5])
     grid = torch.cartesian_prod(special, torch.cat([special, torch.randn(8)]))
     potentials = grid.t().reshape(2, -1, 1).repeat(1, 1, 2).contiguous()
-    bias = skip = skip_weight = None
-    fuse_passes()
-    operands = potentials, bias, skip, skip_weight, fused.persistence(NEURON, potentials)
-    found, derivatives = fused.compiled(fused.firing, fused.of_any_persistence(NEURON), True)(*operands)
+    operands = potentials, None, None, None, fused.persistence(NEURON, potentials)
+    found = fused.compiled(fused.firing, fused.of_any_persistence(NEURON), True)(*operands)
     expected = fire_(potentials, None, NEURON, with_derivatives=True)  # leaves the derivatives in `potentials`
+    torch.testing.assert_close(found, (expected, potentials), rtol=0, atol=0, equal_nan=True)
+    # At σ = 0 the derivative is 1 inside the window.
+    x, grad = (column.view(-1, 1) for column in torch.cartesian_prod(special[[0, 3, 4, 5, 9]], special).t())
+    found, total = fused.compiled(fused.crossing)(grad, x)
+    expected = torch.where((x > 0) & (x < 1), grad, 0).where(~x.isnan(), x)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(derivatives, potentials, rtol=0, atol=0, equal_nan=True)
-    # At σ = 0, of each gradient where the activation is inside.
-    activations, grad = (column.view(-1, 1) for column in torch.cartesian_prod(special[[0, 3, 4, 5, 9]], special).t())
-    h, total = fused.compiled(fused.crossing)(grad, activations)
-    expected = torch.where((activations > 0) & (activations < 1), grad, 0).where(~activations.isnan(), activations)
-    torch.testing.assert_close(h, expected, rtol=0, atol=0, equal_nan=True)
     assert total.isnan().all()
 
 
@@ -91,7 +79,7 @@ def test_one_compilation_serves_all_shapes():
 
 
 def test_without_a_compiler_passes_stay_as_they_are(monkeypatch, caplog):
-    expected = both_passes(False, "linear", torch.float32)
+    expected = both_passes(False, LINEAR, torch.float32)
 
     def fail(*_):
         raise TorchDynamoException("no C++ compiler\nand a trace")
@@ -99,9 +87,8 @@ def test_without_a_compiler_passes_stay_as_they_are(monkeypatch, caplog):
     monkeypatch.setattr(fused.compiled(fused.masking), "compiled", fail)
     fuse_passes()
     with caplog.at_level(logging.WARNING, "ttfs_kernels.fused"):
-        layer = dft_linear(activations(9, 12), torch.randn(12, 12), neuron=NEURON, backend="torch")
-    assert layer.shape == (9, 12)
+        assert apply(LINEAR, operands(LINEAR), neuron=NEURON, backend="torch").shape == LINEAR.out
     assert [record.getMessage() for record in caplog.records] == [
         "passes are not fused: PyTorch's compiler failed (no C++ compiler)"
     ]
-    torch.testing.assert_close(both_passes(fused._on, "linear", torch.float32), expected, rtol=0, atol=0)
+    torch.testing.assert_close(both_passes(fused._on, LINEAR, torch.float32), expected, rtol=0, atol=0)

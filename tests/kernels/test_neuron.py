@@ -1,4 +1,4 @@
-"""The neuron's ranges, each refusal by its message, and its way through an operator's schema."""
+"""The neuron's ranges, each refusal by its message, and numbers at their ends."""
 
 import math
 import re
@@ -6,8 +6,6 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ttfs_kernels import Neuron, dft_linear
 
@@ -31,24 +29,6 @@ def test_neuron_refuses_properties_out_of_range(properties, message):
         Neuron(**properties)
 
 
-@given(
-    st.builds(
-        Neuron,
-        psp_persistence=st.floats(0, 1),
-        derivative_clip=st.none() | st.floats(0, 1e30, exclude_min=True),
-        surrogate_width=st.just(0.0) | st.floats(1e-6, 1e6),
-    )
-)
-def test_neuron_survives_packing(neuron):
-    assert Neuron.unpack(neuron.pack()) == neuron
-    assert neuron.numbers() == tuple(neuron.pack())
-
-
-def test_neuron_without_clip_packs_as_infinity():
-    assert Neuron(0.25, None).pack() == [0.25, math.inf, 0.0]
-    assert Neuron(0.25, None).numbers().derivative_clip == math.inf
-
-
 @pytest.mark.parametrize("width", [1e-6, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_gradients_are_numbers_at_any_width(width, dtype):
@@ -61,8 +41,3 @@ def test_gradients_are_numbers_at_any_width(width, dtype):
 def test_fractions_are_numbers():
     assert Neuron(Fraction(1, 2)) == Neuron(0.5)
     assert isinstance(Neuron(Fraction(1, 2)).psp_persistence, float)
-
-
-def test_neuron_has_a_surrogate_only_with_a_slope():
-    given = Neuron(), Neuron(surrogate_width=0.5), Neuron(psp_persistence=0, surrogate_width=0.5)
-    assert [neuron.has_surrogate for neuron in given] == [False, True, False]

@@ -1,17 +1,39 @@
-"""Normalised potentials against the plain layer that they fold into, whose statistics autograd differentiates."""
+"""Normalised potentials: PyTorch in float64 against the plain layer that they fold into, all others against that.
+
+Operands are multiples of 1/8, so that potentials are the same in every dtype, and equal ones stay equal in a pool.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from tests.kernels.common import activations
+from tests.kernels.common import (
+    CONV2D,
+    HAS_TRITON,
+    LINEAR,
+    NAMES,
+    UNEVEN,
+    Kind,
+    Operands,
+    apply,
+    convolutions,
+    leaves,
+    linears,
+    operands,
+    serving,
+)
+from tests.kernels.memory import fenced_memory
 from ttfs_kernels import (
     Neuron,
     Normalisation,
-    dft_conv2d,
-    dft_linear,
+    Normalised,
     fuse_passes,
     fused,
     normalised_conv2d,
@@ -25,7 +47,10 @@ NEURONS = [
     Neuron(1.0, derivative_clip=0.6, surrogate_width=0.5),
     Neuron(0.5, surrogate_width=0.3),
 ]
+OF_NEURONS = pytest.mark.parametrize("neuron", NEURONS, ids=str)
+BACKENDS = pytest.mark.parametrize("backend", ["torch", "triton"] if HAS_TRITON else ["torch"])
 EPSILON = 1e-5
+kinds = linears() | convolutions(channels=(1, 3, 17), groups=(1, 1, 2))
 
 
 class _Surrogate(torch.autograd.Function):
@@ -45,159 +70,196 @@ class _Surrogate(torch.autograd.Function):
         return grad * (1 - x / neuron.surrogate_width).clamp_min(0) if neuron.has_surrogate else 0 * grad, None, None
 
 
-def folded(x, weight, gamma, beta, skip, skip_weight, neuron, geometry):
+def folded(kind: Kind, tensors: Operands, neuron: Neuron) -> Normalised:
     """The plain layer of g·w and β − g·μ, where g and μ follow from the potentials of this batch."""
-    contract = F.linear if geometry is None else lambda x, w: F.conv2d(x, w, None, **geometry)
+    tensors = dict(tensors)
+    x, weight, gamma, beta = (tensors.pop(name) for name in ("x", "weight", "gamma", "bias"))
+    contract = F.linear if kind.geometry is None else lambda x, w: F.conv2d(x, w, None, *kind.geometry)
     A, spikes = (contract(_Surrogate.apply(x, neuron, mask), weight) for mask in (False, True))
     V = A + neuron.psp_persistence * spikes
-    V = V if geometry is None else V.movedim(1, -1).flatten(0, 2)
+    V = V if kind.geometry is None else V.movedim(1, -1).flatten(0, 2)
     variance, mean = torch.var_mean(V, 0, correction=0)
     g = gamma * (variance + EPSILON).rsqrt()
-    operands = x, g.view(-1, *(1,) * (weight.dim() - 1)) * weight, beta - g * mean
-    options = {"skip": skip, "skip_weight": skip_weight, "neuron": neuron, "backend": "torch"}
-    y = dft_linear(*operands, **options) if geometry is None else dft_conv2d(*operands, **geometry, **options)
-    return y, mean, V.var(0)
+    scaled = {"x": x, "weight": g.view(-1, *(1,) * (weight.dim() - 1)) * weight, "bias": beta - g * mean}
+    y = apply(kind, scaled | tensors, neuron=neuron, backend="torch")
+    return Normalised(y, mean, variance * len(V) / max(1, len(V) - 1))
 
 
-def operands(x_shape, weight_shape, geometry, with_skip, dtype=torch.float64):
-    x = activations(*x_shape, dtype=dtype).requires_grad_()
-    weight = torch.randn(*weight_shape, dtype=dtype).requires_grad_()
-    channels = weight_shape[0]
-    gamma = (0.3 + torch.rand(channels, dtype=dtype)).requires_grad_()
-    beta = (torch.randn(channels, dtype=dtype) / 3).requires_grad_()
-    if not with_skip:
-        return x, weight, gamma, beta, None, None
-    shape = F.linear(x, weight).shape if geometry is None else F.conv2d(x, weight, None, **geometry).shape
-    skip = activations(*shape, dtype=dtype).requires_grad_()
-    return x, weight, gamma, beta, skip, torch.randn(channels, dtype=dtype).requires_grad_()
-
-
-def normalised(x, weight, gamma, beta, skip, skip_weight, neuron, geometry, backend="auto"):
-    norm = Normalisation(gamma, beta, torch.randn_like(gamma), EPSILON)
-    options = {"skip": skip, "skip_weight": skip_weight, "neuron": neuron, "backend": backend}
-    if geometry is None:
+def normalised(
+    kind: Kind, tensors: Operands, neuron: Neuron, backend: str = "torch", pool: int = 1, estimate: float = 0.0
+) -> Normalised:
+    late = dict(tensors)
+    x, weight, gamma, beta = (late.pop(name) for name in ("x", "weight", "gamma", "bias"))
+    norm = Normalisation(gamma, beta, torch.full_like(gamma, estimate), EPSILON)
+    options = {**late, "neuron": neuron, "backend": backend}
+    if kind.geometry is None:
         return normalised_linear(x, weight, norm, **options)
-    return normalised_conv2d(x, weight, norm, **geometry, **options)
+    return normalised_conv2d(x, weight, norm, **kind.geometry._asdict(), pool=pool, **options)
 
 
-def assert_alike(given, neuron, geometry):
-    found, expected = normalised(*given, neuron, geometry), folded(*given, neuron, geometry)
-    torch.testing.assert_close(tuple(found), expected)
-    wanted, grad = [operand for operand in given if operand is not None], torch.randn_like(expected[0])
-    ours, theirs = (torch.autograd.grad(outputs[0], wanted, grad) for outputs in (found, expected))
-    torch.testing.assert_close(ours, theirs)
+def given_to(kind: Kind, has_skip: bool = False, **how: Any) -> Operands:
+    return operands(kind, "gamma", *NAMES[: 5 if has_skip else 3], exact=True, **how)
 
 
-@pytest.mark.parametrize("neuron", NEURONS, ids=str)
+def outcome(found: Normalised, tensors: Operands) -> list[Tensor]:
+    """Activations, statistics and all gradients; those of activations are halves, so that 16 bits hold them."""
+    y = found.activations
+    torch.manual_seed(0)
+    grad = (torch.randint(-2, 3, y.shape) / 2).to(y)
+    return [*found, *torch.autograd.grad(y, list(tensors.values()), grad)]
+
+
+def check(kind: Kind, tensors: Operands, neuron: Neuron, backend: str, pool: int = 1) -> None:
+    """Against PyTorch in float64."""
+    precise = leaves({name: tensor.cpu().double() for name, tensor in tensors.items()})
+    wanted = outcome(normalised(kind, precise, neuron, pool=pool), precise)
+    with fenced_memory() if backend == "triton" else nullcontext():
+        found = outcome(normalised(kind, tensors, neuron, backend, pool), tensors)
+    assert found[0].dim() < 4 or found[0].is_contiguous(memory_format=torch.channels_last)
+    eps = torch.finfo(found[0].dtype).eps
+    loose = {"rtol": 8 * eps, "atol": 4 * eps} if eps > 1e-4 else {"rtol": 1e-4, "atol": 1e-4}
+    for i, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
+        assert ours.dtype == (torch.float32 if i in (1, 2) else tensors["x"].dtype)
+        scale = max(1.0, theirs.abs().max().item())
+        tolerance = {"rtol": 1e-5, "atol": 1e-5} if i in (1, 2) else loose
+        torch.testing.assert_close(ours.cpu().double() / scale, theirs / scale, **tolerance)
+
+
+@OF_NEURONS
+@settings(max_examples=25)
+@given(kind=kinds, has_skip=st.booleans())
+def test_layers_are_those_that_they_fold_into(neuron, kind, has_skip):
+    assume(kind.x[0] > 0)
+    tensors = given_to(kind, has_skip, dtype=torch.float64)
+    wanted, found = (outcome(layer(kind, tensors, neuron), tensors) for layer in (folded, normalised))
+    torch.testing.assert_close(found, wanted)
+
+
+@settings(max_examples=60 if torch.cuda.is_available() else 20)
 @given(
-    st.integers(2, 4), st.integers(2, 6), st.sampled_from([1, 2]), st.integers(1, 2), st.integers(1, 2), st.booleans()
+    kind=kinds,
+    neuron=st.sampled_from(NEURONS),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    behind=st.sampled_from(["", "pool", "skip"]),
+    provider=st.sampled_from(["triton", "triton", "library"]),
+    programs=st.sampled_from([3, 256]),
 )
-def test_convolutions_are_the_layers_that_they_fold_into(neuron, batch, size, groups, stride, dilation, with_skip):
-    geometry = {"stride": stride, "padding": 1, "dilation": dilation, "groups": groups}
-    given_ = operands((batch, 4, size + 2, size + 3), (6, 4 // groups, 3, 3), geometry, with_skip)
-    assert_alike(given_, neuron, geometry)
+def test_our_kernels_are_the_layers_of_pytorch(device, kind, neuron, dtype, behind, provider, programs):
+    """Few programs take several steps each, of which the last is not full."""
+    passes = pytest.importorskip("ttfs_kernels.triton_backend.passes")
+    pool = 2 if behind == "pool" and kind.geometry is not None else 1
+    assume(kind.x[0] > 0 and min(kind.out[2:], default=2) >= pool)
+    with serving(provider, device), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "ROW_PROGRAMS", programs)
+        check(kind, given_to(kind, behind == "skip", device=device, dtype=dtype), neuron, "triton", pool)
 
 
-@pytest.mark.parametrize("neuron", NEURONS, ids=str)
-@pytest.mark.parametrize("with_skip", [False, True])
-def test_linear_layers_are_convolutions_of_single_pixels(served, neuron, with_skip):
-    given_ = [None if t is None else t.float().to(served.device) for t in operands((9, 7), (5, 7), None, with_skip)]
-    maps = [t if t is None or t.dim() == 1 else t[..., None, None] for t in given_]
-    results = []
-    for tensors, geometry in ((given_, None), (maps, {"padding": 0})):
-        tensors = [t if t is None else t.detach().requires_grad_() for t in tensors]
-        found = normalised(*tensors, neuron, geometry, served.option)
-        gradients = torch.autograd.grad(found.activations.sum(), [t for t in tensors if t is not None])
-        results.append([tensor.flatten() for tensor in (*found, *gradients)])
-    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("neuron", NEURONS, ids=str)
-def test_gradients_are_finite_differences(neuron):
-    """Of exact derivatives, away from jumps: no input is near 0, and a step is small beside every border."""
-    exact = Neuron(neuron.psp_persistence, derivative_clip=None)
-    given_ = operands((3, 2, 5, 4), (4, 2, 3, 3), {"padding": 1}, False)
-    weight, gamma, beta = (operand.detach().requires_grad_() for operand in given_[1:4])
-    norm_estimate = torch.zeros_like(gamma)
-
-    def layer(weight, gamma, beta):
-        norm = Normalisation(gamma, beta, norm_estimate)
-        return normalised_conv2d(given_[0].detach(), weight, norm, padding=1, neuron=exact).activations
-
-    assert torch.autograd.gradcheck(layer, (weight, gamma, beta), eps=1e-7, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("neuron", "dtype"), [(NEURONS[0], torch.float32), (NEURONS[3], torch.float32), (NEURONS[3], torch.bfloat16)]
-)
-def test_fused_passes_are_the_eager_ones(neuron, dtype, monkeypatch):
-    monkeypatch.setattr(fused, "SMALLEST", 1)
-    geometry = {"padding": 1}
-    given_ = operands((3, 4, 6, 5), (6, 4, 3, 3), geometry, True, dtype)
-    grad = torch.randn(3, 6, 6, 5, dtype=dtype)
-    results = []
-    for on in (False, True):
-        fuse_passes(on)
-        try:
-            torch.manual_seed(0)
-            found = normalised(*given_, neuron, geometry)
-            results.append([*found, *torch.autograd.grad(found.activations, given_, grad)])
-        finally:
-            fuse_passes(False)
-    tolerance = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
-    for eager, compiled in zip(*results, strict=True):
-        assert eager.dtype == compiled.dtype
-        torch.testing.assert_close(compiled, eager, **tolerance)
-
-
-def test_another_persistence_compiles_nothing_anew(monkeypatch):
-    monkeypatch.setattr(fused, "SMALLEST", 1)
-    given_ = operands((3, 4, 6, 5), (6, 4, 3, 3), {"padding": 1}, False)
-    fuse_passes()
-    try:
-        normalised(*given_, Neuron(0.1), {"padding": 1}).activations.sum().backward()
-        with torch._dynamo.config.patch(error_on_recompile=True):
-            for sigma in (0.2, 0.7, 1.0):
-                normalised(*given_, Neuron(sigma), {"padding": 1}).activations.sum().backward()
-    finally:
+@contextmanager
+def fusing() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "SMALLEST", 1)
+        fuse_passes()
+        yield
         fuse_passes(False)
 
 
-@pytest.mark.parametrize("neuron", NEURONS, ids=str)
-def test_few_rows_and_constant_channels_divide_by_nothing(served, neuron):
-    weight, gamma = (torch.randn(shape, device=served.device).requires_grad_() for shape in ((5, 7), (5,)))
-    beta = torch.full((5,), 0.5, device=served.device)
+@pytest.mark.parametrize(
+    ("surrogate_width", "dtype"), [(0.0, torch.float32), (0.5, torch.float32), (0.5, torch.bfloat16)]
+)
+def test_fused_passes_are_the_eager_ones_and_another_persistence_compiles_nothing(surrogate_width, dtype):
+    with fusing():
+        for neuron in (Neuron(sigma, surrogate_width=surrogate_width) for sigma in (0.1, 0.7, 1.0)):
+            with torch._dynamo.config.patch(error_on_recompile=neuron.psp_persistence > 0.1):
+                check(UNEVEN, given_to(UNEVEN, True, dtype=dtype), neuron, "torch")
+
+
+@BACKENDS
+@OF_NEURONS
+def test_few_rows_and_constant_channels_divide_by_nothing(device, backend, neuron):
+    tensors = given_to(LINEAR, device=device)
     rows = [torch.rand(1, 7), torch.rand(1, 7).expand(4, 7), torch.zeros(4, 7)]
-    for x in rows if served.name == "torch" else [*rows, torch.zeros(0, 7)]:
-        found = normalised(x.to(served.device), weight, gamma, beta, None, None, neuron, None, served.option)
-        grads = torch.autograd.grad(found.activations.sum(), (weight, gamma))
-        assert all(tensor.isfinite().all() for tensor in (*found, *grads))
+    for x in rows if backend == "torch" else [*rows, torch.zeros(0, 7)]:
+        here = tensors | {"x": x.to(device).requires_grad_()}
+        found = outcome(normalised(LINEAR, here, neuron, backend), here)
+        assert all(value.isfinite().all() for value in found)
 
 
-def test_statistics_keep_their_digits_far_from_zero(served):
-    """Of potentials a thousand deviations from 0, by PyTorch around an estimate of their mean."""
-    x, one = 1000 + torch.randn(4096 if served.name == "torch" else 300, 1, dtype=torch.float64), torch.ones(1, 1)
-    estimate = 999.0 if served.name == "torch" else 0.0
-    norm = Normalisation(*(torch.full((1,), value, device=served.device) for value in (1.0, 0.0, estimate)))
-    of_backend = {"neuron": Neuron(0.0), "backend": served.option}
-    found = normalised_linear(x.float().to(served.device), one.to(served.device), norm, **of_backend)
+@BACKENDS
+def test_statistics_keep_their_digits_far_from_zero(device, backend):
+    """Of potentials a thousand deviations from 0, in float32. PyTorch needs an estimate of the mean near them."""
+    x, one = 1000 + torch.randn(4096, 1, dtype=torch.float64), torch.ones(1, 1, device=device)
+    tensors = {"x": x.float().to(device), "weight": one, "gamma": one[0], "bias": one[0] - 1}
+    estimate = 999.0 if backend == "torch" else 0.0
+    found = normalised(LINEAR, tensors, Neuron(0.0), backend, estimate=estimate)
     torch.testing.assert_close(found.variance.cpu().double(), x.float().double().var(0), rtol=1e-4, atol=0)
 
 
 def test_under_autocast_contractions_have_its_type_and_statistics_float32():
-    x, weight, gamma, beta, *_ = operands((3, 4, 6, 5), (6, 4, 3, 3), {"padding": 1}, False, torch.float32)
+    tensors = given_to(CONV2D)
     with torch.autocast("cpu", torch.bfloat16):
-        found = normalised_conv2d(x, weight, Normalisation(gamma, beta, torch.zeros(6)), padding=1)
+        found = normalised(CONV2D, tensors, Neuron())
     assert [tensor.dtype for tensor in found] == [torch.bfloat16, torch.float32, torch.float32]
-    found.activations.sum().backward()
-    assert weight.grad.dtype == gamma.grad.dtype == torch.float32
+    assert {tensor.dtype for tensor in outcome(found, tensors)[3:]} == {torch.float32}
 
 
-def test_wrong_operands_are_refused():
-    norm = Normalisation(torch.ones(6), torch.zeros(6), torch.zeros(6))
-    with pytest.raises(ValueError, match="x must"):
-        normalised_linear(torch.rand(2, 3), torch.rand(6, 4), norm)
-    with pytest.raises(ValueError, match="bias must have shape"):
-        normalised_linear(torch.rand(2, 4), torch.rand(5, 4), norm)
-    with pytest.raises(ValueError, match="stride must be"):
-        normalised_conv2d(torch.rand(2, 4, 5, 5), torch.rand(6, 4, 3, 3), norm, stride=0)
+@pytest.mark.parametrize("backend", ["torch", "triton", "auto"])
+def test_a_gpu_gets_our_kernels(device, backend):
+    ours = pytest.importorskip("ttfs_kernels.triton_backend.normalised_layer").NormalisedLayer
+    served = normalised(CONV2D, given_to(CONV2D, device=device), Neuron(), backend).activations.grad_fn
+    expected = backend == "triton" or (backend == "auto" and device.type == "cuda")
+    assert (served._forward_cls is ours) == expected
+
+
+def test_a_step_is_launches_alone(device, monkeypatch):
+    """As a captured graph has them: replayed on other activations, they give what a step on those gives."""
+    launch = pytest.importorskip("ttfs_kernels.triton_backend.launch").Launch
+    launches, run = [], launch.run
+    tensors = given_to(CONV2D, device=device)
+
+    def step(tensors: Operands) -> list[Tensor]:
+        return outcome(normalised(CONV2D, tensors, NEURONS[3], "triton", pool=2), tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "run", lambda self: launches.append(self) or run(self))
+        results = step(tensors)
+    others = leaves({name: tensor.flip(0) * 0.75 for name, tensor in tensors.items()})
+    expected = step(others)
+    assert not torch.equal(results[0], expected[0])
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(others[name])
+    for one in launches:
+        one.run()
+    assert [one.kernel.__name__ for one in launches][:7] == [
+        *("conv2d_forward", "moments", "merge", "fire_normalised"),
+        *("reduce_gradient", "sum_splits", "spread_gradient"),
+    ]
+    assert all(map(torch.equal, results, expected))
+
+
+def test_a_new_persistence_is_a_number_to_kernels(device, monkeypatch):
+    """Nothing else of a launch follows from σ, clip or width, and Triton compiles for no value of such a number."""
+    launch = pytest.importorskip("ttfs_kernels.triton_backend.launch").Launch
+    found: list[list[tuple]] = []
+    for neuron in (Neuron(0.1, 11.0, 0.5), Neuron(1.0, 3.0, 0.25)):
+        launches = []
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "run", launches.append)
+            normalised(CONV2D, given_to(CONV2D, True, device=device), neuron, "triton").activations.sum().backward()
+        assert len(launches) > 7
+        numbers = [number for one in launches for number in one.arguments.get("properties", ())]
+        assert all(isinstance(number, float) for number in numbers)
+        found.append([])
+        for one in launches:
+            constants = {name: value for name, value in one.arguments.items() if isinstance(value, int | str)}
+            found[-1].append((one.kernel, one.grid, one.options, constants))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [({"x": torch.rand(2, 3)}, "x must"), ({"bias": torch.rand(5)}, "bias must have shape")],
+)
+def test_wrong_operands_are_refused(change, match):
+    with pytest.raises(ValueError, match=match):
+        normalised(LINEAR, given_to(LINEAR) | change, Neuron())

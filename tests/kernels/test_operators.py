@@ -17,17 +17,15 @@ from tests.kernels.common import (
     LINEAR,
     NAMES,
     PERSISTENCES,
-    UNEVEN,
     Kind,
     activations,
     apply,
     leaves,
     operands,
     results,
-    weights,
 )
 from tests.kernels.common import expected as oracle_of
-from ttfs_kernels import Neuron, dft_conv2d
+from ttfs_kernels import Neuron, dft_conv2d, dft_linear
 from ttfs_kernels.contraction import Geometry
 
 # Allocation, views, and layout copies; what Triton's interpreter does to reach a tensor's memory is among them.
@@ -39,96 +37,32 @@ ALLOWED = {
         *("contiguous", "clone", "copy_", "to", "_to_copy"),
     )
 }
-NEAR_16_BIT = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
 
 def on(served, kind: Kind, *names: str, **how) -> dict[str, Tensor]:
     return operands(kind, *names, device=served.device, **how)
 
 
-def refuses(served, dtype: torch.dtype) -> bool:
-    """Triton's interpreter multiplies bfloat16 wrongly."""
-    return served.name != "torch" and served.device.type == "cpu" and dtype == torch.bfloat16
-
-
-@KINDS
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_two_phase_neurons_are_clamped_convolutions_bit_for_bit(kind, has_bias):
-    """Where the contraction is a convolution; products over columns sum in another order. δ means nothing to them."""
-    tensors = operands(kind, *NAMES[: 3 if has_bias else 2])
-    ours = results(kind, tensors, neuron=Neuron(0.0))
-    x, *others = tensors.values()
-    if kind == LINEAR:
-        potential = F.linear(x, *others)
-    else:
-        potential = F.conv2d(x.contiguous(memory_format=torch.channels_last), *others)
-    assert torch.equal(ours[0], potential.clamp(0, 1))
-    analog = torch.autograd.grad(F.hardtanh(potential, 0, 1).square().sum() / 2, list(tensors.values()))
-    torch.testing.assert_close(ours[1:], list(analog))
-    assert all(map(torch.equal, results(kind, tensors, neuron=Neuron(0.0, surrogate_width=0.5)), ours))
-
-
-@PERSISTENCES
-@pytest.mark.parametrize("side", [1, 6])
-@pytest.mark.parametrize("channels", [1, 4])
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_maps_and_their_gradients_are_channels_last(served, psp_persistence, side, channels, kernel):
-    kind = Kind((2, channels, side, side), (3, channels, kernel, kernel), Geometry((1, 1), (1, 1), (1, 1), 1))
-    for layout in (torch.channels_last, torch.contiguous_format):
-        tensors = leaves({n: t.contiguous(memory_format=layout) for n, t in on(served, kind, "x", "weight").items()})
-        for maps in results(kind, tensors, served, neuron=Neuron(psp_persistence)):
-            assert maps.is_contiguous(memory_format=torch.channels_last)
-
-
 @KINDS
 @PERSISTENCES
-def test_strides_do_not_matter(served, kind, psp_persistence):
-    tensors, neuron = on(served, kind, *NAMES), Neuron(psp_persistence)
-    scattered = leaves({name: torch.stack([t.detach()] * 2, -1)[..., 0] for name, t in tensors.items()})
-    expected, found = (results(kind, t, served, neuron=neuron) for t in (tensors, scattered))
-    torch.testing.assert_close(found, expected)
-    # A gradient that is one number, expanded, as that of a sum is.
-    y = apply(kind, tensors, served, neuron=neuron)
-    ones, expanded = (
-        torch.autograd.grad(y, list(tensors.values()), grad, retain_graph=True)
-        for grad in (torch.ones_like(y), torch.ones((), device=y.device).expand_as(y))
-    )
-    torch.testing.assert_close(ones, expanded)
-
-
-@KINDS
-@PERSISTENCES
-def test_operands_and_saved_tensors_are_never_written_to(served, kind, psp_persistence):
-    tensors, neuron = on(served, kind, *NAMES), Neuron(psp_persistence, surrogate_width=0.5)
-    y, grad = apply(kind, tensors, served, neuron=neuron), torch.randn(kind.out, device=served.device)
-    kept = [*tensors.values(), y, grad]
-    copies = [t.detach().clone() for t in kept]
-    first = torch.autograd.grad(y, list(tensors.values()), grad, retain_graph=True)
-    second = torch.autograd.grad(y, list(tensors.values()), grad)
-    assert all(map(torch.equal, (*kept, *first), (*copies, *second)))
-
-
-@KINDS
-@PERSISTENCES
-def test_gradients_come_in_any_combination(served, kind, psp_persistence):
+def test_passes_repeat_come_in_any_combination_and_write_to_nothing(served, kind, psp_persistence):
+    """Neither does it matter that a sum's gradient is one number, expanded."""
     tensors, options = on(served, kind, *NAMES), {"neuron": Neuron(psp_persistence, surrogate_width=0.5)}
-    complete = torch.autograd.grad(apply(kind, tensors, served, **options).sum(), list(tensors.values()))
+    y, grad = apply(kind, tensors, served, **options), torch.ones(kind.out, device=served.device)
+    kept = [*tensors.values(), y, grad]
+    copies = [tensor.detach().clone() for tensor in kept]
+    complete = torch.autograd.grad(y, list(tensors.values()), grad, retain_graph=True)
+    with torch.autocast(served.device.type, torch.float16):  # the dtypes are those of the forward pass
+        again = torch.autograd.grad(y, list(tensors.values()), grad)
+    assert all(map(torch.equal, (*kept, *complete), (*copies, *again)))
     for chosen in ((0,), (1,), (2,), (3,), (4,), (0, 2), (1, 2, 3)):
         parts = {name: t.detach().requires_grad_(i in chosen) for i, (name, t) in enumerate(tensors.items())}
-        y = apply(kind, parts, served, **options)
-        found = torch.autograd.grad(y.sum(), [parts[NAMES[i]] for i in chosen])
+        found = torch.autograd.grad(apply(kind, parts, served, **options).sum(), [parts[NAMES[i]] for i in chosen])
         assert all(torch.equal(gradient, complete[i]) for i, gradient in zip(chosen, found, strict=True))
-
-
-@KINDS
-@PERSISTENCES
-def test_inference_equals_training(served, kind, psp_persistence):
-    tensors, neuron = on(served, kind), Neuron(psp_persistence)
-    y = apply(kind, tensors, served, neuron=neuron)
     for mode in (torch.inference_mode, torch.no_grad):
         with mode():
-            assert torch.equal(apply(kind, tensors, served, neuron=neuron), y)
-    assert not apply(kind, {n: t.detach() for n, t in tensors.items()}, served, neuron=neuron).requires_grad
+            assert torch.equal(apply(kind, tensors, served, **options), y)
+    assert not apply(kind, {name: t.detach() for name, t in tensors.items()}, served, **options).requires_grad
 
 
 @pytest.mark.parametrize("shape", [(6,), (2, 6), (2, 3, 6), (0, 6), (2, 0, 6)])
@@ -214,6 +148,15 @@ def test_nan_reaches_every_result_that_depends_on_it(served, kind, psp_persisten
     assert grad_bias.isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_smallest_input_is_a_spike(served, dtype):
+    """A is all but 0 and W is 3/2."""
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    x = torch.full((1, 3), smallest, dtype=dtype, device=served.device)
+    y = dft_linear(x, torch.full_like(x, 0.5), backend=served.option)
+    torch.testing.assert_close(y, torch.full_like(y, 0.6))
+
+
 @KINDS
 def test_overflown_potentials_fire_at_once(served, kind):
     """A and W beyond the largest float16, as a library call returns them."""
@@ -226,46 +169,41 @@ def test_overflown_potentials_fire_at_once(served, kind):
     assert not any(gradient.any() for gradient in gradients)
 
 
-def library_calls(kind: Kind, served) -> set[str]:
-    """PyTorch operators that compute, of a forward and a backward pass."""
-    tensors = on(served, kind)
-    grad = torch.ones(kind.out, device=served.device)
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
-        torch.autograd.grad(apply(kind, tensors, served, neuron=Neuron(0.25)), list(tensors.values()), grad)
-    names = {event.name for event in recorded.events() or ()}
-    assert names
-    return {name for name in names if name.startswith("aten::")} - ALLOWED
-
-
 @KINDS
 def test_triton_calls_no_library(served, kind):
-    found = library_calls(kind, served)
+    """No PyTorch operator that computes, forward and backward."""
+    tensors, grad = on(served, kind), torch.ones(kind.out, device=served.device)
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        torch.autograd.grad(apply(kind, tensors, served, neuron=Neuron(0.25)), list(tensors.values()), grad)
+    found = {event.name for event in recorded.events() or () if event.name.startswith("aten::")} - ALLOWED
     assert (found == set()) == (served.name == "triton")
     assert served.name == "triton" or ("aten::mm" if kind == LINEAR else "aten::convolution_backward") in found
 
 
 @KINDS
 @PERSISTENCES
-@NEAR_16_BIT
-def test_autocast_returns_its_dtype_and_float32_gradients(served, kind, psp_persistence, dtype):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocasts", [False, True])
+def test_16_bit_operands_and_autocast_give_16_bit_results(served, kind, psp_persistence, dtype, autocasts):
+    """Gradients have the dtypes of the operands. Triton's interpreter multiplies bfloat16 wrongly."""
     tensors, neuron = on(served, kind), Neuron(psp_persistence)
-    with torch.autocast(served.device.type, dtype):
-        if refuses(served, dtype):
+    given = tensors if autocasts else leaves({name: tensor.to(dtype) for name, tensor in tensors.items()})
+    with torch.autocast(served.device.type, dtype, enabled=autocasts):
+        if served.name != "torch" and served.device.type == "cpu" and dtype == torch.bfloat16:
             with pytest.raises(RuntimeError, match="Triton's interpreter multiplies bfloat16 wrongly"):
-                apply(kind, tensors, served, neuron=neuron)
+                apply(kind, given, served, neuron=neuron)
             return
-        y = apply(kind, tensors, served, neuron=neuron)
+        y = apply(kind, given, served, neuron=neuron)
     assert y.dtype == dtype
     expected = apply(kind, tensors, served, neuron=neuron)
-    with torch.autocast(served.device.type, dtype):  # a backward pass has the dtypes of its forward pass
-        torch.autograd.grad(expected.sum(), list(tensors.values()), retain_graph=True)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(y.float(), expected, rtol=0, atol=8 * eps)
     margin = torch.from_numpy(oracle_of(kind, tensors, torch.zeros(kind.out), neuron).margin).to(y.device)
     kept = margin > 0.05  # rounding to 16 bits changes the case of no such neuron
-    ours, precise = (torch.autograd.grad(out.float()[kept].sum(), list(tensors.values())) for out in (y, expected))
-    for gradient, wanted in zip(ours, precise, strict=True):
-        assert gradient.dtype == torch.float32
+    ours = torch.autograd.grad(y.float()[kept].sum(), list(given.values()))
+    precise = torch.autograd.grad(expected[kept].sum(), list(tensors.values()))
+    for operand, gradient, wanted in zip(given.values(), ours, precise, strict=True):
+        assert gradient.dtype == operand.dtype
         assert (gradient - wanted).norm() < 16 * eps * wanted.norm()
 
 
@@ -277,18 +215,6 @@ def test_autocast_leaves_float64_alone(kind):
         assert all(map(torch.equal, results(kind, tensors), expected))
         with pytest.raises(TypeError, match=r"x and weight must have one dtype; got torch\.float64 and"):
             apply(kind, tensors | {"weight": tensors["weight"].float()})
-
-
-@KINDS
-@PERSISTENCES
-@NEAR_16_BIT
-def test_16_bit_operands_give_16_bit_results(served, kind, psp_persistence, dtype):
-    tensors = on(served, kind, dtype=dtype)
-    if refuses(served, dtype):
-        with pytest.raises(RuntimeError, match='backend="triton" must be able to run Triton kernels; Triton\'s interp'):
-            apply(kind, tensors, served)
-        return
-    assert {result.dtype for result in results(kind, tensors, served, neuron=Neuron(psp_persistence))} == {dtype}
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -329,9 +255,8 @@ def test_a_pool_equals_the_composition(served, kernel, neuron, fuse_pool):
     """Bit for bit, in the kernel of the convolution and apart; the last row and column are in no window."""
     kind = Kind((2, 17, 5, 7), (6, 17, kernel, kernel), Geometry((1, 1), (1, 1), (1, 1), 1))
     fuse_pool = None if served.name == "torch" else fuse_pool
-    tensors = on(served, kind, dtype=torch.float32 if served.name == "torch" else torch.float16)
-    with torch.no_grad():  # sums without rounding, and windows with equal spikes
-        tensors = leaves({name: (8 * t).round().clamp(-4, 8) / 8 for name, t in tensors.items()})
+    dtype = torch.float32 if served.name == "torch" else torch.float16
+    tensors = on(served, kind, dtype=dtype, exact=True)  # of which windows have equal spikes
     y = apply(kind, tensors, served, neuron=neuron, pool=2, fuse_pool=fuse_pool)
     composed = F.max_pool2d(apply(kind, tensors, served, neuron=neuron), 2)
     grad = (torch.arange(y.numel(), device=y.device) % 17 / 8 - 1).view(y.shape).to(y.dtype)
@@ -355,10 +280,3 @@ def test_nan_wins_a_window_as_in_max_pool2d(served, fuse_pool):
     assert grad_bias.isnan().all()
     if served.name != "torch":  # PyTorch multiplies the others' NaN by zero
         assert grad_x[0, 0].isnan().nonzero().tolist() == [[0, 1], [3, 5]]
-
-
-def test_uneven_layers_take_integers_for_pairs():
-    x, weight = activations(2, 3, 9, 9), weights(4, 3, 3, 3)
-    ours = dft_conv2d(x, weight, stride=2, padding=1, dilation=2)
-    assert torch.equal(ours, dft_conv2d(x, weight, stride=(2, 2), padding=[1, 1], dilation=torch.Size([2, 2])))
-    assert apply(UNEVEN, operands(UNEVEN)).shape == UNEVEN.out

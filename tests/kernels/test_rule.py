@@ -1,4 +1,4 @@
-"""The firing rule: case by case, at its borders in exact arithmetic, and in place."""
+"""The firing rule: at its borders in exact arithmetic, in place, and where sums overflowed."""
 
 import itertools
 import math
@@ -30,36 +30,17 @@ def neighbours(value: float, dtype: type, count: int = 3) -> list[float]:
     return [float(v) for v in found]
 
 
-@pytest.mark.parametrize(
-    ("A", "W", "activation", "gain"),
-    [
-        (1.0, 0.0, 1.0, 0.0),
-        (2.0, -5.0, 1.0, 0.0),
-        (0.5, 0.5, 2 / 3, 2 / 3),
-        (0.5, 0.0, 0.5, 1.0),
-        (-0.5, 1.0, 0.25, 0.5),
-        (0.5, -0.25, 1 / 3, 4 / 3),
-        (0.5, -0.5, 0.0, 0.0),
-        (-0.5, 0.25, 0.0, 0.0),
-        (0.5, -1.0, 0.0, 0.0),
-        (0.5, -3.0, 0.0, 0.0),
-        (0.0, 0.0, 0.0, 0.0),
-    ],
-)
-def test_fire_follows_the_cases(A, W, activation, gain):
-    values = fire(torch.tensor([A], dtype=torch.float64), torch.tensor([W], dtype=torch.float64))
-    torch.testing.assert_close(torch.cat(values), torch.tensor([activation, gain], dtype=torch.float64))
+def border_pairs(dtype: type) -> list[tuple[float, float]]:
+    """A and W on and near A = 1, A + W = 0 and 1 + W = 0, each met exactly and missed by units in the last place."""
+    potentials = [v for centre in (1.0, 0.75, 0.3, 1e-3, 0.0, -0.4, -2.0) for v in neighbours(centre, dtype)]
+    others = [*neighbours(-1.0, dtype), *neighbours(0.0, dtype, 1), -1.5, 2.0]
+    return [(A, W) for A in potentials for W in (*neighbours(-A, dtype), *others)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_fire_is_exact_at_its_borders(dtype):
-    """Near A = 1, A + W = 0 and 1 + W = 0: cases decided right, values right to rounding."""
-    potentials = [v for centre in (1.0, 0.75, 0.3, 1e-3, 0.0, -0.4, -2.0) for v in neighbours(centre, dtype)]
-    pairs = [
-        (A, W)
-        for A in potentials
-        for W in itertools.chain(neighbours(-A, dtype), neighbours(-1.0, dtype), neighbours(0.0, dtype, 1), (-1.5, 2.0))
-    ]
+    """Cases are decided right, values are right to rounding."""
+    pairs = border_pairs(dtype)
     A, W = torch.from_numpy(np.array(pairs, dtype)).unbind(1)
     activations, gains = fire(A, W)
     eps = float(np.finfo(dtype).eps)
@@ -93,45 +74,19 @@ def test_fire_in_place_equals_fire(monkeypatch, block, dtype, has_bias):
     assert torch.equal(fire_(potentials.clone(), bias, Neuron(), with_derivatives=False), in_place)
 
 
-def test_fire_in_place_bounds_each_derivative():
-    """gain = 4 and (1 − a)·gain = 2: the bound applies to either product, not to the gain they share."""
-    A, W = torch.tensor([[0.875]]), torch.tensor([[-0.75]])
-    a, gain = fire(A, W)
-    assert (a.item(), gain.item()) == (0.5, 4.0)
-    for bound, expected in ((None, (4.0, 2.0)), (3.0, (3.0, 2.0)), (1.0, (1.0, 1.0))):
-        derivatives = torch.stack([A, W])
-        fire_(derivatives, None, Neuron(derivative_clip=bound), with_derivatives=True)
-        assert tuple(derivatives.flatten().tolist()) == expected
-
-
-def test_fire_in_place_without_neurons():
-    assert fire_(torch.empty(2, 0, 3), None, Neuron(), with_derivatives=True).shape == (0, 3)
-
-
-INFINITE = (math.inf, 1e38, 2.0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("surrogate_width", [0.0, 0.5])
-def test_neurons_above_the_threshold_fire_at_once_however_large_their_potentials(dtype, surrogate_width):
-    """Also where 16-bit sums overflowed: A ≥ 1 is decided before anything is divided."""
-    A, W = torch.tensor(list(itertools.product(INFINITE, (*INFINITE, *(-w for w in INFINITE))))).to(dtype).t()
-    activations, gains = fire(A, W)
-    assert (activations == 1).all()
-    assert (gains == 0).all()
-    derivatives = torch.stack([A, W])[:, None]
-    assert (fire_(derivatives, None, Neuron(surrogate_width=surrogate_width), with_derivatives=True) == 1).all()
-    assert (derivatives == 0).all()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("surrogate_width", [0.0, 0.5])
 @pytest.mark.parametrize("derivative_clip", [11.0, math.inf])
-def test_nan_potentials_are_never_hidden(dtype, surrogate_width, derivative_clip):
-    others = (*INFINITE, *(-v for v in INFINITE), 0.5, -0.3, 0.0, math.nan)
-    pairs = [pair for v in others for pair in ((math.nan, v), (v, math.nan))]
-    A, W = torch.tensor([*pairs, (-math.inf, math.inf)]).to(dtype).t()
-    assert all(values.isnan().all() for values in fire(A, W))
+def test_nan_is_never_hidden_and_infinite_potentials_fire(dtype, surrogate_width, derivative_clip):
+    """Also where 16-bit sums overflowed: A ≥ 1 is decided before anything is divided."""
+    large = (math.inf, 1e38, 2.0)
+    values = (*large, *(-v for v in large), 0.5, 0.0)
+    saturated = list(itertools.product(large, values))
+    unknown = [pair for v in (*values, math.nan) for pair in ((math.nan, v), (v, math.nan))] + [(-math.inf, math.inf)]
+    A, W = torch.tensor([*saturated, *unknown]).to(dtype).t()
     derivatives = torch.stack([A, W])[:, None]
-    assert fire_(derivatives, None, Neuron(1.0, derivative_clip, surrogate_width), with_derivatives=True).isnan().all()
-    assert derivatives.isnan().all()
+    neuron = Neuron(1.0, derivative_clip, surrogate_width)
+    results = *fire(A, W), fire_(derivatives, None, neuron, with_derivatives=True)[0], *derivatives[:, 0]
+    for result, at_once in zip(results, (1, 0, 1, 0, 0), strict=True):
+        assert (result[: len(saturated)] == at_once).all()
+        assert result[len(saturated) :].isnan().all()

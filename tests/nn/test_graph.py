@@ -143,8 +143,6 @@ def test_weighted_rejects_a_latency_encoder():
     ("between", "what", "remedy"),
     [
         (lambda h: h + h, "add", "sum of spike times"),
-        (lambda h: h.add_(1), "add", "sum of spike times"),
-        (lambda h: F.avg_pool2d(h, 1), "avg_pool2d", "mean of spike times"),
         (lambda h: h.mean(1, keepdim=True), "mean", "mean of spike times"),
         (lambda h: h.relu(), "relu", "Leave it out"),
         (lambda h: 2 * h, "r?mul", "cannot be scaled"),
@@ -152,7 +150,6 @@ def test_weighted_rejects_a_latency_encoder():
         (lambda h: F.max_pool2d(h, 3, 1, 1), "max_pool2d", "no padding"),
         (lambda h: F.dropout(h), "dropout", "Use nn.Dropout, or pass training"),
         (lambda h: h[: len(h) if h.max() > 0 else 1], "max", "Use layers of ttfs_triton"),
-        (lambda h: h[:, :, ::2], "getitem", "Use layers of ttfs_triton"),
     ],
 )
 def test_function_between_layers_is_refused_by_name(between, what, remedy):
@@ -198,12 +195,10 @@ def test_module_between_layers_is_refused_by_name(module, remedy):
             [LatencyEncoder(), PotentialReadout(4, 4), PotentialReadout(4, 2)],
             r"end with .*Readout \(2\) behind",
         ),
-        ([LatencyEncoder(), PotentialReadout(4, 4), nn.Softmax(1)], r"got Softmax \(2\)\. Leave it out"),
         (
             [LatencyEncoder(), DFTLinear(4, 3), PotentialReadout(4, 2)],
             r"fit each other; .*be 4 features; got \(3,",
         ),
-        ([LatencyEncoder(), DFTConv2d(4, 3, 3)], r"fit each other; .*inputs must be 4 maps; got \(4,\)"),
         (
             [LatencyEncoder(), *[DFTLinear(4, 4)] * 2, PotentialReadout(4, 2)],
             r"got 1, which runs twice\. Use a",

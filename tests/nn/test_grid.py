@@ -194,23 +194,18 @@ def test_mixed_precision_computes_the_same_integers():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("time_steps", 0), ("time_steps", True), ("weight_bits", 1), ("state_bits", 63), ("per_channel", 1)],
-)
-def test_grid_rejects(name, value):
-    with pytest.raises(ValueError, match=f"1 validation error for Grid\n{name}\n.*input_value={value}"):
-        Grid(**{"time_steps": 4} | {name: value})
-
-
-@pytest.mark.parametrize(
-    ("values", "match"),
+    ("values", "message"),
     [
+        *(
+            ({"time_steps": 4} | {name: value}, f"1 validation error for Grid\n{name}\n.*input_value={value}")
+            for name, value in (("time_steps", 0), ("time_steps", True), ("weight_bits", 1), ("state_bits", 63))
+        ),
         ({"time_steps": 4, "bits": 2}, r"bits\n.*Unexpected keyword"),
         (4, r"values must be a mapping, with time_steps; got 4"),
     ],
 )
-def test_grid_from_dict_rejects(values, match):
-    with pytest.raises(ValueError, match=match):
+def test_grid_rejects(values, message):
+    with pytest.raises(ValueError, match=message):
         Grid.from_dict(values)
 
 

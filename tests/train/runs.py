@@ -2,9 +2,10 @@
 
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,21 +132,15 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert metrics(one) == metrics(other)
 
 
-def go_back(folder: Path, step: int) -> Path:
-    """Take a run that has ended back to its checkpoint of a step, as if killed then; returns a copy of the whole."""
-    whole = shutil.copytree(folder, folder.with_name("whole"))
-    (folder / "summary.json").unlink()
-    for path in (folder / "checkpoints").iterdir():
-        if int(path.name.split("-")[1]) > step:
-            shutil.rmtree(path)
-    return whole
+class At(Callback):
+    """Does something after a step. Default: what asks a run to stop."""
 
+    def __init__(self, step: int, act: Callable[[Any], object] = lambda _: signal.raise_signal(signal.SIGTERM)) -> None:
+        self.step, self.act = step, act
 
-class Keep(Callback):
-    """Keeps the loop of a run."""
-
-    def on_start(self, loop: Any) -> None:
-        self.loop = loop
+    def on_step(self, loop: Any) -> None:
+        if loop.position.step == self.step:
+            self.act(loop)
 
 
 def change(config: TrainConfig, **values: Any) -> TrainConfig:

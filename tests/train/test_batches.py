@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from tests.scoring.common import join, numbered
-from tests.virtual_cuda import recording
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.placement import place_images
@@ -136,18 +135,3 @@ def test_steps_outside_of_the_epoch_are_refused():
         epoch()[4]
     with pytest.raises(ValueError, match="start_step must be in 0 to 4; got 5"):
         train_loader(epoch(), start_step=5)
-
-
-def test_mixing_takes_few_launches_a_batch(watched_device):
-    """What is drawn, is drawn for the epoch; with images and tables on the device, nothing waits for it."""
-    (data,), _ = place_images([numbered(50, 3)], watched_device)
-    options = {"seed": 0, "augmentation": Augmentation(mixup=0.2, cutmix=1.0), "classes": 50}
-    for number in range(2):  # the first epoch takes tables to the device
-        with recording() as drawn:
-            batches = EpochBatches(data, torch.arange(50), batch_size=12, epoch=number, **options)
-    with recording() as record:
-        for index in range(len(batches)):
-            _ = batches[index]
-    assert drawn.operators.total() > 100
-    assert record.operators.total() <= 35 * len(batches)
-    assert drawn.synchronisations == record.synchronisations == {}

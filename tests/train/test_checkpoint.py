@@ -52,6 +52,13 @@ def flip(file: Path, position: int) -> None:
     file.write_bytes(data)
 
 
+def rewrite(path: Path, name: str, data: bytes) -> None:
+    """Another file, and what the manifest says of it."""
+    (path / name).write_bytes(data)
+    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit_manifest(path, lambda m: m["files"].update({name: entry}))
+
+
 def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     change(manifest)
@@ -116,16 +123,10 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "50 bytes where the manifest": lambda p: os.truncate(p / "model.safetensors", 50),
     r"ema\.safetensors is missing": lambda p: (p / "ema.safetensors").unlink(),
     r"manifest\.json is missing": lambda p: (p / "manifest.json").unlink(),
-    "is not a manifest: Field required": lambda p: edit_manifest(p, lambda m: m.pop("files")),
+    "is not a manifest: Invalid JSON": lambda p: os.truncate(p / "manifest.json", 40),
+    "cannot be read, no regular file": lambda p: ((p / "manifest.json").unlink(), os.mkfifo(p / "manifest.json")),
     "version .* must be 1; got 2": lambda p: edit_manifest(p, lambda m: m.update(format_version=2)),
-    r"match pattern .*\.\./x": lambda p: edit_manifest(
-        p, lambda m: m["files"].update({"../x": m["files"]["state.json"]})
-    ),
-    "match pattern .*'/x'": lambda p: edit_manifest(p, lambda m: m["files"].update({"/x": m["files"]["state.json"]})),
-    "json cannot be read, no regular file": lambda p: (
-        (p / "manifest.json").unlink(),
-        os.mkfifo(p / "manifest.json"),
-    ),
+    r"match pattern .*\.\./x": lambda p: rewrite(p, "../x", b""),
     "is of step 8": lambda p: edit_manifest(p, lambda m: m.update(step=8)),
 }
 
@@ -146,18 +147,17 @@ def test_damage_is_named_and_passed_over(tmp_path, caplog, message, damage):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "error"),
+    ("name", "data", "error"),
     [
         ("model.safetensors", b"{}", "SafetensorError"),
         ("state.json", b"{", "JSONDecodeError"),
         ("state.json", b"[" * 10**5, "RecursionError"),
     ],
+    ids=lambda value: str(value)[:12],
 )
-def test_file_that_is_not_what_it_says_is_rejected(tmp_path, file, content, error):
+def test_file_that_is_not_what_it_says_is_rejected(tmp_path, name, data, error):
     path = save(tmp_path, 1)
-    (path / file).write_bytes(content)
-    entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    edit_manifest(path, lambda m: m["files"].update({file: entry}))
+    rewrite(path, name, data)
     with pytest.raises(CheckpointError, match=f"it cannot be decoded, {error}"):
         load_checkpoint(path)
 
@@ -209,7 +209,7 @@ def test_a_disk_that_fails_is_a_warning_where_nothing_is_lost(tmp_path, monkeypa
         return read_bytes(self)
 
     save(tmp_path, 1)
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(Path, "read_bytes", fail)  # of the files; the manifest is small
     assert latest_checkpoint(tmp_path) == tmp_path / "step-00000001"
     assert "Input/output error" in caplog.text
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from tests.train.recorded import RecordedGraphs
-from tests.train.runs import SETTINGS, TARGET, assert_same_run, change, go_back
+from tests.train.runs import SETTINGS, TARGET, assert_same_run, change
 from ttfs_triton.scoring.graphs import GraphError
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
 from ttfs_triton.train.profile import SKIPPED
@@ -51,12 +51,11 @@ def train_plainly(config, output):
         {"psp_persistence": 0.25, "readout": "first_spike", "schedule": "milestones", "milestones": (1,)},
         {"batch_norm": True, "psp_persistence_rise": (0.3, 0.6)},
         TARGET,
-        {"teacher": "the one of these tests"},
     ],
     ids=lambda values: "-".join(map(str, values.values())) or "defaults",
 )
-def test_replayed_steps_give_the_weights_of_plain_ones(config, tmp_path, graphs, teacher, values):
-    config = change(config, statistics_steps=6, **values | ({"teacher": teacher} if "teacher" in values else {}))
+def test_replayed_steps_give_the_weights_of_plain_ones(config, tmp_path, graphs, values):
+    config = change(config, statistics_steps=6, **values)
     train_plainly(config, tmp_path / "plain")
     train(config)
     assert_same_run(tmp_path / "plain", config.output_dir)
@@ -78,16 +77,6 @@ def test_compiled_steps_are_captured_and_replayed(config, tmp_path, graphs, monk
     assert compiled.call_count == 2
     assert_same_run(tmp_path / "plain", config.output_dir)
     assert graphs.replays == 16 - 3 - WARM_UP + 3
-
-
-def test_resumed_run_captures_anew_and_goes_on(config, tmp_path, graphs):
-    config = change(config, checkpoint_steps=7, statistics_steps=5)
-    train_plainly(config, tmp_path / "plain")
-    train(config)
-    go_back(config.output_dir, 14)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    train(change(config, resume=True))
-    assert_same_run(tmp_path / "plain", config.output_dir)
 
 
 def test_run_goes_on_without_a_graph_that_fails(config, tmp_path, monkeypatch, capsys):

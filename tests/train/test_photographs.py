@@ -10,14 +10,14 @@ import yaml
 
 from tests.data.test_checked import jpeg, photograph
 from tests.scoring.common import join
-from tests.train.runs import ROOT, assert_same_run, change
+from tests.train.runs import ROOT, At, assert_same_run, change
 from tests.train.runs import SETTINGS as RUN
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import ImageData, load_images
 from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.model import TTFSModel
-from ttfs_triton.train import Callback, TrainConfig, train
+from ttfs_triton.train import TrainConfig, train
 from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.build import RunData, channel_statistics
 from ttfs_triton.train.config import read_yaml
@@ -129,20 +129,14 @@ def test_weights_classify_photographs_as_they_were_scored(trained, folder):
     assert sum(found) / len(files) == pytest.approx(summary["test_accuracy"])
 
 
-class Vanish(Callback):
-    """Takes images away after the first of six steps; a worker may have read the next ones already."""
-
-    def on_step(self, loop):
-        if loop.position.step == 1:
-            (loop.config.data_dir / "train").rename(loop.config.data_dir / "away")
-
-
 def test_data_that_vanish_lose_nothing(tmp_path, trained):
     photographs = make_photographs(tmp_path / "photographs")
     config = configuration(photographs, tmp_path / "run", checkpoint_steps=1)
-    message = r"every image must stay as it was when the run began; got row .*Last checkpoint: .*step-.*run --resume$"
+    message = r"every image must stay as it was when the run began; got .*jpg.*Last checkpoint: .*step-.*run --resume$"
+    # After the first of six steps; a worker may have read the next ones already.
+    vanish = At(1, lambda _: (photographs / "train").rename(photographs / "away"))
     with pytest.raises(DataLostError, match=message):
-        train(config, callbacks=[Vanish()])
+        train(config, callbacks=[vanish])
     (photographs / "away").rename(photographs / "train")
     train(change(config, resume=True))
     assert_same_run(config.output_dir, trained)

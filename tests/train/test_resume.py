@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,13 +15,9 @@ import yaml
 from tests.train.runs import (
     AUGMENTATION,
     SETTINGS,
-    TARGET,
     assert_same_run,
-    change,
     command,
     environment,
-    go_back,
-    last,
     run,
 )
 from ttfs_triton.train import TrainConfig, train
@@ -94,30 +89,6 @@ def wait_for(ready: Callable[[], object], process: subprocess.Popen[str]) -> Non
 def newest(run: Path) -> int:
     """Step of a run's newest checkpoint; -1 if there is none."""
     return max((int(path.name.split("-")[1]) for path in (run / "checkpoints").glob("step-*")), default=-1)
-
-
-COURSES = {
-    "augmented": {**yaml.safe_load(AUGMENTATION), "mixed_precision": "bf16", "gradient_accumulation": 2},
-    "lookahead in the rise of σ": {
-        "batch_norm": True, "encoder": "analog", "lookahead": 3, "ema_decay": 0.0, "schedule": "linear",
-        "optimizer": "sgd", "psp_persistence_rise": (0.2, 0.95), "surrogate_width": 0.5,
-    },
-    "target": TARGET,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("values", COURSES.values(), ids=COURSES)
-def test_resumed_run_equals_the_uninterrupted_one(config, values):
-    """In the middle of an epoch, between two looks ahead, behind a correction, whatever state the generators are in."""
-    whole_run = change(config, checkpoint_steps=5, keep_checkpoints=9, **values)
-    train(whole_run)
-    whole = go_back(config.output_dir, 20)
-    assert any(name.startswith("dial.") for name in last(whole)) == ("target_sparsity" in values)
-    random.seed(5)
-    np.random.seed(5)
-    torch.manual_seed(5)
-    train(change(whole_run, resume=True))
-    assert_same_run(config.output_dir, whole)
 
 
 @pytest.mark.parametrize(

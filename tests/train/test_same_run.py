@@ -4,14 +4,15 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
 
-from tests.train.runs import SETTINGS, change, make_images, metrics
+from tests.train.runs import SETTINGS, At, change, make_images, metrics
 from ttfs_triton.run_records import Change
-from ttfs_triton.train import Callback, ConfigError, NonFiniteLossError, RunFolderError, TrainConfig, train
+from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, TrainConfig, train
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.resume import Position, RunDescription, check_same_run
 
@@ -64,14 +65,12 @@ KEYS = {"configuration": TrainConfig().model_dump(mode="json"), "precision": "no
 DESCRIPTION = RunDescription(**KEYS, data="a", test_data="b")
 
 
-def test_every_difference_is_named_and_another_number_of_processes_recorded():
+def test_every_difference_is_named():
     others = {"precision": "bf16", "data": "c", "test_data": "d", "layers": [], "teacher": "e"}
     with pytest.raises(ConfigError) as caught:
         check_same_run(Path("step-1"), DESCRIPTION, DESCRIPTION.model_copy(update=others), 1)
     named = [line.removeprefix("--resume: ").split(" must")[0] for line in str(caught.value).splitlines()]
     assert named == ["the training images", "the test images", "the network", "the teacher", "mixed precision"]
-    now = DESCRIPTION.model_copy(update={"processes": 1})
-    assert check_same_run(Path("step-1"), DESCRIPTION, now, 7) == [Change(step=7, key="processes", before=2, after=1)]
 
 
 def test_other_processes_and_versions_are_recorded_and_told(run, capsys):
@@ -81,9 +80,8 @@ def test_other_processes_and_versions_are_recorded_and_told(run, capsys):
     changes = [Change(step=16, key="processes", before=2, after=1)]
     changes += [Change(step=16, key="torch", before="1.0", after=torch.__version__)]
     assert resumed(run)["changes"] == [change.model_dump() for change in changes]
-    assert f"changed on --resume      torch: '1.0' → '{torch.__version__}'" in " ".join(
-        capsys.readouterr().out.split("\n")
-    )
+    shown = capsys.readouterr().out.replace("\n", " ")
+    assert f"changed on --resume      torch: '1.0' → '{torch.__version__}'" in shown
 
 
 def rewrite(run: Path, tensors: dict | None = None, **values) -> None:
@@ -128,8 +126,7 @@ def test_missing_tensors_of_a_checkpoint_are_told(run):
 
 def test_position_is_best_by_accuracy_then_epoch():
     # The first epoch, whatever it reached; of two that are equal the later one.
-    accuracies = ((-1.0, 0.0, True), (0.99, 0.98, False), (0.98, 0.99, True), (0.99, 0.99, True))
-    for best, accuracy, expected in accuracies:
+    for best, accuracy, expected in ((-1.0, 0.0, True), (0.99, 0.98, False), (0.98, 0.99, True), (0.99, 0.99, True)):
         assert Position(best_accuracy=best).is_best(accuracy) is expected
 
 
@@ -141,7 +138,7 @@ def test_harmless_changes_are_recorded_and_an_ended_run_made_longer_equals_a_lon
     assert [(change["key"], change["after"]) for change in summary["changes"]] == changes
     assert yaml.safe_load((run / "config.yaml").read_text())["epochs"] == 3
     saved = load_checkpoint(newest(run)).state["changes"]
-    assert [change["key"] for change in saved] == ["data_dir", "epochs", "log_steps"]
+    assert [change["key"] for change in saved] == [key for key, _ in changes]
     train(TrainConfig(**CONSTANT | {"epochs": 3}, data_dir=data, output_dir=tmp_path / "long"))
     assert metrics(run) == metrics(tmp_path / "long")
 
@@ -171,7 +168,7 @@ def test_damaged_best_weights_are_noticed_before_training(run, monkeypatch):
 
 
 def test_damaged_summary_is_told(run):
-    for text in ('{"test_accuracy": 0.', "[]", '{"epochs": "2"}'):
+    for text in ('{"test_accuracy": 0.', "[]", '{"epochs": "2"}', "[" * 10**5):
         (run / "summary.json").write_text(text)
         with pytest.raises(RunFolderError, match=r"summary\.json must be a run's final figures; it is damaged"):
             resumed(run)
@@ -184,32 +181,16 @@ def test_summary_names_the_weights_that_it_is_of(ended):
     assert summary["weights_sha256"] == hashlib.sha256((ended / "best/model.safetensors").read_bytes()).hexdigest()
 
 
-class At(Callback):
-    """Do something after a step."""
-
-    def __init__(self, step, act):
-        self.step, self.act = step, act
-
-    def on_step(self, loop):
-        if loop.position.step == self.step:
-            self.act(loop)
-
-
 @pytest.mark.parametrize("to", ["moved", None])
 def test_run_whose_folder_vanishes_says_where_its_last_checkpoint_is(config, tmp_path, to):
     def vanish(loop):
-        if to is None:
-            shutil.rmtree(loop.folder.path)
-        else:
-            loop.folder.path.rename(tmp_path / to)
+        loop.folder.path.rename(tmp_path / to) if to else shutil.rmtree(loop.folder.path)
 
     with pytest.raises(RunFolderError, match="must stay where it is while a run writes into it; got it") as caught:
         train(change(config, epochs=2), callbacks=[At(11, vanish)])
     assert not config.output_dir.exists()
-    if to is None:
-        assert "got it deleted. Start anew." in str(caught.value)
-    else:
-        assert f"Last whole checkpoint: {tmp_path / to / 'checkpoints' / 'step-00000008'}. Move" in str(caught.value)
+    last = f"Last whole checkpoint: {tmp_path / str(to) / 'checkpoints' / 'step-00000008'}. Move"
+    assert (last if to else "got it deleted. Start anew.") in str(caught.value)
 
 
 def test_average_that_is_not_a_number_stops_a_run_before_it_is_saved(config):
@@ -222,9 +203,7 @@ def test_average_that_is_not_a_number_stops_a_run_before_it_is_saved(config):
 
 
 def test_start_that_wrote_nothing_advises_no_resuming(config, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device", "config.yaml")
-
+    full = Mock(side_effect=OSError(28, "No space left on device", "config.yaml"))
     monkeypatch.setattr("ttfs_triton.train.run_folder.write_text", full)
     with pytest.raises(RunFolderError, match=r"No space left on device .* Mend that\. Start it again\.$"):
         train(config)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 
-from tests.train.runs import Keep, change, metrics
+from tests.train.runs import At, change, metrics
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, Neuron, PotentialReadout, TTFSNetwork
 from ttfs_triton.train import Callback, TrainConfig, Trainer, train
@@ -120,9 +120,9 @@ def test_rates_of_normalisation_and_readout_are_their_own():
 
 def test_statistics_of_the_scored_network_are_those_of_training_images(config):
     normal = change(config, batch_norm=True, encoder="analog", lookahead=3, ema_decay=0.0, lr=0.5, optimizer="sgd")
-    kept = Keep()
-    train(change(normal, epochs=2, dropout=0.0), callbacks=[kept])
-    loop = kept.loop
+    kept = []
+    train(change(normal, epochs=2, dropout=0.0), callbacks=[At(1, kept.append)])
+    (loop,) = kept
     network = loop.scored_network
     before = {name: value.clone() for name, value in network.state_dict().items()}
     refresh_statistics(network, loop.data.train, loop.data.train_indices, 13, loop.accelerator)
@@ -134,11 +134,6 @@ def test_statistics_of_the_scored_network_are_those_of_training_images(config):
     for name, value in network.state_dict().items():
         if "running" not in name and "num_batches" not in name:
             assert torch.equal(value, before[name]), name
-
-
-def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:
-    steps = config.epochs * steps_per_epoch
-    return [config.lr * factor for factor in map(rate_factor(config, steps, steps_per_epoch), range(steps))]
 
 
 @pytest.mark.parametrize(
@@ -156,12 +151,11 @@ def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:
 )
 def test_rates_follow_torch(values, theirs):
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    schedule, expected = theirs(sgd), []
-    for _ in range(40):
-        expected.append(sgd.param_groups[0]["lr"])
+    schedule, factor = theirs(sgd), rate_factor(TrainConfig(**values, epochs=4), 40, 10)
+    for step in range(40):
+        assert 0.1 * factor(step) == pytest.approx(sgd.param_groups[0]["lr"])
         sgd.step()
         schedule.step()
-    assert rates(TrainConfig(**values, lr=0.1, epochs=4), 10) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("name", "end"), [("one_cycle", 0), ("cosine", 0), ("linear", 0.1), ("constant", 1)])

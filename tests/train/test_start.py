@@ -117,11 +117,13 @@ def test_a_network_with_batch_norm_starts_where_weights_are_normalised_or_not(tm
         load_weights(network, folder, None)
     load_weights(network, folder, images)
     torch.testing.assert_close(network(images), plain(images), rtol=1e-3, atol=1e-4)
+    assert network.config.mean == OURS.mean
     network = target(batch_norm=True, neuron=Neuron(1.0))
     load_weights(network, str(save(normalised, tmp_path / "normalised")), images)
-    assert network.config.mean == OURS.mean
     for name, tensor in normalised.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor), name
+    with pytest.raises(ConfigError, match=r"does not fit .*: its tensors, batch norm folded, must be those"):
+        load_weights(target(weight_standardisation=True), str(tmp_path / "normalised"))
 
 
 @pytest.mark.parametrize(
@@ -177,14 +179,3 @@ def test_calibration_needs_initial_potentials(tmp_path):
     config = convert(tmp_path / "paper.pth", trained_as="ann").network.config
     with pytest.raises(ConfigError, match="bias must be True to calibrate"):
         load_weights(TTFSNetwork(config), str(tmp_path / "paper.pth"), torch.rand(4, 3, 32, 32), "ann")
-
-
-def test_a_plain_network_starts_from_one_whose_batch_norm_is_folded(tmp_path):
-    source = trained(OURS.replace(batch_norm=True, neuron=Neuron(0.5)))
-    network = target(neuron=Neuron(0.5), weight_standardisation=False)
-    load_weights(network, str(save(source, tmp_path / "normalised")))
-    images = torch.rand(8, 3, 8, 8)
-    source.fold_batch_norm()
-    assert torch.equal(network(images), source(images))
-    with pytest.raises(ConfigError, match=r"does not fit .*: its tensors, batch norm folded, must be those"):
-        load_weights(target(weight_standardisation=True), str(tmp_path / "normalised"))

@@ -6,9 +6,9 @@ import yaml
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from tests.train.runs import AUGMENTATION, SETTINGS, Keep, assert_same_run, change, go_back, last, metrics
+from tests.train.runs import AUGMENTATION, SETTINGS, At, assert_same_run, change, last, metrics
 from tests.virtual_cuda import recording
-from ttfs_triton.train import DeviceLostError, NonFiniteLossError, TrainConfig, evaluation, loop, train
+from ttfs_triton.train import DeviceLostError, Interrupted, NonFiniteLossError, TrainConfig, evaluation, loop, train
 from ttfs_triton.train.build import build_optimizer
 from ttfs_triton.train.step import FiniteGuard, make_average, update_average
 
@@ -85,26 +85,26 @@ def poison(monkeypatch, calls, where):
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_weights_of_a_failed_run_are_those_before_the_failing_step(config, tmp_path, monkeypatch, where, optimizer):
     values = {"optimizer": optimizer, "gradient_clip": 1.0, "validation_fraction": 0.0, "log_steps": 100, "epochs": 2}
-    config, whole, kept = change(config, **values), tmp_path / "until_then" / "run", Keep()
-    train(change(config, checkpoint_steps=14, keep_checkpoints=9, output_dir=whole))
-    go_back(whole, 14)
+    config, until_then, kept = change(config, **values), tmp_path / "until_then", []
+    with pytest.raises(Interrupted):
+        train(change(config, output_dir=until_then), callbacks=[At(14)])
     poison(monkeypatch, 15, where)
     # Ten steps an epoch: the failure is read five steps later, at the epoch's end.
     with pytest.raises(NonFiniteLossError, match=r"step 15 \(epoch 2\): loss [\s\S]*conv1: active[\s\S]*00000010"):
-        train(config, callbacks=[kept])
-    assert kept.loop.position.step == 20
-    before = last(whole)
-    for name, value in kept.loop.network.state_dict().items():
+        train(config, callbacks=[At(1, kept.append)])
+    assert kept[0].position.step == 20
+    before = last(until_then)
+    for name, value in kept[0].network.state_dict().items():
         assert torch.equal(value.cpu(), before[f"model.{name}"]), name
     assert len(metrics(config.output_dir)) == 1
 
 
 def test_failure_is_read_with_the_figures_and_before_a_checkpoint(config, tmp_path, monkeypatch):
     poison(monkeypatch, 3, "gradient")
-    kept = Keep()
+    kept = []
     with pytest.raises(NonFiniteLossError, match=r"step 3 \(epoch 1\): loss \S+, gradient norm nan; stopped"):
-        train(change(config, log_steps=4), callbacks=[kept])
-    assert kept.loop.position.step == 4
+        train(change(config, log_steps=4), callbacks=[At(1, kept.append)])
+    assert kept[0].position.step == 4
     monkeypatch.undo()
     poison(monkeypatch, 3, "loss")
     with pytest.raises(NonFiniteLossError, match=r"loss nan[\s\S]*Last good checkpoint: .*step-00000002"):

@@ -1,12 +1,10 @@
 """Knowledge distillation: the loss, and runs that a trained network teaches."""
 
-import shutil
-
 import pytest
 import torch
 from accelerate import Accelerator
 
-from tests.train.runs import assert_same_run, change, go_back, metrics
+from tests.train.runs import change, metrics
 from ttfs_triton import TTFSModel
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train import ConfigError, train
@@ -35,18 +33,6 @@ def test_loss_is_the_labels_share_and_the_teachers(config, teacher, weight):
         wanted = log_probabilities(TTFSModel.from_pretrained(teacher).network, images)
     expected = -(1 - weight) * (targets * found).sum(1) + weight * (wanted.exp() * (wanted - found)).sum(1)
     assert metrics(config.output_dir)[0]["train_loss"] == pytest.approx(expected.mean().item(), rel=1e-5)
-
-
-def test_taught_run_resumes_bit_by_bit_with_the_same_teacher_only(config, teacher, tmp_path):
-    values = {"gradient_accumulation": 2, "mixed_precision": "bf16", "mixup": 0.2, "teacher": teacher}
-    config = change(config, epochs=2, checkpoint_steps=5, keep_checkpoints=9, **values)
-    assert train(config)["test_accuracy"] > 0.25
-    whole, other = go_back(config.output_dir, 10), tmp_path / "other"
-    TTFSModel(NetworkConfig("6C3", image_size=(8, 8), classes=4)).save_pretrained(other)
-    with pytest.raises(ConfigError, match=r"the teacher must be the one of .*step-00000010; its weights differ"):
-        train(change(config, resume=True, teacher=other))
-    train(change(config, resume=True, teacher=shutil.copytree(teacher, tmp_path / "moved")))
-    assert_same_run(config.output_dir, whole)
 
 
 @pytest.mark.parametrize(

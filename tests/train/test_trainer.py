@@ -7,12 +7,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import nn
 
-from tests.convert.sources import Named, features, randomised
-from tests.train.runs import TARGET, assert_same_run, best, change, go_back, metrics
+from tests.train.runs import TARGET, assert_same_run, best, change, metrics
 from ttfs_triton.nn import LayerStatistics, NetworkConfig, TTFSNetwork
-from ttfs_triton.train import ConfigError, RunFolderError, start, train
+from ttfs_triton.train import ConfigError, RunFolderError, train
 from ttfs_triton.train.display import is_blind
 from ttfs_triton.train.run_folder import RunFolder
 
@@ -50,11 +48,11 @@ def test_same_seed_same_run_and_another_seed_another(config, tmp_path):
     assert metrics(config.output_dir) != metrics(tmp_path / "other")
 
 
-@pytest.mark.parametrize("values", [{}, TARGET], ids=["plain", "target"])
-def test_accumulation_and_compilation_give_the_same_weights(config, tmp_path, monkeypatch, values):
+def test_accumulation_and_compilation_give_the_same_weights(config, tmp_path, monkeypatch):
+    """Of a network that also says what it costs."""
     # aot_eager traces forward and backward as the default backend does, and needs no C++ compiler.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
-    plain = change(config, epochs=1, **{"dropout": 0.0, **values})
+    plain = change(config, epochs=1, **TARGET)
     train(plain)
     for name, way in (("accumulated", {"gradient_accumulation": 4}), ("compiled", {"compile": True})):
         train(change(plain, output_dir=tmp_path / name, **way))
@@ -90,21 +88,6 @@ def test_start_from_weights_of_a_run(config, tmp_path, batch_norm):
     summary = train(change(config, psp_persistence=0.0, weights=weights, **values))
     first_summary = json.loads((config.output_dir / "summary.json").read_text())
     assert summary["test_accuracy"] == first_summary["test_accuracy"]
-
-
-def test_calibrated_run_resumes_from_its_checkpoint(config, tmp_path, monkeypatch, capsys):
-    layers = nn.Sequential(*features((4, "M", 6, "M"), channels=1))
-    vgg = Named(features=layers, flatten=nn.Flatten(), classifier=nn.Linear(6 * 2 * 2, 4))
-    torch.save(randomised(vgg).state_dict(), tmp_path / "vgg.pth")
-    values = {"model": "4C3-P2-6C3-P2", "encoder": "analog", "weight_standardisation": False, "keep_checkpoints": 9}
-    spiking = change(config, weights=tmp_path / "vgg.pth", **values)
-    train(spiking)
-    assert "Calibrated on 128 images" in capsys.readouterr().out
-    whole = go_back(spiking.output_dir, 8)
-    monkeypatch.setattr(start, "calibrate_converted", lambda *_, **__: pytest.fail("the checkpoint holds the weights"))
-    train(change(spiking, resume=True))
-    assert "resumed after step" in capsys.readouterr().out
-    assert_same_run(spiking.output_dir, whole)
 
 
 @pytest.mark.parametrize(

@@ -4,24 +4,24 @@ On request, some ten minutes of one core: pytest tests/virtual_cuda/test_command
 """
 
 import json
-import os
+import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from tests.bench.modules import run_python
 from tests.convert.sources import Named, features, randomised
 from tests.virtual_cuda import why_not
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 TINY = "--epochs 1 --max-train-samples 64 --max-test-samples 20 --batch-size 16"
 TINIER = "--model 2C3s4-8 --epochs 1 --max-train-samples 8 --max-test-samples 4 --batch-size 4 --validation-fraction 0"
 VGG11 = f"--dataset sample --image-size 32 --width 0.0625 {TINY} --num-workers 0"
+FLOAT16 = f"recipes/quickstart.py --model 4C5-P4-16 {TINY} --mixed-precision fp16 --optimizer sgd "
+FLOAT16 += "--gradient-accumulation 2 --gradient-clip 1 --checkpoint-steps 2"
 LAYER = {"name": "f", "layers": ["b"], "height": 1, "width": 1, "in_channels": 16, "out_channels": 8}
 TRAINING = {
     "float32": f"quickstart.py --model 4C5-P4-16 {TINY} --gradient-accumulation 2 --gradient-clip 1",
@@ -33,25 +33,25 @@ TRAINING = {
     "calibrated": f"train_vgg11_cifar10.py {VGG11} --model 4C3-P2-6C3-P2 --encoder analog --no-weight-standardisation "
     "--calibration-images 16 --weights {ann}",
 }
-# {run}: a finished run; {ann}: weights of another project's; {tmp}: an empty folder.
+# In braces stand fixtures.
 OTHERS = {
-    "analog": "recipes/evaluate.py {vgg11} --chip all --steps 4 --max-test-samples 6 --output-dir {tmp}/out",
-    "sweep": "recipes/evaluate.py {run} --sweep --max-test-samples 6 --output-dir {tmp}/out",
+    "analog": "recipes/evaluate.py {vgg11} --chip all --steps 4 --max-test-samples 6 --output-dir {tmp_path}/out",
+    "sweep": "recipes/evaluate.py {trained} --sweep --max-test-samples 6 --output-dir {tmp_path}/out",
     "convert": "recipes/convert.py {ann} --dataset sample --mean 0.3 --std 0.4 --calibration-images 16 "
-    "--output-dir {tmp}/converted",
-    "onnx": "recipes/export.py {run} --format onnx --output {tmp}/a.onnx --check --check-images 6",
-    "nir": "recipes/export.py {run} --format nir --steps 16 --output {tmp}/a.nir --check --check-images 6",
-    "publish": "recipes/publish.py {run} --repo-id you/mnist-cnn1 --dry-run",
-    "tune": "bench/kernels.py --device cuda --tune --quick --shapes {tmp}/layer.json --batch-size 2 "
-    "--dtypes fp16 --sigma 1 --output {tmp}",
+    "--output-dir {tmp_path}/converted",
+    "onnx": "recipes/export.py {trained} --format onnx --output {tmp_path}/a.onnx --check --check-images 6",
+    "nir": "recipes/export.py {trained} --format nir --steps 16 --output {tmp_path}/a.nir --check --check-images 6",
+    "publish": "recipes/publish.py {trained} --repo-id you/mnist-cnn1 --dry-run",
+    "tune": "bench/kernels.py --device cuda --tune --quick --shapes {tmp_path}/layer.json --batch-size 2 "
+    "--dtypes fp16 --sigma 1 --output {tmp_path}",
     "train_step": "bench/train_step.py --device cuda --model cnn1 --width 0.0625 --batch-size 2 --repeats 1 "
-    "--dtypes float32 --output {tmp}",
+    "--dtypes float32 --output {tmp_path}",
     "causal_set": "bench/causal_set.py --device cuda --fan-ins 16 --outputs 8 --batch-size 4 --repeats 1 "
-    "--output {tmp}",
-    "peers": "bench/peers.py --device cuda --batch-size 2 --width 0.0625 --repeats 1 --steps 2 --output {tmp}",
-    "simulation": "bench/simulation.py {run} --steps 4 --weight-bits 4 --max-test-samples 6 --timed-images 6 "
-    "--output {tmp}",
-    "energy": "bench/energy.py {run} --samples 6 --steps 4 --output {tmp}",
+    "--output {tmp_path}",
+    "peers": "bench/peers.py --device cuda --batch-size 2 --width 0.0625 --repeats 1 --steps 2 --output {tmp_path}",
+    "simulation": "bench/simulation.py {trained} --steps 4 --weight-bits 4 --max-test-samples 6 --timed-images 6 "
+    "--output {tmp_path}",
+    "energy": "bench/energy.py {trained} --samples 6 --steps 4 --output {tmp_path}",
 }
 
 
@@ -63,18 +63,14 @@ def _possible() -> None:
 
 def run(command: str, cache: Path) -> str:
     """What a script printed on the virtual device."""
-    environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_CACHE": str(cache / "datasets"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
-        "TTFS_KERNELS_BACKEND": "torch",
-    }
-    words = [sys.executable, "-m", "tests.virtual_cuda", *shlex.split(command)]
-    process = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-5000:]
-    return process.stdout
+    variables = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache / "datasets")}
+    words = ("-m", "tests.virtual_cuda", *shlex.split(command))
+    return run_python(*words, interpret=True, **variables, TTFS_KERNELS_BACKEND="torch")
+
+
+def filled(command: str, request: pytest.FixtureRequest) -> str:
+    """Names in braces are those of fixtures."""
+    return re.sub(r"{(\w+)}", lambda name: str(request.getfixturevalue(name[1])), command)
 
 
 @pytest.fixture(scope="session")
@@ -86,8 +82,7 @@ def cache(tmp_path_factory):
 def trained(tmp_path_factory, cache):
     """A run in float16 with all that a step can have, stopped in the middle and resumed."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    options = f"--model 4C5-P4-16 {TINY} --mixed-precision fp16 --optimizer sgd --gradient-accumulation 2"
-    run(f"recipes/quickstart.py {options} --gradient-clip 1 --checkpoint-steps 2 --output-dir {folder}", cache)
+    run(f"{FLOAT16} --output-dir {folder}", cache)
     return folder
 
 
@@ -98,6 +93,13 @@ def ann(tmp_path_factory):
     vgg = Named(features=layers, flatten=nn.Flatten(), classifier=nn.Linear(6 * 8 * 8, 10))
     torch.save(randomised(vgg).state_dict(), file)
     return file
+
+
+@pytest.fixture
+def vgg11(tmp_path, cache):
+    """A run with an analog encoder."""
+    run(f"recipes/train_vgg11_cifar10.py {VGG11} --output-dir {tmp_path / 'snn'}", cache)
+    return tmp_path / "snn"
 
 
 def test_float16_run_is_scored_counted_simulated_and_priced(trained, tmp_path, cache):
@@ -115,9 +117,7 @@ def test_interrupted_run_is_resumed(trained, tmp_path, cache):
     (trained / "summary.json").rename(tmp_path / "summary.json")
     newest = max((trained / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
     newest.rename(tmp_path / newest.name)
-    options = f"--model 4C5-P4-16 {TINY} --mixed-precision fp16 --optimizer sgd --gradient-accumulation 2"
-    flags = f"--gradient-clip 1 --checkpoint-steps 2 --output-dir {trained} --resume"
-    assert "resumed after step 2" in run(f"recipes/quickstart.py {options} {flags}", cache)
+    assert "resumed after step 2" in run(f"{FLOAT16} --output-dir {trained} --resume", cache)
     for name in ("model.safetensors", "optimizer.safetensors", "average.safetensors"):
         again = trained / "checkpoints" / newest.name / name
         assert again.read_bytes() == (tmp_path / newest.name / name).read_bytes(), name
@@ -125,9 +125,7 @@ def test_interrupted_run_is_resumed(trained, tmp_path, cache):
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_recipe_trains(name, tmp_path, cache, request):
-    command = TRAINING[name]
-    if "{ann}" in command:
-        command = command.format(ann=request.getfixturevalue("ann"))
+    command = filled(TRAINING[name], request)
     shown = run(f"recipes/{command} --output-dir {tmp_path / 'run'}", cache)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["device"] == "virtual CUDA device"
     assert ("Calibrated on 16 images" in shown) == (name == "calibrated")
@@ -136,12 +134,4 @@ def test_recipe_trains(name, tmp_path, cache, request):
 @pytest.mark.parametrize("name", OTHERS)
 def test_command_ends_well(name, tmp_path, cache, request):
     (tmp_path / "layer.json").write_text(json.dumps([LAYER]))
-    command = OTHERS[name].replace("{tmp}", str(tmp_path))
-    if "{run}" in command:
-        command = command.replace("{run}", str(request.getfixturevalue("trained")))
-    if "{ann}" in command:
-        command = command.replace("{ann}", str(request.getfixturevalue("ann")))
-    if "{vgg11}" in command:
-        run(f"recipes/train_vgg11_cifar10.py {VGG11} --output-dir {tmp_path / 'snn'}", cache)
-        command = command.replace("{vgg11}", str(tmp_path / "snn"))
-    assert run(command, cache)
+    assert run(filled(OTHERS[name], request), cache)

@@ -1,4 +1,4 @@
-"""Spikes as something to be trained for: their number, and by a surrogate its gradient."""
+"""The number of spikes as a target of training, with a surrogate gradient."""
 
 from typing import Any
 

@@ -252,7 +252,7 @@ class WeightedLayer(nn.Module):
 
     @property
     def has_initial_potential(self) -> bool:
-        """Whether neurons start from a potential of their own."""
+        """Whether neurons have initial potentials of their own."""
         return self.bias is not None or self.batch_norm is not None
 
     @property
@@ -347,32 +347,32 @@ class WeightedLayer(nn.Module):
         return unit.expand(len(self.weight))
 
     def runs_on_grid(self, x: Tensor) -> bool:
-        """Whether inputs meet integers: on a grid, but not where nothing but shapes is computed."""
+        """Whether this pass computes in integers: on a grid, but not on the meta device."""
         return self.grid is not None and not x.is_meta
 
     @property
     def common_potential(self) -> float:
-        """At which all of its neurons start, besides their own, in threshold heights."""
+        """Initial potential that all neurons share, beside their own, in threshold heights."""
         return 0.0
 
     @property
     def threshold_height(self) -> float:
-        """Of the firing threshold at the window's start, in threshold heights of hidden neurons."""
+        """Height of the firing threshold at the window's start; 1 for hidden neurons."""
         return 1.0
 
     def factors_in_training(self, weight: Tensor) -> Tensor | None:
-        """What the weights of this pass are off by, shape of `weight`; None if they are not."""
+        """Factors that disturb the weights of this pass, shape of `weight`; None without weight noise."""
         if not self.training or self.faults is None or not self.faults.weight_noise:
             return None
         return weight_factors(weight, self.faults.weight_noise)
 
     def in_training(self, weight: Tensor) -> Tensor:
-        """Weights of this pass: off by what `faults` say while training, or as they are."""
+        """Weights of this pass: disturbed by `faults` while training, else as they are."""
         factors = self.factors_in_training(weight)
         return weight if factors is None else weight * factors.to(weight.dtype)
 
     def emit(self, activations: Tensor) -> Tensor:
-        """Hand on spikes: with `faults`, in training, those that are left of them; counted if they are to be."""
+        """Return spikes, while training after `faults`, and count them if statistics are recorded."""
         if self.training and self.faults:
             activations = spikes_in_training(activations, self.faults, self.grid)
         return self.record(activations)

@@ -156,7 +156,7 @@ class ClockedLayer:
         return potential.double() * self.unit / (self.steps * 2.0**POTENTIAL_BITS)
 
     def _in_range(self, numbers: Tensor, scale: int = 1) -> Tensor:
-        """What a register holds of numbers, which are changed."""
+        """Numbers, in place, saturated at the largest that registers hold."""
         if self.register is None:
             return numbers
         return numbers.clamp_(-self.register * scale, self.register * scale)

@@ -145,7 +145,7 @@ class LatencyEncoder(nn.Module):
 
 
 class _NormalisedImages(nn.Module):
-    """What convolutions that read images share: mean and std, which belong to the configuration, not to the state dict.
+    """Base of encoders that normalise images: mean and std are part of the configuration, not of the state dict.
 
     Attributes:
         mean, std: [in_channels, 1, 1], in units of the images.
@@ -171,7 +171,7 @@ class _NormalisedImages(nn.Module):
             raise ValueError(f"{kind}: std must be positive; got {list(std)}.")
 
     def normalise(self, images: Tensor) -> Tensor:
-        """What the synapses read: images [N, in_channels, height, width] in standard deviations from the mean."""
+        """Inputs of the synapses: images [N, in_channels, height, width] in standard deviations from the mean."""
         return (images - self.mean) / self.std
 
 

@@ -1,4 +1,4 @@
-"""What any network decides about images, by its readout and by the first output spike."""
+"""Decisions of any network: by its readout, and by the first output spike."""
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ def decide(network: nn.Module, images: Tensor) -> FirstSpikeDecision:
 
 
 def logits_and_decision(network: nn.Module, readout: Readout, images: Tensor) -> tuple[Tensor, FirstSpikeDecision]:
-    """What a network says about images, and what its readout decides by the first spike, in one pass.
+    """Logits of a network and its decision by the first spike, in one pass.
 
     Args:
         network: any module that ends with `readout`; runs in the mode it has.

@@ -1,4 +1,4 @@
-"""What goes wrong on real chips: spikes that come late, early or never, weights that are off, neurons that are broken.
+"""Faults of real chips: spikes that come late, early or never, disturbed weights, broken neurons.
 
 In training, every step draws faults anew, a chip a step; gradients go through what is left. In the simulator, a seed
 draws one chip with its weights and broken neurons, and then each image its spikes.
@@ -18,7 +18,7 @@ from ttfs_triton.nn.clock import Clock
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.straight_through import straight_through
 
-# Weights are off by at most so many standard deviations.
+# Noise of weights is cut at so many standard deviations.
 MOST_DEVIATIONS = 4.0
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -129,7 +129,7 @@ def disturbed(
 
 
 def spikes_in_training(activations: Tensor, faults: Faults, grid: Grid | None, neurons: bool = True) -> Tensor:
-    """What is left of a layer's spikes in a training step, straight through where a spike is left.
+    """A layer's spikes after faults, in a training step; gradients pass where a spike is left.
 
     Args:
         activations: [N, ...] in [0, 1].
@@ -148,7 +148,7 @@ def spikes_in_training(activations: Tensor, faults: Faults, grid: Grid | None, n
 
 
 def weight_factors(weight: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
-    """What weights that are off are multiplied by, shape of `weight`, float32."""
+    """Factors of disturbed weights, 1 plus noise: shape of `weight`, float32."""
     noise = torch.randn(weight.shape, generator=generator, device=_device(weight, generator)).to(weight.device)
     return 1 + share * noise.clamp_(-MOST_DEVIATIONS, MOST_DEVIATIONS)
 

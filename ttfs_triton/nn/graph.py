@@ -99,7 +99,7 @@ class Stage:
         return plain_synapses(self.weighted)
 
     def activations(self, inputs: Tensor, skip: Tensor | None) -> Tensor:
-        """What the layer's neurons emit, of what `NetworkGraph.run` hands to it."""
+        """Activations of the layer's neurons, from the inputs that `NetworkGraph.run` delivers."""
         if skip is None:
             return self.layer(inputs)
         return self.layer(inputs, skip=skip[:, : self.weighted.skip])

@@ -20,7 +20,7 @@ SMALLEST_GRID_UNIT = 2.0**-20
 # Weights without quantisation are integers too, as fine beside the largest one as float32 is.
 UNQUANTISED_BITS = 24
 
-# Weights that are off are integers of units so many times finer.
+# Disturbed weights are integers of units so many times finer.
 FINER = 2**8
 
 # Every sum of integers within these bounds is exact in any order.
@@ -41,7 +41,7 @@ class QuantisedWeight(NamedTuple):
     limit: int
 
     def multiplied(self, factors: Tensor) -> QuantisedWeight:
-        """Weights that are off by these factors, of their shape, as integers of finer units."""
+        """Weights times factors of their shape, as integers of finer units."""
         integers = (self.integers.double() * factors.double() * FINER).round()
         limit = int(FINER * self.limit * max(1.0, float(factors.abs().max()))) + 1
         return QuantisedWeight(integers if limit > FLOAT32_BOUND else integers.float(), self.unit / FINER, limit)

@@ -27,7 +27,7 @@ from ttfs_triton.nn.weighted import LinearOptions, WeightedLinear, check_neuron,
 
 
 class FirstSpikeDecision(NamedTuple):
-    """What the output layer decided, for N samples.
+    """Decisions of the output layer, for N samples.
 
     Attributes:
         prediction: [N] int64, class of the earliest spike (of several, the lowest class); without any spike, the class
@@ -196,7 +196,7 @@ class Readout(WeightedLinear):
 
 
 class ReadoutOnGrid:
-    """A pass of a readout on its grid: what integers give, differentiated as the closed form of what they stand for.
+    """A pass of a readout on its grid: the values of the integers, the gradients of the rounded weights' closed form.
 
     Args:
         readout: on a grid.

@@ -128,7 +128,7 @@ def image_shape_of(model: nn.Module, image_shape: Sequence[int] | None = None) -
 
 
 class _Trace(TorchFunctionMode):
-    """Where tensors come from, while a model runs."""
+    """Records which layer each tensor comes from while a model runs."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class _Trace(TorchFunctionMode):
         return self.remember(result, wire)
 
     def _between(self, name: str, before: Tensor, after: Tensor, args: Any, kwargs: Any) -> nn.Module | None:
-        """The module that a function is, None if it leaves spikes as they are."""
+        """The module that does what a function did; None if it leaves spikes as they are."""
         same = before.shape == after.shape
         if same and (name in _UNCHANGED or name in _LAYOUT):
             return None

@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-from ttfs_kernels.backends import float32_precisions
 from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.problem import Problem
@@ -27,7 +26,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def planned_only(function: Function) -> Function:
-    """`function` without the launches in it: what it returns is allocated and holds nothing."""
+    """`function` without its launches: outputs are allocated, not computed."""
 
     @wraps(function)
     def plan(*args: Any) -> Any:
@@ -141,8 +140,9 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def precision_of(problem: Problem) -> str:
-    """Precision of a layer's products, "ieee" or "tf32", as PyTorch is set."""
+    """Precision of a layer's products, "ieee" or "tf32", as PyTorch's switches for its kind of layer say."""
     if problem.dtype != torch.float32:
         return "ieee"
-    linear, conv2d = float32_precisions()
-    return linear if problem.is_matrix_product else conv2d
+    cudnn: Any = torch.backends.cudnn
+    switch = torch.backends.cuda.matmul if problem.is_matrix_product else cudnn.conv
+    return "tf32" if switch.fp32_precision == "tf32" else "ieee"

@@ -70,7 +70,7 @@ def _forward(
     fuse_pool: bool | None,
     with_derivatives: bool,
 ) -> list[Tensor]:
-    """Activations, and what else there is for the backward pass: gain and winner."""
+    """Activations, then what the backward pass needs of them: gain and winner."""
     properties = Neuron.unpack(neuron)
     problem = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
     chip, precision, options = device_of(x.device).chip, precision_of(problem), (properties, with_derivatives)

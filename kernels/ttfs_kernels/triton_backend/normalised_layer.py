@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ttfs_kernels.autograd import first_derivatives_only, without_autocast
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import layer, library, normalisation, passes
@@ -18,63 +19,46 @@ from ttfs_kernels.triton_backend.normalisation import MEAN, MOMENTS, STATISTICS,
 from ttfs_kernels.triton_backend.passes import ELEMENTS, TILE, Plan
 from ttfs_kernels.triton_backend.problem import Problem
 
-# geometry, neuron, pool, backend, ε, processes that share their statistics
-Settings = tuple[Geometry | None, Neuron, int, str, float, ProcessGroup | None]
 
+@dataclass(frozen=True)
+class TritonNormalised:
+    """The passes of a layer; they keep its input, potentials, statistics and with a pool the winners."""
 
-class NormalisedLayer(torch.autograd.Function):
-    """Activations, mean and unbiased variance; keeps input, potentials, statistics and with a pool the winners."""
+    geometry: Geometry | None
+    neuron: Neuron
+    epsilon: float
+    group: ProcessGroup | None
+    backend: str
+    pool: int
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        gamma: Tensor,
-        beta: Tensor,
-        skip: Tensor | None,
-        skip_weight: Tensor | None,
-        settings: Settings,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        geometry, neuron, pool, backend, epsilon, group = settings
-        problem = Problem.of(x, weight, geometry, neuron, pool, skip is not None)
-        with without_autocast(x):
-            potentials = _potentials(Problem.of(x, weight, geometry, neuron), x, weight, backend)
-            delayed = None, None
-            if skip is not None and skip_weight is not None:
-                delayed = layer.rows_of(skip), skip_weight.contiguous()
-            statistics = _statistics(problem, potentials, gamma, beta, neuron, epsilon, group)
-            y, winner = fire(problem, Neurons(*potentials, statistics, *delayed), neuron).run()
-        ctx.save_for_backward(x, weight, *potentials, statistics, *delayed, winner)
-        ctx.settings = settings
-        mean, variance = statistics[MEAN.value], statistics[VARIANCE.value]
-        ctx.mark_non_differentiable(mean, variance)
-        ctx.set_materialize_grads(False)
-        return layer.shaped(y, x), mean, variance
+    def forward(self, operands: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        x, weight, gamma, beta, skip, skip_weight = operands
+        neuron = self.neuron
+        problem = Problem.of(x, weight, self.geometry, neuron, self.pool, skip is not None)
+        potentials = _potentials(Problem.of(x, weight, self.geometry, neuron), x, weight, self.backend)
+        delayed = None, None
+        if skip is not None and skip_weight is not None:
+            delayed = layer.rows_of(skip), skip_weight.contiguous()
+        statistics = _statistics(problem, potentials, gamma, beta, neuron, self.epsilon, self.group)
+        y, winner = fire(problem, Neurons(*potentials, statistics, *delayed), neuron).run()
+        found = layer.shaped(y, x), statistics[MEAN.value], statistics[VARIANCE.value]
+        return found, (x, weight, *potentials, statistics, *delayed, winner)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad = grads[0]
-        if grad is None:
-            return (None,) * 7
-        geometry, neuron, pool, backend, _, group = ctx.settings
-        first_derivatives_only("normalised_conv2d" if geometry else "normalised_linear", grad)
-        x, weight, *kept = ctx.saved_tensors
-        neurons = Neurons(*kept)
-        problem = Problem.of(x, weight, geometry, neuron, pool, neurons.skip is not None)
-        with without_autocast(grad):
-            rows = layer.rows_of(grad)
-            sums, grad_skip = reduce(problem, neurons, rows, neuron).run()
-            of_all = sums[:2]
-            if group is not None:
-                of_all = of_all.clone()
-                torch.distributed.all_reduce(of_all, group=group)
-            (pair,) = spread(problem, neurons, rows, of_all, neuron).run()
-            needs = ctx.needs_input_grad[:2]
-            by_operands = layer.contract_gradients(problem.unpooled, pair, x, weight, neuron, backend, needs)
+    def backward(self, grad: Tensor, kept: tuple[Any, ...], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        (x, weight, *others), neuron, rows = kept, self.neuron, layer.rows_of(grad)
+        neurons = Neurons(*others)
+        problem = Problem.of(x, weight, self.geometry, neuron, self.pool, neurons.skip is not None)
+        sums, grad_skip = reduce(problem, neurons, rows, neuron).run()
+        of_all = sums[:2]
+        if self.group is not None:
+            of_all = of_all.clone()
+            torch.distributed.all_reduce(of_all, group=self.group)
+        (pair,) = spread(problem, neurons, rows, of_all, neuron).run()
+        needed = needs[0], needs[1]
+        by_operands = layer.contract_gradients(problem.unpooled, pair, x, weight, neuron, self.backend, needed)
         grad_beta, grad_gamma, *grad_skip_weight = sums
         by_skip = (None, None) if grad_skip is None else (layer.shaped(grad_skip, grad), *grad_skip_weight)
-        return *by_operands, grad_gamma, grad_beta, *by_skip, None
+        return *by_operands, grad_gamma, grad_beta, *by_skip
 
 
 def _potentials(problem: Problem, x: Tensor, weight: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:

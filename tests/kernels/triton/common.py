@@ -1,31 +1,32 @@
-"""Layers whose sums are exact in every dtype, and runs of passes in which no stray read or write goes unseen.
+"""Layers whose sums are exact in every dtype, their passes, and what those return in float64.
 
 All values are small multiples of 1/8, so that products and their sums have no rounding, in whatever order they are
 added. What comes out must equal the rule on exact potentials bit for bit, at the firing borders too.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import settings
-from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.kernels import common
+from tests.kernels.common import Kind, linears
+from tests.kernels.memory import fenced, fenced_memory
 from ttfs_kernels import Neuron
 from ttfs_kernels.rule import fire, vanishing
+from ttfs_kernels.triton_backend import passes
 from ttfs_kernels.triton_backend.configs import Config
-from ttfs_kernels.triton_backend.formulation import Chip, Form, refused, triton_version
+from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, device_of, interpreting
+from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import Problem
 
-# The interpreter multiplies bfloat16 wrongly.
-DTYPES = (torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu))
-INTEGER = 255  # where nothing was written to integers, which have no NaN
-FENCE = 64  # elements on either side of a tensor; keeps its alignment
+DTYPES = [torch.float32, torch.float16]
+if torch.cuda.is_available():
+    DTYPES.append(torch.bfloat16)  # which the interpreter multiplies wrongly
 
 # Sides of different lengths, so that no two are taken for each other.
 BLOCKS = (Config(32, 16, 16, 4, 1, group=1), Config(16, 32, 16, 4, 2, group=2), Config(16, 16, 32, 4, 3))
@@ -36,33 +37,16 @@ def examples(count: int) -> settings:
     return settings(max_examples=-(-count // 3) if interpreting() else count)
 
 
-@st.composite
-def convolutions(draw: st.DrawFn) -> Problem:
-    """Any geometry, small."""
-    groups = draw(st.sampled_from([1, 1, 2, 5]))
-    inputs, outputs = (groups * draw(st.sampled_from([1, 3, 16, 17])) for _ in range(2))
-    kernel, stride, padding, dilation = (draw(st.tuples(*2 * [st.integers(low, 3)])) for low in (1, 1, 0, 1))
-    least = [max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) for i in (0, 1)]
-    height, width = (draw(st.integers(size, size + 3)) for size in least)
-    batch = draw(st.integers(0, 2))
-    return Problem(batch, height, width, inputs, outputs, kernel, stride, padding, dilation, groups)
+def problem_of(kind: Kind) -> Problem:
+    """A layer of these shapes."""
+    x, weight = (torch.empty(shape, device="meta") for shape in kind[:2])
+    return Problem.of(x, weight, kind.geometry, Neuron())
 
 
-@st.composite
-def small_maps(draw: st.DrawFn) -> Problem:
-    """Maps of which the taps miss a large part, with batches smaller and larger than blocks."""
-    channels, outputs = (draw(st.sampled_from([16, 20, 33])) for _ in range(2))
-    kernel, padding = (draw(st.tuples(*2 * [st.integers(low, 3)])) for low in (1, 0))
-    stride, dilation = (draw(st.tuples(*2 * [st.integers(1, 2)])) for _ in range(2))
-    least = [max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) for i in (0, 1)]
-    height, width = (draw(st.integers(size, size + 1)) for size in least)
-    batch = draw(st.sampled_from([1, 5, 16, 35]))
-    return Problem(batch, height, width, channels, outputs, kernel, stride, padding, dilation)
-
-
-widths = st.sampled_from([1, 3, 16, 17, 33, 65])
-linears = st.builds(Problem, st.sampled_from([0, 1, 3, 17, 32, 65]), st.just(1), st.just(1), widths, widths)
-problems = convolutions() | small_maps() | linears
+convolutions = common.convolutions().map(problem_of)
+# Of small maps the taps miss a large part; their batches are smaller and larger than blocks.
+small_maps = common.convolutions((1, 5, 16, 35), (16, 20, 33), (1,), 1).map(problem_of)
+problems = convolutions | small_maps | linears().map(problem_of)
 
 
 class Layer(NamedTuple):
@@ -71,7 +55,7 @@ class Layer(NamedTuple):
     problem: Problem
     x: Tensor
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     h: Tensor
     slope_h: Tensor
     skip: Tensor
@@ -83,102 +67,82 @@ class Layer(NamedTuple):
         return (self.skip, self.skip_weight) if self.problem.skip else ()
 
 
-def exact_layer(problem: Problem, device: torch.device) -> Layer:
-    """Random multiples of 1/8; of the inputs about 40 % are silent and 10 % saturated."""
+def exact_layer(problem: Problem, device: torch.device, shift: int = 0) -> Layer:
+    """Random multiples of 1/8, between fences; of the inputs about 40 % are silent and 10 % saturated."""
     maps = (problem.batch, problem.height, problem.width, problem.in_channels)
     weights = (problem.out_channels, *problem.kernel, problem.group_inputs)
-    outputs = (problem.batch, *problem.out_size, problem.out_channels)
+    outputs, channels = (problem.batch, *problem.out_size, problem.out_channels), (problem.out_channels,)
     torch.manual_seed(0)
 
     def multiples(shape: tuple[int, ...], least: int, most: int, dtype: torch.dtype = problem.dtype) -> Tensor:
-        return fenced((torch.randint(least, most + 1, shape) / 8).to(device, dtype))
+        return fenced((torch.randint(least, most + 1, shape) / 8).to(device, dtype), shift=shift)
 
-    x, bias = multiples(maps, -6, 8).clamp_min_(0), multiples((problem.out_channels,), -4, 4, torch.float32)
+    x, skip = (multiples(shape, -6, 8).clamp_min_(0) for shape in (maps, outputs))
     weight, h, slope_h = multiples(weights, -4, 4), multiples(outputs, -8, 8), multiples(outputs, -8, 8)
-    skip, skip_weight = (
-        multiples(outputs, -6, 8).clamp_min_(0),
-        multiples((problem.out_channels,), -8, 8, torch.float32),
-    )
+    bias, skip_weight = (multiples(channels, -most, most, torch.float32) for most in (4, 8))
     return Layer(problem, x, weight, bias, h, slope_h, skip, skip_weight)
 
 
-def fenced(tensor: Tensor, new_empty: Callable[..., Tensor] = Tensor.new_empty) -> Tensor:
-    """A contiguous copy with NaN before and behind it in memory: what is read there spoils the result."""
-    memory = new_empty(tensor, tensor.numel() + 2 * FENCE, dtype=tensor.dtype).fill_(_unwritten(tensor))
-    return memory[FENCE : FENCE + tensor.numel()].view(tensor.shape).copy_(tensor)
+def plan(
+    which: str, layer: Layer, config: Config, device: Device, neuron: Neuron = Neuron(), derivatives: bool = True
+) -> Plan:
+    """A contraction of the layer's operands: "forward", "grad_x" or "grad_w"."""
+    problem, x, weight, bias, h, slope_h, *_ = layer
+    if which == "forward":
+        options = neuron, derivatives, config, "ieee", device.chip
+        return passes.forward(problem, x, weight, bias, *options, *layer.delayed)
+    if which == "grad_x":
+        by_mask = slope_h if problem.surrogate else None
+        return passes.grad_x(problem, h, x, weight, config, "ieee", by_mask, neuron, device.processors)
+    return passes.grad_w(problem, h, slope_h if problem.with_slope else None, x, config, "ieee", device)
 
 
-@contextmanager
-def fenced_memory() -> Iterator[None]:
-    """New tensors hold NaN until they are written to, and nothing may be written around them."""
-    real_new_empty, fences = Tensor.new_empty, []
-
-    def new_empty(self: Tensor, *size: Any, **options: Any) -> Tensor:
-        tensor = real_new_empty(self, *size, **options)
-        tensor = fenced(tensor.fill_(_unwritten(tensor)), real_new_empty)
-        memory = tensor.as_strided((tensor.numel() + 2 * FENCE,), (1,), 0)
-        fences.extend((memory[:FENCE], memory[-FENCE:]))
-        return tensor
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tensor, "new_empty", new_empty)
-        patch.setattr(torch, "empty_like", lambda like, **options: new_empty(like, like.shape, **options))
-        yield
-    unwritten = all((fence.isnan() | (fence == INTEGER)).all() for fence in fences)
-    assert unwritten, "something was written around a tensor"
-
-
-def _unwritten(tensor: Tensor) -> float:
-    return float("nan") if tensor.is_floating_point() else INTEGER
-
-
-def run(pass_: Callable[[], Any], layer: Layer) -> Any:
+def run(pass_: Callable[[], Any], layer: Layer) -> tuple[Tensor | None, ...]:
     """What a pass returns, on the CPU, from fenced memory; its operands must not change."""
-    operands = layer[1:]
+    operands = [tensor for tensor in layer[1:] if tensor is not None]
     copies = [tensor.clone() for tensor in operands]
     with fenced_memory():
         result = pass_()
         if hasattr(result, "run"):
             result = result.run()
-    assert all(torch.equal(ours, copy) for ours, copy in zip(operands, copies, strict=True))
+    assert all(map(torch.equal, operands, copies))
     results = result if isinstance(result, tuple) else (result,)
     return tuple(None if tensor is None else tensor.cpu() for tensor in results)
 
 
-def chip_for(device: torch.device, form: Form) -> Chip:
-    """Of the GPU; in the interpreter one that takes every form. Skips forms that the GPU refuses."""
-    if device.type != "cuda":
-        return Chip("cuda", 80)
-    chip = device_of(device).chip
-    reason = refused(form, chip, triton_version())
-    if reason is not None:
-        pytest.skip(reason)
-    return chip
+def device_for(device: torch.device, architecture: int = 80, processors: int = 4) -> Device:
+    """The GPU; in the interpreter a made-up one, of which sm_80 takes every form."""
+    return device_of(device) if device.type == "cuda" else Device("made up", Chip("cuda", architecture), processors)
 
 
-def allowed_forms() -> list[Form]:
-    """Forms that are built here: hypothesis must not draw one that is refused, for a skip ends the whole test."""
-    if not torch.cuda.is_available():
-        return list(Form)
-    return [form for form in Form if refused(form, device_of(torch.device("cuda", 0)).chip, triton_version()) is None]
+def expected(which: str, layer: Layer, neuron: Neuron = Neuron()) -> tuple[Tensor, ...]:
+    """What a contraction should return: from sums in float64, rounded once."""
+    if which == "forward":
+        return expected_forward(layer, neuron.psp_persistence)
+    problem, dtype = layer.problem, layer.problem.dtype
+    x, weight = (_maps(rows).requires_grad_() for rows in (layer.x, layer.weight))
+    if which == "grad_x":
+        grad = _gradient(layer, x, weight, x, layer.h)
+        if problem.with_slope:
+            grad = torch.where(x > 0, grad, 0.0)
+        if problem.surrogate:
+            grad = grad + _gradient(layer, x, weight, x, layer.slope_h) * vanishing(x, neuron)
+    else:
+        grad = _gradient(layer, x, weight, weight, layer.h)
+        if problem.with_slope:
+            grad = grad + _gradient(layer, (x > 0).double(), weight, weight, layer.slope_h)
+    return (_rows(grad).to(dtype),)
 
 
-def device_for(device: torch.device, architecture: int, processors: int = 4) -> Device:
-    """The GPU; in the interpreter a made-up one. Skips architectures that are not the GPU's."""
-    if device.type != "cuda":
-        return Device("made up", Chip("cuda", architecture), processors)
-    ours = device_of(device)
-    if ours.chip != Chip("cuda", architecture):
-        pytest.skip(f"{ours.chip} is not sm_{architecture}")
-    return ours
+def expected_forward(layer: Layer, persistence: float) -> tuple[Tensor, ...]:
+    """(y, gain), and with a pool its winners: of equals the first, as in max_pool2d.
 
-
-def expected_forward(layer: Layer, persistence: float, has_bias: bool) -> tuple[Tensor, Tensor]:
-    """(y, gain) from exact potentials, rounded once; float16 gains end at the largest float16."""
+    Float16 gains end at the largest float16.
+    """
     x, dtype = _maps(layer.x), layer.problem.dtype
     slope = _convolve(layer.problem, (x > 0).double(), layer).float()
     potential = _convolve(layer.problem, x, layer).float()
-    if has_bias:
+    if layer.bias is not None:
         potential += layer.bias.cpu()
     if layer.problem.skip:
         skip, weight = layer.skip.cpu().float(), layer.skip_weight.cpu()
@@ -186,26 +150,21 @@ def expected_forward(layer: Layer, persistence: float, has_bias: bool) -> tuple[
     y, gain = fire(potential, persistence * slope)
     y = potential.clamp(0, 1) if persistence == 0 else y
     gain = gain.clamp_max(torch.finfo(dtype).max) if dtype == torch.float16 else gain
-    return y.to(dtype), gain.to(dtype)
-
-
-def expected_grad_x(layer: Layer, neuron: Neuron = Neuron()) -> Tensor:
-    """In float64, rounded once; that of the mask too if the layer has a surrogate."""
-    x, weight = _maps(layer.x).requires_grad_(), _maps(layer.weight)
-    grad = _gradient(layer, x, weight, x, layer.h)
-    if layer.problem.with_slope:
-        grad = torch.where(x > 0, grad, 0.0)
-    if layer.problem.surrogate:
-        grad = grad + _gradient(layer, x, weight, x, layer.slope_h) * vanishing(x, neuron)
-    return _rows(grad).to(layer.problem.dtype)
-
-
-def expected_grad_w(layer: Layer) -> Tensor:
-    x, weight = _maps(layer.x), _maps(layer.weight).requires_grad_()
-    grad = _gradient(layer, x, weight, weight, layer.h)
-    if layer.problem.with_slope:
-        grad = grad + _gradient(layer, (x > 0).double(), weight, weight, layer.slope_h)
-    return _rows(grad).to(layer.problem.dtype)
+    y, gain = y.to(dtype), gain.to(dtype)
+    if layer.problem.pool == 1:
+        return y, gain
+    (rows, columns), side = layer.problem.pooled_size, layer.problem.pool
+    in_windows = [
+        neurons[:, : side * rows, : side * columns]
+        .unflatten(2, (columns, side))
+        .unflatten(1, (rows, side))
+        .movedim((2, 4), (-2, -1))
+        .flatten(-2)
+        for neurons in (y, gain)
+    ]
+    places = in_windows[0].sort(dim=-1, descending=True, stable=True).indices[..., :1]
+    y, gain = (neurons.gather(-1, places).squeeze(-1) for neurons in in_windows)
+    return y, gain, places.squeeze(-1).to(torch.uint8)
 
 
 def _convolve(problem: Problem, x: Tensor, layer: Layer) -> Tensor:

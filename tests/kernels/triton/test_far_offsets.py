@@ -15,22 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tests.kernels.triton.common import device_for, exact_layer, expected_forward, expected_grad_w, expected_grad_x
-from ttfs_kernels import Neuron
-from ttfs_kernels.triton_backend import passes, work
+from tests.kernels.triton.common import Layer, device_for, exact_layer, expected, plan
+from ttfs_kernels.triton_backend import work
 from ttfs_kernels.triton_backend.configs import Config
-from ttfs_kernels.triton_backend.formulation import Chip, Form
+from ttfs_kernels.triton_backend.formulation import Form
 from ttfs_kernels.triton_backend.launch import Launch, interpreting
-from ttfs_kernels.triton_backend.problem import Problem
+from ttfs_kernels.triton_backend.passes import Plan
+from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 LINEAR = Problem(5, 1, 1, 16, 16, dtype=torch.float16)
 CONV2D = Problem(3, 2, 2, 16, 16, (3, 3), padding=(1, 1), dtype=torch.float16)
 CONFIG = Config(16, 16, 16, 4, 1, Form.WEIGHTS_FIRST)
-CASES = pytest.mark.parametrize(
-    ("last", "by_position"),
-    [(LINEAR, False), (CONV2D, False), (CONV2D, True)],
-    ids=["linear", "conv2d", "conv2d by position"],
-)
 pytestmark = pytest.mark.skipif(not interpreting(), reason="programs are picked in the interpreter")
 
 
@@ -82,62 +77,61 @@ def inside(launch: Launch, access: Callable[..., Any], mask_at: int) -> Callable
     return checked
 
 
-def last_blocks(launch: Launch, problem: Problem, by_position: bool) -> list[tuple[int, int, int]]:
-    """The programs of the last images: the last one, or the last one at each position."""
-    positions = problem.height * problem.width if by_position else 1
-    blocks = launch.grid[0] // positions
-    return [((position + 1) * blocks - 1, 0, 0) for position in range(positions)]
+def last_programs(launch: Launch, which: str, problem: Problem, config: Config) -> list[tuple[int, int, int]]:
+    """The last program, or the last one at each position; of grad_w's splits, those that hold a step of these images.
 
-
-@CASES
-@pytest.mark.parametrize("which", ["forward", "grad_x"])
-def test_the_last_images_are_found(which, last, by_position):
-    layer, problem = exact_layer(last, torch.device("cpu")), far(last)
-    config = dataclasses.replace(CONFIG, by_position=by_position, splits=1)
-    x = behind_zeros(layer.x, problem.batch)
-    if which == "forward":
-        options = layer.bias, Neuron(), True, config, "ieee", Chip("cuda", 80)
-        plan, expected = passes.forward(problem, x, layer.weight, *options), expected_forward(layer, 1.0, True)
-    else:
-        h = behind_zeros(layer.h, problem.batch)
-        plan, expected = passes.grad_x(problem, h, x, layer.weight, config, "ieee"), (expected_grad_x(layer),)
-    run_only(plan.launches[0], last_blocks(plan.launches[0], problem, by_position))
-    for found, tensor in zip(plan.outputs, expected, strict=True):
-        assert found is not None
-        assert found.numel() > work.WIDE
-        assert torch.equal(found[-last.batch :].view_as(tensor), tensor)
-
-
-@CASES
-def test_grad_w_finds_the_last_images(last, by_position):
-    """Of the splits, those that hold a step of the last images; all others would add zeros."""
-    layer, problem = exact_layer(last, torch.device("cpu")), far(last)
-    config = dataclasses.replace(CONFIG, by_position=by_position, splits=2**19)
-    x, h, slope_h = (behind_zeros(tensor, problem.batch) for tensor in (layer.x, layer.h, layer.slope_h))
-    device = device_for(torch.device("cpu"), 90)
-    launch = passes.grad_w(problem, h, slope_h, x, config, "ieee", device).launches[0]
+    All other splits would add zeros.
+    """
+    positions = problem.height * problem.width if config.by_position else 1
+    if which != "grad_w":
+        blocks = launch.grid[0] // positions
+        return [((position + 1) * blocks - 1, 0, 0) for position in range(positions)]
     length, image_blocks = launch.arguments["steps_per_split"], -(-problem.batch // config.block_k)
     programs = set()
     for tap, steps in enumerate(work.tap_steps(problem, config)):
-        positions = steps // image_blocks if by_position else 1
-        for position in range(positions):
-            step = (position + 1) * (steps // positions) - 1
-            programs.add((tap, step // length, 0))
-    run_only(launch, sorted(programs))
-    parts, expected = launch.arguments["out_ptr"], expected_grad_w(layer)
-    parts = parts.view(len(parts), problem.out_channels, -1, problem.group_inputs)
-    found = torch.zeros_like(parts[0])
-    for tap, split, _ in programs:
-        found[:, tap] += parts[split, :, tap]
-    assert torch.equal(found.view_as(expected).to(expected.dtype), expected)
+        at_tap = steps // image_blocks if config.by_position else 1
+        programs |= {(tap, ((position + 1) * (steps // at_tap) - 1) // length, 0) for position in range(at_tap)}
+    return sorted(programs)
+
+
+def planned(which: str, last: Problem, by_position: bool) -> tuple[Plan, list[tuple[int, int, int]], Layer]:
+    """A pass of the whole batch, its programs of the last images, and a layer of these alone."""
+    config = dataclasses.replace(CONFIG, by_position=by_position, splits=2**19 if which == "grad_w" else 1)
+    layer, problem = exact_layer(last, torch.device("cpu")), far(last)
+    far_away = {name: behind_zeros(getattr(layer, name), problem.batch) for name in ("x", "h", "slope_h")}
+    whole = layer._replace(problem=problem, **far_away)
+    made = plan(which, whole, config, device_for(torch.device("cpu"), 90))
+    return made, last_programs(made.launches[0], which, problem, config), layer
+
+
+@pytest.mark.parametrize(
+    ("last", "by_position"),
+    [(LINEAR, False), (CONV2D, False), (CONV2D, True)],
+    ids=["linear", "conv2d", "conv2d by position"],
+)
+@pytest.mark.parametrize("which", PASSES)
+def test_the_last_images_are_found(which, last, by_position):
+    made, programs, layer = planned(which, last, by_position)
+    launch = made.launches[0]
+    run_only(launch, programs)
+    outputs = made.outputs
+    if which == "grad_w":
+        parts = launch.arguments["out_ptr"]
+        parts = parts.view(len(parts), last.out_channels, -1, last.group_inputs)
+        total = torch.zeros_like(parts[0])
+        for tap, split, _ in programs:
+            total[:, tap] += parts[split, :, tap]
+        outputs = (total.to(last.dtype),)
+    for found, wanted in zip(outputs, expected(which, layer), strict=True):
+        assert found is not None
+        assert which == "grad_w" or found.numel() > work.WIDE
+        assert torch.equal(found[-len(wanted) :].view_as(wanted), wanted)
 
 
 def test_a_32_bit_offset_would_be_found(monkeypatch):
     """The check itself, where the address of a row is computed as it must not be."""
-    layer, problem = exact_layer(LINEAR, torch.device("cpu")), far(LINEAR)
-    x = behind_zeros(layer.x, problem.batch)
-    plan = passes.forward(problem, x, layer.weight, None, Neuron(), True, CONFIG, "ieee", Chip("cuda", 80))
-    launch = plan.launches[0]
+    made, programs, _ = planned("forward", LINEAR, False)
+    launch = made.launches[0]
     monkeypatch.setitem(launch.kernel.fn.__globals__, "at_row", at_row_in_32_bits)
     with pytest.raises(Exception, match="an address is in no tensor"):
-        run_only(launch, last_blocks(launch, problem, False))
+        run_only(launch, programs)

@@ -6,21 +6,20 @@ sums are exact, so every launch must equal float64 bit for bit. TTFS_REPEATS say
 
 import dataclasses
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.triton.common import Layer, exact_layer, expected_forward, expected_grad_w, expected_grad_x, run
+from tests.kernels.triton.common import Layer, exact_layer, expected, plan, run
 from ttfs_kernels import Neuron
-from ttfs_kernels.triton_backend import passes
 from ttfs_kernels.triton_backend.configs import default_config
 from ttfs_kernels.triton_backend.launch import device_of
 from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import Problem
 
 REPEATS = int(os.environ.get("TTFS_REPEATS", "1000"))
-SURROGATE = Neuron(surrogate_width=0.5)
 THREE = {"kernel": (3, 3), "padding": (1, 1)}
 LARGE = {
     "narrow": Problem(16, 32, 32, 64, 64, **THREE),
@@ -45,31 +44,16 @@ LARGE = {
     "sanitised_stride": Problem(4, 9, 8, 72, 64, **THREE, stride=(2, 2)),
     "sanitised_linear": Problem(128, 1, 1, 192, 130),
 }
-PASSES = ("forward", "grad_x", "grad_x_surrogate", "grad_w")
+PASSES = ("forward", "grad_x", "grad_x with surrogate", "grad_w")
 
 
-def plan(which: str, layer: Layer, device: torch.device) -> Plan:
-    """A pass with its default blocks."""
-    problem, x, weight, bias, h, slope_h, *_ = layer
-    here = device_of(device)
-    config = default_config(which.removesuffix("_surrogate"), problem, here.chip, "ieee", here.processors)
-    if which == "forward":
-        return passes.forward(problem, x, weight, bias, Neuron(), True, config, "ieee", here.chip)
-    if which == "grad_x":
-        return passes.grad_x(problem, h, x, weight, config, "ieee", processors=here.processors)
-    if which == "grad_x_surrogate":
-        return passes.grad_x(problem, h, x, weight, config, "ieee", slope_h, SURROGATE, here.processors)
-    return passes.grad_w(problem, h, slope_h, x, config, "ieee", here)
-
-
-def expected(which: str, layer: Layer) -> tuple[Tensor, ...]:
-    """Float64 results, rounded once."""
-    if which == "forward":
-        return expected_forward(layer, 1.0, True)
-    if which == "grad_w":
-        return (expected_grad_w(layer),)
-    problem = dataclasses.replace(layer.problem, surrogate=which == "grad_x_surrogate")
-    return (expected_grad_x(layer._replace(problem=problem), SURROGATE),)
+def defaults(name: str, problem: Problem, device: torch.device) -> tuple[Callable[[], Plan], Layer, tuple[Tensor, ...]]:
+    """A pass with its default blocks, the layer, and what is right."""
+    which, *surrogate = name.split(maxsplit=1)
+    layer = exact_layer(dataclasses.replace(problem, surrogate=bool(surrogate)), device)
+    here, neuron = device_of(device), Neuron(surrogate_width=0.5 if surrogate else 0.0)
+    config = default_config(which, layer.problem, here.chip, "ieee", here.processors)
+    return lambda: plan(which, layer, config, here, neuron), layer, expected(which, layer, neuron)
 
 
 def differing(launches: Plan, right: tuple[Tensor, ...], repeats: int) -> int:
@@ -90,11 +74,10 @@ def differing(launches: Plan, right: tuple[Tensor, ...], repeats: int) -> int:
 @pytest.mark.parametrize("which", PASSES)
 @pytest.mark.parametrize("name", LARGE)
 def test_default_blocks_are_exact_in_every_launch(device, name, which):
-    layer = exact_layer(dataclasses.replace(LARGE[name], dtype=torch.bfloat16), device)
-    right = expected(which, layer)
-    for found, tensor in zip(run(lambda: plan(which, layer, device), layer), right, strict=True):
+    planned, layer, right = defaults(which, dataclasses.replace(LARGE[name], dtype=torch.bfloat16), device)
+    for found, tensor in zip(run(planned, layer), right, strict=True):
         assert torch.equal(found.view_as(tensor), tensor)
-    assert differing(plan(which, layer, device), right, REPEATS) == 0
+    assert differing(planned(), right, REPEATS) == 0
 
 
 @pytest.mark.parametrize("which", PASSES)
@@ -105,11 +88,9 @@ def test_default_blocks_are_exact_in_every_launch(device, name, which):
 )
 def test_the_check_is_right_and_finds_one_wrong_element(device, problem, which):
     """Also in the interpreter, on layers that it can do."""
-    layer = exact_layer(problem, device)
-    right = expected(which, layer)
-    launches = plan(which, layer, device)
+    planned, _, right = defaults(which, problem, device)
+    launches = planned()
     assert differing(launches, right, 2) == 0
     right[0].flatten()[3] += 1
     assert differing(launches, right, 3) == 3
-    unwritten = Plan([], launches.outputs)
-    assert differing(unwritten, right, 1) == sum(tensor.numel() for tensor in right)
+    assert differing(Plan([], launches.outputs), right, 1) == sum(tensor.numel() for tensor in right)

@@ -1,0 +1,43 @@
+"""Tensors between fences: no read of what was not written, and no write around a tensor, goes unseen."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+INTEGER = 255  # where nothing was written to integers, which have no NaN
+FENCE = 64  # elements on either side of a tensor; keeps its alignment
+
+
+def fenced(tensor: Tensor, new_empty: Callable[..., Tensor] = Tensor.new_empty, shift: int = 0) -> Tensor:
+    """A contiguous copy with NaN before and behind it in memory; `shift` elements off its alignment."""
+    memory = new_empty(tensor, tensor.numel() + 2 * FENCE, dtype=tensor.dtype).fill_(_unwritten(tensor))
+    start = FENCE + shift
+    return memory[start : start + tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
+@contextmanager
+def fenced_memory() -> Iterator[None]:
+    """New tensors hold NaN until they are written to, and nothing may be written around them."""
+    real_new_empty, fences = Tensor.new_empty, []
+
+    def new_empty(self: Tensor, *size: Any, **options: Any) -> Tensor:
+        tensor = real_new_empty(self, *size, **options)
+        tensor = fenced(tensor.fill_(_unwritten(tensor)), real_new_empty)
+        memory = tensor.as_strided((tensor.numel() + 2 * FENCE,), (1,), 0)
+        fences.extend((memory[:FENCE], memory[-FENCE:]))
+        return tensor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "new_empty", new_empty)
+        patch.setattr(torch, "empty_like", lambda like, **options: new_empty(like, like.shape, **options))
+        yield
+    unwritten = all((fence.isnan() | (fence == INTEGER)).all() for fence in fences)
+    assert unwritten, "something was written around a tensor"
+
+
+def _unwritten(tensor: Tensor) -> float:
+    return float("nan") if tensor.is_floating_point() else INTEGER

@@ -1,0 +1,77 @@
+"""A run that is stopped and goes on is the run that was never stopped, bit for bit, whatever it does."""
+
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+
+from tests.convert.sources import Named, features, randomised
+from tests.train.recorded import RecordedGraphs
+from tests.train.runs import AUGMENTATION, TARGET, At, assert_same_run, change, last
+from ttfs_triton import TTFSModel
+from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.train import ConfigError, Interrupted, loop, start, train
+
+RISE = {"batch_norm": True, "encoder": "analog", "lookahead": 3, "ema_decay": 0.0, "schedule": "linear"}
+RISE |= {"optimizer": "sgd", "psp_persistence_rise": (0.2, 0.8), "surrogate_width": 0.5}
+BFLOAT16 = {"gradient_accumulation": 2, "mixed_precision": "bf16", "momentum": 0.0, **yaml.safe_load(AUGMENTATION)}
+
+
+@pytest.mark.parametrize(
+    ("values", "step"),
+    [
+        ({"checkpoint_steps": 3}, 13),
+        ({"checkpoint_steps": 3}, 16),
+        (RISE, 17),
+        (TARGET | {"ema_decay": 0.99}, 22),
+        ({"teacher": True} | BFLOAT16, 9),
+        ({"captured": True, "statistics_steps": 5, "teacher": True}, 14),
+    ],
+    ids=["middle", "epoch's end", "σ and lookahead", "target", "teacher, bfloat16", "teacher, captured"],
+)
+def test_stopped_run_goes_on_bit_for_bit(config, tmp_path, monkeypatch, teacher, values, step):
+    values = values | ({"teacher": teacher} if "teacher" in values else {})
+    if values.pop("captured", False):
+        monkeypatch.setattr(loop, "choose_graphs", lambda *_: RecordedGraphs())
+    whole, parts = (change(config, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
+    train(whole)
+    with pytest.raises(Interrupted, match=rf"stopped after step {step} .*checkpoint .*{step:08}"):
+        train(parts, callbacks=[At(step)])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    random.seed(5)  # whatever states generators are in
+    np.random.seed(5)
+    torch.manual_seed(5)
+    train(change(parts, resume=True))
+    assert_same_run(parts.output_dir, whole.output_dir)
+    assert any(name.startswith("dial.") for name in last(whole.output_dir)) == ("target_sparsity" in values)
+
+
+def test_taught_run_goes_on_with_its_teacher_wherever_that_lies_and_with_no_other(config, teacher, tmp_path):
+    config, other = change(config, epochs=1, teacher=teacher), tmp_path / "other"
+    with pytest.raises(Interrupted):
+        train(config, callbacks=[At(3)])
+    TTFSModel(NetworkConfig("6C3", image_size=(8, 8), classes=4)).save_pretrained(other)
+    with pytest.raises(ConfigError, match=r"the teacher must be the one of .*step-00000003; its weights differ"):
+        train(change(config, resume=True, teacher=other))
+    assert train(change(config, resume=True, teacher=shutil.copytree(teacher, tmp_path / "moved")))["epochs"] == 1
+
+
+def test_calibrated_run_goes_on_from_its_checkpoint(config, tmp_path, monkeypatch, capsys):
+    layers = torch.nn.Sequential(*features((4, "M", 6, "M"), channels=1))
+    vgg = Named(features=layers, flatten=torch.nn.Flatten(), classifier=torch.nn.Linear(6 * 2 * 2, 4))
+    torch.save(randomised(vgg).state_dict(), tmp_path / "vgg.pth")
+    values = {"model": "4C3-P2-6C3-P2", "encoder": "analog", "weight_standardisation": False, "epochs": 2}
+    spiking = change(config, weights=tmp_path / "vgg.pth", **values)
+    train(spiking)
+    assert "Calibrated on 128 images" in capsys.readouterr().out
+    parts = change(spiking, output_dir=tmp_path / "parts")
+    with pytest.raises(Interrupted):
+        train(parts, callbacks=[At(11)])
+    monkeypatch.setattr(start, "calibrate_converted", lambda *_, **__: pytest.fail("the checkpoint holds the weights"))
+    train(change(parts, resume=True))
+    assert "resumed after step" in capsys.readouterr().out
+    assert_same_run(spiking.output_dir, parts.output_dir)
