@@ -210,7 +210,6 @@ class TrainingLoop:
                 while self.position.epoch < self.config.epochs:
                     self._train_epoch()
                     self._refresh_statistics()
-                    self._require_finite_weights()
                     self._finish_epoch(self._validate())
                     if self._enough():
                         break
@@ -403,6 +402,7 @@ class TrainingLoop:
         refresh_statistics(self.scored_network, self._train_images, self.data.train_indices, size, self.accelerator)
 
     def _validate(self) -> Evaluation | None:
+        self._require_finite_weights()
         network, indices = self.scored_network, self.data.validation_indices
         if self.target is not None:
             return self.target.validate(partial(self._evaluator, network, self._train_images), network)
