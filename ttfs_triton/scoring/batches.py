@@ -6,14 +6,16 @@ import os
 import signal
 from collections.abc import Generator, Iterator
 from threading import Timer
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ttfs_triton.data.images import ImageData as IndexedImages
 from ttfs_triton.data.pixels import to_float
+
+if TYPE_CHECKING:
+    from ttfs_triton.data.images import ImageData  # which needs the package datasets
 
 WORKER_SECONDS = 10.0  # that a worker process lives on after SIGTERM: the main process may still need batches
 Batch = tuple[Tensor, Tensor]
@@ -24,7 +26,7 @@ Gathered = tuple[Tensor, ...]
 class Batches(Protocol):
     """Batches are made in two steps: gathered where the images lie, finished on the device that uses them."""
 
-    data: IndexedImages
+    data: ImageData
 
     def __len__(self) -> int: ...
 
@@ -51,7 +53,7 @@ class EvaluationBatches:
     """
 
     def __init__(
-        self, data: IndexedImages, indices: Tensor | None, batch_size: int, rank: int = 0, world_size: int = 1
+        self, data: ImageData, indices: Tensor | None, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         check_rank("EvaluationBatches", rank, world_size)
         if batch_size < 1:
