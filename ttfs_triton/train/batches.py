@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ttfs_triton.augment import Augmentation, Mixing, draw_mixing, mix
-from ttfs_triton.scoring.batches import Batch, Gathered, IndexedImages, check_rank, load_batches
+from ttfs_triton.data.images import ImageData
+from ttfs_triton.scoring.batches import Batch, Gathered, check_rank, load_batches
 
 # Pixels that are augmented at a time, 512 images of CIFAR-10: of fewer, PyTorch's calls take much of the time.
 AUGMENTED_AHEAD = 512 * 32 * 32
@@ -42,7 +43,7 @@ class EpochBatches:
 
     def __init__(
         self,
-        data: IndexedImages,
+        data: ImageData,
         indices: Tensor,
         *,
         batch_size: int,

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ttfs_triton.data.images import ImageData
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.model.weights import LoadError, read_weights_into
 from ttfs_triton.nn.weighted import WeightedLayer
@@ -23,7 +24,7 @@ from ttfs_triton.scoring import (
     evaluate,
     versions,
 )
-from ttfs_triton.scoring.batches import IndexedImages, load_batches
+from ttfs_triton.scoring.batches import load_batches
 from ttfs_triton.scoring.graphs import Graphs
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.run_folder import RunFolderError
@@ -58,7 +59,7 @@ class Evaluator:
         self._scorer: Scorer | None = None
 
     def __call__(
-        self, network: nn.Module, images: IndexedImages, indices: Tensor | None = None, *, every_epoch: bool = False
+        self, network: nn.Module, images: ImageData, indices: Tensor | None = None, *, every_epoch: bool = False
     ) -> Evaluation:
         """Score images, each once over all processes.
 
@@ -100,7 +101,7 @@ class Evaluator:
 
 @torch.no_grad()
 def refresh_statistics(
-    network: nn.Module, images: IndexedImages, indices: Tensor, batch_size: int, accelerator: Accelerator
+    network: nn.Module, images: ImageData, indices: Tensor, batch_size: int, accelerator: Accelerator
 ) -> None:
     """Take the statistics of all batch norms anew, from the first training images without augmentation.
 
