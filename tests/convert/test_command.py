@@ -10,9 +10,11 @@ import torch
 from tests.convert import sources
 from tests.convert.sources import randomised
 from tests.convert.test_conversion import ours
-from ttfs_triton.convert import command, convert
+from ttfs_triton.convert import command, convert, convert_ann
+from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluation import load_network
-from ttfs_triton.model import BaseModel, ModelDescription
+from ttfs_triton.model import BaseModel, ModelDescription, TTFSModel
+from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.nn import Neuron
 
@@ -182,6 +184,52 @@ def test_calibration_needs_fitting_images(vgg, tmp_path, flags, message, capsys,
     assert stopped.value.code == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+ANN = """
+from torch import nn
+
+def chain():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+                         nn.Linear(4 * 13 * 13, 10))
+
+def odd(classes):
+    layers = nn.Conv2d(1, 4, 3, padding=2, dilation=2), nn.ReLU6(), nn.Conv2d(4, 4, 3, groups=2), nn.ReLU()
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+"""
+
+
+@pytest.mark.parametrize("function", ["chain", "odd"])
+def test_network_of_the_user_s_code_is_traced(tmp_path, function, capsys):
+    (tmp_path / "mine.py").write_text(ANN)
+    builder, flags = f"{tmp_path}/mine.py:{function}", ["--dataset", "sample", "--calibration-images", "16", "--cpu"]
+    ann = randomised(build_network_of(builder, in_channels=1, image_size=(28, 28), classes=10))
+    torch.save({"model": ann.state_dict()}, tmp_path / "ann.pth")
+    words = [str(tmp_path / "ann.pth"), "--network", builder, "--psp-persistence", "0", "--percentile", "100"]
+    command.main(None, [*words, "--output-dir", str(tmp_path / "out"), *flags])
+    out, images = capsys.readouterr().out, torch.rand(4, 1, 28, 28)
+    assert "What conversion lost" in out
+    again = None if function == "chain" else convert_ann(ann, images, psp_persistence=0.0, calibrate=False)[0]
+    assert ("to load it, give a function" in out) == (function == "odd")
+    model = TTFSModel.from_pretrained(tmp_path / "out", network=again)
+    expected = convert_ann(ann, load_images("sample").images_at(torch.arange(16)) / 255, psp_persistence=0.0)[0]
+    assert model.state_dict().keys() == expected.state_dict().keys()
+    assert model.description.base_model.file == "ann.pth"
+    assert model.class_names[0] == "T-shirt/top"
+    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["images"] == 16
+    for wrong, message in (
+        ([], "must name training images to calibrate on"),
+        ([*flags, "--replace-head"], "--network must go without --replace-head"),
+        ([*flags, "--readout", "first_spike"], "must go without signed encoders and first_spike"),
+    ):
+        with pytest.raises(SystemExit):
+            command.main(None, [*words, "--output-dir", str(tmp_path / "no"), *wrong])
+        assert message in capsys.readouterr().err
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "ann.pth")
+    with pytest.raises(SystemExit):
+        command.main(None, [*words, "--output-dir", str(tmp_path / "no"), *flags])
+    assert f"ann.pth must hold the weights of {builder}" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_images_have_a_height_and_a_width(vgg, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -19,18 +21,27 @@ import torch
 from PIL import Image
 
 from recipes.make_events import write_aedat, write_bin
+from ttfs_triton.command_line import OptionsError, parse_options
 from ttfs_triton.convert.checkpoint import ConversionError
+from ttfs_triton.convert.command import ConvertOptions
+from ttfs_triton.convert.grid_command import CalibrateOptions
 from ttfs_triton.convert.source import open_weights
 from ttfs_triton.data.events import EventWindows
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.recordings import recording_pixels
+from ttfs_triton.export.command import ExportOptions
+from ttfs_triton.hardware import count
 from ttfs_triton.hardware.energy.chip_files import FOLDER, load_chip
-from ttfs_triton.model import LoadError, ModelDescription, Preprocessing, TTFSModel
+from ttfs_triton.hub.card import render_card
+from ttfs_triton.hub.facts import read_facts
+from ttfs_triton.model import HubError, LoadError, ModelDescription, Preprocessing, TTFSModel, find_model
 from ttfs_triton.model.files import CONFIG_CHECKSUM
 from ttfs_triton.model.images import network_input
 from ttfs_triton.model.weights import weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.train.config import ConfigError, make_config, read_yaml
+from ttfs_triton.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ttfs_triton.train.config import ConfigError, make_config, parse_config, read_yaml
+from ttfs_triton.train.resume import Position, read_state
 
 NETWORK = NetworkConfig("2C3-P2-4", image_size=(4, 4), classes=2)
 CONFIG = json.dumps(ModelDescription.of(NETWORK).to_dict()).encode()
@@ -58,7 +69,7 @@ class Target:
 
     seeds: Callable[[], list[bytes]]
     read: Callable[[Path, bytes], object]
-    errors: tuple[type[Exception], ...]
+    errors: tuple[type[BaseException], ...]
     text: bool = True
 
 
@@ -121,6 +132,70 @@ def _chip(folder: Path, content: bytes) -> object:
     return load_chip(_written(folder, "a.toml", content))
 
 
+def _run(name: str) -> Callable[[Path, bytes], object]:
+    """Reads a run, of which one file is fuzzed and all others are whole."""
+
+    def read(folder: Path, content: bytes) -> object:
+        (folder / "run" / "best").mkdir(parents=True, exist_ok=True)
+        files = {"summary.json": SUMMARY, "metrics.jsonl": METRICS, "config.yaml": _configuration_seeds()[0]}
+        for each, whole in (files | {name: content}).items():
+            _written(folder / "run", each, whole)
+        _written(folder / "run" / "best", "config.json", CONFIG)
+        _written(folder / "run" / "best", "model.safetensors", WEIGHTS)
+        evaluation = _written(folder, "evaluation.json", content) if name == "evaluation.json" else None
+        return render_card(read_facts(find_model(folder / "run"), evaluation=evaluation), "a/b")
+
+    return read
+
+
+def _counted(figures: bytes) -> bytes:
+    """The same, operations counted."""
+    return json.dumps(json.loads(figures) | {"counts": COUNTED}).encode()
+
+
+def _checkpoint(folder: Path, content: bytes) -> object:
+    """A checkpoint whose manifest vouches for its state."""
+    path = folder / "step-00000003"
+    if not path.exists():
+        save_checkpoint(folder, 3, tensors={"model": STATE}, state=json.loads(_state_seeds()[0]), keep_last=1)
+    _written(path, "state.json", content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["state.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    _written(path, "manifest.json", json.dumps(manifest).encode())
+    return read_state(path, load_checkpoint(path))
+
+
+def _flags(folder: Path, content: bytes) -> object:
+    """A command's name and its words, one a line."""
+    command, *words = content.decode(errors="surrogateescape").split("\n")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        if command == "train":
+            return parse_config(_written(folder, "a.yaml", b"dataset: sample\n"), "", words)
+        options = {"convert": ConvertOptions, "export": ExportOptions}.get(command, CalibrateOptions)
+        return options(**parse_options(options, prog="", description="", arguments=words))
+
+
+def _name(folder: Path, content: bytes) -> object:
+    """What a network is called on a command line."""
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    return find_model(content.decode(errors="surrogateescape"), cache_dir=folder)
+
+
+def _state_seeds() -> list[bytes]:
+    position = Position(epoch=1, step=3, metrics=[{"epoch": 1, "lr": 0.1}]).model_dump()
+    known = {"configuration": {"epochs": 3}, "precision": "no", "processes": 1, "data": "ab", "test_data": "cd"}
+    parts = {"optimizer": {"state": {"0": {}}, "param_groups": []}, "schedule": {"last_epoch": 3}, "scaler": None}
+    return [json.dumps(known | parts | {"layers": None, "position": position, "changes": []}).encode()]
+
+
+def _flag_seeds() -> list[bytes]:
+    train = "train --epochs 3 --lr 0.1 --cutmix 1.0 --mixup 0.2 --ema-decay 0.9 --time-steps 8 --surrogate-width 0.5"
+    convert = 'convert a.pth --output-dir "b" --image-size 28 20 --mean 0.5 --std 0.2 --psp-persistence 0.25'
+    export = 'export "a" --format nir --output "b" --steps 8 --time-constant 1e5 --check-images 20'
+    calibrate = 'calibrate "a" --output-dir "b" --time-steps 8 --weight-bits 4 --images 20 --dataset "c"'
+    return [words.replace(" ", "\n").encode() for words in (train, convert, export, calibrate)]
+
+
 def _configuration_seeds() -> list[bytes]:
     return [make_config({"dataset": "sample"}, "").to_yaml().encode()]
 
@@ -171,7 +246,24 @@ def _chip_seeds() -> list[bytes]:
     return [content for content in files if "precisions" not in tomllib.loads(content.decode())][:4]
 
 
+FIGURES = {"first_spike_accuracy": 0.5, "ties": 1, "no_spike": 0, "sparsity": 0.25, "counts": None}
+LAYER = {"name": "fc1", "samples": 4, "neurons": 4, "spikes": 3, "saturated": 1, "never_active": 0, "output": False}
+FIGURES |= {"accuracy": 0.5, "images": 4, "per_layer": [LAYER], "weights_sha256": hashlib.sha256(WEIGHTS).hexdigest()}
+SUMMARY = json.dumps(
+    {f"test_{name}" if name in ("accuracy", "images") else name: value for name, value in FIGURES.items()}
+    | {"epochs": 3, "val_accuracy": 0.5, "seconds_per_epoch": 1.5, "versions": {"torch": "2"}, "device": "CPU"}
+    | {"test_first_spike_accuracy": 0.5}
+).encode()
+COUNTED = count(TTFSNetwork(NETWORK), [torch.rand(4, 1, 4, 4)]).to_dict()
+EVALUATION = json.dumps(FIGURES | {"fingerprint": "ab", "dataset": None, "class_names": ["0", "1"]}).encode()
+METRICS = b'{"epoch": 1, "lr": 0.1, "train_loss": 2.5, "layer_sparsity": {"conv1": 0.25}}\n' * 2
 TARGETS = {
+    "summary.json": Target(lambda: [SUMMARY, _counted(SUMMARY)], _run("summary.json"), (LoadError,)),
+    "metrics.jsonl": Target(lambda: [METRICS], _run("metrics.jsonl"), (LoadError,)),
+    "evaluation.json": Target(lambda: [EVALUATION, _counted(EVALUATION)], _run("evaluation.json"), (LoadError,)),
+    "checkpoint": Target(_state_seeds, _checkpoint, (CheckpointError,)),
+    "flags": Target(_flag_seeds, _flags, (ConfigError, OptionsError, SystemExit)),
+    "name": Target(lambda: [b"bundled:cnn1-mnist"], _name, (LoadError, HubError)),
     "configuration": Target(_configuration_seeds, _configuration, (ConfigError,)),
     "network": Target(lambda: [json.dumps(NETWORK.to_dict()).encode()], _network, (ValueError,)),
     "config.json": Target(lambda: [CONFIG], _model, (LoadError,)),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -40,6 +42,8 @@ class HubServer(ThreadingHTTPServer):
 
     Attributes:
         drop: pattern of "METHOD path", or None; matching requests are read in part, then the connection is cut.
+        twists: patterns of "METHOD path", and what is changed of such answers: "headers", "values" of an object, all
+            "data", or "drip", seconds between two bytes.
     """
 
     daemon_threads = True
@@ -50,6 +54,7 @@ class HubServer(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.log: list[tuple[str, str]] = []
         self.drop: str | None = None
+        self.twists: list[tuple[str, dict[str, Any]]] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -95,13 +100,31 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = _handle
 
     def _answer(self, content: Any, status: int = 200, **headers: str) -> None:
+        line = f"{self.command} {unquote(urlsplit(self.path).path)}"
+        twist = next((change for pattern, change in self.server.twists if re.fullmatch(pattern, line)), {})
+        if "values" in twist:
+            content = content | twist["values"]
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        data = twist["data"].encode("latin-1") if "data" in twist else data
+        pause = twist.get("drip", 0)
         self.send_response(status)
+        headers = {name.replace("_", "-"): value for name, value in headers.items()} | twist.get("headers", {})
         for name, value in ({"Content-Length": str(len(data))} | headers).items():
-            self.send_header(name.replace("_", "-"), value)
+            self.send_header(name, value)
+        if pause and self.command == "HEAD":
+            return self._drip(b"X-Endless: " + b"x" * 1000, pause)
         self.end_headers()
-        if self.command != "HEAD":
+        if pause:
+            self._drip(data, pause)
+        elif self.command != "HEAD":
             self.wfile.write(data)
+
+    def _drip(self, data: bytes, pause: float) -> None:
+        self.flush_headers()
+        with contextlib.suppress(OSError):
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                time.sleep(pause)
 
     def _no(self, status: int, message: str, code: str = "") -> None:
         self._answer({"error": message}, status, X_Error_Message=message, **({"X_Error_Code": code} if code else {}))

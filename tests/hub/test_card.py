@@ -15,6 +15,8 @@ from ttfs_triton.model import BaseModel, TTFSModel, find_model
 from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.nn import NetworkConfig
 
+replace = dataclasses.replace
+
 
 @pytest.fixture(scope="module")
 def facts(trained):
@@ -24,52 +26,38 @@ def facts(trained):
 @pytest.fixture(scope="module")
 def full(facts):
     """The same, as if all test images of a data set on the Hub had been scored."""
-    data = dataclasses.replace(facts.data, id="ylecun/mnist", name="MNIST", test_images=100)
-    return dataclasses.replace(facts, data=data, results=dataclasses.replace(facts.results, limited=False))
+    data = replace(facts.data, id="ylecun/mnist", name="MNIST", test_images=100)
+    return replace(facts, data=data, results=replace(facts.results, limited=False))
 
 
 def sections(card):
     return re.findall(r"^##+ (.*)$", card, re.MULTILINE)
 
 
-def test_card_has_its_sections_and_no_leftovers(facts):
-    card = render_card(facts, "org/name")
+def test_card_has_its_sections_and_figures_and_no_leftovers(facts):
+    card = render_card(facts, "org/name", license="mit", chips=["odin"])
     assert sections(card) == [
         *("How to use it", "Results", "What it would cost on a chip", "The network", "Training", "Base model", "Data"),
         *("Limits", "Citation"),
     ]
-    for leftover in ("{{", "{%", "None", "nan", "\n\n\n", "Undefined"):
+    for leftover in ("{{", "{%", "None", "nan", "\n\n\n", "Undefined", "anp", ": 'no'"):
         assert leftover not in card.partition("---\n\n")[2].replace("None: trained from random weights", ""), leftover
-    assert render_card(facts, "org/name") == card
+    assert render_card(facts, "org/name", license="mit", chips=["odin"]) == card
+    for part in (
+        *(f"**{facts.results.accuracy:.2%}**", "| odin |", "32 steps a window", facts.weights_sha256),
+        *("| conv1 |", "| fc1 |", "| readout |", "Licence of the model: mit", "Licence: MIT. Source: Xiao"),
+        "not known to be the whole test set",  # 100 of 1,000
+    ):
+        assert part in card
+    width = 0
+    for line in card.splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert cells == width or 0 in (cells, width), line
+        width = cells
 
 
-def test_figures_are_those_of_the_run(facts):
-    card = render_card(facts, "org/name", license="mit", chips=["odin"])
-    assert f"**{facts.results.accuracy:.2%}**" in card
-    assert "| odin |" in card
-    assert "anp" not in card
-    assert "32 steps a window" in card
-    for layer in ("conv1", "fc1", "readout"):
-        assert f"| {layer} |" in card
-    assert facts.weights_sha256 in card
-    assert "Licence of the model: mit" in card
-    assert "Licence: MIT. Source: Xiao" in card
-    assert "not known to be the whole test set" in card  # 100 of 1,000
-
-
-def test_tables_have_as_many_cells_as_headers(facts):
-    widths = {}
-    for line in render_card(facts, "org/name").splitlines():
-        if line.startswith("|"):
-            widths.setdefault("table", len(re.findall(r"(?<!\\)\|", line)))
-            assert len(re.findall(r"(?<!\\)\|", line)) == widths["table"], line
-        else:
-            widths.clear()
-
-
-def test_metadata_are_what_the_hub_reads(full):
-    card = ModelCard(render_card(full, "org/name", license="mit"))
-    data = card.data
+def test_metadata_and_results_are_what_the_hub_reads(full):
+    data = ModelCard(render_card(full, "org/name", license="mit")).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("ttfs-triton", "image-classification", "mit")
     assert data.datasets == ["ylecun/mnist"]
     assert {"spiking-neural-network", "time-to-first-spike"} <= set(data.tags)
@@ -77,37 +65,30 @@ def test_metadata_are_what_the_hub_reads(full):
     assert figures["accuracy"] == full.results.accuracy
     assert figures["sparsity"] == pytest.approx(full.results.sparsity, abs=1e-6)
     assert {(result.dataset_type, result.dataset_split) for result in data.eval_results} == {("ylecun/mnist", "test")}
-
-
-def test_results_file_is_what_leaderboards_read(full):
     (entry,) = parse_eval_result_entries(yaml.safe_load(eval_results(full)))
     assert (entry.dataset_id, entry.value) == ("ylecun/mnist", pytest.approx(100 * full.results.accuracy))
     assert RESULTS_FILE in make_package(full, "org/name").files
 
 
 def test_parts_of_a_test_set_are_no_results_for_leaderboards(facts, full):
-    local = dataclasses.replace(full.data, id=None)
-    larger = dataclasses.replace(full.data, test_images=1000)
-    cut = dataclasses.replace(full.results, limited=True)
     for each in (
         facts,
-        dataclasses.replace(full, data=local),
-        dataclasses.replace(full, data=larger),
-        dataclasses.replace(full, results=cut),
-        dataclasses.replace(full, results=None),
+        replace(full, data=replace(full.data, id=None)),
+        replace(full, data=replace(full.data, test_images=1000)),
+        replace(full, results=replace(full.results, limited=True)),
+        replace(full, results=None),
     ):
         assert eval_results(each) is None
         assert RESULTS_FILE not in make_package(each, "org/name").files
 
 
 def test_models_without_results_or_counts_say_so(facts):
-    card = render_card(dataclasses.replace(facts, results=dataclasses.replace(facts.results, counts=None)), "org/name")
+    card = render_card(replace(facts, results=replace(facts.results, counts=None)), "org/name")
     assert "Not estimated: spikes and operations were not counted" in card
     model = TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8), in_channels=3, classes=30, encoder="analog"))
     card = render_card(ModelFacts(model), "org/name")
-    assert "Not evaluated." in card
-    assert "Not estimated: it was not evaluated." in card
-    assert "Nothing is known about its accuracy" in card
+    for part in ("Not evaluated.", "Not estimated: it was not evaluated.", "Nothing is known about its accuracy"):
+        assert part in card
     assert "not recorded" in card
     assert "Licence: not known." in card
     assert ModelCard(card).data.eval_results in (None, [])
@@ -116,12 +97,12 @@ def test_models_without_results_or_counts_say_so(facts):
 def test_class_names_and_base_models_are_shown(facts):
     base = BaseModel("vgg.safetensors", "ab" * 32, "org/vgg", "cd" * 20)
     model = TTFSModel(facts.model.config, class_names=[f"class {place}" for place in range(10)], base_model=base)
-    card = render_card(dataclasses.replace(facts, model=model), "org/name")
+    card = render_card(replace(facts, model=model), "org/name")
     assert "Classes: class 0, class 1" in card
     assert f"`org/vgg` at `{'cd' * 20}`, file `vgg.safetensors`, SHA-256 `{'ab' * 32}`" in card
     assert ModelCard(card).data.base_model == "org/vgg"
     local = TTFSModel(facts.model.config, base_model=BaseModel("mine.safetensors", "ab" * 32))
-    card = render_card(dataclasses.replace(facts, model=local), "org/name")
+    card = render_card(replace(facts, model=local), "org/name")
     assert "the local weights `mine.safetensors`" in card
     assert ModelCard(card).data.base_model is None
 
@@ -130,9 +111,8 @@ SECRETS = ("alice", "hf_abcdefghijklmnop", "wandb", "node17.example", "10.1.2.3"
 
 
 def test_nothing_of_this_machine_is_published(run, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnop")
-    monkeypatch.setenv("USER", "alice")
-    monkeypatch.setenv("HOSTNAME", "node17.example")
+    for name, value in (("HF_TOKEN", "hf_abcdefghijklmnop"), ("USER", "alice"), ("HOSTNAME", "node17.example")):
+        monkeypatch.setenv(name, value)
     change(
         run / "config.yaml",
         dataset="alice/secret-project",
@@ -144,11 +124,9 @@ def test_nothing_of_this_machine_is_published(run, monkeypatch):
         token="hf_abcdefghijklmnop",
         host="node17.example",
     )
-    change(
-        run / "summary.json", host="node17.example", address="10.1.2.3", user="alice", command="/home/alice/train.py"
-    )
-    versions = json.loads((run / "summary.json").read_text())["versions"]
-    change(run / "summary.json", versions=versions | {"alice-private-package": "1.0"})
+    versions = json.loads((run / "summary.json").read_text())["versions"] | {"alice-private-package": "1.0"}
+    here = {"host": "node17.example", "address": "10.1.2.3", "user": "alice", "command": "/home/alice/train.py"}
+    change(run / "summary.json", versions=versions, weights_sha256=None, **here)
     description, tensors = read_model(run / "best" / "config.json", run / "best" / "model.safetensors")
     write_model(run / "best", tensors, description.replace(dataset="secret-project"))
     (run / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "host": "node17.example", "lr": "/home/alice"}) + "\n")
@@ -163,21 +141,18 @@ def test_nothing_of_this_machine_is_published(run, monkeypatch):
 def test_hostile_names_stay_text(facts):
     hostile = 'a`b|c](http://x)<img src="x">\n---\n# d {{ e }} *f*'
     model = TTFSModel(facts.model.config, class_names=[f"{hostile}{place}" for place in range(10)])
-    layers = tuple(dataclasses.replace(layer, name=hostile) for layer in facts.results.layers)
-    results = dataclasses.replace(facts.results, layers=layers)
-    data = dataclasses.replace(facts.data, name=hostile, licence=hostile, source=hostile)
-    changed = dataclasses.replace(
-        facts, model=model, results=results, data=data, device=hostile, settings={"model": f"```{hostile}"}
+    layers = tuple(replace(layer, name=hostile) for layer in facts.results.layers)
+    results = replace(facts.results, counts=None, per_layer=layers)
+    data = replace(facts.data, name=hostile, licence=hostile, source=hostile)
+    settings = {"model": f"```{hostile}"}
+    card = render_card(
+        replace(facts, model=model, results=results, data=data, device=hostile, settings=settings), "org/name"
     )
-    card = render_card(changed, "org/name")
     body = card.partition("---\n\n")[2]
     assert "<img" not in re.sub(r"\\<img", "", re.sub(r"(?s)```yaml.*?```", "", body))
     assert not re.search(r"^# d", body, re.MULTILINE)
     assert sections(card)[-1] == "Citation"
     assert ModelCard(card).data.library_name == "ttfs-triton"
-
-
-def test_words_and_code_are_harmless():
     assert words("a |`*_[x](y)<b>\n\n#") == r"a \|\`\*\_\[x\](y)\<b\> \#"
     assert code("a`b\n|c") == r"a'b \|c"
 
@@ -188,6 +163,5 @@ def test_package_holds_the_model_bit_for_bit(facts, trained, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes(package.files[name])
     loaded = TTFSModel.from_pretrained(tmp_path)
-    assert loaded.config == facts.model.config
-    assert loaded.class_names == facts.model.class_names
+    assert (loaded.config, loaded.class_names) == (facts.model.config, facts.model.class_names)
     assert [(name, size) for name, size, _ in package.rows()] == [(n, len(c)) for n, c in package.files.items()]

@@ -1,24 +1,31 @@
-"""What is read from a run and its evaluation."""
+"""What is read from a run and its evaluation, and what is refused or stays here."""
 
 import dataclasses
 import json
+import os
 
 import pytest
 import yaml
 
+from ttfs_triton.data.sources import SAMPLE
 from ttfs_triton.evaluation.command import main as evaluate
 from ttfs_triton.hardware import Counts
+from ttfs_triton.hub.datasets import KNOWN, training_data, without_paths
 from ttfs_triton.hub.facts import PUBLISHED_SETTINGS, read_facts
+from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import LoadError, find_model
+from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train import TrainConfig
 
 # Keys of a run that say where and how it ran here, or what is published elsewhere: data set, base model.
 KEPT_HERE = set(
     "dataset data_dir image_column label_column max_bad_images streaming data_placement num_workers weights backend "
     "output_dir resume overwrite cpu cuda_graph fuse profile evaluation_batch_size checkpoint_steps keep_checkpoints "
-    "log_steps statistics_steps trackers "
-    "push_to_hub hub_repo_id hub_private hub_license".split()
+    "log_steps statistics_steps trackers push_to_hub hub_repo_id hub_private hub_license".split()
 )
+MNIST = NetworkConfig("4C3-P2-8", image_size=(28, 28), classes=10)
+LOCAL = {"data_dir": "/home/alice/m"}
+NOTHING = (None, "a data set that is not named", False)
 
 
 def change(path, **values):
@@ -31,49 +38,53 @@ def test_every_setting_is_published_or_kept():
     assert not set(PUBLISHED_SETTINGS) & KEPT_HERE
 
 
-def test_facts_of_a_run(trained):
-    summary = json.loads((trained / "summary.json").read_text())
-    facts = read_facts(find_model(trained))
+def test_facts_of_a_run(run):
+    summary = json.loads((run / "summary.json").read_text())
+    facts = read_facts(find_model(run))
     results = facts.results
     assert (results.accuracy, results.images) == (summary["test_accuracy"], 100)
     assert results.sparsity == results.counts.sparsity == summary["sparsity"]
     assert [layer.name for layer in results.layers] == ["conv1", "fc1", "readout"]
-    for layer, counts in zip(results.layers, results.counts.layers, strict=True):
-        assert layer is counts
     assert facts.settings["model"] == "4C5-P4-16"
-    assert (facts.epochs, facts.best_epoch, len(facts.metrics)) == (1, 1, 1)
+    assert (facts.epochs, facts.best_epoch, len(facts.metrics), facts.unrecorded_base) == (1, 1, 1, False)
     assert facts.metrics[0]["layer_sparsity"].keys() == {"conv1", "fc1", "readout"}
-    assert not facts.unrecorded_base
-
-
-def test_weights_alone_have_no_results_and_base_models_that_nobody_wrote_down_are_told(run):
-    facts = read_facts(find_model(run / "best"))
-    assert (facts.results, facts.settings, facts.metrics) == (None, {}, [])
-    assert facts.data.recorded == "sample"
     change(run / "config.yaml", weights="/home/alice/other.safetensors")
     assert read_facts(find_model(run)).unrecorded_base
+    alone = read_facts(find_model(run / "best"))
+    assert (alone.results, alone.settings, alone.metrics, alone.data.recorded) == (None, {}, [], "sample")
 
 
-def test_evaluation_replaces_the_results(run, tmp_path):
-    evaluate(
-        "Evaluate.", [str(run), "--cpu", "--steps", "8", "--max-test-samples", "50", "--output-dir", f"{tmp_path}/e"]
-    )
-    for path in (tmp_path / "e", tmp_path / "e" / "evaluation.json"):
-        results = read_facts(find_model(run), evaluation=path).results
-        assert (results.images, results.counts.samples) == (50, 50)
-        assert (results.simulation["steps"], results.simulation["weight_bits"]) == (8, 8)
-    change(tmp_path / "e" / "evaluation.json", weights_sha256="00")
-    with pytest.raises(LoadError, match="must be an evaluation of these weights; it is of others"):
-        read_facts(find_model(run), evaluation=tmp_path / "e")
-    with pytest.raises(LoadError, match=r"evaluate\.py --output-dir writes it"):
-        read_facts(find_model(run), evaluation=tmp_path / "nowhere")
+def test_figures_are_of_the_weights_that_the_summary_names(run, trained, tmp_path):
+    files = find_model(run)
+    change(run / "summary.json", weights_sha256=None)  # of an older version
+    assert read_facts(files).unsigned
+    assert publish(run, "a/b", dry_run=True).unsigned
+    change(run / "summary.json", weights_sha256=files.sha256)
+    assert not read_facts(files).unsigned
+    change(run / "summary.json", weights_sha256="0" * 64)
+    with pytest.raises(LoadError, match=r"must be the weights that summary\.json is of, SHA-256 0000.*; got [0-9a-f]"):
+        publish(run, "a/b", dry_run=True)
+
+
+def test_runs_without_counts_are_read(run):
+    summary = json.loads((run / "summary.json").read_text())
+    counts = Counts.from_dict(summary.pop("counts"))
+    summary["per_layer"] = [dataclasses.asdict(layer) | {"output": layer.kind == "readout"} for layer in counts.layers]
+    (run / "summary.json").write_text(json.dumps(summary))
+    results = read_facts(find_model(run)).results
+    assert results.counts is None
+    found, wanted = ([(each.name, each.sparsity) for each in layers] for layers in (results.layers, counts.layers))
+    assert found == wanted
+
+
+# ---- evaluations
 
 
 @pytest.fixture(scope="module")
 def evaluation(trained, tmp_path_factory):
-    """Of the run, on the test images that it was scored on."""
+    """Of the run, on the test images that it was scored on, simulated too."""
     folder = tmp_path_factory.mktemp("evaluation")
-    words = [str(trained), "--cpu", "--no-simulation", "--max-test-samples", "100", "--output-dir", str(folder)]
+    words = [str(trained), "--cpu", "--steps", "8", "--max-test-samples", "100", "--output-dir", str(folder)]
     evaluate("Evaluate.", words)
     return json.loads((folder / "evaluation.json").read_text())
 
@@ -83,21 +94,32 @@ def facts_with(run, folder, evaluation, **values):
     return read_facts(find_model(run), evaluation=folder)
 
 
-def test_images_of_an_evaluation_are_told_by_their_content(run, tmp_path, evaluation):
-    summary = json.loads((run / "summary.json").read_text())
-    assert (evaluation["dataset"], evaluation["fingerprint"]) == ("sample", summary["test_fingerprint"])
-    assert facts_with(run, tmp_path, evaluation).results.limited  # some of the test images are not taken for all
+def test_evaluation_of_these_weights_on_these_images_replaces_the_results(run, tmp_path, evaluation):
+    facts = facts_with(run, tmp_path, evaluation)
+    assert facts == dataclasses.replace(
+        read_facts(find_model(run), evaluation=tmp_path / "evaluation.json"), model=facts.model
+    )
+    results = facts.results
+    assert (results.images, results.counts.samples, results.limited) == (100, 100, True)
+    assert (results.simulation.steps, results.simulation.weight_bits) == (8, 8)
     assert not facts_with(run, tmp_path, evaluation, max_test_samples=None).results.limited
-    assert facts_with(run, tmp_path, evaluation).results.images == 100
     # A folder is not the data set, whatever it is called; the same images are, wherever they lie.
     facts_with(run, tmp_path, evaluation, dataset=None)
     facts_with(run, tmp_path, evaluation, fingerprint="00")  # other images of the data set
-    with pytest.raises(LoadError, match=r"must be an evaluation on the test images of .*; it is on a local folder"):
-        facts_with(run, tmp_path, evaluation, dataset=None, fingerprint="00")
-    with pytest.raises(LoadError, match="it is on owner/sample"):
-        facts_with(run, tmp_path, evaluation, dataset="owner/sample", fingerprint="00")
-    with pytest.raises(LoadError, match="it is on sample"):
-        facts_with(run, tmp_path, evaluation, class_names=[*"abcdefghij"])
+    for values, message in (
+        ({"weights_sha256": "00"}, "must be an evaluation of these weights; it is of others"),
+        (
+            {"dataset": None, "fingerprint": "00"},
+            "must be an evaluation on the test images of .*; it is on a local folder",
+        ),
+        ({"dataset": "owner/sample", "fingerprint": "00"}, "it is on owner/sample"),
+        ({"class_names": [*"abcdefghij"]}, "it is on sample"),
+        ({"accuracy": 1.5}, "accuracy: Input should be less than or equal to 1"),
+    ):
+        with pytest.raises(LoadError, match=message):
+            facts_with(run, tmp_path, evaluation, **values)
+    with pytest.raises(LoadError, match=r"evaluate\.py --output-dir writes it"):
+        read_facts(find_model(run), evaluation=tmp_path / "nowhere")
 
 
 def test_images_of_a_local_run_must_be_those_that_it_was_scored_on(run, tmp_path, evaluation):
@@ -109,30 +131,14 @@ def test_images_of_a_local_run_must_be_those_that_it_was_scored_on(run, tmp_path
     assert facts_with(run, tmp_path, evaluation, fingerprint="00").results.images == 100
 
 
-def test_damaged_and_later_counts_are_refused(run):
-    summary = json.loads((run / "summary.json").read_text())
-    for counts, message in (({"format": 4}, "of format 2 or 3; got 4"), ({"format": 3}, "to_dict gives; got samples")):
-        (run / "summary.json").write_text(json.dumps(summary | {"counts": counts}))
-        with pytest.raises(LoadError, match=message):
-            read_facts(find_model(run))
-
-
-def test_runs_without_counts_are_read(run):
-    summary = json.loads((run / "summary.json").read_text())
-    counts = Counts.from_dict(summary.pop("counts"))
-    summary["per_layer"] = [dataclasses.asdict(layer) | {"output": layer.kind == "readout"} for layer in counts.layers]
-    (run / "summary.json").write_text(json.dumps(summary))
-    results = read_facts(find_model(run)).results
-    assert results.counts is None
-    assert [(layer.name, layer.sparsity) for layer in results.layers] == [
-        (layer.name, layer.sparsity) for layer in counts.layers
-    ]
+# ---- damaged and hostile files
 
 
 def test_whatever_is_no_figure_stays_out_of_the_metrics(run):
-    lines = [{"epoch": 1, "val_loss": float("inf"), "host": "here", "train_loss": "alice", "lr": True}]
-    (run / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
-    assert read_facts(find_model(run)).metrics == [{"epoch": 1, "lr": None, "train_loss": None, "val_loss": None}]
+    line = {"epoch": 1, "val_loss": float("inf"), "host": "here", "train_loss": "alice", "lr": True, "step": 10**400}
+    (run / "metrics.jsonl").write_text(json.dumps(line | {"layer_sparsity": {"a": {"b": 1}, "c": 0.5}}) + "\n")
+    figures = dict.fromkeys(("step", "lr", "train_loss", "val_loss")) | {"layer_sparsity": {"c": 0.5}}
+    assert read_facts(find_model(run)).metrics == [{"epoch": 1} | figures]
 
 
 @pytest.mark.parametrize(
@@ -140,14 +146,73 @@ def test_whatever_is_no_figure_stays_out_of_the_metrics(run):
     [
         ("summary.json", None, r"summary\.json must be there and readable; .* go on with it by --resume"),
         ("summary.json", "{", "must be there and readable"),
+        ("summary.json", "[" * 10**5, "must be there and readable"),
         ("summary.json", "[1]", "must hold an object; got list"),
-        ("summary.json", '{"test_accuracy": 0.5}', "must be what was written there; KeyError"),
+        ("summary.json", '{"test_accuracy": 0.5}', "must be what was written there; first_spike_accuracy: Field req"),
+        ("summary.json", {"test_accuracy": 1e309}, "accuracy: Input should be a valid number"),
+        ("summary.json", {"test_accuracy": -0.1}, "accuracy: Input should be greater than or equal to 0"),
+        ("summary.json", {"test_images": 0}, "images: Input should be greater than or equal to 1"),
+        ("summary.json", {"ties": 10**400}, "ties: "),
+        ("summary.json", {"epochs": "many"}, "epochs: Input should be a valid integer"),
+        ("summary.json", {"counts": {"format": 4}}, "of format 2 or 3; got 4"),
+        ("summary.json", {"counts": {"format": 3}}, "to_dict gives; got samples"),
+        ("summary.json", {"counts": None, "per_layer": [{}]}, "must be what was written there; "),
+        ("summary.json", os.mkfifo, "must be there and readable; it is no file"),
         ("config.yaml", "a: [", "must be the run's configuration"),
         ("config.yaml", "- 1", "must hold `key: value` lines; got list"),
+        ("config.yaml", os.mkfifo, "must be the run's configuration; it is no file"),
         ("metrics.jsonl", "nothing", "must hold one JSON object a line"),
+        ("metrics.jsonl", "7", "must hold one JSON object a line; got 7"),
+        ("metrics.jsonl", "[" * 10**5, "must hold one JSON object a line"),
+        ("metrics.jsonl", "\x00", "must hold one JSON object a line"),
+        ("metrics.jsonl", os.mkfifo, "must hold one JSON object a line; it is no file"),
     ],
 )
 def test_damaged_runs_are_refused(run, name, content, message):
-    (run / name).unlink() if content is None else (run / name).write_text(content)
+    path = run / name
+    if isinstance(content, dict):
+        change(path, **content)
+    elif isinstance(content, str):
+        path.write_text(content)
+    else:
+        path.unlink()
+        if content is not None:
+            content(path)
     with pytest.raises(LoadError, match=message):
         read_facts(find_model(run))
+
+
+# ---- what is claimed of the data
+
+
+@pytest.mark.parametrize(
+    ("settings", "recorded", "stated", "expected"),
+    [
+        ({"dataset": "ylecun/mnist"}, "ylecun/mnist", None, ("ylecun/mnist", "MNIST", False)),
+        ({"dataset": "ylecun/mnist"}, None, None, NOTHING),  # config.yaml edited
+        ({"dataset": "ylecun/mnist"}, "some/photos", None, NOTHING),
+        ({"dataset": "ylecun/mnist", **LOCAL}, "m", None, (None, "a local data set", True)),
+        ({"dataset": "sample", **LOCAL}, "sample", None, (None, "a local data set", True)),
+        ({"dataset": "uoft-cs/cifar100"}, "uoft-cs/cifar100", None, NOTHING),
+        (LOCAL, "m", "ylecun/mnist", ("ylecun/mnist", "MNIST", True)),
+        ({"dataset": "some/photos"}, "some/photos", None, ("some/photos", "some/photos", False)),
+        ({}, "ylecun/mnist", None, ("ylecun/mnist", "MNIST", False)),
+        ({}, "alice-secret", None, NOTHING),
+    ],
+)
+def test_only_what_is_known_is_claimed(settings, recorded, stated, expected):
+    found = training_data(settings, recorded, MNIST, stated)
+    assert (found.id, found.name, found.local) == expected
+    assert (found.licence is not None) == (found.name == "MNIST")
+    assert found.recorded == found.seen == (None if found.local else expected[0])
+
+
+def test_known_data_sets_have_names_licences_and_sources():
+    found = training_data({"dataset": SAMPLE}, SAMPLE, MNIST)
+    assert (found.id, found.recorded, found.licence, found.test_images) == (None, SAMPLE, "MIT", 1000)
+    assert all(data.licence and data.source and data.test_images and data.classes for data in KNOWN.values())
+    with pytest.raises(ValueError, match="dataset must be \"sample\" or owner/name on the Hub; got '/home/alice/m'"):
+        training_data({}, None, MNIST, "/home/alice/m")
+    paths = {"/home/alice/x.yaml": "x.yaml", "~/x.yaml": "x.yaml", "../x": "x", r"C:\Users\alice\x": "x"}
+    assert {value: without_paths(value) for value in paths} == paths
+    assert [without_paths(value) for value in ("16C5-P2-128", 0.5, None)] == ["16C5-P2-128", 0.5, None]

@@ -132,21 +132,17 @@ def test_what_cannot_be_loaded_is_told(published, client, tmp_path, source, mess
         client.run(f"TTFSModel.from_pretrained({source}, cache_dir={str(tmp_path)!r})")
 
 
-def test_repositories_without_a_model_are_told(hub, client):
+def test_repositories_without_a_model_damaged_downloads_and_broken_connections_are_told(
+    published, hub, client, tmp_path
+):
     client.run("import huggingface_hub as h; h.create_repo('org/empty', private=True)")
     with pytest.raises(Raised, match=r"LoadError: load: org/empty must hold config\.json and model\.safetensors"):
         client.run("TTFSModel.from_pretrained('org/empty')")
-
-
-def test_damaged_downloads_are_told(published, hub, client, trained):
     files = dict(hub.files(published))
     files["model.safetensors"] = files["model.safetensors"][:-1] + b"\xff"
     hub.repositories["org/damaged"] = type(hub.repositories[published])(True, {"1" * 40: files})
     with pytest.raises(Raised, match=r"LoadError: load: .* its checksum differs"):
         client.run("TTFSModel.from_pretrained('org/damaged')")
-
-
-def test_connection_that_breaks_is_told(published, hub, client, tmp_path):
     hub.drop = "/api/models/org/model"
     with pytest.raises(Raised, match=r"HubError: download: .*org/model"):
         client.run(f"TTFSModel.from_pretrained('org/model', cache_dir={str(tmp_path)!r})")

@@ -1,10 +1,14 @@
-"""Networks that come with the package: whole, small, and taken wherever a trained network is."""
+"""Networks that come with the package: whole, small, taken wherever a trained network is; and how one is made."""
 
+import importlib.util
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.trained import _own_cache, run, trained  # noqa: F401
 from ttfs_triton.convert import WeightsError, open_weights
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluation import LoadError, load_network
@@ -15,6 +19,7 @@ from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train.start import load_weights
 
 NAMES = bundled_names()
+SCRIPT = Path(__file__).parents[2] / "recipes" / "bundle.py"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -32,8 +37,7 @@ def test_bundled_network_is_what_its_facts_say(name):
     assert facts["training"]["settings"]["model"]
     assert {"test_accuracy", "test_images", "sparsity_as_published", "made_by"} <= facts.keys()
     assert 0 < facts["sparsity"] < 1
-    images = torch.rand(2, model.config.in_channels, *model.config.image_size)
-    assert len(model.classify(images)) == 2
+    assert len(model.classify(torch.rand(2, model.config.in_channels, *model.config.image_size))) == 2
 
 
 def test_bundled_networks_are_small_and_name_nobody():
@@ -54,19 +58,15 @@ def test_network_of_the_bundled_images_scores_what_its_facts_say(name):
     assert accuracy == pytest.approx(facts["test_accuracy"], abs=0.002)  # another CPU rounds otherwise
 
 
-def test_unknown_name_is_told_those_that_there_are():
+def test_names_are_those_that_there_are_and_a_folder_here_comes_first(tmp_path, monkeypatch):
     for load in (TTFSModel.from_pretrained, load_network, find_model):
-        with pytest.raises(LoadError, match=r"must be one of .*bundled:cnn1-mnist.*; got bundled:nothing"):
-            load("bundled:nothing")
-        with pytest.raises(LoadError, match=r"must be one of .*; got bundled:\."):
-            load("bundled:.")
+        for name in ("nothing", "."):
+            with pytest.raises(LoadError, match=rf"must be one of .*bundled:cnn1-mnist.*; got bundled:{name}"):
+                load(f"bundled:{name}")
     with pytest.raises(WeightsError, match=r"must be one of .*bundled:cnn1-mnist.*; got bundled:"):
         open_weights("bundled:")
     with pytest.raises(LoadError, match="revision must be None for a bundled network; got 'main'"):
         find_model("bundled:cnn1-mnist", revision="main")
-
-
-def test_something_of_that_name_here_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8))).save_pretrained("bundled:cnn1-mnist")
     assert TTFSModel.from_pretrained("bundled:cnn1-mnist").config.specification == "4C3-P2-8"
@@ -79,3 +79,49 @@ def test_training_starts_from_a_bundled_network():
     assert start.calibration is None
     for ours, theirs in zip(network.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+# ---- recipes/bundle.py
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("bundle", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@torch.no_grad()
+def test_bundle_is_the_run_folded_and_rounded(script, run, tmp_path, capsys):  # noqa: F811
+    script.main([str(run), "a-name", "--output-dir", str(tmp_path / "networks"), "--commit", "abc1234"])
+    folder = tmp_path / "networks" / "a-name"
+    facts = json.loads((folder / "facts.json").read_text())
+    assert "bundled:a-name" in capsys.readouterr().out
+    assert facts["test_images"] == 1000  # all, where the run had scored a hundred
+    assert facts["training"]["commit"] == "abc1234"
+    assert facts["training"]["settings"]["psp_persistence"] == 0.25
+    tensors = read_weights(folder / "model.safetensors")
+    assert facts["tensors_sha256"] == checksum(tensors)
+    whole, ours = TTFSModel.from_pretrained(run), TTFSModel.from_pretrained(folder).float()
+    assert not ours.config.weight_standardisation
+    assert ours.description.dataset == "sample"
+    images = torch.rand(32, 1, 28, 28)
+    torch.testing.assert_close(ours(images), whole(images), atol=0.1, rtol=0)
+    for layer, name in ((whole.features.conv1, "features.conv1.weight"), (whole.readout, "readout.weight")):
+        assert torch.equal(layer.effective_weight().bfloat16(), tensors[name])
+
+
+def test_bundle_that_is_too_large_or_of_no_whole_run_leaves_nothing(script, run, tmp_path, monkeypatch):  # noqa: F811
+    options = script.BundleOptions(run=str(run), name="a", output_dir=tmp_path / "networks")
+    monkeypatch.setattr(script, "MOST_BYTES", 1000)
+    with pytest.raises(SystemExit):
+        script.main([str(run), "a", "--output-dir", str(tmp_path / "networks")])
+    with pytest.raises(ValueError, match=r"all networks together must have at most 1,000 bytes; got .*\. Bundle"):
+        script.bundle(options)
+    (run / "summary.json").unlink()
+    with pytest.raises(LoadError, match=r"summary\.json must be there and readable"):
+        script.bundle(options)
+    assert not (tmp_path / "networks").exists()

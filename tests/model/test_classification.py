@@ -43,31 +43,26 @@ def test_first_spike_decides_when_asked_to():
         assert each.decision_time_ms is None
 
 
-def force(model, weights, biases):
-    """Output neurons that see nothing of the image but their initial potentials."""
+@pytest.mark.parametrize(
+    ("biases", "first", "words"),
+    [([1.0, 3.0, 3.0, -5.0], 1, "a tie"), ([-30.0, -20.0, -25.0, -40.0], None, "first output spike: none")],
+)
+def test_ties_and_silence_are_told(biases, first, words):
+    """Of output neurons that see nothing of the image but their initial potentials."""
+    model = make()
     with torch.no_grad():
         model.fold_standardisation()
-        model.readout.weight.fill_(weights)
+        model.readout.weight.fill_(0.0)
         model.readout.bias.copy_(torch.tensor(biases))
-    return model.classify(torch.rand(1, 8, 8), decision="first_spike")
+    found = model.classify(torch.rand(1, 8, 8), decision="first_spike")
+    assert (found.label, found.first_spike, found.tie, found.top[0].label) == (1, first, first is not None, 1)
+    assert words in repr(found)
+    if first is None:
+        assert torch.isinf(found.spike_times).all()
+        assert found.decision_time == 4  # the end of the output neurons' window
 
 
-def test_ties_are_told():
-    found = force(make(), 0.0, [1.0, 3.0, 3.0, -5.0])
-    assert (found.label, found.first_spike, found.tie) == (1, 1, True)
-    assert "a tie" in repr(found)
-
-
-def test_no_output_spike_is_told():
-    found = force(make(), 0.0, [-30.0, -20.0, -25.0, -40.0])
-    assert (found.label, found.first_spike, found.tie) == (1, None, False)
-    assert found.top[0].label == 1
-    assert torch.isinf(found.spike_times).all()
-    assert found.decision_time == 4  # the end of the output neurons' window
-    assert "first output spike: none" in repr(found)
-
-
-def test_top_classes_are_sorted_shares():
+def test_top_classes_are_sorted_shares_and_the_repr_reads_well():
     found = make().classify(torch.rand(1, 8, 8), top_k=3)
     shares = [score.probability for score in found.top]
     assert len(shares) == 3
@@ -75,37 +70,24 @@ def test_top_classes_are_sorted_shares():
     everything = make().classify(torch.rand(1, 8, 8), top_k=99).top
     assert sum(score.probability for score in everything) == pytest.approx(1)
     assert sorted(score.class_name for score in everything) == ["a", "b", "c", "d"]
-
-
-def test_batches_do_not_matter_and_mode_comes_back():
-    model, images = make(dropout=0.5).train(), torch.rand(7, 1, 8, 8)
-    whole, parts = model.classify(images), model.classify(list(images), batch_size=3)
-    assert model.training
-    for one, other in zip(whole, parts, strict=True):
-        torch.testing.assert_close(one.logits, other.logits)
-    assert model.classify([]) == []
-
-
-def test_images_go_to_the_models_device(device):
-    model, images = make(), torch.rand(3, 1, 8, 8)
-    ours = model.classify(images)
-    for one, other in zip(ours, model.to(device).classify(images), strict=True):
-        torch.testing.assert_close(one.logits, other.logits)
-        torch.testing.assert_close(one.spike_times, other.spike_times)
-        assert other.logits.device.type == "cpu"
-        assert one.label == other.label
-
-
-def test_other_precisions_classify():
-    model = make().double()
-    image = torch.rand(1, 8, 8)
-    torch.testing.assert_close(model.classify(image).logits, model(image[None].double())[0].detach().float())
-
-
-def test_repr_reads_well():
     text = repr(make().classify(torch.rand(1, 8, 8), window_ms=5, top_k=1))
     assert text.startswith("Classification(")
     assert "decided after 4.00 windows (20 ms); first output spike: 3." in text
+
+
+def test_batches_devices_and_precisions_do_not_matter_and_mode_comes_back(device):
+    model, images = make(dropout=0.5).train(), torch.rand(7, 1, 8, 8)
+    whole, parts = model.classify(images), model.classify(list(images), batch_size=3)
+    assert model.training
+    assert model.classify([]) == []
+    for one, other, there in zip(whole, parts, model.to(device).classify(images), strict=True):
+        torch.testing.assert_close(one.logits, other.logits)
+        torch.testing.assert_close(one.logits, there.logits)
+        torch.testing.assert_close(one.spike_times, there.spike_times)
+        assert (there.logits.device.type, there.label) == ("cpu", one.label)
+    double = make().double()
+    expected = double(images[:1].double())[0].detach().float()
+    torch.testing.assert_close(double.classify(images[0]).logits, expected)
 
 
 @pytest.mark.parametrize(

@@ -10,26 +10,22 @@ from ttfs_triton.nn import NetworkConfig, Neuron
 
 NETWORK = NetworkConfig("4C3-P2-8", image_size=(8, 6), classes=3, neuron=Neuron(0.5))
 BASE = BaseModel("model.safetensors", "ab" * 32, "org/name", "cd" * 20)
+SIZE = {"size": [8, 6], "mode": "L"}
 
 
 @pytest.fixture
 def values():
-    return ModelDescription.of(NETWORK, class_names=["a", "b", "c"], dataset="sample", base_model=BASE).to_dict()
+    return ModelDescription.of(NETWORK, class_names=["a", "b", "ç"], dataset="sample", base_model=BASE).to_dict()
 
 
-def test_description_survives_json():
+def test_description_survives_json(values):
     description = ModelDescription.of(NETWORK, class_names=["a", "b", "ç"], dataset="sample", base_model=BASE)
-    values = json.loads(json.dumps(description.to_dict()))
-    assert ModelDescription.from_dict(values) == description
-    assert values["preprocessing"] == {"size": [8, 6], "mode": "L", "divisor": 255.0, "resize": "bilinear"}
+    assert ModelDescription.from_dict(json.loads(json.dumps(values))) == description
+    assert values["preprocessing"] == SIZE | {"divisor": 255.0, "resize": "bilinear"}
     assert set(values["library"]) == {"name", "version"}
-
-
-def test_fit_is_written_where_it_is_not_the_usual_one():
-    description = ModelDescription.of(NETWORK, fit="crop")
-    values = description.to_dict()
-    assert values["preprocessing"]["fit"] == "crop"
-    assert ModelDescription.from_dict(values) == description
+    cropped = ModelDescription.of(NETWORK, fit="crop")
+    assert cropped.to_dict()["preprocessing"]["fit"] == "crop"
+    assert ModelDescription.from_dict(cropped.to_dict()) == cropped
 
 
 @pytest.mark.parametrize(
@@ -43,6 +39,7 @@ def test_fit_is_written_where_it_is_not_the_usual_one():
 )
 def test_preprocessing_follows_from_the_network(network, expected):
     assert Preprocessing.of(network) == expected
+    assert ModelDescription.from_dict(ModelDescription.of(network).to_dict()).preprocessing == expected
 
 
 @pytest.mark.parametrize(
@@ -57,39 +54,38 @@ def test_preprocessing_follows_from_the_network(network, expected):
         ({"network": {"specification": 5}}, "network: .*specification must be text"),
         ({"network": {"specification": "4C3", "colour": 1}}, "network: NetworkConfig.from_dict: keys must be among"),
         ({"network": {"specification": "4Q3"}}, "network: "),
+        ({"network": NETWORK.to_dict() | {"specification": "\uff14C3-P2-8"}}, "specification must be "),
         ({"network": {"builder": "own.py:build"}}, "network.layers: Field required"),
         ({"class_names": ["a", "b"]}, "class_names must be 3 strings, one a class"),
+        ({"class_names": ["a", "b", "a"]}, r"class_names must differ; got \('a', 'b', 'a'\)"),
         ({"class_names": [0, 1, 2]}, "class_names.0: Input should be a valid string; got 0"),
         ({"class_names": "abc"}, "class_names: Input should be a valid array; got 'abc'"),
         ({"preprocessing": None}, "preprocessing: "),
         ({"preprocessing": {"colour": 1}}, "preprocessing.colour: Unexpected"),
         ({"preprocessing": {"size": [9, 9], "mode": "L"}}, r"preprocessing must give the network's \(8, 6\) in mode L"),
-        ({"preprocessing": {"size": [8, 6], "mode": "HSV"}}, "mode: Input should be 'L' or 'RGB'; got 'HSV'"),
-        ({"preprocessing": {"size": [8, 6], "mode": "L", "resize": "cubic"}}, "resize: Input should be 'bilinear'"),
-        ({"preprocessing": {"size": [8, 6], "mode": "L", "fit": "pad"}}, "fit: Input should be 'stretch' or 'crop'"),
-        ({"preprocessing": {"size": [8, -6], "mode": "L"}}, "size.1: Input should be greater than 0; got -6"),
-        ({"preprocessing": {"size": 5, "mode": "L"}}, "size: Input should be a valid array; got 5"),
-        ({"preprocessing": {"size": [8, 6], "mode": "L", "divisor": 0}}, "divisor: Input should be greater than 0"),
-        ({"preprocessing": {"size": [8, 6], "mode": "L", "divisor": "1"}}, "divisor: Input should be a valid number"),
-        ({"preprocessing": {"size": [8, 6], "mode": "L", "divisor": float("inf")}}, "divisor: .*a finite number"),
-        ({"base_model": 5}, "base_model: "),
+        ({"preprocessing": SIZE | {"mode": "HSV"}}, "mode: Input should be 'L' or 'RGB'; got 'HSV'"),
+        ({"preprocessing": SIZE | {"resize": "cubic"}}, "resize: Input should be 'bilinear'"),
+        ({"preprocessing": SIZE | {"fit": "pad"}}, "fit: Input should be 'stretch' or 'crop'"),
+        ({"preprocessing": SIZE | {"size": [8, -6]}}, "size.1: Input should be greater than 0; got -6"),
+        ({"preprocessing": SIZE | {"size": 5}}, "size: Input should be a valid array; got 5"),
+        ({"preprocessing": SIZE | {"divisor": 0}}, "divisor: Input should be greater than 0"),
+        ({"preprocessing": SIZE | {"divisor": "1"}}, "divisor: Input should be a valid number"),
+        ({"preprocessing": SIZE | {"divisor": float("inf")}}, "divisor: .*a finite number"),
+        ({"preprocessing": SIZE | {"divisor": 1.0}}, r"divisor must be 255 / max_value, 255\.0; got 1\.0"),
         ({"base_model": {"file": "a"}}, "base_model.sha256: Field required"),
         ({"base_model": {"file": 5, "sha256": "a"}}, "base_model.file: Input should be a valid string; got 5"),
         ({"dataset": 5}, "dataset: Input should be a valid string; got 5"),
         ({"library": {"name": 5}}, "library.name: Input should be a valid string; got 5"),
-        ({"library": 5}, "library: Input should be an object"),
     ],
 )
 def test_wrong_values_are_refused(values, change, message):
     with pytest.raises(LoadError, match=message):
         ModelDescription.from_dict(values | change)
-
-
-@pytest.mark.parametrize("key", ["network", "preprocessing", "class_names"])
-def test_missing_keys_are_named(values, key):
-    del values[key]
-    with pytest.raises(LoadError, match=f"{key}: Field required"):
-        ModelDescription.from_dict(values)
+    if change.keys() <= {"network", "preprocessing", "class_names"}:
+        (key,) = change
+        del values[key]
+        with pytest.raises(LoadError, match=f"{key}: Field required"):
+            ModelDescription.from_dict(values)
 
 
 def test_what_events_become_survives_and_fits_the_channels():

@@ -2,10 +2,15 @@
 
 import hashlib
 import json
+import os
 from functools import cache
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ttfs_triton.model import BaseModel, LoadError, ModelDescription, TTFSModel
 from ttfs_triton.model.files import (
@@ -16,7 +21,7 @@ from ttfs_triton.model.files import (
     read_model,
     write_model,
 )
-from ttfs_triton.model.weights import weight_bytes
+from ttfs_triton.model.weights import checksum, read_weights, read_weights_into, weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 NETWORK = NetworkConfig("2C3-P2-4", image_size=(4, 4), classes=2)
@@ -51,6 +56,10 @@ def test_model_survives_its_files(folder, network):
     assert description == DESCRIPTION
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in network.state_dict().items())
     assert model_bytes(tensors, description) == {path.name: path.read_bytes() for path in paths(folder)}
+    before = torch.get_rng_state()
+    wanted = network_tensors(NETWORK)
+    assert torch.equal(torch.get_rng_state(), before)  # comparing draws no random numbers
+    assert wanted == {name: (value.dtype, tuple(value.shape)) for name, value in network.state_dict().items()}
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -74,25 +83,21 @@ def test_every_flipped_bit_is_refused(folder, name, monkeypatch):
     assert read_model(*paths(folder))[0] == DESCRIPTION
 
 
-@pytest.mark.parametrize("cut", [0, 1, 100, -1])
-def test_cut_off_configurations_are_refused(folder, cut):
-    config, _ = paths(folder)
-    config.write_bytes(config.read_bytes()[:cut])
-    with pytest.raises(LoadError, match=r"config\.json must be as it was written with the weights; its checksum"):
-        read_model(*paths(folder))
-
-
-def test_configuration_of_another_model_is_refused(folder, network, tmp_path_factory):
+def test_files_of_two_models_are_refused(folder, network, tmp_path_factory):
+    config, weights = paths(folder)
     other = tmp_path_factory.mktemp("other")
     write_model(other, network.state_dict(), DESCRIPTION.replace(dataset=None))
     with pytest.raises(LoadError, match=r"its checksum differs\. Copy or download both again"):
-        read_model(other / "config.json", folder / "model.safetensors")
-
-
-def test_weights_that_do_not_know_their_configuration_are_refused(folder, network):
-    paths(folder)[1].write_bytes(weight_bytes(network.state_dict()))
+        read_model(other / "config.json", weights)
+    whole = config.read_bytes()
+    for cut in (0, 1, 100, -1):
+        config.write_bytes(whole[:cut])
+        with pytest.raises(LoadError, match=r"config\.json must be as it was written with the weights; its checksum"):
+            read_model(config, weights)
+    config.write_bytes(whole)
+    weights.write_bytes(weight_bytes(network.state_dict()))
     with pytest.raises(LoadError, match=r"must be those that it was written with; their header has format, tensors_"):
-        read_model(*paths(folder))
+        read_model(config, weights)
 
 
 @pytest.mark.parametrize(
@@ -105,33 +110,27 @@ def test_weights_that_do_not_know_their_configuration_are_refused(folder, networ
         (b'{"format_version": ' + b"1" * 5000 + b"}", "it is no JSON"),
         (b'{"format_version": 99}', r"format_version must be 3 or 4; got 99\. Upgrade ttfs-triton"),
         (b" " * (MAX_CONFIG_BYTES + 1), "must have at most 16777216 bytes; it has more"),
+        (None, "must say what network the weights are of; there is no such file"),
+        (os.mkdir, "there is no such file"),
+        (os.mkfifo, "there is no such file"),
     ],
 )
 def test_files_that_are_no_description_are_refused(folder, network, content, message):
     config, weights = paths(folder)
-    config.write_bytes(content)
+    config.unlink()
+    if callable(content):
+        content(config)
+    elif content is not None:
+        config.write_bytes(content)
     weights.write_bytes(weight_bytes(network.state_dict()))
     with pytest.raises(LoadError, match=message):
-        read_model(config, weights)
-
-
-def test_missing_and_unreadable_configurations_say_what_they_are_for(folder):
-    config, weights = paths(folder)
-    config.unlink()
-    with pytest.raises(LoadError, match="must say what network the weights are of; there is none"):
-        read_model(config, weights)
-    config.mkdir()
-    with pytest.raises(LoadError, match=r"config\.json must be readable"):
         read_model(config, weights)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"specification": "3C3-P2-4"},
-            r"conv1\.weight torch.float32 \[2, 1, 3, 3\], not .* \[3, 1, 3, 3\]",
-        ),
+        ({"specification": "3C3-P2-4"}, r"conv1\.weight torch.float32 \[2, 1, 3, 3\], not .* \[3, 1, 3, 3\]"),
         ({"specification": "4"}, r"features\.conv1\.bias unexpected; .*fc1\.weight torch\.float32"),
         ({"specification": "2C3-2C3-P2-4"}, r"features\.conv2\.bias missing"),
         ({"specification": "1048576C3-1048576C1-8"}, "weights must be at most 2147483648"),
@@ -142,28 +141,128 @@ def test_missing_and_unreadable_configurations_say_what_they_are_for(folder):
 )
 def test_networks_are_compared_before_memory_is_taken(folder, network, change, message, monkeypatch):
     values = NETWORK.to_dict() | change
-    size = values["image_size"]
     names = [str(place) for place in range(min(values["classes"], 10))]
-    preprocessing = {"size": size, "mode": "L"}
+    preprocessing = {"size": values["image_size"], "mode": "L"}
     rewrite(folder, network.state_dict(), network=values, class_names=names, preprocessing=preprocessing)
     monkeypatch.setattr("ttfs_triton.model.files.read_weights", None)
     with pytest.raises(LoadError, match=message):
         TTFSModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("kind", [torch.int64, torch.uint8])
-def test_other_types_are_refused(folder, network, kind):
-    tensors = {name: tensor.to(kind) for name, tensor in network.state_dict().items()}
-    rewrite(folder, tensors)
-    with pytest.raises(LoadError, match=r"must hold the network of its config\.json; got features.* and 4 more"):
-        read_model(*paths(folder))
+def test_other_types_are_refused(folder, network):
+    for kind in (torch.int64, torch.uint8):
+        rewrite(folder, {name: tensor.to(kind) for name, tensor in network.state_dict().items()})
+        with pytest.raises(LoadError, match=r"must hold the network of its config\.json; got features.* and 4 more"):
+            read_model(*paths(folder))
     rewrite(folder, network.state_dict() | {"readout.bias": torch.zeros(2).half()})
     with pytest.raises(LoadError, match=r"must be of one floating type; got torch\.float16, torch\.float32"):
         read_model(*paths(folder))
 
 
-def test_comparing_draws_no_random_numbers(network):
-    before = torch.get_rng_state()
-    tensors = network_tensors(NETWORK)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert tensors == {name: (value.dtype, tuple(value.shape)) for name, value in network.state_dict().items()}
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_neither_written_nor_loaded(folder, network, value, monkeypatch):
+    before = {path: path.read_bytes() for path in paths(folder)}
+    tensors = network.state_dict()
+    tensors["readout.bias"][1] = value
+    message = r"must .*finite.*; got 1 of 2 values of readout\.bias that are not"
+    with pytest.raises(ValueError, match=message):
+        write_model(folder, tensors, DESCRIPTION)
+    with pytest.raises(ValueError, match=message):
+        TTFSModel.from_network(network).save_pretrained(folder, overwrite=True)
+    assert {path: path.read_bytes() for path in paths(folder)} == before
+    with monkeypatch.context() as patch:
+        patch.setattr("ttfs_triton.model.weights.not_finite", lambda tensors: "")
+        write_model(folder, tensors, DESCRIPTION)
+    with pytest.raises(LoadError, match=message):
+        TTFSModel.from_pretrained(folder)
+
+
+# ---- weights alone
+
+
+@pytest.fixture
+def plain():
+    return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+
+@pytest.fixture
+def path(tmp_path, plain):
+    (tmp_path / "weights").write_bytes(weight_bytes(plain.state_dict()))
+    return tmp_path / "weights"
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert tensor.dtype == other[name].dtype
+        assert torch.equal(tensor, other[name])
+
+
+def test_weights_survive_a_file_that_others_can_read_and_write(path, plain):
+    assert_same(read_weights(path), plain.state_dict())
+    assert_same(load_file(path), plain.state_dict())
+    contents = {weight_bytes(plain.state_dict()) for _ in range(20)}
+    assert len(contents) == 1
+    assert int.from_bytes(contents.pop()[:8], "little") % 8 == 0
+    named = {name.replace("0.", "0._orig_mod."): tensor for name, tensor in plain.state_dict().items()}
+    path.write_bytes(weight_bytes(named))  # of a compiled part
+    assert_same(read_weights(path), plain.state_dict())
+    save_file(dict(plain.state_dict()), path)  # without a checksum
+    assert_same(read_weights(path), plain.state_dict())
+
+
+@given(st.data())
+def test_any_flipped_bit_of_the_values_is_noticed(tmp_path_factory, data):
+    content = bytearray(weight_bytes({"weight": torch.arange(6.0), "count": torch.tensor(3)}))
+    start = 8 + int.from_bytes(content[:8], "little")
+    place = data.draw(st.integers(start, len(content) - 1))
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    path = tmp_path_factory.getbasetemp() / "flipped.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(LoadError, match="its checksum differs"):
+        read_weights(path)
+
+
+def test_checksum_knows_names_shapes_and_types():
+    tensors = [
+        {"a": torch.zeros(4)},
+        {"b": torch.zeros(4)},
+        {"a": torch.zeros(2, 2)},
+        {"a": torch.zeros(2, dtype=torch.float64)},
+        {"a": torch.zeros(4, dtype=torch.int32)},
+    ]
+    assert len({checksum(each) for each in tensors}) == len(tensors)
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, -1, None])
+def test_cut_off_missing_and_foreign_files_are_refused(path, length):
+    path.write_bytes(path.read_bytes()[:length] if length is not None else b"\x80\x04K\x01.")
+    for each in (path, path.with_name("nothing")):
+        with pytest.raises(LoadError, match="must be a whole safetensors file"):
+            read_weights(each)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_network_takes_the_precision_of_the_file(path, plain, kind):
+    other = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(kind)
+    path.write_bytes(weight_bytes(other.state_dict()))
+    read_weights_into(plain, path)
+    assert_same(plain.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("0.weight"), "Missing key"),
+        (lambda tensors: tensors.update(more=torch.zeros(1)), "Unexpected key"),
+        (lambda tensors: tensors.update({"0.weight": torch.zeros(2, 2)}), "size mismatch"),
+        (lambda tensors: tensors.update({"0.weight": torch.zeros(2, 3).half()}), "must be of one floating type"),
+    ],
+    ids=["missing", "extra", "shape", "precision"],
+)
+def test_loading_is_strict(path, plain, change, message):
+    tensors = dict(plain.state_dict())
+    change(tensors)
+    path.write_bytes(weight_bytes(tensors))
+    with pytest.raises(LoadError, match=f"(?s){message}"):
+        read_weights_into(plain, path)

@@ -1,4 +1,4 @@
-"""Networks without a specification: builders, files, the trainer of a program, and the recipe."""
+"""Networks without a specification: builders, files, grids, the trainer of a program, and the recipe."""
 
 import json
 import sys
@@ -10,10 +10,12 @@ import yaml
 from torch import nn
 
 from ttfs_triton import TTFSModel
+from ttfs_triton.convert.grid_command import main as calibrate
 from ttfs_triton.data.images import images_of_tensors
+from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import LoadError, ModelDescription
 from ttfs_triton.model.builder import build_network_of
-from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, PotentialReadout, cnn1, decide
+from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, NetworkConfig, PotentialReadout, cnn1, decide, put_on_grid
 from ttfs_triton.train import Callback, ConfigError, TrainConfig, Trainer, run_data
 from ttfs_triton.train.config import parse_config
 
@@ -61,40 +63,36 @@ def settings(**changes):
 # ---- builders
 
 
-@pytest.mark.parametrize("function", ["build", "anything"])
-def test_builder_gets_what_it_takes(file, function):
-    built = build_network_of(f"{file}:{function}", in_channels=1, image_size=(8, 8), classes=3)
-    assert (built[2].in_features, built[2].out_features, built[3].out_features) == (64, 6, 3)
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
+def test_builder_gets_what_it_takes_or_says_what_to_do(file):
+    sizes = {"in_channels": 1, "image_size": (8, 8), "classes": 3}
+    for function in ("build", "anything"):
+        built = build_network_of(f"{file}:{function}", **sizes)
+        assert (built[2].in_features, built[2].out_features, built[3].out_features) == (64, 6, 3)
+    for source, message in (
         ("mine.py", r"must be FILE\.py:FUNCTION; got mine\.py"),
         ("missing.py:build", r"must name a Python file that exists; got missing\.py"),
-        ("{file}:built", r"must have a function built; got build, anything, nothing"),
-        ("{file}:nothing", r"must build an nn\.Module; got NoneType"),
-    ],
-)
-def test_builder_errors_say_what_to_do(file, source, message):
-    with pytest.raises(ValueError, match=message):
-        build_network_of(source.format(file=file), in_channels=1, image_size=(8, 8), classes=3)
+        (f"{file}:built", r"must have a function built; got build, anything, nothing"),
+        (f"{file}:nothing", r"must build an nn\.Module; got NoneType"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_network_of(source, **sizes)
 
 
 # ---- files
 
 
-def test_own_model_survives_a_folder_and_needs_its_network(tmp_path):
+def test_own_model_survives_a_folder_and_needs_its_network(tmp_path, file):
     model = TTFSModel(network(), image_shape=SHAPE, class_names=["cat", "dog"], builder="/home/me/mine.py:build")
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["format_version"], config["network"]["builder"]) == (4, "mine.py:build")  # no folder of ours
     with pytest.raises(LoadError, match=r"only names mine\.py:build, code that no file holds\. Pass it: from_pre"):
         TTFSModel.from_pretrained(tmp_path)
-    loaded = TTFSModel.from_pretrained(tmp_path, network=network)
-    assert loaded.state_dict().keys() == network().state_dict().keys()
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
-    assert (loaded.class_names, loaded.image_shape, loaded.training) == (("cat", "dog"), SHAPE, False)
+    for built in (network, f"{file}:build"):
+        loaded = TTFSModel.from_pretrained(tmp_path, network=built)
+        assert loaded.state_dict().keys() == network().state_dict().keys()
+        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+        assert (loaded.class_names, loaded.image_shape, loaded.training) == (("cat", "dog"), SHAPE, False)
     found = loaded.classify(torch.rand(SHAPE), window_ms=2.0)
     assert (found.class_name in ("cat", "dog"), found.decision_time, found.decision_time_ms) == (True, 2.0, 4.0)
     loaded.save_pretrained(tmp_path)  # the same again
@@ -132,6 +130,7 @@ def test_copy_of_an_own_network_is_a_copy():
         ({"classes": True}, "network.classes: Input should be a valid integer; got True"),
         ({"layers": []}, "network.layers: Tuple should have at least 1 item"),
         ({"builder": 3}, "network.builder: Input should be a valid string; got 3"),
+        ({"grid": {"time_steps": 0}}, "network.grid.time_steps: Input should be greater than or equal to 1"),
         ({"more": 1}, "network.more: Unexpected keyword argument"),
     ],
 )
@@ -141,6 +140,36 @@ def test_description_of_an_own_network_is_checked(change, message):
     assert ModelDescription.from_dict(json.loads(json.dumps(values))) == description
     with pytest.raises(LoadError, match=message):
         ModelDescription.from_dict(values | {"network": values["network"] | change})
+
+
+# ---- the grid of a chip
+
+
+def test_own_network_is_trained_and_calibrated_on_a_grid_and_loads_on_it(tmp_path, file, capsys):
+    grid, builder = Grid(8, 4), f"{file}:build"
+    Trainer(network(), (tensors(), tensors(12)), settings(output_dir=tmp_path / "plain")).train()
+    options = {"weights": str(tmp_path / "plain"), "time_steps": 8, "weight_bits": 4}
+    for name in ("one", "two"):  # the second goes on in the units of the first
+        run = tmp_path / name
+        Trainer(network(), (tensors(), tensors(12)), settings(output_dir=run, **options)).train()
+        options["weights"] = str(run)
+    loaded = TTFSModel.from_pretrained(run, network=builder)
+    assert (loaded.graph.grid, loaded.description.network.grid) == (grid, grid)
+    already = network()
+    put_on_grid(already, grid)
+    again = TTFSModel.from_pretrained(run, network=already)
+    images = tensors()[0] / 255
+    assert torch.equal(again(images), loaded(images))
+    put_on_grid(already, Grid(4))
+    with pytest.raises(LoadError, match=r"network must be on the grid that the weights are of, Grid\(.*time_steps=8"):
+        TTFSModel.from_pretrained(run, network=already)
+    words = [tmp_path / "plain", "--network", builder, "--dataset", "sample", "--output-dir", tmp_path / "calibrated"]
+    wide = TTFSModel(build_network_of(builder, in_channels=1, image_size=(28, 28), classes=10), image_shape=(1, 28, 28))
+    wide.save_pretrained(tmp_path / "plain", overwrite=True)
+    (tmp_path / "plain" / "best").rename(tmp_path / "best")
+    calibrate(None, [str(word) for word in [*words, "--cpu", "--time-steps", 8, "--weight-bits", 4, "--images", 20]])
+    assert TTFSModel.from_pretrained(tmp_path / "calibrated", network=builder).graph.grid == grid
+    assert "written: " in capsys.readouterr().out
 
 
 # ---- the trainer of a program
@@ -161,6 +190,7 @@ def test_trainer_trains_what_it_is_given_and_stops_when_told(tmp_path):
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert saved["network"] == "Sequential"
     assert best.description.dataset is None
+    assert "network=Sequential()" in publish(tmp_path / "run", "a/b", dry_run=True, network=network()).package.card
 
 
 def test_trainer_goes_on_with_the_same_network_only(tmp_path):
@@ -178,10 +208,7 @@ def test_trainer_goes_on_with_the_same_network_only(tmp_path):
     [
         (lambda data: Trainer(network(), data, settings(model="vgg11", dropout=0.5)), "defaults; got model, dropout"),
         (lambda data: Trainer(network(), data, settings(psp_persistence=0.5)), "defaults; got psp_persistence"),
-        (
-            lambda data: Trainer(network(3), data),
-            "output for each of the 2 classes of tensors; got 3. Change its readout",
-        ),
+        (lambda data: Trainer(network(3), data), "output for each of the 2 classes of tensors; got 3. Change its rea"),
         (lambda data: Trainer(cnn1(), data), r"images must have shape \[N, 1, 28, 28\]|layers must fit each other"),
     ],
 )
@@ -209,16 +236,12 @@ def test_tensors_are_splits_like_any_other():
 # ---- the recipe
 
 
-def test_recipe_names_a_builder_and_nothing_else_of_the_network(tmp_path):
-    recipe = tmp_path / "own.yaml"
+def test_recipe_names_a_builder_and_runs_it_only_if_the_user_says_so(tmp_path):
+    recipe, run = tmp_path / "own.yaml", tmp_path / "run"
     recipe.write_text("dataset: sample\nnetwork: mine.py:build\n")
     assert parse_config(recipe, "", ["--network", "other.py:build"]).network == "other.py:build"
     with pytest.raises(ConfigError, match="network builds all of a network: leave width, psp_persistence out"):
         parse_config(recipe, "", ["--width", "2", "--psp-persistence", "0.5"])
-
-
-def test_a_run_s_own_code_is_run_only_if_the_user_says_so_again(tmp_path):
-    recipe, run = tmp_path / "own.yaml", tmp_path / "run"
     recipe.write_text("dataset: sample\n")
     run.mkdir()
     (run / "config.yaml").write_text(TrainConfig(dataset="sample", network="theirs.py:build").to_yaml())
@@ -233,9 +256,6 @@ def test_the_shown_network_is_one(monkeypatch):
     monkeypatch.setattr("sys.path", [*sys.path])
     built = build_network_of(f"{root}/recipes/own_network.py:build", in_channels=3, image_size=(32, 32), classes=10)
     assert TTFSModel(built, image_shape=(3, 32, 32)).graph.windows == 6
-
-
-# ---- decisions
 
 
 def test_any_network_decides_about_images():

@@ -1,12 +1,14 @@
 """A network of one's own, from the first line to the Hub: what a notebook of a page would do, in its order."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load, save_file
 
 from recipes.own_network import build
 from ttfs_triton import TTFSModel
@@ -122,12 +124,18 @@ def test_own_network_all_the_way(tmp_path, hub, client):
     client.run(
         "import torch; torch.set_num_threads(1); from recipes.own_network import build\n"
         "from ttfs_triton.model import *; from ttfs_triton.hub.publish import publish\n"
-        f"publish({str(run)!r}, 'org/own', network=build(1, (28, 28), {CLASSES}))"
+        f"publish({str(run)!r}, 'org/own', network={f'{OWN}:build'!r})"
     )
     files = hub.files("org/own")
     assert set(files) == {"model.safetensors", "config.json", "README.md", "training.yaml", "metrics.jsonl"}
-    assert files["model.safetensors"] == (run / "best" / "model.safetensors").read_bytes()
-    assert "network=build()" in files["README.md"].decode()
+    published, own = load(files["model.safetensors"]), load((run / "best" / "model.safetensors").read_bytes())
+    assert published.keys() == own.keys()  # the header knows another config.json, which names the builder
+    assert all(torch.equal(tensor, own[name]) for name, tensor in published.items())
+    (code,) = [part.partition("```")[0] for part in files["README.md"].decode().split("```python\n")[1:]]
+    assert 'from_pretrained("org/own", network="own_network.py:build")' in code
+    Image.new("L", (30, 40)).save(tmp_path / "image.png")
+    shutil.copy(OWN, tmp_path)
+    assert client.run(f"import os; os.chdir({str(tmp_path)!r})\n{code}").startswith("Classification(")
     assert "model: cnn1" not in files["training.yaml"].decode()
     buffer = tmp_path / "images.safetensors"
     save_file({"images": images.contiguous(), "logits": logits.detach().contiguous()}, buffer)

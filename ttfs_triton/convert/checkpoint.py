@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ttfs_triton.model.weights import not_finite
+
 # Where training scripts put the weights. An average of the weights is what such a script scores, so it comes first.
 CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model_state", "model", "net")
 # What DistributedDataParallel, torch.compile and modules that hold the network put in front of every name.
@@ -50,6 +52,8 @@ def plain_tensors(content: object, most_bytes: int | None = None) -> tuple[dict[
     _check_memory(tensors, most_bytes)
     for name, tensor in tensors.items():
         _check(name, tensor)
+    if problem := not_finite(tensors):
+        raise WeightsError(f"plain_tensors: weights must be finite; got {problem}. The training diverged.")
     return tensors, tuple(steps)
 
 
@@ -104,10 +108,4 @@ def _check(name: str, tensor: Tensor) -> None:
         raise WeightsError(
             f"plain_tensors: {name} must be a dense tensor of real numbers; got {tensor.dtype}, {tensor.layout}, "
             f"{list(tensor.shape)} on {tensor.device}. Save plain floating point weights."
-        )
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        count = int((~tensor.isfinite()).sum())
-        raise WeightsError(
-            f"plain_tensors: {name} must be finite; got {count} of {tensor.numel()} values that are not. "
-            "The training diverged or the file is damaged."
         )

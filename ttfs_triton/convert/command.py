@@ -19,12 +19,15 @@ from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json
 from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.convert.conversion import Converted, calibrate_converted, convert
+from ttfs_triton.convert.from_ann import convert_ann
 from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.convert.source import Weights, open_weights
-from ttfs_triton.data.images import draw_images, load_images
+from ttfs_triton.data.images import ImageData, draw_images, load_images
+from ttfs_triton.model import TTFSModel
+from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.description import ModelDescription
 from ttfs_triton.model.files import write_model
-from ttfs_triton.nn import NetworkConfig, Neuron
+from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.nn.config import Encoder
 
 
@@ -55,29 +58,44 @@ class CalibrationImages(BaseModel):
             ConversionError: no data set is named, or its images have another shape.
             ValueError, OSError, RuntimeError: images that cannot be used, or had.
         """
+        self.check(function)
+        config, preprocessing = description.network, description.preprocessing
+        events = preprocessing.events
+        data = self.split(
+            None if events else config.image_size,
+            cropped=preprocessing.fit == "crop",
+            max_samples=None if events is None else count,  # of which files are read
+            streaming=events is None,
+            events=events,
+        )
+        wanted, found = (config.in_channels, *config.image_size), tuple(data.shape[1:])
+        if found != wanted:
+            raise ConversionError(f"{function}: images must be {wanted} (channels, height, width); got {found}.")
+        return self.draw(data, count)
+
+    def check(self, function: str) -> None:
+        """Raise ConversionError unless a data set is named."""
         if self.dataset is None and self.data_dir is None:
             raise ConversionError(
                 f"{function}: --data-dir or --dataset must name training images to calibrate on; got neither. "
                 "Give one of them."
             )
-        config, preprocessing = description.network, description.preprocessing
-        events = preprocessing.events
-        data = load_images(
+
+    def split(self, image_size: int | tuple[int, int] | None, **options: Any) -> ImageData:
+        """The training images, of a size, or of their own; options as of `load_images`."""
+        return load_images(
             self.dataset,
             self.data_dir,
             image_column=self.image_column,
             label_column=self.label_column,
-            image_size=None if events else config.image_size,
-            cropped=preprocessing.fit == "crop",
-            max_samples=None if events is None else count,  # of which files are read
+            image_size=image_size,
             samples_seed=self.seed,
-            streaming=events is None,
-            events=events,
             progress=True,
+            **options,
         )
-        wanted, found = (config.in_channels, *config.image_size), tuple(data.shape[1:])
-        if found != wanted:
-            raise ConversionError(f"{function}: images must be {wanted} (channels, height, width); got {found}.")
+
+    def draw(self, data: ImageData, count: int) -> Tensor:
+        """So many of them, on the GPU where there is one and it is wanted."""
         device = torch.device("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
         return draw_images(data, count, self.seed).to(device)
 
@@ -106,6 +124,9 @@ class ConvertOptions(CalibrationImages):
     """Of the source's batch norms; weights do not say it."""
 
     # ---- network
+    network: str | None = None
+    """FILE.py:FUNCTION that builds the ANN of these weights, a module of PyTorch that torch.fx can trace; see
+    `convert_ann`. Needs images. Default: the tensors' names say whose network it is."""
     classes: int | None = Field(None, ge=1)
     """Number of classes. Default: the source's; another needs --replace-head."""
     replace_head: bool = False
@@ -142,9 +163,60 @@ def main(description: str | None, arguments: Sequence[str] | None = None) -> Non
     run_command(ConvertOptions, run, prog="convert.py", description=description, arguments=arguments)
 
 
-def run(options: ConvertOptions) -> Converted:
+# Flags that the names of tensors need.
+_NAMED = ("trained_as", "batch_norm_epsilon", "replace_head", "keep_standardisation", "input_normalisation")
+
+
+def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None:
+    """Convert the ANN that code of the user's builds."""
+    given = [name for name in _NAMED if getattr(options, name) != ConvertOptions.model_fields[name].default]
+    if given or options.encoder not in (None, "analog", "latency") or options.readout == "first_spike":
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "signed encoders and first_spike"
+        raise ConversionError(f"convert: --network must go without {flags}. Leave them out.")
+    data = options.split(options.image_size, streaming=True)
+    images = options.draw(data, options.calibration_images)
+    names, shape = data.class_names, tuple(images.shape[1:])
+    model = build_network_of(
+        builder, in_channels=shape[0], image_size=(shape[1], shape[2]), classes=options.classes or len(names)
+    )
+    try:
+        model.load_state_dict(weights.tensors)
+    except RuntimeError as error:
+        raise ConversionError(f"convert: {weights.name} must hold the weights of {builder}; {error}") from error
+    network, report = convert_ann(
+        model.to(images.device),
+        images,
+        psp_persistence=1.0 if options.psp_persistence is None else options.psp_persistence,
+        encoder=options.encoder,  # pyright: ignore[reportArgumentType]
+        mean=options.mean,
+        std=options.std,
+        readout=options.readout or "potential_start",  # pyright: ignore[reportArgumentType]
+        calibrate=options.calibrate,
+        percentile=options.percentile,
+        seed=options.seed,
+    )
+    Console().print(report.table())
+    classes = network_graph(network, shape).classes
+    found = TTFSModel.from_network(
+        network.cpu(),
+        class_names=names if len(names) == classes else None,
+        dataset=data.dataset,
+        base_model=weights.base_model(),
+        image_shape=shape,
+        builder=builder,
+    )
+    more = {"conversion.json": report.to_dict() | {"source": weights.name, "sha256": weights.sha256}}
+    _write(options.output_dir, found.state_dict(), found.description, more)
+    print(f"written: {options.output_dir}")
+    if not isinstance(network, TTFSNetwork):
+        print("to load it, give a function that returns convert_ann(ANN, IMAGES, calibrate=False)[0] as --network")
+
+
+def run(options: ConvertOptions) -> Converted | None:
     """Convert as asked, print the report, write the folder.
 
+    Returns:
+        What names of tensors made; None where code of the user's built the ANN.
     Raises:
         ConversionError: as `convert`, or the folder holds something already; nothing has been written.
         ValueError: a value out of range.
@@ -152,7 +224,11 @@ def run(options: ConvertOptions) -> Converted:
         RuntimeError: images to calibrate on that cannot be had.
     """
     check_folder(options.output_dir)
+    if options.network is not None:
+        options.check("convert")
     weights = open_weights(options.source, sha256=options.sha256)
+    if options.network is not None:
+        return _run_traced(options, options.network, weights)
     converted = convert(
         weights,
         classes=options.classes,
@@ -203,13 +279,20 @@ def write_folder(converted: Converted, folder: Path, more: dict[str, Any] | None
     Raises:
         OSError: it cannot be written; nothing is left of it.
     """
+    report = {"conversion.json": converted.report.to_dict() | (more or {})}
+    _write(folder, converted.network.state_dict(), description_of(converted), report)
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], description: ModelDescription, more: dict[str, Any]) -> None:
+    """Both files of a model and JSON files by their names; all of it or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = hidden_name(folder, PARTIAL)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
-        write_model(aside, converted.network.state_dict(), description_of(converted))
-        write_json(aside / "conversion.json", converted.report.to_dict() | (more or {}))
+        write_model(aside, tensors, description)
+        for name, values in more.items():
+            write_json(aside / name, values)
         os.replace(aside, folder)  # an empty folder may be there
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

@@ -5,6 +5,7 @@ of the membrane potential persisting (σ above 0), or with activations above 1, 
 start only: calibrate or train them.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +21,14 @@ from ttfs_triton.convert.calibration import Calibration, calibrate_network
 from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.convert.fit_range import fit_range
 from ttfs_triton.convert.layouts import PAPER, Layout, Statistics, TrainedAs, foreign_layout
-from ttfs_triton.convert.own import draw_readout, fold_own, is_own, own_config
-from ttfs_triton.convert.report import INPUT_NORMALISATION, ConversionReport, LayerEntry
+from ttfs_triton.convert.report import BATCH_NORM, INPUT_NORMALISATION, ConversionReport, LayerEntry
 from ttfs_triton.convert.source import Weights, open_weights
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification, standardise_weight
+from ttfs_triton.nn.folding import fold_tensors, has_batch_norm
 from ttfs_triton.nn.specification import Convolution
 from ttfs_triton.nn.weighted import WeightedLayer
 
+_OURS = re.compile(r"(?:features\.(?:conv|fc)\d+|readout)\..+")
 # Fields of the network's configuration that the weights leave open; all others are the source's.
 FREE = frozenset("encoder max_value mean std readout neuron bias initial_gain dropout".split())
 DIRECT_DERIVATIVE_CLIP = 1e5
@@ -142,9 +144,9 @@ def convert(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     folds_input = input_normalisation == "weights"
     statistics = (overrides.get("mean"), overrides.get("std"))
-    if is_own(weights.tensors):
+    if any(_OURS.fullmatch(name) for name in weights.tensors):
         keep = keep_standardisation and not folds_input
-        found = _own(weights, config, size, trained_as, statistics, keep, batch_norm_epsilon)
+        found = _own(weights, config, size, trained_as, statistics, keep)
     else:
         fallback = None if config is None else (config.mean, config.std)
         layout = foreign_layout(
@@ -214,20 +216,63 @@ def _own(
     trained_as: TrainedAs | None,
     statistics: Statistics,
     keep_standardisation: bool,
-    epsilon: float,
 ) -> _Source:
-    """A network of this package; arguments as of `convert`."""
-    own = own_config(weights, config, size, trained_as)
-    mean, std = statistics
+    """A network of this package, batch norm folded, and standardised weights too unless they are kept.
+
+    Args:
+        weights: the source.
+        config, size, trained_as, statistics, keep_standardisation: as of `convert`.
+    Raises:
+        ConversionError: no configuration, or something else was asked for than it says.
+    """
+    own = _own_config(weights, config, size, trained_as)
     if any(statistics) and own.encoder == "latency":
         raise ConversionError("convert: mean and std must not be given for a source that reads pixels as they are.")
-    keep = keep_standardisation and "readout.weight_gain" in weights.tensors
-    state, layers = fold_own(weights.tensors, own, keep_standardisation=keep, epsilon=epsilon)
-    notes = [SPIKING]
-    if not keep and any(key.endswith(".weight_gain") for key in weights.tensors):
-        notes.append("standardised weights folded into plain ones")
+    tensors, normalised = weights.tensors, has_batch_norm(weights.tensors)
+    gains = [name for name in tensors if name.endswith(".weight_gain")]
+    keep = keep_standardisation and bool(gains) and not normalised
+    state = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    try:
+        state = fold_tensors(state)
+    except (KeyError, RuntimeError) as error:
+        raise ConversionError(f"convert: {weights.name} must hold batch norms that fit its layers; {error}") from error
+    for name in gains if not (keep or normalised) else ():
+        weight = name.removesuffix("_gain")
+        state[weight] = standardise_weight(state[weight], state.pop(name))
+    entries: list[LayerEntry] = []
+    for layer in dict.fromkeys(re.sub(r"(\.batch_norm)?\.\w+$", "", name) for name in tensors):
+        sources = [name for name in tensors if name.startswith(f"{layer}.") and ".batch_norm." not in name]
+        folded = ["weight standardisation"] if not keep and f"{layer}.weight_gain" in tensors else []
+        if f"{layer}.batch_norm.running_var" in tensors:
+            sources, folded = [*sources, f"{layer}.batch_norm.*"], [*folded, BATCH_NORM]
+        entries.append(LayerEntry(layer.removeprefix("features."), tuple(sources), tuple(folded)))
+    notes = (SPIKING, *(["standardised weights folded into plain ones"] if gains and not keep else []))
+    mean, std = statistics
     own = own.replace(mean=mean or own.mean, std=std or own.std, weight_standardisation=keep, batch_norm=False)
-    return _Source("ours", own, state, layers, True, False, tuple(notes))
+    return _Source("ours", own, state, entries, True, False, notes)
+
+
+def _own_config(
+    weights: Weights, config: NetworkConfig | None, size: tuple[int, int] | None, trained_as: TrainedAs | None
+) -> NetworkConfig:
+    """What the config.json beside weights of ours says, or the caller."""
+    description = weights.description()
+    own = config if description is None else description.network
+    if own is None:
+        raise ConversionError(
+            f"convert: {weights.name} must have a config.json beside it, as training writes; it has none. "
+            "Keep both together."
+        )
+    if not isinstance(own, NetworkConfig):
+        raise ConversionError(
+            f"convert: {weights.name} must hold a network of a specification; got one that {own.builder} builds. "
+            "Train on from it: --network FILE.py:FUNCTION --weights."
+        )
+    if size not in (None, own.image_size):
+        raise ConversionError(f"convert: image_size must be {own.image_size}, as {weights.name} says; got {size}.")
+    if trained_as is not None:
+        raise ConversionError(f"convert: trained_as must be left out for a network of ours; got {trained_as}.")
+    return own.replace(grid=None)
 
 
 def _foreign(weights: Weights, layout: Layout, trained_as: TrainedAs | None) -> _Source:
@@ -285,7 +330,10 @@ def _paths(config: NetworkConfig) -> list[str]:
 
 def _with_new_readout(source: _Source, classes: int, initial_gain: float, seed: int) -> _Source:
     old, state = source.state["readout.weight"], dict(source.state)
-    state["readout.weight"] = draw_readout(classes, old[0].numel(), initial_gain, seed)
+    generator, inputs = torch.Generator().manual_seed(seed), old[0].numel()
+    # As `WeightedLayer.reset_parameters` draws them.
+    drawn = torch.randn(classes, inputs, generator=generator) * (initial_gain * (2 / inputs) ** 0.5)
+    state["readout.weight"] = drawn
     if "readout.weight_gain" in state:
         state["readout.weight_gain"] = torch.full((classes,), initial_gain * 2**0.5)
     state.pop("readout.bias", None)
@@ -348,5 +396,8 @@ def _network(config: NetworkConfig, state: Mapping[str, Tensor]) -> TTFSNetwork:
     with torch.random.fork_rng(devices=[]):
         network = TTFSNetwork(config)
     zeros = {name: torch.zeros_like(value) for name, value in network.state_dict().items() if name.endswith(".bias")}
-    network.load_state_dict(zeros | dict(state))
+    try:
+        network.load_state_dict(zeros | dict(state))
+    except RuntimeError as error:
+        raise ConversionError(f"convert: the weights must be those of {config.specification}; {error}") from error
     return network.eval()

@@ -15,8 +15,7 @@ from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.convert.calibration import Calibration
 from ttfs_triton.convert.command import CalibrationImages, check_folder
-from ttfs_triton.model import find_model
-from ttfs_triton.model.load import load_model
+from ttfs_triton.model import TTFSModel, find_model
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.grid import MOST_STEPS
 
@@ -60,7 +59,7 @@ def run(options: CalibrateOptions) -> Calibration:
     """
     check_folder(options.output_dir)
     grid = Grid(options.time_steps, options.weight_bits, options.weight_units == "channel", options.state_bits)
-    model, console = load_model(find_model(options.model), options.network), Console()
+    model, console = TTFSModel.from_files(find_model(options.model), options.network).float(), Console()
     images = options.load("calibrate", model.description, options.images)
     with console.status("calibrating") as status:
         network = model.network.to(images.device)
@@ -68,7 +67,5 @@ def run(options: CalibrateOptions) -> Calibration:
     console.print(found.table())
     model.cpu().save_pretrained(options.output_dir)
     write_json(options.output_dir / "calibration.json", found.to_dict())
-    if options.network is not None:
-        console.print("to load it, name a function that calls ttfs_triton.nn.put_on_grid(network, Grid(...))")
     console.print(f"written: {options.output_dir}", markup=False, highlight=False, soft_wrap=True)
     return found

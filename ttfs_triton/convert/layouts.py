@@ -88,46 +88,24 @@ class Layout:
         Raises:
             ConversionError: tensors are missing, superfluous or of another shape; by name.
         """
-        wanted = {f"{name}.{key}": value for name, part in self.modules for key, value in part.state_dict().items()}
-        shapes = {key: value.shape for key, value in tensors.items()}
-        for key, value in wanted.items():  # a convolution over all of its inputs is linear
-            if value.dim() == 2 < len(shapes.get(key, ())):
-                shapes[key] = tensors[key].flatten(1).shape
-        check_tensors({key: tuple(value.shape) for key, value in wanted.items()}, shapes, self.name)
+        named, found = nn.Module(), {name: tensor.float() for name, tensor in tensors.items()}
         for name, module in self.modules:
-            own = {key: tensors.get(f"{name}.{key}", torch.zeros(())) for key in module.state_dict()}
-            own = {key: value.view(wanted[f"{name}.{key}"].shape).float() for key, value in own.items()}
-            module.load_state_dict(own, assign=True)
+            *folders, last = name.split(".")
+            parent = named
+            for part in folders:
+                if part not in parent._modules:
+                    parent.add_module(part, nn.Module())
+                parent = parent.get_submodule(part)
+            if name:
+                parent.add_module(last, module)
+            if isinstance(module, nn.Linear) and f"{name}.weight" in found:
+                # A convolution over all of its inputs is linear.
+                found[f"{name}.weight"] = found[f"{name}.weight"].flatten(1)
+        try:
+            named.load_state_dict(found, assign=True)
+        except RuntimeError as error:
+            raise ConversionError(f"convert: the weights must be those of {self.name}; {error}") from error
         return nn.Sequential(*(module for _, module in self.modules)).eval()
-
-
-def check_tensors(wanted: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], what: str) -> None:
-    """Raise ConversionError unless tensors have exactly these names and shapes; batch counters may be missing."""
-    problems = [
-        f"{key}: {list(found[key]) if key in found else 'missing'}, {_layer_of(key)} needs {list(shape)}"
-        for key, shape in wanted.items()
-        if (key in found or not key.endswith("num_batches_tracked")) and list(found.get(key, [-1])) != list(shape)
-    ]
-    if problems:
-        raise ConversionError(f"convert: the weights must be those of {what}; got {_listed(problems)}.")
-    if unused := [key for key in found if key not in wanted]:
-        raise ConversionError(
-            f"convert: every tensor must belong to {what}; nothing takes {described(found, unused)}. "
-            "Remove them if they are not part of the network."
-        )
-
-
-def described(shapes: Mapping[str, Sequence[int]], keys: Sequence[str] | None = None) -> str:
-    """Names and shapes for messages, the first twelve."""
-    return _listed([f"{key} {list(shapes[key])}" for key in (list(shapes) if keys is None else keys)])
-
-
-def _layer_of(key: str) -> str:
-    return key.removeprefix("features.").partition(".")[0] if re.match(r"features\.\D|readout", key) else "its layer"
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:12]) + (f", ... ({len(texts)} in all)" if len(texts) > 12 else "")
 
 
 def foreign_layout(
@@ -157,13 +135,12 @@ def foreign_layout(
     _check_trained_as(names, trained_as)
     first, head = tensors[f"{next(iter(convolutions))}.weight"], tensors[f"{next(iter(dense))}.weight"]
     channels, classes = first.shape[1], len(tensors[f"{list(dense)[-1]}.weight"])
-    latency = names is PAPER and channels == 1
+    latency = names is PAPER and channels == 1  # the paper's for MNIST
     timm, assumptions = _timm_values(config), ["a 2×2 pool ends the convolutions"]
-    last = tensors[f"{list(convolutions)[-1]}.weight"]
-    places = head[0].numel() / len(last)  # of the maps that the head reads
+    places = head[0].numel() / len(tensors[f"{list(convolutions)[-1]}.weight"])  # of the maps that the head reads
     pools = sum(behind == 2 for behind in convolutions.values())
     average: list[tuple[str, nn.Module]] = []
-    if latency:  # the paper's for MNIST
+    if latency:
         size, (mean, std) = image_size or MNIST_SIZE, (None, None)
     else:
         size, side = _image_size(names, head, places, pools, image_size or timm.get("size"))
@@ -171,15 +148,8 @@ def foreign_layout(
             average = [("", nn.AdaptiveAvgPool2d(side))]
             maps = "×".join(str(length // 2**pools) for length in size)
             assumptions.append(f"an average pool turns maps of {maps} into {side}×{side}")
-        (mean, std), said = _statistics(
-            names,
-            statistics,
-            timm.get("statistics"),
-            fallback,
-            places=places,
-            channels=channels,
-            classes=classes,
-        )
+        known = _known_statistics(names, places, channels, classes)
+        (mean, std), said = _statistics(statistics, timm.get("statistics"), known, fallback, names.layout)
         assumptions.insert(0, said)
     if names is PAPER:
         assumptions.append(f"trained as {trained_as}, as said: the names are the same")
@@ -189,31 +159,22 @@ def foreign_layout(
         ("", nn.Flatten()),
         *_modules(tensors, dense, names, epsilon),
     ]
-    return Layout(
-        names.layout, tuple(modules[:-1]), (channels, size[0], size[1]), latency, mean, std, tuple(assumptions)
-    )
+    shape = (channels, size[0], size[1])
+    return Layout(names.layout, tuple(modules[:-1]), shape, latency, mean, std, tuple(assumptions))
 
 
 def _recognised(tensors: Mapping[str, Tensor]) -> tuple[Names, dict[str, int], dict[str, int]]:
     """The project, and what the names of its convolutions and fully connected layers begin with; see `_chain`."""
-    convolutional = False
     for names in (TORCHVISION, TIMM, PAPER):
         convolutions = _numbered(tensors, names.convolution, (4,))
         dense = _numbered(tensors, names.dense, (2, 4) if names is TIMM else (2,))
-        convolutional |= 0 in convolutions
         if 0 in convolutions and dense:
             return names, _chain(tensors, convolutions, 2), _chain(tensors, dense, names.between_dense)
-    shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    if convolutional:
-        rest = [key for key in tensors if not key.startswith(("features.", "conv."))]
-        raise ConversionError(
-            "convert: the weights must have a classifier (classifier, head.fc or fc.N.linear) of linear layers; got "
-            f"{described(shapes, rest) or 'none'}. A network without one computes no classes."
-        )
+    shapes = [f"{name} {list(tensor.shape)}" for name, tensor in tensors.items()]
     raise ConversionError(
-        "convert: the weights must be of a network of ours, a VGG with the names of torchvision or timm, or the "
-        f"paper's; got {described(shapes)}. Load them into their PyTorch module, and call "
-        "ttfs_triton.convert.convert_ann(module, images)."
+        "convert: the weights must be of a network of ours, or a VGG with a classifier and the names of torchvision, "
+        f"timm or the paper; got {', '.join(shapes[:12])}{' and more' if len(shapes) > 12 else ''}. Name the function "
+        "that builds their module, --network FILE.py:FUNCTION, or call ttfs_triton.convert.convert_ann(module, images)."
     )
 
 
@@ -337,40 +298,32 @@ def _image_size(
     return size, side
 
 
-def _statistics(
-    names: Names,
-    given: Statistics,
-    timm: Statistics | None,
-    fallback: Statistics | None,
-    *,
-    places: float,
-    channels: int,
-    classes: int,
-) -> tuple[Statistics, str]:
-    """Mean and std of the images that the source was trained on, and who says so: the first that says any.
+def _known_statistics(names: Names, places: float, channels: int, classes: int) -> Statistics | None:
+    """Mean and std of ImageNet, for a head that reads its 7×7 maps, or of the paper's code."""
+    if channels != 3:
+        return None
+    if names is PAPER:
+        return CIFAR100_PAPER if classes == 100 else CIFAR10_PAPER
+    return IMAGENET if places == IMAGENET_MAPS**2 else None
 
-    Args:
-        names, given, timm, fallback: see `foreign_layout`.
-        places: of the maps that the head reads.
-        channels, classes: of the network.
-    """
-    known = CIFAR100_PAPER if classes == 100 else CIFAR10_PAPER
-    if names is not PAPER:
-        known = IMAGENET if places == IMAGENET_MAPS**2 else None
+
+def _statistics(
+    given: Statistics, timm: Statistics | None, known: Statistics | None, fallback: Statistics | None, layout: str
+) -> tuple[Statistics, str]:
+    """Mean and std of the images that the source was trained on, and who says so: the first that says any."""
     candidates = (
         (given if None not in given else None, "mean and std as given"),
         (timm, "mean and std of the config.json beside the weights"),
-        (known if channels == 3 else None, f"mean and std as {names.layout} has them: {known and known[0]}"),
+        (known, f"mean and std as {layout} has them: {known and known[0]}"),
         (fallback, "mean and std of the images to train on"),
     )
-    found = next(((values, said) for values, said in candidates if values is not None), None)
-    if found is None:
-        raise ConversionError(
-            "convert: mean and std must be those of the images that the weights were trained on, which neither names "
-            "nor shapes say; got none. Give both (--mean, --std), pixels in [0, 1]."
-        )
-    (mean, std), said = found
-    return (given[0] or mean, given[1] or std), said
+    for values, said in candidates:
+        if values is not None:
+            return (given[0] or values[0], given[1] or values[1]), said
+    raise ConversionError(
+        "convert: mean and std must be those of the images that the weights were trained on, which neither names nor "
+        "shapes say; got none. Give both (--mean, --std), pixels in [0, 1]."
+    )
 
 
 def _check_trained_as(names: Names, trained_as: TrainedAs | None) -> None:

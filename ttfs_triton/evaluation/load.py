@@ -8,7 +8,6 @@ from typing import Any
 from ttfs_triton.data.images import ImageData, load_images
 from ttfs_triton.data.sources import HUB_NAME, SAMPLE
 from ttfs_triton.model import LoadError, ModelDescription, ModelFiles, TTFSModel, find_model
-from ttfs_triton.model.load import load_model
 from ttfs_triton.yaml_file import YamlError, read_mapping
 
 # What a run's configuration says about its data, by the arguments of `load_images`.
@@ -20,7 +19,7 @@ class LoadedNetwork:
     """A network with trained weights.
 
     Attributes:
-        network: in evaluation mode, on the CPU.
+        network: in evaluation mode, on the CPU, in float32.
         files: where it came from.
     """
 
@@ -47,11 +46,7 @@ def load_network(source: str | Path, network: str | None = None) -> LoadedNetwor
         HubError: no such repository, no right to read it, or no connection and nothing in the cache.
     """
     files = find_model(source)
-    model = load_model(files, network).float()
-    wrong = [name for name, values in model.state_dict().items() if not bool(values.isfinite().all())]
-    if wrong:
-        raise LoadError(f"load: weights of {files.weights} must be finite; got NaN or inf in {', '.join(wrong)}.")
-    return LoadedNetwork(model, files)
+    return LoadedNetwork(TTFSModel.from_files(files, network).float(), files)
 
 
 def load_test_images(

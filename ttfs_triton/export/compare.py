@@ -64,7 +64,7 @@ class Comparison:
         predictions: [N] int64, classes there; −1 for none.
         decided_here: [N] int64, classes here.
         ties: images whose earliest output spikes share a time there.
-        different: images without a tie that both give another class.
+        different: images whose class here is not among those that decide there.
     """
 
     program: str
@@ -136,19 +136,20 @@ def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor, *, batc
     snntorch = require("compare_nir", "snntorch", "nir")
     ours = network_graph(network, images.shape[1:])
     runs = [_run(graph, ours, part) for part in images.split(batch_size)]
-    (predictions, decided, ties), *layers = (
+    (predictions, decided, ties, earliest), *layers = (
         tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*runs, strict=True)
     )
     times = (
         TimeDifference.of(stage.name, there, here, int((count > 1).sum()))
         for stage, (there, here, count) in zip(ours.weighted, layers, strict=True)
     )
-    program, different = f"snnTorch {snntorch.__version__}", int(((predictions != decided) & ~ties).sum())
+    program, different = f"snnTorch {snntorch.__version__}", int((~earliest).sum())
     return Comparison(program, tuple(times), None, predictions, decided, different, int(ties.sum()))
 
 
 def _run(graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor) -> list[tuple[Tensor, ...]]:
-    """Classes there, here, and ties; then of each layer spike times there, here, and how often each neuron fired."""
+    """Classes there and here, ties, and whether the class here is among the earliest there; then of each layer spike
+    times there, here, and how often each neuron fired."""
     module, clock = import_into_snntorch(graph), Clock.from_metadata(graph.metadata)
     first = {stage.name: FirstSpikes() for stage in ours.weighted}
     for name, found in first.items():
@@ -171,7 +172,9 @@ def _run(graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor) -> list[tuple[
         (first[stage.name].times(clock, clock.window_of(stage)), here[stage.name], first[stage.name].count)
         for stage in ours.weighted
     ]
-    return [(decision.prediction, expected, decision.tie), *layers]
+    times = decision.spike_times
+    earliest = (times.gather(1, expected[:, None])[:, 0] == times.min(1).values) & ~decision.no_spike
+    return [(decision.prediction, expected, decision.tie, earliest), *layers]
 
 
 def import_into_snntorch(graph: nir.NIRGraph) -> nn.Module:

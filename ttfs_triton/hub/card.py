@@ -175,7 +175,7 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
 
 
 def _settings(facts: ModelFacts) -> str:
-    used = {key: value for key, value in facts.settings.items() if value not in (None, False, 0, [], ())}
+    used = {key: value for key, value in facts.settings.items() if value not in (None, False, 0, "no", [], ())}
     return code_block(yaml.safe_dump(used, sort_keys=False)) if used else ""
 
 

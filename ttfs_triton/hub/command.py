@@ -78,6 +78,8 @@ def run(options: PublishOptions, console: Console) -> None:
         commit_message=options.commit_message,
         show=lambda package: say(files_list(package)),
     )
+    if found.unsigned:
+        say(f"not compared: {options.run}/summary.json, of an older version, does not say which weights it is of")
     if options.dry_run:
         say(found.package.card)
         say(f"dry run: nothing was sent to {options.repo_id}")

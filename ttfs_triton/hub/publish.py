@@ -22,10 +22,12 @@ class Published:
     Attributes:
         package: the files.
         url: of the commit, or None after a dry run.
+        unsigned: the run does not say which weights its figures are of.
     """
 
     package: Package
     url: str | None
+    unsigned: bool = False
 
 
 def publish(
@@ -70,10 +72,10 @@ def publish(
     package = make_package(facts, repo_id, license=license, chips=chips)
     show(package)
     if dry_run:
-        return Published(package, None)
+        return Published(package, None, facts.unsigned)
     open_repository(repo_id, private=private, token=token)
     try:
         url = upload(package.files, repo_id, stale=ALLOWED, token=token, commit_message=commit_message)
     except HubError as error:
         raise HubError(f"{error}\nNothing has changed in {repo_id}; {run} is as it was. Publish it again.") from error
-    return Published(package, url)
+    return Published(package, url, facts.unsigned)

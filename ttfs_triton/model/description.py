@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -114,7 +115,8 @@ class ModelDescription:
         base_model: that it was made from, or None.
         library: name and version of the package that wrote it; `to_dict` writes those of this one.
     Raises:
-        ValueError: as many class names as classes are needed; preprocessing must give what the network takes.
+        ValueError: as many class names as classes are needed, and all different; preprocessing must give what the
+            network takes.
 
     Example:
         >>> network = NetworkConfig("4C3-P2-16", image_size=(8, 8), classes=2)
@@ -133,11 +135,19 @@ class ModelDescription:
     library: dict[str, str] = dataclasses.field(default_factory=_library)
 
     def __post_init__(self) -> None:
-        network, events = self.network, self.preprocessing.events
+        network, events, divisor = self.network, self.preprocessing.events, self.preprocessing.divisor
         if len(self.class_names) != network.classes:
             raise ValueError(
                 f"ModelDescription: class_names must be {network.classes} strings, one a class; "
                 f"got {self.class_names!r:.400}."
+            )
+        if isinstance(network, NetworkConfig) and not network.specification.isascii():
+            raise ValueError(f"ModelDescription: specification must be ASCII; got {network.specification!r:.80}.")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(f"ModelDescription: class_names must differ; got {self.class_names!r:.400}.")
+        if not math.isclose(divisor, 255.0 / network.max_value):
+            raise ValueError(
+                f"ModelDescription: divisor must be 255 / max_value, {255.0 / network.max_value}; got {divisor}."
             )
         wanted = (network.image_size, _MODES.get(network.in_channels))
         if (self.preprocessing.size, self.preprocessing.mode) != wanted:

@@ -98,14 +98,14 @@ def read_config(path: Path) -> bytes:
     Raises:
         LoadError: there is none, it cannot be read, or it is larger than `MAX_CONFIG_BYTES`.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise LoadError(
+            f"load: {path} must say what network the weights are of; there is no such file. "
+            "Training writes one beside its weights; keep both together."
+        )
     try:
         with path.open("rb") as file:
             content = file.read(MAX_CONFIG_BYTES + 1)
-    except FileNotFoundError:
-        raise LoadError(
-            f"load: {path} must say what network the weights are of; there is none. "
-            "Training writes one beside its weights; keep both together."
-        ) from None
     except OSError as error:
         raise LoadError(f"load: {path} must be readable; {error}.") from error
     if len(content) > MAX_CONFIG_BYTES:
@@ -168,7 +168,7 @@ def _wanted(description: ModelDescription, network: nn.Module | None, path: Path
                 f"load: {path} must say how its network is built; it only names {known.builder}, code that no file "
                 "holds. Pass it: from_pretrained(…, network=…), or --network FILE.py:FUNCTION."
             )
-        known.check(network)
+        known.take(network)
         return _tensors(network)
     if network is not None:
         raise LoadError(f"load: network must be None where {path} says how it is built; got {type(network).__name__}.")

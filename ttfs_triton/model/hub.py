@@ -1,26 +1,34 @@
-"""The Hugging Face Hub: files from there and to there, rights, and what goes wrong in plain words."""
+"""The Hugging Face Hub: files from there and to there, rights, and what goes wrong in plain words.
+
+A hub is not trusted. What it calls a commit or a file names files of the cache, so that each of its answers is checked
+before huggingface_hub reads it; and it may not take for ever.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors, get_token
-from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  # no answer at all
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import _http, set_client_factory, validate_repo_id
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-# Errors of this machine, such as a full disk, are not among them.
-_ERRORS = (
-    *(errors.HFValidationError, errors.LocalTokenNotFoundError, errors.OfflineModeIsEnabled),
-    *(errors.EntryNotFoundError, errors.RevisionResolutionError, errors.FileMetadataError),
-    *(errors.HfHubHTTPError, HTTPError, ConnectionError, TimeoutError),
-)
+ANSWER_SECONDS = 120
+"""Time that a hub has, and a second more for each `SLOWEST` bytes that come or go."""
+SLOWEST = 2**14
 _TOKEN = re.compile(r"hf_\w+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAME = re.compile(r'(W/)?"?[0-9A-Za-z_-]{1,128}"?')
+_NAMES = {"oid", "blobId", "sha256", "xetHash"}
+"""Keys of answers whose values become names of files in the cache; "sha" is a commit."""
+Answer = TypeVar("Answer")
 
 
 class HubError(RuntimeError):
@@ -29,18 +37,23 @@ class HubError(RuntimeError):
 
 @contextmanager
 def hub_errors(function: str, repo_id: str) -> Iterator[None]:
-    """Within its `with` block, what goes wrong between here and the Hub becomes a `HubError` that says what to do."""
+    """Within its `with` block, what goes wrong between here and the Hub becomes a `HubError` that says what to do.
+
+    Errors of this machine, such as a full disk, stay what they are.
+    """
     try:
         yield
-    except _ERRORS as error:
-        raise HubError(f"{function}: {_reason(error, repo_id)}") from error
-    except RuntimeError as error:  # around what broke the upload of a large file
-        if isinstance(error, HubError) or not isinstance(error.__cause__, _ERRORS):
+    except (HubError, MemoryError):
+        raise
+    except Exception as error:  # of any kind: answers may be malformed
+        # Around what broke the upload of a large file there is another error.
+        cause = error.__cause__ if isinstance(error.__cause__, errors.HfHubHTTPError | OSError) else error
+        if isinstance(cause, OSError) and cause.errno and not isinstance(cause, ConnectionError | TimeoutError):
             raise
-        raise HubError(f"{function}: {_reason(error.__cause__, repo_id)}") from error
+        raise HubError(f"{function}: {_reason(cause, repo_id)}") from error
 
 
-def _reason(error: Exception, repo_id: str) -> str:
+def _reason(error: BaseException, repo_id: str) -> str:
     if isinstance(error, errors.HFValidationError):
         return f"repo_id must be a valid name, owner/name; got {repo_id!r} ({error})."
     if isinstance(error, errors.OfflineModeIsEnabled) or constants.is_offline_mode():
@@ -64,14 +77,100 @@ def _reason(error: Exception, repo_id: str) -> str:
     return answers.get(_status(error), f"the Hub must answer for {repo_id}; {_first_line(error)}. Try again later.")
 
 
-def _status(error: Exception) -> int:
+def _status(error: BaseException) -> int:
     response = getattr(error, "response", None)
     return int(getattr(response, "status_code", 0) or 0)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return _TOKEN.sub("hf_…", f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__).rstrip(".")
+    text = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    return _TOKEN.sub("hf_…", text).rstrip(".")
+
+
+_received: list[Any] = []  # answers of the call that runs
+_factories: list[Callable[[], Any]] = []  # that check answers
+
+
+def _ask(function: str, repo_id: str, call: Callable[[], Answer], *, sent: int = 0) -> Answer:
+    """What a call of huggingface_hub returns, its hub checked and hurried.
+
+    Args:
+        function, repo_id: for messages.
+        call: talks to the hub; in a thread of its own, which is left behind if the hub takes too long.
+        sent: bytes that it uploads.
+    Raises:
+        HubError: as `hub_errors`, or time is up.
+    """
+    _check_answers()
+    _received.clear()
+    results: list[Answer] = []
+    failures: list[BaseException] = []
+
+    def answer() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            failures.append(error)
+
+    start = time.monotonic()
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    with hub_errors(function, repo_id):
+        while thread.is_alive():
+            thread.join(0.5)
+            allowed = ANSWER_SECONDS + (sent + sum(each.num_bytes_downloaded for each in [*_received])) / SLOWEST
+            if thread.is_alive() and time.monotonic() - start > allowed:
+                raise TimeoutError(f"it took more than {allowed:.0f} s")
+        if failures:
+            raise failures[0]
+    return results[0]
+
+
+def _check_answers() -> None:
+    """Let huggingface_hub's HTTP client, which the program may have made its own, hand each answer over first."""
+    original = _http._GLOBAL_CLIENT_FACTORY
+    if original in _factories:
+        return
+
+    def factory() -> Any:
+        client = original()
+        hooks = client.event_hooks
+        client.event_hooks = hooks | {"response": [*hooks.get("response", ()), _check_answer]}
+        return client
+
+    _factories.append(factory)
+    set_client_factory(factory)
+
+
+def _check_answer(response: Any) -> None:
+    """Refuse names that would lie outside of the cache, in headers and in JSON."""
+    _received.append(response)
+    headers = response.headers
+    _check_name("X-Repo-Commit", headers.get("X-Repo-Commit"), _COMMIT)
+    if response.request.method == "HEAD" and "X-Repo-Commit" in headers:  # others are no file's
+        for name in ("X-Linked-Etag" if "X-Linked-Etag" in headers else "ETag", "X-Xet-Hash"):
+            _check_name(name, headers.get(name), _NAME)
+    elif response.is_success and "/api/" in response.request.url.path:
+        _check_json(json.loads(response.read() or b"null"))
+
+
+def _check_json(values: Any) -> None:
+    """Of what a repository is, or of the list of its files."""
+    for entry in values if isinstance(values, list) else [values]:
+        if isinstance(entry, Mapping):
+            _check_name("sha", entry.get("sha"), _COMMIT)
+            large = entry.get("lfs")
+            for own in (entry, large) if isinstance(large, Mapping) else (entry,):
+                for name in _NAMES & own.keys():
+                    _check_name(name, own[name], _NAME)
+
+
+def _check_name(name: str, value: Any, pattern: re.Pattern[str]) -> None:
+    if value is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
+        raise HubError(
+            f"download: {name} of the Hub's answer must be a plain name; got {value!r:.80}. Do not trust it."
+        )
 
 
 class DownloadOptions(TypedDict, total=False):
@@ -98,9 +197,11 @@ def download(
     Raises:
         HubError: no such repository or revision, no right to read it, or no connection and nothing in the cache.
     """
-    with hub_errors("download", repo_id):
-        folder = huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=files, **options)
-    return Path(folder)
+
+    def call() -> str:
+        return huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=files, **options)
+
+    return Path(_ask("download", repo_id, call))
 
 
 def check_account(repo_id: str, *, token: str | None = None) -> None:
@@ -117,9 +218,7 @@ def check_account(repo_id: str, *, token: str | None = None) -> None:
         raise HubError("publish: the Hub must be reachable; HF_HUB_OFFLINE is set. Unset it.")
     if (token or get_token()) is None:
         raise HubError("publish: a token must be there; found none. Run `hf auth login`, or set HF_TOKEN.")
-    with hub_errors("publish", repo_id):
-        who = HfApi(token=token).whoami()
-    _check_rights(repo_id, who)
+    _check_rights(repo_id, _ask("publish", repo_id, HfApi(token=token).whoami))
 
 
 def open_repository(repo_id: str, *, private: bool = True, token: str | None = None) -> None:
@@ -132,11 +231,14 @@ def open_repository(repo_id: str, *, private: bool = True, token: str | None = N
         HubError: the Hub forbids it, or an existing repository is of the other kind.
     """
     api = HfApi(token=token)
-    with hub_errors("publish", repo_id):
+
+    def call() -> huggingface_hub.ModelInfo:
         if not api.repo_exists(repo_id):
             api.create_repo(repo_id, private=private)
         api.auth_check(repo_id, write=True)
-        found = api.model_info(repo_id)
+        return api.model_info(repo_id)
+
+    found = _ask("publish", repo_id, call)
     if bool(found.private) != private:
         wanted, is_now = ("private", "public") if private else ("public", "private")
         raise HubError(
@@ -197,8 +299,11 @@ def upload(
         HubError: the connection broke, or the Hub refused.
     """
     api = HfApi(token=token)
-    with hub_errors("publish", repo_id):
+
+    def call() -> str:
         removed = sorted(set(stale) & set(api.list_repo_files(repo_id)) - set(files))
         operations = [*(CommitOperationAdd(name, content) for name, content in files.items())]
         operations += [CommitOperationDelete(name) for name in removed]
         return api.create_commit(repo_id, operations, commit_message=commit_message).commit_url
+
+    return _ask("publish", repo_id, call, sent=sum(map(len, files.values())))

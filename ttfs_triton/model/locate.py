@@ -79,14 +79,20 @@ def find_model(
         HubError: as `download`.
     """
     path = Path(source)
-    if str(source).startswith(PREFIX) and not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:  # of a name that is too long
+        raise LoadError(
+            f"load: source must be a name that a file can have; got {path!s:.80} ({error.strerror})."
+        ) from None
+    if str(source).startswith(PREFIX) and not exists:
         if revision is not None:
             raise LoadError(f"load: revision must be None for a bundled network; got {revision!r} for {source}.")
         folder = bundled_folder(str(source))
         return ModelFiles(folder / WEIGHTS, folder / CONFIG, bundled=True)
     match = _HUB_NAME.fullmatch(str(source))
     two_words = str(source).count("/") == 1 and path.suffix == ".safetensors"  # a folder and a file
-    if path.exists() or isinstance(source, Path) or match is None or two_words:
+    if exists or isinstance(source, Path) or match is None or two_words:
         if revision is not None:
             raise LoadError(f"load: revision must be None for a local model; got {revision!r} for {path}.")
         return _local(path)

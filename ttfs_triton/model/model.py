@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import ttfs_triton
+from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.classification import Classification, Decision, check_options, classify_batch
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, BaseModel, ModelDescription
-from ttfs_triton.model.files import model_bytes, read_model, write_model
+from ttfs_triton.model.files import described, model_bytes, read_model, write_model
 from ttfs_triton.model.hub import check_account, open_repository, upload
 from ttfs_triton.model.images import ImageLike, network_input, split_images
 from ttfs_triton.model.locate import ModelFiles, find_model
@@ -24,8 +25,8 @@ from ttfs_triton.model.weights import WEIGHTS, LoadError, checksum, load_tensors
 from ttfs_triton.nn import NetworkConfig, NetworkGraph, TTFSNetwork, network_graph
 from ttfs_triton.nn.trace import image_shape_of, unwrapped
 
-Network = nn.Module | Callable[[], nn.Module]
-"""A network, or a function without arguments that builds it."""
+Network = nn.Module | Callable[[], nn.Module] | str
+"""A network, a function without arguments that builds it, or "FILE.py:FUNCTION", see `build_network_of`."""
 
 
 class ClassifyOptions(TypedDict, total=False):
@@ -188,8 +189,9 @@ class TTFSModel(
                 weights are taken), a folder with config.json and model.safetensors, or a .safetensors file beside its
                 config.json, or "bundled:NAME" for one that comes with the package, which computes in float32. What
                 exists locally is never looked for on the Hub.
-            network: of a model whose network code of yours builds: that network, whose weights are then replaced, or
-                a function without arguments that builds it. No code is ever taken from the files.
+            network: of a model whose network code of yours builds: that network, whose weights are then replaced, a
+                function without arguments that builds it, or "FILE.py:FUNCTION", which is run. No code is ever taken
+                from the model's files.
             revision: branch, tag or commit, of a repository.
             device: where the model goes.
             token, cache_dir, force_download, local_files_only: as of `huggingface_hub.snapshot_download`.
@@ -214,9 +216,17 @@ class TTFSModel(
 
         Raises:
             LoadError: damaged files, or weights of another network.
+            ValueError: as `build_network_of`.
         """
-        built = network() if network is not None and not isinstance(network, nn.Module) else network
+        if isinstance(network, str):
+            known = described(files.config, files.weights).network
+            sizes: Any = {name: getattr(known, name) for name in ("in_channels", "image_size", "classes")}
+            built = build_network_of(network, **sizes)
+        else:
+            built = network() if network is not None and not isinstance(network, nn.Module) else network
         description, tensors = read_model(files.config, files.weights, built)
+        if isinstance(network, str) and isinstance(description.network, OwnNetwork):
+            description = description.replace(network=description.network.built_by(network))
         model = cls.from_description(description, built)
         load_tensors(model, tensors, files.weights)
         return (model.float() if files.bundled else model).eval()
@@ -295,7 +305,7 @@ class TTFSModel(
             base_model=None if base is None else base.name,
             model_name=repo_id.rpartition("/")[2],
         )
-        build = "" if isinstance(known, NetworkConfig) else ", network=build()"
+        build = "" if isinstance(known, NetworkConfig) else f", {known.argument}"
         return (
             f"---\n{metadata.to_yaml()}\n---\n\n# {repo_id.rpartition('/')[2]}\n\n"
             f"A time-to-first-spike network ([Wei et al., ICCV 2023]({PAPER})), made with `{LIBRARY}` "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -14,8 +15,10 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from ttfs_triton.nn.chip import put_on_grid
 from ttfs_triton.nn.config import MAX_CHANNELS, MAX_SIDE, NetworkConfig
 from ttfs_triton.nn.graph import NetworkGraph
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.specification import MAX_SIZE
 from ttfs_triton.nn.trace import network_graph
@@ -35,6 +38,7 @@ class OwnNetwork:
         image_size: (height, width) of the images.
         classes: number of classes.
         layers: a line for each layer, `NetworkGraph.describe`; a network with other lines is another one.
+        grid: of the chip that it was trained or calibrated for; None: real numbers.
     Raises:
         ValueError: a value of another type or out of range.
     """
@@ -44,6 +48,7 @@ class OwnNetwork:
     image_size: tuple[Side, Side]
     classes: Annotated[int, Field(ge=1, le=MAX_SIZE)]
     layers: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_LAYERS)]
+    grid: Grid | None = None
 
     @classmethod
     def of(cls, graph: NetworkGraph, builder: str) -> OwnNetwork:
@@ -55,21 +60,35 @@ class OwnNetwork:
         if len(graph.image_shape) != 3:
             raise ValueError(f"OwnNetwork: image_shape must be (channels, height, width); got {graph.image_shape}.")
         channels, height, width = graph.image_shape
-        builder = builder.replace("\\", "/").rpartition("/")[2]  # folders of this machine say nothing to readers
-        return cls(builder, channels, (height, width), graph.classes, tuple(graph.describe()))
+        layers = tuple(graph.describe())
+        return cls(_plain(builder), channels, (height, width), graph.classes, layers, graph.grid)
+
+    def built_by(self, builder: str) -> OwnNetwork:
+        """The same network, of other code."""
+        return dataclasses.replace(self, builder=_plain(builder))
 
     @property
     def max_value(self) -> float:
         """Pixel value of the brightest: networks are trained with pixels in [0, 1]."""
         return 1.0
 
-    def check(self, network: nn.Module) -> None:
-        """Raise unless a network is this one.
+    @property
+    def argument(self) -> str:
+        """Of `TTFSModel.from_pretrained`, Python: what a reader who has the code passes."""
+        name = re.sub(r"[^\w.:/-]", "_", self.builder)
+        return f'network="{name}"' if ".py:" in name else f"network={name.rpartition('.')[2]}()"
+
+    def take(self, network: nn.Module) -> None:
+        """Put a network on the grid, unless its code has done so, and raise unless it is this one.
 
         Raises:
-            ValueError: the first layer that differs, or what `network_graph` says.
+            ValueError: the first layer that differs, another grid, or what `network_graph` says.
         """
         graph = network_graph(network, (self.in_channels, *self.image_size))
+        if self.grid is not None and graph.grid is None:
+            put_on_grid(network, self.grid)
+        elif self.grid is not None and graph.grid != self.grid:
+            raise ValueError(f"network must be on the grid that the weights are of, {self.grid}; got {graph.grid}.")
         found, wanted = graph.describe(), list(self.layers)
         for place in range(max(len(found), len(wanted))):
             mine, theirs = (lines[place] if place < len(lines) else "no layer" for lines in (wanted, found))
@@ -81,7 +100,8 @@ class OwnNetwork:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return dataclasses.asdict(self) | {"image_size": list(self.image_size), "layers": list(self.layers)}
+        values = dataclasses.asdict(self) | {"image_size": list(self.image_size), "layers": list(self.layers)}
+        return {name: value for name, value in values.items() if name != "grid" or value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OwnNetwork:
@@ -95,6 +115,11 @@ class OwnNetwork:
 
 
 _ADAPTER = TypeAdapter(OwnNetwork)
+
+
+def _plain(builder: str) -> str:
+    """Without folders: those of this machine say nothing to readers."""
+    return builder.replace("\\", "/").rpartition("/")[2]
 
 
 def describe_network(

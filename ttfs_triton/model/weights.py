@@ -50,8 +50,12 @@ def weight_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     Args:
         tensors: as of `state_dict()`, on any device; `torch.compile`'s prefixes are taken off the names.
         metadata: more texts for the header. Default: none.
+    Raises:
+        ValueError: values that are not finite.
     """
     named = {name.replace("_orig_mod.", ""): tensor.detach().cpu() for name, tensor in tensors.items()}
+    if problem := not_finite(named):
+        raise ValueError(f"save: weights must be finite; got {problem}. Nothing was written: the training diverged.")
     # safetensors writes several entries of metadata in an order that changes from call to call: the header is ours.
     plain = tensor_bytes(named)
     length = int.from_bytes(plain[:8], "little")
@@ -74,6 +78,14 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The first tensor with infinities or NaN, in words; "" if there is none."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            return f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values of {name} that are not"
+    return ""
+
+
 def read_header(path: Path) -> Header:
     """What is in a file; no tensor is read.
 
@@ -93,7 +105,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read tensors, on the CPU.
 
     Raises:
-        LoadError: the file is not there, is no safetensors file, is cut off, or fails its checksum if it has one.
+        LoadError: the file is not there, is no safetensors file, is cut off, fails its checksum if it has one, or holds
+            values that are not finite.
     """
     expected = read_header(path).metadata.get(CHECKSUM)
     try:
@@ -102,6 +115,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise LoadError(f"load: {path} must be a whole safetensors file; {error}.") from error
     if expected is not None and checksum(tensors) != expected:
         raise LoadError(f"load: {path} must be as it was written; its checksum differs. Copy or download it again.")
+    if problem := not_finite(tensors):
+        raise LoadError(f"load: {path} must hold finite weights; got {problem}. Its training diverged.")
     return tensors
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.hardware import count, load_chip
 from ttfs_triton.model import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
-from ttfs_triton.nn.chip import check_registers
+from ttfs_triton.nn.chip import check_registers, put_on_grid
 from ttfs_triton.nn.folding import unfold_batch_norm
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.specification import Convolution, Dense, Token
@@ -134,15 +135,9 @@ def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *,
         start: where they come from.
         learn_units: whether units are trained.
     Raises:
-        ConfigError: registers cannot hold the threshold, at these weights; or code of the user's builds the network,
-            and alone can put it on a grid again.
+        ConfigError: registers cannot hold the threshold, at these weights.
     """
-    if not isinstance(network, TTFSNetwork):
-        raise ConfigError(
-            f"time_steps must go with a network of --model; got a {type(network).__name__}. Call "
-            "ttfs_triton.nn.put_on_grid(network, Grid(...)) where you build it: then it is on its grid wherever you do."
-        )
-    network.put_on_grid(grid)
+    getattr(network, "put_on_grid", partial(put_on_grid, network))(grid)
     if start is not None and start.grid == grid and start.units:
         network.load_state_dict(start.units, strict=False)
     for name, parameter in network.named_parameters():
@@ -176,12 +171,15 @@ def load_own_weights(network: nn.Module, source: str) -> Start:
     """
     try:
         weights = open_weights(source)
-        base_model = weights.base_model()
-        _check_same(network, weights.tensors)
+        base_model, description = weights.base_model(), weights.description()
+        on_grid = any(name.endswith(".log2_unit") for name in network.state_dict())
+        units = {} if on_grid else {key: each for key, each in weights.tensors.items() if key.endswith(".log2_unit")}
+        tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
+        _check_same(network, tensors)
     except (WeightsError, ConversionError) as error:
         raise ConfigError(f"weights: {error}") from error
-    network.load_state_dict(weights.tensors)
-    return Start(base_model, None)
+    network.load_state_dict(tensors)
+    return Start(base_model, None, None if description is None else description.network.grid, units)
 
 
 def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ttfs_triton.model.files import described
 from ttfs_triton.model.hub import HubError
-from ttfs_triton.model.load import load_model
 from ttfs_triton.model.locate import find_model
+from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.train.build import RunData
 from ttfs_triton.train.config import ConfigError, TrainConfig
@@ -60,7 +60,7 @@ def load_teacher(config: TrainConfig, data: RunData, accelerator: Accelerator) -
     try:
         files = find_model(config.teacher)
         own = isinstance(described(files.config, files.weights).network, OwnNetwork)
-        model = load_model(files, config.network if own else None)
+        model = TTFSModel.from_files(files, config.network if own else None)
     except (ValueError, HubError) as error:
         raise ConfigError(f"teacher: {error}") from error
     names, classes = list(model.class_names), data.train.class_names

@@ -1,14 +1,20 @@
-"""Initial potentials that bring any network of our layers closest to the ANN of its weights."""
+"""Initial potentials that bring a network closest to the ANN of its weights, or a grid closest to none."""
 
 import io
+import json
 
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
+from tests.data.fixtures import _own_cache, write_parquet
+from tests.train.runs import make_images
 from ttfs_triton.convert import ConversionError, calibrate_network
+from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.convert.calibration import correlation
+from ttfs_triton.convert.grid_command import main
+from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
@@ -18,9 +24,12 @@ from ttfs_triton.nn import (
     Neuron,
     PotentialReadout,
     TTFSNetwork,
+    network_graph,
     put_on_grid,
+    resnet20,
 )
 
+__all__ = ["_own_cache", "write_parquet"]
 IMAGES = torch.rand(24, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
@@ -53,7 +62,7 @@ def skipping(sigma: float = 1.0, **options) -> Skipping:
 def drawn(sigma: float = 1.0, specification: str = "6C3-P2-8C3-16", **options) -> TTFSNetwork:
     torch.manual_seed(1)
     config = NetworkConfig(specification, in_channels=3, image_size=(12, 12), classes=4, neuron=Neuron(sigma))
-    return TTFSNetwork(config.replace(**({"initial_gain": 1.0} | options)))
+    return TTFSNetwork(config.replace(**({"initial_gain": 1.0} | options))).eval()
 
 
 def spikes_of(network: Skipping, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -61,6 +70,9 @@ def spikes_of(network: Skipping, x: torch.Tensor) -> dict[str, torch.Tensor]:
     early = network.conv1(network.encoder(x))
     late = network.conv2(early)
     return {"conv1": early, "conv2": late, "conv3": network.conv3(late, skip=early)}
+
+
+# ---- against the ANN
 
 
 @torch.no_grad()
@@ -75,6 +87,17 @@ def test_layers_of_a_network_with_a_skip_come_closer_to_its_ann():
         assert (after - ann).square().sum() < (before - ann).square().sum()
         for value, ours in ((layer.before, before), (layer.after, after)):
             assert value == pytest.approx(torch.corrcoef(torch.stack([ours, ann]))[0, 1].item(), abs=1e-6)
+    assert correlation(torch.full((9,), 0.3), torch.rand(9)) is None
+    assert correlation(torch.rand(9), torch.zeros(9)) is None
+
+
+def test_calibration_is_shown_and_written():
+    found = calibrate_network(drawn(), IMAGES)
+    assert found.to_dict()["images"] == len(IMAGES)
+    console = Console(width=100, file=io.StringIO())
+    console.print(found.table())
+    shown = console.file.getvalue()
+    assert all(f"{layer.after:.3f}" in shown and f"{layer.shift:+.3f}" in shown for layer in found.layers)
 
 
 @torch.no_grad()
@@ -116,8 +139,7 @@ def test_without_a_slope_there_is_nothing_to_calibrate():
     found = calibrate_network(network, IMAGES)
     assert network.training
     for layer in found.layers:
-        assert (layer.before, layer.after) == pytest.approx((1, 1))
-        assert layer.shift == pytest.approx(0, abs=1e-6)
+        assert (layer.before, layer.after, layer.shift) == pytest.approx((1, 1, 0), abs=1e-6)
 
 
 def test_batches_and_devices_do_not_matter(device):
@@ -132,26 +154,77 @@ def test_batches_and_devices_do_not_matter(device):
         torch.testing.assert_close(mine, theirs.cpu(), atol=2 / 256, rtol=0)
 
 
-def test_correlation_of_something_constant_is_none():
-    assert correlation(torch.full((9,), 0.3), torch.rand(9)) is None
-    assert correlation(torch.rand(9), torch.zeros(9)) is None
+# ---- on a grid
 
 
-def test_calibration_is_shown_and_written():
-    found = calibrate_network(drawn(), IMAGES)
-    assert found.to_dict()["images"] == len(IMAGES)
-    console = Console(width=100, file=io.StringIO())
-    console.print(found.table())
-    shown = console.file.getvalue()
-    assert all(f"{layer.after:.3f}" in shown and f"{layer.shift:+.3f}" in shown for layer in found.layers)
+@pytest.mark.parametrize(
+    ("grid", "options"),
+    [
+        (Grid(4, 2), {}),
+        (Grid(8, 3, per_channel=False), {"encoder": "analog", "readout": "potential_end"}),
+        (Grid(4), {}),
+        (Grid(8, 3), {"specification": "6C3-(6C3-6C3)x2-A"}),
+    ],
+)
+@torch.no_grad()
+def test_every_layer_comes_closer_to_what_it_is_without_a_grid(grid, options, device):
+    network, rounded, images = drawn(0.25, **options).to(device), drawn(0.25, **options).to(device), IMAGES.to(device)
+    before = network(images)
+    rounded.put_on_grid(grid)
+    found = calibrate_grid(network, images, grid, batch_size=7)
+    assert all(layer.after <= layer.before + 1e-9 for layer in found.layers)
+    assert [layer.name for layer in found.layers] == [stage.name for stage in network_graph(network).weighted]
+    ours, theirs = ((each(images) - before).square().mean() for each in (network, rounded))
+    assert ours < theirs
+    assert (network.config.grid, found.to_dict()["grid"]) == (grid, grid.to_dict())
+    assert len(found.table().rows) == len(found.layers)
+
+
+def test_other_modules_and_deep_networks_with_skips_come_onto_a_grid():
+    network = skipping()
+    found = calibrate_grid(network, IMAGES[:8], Grid(8, 4))
+    assert [layer.name for layer in found.layers] == ["conv1", "conv2", "conv3", "hidden", "readout"]
+    assert network.readout.grid == Grid(8, 4)
+    assert len(calibrate_grid(resnet20(width=0.125), torch.rand(1, 3, 32, 32), Grid(8, 4)).layers) == 20
+    # σ = 0: a late spike that appears or vanishes is no jump there.
+    fine = drawn(0.0)
+    with torch.no_grad():
+        before = fine(IMAGES)
+        calibrate_grid(fine, IMAGES, Grid(256, 12))
+        torch.testing.assert_close(fine(IMAGES), before, atol=0.02, rtol=0)
 
 
 def test_what_cannot_be_calibrated_is_refused():
-    with pytest.raises(ConversionError, match=r"layers must have initial potentials; got bias=False in conv3"):
-        calibrate_network(skipping(bias=False), IMAGES)
-    with pytest.raises(ConversionError, match="without a grid, and at least one image; got no images"):
-        calibrate_network(skipping(), IMAGES[:0])
     on_grid = skipping()
     put_on_grid(on_grid, Grid(8, 4))
-    with pytest.raises(ConversionError, match="got a network on a grid"):
-        calibrate_network(on_grid, IMAGES)
+    for calibrate, message in (
+        (lambda: calibrate_network(skipping(bias=False), IMAGES), "have initial potentials; got bias=False in conv3"),
+        (lambda: calibrate_network(skipping(), IMAGES[:0]), "a grid, and at least one image; got no images"),
+        (lambda: calibrate_network(on_grid, IMAGES), "got a network on a grid"),
+    ):
+        with pytest.raises(ConversionError, match=message):
+            calibrate()
+    with pytest.raises(ValueError, match="images must be some images; got none"):
+        calibrate_grid(drawn(), IMAGES[:0], Grid(4))
+    with pytest.raises(ValueError, match="state_bits must hold every layer's threshold"):
+        calibrate_grid(drawn(), IMAGES[:2], Grid(64, 8, state_bits=6))
+
+
+def test_recipe_writes_a_network_on_its_grid(tmp_path, write_parquet, capsys):
+    data = make_images(tmp_path / "images", write_parquet)
+    config = NetworkConfig("6C3-P2-16", image_size=(8, 8), classes=4)
+    TTFSModel(config, class_names=list("abcd")).save_pretrained(tmp_path / "plain")
+    words = [tmp_path / "plain", "--data-dir", data, "--output-dir", tmp_path / "grid", "--cpu"]
+    words += ["--time-steps", 4, "--weight-bits", 3, "--weight-units", "tensor", "--images", 40]
+    main(None, [str(word) for word in words])
+    loaded = TTFSModel.from_pretrained(tmp_path / "grid")
+    assert (loaded.config.grid, loaded.class_names) == (Grid(4, 3, per_channel=False), tuple("abcd"))
+    assert json.loads((tmp_path / "grid" / "calibration.json").read_text())["images"] == 40
+    assert "written: " in capsys.readouterr().out
+    for wrong, message in (
+        (words, "output_dir must not hold anything"),
+        ([tmp_path / "plain", "--output-dir", tmp_path / "other", "--time-steps", 4], "must name training images"),
+    ):
+        with pytest.raises(SystemExit):
+            main(None, [str(word) for word in wrong])
+        assert message in capsys.readouterr().err
