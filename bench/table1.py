@@ -96,7 +96,7 @@ class Run:
     def network(self) -> str:
         """Name of the network for readers, with the factor on its width."""
         name, width = self.config["model"], self.config.get("width", 1.0)
-        return NAMES.get(name, name) + (f" × {width:g}" if width != 1 else "")
+        return f"{NAMES.get(name, name)}{f' × {width:g}' if width != 1 else ''}"
 
     def belongs(self, target: Target) -> bool:
         """Whether it is of a target's data, all of them, and of its network, at full width or wider."""
