@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.export.common import small_network
+from ttfs_triton.data.images import load_images
 from ttfs_triton.export import Comparison, command
 from ttfs_triton.export.command import main
 from ttfs_triton.model import TTFSModel
@@ -21,7 +22,8 @@ def model(tmp_path):
     network = small_network(
         specification="2C5s4-8", in_channels=1, image_size=(28, 28), classes=10, neuron=Neuron(0.25)
     )
-    TTFSModel.from_network(network, dataset="digits").save_pretrained(tmp_path / "model")
+    classes = load_images("sample", split="test").class_names
+    TTFSModel.from_network(network, dataset="digits", class_names=classes).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -182,7 +182,7 @@ def _name(folder: Path, content: bytes) -> object:
 
 
 def _state_seeds() -> list[bytes]:
-    position = Position(epoch=1, step=3, metrics=[{"epoch": 1, "lr": 0.1}]).model_dump()
+    position = Position(epoch=1, step=3, metrics=[EPOCH]).model_dump()
     known = {"configuration": {"epochs": 3}, "precision": "no", "processes": 1, "data": "ab", "test_data": "cd"}
     parts = {"optimizer": {"state": {"0": {}}, "param_groups": []}, "schedule": {"last_epoch": 3}, "scaler": None}
     return [json.dumps(known | parts | {"layers": None, "position": position, "changes": []}).encode()]
@@ -256,7 +256,9 @@ SUMMARY = json.dumps(
 ).encode()
 COUNTED = count(TTFSNetwork(NETWORK), [torch.rand(4, 1, 4, 4)]).to_dict()
 EVALUATION = json.dumps(FIGURES | {"fingerprint": "ab", "dataset": None, "class_names": ["0", "1"]}).encode()
-METRICS = b'{"epoch": 1, "lr": 0.1, "train_loss": 2.5, "layer_sparsity": {"conv1": 0.25}}\n' * 2
+EPOCH = {"epoch": 1, "step": 3, "lr": 0.1, "train_loss": 2.5, "train_accuracy": 0.5, "layer_sparsity": {"conv1": 0.25}}
+EPOCH |= {"seconds": 1.5, "images_per_second": 8.0}
+METRICS = f"{json.dumps(EPOCH)}\n".encode() * 2
 TARGETS = {
     "summary.json": Target(lambda: [SUMMARY, _counted(SUMMARY)], _run("summary.json"), (LoadError,)),
     "metrics.jsonl": Target(lambda: [METRICS], _run("metrics.jsonl"), (LoadError,)),

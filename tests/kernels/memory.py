@@ -22,7 +22,7 @@ def fenced(tensor: Tensor, new_empty: Callable[..., Tensor] = Tensor.new_empty, 
 @contextmanager
 def fenced_memory() -> Iterator[None]:
     """New tensors hold NaN until they are written to, and nothing may be written around them."""
-    real_new_empty, fences = Tensor.new_empty, []
+    real_new_empty, real_empty_like, fences = Tensor.new_empty, torch.empty_like, []
 
     def new_empty(self: Tensor, *size: Any, **options: Any) -> Tensor:
         tensor = real_new_empty(self, *size, **options)
@@ -31,9 +31,13 @@ def fenced_memory() -> Iterator[None]:
         fences.extend((memory[:FENCE], memory[-FENCE:]))
         return tensor
 
+    def empty_like(like: Tensor, **options: Any) -> Tensor:
+        strides = real_empty_like(like, device="meta").stride()
+        return new_empty(like, like.numel(), **options).as_strided(like.shape, strides)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "new_empty", new_empty)
-        patch.setattr(torch, "empty_like", lambda like, **options: new_empty(like, like.shape, **options))
+        patch.setattr(torch, "empty_like", empty_like)
         yield
     unwritten = all((fence.isnan() | (fence == INTEGER)).all() for fence in fences)
     assert unwritten, "something was written around a tensor"

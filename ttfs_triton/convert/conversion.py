@@ -230,15 +230,20 @@ def _own(
         raise ConversionError("convert: mean and std must not be given for a source that reads pixels as they are.")
     tensors, normalised = weights.tensors, has_batch_norm(weights.tensors)
     gains = [name for name in tensors if name.endswith(".weight_gain")]
-    keep = keep_standardisation and bool(gains) and not normalised
-    state = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    keep = keep_standardisation and bool(gains)
+    given = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     try:
-        state = fold_tensors(state)
+        state = fold_tensors(given)
     except (KeyError, RuntimeError) as error:
         raise ConversionError(f"convert: {weights.name} must hold batch norms that fit its layers; {error}") from error
-    for name in gains if not (keep or normalised) else ():
-        weight = name.removesuffix("_gain")
-        state[weight] = standardise_weight(state[weight], state.pop(name))
+    for name in gains if keep == normalised else ():
+        weight, norm = name.removesuffix("_gain"), f"{name.removesuffix('.weight_gain')}.batch_norm"
+        if keep:  # batch norm's scale multiplies the gain as well as it would the weight
+            state |= {weight: given[weight], name: given[name]}
+            if f"{norm}.weight" in given:
+                state[name] = given[name] * (given[f"{norm}.running_var"] + 1e-5).rsqrt() * given[f"{norm}.weight"]
+        else:
+            state[weight] = standardise_weight(state[weight], state.pop(name))
     entries: list[LayerEntry] = []
     for layer in dict.fromkeys(re.sub(r"(\.batch_norm)?\.\w+$", "", name) for name in tensors):
         sources = [name for name in tensors if name.startswith(f"{layer}.") and ".batch_norm." not in name]

@@ -36,7 +36,7 @@ print({CALL}, backend="torch").shape)
     "the variable must name a backend": (
         """
 os.environ["TTFS_KERNELS_BACKEND"] = "cuda"
-import ttfs_kernels
+from ttfs_kernels import backend
 """,
         ["environment variable TTFS_KERNELS_BACKEND must be one of auto, triton, torch; got 'cuda'."],
     ),
