@@ -58,7 +58,10 @@ def draw_accuracy(axes: Axes) -> None:
     for (name, sigma), (accuracy, activity) in best.items():
         axes.plot(activity, accuracy, "o", color=BLUE)
         label = f"{name}, σ = {sigma:g}"
-        axes.annotate(label, (activity, accuracy), xytext=(6, -4), textcoords="offset points", color=BLUE, fontsize=9)
+        # To the left where another point is close on the right.
+        left = any(0 < x - activity < 0.15 and abs(y - accuracy) < 1 for y, x in best.values())
+        where: dict[str, Any] = {"xytext": (-6 if left else 6, -4), "ha": "right" if left else "left"}
+        axes.annotate(label, (activity, accuracy), **where, textcoords="offset points", color=BLUE, fontsize=9)
     for name, activity, accuracy in PAPER:
         axes.plot(activity, accuracy, "x", color=INK)
         label = f"the paper's {name}, σ = 1"

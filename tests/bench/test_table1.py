@@ -100,18 +100,18 @@ def test_table_is_written_between_its_markers_only(options):
 def test_the_readme_has_rows_by_name_with_the_papers_beside_its_own_neuron(options, tmp_path):
     names = {"mnist-s1-0": {}, "mnist-s1-1": {"seed": 1, "accuracy": 0.7}, "mnist-s1-margin": {"accuracy": 0.1}}
     names |= {
-        "mnist-s025-3": {"psp_persistence": 0.25},
+        "cifarnet-s025-3": {"model": "cifarnet", "dataset": "uoft-cs/cifar10", "psp_persistence": 0.25},
         "cifarnet-s1": {"model": "cifarnet", "dataset": "uoft-cs/cifar10"},
     }
     found = [table1.read(table1.collect(make_run(tmp_path / "runs" / n, **v), options)) for n, v in names.items()]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table1.main_table(found).splitlines()[2:]]
     assert [row[:2] for row in rows] == [
-        ["MNIST", "CNN1, σ = 0.25"],
         ["MNIST", "CNN1, σ = 1"],
+        ["CIFAR-10", "cifarnet, σ = 0.25"],
         ["CIFAR-10", "cifarnet, σ = 1"],
     ]
-    assert rows[0][5:] == rows[2][5:] == ["–", "–", "–"]
-    assert rows[1][2:] == ["60.00 ± 14.14 %", "0.250 ± 0.000", "3", "99.4 %", "0.3913", "150"]
+    assert rows[1][5:] == rows[2][5:] == ["–", "–", "–"]
+    assert rows[0][2:] == ["60.00 ± 14.14 %", "0.250 ± 0.000", "3", "99.4 %", "0.3913", "150"]
 
 
 def test_committed_tables_are_those_of_the_committed_runs():
