@@ -2,7 +2,7 @@
 
 With σ = 0 and a source whose activations are clamped to [0, 1], the two compute the same. With the slope
 of the membrane potential persisting (σ above 0), or with activations above 1, the copied weights are a
-start only: calibrate or train them.
+start only: calibrate or train them. Over 400 lines: networks of ours and of others take the same steps.
 """
 
 import re
@@ -24,7 +24,7 @@ from ttfs_triton.convert.layouts import PAPER, Layout, Statistics, TrainedAs, fo
 from ttfs_triton.convert.report import BATCH_NORM, INPUT_NORMALISATION, ConversionReport, LayerEntry
 from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification, standardise_weight
-from ttfs_triton.nn.folding import fold_tensors, has_batch_norm
+from ttfs_triton.nn.folding import BatchNorm, fold_tensors, has_batch_norm
 from ttfs_triton.nn.specification import Convolution
 from ttfs_triton.nn.weighted import WeightedLayer
 
@@ -240,8 +240,10 @@ def _own(
         weight, norm = name.removesuffix("_gain"), f"{name.removesuffix('.weight_gain')}.batch_norm"
         if keep:  # batch norm's scale multiplies the gain as well as it would the weight
             state |= {weight: given[weight], name: given[name]}
-            if f"{norm}.weight" in given:
-                state[name] = given[name] * (given[f"{norm}.running_var"] + 1e-5).rsqrt() * given[f"{norm}.weight"]
+            if f"{norm}.running_var" in given:
+                names = ("running_mean", "running_var", "weight", "bias")
+                parts: Any = [given.get(f"{norm}.{part}") for part in names]
+                state[name] = given[name] * BatchNorm(*parts).scale()
         else:
             state[weight] = standardise_weight(state[weight], state.pop(name))
     entries: list[LayerEntry] = []
