@@ -39,7 +39,7 @@ from ttfs_triton.model.files import CONFIG_CHECKSUM
 from ttfs_triton.model.images import network_input
 from ttfs_triton.model.weights import weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ttfs_triton.train.checkpoint import CheckpointError, checkpoint_bytes, load_checkpoint
 from ttfs_triton.train.config import ConfigError, make_config, parse_config, read_yaml
 from ttfs_triton.train.resume import Position, read_state
 
@@ -154,15 +154,9 @@ def _counted(figures: bytes) -> bytes:
 
 
 def _checkpoint(folder: Path, content: bytes) -> object:
-    """A checkpoint whose manifest vouches for its state."""
-    path = folder / "step-00000003"
-    if not path.exists():
-        save_checkpoint(folder, 3, tensors={"model": STATE}, state=json.loads(_state_seeds()[0]), keep_last=1)
-    _written(path, "state.json", content)
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"]["state.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    _written(path, "manifest.json", json.dumps(manifest).encode())
-    return read_state(path, load_checkpoint(path))
+    """A checkpoint whose checksum fits its state."""
+    whole = checkpoint_bytes(content.decode(errors="replace"), {"model": STATE})
+    return read_state(load_checkpoint(_written(folder, "step-00000003.safetensors", whole)))
 
 
 def _flags(folder: Path, content: bytes) -> object:

@@ -85,9 +85,9 @@ def test_other_processes_and_versions_are_recorded_and_told(run, capsys):
 
 
 def rewrite(run: Path, tensors: dict | None = None, **values) -> None:
-    """Other content in the newest checkpoint, under a manifest that fits."""
+    """Other content in the newest checkpoint, under a checksum that fits; None takes tensors away."""
     checkpoint = load_checkpoint(newest(run))
-    found = checkpoint.tensors | (tensors or {})
+    found = {group: named for group, named in (checkpoint.tensors | (tensors or {})).items() if named is not None}
     state = checkpoint.state | values
     save_checkpoint(run / "checkpoints", checkpoint.step, tensors=found, state=state, keep_last=1)
 
@@ -104,6 +104,7 @@ WRONG = [
     {"tensors": {"model": NONE}},
     {"tensors": {"optimizer": {"0.exp_avg": torch.zeros(7)}}},
     {"tensors": {"optimizer": NONE}},
+    {"tensors": {"optimizer": None}},
     {"tensors": {"average": {}}},
     {"tensors": {"average": {"n_averaged": torch.tensor(float("nan"))}}},
 ]
@@ -112,15 +113,7 @@ WRONG = [
 @pytest.mark.parametrize("values", WRONG, ids=lambda values: str(values)[:60])
 def test_whole_checkpoint_with_wrong_content_is_told(run, values):
     rewrite(run, **values)
-    with pytest.raises(CheckpointError, match=r"load_checkpoint: (state\.json of )?.*step-00000016 must (be as|hold)"):
-        resumed(run)
-
-
-def test_missing_tensors_of_a_checkpoint_are_told(run):
-    checkpoint = load_checkpoint(newest(run))
-    path, tensors = run / "checkpoints", {"model": checkpoint.tensors["model"]}
-    save_checkpoint(path, checkpoint.step, tensors=tensors, state=checkpoint.state, keep_last=1)
-    with pytest.raises(CheckpointError, match="must hold the state of this run; KeyError: 'optimizer'"):
+    with pytest.raises(CheckpointError, match=r"load_checkpoint: (state of )?.*step-00000016\S* must (be as|hold)"):
         resumed(run)
 
 
@@ -147,7 +140,7 @@ def test_run_never_starts_anew_over_damaged_checkpoints(run):
     before = (run / "best/model.safetensors").read_bytes()
     checkpoints = sorted((run / "checkpoints").iterdir())
     for path in checkpoints:
-        (path / "model.safetensors").write_bytes(b"damaged")
+        path.write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="a checkpoint must be whole to go on; all are damaged") as caught:
         resumed(run)
     assert all(path.name in str(caught.value) for path in checkpoints)
@@ -181,16 +174,11 @@ def test_summary_names_the_weights_that_it_is_of(ended):
     assert summary["weights_sha256"] == hashlib.sha256((ended / "best/model.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("to", ["moved", None])
-def test_run_whose_folder_vanishes_says_where_its_last_checkpoint_is(config, tmp_path, to):
-    def vanish(loop):
-        loop.folder.path.rename(tmp_path / to) if to else shutil.rmtree(loop.folder.path)
-
-    with pytest.raises(RunFolderError, match="must stay where it is while a run writes into it; got it") as caught:
-        train(change(config, epochs=2), callbacks=[At(11, vanish)])
+def test_run_whose_folder_vanishes_says_so(config, tmp_path):
+    message = r"must stay where it is while a run writes; it was moved or deleted\. Last .*step-00000008\S* Move"
+    with pytest.raises(RunFolderError, match=message):
+        train(change(config, epochs=2), callbacks=[At(11, lambda loop: loop.folder.path.rename(tmp_path / "moved"))])
     assert not config.output_dir.exists()
-    last = f"Last whole checkpoint: {tmp_path / str(to) / 'checkpoints' / 'step-00000008'}. Move"
-    assert (last if to else "got it deleted. Start anew.") in str(caught.value)
 
 
 def test_average_that_is_not_a_number_stops_a_run_before_it_is_saved(config):
@@ -199,7 +187,7 @@ def test_average_that_is_not_a_number_stops_a_run_before_it_is_saved(config):
 
     with pytest.raises(NonFiniteLossError, match=r"epoch 2: the weights that are scored must be finite; got others in"):
         train(change(config, epochs=2), callbacks=[At(11, spoil)])
-    assert [path.name for path in (config.output_dir / "checkpoints").iterdir()] == ["step-00000008"]
+    assert [path.stem for path in (config.output_dir / "checkpoints").iterdir()] == ["step-00000008"]
 
 
 def test_start_that_wrote_nothing_advises_no_resuming(config, monkeypatch):

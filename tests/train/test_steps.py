@@ -109,7 +109,7 @@ def test_failure_is_read_with_the_figures_and_before_a_checkpoint(config, tmp_pa
     poison(monkeypatch, 3, "loss")
     with pytest.raises(NonFiniteLossError, match=r"loss nan[\s\S]*Last good checkpoint: .*step-00000002"):
         train(change(config, log_steps=100, checkpoint_steps=2, output_dir=tmp_path / "saved"))
-    assert [path.name for path in (tmp_path / "saved" / "checkpoints").iterdir()] == ["step-00000002"]
+    assert [path.stem for path in (tmp_path / "saved" / "checkpoints").iterdir()] == ["step-00000002"]
 
 
 def test_guard_keeps_the_first_failure_and_joins_a_gradient_scalers_flag(device):

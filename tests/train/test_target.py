@@ -5,6 +5,7 @@ import torch
 
 from tests.train.runs import change
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train import ConfigError, train
 from ttfs_triton.train.config import make_config
 from ttfs_triton.train.display import _target_words
@@ -66,16 +67,28 @@ def target(kind, goals, chip=None):
 def test_target_is_reached_within_its_tolerance_and_missed_by_the_worst_layer():
     energy = target("energy", {None: 0.9}, "loihi")
     assert energy.miss([0.909]) == pytest.approx(0.01)
-    assert energy.to_dict(None, [0.91])["reached"]
-    assert not energy.to_dict({"network": 0.91}, [0.93])["reached"]
+    assert result(energy, [0.9], test=0.91)["reached"]
+    assert not result(energy, [0.9], test=0.93)["reached"]
     assert target("sparsity", {"conv1": 0.2, "fc1": 0.1}).miss([0.2, 0.11]) == pytest.approx(0.1)
 
 
-def test_goal_that_no_pressure_brings_nearer_is_told_from_one_that_needs_time():
-    sparsity = target("sparsity", {None: 0.2})
-    assert sparsity.stalled([[0.4], [0.31], [0.305], [0.3]])
-    for course in ([[0.4], [0.31], [0.27], [0.25]], [[0.4], [0.21], [0.2], [0.203]], [[0.3]]):
-        assert not sparsity.stalled(course)
-    summary = {"kind": "sparsity", **sparsity.to_dict(None, [0.3], stalled=True)}
-    assert "not reached within 2%. The second half of the run hardly helped" in _target_words(summary)
-    assert "not reached within 2%. Train longer (--epochs)" in _target_words(summary | {"stalled": False})
+def result(target, course, test):
+    measured = {"train_loss": 1.0, "train_accuracy": 0.5, "seconds": 1.0, "images_per_second": 1.0, "lr": 0.1}
+    lines = [EpochLine(epoch=1, step=1, cost={"network": cost}, **measured) for cost in course]
+    return target.result(lines, lines[-1], [test])
+
+
+@pytest.mark.parametrize(
+    ("course", "stalled"),
+    [
+        ((0.4, 0.31, 0.305, 0.3), True),
+        ((0.4, 0.31, 0.27, 0.25), False),
+        ((0.4, 0.21, 0.2, 0.203), False),
+        ((0.3,), False),
+    ],
+)
+def test_goal_that_no_pressure_brings_nearer_is_told_from_one_that_needs_time(course, stalled):
+    summary = result(target("sparsity", {None: 0.2}), course, test=0.3)
+    assert summary["stalled"] == stalled
+    advice = "The second half of the run hardly helped" if stalled else r"Train longer (--epochs)"
+    assert f"not reached within 2%. {advice}" in _target_words(summary)

@@ -165,7 +165,7 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
 
 
 def _make_summary(loop: TrainingLoop, test: Evaluation, counts: Counts) -> Summary:
-    config, metrics = loop.config, loop.position.metrics
+    config, metrics, target = loop.config, loop.position.metrics, None if loop.target is None else loop.target.target
     best = metrics[loop.position.best_epoch - 1]
     seconds = sum(line.seconds for line in metrics)
     return Summary(
@@ -181,7 +181,7 @@ def _make_summary(loop: TrainingLoop, test: Evaluation, counts: Counts) -> Summa
         sparsity=test.sparsity,
         sparsity_with_outputs=test.sparsity_with_outputs,
         sparsity_as_published=counts.sparsity_as_published,
-        target=None if loop.target is None else loop.target.result(metrics, best, counts),
+        target=None if target is None else target.result(metrics, best, target.measure(counts)),
         counts=counts.to_dict(),
         epochs=len(metrics),
         seconds_per_epoch=seconds / len(metrics),

@@ -1,6 +1,6 @@
-"""The training loop; over 400 lines, since what is saved and resumed stands beside what changes it.
+"""The training loop. Over 400 lines: what is saved and resumed stands beside what changes it.
 
-All that a step depends on is a function of the weights, the configuration and the position.
+A step depends on nothing but the saved tensors, the configuration and the position.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ttfs_triton.train.build import (
 )
 from ttfs_triton.train.checkpoint import (
     CheckpointError,
-    checkpoint_name,
+    checkpoint_path,
     load_checkpoint,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -66,7 +66,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Callback:
-    """Derive from it and override what you need; every process of a run calls every method.
+    """What a run calls; derive from it and override some methods. Every process calls every method.
 
     Example:
         >>> class StopAt(Callback):
@@ -77,38 +77,34 @@ class Callback:
     """
 
     def on_start(self, loop: TrainingLoop) -> None:
-        """Training begins, or goes on: `loop` has network, graph, data, configuration and position."""
+        """Before training begins or goes on. `loop` has network, graph, data, configuration and position."""
 
     def on_step(self, loop: TrainingLoop) -> None:
-        """A step has been made. To read a tensor's value here makes a GPU wait."""
+        """After each step. Reading a tensor's value here makes a GPU wait."""
 
     def on_epoch(self, loop: TrainingLoop, line: Mapping[str, Any]) -> bool | None:
-        """An epoch has ended: `line` is its line in metrics.jsonl. True: the run ends as if it had been the last."""
+        """After each epoch; `line` is its line in metrics.jsonl. True ends the run as if this had been the last one."""
 
     def on_end(self, loop: TrainingLoop, summary: Mapping[str, Any]) -> None:
-        """The test images have been scored: `summary` is the content of summary.json."""
+        """After the test images were scored; `summary` is the content of summary.json."""
 
 
 class TrainingLoop:
-    """One run: trains, evaluates after each epoch, checkpoints, and can go on from any of its checkpoints.
+    """One run: trains, evaluates after each epoch, writes checkpoints, and goes on from one of them.
 
     Args:
-        config: the run.
+        config, data, folder: of the run.
         accelerator: processes, device, precision, trackers.
-        data: images and splits.
-        folder: prepared for this run.
-        display: what to show.
+        display: shows progress.
         stop: asks the loop to end at the next step.
-        network: to train. Default: the one that the configuration describes.
-        callbacks: told of steps and epochs.
-        checkpoint: to go on from.
+        network: to train. Default: as configured.
+        callbacks: called at steps and epochs.
+        checkpoint: path of the checkpoint to go on from.
     Attributes:
-        network: the bare network; `model` is what is called in training (distributed, compiled).
+        network: the bare network; `model` is the distributed, compiled one that is called in training.
         steps, steps_per_epoch: optimiser steps of the run, and of an epoch.
-        fuses: whether passes over neurons are fused while training.
-        target: what the network may cost, and what is done about it; None without a limit.
         position: progress, saved with every checkpoint.
-        changes: what continuations did otherwise, without changing the run's course.
+        changes: of `--resume`, without effect on the run's course.
         last_checkpoint: path of the newest one, for messages.
     """
 
@@ -189,7 +185,7 @@ class TrainingLoop:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step, of ordinary weights."""
+        """Learning rate of the next step, of parameters without a factor of their own."""
         return self.bare_optimizer.param_groups[0]["initial_lr"] * self._rate_factor(self.position.step)
 
     @property
@@ -303,7 +299,7 @@ class TrainingLoop:
             self._evaluator.forget()
 
     def _read_sums(self) -> list[float]:
-        """Loss, right answers and images of the epoch so far, over all processes. Here the host waits for the device.
+        """Loss, right answers and images of the epoch so far, over all processes. The host waits for the device.
 
         Raises:
             NonFiniteLossError: a step since the last reading was cancelled.
@@ -315,9 +311,9 @@ class TrainingLoop:
         return read
 
     def _refuse_non_finite(self) -> None:
-        """Tell of the first step that was cancelled, and of the layers' activity with its images and weights."""
+        """Raise NonFiniteLossError for the first cancelled step, with the layers' activity on its images."""
         config, accelerator = self.config, self.accelerator
-        ago = max(0, int(self._plain_step.guard.cancelled.item()) - 1)  # 0 where other processes alone know of it
+        ago = max(0, int(self._plain_step.guard.cancelled.item()) - 1)  # 0 where only other processes cancelled it
         step, step_in_epoch = self.position.step - ago, self.position.step_in_epoch - ago
         images, _ = self._batches(self.position.epoch)[step_in_epoch * config.gradient_accumulation - 1]
         reset_statistics(self.network)
@@ -336,7 +332,7 @@ class TrainingLoop:
         )
 
     def announce(self) -> None:
-        """Say what is trained, on what, where."""
+        """Show network, data, device and folder of the run."""
         config, data, say = self.config, self.data, self.display.say
         parameters = sum(p.numel() for p in self.network.parameters())
         found = ", ".join(f"{value:g}" for value in self.graph.persistences)
@@ -410,7 +406,7 @@ class TrainingLoop:
 
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
         position = self.position
-        # An epoch before σ has reached its goal is no better than a later one, however accurate.
+        # An epoch in which σ has not reached its goal is never better than a later one.
         miss = self.persistence.missing + (0.0 if self.target is None else self.target.miss)
         best = evaluation is None or position.is_best(evaluation.accuracy, miss)
         line = self._epoch_line(evaluation)
@@ -422,7 +418,7 @@ class TrainingLoop:
         position.epoch += 1
         position.step_in_epoch, position.totals = 0, EpochTotals()
         self._plain_step.sums.zero_()
-        # Best weights before the checkpoint that names their epoch: a kill in between repeats the epoch, bit by bit.
+        # Written before the checkpoint that names their epoch: a kill in between only repeats the epoch.
         if best and self.accelerator.is_main_process:
             with self.persistence.at_goal():
                 description = describe(self.config, self.scored_network, self.data, self.start)
@@ -459,7 +455,7 @@ class TrainingLoop:
         )
 
     def _require_finite_weights(self) -> None:
-        """Stop before weights are saved that are not numbers, which steps with finite losses can leave in averages."""
+        """Raise before weights are saved that are not finite, as averages can be though every loss was finite."""
         state = self.scored_network.state_dict()
         if broken := [name for name, value in state.items() if not _finite(value)]:
             raise NonFiniteLossError(
@@ -478,7 +474,7 @@ class TrainingLoop:
         )
 
     def save(self) -> None:
-        """Write a checkpoint of where the run stands; between two steps, and all processes together."""
+        """Write a checkpoint; all processes call it, between two steps."""
         self._gather_totals()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
@@ -491,12 +487,14 @@ class TrainingLoop:
             path, keep = self.folder.checkpoints, self.config.keep_checkpoints
             save_checkpoint(path, self.position.step, tensors=self._tensors(), state=state, keep_last=keep)
         self.accelerator.wait_for_everyone()
-        self.last_checkpoint = str(self.folder.checkpoints / checkpoint_name(self.position.step))
+        self.last_checkpoint = str(checkpoint_path(self.folder.checkpoints, self.position.step))
 
     def _tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """All tensors that the next step depends on, by the stem of their file in a checkpoint."""
-        found: dict[str, Mapping[str, Tensor]] = {"model": self.network.state_dict()}
-        found["optimizer"] = optimizer_tensors(self.bare_optimizer)
+        """All tensors that the next step depends on, by their group in a checkpoint."""
+        found: dict[str, Mapping[str, Tensor]] = {
+            "model": self.network.state_dict(),
+            "optimizer": optimizer_tensors(self.bare_optimizer),
+        }
         if self.average is not None:
             found["average"] = self.average.state_dict()
         if self.multipliers is not None:
@@ -504,17 +502,17 @@ class TrainingLoop:
         return found
 
     def resume(self) -> None:
-        """Go back to the checkpoint, if there is one.
+        """Restore the checkpoint, if the run goes on from one.
 
         Raises:
-            CheckpointError: it is damaged, or what it holds is not of this run.
+            CheckpointError: it is damaged, or its content is not of this run.
             ConfigError: this would be another run; names each difference.
-            RunFolderError: the best weights so far are damaged.
+            RunFolderError: the best weights are damaged.
         """
         path = self.checkpoint
         if path is not None:
             checkpoint = load_checkpoint(path)
-            state = read_state(path, checkpoint)
+            state = read_state(checkpoint)
             self.changes = state.changes + check_same_run(path, state, self._description, checkpoint.step)
             try:
                 self._restore(state, checkpoint.tensors)
@@ -536,7 +534,7 @@ class TrainingLoop:
             self.folder.record(self.config)
 
     def _restore(self, state: RunState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        if broken := [stem for stem, named in tensors.items() if not all(map(_finite, named.values()))]:
+        if broken := [group for group, named in tensors.items() if not all(map(_finite, named.values()))]:
             raise ValueError(f"numbers must be finite, also in {', '.join(broken)}")
         self.network.load_state_dict(tensors["model"])
         load_optimizer_tensors(self.bare_optimizer, tensors["optimizer"])

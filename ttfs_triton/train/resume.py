@@ -118,14 +118,14 @@ class RunDescription(BaseModel):
 
 
 class RunState(RunDescription):
-    """What `state.json` of a checkpoint holds: the run, where it stood, and the state of gradient scaling in fp16."""
+    """State of a checkpoint: the run, its progress, and the state of gradient scaling in fp16."""
 
     position: Position
     scaler: dict[str, Any] | None
     changes: list[Change]
 
 
-def read_state(path: Path, checkpoint: Checkpoint) -> RunState:
+def read_state(checkpoint: Checkpoint) -> RunState:
     """The state of a checkpoint.
 
     Raises:
@@ -135,7 +135,9 @@ def read_state(path: Path, checkpoint: Checkpoint) -> RunState:
         return RunState.model_validate(checkpoint.state)
     except ValidationError as error:
         lines = "\n".join(problem_lines(error))
-        raise CheckpointError(f"load_checkpoint: state.json of {path} must be as it was written:\n{lines}") from error
+        raise CheckpointError(
+            f"load_checkpoint: state of {checkpoint.path} must be as it was written:\n{lines}"
+        ) from error
 
 
 def check_configuration(path: Path, before: RunDescription, config: TrainConfig) -> None:

@@ -147,16 +147,12 @@ def _under_way(loop: TrainingLoop, advice: Callable[[], str]) -> Iterator[None]:
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
         raise _device_lost(error, loop.last_checkpoint, advice()) from error
     except OSError as error:
-        here, now = loop.folder.path.resolve(), loop.folder.whereabouts()
-        if now == here:
-            problem = f"files must be readable and writable to the end; got {reason_of(error)}."
-            remedy = f"Last checkpoint: {loop.last_checkpoint}. Mend that. {advice()}"
-        else:
-            problem = f"{here} must stay where it is while a run writes into it; "
-            problem += "got it deleted." if now is None else f"got it moved to {now}."
-            last = None if now is None else latest_checkpoint(now / "checkpoints")
-            remedy = f"Last whole checkpoint: {last}. Move it back, and go on with --resume." if last else "Start anew."
-        raise RunFolderError(f"train: {problem} {remedy}") from error
+        problem = f"files must be readable and writable to the end; got {reason_of(error)}."
+        remedy = f"Mend that. {advice()}"
+        if not loop.folder.path.is_dir():
+            problem = f"{loop.folder.path} must stay where it is while a run writes; it was moved or deleted."
+            remedy = "Move it back and go on with --resume, or start anew."
+        raise RunFolderError(f"train: {problem} Last checkpoint: {loop.last_checkpoint}. {remedy}") from error
 
 
 @contextmanager
@@ -218,11 +214,11 @@ def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Path | None, dict[st
     """
     path, summary = latest_checkpoint(folder.checkpoints), folder.read_summary()
     if path is not None:
-        check_configuration(path, read_state(path, load_checkpoint(path)), config)
+        check_configuration(path, read_state(load_checkpoint(path)), config)
     elif folder.has_progress() and summary is None:
         raise RunFolderError(
-            f"--resume: {folder.checkpoints} must hold a checkpoint, as metrics.jsonl tells of epochs; there is none. "
-            "Put one back, or start again by --overwrite."
+            f"--resume: {folder.checkpoints} must hold a checkpoint, as metrics.jsonl tells of epochs; there is none "
+            "of this version. Put one back, go on with the version that began the run, or start again by --overwrite."
         )
     return path, summary if summary is not None and summary["epochs"] >= config.epochs else None
 
