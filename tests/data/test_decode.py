@@ -180,7 +180,7 @@ def test_rows_come_in_order_whatever_their_size(rows, monkeypatch, capsys):
     monkeypatch.setattr(reading, "_AHEAD_BYTES", 100)
     chosen = torch.randperm(1200)[:1100]
 
-    def read(number):
+    def read(_, number):
         if number % 7 == 0:
             raise ValueError(number)
         return np.full(number % 90, number)
@@ -198,7 +198,7 @@ def test_rows_come_in_order_whatever_their_size(rows, monkeypatch, capsys):
 def test_large_images_are_not_decoded_ahead(rows, size, most):
     started = []
 
-    def read(number):
+    def read(_, number):
         started.append(number)
         return np.empty(size, np.uint8)
 
