@@ -1,4 +1,4 @@
-"""From a configuration to what a run is made of: data, network, augmentation, optimizer."""
+"""Builds data, network, augmentation and optimizer of a run from its configuration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,11 +41,10 @@ SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "resnet18": (RESNET18, "analog"),
     "resnet20": (RESNET20, "analog"),
 }
-# Enough images for channel statistics to four digits.
-STATISTICS_IMAGES = 10_000
+STATISTICS_IMAGES = 10_000  # for channel statistics with four digits
 WHITENING_IMAGES = 5_000
 HEAD = "4096-4096"  # of the paper's VGGs
-STATISTICS_VALUES = 2**25  # at a time: all of these images at 32 × 32 pixels
+STATISTICS_VALUES = 2**25  # pixels at a time: all of these images at 32 × 32
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,9 @@ class RunData:
 
 
 def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None]) -> RunData:
-    """Load both splits and set the validation images aside. The main process first, so that it alone downloads.
+    """Load both splits and set the validation images aside. The main process comes first, so that it alone downloads.
 
-    A split that outgrows main memory, be it in the middle, is streamed instead if nothing else was asked for.
+    A split that does not fit into main memory is streamed, unless a place was asked for.
     """
 
     def load(split: str, samples: int | None, like: ImageData | None, streaming: bool = config.streaming) -> ImageData:
@@ -108,11 +107,7 @@ def split_data(train: ImageData, test: ImageData, config: TrainConfig) -> RunDat
 def place_data(
     config: TrainConfig, data: RunData, device: torch.device, say: Callable[[str], None]
 ) -> tuple[ImageData, ImageData]:
-    """The splits for training and testing where batches are gathered from; says where that is.
-
-    Raises:
-        ConfigError: they do not fit where they are asked to be.
-    """
+    """The splits for training and testing, placed as configured; ConfigError if they do not fit there."""
     try:
         (train, test), where = place_images((data.train, data.test), device, config.data_placement)
     except RuntimeError as error:
@@ -129,15 +124,15 @@ def build_network(
     network: nn.Module | None = None,
     calibrated: bool = True,
 ) -> tuple[nn.Module, Start | None]:
-    """The network for these images, initialised from `config.seed` and, if given, from weights.
+    """The network for these images, on the CPU, initialised from `config.seed` and, if given, from weights.
 
     Args:
-        config, data: the run.
-        device: to calibrate on; the network itself is on the CPU. Default: the CPU.
-        network: built already. Default: as the configuration says.
-        calibrated: calibrate it where the weights are another project's ANN's; needless if a checkpoint follows.
+        config, data: of the run.
+        device: to calibrate on. Default: the CPU.
+        network: built already. Default: as configured.
+        calibrated: whiten, and calibrate the weights of another project's ANN; needless if a checkpoint follows.
     Returns:
-        The network, and where its weights come from; None if they were drawn.
+        The network, and the origin of its weights; None if they were drawn.
     Raises:
         ConfigError: the weights are not those of this network, or the options exclude each other.
     """
@@ -165,10 +160,10 @@ def build_network(
 
 
 def check_network(network: nn.Module, data: RunData) -> NetworkGraph:
-    """The graph of a network that is to be trained on these images; its layers get what counts their spikes.
+    """The graph of a network that is to be trained on these images; prepares its layers to count spikes.
 
     Raises:
-        ConfigError: it is no network of our layers, or not for these images and classes; says what to do.
+        ConfigError: it has unknown layers, or is not for these images and classes.
     """
     try:
         graph = network_graph(network, data.train.shape[1:])
@@ -184,7 +179,7 @@ def check_network(network: nn.Module, data: RunData) -> NetworkGraph:
 
 
 def describe(config: TrainConfig, network: nn.Module, data: RunData, start: Start | None) -> ModelDescription:
-    """What config.json says of a run's network."""
+    """Content of config.json for a run's network."""
     return ModelDescription.of(
         describe_network(network, data.train.shape[1:], config.network),
         class_names=data.train.class_names,
@@ -269,15 +264,15 @@ def build_augmentation(config: TrainConfig) -> Augmentation:
 
 
 def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
-    """The optimizer; weight decay reaches weights only, not gains, initial potentials and normalisation.
+    """The optimizer. Only weights decay, not gains, initial potentials and normalisation.
 
-    Where a rate has a factor, its parameters decay by the same share a step as with a factor of 1.
+    A factor on the rate of parameters does not change the share by which they decay in a step.
     """
     groups = [
         {
             "params": parameters,
             "lr": config.lr * rate,
-            "initial_lr": config.lr * rate,  # its peak, as of PyTorch's schedules
+            "initial_lr": config.lr * rate,  # the peak rate, as PyTorch's schedules call it
             "weight_decay": config.weight_decay / rate if decays else 0.0,
         }
         for (decays, rate), parameters in _by_rate(config, network).items()
@@ -286,7 +281,7 @@ def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
     if config.optimizer == "sgd":
         optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
         if config.momentum > 0:
-            # Fused SGD takes fresh memory for them in its first step, and leaves it as it is if that step is skipped.
+            # Fused SGD would leave them uninitialised if it skipped its first step.
             for parameter in network.parameters():
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer

@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar while it trains, a line an epoch, a table at the end. Main process only."""
+"""Output of a run: a progress bar, a line for each epoch, a table at the end."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +48,7 @@ class Display:
         self.progress.stop()
 
     def epoch(self, line: EpochLine, epochs: int, best: bool, layers: Sequence[LayerStatistics]) -> None:
-        """One line about an epoch, and another one when a layer has become blind to the validation images."""
+        """Print the line of an epoch, and a warning when a layer has become blind to the validation images."""
         text = f"epoch {line.epoch:>{len(str(epochs))}}/{epochs}  loss {line.train_loss:.3f}"
         text += f"  train {line.train_accuracy:.2%}"
         if line.val_accuracy is not None:
@@ -62,7 +62,7 @@ class Display:
         self._warn_of_blindness(layers)
 
     def _warn_of_blindness(self, layers: Sequence[LayerStatistics]) -> None:
-        """Tell of a blind layer once, and again after it has recovered."""
+        """Warn of a blind layer once, and again if it recovers in between."""
         blind = next((layer for layer in layers if is_blind(layer)), None)
         if blind is not None and blind.name != self._blind:
             silent = blind.never_active / blind.neurons
@@ -74,7 +74,7 @@ class Display:
         self._blind = "" if blind is None else blind.name
 
     def result(self, summary: Summary, layers: Sequence[LayerStatistics]) -> None:
-        """Table of the layers, then the figures of the run."""
+        """Print a table of the layers and the figures of the run."""
         self.console.print(layer_table(layers, f"Test: {summary.test_images:,} images"))
         accuracy = "none (last epoch used)"
         if summary.val_accuracy is not None:
@@ -93,7 +93,7 @@ class Display:
 
 
 def _target_words(target: dict[str, Any]) -> str:
-    """What was reached of what was wanted, and whether that is near enough."""
+    """The target, what was reached of it, and what to do if that is not enough."""
     unit = UNITS[target["kind"]]
     parts = [
         f"{'' if name == 'network' else f'{name} '}{target['test'][name]:.4g}{unit} of {goal:.4g}{unit}"
@@ -110,9 +110,9 @@ def _target_words(target: dict[str, Any]) -> str:
 
 
 def is_blind(layer: LayerStatistics) -> bool:
-    """Whether each neuron of a hidden layer did the same for all samples: silent, or a spike at the window's start.
+    """Whether each neuron of a hidden layer was silent for all samples, or saturated for all.
 
-    What follows such a layer is then the same for all samples too. Counts are exact, so nothing else looks like it.
+    All later layers then do the same for all samples. Counts are exact, so that nothing else looks like it.
     """
     always = (layer.neurons - layer.never_active) * layer.samples
     return layer.kind != "readout" and layer.samples > 1 and layer.spikes == layer.saturated == always

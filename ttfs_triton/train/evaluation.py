@@ -1,4 +1,4 @@
-"""The evaluations of a run: validation after each epoch, through one graph; the test images once, and the summary."""
+"""Evaluations of a run: validation after each epoch, test images and summary at the end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ttfs_triton.train.loop import TrainingLoop
 
 STATISTICS_IMAGES = 5_000
-"""Training images of which batch norm takes its statistics for evaluation."""
+"""Training images for the statistics of batch norm in evaluation."""
 
 
 class Evaluator:
@@ -42,9 +42,9 @@ class Evaluator:
     Args:
         config: of the run.
         accelerator: processes, device, precision.
-        graphs: of the device; None: batches are scored one by one.
+        graphs: of the device; None: batches are scored without.
         say: shows a line.
-        stop: asked before each batch.
+        stop: called before each batch; True ends the evaluation.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Evaluator:
 
         Args:
             network: unwrapped.
-            images: and labels.
-            indices: [n], int64, of those to score. Default: all.
-            every_epoch: the same network will score the same images again: what is compiled and captured is kept. Else
-                batches are scored as they are, also while layers count operations, sample by sample.
+            images: with labels.
+            indices: [n], int64, of the images to score. Default: all.
+            every_epoch: keep what is compiled and captured for the next call, of the same network and images. Needless
+                for one call, and impossible while layers count operations.
         Raises:
-            EvaluationStopped: `stop` said so in some process.
+            EvaluationStopped: `stop` was True in some process.
         """
         accelerator = self.accelerator
         size = self.config.evaluation_batch_size
@@ -87,12 +87,12 @@ class Evaluator:
         )
 
     def forget(self) -> None:
-        """Compile and capture anew: neurons have changed."""
+        """Drop what was compiled and captured: neurons have changed."""
         self._scorer = None
 
     def _make_scorer(self, network: nn.Module, batch_size: int, image_shape: tuple[int, ...]) -> Scorer:
         if self.graphs is None and self.accelerator.device.type == "cpu":
-            # Nothing is compiled for a batch size: padding is mere work.
+            # Nothing is compiled for one batch size, so that padding would gain nothing.
             return Scorer(network, self.accelerator, image_shape)
         required = self.config.cuda_graph == "on"
         options: dict[str, Any] = {"graphs": self.graphs, "required": required, "say": self.say}
@@ -103,10 +103,10 @@ class Evaluator:
 def refresh_statistics(
     network: nn.Module, images: ImageData, indices: Tensor, batch_size: int, accelerator: Accelerator
 ) -> None:
-    """Take the statistics of all batch norms anew, from the first training images without augmentation.
+    """Compute the statistics of all batch norms from the first training images, without augmentation.
 
-    Running statistics lag behind weights at a high rate, and behind averages of weights they say nothing of. Every
-    process takes those of the same images. A network without batch norm is left alone.
+    Running statistics lag behind the weights at a high learning rate, and do not fit averages of weights. Every process
+    uses the same images.
 
     Args:
         network: its buffers change; its mode stays.

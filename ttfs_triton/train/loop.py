@@ -257,10 +257,10 @@ class TrainingLoop:
         started = time.perf_counter()
         already = position.totals.seconds
         for _ in range(position.step_in_epoch, self.steps_per_epoch):
-            with self._profiler.step():
-                with record_function("data"):
-                    batches = [next(micro_batches) for _ in range(config.gradient_accumulation)]
-                self._train_step(batches)
+            self._profiler.step()
+            with record_function("data"):
+                batches = [next(micro_batches) for _ in range(config.gradient_accumulation)]
+            self._train_step(batches)
             position.step += 1
             position.step_in_epoch += 1
             position.totals.seconds = already + time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Going on with a run: where it stood, and whether what is asked for now is the same run."""
+"""State of a run in its checkpoints, and whether a continuation is the same run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ttfs_triton.train.checkpoint import Checkpoint, CheckpointError
 from ttfs_triton.train.config import ConfigError, TrainConfig, changed_keys, differing_keys, make_config
 
 VERSIONS = ("ttfs-triton", "torch")
-"""Of which packages a checkpoint holds the version: what a step computes may change with them."""
+"""Packages whose versions are in checkpoints, since the results of a step may change with them."""
 
 
 class EpochTotals(BaseModel):
@@ -30,7 +30,7 @@ class EpochTotals(BaseModel):
 
 
 class Position(BaseModel):
-    """Progress of a run: enough, with the seed, to go on with the very next batch.
+    """Progress of a run; with the seed, it determines the next batch.
 
     Attributes:
         epoch: epochs completed and evaluated.
@@ -39,7 +39,7 @@ class Position(BaseModel):
         totals: of the current epoch.
         metrics: one line for each completed epoch.
         best_epoch, best_accuracy: best on the validation images so far; epochs count from 1, 0 is none yet.
-        best_miss: how far that epoch was from the run's target.
+        best_miss: relative distance of that epoch from the run's target.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -54,11 +54,10 @@ class Position(BaseModel):
     best_miss: float = 0.0
 
     def is_best(self, accuracy: float, miss: float = 0.0) -> bool:
-        """Whether validation figures are the best so far: by accuracy, then the later epoch.
+        """Whether an epoch is the best so far: by the target's miss, then accuracy, then the later epoch.
 
-        A few thousand held-out images often give several epochs one accuracy; the last of them is the most trained, and
-        was never worse than the one with the lowest loss (`git show d10560e:bench/checkpoint_choice.py`). Before all
-        that counts how far the target was missed, beyond what is tolerated.
+        On a few thousand images several epochs often have one accuracy. The last of them was never worse than the one
+        with the lowest loss (`git show d10560e:bench/checkpoint_choice.py`).
         """
         if self.best_epoch and miss != self.best_miss:
             return miss < self.best_miss
@@ -72,22 +71,22 @@ class Position(BaseModel):
         return mixed
 
     def fits(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether this is a position after so many steps."""
+        """Whether this is a position after `step` steps."""
         done = self.epoch * steps_per_epoch + self.step_in_epoch
         return self.step == step == done and self.best_epoch <= self.epoch == len(self.metrics)
 
 
 class RunDescription(BaseModel):
-    """All that a run's course follows from.
+    """All that determines a run's course.
 
     Attributes:
         configuration: every key.
         precision: mixed precision, as accelerate names it.
-        processes: how many; it changes rounding only.
-        data, test_data: hashes of the training and test images as read.
-        layers: of a network that code of the user's builds; None: the configuration says it.
+        processes: number of processes, which only changes rounding.
+        data, test_data: fingerprints of the training and test images.
+        layers: of a network that code of the user's builds; None: as configured.
         teacher: SHA-256 of the teacher's weights, None without a teacher.
-        versions: of `VERSIONS`; empty in checkpoints of earlier ones.
+        versions: of `VERSIONS`.
     """
 
     configuration: dict[str, Any]
@@ -103,7 +102,7 @@ class RunDescription(BaseModel):
     def of(
         cls, config: TrainConfig, accelerator: Accelerator, data: RunData, graph: NetworkGraph, teacher: str | None
     ) -> RunDescription:
-        """The description of a run that begins or goes on now."""
+        """Describe a run that begins or goes on now."""
         found = versions()
         return cls(
             configuration=config.model_dump(mode="json", exclude={"resume", "overwrite"}),
@@ -141,14 +140,12 @@ def read_state(checkpoint: Checkpoint) -> RunState:
 
 
 def check_configuration(path: Path, before: RunDescription, config: TrainConfig) -> None:
-    """Refuse a configuration with which a resumed run would take another course; needs no data.
+    """Raise ConfigError if a resumed run would take another course, naming each key with both values.
 
     Args:
         path: of the checkpoint, for messages.
         before: of the checkpoint.
         config: of config.yaml and flags.
-    Raises:
-        ConfigError: names each key, with both values.
     """
     if changes := changed_keys(make_config(before.configuration, str(path)), config):
         lines = "\n".join(f"  {key}: {old!r} → {new!r}" for key, (old, new) in changes.items())
@@ -159,15 +156,14 @@ def check_configuration(path: Path, before: RunDescription, config: TrainConfig)
 
 
 def check_same_run(path: Path, before: RunDescription, now: RunDescription, step: int) -> list[Change]:
-    """Refuse a continuation that would not be the same run; tell what else differs.
+    """Refuse a continuation that is not the same run.
 
     Args:
-        path: the checkpoint, for messages.
-        before: of the checkpoint.
-        now: of the continuation.
+        path: of the checkpoint, for messages.
+        before, now: of the checkpoint and of the continuation.
         step: optimiser steps done.
     Returns:
-        What differs without changing the course, but for versions, which may change it.
+        Differences that are allowed: keys that do not change the course, number of processes, versions.
     Raises:
         ConfigError: precision, network, teacher, training or test images differ; names each.
     """

@@ -62,24 +62,24 @@ def train(
     callbacks: Sequence[Callback] = (),
     again: str | None = None,
 ) -> dict[str, Any]:
-    """Train a network as configured. On a CPU, the process keeps the memory that a step frees, until the end.
+    """Train a network as configured; the messages of all errors say how to go on.
 
     Args:
-        config: the run.
+        config: of the run.
         name: of the default output folder and of the trackers' project.
         network: to train, and to hold the best weights at the end; see `Trainer`. Default: as configured.
         data: default: as configured.
-        callbacks: told of steps and epochs.
-        again: how to go on with the run, in words. Default: its recipe's command.
+        callbacks: called at steps and epochs.
+        again: command that goes on with the run, for messages. Default: its recipe's.
     Returns:
         The content of `summary.json`.
     Raises:
         ConfigError, RunFolderError, CheckpointError: the run cannot begin, or go on, as asked; or the disk failed.
-        Interrupted: a signal asked to stop; a checkpoint says how to go on.
+        Interrupted: a signal asked to stop; a checkpoint was written.
         NonFiniteLossError: before the update that would have spoilt the weights.
-        DeviceLostError: the GPU failed, or its memory was too small; the message says how to go on.
+        DeviceLostError: the GPU failed, or its memory was too small.
         GraphError: steps or batches cannot be captured in a CUDA graph, as asked for.
-        DataLostError: images vanished; one process alone has written a checkpoint, and the message says how to go on.
+        DataLostError: images vanished; a single process has written a checkpoint.
     """
     if data is None and config.dataset is None and config.data_dir is None:
         raise ConfigError("give --dataset (a Hub name, or sample) or --data-dir (a local folder).")
@@ -88,7 +88,7 @@ def train(
     display = Display(accelerator.is_main_process)
     advice = partial(_advice, folder, config, again)
     try:
-        # Rights are found out before data are loaded: token and name now, the repository as soon as the run can begin.
+        # Rights on the Hub: token and name before data are loaded, the repository as soon as the run can begin.
         _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
         checkpoint, summary = _go_on(config, folder) if config.resume else (None, None)
         if summary is None:
@@ -111,7 +111,6 @@ def train(
 
 
 def _train(loop: TrainingLoop, name: str) -> dict[str, Any]:
-    """A run that can begin."""
     config, accelerator, folder = loop.config, loop.accelerator, loop.folder
     if accelerator.is_main_process:
         folder.prepare(config)
@@ -122,6 +121,7 @@ def _train(loop: TrainingLoop, name: str) -> dict[str, Any]:
     loop.announce()
     for callback in loop.callbacks:
         callback.on_start(loop)
+    # On a CPU, the process keeps the memory that a step frees.
     with loop.stop, freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
         loop.train()
         summary = score_run(loop)
@@ -132,7 +132,7 @@ def _train(loop: TrainingLoop, name: str) -> dict[str, Any]:
 
 @contextmanager
 def _under_way(loop: TrainingLoop, advice: Callable[[], str]) -> Iterator[None]:
-    """Within its `with` block, whatever stops a run says which checkpoint is the last and how to go on."""
+    """Errors in the `with` block name the last checkpoint and say how to go on."""
     try:
         yield
     except EvaluationStopped:
@@ -140,7 +140,7 @@ def _under_way(loop: TrainingLoop, advice: Callable[[], str]) -> Iterator[None]:
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\n{advice()}", stopped.received) from None
     except DataLostError as error:
-        if loop.accelerator.num_processes == 1:  # others would wait for those that have lost nothing
+        if loop.accelerator.num_processes == 1:  # several would wait for each other
             loop.save()
         reason = str(error).splitlines()[-1].split("DataLostError: ")[-1]  # a worker's comes with its traceback
         raise DataLostError(f"{reason} Last checkpoint: {loop.last_checkpoint}. {advice()}") from error
@@ -157,7 +157,7 @@ def _under_way(loop: TrainingLoop, advice: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def _beginning(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
-    """Within its `with` block, what a run cannot begin with becomes a ConfigError; a lost device, a DeviceLostError."""
+    """Errors in the `with` block become a ConfigError; a lost device, a DeviceLostError."""
     try:
         yield
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
@@ -169,14 +169,16 @@ def _beginning(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
 
 
 def _advice(folder: RunFolder, config: TrainConfig, again: str | None) -> str:
-    """How to go on; where nothing has begun yet, there is nothing to resume."""
+    """How to go on."""
     if again is None and not folder.is_run():
         return "Start it again."
-    return f"Go on with: {again or _command(folder, config)}"
+    words = [*program().split(), "--output-dir", str(folder.path), "--resume"]
+    words += [] if config.network is None else ["--network", config.network]
+    return f"Go on with: {again or shlex.join(words)}"
 
 
 def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -> RunFolder:
-    """The main process chooses and checks the folder; the others follow, also into its error."""
+    """The main process chooses and claims the folder; the others get its path, or its error."""
 
     def choose() -> str:
         if config.resume and config.output_dir is None:
@@ -192,7 +194,7 @@ def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -
 
 
 def _new_folder(name: str) -> Path:
-    """A folder that this call has made: of several starts in one second, each gets its own."""
+    """Make a folder; several starts in one second get one each."""
     first = path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in count(2):
         try:
@@ -208,10 +210,7 @@ def _new_folder(name: str) -> Path:
 
 
 def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint to go on from, and the summary of a run that has ended already.
-
-    Refuses, before data are loaded, what the checkpoint contradicts.
-    """
+    """The checkpoint to go on from, if `config` does not contradict it, and the summary if the run has ended."""
     path, summary = latest_checkpoint(folder.checkpoints), folder.read_summary()
     if path is not None:
         check_configuration(path, read_state(load_checkpoint(path)), config)
@@ -224,7 +223,7 @@ def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Path | None, dict[st
 
 
 def _ask_hub(config: TrainConfig, accelerator: Accelerator, check: Callable[[], object]) -> None:
-    """Let the main process check, if the run is to be published; a refusal ends all processes."""
+    """If the run is to be published, the main process checks; its refusal ends all processes."""
     if not config.push_to_hub:
         return
     try:
@@ -234,7 +233,7 @@ def _ask_hub(config: TrainConfig, accelerator: Accelerator, check: Callable[[], 
 
 
 def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, network: nn.Module | None) -> None:
-    """Publish a run that has ended, if asked for. If that fails, say how to do it by hand; the run has succeeded."""
+    """Publish a run that has ended, if asked for. A failure only prints the command that does it by hand."""
     if not (config.push_to_hub and accelerator.is_main_process):
         return
     repo_id = str(config.hub_repo_id)
@@ -257,7 +256,6 @@ def _scalar(value: Any) -> bool | int | float | str:
 
 
 def _device_lost(error: RuntimeError, checkpoint: Path | str, advice: str) -> DeviceLostError:
-    """One line: what happened, what is kept, how to go on."""
     reason = str(error).splitlines()[0].rstrip(".")
     rule, remedy = "the device must last to the end", advice
     if isinstance(error, torch.OutOfMemoryError):
@@ -268,11 +266,6 @@ def _device_lost(error: RuntimeError, checkpoint: Path | str, advice: str) -> De
             f"{advice[0].lower()}{advice[1:]}"
         )
     return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}")
-
-
-def _command(folder: RunFolder, config: TrainConfig) -> str:
-    words = [*program().split(), "--output-dir", str(folder.path), "--resume"]
-    return shlex.join(words if config.network is None else [*words, "--network", config.network])
 
 
 Split = ImageData | tuple[Tensor, Tensor]
@@ -286,11 +279,11 @@ class Trainer:
         network: any module that `network_graph` takes. At the end it holds the best weights, on the device that
             trained it.
         data: training and test images; see `Split`. Validation images are set aside as `config` says.
-        config: of the run; the keys that describe a network stay at their defaults. Default: those of `TrainConfig`.
+        config: of the run, without keys that describe a network. Default: that of `TrainConfig`.
         callbacks: see `Callback`.
         name: of the default output folder and of the trackers' project.
     Raises:
-        ConfigError: the network is none of our layers, or not for these images; or the configuration describes one.
+        ConfigError: the network has unknown layers or is not for these images, or the configuration describes one.
         ValueError: images or labels that cannot be used.
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -336,11 +329,8 @@ class Trainer:
 
 
 def run_data(train_split: Split, test_split: Split, config: TrainConfig) -> RunData:
-    """Both splits as a run takes them, validation images set aside.
+    """Data of a run from both splits, with validation images set aside as `config` says.
 
-    Args:
-        train_split, test_split: images and labels.
-        config: of the run: `validation_fraction` and `seed`.
     Raises:
         ValueError: tensors of another type or shape, or test images of another shape or other classes.
     """

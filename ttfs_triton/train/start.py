@@ -1,4 +1,4 @@
-"""Weights that a run starts from: those of our networks as they are, another project's converted."""
+"""Loads the weights that a run starts from: of our networks as they are, of other projects converted."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -31,13 +31,13 @@ from ttfs_triton.train.config import ConfigError
 
 @dataclass(frozen=True)
 class Start:
-    """Where a network comes from.
+    """Origin of a network's weights.
 
     Attributes:
-        base_model: what it is based on.
-        calibration: None if it was not calibrated.
-        grid: that it was on, or None.
-        units: of weights on that grid, by their names in the state dict.
+        base_model: the model that they are of.
+        calibration: None if they were not calibrated.
+        grid: that they were trained on, or None.
+        units: scales of weights on that grid, by their names in the state dict.
     """
 
     base_model: BaseModel
@@ -49,19 +49,16 @@ class Start:
 def load_weights(
     network: TTFSNetwork, source: str | Weights, images: Tensor | None = None, trained_as: TrainedAs | None = None
 ) -> Start:
-    """Load weights into a network, strictly: every tensor used or folded, every parameter found.
+    """Load weights into a network, strictly: every tensor is used or folded, every parameter is found.
 
-    A network with batch norm starts from weights without one as if it had been trained to them: it computes the same,
-    with the statistics of `images`.
-
-    Tensors of exactly the network's names and shapes are copied. Others are converted first: a network of ours with
-    batch norm or standardised weights, or a known network of another project, whose ANN is calibrated. What neither
-    names nor shapes fix stays as the network has it, but for mean and std of the images, which are those that the
-    weights were trained with.
+    Tensors of exactly the network's names and shapes are copied. Others are converted first: networks of ours with
+    batch norm or standardised weights, and known networks of other projects, whose ANNs are calibrated. A network with
+    batch norm that starts from weights without computes the same, with statistics of `images`. Mean and std of the
+    images become those that the weights were trained with.
 
     Args:
         network: changed in place.
-        source: what `open_weights` reads, or what it gave.
+        source: see `open_weights`.
         images: to calibrate on, [N, in_channels, height, width] in [0, 1], on the device to compute on. None leaves the
             weights as they are.
         trained_as: see `TrainedAs`; needed for the paper's weights.
@@ -127,13 +124,8 @@ def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, tr
 
 
 def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *, learn_units: bool = True) -> None:
-    """Put a network on a grid, in place: in the units that its weights had on the same grid, or in those that fit best.
+    """Put a network on a grid, in place, with the units of `start` if its grid is the same, else with those that fit.
 
-    Args:
-        network: with the weights to start from.
-        grid: to train on.
-        start: where they come from.
-        learn_units: whether units are trained.
     Raises:
         ConfigError: registers cannot hold the threshold, at these weights.
     """
@@ -161,11 +153,8 @@ def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[
 
 
 def load_own_weights(network: nn.Module, source: str) -> Start:
-    """Load weights into a network that code of the user's built, strictly: same names, same shapes.
+    """Load weights of the same names and shapes into a network of the user's own; see `open_weights`.
 
-    Args:
-        network: changed in place.
-        source: what `open_weights` reads.
     Raises:
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
@@ -183,14 +172,13 @@ def load_own_weights(network: nn.Module, source: str) -> Start:
 
 
 def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:
-    """The network brought as close to its ANN as initial potentials can."""
     if not converted.network.config.bias:
         raise ConversionError("bias must be True to calibrate; got False. Give --bias or --calibration-images 0.")
     return calibrate_converted(converted, images)
 
 
 def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | None) -> Converted:
-    """The converted network; its configuration must be `target`'s in all that counts."""
+    """The converted network, if its configuration fits `target`."""
     assumed = target.replace(
         readout="potential_start",
         batch_norm=any(".batch_norm." in key for key in weights.tensors),
@@ -216,7 +204,7 @@ def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | No
             "--no-weight-standardisation",
             found.weight_standardisation == target.weight_standardisation,
         ),
-        # An ANN's logits become what the caller likes; what was trained to spike was trained to be read at one time.
+        # An ANN fits any readout; a spiking network was trained for one.
         ("readout", f"--readout {found.readout}", trained_as in (None, "ann") or found.readout == target.readout),
     ):
         if not same:
@@ -226,7 +214,7 @@ def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | No
 
 
 def _structure(config: NetworkConfig) -> tuple[object, ...]:
-    """Hidden layers at their true sizes, and what the first one reads."""
+    """Hidden layers at their scaled sizes, and the shape of the input."""
 
     def at_width(token: Token) -> Token:
         if isinstance(token, Convolution):
@@ -255,7 +243,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def _take_statistics(network: TTFSNetwork, trained: NetworkConfig) -> None:
-    """Normalise images as the weights' network did: mean and std of other images would shift every potential."""
+    """Normalise images as in the weights' training: other mean and std would shift every potential."""
     first = network.features[0]
     if not isinstance(first, AnalogEncoder | SignedEncoder) or trained.encoder == "latency":
         return
