@@ -118,8 +118,9 @@ def test_run_reaches_its_goal_says_so_and_keeps_its_epoch_before_a_more_accurate
     assert summary["best_epoch"] == max(lines, key=order)["epoch"]
 
 
-def test_run_without_validation_ends_near_its_goal(config):
+def test_run_without_validation_ends_near_its_goal(config, capsys):
     summary = train(change(config, **LONG, validation_fraction=0.0))
+    assert "no validation images: epochs tell" in capsys.readouterr().out
     assert summary["target"]["validation"] is None
     assert summary["target"]["test"]["network"] == pytest.approx(0.2, rel=0.2)
 
