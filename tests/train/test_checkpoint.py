@@ -166,22 +166,3 @@ def test_clean_partial_removes_litter_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     clean_partial(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(others)
-
-
-@pytest.mark.parametrize("call", [1, 2])  # the file, its folder
-def test_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, call):
-    save(tmp_path, 1)
-    calls, fsync = [], os.fsync
-
-    def fail_once(descriptor):
-        calls.append(descriptor)
-        if len(calls) == call:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fail_once)
-    with pytest.raises(OSError, match="No space left"):
-        save(tmp_path, 2, keep_last=1)
-    # At the second the rename is done, only its durability is unknown: both stay.
-    assert steps(tmp_path) == [1, *[2] * (call == 2)]
-    assert load_checkpoint(checkpoint_path(tmp_path, 1)).state == {"step": 1}

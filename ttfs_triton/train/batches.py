@@ -120,13 +120,7 @@ class EpochBatches:
 def train_loader(
     batches: EpochBatches, device: torch.device | None = None, *, start_step: int = 0, num_workers: int = 0
 ) -> Generator[Batch]:
-    """Micro-batches of an epoch from the optimiser step `start_step` on; see `load_batches`.
-
-    Raises:
-        ValueError: start_step is outside the epoch.
-    """
-    if not 0 <= start_step <= batches.steps:
-        raise ValueError(f"train_loader: start_step must be in 0 to {batches.steps}; got {start_step}. Lower it.")
+    """Micro-batches of an epoch from the optimiser step `start_step` on; see `load_batches`."""
     first, count = start_step * batches.accumulation, 1
     at_hand = batches.data.in_memory and device in (None, batches.data.device)
     if at_hand and batches.augmentation.changes_images:

@@ -31,7 +31,7 @@ from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.networks import CNN1, RESNET18, RESNET20, VGG11, VGG16, cifarnet_specification
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.train.config import ConfigError, TrainConfig
-from ttfs_triton.train.start import Start, check_chip, load_own_weights, load_weights, start_on_grid
+from ttfs_triton.train.start import Start, check_chip, load_weights, start_on_grid
 
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
@@ -146,10 +146,7 @@ def build_network(
         images = None
         if calibrated and config.calibration_images:
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
-        if isinstance(network, TTFSNetwork):
-            start = load_weights(network, weights, images, config.trained_as)
-        else:
-            start = load_own_weights(network, weights)
+        start = load_weights(network, weights, images, config.trained_as)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, learn_units=config.learn_units)
         if config.grid_chip is not None:

@@ -28,6 +28,8 @@ from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError
 
+_UNIT = ".log2_unit"  # of tensors with the scales of weights on a grid
+
 
 @dataclass(frozen=True)
 class Start:
@@ -47,14 +49,14 @@ class Start:
 
 
 def load_weights(
-    network: TTFSNetwork, source: str | Weights, images: Tensor | None = None, trained_as: TrainedAs | None = None
+    network: nn.Module, source: str | Weights, images: Tensor | None = None, trained_as: TrainedAs | None = None
 ) -> Start:
     """Load weights into a network, strictly: every tensor is used or folded, every parameter is found.
 
-    Tensors of exactly the network's names and shapes are copied. Others are converted first: networks of ours with
-    batch norm or standardised weights, and known networks of other projects, whose ANNs are calibrated. A network with
-    batch norm that starts from weights without computes the same, with statistics of `images`. Mean and std of the
-    images become those that the weights were trained with.
+    Tensors of exactly the network's names and shapes are copied; a network of the user's own takes no others. Others
+    are converted first: networks of ours with batch norm or standardised weights, and known networks of other projects,
+    whose ANNs are calibrated. A network with batch norm that starts from weights without computes the same, with
+    statistics of `images`. Mean and std of the images become those that the weights were trained with.
 
     Args:
         network: changed in place.
@@ -66,23 +68,24 @@ def load_weights(
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
     said = source if isinstance(source, str) else source.name
+    ours = network if isinstance(network, TTFSNetwork) else None
     try:
         weights = source if isinstance(source, Weights) else open_weights(source)
         description = weights.description()
-        trained = None if description is None else description.network
-        trained = trained if isinstance(trained, NetworkConfig) else None
-        if trained is not None and trained.batch_norm and not network.config.batch_norm:
-            return _load_folded(network, weights, trained)
-        if network.config.batch_norm and (trained is None or not trained.batch_norm):
-            return _load_plain(network, weights, images, trained_as)
-        units = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(".log2_unit")}
-        others = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
-        weights, calibration = dataclasses.replace(weights, tensors=others), None
-        grid = None if trained is None else trained.grid
-        if trained_as is None and _shapes(others) == _shapes(network.state_dict()):
-            tensors = others
-        else:
-            converted = _convert(network.config, weights, trained_as)
+        described = None if description is None else description.network
+        trained = described if ours is not None and isinstance(described, NetworkConfig) else None
+        if ours is not None and trained is not None and trained.batch_norm and not ours.config.batch_norm:
+            return _load_folded(ours, weights, trained)
+        if ours is not None and ours.config.batch_norm and (trained is None or not trained.batch_norm):
+            return _load_plain(ours, weights, images, trained_as)
+        on_grid = any(name.endswith(_UNIT) for name in network.state_dict())
+        units = {} if on_grid else {name: each for name, each in weights.tensors.items() if name.endswith(_UNIT)}
+        tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
+        calibration = None
+        if ours is None:
+            _check_same(network, tensors, "tensors")
+        elif trained_as is not None or _shapes(tensors) != _shapes(network.state_dict()):
+            converted = _convert(ours.config, dataclasses.replace(weights, tensors=tensors), trained_as)
             _check_same(network, converted.network.state_dict())
             if images is not None and converted.needs_calibration:
                 converted, calibration = _calibrate(converted, images)
@@ -91,11 +94,12 @@ def load_weights(
     except WeightsError as error:
         raise ConfigError(f"weights: {error}") from error
     except ConversionError as error:
-        raise ConfigError(f"weights: {said} does not fit {network.config.specification}: {error}") from error
+        name = "the network" if ours is None else ours.config.specification
+        raise ConfigError(f"weights: {said} does not fit {name}: {error}") from error
     network.load_state_dict(tensors)
-    if trained is not None:
-        _take_statistics(network, trained)
-    return Start(base_model, calibration, grid, units)
+    if ours is not None and trained is not None:
+        _take_statistics(ours, trained)
+    return Start(base_model, calibration, None if described is None else described.grid, units)
 
 
 def _load_folded(network: TTFSNetwork, source: Weights, trained: NetworkConfig) -> Start:
@@ -133,7 +137,7 @@ def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *,
     if start is not None and start.grid == grid and start.units:
         network.load_state_dict(start.units, strict=False)
     for name, parameter in network.named_parameters():
-        if name.endswith(".log2_unit"):
+        if name.endswith(_UNIT):
             parameter.requires_grad_(learn_units)
     try:
         check_registers(network)
@@ -150,25 +154,6 @@ def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[
             f"grid_chip must hold the network on its grid, {grid.text()}; {'; '.join(lines)}. Use a smaller network or "
             "fewer bits, or another chip."
         )
-
-
-def load_own_weights(network: nn.Module, source: str) -> Start:
-    """Load weights of the same names and shapes into a network of the user's own; see `open_weights`.
-
-    Raises:
-        ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
-    """
-    try:
-        weights = open_weights(source)
-        base_model, description = weights.base_model(), weights.description()
-        on_grid = any(name.endswith(".log2_unit") for name in network.state_dict())
-        units = {} if on_grid else {key: each for key, each in weights.tensors.items() if key.endswith(".log2_unit")}
-        tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
-        _check_same(network, tensors)
-    except (WeightsError, ConversionError) as error:
-        raise ConfigError(f"weights: {error}") from error
-    network.load_state_dict(tensors)
-    return Start(base_model, None, None if description is None else description.network.grid, units)
 
 
 def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:

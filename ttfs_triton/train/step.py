@@ -264,7 +264,7 @@ def choose_graphs(
 class GraphedStep:
     """A step that is captured after its warm-up, and replayed from then on.
 
-    Steps that count spikes, the first step of a run, and micro-batches of another shape do without the graph.
+    All steps have micro-batches of the same shapes. Those that count spikes, and the first, do without the graph.
 
     Args:
         step: to be captured.
@@ -290,7 +290,7 @@ class GraphedStep:
     def __call__(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
         """As of `TrainStep`."""
         self._set_rates()
-        if sampled or first or self._failed or (self.replay is not None and not self._fit(micro_batches)):
+        if sampled or first or self._failed:
             self.step(micro_batches, sampled=sampled, first=first)
         elif self._warm_up > 0:
             self._warm_up -= 1
@@ -314,9 +314,6 @@ class GraphedStep:
     def _set_rates(self) -> None:
         for group, rate in zip(self.step.bare_optimizer.param_groups, self.step.rates or [], strict=True):
             rate.fill_(group["lr"])
-
-    def _fit(self, micro_batches: Sequence[Batch]) -> bool:
-        return [_kinds(batch) for batch in micro_batches] == [_kinds(batch) for batch in self._inputs]
 
     def _capture(self, micro_batches: Sequence[Batch]) -> None:
         # `empty_like` keeps channels last, of which the kernels are a function.
@@ -344,10 +341,6 @@ class GraphedStep:
             # The scaler has noted a step that was never made; setting its scale makes it start anew.
             accelerator.scaler.update(accelerator.scaler.get_scale())
         self.say(f"no CUDA graph: {reason}")
-
-
-def _kinds(batch: Batch) -> list[tuple[torch.Size, torch.dtype]]:
-    return [(tensor.shape, tensor.dtype) for tensor in batch]
 
 
 @contextmanager
