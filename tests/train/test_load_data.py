@@ -2,14 +2,13 @@
 
 import re
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from ttfs_triton.data import decode
-from ttfs_triton.train import ConfigError, TrainConfig, build
+from ttfs_triton.train import TrainConfig
 from ttfs_triton.train.build import load_data
 
 
@@ -42,9 +41,3 @@ def test_data_set_that_outgrows_memory_in_the_middle_is_streamed_unless_memory_w
     assert (len(data.train), data.train.in_memory) == (40, False)
     assert data.train.images_at(torch.arange(40)).shape[1] == 3
     assert re.match(r"train images are streamed: got 40 images of .* GiB available$", said[0]), said
-
-
-def test_images_that_fit_no_device_are_a_configuration_error(monkeypatch):
-    monkeypatch.setattr(build, "place_images", Mock(side_effect=RuntimeError("place_images: too large")))
-    with pytest.raises(ConfigError, match="place_images: too large"):
-        build.place_data(TrainConfig(), SimpleNamespace(train=None, test=None), torch.device("cpu"), print)

@@ -95,9 +95,16 @@ def test_run_that_cannot_begin_is_told_and_leaves_nothing(config, values, messag
     assert not config.output_dir.exists()
 
 
-def test_not_enough_memory_is_told(config, monkeypatch):
-    monkeypatch.setattr("ttfs_triton.train.run.load_data", Mock(side_effect=MemoryError))
-    with pytest.raises(ConfigError, match="not enough memory for this run; MemoryError"):
+@pytest.mark.parametrize(
+    ("where", "error", "message"),
+    [
+        ("run.load_data", MemoryError, "not enough memory for this run; MemoryError"),
+        ("loop.place_images", RuntimeError("place_images: too large"), "place_images: too large"),
+    ],
+)
+def test_not_enough_memory_is_told(config, monkeypatch, where, error, message):
+    monkeypatch.setattr(f"ttfs_triton.train.{where}", Mock(side_effect=error))
+    with pytest.raises(ConfigError, match=message):
         train(config)
 
 

@@ -11,7 +11,6 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
-from ttfs_triton.data.placement import place_images
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.own_network import describe_network
@@ -104,18 +103,6 @@ def split_data(train: ImageData, test: ImageData, config: TrainConfig) -> RunDat
     return RunData(train, test, *train_validation_split(train, config.validation_fraction, config.seed))
 
 
-def place_data(
-    config: TrainConfig, data: RunData, device: torch.device, say: Callable[[str], None]
-) -> tuple[ImageData, ImageData]:
-    """The splits for training and testing, placed as configured; ConfigError if they do not fit there."""
-    try:
-        (train, test), where = place_images((data.train, data.test), device, config.data_placement)
-    except RuntimeError as error:
-        raise ConfigError(str(error)) from error
-    say(where)
-    return train, test
-
-
 def build_network(
     config: TrainConfig,
     data: RunData,
@@ -134,7 +121,7 @@ def build_network(
     Returns:
         The network, and the origin of its weights; None if they were drawn.
     Raises:
-        ConfigError: the weights are not those of this network, or the options exclude each other.
+        ValueError: the weights are not those of this network, or the options exclude each other.
     """
     if network is None:
         network = _own_network(config, data) if config.network is not None else _specified_network(config, data)
@@ -214,29 +201,24 @@ def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
     _, channels, height, width = data.train.shape
     mean, std = channel_statistics(data) if encoder != "latency" else (None, None)
     torch.manual_seed(config.seed)
-    try:
-        network = TTFSNetwork(
-            NetworkConfig(
-                specification=specification,
-                in_channels=channels,
-                image_size=(height, width),
-                classes=len(data.train.class_names),
-                width=factor,
-                encoder=encoder,
-                mean=mean,
-                std=std,
-                readout=config.readout or "potential_start",
-                neuron=config.spiking_neuron,
-                bias=config.bias,
-                weight_standardisation=config.weight_standardisation,
-                initial_gain=config.initial_gain,
-                batch_norm=config.batch_norm,
-                dropout=config.dropout,
-            ),
-            backend=config.backend,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    description = NetworkConfig(
+        specification=specification,
+        in_channels=channels,
+        image_size=(height, width),
+        classes=len(data.train.class_names),
+        width=factor,
+        encoder=encoder,
+        mean=mean,
+        std=std,
+        readout=config.readout or "potential_start",
+        neuron=config.spiking_neuron,
+        bias=config.bias,
+        weight_standardisation=config.weight_standardisation,
+        initial_gain=config.initial_gain,
+        batch_norm=config.batch_norm,
+        dropout=config.dropout,
+    )
+    network = TTFSNetwork(description, backend=config.backend)
     if config.identity_start:
         start_as_identity(network)
     return network

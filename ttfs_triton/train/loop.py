@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
+from ttfs_triton.data.placement import place_images
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
 from ttfs_triton.run_records import Change, EpochLine
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, device_name, sum_over_processes
@@ -31,7 +32,6 @@ from ttfs_triton.train.build import (
     build_optimizer,
     check_network,
     describe,
-    place_data,
 )
 from ttfs_triton.train.checkpoint import (
     CheckpointError,
@@ -134,7 +134,9 @@ class TrainingLoop:
         )
         if config.sync_batch_norm and accelerator.num_processes > 1:
             share_statistics(self.network)
-        self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
+        splits, where = place_images((data.train, data.test), accelerator.device, config.data_placement)
+        self._train_images, self._test_images = splits
+        display.say(where)
         self.position = Position()
         self.changes: list[Change] = []
         self.steps_per_epoch = self._batches(0).steps

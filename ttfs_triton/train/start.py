@@ -131,7 +131,7 @@ def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *,
     """Put a network on a grid, in place, with the units of `start` if its grid is the same, else with those that fit.
 
     Raises:
-        ConfigError: registers cannot hold the threshold, at these weights.
+        ValueError: registers cannot hold the threshold, at these weights.
     """
     getattr(network, "put_on_grid", partial(put_on_grid, network))(grid)
     if start is not None and start.grid == grid and start.units:
@@ -139,10 +139,7 @@ def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *,
     for name, parameter in network.named_parameters():
         if name.endswith(_UNIT):
             parameter.requires_grad_(learn_units)
-    try:
-        check_registers(network)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    check_registers(network)
 
 
 def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[int]) -> None:
