@@ -1,6 +1,7 @@
 """A run is what its checkpoint says: another one is refused, and what differs without harm is written down."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -132,37 +133,29 @@ def test_harmless_changes_are_recorded_and_an_ended_run_made_longer_equals_a_lon
     assert metrics(run) == metrics(tmp_path / "long")
 
 
-def test_run_never_starts_anew_over_damaged_checkpoints(run):
-    before = (run / "best/model.safetensors").read_bytes()
-    checkpoints = sorted((run / "checkpoints").iterdir())
-    for path in checkpoints:
-        path.write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="a checkpoint must be whole to go on; all are damaged") as caught:
-        resumed(run)
-    assert all(path.name in str(caught.value) for path in checkpoints)
-    shutil.rmtree(run / "checkpoints")
-    with pytest.raises(RunFolderError, match=r"must hold a checkpoint, as metrics\.jsonl tells of epochs"):
-        resumed(run)
-    assert (run / "best/model.safetensors").read_bytes() == before
+def write(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda run: [path.write_bytes(content) for path in list(run.glob(name)) or [run / name]]
 
 
-def test_damaged_best_weights_are_noticed_before_training(run, monkeypatch):
-    weights = run / "best/model.safetensors"
-    whole = weights.read_bytes()
+SUMMARY = r"summary\.json must be a run's final figures; it is damaged"
+DAMAGES = [
+    (write("checkpoints/*", b"damaged"), CheckpointError, "a checkpoint must be whole to go on; all are damaged"),
+    (lambda run: shutil.rmtree(run / "checkpoints"), RunFolderError, r"hold a checkpoint, as metrics\.jsonl tells of"),
+    (lambda run: (run / "best/model.safetensors").unlink(), RunFolderError, "best must hold the best weights so far"),
+    (write("best/model.safetensors", b"damaged"), RunFolderError, r"best must hold the best weights so far\. load: "),
+    (write("summary.json", b'{"test_accuracy": 0.'), RunFolderError, SUMMARY),
+    (write("summary.json", b"[]"), RunFolderError, SUMMARY),
+    (write("summary.json", b"[" * 10**5), RunFolderError, SUMMARY),
+]
+
+
+@pytest.mark.parametrize(("damage", "error", "message"), DAMAGES, ids=range(len(DAMAGES)))
+def test_damage_is_told_before_training(run, monkeypatch, damage, error, message):
+    """Above all, no run starts anew over its best weights."""
     monkeypatch.setattr("ttfs_triton.train.loop.TrainingLoop.train", lambda *_: pytest.fail("trained"))
-    for damage in (weights.unlink, lambda: weights.write_bytes(whole[:-9])):
-        damage()
-        with pytest.raises(RunFolderError, match=r"--resume: .*best must hold the best weights so far\. load: "):
-            resumed(run)
-
-
-def test_damaged_summary_is_told(run):
-    for text in ('{"test_accuracy": 0.', "[]", '{"epochs": "2"}', "[" * 10**5):
-        (run / "summary.json").write_text(text)
-        with pytest.raises(RunFolderError, match=r"summary\.json must be a run's final figures; it is damaged"):
-            resumed(run)
-    (run / "summary.json").unlink()
-    assert resumed(run)["epochs"] == 2
+    damage(run)
+    with pytest.raises(error, match=message):
+        resumed(run)
 
 
 def test_run_whose_folder_vanishes_says_so(config, tmp_path):
