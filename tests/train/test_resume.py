@@ -23,7 +23,7 @@ ENDS = "Interrupted. Nothing that was saved is lost."
 SLOW = """
 import sys, time
 from pathlib import Path
-import ttfs_triton.train.loop as loop, ttfs_triton.train.run as run, ttfs_triton.scoring.batches as batches
+import ttfs_triton.train.resume as resume, ttfs_triton.train.run as run, ttfs_triton.scoring.batches as batches
 from ttfs_triton.command_line import start
 phase, seconds = sys.argv.pop(1), float(sys.argv.pop(1))
 def slow(home, name):
@@ -37,7 +37,7 @@ if phase == "final test":
     score = run.score_run
     run.score_run = lambda trainer: (slow(batches.EvaluationBatches, "gather"), score(trainer))[1]
 else:
-    slow({"_train_step": run.TrainingLoop, "save_checkpoint": loop}.get(phase, run), phase)
+    slow({"_train_step": run.TrainingLoop, "save_checkpoint": resume}.get(phase, run), phase)
 start("ttfs_triton.train", Path(sys.argv.pop(1)), "A small run.")
 """
 DECODING = "\nstreaming: true\nnum_workers: 2\nepochs: 60\n"

@@ -11,17 +11,17 @@ from ttfs_triton.train.config import ConfigError, TrainConfig, parse_config
 
 if TYPE_CHECKING:
     from ttfs_triton.train.build import RunData
+    from ttfs_triton.train.callback import Callback, NonFiniteLossError
     from ttfs_triton.train.device import Interrupted
-    from ttfs_triton.train.loop import Callback, NonFiniteLossError
     from ttfs_triton.train.run import DeviceLostError, Trainer, run_data, train
     from ttfs_triton.train.run_folder import RunFolderError
 
 # Imported when they are first used: `--help` does without PyTorch.
 _HOMES = {
-    "Callback": "loop",
+    "Callback": "callback",
     "DeviceLostError": "run",
     "Interrupted": "device",
-    "NonFiniteLossError": "loop",
+    "NonFiniteLossError": "callback",
     "RunData": "build",
     "RunFolderError": "run_folder",
     "Trainer": "run",

@@ -1,15 +1,20 @@
 """Output of a run: a progress bar, a line for each epoch, a table at the end."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ttfs_triton.nn import LayerStatistics
 from ttfs_triton.run_records import EpochLine, Summary
-from ttfs_triton.scoring import layer_table
+from ttfs_triton.scoring import device_name, layer_table
 from ttfs_triton.train.target import UNITS
+
+if TYPE_CHECKING:
+    from ttfs_triton.train.loop import TrainingLoop
 
 
 class Display:
@@ -33,6 +38,36 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line of plain text."""
         self.console.print(text, markup=False, highlight=False)
+
+    def announce(self, loop: TrainingLoop) -> None:
+        """Show network, data, device and folder of the run."""
+        config, data, say = loop.config, loop.data, self.say
+        parameters = sum(p.numel() for p in loop.network.parameters())
+        found = ", ".join(f"{value:g}" for value in loop.graph.persistences)
+        say(
+            f"{config.network or config.model} ({parameters:,} parameters, σ = {found}) on {data.train.name}: "
+            f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
+            f"{len(data.test):,} test images"
+        )
+        for change in loop.changes:
+            say(f"changed on --resume      {change}")
+        if loop.start is not None and loop.start.calibration is not None:
+            self.console.print(loop.start.calibration.table())
+        if config.teacher is not None:
+            say(f"taught by {config.teacher}: {config.teacher_weight:g} of the loss")
+        if loop.graph.grid is not None:
+            say(f"on the grid of a chip: {loop.graph.grid.text()}")
+        if config.faults:
+            say(f"for chips with faults: {config.faults.text()}")
+        if not len(data.validation_indices):
+            say(
+                "no validation images: epochs tell of the training images only, and the last one is kept. "
+                "--validation-fraction 0.1 sets some aside"
+            )
+        count = loop.accelerator.num_processes
+        where = f"{device_name(loop.accelerator.device)}, {count} process{'es' if count > 1 else ''}"
+        start = f"resumed after step {loop.position.step}" if loop.checkpoint is not None else f"{config.epochs} epochs"
+        say(f"{where}, {start}, run folder {loop.folder.path}")
 
     def start(self, total_steps: int, done: int) -> None:
         """Show the bar, over all steps of the run."""

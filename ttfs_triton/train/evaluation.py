@@ -14,7 +14,7 @@ from ttfs_triton.data.images import ImageData
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.model.weights import LoadError, read_weights_into
 from ttfs_triton.nn.weighted import WeightedLayer
-from ttfs_triton.run_records import Summary
+from ttfs_triton.run_records import EpochLine, Summary
 from ttfs_triton.scoring import (
     Evaluation,
     EvaluationBatches,
@@ -135,6 +135,32 @@ def refresh_statistics(
         for (layer, norm), (momentum, group) in zip(norms, before, strict=True):
             norm.momentum, layer.statistics_group = momentum, group
         network.train(was_training)
+
+
+def epoch_line(loop: TrainingLoop, evaluation: Evaluation | None) -> EpochLine:
+    """The line of metrics.jsonl for the epoch that ends now."""
+    position, totals = loop.position, loop.position.totals
+    found: dict[str, Any] = {} if loop.target is None else loop.target.after_epoch()
+    if evaluation is not None:
+        found |= {
+            "val_loss": evaluation.loss,
+            "val_accuracy": evaluation.accuracy,
+            "val_first_spike_accuracy": evaluation.first_spike_accuracy,
+            "sparsity": evaluation.sparsity,
+            "sparsity_with_outputs": evaluation.sparsity_with_outputs,
+            "layer_sparsity": {layer.name: layer.sparsity for layer in evaluation.layers},
+        }
+    return EpochLine(
+        epoch=position.epoch + 1,
+        step=position.step,
+        lr=loop.learning_rate,
+        train_loss=totals.loss / totals.images,
+        train_accuracy=totals.correct / totals.images,
+        seconds=totals.seconds,
+        images_per_second=totals.images / totals.seconds,
+        rise=None if loop.config.psp_persistence_rise is None else 1 - loop.persistence.missing,
+        **found,
+    )
 
 
 def score_run(loop: TrainingLoop) -> dict[str, Any]:

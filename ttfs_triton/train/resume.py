@@ -1,20 +1,32 @@
-"""State of a run in its checkpoints, and whether a continuation is the same run."""
+"""Saves a run, restores it, and checks that a continuation is the same run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from torch import Tensor
 
 from ttfs_triton.command_line import problem_lines
 from ttfs_triton.nn import NetworkGraph
 from ttfs_triton.run_records import Change, EpochLine
 from ttfs_triton.scoring import versions
 from ttfs_triton.train.build import RunData
-from ttfs_triton.train.checkpoint import Checkpoint, CheckpointError
+from ttfs_triton.train.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
 from ttfs_triton.train.config import ConfigError, TrainConfig, changed_keys, differing_keys, make_config
+
+if TYPE_CHECKING:
+    from ttfs_triton.train.loop import TrainingLoop
 
 VERSIONS = ("ttfs-triton", "torch")
 """Packages whose versions are in checkpoints, since the results of a step may change with them."""
@@ -186,3 +198,61 @@ def check_same_run(path: Path, before: RunDescription, now: RunDescription, step
         if version != now.versions.get(name):
             keys[name] = version, now.versions.get(name)
     return [Change(step=step, key=key, before=old, after=new) for key, (old, new) in keys.items()]
+
+
+def save_run(loop: TrainingLoop) -> None:
+    """Write a checkpoint between two steps; one process calls it."""
+    scaler, position = loop.accelerator.scaler, loop.position
+    state = RunState(
+        **dict(loop.description),
+        position=position,
+        scaler=None if scaler is None else scaler.state_dict(),
+        changes=loop.changes,
+    ).model_dump()
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        "model": loop.network.state_dict(),
+        "optimizer": optimizer_tensors(loop.bare_optimizer),
+    }
+    if loop.average is not None:
+        tensors["average"] = loop.average.state_dict()
+    if loop.multipliers is not None:
+        tensors["dial"] = loop.multipliers.state()
+    keep = loop.config.keep_checkpoints
+    save_checkpoint(loop.folder.checkpoints, position.step, tensors=tensors, state=state, keep_last=keep)
+
+
+def restore_run(loop: TrainingLoop, path: Path) -> None:
+    """Restore a checkpoint; raises as `TrainingLoop.resume`."""
+    checkpoint = load_checkpoint(path)
+    state = read_state(checkpoint)
+    loop.changes = state.changes + check_same_run(path, state, loop.description, checkpoint.step)
+    try:
+        _restore(loop, state, checkpoint.tensors)
+        whole = state.position.fits(checkpoint.step, loop.steps_per_epoch)
+        problem = "" if whole else f"its position is none of {loop.steps_per_epoch} steps an epoch"
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise CheckpointError(
+            f"load_checkpoint: {path} must hold the state of this run; {problem:.400}. Delete it: --resume takes an "
+            "earlier one."
+        )
+
+
+def _restore(loop: TrainingLoop, state: RunState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    if broken := [group for group, named in tensors.items() if not all(map(is_finite, named.values()))]:
+        raise ValueError(f"numbers must be finite, also in {', '.join(broken)}")
+    loop.network.load_state_dict(tensors["model"])
+    load_optimizer_tensors(loop.bare_optimizer, tensors["optimizer"])
+    if loop.average is not None:
+        loop.average.load_state_dict(tensors["average"])
+    if loop.multipliers is not None:
+        loop.multipliers.load(tensors["dial"])
+    if loop.accelerator.scaler is not None and state.scaler is not None:
+        loop.accelerator.scaler.load_state_dict(state.scaler)
+    loop.position = state.position
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite."""
+    return bool(tensor.isfinite().all())

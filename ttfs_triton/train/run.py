@@ -26,12 +26,13 @@ from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.scoring import EvaluationStopped
 from ttfs_triton.scoring.graphs import GraphError
 from ttfs_triton.train.build import RunData, check_network, load_data, split_data
+from ttfs_triton.train.callback import Callback, NonFiniteLossError
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from ttfs_triton.train.config import ConfigError, TrainConfig, make_config
 from ttfs_triton.train.device import Interrupted, StopRequest, ask_main_process, make_accelerator, warn_of_device
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.evaluation import score_run
-from ttfs_triton.train.loop import Callback, NonFiniteLossError, TrainingLoop
+from ttfs_triton.train.loop import TrainingLoop
 from ttfs_triton.train.resume import check_configuration, read_state
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
 
@@ -118,7 +119,7 @@ def _train(loop: TrainingLoop, name: str) -> dict[str, Any]:
     accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
     accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
     loop.resume()
-    loop.announce()
+    loop.display.announce(loop)
     for callback in loop.callbacks:
         callback.on_start(loop)
     # On a CPU, the process keeps the memory that a step frees.
