@@ -158,6 +158,14 @@ def test_damage_is_told_before_training(run, monkeypatch, damage, error, message
         resumed(run)
 
 
+def test_ended_run_without_checkpoints_does_not_start_anew_to_be_made_longer(ended, tmp_path):
+    run = shutil.copytree(ended, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    assert resumed(run)["epochs"] == 2
+    with pytest.raises(RunFolderError, match="must hold a checkpoint"):
+        resumed(run, epochs=3)
+
+
 def test_run_whose_folder_vanishes_says_so(config, tmp_path):
     message = r"must stay where it is while a run writes; it was moved or deleted\. Last .*step-00000008\S* Move"
     with pytest.raises(RunFolderError, match=message):

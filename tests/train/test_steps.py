@@ -1,4 +1,4 @@
-"""What a training step asks of a device: it never waits for it, and cancels an update that would spoil the weights."""
+"""A training step never waits for the device, and cancels an update that would spoil the weights."""
 
 import pytest
 import torch

@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 Read = TypeVar("Read")
 
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises for damaged files."""
+"""Errors that Pillow raises for damaged files."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-"""Of image files. Pillow would hand others to programs outside, such as EPS to Ghostscript."""
+"""Allowed image formats. Pillow would hand others to programs outside, such as EPS to Ghostscript."""
 MAX_PIXELS = 2**27
-"""Of an image: 0.5 GiB when decoded."""
+"""Most pixels of an image: 0.5 GiB when decoded."""
 MAX_BYTES = 2**29
-"""Of an image file."""
+"""Most bytes of a file."""
 
 _CHUNK = 512  # rows read at a time
 _GROUP = 32  # images decoded by a thread at a time

@@ -28,7 +28,7 @@ GESTURES = (
     *("hand clapping", "right hand wave", "left hand wave", "right arm clockwise", "right arm counter-clockwise"),
     *("left arm clockwise", "left arm counter-clockwise", "arm roll", "air drums", "air guitar", "other gestures"),
 )
-"""Of DVS-Gesture, numbered from 1 in its files (Amir et al., CVPR 2017)."""
+"""Classes of DVS-Gesture, numbered from 1 in its files (Amir et al., CVPR 2017)."""
 
 
 @dataclass(frozen=True)

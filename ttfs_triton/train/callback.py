@@ -1,4 +1,4 @@
-"""What a run calls, and the error of a step that would spoil its weights."""
+"""Callbacks of a run, and the error that ends one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Callback:
-    """What a run calls; derive from it and override some methods. Every process calls every method.
+    """Base class of callbacks: override some methods. Every process of a run calls all of them.
 
     Example:
         >>> class StopAt(Callback):

@@ -245,7 +245,7 @@ def differing_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, A
 
 
 def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Of `differing_keys`, those that would change the course of a resumed run."""
+    """Those of `differing_keys` that would change the course of a resumed run."""
     changes = {key: values for key, values in differing_keys(old, new).items() if key not in FREE_ON_RESUME}
     if new.schedule in OPEN_SCHEDULES and new.epochs > old.epochs:
         changes.pop("epochs", None)

@@ -27,7 +27,7 @@ from ttfs_triton.train.target import TARGET_IMAGES, TOLERANCE, CostedNetwork, ma
 
 # Tested with networks that answer fast and slowly.
 ASCENT = 20.0  # growth of λ over a whole run at twice the setpoint
-DAMPING = 2.0  # what that error adds to λ at once
+DAMPING = 2.0  # immediate part of λ at that error
 MOST_EAGER = 10.0  # after the approach, both are divided by the share of the peak learning rate, at most by this
 SMOOTHING = 0.8  # decay of the average of costs that is compared with the setpoint
 MOST_ERROR = 0.5  # bound on the relative error, so that λ does not wind up while a network cannot follow

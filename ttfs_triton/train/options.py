@@ -48,7 +48,7 @@ class Options(BaseModel):
 
 
 class MainOptions(Options):
-    """What most runs are given."""
+    """The most usual keys."""
 
     dataset: str | None = None
     """Hub data set ("ylecun/mnist", "uoft-cs/cifar10", ...), or "sample" for the bundled Fashion-MNIST sample."""
@@ -402,7 +402,7 @@ def _number(text: str) -> float:
 
 
 class TargetOptions(Options):
-    """What the network may cost."""
+    """Goals for what the network costs."""
 
     target_sparsity: float | str | None = None
     """Hidden spikes over hidden neurons that training is to end with, such as 0.15; or of layers, conv1=0.3,fc1=0.1."""
@@ -425,7 +425,7 @@ class TargetOptions(Options):
 
 
 class RunOptions(Options):
-    """Where and how a run runs."""
+    """Precision, compilation, output of a run."""
 
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     """Default: as `accelerate launch` says."""

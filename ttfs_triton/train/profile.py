@@ -1,4 +1,4 @@
-"""Where the time of training steps goes: a trace for a browser, and PyTorch's table of operators and layers."""
+"""Profiles training steps: a trace for a browser, and PyTorch's table of operators and layers."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ ERRORS = (
     DataLostError,
     Interrupted,
 )
-"""Of `train`, which the user can mend."""
+"""Errors of `train` that the user can mend."""
 
 
 def train(
@@ -170,7 +170,7 @@ def _beginning(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
 
 
 def _advice(folder: RunFolder, config: TrainConfig, again: str | None) -> str:
-    """How to go on."""
+    """Sentence for messages: how to go on."""
     if again is None and not folder.is_run():
         return "Start it again."
     words = [*program().split(), "--output-dir", str(folder.path), "--resume"]
@@ -213,14 +213,15 @@ def _new_folder(name: str) -> Path:
 def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None]:
     """The checkpoint to go on from, if `config` does not contradict it, and the summary if the run has ended."""
     path, summary = latest_checkpoint(folder.checkpoints), folder.read_summary()
+    ended = summary is not None and summary["epochs"] >= config.epochs
     if path is not None:
         check_configuration(path, read_state(load_checkpoint(path)), config)
-    elif folder.has_progress() and summary is None:
+    elif folder.has_progress() and not ended:
         raise RunFolderError(
             f"--resume: {folder.checkpoints} must hold a checkpoint, as metrics.jsonl tells of epochs; there is none "
             "of this version. Put one back, go on with the version that began the run, or start again by --overwrite."
         )
-    return path, summary if summary is not None and summary["epochs"] >= config.epochs else None
+    return path, summary if ended else None
 
 
 def _ask_hub(config: TrainConfig, accelerator: Accelerator, check: Callable[[], object]) -> None:

@@ -227,5 +227,5 @@ class RunFolder:
 
 
 def reason_of(error: OSError) -> str:
-    """What the system says, and of which file."""
+    """Message of the system, and the file."""
     return f"{error.strerror or error} ({error.filename})" if error.filename else str(error.strerror or error)

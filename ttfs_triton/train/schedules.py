@@ -86,7 +86,7 @@ class PersistenceSchedule:
 
     @property
     def missing(self) -> float:
-        """How far σ is from its goal now, over all layers: 0 there, 1 where the rise has not begun."""
+        """Mean share of σ's rise that is still missing: 1 before it begins, 0 at the goal."""
         return 0.0 if not self._shares else 1 - sum(self._shares) / len(self._shares)
 
     @contextmanager

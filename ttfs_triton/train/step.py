@@ -120,7 +120,7 @@ class TrainStep:
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         # The gradient is the mean over processes, so all see the same norm; a loss alone would differ.
-        # 0 times what is not finite is nan.
+        # 0 · inf and 0 · nan are nan.
         failed = (0 * (loss if scaled else loss + norm)).nan_to_num_(nan=1.0)
         if scaled and accelerator.num_processes > 1:
             failed = sum_over_processes(accelerator, failed).clamp_(max=1)
