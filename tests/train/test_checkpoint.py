@@ -25,6 +25,7 @@ from ttfs_triton.train.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
+from ttfs_triton.train.run_folder import RunFolder
 
 
 def save(folder: Path, step: int, keep_last: int = 100, **state: Any) -> Path:
@@ -166,3 +167,29 @@ def test_clean_partial_removes_litter_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     clean_partial(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(others)
+
+
+def test_disk_has_a_checkpoint_before_older_ones_are_deleted(tmp_path, monkeypatch):
+    """In the order that a loss of power asks for: content, then name, then removals."""
+    folder, calls = RunFolder(tmp_path / "runs" / "mine"), []
+
+    def note(home, name, path_of):
+        def noted(*values, **options):
+            calls.append((name, path_of(values)))
+            return call(*values, **options)
+
+        call = getattr(home, name)
+        monkeypatch.setattr(home, name, noted)
+
+    note(os, "fsync", lambda values: Path(os.readlink(f"/proc/self/fd/{values[0]}")).name)
+    note(os, "replace", lambda values: values[1].name)
+    note(Path, "unlink", lambda values: values[0].name)
+    folder.claim(resume=False, overwrite=False)
+    folder.prepare(TrainConfig())
+    assert calls[:3] == [("fsync", name) for name in ("runs", tmp_path.name, "mine")]
+    save(folder.checkpoints, 1)
+    calls.clear()
+    save(folder.checkpoints, 2, keep_last=1)
+    new, old = (checkpoint_path(tmp_path, step).name for step in (2, 1))
+    written = [("fsync", f".{new}.partial-{os.getpid()}"), ("replace", new), ("fsync", "checkpoints")]
+    assert calls == [*written, ("unlink", old)]
