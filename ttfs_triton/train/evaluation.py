@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,6 @@ from ttfs_triton.scoring import (
     versions,
 )
 from ttfs_triton.scoring.batches import load_batches
-from ttfs_triton.scoring.graphs import Graphs
-from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.run_folder import RunFolderError
 
 if TYPE_CHECKING:
@@ -36,67 +33,42 @@ STATISTICS_IMAGES = 5_000
 """Training images for the statistics of batch norm in evaluation."""
 
 
-class Evaluator:
-    """Scores the network of a run.
+def score(
+    loop: TrainingLoop, images: ImageData, indices: Tensor | None = None, *, every_epoch: bool = False
+) -> Evaluation:
+    """Score the network of a run on images, each once over all processes.
 
     Args:
-        config: of the run.
-        accelerator: processes, device, precision.
-        graphs: of the device; None: batches are scored without.
-        say: shows a line.
-        stop: called before each batch; True ends the evaluation.
+        loop: the run.
+        images: with labels.
+        indices: [n], int64, of the images to score. Default: all.
+        every_epoch: keep what is compiled and captured for the next call, with the same images; impossible while layers
+            count operations.
+    Raises:
+        EvaluationStopped: a signal asked some process to stop.
     """
+    config, accelerator, network = loop.config, loop.accelerator, loop.scored_network
+    size = config.evaluation_batch_size
+    batches = EvaluationBatches(images, indices, size, accelerator.process_index, accelerator.num_processes)
+    if every_epoch and loop.scorer is None:
+        loop.scorer = _make_scorer(loop, max(1, min(size, len(batches.indices))))
+    return evaluate(
+        network,
+        batches,
+        accelerator,
+        scorer=loop.scorer if every_epoch else None,
+        num_workers=config.num_workers,
+        stop=lambda: loop.stop.received is not None,
+    )
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        accelerator: Accelerator,
-        graphs: Graphs | None,
-        say: Callable[[str], None],
-        stop: Callable[[], bool],
-    ) -> None:
-        self.config, self.accelerator, self.graphs, self.say, self.stop = config, accelerator, graphs, say, stop
-        self._scorer: Scorer | None = None
 
-    def __call__(
-        self, network: nn.Module, images: ImageData, indices: Tensor | None = None, *, every_epoch: bool = False
-    ) -> Evaluation:
-        """Score images, each once over all processes.
-
-        Args:
-            network: unwrapped.
-            images: with labels.
-            indices: [n], int64, of the images to score. Default: all.
-            every_epoch: keep what is compiled and captured for the next call, of the same network and images. Needless
-                for one call, and impossible while layers count operations.
-        Raises:
-            EvaluationStopped: `stop` was True in some process.
-        """
-        accelerator = self.accelerator
-        size = self.config.evaluation_batch_size
-        batches = EvaluationBatches(images, indices, size, accelerator.process_index, accelerator.num_processes)
-        if every_epoch and self._scorer is None:
-            self._scorer = self._make_scorer(network, max(1, min(size, len(batches.indices))), images.shape[1:])
-        return evaluate(
-            network,
-            batches,
-            accelerator,
-            scorer=self._scorer if every_epoch else None,
-            num_workers=self.config.num_workers,
-            stop=self.stop,
-        )
-
-    def forget(self) -> None:
-        """Drop what was compiled and captured: neurons have changed."""
-        self._scorer = None
-
-    def _make_scorer(self, network: nn.Module, batch_size: int, image_shape: tuple[int, ...]) -> Scorer:
-        if self.graphs is None and self.accelerator.device.type == "cpu":
-            # Nothing is compiled for one batch size, so that padding would gain nothing.
-            return Scorer(network, self.accelerator, image_shape)
-        required = self.config.cuda_graph == "on"
-        options: dict[str, Any] = {"graphs": self.graphs, "required": required, "say": self.say}
-        return PaddedScorer(network, self.accelerator, batch_size, image_shape, **options)
+def _make_scorer(loop: TrainingLoop, batch_size: int) -> Scorer:
+    network, accelerator, shape = loop.scored_network, loop.accelerator, loop.graph.image_shape
+    if loop.graphs is None and accelerator.device.type == "cpu":
+        # Nothing is compiled for one batch size, so that padding would gain nothing.
+        return Scorer(network, accelerator, shape)
+    options: dict[str, Any] = {"required": loop.config.cuda_graph == "on", "say": loop.display.say}
+    return PaddedScorer(network, accelerator, batch_size, shape, graphs=loop.graphs, **options)
 
 
 @torch.no_grad()
@@ -178,7 +150,7 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
     except LoadError as error:
         raise RunFolderError(str(error)) from error
     with counting(network, image_shape=loop.graph.image_shape, histogram_bins=0, by_sample=False) as counter:
-        evaluation = loop.score_test_images(network)
+        evaluation = score(loop, loop.test_images)
     if loop.average is not None:
         loop.network.load_state_dict(network.state_dict())
     summary = _make_summary(loop, evaluation, counter.counts(accelerator))

@@ -22,7 +22,7 @@ from torch.profiler import record_function
 from ttfs_triton.data.placement import place_images
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
 from ttfs_triton.run_records import Change
-from ttfs_triton.scoring import Evaluation, EvaluationStopped, sum_over_processes
+from ttfs_triton.scoring import Evaluation, EvaluationStopped, Scorer, sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.build import RunData, build_augmentation, build_network, build_optimizer, check_network, describe
@@ -38,7 +38,7 @@ from ttfs_triton.train.device import (
     share_statistics,
 )
 from ttfs_triton.train.display import Display
-from ttfs_triton.train.evaluation import Evaluator, epoch_line, refresh_statistics
+from ttfs_triton.train.evaluation import epoch_line, refresh_statistics, score
 from ttfs_triton.train.lagrange import TargetTraining
 from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.resume import EpochTotals, Position, RunDescription, is_finite, restore_run, save_run
@@ -64,6 +64,7 @@ class TrainingLoop:
         steps, steps_per_epoch: optimiser steps of the run, and of an epoch.
         position: progress, saved with every checkpoint.
         changes: of `--resume`, without effect on the run's course.
+        scorer: of the validation images, made when it is needed; None: compile and capture anew.
         last_checkpoint: path of the newest one, for messages.
     """
 
@@ -94,7 +95,7 @@ class TrainingLoop:
         if config.sync_batch_norm and accelerator.num_processes > 1:
             share_statistics(self.network)
         splits, where = place_images((data.train, data.test), accelerator.device, config.data_placement)
-        self._train_images, self._test_images = splits
+        self._train_images, self.test_images = splits
         display.say(where)
         self.position = Position()
         self.changes: list[Change] = []
@@ -139,7 +140,8 @@ class TrainingLoop:
             accelerator.device,
             display.say,
         )
-        self._evaluator = Evaluator(config, accelerator, graphs, display.say, lambda: stop.received is not None)
+        self.graphs = graphs
+        self.scorer: Scorer | None = None
         self.last_checkpoint = "none yet"
 
     @property
@@ -255,7 +257,7 @@ class TrainingLoop:
         if self.persistence.set(self.position.step):
             if isinstance(self._step, GraphedStep):
                 self._step.forget()
-            self._evaluator.forget()
+            self.scorer = None
 
     def _read_sums(self) -> list[float]:
         """Loss, right answers and images of the epoch so far, over all processes; raises if a step was cancelled."""
@@ -310,20 +312,16 @@ class TrainingLoop:
         totals = self.position.totals
         totals.loss, totals.correct, totals.images = loss, int(correct), int(images)
 
-    def score_test_images(self, network: nn.Module) -> Evaluation:
-        """Score a network on the test images; raises EvaluationStopped if a signal asks to stop."""
-        return self._evaluator(network, self._test_images)
-
     def _refresh_statistics(self) -> None:
         size = self.config.evaluation_batch_size
         refresh_statistics(self.scored_network, self._train_images, self.data.train_indices, size, self.accelerator)
 
     def _validate(self) -> Evaluation | None:
         self._require_finite_weights()
-        network, indices = self.scored_network, self.data.validation_indices
+        indices = self.data.validation_indices
         if self.target is not None:
-            return self.target.validate(partial(self._evaluator, network, self._train_images), network)
-        return self._evaluator(network, self._train_images, indices, every_epoch=True) if len(indices) else None
+            return self.target.validate(partial(score, self, self._train_images), self.scored_network)
+        return score(self, self._train_images, indices, every_epoch=True) if len(indices) else None
 
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
         position = self.position
