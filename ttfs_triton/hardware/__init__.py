@@ -19,9 +19,9 @@ from ttfs_triton.hardware.energy.estimate import Estimate, Swing, Term, sensitiv
 from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.prices import Price, Range
 from ttfs_triton.hardware.energy.run_options import Run, RunOptions
-from ttfs_triton.hardware.simulated import simulate_at, simulated_run
+from ttfs_triton.hardware.simulated import simulated_run
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
-from ttfs_triton.hardware.simulation.simulator import simulate
+from ttfs_triton.hardware.simulation.simulator import simulate, simulate_at
 from ttfs_triton.hardware.simulation.sweep import Sweep, SweepRow, sweep
 
 __all__ = [

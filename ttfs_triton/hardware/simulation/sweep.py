@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import track
 from torch import nn
 
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
@@ -119,33 +119,29 @@ def sweep(
             f"sweep: batches must be able to be gone through again; got {type(batches).__name__}, which ends after one "
             "pass. Pass a DataLoader, or list(batches)."
         )
-    rows, samples = [], 0
-    console = Console(stderr=True, force_terminal=progress or None)
+    console, rows, samples = Console(stderr=True, force_terminal=progress or None), [], 0
     shown = console.is_terminal if progress is None else progress
-    with Progress(console=console, transient=True, disable=not shown) as bar:
-        for settings in bar.track(grid, description="steps and bits"):
-            chosen = {"steps": settings.steps, "weight_bits": settings.weight_bits, "state_bits": None}
-            found = simulate(model, batches, **chosen, **options)
-            if samples not in (0, found.samples):
-                raise ValueError(
-                    f"sweep: batches must give the same samples in each pass; got {samples}, then {found.samples}. "
-                    "Pass a list, or a DataLoader."
-                )
-            samples = found.samples
-            rows.append(_row(found, price))
+    for settings in track(grid, "steps and bits", console=console, transient=True, disable=not shown):
+        found = simulate(
+            model, batches, steps=settings.steps, weight_bits=settings.weight_bits, state_bits=None, **options
+        )
+        if samples not in (0, found.samples):
+            raise ValueError(
+                f"sweep: batches must give the same samples in each pass; got {samples}, then {found.samples}. "
+                "Pass a list, or a DataLoader."
+            )
+        samples, layers = found.samples, found.counts.layers
+        rows.append(
+            SweepRow(
+                steps=settings.steps,
+                weight_bits=settings.weight_bits,
+                accuracy=found.accuracy,
+                first_spike_accuracy=found.first_spike_accuracy,
+                spikes=sum(layer.spikes for layer in layers if layer.kind != "readout") / samples,
+                synaptic_operations=sum(layer.synaptic_operations for layer in layers) / samples,
+                latency_steps=found.mean_latency_steps,
+                ties=found.ties / samples,
+                energy_pj=None if price is None else float(price(found)),
+            )
+        )
     return Sweep(samples, tuple(rows), chip)
-
-
-def _row(found: Simulation, price: Price | None) -> SweepRow:
-    counts, samples = found.counts, found.samples
-    return SweepRow(
-        steps=found.settings.steps,
-        weight_bits=found.settings.weight_bits,
-        accuracy=found.accuracy,
-        first_spike_accuracy=found.first_spike_accuracy,
-        spikes=sum(layer.spikes for layer in counts.layers if layer.kind != "readout") / samples,
-        synaptic_operations=sum(layer.synaptic_operations for layer in counts.layers) / samples,
-        latency_steps=found.mean_latency_steps,
-        ties=found.ties / samples,
-        energy_pj=None if price is None else float(price(found)),
-    )
