@@ -133,14 +133,11 @@ def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
 def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
     """Synaptic operations over the products of the same layers in a dense ANN: of all layers that read spikes, or one.
 
-    A spike counts for its true fan-out behind pooling, so nothing into padding. A first layer that reads real values
-    multiplies them densely, whatever fires, and is on neither side.
+    A first layer that reads real values multiplies them densely, whatever fires, and is on neither side.
 
     Args, Raises: as of `sparsity_cost`; `layer` is the one in which the operations are, the readout included.
     """
-    chosen = _chosen(
-        "operations_cost", [found for found in counts.layers if found.kind in ("spiking", "readout")], layer
-    )
+    chosen = _chosen("operations_cost", [found for found in counts.layers if found.kind != "analog"], layer)
     synapses = sum(found.synapses for found in chosen)
     return Cost("operations", 0.0, {found.name: EventWeights(operation=1 / synapses) for found in chosen})
 
@@ -155,8 +152,8 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
         counts: of a spiking network; only its shape is used.
         chip, options: as of `estimate`; no `activity`.
     Raises:
-        ValueError: an unknown chip; one that has no price for synaptic operations, or for the multiplications of a
-            first layer that reads real values.
+        ValueError: a chip without a price for synaptic operations, or for multiplications of a first layer that reads
+            real values.
     """
     chip = as_chip(chip)
     unpriced = {
@@ -185,16 +182,8 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
         layers[place] = replace(layers[place], **{event: getattr(layers[place], event) + 1.0})
         return energy_uj(replace(idle, layers=tuple(layers))) - base
 
-    events = {
-        layer.name: EventWeights(
-            operation=more(place, "synaptic_operations"),
-            spike=more(place, "spikes"),
-            delivered=more(place, "spikes_delivered"),
-            spike_time=more(place, "summed_spike_time"),
-            saturated=more(place, "saturated"),
-        )
-        for place, layer in enumerate(idle.layers)
-    }
+    keys = ("synaptic_operations", "spikes", "spikes_delivered", "summed_spike_time", "saturated")  # `EventWeights`
+    events = {layer.name: EventWeights(*(more(place, key) for key in keys)) for place, layer in enumerate(idle.layers)}
     first = idle.layers[0]
     constant = base - events[first.name].operation * first.synaptic_operations
     input_spike = energy_uj(replace(idle, input=InputCounts(spikes=1))) - base

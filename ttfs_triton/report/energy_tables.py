@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.text import Text
 
 from ttfs_triton.atomic import write_text
@@ -87,12 +88,14 @@ def break_even(comparison: Comparison) -> list[str]:
 
 def layers_table(found: Estimate) -> Table:
     """Layers against kinds of operations; sums in the last row."""
-    rows = []
-    for layer in found.by_layer():
-        own = tuple(term for term in found.terms if term.layer == layer)
-        part = Estimate(found.network, found.implementation, found.chip, found.samples, own)
-        rows.append((layer, *(_cell(part, kind) for kind in KINDS), energy_range(part.total)))
-    rows.append(("all", *(_cell(found, kind) for kind in KINDS), energy_range(found.total)))
+    parts = {
+        layer: replace(found, terms=tuple(term for term in found.terms if term.layer == layer))
+        for layer in found.by_layer()
+    }
+    rows = [
+        (name, *(_cell(part, kind) for kind in KINDS), energy_range(part.total))
+        for name, part in (*parts.items(), ("all", found))
+    ]
     caption = f"{found.network}, {found.implementation}, on {found.chip.name}: energy of an image"
     return Table(caption, ("layer", *KINDS, "total"), tuple(rows))
 
@@ -112,9 +115,8 @@ def terms_table(found: Estimate) -> Table:
         counts = [term.count for term in own if term.count is not None]
         count = f"{sum(counts):,.6g}" + (" µs" if own[0].kind == "static" else "") if counts else "–"
         prices = ", ".join(dict.fromkeys(term.price_name.replace("_", " ") for term in own))
-        rows.append(
-            (name, own[0].kind, count, energy_range(amount), prices, weakest(term.status for term in own) or "–")
-        )
+        status = weakest(term.status for term in own) or "–"
+        rows.append((name, own[0].kind, count, energy_range(amount), prices, status))
     sums = {"compute only": found.compute_only, "memory included": found.memory_included, "all priced": found.total}
     rows += [(name, "sum", "", energy_range(amount), "", "") for name, amount in sums.items()]
     caption = f"Terms and their sums; weakest status {found.status or '–'}"
@@ -145,24 +147,22 @@ def small_print(*estimates: Estimate) -> list[str]:
 
 def print_estimate(found: Estimate, console: Console | None = None) -> None:
     """Print one estimate: layers, terms, sums, and what they depend on."""
-    tables = (layers_table(found), terms_table(found))
-    (console or Console()).print(Group(*map(on_terminal, tables), _list(small_print(found))))
+    _print(console, small_print(found), layers_table(found), terms_table(found))
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
     """Print a comparison: the table, break-even points, and what they depend on."""
-    lines = [*break_even(comparison), *small_print(*comparison.estimates)]
-    (console or Console()).print(Group(on_terminal(comparison_table(comparison)), _list(lines)))
+    _print(console, break_even(comparison) + small_print(*comparison.estimates), comparison_table(comparison))
 
 
 def print_chips(estimates: Sequence[Estimate], console: Console | None = None) -> None:
     """Print estimates on several chips, and warnings."""
     warnings = [f"warning: {line}" for found in estimates for line in found.warnings]
-    (console or Console()).print(Group(on_terminal(chips_table(estimates)), _list(list(dict.fromkeys(warnings)))))
+    _print(console, list(dict.fromkeys(warnings)), chips_table(estimates))
 
 
-def _list(lines: Sequence[str]) -> RenderableType:
-    return Text("\n".join(f"- {line}" for line in lines))
+def _print(console: Console | None, lines: Sequence[str], *tables: Table) -> None:
+    (console or Console()).print(*map(on_terminal, tables), Text("\n".join(f"- {line}" for line in lines)), sep="\n")
 
 
 def csv_rows(found: Estimate) -> list[dict[str, Any]]:
@@ -170,17 +170,14 @@ def csv_rows(found: Estimate) -> list[dict[str, Any]]:
 
     Static power counts microseconds, at a price in pJ a microsecond (µW).
     """
-
-    def figure(value: float | None) -> str:
-        return "" if value is None else f"{value:.10g}"
-
     rows = []
     for term in found.terms:
         amount = None if term.price is None else term.price.amount
         prices = (None, None, None) if amount is None else (amount.nominal, amount.low, amount.high)
-        cells = (found.network, found.chip.name, term.layer, term.name, *map(figure, (term.count, *prices)))
+        figures = ("" if value is None else f"{value:.10g}" for value in (term.count, *prices))
         source = "" if term.price is None else term.price.source
-        rows.append(dict(zip(COLUMNS, (*cells, term.status, source), strict=True)))
+        cells = (found.network, found.chip.name, term.layer, term.name, *figures, term.status, source)
+        rows.append(dict(zip(COLUMNS, cells, strict=True)))
     return rows
 
 

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from ttfs_triton.atomic import write_json, write_text
 from ttfs_triton.fault_options import FaultOptions
-from ttfs_triton.hardware import Counts, Range, Run, dense_ann, estimate, verdict
+from ttfs_triton.hardware import Counts, Run, dense_ann, estimate, verdict
 from ttfs_triton.nn import Grid
 from ttfs_triton.wording import csv_text
 
@@ -141,17 +141,17 @@ class FrontierRow:
             cells |= {f"{chip}: {what}{'' if 'ratio' in what else '_uj'}": amount for what, amount in amounts.items()}
         return cells
 
-    def on_chip(self, chip: str) -> ChipEnergy | None:
+    def on_chip(self, chip: str | None) -> ChipEnergy | None:
         """The energy on a chip of this name."""
         return next((each for each in self.energy if each.chip == chip), None)
 
-    def picojoules(self, chip: str, measure: str) -> float | None:
-        """One of the energies on a chip, by its name in `ChipEnergy`."""
+    def picojoules(self, chip: str | None, measure: str) -> float | None:
+        """One of the energies on a chip, by its name in `ChipEnergy`; None where it is not known."""
         found = self.on_chip(chip)
         amount = None if found is None else getattr(found, measure)
         return None if amount is None else amount * 1e6
 
-    def over_dense(self, chip: str, measure: str) -> float | None:
+    def over_dense(self, chip: str | None, measure: str) -> float | None:
         """Energy over that of the dense ANN on a chip; `measure` is "with_memory" or "arithmetic"."""
         own, dense = self.picojoules(chip, measure), self.picojoules(chip, f"dense_{measure}")
         return own / dense if own is not None and dense else None
@@ -166,8 +166,6 @@ def with_costs(row: FrontierRow, counts: Counts, runs: Sequence[Run], chips: Ite
         runs: that are priced: simulations on the same images, the first one at the row's steps, others at other steps.
             One without a simulation is an upper bound.
         chips: to price on.
-    Raises:
-        ValueError: an unknown chip.
     """
     total, samples = counts.total(), counts.samples
     return replace(
@@ -186,36 +184,20 @@ def _chip_energy(runs: Sequence[Run], chip: str) -> ChipEnergy:
     (counts, options), others = runs[0], runs[1:]
     found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
     compared = verdict(counts, chip, options, others)
-
-    def microjoules(energy: Range | None) -> float | None:
-        return None if energy is None else energy.nominal * 1e-6
-
+    sums = (found.total, found.memory_included, found.compute_only, dense.memory_included, dense.compute_only)
     return ChipEnergy(
         found.chip.name,
-        microjoules(found.total),
-        microjoules(found.memory_included),
-        microjoules(found.compute_only),
-        microjoules(dense.memory_included),
-        microjoules(dense.compute_only),
-        min(compared.with_memory, default=None),
-        max(compared.with_memory, default=None),
-        ", ".join(compared.missing),
+        *(None if amount is None else amount.nominal * 1e-6 for amount in sums),
+        least_ratio=min(compared.with_memory, default=None),
+        most_ratio=max(compared.with_memory, default=None),
+        missing=", ".join(compared.missing),
     )
 
 
-def write_table(folder: Path, name: str, rows: Sequence[FrontierRow], about: Mapping[str, Any]) -> list[Path]:
-    """Write NAME.csv and NAME.json, each whole or not at all.
-
-    Args:
-        folder: must exist.
-        name: of the files.
-        rows: at least one.
-        about: machine, versions, date, command; into the JSON.
-    """
-    table, document = folder / f"{name}.csv", folder / f"{name}.json"
-    write_text(table, csv_text([row.flat() for row in rows]))
-    write_json(document, {"format": FORMAT, **about, "rows": [row.to_dict() for row in rows]})
-    return [table, document]
+def write_table(folder: Path, name: str, rows: Sequence[FrontierRow], about: Mapping[str, Any]) -> None:
+    """Write NAME.csv and NAME.json, with `about` (machine, versions, ...) in it; each whole or not at all."""
+    write_text(folder / f"{name}.csv", csv_text([row.flat() for row in rows]))
+    write_json(folder / f"{name}.json", {"format": FORMAT, **about, "rows": [row.to_dict() for row in rows]})
 
 
 def read_table(path: Path) -> tuple[list[FrontierRow], dict[str, Any]]:

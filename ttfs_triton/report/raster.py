@@ -43,8 +43,7 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
     Returns:
         One entry a layer, in the order of the windows; the readout's neurons on their own ramp.
     Raises:
-        NetworkError: as `network_graph`.
-        ValueError: an image of another shape.
+        ValueError: no such network, or an image of another shape.
     """
     if image.ndim != 3:
         raise ValueError(

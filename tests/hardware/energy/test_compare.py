@@ -73,14 +73,14 @@ def test_rate_coded_network_takes_measured_figures():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0, "rate": 0.1}, "steps must be at least 1; got 0"),
-        ({"steps": 4, "rate": 1.5}, r"rate must be in \[0, 1\]; got 1.5"),
+        ({"steps": 0, "rate": 0.1}, "steps\n.*greater than or equal to 1"),
+        ({"steps": 4, "rate": 1.5}, "rate\n.*less than or equal to 1"),
         ({"steps": 4, "rate": 0.1, "synaptic_operations": {}, "spikes": {}}, "rate must be given, or else"),
-        ({"steps": 4, "spikes": {}}, "rate must be given, or else .* synaptic_operations None, spikes given"),
+        ({"steps": 4, "spikes": {}}, "rate must be given, or else"),
     ],
 )
 def test_rate_code_is_refused(values, message):
-    with pytest.raises(ValueError, match=f"RateCode: {message}"):
+    with pytest.raises(ValueError, match=message):
         RateCode(**values)
 
 
@@ -118,8 +118,6 @@ def test_break_even_says_when_there_is_none():
     assert always.value > 1
     assert always.text == "of all that has a price, it costs less than the dense ANN at any firing share"
     assert break_even_rate(dense_network(), "loihi", RunOptions(steps=4), rate_steps=999).value is None
-    with pytest.raises(ValueError, match=r"break_even: measure must be one of compute_only, .*; got memory"):
-        break_even_firing_share(dense_network(), "loihi", RunOptions(steps=4), measure="memory")
 
 
 def test_comparison_is_at_one_precision():
@@ -164,13 +162,7 @@ NO_PRICE = "No verdict: c has no price for divisions, which comes on top."
         ((0.5, 0.9), (1.1, 1.2), (), False, f"{NOT_CHEAPER} at 4 to 8 steps a window."),
         ((), (0.1, 0.2), (), False, "No verdict: it needs prices with memory and without."),
         ((0.1, 0.2), (), (), False, "No verdict: it needs prices with memory and without."),
-        (
-            (0.5, 0.9),
-            (0.1, 0.2),
-            ("divisions",),
-            False,
-            NO_PRICE,
-        ),
+        ((0.5, 0.9), (0.1, 0.2), ("divisions",), False, NO_PRICE),
         ((1.5, 2.0), (0.1, 0.2), ("divisions",), False, f"{NOT_CHEAPER} at 4 to 8 steps a window."),
     ],
 )

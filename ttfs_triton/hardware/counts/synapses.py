@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 
 from ttfs_triton.nn.clocked import earliest_input
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
@@ -41,7 +42,7 @@ def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> FanOut:
         outputs = layer.output_shape((layer.in_channels, *input_size))[1:]
         taps, reached = (torch.ones(1, 1, *size, dtype=torch.float64) for size in (layer.kernel_size, outputs))
         geometry = layer.geometry | {"groups": 1}
-        places = torch.nn.grad.conv2d_input((1, 1, *input_size), taps, reached, **geometry)
+        places = conv2d_input((1, 1, *input_size), taps, reached, **geometry)
         return FanOut(places.flatten().long(), layer.out_channels // layer.groups, layer.in_channels)
     assert isinstance(layer, WeightedLinear)
     return FanOut(torch.ones(1, dtype=torch.int64), layer.out_features, layer.in_features)

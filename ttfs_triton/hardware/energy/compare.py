@@ -1,8 +1,4 @@
-"""A spiking network beside its alternatives on one chip, so at the same node and precision.
-
-Where they cost the same, and whether it is cheaper than its dense ANN, with memory and by arithmetic alone, over a
-range of time steps.
-"""
+"""A spiking network beside its alternatives on one chip, so at the same node and precision."""
 
 from __future__ import annotations
 
@@ -51,15 +47,11 @@ def break_even_firing_share(
 ) -> BreakEven:
     """Share of hidden neurons that may fire before the network costs as much as its dense ANN.
 
-    All hidden layers are scaled together, at the same spike times; what the first layer reads stays as it is. A
-    simulation's `activity` holds for its own spikes only and is not used here.
+    All hidden layers are scaled together, at the same spike times; what the first layer reads stays as it is.
 
     Args:
-        counts, chip: as for `estimate`.
-        options: of the spiking network.
+        counts, chip, options: as for `estimate`; a simulation's `activity` holds for its own spikes and is not used.
         measure: which sum of an estimate.
-    Raises:
-        ValueError: as `estimate` does.
     """
     chip, options = as_chip(chip), replace(options, activity=None)
     factor = _crossing(
@@ -80,12 +72,9 @@ def break_even_rate(
     """Spike rate, a neuron and step, at which a rate-coded network of `rate_steps` steps costs as much as ours.
 
     Args:
-        counts, chip: as for `estimate`.
-        options: of the spiking network; its prices and widths hold for the rate-coded one too.
+        counts, chip, options: as for `estimate`; prices and widths hold for the rate-coded network too.
         rate_steps: T.
         measure: which sum of an estimate.
-    Raises:
-        ValueError: as `estimate` does.
     """
     chip = as_chip(chip)
     rate = _crossing(
@@ -115,8 +104,6 @@ def _crossing(line: Callable[[float], float | None], target: float | None, names
 
 
 def _nominal(found: Estimate, measure: Measure) -> float | None:
-    if measure not in MEASURES:
-        raise ValueError(f"break_even: measure must be one of {', '.join(MEASURES)}; got {measure}.")
     amount = getattr(found, measure)
     return None if amount is None else amount.nominal
 
@@ -164,10 +151,8 @@ class Verdict:
         if any(wins) and self.missing:
             return [*lines, f"No verdict: {self.chip} has no price for {', '.join(self.missing)}, which comes on top."]
         chosen = [step for step, win in zip(self.steps, wins, strict=False) if win or not any(wins)]
-        where = ""
-        if chosen:
-            span = f"{chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else f"{chosen[0]}"
-            where = f" at {span} steps a window"
+        span = " to ".join(str(step) for step in dict.fromkeys([*chosen[:1], *chosen[-1:]]))
+        where = f" at {span} steps a window" if span else ""
         if not any(wins):
             return [*lines, f"Not cheaper than the dense ANN{where}."]
         only = "" if all(wins) else ", only"
@@ -185,14 +170,7 @@ class Verdict:
 
 
 def fair_chip(counts: Counts, chips: Sequence[Chip | str | Path], options: RunOptions) -> Chip:
-    """The chip of a verdict: the first of several that prices the dense ANN with memory and without, or `FAIR_CHIP`.
-
-    Args:
-        counts, options: as for `verdict`.
-        chips: what was asked for.
-    Raises:
-        ValueError: as `dense_ann` does.
-    """
+    """The chip of a verdict: the first that prices the dense ANN with memory and without, or `FAIR_CHIP`."""
     for chip in map(as_chip, chips):
         dense = dense_ann(counts, chip, options=options)
         if _whole(dense, "memory_included") is not None and _whole(dense, "compute_only") is not None:
@@ -206,12 +184,9 @@ def verdict(
     """Compare a network with its dense ANN, at the same prices and widths.
 
     Args:
-        counts, chip: as for `estimate`.
-        options: of the network.
+        counts, chip, options: as for `estimate`.
         others: the same network at other steps, as simulations found it. Default: at all of `STEPS`, where the work of
             its neurons follows from these counts.
-    Raises:
-        ValueError: as `estimate` does.
     """
     chip, own = as_chip(chip), Run(counts, options)
     runs, steps = [own], ()
@@ -263,15 +238,11 @@ def compare(
     """A spiking network beside its dense ANN, the ANN that skips zeros and rate-coded networks, at the same prices.
 
     Args:
-        counts, chip: as for `estimate`.
-        options: of the spiking network.
+        counts, chip, options, network: as for `estimate`.
         ann_counts: of the trained ANN, whose zeros are skipped. Default: the spiking network's.
         rate_codes: rate-coded networks.
         measure: which sum break-even points are of.
-        network: name for tables.
         others: as for `verdict`.
-    Raises:
-        ValueError: as `estimate` and `rate_coded` do.
     """
     chip, ann = as_chip(chip), ann_counts or counts
     estimates = (
@@ -317,9 +288,6 @@ class Published(NamedTuple):
     source: str
 
 
-_LEW = "Lew, Lee and Park, DAC 2022 (arXiv 2208.04494)"
-PUBLISHED: tuple[Published, ...] = tuple(
-    Published("VGG16", data, energy_uj, "28 nm, 5-bit logarithmic weights", _LEW)
-    for data, energy_uj in (("CIFAR-10", 486.7), ("CIFAR-100", 503.6))
-)
+_LEW = ("28 nm, 5-bit logarithmic weights", "Lew, Lee and Park, DAC 2022 (arXiv 2208.04494)")
+PUBLISHED = (Published("VGG16", "CIFAR-10", 486.7, *_LEW), Published("VGG16", "CIFAR-100", 503.6, *_LEW))
 """To put beside an estimate."""

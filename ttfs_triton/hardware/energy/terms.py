@@ -36,9 +36,6 @@ class Terms:
     """The terms of one estimate, as they are added.
 
     Attributes:
-        chip: whose prices count.
-        options: how it runs.
-        counts: of the network.
         layers: counts of each layer, averaged over samples.
         weight_bits, state_bits: of the numbers in memory: those of the options, else the chip's, else the network's,
             else 8; states have 16 at least.
@@ -80,8 +77,6 @@ class Terms:
         """Add the additions that compute addresses, where they are charged."""
         if self.options.memory and self.chip.memory is not None and self.chip.memory.addressing:
             self.charge(layer.name, "addressing", "memory", count, "accumulate")
-
-    # ---- what a layer does
 
     def synaptic_operations(self, layer: LayerCounts, operations: float) -> None:
         """Spikes arrive: each adds a weight to the slope of each neuron behind it."""
@@ -145,15 +140,14 @@ class Terms:
             note = "" if hops is not None else "hops a spike depend on the placement: give hops_per_spike"
             self.charge(layer, "hops", "communication", None if hops is None else delivered * hops, "hop", note)
 
-    # ---- what the chip does
-
     def step_time(self, steps: int) -> float | None:
         """Microseconds of so many steps; None if neither the options nor the chip say how long one is."""
-        fixed = self.chip.prices["step_time"].amount if "step_time" in self.chip.prices else None
-        step_us = self.options.step_us
-        if step_us is None and fixed is not None:
-            step_us = fixed.nominal
+        step_us = self._nominal("step_time") if self.options.step_us is None else self.options.step_us
         return None if step_us is None else step_us * steps
+
+    def _nominal(self, key: str) -> float | None:
+        amount = self.chip.prices[key].amount if key in self.chip.prices else None
+        return None if amount is None else amount.nominal
 
     def _static_power(self, latency_us: float | None, remedy: str) -> None:
         """Add leakage and idle power over the latency, unless other prices hold them; `remedy` makes it known."""
@@ -164,33 +158,27 @@ class Terms:
         idle = prices.get("idle_power")
         if idle is None or idle.amount is None or self.chip.holds("idle_power"):
             return
-        clock = prices["clock"].amount if "clock" in prices else None
-        if clock_mhz is None and clock is not None:
-            clock_mhz = clock.nominal
+        if clock_mhz is None:
+            clock_mhz = self._nominal("clock")
         if clock_mhz is None:
             price, note = None, note or "the clock is not known: give clock_mhz"
         else:
             power, about = idle.amount.scaled(clock_mhz), f"{idle} at {clock_mhz:g} MHz"
-            low, nominal, high = power.low, power.nominal, power.high
-            price = Price(nominal, low, high, unit="µW", status=idle.status, source=idle.source, note=about)
+            ends = (power.nominal, power.low, power.high)
+            price = Price(*ends, unit="µW", status=idle.status, source=idle.source, note=about)
         self._terms.append(Term("chip", "idle power", "static", latency_us, price, "idle_power", note))
 
     def estimate(
         self, network: str, implementation: str, latency_us: float | None, assumptions: Sequence[str], remedy: str
     ) -> Estimate:
-        """All terms and static power, with what every estimate on this chip assumes, and where it does not fit.
-
-        `remedy` is the option that makes an unknown latency known.
-        """
+        """All terms and static power, with what every estimate on this chip assumes, and where it does not fit."""
         self._static_power(latency_us, remedy)
         chip, total = self.chip, self.counts.total()
         lines = [*assumptions, f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}"]
         if not self.options.memory:
             lines.append("memory traffic is left out")
         elif chip.holds("memory"):
-            lines.append(
-                "memory traffic is inside the price of a synaptic operation: compute alone cannot be told apart"
-            )
+            lines.append("memory traffic is inside a synaptic operation's price: compute alone cannot be told apart")
         elif chip.memory is not None:
             packing = "numbers packed into words" if chip.memory.packed else "one access a number"
             bits = f"{self.weight_bits}-bit weights, {self.state_bits}-bit states"
