@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.export.drive import FirstSpikes, decide, input_frames
-from ttfs_triton.export.nir_clock import Clock
+from ttfs_triton.export.nir_clock import Clock, FirstSpikes, decide, input_frames
 from ttfs_triton.export.nir_graph import node_name
 from ttfs_triton.export.shared import require
 from ttfs_triton.nn.decision import logits_and_decision
@@ -95,8 +94,6 @@ def compare_onnx(model: bytes, network: nn.Module, images: Tensor, *, batch_size
         network: on the CPU, in evaluation mode.
         images: [N, channels, height, width] float32.
         batch_size: images that run together.
-    Raises:
-        RuntimeError: onnxruntime is not installed.
     """
     runtime = require("compare_onnx", "onnxruntime", "onnx")
     options = runtime.SessionOptions()
@@ -126,11 +123,7 @@ def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor, *, batc
 
     Args:
         graph: as `to_nir` gave it, or read from a file.
-        network: on the CPU, in evaluation mode.
-        images: [N, channels, height, width] float32.
-        batch_size: images that run together.
-    Raises:
-        RuntimeError: snnTorch is not installed.
+        network, images, batch_size: as of `compare_onnx`.
     """
     require("compare_nir", "nirtorch", "nir")
     snntorch = require("compare_nir", "snntorch", "nir")

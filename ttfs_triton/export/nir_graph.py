@@ -38,7 +38,7 @@ import numpy as np
 from torch import nn
 
 from ttfs_triton.export.nir_clock import STEP_S, Axis, Clock, clock_weights, places_of, sampling, square
-from ttfs_triton.export.shared import check_names, configuration, persistence, require, synapse_arrays
+from ttfs_triton.export.shared import as_array, metadata, require, synapse_arrays
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
@@ -52,7 +52,6 @@ from ttfs_triton.nn.weighted import WeightedConv2d
 if TYPE_CHECKING:
     import nir
 
-FORMAT_VERSION = 1
 MOST_STEPS = 4096
 
 
@@ -77,22 +76,19 @@ def to_nir(
         network: what `network_graph` takes, of spiking layers; as trained, standardisation folded.
         image_shape: as of `network_graph`: (channels, height, width).
         steps: of a window, 2 to 4096; a step is 0.1 ms. Default: those of the network's grid, or 64.
-        time_constant: τ of synapses and membranes, in windows. For the CNN1 above, 10⁴ is as good as none, 10³ doubles
-            the error of spike times, and 10² makes it twelve times as large.
-        class_names: one a class, kept in the metadata. Default: numbers.
-        dataset: name of the training data, for the metadata.
+        time_constant: τ of synapses and membranes, in windows. For CNN1, 10⁴ is as good as none, 10³ doubles the error
+            of spike times, and 10² makes it twelve times as large.
+        class_names, dataset: as of `to_onnx`.
     Returns:
         The graph. Its metadata hold what NIR cannot: clock, configuration, class names, and `not_expressed`.
     Raises:
-        NetworkError: a model that is no network of our layers.
-        ValueError: an option out of range.
+        ValueError: no network of our layers, or an option out of range.
         NotImplementedError: a signed encoder, images that are no maps, kernels of one odd side and one even (nir would
             infer wrong shapes), or padding that makes maps larger than the image.
         RuntimeError: nir is not installed.
     Source: Wei et al., ICCV 2023, Eq. 2-7; Pedersen et al., "Neuromorphic intermediate representation", 2024.
     """
     graph = network_graph(network, image_shape)
-    names = check_names("to_nir", graph, class_names)
     steps = steps or (64 if graph.grid is None else graph.grid.time_steps)
     if not 2 <= steps <= MOST_STEPS:
         raise ValueError(f"to_nir: steps must be 2 to {MOST_STEPS}; got {steps}.")
@@ -118,6 +114,11 @@ def to_nir(
         image_shape=(channels, height, width),
         analog=analog,
     )
+    about = metadata(
+        *("to_nir", network, graph, class_names, dataset),
+        **_metadata(graph, clock),
+        time_constant_windows=repr(time_constant),
+    )
     waits = {stage.name: graph.waits(stage) for stage in graph.stages if stage.skip is not None}
     build = _Build(module, clock, time_constant * steps * STEP_S, waits)
     build.start()
@@ -125,8 +126,7 @@ def to_nir(
         build.encode(graph.encoder)
     for stage in graph.weighted:
         build.layer(stage, clock.window_of(stage), last=stage is graph.stages[-1])
-    said = {"class_names": json.dumps(names, ensure_ascii=False), "dataset": dataset}
-    return build.graph(said | _metadata(network, graph, clock) | {"time_constant_windows": repr(time_constant)})
+    return module.NIRGraph(nodes=build.nodes, edges=build.edges, metadata=about)
 
 
 def node_name(name: str) -> str:
@@ -135,17 +135,14 @@ def node_name(name: str) -> str:
     return f"layer{plain}" if plain[0].isdigit() else plain
 
 
-def _metadata(network: nn.Module, graph: NetworkGraph, clock: Clock) -> dict[str, str]:
-    """What a graph's reader has to know: strings, since these survive the file."""
+def _metadata(graph: NetworkGraph, clock: Clock) -> dict[str, str]:
+    """What a graph's reader has to know of its clock."""
     steps, last = clock.steps, clock.windows
     image = "spike of pixel p in step round((1 - p / max_value) S), at most S - 1; none if p = 0"
     if clock.analog:
         image = "(pixel - mean) / std in step 0, minus that in step S"
     return {
         "producer": "ttfs-triton",
-        "format_version": str(FORMAT_VERSION),
-        "network": json.dumps(configuration(network, graph)),
-        "psp_persistence": persistence(graph),
         "step_s": repr(STEP_S),
         "window_s": repr(steps * STEP_S),
         "input": f"[channels, height, width] in each step, S = {steps}. Image channels: {image}. Behind them clock "
@@ -154,7 +151,6 @@ def _metadata(network: nn.Module, graph: NetworkGraph, clock: Clock) -> dict[str
         "ends; the earliest decides",
         "not_expressed": json.dumps(_not_expressed(graph), ensure_ascii=False),
         **clock.to_metadata(),
-        **({} if graph.grid is None else {"grid": json.dumps(graph.grid.to_dict())}),
     }
 
 
@@ -253,7 +249,7 @@ class _Build:
         inputs = [self.synapses(name, stage, weight, source)]
         shape = stage.shape
         if persistence < 1 and not graded:  # graded inputs are taken back by the host
-            relays = self.relays(f"{name}_relay", source, window)
+            relays = self.relays(f"{name}_relay", source, window, self.shape)
             taken = -np.float32(1 - persistence) * weight
             inputs.append(self.synapses(f"{name}_persistence", stage, taken, relays))
         if skip is not None:
@@ -280,7 +276,7 @@ class _Build:
             self.delay(f"{name}_delay{wait}", fired + wait - 1)
         steps = skip_step(self.shape, shape)
         assert steps is not None, "network_graph has checked it"
-        return _Skip(self.value, self.shape, steps, weight.detach().cpu().float().numpy())
+        return _Skip(self.value, self.shape, steps, as_array(weight))
 
     def delay(self, name: str, window: int) -> None:
         """Neurons that repeat, a window later, spikes that come in a window: a spike raises a potential by 1 a step."""
@@ -293,12 +289,9 @@ class _Build:
         """From delayed spikes, each to one neuron; they persist as all others do."""
         found = [self.one_to_one(name, skip, skip.weight, skip.value)]
         if persistence < 1:
-            before, self.shape = self.shape, skip.shape
-            relays = self.relays(f"{name}_relay", skip.value, window)
-            self.shape = before
-            found.append(
-                self.one_to_one(f"{name}_persistence", skip, -np.float32(1 - persistence) * skip.weight, relays)
-            )
+            taken = -np.float32(1 - persistence) * skip.weight
+            relays = self.relays(f"{name}_relay", skip.value, window, skip.shape)
+            found.append(self.one_to_one(f"{name}_persistence", skip, taken, relays))
         return found
 
     def one_to_one(self, name: str, skip: _Skip, weight: np.ndarray, source: str) -> str:
@@ -328,20 +321,19 @@ class _Build:
             ones = ungrouped(np.ones((channels, 1, *kernel), np.float32), channels)
             node = self.convolution(ones, size, [Axis(step, 0) for step in stride])
         self.shape = (channels, *map(places_of, size, kernel, stride, (0, 0)))
-        summed, places = self.add(name, node, self.value), math.prod(kernel)
-        lift = self.from_clock(f"{name}_clock", self.at_start(window, places), self.shape)
-        self.value = self.add(f"{name}_neuron", self.counters(places + 0.5), summed, lift)
+        summed = self.add(name, node, self.value)
+        self.value = self.counters(f"{name}_neuron", f"{name}_clock", summed, window, self.shape, math.prod(kernel))
 
-    def relays(self, name: str, source: str, window: int) -> str:
+    def relays(self, name: str, source: str, window: int, shape: tuple[int, ...]) -> str:
         """Neurons that fire at the window's start if, and only if, their input has spiked."""
-        start = self.from_clock(f"{name}_clock", self.at_start(window, 1), self.shape)
-        return self.add(name, self.counters(1.5), source, start)
+        return self.counters(name, f"{name}_clock", source, window, shape, 1)
 
-    def at_start(self, window: int, weight: float) -> np.ndarray:
-        """Weights on the clock of neurons like the present ones that hear a window's start."""
-        weights = np.zeros((self.shape[0], self.clock.channels), np.float32)
-        weights[:, self.clock.border(window)] = weight
-        return weights
+    def counters(self, name: str, clock: str, source: str, window: int, shape: tuple[int, ...], lift: int) -> str:
+        """Neurons that add their input up once, and that the clock lifts so far that one spike more fires them."""
+        weights = np.zeros((shape[0], self.clock.channels), np.float32)
+        weights[:, self.clock.border(window)] = lift
+        start = self.from_clock(clock, weights, shape)
+        return self.add(name, self.neurons(shape, lift + 0.5, STEP_S), source, start)
 
     def synapses(self, name: str, stage: Stage, weight: np.ndarray, source: str) -> str:
         layer = stage.weighted
@@ -393,10 +385,6 @@ class _Build:
         """Neurons that add their input up twice: once to a slope, then to a potential."""
         return self.neurons(shape, threshold, self.tau_s)
 
-    def counters(self, threshold: float) -> Any:
-        """Neurons like the present ones that add their input up once."""
-        return self.neurons(self.shape, threshold, STEP_S)
-
     def neurons(self, shape: tuple[int, ...], threshold: float, tau_syn_s: float) -> Any:
         def full(value: float) -> np.ndarray:
             return np.full(shape, value, np.float64)  # float32 would put τ_syn below a step, which is refused
@@ -410,9 +398,6 @@ class _Build:
             v_reset=full(0),
             w_in=full(tau_syn_s / STEP_S),
         )
-
-    def graph(self, metadata: dict[str, str]) -> nir.NIRGraph:
-        return self.nir.NIRGraph(nodes=self.nodes, edges=self.edges, metadata=metadata)
 
 
 def ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:

@@ -42,14 +42,9 @@ class Outputs:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self) -> tuple[Tensor, Tensor]:
-        """[N] times of the earliest spikes, inf without any, and their classes; of several, the lowest."""
-        earliest, prediction = self.times.min(1)
-        return earliest, prediction
-
     def forced(self, time: float) -> Tensor:
         """[N] classes that are decided for at a time: the earliest spike's, or the highest potential's without any."""
-        earliest, prediction = self.first()
+        earliest, prediction = self.times.min(1)
         highest = (self.potential + self.slope * min(time, self.window)).argmax(1)
         return torch.where(earliest <= time, prediction, highest)
 
@@ -65,8 +60,7 @@ def output_spikes(
         batches: images and labels, on its device or not.
         image_shape: as of `network_graph`.
     Raises:
-        NetworkError: as `network_graph`.
-        ValueError: no images.
+        ValueError: no such network, or no images.
     """
     graph = network_graph(network, image_shape)
     device, training, readout = next(network.parameters()).device, network.training, graph.readout
@@ -85,7 +79,7 @@ def output_spikes(
         network.train(training)
     if not parts:
         raise ValueError("output_spikes: batches must not be empty; got none.")
-    *columns, early = (torch.cat(column) for column in zip(*parts, strict=True))
+    *columns, early = map(torch.cat, zip(*parts, strict=True))
     return Outputs(*columns, window=readout.window, start=graph.windows, early=early)
 
 
@@ -124,9 +118,8 @@ def deadline_curve(outputs: Outputs, deadlines: Sequence[float] = ()) -> list[De
         deadlines: from the output window's start, in windows. Default: 11 from its start to its end.
     """
     deadlines = deadlines or [outputs.window * place / 10 for place in range(11)]
-    earliest, prediction = outputs.first()
-    right = prediction == outputs.labels
-    rows = []
+    earliest, prediction = outputs.times.min(1)
+    right, rows = prediction == outputs.labels, []
     for part, early in zip(EARLY, outputs.early.unbind(1), strict=True):
         time = outputs.start - 1 + part
         rows.append(DeadlineRow(time, _share(early == outputs.labels), 0.0, None, time))

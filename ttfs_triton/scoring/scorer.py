@@ -25,7 +25,6 @@ class Scorer:
         accelerator: for device and autocast.
         image_shape: as of `network_graph`.
     Attributes:
-        graph: of the network.
         sums: [6], float64, on the device: images, right decisions by the readout's score, cross entropy, right
             decisions by the first spike, ties, images without an output spike.
     """
@@ -54,23 +53,17 @@ class Scorer:
         return self.accelerator.autocast()
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """Score images [n, C, height, width], in [0, 1], with labels [n], int64, on the device."""
-        self._add(images, labels, torch.full((), len(labels), device=labels.device), None)
-
-    def _add(self, images: Tensor, labels: Tensor, number: Tensor, counted: Tensor | None) -> None:
+        """Score images [n, C, height, width], in [0, 1], with labels [n], int64 or `PADDING`, on the device."""
         logits, decision = logits_and_decision(self.network, self.graph.readout, images)
-        logits = logits.float()
-        tie, no_spike = decision.tie, decision.no_spike
-        if counted is not None:
-            tie, no_spike = tie & counted, no_spike & counted
+        logits, counted = logits.float(), labels != PADDING
         self.sums += torch.stack(
             [
-                number,
+                counted.sum(),
                 (logits.argmax(1) == labels).sum(),  # padding is nobody's class
                 F.cross_entropy(logits, labels, reduction="sum", ignore_index=PADDING),
                 (decision.prediction == labels).sum(),
-                tie.sum(),
-                no_spike.sum(),
+                (decision.tie & counted).sum(),
+                (decision.no_spike & counted).sum(),
             ]
         ).double()
 
@@ -134,9 +127,8 @@ class PaddedScorer(Scorer):
             (self.replay or self._score)()
 
     def _score(self) -> None:
-        counted = self._labels != PADDING
-        with record_statistics(self.network, counted=counted), self.accelerator.autocast():
-            self._add(self._images, self._labels, counted.sum(), counted)
+        with record_statistics(self.network, counted=self._labels != PADDING), self.accelerator.autocast():
+            super().__call__(self._images, self._labels)
 
     def _capture(self, graphs: Graphs) -> None:
         try:
