@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ttfs_triton.atomic import write_text
-from ttfs_triton.hardware import PUBLISHED, Chip, Comparison, Estimate, Term
+from ttfs_triton.hardware import Chip, Comparison, Estimate, Term
 from ttfs_triton.hardware.energy.estimate import TermKind
 from ttfs_triton.hardware.energy.prices import weakest
 from ttfs_triton.report.tables import Table, on_terminal
@@ -46,16 +46,13 @@ def capacity_unpublished(chip: Chip) -> bool:
     return "synop" in chip.prices and chip.capacity.neurons is None and chip.capacity.synapses is None
 
 
-def chips_table(estimates: Sequence[Estimate], *, published: bool = False) -> Table:
-    """One row a chip; `published` adds what others measured or simulated for VGG16 with one spike a neuron."""
+def chips_table(estimates: Sequence[Estimate]) -> Table:
+    """One row a chip."""
     rows = []
     for found in estimates:
         missing = not_in_it(found) + ("; capacity not published" if capacity_unpublished(found.chip) else "")
         cells = (energy_range(found.total), duration(found.latency_us), found.status or "–", missing)
         rows.append((found.chip.name, *cells))
-    for entry in PUBLISHED if published else ():
-        name = f"{entry.network}, {entry.data}: {entry.conditions}"
-        rows.append((name, energy(entry.energy_uj * 1e6), "–", "published", entry.source))
     headers = ("chip", "energy", "latency", "weakest status", "what is missing")
     if all(found.latency_us is None for found in estimates):
         headers, rows = headers[:2] + headers[3:], [row[:2] + row[3:] for row in rows]

@@ -122,11 +122,10 @@ def test_break_even_says_when_there_is_none():
 
 def test_comparison_is_at_one_precision():
     codes = (RateCode(8, 0.1), RateCode(16, 0.1))
-    found = compare(COUNTS, "lemaire45:int8", RunOptions(steps=8), ann_counts=COUNTS.firing_more(2), rate_codes=codes)
+    found = compare(COUNTS, "lemaire45:int8", RunOptions(steps=8), rate_codes=codes)
     assert {report.chip.name for report in found.estimates} == {"lemaire45:int8"}
     names = [report.implementation for report in found.estimates]
     assert names[:3] == ["clock-driven", "dense ANN", "zero-skipping ANN"]
-    assert counted(found.estimates[2], "multiply-accumulates") == 1800 + 2 * 6640
     assert set(found.rates) == {8, 16}
     assert all(entry.source for entry in PUBLISHED)
 

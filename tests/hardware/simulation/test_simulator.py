@@ -13,7 +13,6 @@ from tests.clocked_oracle import Neurons, Work, earliest, layer
 from tests.hardware.simulation.networks import READOUTS, assert_same, linear_network, readout_with, small_network
 from tests.nn.common import activations, randomised
 from ttfs_triton.hardware.counts.counter import count
-from ttfs_triton.hardware.counts.counts import LayerActivity
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn import (
     AnalogEncoder,
@@ -210,20 +209,6 @@ def test_signed_encoder_is_simulated_and_counted_as_it_computes(sigma):
 
 
 # ---- by hand
-
-
-def test_hand_count_of_one_neuron():
-    # Weight 1 is 127 units of 1/127. The input fires at step 1 of 4; 3/4 of the potential is there when the window
-    # starts, and it meets the ramp at s = (1 − 3/4)/(1 + 1) = 1/8: in the middle of step 0.
-    network = linear_network([[1.0]], readout_with([[0.5], [-0.5]], PotentialReadout))
-    for compare_at, step in (("middle", 0), ("start", 1)):  # at 1/4 it is above the ramp for the first time
-        found = simulate(network, [torch.tensor([[0.75]])], steps=4, compare_at=compare_at, keep_spike_times=True)
-        assert found.spike_steps["1"].item() == step
-        # Slope at step 1: updates in steps 1, 2, 3; compares at the start and at the next instant, an update between.
-        assert found.activity[0] == LayerActivity("1", 3, 1, 2, 1 + 2 * 3 + 1 + 2, 1 + 3 + 1)
-    assert found.activity[0].neuron_updates == 4
-    always = simulate(network, [torch.tensor([[0.75]])], steps=4, gating=False)
-    assert always.activity[0] == LayerActivity("1", 4, 4, 5, 1 + 2 * 4 + 4 + 5, 1 + 4 + 4)
 
 
 def test_neuron_at_the_threshold_fires_at_step_0_although_its_potential_falls():

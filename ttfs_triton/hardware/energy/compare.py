@@ -66,20 +66,17 @@ def break_even_firing_share(
     return BreakEven(share, f"{MEASURES[measure]}, it costs less than the dense ANN {beyond}")
 
 
-def break_even_rate(
-    counts: Counts, chip: Chip | str | Path, options: RunOptions, *, rate_steps: int, measure: Measure = "total"
-) -> BreakEven:
+def break_even_rate(counts: Counts, chip: Chip | str | Path, options: RunOptions, *, rate_steps: int) -> BreakEven:
     """Spike rate, a neuron and step, at which a rate-coded network of `rate_steps` steps costs as much as ours.
 
     Args:
         counts, chip, options: as for `estimate`; prices and widths hold for the rate-coded network too.
         rate_steps: T.
-        measure: which sum of an estimate.
     """
     chip = as_chip(chip)
     rate = _crossing(
-        lambda rate: _nominal(rate_coded(counts, chip, RateCode(rate_steps, rate), options=options), measure),
-        _nominal(estimate(counts, chip, options), measure),
+        lambda rate: _nominal(rate_coded(counts, chip, RateCode(rate_steps, rate), options=options), "total"),
+        _nominal(estimate(counts, chip, options), "total"),
         (chip.name, "this network", f"T = {rate_steps} without a spike"),
     )
     if isinstance(rate, str):
@@ -229,9 +226,7 @@ def compare(
     chip: Chip | str | Path,
     options: RunOptions,
     *,
-    ann_counts: Counts | None = None,
     rate_codes: Sequence[RateCode] = (),
-    measure: Measure = "total",
     network: str = "network",
     others: Sequence[Run] | None = None,
 ) -> Comparison:
@@ -239,23 +234,18 @@ def compare(
 
     Args:
         counts, chip, options, network: as for `estimate`.
-        ann_counts: of the trained ANN, whose zeros are skipped. Default: the spiking network's.
         rate_codes: rate-coded networks.
-        measure: which sum break-even points are of.
         others: as for `verdict`.
     """
-    chip, ann = as_chip(chip), ann_counts or counts
+    chip = as_chip(chip)
     estimates = (
         estimate(counts, chip, options, network=network),
-        dense_ann(ann, chip, options=options, network=network),
-        zero_skipping_ann(ann, chip, options=options, network=network),
+        dense_ann(counts, chip, options=options, network=network),
+        zero_skipping_ann(counts, chip, options=options, network=network),
         *(rate_coded(counts, chip, code, options=options, network=network) for code in rate_codes),
     )
-    share = break_even_firing_share(counts, chip, options, measure=measure)
-    rates = {
-        code.steps: break_even_rate(counts, chip, options, rate_steps=code.steps, measure=measure)
-        for code in rate_codes
-    }
+    share = break_even_firing_share(counts, chip, options)
+    rates = {code.steps: break_even_rate(counts, chip, options, rate_steps=code.steps) for code in rate_codes}
     return Comparison(estimates, share, rates, verdict(counts, chip, options, others))
 
 

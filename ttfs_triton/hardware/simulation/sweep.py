@@ -1,7 +1,7 @@
 """How many time steps and weight bits a trained network needs: simulations over a grid, in one call."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,18 +91,16 @@ def sweep(
 
     Args:
         model, per_channel, compare_at, gating: as in `simulate`.
-        batches: as in `simulate`, but able to be gone through again with the same samples, in any order: a list or a
-            DataLoader, not a generator.
+        batches: as in `simulate`, but able to be gone through again: a list or a DataLoader, not a generator.
         steps: of a window.
         weight_bits: 2 to 16, or None for unquantised.
-        price: energy in picojoules of a sample, from a simulation: its counts (sums over its samples), the work of its
-            neurons, and its settings (steps, weight bits).
+        price: energy in picojoules of a sample, from a simulation.
         chip: name of the chip whose energy that is, for tables and pictures.
         progress: show a progress bar; None shows one on a terminal.
     Returns:
         A row for each pair.
     Raises:
-        ValueError: nothing to sweep over, an iterator, no samples, or other samples in a later pass; and as `simulate`.
+        ValueError: nothing to sweep over; and as `simulate`, which meets no samples in a second pass of a generator.
     Example:
         >>> from ttfs_triton.nn import cnn1
         >>> batches = [(torch.rand(4, 1, 28, 28), torch.arange(4))]
@@ -114,22 +112,12 @@ def sweep(
     grid = [SimulationSettings(number, bits, **options) for bits in weight_bits for number in steps]
     if not grid:
         raise ValueError("sweep: steps and weight_bits must not be empty; got nothing to sweep over.")
-    if isinstance(batches, Iterator):
-        raise ValueError(
-            f"sweep: batches must be able to be gone through again; got {type(batches).__name__}, which ends after one "
-            "pass. Pass a DataLoader, or list(batches)."
-        )
     console, rows, samples = Console(stderr=True, force_terminal=progress or None), [], 0
     shown = console.is_terminal if progress is None else progress
     for settings in track(grid, "steps and bits", console=console, transient=True, disable=not shown):
         found = simulate(
             model, batches, steps=settings.steps, weight_bits=settings.weight_bits, state_bits=None, **options
         )
-        if samples not in (0, found.samples):
-            raise ValueError(
-                f"sweep: batches must give the same samples in each pass; got {samples}, then {found.samples}. "
-                "Pass a list, or a DataLoader."
-            )
         samples, layers = found.samples, found.counts.layers
         rows.append(
             SweepRow(
