@@ -75,12 +75,8 @@ class Cost:
     def bounds(self, counts: Counts, graph: NetworkGraph) -> tuple[float, float]:
         """Lower and upper bound of the cost of any network of this shape for these inputs.
 
-        For the bounds, each neuron does what costs least, or most: it is silent, or fires at its window's start or end.
-        A spike may save updates of its neuron; its operations in the next layer are charged against that.
-
-        Args:
-            counts: of the network.
-            graph: of the same network.
+        Each neuron does what costs least, or most: it is silent, or fires at its window's start or end. A spike may
+        save updates of its neuron; its operations in the next layer are charged against that.
         """
         first = counts.layers[0]
         fixed = self.weights(first.name).operation * first.synaptic_operations  # of the images
@@ -117,13 +113,9 @@ class Cost:
 
 
 def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
-    """Spikes over neurons: of all hidden layers, as `Counts.sparsity`, or of one.
+    """Spikes over neurons: of all hidden layers, as `Counts.sparsity`, or of the one of this name.
 
-    Args:
-        counts: of the network; only its shape is used.
-        layer: name of a hidden layer.
-    Raises:
-        ValueError: there is no such layer.
+    Only the shape in `counts` is used. A layer that is not there is a ValueError.
     """
     chosen = _chosen("sparsity_cost", [found for found in counts.layers if found.kind != "readout"], layer)
     neurons = sum(found.neurons for found in chosen)
@@ -133,9 +125,8 @@ def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
 def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
     """Synaptic operations over the products of the same layers in a dense ANN: of all layers that read spikes, or one.
 
-    A first layer that reads real values multiplies them densely, whatever fires, and is on neither side.
-
-    Args, Raises: as of `sparsity_cost`; `layer` is the one in which the operations are, the readout included.
+    A first layer that reads real values multiplies them densely, whatever fires, and is on neither side. Arguments and
+    errors are those of `sparsity_cost`; `layer` is the one in which the operations are, the readout included.
     """
     chosen = _chosen("operations_cost", [found for found in counts.layers if found.kind != "analog"], layer)
     synapses = sum(found.synapses for found in chosen)

@@ -20,20 +20,7 @@ MOST_STEPS = 4096
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """How a network is simulated; see `simulate`.
-
-    Attributes:
-        steps: of a window.
-        weight_bits: sign included, or None.
-        per_channel: one weight unit per output channel.
-        state_bits: of the registers of slope and potential, or None.
-        compare_at: "middle" or "start" of a step.
-        gating: neurons rest before their first input spike and behind their own.
-        faults: of the chip.
-        seed: of what they are drawn by.
-    Raises:
-        ValueError: a value out of range.
-    """
+    """How a network is simulated: the arguments of `simulate`; a value out of range is a ValueError."""
 
     steps: int = 64
     weight_bits: int | None = 8

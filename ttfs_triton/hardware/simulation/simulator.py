@@ -72,9 +72,8 @@ def simulate(
         state_bits: of the registers that hold slope and potential; see `ttfs_triton.nn.Grid`. None: wide enough.
         compare_at: "middle" compares in the middle of each step (and at the window's start), which rounds spike times
             to the nearest step; "start" compares at the start of each step, so that spikes are late by up to a step,
-            and errors add up over layers. "middle" costs one more compare a neuron and is better at few steps: CNN1 on
-            the bundled images (89.1 % by the closed form), 8 bits, gives 88.4 against 86.3 % at 8 steps (by the first
-            spike 83.5 against 68.1 %); from 64 steps on there is no difference.
+            and errors add up over layers. "middle" costs one more compare a neuron: CNN1 on the bundled images, 8 bits,
+            gives 88.4 against 86.3 % at 8 steps; from 64 steps on there is no difference.
         gating: neurons rest until their first input spike and from their own spike on; changes `activity` alone.
         keep_spike_times: True, or the number of first samples whose spike times to keep.
         faults: of the chip: its weights and broken neurons are the same for all images, and each image's spikes are
@@ -127,13 +126,7 @@ def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], 
 
 
 class Simulator:
-    """Takes batches, adds up, gives a `Simulation`; see `simulate`.
-
-    Args:
-        graph: of a spiking network.
-        settings: steps, bits and the rest.
-        keep: first samples whose spike times are kept; None for all.
-    """
+    """Takes batches, adds up, gives a `Simulation`; `keep` is the number of samples whose spike times it has."""
 
     def __init__(self, graph: NetworkGraph, settings: SimulationSettings, keep: int | None = 0) -> None:
         self._graph, self._settings, self._keep = graph, settings, keep

@@ -20,17 +20,16 @@ Price = Callable[[Simulation], float]
 
 @dataclass(frozen=True)
 class SweepRow:
-    """Figures of one simulation.
+    """Figures of one simulation, means of a sample.
 
     Attributes:
         steps: of a window.
         weight_bits: None is unquantised.
         accuracy, first_spike_accuracy: shares; None without labels.
-        spikes: of the hidden layers, a sample.
-        synaptic_operations: synaptic operations of all layers, a sample.
-        latency_steps: mean steps from the image's start to the first output spike.
+        spikes, synaptic_operations: of the hidden layers; of all layers.
+        latency_steps: from the image's start to the first output spike.
         ties: share of samples with several output neurons in the earliest step.
-        energy_pj: a sample, as `price` gave it; None without.
+        energy_pj: as `price` gave it; None without.
     """
 
     steps: int
@@ -63,11 +62,7 @@ class Sweep:
         return {"samples": self.samples, "chip": self.chip, "rows": [dataclasses.asdict(row) for row in self.rows]}
 
     def to_csv(self, path: Path | str | None = None) -> str:
-        """The rows as CSV; unknown figures, and the bits of unquantised weights, are empty.
-
-        Args:
-            path: of a file to write as well; None writes none.
-        """
+        """The rows as CSV, also into a file of this path; unknown figures and bits of unquantised weights are empty."""
         text = csv_text([dataclasses.asdict(row) for row in self.rows])
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
