@@ -81,8 +81,3 @@ def test_square_kernels_compute_the_same(size, kernel, axes):
     wider = (padding[0] + above, padding[1] + before)
     torch.testing.assert_close(torch.nn.functional.conv2d(maps, padded, stride=stride, padding=wider), expected)
     assert found[0] == max(kernel) or (kernel[0] - kernel[1]) % 2
-
-
-def test_sampling_refuses_maps_larger_than_the_image():
-    with pytest.raises(NotImplementedError, match="maps must be sampled from the image"):
-        sampling((4, 4), (6, 6))

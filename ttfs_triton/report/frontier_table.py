@@ -33,13 +33,10 @@ class ChipEnergy:
     Of a simulation on the test images, as `ttfs evaluate` prices it.
 
     Attributes:
-        chip: its name.
-        total: of all that has a price.
-        with_memory: of arithmetic and memory.
-        arithmetic: of arithmetic alone.
+        total, with_memory, arithmetic: of all that has a price; of arithmetic and memory; of arithmetic alone.
         dense_with_memory, dense_arithmetic: the same of the dense ANN, at the same precision.
-        least_ratio, most_ratio: with memory, over the dense ANN: from 4 to 128 time steps a window, as the choice of
-            steps decides it; of a network on a grid, at its own.
+        least_ratio, most_ratio: with memory, over the dense ANN, from 4 to 128 time steps a window; of a network on a
+            grid, at its own.
         missing: what the network does that has no price there, and comes on top.
     """
 
@@ -161,10 +158,8 @@ def with_costs(row: FrontierRow, counts: Counts, runs: Sequence[Run], chips: Ite
     """The row with what a network does, and costs.
 
     Args:
-        row: of a network.
-        counts: of the same, over the test images, as evaluation counts them.
-        runs: that are priced: simulations on the same images, the first one at the row's steps, others at other steps.
-            One without a simulation is an upper bound.
+        row, counts: of the network, over the test images.
+        runs: simulations on the same images that are priced, the first one at the row's steps.
         chips: to price on.
     """
     total, samples = counts.total(), counts.samples
@@ -201,12 +196,10 @@ def write_table(folder: Path, name: str, rows: Sequence[FrontierRow], about: Map
 
 
 def read_table(path: Path) -> tuple[list[FrontierRow], dict[str, Any]]:
-    """The rows of a frontier, and how they were made.
+    """The rows of a frontier, and how they were made, from its JSON or the folder of a sweep.
 
-    Args:
-        path: of the JSON, or of a sweep's folder, which holds frontier.json.
     Raises:
-        ValueError: it is no such file, damaged, or of a later version.
+        ValueError: there is no such file, or it is damaged or of a later version.
         OSError: it cannot be read.
     """
     path = path / "frontier.json" if path.is_dir() else path

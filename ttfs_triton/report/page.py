@@ -80,22 +80,17 @@ class PageData:
     """One network, evaluated on one data set. What is None or empty is left out.
 
     Attributes:
-        title: of the page.
+        title, dataset: of the page; name of the data.
         network: its configuration, `NetworkConfig.to_dict()`.
-        dataset: name.
         images: evaluated.
         accuracy, first_spike_accuracy: shares of images, by the readout's potentials and by the first output spike.
-        ties: images with several first output spikes at the same time.
-        no_spike: images without an output spike.
+        ties, no_spike: images with several first output spikes at the same time, and without any.
         counts: of `count`.
         sample: an image for the raster.
         energy: one estimate a chip.
         chip: whose energy is among the headline figures, one of `energy`. Default: the first that prices memory, or
             anything.
-        comparison: with other ways of computing the network.
-        simulation: on the clock, with quantised weights.
-        sweep: over time steps and weight bits.
-        deadlines: accuracy by decision time.
+        comparison, simulation, sweep, deadlines: what else was found.
         frontier, here: points of a sweep, and this network among them.
         facts: how the page was made (versions, device, date, command), in the order in which they are shown.
     """

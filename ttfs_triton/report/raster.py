@@ -14,14 +14,14 @@ from ttfs_triton.nn.trace import network_graph
 
 @dataclass(frozen=True)
 class LayerSpikes:
-    """Spikes of one layer for one image.
+    """Spikes of one layer for one image; tensors are on the CPU.
 
     Attributes:
         name: of the layer; "input" for a latency encoder.
         window: number of its window, 0 for the first; layer l fires from time l on.
         neurons: of the layer, before pooling.
-        index: [spikes] int64, which neurons fired, in their order in memory; on the CPU.
-        time: [spikes] float32, when, from the image's start, in windows; on the CPU.
+        index: [spikes] int64, which neurons fired, in their order in memory.
+        time: [spikes] float32, when, from the image's start, in windows.
         length: of its window; 1 for all but a readout with another ramp.
     """
 

@@ -30,14 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column names the rows.
-
-    Attributes:
-        caption: what it shows, with its unit.
-        headers: one a column.
-        rows: cells, as many as headers.
-        prose: columns of words, which wrap; the others hold figures.
-    """
+    """A table; the first column names the rows. Columns of words, `prose`, wrap; the others hold figures."""
 
     caption: str
     headers: tuple[str, ...]

@@ -36,17 +36,14 @@ PRICES: dict[str, tuple[str, str]] = {
 }
 """Every price a chip may have: its dimension and what it is for. Memory has prices of its own, by size."""
 
-_FETCH = ("memory",)
-_ROUTING = (*_FETCH, "spike_out", "message", "hop")
-_AVERAGE = (*_ROUTING, "neuron_update", "neuron_idle", "leakage_power", "idle_power")
-
 Scope = Literal["arithmetic", "including fetch", "including routing", "whole-chip average"]
 
+_ROUTING = ("memory", "spike_out", "message", "hop")
 SCOPES: dict[Scope, tuple[str, ...]] = {
     "arithmetic": (),
-    "including fetch": _FETCH,
+    "including fetch": ("memory",),
     "including routing": _ROUTING,
-    "whole-chip average": _AVERAGE,
+    "whole-chip average": (*_ROUTING, "neuron_update", "neuron_idle", "leakage_power", "idle_power"),
 }
 """What the price of a synaptic operation holds besides the addition, so that nothing is charged twice.
 
@@ -106,8 +103,6 @@ class Memory:
         Args:
             size_bytes: of the memory that holds the number.
             bits: of the number.
-        Returns:
-            pJ a number, with the weakest status that went into it.
         """
         amount, share = self._at(size_bytes), bits / self.word_bits
         words = max(1.0, share)
@@ -115,15 +110,8 @@ class Memory:
         note = f"{size_bytes / 1024:,.1f} kB, {bits} bits a number"
         if status is None or size_bytes > self.largest_bytes:
             note, status = f"{note}; banks of {self.largest_bytes / 1024:,.0f} kB", "assumed"
-        return Price(
-            value=amount.nominal * (share if self.packed else words),
-            low=amount.low * share,
-            high=amount.high * words,
-            unit="pJ",
-            status=status,
-            source=self.accesses[0].source,
-            note=note,
-        )
+        nominal, low, high = amount.nominal * (share if self.packed else words), amount.low * share, amount.high * words
+        return Price(nominal, low, high, unit="pJ", status=status, source=self.accesses[0].source, note=note)
 
     def _at(self, size_bytes: float) -> Range:
         """Low, nominal and high price of a full access, pJ."""
@@ -175,8 +163,8 @@ class Chip:
         alternatives: published figures that are not charged, because the scope holds them or a better one exists.
         notes: what a reader must know about the figures.
     Raises:
-        ValueError: a process or voltage, clock or step that is not positive and finite; an unknown scope or price, a
-            price in the wrong dimension, one that is charged twice, or none for the operations of that scope.
+        ValueError: an unknown price, one in the wrong dimension, one that is charged twice, or none for the operations
+            of that scope; a clock or step of 0.
     """
 
     name: str
@@ -225,12 +213,7 @@ class Chip:
         return self.synop_scope == "arithmetic"
 
     def exceeded(self, neurons: int, synapses: int, weight_bits: int | None) -> list[str]:
-        """What of a network does not fit, in words; empty where it does, or where `capacity` states nothing.
-
-        Args:
-            neurons, synapses: of the network.
-            weight_bits: of a weight; None for weights that are not rounded.
-        """
+        """What of a network does not fit, in words; `weight_bits` is None for weights that are not rounded."""
         capacity, lines = self.capacity, []
         for name, needed in (("neurons", neurons), ("synapses", synapses)):
             there = getattr(capacity, name)

@@ -39,9 +39,8 @@ def load_chip(name_or_path: str | Path) -> Chip:
         name_or_path: one of `available_chips()`, or the path of a TOML file in the form of those in
             `ttfs_triton/hardware/energy/chips`, with ":precision" behind it if the file has several.
     Raises:
-        ValueError: there is no such chip or precision, nobody has published its figures, or the file does not pass:
-            unknown key, wrong unit, negative number, low ≤ value ≤ high violated, no source or status, or a price that
-            another one holds already. The message names file, key and rule.
+        ValueError: there is no such chip or precision, nobody has published its figures, or the file does not pass. The
+            message names file, key and rule.
     Example:
         >>> loihi = load_chip("loihi")
         >>> loihi.description, str(loihi.prices["synop"])

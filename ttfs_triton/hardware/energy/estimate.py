@@ -142,13 +142,17 @@ class Estimate:
     def to_dict(self) -> dict[str, Any]:
         """The estimate as JSON values; an unknown energy is None."""
         sums = {name: getattr(self, name) for name in ("compute_only", "memory_included", "total")}
+
+        def values(ranges: dict[str, Range | None]) -> dict[str, Any]:
+            return {name: value.to_dict() if value else None for name, value in ranges.items()}
+
         return {
             "network": self.network,
             "implementation": self.implementation,
             "chip": {key: getattr(self.chip, key) for key in _CHIP},
             "samples": self.samples,
-            "energy_pj": {name: value.to_dict() if value else None for name, value in sums.items()},
-            "by_layer_pj": {name: value.to_dict() if value else None for name, value in self.by_layer().items()},
+            "energy_pj": values(sums),
+            "by_layer_pj": values(self.by_layer()),
             "status": self.status,
             "latency_us": self.latency_us,
             "unpriced": sorted({f"{term.name} ({term.price_name})" for term in self.unpriced}),
@@ -165,12 +169,10 @@ def _sum(terms: Iterable[Term]) -> Range | None:
 
 @dataclass(frozen=True)
 class Swing:
-    """What one price does to the total. All energies are pJ.
+    """The total, pJ, with one price at its low and high end and all others nominal.
 
     Attributes:
         price_name: key of `PRICES`, or "memory" for all its accesses together.
-        low, high: the total with this price at its low and high end, all others nominal.
-        nominal: the total.
     """
 
     price_name: str
@@ -189,22 +191,14 @@ def sensitivity(energy: Estimate, *, spread: float = 0.0) -> tuple[Swing, ...]:
 
     Args:
         energy: of any network.
-        spread: relative range given to prices for which sources state none: 0.2 is ±20 %.
-    Returns:
-        Swings around its total; empty if nothing has a price.
-    Raises:
-        ValueError: spread outside [0, 1].
+        spread: relative range in [0, 1] given to prices for which sources state none: 0.2 is ±20 %.
     """
     if not 0 <= spread <= 1:
         raise ValueError(f"sensitivity: spread must be in [0, 1]; got {spread}. 0.2 is ±20 %.")
     swings = []
     for name, own in energy.by_price().items():
-        if energy.total is None or own is None:
-            continue
-        low, high = own.low, own.high
-        if low == high:
-            low, high = own.nominal * (1 - spread), own.nominal * (1 + spread)
-        others = energy.total.nominal - own.nominal
-        if high > low:
+        if own is not None and energy.total is not None:
+            margin, others = spread * own.nominal, energy.total.nominal - own.nominal
+            low, high = (own.low, own.high) if own.low < own.high else (own.nominal - margin, own.nominal + margin)
             swings.append(Swing(name, others + low, energy.total.nominal, others + high))
-    return tuple(sorted(swings, key=lambda swing: -swing.width))
+    return tuple(sorted((swing for swing in swings if swing.width > 0), key=lambda swing: -swing.width))

@@ -118,9 +118,9 @@ def neuron_work(layer: LayerCounts, counts: Counts, options: RunOptions) -> Neur
     """Work of a layer in its two windows; an analog layer has no slope, a readout compares only if it is to fire.
 
     A neuron compares at its window's start and once a step, with the slope added in between. With gating it sleeps
-    before its first input spike, if that was counted, and once it has fired, which is where its time is rounded to:
-    half a step later on average, and half a step more to the middle of the step in which it is compared.
-    `options.activity` has this exactly. Counts of the layer are averages over samples.
+    before its first input spike, if that was counted, and once it has fired: on average half a step after its spike
+    time, which is rounded, and half a step more to the middle of the step in which it is compared. `options.activity`
+    has this exactly. Counts of the layer are averages over samples.
     """
     assert options.steps is not None
     for found in options.activity or ():
@@ -254,14 +254,10 @@ def rate_coded(
     layers, rate = terms.layers, code.steps * (code.rate or 0.0)
     real = {layer.name for layer in layers[:1] if layer.kind == "analog"}
     names = [layer.name for layer in layers]
-    for figure, given, wanted in (
-        ("synaptic_operations", code.synaptic_operations, {*names} - real),
-        ("spikes", code.spikes, names[:-1]),
-    ):
-        if given is not None and (missing := sorted({*wanted} - {*given})):
-            raise ValueError(
-                f"rate_coded: {figure} must have every layer; got none for {', '.join(missing)}. Measure them too."
-            )
+    for figure, wanted in (("synaptic_operations", {*names} - real), ("spikes", {*names[:-1]})):
+        given = getattr(code, figure)
+        if given is not None and (missing := ", ".join(sorted(wanted - {*given}))):
+            raise ValueError(f"rate_coded: {figure} must have every layer; got none for {missing}. Measure them too.")
     terms.spikes_out("input", 0.0, 0.0 if real else rate * layers[0].inputs)
     for layer, after in zip(layers, (*layers[1:], None), strict=True):
         if layer.name in real:
