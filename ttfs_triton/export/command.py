@@ -27,7 +27,7 @@ Check = Callable[[Tensor], Comparison]
 
 
 class ExportOptions(BaseModel):
-    """What to export, as what, where to. Positional: the run or checkpoint."""
+    """Network, format and file. Positional: the run or checkpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

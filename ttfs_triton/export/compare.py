@@ -1,4 +1,4 @@
-"""What an exported file computes in another program, beside what the network computes here."""
+"""Comparison of an exported file, run in another program, with the network here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TimeDifference:
-    """Spike times of one layer, there and here; times in windows.
+    """Differences between spike times of one layer there and here, in windows.
 
     Attributes:
         layer: its name.
@@ -54,7 +54,7 @@ class TimeDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A file in another program, and the network here.
+    """Results of a file in another program and of the network here.
 
     Attributes:
         program: name and version of the other one.

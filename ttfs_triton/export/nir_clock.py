@@ -35,7 +35,7 @@ SILENT = -1
 
 
 class Axis(NamedTuple):
-    """Of a convolution, along height or width."""
+    """Geometry of a convolution along height or width."""
 
     stride: int
     padding: int
@@ -93,7 +93,7 @@ class Clock:
         return found
 
     def to_metadata(self) -> dict[str, str]:
-        """As a graph's metadata keep it: one JSON object."""
+        """The clock as metadata of a graph: one JSON object."""
         return {"clock": json.dumps(self.__dict__)}
 
     @classmethod
@@ -164,7 +164,7 @@ def places_of(length: int, kernel: int, stride: int, padding: int, dilation: int
 
 
 def square(kernel: tuple[int, ...], size: tuple[int, ...], axes: Sequence[Axis]) -> tuple[int, list[int]] | None:
-    """How a kernel is written square, which nir needs to infer shapes: among taps of weight 0.
+    """Square kernel that holds a kernel among taps of weight 0: nir infers shapes of square ones alone.
 
     Args:
         kernel: height and width.
@@ -187,7 +187,7 @@ def square(kernel: tuple[int, ...], size: tuple[int, ...], axes: Sequence[Axis])
 
 
 def input_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Iterator[Tensor]:
-    """What a graph gets, step by step: the image's spikes, behind them the clock's.
+    """Input frames of a graph, step by step: channels of the image, then of the clock.
 
     Args:
         images: [N, channels, height, width] floating point, as the network takes them.
@@ -256,7 +256,7 @@ class FirstSpikes:
 
 
 def decide(output: Iterable[Tensor], clock: Clock) -> FirstSpikeDecision:
-    """What the output spikes of a graph decide; −1 without any.
+    """Decision by the earliest output spike of a graph; −1 without any.
 
     Args:
         output: [N, classes] spikes of each step, from the first to the last.

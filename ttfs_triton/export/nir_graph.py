@@ -130,13 +130,13 @@ def to_nir(
 
 
 def node_name(name: str) -> str:
-    """A layer's name as importers, which make attributes of it, can bear it."""
+    """A layer's name as an identifier: importers make attributes of it."""
     plain = re.sub(r"\W", "_", name)
     return f"layer{plain}" if plain[0].isdigit() else plain
 
 
 def _metadata(graph: NetworkGraph, clock: Clock) -> dict[str, str]:
-    """What a graph's reader has to know of its clock."""
+    """Metadata on clock, input and output."""
     steps, last = clock.steps, clock.windows
     image = "spike of pixel p in step round((1 - p / max_value) S), at most S - 1; none if p = 0"
     if clock.analog:
@@ -155,7 +155,7 @@ def _metadata(graph: NetworkGraph, clock: Clock) -> dict[str, str]:
 
 
 def not_expressed(network: nn.Module, image_shape: Sequence[int] | None = None) -> list[str]:
-    """What a NIR graph does not hold of a network, in sentences for the user; arguments as of `network_graph`."""
+    """Sentences on what a NIR graph does not hold of a network; arguments as of `network_graph`."""
     return _not_expressed(network_graph(network, image_shape))
 
 

@@ -133,7 +133,7 @@ class _Value:
         return _Value(graph, name)
 
     def named(self, name: str) -> _Value:
-        """The same, what was computed last, by another name."""
+        """The value that was computed last, under another name."""
         node = self.graph.nodes[-1]
         assert node.output[0] == self.name, "nothing reads it yet"
         node.name = node.output[0] = name
@@ -156,7 +156,7 @@ class _Value:
 
 
 def _route(values: dict[str | None, _Value], wire: Wire) -> _Value:
-    """What reaches a layer: the activations of its source, pooled and flattened."""
+    """Inputs of a layer: activations of its source, pooled and flattened."""
     value = values[wire.source]
     for module in wire.route:
         if isinstance(module, EarliestSpikePool2d):

@@ -1,4 +1,4 @@
-"""What both formats need: packages that only exporting needs, what a network is, and its weights."""
+"""Shared by both formats: imports of extras, metadata of a network, its weights as arrays."""
 
 import importlib
 import json
@@ -35,7 +35,7 @@ def metadata(
     dataset: str,
     **more: str,
 ) -> dict[str, str]:
-    """What a file says of its network, in strings: configuration, class names, σ (several by layer), grid.
+    """Metadata of a network, strings: configuration, class names, σ (by layer if several), grid.
 
     Args:
         function: in whose name errors are raised.

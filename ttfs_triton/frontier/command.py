@@ -106,7 +106,7 @@ def run(options: FrontierOptions) -> Rows:
 
 
 class Sweep:
-    """Measures and trains; `rows` grows.
+    """Measures networks, trains and measures their points.
 
     Args:
         options: of the sweep.
@@ -144,7 +144,7 @@ class Sweep:
                 self._trained(network, planned, bench)
 
     def _score(self, row: FrontierRow, bench: Bench, network: Callable[[], nn.Module]) -> None:
-        """The row of a network that is scored here, unless it has been."""
+        """Add the row of a network, which is scored unless it has been."""
         key = _key(row, bench) | {"steps": row.time_steps or self.options.steps, "calibrated": not row.trained}
         self._add([bench.price(self.measured.get(key, lambda: bench.score(network(), row)))])
 
@@ -156,7 +156,7 @@ class Sweep:
         return model
 
     def _measure(self, network: nn.Module, row: FrontierRow, bench: Bench, kinds: tuple[str, ...]) -> None:
-        """A network with faults of some kinds, and in time."""
+        """Add rows of a network with faults of some kinds, and by deadline."""
         key = _key(row, bench)
         asked = [faults for kind in kinds for faults in self.options.faults(kind)]
         for faults in [Faults(), *asked] if asked else []:  # without any, in the same simulation: where curves begin
@@ -180,7 +180,7 @@ class Sweep:
         return True
 
     def _trained(self, network: PlannedNetwork, planned: PlannedPoint, bench: Bench) -> None:
-        """A point that has been trained."""
+        """Add the rows of a point that has been trained."""
         path, summary = planned.folder.path, planned.folder.read_summary()
         assert summary is not None, "it has ended"
         loaded = load_network(path, self.options.network)
@@ -222,6 +222,6 @@ def line(row: FrontierRow) -> str:
 
 
 def _key(row: FrontierRow, bench: Bench) -> dict[str, Any]:
-    """What figures of a network depend on, but for what is asked."""
+    """Key of a network's measurements: all that they depend on but the question."""
     own = {"network": row.network, "point": row.point}
     return own | {"weights": row.weights_sha256, "images": bench.data.fingerprint}

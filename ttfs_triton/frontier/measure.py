@@ -1,4 +1,4 @@
-"""What a network does on the test images: as it is, on a faulty chip, in time. A file keeps what was measured."""
+"""Measurements of a network on the test images: as it is, on a faulty chip, by deadline; and their cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BITS = 8
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured of a network.
+    """Measurements of a network.
 
     Attributes:
         rows: without prices, which may change.
@@ -49,7 +49,7 @@ _FOUND = TypeAdapter(Found)
 
 
 class Measured:
-    """What has been measured, kept in a file: the test images are scored once for each network and setting.
+    """Cache of measurements in a file: the test images are scored once for each network and setting.
 
     Args:
         path: of the file.
@@ -68,7 +68,7 @@ class Measured:
             ) from error
 
     def get(self, key: Mapping[str, Any], measure: Callable[[], Found]) -> Found:
-        """What was found for a key, measured if it has not been, or by an earlier version."""
+        """The measurements of a key; made now if they are not there, or of an earlier version."""
         text = json.dumps(key, sort_keys=True)
         try:
             return _FOUND.validate_json(json.dumps(self._found[text]))
@@ -81,7 +81,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how networks are measured.
+    """Test images, device and options that networks are measured with.
 
     Attributes:
         options: of the sweep: chips, time steps of networks without a grid, seed of faulty chips.
@@ -137,12 +137,12 @@ class Bench:
         )
 
     def stamp(self) -> dict[str, str]:
-        """Who measures, and when."""
+        """Device and date of a measurement."""
         date = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
         return {"device": device_name(self.accelerator.device), "date": date}
 
     def price(self, found: Found) -> FrontierRow:
-        """The row with what the network does, and costs."""
+        """The row with operations and energies."""
         assert found.counts is not None, "scoring counts"
         return with_costs(found.rows[0], found.counts, found.runs, self.options.chip)
 

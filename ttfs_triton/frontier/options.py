@@ -77,7 +77,7 @@ class Point:
 
 
 def as_number(text: str) -> int | float | str:
-    """The number that a text is, else the text."""
+    """The text as a number if it is one."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -180,13 +180,13 @@ class FrontierOptions(BaseModel):
         return self
 
     def grids(self) -> dict[Point, Grid]:
-        """On which the network is calibrated, by their points: all pairs of time steps and weight bits."""
+        """Grids that the network is calibrated for, by point: all pairs of time steps and weight bits."""
         pairs = product(self.weight_bits or (None,), self.time_steps)
         points = [Point.of(time_steps=steps, weight_bits=bits, state_bits=self.state_bits) for bits, steps in pairs]
         return {point: Grid(**dict(point.keys)) for point in points}
 
     def faults(self, kind: str | None = None) -> list[Faults]:
-        """That are simulated, of one kind or of all."""
+        """Faults that are simulated, of one kind or of all."""
         kinds = FAULTS if kind is None else (kind,)
         return [Faults(**{name: value}) for name in kinds for value in getattr(self, name)]
 

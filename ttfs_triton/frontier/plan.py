@@ -165,7 +165,7 @@ def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerato
 
 
 def outline(networks: Sequence[PlannedNetwork]) -> list[str]:
-    """What is to be trained, in lines."""
+    """Lines that list the points to be trained."""
     lines = []
     for network in networks:
         left = [planned for planned in network.points if not planned.ended]

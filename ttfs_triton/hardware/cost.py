@@ -25,7 +25,7 @@ from ttfs_triton.nn.weighted import WeightedConv2d
 
 @dataclass(frozen=True)
 class EventWeights:
-    """What one event of a layer costs.
+    """Cost of one event of a layer, by its kind.
 
     Attributes:
         operation: a synaptic operation: a spike at one of the layer's synapses.
@@ -44,7 +44,7 @@ class EventWeights:
 
 @dataclass(frozen=True)
 class Cost:
-    """A cost of one sample that is linear in what happens in a network.
+    """A cost of one sample: a constant plus a weight times the number of each kind of event.
 
     Attributes:
         name: in words.

@@ -1,4 +1,4 @@
-"""Simulations as they are priced: the one model of all energies."""
+"""Simulations in the form that estimates price."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from ttfs_triton.hardware.simulation.simulation import Simulation
 
 
 def simulated_run(found: Simulation, options: RunOptions | None = None) -> Run:
-    """A simulation as it is priced: its counts, and the work of its neurons.
+    """Counts and neurons' work of a simulation, as estimates take them.
 
     Args:
         found: the simulation.

@@ -24,7 +24,7 @@ NO_PRICE = "no published price"
 
 
 def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
-    """Names of the terms that are in no sum, by why: a price that nobody published comes first, then missing counts."""
+    """Terms that are in no sum, by reason: those without a published price first, then those without a count."""
     why: dict[str, list[str]] = {NO_PRICE: []}
     for found in estimates:
         for term in found.unpriced:
@@ -36,7 +36,7 @@ def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
 
 
 def not_in_it(found: Estimate) -> str:
-    """The same in words; a price that nobody published goes without saying."""
+    """Terms that are in no sum, in words; "no published price" is left out."""
     parts = [", ".join(names) + ("" if why == NO_PRICE else f" ({why})") for why, names in why_missing(found).items()]
     return "; ".join(parts) or "nothing"
 
@@ -78,7 +78,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def break_even(comparison: Comparison) -> list[str]:
-    """Whether the dense ANN costs more, and where alternatives cost the same, in sentences."""
+    """The verdict against the dense ANN and the break-even points, in sentences."""
     points = (comparison.firing_share, *comparison.rates.values())
     return [*comparison.verdict.sentences(), *(f"{point.text[:1].upper()}{point.text[1:]}." for point in points)]
 
@@ -121,7 +121,7 @@ def terms_table(found: Estimate) -> Table:
 
 
 def prices_table(estimates: Sequence[Estimate]) -> Table:
-    """Every price that estimates on one chip used: what it is, and where it comes from."""
+    """Every price that estimates on one chip used, with its source."""
     found: dict[tuple[str, str], list[Term]] = {}
     for term in (term for each in estimates for term in each.terms):
         found.setdefault((term.price_name, term.price.source if term.price else "–"), []).append(term)
@@ -133,7 +133,7 @@ def prices_table(estimates: Sequence[Estimate]) -> Table:
 
 
 def small_print(*estimates: Estimate) -> list[str]:
-    """What figures depend on, what is in no sum, and what speaks against them, in sentences."""
+    """Assumptions, excluded terms and warnings, in sentences."""
     lines = [line for found in estimates for line in found.assumptions]
     for found in estimates:
         who = f"{found.implementation}: " if len(estimates) > 1 else ""

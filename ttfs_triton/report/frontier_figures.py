@@ -61,7 +61,7 @@ class Section(NamedTuple):
 
 
 def sections(rows: Rows, here: FrontierRow | None = None) -> list[Section]:
-    """All sections of which there is anything to draw, with another network among the points."""
+    """Sections with at least one figure; `here` is drawn among the points as another network."""
     found: list[Section] = []
 
     def add(name: str, title: str, *figures: tuple[str | None, str, str]) -> None:
@@ -95,7 +95,7 @@ def label(row: FrontierRow) -> str:
 
 
 def _wanted(row: FrontierRow) -> dict[str, str]:
-    """What a point is trained or calibrated for, without how it was trained."""
+    """Keys that a point is trained or calibrated for, without those on how."""
     given = dict(part.split("=", 1) for part in row.point.split("+") if "=" in part)
     return {key: value for key, value in given.items() if key in WORDS}
 

@@ -118,7 +118,7 @@ def _with_memory(row: FrontierRow, chip: str) -> str:
 
 
 def _target(row: FrontierRow) -> str:
-    """What was reached of what was trained for; what a target of activity reached has a column of its own."""
+    """Goal and cost of a target; the cost of a target of activity has a column of its own."""
     if row.cost is None or row.goal is None:
         return ""
     got = "" if row.target == "sparsity" else f"{row.cost:.4g} of "

@@ -53,7 +53,7 @@ class ChipEnergy:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class FrontierRow:
-    """What a network does at one point.
+    """Figures of a network at one point.
 
     Attributes:
         network: that was given to the sweep.
@@ -155,7 +155,7 @@ class FrontierRow:
 
 
 def with_costs(row: FrontierRow, counts: Counts, runs: Sequence[Run], chips: Iterable[str]) -> FrontierRow:
-    """The row with what a network does, and costs.
+    """The row with operations and energies of a network.
 
     Args:
         row, counts: of the network, over the test images.

@@ -37,7 +37,7 @@ TIED = re.compile(r"(?<=×) (?=\d)|(?<=\d) (?=[pnµm]?J\b)")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what the network did with it.
+    """One image, its spikes and its decision.
 
     Attributes:
         image: [channels, height, width], in [0, 1].
@@ -117,7 +117,7 @@ class PageData:
 
     @property
     def layers(self) -> str:
-        """The specification, or what built a network that has none."""
+        """The specification, or the builder of a network without one."""
         return self.network.get("specification") or self.network.get("builder", "")
 
     @property
@@ -187,7 +187,7 @@ def linked(text: str) -> Markup:
 
 
 def headlines(data: PageData) -> list[tuple[str, str, str]]:
-    """The figures on top of the page: what each is, the figure, and what it depends on."""
+    """Headline figures: (title, figure, note) each."""
     low, high = interval(data.accuracy, data.images)
     spikes = f"{number(data.ties)} tied, {number(data.no_spike)} without an output spike"
     found = [

@@ -1,4 +1,4 @@
-"""How pictures are made with matplotlib: in files and on pages, and their axes; needs the extra `plot`."""
+"""Drawing with matplotlib: files, SVG for pages, axes; needs the extra `plot`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def require_matplotlib(function: str) -> None:
 
 
 def _for_page(svg: str) -> str:
-    """Leave out what a page must not get twice or at all: headers, metadata, styles, sizes, identifiers of groups."""
+    """The SVG without headers, metadata, styles, sizes and identifiers of groups; in the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)

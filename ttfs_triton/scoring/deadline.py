@@ -19,7 +19,7 @@ EARLY = tuple(part / 10 for part in range(1, 10))
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the output neurons did for N images; times from their window's start, in windows.
+    """Spikes and potentials of the output neurons for N images; times from their window's start, in windows.
 
     Attributes:
         times: [N, classes], inf for silent neurons.
@@ -53,7 +53,7 @@ class Outputs:
 def output_spikes(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], image_shape: Sequence[int] | None = None
 ) -> Outputs:
-    """Run a network over images and keep what its outputs did.
+    """Run a network over images and keep spikes and potentials of its output neurons.
 
     Args:
         network: what `network_graph` takes, spiking; it runs in evaluation mode.

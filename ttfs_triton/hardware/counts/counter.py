@@ -70,7 +70,7 @@ def count(
 
 
 def graph_of_batches(function: str, model: nn.Module, batches: Iterable[Any]) -> tuple[NetworkGraph, Iterable[Any]]:
-    """The graph of a model for the images of batches, and all of the batches; raises in the name of a function."""
+    """Graph of a model for the images of batches, and an iterator over all batches; errors name `function`."""
     remaining = iter(batches)
     first = next(remaining, None)
     if first is None:

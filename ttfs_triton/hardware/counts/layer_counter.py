@@ -142,10 +142,10 @@ class LayerCounter(SpikeCounter):
         self.synapses = SynapseCounter(self.layer, self._by_sample)
 
     def prepare(self, device: torch.device) -> None:
-        """Nothing to do before the first batch, which tells the layer's shape."""
+        """Does nothing: the layer's shape is known with the first batch."""
 
     def update(self, activations: Tensor) -> None:
-        """Add a batch of outputs; see `SpikeCounter`. Of samples that do not count, the layer's inputs know nothing."""
+        """Add a batch of outputs; see `SpikeCounter`. Padding is refused: inputs are counted without its mask."""
         if self.counted is not None:
             raise NotImplementedError("counting: batches must not be padded; got one that is. Count images alone.")
         if not self.shape:

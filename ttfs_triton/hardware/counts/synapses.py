@@ -50,7 +50,7 @@ def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> FanOut:
 
 @torch.no_grad()
 def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> Tensor | None:
-    """Which places of a convolution some input spike reaches: ones and zeros, [N, 1, ...]; None, all, for other layers.
+    """Mask [N, 1, ...] of the places of a convolution that an input spike reaches; None for other layers: all are.
 
     Args:
         layer, inputs, skip: as of `waiting`; groups are not told apart.
@@ -61,7 +61,7 @@ def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = 
 
 
 def waiting(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """How neurons wait for their first input spike, summed over a batch; scalars on the device.
+    """Time that neurons wait for their first input spike, summed over a batch; scalars on the device.
 
     Args:
         layer: a convolution or fully connected layer that reads spikes.

@@ -127,7 +127,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Capacity:
-    """What fits on one chip; None is not stated.
+    """Capacity of one chip; None where it is not stated.
 
     Attributes:
         neurons: at most.
@@ -213,7 +213,7 @@ class Chip:
         return self.synop_scope == "arithmetic"
 
     def exceeded(self, neurons: int, synapses: int, weight_bits: int | None) -> list[str]:
-        """What of a network does not fit, in words; `weight_bits` is None for weights that are not rounded."""
+        """Sentences on what exceeds the capacity; `weight_bits` is None for weights that are not rounded."""
         capacity, lines = self.capacity, []
         for name, needed in (("neurons", neurons), ("synapses", synapses)):
             there = getattr(capacity, name)

@@ -85,7 +85,7 @@ def break_even_rate(counts: Counts, chip: Chip | str | Path, options: RunOptions
 
 
 def _crossing(line: Callable[[float], float | None], target: float | None, names: tuple[str, str, str]) -> float | str:
-    """Where a straight line, known at 0 and 1, meets the target; if it does not at or above 0, why not, in words.
+    """Place at or above 0 where a straight line, known at 0 and 1, meets the target; in words why there is none.
 
     Args:
         line, target: in pJ; None where they have no price.
@@ -107,7 +107,7 @@ def _nominal(found: Estimate, measure: Measure) -> float | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a network costs over its dense ANN on one chip, nominal.
+    """Energy of a network over that of its dense ANN on one chip, at nominal prices.
 
     Attributes:
         chip: its name.
@@ -134,7 +134,7 @@ class Verdict:
         return not self.missing and all(ratios and ratios[self.asked] < 1 for ratios in both)
 
     def sentences(self) -> list[str]:
-        """The same in words: memory first, the verdict last."""
+        """The ratios and the verdict in sentences: memory first, the verdict last."""
         if not self.with_memory and not self.arithmetic:
             return [f"{self.chip} does not price the dense ANN: nothing is said about which is cheaper."]
         lines = [
@@ -257,7 +257,7 @@ def _ratios(found: Sequence[Estimate], dense: Estimate, measure: Measure) -> tup
 
 
 def _whole(dense: Estimate, measure: Measure) -> float | None:
-    """Nominal pJ of a dense ANN; None if a part of it has no price: what is left is no opponent."""
+    """Nominal pJ of a dense ANN; None if a part of it has no price, since the rest is no fair opponent."""
     kinds = ("compute",) if measure == "compute_only" else ("compute", "memory")
     return None if any(term.kind in kinds for term in dense.unpriced) else _nominal(dense, measure)
 

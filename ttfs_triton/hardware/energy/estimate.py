@@ -45,7 +45,7 @@ class Term:
 
     @property
     def status(self) -> Status:
-        """Of its price."""
+        """Status of the price."""
         return "unpublished" if self.price is None else self.price.status
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a network would need for one sample. All energies are pJ.
+    """Energy of one sample of a network, all in pJ.
 
     Sums have every price at its low end at once, at its nominal value, and at its high end. Terms without a price are
     in none of them, but in `unpriced`.

@@ -88,7 +88,7 @@ def estimate(
 
 
 def _asleep(layers: Sequence[LayerCounts], options: RunOptions) -> str:
-    """When neurons do not work, in words."""
+    """A clause that says when neurons sleep."""
     if not options.gating:
         return "neurons stay awake in both of their windows"
     if options.activity is not None:

@@ -88,7 +88,7 @@ class Price:
 
     @property
     def dimension(self) -> str:
-        """What it measures: a key of `UNITS`."""
+        """The dimension of its unit, a key of `UNITS`."""
         return _DIMENSION[self.unit]
 
     @property

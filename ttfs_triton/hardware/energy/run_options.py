@@ -59,7 +59,7 @@ class RunOptions:
 
 
 class Run(NamedTuple):
-    """A network that ran, as it is priced.
+    """Counts of a network, and how it is priced.
 
     Attributes:
         counts: what it did.

@@ -1,4 +1,4 @@
-"""Collects the terms of an estimate: what each way of computing a layer does for one sample."""
+"""Collects the terms of an estimate: operations and memory accesses of each layer for one sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ttfs_triton.hardware.energy.run_options import RunOptions
 
 
 class NeuronWork(NamedTuple):
-    """What the clock-driven neurons of a layer do for a sample, besides synaptic operations.
+    """Work of a layer's clock-driven neurons for a sample, besides synaptic operations.
 
     Attributes:
         integration: additions of the slope to the potential, in the window of integration.
@@ -79,7 +79,7 @@ class Terms:
             self.charge(layer.name, "addressing", "memory", count, "accumulate")
 
     def synaptic_operations(self, layer: LayerCounts, operations: float) -> None:
-        """Spikes arrive: each adds a weight to the slope of each neuron behind it."""
+        """Charge input spikes: each adds a weight to the slope of each neuron that it reaches."""
         key = "synop_conv" if layer.shared_weights and "synop_conv" in self.chip.prices else "synop"
         self.compute(layer, "synaptic operations", operations, "accumulate" if self.chip.arithmetic else key)
         self.event_memory(layer, operations, words=1)
@@ -96,13 +96,13 @@ class Terms:
         self._addresses(layer, operations)
 
     def preset(self, layer: LayerCounts, words: int) -> None:
-        """Before a sample: potentials are set to their biases, slopes to zero."""
+        """Charge the reset before a sample: potentials to their biases, slopes to zero."""
         if layer.biases:
             self.access(layer, "weight reads", layer.neurons, layer.biases, self.state_bits)
         self.access(layer, "state writes", layer.neurons * words, layer.neurons * words, self.state_bits)
 
     def multiplications(self, layer: LayerCounts, macs: float) -> None:
-        """A layer of real-valued inputs, without reuse: weight and input are read for each product.
+        """Charge a layer of real-valued inputs, without reuse: weight and input are read for each product.
 
         Sums stay in registers; an input of a fully connected layer is read once.
 
@@ -117,7 +117,7 @@ class Terms:
         self._addresses(layer, layer.inputs + layer.neurons + layer.weights)
 
     def neuron_updates(self, layer: LayerCounts, work: NeuronWork, words: int = 2) -> None:
-        """Neurons work; `words` is 1 for neurons whose addend is no state."""
+        """Charge neurons' updates; `words` is 1 for neurons whose addend is no state."""
         additions = work.integration + work.firing
         if self.chip.arithmetic:
             self.compute(layer, "neuron additions", additions, "accumulate")
@@ -130,7 +130,7 @@ class Terms:
         self.access(layer, "state writes", additions, words * layer.neurons, self.state_bits)
 
     def spikes_out(self, layer: str, spikes: float, delivered: float) -> None:
-        """Spikes leave a layer, where the chip prices that."""
+        """Charge spikes that leave a layer, where the chip prices that."""
         prices, hops = self.chip.prices, self.options.hops_per_spike
         if "spike_out" in prices:
             self.charge(layer, "spikes out", "communication", spikes, "spike_out")

@@ -126,7 +126,7 @@ def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], 
 
 
 class Simulator:
-    """Takes batches, adds up, gives a `Simulation`; `keep` is the number of samples whose spike times it has."""
+    """Simulates batches and sums results; spike times of the first `keep` samples are kept, of all if None."""
 
     def __init__(self, graph: NetworkGraph, settings: SimulationSettings, keep: int | None = 0) -> None:
         self._graph, self._settings, self._keep = graph, settings, keep
@@ -171,7 +171,7 @@ class Simulator:
                 self._samples += len(part)
 
     def _emit(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-        """What a stage emits, as steps that remain in its window, 0 for silent neurons."""
+        """Spikes of a stage as steps that remain in its window, 0 for silent neurons."""
         if stage.name in self._layers:
             instant = self._fire(stage, inputs, skip)
         else:
@@ -203,7 +203,7 @@ class Simulator:
         return instant
 
     def _left(self, stage: Stage, instant: Tensor) -> Tensor:
-        """Spikes of a stage that are left of these, by the indices of their instants."""
+        """Spikes of a stage after faults, by the indices of their instants."""
         return instant if self._faulty is None else self._faulty.spikes(stage, instant)
 
     def _read_out(self, layer: ClockedReadout, counter: ClockedCounter, membrane: Membrane, earliest: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class Simulator:
         return decisive
 
     def result(self) -> Simulation:
-        """Everything found so far."""
+        """The simulation of all batches so far."""
         if not self._samples:
             raise ValueError("simulate: batches must not be empty; got none. A generator gives its batches only once.")
         score, first, tie, no_spike, latency = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
@@ -253,7 +253,7 @@ class Simulator:
 
 
 class FaultyChip:
-    """What goes wrong on a chip: its weights and broken neurons, drawn once, and each image's spikes.
+    """Faults of one chip: weights and broken neurons are drawn once, faults of spikes for each image.
 
     All is drawn in the order in which layers and images come.
     """
@@ -270,7 +270,7 @@ class FaultyChip:
         return quantised.multiplied(weight_factors(quantised.integers, self.faults.weight_noise, self._chip))
 
     def spikes(self, stage: Stage, instant: Tensor) -> Tensor:
-        """What is left of a stage's spikes, by the indices [N, ...] of their instants, of a latency encoder too."""
+        """A stage's spikes after faults, by the indices [N, ...] of their instants; a latency encoder's too."""
         if not (self.faults.of_spikes or (self.faults.of_neurons and stage.kind != "latency")):
             return instant
         activations = self.clock.remaining(instant) / self.clock.steps
