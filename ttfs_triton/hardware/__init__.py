@@ -15,10 +15,9 @@ from ttfs_triton.hardware.energy.compare import (
     fair_chip,
     verdict,
 )
-from ttfs_triton.hardware.energy.estimate import Estimate, Swing, Term, sensitivity
+from ttfs_triton.hardware.energy.estimate import Estimate, Run, RunOptions, Swing, Term, sensitivity
 from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.prices import Price, Range
-from ttfs_triton.hardware.energy.run_options import Run, RunOptions
 from ttfs_triton.hardware.simulated import simulated_run
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import simulate, simulate_at

@@ -17,8 +17,8 @@ from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
 from ttfs_triton.hardware.counts.synapses import fan_out
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import as_chip
+from ttfs_triton.hardware.energy.estimate import RunOptions
 from ttfs_triton.hardware.energy.models import estimate
-from ttfs_triton.hardware.energy.run_options import RunOptions
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.weighted import WeightedConv2d
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ttfs_triton.hardware.energy.run_options import Run, RunOptions
+from ttfs_triton.hardware.energy.estimate import Run, RunOptions
 from ttfs_triton.hardware.simulation.simulation import Simulation
 
 

@@ -20,9 +20,9 @@ from ttfs_triton.hardware.energy.compare import (
     fair_chip,
     verdict,
 )
+from ttfs_triton.hardware.energy.estimate import Run, RunOptions
 from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.prices import Price
-from ttfs_triton.hardware.energy.run_options import Run, RunOptions
 
 ARITHMETIC = st.sampled_from(["horowitz45:fp32", "horowitz45:int8", "lemaire45:fp16", "lemaire45:int8"])
 CLOSED = RunOptions(implementation="closed_form")

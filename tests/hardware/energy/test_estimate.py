@@ -12,10 +12,9 @@ from ttfs_triton.hardware.counts.counter import count
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.chip_files import available_chips, load_chip
-from ttfs_triton.hardware.energy.estimate import sensitivity
+from ttfs_triton.hardware.energy.estimate import RunOptions, sensitivity
 from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.hardware.energy.prices import Price
-from ttfs_triton.hardware.energy.run_options import RunOptions
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn import Grid, Neuron, cnn1, put_on_grid
 

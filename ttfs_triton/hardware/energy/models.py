@@ -15,8 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from ttfs_triton.hardware.counts.counts import Counts, LayerCounts, ReadoutTime
 from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.estimate import Estimate
-from ttfs_triton.hardware.energy.run_options import RunOptions, Whole
+from ttfs_triton.hardware.energy.estimate import Estimate, RunOptions, Whole
 from ttfs_triton.hardware.energy.terms import NeuronWork, Terms
 
 

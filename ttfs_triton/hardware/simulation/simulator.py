@@ -136,7 +136,7 @@ class Simulator:
         self._kept: dict[str, list[Tensor]] = {stage.name: [] for stage in graph.stages}
         self._decisions: list[tuple[Tensor, ...]] = []
         self._labels: list[Tensor] = []
-        self._faulty = FaultyChip(settings.faults, self._clock, settings.seed) if settings.faults else None
+        self._faulty = FaultyChip(settings.faults, self._clock, settings.seed)
         self._layers: dict[str, tuple[ClockedLayer | AnalogLayer, ClockedCounter]] = {}
         for stage in graph.stages:
             if stage.kind != "latency":
@@ -148,9 +148,7 @@ class Simulator:
         """A stage with weights in units of its own, or in those of its grid if that is the simulation's."""
         layer, bits, per_channel = stage.layer, self._settings.weight_bits, self._settings.per_channel
         unit, (exact, bias) = stage.weighted.unit_on_grid(bits, per_channel), stage.synapses()
-        weight = quantise_weight(exact, bits, per_channel=per_channel, unit=unit)
-        if self._faulty is not None:
-            weight = self._faulty.weights(weight)
+        weight = self._faulty.weights(quantise_weight(exact, bits, per_channel=per_channel, unit=unit))
         register = None if self._settings.state_bits is None else largest_integer(self._settings.state_bits)
         if isinstance(layer, AnalogEncoder | SignedEncoder):
             return AnalogLayer(layer, weight, bias)
@@ -175,7 +173,7 @@ class Simulator:
         if stage.name in self._layers:
             instant = self._fire(stage, inputs, skip)
         else:
-            instant = self._left(stage, self._clock.encode(stage.layer(inputs)))
+            instant = self._faulty.spikes(stage, self._clock.encode(stage.layer(inputs)))
             self._input += spikes_and_saturated(self._clock.remaining(instant) / self._clock.steps)
         room = len(instant) if self._keep is None else min(self._keep - self._samples, len(instant))
         if room > 0:
@@ -197,14 +195,10 @@ class Simulator:
             if isinstance(layer, ClockedReadout):
                 return self._read_out(layer, counter, membrane, earliest)
             instant = layer.ramp().first_instant(*membrane).long()
-        instant = self._left(stage, instant)
+        instant = self._faulty.spikes(stage, instant)
         counter.add_spikes(instant)
         counter.add_firing(instant, earliest if layer.persistence else None)
         return instant
-
-    def _left(self, stage: Stage, instant: Tensor) -> Tensor:
-        """Spikes of a stage after faults, by the indices of their instants."""
-        return instant if self._faulty is None else self._faulty.spikes(stage, instant)
 
     def _read_out(self, layer: ClockedReadout, counter: ClockedCounter, membrane: Membrane, earliest: Tensor) -> Tensor:
         readout = layer.readout
@@ -226,8 +220,6 @@ class Simulator:
 
     def result(self) -> Simulation:
         """The simulation of all batches so far."""
-        if not self._samples:
-            raise ValueError("simulate: batches must not be empty; got none. A generator gives its batches only once.")
         score, first, tie, no_spike, latency = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
         labels = torch.cat(self._labels).cpu() if self._labels else None
         windows = self._graph.windows + (self._graph.readout_time == "potential_end")
