@@ -119,8 +119,7 @@ def to_nir(
         **_metadata(graph, clock),
         time_constant_windows=repr(time_constant),
     )
-    waits = {stage.name: graph.waits(stage) for stage in graph.stages if stage.skip is not None}
-    build = _Build(module, clock, time_constant * steps * STEP_S, waits)
+    build = _Build(module, clock, time_constant * steps * STEP_S, graph)
     build.start()
     if not analog:
         build.encode(graph.encoder)
@@ -181,13 +180,13 @@ def _not_expressed(graph: NetworkGraph) -> list[str]:
     return said
 
 
-class _Skip(NamedTuple):
-    """Delayed spikes of a layer: their node and shape, which positions arrive, and weights [C_out]."""
+class _Path(NamedTuple):
+    """Spikes that reach a layer: their node and shape, weights (a vector is one to one), and axes of a convolution."""
 
     value: str
     shape: tuple[int, ...]
-    steps: tuple[int, ...]
     weight: np.ndarray
+    axes: Sequence[Axis]
 
 
 @dataclass
@@ -195,7 +194,6 @@ class _Build:
     """A graph in the making.
 
     Attributes:
-        waits: windows that the spikes of a layer's skip wait, by its name.
         emitted: node and shape of what each layer emits; of None, of the images.
         value: node whose spikes the layer in the making reads.
         shape: of those spikes.
@@ -204,7 +202,7 @@ class _Build:
     nir: Any
     clock: Clock
     tau_s: float
-    waits: dict[str, int]
+    graph: NetworkGraph
     nodes: dict[str, Any] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
     emitted: dict[str | None, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
@@ -232,28 +230,28 @@ class _Build:
         self.emitted[stage.name] = self.value, self.shape
 
     def layer(self, stage: Stage, window: int, *, last: bool) -> None:
-        layer, name = stage.weighted, node_name(stage.name)
-        skip = None if stage.skip is None else self.skip(stage, window)
+        layer, name, shape = stage.weighted, node_name(stage.name), stage.shape
+        paths = {} if stage.skip is None else {f"{name}_skip": self.skip(stage, window)}
+        late = sum((np.clip(path.weight, 0, None) for path in paths.values()), np.zeros(shape[0], np.float32))
         self.route(name, stage.input, window - 1)
         weight, bias = synapse_arrays(layer)
-        weight = ungrouped(weight, layer.groups) if isinstance(layer, WeightedConv2d) else weight
+        axes = []
+        if isinstance(layer, WeightedConv2d):
+            weight = ungrouped(weight, layer.groups)
+            axes = [Axis(*of_axis) for of_axis in zip(layer.stride, layer.padding, layer.dilation, strict=True)]
         bias = np.zeros(len(weight), np.float32) if bias is None else bias
         persistence, height, ramp = _neuron(layer)
         if isinstance(layer, Readout):
             bias = bias + np.float32(layer.initial_potential)
-        source, graded = self.value, isinstance(layer, AnalogEncoder)
-        late = np.zeros(len(weight), np.float32) if skip is None else skip.weight
-        excitation = _excitation(weight, late)
-        if isinstance(layer, AnalogEncoder):
-            excitation = _graded_excitation(layer, weight)
-        inputs = [self.synapses(name, stage, weight, source)]
-        shape = stage.shape
-        if persistence < 1 and not graded:  # graded inputs are taken back by the host
-            relays = self.relays(f"{name}_relay", source, window, self.shape)
-            taken = -np.float32(1 - persistence) * weight
-            inputs.append(self.synapses(f"{name}_persistence", stage, taken, relays))
-        if skip is not None:
-            inputs += self.late_synapses(f"{name}_skip", skip, window, persistence)
+        graded = isinstance(layer, AnalogEncoder)
+        excitation = _graded_excitation(layer, weight) if graded else _excitation(weight, late)
+        inputs = []
+        for way, path in ({name: _Path(self.value, self.shape, weight, axes)} | paths).items():
+            inputs.append(self.connect(way, path, path.weight, path.value))
+            if persistence < 1 and not graded:  # graded inputs are taken back by the host
+                relays = self.relays(f"{way}_relay", path.value, window, path.shape)
+                taken = -np.float32(1 - persistence) * path.weight
+                inputs.append(self.connect(f"{way}_persistence", path, taken, relays))
         steepest = persistence * excitation + ramp
         gate = _gate(max(excitation + max(0.0, float(bias.max())), steepest) - height)
         stop = None if last else steepest
@@ -264,19 +262,19 @@ class _Build:
         if last:
             self.add("output", self.nir.Output(np.array(shape)), self.emitted[stage.name][0])
 
-    def skip(self, stage: Stage, window: int) -> _Skip:
+    def skip(self, stage: Stage, window: int) -> _Path:
         """Spikes that go past layers, brought into the window before a layer's."""
-        name, wire, shape = f"{node_name(stage.name)}_skip", stage.skip, stage.shape
+        name, wire, waits = f"{node_name(stage.name)}_skip", stage.skip, self.graph.waits(stage)
         weight = plain_skip_weights(stage.weighted)
         assert wire is not None
         assert weight is not None
-        fired = window - 1 - self.waits[stage.name]
+        fired = window - 1 - waits
         self.route(name, wire, fired)
-        for wait in range(1, self.waits[stage.name] + 1):
+        for wait in range(1, waits + 1):
             self.delay(f"{name}_delay{wait}", fired + wait - 1)
-        steps = skip_step(self.shape, shape)
+        steps = skip_step(self.shape, stage.shape)
         assert steps is not None, "network_graph has checked it"
-        return _Skip(self.value, self.shape, steps, as_array(weight))
+        return _Path(self.value, self.shape, as_array(weight), [Axis(step, 0) for step in steps])
 
     def delay(self, name: str, window: int) -> None:
         """Neurons that repeat, a window later, spikes that come in a window: a spike raises a potential by 1 a step."""
@@ -285,22 +283,15 @@ class _Build:
         stop = self.from_clock(f"{name}_clock", weights, self.shape)
         self.value = self.add(f"{name}_neuron", self.integrators(self.shape, self.clock.steps + 0.5), self.value, stop)
 
-    def late_synapses(self, name: str, skip: _Skip, window: int, persistence: float) -> list[str]:
-        """From delayed spikes, each to one neuron; they persist as all others do."""
-        found = [self.one_to_one(name, skip, skip.weight, skip.value)]
-        if persistence < 1:
-            taken = -np.float32(1 - persistence) * skip.weight
-            relays = self.relays(f"{name}_relay", skip.value, window, skip.shape)
-            found.append(self.one_to_one(f"{name}_persistence", skip, taken, relays))
-        return found
-
-    def one_to_one(self, name: str, skip: _Skip, weight: np.ndarray, source: str) -> str:
-        matrix = np.zeros((len(weight), skip.shape[0]), np.float32)
-        np.fill_diagonal(matrix, weight[: skip.shape[0]])
-        if not skip.steps:
-            return self.add(name, self.nir.Linear(weight=matrix), source)
-        axes = [Axis(step, 0) for step in skip.steps]
-        return self.add(name, self.convolution(matrix[:, :, None, None], skip.shape[1:], axes), source)
+    def connect(self, name: str, path: _Path, weight: np.ndarray, source: str) -> str:
+        """Synapses of these weights from a node of a path's shape."""
+        if weight.ndim == 1:
+            matrix = np.zeros((len(weight), path.shape[0]), np.float32)
+            np.fill_diagonal(matrix, weight[: path.shape[0]])
+            weight = matrix[:, :, None, None] if path.axes else matrix
+        if not path.axes:
+            return self.add(name, self.nir.Linear(weight=weight), source)
+        return self.add(name, self.convolution(weight, path.shape[1:], path.axes), source)
 
     def route(self, layer: str, wire: Wire, window: int) -> None:
         """Pooling and flattening in front of a layer, of spikes that come in a window."""
@@ -334,13 +325,6 @@ class _Build:
         weights[:, self.clock.border(window)] = lift
         start = self.from_clock(clock, weights, shape)
         return self.add(name, self.neurons(shape, lift + 0.5, STEP_S), source, start)
-
-    def synapses(self, name: str, stage: Stage, weight: np.ndarray, source: str) -> str:
-        layer = stage.weighted
-        if not isinstance(layer, WeightedConv2d):
-            return self.add(name, self.nir.Linear(weight=weight), source)
-        axes = [Axis(*of_axis) for of_axis in zip(layer.stride, layer.padding, layer.dilation, strict=True)]
-        return self.add(name, self.convolution(weight, self.shape[1:], axes), source)
 
     def from_clock(self, name: str, weights: np.ndarray, shape: tuple[int, ...]) -> str:
         """Weights [C_out, channels] on the clock, at every place of a map."""
@@ -419,8 +403,8 @@ def _neuron(layer: nn.Module) -> tuple[float, float, float]:
 
 
 def _excitation(weight: np.ndarray, late: np.ndarray | float = 0.0) -> float:
-    """The most that all inputs, delayed ones too, can add to a neuron's slope: to its potential in a window."""
-    return float((np.clip(weight, 0, None).reshape(len(weight), -1).sum(1) + np.clip(late, 0, None)).max())
+    """The most that all inputs, and delayed ones, can add to a neuron's slope: to its potential in a window."""
+    return float((np.clip(weight, 0, None).reshape(len(weight), -1).sum(1) + late).max())
 
 
 def _graded_excitation(layer: AnalogEncoder, weight: np.ndarray) -> float:

@@ -292,21 +292,6 @@ def test_total_is_the_sum_of_terms_in_order(chip, steps, gating, persistence, im
     assert all(term.price is None or term.price.value is None or term.count is None for term in report.unpriced)
 
 
-@given(CHIPS, st.floats(0, 1000))
-def test_energy_is_linear_in_prices(name, factor):
-    chip = load_chip(name)
-
-    def cheaper(price):
-        numbers = {key: getattr(price, key) for key in ("value", "low", "high")}
-        return dataclasses.replace(price, **{key: n if n is None else n * factor for key, n in numbers.items()})
-
-    prices = {key: p if key in ("clock", "step_time") else cheaper(p) for key, p in chip.prices.items()}
-    options = {"steps": 4, "memory": False, "step_us": 1.0}
-    before = estimate(convolutional_network(), chip, **options).total
-    after = estimate(convolutional_network(), dataclasses.replace(chip, prices=prices), **options).total
-    assert after.nominal == pytest.approx(before.nominal * factor)
-
-
 # ---- refusals
 
 
