@@ -167,8 +167,7 @@ def square(kernel: tuple[int, ...], size: tuple[int, ...], axes: Sequence[Axis])
     """Square kernel that holds a kernel among taps of weight 0: nir infers shapes of square ones alone.
 
     Args:
-        kernel: height and width.
-        size: of the maps that it reads.
+        kernel, size: height and width of the kernel, and of the maps that it reads.
         axes: stride, padding and dilation of height and width.
     Returns:
         The square's size, and of each axis the taps in front of the kernel's, which take so many dilations of padding

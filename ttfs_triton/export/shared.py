@@ -35,16 +35,10 @@ def metadata(
     dataset: str,
     **more: str,
 ) -> dict[str, str]:
-    """Metadata of a network, strings: configuration, class names, σ (by layer if several), grid.
+    """Metadata of a network, strings: configuration, class names, σ (by layer if several), `more`, grid.
 
-    Args:
-        function: in whose name errors are raised.
-        network, graph: the network; of one that is no `TTFSNetwork` a line for each layer is its configuration.
-        class_names: one a class. Default: numbers.
-        dataset: name of the training data.
-        more: what only one format says.
-    Raises:
-        ValueError: as many class names as do not fit the network.
+    A network that is no `TTFSNetwork` has a line for each layer as its configuration. The default class names are
+    numbers; any other number of them than classes is a ValueError in the name of `function`.
     """
     names = [str(number) for number in range(graph.classes)] if class_names is None else list(class_names)
     if len(names) != graph.classes:

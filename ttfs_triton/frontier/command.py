@@ -106,13 +106,8 @@ def run(options: FrontierOptions) -> Rows:
 
 
 class Sweep:
-    """Measures networks, trains and measures their points.
+    """Measures networks, trains and measures their points; `write` is called with all rows whenever there are new ones.
 
-    Args:
-        options: of the sweep.
-        accelerator: device.
-        say: shows a line.
-        write: is called with all rows whenever there are new ones.
     Attributes:
         rows: so far.
         failed: points that could not be trained to the end, with why.

@@ -49,13 +49,7 @@ _FOUND = TypeAdapter(Found)
 
 
 class Measured:
-    """Cache of measurements in a file: the test images are scored once for each network and setting.
-
-    Args:
-        path: of the file.
-    Raises:
-        ValueError: it is damaged.
-    """
+    """Cache of measurements in a file: the test images are scored once for each network and setting."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,13 +75,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Bench:
-    """Test images, device and options that networks are measured with.
-
-    Attributes:
-        options: of the sweep: chips, time steps of networks without a grid, seed of faulty chips.
-        data: test images.
-        accelerator: whose device runs networks.
-    """
+    """Test images, device and options (chips, time steps, seed of faulty chips) that networks are measured with."""
 
     options: FrontierOptions
     data: ImageData

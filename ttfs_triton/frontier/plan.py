@@ -46,13 +46,7 @@ _OWN = {
 
 @dataclass(frozen=True)
 class PlannedPoint:
-    """A point that is to be trained, or that has been.
-
-    Attributes:
-        point: what for.
-        folder: of its run.
-        config: of its run; it says to go on if the run has begun.
-    """
+    """A point that is to be trained, or that has been; its run's `config` says to go on if the run has begun."""
 
     point: Point
     folder: RunFolder
@@ -66,13 +60,11 @@ class PlannedPoint:
 
 @dataclass(frozen=True)
 class PlannedNetwork:
-    """A network of the sweep and its points.
+    """A network of the sweep and the points that are trained.
 
     Attributes:
         name: of folders and rows.
-        loaded: the network.
         config: of a run that would go on as before: it says which images are read, and how.
-        points: that are trained.
     """
 
     name: str

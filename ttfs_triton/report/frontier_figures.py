@@ -47,13 +47,7 @@ DEADLINES = "deadline, windows from the image's start"
 
 
 class Section(NamedTuple):
-    """Figures of a page under one title.
-
-    Attributes:
-        name: identifier in the page.
-        title: of the section.
-        figures: (SVG, what it shows, how to read it) of each.
-    """
+    """Figures of a page under one title: (SVG, what it shows, how to read it) each; `name` is its identifier."""
 
     name: str
     title: str

@@ -24,11 +24,9 @@ class Outputs:
     Attributes:
         times: [N, classes], inf for silent neurons.
         potential, slope: [N, classes], at the window's start, V₀ included, and inside it; in threshold heights.
-        labels: [N] int64.
         window: S, of firing.
         start: windows from the image's start to the output window's.
-        early: [N, len(EARLY)] int64, class of the highest potential before the output window, when so much of the last
-            hidden layer's is over.
+        early: [N, len(EARLY)] int64, class of the highest potential after these parts of the window before.
     """
 
     times: Tensor

@@ -209,11 +209,11 @@ def network_counts(
     by_sample: Sequence[Sequence[int]],
     weight_bits: int | None,
 ) -> Counts:
-    """Counts of a network from those of its layers and their delayed spikes: adds which spikes reach later layers.
+    """Counts of a network: adds which spikes reach later layers.
 
     Args:
         graph: of the network.
-        layers: in the order of `graph.weighted`.
+        layers: counts and delayed spikes, in the order of `graph.weighted`.
         encoder: sums of `spikes_and_saturated`.
         by_sample: spikes and synaptic operations.
         weight_bits: of the weights that ran.

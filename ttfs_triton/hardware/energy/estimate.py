@@ -65,12 +65,7 @@ class RunOptions:
 
 
 class Run(NamedTuple):
-    """Counts of a network, and how it is priced.
-
-    Attributes:
-        counts: what it did.
-        options: how, with the `activity` that a simulation found.
-    """
+    """Counts of a network, and the options to price it with, the `activity` of a simulation among them."""
 
     counts: Counts
     options: RunOptions
@@ -134,9 +129,7 @@ class Estimate:
     in none of them, but in `unpriced`.
 
     Attributes:
-        network: its name.
         implementation: how neurons, or the ANN, are computed.
-        chip: whose prices were used.
         samples: that were counted; energies are of one.
         terms: in the order of the layers, static power last.
         assumptions: what the figures depend on, in sentences.

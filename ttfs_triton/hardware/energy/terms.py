@@ -16,10 +16,7 @@ from ttfs_triton.hardware.energy.prices import Price
 class NeuronWork(NamedTuple):
     """Work of a layer's clock-driven neurons for a sample, besides synaptic operations.
 
-    Attributes:
-        integration: additions of the slope to the potential, in the window of integration.
-        firing: the same in the window of firing.
-        compares: of the potential with the threshold, in the window of firing.
+    Additions of the slope to the potential in the windows of integration and firing, and comparisons in the latter.
     """
 
     integration: float
