@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.nn import network_graph, record_statistics, reset_statistics
 from ttfs_triton.nn.decision import logits_and_decision
-from ttfs_triton.scoring.graphs import GraphError, Graphs, reason_of_failure
+from ttfs_triton.scoring.graphs import CudaGraphs, GraphError, reason_of_failure
 
 PADDING = -1  # label of images that do not count
 
@@ -91,7 +91,7 @@ class PaddedScorer(Scorer):
         batch_size: int,
         image_shape: Sequence[int] | None = None,
         *,
-        graphs: Graphs | None = None,
+        graphs: CudaGraphs | None = None,
         required: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -130,7 +130,7 @@ class PaddedScorer(Scorer):
         with record_statistics(self.network, counted=self._labels != PADDING), self.accelerator.autocast():
             super().__call__(self._images, self._labels)
 
-    def _capture(self, graphs: Graphs) -> None:
+    def _capture(self, graphs: CudaGraphs) -> None:
         try:
             self.replay = graphs.capture(self._score)
         except RuntimeError as error:

@@ -25,7 +25,7 @@ from ttfs_triton.scoring import (
     versions,
 )
 from ttfs_triton.scoring.batches import load_batches
-from ttfs_triton.scoring.graphs import Graphs
+from ttfs_triton.scoring.graphs import CudaGraphs
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.run_folder import RunFolderError
 
@@ -51,7 +51,7 @@ class Evaluator:
         self,
         config: TrainConfig,
         accelerator: Accelerator,
-        graphs: Graphs | None,
+        graphs: CudaGraphs | None,
         say: Callable[[str], None],
         stop: Callable[[], bool],
     ) -> None:
