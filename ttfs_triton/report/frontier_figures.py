@@ -37,8 +37,8 @@ WORDS = {
     "lost_spikes": "lost {}",
 }
 MARKS = (
-    "Numbers: the target that was trained for. Filled: trained; open: calibrated, without training. Thin lines: 95 % "
-    "confidence interval of the accuracy."
+    "Large: the network as given. Joined: trained for one target; the cheapest is named. Filled: trained; open: "
+    "calibrated, without training. Thin lines: 95 % confidence interval of the accuracy."
 )
 DENSE = f"{MARKS} Dashed: the dense ANN at the same precision."
 GRID = "Solid: trained on the grid; dashed: calibrated."
@@ -157,7 +157,7 @@ def _scatter(
 ) -> str | None:
     """Points of networks: filled if trained, open if calibrated; lines where dense ANNs are; None without two points.
 
-    Points that were trained for a target alone are joined by a line, and named.
+    Points that were trained for a target alone are joined by a line, whose end is named.
     """
     found = [(x, row) for row in of_networks(rows) if (x := cost(row))]
     if len(found) + (here is not None) < 2:
@@ -173,9 +173,8 @@ def _scatter(
                 alone = [(x, row) for x, row in own if len(_wanted(row)) == 1 and row.target == kind]
                 joined = [(x, row.accuracy) for x, row in own if row.point == FREE or (x, row) in alone]
                 axes.plot(*zip(*joined, strict=True), color=colour, linewidth=1.2, alpha=0.6)
-                for x, row in alone:
-                    (goal,) = _wanted(row).values()
-                    axes.annotate(goal, (x, row.accuracy), (6, -3), textcoords="offset points", fontsize=9)
+                for x, row in alone[:1]:
+                    axes.annotate(label(row), (x, row.accuracy), (0, -14), textcoords="offset points", fontsize=9)
             for x, row in own:
                 axes.plot([x, x], interval(row.accuracy, row.images), color=colour, linewidth=1, alpha=0.35)
                 size, fill = 9 if row.point == FREE else 6, colour if row.trained else PAPER
