@@ -154,7 +154,7 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
     }
     if unpriced:
         raise ValueError(
-            f"energy_cost: chip must price what layers do with what arrives; {chip.name} has no price for "
+            f"energy_cost: chip must price synaptic operations and multiplications; {chip.name} has no price for "
             f"{', '.join(sorted(unpriced))}. Choose another chip."
         )
     layers = tuple(replace(layer, driven_time=None, undriven_time=None) for layer in counts.averages())
