@@ -2,8 +2,7 @@
 
 from ttfs_triton.hardware.counts.counter import count, counting
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerActivity, LayerCounts
-from ttfs_triton.hardware.energy.chip import Capacity, Chip, Memory
-from ttfs_triton.hardware.energy.chip_files import available_chips, load_chip
+from ttfs_triton.hardware.energy.chip import Capacity, Chip, Memory, available_chips, load_chip
 from ttfs_triton.hardware.energy.compare import (
     PUBLISHED,
     BreakEven,

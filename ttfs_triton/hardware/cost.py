@@ -15,8 +15,7 @@ from torch import nn
 
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
 from ttfs_triton.hardware.counts.synapses import fan_out
-from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.chip_files import as_chip
+from ttfs_triton.hardware.energy.chip import Chip, as_chip
 from ttfs_triton.hardware.energy.estimate import RunOptions
 from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.nn.graph import NetworkGraph, Stage

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.hardware.energy.energy_cases import dense_network
-from ttfs_triton.hardware.energy.chip import PRICES, SCOPES, Access, Chip, Memory
-from ttfs_triton.hardware.energy.chip_files import FOLDER, available_chips, load_chip
+from ttfs_triton.hardware.energy.chip import FOLDER, PRICES, SCOPES, Access, Chip, Memory, available_chips, load_chip
 from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.hardware.energy.prices import STATUSES, UNITS, Price, Range, weakest
 

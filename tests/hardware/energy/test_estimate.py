@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from tests.hardware.energy.energy_cases import convolutional_network, counted, dense_network, of_neuron, scaled
 from ttfs_triton.hardware.counts.counter import count
 from ttfs_triton.hardware.counts.counts import Counts
-from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.chip_files import available_chips, load_chip
+from ttfs_triton.hardware.energy.chip import Chip, available_chips, load_chip
 from ttfs_triton.hardware.energy.estimate import RunOptions, sensitivity
 from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.hardware.energy.prices import Price

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ttfs_triton.hardware.counts.counts import Counts
-from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.chip_files import as_chip, load_chip
+from ttfs_triton.hardware.energy.chip import Chip, as_chip, load_chip
 from ttfs_triton.hardware.energy.estimate import Estimate, Run, RunOptions
 from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
 from ttfs_triton.wording import energy, ratio

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ttfs_triton.hardware.counts.counts import Counts, LayerCounts
-from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.chip_files import as_chip
+from ttfs_triton.hardware.energy.chip import Chip, as_chip
 from ttfs_triton.hardware.energy.estimate import Estimate, RunOptions, Term, TermKind
 from ttfs_triton.hardware.energy.prices import Price
 
