@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,9 @@ class Measured:
     def get(self, key: Mapping[str, Any], measure: Callable[[], Found]) -> Found:
         """The measurements of a key; made now if they are not there, or of an earlier version."""
         text = json.dumps(key, sort_keys=True)
-        try:
+        with suppress(KeyError, ValidationError):
             return _FOUND.validate_json(json.dumps(self._found[text]))
-        except (KeyError, ValidationError):
-            found = measure()
+        found = measure()
         self._found[text] = _FOUND.dump_python(found, mode="json")
         write_json(self.path, self._found)
         return found
