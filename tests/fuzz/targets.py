@@ -31,7 +31,7 @@ from ttfs_triton.data.images import load_images
 from ttfs_triton.data.recordings import recording_pixels
 from ttfs_triton.export.command import ExportOptions
 from ttfs_triton.hardware import count
-from ttfs_triton.hardware.energy.chip_files import FOLDER, load_chip
+from ttfs_triton.hardware.energy.chip import FOLDER, load_chip
 from ttfs_triton.hub.card import render_card
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model import HubError, LoadError, ModelDescription, Preprocessing, TTFSModel, find_model

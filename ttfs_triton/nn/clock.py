@@ -114,17 +114,6 @@ class Ramp:
             index = _floor_divide_(index.add_(1), 2)
         return index.masked_fill_(diverges, self.never).masked_fill_(fires_at_once, 0).clamp_max_(self.never)
 
-    def first_instant_stepped(self, potential: Tensor, drift: Tensor) -> Tensor:
-        """The same, one instant after the other."""
-        potential, threshold, before = potential.clone(), self.height.clone(), 0
-        index = torch.full_like(potential, self.never)
-        for number, now in enumerate(self.instants):
-            potential += drift * (now - before)
-            threshold -= self.decrement * (now - before)
-            index.masked_fill_((index == self.never) & (potential >= threshold), number)
-            before = now
-        return index
-
 
 def _floor_divide_(numbers: Tensor, by: Tensor | int) -> Tensor:
     """Whole numbers divided in place, rounded down."""

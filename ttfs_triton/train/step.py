@@ -22,7 +22,7 @@ from torch.profiler import record_function
 from ttfs_triton.nn import record_statistics, reset_statistics
 from ttfs_triton.scoring import sum_over_processes
 from ttfs_triton.scoring.batches import Batch
-from ttfs_triton.scoring.graphs import CudaGraphs, GraphError, Graphs, reason_of_failure
+from ttfs_triton.scoring.graphs import CudaGraphs, GraphError, reason_of_failure
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.lagrange import LagrangeMultipliers
 from ttfs_triton.train.teacher import Teacher
@@ -275,7 +275,7 @@ class GraphedStep:
         GraphError: when called, if the capture fails and is required, or if several processes would disagree.
     """
 
-    def __init__(self, step: TrainStep, graphs: Graphs, *, required: bool, say: Callable[[str], None]) -> None:
+    def __init__(self, step: TrainStep, graphs: CudaGraphs, *, required: bool, say: Callable[[str], None]) -> None:
         self.step, self.graphs, self.required, self.say = step, graphs, required, say
         self.replay: Callable[[], None] | None = None
         self._inputs: list[Batch] = []
