@@ -136,7 +136,7 @@ def test_files_that_are_no_description_are_refused(folder, network, content, mes
         ({"specification": "1048576C3-1048576C1-8"}, "weights must be at most 2147483648"),
         ({"image_size": [2, 2]}, r"features\.fc1\.weight torch.float32 \[4, 8\], not torch.float32 \[4, 2\]"),
         ({"image_size": [1, 1]}, "image_size must be large enough for every layer"),
-        ({"classes": 10**12}, "classes is not usable: Input should be less than or equal to 1048576"),
+        ({"classes": 10**12}, "network.classes: Input should be less than or equal to 1048576"),
     ],
 )
 def test_networks_are_compared_before_memory_is_taken(folder, network, change, message, monkeypatch):
