@@ -135,7 +135,7 @@ class ModelDescription:
     library: dict[str, str] = dataclasses.field(default_factory=_library)
 
     def __post_init__(self) -> None:
-        network, events, divisor = self.network, self.preprocessing.events, self.preprocessing.divisor
+        network, own = self.network, self.preprocessing
         if len(self.class_names) != network.classes:
             raise ValueError(
                 f"ModelDescription: class_names must be {network.classes} strings, one a class; "
@@ -145,20 +145,13 @@ class ModelDescription:
             raise ValueError(f"ModelDescription: specification must be ASCII; got {network.specification!r:.80}.")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"ModelDescription: class_names must differ; got {self.class_names!r:.400}.")
-        if not math.isclose(divisor, 255.0 / network.max_value):
-            raise ValueError(
-                f"ModelDescription: divisor must be 255 / max_value, {255.0 / network.max_value}; got {divisor}."
-            )
-        wanted = (network.image_size, _MODES.get(network.in_channels))
-        if (self.preprocessing.size, self.preprocessing.mode) != wanted:
-            raise ValueError(
-                f"ModelDescription: preprocessing must give the network's {wanted[0]} in mode {wanted[1]}; "
-                f"got {self.preprocessing}."
-            )
-        if events is not None and 2 * events.count != network.in_channels:
+        wanted = Preprocessing.of(network, own.fit, own.events)
+        if dataclasses.replace(own, divisor=wanted.divisor) != wanted or not math.isclose(own.divisor, wanted.divisor):
+            raise ValueError(f"ModelDescription: preprocessing must be the network's, {wanted}; got {own}.")
+        if own.events is not None and 2 * own.events.count != network.in_channels:
             raise ValueError(
                 f"ModelDescription: events must have half as many windows as the network has channels, "
-                f"{network.in_channels}; got {events.count}."
+                f"{network.in_channels}; got {own.events.count}."
             )
 
     @classmethod
