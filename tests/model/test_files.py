@@ -7,8 +7,6 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -209,18 +207,6 @@ def test_weights_survive_a_file_that_others_can_read_and_write(path, plain):
     assert_same(read_weights(path), plain.state_dict())
     save_file(dict(plain.state_dict()), path)  # without a checksum
     assert_same(read_weights(path), plain.state_dict())
-
-
-@given(st.data())
-def test_any_flipped_bit_of_the_values_is_noticed(tmp_path_factory, data):
-    content = bytearray(weight_bytes({"weight": torch.arange(6.0), "count": torch.tensor(3)}))
-    start = 8 + int.from_bytes(content[:8], "little")
-    place = data.draw(st.integers(start, len(content) - 1))
-    content[place] ^= 1 << data.draw(st.integers(0, 7))
-    path = tmp_path_factory.getbasetemp() / "flipped.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(LoadError, match="its checksum differs"):
-        read_weights(path)
 
 
 def test_checksum_knows_names_shapes_and_types():

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,33 +26,31 @@ class WeightedLayer(nn.Module):
 
     Args:
         weight_shape: [C_out, ...].
-        bias: learn an initial membrane potential per neuron or channel, from 0. Batch norm has its own instead.
-        weight_standardisation: standardise weights over the fan-in, with a learned norm per channel; folds into
-            plain weights by `fold_weight_standardisation`. Default: unless spiking neurons have batch norm.
-        batch_norm: normalise A and W over the batch while training, by the statistics of A + W; in evaluation the
-            layer is a plain one, whose weights and initial potentials hold the running statistics. See
-            `ttfs_kernels.normalised_conv2d`, and `fold_batch_norm`. Not for readouts.
+        weight_standardisation: Default: unless spiking neurons have batch norm.
+        batch_norm: normalise A and W by the statistics of A + W over the batch while training, see
+            `ttfs_kernels.normalised_conv2d`. In evaluation weights and initial potentials hold the running statistics.
+            Not for readouts.
         initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm its initial weight
             γ, the standard deviation of A + W.
-        skip: channels, or neurons, of an earlier layer whose delayed spikes `forward` gets as `skip`, each by a synapse
-            of its own; see `delayed`. 0 for none. Not for encoders and readouts.
-        average: inputs that share a weight, at 1/average of it each: average pooling in front of the layer, at its
-            synapses, where a mean is no spike time and has to be none. Of a convolution the side of the windows, in
-            pixels; of a fully connected layer the inputs in a row, such as all positions of a flattened channel. The
-            layer then is one with more synapses: `kernel_size`, `stride` and `padding` are in pixels, and
-            `effective_weight()` is spread.
-        device, dtype: of the parameters, as in `torch.nn`.
+        skip: channels, or neurons, of an earlier layer whose delayed spikes `forward` gets; 0 for none. Each meets one
+            synapse; see `delayed`. Not for encoders and readouts.
+        average: inputs that share a weight, at 1/average of it each: average pooling at the synapses. Of a convolution
+            the side of the windows, whose `kernel_size`, `stride` and `padding` are then in pixels and whose
+            `effective_weight()` is spread; of a fully connected layer the inputs in a row.
+        bias, device, dtype: as of `DFTConv2d`.
     Attributes:
-        kind: of the layer, in counts of what it does.
+        kind: see `LayerKind`.
         weight: Parameter [C_out, ...]; use `effective_weight()` for what the synapses really are.
-        bias: Parameter [C_out], initial membrane potential in threshold heights (starts at 0), or None.
+        bias: Parameter [C_out], initial membrane potential in threshold heights, or None.
         weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
-        skip_weight: Parameter [skip], weights v of delayed spikes, one a channel (start at 1), or None. They are not
-            standardised with the others.
+        skip_weight: Parameter [skip], weights v of delayed spikes, one a channel (start at 1, never standardised), or
+            None.
         batch_norm: `BatchNorm2d` or `BatchNorm1d`, which holds γ, β and the running statistics, or None. In its
             evaluation mode the layer computes with these, also while it is trained: `layer.batch_norm.eval()`.
         statistics_group: processes that share the statistics of a batch; None: each has its own.
         spike_dropout: probability that an input spike is dropped while training; see `WeightedLinear`.
+        initial_potential: that all neurons share, beside their own, in threshold heights; 0 but for readouts.
+        threshold: height at the window's start of the ramp on which a readout decides; 1 for hidden neurons.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
         grid: of the chip that the layer computes for, or None (default); see `put_on_grid`.
         faults: of chips that the layer is trained for, or None (default); they happen in training mode alone.
@@ -62,6 +60,8 @@ class WeightedLayer(nn.Module):
 
     kind: ClassVar[LayerKind] = "spiking"
     spike_dropout: float = 0.0
+    initial_potential: float = 0.0
+    threshold: float = 1.0
     weight: nn.Parameter
     bias: nn.Parameter | None
     weight_gain: nn.Parameter | None
@@ -183,7 +183,8 @@ class WeightedLayer(nn.Module):
             weight: the effective weight, where it is known already. Default: `effective_weight()`.
         """
         x, weight, scale = self.with_dropout(x, weight)
-        weight = self.in_training(weight)
+        if (factors := self.factors_in_training(weight)) is not None:
+            weight = weight * factors.to(weight.dtype)
         return x, weight if scale == 1 else weight * scale
 
     def with_dropout(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
@@ -268,25 +269,17 @@ class WeightedLayer(nn.Module):
         Returns:
             weight, shape of `weight`, and bias [C_out] or None, in the wider of the dtypes of `weight` and batch norm.
         """
-        norm = self.batch_norm
+        norm: Any = self.batch_norm
         if norm is None:
             return weight, self.bias
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
         dtype = torch.promote_types(weight.dtype, norm.weight.dtype)
         scale = norm.weight.to(dtype) * (norm.running_var.to(dtype) + norm.eps).rsqrt()
         bias = norm.bias.to(dtype) - scale * norm.running_mean.to(dtype)
         return weight.to(dtype) * scale.view(-1, *(1,) * (weight.dim() - 1)), bias
 
     def normalisation(self) -> Normalisation:
-        """How potentials of this training step are normalised.
-
-        Raises:
-            RuntimeError: the layer has no batch norm.
-        """
-        norm = self.batch_norm
-        if norm is None or norm.running_mean is None:
-            raise RuntimeError(f"{type(self).__name__}: normalisation must have a batch norm; there is none.")
+        """How potentials of this training step are normalised, of a layer with batch norm."""
+        norm: Any = self.batch_norm
         return Normalisation(norm.weight, norm.bias, norm.running_mean, norm.eps, self.statistics_group)
 
     @torch.no_grad()
@@ -295,14 +288,10 @@ class WeightedLayer(nn.Module):
 
         They are the mean of all batches so far, until that is as long a memory as the batch norm's momentum gives them.
         """
-        norm = self.batch_norm
-        assert norm is not None
-        assert norm.momentum is not None
-        assert norm.num_batches_tracked is not None
+        norm: Any = self.batch_norm
         norm.num_batches_tracked.add_(1)
         share = norm.num_batches_tracked.to(norm.weight.dtype).reciprocal().clamp_min(norm.momentum)
         for running, value in ((norm.running_mean, found.mean), (norm.running_var, found.variance)):
-            assert running is not None
             running.lerp_(value.to(running.dtype), share)
         return found.activations
 
@@ -351,25 +340,15 @@ class WeightedLayer(nn.Module):
         return self.grid is not None and not x.is_meta
 
     @property
-    def common_potential(self) -> float:
-        """Initial potential that all neurons share, beside their own, in threshold heights."""
-        return 0.0
-
-    @property
     def threshold_height(self) -> float:
-        """Height of the firing threshold at the window's start; 1 for hidden neurons."""
-        return 1.0
+        """Highest threshold that neurons are compared with; a readout's also on the hidden layers' ramp."""
+        return max(1.0, self.threshold)
 
     def factors_in_training(self, weight: Tensor) -> Tensor | None:
         """Factors that disturb the weights of this pass, shape of `weight`; None without weight noise."""
         if not self.training or self.faults is None or not self.faults.weight_noise:
             return None
         return weight_factors(weight, self.faults.weight_noise)
-
-    def in_training(self, weight: Tensor) -> Tensor:
-        """Weights of this pass: disturbed by `faults` while training, else as they are."""
-        factors = self.factors_in_training(weight)
-        return weight if factors is None else weight * factors.to(weight.dtype)
 
     def emit(self, activations: Tensor) -> Tensor:
         """Return spikes, while training after `faults`, and count them if statistics are recorded."""

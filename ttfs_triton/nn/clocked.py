@@ -79,9 +79,9 @@ class ClockedLayer:
         shape = (-1, 1, 1) if isinstance(layer, WeightedConv2d) else (-1,)
         self.unit = quantised.unit.view(shape)
         bias = layer.with_batch_norm(layer.weight.double())[1]
-        initial = layer.common_potential if bias is None else bias.detach().double() + layer.common_potential
+        initial = layer.initial_potential if bias is None else bias.detach().double() + layer.initial_potential
         preset = self._in_range(quantise_potential(initial, quantised.unit, clock.steps, checked=not known))
-        common = self._in_range(quantise_potential(layer.common_potential, quantised.unit, clock.steps, checked=False))
+        common = self._in_range(quantise_potential(layer.initial_potential, quantised.unit, clock.steps, checked=False))
         if known:
             preset, smallest, first = preset.clamp_(-LARGEST_PRESET, LARGEST_PRESET), SMALLEST_GRID_UNIT, LARGEST_PRESET
         else:

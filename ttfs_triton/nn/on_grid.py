@@ -62,7 +62,7 @@ class RoundedLayer:
         bias = bias.detach().double()
         if self.layer.kind == "analog":
             return bias
-        unit, steps, common = self.quantised.unit, self.grid.time_steps, self.layer.common_potential
+        unit, steps, common = self.quantised.unit, self.grid.time_steps, self.layer.initial_potential
         return quantise_potential(bias + common, unit, steps, checked=False) * unit / steps - common
 
     @property

@@ -131,14 +131,6 @@ class Readout(WeightedLinear):
         self.neuron = neuron
         self.threshold, self.window, self.initial_potential = threshold, window, initial_potential
 
-    @property
-    def common_potential(self) -> float:
-        return self.initial_potential
-
-    @property
-    def threshold_height(self) -> float:
-        return max(1.0, self.threshold)
-
     def potential(self, x: Tensor, *, at: Literal["start", "end"] = "start") -> Tensor:
         """Membrane potential A + σ·W·s at the window's start (s = 0) or at s = 1, without V₀, in one contraction.
 

@@ -84,7 +84,7 @@ def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) ->
     images = torch.empty((SAMPLES, *shape), device="meta")
     trace.remember(images, Wire(None))
     empty = {name: tensor.to("meta") for name, tensor in (*bare.named_parameters(), *bare.named_buffers())}
-    with torch.no_grad(), _evaluating(bare), trace.patched(bare), trace:
+    with torch.no_grad(), trace.patched(bare), trace:
         try:
             output = functional_call(bare, empty, (images,))
         except NetworkError:
@@ -199,20 +199,18 @@ class _Trace(TorchFunctionMode):
 
     @contextmanager
     def patched(self, model: nn.Module) -> Iterator[None]:
-        """Within its `with` block, modules tell when they run, layers only give shapes, and no hook hears of it."""
-        hooks = ("_forward_hooks", "_forward_pre_hooks")
-        changed: list[tuple[nn.Module, dict[str, Any]]] = []
+        """Within its `with` block modules evaluate and say when they run, layers give shapes, no hook is called."""
+        named = list(model.named_modules())
+        before = [dict(vars(module)) for _, module in named]
         try:
-            for name, module in model.named_modules():
-                before = {key: module.__dict__[key] for key in ("forward", *hooks) if key in module.__dict__}
-                changed.append((module, before))
-                tells = self._tells(name, module)
-                module.__dict__ |= {key: OrderedDict() for key in hooks} | {"forward": tells}
+            for name, module in named:
+                hooks = {key: OrderedDict() for key in ("_forward_hooks", "_forward_pre_hooks")}
+                vars(module).update(forward=self._tells(name, module), training=False, **hooks)
             yield
         finally:
-            for module, before in changed:
-                del module.__dict__["forward"]
-                module.__dict__ |= before
+            for (_, module), values in zip(named, before, strict=True):
+                vars(module).clear()
+                vars(module).update(values)
 
     def _tells(self, name: str, module: nn.Module) -> Callable[..., Any]:
         if _is_layer(module):
@@ -330,14 +328,3 @@ def _refuse(what: str, remedy: str) -> NoReturn:
 
 def _refuse_structure(rule: str, remedy: str) -> NoReturn:
     raise NetworkError(f"network_graph: model must {rule}. {remedy}")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
