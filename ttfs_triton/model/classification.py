@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -80,26 +80,30 @@ def classify_batch(
     window_ms: float | None,
 ) -> list[Classification]:
     """Classify a batch; arguments as of `TTFSModel.classify`, images as the network takes them."""
-    readout, start = graph.readout, graph.windows
+    readout, start, first_spike = graph.readout, graph.windows, decision == "first_spike"
     logits, decided = logits_and_decision(network, readout, images)
     logits = logits.float()
     spikes = FirstSpikeDecision(*(value.cpu() for value in decided))
-    if decision == "first_spike":
+    if first_spike:
         logits = spikes.spike_times.clamp(max=readout.window) * (-readout.threshold / readout.window)
     found = []
     for place, row in enumerate(logits.cpu()):
         times, silent = spikes.spike_times[place].double(), bool(spikes.no_spike[place])
-        if decision == "first_spike" or graph.readout_time == "first_spike":
+        if first_spike or graph.readout_time == "first_spike":
             after = readout.window if silent else times.min().item()
         else:
             after = 0.0 if graph.readout_time == "potential_start" else 1.0
+        order: list[int] = row.argsort(descending=True, stable=True).tolist()
+        label = int(spikes.prediction[place]) if first_spike else order[0]
+        likeliest = [label, *(other for other in order if other != label)][:top_k]
+        shares = row.double().softmax(0).tolist()
         found.append(
-            _classification(
+            Classification(
+                label,
+                class_names[label],
+                tuple(ClassScore(each, class_names[each], shares[each]) for each in likeliest),
                 row,
-                class_names,
-                top_k,
                 decision,
-                label=int(spikes.prediction[place]) if decision == "first_spike" else None,
                 decision_time=start + after,
                 decision_time_ms=None if window_ms is None else (start + after) * window_ms,
                 spike_times=start + times,
@@ -108,17 +112,6 @@ def classify_batch(
             )
         )
     return found
-
-
-def _classification(
-    logits: Tensor, names: Sequence[str], top_k: int, decision: Decision, label: int | None = None, **times: Any
-) -> Classification:
-    order: list[int] = logits.argsort(descending=True, stable=True).tolist()
-    label = order[0] if label is None else label
-    order = [label, *(other for other in order if other != label)]
-    shares = logits.double().softmax(0).tolist()
-    top = tuple(ClassScore(place, names[place], shares[place]) for place in order[:top_k])
-    return Classification(label, names[label], top, logits, decision, **times)
 
 
 def check_options(top_k: int, decision: str, window_ms: float | None, batch_size: int) -> None:

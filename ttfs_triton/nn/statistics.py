@@ -12,13 +12,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from ttfs_triton.nn.weighted import WeightedLayer
 
 LayerKind = Literal["analog", "spiking", "readout"]
 """What a layer with synapses is: "analog" reads real values and emits spikes, "spiking" reads and emits spikes,
@@ -173,21 +170,22 @@ def collect_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor] | No
     named = [found for found in _counters(model) if found[2]._spikes.numel() > 0]
     if not named:
         return []
-    counts = torch.cat([counter.flat() for _, _, counter in named])
-    counts = (reduce(counts) if reduce is not None else counts).cpu()
+    flat = [counter.flat() for _, _, counter in named]
+    counts = torch.cat(flat)
+    counts = (reduce(counts) if reduce is not None else counts).cpu().split([len(each) for each in flat])
     statistics, names = [], short_names([name for name, _, _ in named])
-    for name, (_, layer, counter) in zip(names, named, strict=True):
-        neurons = counter._spikes.numel()
-        (saturated, samples), spikes, counts = counts[:2].tolist(), counts[2 : 2 + neurons], counts[2 + neurons :]
+    for name, (_, layer, _), each in zip(names, named, counts, strict=True):
+        (saturated, samples), spikes = each[:2].tolist(), each[2:]
+        active = int(torch.count_nonzero(spikes))
         statistics.append(
             LayerStatistics(
                 name=name,
                 kind=layer.kind,
                 samples=samples,
-                neurons=neurons,
+                neurons=len(spikes),
                 spikes=int(spikes.sum()),
                 saturated=saturated,
-                never_active=neurons - int(torch.count_nonzero(spikes)),
+                never_active=len(spikes) - active,
             )
         )
     return statistics
@@ -206,13 +204,10 @@ def sparsity(statistics: Sequence[LayerStatistics], *, with_outputs: bool = Fals
     return _ratio(sum(layer.spikes for layer in layers), sum(layer.neurons * layer.samples for layer in layers))
 
 
-def _counters(model: nn.Module) -> list[tuple[str, WeightedLayer, SpikeCounter]]:
-    found = []
-    for name, module in model.named_modules():
-        counter = getattr(module, "statistics", None)
-        if isinstance(counter, SpikeCounter):
-            found.append((name, module, counter))
-    return found
+def _counters(model: nn.Module) -> list[tuple[str, Any, SpikeCounter]]:
+    """Name, layer and counter of each layer that has one."""
+    found = [(name, module, getattr(module, "statistics", None)) for name, module in model.named_modules()]
+    return [(name, module, counter) for name, module, counter in found if isinstance(counter, SpikeCounter)]
 
 
 def channels_innermost(activations: Tensor) -> Tensor:
