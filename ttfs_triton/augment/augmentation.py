@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ttfs_triton.augment.geometry import LARGEST_SIDE, mirror, move_bilinear, rotation, windows
 from ttfs_triton.augment.operations import apply_operations
-from ttfs_triton.augment.options import AugmentationOptions
 from ttfs_triton.augment.philox import ANGLE, AUGMENTATION_BLOCKS, CROP, CUTOUT, FLIP, SHIFT, below, random_words
 from ttfs_triton.augment.policy import policy_tables
+from ttfs_triton.augmentation_options import AugmentationOptions
 from ttfs_triton.data.pixels import pixel_layout, to_float
 
 ANGLES = 4096  # equally spaced rotations to draw from, so that each has its map in a table

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ttfs_triton.augment.geometry import IDENTITY, affine, rotation
-from ttfs_triton.augment.options import PolicyName
 from ttfs_triton.augment.philox import APPLIED, SIGN, SUB_POLICY, below
+from ttfs_triton.augmentation_options import PolicyName
 
 
 class Kind(IntEnum):
