@@ -95,18 +95,23 @@ class LatencyEncoder(nn.Module):
         tensor([[0.0000, 0.2000, 1.0000]])
     """
 
+    kind = "latency"
+
     def __init__(self, max_value: float = 1.0, *, clamp: bool = False) -> None:
         super().__init__()
         if not max_value > 0:
             raise ValueError(f"LatencyEncoder: max_value must be positive; got {max_value}.")
-        self.max_value, self.clamp = max_value, clamp
-        self._seen = False
+        self.max_value, self.clamp, self._seen = max_value, clamp, False
         self.grid: Grid | None = None
         self.faults: Faults | None = None
 
     def put_on_grid(self, grid: Grid | None) -> None:
         """Give spikes the time stamps of a chip from now on, or no longer."""
         self.grid = grid
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """That of the images."""
+        return shape
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point() and self.max_value <= 1:

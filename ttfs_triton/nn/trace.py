@@ -1,8 +1,8 @@
 """From any module to its graph: the module runs once on images without content, and each of our layers says it ran.
 
 Nothing is computed: images and parameters are on PyTorch's device "meta", and layers answer with the shape of their
-output. What happens to spikes between layers is seen by a `TorchFunctionMode`; all that is not known to leave them
-spikes is refused with its name, whoever asked.
+output. A `TorchFunctionMode` sees the functions between layers. One that is not known to leave spikes spikes is refused
+by its name.
 """
 
 from __future__ import annotations
@@ -233,9 +233,9 @@ class _Trace(TorchFunctionMode):
 
         return tells
 
-    def _fire(self, layer: nn.Module, x: Tensor, weight: Any = None, pool: int = 1, *, skip: Any = None) -> Tensor:
+    def _fire(self, layer: Any, x: Tensor, weight: Any = None, pool: int = 1, *, skip: Any = None) -> Tensor:
         """A layer runs: a stage of its own, whose output has a shape and nothing else."""
-        name, kind = self._names[layer], _kind(layer)
+        name, kind = self._names[layer], layer.kind
         label, wire, skipped = _label(layer, name), self._wire(x), None if skip is None else self._wire(skip)
         if name in self._stages:
             _refuse(f"{name}, which runs twice", "Use a layer of its own for each window.")
@@ -293,25 +293,17 @@ def _may_stand(module: nn.Module) -> bool:
     return isinstance(module, BETWEEN) or next(module.children(), None) is not None or isinstance(module, nn.Sequential)
 
 
-def _kind(layer: nn.Module) -> StageKind:
-    return layer.kind if isinstance(layer, WeightedLayer) else "latency"
-
-
 def _label(module: nn.Module, name: str) -> str:
     return f"{type(module).__name__} ({name})" if name else type(module).__name__
 
 
-def _output_shape(layer: nn.Module, label: str, x: Tensor, skip: Tensor | None) -> tuple[int, ...]:
-    shape = tuple(x.shape[1:])
-    if not isinstance(layer, WeightedLayer):
-        return shape
+def _output_shape(layer: Any, label: str, x: Tensor, skip: Tensor | None) -> tuple[int, ...]:
     try:
-        shape = layer.output_shape(shape)
-        # An empty copy, since what happens to it is no part of the network.
-        layer.delayed(None if skip is None else torch.empty(tuple(skip.shape), device="meta"), x)
+        if isinstance(layer, WeightedLayer):  # an empty copy, since what happens to it is no part of the network
+            layer.delayed(None if skip is None else torch.empty(tuple(skip.shape), device="meta"), x)
+        return layer.output_shape(tuple(x.shape[1:]))
     except ValueError as error:
         raise NetworkError(f"network_graph: layers must fit each other; got {label}: {error}") from None
-    return shape
 
 
 def _argument(args: Any, kwargs: Any, place: int, name: str, default: Any) -> Any:
