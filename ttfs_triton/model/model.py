@@ -54,8 +54,8 @@ class TTFSModel(nn.Module):
         network: configuration of a `TTFSNetwork`, or any network that `network_graph` takes.
         class_names, dataset, base_model: see `ModelDescription`.
         image_shape: (channels, height, width) of an image; as of `network_graph`.
-        builder: of a network that is no `TTFSNetwork`, what builds it ("file.py:function"), for whoever reads the
-            files. They hold no code: to load them, pass the network. Default: the name of its class.
+        builder: name of the code that builds another network than a `TTFSNetwork` ("file.py:function"), for readers of
+            its files, which hold no code. Default: the name of its class.
     Attributes:
         network: the network.
     Raises:
@@ -165,19 +165,18 @@ class TTFSModel(nn.Module):
         Strict: every tensor of the file is used, every parameter is found, and a checksum is verified.
 
         Args:
-            pretrained_model_name_or_path: repository "owner/name" (also with "@revision"), a run's folder (its best
-                weights are taken), a folder with config.json and model.safetensors, or a .safetensors file beside its
-                config.json, or "bundled:NAME" for one that comes with the package, which computes in float32. What
-                exists locally is never looked for on the Hub.
-            network: of a model whose network code of yours builds: that network, whose weights are then replaced, a
-                function without arguments that builds it, or "FILE.py:FUNCTION", which is run. No code is ever taken
-                from the model's files.
+            pretrained_model_name_or_path: a run's folder (of its best weights), a folder with config.json and
+                model.safetensors, a .safetensors file beside its config.json, "bundled:NAME" for a network of the
+                package, which computes in float32, or a repository "owner/name", also with "@revision". The Hub is
+                asked only for what does not exist locally.
+            network: if your code builds the network: the network, whose weights are then replaced, a function without
+                arguments that builds it, or "FILE.py:FUNCTION", which is run. Code never comes from a model's files.
             revision: branch, tag or commit, of a repository.
             device: where the model goes.
             token, cache_dir, force_download, local_files_only: as of `huggingface_hub.snapshot_download`.
         Raises:
-            LoadError: no such folder or file, damaged files, weights of another network, or no `network` where files
-                do not say how to build it.
+            LoadError: no such folder or file, damaged files, weights of another network, or no `network` where your
+                code builds it.
             HubError: no such repository, no right to read it, or no connection and nothing in the cache.
         """
         files = find_model(pretrained_model_name_or_path, revision=revision, **options)

@@ -1,6 +1,6 @@
-"""A network that code of the user's builds: what its files say of it. They hold no code, and name whose was used.
+"""What config.json says of a network that the user's code builds: its layers, and the name of the code.
 
-Whoever loads such a file passes the network, or the function that builds it; nothing that a file names is run.
+To load such a model, pass the network or the function that builds it; nothing that a file names is run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class OwnNetwork:
     """What is known of a network without a specification.
 
     Attributes:
-        builder: what built it, for readers: "file.py:function" or the name of a class. Never run.
+        builder: name of the code that built it, "file.py:function" or a class, for readers. Never run.
         in_channels: of the images.
         image_size: (height, width) of the images.
         classes: number of classes.

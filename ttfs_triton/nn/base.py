@@ -1,4 +1,4 @@
-"""The base of layers with synapses, whole since its parts share their parameters: weights, skips, batch norm, chips."""
+"""The base of layers with synapses: weights, skips, batch norm and chips, in one file since they share parameters."""
 
 import math
 from collections.abc import Sequence
@@ -151,10 +151,7 @@ class WeightedLayer(nn.Module):
             nn.init.constant_(self.batch_norm.weight, self.initial_gain)
 
     def effective_weight(self) -> Tensor:
-        """Weights of the synapses: standardised if the layer standardises, spread if it averages.
-
-        Shape and layout of `weight`, but for a layer that averages.
-        """
+        """Weights of the synapses: standardised and, of a layer that averages, spread; otherwise as `weight`."""
         return self.spread(self._stored_weight())
 
     def _stored_weight(self) -> Tensor:
@@ -170,17 +167,17 @@ class WeightedLayer(nn.Module):
 
     @torch.no_grad()
     def fold_standardisation(self) -> None:
-        """Make the standardised weights this layer's plain weights and drop the gains; see the module function."""
+        """See the function `fold_weight_standardisation`."""
         if self.weight_gain is not None:
             self.weight.copy_(self._stored_weight())
             self.weight_gain = None
 
     def synapses(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input activations and weights of this pass: both as they are, or after dropout while training.
+        """Input activations and weights of this pass, while training after dropout and weight noise.
 
         Args:
             x: [N, ...], input activations.
-            weight: the effective weight, where it is known already. Default: `effective_weight()`.
+            weight: the effective weight. Default: `effective_weight()`.
         """
         x, weight, scale = self.with_dropout(x, weight)
         if (factors := self.factors_in_training(weight)) is not None:
@@ -188,7 +185,7 @@ class WeightedLayer(nn.Module):
         return x, weight if scale == 1 else weight * scale
 
     def with_dropout(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
-        """As `synapses`, but weights are as they are, and the factor on them is left to the caller."""
+        """Input activations after dropout, weights as they are, and the factor that makes up for dropped spikes."""
         weight = self.effective_weight() if weight is None else weight
         if not self.training or self.spike_dropout == 0:
             return x, weight, 1.0
@@ -196,13 +193,11 @@ class WeightedLayer(nn.Module):
         return x * kept, weight, 1 / (1 - self.spike_dropout)
 
     def delayed(self, skip: Tensor | None, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Delayed spikes, one a neuron of this layer, and the weights of their synapses, as `dft_conv2d` takes them.
+        """Delayed spikes [N, C_out, ...] and their weights [C_out], as `dft_conv2d` takes them; None without a skip.
 
         Args:
             skip: as in `arriving`.
-            inputs: of the layer, whose sizes say what its neurons are.
-        Returns:
-            spikes [N, C_out, ...] and weights [C_out]; None and None for a layer without a skip.
+            inputs: of the layer, [N, ...].
         Raises:
             ValueError: a skip that the layer has no synapses for, none where it has some, or one that does not fit.
         """
@@ -217,17 +212,14 @@ class WeightedLayer(nn.Module):
         return self.arriving(skip, self.output_shape(tuple(inputs.shape[1:]))), self.skip_weights()
 
     def arriving(self, skip: Tensor, shape: Sequence[int], *, silent: float = 0.0) -> Tensor:
-        """Delayed spikes as they arrive, one a neuron.
+        """Delayed spikes as they arrive, one a neuron: [N, *shape].
 
-        Of larger maps every second position (third, ...) does; channels that the earlier layer lacks are silent.
+        Of larger maps every second position (third, ...) arrives; channels that the earlier layer lacks are silent.
 
         Args:
-            skip: [N, skip, ...], activations of an earlier layer, whose spikes have waited until the window in which
-                those of the layer's input arrive; or what orders them as activations do.
+            skip: [N, skip, ...], activations of an earlier layer, or other numbers in their order.
             shape: of this layer's neurons for one image.
-            silent: what stands for no spike.
-        Returns:
-            [N, *shape].
+            silent: the number that stands for no spike.
         Raises:
             ValueError: channels or maps do not fit.
         """
@@ -262,12 +254,9 @@ class WeightedLayer(nn.Module):
         return self.batch_norm is not None and self.batch_norm.training
 
     def with_batch_norm(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Weights and initial potentials of evaluation mode, batch norm folded in; without one, as they are.
+        """The effective weight and bias [C_out] or None in evaluation mode, batch norm folded in; without one, as is.
 
-        Args:
-            weight: the effective weight.
-        Returns:
-            weight, shape of `weight`, and bias [C_out] or None, in the wider of the dtypes of `weight` and batch norm.
+        Their dtype is the wider of those of `weight` and batch norm.
         """
         norm: Any = self.batch_norm
         if norm is None:
@@ -284,9 +273,9 @@ class WeightedLayer(nn.Module):
 
     @torch.no_grad()
     def follow(self, found: Normalised) -> Tensor:
-        """Let the running statistics follow those of a batch; returns its activations.
+        """Update the running statistics by those of a batch; returns its activations.
 
-        They are the mean of all batches so far, until that is as long a memory as the batch norm's momentum gives them.
+        They are the mean of all batches until a batch's share is down to the batch norm's momentum.
         """
         norm: Any = self.batch_norm
         norm.num_batches_tracked.add_(1)
@@ -309,10 +298,7 @@ class WeightedLayer(nn.Module):
     # ---- chips: their grids and faults
 
     def put_on_grid(self, grid: Grid | None) -> None:
-        """Compute as a chip does from now on, or no longer; units are chosen that fit the present weights best.
-
-        Batch norm is folded first.
-        """
+        """Compute as a chip does from now on, or no longer: fold batch norm, choose units that fit the weights best."""
         if grid is not None:
             self.fold_batch_norm()
         self.grid, self.log2_unit = grid, None
@@ -326,7 +312,7 @@ class WeightedLayer(nn.Module):
         self.log2_unit = nn.Parameter((logarithm if grid.per_channel else logarithm[:1]).to(self.weight.dtype))
 
     def unit_on_grid(self, bits: int | None, per_channel: bool) -> Tensor | None:
-        """Units [C_out] of weights with so many bits, float64, in threshold heights; None where the layer has none."""
+        """Units [C_out] of weights with so many bits, float64, in threshold heights; None if the layer has none."""
         grid = self.grid
         if self.log2_unit is None or grid is None or (grid.weight_bits, grid.per_channel) != (bits, per_channel):
             return None
@@ -351,13 +337,13 @@ class WeightedLayer(nn.Module):
         return weight_factors(weight, self.faults.weight_noise)
 
     def emit(self, activations: Tensor) -> Tensor:
-        """Return spikes, while training after `faults`, and count them if statistics are recorded."""
+        """The layer's spikes: while training after `faults`; counted if statistics are recorded."""
         if self.training and self.faults:
             activations = spikes_in_training(activations, self.faults, self.grid)
         return self.record(activations)
 
     def record(self, activations: Tensor) -> Tensor:
-        """Count the spikes of `activations` if statistics are being recorded, and hand them on unchanged."""
+        """Count the spikes of `activations` if statistics are being recorded; returns them."""
         if self.statistics is not None and self.statistics.recording:
             self.statistics.update(activations)
         return activations

@@ -1,9 +1,8 @@
 """Spikes per layer: saturated, silent and never-active neurons, counted on the device.
 
-Every layer of `ttfs_triton.nn` has an attribute `statistics`, None or a `SpikeCounter` made for the shape of its
-output. `TTFSNetwork` gives one to each of its layers; in a network of your own, assign
-`layer.statistics = SpikeCounter((channels, height, width))`. Counting happens inside the layer's forward, only within
-`with record_statistics(model):`, with no transfer to the host and no break in a compiled graph.
+A layer of `ttfs_triton.nn` counts in its `statistics`, a `SpikeCounter` or None. `TTFSNetwork` gives one to each of its
+layers; in a network of your own, assign `layer.statistics = SpikeCounter((channels, height, width))`. Layers count only
+within `with record_statistics(model):`, without a transfer to the host or a break in a compiled graph.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ PART_BYTES = 3 << 19
 class SpikeCounter:
     """Counts the spikes of one layer.
 
-    Counts are int64, exact, and deliberately no buffers: distributed training would overwrite them with those of the
-    first process at every step, and they have no place in a checkpoint.
+    Counts are int64, exact, and no buffers: distributed training would overwrite them with those of the first process.
 
     Attributes:
         shape: of one sample's activations, such as (channels, height, width) or (features,).
@@ -79,17 +77,17 @@ class SpikeCounter:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStatistics:
-    """Spikes of one layer. What its neurons are is of one sample, what they did is summed over all samples.
+    """Spikes of one layer, summed over samples.
 
     Attributes:
         name: of the layer in the model.
         kind: of the layer, see `LayerKind`.
         samples: counted.
         neurons: of the layer.
-        spikes: neurons that fired, saturated ones included (at most once a sample), before pooling. Of a readout, whose
-            neurons need not fire for a decision: those that fire in its window.
+        spikes: before pooling, at most one a neuron and sample, saturated ones included. Of a readout, whose neurons
+            need not fire for a decision: in its window.
         saturated: spikes at the window's very start (activation exactly 1).
-        never_active: of the neurons, those that fired for none of the samples.
+        never_active: neurons that fired for no sample.
     """
 
     name: str
@@ -135,8 +133,8 @@ def record_statistics(model: nn.Module, enabled: bool = True, *, counted: Tensor
     Args:
         model: whose layers have counters.
         enabled: count.
-        counted: [N], bool, on the model's device, which samples of a batch count, the others being padding. It may
-            change from batch to batch, with no transfer to the host. Default: all.
+        counted: [N], bool, on the model's device, samples of a batch that count; the others are padding. Values may
+            change from batch to batch. Default: all.
     """
     counters = [(counter, counter.recording, counter.counted) for _, _, counter in _counters(model)]
     device = next(model.parameters()).device
