@@ -28,7 +28,7 @@ _KINDS = {
 
 
 class LoadError(ValueError):
-    """Files that hold no network of ours: says what was looked for and where."""
+    """Files that hold no network of ours; the message says what was looked for and where."""
 
 
 @dataclass(frozen=True)
