@@ -109,10 +109,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             values that are not finite.
     """
     expected = read_header(path).metadata.get(CHECKSUM)
-    try:
-        tensors = safetensors.torch.load_file(str(path))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise LoadError(f"load: {path} must be a whole safetensors file; {error}.") from error
+    tensors = safetensors.torch.load_file(str(path))
     if expected is not None and checksum(tensors) != expected:
         raise LoadError(f"load: {path} must be as it was written; its checksum differs. Copy or download it again.")
     if problem := not_finite(tensors):
