@@ -20,7 +20,7 @@ CHANGES = ("crop_padding", "flip", "shift", "auto_augment", "trivial_augment", "
 
 
 class Augmentation(AugmentationOptions):
-    """Augmentations, applied to a batch. What shifts and rotations uncover is 0; policies uncover crop_fill.
+    """Augmentations of a batch. Shifts and rotations uncover 0, policies crop_fill.
 
     Attributes:
         cutout_fill: level of the square of cutout, which has a random centre and is clipped at the image's border.

@@ -1,4 +1,4 @@
-"""What a network says about images: classes, and when which output neuron fired."""
+"""Decisions about images: classes, and the spike times of output neurons."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ClassScore:
 
 @dataclass(frozen=True, eq=False)
 class Classification:
-    """What a network says about one image. Times are counted from the image's start.
+    """A network's decision about one image. Times are counted from the image's start.
 
     Attributes:
         label, class_name: of the class decided for.
@@ -40,8 +40,8 @@ class Classification:
         logits: [classes], what the decision compares: potentials of the output neurons in threshold heights, or minus
             their spike times in the time in which their ramp falls by one.
         decision: "readout", as the network was trained, or "first_spike", by the earliest output spike.
-        decision_time: when the answer is there, in windows.
-        decision_time_ms: the same in milliseconds, if the window's length is known.
+        decision_time: of the answer, in windows.
+        decision_time_ms: in milliseconds, if the window's length is known.
         spike_times: [classes], of the output neurons, in windows, inf for a silent one.
         first_spike: class of the earliest output spike; None if none fired.
         tie: several output neurons fired first, at the same time.
@@ -115,11 +115,7 @@ def classify_batch(
 
 
 def check_options(top_k: int, decision: str, window_ms: float | None, batch_size: int) -> None:
-    """Refuse what `classify` cannot do.
-
-    Raises:
-        ValueError: names the argument.
-    """
+    """Raise ValueError for an option of `classify` out of range."""
     if not 1 <= top_k:
         raise ValueError(f"classify: top_k must be at least 1; got {top_k}.")
     if decision not in ("readout", "first_spike"):

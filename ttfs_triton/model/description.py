@@ -1,4 +1,4 @@
-"""config.json: what it takes to build a network again and to feed it with images. Defined and checked here only."""
+"""config.json: how a network is built and its images are prepared. Defined and checked here only."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Preprocessing:
         fit: Literal["stretch", "crop"] = "stretch",
         events: EventWindows | None = None,
     ) -> Preprocessing:
-        """What training does for this network: the darkest pixel is 0, the brightest its `max_value`."""
+        """The preprocessing of training: the darkest pixel is 0, the brightest the network's `max_value`."""
         mode = _MODES.get(network.in_channels)
         return cls(network.image_size, mode, 255.0 / network.max_value, fit=fit, events=events)
 

@@ -43,7 +43,7 @@ def hub_errors(function: str, repo_id: str) -> Iterator[None]:
     except (HubError, MemoryError):
         raise
     except Exception as error:  # of any kind: answers may be malformed
-        # Around what broke the upload of a large file there is another error.
+        # The upload of a large file wraps its error in another.
         cause = error.__cause__ if isinstance(error.__cause__, errors.HfHubHTTPError | OSError) else error
         if isinstance(cause, OSError) and cause.errno and not isinstance(cause, ConnectionError | TimeoutError):
             raise

@@ -95,7 +95,7 @@ class TTFSModel(nn.Module):
         return self.network(images)
 
     def __getattr__(self, name: str) -> Any:
-        """What the network has, the model has."""
+        """Attributes of the network."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -105,7 +105,7 @@ class TTFSModel(nn.Module):
 
     @property
     def description(self) -> ModelDescription:
-        """What config.json holds."""
+        """The content of config.json."""
         known = self._description.network
         builder = known.builder if isinstance(known, OwnNetwork) else None
         return self._description.replace(network=describe_network(self.network, self.image_shape, builder))

@@ -33,7 +33,7 @@ class LoadError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says about itself.
+    """The header of a safetensors file.
 
     Attributes:
         tensors: type, or None for one that no network of ours has, and shape, by name.
@@ -87,7 +87,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_header(path: Path) -> Header:
-    """What is in a file; no tensor is read.
+    """Read the header of a file, and no tensor.
 
     Raises:
         LoadError: the file is not there, is no safetensors file, or is cut off.

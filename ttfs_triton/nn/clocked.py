@@ -159,7 +159,7 @@ class ClockedLayer:
         return numbers.clamp_(-self.register * scale, self.register * scale)
 
     def _membrane(self, potential: Tensor, slope: Tensor) -> Membrane:
-        # Half a step of the slope has one binary place less than the potential: no shift but that of σ.
+        # The potential has 17 binary places. Half a step of the slope brings one, σ brings the other 16.
         return Membrane(potential, slope.mul_(self.persistence))
 
     def _contract(self, x: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class ClockedLayer:
 
 
 class ClockedDecision(NamedTuple):
-    """What the earliest output spike says, for N samples.
+    """Decisions by the earliest output spike, for N samples.
 
     Attributes:
         prediction: [N] int64, its class; of several in the same step, the lowest; without any, the class with the

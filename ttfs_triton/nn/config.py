@@ -1,4 +1,4 @@
-"""The configuration of a network: everything needed to build it again, as plain JSON values."""
+"""The configuration of a network, as JSON values that are enough to build it again."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -119,11 +119,10 @@ class NetworkConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as JSON values, those of the neuron among the others.
+        """The configuration as JSON values, flat, with the neuron's properties.
 
-        "backend" and "neuron" say nothing and stay for readers of older versions: one was a setting of the machine, the
-        other told ANNs apart. "grid" is there only if there is one: older versions, which would compute something else,
-        refuse it.
+        "backend" and "neuron" are constant, for older versions. "grid" is there only if there is one, since versions
+        without grids refuse it.
         """
         flat: dict[str, Any] = {}
         for field in dataclasses.fields(self):
@@ -140,8 +139,7 @@ class NetworkConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "NetworkConfig":
         """The configuration that `to_dict` gave, of this version or an older one.
 
-        Older versions had layers of their own for ANNs, neuron "ann": convolution, batch norm, clamped ReLU. Such a
-        network is read as what it computes: σ = 0, batch norm folded; `fold_tensors` does that to its weights.
+        ANNs of older versions, neuron "ann", become networks at σ = 0 without batch norm; `fold_tensors` folds theirs.
 
         Raises:
             ValueError: unknown keys, a missing specification, or values that do not pass the checks above.

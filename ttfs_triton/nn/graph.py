@@ -1,4 +1,4 @@
-"""A network as the graph of its layers: which fires in which window, and what it reads.
+"""A network as the graph of its layers: the window in which each fires, and its inputs.
 
 Counts, simulation, export, files and training read this one description, which `ttfs_triton.nn.trace.network_graph`
 makes of any module. Other modules are refused there, and nowhere else.

@@ -160,7 +160,7 @@ class _Rounded(torch.autograd.Function):
         (weight, log2_unit), found = ctx.saved_tensors, ctx.found
         scaled = in_units(weight, found.unit)
         cut = scaled.abs() > found.limit
-        # What a unit of `unit` adds to each rounded weight: its integer, less what rounding gave it.
+        # The derivative of each rounded weight by the unit: its integer, less the change by rounding.
         by_unit = (found.integers - scaled.masked_fill(cut, 0.0)) * grad
         by_logarithm = by_unit.flatten(1).sum(1, dtype=torch.float64) * found.unit * math.log(2)
         if len(log2_unit) == 1:

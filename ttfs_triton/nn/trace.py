@@ -234,7 +234,7 @@ class _Trace(TorchFunctionMode):
         return tells
 
     def _fire(self, layer: Any, x: Tensor, weight: Any = None, pool: int = 1, *, skip: Any = None) -> Tensor:
-        """A layer runs: a stage of its own, whose output has a shape and nothing else."""
+        """A layer runs: add its stage; the output is an empty tensor of its shape."""
         name, kind = self._names[layer], layer.kind
         label, wire, skipped = _label(layer, name), self._wire(x), None if skip is None else self._wire(skip)
         if name in self._stages:
@@ -271,7 +271,7 @@ class _Trace(TorchFunctionMode):
         )
 
     def graph(self, output: object, image_shape: tuple[int, ...]) -> NetworkGraph:
-        """What was traced, if it is a network."""
+        """The traced network; refuses what does not begin with an encoder and end with a readout."""
         stages, wire = tuple(self._stages.values()), self._wire(output)
         found = ", ".join(type(stage.layer).__name__ for stage in stages) or "no layers of ours"
         if not stages:
@@ -285,7 +285,7 @@ class _Trace(TorchFunctionMode):
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether it computes as one of our layers: a subclass may add what it likes but not another forward."""
+    """Whether it is one of our layers, or a subclass with the same forward."""
     return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in LAYERS)
 
 
