@@ -7,8 +7,6 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -109,10 +107,10 @@ def test_files_of_two_models_are_refused(folder, network, tmp_path_factory):
         (b'{"a": ' * 100_000, "it is no JSON"),
         (b'{"format_version": ' + b"1" * 5000 + b"}", "it is no JSON"),
         (b'{"format_version": 99}', r"format_version must be 3 or 4; got 99\. Upgrade ttfs-triton"),
-        (b" " * (MAX_CONFIG_BYTES + 1), "must have at most 16777216 bytes; it has more"),
+        (b" " * (MAX_CONFIG_BYTES + 1), "must be a readable file; .* at most 16777216 are allowed"),
         (None, "must say what network the weights are of; there is no such file"),
-        (os.mkdir, "there is no such file"),
-        (os.mkfifo, "there is no such file"),
+        (os.mkdir, "must be a readable file"),
+        (os.mkfifo, "must be a readable file; .*no regular file"),
     ],
 )
 def test_files_that_are_no_description_are_refused(folder, network, content, message):
@@ -136,7 +134,7 @@ def test_files_that_are_no_description_are_refused(folder, network, content, mes
         ({"specification": "1048576C3-1048576C1-8"}, "weights must be at most 2147483648"),
         ({"image_size": [2, 2]}, r"features\.fc1\.weight torch.float32 \[4, 8\], not torch.float32 \[4, 2\]"),
         ({"image_size": [1, 1]}, "image_size must be large enough for every layer"),
-        ({"classes": 10**12}, "classes is not usable: Input should be less than or equal to 1048576"),
+        ({"classes": 10**12}, "network.classes: Input should be less than or equal to 1048576"),
     ],
 )
 def test_networks_are_compared_before_memory_is_taken(folder, network, change, message, monkeypatch):
@@ -209,18 +207,6 @@ def test_weights_survive_a_file_that_others_can_read_and_write(path, plain):
     assert_same(read_weights(path), plain.state_dict())
     save_file(dict(plain.state_dict()), path)  # without a checksum
     assert_same(read_weights(path), plain.state_dict())
-
-
-@given(st.data())
-def test_any_flipped_bit_of_the_values_is_noticed(tmp_path_factory, data):
-    content = bytearray(weight_bytes({"weight": torch.arange(6.0), "count": torch.tensor(3)}))
-    start = 8 + int.from_bytes(content[:8], "little")
-    place = data.draw(st.integers(start, len(content) - 1))
-    content[place] ^= 1 << data.draw(st.integers(0, 7))
-    path = tmp_path_factory.getbasetemp() / "flipped.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(LoadError, match="its checksum differs"):
-        read_weights(path)
 
 
 def test_checksum_knows_names_shapes_and_types():

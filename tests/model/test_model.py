@@ -1,6 +1,5 @@
 """`TTFSModel`: saving, finding and loading, bit for bit."""
 
-import json
 import shutil
 from functools import partial
 
@@ -33,10 +32,6 @@ def test_top_level_name():
     assert ttfs_triton.TTFSModel is TTFSModel
     with pytest.raises(AttributeError, match="has no attribute 'TTFSNet'"):
         ttfs_triton.TTFSNet  # noqa: B018
-
-
-def test_state_dict_is_the_networks(model):
-    assert model.state_dict().keys() == TTFSNetwork(CONFIG).state_dict().keys()
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
@@ -127,15 +122,6 @@ def test_half_written_models_do_not_load(model, tmp_path, monkeypatch):
         if failing == "config.json":
             assert_same_model(TTFSModel.from_pretrained(tmp_path / "a"), model)
     with pytest.raises(LoadError, match="must be as it was written with the weights"):
-        TTFSModel.from_pretrained(tmp_path / "a")
-
-
-def test_weights_of_another_network_are_refused(model, tmp_path):
-    model.save_pretrained(tmp_path / "a")
-    config = tmp_path / "a" / "config.json"
-    values = json.loads(config.read_text())
-    config.write_text(json.dumps(values | {"network": values["network"] | {"specification": "5C3-P2-8"}}))
-    with pytest.raises(LoadError, match=r"config\.json must be as it was written with the weights"):
         TTFSModel.from_pretrained(tmp_path / "a")
 
 

@@ -4,14 +4,8 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import given, settings
 
+from tests.nn.common import activations
 from ttfs_triton.nn.activity import count_spikes
-
-
-def random_activations(shape, generator):
-    values = torch.rand(shape, generator=generator)
-    values[torch.rand(shape, generator=generator) < 0.3] = 0.0
-    values[torch.rand(shape, generator=generator) < 0.1] = 1.0
-    return values
 
 
 @settings(max_examples=30)
@@ -28,13 +22,13 @@ def random_activations(shape, generator):
 )
 def test_number_and_gradient_match_float64(shape, width, weighted, dtype, sign, seed):
     generator = torch.Generator().manual_seed(seed)
-    values = random_activations(shape, generator).to(dtype)
+    values = activations(*shape, seed=seed).to(dtype)
     if len(shape) == 4:
         values = values.contiguous(memory_format=torch.channels_last)
     weight = torch.randint(0, 40, shape[2:], generator=generator).float() if weighted and len(shape) == 4 else None
-    activations = values.clone().requires_grad_()
+    leaf = values.clone().requires_grad_()
     reached = (torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator) < 0.5).to(dtype)
-    found = count_spikes(activations, weight, reached, width=width)
+    found = count_spikes(leaf, weight, reached, width=width)
     (sign * found).backward()
     places = torch.ones(shape[2:], dtype=torch.float64) if weight is None else weight.double()
     assert found.dtype == torch.float32
@@ -42,11 +36,11 @@ def test_number_and_gradient_match_float64(shape, width, weighted, dtype, sign, 
     expected = sign * places * (1 - values.double() / width).clamp(min=0)
     expected = expected if sign > 0 else expected * reached
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
-    torch.testing.assert_close(activations.grad.double(), expected.expand(shape), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(leaf.grad.double(), expected.expand(shape), rtol=tolerance, atol=tolerance)
 
 
 def test_number_on_a_device(device):
-    values = random_activations((3, 4, 5, 5), torch.Generator().manual_seed(1)).to(device).requires_grad_()
+    values = activations(3, 4, 5, 5, seed=1).float().to(device).requires_grad_()
     weight = torch.arange(25.0, device=device).view(5, 5)
     found = count_spikes(values, weight)
     found.backward()

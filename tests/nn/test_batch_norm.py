@@ -2,9 +2,13 @@
 
 from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ttfs_kernels import Neuron
 from ttfs_triton.hardware import count, simulate
@@ -22,7 +26,7 @@ from ttfs_triton.nn import (
     whiten,
     whitening_weights,
 )
-from ttfs_triton.nn.folding import unfold_batch_norm
+from ttfs_triton.nn.folding import BatchNorm, unfold_batch_norm
 
 SIGMAS = [0.0, 0.25, 1.0]
 
@@ -89,7 +93,7 @@ def test_a_layer_normalises_the_potential_at_its_windows_end(sigma, standardised
     x = (torch.rand(32, 4, 9, 9).double() - 0.4).clamp_min(0)
     layer(x)  # statistics of one batch are those of the batch
     weight, bias = layer.with_batch_norm(layer.effective_weight())
-    potential = torch.nn.functional.conv2d(x + sigma * (x > 0), weight, bias)
+    potential = F.conv2d(x + sigma * (x > 0), weight, bias)
     mean, std = potential.mean((0, 2, 3)), potential.std((0, 2, 3))
     torch.testing.assert_close(mean, torch.zeros(6).double(), atol=1e-9, rtol=0)
     torch.testing.assert_close(std, torch.full((6,), 0.6).double(), rtol=1e-3, atol=0)
@@ -101,7 +105,7 @@ def test_running_statistics_are_a_mean_and_later_a_moving_one():
     found = []
     for _ in range(12):
         x = torch.rand(16, 5).double()
-        potential = torch.nn.functional.linear(x + 0.5 * (x > 0), layer.weight)
+        potential = F.linear(x + 0.5 * (x > 0), layer.weight)
         found.append((potential.mean(0), potential.var(0)))
         layer(x)
         if len(found) == 10:
@@ -115,7 +119,7 @@ def test_whitened_patches_are_uncorrelated():
     images = torch.rand(200, 3, 12, 12).cumsum(2) / 6  # neighbours alike
     encoder = AnalogEncoder(3, 24, 2, mean=[0.5] * 3, std=[0.3] * 3, weight_standardisation=False, initial_gain=0.25)
     whiten(encoder, images)
-    outputs = torch.nn.functional.conv2d(encoder.normalise(images), encoder.weight)
+    outputs = F.conv2d(encoder.normalise(images), encoder.weight)
     outputs = outputs.movedim(1, -1).flatten(0, 2)
     products = outputs.T @ outputs / len(outputs)
     signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
@@ -166,3 +170,29 @@ def test_a_plain_network_is_unfolded_into_the_same_one(sigma, encoder):
     before = conv.batch_norm.running_mean.clone()
     other(images)
     torch.testing.assert_close(conv.batch_norm.running_mean, before, rtol=1e-3, atol=1e-3)
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(
+    channels=st.integers(1, 5),
+    inputs=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    bias=st.booleans(),
+    affine=st.booleans(),
+    convolution=st.booleans(),
+)
+def test_batch_norm_folds_into_a_layer(channels, inputs, seed, bias, affine, convolution):
+    weight = normal(channels, inputs, *(3, 3) * convolution, seed=seed)
+    x = normal(3, inputs, *(6, 5) * convolution, seed=seed + 1)
+    contract = partial(F.conv2d, padding=1) if convolution else F.linear
+    shift = normal(channels, seed=seed + 2) if bias else None
+    gamma, beta = (normal(channels, seed=seed + 3), normal(channels, seed=seed + 4)) if affine else (None, None)
+    mean, var = normal(channels, seed=seed + 5), normal(channels, seed=seed + 6) ** 2
+    folded = BatchNorm(mean, var, gamma, beta, 1e-3).fold(weight, shift)
+    expected = F.batch_norm(contract(x, weight, shift), mean, var, gamma, beta, eps=1e-3)
+    torch.testing.assert_close(contract(x, *folded), expected)
+    rounded = BatchNorm(mean.float(), var.float(), None, None).fold(weight.float(), None)
+    assert {tensor.dtype for tensor in rounded} == {torch.float64}

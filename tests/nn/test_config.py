@@ -40,16 +40,16 @@ def test_config_is_frozen_and_replaced():
         config.classes = 3  # pyright: ignore[reportAttributeAccessIssue]
     assert config.replace(classes=3).classes == 3
     assert config.replace(width=0.3).scaled(64) == 19
-    with pytest.raises(ValueError, match=r"classes is not usable: .* greater than or equal to 1; got 0"):
+    with pytest.raises(ValueError, match=r"classes\n +Input should be greater than or equal to 1"):
         config.replace(classes=0)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"depth": 3, "colour": 1}, "keys must be among .*; got colour, depth"),
+        ({"depth": 3, "colour": 1}, r"2 validation errors for NetworkConfig\ndepth\n +Unexpected keyword"),
         ({"specification": "12x"}, 'got "12x"'),
-        ({"specification": 5}, "specification must be text of at most 4096 characters; got 5"),
+        ({"specification": 5}, r"specification\n +Input should be a valid string"),
         ({"specification": "1C1-" * 2000 + "8"}, "specification must be text of at most 4096 characters; got 8001"),
         ({"neuron": "lif"}, "neuron must be one of dft, ann; got lif"),
         ({"neuron": {}}, "neuron must be one of dft, ann"),
@@ -88,12 +88,12 @@ def test_fields_that_exclude_each_other_are_refused(values, message):
 )
 def test_values_of_another_type_or_range_are_refused(field, value):
     """Exactly what JSON gives back: true is no number and 10.0 no count."""
-    with pytest.raises(ValueError, match=f"NetworkConfig: {field} is not usable: .*; got "):
+    with pytest.raises(ValueError, match=rf"for NetworkConfig\n{field}[.\n].*"):
         NetworkConfig.from_dict({**ANALOG, field: value})
 
 
 def test_a_configuration_needs_a_specification_and_a_grid_that_is_one():
-    with pytest.raises(ValueError, match=r"values must have a specification; got \['classes'\]"):
+    with pytest.raises(ValueError, match=r"for NetworkConfig\nspecification\n +Field required"):
         NetworkConfig.from_dict({"classes": 3})
-    with pytest.raises(ValueError, match=r"NetworkConfig: grid is not usable: .*; got 4"):
+    with pytest.raises(ValueError, match=r"for NetworkConfig\ngrid\n"):
         NetworkConfig("8", grid=4)  # pyright: ignore[reportArgumentType]

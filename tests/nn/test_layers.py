@@ -189,13 +189,6 @@ def test_network_runs_its_layers_with_what_entered_each_block(sigma, encoder):
     assert skips == {"conv3": 4, "conv5": 6, "conv8": 6, "fc3": 12}
 
 
-def test_skip_weights_learn():
-    first, second = DFTConv2d(4, 4, 3, padding=1), DFTConv2d(4, 8, 3, padding=1, skip=4)
-    spikes = torch.rand(4, 4, 6, 6)
-    second(first(spikes), skip=spikes).sum().backward()
-    assert second.skip_weight.grad.abs().sum() > 0
-
-
 def test_skip_step():
     assert skip_step((3, 7, 9), (3, 4, 3)) == (2, 3)
     assert skip_step((3,), (5,)) == ()

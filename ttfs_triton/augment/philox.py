@@ -1,7 +1,7 @@
 """Random numbers as a function of their key: Philox-4x32-10, in integers, the same on every device.
 
-A counter instead of a state: the numbers of one image are those of (seed, epoch, index of the image in its data set),
-whichever process asks, in whatever batch, before or after a restart.
+The numbers of an image are a function of (seed, epoch, index of the image in its data set), so they are the same in any
+process and batch, and after a restart.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """

@@ -1,9 +1,8 @@
 """AutoAugment's and TrivialAugment's policies, as tables that a whole batch indexes.
 
-A policy is a list of sub-policies, each of one or two operations with a probability and a magnitude. TrivialAugment is
-one as well: each of its operations at each magnitude, alone, with probability 1. Whatever an operation needs at a given
-magnitude is worked out here, once, in Pillow's arithmetic: an affine map in 16.16 fixed point, a look-up table of
-256 levels, or the factor of a blend. Image by image only a row of these tables is drawn.
+A policy is a list of sub-policies, each of one or two operations with a probability and a magnitude. TrivialAugment's
+are its operations at each magnitude, alone, with probability 1. The tables hold what an operation needs at a magnitude,
+in Pillow's arithmetic: an affine map in 16.16 fixed point, 256 levels, or the factor of a blend. Each image draws rows.
 
 Source: Cubuk et al., "AutoAugment", CVPR 2019, Tables 7 to 9; Müller & Hutter, "TrivialAugment", ICCV 2021.
 """
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ttfs_triton.augment.geometry import IDENTITY, affine, rotation
-from ttfs_triton.augment.options import PolicyName
 from ttfs_triton.augment.philox import APPLIED, SIGN, SUB_POLICY, below
+from ttfs_triton.augmentation_options import PolicyName
 
 
 class Kind(IntEnum):

@@ -38,7 +38,7 @@ def bundled_folder(source: str) -> Path:
 
 
 def bundled_facts(name: str) -> dict[str, Any]:
-    """What is known of a network: figures over the whole test set, how it was trained, the weights' checksum.
+    """Facts about a network: figures over the whole test set, settings of its training, the weights' checksum.
 
     Args:
         name: one of `bundled_names`.

@@ -1,11 +1,11 @@
-"""What a network says about images: classes, and when which output neuron fired."""
+"""Decisions about images: classes, and the spike times of output neurons."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class ClassScore:
 
 @dataclass(frozen=True, eq=False)
 class Classification:
-    """What a network says about one image. Times are counted from the image's start.
+    """A network's decision about one image. Times are counted from the image's start.
 
     Attributes:
         label, class_name: of the class decided for.
@@ -40,8 +40,8 @@ class Classification:
         logits: [classes], what the decision compares: potentials of the output neurons in threshold heights, or minus
             their spike times in the time in which their ramp falls by one.
         decision: "readout", as the network was trained, or "first_spike", by the earliest output spike.
-        decision_time: when the answer is there, in windows.
-        decision_time_ms: the same in milliseconds, if the window's length is known.
+        decision_time: of the answer, in windows.
+        decision_time_ms: in milliseconds, if the window's length is known.
         spike_times: [classes], of the output neurons, in windows, inf for a silent one.
         first_spike: class of the earliest output spike; None if none fired.
         tie: several output neurons fired first, at the same time.
@@ -80,26 +80,30 @@ def classify_batch(
     window_ms: float | None,
 ) -> list[Classification]:
     """Classify a batch; arguments as of `TTFSModel.classify`, images as the network takes them."""
-    readout, start = graph.readout, graph.windows
+    readout, start, first_spike = graph.readout, graph.windows, decision == "first_spike"
     logits, decided = logits_and_decision(network, readout, images)
     logits = logits.float()
     spikes = FirstSpikeDecision(*(value.cpu() for value in decided))
-    if decision == "first_spike":
+    if first_spike:
         logits = spikes.spike_times.clamp(max=readout.window) * (-readout.threshold / readout.window)
     found = []
     for place, row in enumerate(logits.cpu()):
         times, silent = spikes.spike_times[place].double(), bool(spikes.no_spike[place])
-        if decision == "first_spike" or graph.readout_time == "first_spike":
+        if first_spike or graph.readout_time == "first_spike":
             after = readout.window if silent else times.min().item()
         else:
             after = 0.0 if graph.readout_time == "potential_start" else 1.0
+        order: list[int] = row.argsort(descending=True, stable=True).tolist()
+        label = int(spikes.prediction[place]) if first_spike else order[0]
+        likeliest = [label, *(other for other in order if other != label)][:top_k]
+        shares = row.double().softmax(0).tolist()
         found.append(
-            _classification(
+            Classification(
+                label,
+                class_names[label],
+                tuple(ClassScore(each, class_names[each], shares[each]) for each in likeliest),
                 row,
-                class_names,
-                top_k,
                 decision,
-                label=int(spikes.prediction[place]) if decision == "first_spike" else None,
                 decision_time=start + after,
                 decision_time_ms=None if window_ms is None else (start + after) * window_ms,
                 spike_times=start + times,
@@ -110,23 +114,8 @@ def classify_batch(
     return found
 
 
-def _classification(
-    logits: Tensor, names: Sequence[str], top_k: int, decision: Decision, label: int | None = None, **times: Any
-) -> Classification:
-    order: list[int] = logits.argsort(descending=True, stable=True).tolist()
-    label = order[0] if label is None else label
-    order = [label, *(other for other in order if other != label)]
-    shares = logits.double().softmax(0).tolist()
-    top = tuple(ClassScore(place, names[place], shares[place]) for place in order[:top_k])
-    return Classification(label, names[label], top, logits, decision, **times)
-
-
 def check_options(top_k: int, decision: str, window_ms: float | None, batch_size: int) -> None:
-    """Refuse what `classify` cannot do.
-
-    Raises:
-        ValueError: names the argument.
-    """
+    """Raise ValueError for an option of `classify` out of range."""
     if not 1 <= top_k:
         raise ValueError(f"classify: top_k must be at least 1; got {top_k}.")
     if decision not in ("readout", "first_spike"):

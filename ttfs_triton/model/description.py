@@ -1,4 +1,4 @@
-"""config.json: what it takes to build a network again and to feed it with images. Defined and checked here only."""
+"""config.json: how a network is built and its images are prepared. Defined and checked here only."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Preprocessing:
         fit: Literal["stretch", "crop"] = "stretch",
         events: EventWindows | None = None,
     ) -> Preprocessing:
-        """What training does for this network: the darkest pixel is 0, the brightest its `max_value`."""
+        """The preprocessing of training: the darkest pixel is 0, the brightest the network's `max_value`."""
         mode = _MODES.get(network.in_channels)
         return cls(network.image_size, mode, 255.0 / network.max_value, fit=fit, events=events)
 
@@ -135,7 +135,7 @@ class ModelDescription:
     library: dict[str, str] = dataclasses.field(default_factory=_library)
 
     def __post_init__(self) -> None:
-        network, events, divisor = self.network, self.preprocessing.events, self.preprocessing.divisor
+        network, own = self.network, self.preprocessing
         if len(self.class_names) != network.classes:
             raise ValueError(
                 f"ModelDescription: class_names must be {network.classes} strings, one a class; "
@@ -145,20 +145,13 @@ class ModelDescription:
             raise ValueError(f"ModelDescription: specification must be ASCII; got {network.specification!r:.80}.")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"ModelDescription: class_names must differ; got {self.class_names!r:.400}.")
-        if not math.isclose(divisor, 255.0 / network.max_value):
-            raise ValueError(
-                f"ModelDescription: divisor must be 255 / max_value, {255.0 / network.max_value}; got {divisor}."
-            )
-        wanted = (network.image_size, _MODES.get(network.in_channels))
-        if (self.preprocessing.size, self.preprocessing.mode) != wanted:
-            raise ValueError(
-                f"ModelDescription: preprocessing must give the network's {wanted[0]} in mode {wanted[1]}; "
-                f"got {self.preprocessing}."
-            )
-        if events is not None and 2 * events.count != network.in_channels:
+        wanted = Preprocessing.of(network, own.fit, own.events)
+        if dataclasses.replace(own, divisor=wanted.divisor) != wanted or not math.isclose(own.divisor, wanted.divisor):
+            raise ValueError(f"ModelDescription: preprocessing must be the network's, {wanted}; got {own}.")
+        if own.events is not None and 2 * own.events.count != network.in_channels:
             raise ValueError(
                 f"ModelDescription: events must have half as many windows as the network has channels, "
-                f"{network.in_channels}; got {events.count}."
+                f"{network.in_channels}; got {own.events.count}."
             )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A model's two files as one: the weights know their config.json, and nothing is built that they do not fill."""
+"""A model's two files: weights hold the SHA-256 of their config.json, and their header is checked before loading."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from ttfs_triton.model.weights import (
 )
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.folding import fold_tensors, has_batch_norm
+from ttfs_triton.regular_file import read_regular
 
 CONFIG_CHECKSUM = "config_sha256"  # key in the metadata of the weights
 MAX_CONFIG_BYTES = 2**24
@@ -45,8 +46,7 @@ def model_bytes(tensors: Mapping[str, Tensor], description: ModelDescription) ->
 def write_model(folder: Path, tensors: Mapping[str, Tensor], description: ModelDescription) -> None:
     """Write both files, each whole or not at all.
 
-    A kill in between leaves weights beside the new config.json: if that is as before, as in a run, they are a model;
-    if not, they are refused.
+    After a kill in between, the old weights are refused beside a config.json with another content.
 
     Args:
         folder: must exist.
@@ -61,14 +61,14 @@ def write_model(folder: Path, tensors: Mapping[str, Tensor], description: ModelD
 def read_model(
     config: Path, weights: Path, network: nn.Module | None = None
 ) -> tuple[ModelDescription, dict[str, Tensor]]:
-    """Read both files; tensors, on the CPU, are all of the network's and in one floating type.
+    """Description and tensors, on the CPU: all of the network's, in one floating type.
 
-    Batch norm is folded where config.json says that there is none, as of an ANN of an older version. Memory is taken
-    only when the header of the weights has been found to be that of the network.
+    The header of the weights is compared with the network before a tensor is read. Batch norm is folded where
+    config.json says that there is none: older versions had it in ANNs.
 
     Args:
         config, weights: the files.
-        network: that code of the user's built, whose weights they must be. None: they must say how to build it.
+        network: built by the user's code. None: config.json says how to build it.
     Raises:
         LoadError: a file is missing, damaged, or not the other's; or the network is another one.
     """
@@ -98,30 +98,24 @@ def read_config(path: Path) -> bytes:
     Raises:
         LoadError: there is none, it cannot be read, or it is larger than `MAX_CONFIG_BYTES`.
     """
-    if not path.is_file():  # a pipe would be waited for
+    try:
+        return read_regular(path, MAX_CONFIG_BYTES)
+    except FileNotFoundError:
         raise LoadError(
             f"load: {path} must say what network the weights are of; there is no such file. "
             "Training writes one beside its weights; keep both together."
-        )
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_CONFIG_BYTES + 1)
+        ) from None
     except OSError as error:
-        raise LoadError(f"load: {path} must be readable; {error}.") from error
-    if len(content) > MAX_CONFIG_BYTES:
-        raise LoadError(f"load: {path} must have at most {MAX_CONFIG_BYTES} bytes; it has more. Get it again.")
-    return content
+        raise LoadError(f"load: {path} must be a readable file; {error}. Get it again.") from error
 
 
 def check_pair(config: bytes, header: Header, path: Path) -> Any:
-    """Make sure that a config.json is, bit for bit, the one that weights were written with.
+    """The JSON values of a config.json, if weights were written with exactly this one; not checked any further.
 
     Args:
-        config: content of the file; of another project, without a format_version, weights may know none.
+        config: content of the file. Without a format_version it is another project's, and needs no checksum.
         header: of the weights.
         path: of config.json, for messages.
-    Returns:
-        The JSON values in it, not checked any further.
     Raises:
         LoadError: it is another one, or no JSON.
     """
@@ -147,7 +141,7 @@ def check_pair(config: bytes, header: Header, path: Path) -> Any:
 
 
 def described(config: Path, weights: Path) -> ModelDescription:
-    """What a config.json says, if it is the one of these weights.
+    """The description in a config.json that belongs to these weights.
 
     Raises:
         LoadError: a file is missing, damaged, or not the other's.
@@ -160,7 +154,7 @@ def described(config: Path, weights: Path) -> ModelDescription:
 
 
 def _wanted(description: ModelDescription, network: nn.Module | None, path: Path) -> Tensors:
-    """Tensors of the network that a config.json describes, or only knows again."""
+    """Tensors that the network of a config.json has; one that the user's code built must fit the description."""
     known = description.network
     if isinstance(known, OwnNetwork):
         if network is None:

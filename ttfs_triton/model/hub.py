@@ -1,7 +1,7 @@
 """The Hugging Face Hub: files from there and to there, rights, and what goes wrong in plain words.
 
-A hub is not trusted. What it calls a commit or a file names files of the cache, so that each of its answers is checked
-before huggingface_hub reads it; and it may not take for ever.
+A hub is not trusted: its names of commits and files become names in the cache, so each answer is checked before
+huggingface_hub reads it, and has limited time.
 """
 
 from __future__ import annotations
@@ -37,16 +37,13 @@ class HubError(RuntimeError):
 
 @contextmanager
 def hub_errors(function: str, repo_id: str) -> Iterator[None]:
-    """Within its `with` block, what goes wrong between here and the Hub becomes a `HubError` that says what to do.
-
-    Errors of this machine, such as a full disk, stay what they are.
-    """
+    """Within its `with` block errors of the Hub and the connection become a `HubError`; a full disk stays as it is."""
     try:
         yield
     except (HubError, MemoryError):
         raise
     except Exception as error:  # of any kind: answers may be malformed
-        # Around what broke the upload of a large file there is another error.
+        # The upload of a large file wraps its error in another.
         cause = error.__cause__ if isinstance(error.__cause__, errors.HfHubHTTPError | OSError) else error
         if isinstance(cause, OSError) and cause.errno and not isinstance(cause, ConnectionError | TimeoutError):
             raise
@@ -93,11 +90,11 @@ _factories: list[Callable[[], Any]] = []  # that check answers
 
 
 def _ask(function: str, repo_id: str, call: Callable[[], Answer], *, sent: int = 0) -> Answer:
-    """What a call of huggingface_hub returns, its hub checked and hurried.
+    """Call huggingface_hub, its answers checked and its time limited.
 
     Args:
         function, repo_id: for messages.
-        call: talks to the hub; in a thread of its own, which is left behind if the hub takes too long.
+        call: runs in a thread of its own, which is left behind if the hub takes too long.
         sent: bytes that it uploads.
     Raises:
         HubError: as `hub_errors`, or time is up.
@@ -128,7 +125,7 @@ def _ask(function: str, repo_id: str, call: Callable[[], Answer], *, sent: int =
 
 
 def _check_answers() -> None:
-    """Let huggingface_hub's HTTP client, which the program may have made its own, hand each answer over first."""
+    """Add `_check_answer` to the HTTP client of huggingface_hub, or of the program if it has set one."""
     original = _http._GLOBAL_CLIENT_FACTORY
     if original in _factories:
         return
@@ -144,7 +141,7 @@ def _check_answers() -> None:
 
 
 def _check_answer(response: Any) -> None:
-    """Refuse names that would lie outside of the cache, in headers and in JSON."""
+    """Refuse names that would lie outside of the cache, in headers and JSON."""
     _received.append(response)
     headers = response.headers
     _check_name("X-Repo-Commit", headers.get("X-Repo-Commit"), _COMMIT)
@@ -156,7 +153,7 @@ def _check_answer(response: Any) -> None:
 
 
 def _check_json(values: Any) -> None:
-    """Of what a repository is, or of the list of its files."""
+    """Check the names in the description of a repository or in the list of its files."""
     for entry in values if isinstance(values, list) else [values]:
         if isinstance(entry, Mapping):
             _check_name("sha", entry.get("sha"), _COMMIT)
@@ -248,11 +245,7 @@ def open_repository(repo_id: str, *, private: bool = True, token: str | None = N
 
 
 def check_name(repo_id: str) -> None:
-    """Refuse what cannot be a repository's name.
-
-    Raises:
-        HubError: it is not "owner/name".
-    """
+    """Raise HubError unless `repo_id` is "owner/name"."""
     try:
         validate_repo_id(repo_id)
         valid = REPOSITORY.fullmatch(repo_id) is not None

@@ -1,4 +1,4 @@
-"""What users call images, as the tensor that a network takes."""
+"""From Pillow images, files, arrays and tensors to the tensor that a network takes."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ class ModelFiles:
 
     @property
     def hub_sha256(self) -> str | None:
-        """What the Hub says that the file hashes to; None of one that is not from there, or not in Git LFS."""
-        # The cache names what lies in Git LFS by the hash that the Hub gave, and links to it.
+        """The file's SHA-256 according to the Hub; None if it is not from there, or not in Git LFS."""
+        # The cache links to files of Git LFS, which are named by the Hub's hash.
         blob = self.weights.resolve().name if self.repo_id is not None else ""
         return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack, overload
 
 import torch
-from huggingface_hub import ModelCardData, PyTorchModelHubMixin
+from huggingface_hub import ModelCardData
 from PIL import Image
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.classification import Classification, Decision, check_options, classify_batch
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, BaseModel, ModelDescription
 from ttfs_triton.model.files import described, model_bytes, read_model, write_model
-from ttfs_triton.model.hub import check_account, open_repository, upload
+from ttfs_triton.model.hub import DownloadOptions, check_account, open_repository, upload
 from ttfs_triton.model.images import ImageLike, network_input, split_images
 from ttfs_triton.model.locate import ModelFiles, find_model
 from ttfs_triton.model.own_network import OwnNetwork, describe_network
@@ -38,22 +38,24 @@ class ClassifyOptions(TypedDict, total=False):
     batch_size: int
 
 
-class TTFSModel(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name=LIBRARY,
-    pipeline_tag="image-classification",
-    tags=list(TAGS),
-    paper_url=PAPER,
-):
+class ModelOptions(TypedDict, total=False):
+    """Keywords of `TTFSModel`."""
+
+    class_names: Sequence[str] | None
+    dataset: str | None
+    base_model: BaseModel | None
+    builder: str | None
+
+
+class TTFSModel(nn.Module):
     """A network with the names of its classes and the preprocessing of its images; state dict and attributes are its.
 
     Args:
         network: configuration of a `TTFSNetwork`, or any network that `network_graph` takes.
         class_names, dataset, base_model: see `ModelDescription`.
         image_shape: (channels, height, width) of an image; as of `network_graph`.
-        builder: of a network that is no `TTFSNetwork`, what builds it ("file.py:function"), for whoever reads the
-            files. They hold no code: to load them, pass the network. Default: the name of its class.
+        builder: name of the code that builds another network than a `TTFSNetwork` ("file.py:function"), for readers of
+            its files, which hold no code. Default: the name of its class.
     Attributes:
         network: the network.
     Raises:
@@ -93,7 +95,7 @@ class TTFSModel(
         return self.network(images)
 
     def __getattr__(self, name: str) -> Any:
-        """What the network has, the model has."""
+        """Attributes of the network."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -103,7 +105,7 @@ class TTFSModel(
 
     @property
     def description(self) -> ModelDescription:
-        """What config.json holds."""
+        """The content of config.json."""
         known = self._description.network
         builder = known.builder if isinstance(known, OwnNetwork) else None
         return self._description.replace(network=describe_network(self.network, self.image_shape, builder))
@@ -125,39 +127,20 @@ class TTFSModel(
 
     @classmethod
     def from_network(
-        cls,
-        network: nn.Module,
-        *,
-        class_names: Sequence[str] | None = None,
-        dataset: str | None = None,
-        base_model: BaseModel | None = None,
-        image_shape: Sequence[int] | None = None,
-        builder: str | None = None,
+        cls, network: nn.Module, *, image_shape: Sequence[int] | None = None, **options: Unpack[ModelOptions]
     ) -> Self:
         """A copy of a network, in evaluation mode, on the same device and in the same precision.
 
         Args:
             network: whose layers and weights are taken.
-            class_names, dataset, base_model, image_shape, builder: as of the class.
+            image_shape, class_names, dataset, base_model, builder: as of the class.
         """
         bare = unwrapped(network)
-        return cls(
-            deepcopy(bare),
-            class_names=class_names,
-            dataset=dataset,
-            base_model=base_model,
-            image_shape=image_shape_of(bare, image_shape),
-            builder=builder,
-        ).eval()
+        return cls(deepcopy(bare), image_shape=image_shape_of(bare, image_shape), **options).eval()
 
     @classmethod
     def from_description(cls, description: ModelDescription, network: nn.Module | None = None) -> Self:
-        """A model with fresh weights from what config.json holds.
-
-        Args:
-            description: of the model.
-            network: that it is of, where code of the user's builds it.
-        """
+        """A model with fresh weights from what config.json holds; `network` is the one that the user's code built."""
         known = description.network
         if isinstance(known, NetworkConfig):
             model = cls(known)
@@ -168,46 +151,35 @@ class TTFSModel(
         return model
 
     @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # arguments that were silently ignored
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
         network: Network | None = None,
         revision: str | None = None,
         device: str | torch.device = "cpu",
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
+        **options: Unpack[DownloadOptions],
     ) -> Self:
         """A trained model, in evaluation mode (`model.train()` to go on training), in the precision it was saved in.
 
         Strict: every tensor of the file is used, every parameter is found, and a checksum is verified.
 
         Args:
-            pretrained_model_name_or_path: repository "owner/name" (also with "@revision"), a run's folder (its best
-                weights are taken), a folder with config.json and model.safetensors, or a .safetensors file beside its
-                config.json, or "bundled:NAME" for one that comes with the package, which computes in float32. What
-                exists locally is never looked for on the Hub.
-            network: of a model whose network code of yours builds: that network, whose weights are then replaced, a
-                function without arguments that builds it, or "FILE.py:FUNCTION", which is run. No code is ever taken
-                from the model's files.
+            pretrained_model_name_or_path: a run's folder (of its best weights), a folder with config.json and
+                model.safetensors, a .safetensors file beside its config.json, "bundled:NAME" for a network of the
+                package, which computes in float32, or a repository "owner/name", also with "@revision". The Hub is
+                asked only for what does not exist locally.
+            network: if your code builds the network: the network, whose weights are then replaced, a function without
+                arguments that builds it, or "FILE.py:FUNCTION", which is run. Code never comes from a model's files.
             revision: branch, tag or commit, of a repository.
             device: where the model goes.
             token, cache_dir, force_download, local_files_only: as of `huggingface_hub.snapshot_download`.
         Raises:
-            LoadError: no such folder or file, damaged files, weights of another network, or no `network` where files
-                do not say how to build it.
+            LoadError: no such folder or file, damaged files, weights of another network, or no `network` where your
+                code builds it.
             HubError: no such repository, no right to read it, or no connection and nothing in the cache.
         """
-        files = find_model(
-            pretrained_model_name_or_path,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
+        files = find_model(pretrained_model_name_or_path, revision=revision, **options)
         return cls.from_files(files, network).to(device)
 
     @classmethod
@@ -231,9 +203,7 @@ class TTFSModel(
         load_tensors(model, tensors, files.weights)
         return (model.float() if files.bundled else model).eval()
 
-    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # no card without results; no push
-        self, save_directory: str | Path, *, overwrite: bool = False
-    ) -> None:
+    def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False) -> None:
         """Write config.json and model.safetensors; loading them gives the same model bit for bit.
 
         Args:
@@ -266,7 +236,7 @@ class TTFSModel(
             plain
         )
 
-    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]  # private unless said otherwise
+    def push_to_hub(
         self,
         repo_id: str,
         *,

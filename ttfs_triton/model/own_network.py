@@ -1,6 +1,6 @@
-"""A network that code of the user's builds: what its files say of it. They hold no code, and name whose was used.
+"""What config.json says of a network that the user's code builds: its layers, and the name of the code.
 
-Whoever loads such a file passes the network, or the function that builds it; nothing that a file names is run.
+To load such a model, pass the network or the function that builds it; nothing that a file names is run.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class OwnNetwork:
-    """What is known of a network without a specification.
+    """The description of a network without a specification.
 
     Attributes:
-        builder: what built it, for readers: "file.py:function" or the name of a class. Never run.
+        builder: name of the code that built it, "file.py:function" or a class, for readers. Never run.
         in_channels: of the images.
         image_size: (height, width) of the images.
         classes: number of classes.
@@ -52,7 +52,7 @@ class OwnNetwork:
 
     @classmethod
     def of(cls, graph: NetworkGraph, builder: str) -> OwnNetwork:
-        """What is known of a network of images.
+        """The description of a network that reads images.
 
         Raises:
             ValueError: it reads something else.
@@ -105,7 +105,7 @@ class OwnNetwork:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OwnNetwork:
-        """What `to_dict` gave.
+        """The description that `to_dict` gave.
 
         Raises:
             ValueError: unknown or missing keys, or values of another type or out of range.
@@ -118,14 +118,14 @@ _ADAPTER = TypeAdapter(OwnNetwork)
 
 
 def _plain(builder: str) -> str:
-    """Without folders: those of this machine say nothing to readers."""
+    """Without this machine's folders."""
     return builder.replace("\\", "/").rpartition("/")[2]
 
 
 def describe_network(
     network: nn.Module, image_shape: Sequence[int] | None = None, builder: str | None = None
 ) -> NetworkConfig | OwnNetwork:
-    """What config.json says of a network.
+    """The description of a network in config.json.
 
     Args:
         network, image_shape: as of `network_graph`, which checks what is no `TTFSNetwork`.

@@ -28,12 +28,12 @@ _KINDS = {
 
 
 class LoadError(ValueError):
-    """Files that hold no network of ours: says what was looked for and where."""
+    """Files that hold no network of ours; the message says what was looked for and where."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says about itself.
+    """The header of a safetensors file.
 
     Attributes:
         tensors: type, or None for one that no network of ours has, and shape, by name.
@@ -87,7 +87,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_header(path: Path) -> Header:
-    """What is in a file; no tensor is read.
+    """Read the header of a file, and no tensor.
 
     Raises:
         LoadError: the file is not there, is no safetensors file, or is cut off.
@@ -109,10 +109,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             values that are not finite.
     """
     expected = read_header(path).metadata.get(CHECKSUM)
-    try:
-        tensors = safetensors.torch.load_file(str(path))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise LoadError(f"load: {path} must be a whole safetensors file; {error}.") from error
+    tensors = safetensors.torch.load_file(str(path))
     if expected is not None and checksum(tensors) != expected:
         raise LoadError(f"load: {path} must be as it was written; its checksum differs. Copy or download it again.")
     if problem := not_finite(tensors):

@@ -20,10 +20,9 @@ def count_spikes(
         width: δ of the surrogate, positive.
     Returns:
         float32 scalar.
-    Gradient: weight·max(0, 1 − a/δ), the share that a layer's own surrogate gives to a mask [a > 0] (see
-        `ttfs_kernels.Neuron`): of late spikes, which could vanish, and of silent neurons, which could appear. What
-        moves a silent neuron is its layer's surrogate; without one, nothing. More spikes are not asked of neurons that
-        no input reaches: their potential is the initial one, so all of a channel would fire at once.
+    Gradient: weight·max(0, 1 − a/δ), as the surrogate of a mask [a > 0] in `ttfs_kernels.Neuron`: of late spikes, which
+        could vanish, and of silent neurons, which only their layer's own surrogate moves. More spikes are not asked of
+        neurons that no input reaches: all of a channel would fire at once, at the initial potential.
     """
     return _CountSpikes.apply(activations, weight, reached, width)  # pyright: ignore[reportReturnType]
 

@@ -1,8 +1,8 @@
-"""The base of layers with synapses, whole since its parts share their parameters: weights, skips, batch norm, chips."""
+"""The base of layers with synapses: weights, skips, batch norm and chips, in one file since they share parameters."""
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,33 +26,31 @@ class WeightedLayer(nn.Module):
 
     Args:
         weight_shape: [C_out, ...].
-        bias: learn an initial membrane potential per neuron or channel, from 0. Batch norm has its own instead.
-        weight_standardisation: standardise weights over the fan-in, with a learned norm per channel; folds into
-            plain weights by `fold_weight_standardisation`. Default: unless spiking neurons have batch norm.
-        batch_norm: normalise A and W over the batch while training, by the statistics of A + W; in evaluation the
-            layer is a plain one, whose weights and initial potentials hold the running statistics. See
-            `ttfs_kernels.normalised_conv2d`, and `fold_batch_norm`. Not for readouts.
+        weight_standardisation: Default: unless spiking neurons have batch norm.
+        batch_norm: normalise A and W by the statistics of A + W over the batch while training, see
+            `ttfs_kernels.normalised_conv2d`. In evaluation weights and initial potentials hold the running statistics.
+            Not for readouts.
         initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm its initial weight
             γ, the standard deviation of A + W.
-        skip: channels, or neurons, of an earlier layer whose delayed spikes `forward` gets as `skip`, each by a synapse
-            of its own; see `delayed`. 0 for none. Not for encoders and readouts.
-        average: inputs that share a weight, at 1/average of it each: average pooling in front of the layer, at its
-            synapses, where a mean is no spike time and has to be none. Of a convolution the side of the windows, in
-            pixels; of a fully connected layer the inputs in a row, such as all positions of a flattened channel. The
-            layer then is one with more synapses: `kernel_size`, `stride` and `padding` are in pixels, and
-            `effective_weight()` is spread.
-        device, dtype: of the parameters, as in `torch.nn`.
+        skip: channels, or neurons, of an earlier layer whose delayed spikes `forward` gets; 0 for none. Each meets one
+            synapse; see `delayed`. Not for encoders and readouts.
+        average: inputs that share a weight, at 1/average of it each: average pooling at the synapses. Of a convolution
+            the side of the windows, whose `kernel_size`, `stride` and `padding` are then in pixels and whose
+            `effective_weight()` is spread; of a fully connected layer the inputs in a row.
+        bias, device, dtype: as of `DFTConv2d`.
     Attributes:
-        kind: of the layer, in counts of what it does.
+        kind: see `LayerKind`.
         weight: Parameter [C_out, ...]; use `effective_weight()` for what the synapses really are.
-        bias: Parameter [C_out], initial membrane potential in threshold heights (starts at 0), or None.
+        bias: Parameter [C_out], initial membrane potential in threshold heights, or None.
         weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
-        skip_weight: Parameter [skip], weights v of delayed spikes, one a channel (start at 1), or None. They are not
-            standardised with the others.
+        skip_weight: Parameter [skip], weights v of delayed spikes, one a channel (start at 1, never standardised), or
+            None.
         batch_norm: `BatchNorm2d` or `BatchNorm1d`, which holds γ, β and the running statistics, or None. In its
             evaluation mode the layer computes with these, also while it is trained: `layer.batch_norm.eval()`.
         statistics_group: processes that share the statistics of a batch; None: each has its own.
         spike_dropout: probability that an input spike is dropped while training; see `WeightedLinear`.
+        initial_potential: that all neurons share, beside their own, in threshold heights; 0 but for readouts.
+        threshold: height at the window's start of the ramp on which a readout decides; 1 for hidden neurons.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
         grid: of the chip that the layer computes for, or None (default); see `put_on_grid`.
         faults: of chips that the layer is trained for, or None (default); they happen in training mode alone.
@@ -62,6 +60,8 @@ class WeightedLayer(nn.Module):
 
     kind: ClassVar[LayerKind] = "spiking"
     spike_dropout: float = 0.0
+    initial_potential: float = 0.0
+    threshold: float = 1.0
     weight: nn.Parameter
     bias: nn.Parameter | None
     weight_gain: nn.Parameter | None
@@ -151,10 +151,7 @@ class WeightedLayer(nn.Module):
             nn.init.constant_(self.batch_norm.weight, self.initial_gain)
 
     def effective_weight(self) -> Tensor:
-        """Weights of the synapses: standardised if the layer standardises, spread if it averages.
-
-        Shape and layout of `weight`, but for a layer that averages.
-        """
+        """Weights of the synapses: standardised and, of a layer that averages, spread; otherwise as `weight`."""
         return self.spread(self._stored_weight())
 
     def _stored_weight(self) -> Tensor:
@@ -170,24 +167,25 @@ class WeightedLayer(nn.Module):
 
     @torch.no_grad()
     def fold_standardisation(self) -> None:
-        """Make the standardised weights this layer's plain weights and drop the gains; see the module function."""
+        """See the function `fold_weight_standardisation`."""
         if self.weight_gain is not None:
             self.weight.copy_(self._stored_weight())
             self.weight_gain = None
 
     def synapses(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input activations and weights of this pass: both as they are, or after dropout while training.
+        """Input activations and weights of this pass, while training after dropout and weight noise.
 
         Args:
             x: [N, ...], input activations.
-            weight: the effective weight, where it is known already. Default: `effective_weight()`.
+            weight: the effective weight. Default: `effective_weight()`.
         """
         x, weight, scale = self.with_dropout(x, weight)
-        weight = self.in_training(weight)
+        if (factors := self.factors_in_training(weight)) is not None:
+            weight = weight * factors.to(weight.dtype)
         return x, weight if scale == 1 else weight * scale
 
     def with_dropout(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
-        """As `synapses`, but weights are as they are, and the factor on them is left to the caller."""
+        """Input activations after dropout, weights as they are, and the factor that makes up for dropped spikes."""
         weight = self.effective_weight() if weight is None else weight
         if not self.training or self.spike_dropout == 0:
             return x, weight, 1.0
@@ -195,13 +193,11 @@ class WeightedLayer(nn.Module):
         return x * kept, weight, 1 / (1 - self.spike_dropout)
 
     def delayed(self, skip: Tensor | None, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Delayed spikes, one a neuron of this layer, and the weights of their synapses, as `dft_conv2d` takes them.
+        """Delayed spikes [N, C_out, ...] and their weights [C_out], as `dft_conv2d` takes them; None without a skip.
 
         Args:
             skip: as in `arriving`.
-            inputs: of the layer, whose sizes say what its neurons are.
-        Returns:
-            spikes [N, C_out, ...] and weights [C_out]; None and None for a layer without a skip.
+            inputs: of the layer, [N, ...].
         Raises:
             ValueError: a skip that the layer has no synapses for, none where it has some, or one that does not fit.
         """
@@ -216,17 +212,14 @@ class WeightedLayer(nn.Module):
         return self.arriving(skip, self.output_shape(tuple(inputs.shape[1:]))), self.skip_weights()
 
     def arriving(self, skip: Tensor, shape: Sequence[int], *, silent: float = 0.0) -> Tensor:
-        """Delayed spikes as they arrive, one a neuron.
+        """Delayed spikes as they arrive, one a neuron: [N, *shape].
 
-        Of larger maps every second position (third, ...) does; channels that the earlier layer lacks are silent.
+        Of larger maps every second position (third, ...) arrives; channels that the earlier layer lacks are silent.
 
         Args:
-            skip: [N, skip, ...], activations of an earlier layer, whose spikes have waited until the window in which
-                those of the layer's input arrive; or what orders them as activations do.
+            skip: [N, skip, ...], activations of an earlier layer, or other numbers in their order.
             shape: of this layer's neurons for one image.
-            silent: what stands for no spike.
-        Returns:
-            [N, *shape].
+            silent: the number that stands for no spike.
         Raises:
             ValueError: channels or maps do not fit.
         """
@@ -261,48 +254,33 @@ class WeightedLayer(nn.Module):
         return self.batch_norm is not None and self.batch_norm.training
 
     def with_batch_norm(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Weights and initial potentials of evaluation mode, batch norm folded in; without one, as they are.
+        """The effective weight and bias [C_out] or None in evaluation mode, batch norm folded in; without one, as is.
 
-        Args:
-            weight: the effective weight.
-        Returns:
-            weight, shape of `weight`, and bias [C_out] or None, in the wider of the dtypes of `weight` and batch norm.
+        Their dtype is the wider of those of `weight` and batch norm.
         """
-        norm = self.batch_norm
+        norm: Any = self.batch_norm
         if norm is None:
             return weight, self.bias
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
         dtype = torch.promote_types(weight.dtype, norm.weight.dtype)
         scale = norm.weight.to(dtype) * (norm.running_var.to(dtype) + norm.eps).rsqrt()
         bias = norm.bias.to(dtype) - scale * norm.running_mean.to(dtype)
         return weight.to(dtype) * scale.view(-1, *(1,) * (weight.dim() - 1)), bias
 
     def normalisation(self) -> Normalisation:
-        """How potentials of this training step are normalised.
-
-        Raises:
-            RuntimeError: the layer has no batch norm.
-        """
-        norm = self.batch_norm
-        if norm is None or norm.running_mean is None:
-            raise RuntimeError(f"{type(self).__name__}: normalisation must have a batch norm; there is none.")
+        """How potentials of this training step are normalised, of a layer with batch norm."""
+        norm: Any = self.batch_norm
         return Normalisation(norm.weight, norm.bias, norm.running_mean, norm.eps, self.statistics_group)
 
     @torch.no_grad()
     def follow(self, found: Normalised) -> Tensor:
-        """Let the running statistics follow those of a batch; returns its activations.
+        """Update the running statistics by those of a batch; returns its activations.
 
-        They are the mean of all batches so far, until that is as long a memory as the batch norm's momentum gives them.
+        They are the mean of all batches until a batch's share is down to the batch norm's momentum.
         """
-        norm = self.batch_norm
-        assert norm is not None
-        assert norm.momentum is not None
-        assert norm.num_batches_tracked is not None
+        norm: Any = self.batch_norm
         norm.num_batches_tracked.add_(1)
         share = norm.num_batches_tracked.to(norm.weight.dtype).reciprocal().clamp_min(norm.momentum)
         for running, value in ((norm.running_mean, found.mean), (norm.running_var, found.variance)):
-            assert running is not None
             running.lerp_(value.to(running.dtype), share)
         return found.activations
 
@@ -320,10 +298,7 @@ class WeightedLayer(nn.Module):
     # ---- chips: their grids and faults
 
     def put_on_grid(self, grid: Grid | None) -> None:
-        """Compute as a chip does from now on, or no longer; units are chosen that fit the present weights best.
-
-        Batch norm is folded first.
-        """
+        """Compute as a chip does from now on, or no longer: fold batch norm, choose units that fit the weights best."""
         if grid is not None:
             self.fold_batch_norm()
         self.grid, self.log2_unit = grid, None
@@ -337,7 +312,7 @@ class WeightedLayer(nn.Module):
         self.log2_unit = nn.Parameter((logarithm if grid.per_channel else logarithm[:1]).to(self.weight.dtype))
 
     def unit_on_grid(self, bits: int | None, per_channel: bool) -> Tensor | None:
-        """Units [C_out] of weights with so many bits, float64, in threshold heights; None where the layer has none."""
+        """Units [C_out] of weights with so many bits, float64, in threshold heights; None if the layer has none."""
         grid = self.grid
         if self.log2_unit is None or grid is None or (grid.weight_bits, grid.per_channel) != (bits, per_channel):
             return None
@@ -351,14 +326,9 @@ class WeightedLayer(nn.Module):
         return self.grid is not None and not x.is_meta
 
     @property
-    def common_potential(self) -> float:
-        """Initial potential that all neurons share, beside their own, in threshold heights."""
-        return 0.0
-
-    @property
     def threshold_height(self) -> float:
-        """Height of the firing threshold at the window's start; 1 for hidden neurons."""
-        return 1.0
+        """Highest threshold that neurons are compared with; a readout's also on the hidden layers' ramp."""
+        return max(1.0, self.threshold)
 
     def factors_in_training(self, weight: Tensor) -> Tensor | None:
         """Factors that disturb the weights of this pass, shape of `weight`; None without weight noise."""
@@ -366,19 +336,14 @@ class WeightedLayer(nn.Module):
             return None
         return weight_factors(weight, self.faults.weight_noise)
 
-    def in_training(self, weight: Tensor) -> Tensor:
-        """Weights of this pass: disturbed by `faults` while training, else as they are."""
-        factors = self.factors_in_training(weight)
-        return weight if factors is None else weight * factors.to(weight.dtype)
-
     def emit(self, activations: Tensor) -> Tensor:
-        """Return spikes, while training after `faults`, and count them if statistics are recorded."""
+        """The layer's spikes: while training after `faults`; counted if statistics are recorded."""
         if self.training and self.faults:
             activations = spikes_in_training(activations, self.faults, self.grid)
         return self.record(activations)
 
     def record(self, activations: Tensor) -> Tensor:
-        """Count the spikes of `activations` if statistics are being recorded, and hand them on unchanged."""
+        """Count the spikes of `activations` if statistics are being recorded; returns them."""
         if self.statistics is not None and self.statistics.recording:
             self.statistics.update(activations)
         return activations

@@ -39,13 +39,9 @@ def train_for(model: nn.Module, faults: Faults | None) -> None:
 
 
 def check_registers(model: nn.Module) -> None:
-    """Raise ValueError unless every layer's firing threshold is a potential that its registers hold.
+    """Raise ValueError unless the registers of every layer on a grid hold its firing threshold, T / unit integers high.
 
-    A threshold is T / unit integers high: more steps and finer weights need more bits. Units that training makes finer
-    later on are kept coarse enough.
-
-    Args:
-        model: of layers on a grid; layers without one hold everything.
+    More steps and finer weights need more bits. While training, units are kept coarse enough.
     """
     named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, WeightedLayer)]
     for short, (_, layer) in zip(short_names([name for name, _ in named]), named, strict=True):

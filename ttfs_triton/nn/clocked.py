@@ -1,4 +1,4 @@
-"""Layers as hardware runs them: of spiking neurons, in integers, step by step or by one contraction; the analog one."""
+"""Layers as hardware runs them: spiking neurons in integers, by one contraction or step by step; analog encoders."""
 
 from __future__ import annotations
 
@@ -49,12 +49,11 @@ class ClockedLayer:
         layer: a spiking layer or a readout.
         quantised: its weights.
         clock: steps and instants.
-        window: S, of firing, in windows.
-        register: largest slope and potential, in weight units and weight units · steps, at which both saturate after
-            each step; None: registers are as wide as it takes.
-        reach: bound on a neuron's Σ|integers|, of a layer without delayed spikes; None reads it from the weights, for
-            which the host waits for the device, and refuses what overflows. With a bound, units are at least
-            `SMALLEST_GRID_UNIT`.
+        window: S, length of the firing window, in windows.
+        register: largest slope (in weight units) and potential (in weight units · steps); both saturate there after
+            each step. None: registers are as wide as needed.
+        reach: bound on a neuron's Σ|integers|, for a layer without delayed spikes whose units are at least
+            `SMALLEST_GRID_UNIT`. None: computed from the weights, for which the host waits for the device.
     Raises:
         ValueError: integers would leave their range: too many steps for these weights.
     """
@@ -79,9 +78,9 @@ class ClockedLayer:
         shape = (-1, 1, 1) if isinstance(layer, WeightedConv2d) else (-1,)
         self.unit = quantised.unit.view(shape)
         bias = layer.with_batch_norm(layer.weight.double())[1]
-        initial = layer.common_potential if bias is None else bias.detach().double() + layer.common_potential
+        initial = layer.initial_potential if bias is None else bias.detach().double() + layer.initial_potential
         preset = self._in_range(quantise_potential(initial, quantised.unit, clock.steps, checked=not known))
-        common = self._in_range(quantise_potential(layer.common_potential, quantised.unit, clock.steps, checked=False))
+        common = self._in_range(quantise_potential(layer.initial_potential, quantised.unit, clock.steps, checked=False))
         if known:
             preset, smallest, first = preset.clamp_(-LARGEST_PRESET, LARGEST_PRESET), SMALLEST_GRID_UNIT, LARGEST_PRESET
         else:
@@ -103,9 +102,7 @@ class ClockedLayer:
         self.persistence = round(psp_persistence(layer) * 2**FRACTION_BITS)  # 16 binary places
 
     def integrate(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
-        """Membranes after the integration window, by one contraction: order does not matter to integers.
-
-        Only where registers may saturate does it matter in which step a spike comes.
+        """Membranes after the integration window, by one contraction; step by step where registers may saturate.
 
         Args:
             remaining: [N, ...] steps that remain at each input's spike, 0 for silent ones.
@@ -126,7 +123,7 @@ class ClockedLayer:
         return self._membrane(accumulated.mul_(2**POTENTIAL_BITS).add_(self.preset), slope)
 
     def integrate_stepped(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
-        """The same, step by step: deliver the spikes of this step, then add the slope to the potential."""
+        """As `integrate`, step by step: deliver the spikes of this step, then add the slope to the potential."""
         slope = self._contract(torch.zeros_like(remaining)).to(self.dtype)
         potential = slope + self._start
         for step in range(self.steps):
@@ -162,7 +159,7 @@ class ClockedLayer:
         return numbers.clamp_(-self.register * scale, self.register * scale)
 
     def _membrane(self, potential: Tensor, slope: Tensor) -> Membrane:
-        # Half a step of the slope has one binary place less than the potential: no shift but that of σ.
+        # The potential has 17 binary places. Half a step of the slope brings one, σ brings the other 16.
         return Membrane(potential, slope.mul_(self.persistence))
 
     def _contract(self, x: Tensor) -> Tensor:
@@ -170,7 +167,7 @@ class ClockedLayer:
 
 
 class ClockedDecision(NamedTuple):
-    """What the earliest output spike says, for N samples.
+    """Decisions by the earliest output spike, for N samples.
 
     Attributes:
         prediction: [N] int64, its class; of several in the same step, the lowest; without any, the class with the
@@ -199,20 +196,12 @@ class ClockedReadout(ClockedLayer):
         return self.ramp(self.readout.threshold, self.readout.window)
 
     def score(self, membrane: Membrane, *, at_end: bool) -> Tensor:
-        """Potentials at the output window's start or one window later, without V₀, in threshold heights.
-
-        Each channel has its own unit; float32, as decisions are made from it everywhere.
-        """
+        """Potentials at the output window's start or one window later, without V₀, in threshold heights; float32."""
         potential = self.after(membrane, 2 * self.steps if at_end else 0)
         return (self.height(potential) - self.readout.initial_potential).float()
 
     def decide(self, membrane: Membrane, instant: Tensor) -> ClockedDecision:
-        """Decide by the earliest spike.
-
-        Args:
-            membrane: of the output neurons.
-            instant: [N, classes] indices of the instants at which they fire on their own ramp.
-        """
+        """Decide by the earliest spike; `instant` [N, classes] are indices of instants on the readout's own ramp."""
         step, never = self.clock.step_of(instant), len(self.clock.instants(self.readout.window))
         first, prediction = step.min(1)
         no_spike = instant.amin(1) == never
@@ -221,19 +210,16 @@ class ClockedReadout(ClockedLayer):
         return ClockedDecision(torch.where(no_spike, at_end, prediction), step, tie, no_spike)
 
     def on_hidden_ramp(self, membrane: Membrane) -> Tensor:
-        """Indices of the instants [N, classes] at which these neurons would fire as hidden ones do, without V₀."""
+        """Indices of the instants [N, classes] at which these neurons fire on the hidden layers' ramp, without V₀."""
         return self.ramp().first_instant(*self.without_initial_potential(membrane))
 
 
 class AnalogLayer:
-    """A convolution that reads pixels: dense multiply-accumulates in front of the first spikes.
-
-    In float64, so that the order of sums, which is another for other numbers of images, moves no spike.
+    """A convolution that reads pixels, in float64: the order of sums changes with the number of images, spikes do not.
 
     Args:
         layer: the encoder.
-        weight: its weights, batch norm folded in.
-        bias: [C_out] or None, batch norm folded in.
+        weight, bias: [C_out, ...], and [C_out] or None, batch norm folded in.
     """
 
     def __init__(self, layer: WeightedConv2d, weight: QuantisedWeight, bias: Tensor | None) -> None:
@@ -264,11 +250,11 @@ def contract(layer: WeightedLayer, x: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def earliest_input(layer: WeightedLayer, x: Tensor, skip: Tensor | None = None) -> Tensor:
-    """The earliest input spike of each neuron: the largest activation, or number of steps that remain, 0 without any.
+    """The earliest input spike of each neuron: its activation, or the steps that remain; 0 without any.
 
     Args:
         layer: a convolution or fully connected layer.
-        x: [N, channels, height, width] or [N, features], 0 for silent inputs.
+        x: [N, channels, height, width] or [N, features], activations or remaining steps, 0 for silent inputs.
         skip: the same of delayed spikes, one a neuron; None for a layer without.
     Returns:
         [N, groups, P, Q] or [N, 1]: the same for all channels of a group; with a skip, [N, C, ...].

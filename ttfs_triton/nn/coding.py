@@ -76,11 +76,8 @@ class LatencyEncoder(nn.Module):
     Input: any shape, floating point in [0, max_value]; integers too if a max_value above 1 says what they mean. Output:
     activations in [0, 1], same shape; dtype of the input, float32 of integers.
 
-    The values of the first batch are looked at: on the CPU at once, on another device when one comes in evaluation
-    mode, so that no training step there waits for it. Later batches are clamped.
-
-    Spikes of an event camera need no other encoder: `ttfs_triton.data.events` gives their activations, any number of
-    channels, and this one hands them on.
+    The values of the first batch are checked: on a GPU of the first in evaluation mode, so that no training step waits.
+    Later batches are clamped. Activations of an event camera, by `ttfs_triton.data.events`, are handed on as they are.
 
     Args:
         max_value: pixel value that fires at the window's start; 255 for 8-bit pixels.
@@ -95,18 +92,23 @@ class LatencyEncoder(nn.Module):
         tensor([[0.0000, 0.2000, 1.0000]])
     """
 
+    kind = "latency"
+
     def __init__(self, max_value: float = 1.0, *, clamp: bool = False) -> None:
         super().__init__()
         if not max_value > 0:
             raise ValueError(f"LatencyEncoder: max_value must be positive; got {max_value}.")
-        self.max_value, self.clamp = max_value, clamp
-        self._seen = False
+        self.max_value, self.clamp, self._seen = max_value, clamp, False
         self.grid: Grid | None = None
         self.faults: Faults | None = None
 
     def put_on_grid(self, grid: Grid | None) -> None:
         """Give spikes the time stamps of a chip from now on, or no longer."""
         self.grid = grid
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """That of the images."""
+        return shape
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point() and self.max_value <= 1:
@@ -155,7 +157,7 @@ class _NormalisedImages(nn.Module):
     std: Tensor
 
     def take_statistics(self, weight: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Normalise by these, of which None is 0 and 1, on the weight's device and in its type.
+        """Normalise by these, by default 0 and 1, on the weight's device and in its type.
 
         Raises:
             ValueError: mean or std do not have one entry per input channel, or std is not positive.
@@ -216,9 +218,8 @@ class AnalogEncoder(_NormalisedImages, FiringLayer, WeightedConv2d):
 class SignedEncoder(_NormalisedImages, DFTConv2d):
     """First hidden layer of the networks that the paper's training script makes: spiking neurons that read pixels.
 
-    A normalised pixel x, of either sign, adds w·x to the potential at the window's start, and its weight to the slope
-    only if it is brighter than the mean: A = Σ w·x + b, W = σ·Σ w·[x > 0]. No spike can be negative, so that this is
-    no spiking layer throughout: an image enters by real numbers, as into an `AnalogEncoder`.
+    A normalised pixel x, of either sign, adds w·x to the potential at the window's start; if it is brighter than the
+    mean, it adds w to the slope: A = Σ w·x + b, W = σ·Σ w·[x > 0]. Its inputs are real numbers, as of `AnalogEncoder`.
     Input [N, in_channels, height, width], output activations [N, out_channels, ...], channels last.
 
     Args:

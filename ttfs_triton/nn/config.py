@@ -1,12 +1,11 @@
-"""The configuration of a network: everything needed to build it again, as plain JSON values."""
+"""The configuration of a network, as JSON values that are enough to build it again."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.grid import Grid
@@ -24,9 +23,11 @@ ReadoutTime = Literal["potential_start", "potential_end", "first_spike"]
 """When a decision is read: at the output window's start or end, or at the first output spike."""
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Positive = Annotated[float, Field(ge=1 / MAX_NUMBER, le=MAX_NUMBER)]
+Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+FROM_LIST = Field(strict=False)  # JSON has no tuples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class NetworkConfig:
     """A network of spiking neurons. Frozen; `to_dict` and `from_dict` go through JSON.
 
@@ -66,13 +67,13 @@ class NetworkConfig:
 
     specification: str
     in_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 1
-    image_size: tuple[Side, Side] = (28, 28)
+    image_size: Annotated[tuple[Side, Side], FROM_LIST] = (28, 28)
     classes: Annotated[int, Field(ge=1, le=MAX_SIZE)] = 10
     width: Positive = 1.0
     encoder: Encoder = "latency"
     max_value: Positive = 1.0
-    mean: tuple[Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)], ...] | None = None
-    std: tuple[Positive, ...] | None = None
+    mean: Annotated[tuple[Number, ...], FROM_LIST] | None = None
+    std: Annotated[tuple[Positive, ...], FROM_LIST] | None = None
     readout: ReadoutTime = "potential_start"
     neuron: Neuron = Neuron()
     bias: bool = True
@@ -83,17 +84,7 @@ class NetworkConfig:
     grid: Grid | None = None
 
     def __post_init__(self) -> None:
-        tokens = parse_specification(self.specification)
-        for name, check in _fields().items():
-            value = getattr(self, name)
-            try:
-                # JSON has no tuples.
-                value = check.validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
-            except ValidationError as error:
-                first = error.errors()[0]
-                raise ValueError(f"NetworkConfig: {name} is not usable: {first['msg']}; got {value!r:.80}.") from None
-            object.__setattr__(self, name, value)
-        if problem := self._problem(tokens):
+        if problem := self._problem(parse_specification(self.specification)):
             raise ValueError(f"NetworkConfig: {problem}")
 
     def _problem(self, tokens: Sequence[Token]) -> str | None:
@@ -128,11 +119,10 @@ class NetworkConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as JSON values, those of the neuron among the others.
+        """The configuration as JSON values, flat, with the neuron's properties.
 
-        "backend" and "neuron" say nothing and stay for readers of older versions: one was a setting of the machine, the
-        other told ANNs apart. "grid" is there only if there is one: older versions, which would compute something else,
-        refuse it.
+        "backend" and "neuron" are constant, for older versions. "grid" is there only if there is one, since versions
+        without grids refuse it.
         """
         flat: dict[str, Any] = {}
         for field in dataclasses.fields(self):
@@ -149,34 +139,21 @@ class NetworkConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "NetworkConfig":
         """The configuration that `to_dict` gave, of this version or an older one.
 
-        Older versions had layers of their own for ANNs, neuron "ann": convolution, batch norm, clamped ReLU. Such a
-        network is read as what it computes: σ = 0, batch norm folded; `fold_tensors` does that to its weights.
+        ANNs of older versions, neuron "ann", become networks at σ = 0 without batch norm; `fold_tensors` folds theirs.
 
         Raises:
             ValueError: unknown keys, a missing specification, or values that do not pass the checks above.
         """
-        properties = {field.name for field in dataclasses.fields(Neuron)}
-        own = {field.name for field in dataclasses.fields(cls)} - {"neuron", "grid"}
-        known = own | properties | {"neuron", "backend", "grid"}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(
-                f"NetworkConfig.from_dict: keys must be among {', '.join(sorted(known))}; got {', '.join(unknown)}."
-            )
-        if "specification" not in values:
-            raise ValueError(f"NetworkConfig.from_dict: values must have a specification; got {sorted(values)}.")
-        kind = values.get("neuron", "dft")
+        own = {name: value for name, value in values.items() if name != "backend"}
+        kind = own.pop("neuron", "dft")
         if kind not in ("dft", "ann"):
             raise ValueError(f"NetworkConfig.from_dict: neuron must be one of dft, ann; got {kind}.")
         if kind == "ann":
-            values = {**values, "psp_persistence": 0.0}
-            if values.get("batch_norm") is True:
-                values |= {"batch_norm": False, "weight_standardisation": False, "bias": True}
-        neuron = Neuron(**{name: values[name] for name in properties & set(values)})
-        grid = None if values.get("grid") is None else Grid.from_dict(values["grid"])
-        return cls(neuron=neuron, grid=grid, **{name: values[name] for name in own & set(values)})
-
-
-@functools.cache
-def _fields() -> dict[str, TypeAdapter[Any]]:
-    return {name: TypeAdapter(hint) for name, hint in get_type_hints(NetworkConfig, include_extras=True).items()}
+            own["psp_persistence"] = 0.0
+            if own.get("batch_norm") is True:
+                own |= {"batch_norm": False, "weight_standardisation": False, "bias": True}
+        properties = own.keys() & {field.name for field in dataclasses.fields(Neuron)}
+        own["neuron"] = Neuron(**{name: own.pop(name) for name in properties})
+        if own.get("grid") is not None:
+            own["grid"] = Grid.from_dict(own["grid"])
+        return cls(**own)

@@ -1,7 +1,7 @@
 """Faults of real chips: spikes that come late, early or never, disturbed weights, broken neurons.
 
-In training, every step draws faults anew, a chip a step; gradients go through what is left. In the simulator, a seed
-draws one chip with its weights and broken neurons, and then each image its spikes.
+In training every step draws another chip, and gradients go through the spikes that are left. In the simulator a seed
+draws one chip with its weights and broken neurons, then the spikes of each image.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Faults:
     """How much goes wrong; frozen. All are 0 on a chip without faults.
 
     Attributes:
-        spike_jitter: standard deviation of every spike's time, in windows. A spike that is moved before its window
-            comes at its start, one that is moved behind it is lost.
+        spike_jitter: standard deviation of every spike's time, in windows. A spike moved before its window comes at the
+            start, one moved behind it is lost.
         weight_noise: standard deviation of every weight, as a share of its own magnitude; at most four of them.
         dead_neurons: share of the hidden neurons that never fire.
         stuck_neurons: share of the hidden neurons that always fire at their window's start.

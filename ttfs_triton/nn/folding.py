@@ -1,7 +1,4 @@
-"""Batch norm folded into the layer in front of it: the same network with one weight and one initial potential a layer.
-
-All of it is computed in float64 and is exact but for rounding.
-"""
+"""Batch norm folded into the layer in front of it, in float64: one weight and one initial potential a layer."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -57,13 +54,9 @@ class BatchNorm:
 
 @torch.no_grad()
 def plain_synapses(layer: WeightedLayer) -> tuple[Tensor, Tensor | None]:
-    """Weights and initial potentials that a layer computes with in evaluation mode, standardisation and batch norm
-    folded in, and rounded on a grid: what other programs, hardware and its simulation get.
+    """Weights [C_out, ...] and initial potentials [C_out] or None that a layer computes with in evaluation, float64.
 
-    Args:
-        layer: on any device.
-    Returns:
-        weight [C_out, ...] and bias [C_out] or None, float64; without batch norm exactly what the layer uses.
+    Standardisation and batch norm are folded in; on a grid they are rounded. Exports, counts and simulations use these.
     """
     weight = layer.effective_weight().detach()
     if layer.grid is not None:
@@ -81,9 +74,7 @@ def plain_skip_weights(layer: WeightedLayer) -> Tensor | None:
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """Replace batch norm by the weights and initial potentials that it stands for in evaluation, in every layer.
-
-    In evaluation mode outputs stay the same, but for rounding. Layers without batch norm are left alone.
+    """Replace batch norm by weights and initial potentials in every layer; in evaluation outputs stay the same.
 
     Args:
         model: a layer or network of `ttfs_triton.nn`, changed in place; of a `TTFSNetwork` call its own method, which
@@ -104,10 +95,7 @@ def has_batch_norm(names: Iterable[str]) -> bool:
 
 @torch.no_grad()
 def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a network, batch norm and weight standardisation folded: weights, biases and those of skips.
-
-    As `TTFSNetwork.fold_batch_norm`, without the network: also where both stand in one layer, as in the ANNs of older
-    versions.
+    """The state dict of a network with batch norm and weight standardisation folded, also of one layer with both.
 
     Args:
         tensors: by name, of one floating type, on any device; without batch norm they come back as they are.
@@ -135,14 +123,13 @@ def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def unfold_batch_norm(network: nn.Module, plain: nn.Module, images: Tensor) -> None:
-    """Give a network with batch norm the weights of a plain one, such that it computes the same in evaluation.
-
-    The statistics are those of the plain network's potentials, so that training goes on where the plain network is.
+    """Give a network with batch norm the weights of a plain one, such that training goes on from there.
 
     Args:
-        network: changed in place; its layers are those of `plain`, in the same order, some with batch norm.
+        network: changed in place; its layers are those of `plain`, in the same order, some with batch norm. It then
+            computes the same in evaluation.
         plain: without batch norm and weight standardisation.
-        images: [N, ...], as the networks take them; training images, since their statistics are kept.
+        images: [N, ...], training images: the running statistics become those of the plain network's potentials.
     """
     pairs = list(zip(_weighted_layers(network), _weighted_layers(plain), strict=True))
     modes = network.training, plain.training

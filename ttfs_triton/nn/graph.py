@@ -1,7 +1,7 @@
-"""A network as the graph of its layers: which fires in which window, and what it reads.
+"""A network as the graph of its layers: the window in which each fires, and its inputs.
 
-Everything that takes a network apart (counts, simulation, export, files, training) reads this one description, which
-`ttfs_triton.nn.trace.network_graph` makes of any module. What is no network of ours is refused there, and nowhere else.
+Counts, simulation, export, files and training read this one description, which `ttfs_triton.nn.trace.network_graph`
+makes of any module. Other modules are refused there, and nowhere else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ StageKind = LayerKind | Literal["latency"]
 
 
 class NetworkError(ValueError):
-    """A module that is no network of our layers; says what was found, and what to put in its place."""
+    """A module that is no network of our layers; the message names what was found, and what to use instead."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Wire:
         """Spikes of the source, or images, as the layer gets them: pooled, flattened.
 
         Args:
-            spikes: [N, ...], activations or whatever orders neurons as activations do (larger is earlier, 0 silent).
+            spikes: [N, ...], activations, or other numbers in their order (larger is earlier).
         """
         for module in self.route:
             spikes = module(spikes)
@@ -91,11 +91,7 @@ class Stage:
         return found if isinstance(found, Neuron) else None
 
     def synapses(self) -> tuple[Tensor, Tensor | None]:
-        """Weights and initial potentials as the hardware gets them: standardised, batch norm folded in.
-
-        Returns:
-            weight [C_out, ...] and bias [C_out] or None, float64, detached.
-        """
+        """Weights [C_out, ...] and initial potentials [C_out] or None as hardware gets them; see `plain_synapses`."""
         return plain_synapses(self.weighted)
 
     def activations(self, inputs: Tensor, skip: Tensor | None) -> Tensor:
@@ -191,15 +187,13 @@ class NetworkGraph:
     def run(
         self, images: Tensor, fire: Callable[[Stage, Tensor, Tensor | None], Tensor], *, silent: float = 0.0
     ) -> Tensor:
-        """Run the stages in order, each with what reaches it; nothing is kept longer than somebody reads it.
+        """Run the stages in order and return what the readout emits; outputs are dropped after their last reader.
 
         Args:
             images: [N, *image_shape].
-            fire: gets a stage, its inputs, pooled and flattened, and its skip's, one a neuron, or None; returns what
-                the stage's neurons emit, [N, *shape]: activations, or what orders them as activations do.
-            silent: what stands for no spike there.
-        Returns:
-            What the readout emits.
+            fire: from a stage, its inputs, pooled and flattened, and its delayed spikes, one a neuron, or None, to what
+                its neurons emit, [N, *shape]: activations, or other numbers in their order.
+            silent: the number that stands for no spike.
         """
         last_reader = {wire.source: stage for stage in self.stages for wire in _wires(stage)}
         emitted: dict[str | None, Tensor] = {None: images}
@@ -215,7 +209,7 @@ class NetworkGraph:
         return emitted[self.stages[-1].name]
 
     def describe(self) -> list[str]:
-        """A line for each stage: name, shape, layer, and the way of its inputs; equal for equal graphs."""
+        """A line for each stage: name, shape, layer, and where its inputs come from; equal for equal graphs."""
         return [_line(stage) for stage in self.stages]
 
 

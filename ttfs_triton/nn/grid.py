@@ -18,7 +18,7 @@ MOST_STEPS = 1024
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Grid:
-    """What a chip's neurons, synapses and clock can hold; frozen, and JSON values throughout.
+    """Time steps and bits of a chip's synapses and neurons; frozen, all JSON values.
 
     A network on a grid computes what the chip does, and `ttfs_triton.hardware.simulate`: whole time stamps, integer
     weights, registers that saturate.
@@ -27,9 +27,9 @@ class Grid:
         time_steps: T, steps of a window, 1 to 1024.
         weight_bits: 2 to 16, sign included; None leaves weights as fine as float32.
         per_channel: one weight unit per output channel; otherwise one per layer.
-        state_bits: 4 to 62, sign included, of the registers that hold a neuron's slope (in weight units) and potential
-            (in weight units · steps), which saturate after each step; the fraction that comparing in the middle of a
-            step takes is beside them. None: as wide as it takes.
+        state_bits: 4 to 62, sign included, of the registers of a neuron's slope (in weight units) and potential (in
+            weight units · steps), which saturate after each step; fractions of steps are not counted. None: as wide as
+            needed.
         compare_at: "middle" or "start" of a step; see `ttfs_triton.nn.clock`.
     Raises:
         ValueError: a value of another type or out of range.

@@ -13,9 +13,9 @@ SMALLEST_EIGENVALUE = 5e-4
 
 
 def whitening_weights(images: Tensor, kernel_size: tuple[int, int], *, epsilon: float = SMALLEST_EIGENVALUE) -> Tensor:
-    """Weights of a convolution whose outputs are uncorrelated, of variance 1, over patches of images: whitening.
+    """Weights of a convolution that whitens patches of images: its outputs are uncorrelated, of variance 1.
 
-    Each principal component of the patches is there twice, with both signs, since neurons pass on positive values only.
+    Each principal component of the patches comes with both signs, since neurons pass on positive values only.
 
     Args:
         images: [N, C, height, width], normalised.

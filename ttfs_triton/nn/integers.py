@@ -1,4 +1,4 @@
-"""Weights as signed integers of few bits, potentials in the unit that follows, and sums of integers that are exact."""
+"""Weights as signed integers of few bits, initial potentials in their units, and exact sums of integers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, backends
 from torch.backends import cudnn, mkldnn
 
-# Units below this many threshold heights are rounded up to it: no synapse needs them, a channel of zeros gets a unit,
-# and the integers of a layer stay within their registers.
+# Smallest unit, in threshold heights: a channel of zeros gets one, and the integers of a layer stay in their registers.
 SMALLEST_UNIT = 2.0**-30
 
 # Units of a layer on a grid are at least this: with the steps that a grid may have, potentials are then below 2^53.
@@ -41,7 +40,7 @@ class QuantisedWeight(NamedTuple):
     limit: int
 
     def multiplied(self, factors: Tensor) -> QuantisedWeight:
-        """Weights times factors of their shape, as integers of finer units."""
+        """Weights times factors of their shape, in finer units."""
         integers = (self.integers.double() * factors.double() * FINER).round()
         limit = int(FINER * self.limit * max(1.0, float(factors.abs().max()))) + 1
         return QuantisedWeight(integers if limit > FLOAT32_BOUND else integers.float(), self.unit / FINER, limit)
@@ -49,8 +48,7 @@ class QuantisedWeight(NamedTuple):
     def late_weights(self, weights: Tensor | None) -> Tensor | None:
         """Weights of delayed spikes [C_out] as integers [C_out] int64 in the channels' units; None of None.
 
-        They are of the order of a threshold height, where the others are far smaller: to keep those fine, each is an
-        integer up to `limit` times a power of two, a shift in hardware.
+        They are far larger than the others: each is an integer up to `limit` times a power of two, a shift in hardware.
         """
         if weights is None:
             return None
@@ -68,18 +66,14 @@ class QuantisedWeight(NamedTuple):
 def quantise_weight(
     weight: Tensor, bits: int | None, *, per_channel: bool = True, unit: Tensor | None = None
 ) -> QuantisedWeight:
-    """Round weights to signed integers, symmetrically; zero stays zero.
-
-    By default the largest weight becomes ±(2^(bits−1) − 1), and no weight moves by more than half a unit; in a given
-    unit, weights beyond the largest integer become that integer. Two bits are {−1, 0, 1}.
+    """Round weights to signed integers, symmetrically, from −limit to limit = 2^(bits−1) − 1; zero stays zero.
 
     Args:
         weight: [C_out, ...], floating point, in threshold heights.
         bits: 2 to 16, sign included; None for 24, which is as fine as float32 beside the largest weight.
         per_channel: one unit per output channel; otherwise one for all.
-        unit: [C_out] float64, threshold heights; None takes the largest weights for the largest integers.
-    Returns:
-        Integers and units, on the device of `weight`.
+        unit: [C_out] float64, threshold heights; larger weights than it holds become the largest integer. Default: in
+            which the largest weight is the largest integer.
     Raises:
         ValueError: bits out of range, or weights that are not finite.
     """
@@ -94,14 +88,9 @@ def quantise_weight(
 
 
 def fitting_unit(weight: Tensor, bits: int, *, per_channel: bool = True) -> Tensor:
-    """Units in which rounded weights are closest to the weights, by least squares: few bits rather cut the largest.
+    """Units [C_out] in which rounded weights are closest to the weights, by least squares; float64, threshold heights.
 
-    Args:
-        weight: [C_out, ...], floating point, in threshold heights.
-        bits: 2 to 16.
-        per_channel: one unit per output channel; otherwise one for all.
-    Returns:
-        [C_out] float64, threshold heights.
+    Few bits rather cut the largest weights. Arguments are those of `quantise_weight`.
     """
     weight, limit = weight.detach().double(), largest_integer(bits)
     widest = _widest_unit(weight, limit, per_channel)
@@ -133,15 +122,13 @@ def _widest_unit(weight: Tensor, limit: int, per_channel: bool) -> Tensor:
 
 
 def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int, *, checked: bool = True) -> Tensor:
-    """Initial membrane potentials as integers, in the unit of a potential, weight unit · step.
+    """Initial membrane potentials [C_out] as whole numbers, float64, in the unit of a potential, weight unit · step.
 
     Args:
         potential: [C_out] or a number for all channels, in threshold heights.
         unit: [C_out] of the weights.
         steps: of a window.
         checked: refuse what is not finite, for which the host waits for the device.
-    Returns:
-        [C_out] float64, whole numbers.
     Raises:
         ValueError: potentials that are not finite.
     """
@@ -162,10 +149,8 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:
 
 
 def exact_dtype(bound: int) -> torch.dtype:
-    """The fastest floating point type in which sums of products of integers are exact.
+    """The fastest floating point type in which sums of integers are exact, whose absolute values add up to `bound`.
 
-    Args:
-        bound: on the sum of all absolute products, and so on each partial sum.
     Raises:
         ValueError: no type holds such sums.
     """
@@ -180,8 +165,7 @@ def exact_dtype(bound: int) -> torch.dtype:
 def exact_products() -> Iterator[None]:
     """Contract in plain float32 or float64 inside the `with` block, whatever is allowed outside.
 
-    Off are TF32 and bfloat16 products, autocast, and the libraries that may transform a convolution (Winograd, FFT):
-    cuDNN and NNPACK. What remains sums products of the numbers themselves.
+    Off are TF32 and bfloat16 products, autocast, and cuDNN and NNPACK, which may transform a convolution.
     """
     switches = [backends.cuda.matmul, *(getattr(mkldnn, name) for name in ("matmul", "conv"))]
     precisions, enabled = [switch.fp32_precision for switch in switches], cudnn.enabled

@@ -75,9 +75,9 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         batch_norm: normalise potentials over the batch while training; folds by `fold_batch_norm`. Instead of weight
             standardisation, unless that is asked for, too.
         initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm its initial weight.
-        skip: channels of an earlier layer whose spikes reach these neurons too, delayed; see `forward`. Default: 0.
-        average: side of windows of inputs that are averaged in front of the synapses, spikes and masks alike; sizes
-            must divide by it, and kernel_size, stride and padding count such windows. Default: 1.
+        skip: channels of an earlier layer whose delayed spikes reach these neurons too; see `forward`. Default: 0.
+        average: side of windows of inputs that are averaged at the synapses, spikes and masks alike; maps must divide
+            by it, and kernel_size, stride and padding count such windows. Default: 1.
         device, dtype: as in `torch.nn.Conv2d`.
     Attributes:
         fuse_pool: where a pool that `forward` is given is computed; see `ttfs_kernels.dft_conv2d`. Default: None, as
@@ -122,7 +122,7 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         """Activations; with `pool`, those of `EarliestSpikePool2d(pool)` behind it, and no spikes are counted.
 
         `skip` [N, skip, ...] are activations of an earlier layer, whose spikes have waited for those of `x`: each adds
-        v·x_skip to the potential of one neuron, and v to its slope. See `WeightedLayer.delayed` for other sizes.
+        v·x_skip to the potential of one neuron, and v to its slope. Larger maps: see `WeightedLayer.arriving`.
         """
         options = {"neuron": self.neuron, "backend": self.backend, "pool": pool, "fuse_pool": self.fuse_pool}
         return self.spikes(x, weight, skip, **options)

@@ -79,10 +79,10 @@ class TTFSNetwork(nn.Module):
             )
         activations = images.contiguous(memory_format=torch.channels_last)
         names, layers = zip(*self.features.named_children(), strict=True)
-        # Integers of a grid are those of the weights themselves, not of what a mixed precision leaves of them.
+        # A grid's integers are of the weights in their own precision.
         with nullcontext() if self.config.grid is None else without_autocast(images.device):
             weights = effective_weights(layers)
-        # Spikes that entered the last layers with weights, for as long as some skip may still read them.
+        # Inputs of the last layers with weights, which skips may still read.
         entered: list[Tensor] = []
         kept = 1 + self._longest_wait
         pooled = False
@@ -133,14 +133,12 @@ class TTFSNetwork(nn.Module):
 
 
 def effective_weights(modules: Iterable[nn.Module]) -> list[Tensor | None]:
-    """Standardised weights of layers, in as few kernel calls as `standardise_weights` needs for all of them.
+    """`effective_weight()` of each standardised layer, by one call of `standardise_weights`; None for other modules.
 
-    Under autocast they come in autocast's dtype, in which they are used. Hand each to its layer's `forward`.
+    Under autocast they have its dtype. Hand each to its layer's `forward`.
 
     Args:
-        modules: layers of a network, on one device, among others.
-    Returns:
-        For each module its `effective_weight()`; None if it has none, or no weight standardisation.
+        modules: layers on one device, and others.
     """
     modules = list(modules)
     layers = [layer for layer in modules if isinstance(layer, WeightedLayer) and layer.weight_gain is not None]
@@ -158,10 +156,7 @@ def effective_weights(modules: Iterable[nn.Module]) -> list[Tensor | None]:
 
 
 def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
-    """Whether a layer computes the pool behind it, so that the spikes of its neurons are seen nowhere.
-
-    Not while they are counted, or while a hook asks for them.
-    """
+    """Whether a layer computes the pool behind it; not while its own spikes are counted or read by a hook."""
     if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)) or layer.skip:
         return False
     if layer.grid is not None or (layer.training and layer.faults):

@@ -55,7 +55,7 @@ def cnn1(
         >>> network(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
-    return _network(CNN1, "latency", image_size, in_channels, classes, backend, overrides)
+    return _network(CNN1, image_size, in_channels, classes, backend, {"encoder": "latency"} | overrides)
 
 
 def vgg11(
@@ -71,14 +71,14 @@ def vgg11(
         >>> network(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 100])
     """
-    return _network(VGG11, "analog", image_size, in_channels, classes, backend, overrides)
+    return _network(VGG11, image_size, in_channels, classes, backend, overrides)
 
 
 def vgg16(
     image_size: Size = 32, in_channels: int = 3, classes: int = 10, *, backend: str = "auto", **overrides: Any
 ) -> TTFSNetwork:
     """VGG16, as `vgg11`, with thirteen convolutions."""
-    return _network(VGG16, "analog", image_size, in_channels, classes, backend, overrides)
+    return _network(VGG16, image_size, in_channels, classes, backend, overrides)
 
 
 def cifarnet(
@@ -99,14 +99,10 @@ def cifarnet(
         image_size, in_channels, classes, backend, overrides: as in `vgg11`.
         width, convolutions: see `cifarnet_specification`.
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, whose shape it has.
-    Example:
-        >>> from ttfs_triton.nn import Neuron
-        >>> network = cifarnet(neuron=Neuron(psp_persistence=0.25))
-        >>> network(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
     """
-    specification, values = cifarnet_specification(width, convolutions), {"batch_norm": True} | overrides
-    return _network(specification, "whitened", image_size, in_channels, classes, backend, values)
+    own = {"encoder": "whitened", "batch_norm": True}
+    specification = cifarnet_specification(width, convolutions)
+    return _network(specification, image_size, in_channels, classes, backend, own | overrides)
 
 
 def resnet20(
@@ -114,40 +110,28 @@ def resnet20(
 ) -> TTFSNetwork:
     """ResNet-20 for small images: nine blocks of two convolutions, whose spikes also arrive past them, a window late.
 
-    Where maps get smaller, only every second position arrives, and additional channels get no skip. The readout
-    averages each map.
-    The first convolution is the analog encoder.
+    Its first convolution is the analog encoder. Where maps get smaller, every second position arrives past the block,
+    and additional channels get no skip. The readout averages each map.
 
     Args:
         image_size, in_channels, classes, backend, **overrides: as in `vgg11`.
     Source: He et al., "Deep residual learning for image recognition", 2016, section 4.2, option A.
-    Example:
-        >>> from ttfs_triton.nn import Neuron
-        >>> network = resnet20(neuron=Neuron(psp_persistence=0.25))
-        >>> network(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
     """
-    return _network(RESNET20, "analog", image_size, in_channels, classes, backend, overrides)
+    return _network(RESNET20, image_size, in_channels, classes, backend, overrides)
 
 
 def resnet18(
     image_size: Size = 32, in_channels: int = 3, classes: int = 10, *, backend: str = "auto", **overrides: Any
 ) -> TTFSNetwork:
     """ResNet-18 with a first convolution for small images, as `resnet20`: eight blocks, 64 to 512 channels."""
-    return _network(RESNET18, "analog", image_size, in_channels, classes, backend, overrides)
+    return _network(RESNET18, image_size, in_channels, classes, backend, overrides)
 
 
 def _network(
-    specification: str,
-    encoder: str,
-    image_size: Size,
-    in_channels: int,
-    classes: int,
-    backend: str,
-    overrides: dict[str, Any],
+    specification: str, size: Size, in_channels: int, classes: int, backend: str, options: dict[str, Any]
 ) -> TTFSNetwork:
-    values: dict[str, Any] = {"specification": specification, "encoder": encoder, "image_size": pair(image_size)}
-    values |= {"in_channels": in_channels, "classes": classes} | overrides
+    own: dict[str, Any] = {"specification": specification, "encoder": "analog"}
+    values = own | {"in_channels": in_channels, "image_size": pair(size), "classes": classes} | options
     if values["encoder"] != "latency" and in_channels == 3:
         values = {"mean": CIFAR10_MEAN, "std": CIFAR10_STD} | values
     return TTFSNetwork(NetworkConfig(**values), backend=backend)

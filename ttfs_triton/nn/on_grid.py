@@ -1,10 +1,8 @@
-"""Layers on a chip's grid: forward passes are the chip's, in integers; gradients those of the closed form, straight
-through the rounding.
+"""Layers on a chip's grid: forward passes in the chip's integers, gradients straight through the rounding.
 
-A layer's weights, initial potentials and spikes are rounded as `ttfs_triton.hardware.simulate` rounds them. The closed
-form of the rounded weights, initial potentials and inputs gives the derivatives, as if no spike had been moved to a
-time step. Units of weights are learned: their gradient is that of the rounded weights (Esser et al., "Learned step size
-quantization", 2020), by the logarithm, so that a step of the optimizer changes them by a share.
+Weights, initial potentials and spikes are rounded as `ttfs_triton.hardware.simulate` rounds them. Derivatives are those
+of the closed form of the rounded weights, initial potentials and inputs. Units of weights are learned (Esser et al.,
+"Learned step size quantization", 2020), by their logarithms: a step of the optimizer changes a unit by a share of it.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ class RoundedLayer:
     Args:
         layer: on a grid.
         weight: its effective weight, with gradient.
-        scale: on the weights, while dropout makes up for spikes that are missing.
+        scale: on the weights, which makes up for the spikes that dropout removes.
     Attributes:
         quantised: integer weights.
         weight: [C_out, ...], rounded, differentiable by the effective weight and the units.
@@ -58,11 +56,11 @@ class RoundedLayer:
         self.bias = None if layer.bias is None else straight_through(layer.bias, self._initial_potential(layer.bias))
 
     def _initial_potential(self, bias: Tensor) -> Tensor:
-        """Rounded initial potentials, float64; an analog layer adds up real numbers."""
+        """Rounded initial potentials, float64; those of an analog layer stay as they are."""
         bias = bias.detach().double()
         if self.layer.kind == "analog":
             return bias
-        unit, steps, common = self.quantised.unit, self.grid.time_steps, self.layer.common_potential
+        unit, steps, common = self.quantised.unit, self.grid.time_steps, self.layer.initial_potential
         return quantise_potential(bias + common, unit, steps, checked=False) * unit / steps - common
 
     @property
@@ -78,7 +76,7 @@ class RoundedLayer:
         return self.quantised.dequantise(), None if bias is None else self._initial_potential(bias)
 
     def registers(self) -> dict[str, Any]:
-        """The grid's registers, and the `reach` of `ClockedLayer` if it is small enough to be no hindrance."""
+        """The registers of `ClockedLayer`, and its `reach` where the bits of the weights bound it."""
         unknown = self.grid.weight_bits is None or self._off or self.layer.skip > 0
         reach = None if unknown else self.quantised.limit * self.quantised.integers[0].numel()
         return {"register": self.grid.register, "reach": reach}
@@ -115,13 +113,7 @@ def fire_on_grid(
 
 @torch.no_grad()
 def spikes_on_grid(rounded: RoundedLayer, x: Tensor, skip: Tensor | None = None) -> Tensor:
-    """Activations of a layer's neurons, multiples of 1/T, float32.
-
-    Args:
-        rounded: the layer.
-        x: input activations, multiples of 1/T; for an encoder, normalised images.
-        skip: of delayed spikes, one a neuron.
-    """
+    """Activations of a layer's neurons, multiples of 1/T, float32; x and skip as of `fire_on_grid`."""
     clock = rounded.grid.clock
     with exact_products():
         if rounded.layer.kind == "analog":
@@ -168,7 +160,7 @@ class _Rounded(torch.autograd.Function):
         (weight, log2_unit), found = ctx.saved_tensors, ctx.found
         scaled = in_units(weight, found.unit)
         cut = scaled.abs() > found.limit
-        # What a unit of `unit` adds to each rounded weight: its integer, less what rounding gave it.
+        # The derivative of each rounded weight by the unit: its integer, less the change by rounding.
         by_unit = (found.integers - scaled.masked_fill(cut, 0.0)) * grad
         by_logarithm = by_unit.flatten(1).sum(1, dtype=torch.float64) * found.unit * math.log(2)
         if len(log2_unit) == 1:

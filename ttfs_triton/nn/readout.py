@@ -7,10 +7,9 @@ Output neurons have their own ramp, ϑ(s) = θ·(1 − s/S), and start from an i
     s = (θ − A) / (W + θ/S)     if A < θ and A + W·S > 0
     silent                      otherwise
 
-With the hidden layers' ramp (θ = S = 1, V₀ = 0), Eq. 8 taken literally is fragile: all times lie in [0, 1], so ten
-classes cannot get below a cross entropy of 1.46, several neurons fire first at once, and silent ones never learn. A
-tall ramp with neurons that start half-way up (θ = 20, V₀ = 10) keeps them away from both ends, and S = 1 keeps the
-window as long as every other one. These are the defaults.
+With the hidden layers' ramp (θ = S = 1, V₀ = 0) Eq. 8 is fragile: all times lie in [0, 1], so ten classes cannot get
+below a cross entropy of 1.46, several neurons fire first at once, and silent ones never learn. The defaults are a tall
+ramp on which neurons start half-way up, θ = 20 and V₀ = 10, in a window as long as any other, S = 1.
 """
 
 from typing import Literal, NamedTuple, Unpack
@@ -131,22 +130,10 @@ class Readout(WeightedLinear):
         self.neuron = neuron
         self.threshold, self.window, self.initial_potential = threshold, window, initial_potential
 
-    @property
-    def common_potential(self) -> float:
-        return self.initial_potential
-
-    @property
-    def threshold_height(self) -> float:
-        return max(1.0, self.threshold)
-
     def potential(self, x: Tensor, *, at: Literal["start", "end"] = "start") -> Tensor:
-        """Membrane potential A + σ·W·s at the window's start (s = 0) or at s = 1, without V₀, in one contraction.
+        """Membrane potential [N, classes] of activations [N, in_features], without V₀, in threshold heights.
 
-        Args:
-            x: [N, in_features], activations.
-            at: "start" or "end".
-        Returns:
-            [N, classes], in threshold heights, not clamped.
+        A at the window's start, A + σ·W one window later; by one contraction.
         """
         with torch.autocast(x.device.type, enabled=False):
             if self.runs_on_grid(x):
@@ -172,13 +159,10 @@ class Readout(WeightedLinear):
         return first_spike_times(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
 
     def decide(self, x: Tensor) -> FirstSpikeDecision:
-        """Classify by the earliest output spike.
+        """Classify activations [N, in_features] of the last hidden layer by the earliest output spike.
 
-        Args:
-            x: [N, in_features], activations of the last hidden layer, which are what reaches this one. Images go to
-                `ttfs_triton.nn.decide(network, images)`.
         Raises:
-            ValueError: another shape.
+            ValueError: another shape; images go to `ttfs_triton.nn.decide(network, images)`.
         """
         if x.dim() != 2 or x.shape[1] != self.in_features:
             raise ValueError(
@@ -191,16 +175,14 @@ class Readout(WeightedLinear):
         return first_spike_decision(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
 
     def output_activations(self, x: Tensor) -> Tensor:
-        """Activations [N, classes] of the output neurons on their ramp, 1 − s/S, 0 for silent ones."""
+        """Activations [N, classes] of the output neurons on their ramp: 1 − s/S, 0 for silent ones."""
         return (1 - self.spike_times(x) / self.window).clamp(min=0)
 
 
 class ReadoutOnGrid:
-    """A pass of a readout on its grid: the values of the integers, the gradients of the rounded weights' closed form.
+    """One pass of a readout on a grid: values from integers, gradients from the closed form of rounded weights.
 
-    Args:
-        readout: on a grid.
-        x: [N, in_features], activations, multiples of 1/T.
+    Its methods are those of `Readout`, of activations x [N, in_features] that are multiples of 1/T.
     """
 
     def __init__(self, readout: Readout, x: Tensor) -> None:
@@ -210,7 +192,6 @@ class ReadoutOnGrid:
         self._clocked, self._membrane = readout_on_grid(self._rounded, x)
 
     def potential(self, *, at_end: bool) -> Tensor:
-        """As `Readout.potential`."""
         exact = self._clocked.score(self._membrane, at_end=at_end)
         if not torch.is_grad_enabled():
             return exact
@@ -218,19 +199,17 @@ class ReadoutOnGrid:
         return straight_through((potential + slope if at_end else potential) - self._readout.initial_potential, exact)
 
     def potential_and_slope(self) -> tuple[Tensor, Tensor]:
-        """As `Readout.potential_and_slope`."""
         clocked, membrane = self._clocked, self._membrane
         exact = clocked.height(membrane.potential), clocked.height(membrane.drift * (2 * clocked.steps))
         smooth = self._closed_form()
         return straight_through(smooth[0], exact[0]), straight_through(smooth[1], exact[1])
 
     def spike_times(self) -> Tensor:
-        """As `Readout.spike_times`, multiples of 1/T; of silent neurons without gradient."""
+        """Multiples of 1/T; silent neurons have no gradient."""
         ramp = self._clocked.own_ramp()
         instant = ramp.first_instant(*self._membrane)
-        exact = (self._clocked.clock.step_of(instant) / self._clocked.steps).masked_fill(
-            instant == ramp.never, torch.inf
-        )
+        exact = self._clocked.clock.step_of(instant) / self._clocked.steps
+        exact = exact.masked_fill(instant == ramp.never, torch.inf)
         if not torch.is_grad_enabled():
             return exact.float()
         window = self._readout.window
@@ -238,13 +217,12 @@ class ReadoutOnGrid:
         return straight_through(smooth, exact)
 
     def decide(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `FirstSpikeDecision`, but times are multiples of 1/T."""
+        """The fields of `FirstSpikeDecision`."""
         instant = self._clocked.own_ramp().first_instant(*self._membrane)
         found = self._clocked.decide(self._membrane, instant)
         return found.prediction, self.spike_times().detach(), found.tie, found.no_spike
 
     def on_hidden_ramp(self) -> Tensor:
-        """As `PotentialReadout.output_activations`."""
         clocked = self._clocked
         return clocked.clock.remaining(clocked.on_hidden_ramp(self._membrane)) / clocked.steps
 
@@ -254,10 +232,10 @@ class ReadoutOnGrid:
 
 @spelled_out
 class PotentialReadout(Readout):
-    """Logits are the membrane potentials of output neurons that need not fire: the readout to train with.
+    """Logits are the membrane potentials of output neurons, which need not fire: the readout to train with.
 
-    Input [N, in_features] activations, output [N, classes] logits, in threshold heights, not clamped. `decide` lets the
-    same neurons fire on a tall ramp.
+    Input [N, in_features] activations, output [N, classes] logits, in threshold heights, not clamped. In `decide` the
+    same neurons fire, on a tall ramp.
 
     Args:
         in_features, classes: sizes.
@@ -309,11 +287,11 @@ class PotentialReadout(Readout):
 
 @spelled_out
 class FirstSpikeReadout(Readout):
-    """Output neurons fire; logits are minus their spike times, so that cross entropy trains the earliest (Eq. 8).
+    """Logits are minus the spike times of output neurons: cross entropy trains the earliest (Eq. 8).
 
-    Input [N, in_features] activations, output [N, classes] logits in [−θ, 0]: −s·θ/S, times measured in units in which
-    the ramp falls by one threshold height. A silent neuron has the logit of the window's end, −θ. Gradients flow only
-    through neurons that fire inside the window.
+    Input [N, in_features] activations, output [N, classes] logits −s·θ/S in [−θ, 0]: in one unit of time the ramp falls
+    by one threshold height. A silent neuron has −θ, the window's end. Gradients flow only through neurons that fire
+    inside the window.
 
     Args:
         in_features, classes: sizes.

@@ -1,9 +1,8 @@
 """Spikes per layer: saturated, silent and never-active neurons, counted on the device.
 
-Every layer of `ttfs_triton.nn` has an attribute `statistics`, None or a `SpikeCounter` made for the shape of its
-output. `TTFSNetwork` gives one to each of its layers; in a network of your own, assign
-`layer.statistics = SpikeCounter((channels, height, width))`. Counting happens inside the layer's forward, only within
-`with record_statistics(model):`, with no transfer to the host and no break in a compiled graph.
+A layer of `ttfs_triton.nn` counts in its `statistics`, a `SpikeCounter` or None. `TTFSNetwork` gives one to each of its
+layers; in a network of your own, assign `layer.statistics = SpikeCounter((channels, height, width))`. Layers count only
+within `with record_statistics(model):`, without a transfer to the host or a break in a compiled graph.
 """
 
 from __future__ import annotations
@@ -12,13 +11,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from ttfs_triton.nn.weighted import WeightedLayer
 
 LayerKind = Literal["analog", "spiking", "readout"]
 """What a layer with synapses is: "analog" reads real values and emits spikes, "spiking" reads and emits spikes,
@@ -31,8 +27,7 @@ PART_BYTES = 3 << 19
 class SpikeCounter:
     """Counts the spikes of one layer.
 
-    Counts are int64, exact, and deliberately no buffers: distributed training would overwrite them with those of the
-    first process at every step, and they have no place in a checkpoint.
+    Counts are int64, exact, and no buffers: distributed training would overwrite them with those of the first process.
 
     Attributes:
         shape: of one sample's activations, such as (channels, height, width) or (features,).
@@ -82,17 +77,17 @@ class SpikeCounter:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStatistics:
-    """Spikes of one layer. What its neurons are is of one sample, what they did is summed over all samples.
+    """Spikes of one layer, summed over samples.
 
     Attributes:
         name: of the layer in the model.
         kind: of the layer, see `LayerKind`.
         samples: counted.
         neurons: of the layer.
-        spikes: neurons that fired, saturated ones included (at most once a sample), before pooling. Of a readout, whose
-            neurons need not fire for a decision: those that fire in its window.
+        spikes: before pooling, at most one a neuron and sample, saturated ones included. Of a readout, whose neurons
+            need not fire for a decision: in its window.
         saturated: spikes at the window's very start (activation exactly 1).
-        never_active: of the neurons, those that fired for none of the samples.
+        never_active: neurons that fired for no sample.
     """
 
     name: str
@@ -138,8 +133,8 @@ def record_statistics(model: nn.Module, enabled: bool = True, *, counted: Tensor
     Args:
         model: whose layers have counters.
         enabled: count.
-        counted: [N], bool, on the model's device, which samples of a batch count, the others being padding. It may
-            change from batch to batch, with no transfer to the host. Default: all.
+        counted: [N], bool, on the model's device, samples of a batch that count; the others are padding. Values may
+            change from batch to batch. Default: all.
     """
     counters = [(counter, counter.recording, counter.counted) for _, _, counter in _counters(model)]
     device = next(model.parameters()).device
@@ -173,21 +168,22 @@ def collect_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor] | No
     named = [found for found in _counters(model) if found[2]._spikes.numel() > 0]
     if not named:
         return []
-    counts = torch.cat([counter.flat() for _, _, counter in named])
-    counts = (reduce(counts) if reduce is not None else counts).cpu()
+    flat = [counter.flat() for _, _, counter in named]
+    counts = torch.cat(flat)
+    counts = (reduce(counts) if reduce is not None else counts).cpu().split([len(each) for each in flat])
     statistics, names = [], short_names([name for name, _, _ in named])
-    for name, (_, layer, counter) in zip(names, named, strict=True):
-        neurons = counter._spikes.numel()
-        (saturated, samples), spikes, counts = counts[:2].tolist(), counts[2 : 2 + neurons], counts[2 + neurons :]
+    for name, (_, layer, _), each in zip(names, named, counts, strict=True):
+        (saturated, samples), spikes = each[:2].tolist(), each[2:]
+        active = int(torch.count_nonzero(spikes))
         statistics.append(
             LayerStatistics(
                 name=name,
                 kind=layer.kind,
                 samples=samples,
-                neurons=neurons,
+                neurons=len(spikes),
                 spikes=int(spikes.sum()),
                 saturated=saturated,
-                never_active=neurons - int(torch.count_nonzero(spikes)),
+                never_active=len(spikes) - active,
             )
         )
     return statistics
@@ -206,13 +202,10 @@ def sparsity(statistics: Sequence[LayerStatistics], *, with_outputs: bool = Fals
     return _ratio(sum(layer.spikes for layer in layers), sum(layer.neurons * layer.samples for layer in layers))
 
 
-def _counters(model: nn.Module) -> list[tuple[str, WeightedLayer, SpikeCounter]]:
-    found = []
-    for name, module in model.named_modules():
-        counter = getattr(module, "statistics", None)
-        if isinstance(counter, SpikeCounter):
-            found.append((name, module, counter))
-    return found
+def _counters(model: nn.Module) -> list[tuple[str, Any, SpikeCounter]]:
+    """Name, layer and counter of each layer that has one."""
+    found = [(name, module, getattr(module, "statistics", None)) for name, module in model.named_modules()]
+    return [(name, module, counter) for name, module, counter in found if isinstance(counter, SpikeCounter)]
 
 
 def channels_innermost(activations: Tensor) -> Tensor:

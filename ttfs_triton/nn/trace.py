@@ -1,8 +1,8 @@
 """From any module to its graph: the module runs once on images without content, and each of our layers says it ran.
 
 Nothing is computed: images and parameters are on PyTorch's device "meta", and layers answer with the shape of their
-output. What happens to spikes between layers is seen by a `TorchFunctionMode`; all that is not known to leave them
-spikes is refused with its name, whoever asked.
+output. A `TorchFunctionMode` sees the functions between layers. One that is not known to leave spikes spikes is refused
+by its name.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) ->
     images = torch.empty((SAMPLES, *shape), device="meta")
     trace.remember(images, Wire(None))
     empty = {name: tensor.to("meta") for name, tensor in (*bare.named_parameters(), *bare.named_buffers())}
-    with torch.no_grad(), _evaluating(bare), trace.patched(bare), trace:
+    with torch.no_grad(), trace.patched(bare), trace:
         try:
             output = functional_call(bare, empty, (images,))
         except NetworkError:
@@ -199,20 +199,18 @@ class _Trace(TorchFunctionMode):
 
     @contextmanager
     def patched(self, model: nn.Module) -> Iterator[None]:
-        """Within its `with` block, modules tell when they run, layers only give shapes, and no hook hears of it."""
-        hooks = ("_forward_hooks", "_forward_pre_hooks")
-        changed: list[tuple[nn.Module, dict[str, Any]]] = []
+        """Within its `with` block modules evaluate and say when they run, layers give shapes, no hook is called."""
+        named = list(model.named_modules())
+        before = [dict(vars(module)) for _, module in named]
         try:
-            for name, module in model.named_modules():
-                before = {key: module.__dict__[key] for key in ("forward", *hooks) if key in module.__dict__}
-                changed.append((module, before))
-                tells = self._tells(name, module)
-                module.__dict__ |= {key: OrderedDict() for key in hooks} | {"forward": tells}
+            for name, module in named:
+                hooks = {key: OrderedDict() for key in ("_forward_hooks", "_forward_pre_hooks")}
+                vars(module).update(forward=self._tells(name, module), training=False, **hooks)
             yield
         finally:
-            for module, before in changed:
-                del module.__dict__["forward"]
-                module.__dict__ |= before
+            for (_, module), values in zip(named, before, strict=True):
+                vars(module).clear()
+                vars(module).update(values)
 
     def _tells(self, name: str, module: nn.Module) -> Callable[..., Any]:
         if _is_layer(module):
@@ -235,9 +233,9 @@ class _Trace(TorchFunctionMode):
 
         return tells
 
-    def _fire(self, layer: nn.Module, x: Tensor, weight: Any = None, pool: int = 1, *, skip: Any = None) -> Tensor:
-        """A layer runs: a stage of its own, whose output has a shape and nothing else."""
-        name, kind = self._names[layer], _kind(layer)
+    def _fire(self, layer: Any, x: Tensor, weight: Any = None, pool: int = 1, *, skip: Any = None) -> Tensor:
+        """A layer runs: add its stage; the output is an empty tensor of its shape."""
+        name, kind = self._names[layer], layer.kind
         label, wire, skipped = _label(layer, name), self._wire(x), None if skip is None else self._wire(skip)
         if name in self._stages:
             _refuse(f"{name}, which runs twice", "Use a layer of its own for each window.")
@@ -273,7 +271,7 @@ class _Trace(TorchFunctionMode):
         )
 
     def graph(self, output: object, image_shape: tuple[int, ...]) -> NetworkGraph:
-        """What was traced, if it is a network."""
+        """The traced network; refuses what does not begin with an encoder and end with a readout."""
         stages, wire = tuple(self._stages.values()), self._wire(output)
         found = ", ".join(type(stage.layer).__name__ for stage in stages) or "no layers of ours"
         if not stages:
@@ -287,7 +285,7 @@ class _Trace(TorchFunctionMode):
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether it computes as one of our layers: a subclass may add what it likes but not another forward."""
+    """Whether it is one of our layers, or a subclass with the same forward."""
     return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in LAYERS)
 
 
@@ -295,25 +293,17 @@ def _may_stand(module: nn.Module) -> bool:
     return isinstance(module, BETWEEN) or next(module.children(), None) is not None or isinstance(module, nn.Sequential)
 
 
-def _kind(layer: nn.Module) -> StageKind:
-    return layer.kind if isinstance(layer, WeightedLayer) else "latency"
-
-
 def _label(module: nn.Module, name: str) -> str:
     return f"{type(module).__name__} ({name})" if name else type(module).__name__
 
 
-def _output_shape(layer: nn.Module, label: str, x: Tensor, skip: Tensor | None) -> tuple[int, ...]:
-    shape = tuple(x.shape[1:])
-    if not isinstance(layer, WeightedLayer):
-        return shape
+def _output_shape(layer: Any, label: str, x: Tensor, skip: Tensor | None) -> tuple[int, ...]:
     try:
-        shape = layer.output_shape(shape)
-        # An empty copy, since what happens to it is no part of the network.
-        layer.delayed(None if skip is None else torch.empty(tuple(skip.shape), device="meta"), x)
+        if isinstance(layer, WeightedLayer):  # an empty copy, since what happens to it is no part of the network
+            layer.delayed(None if skip is None else torch.empty(tuple(skip.shape), device="meta"), x)
+        return layer.output_shape(tuple(x.shape[1:]))
     except ValueError as error:
         raise NetworkError(f"network_graph: layers must fit each other; got {label}: {error}") from None
-    return shape
 
 
 def _argument(args: Any, kwargs: Any, place: int, name: str, default: Any) -> Any:
@@ -330,14 +320,3 @@ def _refuse(what: str, remedy: str) -> NoReturn:
 
 def _refuse_structure(rule: str, remedy: str) -> NoReturn:
     raise NetworkError(f"network_graph: model must {rule}. {remedy}")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -9,7 +9,7 @@ from torch import nn
 from ttfs_kernels import Neuron
 from ttfs_kernels.checks import pair as checked_pair
 from ttfs_triton.nn.base import WeightedLayer
-from ttfs_triton.nn.sizes import Padding, Size, checked_padding, pair
+from ttfs_triton.nn.sizes import Padding, Size, checked_padding
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -91,21 +91,17 @@ class WeightedConv2d(WeightedLayer):
                 f"{name}: groups must divide in_channels (={in_channels}) and out_channels (={out_channels}); "
                 f"got {groups}."
             )
-        super().__init__((out_channels, in_channels // groups, *pair(kernel_size)), **options)
-        if self.average > 1 and pair(dilation) != (1, 1):
+        super().__init__((out_channels, in_channels // groups, *kernel_size), **options)
+        if self.average > 1 and dilation != (1, 1):
             raise ValueError(f"{name}: dilation must be 1 with average={self.average}; got {dilation}. Use a stride.")
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.dilation = pair(dilation)
-        self.kernel_size, self.stride, self.padding = (self._in_pixels(size) for size in (kernel_size, stride, padding))
+        self.in_channels, self.out_channels, self.groups, self.dilation = in_channels, out_channels, groups, dilation
+        in_pixels = ((self.average * rows, self.average * columns) for rows, columns in (kernel_size, stride, padding))
+        self.kernel_size, self.stride, self.padding = in_pixels
 
     @property
     def geometry(self) -> dict[str, Any]:
         """How the kernel moves, as `dft_conv2d` takes it."""
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
-
-    def _in_pixels(self, size: Size) -> tuple[int, int]:
-        rows, columns = pair(size)
-        return self.average * rows, self.average * columns
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """(out_channels, height, width); see `WeightedLayer.output_shape`."""

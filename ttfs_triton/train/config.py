@@ -18,7 +18,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from ttfs_triton.augment.options import AugmentationOptions
+from ttfs_triton.augmentation_options import AugmentationOptions
 from ttfs_triton.command_line import OptionsError, parse_options, problem_lines, program
 from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.train.options import (
