@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ttfs_triton.evaluation.command import main as evaluate
-from ttfs_triton.hub.energy import CARD_CHIPS, CARD_HEADERS, CARD_STEPS
+from ttfs_triton.hub.card import CARD_CHIPS, CARD_HEADERS, CARD_STEPS
 from ttfs_triton.hub.publish import publish
 
 pytest.importorskip("matplotlib", reason="a page needs matplotlib")

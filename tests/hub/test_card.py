@@ -124,9 +124,10 @@ def test_nothing_of_this_machine_is_published(run, monkeypatch):
     )
     versions = json.loads((run / "summary.json").read_text())["versions"] | {"alice-private-package": "1.0"}
     here = {"host": "node17.example", "address": "10.1.2.3", "user": "alice", "command": "/home/alice/train.py"}
-    change(run / "summary.json", versions=versions, weights_sha256=None, **here)
+    change(run / "summary.json", versions=versions, **here)
     description, tensors = read_model(run / "best" / "config.json", run / "best" / "model.safetensors")
     write_model(run / "best", tensors, description.replace(dataset="secret-project"))
+    change(run / "summary.json", weights_sha256=find_model(run).sha256)
     change(run / "metrics.jsonl", host="node17.example")
     (run / "best" / ".env").write_text("HF_TOKEN=hf_abcdefghijklmnop")
     package = make_package(read_facts(find_model(run)), "org/name")

@@ -19,16 +19,30 @@ from huggingface_hub import (
 )
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ttfs_triton.hub.energy import CARD_CHIPS, CARD_HEADERS, CARD_STEPS, card_rows, card_verdict
+from ttfs_triton.hardware import Counts, RunOptions, dense_ann, estimate, fair_chip, load_chip, verdict
 from ttfs_triton.hub.facts import ModelFacts, Results
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, ModelDescription
 from ttfs_triton.model.files import model_bytes
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import WEIGHTS
+from ttfs_triton.report.energy_tables import not_in_it
 from ttfs_triton.report.page import READOUTS
-from ttfs_triton.wording import interval, number, percent, small_percent
+from ttfs_triton.wording import energy_range, interval, number, percent, small_percent
 
+# The same arithmetic with memory and without, then chips that price synaptic operations.
+CARD_CHIPS = ("lemaire45:int8", "horowitz45:int8", "anp_i", "odin", "loihi")
+CARD_STEPS = 32
+CARD_HEADERS = (
+    "chip",
+    "with memory",
+    "dense ANN with memory",
+    "by arithmetic alone",
+    "dense ANN by arithmetic alone",
+    "all that has a price",
+    "weakest price",
+    "excluded: no published price, or no count (why)",
+)
 RESULTS_FILE = ".eval_results/ttfs-triton.yaml"
 ALLOWED = (WEIGHTS, CONFIG, "README.md", RESULTS_FILE, "training.yaml", "metrics.jsonl")
 
@@ -44,7 +58,7 @@ def render_card(
         license: of the model, by the Hub's short name; None states none.
         chips: to price the counts on.
     Raises:
-        ValueError: an unknown chip, or metadata that are no YAML.
+        ValueError: an unknown chip.
     """
     environment = Environment(
         loader=PackageLoader("ttfs_triton.hub", "."),
@@ -164,14 +178,24 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "interval": None if results is None else interval(results.accuracy, results.images),
         "counts": counts,
         "total": None if counts is None else counts.total(),
-        "energy": None if counts is None else card_rows(counts, chips, steps),
         "energy_headers": CARD_HEADERS,
-        "verdict": None if counts is None else card_verdict(counts, chips, steps),
+        **({} if counts is None else _energy(counts, chips, RunOptions(steps=steps, gating=True))),
         "steps": steps,
         "facts": facts,
         "settings": _settings(facts),
         "base": facts.model.description.base_model,
     }
+
+
+def _energy(counts: Counts, chips: Sequence[str], options: RunOptions) -> dict[str, Any]:
+    """Rows of the table by `CARD_HEADERS`, with what each rests on, and the sentences of terminal and page."""
+    rows = []
+    for chip in map(load_chip, chips):
+        found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
+        sums = (found.memory_included, dense.memory_included, found.compute_only, dense.compute_only, found.total)
+        cells = (chip.name, *map(energy_range, sums), found.status or "–", not_in_it(found))
+        rows.append({"cells": cells, "lines": (*found.assumptions, *found.warnings)})
+    return {"energy": rows, "verdict": verdict(counts, fair_chip(counts, chips, options), options).sentences()}
 
 
 def _settings(facts: ModelFacts) -> str:

@@ -112,7 +112,6 @@ class ModelFacts:
         epochs, best_epoch, val_accuracy, seconds_per_epoch: of training, or None.
         metrics: one entry an epoch.
         unrecorded_base: training started from other weights, of which nothing was written down.
-        unsigned: the run's summary does not say which weights it is of.
     """
 
     model: TTFSModel
@@ -128,7 +127,6 @@ class ModelFacts:
     seconds_per_epoch: float | None = None
     metrics: Sequence[Mapping[str, Any]] = ()
     unrecorded_base: bool = False
-    unsigned: bool = False
 
 
 def read_facts(
@@ -156,11 +154,10 @@ def read_facts(
         figures = "a run's final figures, written when it ends: go on with it by --resume"
         summary = _read(run / SUMMARY, read_summary, figures)
         metrics = _read(run / METRICS, read_metrics, "a run's figures by epoch") if (run / METRICS).exists() else []
-    signed = summary.get("weights_sha256")
-    if signed not in (None, sha256):
+    if run is not None and summary["weights_sha256"] != sha256:
         raise LoadError(
-            f"publish: {files.weights} must be the weights that summary.json is of, SHA-256 {signed}; got {sha256}. "
-            "Put the run's own back, or publish the folder best/ alone."
+            f"publish: {files.weights} must be the weights that summary.json is of, SHA-256 "
+            f"{summary['weights_sha256']}; got {sha256}. Put the run's own back, or publish the folder best/ alone."
         )
     data = training_data(settings, model.description.dataset, model.description.network, dataset)
     results = None
@@ -185,7 +182,6 @@ def read_facts(
         seconds_per_epoch=summary.get("seconds_per_epoch"),
         metrics=[{key: line[key] for key in _METRICS if key in line} for line in metrics],
         unrecorded_base=settings.get("weights") is not None and model.description.base_model is None,
-        unsigned=run is not None and signed is None,
     )
 
 
