@@ -133,14 +133,12 @@ def test_mistakes_end_in_a_message_and_leave_nothing(vgg, tmp_path, flags, messa
 
 @pytest.mark.parametrize("failing", ["write_model", "write_json", "sync_folder"])
 def test_failed_write_leaves_nothing_half(vgg, tmp_path, failing, monkeypatch):
-    converted = convert(vgg)
-
     def fail(*arguments):
         raise OSError("no space left")
 
     monkeypatch.setattr(command, failing, fail)
     with pytest.raises(OSError, match="no space left"):
-        command.write_folder(converted, tmp_path / "out")
+        command.run(command.ConvertOptions(source=str(vgg), output_dir=tmp_path / "out", calibrate=False))
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["config.json", *(["out"] if failing == "sync_folder" else []), "vgg.pth"]
 
