@@ -145,8 +145,9 @@ def test_hostile_names_stay_text(facts):
     results = replace(facts.results, counts=replace(counts, layers=layers))
     data = replace(facts.data, name=hostile, licence=hostile, source=hostile)
     settings = {"model": f"```{hostile}"}
+    training = facts.training | {"device": hostile, "versions": {"torch": hostile}}
     card = render_card(
-        replace(facts, model=model, results=results, data=data, device=hostile, settings=settings), "org/name"
+        replace(facts, model=model, results=results, data=data, training=training, settings=settings), "org/name"
     )
     body = card.partition("---\n\n")[2]
     assert "<img" not in re.sub(r"\\<img", "", re.sub(r"(?s)```yaml.*?```", "", body))

@@ -45,7 +45,12 @@ def test_facts_of_a_run(run):
     assert results.sparsity == results.counts.sparsity == summary["sparsity"]
     assert [layer.name for layer in results.counts.layers] == ["conv1", "fc1", "readout"]
     assert facts.settings["model"] == "4C5-P4-16"
-    assert (facts.epochs, facts.best_epoch, len(facts.metrics), facts.unrecorded_base) == (1, 1, 1, False)
+    assert (facts.training["epochs"], facts.training["best_epoch"], len(facts.metrics), facts.unrecorded_base) == (
+        1,
+        1,
+        1,
+        False,
+    )
     assert facts.metrics[0]["layer_sparsity"].keys() == {"conv1", "fc1", "readout"}
     change(run / "config.yaml", weights="/home/alice/other.safetensors")
     assert read_facts(find_model(run)).unrecorded_base

@@ -199,14 +199,10 @@ def calibrate_converted(
     """
     network = converted.network.to(images.device)
     if not converted.bounded:
-        fit_range(network, images, [None] * _hidden_layers(network), percentile=percentile)
+        fit_range(network, images, percentile=percentile)
     calibration = calibrate_network(network, images, progress=progress)
     network.cpu()
     return replace(converted, bounded=True), calibration
-
-
-def _hidden_layers(network: TTFSNetwork) -> int:
-    return sum(isinstance(layer, WeightedLayer) for layer in network.features)
 
 
 def _own(

@@ -49,6 +49,7 @@ PUBLISHED_SETTINGS = (
     *("norm_bias_rate", "norm_gain_rate", "readout_rate", "ema_decay", "lookahead"),
     *("seed", "mixed_precision", "gradient_compression", "compile"),
 )
+_TRAINING = ("epochs", "best_epoch", "val_accuracy", "seconds_per_epoch", "device", "versions")
 _VERSIONS = ("python", "ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors")
 _METRICS = (
     *("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_first_spike_accuracy"),
@@ -107,9 +108,7 @@ class ModelFacts:
         data: that it was trained on.
         results: None if it was not evaluated.
         settings: of training, by `PUBLISHED_SETTINGS`; empty if it was not trained here.
-        versions: of Python and packages.
-        device: that trained it, or "".
-        epochs, best_epoch, val_accuracy, seconds_per_epoch: of training, or None.
+        training: what summary.json says beside results, by `_TRAINING`; empty if it was not trained here.
         metrics: one entry an epoch.
         unrecorded_base: training started from other weights, of which nothing was written down.
     """
@@ -119,12 +118,7 @@ class ModelFacts:
     data: TrainingData = UNNAMED
     results: Results | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    device: str = ""
-    epochs: int | None = None
-    best_epoch: int | None = None
-    val_accuracy: float | None = None
-    seconds_per_epoch: float | None = None
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metrics: Sequence[Mapping[str, Any]] = ()
     unrecorded_base: bool = False
 
@@ -160,26 +154,22 @@ def read_facts(
             f"{summary['weights_sha256']}; got {sha256}. Put the run's own back, or publish the folder best/ alone."
         )
     data = training_data(settings, model.description.dataset, model.description.network, dataset)
-    results = None
+    results, training = None, {key: summary[key] for key in _TRAINING if summary}
+    if training:
+        training["versions"] = {name: each for name, each in training["versions"].items() if name in _VERSIONS}
     if evaluation is not None:
         path = evaluation / "evaluation.json" if evaluation.is_dir() else evaluation
         results = _evaluated(path, sha256, model, data, summary.get("test_fingerprint"))
     elif run is not None:
         scored = {key.removeprefix("test_"): value for key, value in summary.items()}
         results = _results(run / SUMMARY, scored | {"limited": settings.get("max_test_samples") is not None})
-    versions = summary.get("versions", {})
     return ModelFacts(
         model=model,
         weights_sha256=sha256,
         data=data,
         results=results,
         settings={key: without_paths(settings[key]) for key in _published_keys(settings) if key in settings},
-        versions={name: versions[name] for name in _VERSIONS if name in versions},
-        device=summary.get("device", ""),
-        epochs=summary.get("epochs"),
-        best_epoch=summary.get("best_epoch"),
-        val_accuracy=summary.get("val_accuracy"),
-        seconds_per_epoch=summary.get("seconds_per_epoch"),
+        training=training,
         metrics=[{key: line[key] for key in _METRICS if key in line} for line in metrics],
         unrecorded_base=settings.get("weights") is not None and model.description.base_model is None,
     )
