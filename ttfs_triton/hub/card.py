@@ -1,4 +1,4 @@
-"""What is published: the model card with metadata and results, and the other files, each made here, none copied."""
+"""The files that are published: model card, metadata, results, configuration and weights. None is copied from a run."""
 
 from __future__ import annotations
 
@@ -126,25 +126,25 @@ def eval_results(facts: ModelFacts) -> str | None:
 
 
 def is_complete(facts: ModelFacts) -> bool:
-    """Whether all test images were scored, as far as is known."""
+    """Whether, as far as known, all test images were scored."""
     if facts.results is None or facts.results.limited:
         return False
     return facts.data.test_images in (None, facts.results.images)
 
 
 def words(text: Any) -> str:
-    """Text of others inside a card: one line, without marks that would end a table cell, a link or a code span."""
+    """Others' text for a card: one line, its Markdown escaped."""
     line = " ".join(str(text).split())
     return "".join("\\" + mark if mark in "\\`*_[]<>|#" else mark for mark in line)
 
 
 def code(text: Any) -> str:
-    """Text of others inside a code span: one line, without backticks."""
+    """Others' text for a code span: one line, without backticks."""
     return " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
 
 
 def code_block(text: str) -> str:
-    """Text of others inside a fenced block, which it cannot end."""
+    """Others' text for a fenced block, without fences."""
     return text.replace("```", "").strip()
 
 
@@ -227,14 +227,9 @@ def make_package(
     license: str | None = None,
     chips: Sequence[str] = CARD_CHIPS,
 ) -> Package:
-    """The files of a model. Its weights are bit for bit those that were loaded; their header names this config.json.
+    """The files of a model; arguments and errors as of `render_card`.
 
-    Args:
-        facts: of the model.
-        repo_id: where it goes, "owner/name".
-        license, chips: as for `render_card`.
-    Raises:
-        ValueError: an unknown chip.
+    The weights are bit for bit those that were loaded; their header names this config.json.
     """
     files = model_bytes(facts.model.state_dict(), _published(facts))
     facts = dataclasses.replace(facts, weights_sha256=hashlib.sha256(files[WEIGHTS]).hexdigest())
@@ -250,5 +245,5 @@ def make_package(
 
 
 def _published(facts: ModelFacts) -> ModelDescription:
-    """config.json without what is this machine's: the name of a local folder."""
+    """config.json without the name of a local folder."""
     return facts.model.description.replace(dataset=facts.data.recorded)
