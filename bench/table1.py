@@ -4,9 +4,8 @@
     python bench/table1.py                            # write the tables again
 
 Collecting copies a run's config.yaml, metrics.jsonl and summary.json to bench/results/runs/NAME, with the checksum of
-its best weights in run.json, and that of the ANN that it started from, if its folder holds one. Runs that differ in the
-seed alone share a row: mean and standard deviation, and each of them. Networks narrower than their own size are
-collected, and have no row. The README has the rows of `MAIN`.
+its best weights in run.json. Runs that differ in the seed alone share a row: mean and standard deviation, and each of
+them. Networks narrower than their own size are collected, and have no row. The README has the rows of `MAIN`.
 """
 
 import hashlib
@@ -70,7 +69,7 @@ class Options:
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of runs; a run replaces what was collected under its name."""
-    commit: str = ""  # at which these runs began, where no NAME.commit lies beside their folders
+    commit: str = ""  # at which these runs began
     results: Path = bench.RESULTS / "runs"  # where runs are collected
     readme: Path = bench.ROOT / "README.md"  # whose table is replaced, between its markers
     page: Path = bench.ROOT / "docs" / "results.md"  # likewise, by the table of all runs
@@ -146,19 +145,18 @@ def name_of(run: Path) -> str:
     return run.name if run.parent.name == "runs" else f"{run.parent.name}-{run.name}"
 
 
-def collect(run: Path, options: Options, folder: Path | None = None) -> Path:
+def collect(run: Path, options: Options) -> Path:
     """Copy what is to be committed of a run.
 
     Args:
         run: its folder.
-        options: whose `results` takes it.
-        folder: where it goes. Default: in `results`, by its name.
+        options: whose `results` takes it, by its name.
     Raises:
         ValueError: no run is there, or it has not ended.
     """
     if not (run / "summary.json").is_file():
         raise ValueError(f"runs must be folders of runs that have ended; got {run}.")
-    folder = folder or options.results / name_of(run)
+    folder = options.results / name_of(run)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in ("metrics.jsonl", "summary.json"):
@@ -166,15 +164,11 @@ def collect(run: Path, options: Options, folder: Path | None = None) -> Path:
     config = yaml.safe_load((run / "config.yaml").read_text())
     config = {key: without_paths(value) for key, value in config.items()}
     write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    said = run.with_name(f"{run.name}.commit")
-    about: dict[str, Any] = {
+    about = {
         "weights_sha256": hashlib.sha256((run / "best" / "model.safetensors").read_bytes()).hexdigest(),
-        "commit": options.commit or (said.read_text().strip() if said.is_file() else ""),
+        "commit": options.commit,
+        "sparsity_as_published": json.loads((run / "summary.json").read_text()).get("sparsity_as_published"),
     }
-    if config.get("neuron") != "ann":
-        about["sparsity_as_published"] = json.loads((run / "summary.json").read_text()).get("sparsity_as_published")
-    if (run / "ann").is_dir():
-        collect(run / "ann", options, folder / "ann")
     write_json(folder / "run.json", about)
     return folder
 

@@ -40,9 +40,8 @@ def rows(options, *runs):
 
 def test_collected_run_holds_what_is_committed_and_names_no_folder(options, tmp_path):
     run = make_run(tmp_path / "runs" / "one")
-    make_run(run / "ann", neuron="ann")
     folder = table1.collect(run, options)
-    names = ["ann", "config.yaml", "metrics.jsonl", "run.json", "summary.json"]
+    names = ["config.yaml", "metrics.jsonl", "run.json", "summary.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert (folder / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     assert "somewhere" not in (folder / "config.yaml").read_text()
@@ -53,7 +52,6 @@ def test_collected_run_holds_what_is_committed_and_names_no_folder(options, tmp_
     checksum = hashlib.sha256(b"weights").hexdigest()
     about = {"weights_sha256": checksum, "commit": "abc1234", "sparsity_as_published": 0.5}
     assert json.loads((folder / "run.json").read_text()) == about
-    assert "sparsity_as_published" not in json.loads((folder / "ann" / "run.json").read_text())
 
 
 def test_seeds_share_a_row_and_settings_do_not(options, tmp_path):
