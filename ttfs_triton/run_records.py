@@ -1,4 +1,4 @@
-"""What a run writes down: a line of metrics.jsonl, and summary.json. Whoever reads them validates them by these."""
+"""Schema of a run's metrics.jsonl and summary.json, for all who write and read them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 
 
 class _Record(BaseModel):
-    """Numbers are finite; keys of other versions are left alone."""
+    """Its numbers are finite. Keys of other versions stay."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
 class EpochLine(_Record):
-    """An epoch. What was not measured, such as validation without such images, is None, and not written."""
+    """An epoch. Figures that were not measured, such as validation without validation images, are not written."""
 
     epoch: Annotated[Number, Field(ge=1)]
     step: Number
@@ -39,13 +39,13 @@ class EpochLine(_Record):
     sparsity_with_outputs: Share | None = None
     layer_sparsity: dict[str, Share] | None = None
     cost: dict[str, float] | None = None
-    """Of a run with a target: what it costs now."""
+    """Present cost, of a run with a target."""
     multiplier: dict[str, float] | None = None
-    """And the Lagrange multipliers."""
+    """Lagrange multipliers of the targets."""
     seconds: Positive
     images_per_second: Positive
     rise: Share | None = None
-    """How far σ has come to its goal."""
+    """Progress of σ towards its goal."""
 
     @model_serializer(mode="wrap")
     def _measured(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class EpochLine(_Record):
 
 
 class Change(_Record):
-    """What a continuation did otherwise than the run before it, without taking another course."""
+    """A difference between a continuation and the run before it that does not change the course of training."""
 
     step: Number
     """Optimiser steps done when it began."""

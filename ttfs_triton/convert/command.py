@@ -32,7 +32,7 @@ from ttfs_triton.nn.config import Encoder
 
 
 class CalibrationImages(BaseModel):
-    """Training images to calibrate on: options of every command that does."""
+    """Options of every command that calibrates: its training images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -118,10 +118,10 @@ class ConvertOptions(CalibrationImages):
     std: tuple[float, ...] | None = None
     """Standard deviation likewise."""
     trained_as: TrainedAs | None = None
-    """What the paper's weights are of, whose names do not say it: its ANN, or the spiking network of its script
-    snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). What was trained to spike is not calibrated."""
+    """Which of the paper's networks the weights are of, as their names are the same: its ANN, or the spiking network of
+    snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Spiking networks are not calibrated."""
     batch_norm_epsilon: float = Field(1e-5, gt=0)
-    """Of the source's batch norms; weights do not say it."""
+    """Epsilon of the source's batch norms, which weights do not hold."""
 
     # ---- network
     network: str | None = None
@@ -147,15 +147,15 @@ class ConvertOptions(CalibrationImages):
     input_normalisation: Literal["configuration", "weights"] = "configuration"
     """Leave mean and std to the first layer's configuration, or fold them into its weights."""
     inexact_borders: bool = False
-    """Accept that the latter changes the borders of padded maps."""
+    """Accept that mean and std in the weights change the borders of padded maps."""
 
     # ---- calibration
     calibrate: bool = True
     """Choose initial potentials, layer by layer, that bring spikes closest to the ANN's activations; needs images."""
     calibration_images: int = Field(256, ge=1)
-    """How many, drawn by the seed."""
+    """How many images to calibrate on, drawn by the seed."""
     percentile: float = Field(99.9, gt=0, le=100)
-    """Of a channel's activations that becomes 1, for an ANN whose ReLU has no upper bound."""
+    """Percentile of a channel's activations that becomes 1, for an ANN whose ReLU has no upper bound."""
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
