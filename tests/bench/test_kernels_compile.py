@@ -24,12 +24,12 @@ CONV2D = {"name": "c", "height": 8, "width": 8, "in_channels": 32, "out_channels
 SM_90, GFX942 = Chip("cuda", 90), Chip("hip", "gfx942")
 BATCH_NORM = ("moments", "merge", "fire_normalised", "reduce_gradient", "spread_gradient")
 LINEAR_KERNELS = [
-    ("forward", "linear_forward"),
+    ("forward", "conv2d_forward"),
     ("local_gradient", "local_gradient"),
     ("local_gradient", "sum_splits"),
-    ("grad_x", "linear_grad_x"),
-    ("grad_w", "linear_grad_w"),
-    ("normalised", "linear_forward"),
+    ("grad_x", "conv2d_grad_x"),
+    ("grad_w", "conv2d_grad_w"),
+    ("normalised", "conv2d_forward"),
     *[("normalised", name) for name in BATCH_NORM],
 ]
 
@@ -60,7 +60,7 @@ def test_compiles_for_chips_that_are_not_there(tmp_path):
         assert 0 < int(row["registers"]) <= 512
         assert int(row["programs_per_processor"]) > 0
         assert row["loop_mix"]
-        if row["kernel"].startswith("linear"):
+        if row["kernel"].startswith("conv2d"):
             assert row["blocks"].count("×") == 2
             assert 0 < int(row["loop_tensor_core"]) <= int(row["tensor_core"])
             assert int(row["loop_tensor_core"]) < int(row["loop_instructions"])
@@ -89,7 +89,7 @@ def test_refused_kernels_are_reported(tmp_path, config, dtype, verdict):
         assert row["verdict"].startswith(verdict)
         assert ("registers" in row) == ("spills in the loop" in row["verdict"]) == (dtype == "bf16")
     assert "2 kernels compiled, 2 refused" in said
-    assert f"sm_90 {dtype} 1δ linear_forward" in said
+    assert f"sm_90 {dtype} 1δ conv2d_forward" in said
 
 
 def test_compiles_what_differs_once(tmp_path):

@@ -177,6 +177,35 @@ def sum_splits(parts_ptr, out_ptr, splits, size, ROWS: tl.constexpr, BLOCK: tl.c
     tl.store(out_ptr + i, tl.sum(total, axis=0).to(out_ptr.dtype.element_ty), mask=i < size)
 
 
+@triton.jit(do_not_specialize=["splits"])
+def sum_grad_x(
+    parts_ptr,
+    x_ptr,
+    grad_x_ptr,
+    splits,
+    size,
+    properties,
+    MASKED: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The splits of `conv2d_grad_x`, added in their order: the same bits in every run."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    kept = i < size
+    total = tl.zeros((BLOCK,), tl.float32)
+    by_mask = tl.zeros((BLOCK,), tl.float32)
+    for _ in range(splits):
+        total += tl.load(parts_ptr + i, mask=kept, other=0.0)
+        parts_ptr += size
+        if SURROGATE:
+            by_mask += tl.load(parts_ptr + i, mask=kept, other=0.0)
+            parts_ptr += size
+    if MASKED:
+        x = tl.load(x_ptr + i, mask=kept, other=0.0)
+        total = at_inputs(total, by_mask, x, properties, SURROGATE)
+    tl.store(grad_x_ptr + i, total.to(grad_x_ptr.dtype.element_ty), mask=kept)
+
+
 @triton.jit
 def fire_potentials(
     A_ptr,

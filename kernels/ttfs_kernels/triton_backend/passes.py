@@ -20,7 +20,6 @@ from ttfs_kernels.triton_backend.conv_grad_w import conv2d_grad_w, sum_tap_split
 from ttfs_kernels.triton_backend.conv_grad_x import conv2d_grad_x
 from ttfs_kernels.triton_backend.formulation import Chip, check_form, inputs_first, triton_version, two_accumulators
 from ttfs_kernels.triton_backend.launch import Device, Launch
-from ttfs_kernels.triton_backend.linear import linear_forward, linear_grad_w, linear_grad_x, sum_grad_x
 from ttfs_kernels.triton_backend.problem import Problem
 from ttfs_kernels.triton_backend.work import WIDE, largest_offset, row_blocks, skips, tap_steps, weight_blocks
 
@@ -68,8 +67,9 @@ def forward(
         RuntimeError: the form would race on this chip.
     """
     check_form(config.form, chip, triton_version())
-    _check_offsets("forward", problem, config)
     y, gain, *winner = _new_spikes(problem, x, with_derivatives)
+    problem = problem.flat
+    _check_offsets("forward", problem, config)
     arguments = {
         "x_ptr": x,
         "w_ptr": weight,
@@ -85,20 +85,20 @@ def forward(
         "WITH_SLOPE": problem.with_slope,
         "WITH_GAIN": gain is not None,
         "SURROGATE": neuron.has_surrogate and gain is not None,
+        "POOL": problem.pool,
+        "FEW_CHANNELS": problem.joint_steps,
+        "BY_POSITION": skips(problem, config),
+        "EVEN": problem.group_inputs % config.block_k == 0,
         "PRECISION": precision,
         "FORM": int(config.form),
         "GROUP": config.group,
+        **_maps(problem),
+        **_taps(problem),
+        **_winner(winner),
     }
-    if problem.is_matrix_product and problem.pool == 1:
-        blocks = math.ceil(problem.rows / config.block_m) * math.ceil(problem.group_outputs / config.block_n)
-        launch = Launch.blocks(linear_forward, (blocks,), arguments | _sizes(problem), config)
-    else:
-        arguments |= _maps(problem) | _taps(problem) | {"BY_POSITION": skips(problem, config)}
-        arguments |= {"POOL": problem.pool} | _winner(winner)
-        blocks = row_blocks(problem, problem.needed_positions, config)
-        blocks *= math.ceil(problem.group_outputs / config.block_n)
-        arguments |= {"FEW_CHANNELS": problem.joint_steps, "EVEN": problem.group_inputs % config.block_k == 0}
-        launch = Launch.blocks(conv2d_forward, (blocks, problem.groups), arguments, config)
+    blocks = row_blocks(problem, problem.needed_positions, config)
+    blocks *= math.ceil(problem.group_outputs / config.block_n)
+    launch = Launch.blocks(conv2d_forward, (blocks, problem.groups), arguments, config)
     return Plan([launch] if problem.rows else [], (y, gain, *winner))
 
 
@@ -217,52 +217,47 @@ def grad_x(
 
     With `slope_h` and a surrogate: plus the gradient of the mask.
     """
-    _check_offsets("grad_x", problem, config)
     out = x.new_empty(x.shape, dtype=h.dtype)
     if x.numel() == 0:
         return Plan([], (out,))
-    arguments = {
-        "h_ptr": h,
-        "slope_h_ptr": slope_h,
-        "w_ptr": weight,
-        "x_ptr": x,
-        "grad_x_ptr": out,
-        "properties": neuron.numbers(),
-        "MASKED": problem.with_slope,
-        "SURROGATE": neuron.has_surrogate and slope_h is not None,
-        "PRECISION": precision,
-        "GROUP": config.group,
-    }
-    if problem.is_matrix_product:
-        return _linear_grad_x(problem, arguments, config, processors)
+    problem = problem.flat
+    _check_offsets("grad_x", problem, config)
     positions = math.prod(
         math.ceil(size / step) for size, step in zip((problem.height, problem.width), problem.stride, strict=True)
     )
     blocks = row_blocks(problem, positions, config) * math.ceil(problem.group_inputs / config.block_n)
-    steps = [step // math.gcd(step, gap) for step, gap in zip(problem.stride, problem.dilation, strict=True)]
-    arguments |= _maps(problem) | _taps(problem) | {"STEP_H": steps[0], "STEP_W": steps[1]}
-    arguments |= {"EVEN": problem.group_outputs % config.block_k == 0, "BY_POSITION": skips(problem, config)}
-    classes = math.prod(problem.stride)
-    return Plan([Launch.blocks(conv2d_grad_x, (blocks, classes, problem.groups), arguments, config)], (out,))
-
-
-def _linear_grad_x(problem: Problem, arguments: dict[str, Any], config: Config, processors: int) -> Plan:
-    """Blocks, and where they are few for the processors also splits of the neurons, which a second kernel adds."""
-    out, x, surrogate = arguments["grad_x_ptr"], arguments["x_ptr"], arguments["SURROGATE"]
-    blocks = math.ceil(problem.rows / config.block_m) * math.ceil(problem.depth / config.block_n)
-    steps = math.ceil(problem.out_channels / config.block_k)
-    splits, steps_per_split = work.split([steps], blocks, processors, config.splits, config.block_k)
-    arguments |= _sizes(problem) | {"steps_per_split": steps_per_split, "SPLIT": splits > 1}
-    if splits == 1:
-        return Plan([Launch.blocks(linear_grad_x, (blocks, 1), arguments, config)], (out,))
-    parts = out.new_empty((splits, 2 if surrogate else 1, out.numel()), dtype=torch.float32)
-    keys = ("x_ptr", "grad_x_ptr", "properties", "MASKED", "SURROGATE")
-    total = {key: arguments[key] for key in keys}
-    total |= {"parts_ptr": parts, "splits": splits, "size": out.numel(), "BLOCK": ELEMENTS}
-    launches = [
-        Launch.blocks(linear_grad_x, (blocks, splits), arguments | {"grad_x_ptr": parts}, config),
-        Launch(sum_grad_x, (math.ceil(x.numel() / ELEMENTS),), total),
-    ]
+    splits, steps_per_split = 1, math.ceil(problem.group_outputs / config.block_k)
+    if problem.is_matrix_product:
+        splits, steps_per_split = work.split([steps_per_split], blocks, processors, config.splits, config.block_k)
+    surrogate = neuron.has_surrogate and slope_h is not None
+    parts = out
+    if splits > 1:
+        parts = out.new_empty((splits, 2 if surrogate else 1, out.numel()), dtype=torch.float32)
+    tap_steps = [step // math.gcd(step, gap) for step, gap in zip(problem.stride, problem.dilation, strict=True)]
+    at_inputs = {"x_ptr": x, "properties": neuron.numbers(), "MASKED": problem.with_slope, "SURROGATE": surrogate}
+    arguments = {
+        "h_ptr": h,
+        "slope_h_ptr": slope_h,
+        "w_ptr": weight,
+        "grad_x_ptr": parts,
+        "steps_per_split": steps_per_split,
+        "STEP_H": tap_steps[0],
+        "STEP_W": tap_steps[1],
+        "SPLIT": splits > 1,
+        "BY_POSITION": skips(problem, config),
+        "EVEN": problem.group_outputs % config.block_k == 0,
+        "PRECISION": precision,
+        "GROUP": config.group,
+        **at_inputs,
+        **_maps(problem),
+        **_taps(problem),
+    }
+    grid = blocks, splits if splits > 1 else math.prod(problem.stride), problem.groups
+    launches = [Launch.blocks(conv2d_grad_x, grid, arguments, config)]
+    if splits > 1:
+        total = {"parts_ptr": parts, "grad_x_ptr": out, "splits": splits, "size": out.numel(), "BLOCK": ELEMENTS}
+        grid = (math.ceil(out.numel() / ELEMENTS),)
+        launches.append(Launch(elementwise.sum_grad_x, grid, total | at_inputs))
     return Plan(launches, (out,))
 
 
@@ -275,6 +270,7 @@ def grad_w(
     out = h.new_empty(shape)
     if problem.rows == 0:
         return Plan([], (out.zero_(),))
+    problem = problem.flat
     _check_offsets("grad_w", problem, config)
     steps, blocks = tap_steps(problem, config), weight_blocks(problem, config)
     slots = device.processors * work.resident("grad_w", problem, config, device.chip)
@@ -289,16 +285,14 @@ def grad_w(
         "WITH_SLOPE": problem.with_slope,
         "TWO_ACCUMULATORS": problem.with_slope and two_accumulators(device.chip),
         "INPUTS_FIRST": inputs_first(device.chip),
+        "FEW_CHANNELS": problem.joint_steps,
+        "BY_POSITION": skips(problem, config),
         "PRECISION": precision,
+        **_maps(problem),
+        **_taps(problem),
     }
-    if problem.is_matrix_product:
-        arguments |= _sizes(problem) | {"GROUP": config.group}
-        launch = Launch.blocks(linear_grad_w, (blocks, splits), arguments, config)
-    else:
-        arguments |= _maps(problem) | _taps(problem)
-        arguments |= {"FEW_CHANNELS": problem.joint_steps, "BY_POSITION": skips(problem, config)}
-        grid = (blocks // problem.groups * len(steps), splits, problem.groups)
-        launch = Launch.blocks(conv2d_grad_w, grid, arguments, config)
+    grid = (blocks // problem.groups * len(steps), splits, problem.groups)
+    launch = Launch.blocks(conv2d_grad_w, grid, arguments, config)
     if splits == 1:
         return Plan([launch], (out,))
     if len(set(steps)) == 1:
@@ -376,13 +370,6 @@ def _check_offsets(which: str, problem: Problem, config: Config) -> None:
         raise NotImplementedError(
             f"{which}: the images of a block must have fewer than 2³¹ elements; got {largest}. Use the torch backend."
         )
-
-
-def _sizes(problem: Problem) -> dict[str, int]:
-    """Of a matrix product."""
-    neurons, synapses = problem.out_channels, problem.depth
-    units = {"UNIT_N": math.gcd(neurons, LARGEST_UNIT), "UNIT_K": math.gcd(synapses, LARGEST_UNIT)}
-    return {"M": problem.rows, "N": neurons, "K": synapses} | units
 
 
 def _taps(problem: Problem) -> dict[str, int]:

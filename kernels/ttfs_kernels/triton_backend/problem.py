@@ -123,6 +123,13 @@ class Problem:
         return dataclasses.replace(self, pool=1)
 
     @property
+    def flat(self) -> Problem:
+        """A matrix product over all positions, as one on a batch of 1×1 maps; other layers as they are."""
+        if not self.is_matrix_product or self.pool > 1:
+            return self
+        return dataclasses.replace(self, batch=self.rows, height=1, width=1)
+
+    @property
     def joint_steps(self) -> bool:
         """Whether steps run over the joint index (r, s, c), since channels are few."""
         return self.group_inputs < FEW_CHANNELS and not self.is_matrix_product
