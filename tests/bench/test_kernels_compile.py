@@ -42,7 +42,7 @@ def compile_only(tmp_path: Path, *options: str, config: str = "", interpret: boo
     program = [str(BENCH / "kernels.py")]
     if config:
         code = f"import sys; sys.path.insert(0, {str(BENCH)!r}); import kernels, _kernels_compile as c\n"
-        code += f"c.WHICH = ('forward',); c.default_config = lambda *_: c.Config({config}, c.Form.WEIGHTS_FIRST)\n"
+        code += f"c.WHICH = ('forward',); c.default_config = lambda *_: c.Config({config})\n"
         program = ["-c", f"{code}kernels.main()"]
     said = run_python(*program, *arguments, interpret=interpret, status=status)
     return said, *bench.read(tmp_path / "kernels-compile-only.csv")
@@ -142,23 +142,22 @@ def code(**changes) -> "machine_code.MachineCode":
 
 
 @pytest.mark.parametrize(
-    ("changes", "version", "reasons"),
+    ("changes", "reasons"),
     [
-        ({}, (3, 9), []),
-        ({"serialised": ("C7510", "C7511")}, (3, 9), ["serialised (C7510 C7511)"]),
-        ({"loop_register_operands": 4}, (3, 9), ["mixes register and shared operands"]),
-        ({"loop_register_operands": 8, "loop_shared_operands": 0}, (3, 9), []),
-        ({"loop_register_operands": 8, "loop_shared_operands": 0}, (3, 8), ["register operands"]),
-        ({"programs_per_processor": 0}, (3, 9), ["does not fit"]),
-        ({"loop_spills": 1, "tensor_core": 0}, (3, 9), ["1 spills in the loop", "no tensor cores"]),
+        ({}, []),
+        ({"serialised": ("C7510", "C7511")}, ["serialised (C7510 C7511)"]),
+        ({"loop_register_operands": 4}, ["mixes register and shared operands"]),
+        ({"loop_register_operands": 8, "loop_shared_operands": 0}, ["register operands"]),
+        ({"programs_per_processor": 0}, ["does not fit"]),
+        ({"loop_spills": 1, "tensor_core": 0}, ["1 spills in the loop", "no tensor cores"]),
     ],
 )
-def test_what_is_refused(changes, version, reasons):
+def test_what_is_refused(changes, reasons):
     """Float32 needs no tensor cores; other chips take operands from registers as they like."""
-    assert kernels_compile.refusals(code(**changes), SM_90, version, True) == reasons
-    assert kernels_compile.refusals(code(tensor_core=0), SM_90, version, False) == []
+    assert kernels_compile.refusals(code(**changes), SM_90, True) == reasons
+    assert kernels_compile.refusals(code(tensor_core=0), SM_90, False) == []
     only_registers = code(loop_register_operands=8, loop_shared_operands=0)
-    assert kernels_compile.refusals(only_registers, GFX942, version, True) == []
+    assert kernels_compile.refusals(only_registers, GFX942, True) == []
 
 
 def test_interpreted_kernels_cannot_be_compiled():

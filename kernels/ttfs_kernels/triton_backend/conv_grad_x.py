@@ -8,7 +8,7 @@ the stride put there. BY_POSITION: a block is one position of many images, and l
 """
 
 # Triton's language is not Python's:
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
 import triton
 import triton.language as tl
 
@@ -132,6 +132,7 @@ def conv2d_grad_x(
     h_row = ((image * P + p0) * Q + q0) * channels
     w_ptr = at_row(w_ptr, group * N, R * S * C) + block_c * BLOCK_N
     w_row = n * (R * S * C)
+    w_stride = tl.full((), R * S * C, tl.int64)  # steps go through all neurons: 32 bits might not be enough
     c_kept = c < C - block_c * BLOCK_N
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     by_mask = tl.zeros((BLOCK_M, BLOCK_N) if SURROGATE else (1, 1), tl.float32)
@@ -156,9 +157,9 @@ def conv2d_grad_x(
                 w_kept &= (n < N - start)[:, None]
             h_at = (h_row - (p_shift * Q + q_shift) * channels + start)[:, None] + n[None, :]
             w_tap = ((r0 + r * STEP_H) * S + s0 + s * STEP_W) * C
-            w_at = (w_row + start * (R * S * C) + w_tap)[:, None] + c[None, :]
+            w_at = (w_row + w_tap)[:, None] + c[None, :]
             h = tl.load(h_ptr + h_at, mask=h_kept, other=0.0)
-            w = tl.load(w_ptr + w_at, mask=w_kept, other=0.0)
+            w = tl.load(w_ptr + start * w_stride + w_at, mask=w_kept, other=0.0)
             total = tl.dot(h, w, total, input_precision=PRECISION)
             if SURROGATE:
                 slope_h = tl.load(slope_h_ptr + h_at, mask=h_kept, other=0.0)

@@ -1,4 +1,4 @@
-"""Each pass as launches of our kernels. Nothing here calls a library: outputs are allocated, kernels are planned.
+"""Each pass as launches of our kernels: outputs are allocated, launches are planned, no library is called.
 
 Tensors are rows in memory: x [B, H, W, C] or [M, K], weight [N, R, S, C] or [N, K], y, gain, grad and h
 [B, P, Q, N] or [M, N], all contiguous. They may be on the meta device, to plan without memory.
@@ -18,7 +18,7 @@ from ttfs_kernels.triton_backend.configs import PROCESSORS, SMALLEST_BLOCK, Conf
 from ttfs_kernels.triton_backend.conv_forward import conv2d_forward
 from ttfs_kernels.triton_backend.conv_grad_w import conv2d_grad_w, sum_tap_splits
 from ttfs_kernels.triton_backend.conv_grad_x import conv2d_grad_x
-from ttfs_kernels.triton_backend.formulation import Chip, check_form, inputs_first, triton_version, two_accumulators
+from ttfs_kernels.triton_backend.formulation import Chip, inputs_first
 from ttfs_kernels.triton_backend.launch import Device, Launch
 from ttfs_kernels.triton_backend.problem import Problem
 from ttfs_kernels.triton_backend.work import WIDE, largest_offset, row_blocks, skips, tap_steps, weight_blocks
@@ -62,11 +62,7 @@ def forward(
     `skip` are delayed spikes in the shape of y, one a neuron, and `skip_weight` [N] the weights of their synapses.
     With a pool (y, gain, winner): of the winner of each window, and uint8 which of its neurons that is.
     Without `fires` (A, W): potentials, and slopes without σ (None for σ = 0).
-
-    Raises:
-        RuntimeError: the form would race on this chip.
     """
-    check_form(config.form, chip, triton_version())
     y, gain, *winner = _new_spikes(problem, x, with_derivatives)
     problem = problem.flat
     _check_offsets("forward", problem, config)
@@ -90,7 +86,7 @@ def forward(
         "BY_POSITION": skips(problem, config),
         "EVEN": problem.group_inputs % config.block_k == 0,
         "PRECISION": precision,
-        "FORM": int(config.form),
+        "INPUTS_FIRST": inputs_first(chip),
         "GROUP": config.group,
         **_maps(problem),
         **_taps(problem),
@@ -103,7 +99,7 @@ def forward(
 
 
 def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_derivatives: bool) -> Plan:
-    """(y, gain, winner) as `forward` returns them of a layer with a pool, from (y, gain) of all its neurons."""
+    """(y, gain, winner) of windows, as `forward` with a pool returns them, from (y, gain) of all neurons."""
     pooled, pooled_gain, *winner = _new_spikes(problem, y, with_derivatives)
     windows, channels = problem.batch * math.prod(problem.pooled_size), problem.out_channels
     grid, sizes = blocks_of_rows(windows, channels)
@@ -124,15 +120,6 @@ def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_derivatives: boo
     return Plan([launch] if windows else [], (pooled, pooled_gain, *winner))
 
 
-class Delayed(NamedTuple):
-    """Delayed spikes in the shape of a layer's output, weights [N] of their synapses, and whose gradient to find."""
-
-    skip: Tensor
-    skip_weight: Tensor
-    needs_skip: bool
-    needs_weight: bool
-
-
 def local_gradient(
     problem: Problem,
     grad: Tensor,
@@ -142,63 +129,58 @@ def local_gradient(
     with_slope_h: bool,
     with_bias: bool,
     winner: Tensor | None = None,
-    delayed: Delayed | None = None,
+    skip: Tensor | None = None,
+    skip_weight: Tensor | None = None,
 ) -> Plan:
     """(pair, grad_bias): what the contractions of the backward pass read, see `halves`, and the float32 sum of h.
 
-    Of a layer with delayed spikes also their gradient and, float32, that of their weights; None where not needed.
+    Of a layer with delayed spikes also their gradient and, float32, that of their weights.
     Of a layer with a pool, `grad`, `y`, `gain` and `winner` are of the windows; the pair is of all neurons.
     """
     rows, channels = problem.rows, problem.out_channels
     # With a skip a program holds more of each neuron: half a tile, or registers spill with a surrogate.
-    grid, sizes = summing_blocks(rows, channels, (2 if delayed is None else 1) * TILE // grad.element_size())
+    grid, sizes = summing_blocks(rows, channels, (2 if skip is None else 1) * TILE // grad.element_size())
     shape = grad.shape if problem.pool == 1 else (problem.batch, *problem.out_size, channels)
-    # One allocation: a library contracts both in one call.
+    # Stacked, so that a library can contract both in one call.
     pair = grad.new_empty(2 if with_slope_h and problem.with_slope else 1, *shape)
     h, slope_h = halves(pair)
-    needs_skip, needs_skip_weight = (False, False) if delayed is None else delayed[2:]
     sums, skip_sums = (
         grad.new_empty((grid[0], channels), dtype=torch.float32) if wanted else None
-        for wanted in (with_bias, needs_skip_weight)
+        for wanted in (with_bias, skip is not None)
     )
-    grad_skip = torch.empty_like(h) if needs_skip else None
-    launch = Launch(
-        elementwise.local_gradient,
-        grid,
-        {
-            **sizes,
-            "grad_ptr": grad,
-            "y_ptr": y,
-            "gain_ptr": gain,
-            "h_ptr": h,
-            "slope_h_ptr": slope_h,
-            "bias_sum_ptr": sums,
-            "winner_ptr": winner,
-            "skip_ptr": delayed and delayed.skip,
-            "skip_weight_ptr": delayed and delayed.skip_weight,
-            "grad_skip_ptr": grad_skip,
-            "skip_weight_sum_ptr": skip_sums,
-            "P": problem.out_size[0],
-            "Q": problem.out_size[1],
-            "properties": neuron.numbers(),
-            "WITH_SLOPE": problem.with_slope,
-            "WITH_BIAS": with_bias,
-            "WITH_SLOPE_H": slope_h is not None,
-            "WITH_GRAD_SKIP": grad_skip is not None,
-            "WITH_SKIP_WEIGHT": skip_sums is not None,
-            "SURROGATE": neuron.has_surrogate and grad_skip is not None,
-            "POOL": problem.pool,
-        },
-    )
+    grad_skip = None if skip is None else torch.empty_like(h)
+    arguments = {
+        **sizes,
+        "grad_ptr": grad,
+        "y_ptr": y,
+        "gain_ptr": gain,
+        "h_ptr": h,
+        "slope_h_ptr": slope_h,
+        "bias_sum_ptr": sums,
+        "winner_ptr": winner,
+        "skip_ptr": skip,
+        "skip_weight_ptr": skip_weight,
+        "grad_skip_ptr": grad_skip,
+        "skip_weight_sum_ptr": skip_sums,
+        "P": problem.out_size[0],
+        "Q": problem.out_size[1],
+        "properties": neuron.numbers(),
+        "WITH_SLOPE": problem.with_slope,
+        "WITH_BIAS": with_bias,
+        "WITH_SLOPE_H": slope_h is not None,
+        "HAS_SKIP": skip is not None,
+        "SURROGATE": neuron.has_surrogate and skip is not None,
+        "POOL": problem.pool,
+    }
+    launches = [Launch(elementwise.local_gradient, grid, arguments)] if rows else []
     totals = [None if parts is None else parts.new_empty(channels) for parts in (sums, skip_sums)]
     added = zip((sums, skip_sums), totals, strict=True)
-    launches = [launch] if rows else []
     launches += [sum_parts(parts, total) for parts, total in added if parts is not None and total is not None]
-    return Plan(launches, (pair, totals[0]) if delayed is None else (pair, totals[0], grad_skip, totals[1]))
+    return Plan(launches, (pair, totals[0]) if skip is None else (pair, totals[0], grad_skip, totals[1]))
 
 
 def halves(pair: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(h, slope_h): the gradient of A, and that of the slope W times σ, which is None in a pair of one."""
+    """(h, slope_h): gradients of A and of Σ w·[x > 0]; the latter is None if `pair` holds one."""
     return pair[0], pair[1] if len(pair) == 2 else None
 
 
@@ -283,7 +265,6 @@ def grad_w(
         "out_ptr": parts,
         "steps_per_split": steps_per_split,
         "WITH_SLOPE": problem.with_slope,
-        "TWO_ACCUMULATORS": problem.with_slope and two_accumulators(device.chip),
         "INPUTS_FIRST": inputs_first(device.chip),
         "FEW_CHANNELS": problem.joint_steps,
         "BY_POSITION": skips(problem, config),
