@@ -30,11 +30,11 @@ over the rounds' own ratios. The file's floor is the number of contractions agai
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import _bench as bench
@@ -58,46 +58,28 @@ LEAK = 0.5
 Layout = Literal["channels_last", "contiguous"]
 
 
-class Simulation(nn.Module):
-    """A network to be simulated for any number of time steps: images [N, C, height, width] to logits [N, classes].
+@dataclasses.dataclass
+class Library:
+    """What a library makes networks of.
 
-    Args:
-        title: the library's, in tables.
+    Attributes:
+        title: its name, in tables.
+        layers: module with Conv2d, BatchNorm2d, Linear, MaxPool2d and Flatten.
+        neuron: makes the neurons of one layer.
+        prepare: is called once with the layers behind the first convolution.
+        unroll: from these layers, the first neurons' input current, the same in every step, and T to the logits.
         backend: what computes the neurons.
-        layers: the convolution that reads the images, then everything behind it, neurons included.
-        unroll: from the first neurons' input current, the same in every step, and T to the logits.
     """
 
-    def __init__(
-        self, title: str, backend: str, layers: list[nn.Module], unroll: Callable[[nn.Module, Tensor, int], Tensor]
-    ) -> None:
-        super().__init__()
-        self.title, self.backend, self.unroll = title, backend, unroll
-        self.first, self.rest = layers[0], nn.Sequential(*layers[1:])
-        self.use_layout("contiguous")
-
-    def use_layout(self, layout: Layout) -> None:
-        """Memory format of images and weights."""
-        self.layout = layout
-        self.format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        self.to(memory_format=self.format)  # pyright: ignore[reportCallIssue]
-
-    def forward(self, images: Tensor, time_steps: int) -> Tensor:
-        return self.unroll(self.rest, self.first(images.contiguous(memory_format=self.format)), time_steps)
+    title: str
+    layers: Any
+    neuron: Callable[[], nn.Module]
+    prepare: Callable[[nn.Module], None]
+    unroll: Callable[[nn.Module, Tensor, int], Tensor]
+    backend: str = "torch"
 
 
-class Unrolled(nn.Module):
-    """A simulation of `time_steps` steps."""
-
-    def __init__(self, simulation: Simulation, time_steps: int) -> None:
-        super().__init__()
-        self.simulation, self.time_steps = simulation, time_steps
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.simulation(images, self.time_steps)
-
-
-def spikingjelly(ann: TTFSNetwork, device: torch.device, dtype: torch.dtype) -> Simulation:
+def spikingjelly(device: torch.device, dtype: torch.dtype) -> Library:
     """Multi-step mode: each layer computes all time steps at once, the neurons in one fused kernel where there is one.
 
     SpikingJelly picks the kernel for the device itself: CUDA if built from source, else Triton; PyTorch on a CPU. Its
@@ -107,28 +89,29 @@ def spikingjelly(ann: TTFSNetwork, device: torch.device, dtype: torch.dtype) -> 
         import_module(f"spikingjelly.activation_based.{name}")
         for name in ("layer", "neuron", "surrogate", "functional")
     )
+    in_bfloat16 = device.type == "cuda" and dtype == torch.bfloat16
 
     def leaky() -> nn.Module:
         options = {"tau": 1 / LEAK, "decay_input": False, "v_reset": None, "detach_reset": True}
         return neuron.LIFNode(surrogate_function=surrogate.ATan(alpha=2.0), **options)
+
+    def prepare(rest: nn.Module) -> None:
+        functional.set_step_mode(rest, "m")
+        if in_bfloat16:
+            precision = import_module("spikingjelly.activation_based.precision")
+            config = precision.PrecisionConfig(mode="bf16", neuron_storage="bf16")
+            precision.prepare_model_for_precision(rest, device, config)
 
     def unroll(rest: nn.Module, current: Tensor, time_steps: int) -> Tensor:
         logits = rest(current.expand(time_steps, *current.shape)).mean(0)
         functional.reset_net(rest)
         return logits
 
-    backend = functional.neuron_implementation("lif", device)["implementation"]
-    found = Simulation("SpikingJelly", backend, mirror(ann, layer, leaky), unroll)
-    functional.set_step_mode(found.rest, "m")
-    if device.type == "cuda" and dtype == torch.bfloat16:
-        precision = import_module("spikingjelly.activation_based.precision")
-        config = precision.PrecisionConfig(mode="bf16", neuron_storage="bf16")
-        precision.prepare_model_for_precision(found.rest, device, config)
-        found.backend = "triton"
-    return found
+    backend = "triton" if in_bfloat16 else functional.neuron_implementation("lif", device)["implementation"]
+    return Library("SpikingJelly", layer, leaky, prepare, unroll, backend)
 
 
-def snntorch(ann: TTFSNetwork, device: torch.device, dtype: torch.dtype) -> Simulation:
+def snntorch(device: torch.device, dtype: torch.dtype) -> Library:
     """A loop over time, as in snnTorch's tutorials: neurons keep their potential from call to call."""
     library = import_module("snntorch")
     gradient = import_module("snntorch.surrogate").atan(alpha=2.0)
@@ -139,22 +122,40 @@ def snntorch(ann: TTFSNetwork, device: torch.device, dtype: torch.dtype) -> Simu
                 module.reset_mem()  # pyright: ignore[reportCallIssue]
         return torch.stack([rest(current) for _ in range(time_steps)]).mean(0)
 
-    layers = mirror(ann, nn, lambda: library.Leaky(beta=LEAK, spike_grad=gradient, init_hidden=True))
-    return Simulation("snnTorch", "torch", layers, unroll)
+    leaky = partial(library.Leaky, beta=LEAK, spike_grad=gradient, init_hidden=True)
+    return Library("snnTorch", nn, leaky, lambda rest: None, unroll)
 
 
 LIBRARIES = {"spikingjelly": spikingjelly, "snntorch": snntorch}  # by the package that they need
 
 
-def mirror(ann: TTFSNetwork, kinds: ModuleType, neurons: Callable[[], nn.Module]) -> list[nn.Module]:
+class Simulation(nn.Module):
+    """A network simulated for `time_steps` steps: images [N, C, height, width] to logits [N, classes]."""
+
+    def __init__(self, library: Library, layers: list[nn.Module], time_steps: int) -> None:
+        super().__init__()
+        self.library, self.time_steps = library, time_steps
+        self.first, self.rest = layers[0], nn.Sequential(*layers[1:])
+        self.use_layout("contiguous")
+
+    def use_layout(self, layout: Layout) -> None:
+        """Memory format of images and weights."""
+        self.layout = layout
+        self.format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        self.to(memory_format=self.format)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.library.unroll(self.rest, self.first(images.contiguous(memory_format=self.format)), self.time_steps)
+
+
+def mirror(ann: TTFSNetwork, library: Library) -> list[nn.Module]:
     """Layers of the sizes and, times `GAIN`, with the weights of an ANN without biases; neurons for its ReLUs.
 
     Args:
         ann: a `TTFSNetwork` at σ = 0, or one composed as an ANN.
-        kinds: has Conv2d, Linear, MaxPool2d and Flatten.
-        neurons: makes the neurons of one layer.
+        library: whose layers and neurons.
     """
-    layers: list[nn.Module] = []
+    kinds, layers = library.layers, []
     for module in (*ann.features, ann.readout):
         module = module.layer if isinstance(module, Composed) else module
         if isinstance(module, EarliestSpikePool2d):
@@ -163,11 +164,12 @@ def mirror(ann: TTFSNetwork, kinds: ModuleType, neurons: Callable[[], nn.Module]
             layers.append(kinds.Flatten())
         elif isinstance(module, WeightedConv2d):
             geometry = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)
-            layers += [with_weights(kinds.Conv2d(*geometry, bias=False), module), neurons()]
+            layers += [with_weights(kinds.Conv2d(*geometry, bias=False), module), library.neuron()]
         else:
             layers.append(with_weights(kinds.Linear(module.in_features, module.out_features, bias=False), module))
             if isinstance(module, DFTLinear):
-                layers.append(neurons())
+                layers.append(library.neuron())
+    library.prepare(nn.Sequential(*layers[1:]))
     return layers
 
 
@@ -222,28 +224,32 @@ def make_steps(options: Options, device: torch.device, packages: Sequence[str]) 
     labels = torch.randint(0, 10, (options.batch_size,)).to(device)
     plain = {"width": options.width, "weight_standardisation": False, "bias": False}
     contenders = {contender.name: contender for contender in build("vgg16", **plain)}
-    simulations = [LIBRARIES[package](contenders[ANN].network, device, dtype).to(device) for package in packages]
     steps = []
     for name in WITHOUT_TIME:
         contenders[name].network.to(device)
         check(Step(contenders[name], images, labels, dtype))
         steps.append(Step(dataclasses.replace(contenders[name], twin=None), images, labels, dtype))
-    for simulation in simulations:
-        simulated = [
-            Step(Contender(f"{simulation.title} T={T}", Unrolled(simulation, T), float(T)), images, labels, dtype)
-            for T in sorted(options.steps)
-        ]
-        simulation.use_layout(faster_layout(simulated[0], simulation))
+    for package in packages:
+        library = LIBRARIES[package](device, dtype)
+        layers = mirror(contenders[ANN].network, library)
+        simulated = []
+        for time_steps in sorted(options.steps):
+            network = Simulation(library, layers, time_steps).to(device)
+            contender = Contender(f"{library.title} T={time_steps}", network, float(time_steps))
+            simulated.append(Step(contender, images, labels, dtype))
+        layout = faster_layout(simulated[0])
+        for step in simulated:
+            step.contender.network.use_layout(layout)
         steps += simulated
     return steps
 
 
-def faster_layout(step: Step, simulation: Simulation) -> Layout:
+def faster_layout(step: Step) -> Layout:
     """The memory format in which a step takes less time, by the best of a few trials."""
     best: dict[Layout, float] = {}
     layouts: tuple[Layout, ...] = ("channels_last", "contiguous")
     for layout in layouts:
-        simulation.use_layout(layout)
+        step.contender.network.use_layout(layout)
         for _ in range(1 + TRIALS):
             step.time()
         best[layout] = min(step.forward_backward_ms[-TRIALS:])
@@ -266,10 +272,10 @@ def make_rows(steps: list[Step], peaks: list[float], options: Options) -> list[b
             "time_steps": "",
             "layout": "channels_last",
         }
-        if isinstance(network, Unrolled):
-            simulation = network.simulation
-            provider = {"provider": simulation.title, "version": version(simulation.title)}
-            provider |= {"backend": simulation.backend, "time_steps": network.time_steps, "layout": simulation.layout}
+        if isinstance(network, Simulation):
+            library = network.library
+            provider = {"provider": library.title, "version": version(library.title), "backend": library.backend}
+            provider |= {"time_steps": network.time_steps, "layout": network.layout}
         base = fewest.setdefault(provider["provider"], name)
         rows.append(
             {"op": "peers", "case": f"vgg16-b{options.batch_size}-w{options.width:g}", "pass": "forward_backward"}

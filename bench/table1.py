@@ -4,18 +4,16 @@
     python bench/table1.py                            # write the tables again
 
 Collecting copies a run's config.yaml, metrics.jsonl and summary.json to bench/results/runs/NAME, with the checksum of
-its best weights in run.json, and that of the ANN that it started from, if its folder holds one. Runs that differ in the
-seed alone share a row: mean and standard deviation, and each of them. Networks narrower than their own size are
-collected, and have no row. The README has the rows of `MAIN`.
+its best weights in run.json. Runs that differ in the seed alone share a row: mean and standard deviation, and each of
+them. Networks narrower than their own size are collected, and have no row. The README has the rows of `MAIN`.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -40,25 +38,29 @@ BEST = "Che et al., AAAI 2026, doi:10.1609/aaai.v40i3.37149"
 
 
 @dataclass(frozen=True)
-class Target:
-    """A row that the table always has."""
+class Published:
+    """What others report."""
 
-    data: str  # set on the Hub
-    title: str  # for readers
-    model: str  # of the recipes
-    paper_accuracy: float | None  # percent; None where the paper has no such row
-    paper_sparsity: float | None  # spikes over neurons
-    best_accuracy: float  # that a network of any size with time-to-first-spike coding has been published with
-    paper_epochs: int | None = None  # of training with spikes
+    accuracy: float  # percent
+    sparsity: float  # spikes over neurons
+    epochs: int  # of training with spikes
 
 
-TARGETS = (
-    Target("ylecun/mnist", "MNIST", "cnn1", 99.4, 0.3913, 99.51, 150),
-    Target("zalando-datasets/fashion_mnist", "Fashion-MNIST", "cnn1", None, None, 93.14),
-    Target("uoft-cs/cifar10", "CIFAR-10", "vgg11", 91.17, 0.4387, 95.06, 300),
-    Target("uoft-cs/cifar10", "CIFAR-10", "vgg16", 93.05, 0.2561, 95.06, 300),
-    Target("uoft-cs/cifar100", "CIFAR-100", "vgg16", 69.66, 0.2845, 74.07, 300),
-)
+# Data sets by their name on the Hub: title, and the best accuracy that a network of any size with time-to-first-spike
+# coding has been published with.
+DATA = {
+    "ylecun/mnist": ("MNIST", 99.51),
+    "zalando-datasets/fashion_mnist": ("Fashion-MNIST", 93.14),
+    "uoft-cs/cifar10": ("CIFAR-10", 95.06),
+    "uoft-cs/cifar100": ("CIFAR-100", 74.07),
+}
+# The paper's networks, all with its own neuron (σ = 1).
+PUBLISHED = {
+    ("ylecun/mnist", "cnn1"): Published(99.4, 0.3913, 150),
+    ("uoft-cs/cifar10", "vgg11"): Published(91.17, 0.4387, 300),
+    ("uoft-cs/cifar10", "vgg16"): Published(93.05, 0.2561, 300),
+    ("uoft-cs/cifar100", "vgg16"): Published(69.66, 0.2845, 300),
+}
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Options:
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of runs; a run replaces what was collected under its name."""
-    commit: str = ""  # at which these runs began, where no NAME.commit lies beside their folders
+    commit: str = ""  # at which these runs began
     results: Path = bench.RESULTS / "runs"  # where runs are collected
     readme: Path = bench.ROOT / "README.md"  # whose table is replaced, between its markers
     page: Path = bench.ROOT / "docs" / "results.md"  # likewise, by the table of all runs
@@ -98,12 +100,30 @@ class Run:
         name, width = self.config["model"], self.config.get("width", 1.0)
         return f"{NAMES.get(name, name)}{f' × {width:g}' if width != 1 else ''}"
 
-    def belongs(self, target: Target) -> bool:
-        """Whether it is of a target's data, all of them, and of its network, at full width or wider."""
+    @property
+    def published(self) -> Published | None:
+        """What the paper reports for the same data, network and neuron."""
+        return PUBLISHED.get((self.config["dataset"], self.config["model"])) if self.sigma == 1 else None
+
+    @property
+    def has_row(self) -> bool:
+        """Whether it is of one of `DATA`, all images, and a network at full width or wider."""
         config = self.config
         whole = config.get("max_train_samples") is None and config.get("max_test_samples") is None
-        full = config.get("width", 1.0) >= 1
-        return (config["dataset"], config["model"], whole, full) == (target.data, target.model, True, True)
+        return whole and config["dataset"] in DATA and config.get("width", 1.0) >= 1
+
+    @property
+    def place(self) -> tuple:
+        """Of its row in the table: by data, then the paper's networks before others, then σ."""
+        data, model = self.config["dataset"], self.config["model"]
+        known = [name for other, name in PUBLISHED if other == data]
+        return (
+            list(DATA).index(data),
+            known.index(model) if model in known else len(known),
+            model,
+            self.sigma,
+            self.name,
+        )
 
 
 def main() -> None:
@@ -125,19 +145,18 @@ def name_of(run: Path) -> str:
     return run.name if run.parent.name == "runs" else f"{run.parent.name}-{run.name}"
 
 
-def collect(run: Path, options: Options, folder: Path | None = None) -> Path:
+def collect(run: Path, options: Options) -> Path:
     """Copy what is to be committed of a run.
 
     Args:
         run: its folder.
-        options: whose `results` takes it.
-        folder: where it goes. Default: in `results`, by its name.
+        options: whose `results` takes it, by its name.
     Raises:
         ValueError: no run is there, or it has not ended.
     """
     if not (run / "summary.json").is_file():
         raise ValueError(f"runs must be folders of runs that have ended; got {run}.")
-    folder = folder or options.results / name_of(run)
+    folder = options.results / name_of(run)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in ("metrics.jsonl", "summary.json"):
@@ -145,15 +164,11 @@ def collect(run: Path, options: Options, folder: Path | None = None) -> Path:
     config = yaml.safe_load((run / "config.yaml").read_text())
     config = {key: without_paths(value) for key, value in config.items()}
     write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    said = run.with_name(f"{run.name}.commit")
-    about: dict[str, Any] = {
+    about = {
         "weights_sha256": hashlib.sha256((run / "best" / "model.safetensors").read_bytes()).hexdigest(),
-        "commit": options.commit or (said.read_text().strip() if said.is_file() else ""),
+        "commit": options.commit,
+        "sparsity_as_published": json.loads((run / "summary.json").read_text()).get("sparsity_as_published"),
     }
-    if config.get("neuron") != "ann":
-        about["sparsity_as_published"] = json.loads((run / "summary.json").read_text()).get("sparsity_as_published")
-    if (run / "ann").is_dir():
-        collect(run / "ann", options, folder / "ann")
     write_json(folder / "run.json", about)
     return folder
 
@@ -173,19 +188,16 @@ def main_table(runs: Sequence[Run]) -> str:
         found = [run for run in runs if re.fullmatch(rf"{name}(-\d+)?", run.name)]
         if not found:
             continue
-        config = found[0].config
-        same_data = [target for target in TARGETS if target.data == config["dataset"]]
-        papers = [target for target in same_data if target.model == config["model"] and found[0].sigma == 1]
-        target = papers[0] if papers else None
+        config, paper = found[0].config, found[0].published
         cells = [
-            same_data[0].title,
+            DATA[config["dataset"]][0],
             f"{found[0].network}, σ = {found[0].sigma:g}",
             f"{average([100 * run.summary['test_accuracy'] for run in found], 2)} %",
             average([run.summary["sparsity"] for run in found], 3),
             str(config["epochs"]),
-            f"{target.paper_accuracy:g} %" if target and target.paper_accuracy else "–",
-            _figure(target and target.paper_sparsity),
-            _figure(target and target.paper_epochs),
+            f"{paper.accuracy:g} %" if paper else "–",
+            _figure(paper and paper.sparsity),
+            _figure(paper and paper.epochs),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -199,65 +211,36 @@ def average(values: Sequence[float], digits: int) -> str:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """The table, in Markdown: the rows of `TARGETS`, each with the runs that belong to it, and other networks' rows."""
+    """The table of all runs, in Markdown."""
     headings = (
         *("data", "network", "accuracy %, ours", "the paper", "best published"),
         *("sparsity, ours", "as the paper counts", "the paper", "runs"),
     )
-    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
-    for target in with_others(runs):
-        rows: dict[str, list[Run]] = {}
-        for run in sorted((run for run in runs if run.belongs(target)), key=lambda run: (run.sigma, run.name)):
-            rows.setdefault(run.row, []).append(run)
-        lines += [line(target, found) for found in rows.values()] or [line(target, [])]
+    rows: dict[str, list[Run]] = {}
+    for run in sorted((run for run in runs if run.has_row), key=lambda run: run.place):
+        rows.setdefault(run.row, []).append(run)
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|", *map(line, rows.values())]
     return "\n".join(lines) + "\n"
 
 
-def with_others(runs: Sequence[Run]) -> Iterator[Target]:
-    """`TARGETS`, and behind those of each data set the other networks that were trained on it."""
-    for place, target in enumerate(TARGETS):
-        yield target
-        if target.data in {later.data for later in TARGETS[place + 1 :]}:
-            continue
-        known = {other.model for other in TARGETS if other.data == target.data}
-        for model in sorted({run.config["model"] for run in runs} - known):
-            other = dataclasses.replace(target, model=model, paper_accuracy=None, paper_sparsity=None)
-            if any(run.belongs(other) for run in runs):
-                yield other
-
-
-def line(target: Target, runs: Sequence[Run]) -> str:
-    """A row of the table; without runs, one that says so."""
-    accuracy, sparsity, published = "not run yet", "–", "–"
-    if runs:
-        accuracy = spread([100 * run.summary["test_accuracy"] for run in runs], 2)
-        sparsity = spread([run.summary["sparsity"] for run in runs], 3)
-        counted = [run.about.get("sparsity_as_published") for run in runs]
-        published = spread([value for value in counted if value is not None], 3) if None not in counted else "–"
-    the_paper_s = all(run.sigma == 1 for run in runs)  # its neuron, or nothing yet
-    analog = bool(runs) and runs[0].sigma < 0
+def line(runs: Sequence[Run]) -> str:
+    """A row of the table of all runs: runs that differ in their seed."""
+    config, sigma, paper = runs[0].config, runs[0].sigma, runs[0].published
+    title, best = DATA[config["dataset"]]
+    from_ann = ", from an ANN" if config.get("pretrain") or config.get("weights") else ""
+    counted = [run.about.get("sparsity_as_published") for run in runs]
     cells = [
-        target.title,
-        network_of(target, runs),
-        accuracy,
-        _figure(target.paper_accuracy if the_paper_s else None),
-        _figure(None if analog else target.best_accuracy),
-        sparsity,
-        published,
-        _figure(target.paper_sparsity if the_paper_s else None),
-        ", ".join(f"[{run.name}](../bench/results/runs/{run.name}/summary.json)" for run in runs) or "–",
+        title,
+        f"{runs[0].network}, {'ANN' if sigma < 0 else f'σ = {sigma:g}'}, {config['epochs']} epochs{from_ann}",
+        spread([100 * run.summary["test_accuracy"] for run in runs], 2),
+        _figure(paper and paper.accuracy),
+        _figure(best if sigma >= 0 else None),
+        spread([run.summary["sparsity"] for run in runs], 3),
+        spread([value for value in counted if value is not None], 3) if None not in counted else "–",
+        _figure(paper and paper.sparsity),
+        ", ".join(f"[{run.name}](../bench/results/runs/{run.name}/summary.json)" for run in runs),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def network_of(target: Target, runs: Sequence[Run]) -> str:
-    """Name, neuron and length of the training."""
-    words = [runs[0].network if runs else NAMES.get(target.model, target.model)]
-    if runs:
-        config, sigma = runs[0].config, runs[0].sigma
-        from_ann = ", from an ANN" if config.get("pretrain") or config.get("weights") else ""
-        words += ["ANN" if sigma < 0 else f"σ = {sigma:g}", f"{config['epochs']} epochs{from_ann}"]
-    return ", ".join(words)
 
 
 def spread(values: Sequence[float], digits: int) -> str:

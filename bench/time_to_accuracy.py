@@ -26,9 +26,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +36,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from accelerate import Accelerator
+from peers import LIBRARIES, Library
 from torch import Tensor, nn
 
 from ttfs_triton.atomic import write_text
@@ -55,7 +55,6 @@ from ttfs_triton.train.step import look_ahead
 RECIPE = bench.ROOT / "ttfs_triton" / "recipes" / "cifarnet-cifar10.yaml"
 OURS = {"sigma-0": ("best", "ours, σ = 0"), "sigma-1": ("paper", "ours, σ = 1")}
 GOALS = (0.80, 0.85, 0.90, 0.93)
-LEAK = 0.5
 NORM_BIAS_RATE = 64.0  # the recipe's 7 where neurons saturate at 1, not at 3 standard deviations: 7 · 3²
 
 Contender = Literal["sigma-0", "sigma-1", "ann", "spikingjelly", "snntorch"]
@@ -76,22 +75,19 @@ class Options:
 
 
 class Network(nn.Module):
-    """`cifarnet` of PyTorch's layers; `neuron` makes what stands behind each batch norm.
+    """`cifarnet` of a library's layers and neurons.
 
     Args:
         encoder: ours, whitened; its weights stay as they are.
-        neuron: makes the neurons of a layer.
-        time_steps: None: no time axis. Else the image's current is shown in so many steps.
-        multi_step: layers take all time steps at once, [T, N, C, height, width].
-        layers: has Conv2d, BatchNorm2d, MaxPool2d, Flatten and Linear.
+        library: None: PyTorch, ReLU.
+        time_steps: in which a library sees the image.
     """
 
-    def __init__(
-        self, encoder: AnalogEncoder, neuron: Callable[[], nn.Module], time_steps: int | None = None, layers: Any = nn
-    ) -> None:
+    def __init__(self, encoder: AnalogEncoder, library: Library | None, time_steps: int) -> None:
         super().__init__()
+        self.unroll, self.time_steps = library and library.unroll, time_steps
+        layers, neuron = (library.layers, library.neuron) if library else (nn, nn.ReLU)
         self.mean, self.std = nn.Buffer(encoder.mean.clone()), nn.Buffer(encoder.std.clone())
-        self.time_steps, self.multi_step = time_steps, layers is not nn
         self.encoder = nn.Conv2d(3, 24, 2)
         with torch.no_grad():
             self.encoder.weight.copy_(encoder.weight / encoder.initial_gain).requires_grad_(False)
@@ -107,44 +103,17 @@ class Network(nn.Module):
                 norm.weight.requires_grad_(False)
                 body += [convolution, norm, neuron(), *([layers.MaxPool2d(2)] if pools else [])]
                 before = channels
-        self.body = nn.Sequential(*body, layers.MaxPool2d(3), layers.Flatten())
         self.readout = layers.Linear(before, 10, bias=False)
+        self.body = nn.Sequential(*body, layers.MaxPool2d(3), layers.Flatten(), self.readout)
+        if library:
+            library.prepare(self.body)
 
     def forward(self, images: Tensor) -> Tensor:
         images = (images - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
         current = self.encoder(images.contiguous(memory_format=torch.channels_last))
-        if self.time_steps is None:
-            return self.readout(self.body(current)) / 9  # airbench94's factor
-        if self.multi_step:
-            return self.readout(self.body(current.expand(self.time_steps, *current.shape))).mean(0)
-        return torch.stack([self.readout(self.body(current)) for _ in range(self.time_steps)]).mean(0)
-
-
-def make_network(name: str, encoder: AnalogEncoder, time_steps: int) -> tuple[Network, Callable[[], None]]:
-    """A contender's network, and what forgets its potentials before a batch."""
-    if name == "ann":
-        return Network(encoder, nn.ReLU), lambda: None
-    if name == "spikingjelly":
-        layer, neuron, surrogate, functional = (
-            import_module(f"spikingjelly.activation_based.{part}")
-            for part in ("layer", "neuron", "surrogate", "functional")
-        )
-        options = {"tau": 1 / LEAK, "decay_input": False, "v_reset": None, "detach_reset": True}
-        made = Network(
-            encoder, lambda: neuron.LIFNode(surrogate_function=surrogate.ATan(alpha=2.0), **options), time_steps, layer
-        )
-        functional.set_step_mode(nn.ModuleList([made.body, made.readout]), "m")
-        return made, lambda: functional.reset_net(made)
-    library = import_module("snntorch")
-    gradient = import_module("snntorch.surrogate").atan(alpha=2.0)
-    made = Network(encoder, lambda: library.Leaky(beta=LEAK, spike_grad=gradient, init_hidden=True), time_steps)
-
-    def reset() -> None:
-        for module in made.modules():
-            if isinstance(module, library.Leaky):
-                module.reset_mem()  # pyright: ignore[reportCallIssue]
-
-    return made, reset
+        if self.unroll is None:
+            return self.body(current) / 9  # airbench94's factor
+        return self.unroll(self.body, current, self.time_steps)
 
 
 class Training:
@@ -158,8 +127,9 @@ class Training:
         encoder = cifarnet().features.get_submodule("conv1")
         assert isinstance(encoder, AnalogEncoder)
         whiten(encoder, data.train.images_at(data.train_indices[:5000]).float() / 255)
-        network, self.reset = make_network(name, encoder, time_steps)
-        self.parts = network.time_steps or 1
+        library = LIBRARIES[name](accelerator.device, torch.bfloat16) if name in LIBRARIES else None
+        network = Network(encoder, library, time_steps)
+        self.parts = time_steps if library else 1
         self.network = network.to(accelerator.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.weighted = nn.ModuleList(
             m for m in network.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)
@@ -222,7 +192,6 @@ class Training:
             for step, (images, labels) in enumerate(loaded, 1 + (epoch - 1) * self.steps_per_epoch):
                 self.optimizer.zero_grad()
                 for some, classes in zip(images.chunk(self.parts), labels.chunk(self.parts), strict=True):
-                    self.reset()
                     with self.accelerator.autocast():
                         logits = self.network(some)
                     loss = F.cross_entropy(logits.float(), classes, label_smoothing=config.label_smoothing) / self.parts
@@ -254,7 +223,6 @@ class Training:
         with closing(load_batches(batches, self.accelerator.device)) as loaded, self.accelerator.autocast():
             for images, labels in loaded:
                 for some, classes in zip(images.chunk(self.parts), labels.chunk(self.parts), strict=True):
-                    self.reset()
                     right += (self.network(some).argmax(1) == classes).sum()
         return float(right)
 

@@ -28,10 +28,14 @@ def check_ratios(rows: list[dict[str, str]]) -> None:
             assert float(row[f"{kind}_ratio_to_fewest_steps"]) == 1 or row["time_steps"] not in ("", "1")
 
 
-def stand_in(ann: TTFSNetwork, device: torch.device, dtype: torch.dtype) -> "peers.Simulation":
+def stand_in(device: torch.device, dtype: torch.dtype) -> "peers.Library":
     """A library that any machine has: clamped ReLUs, time and again."""
-    layers = peers.mirror(ann, nn, lambda: nn.Hardtanh(0, 1))
-    return peers.Simulation("pytest", "none", layers, lambda rest, x, T: torch.stack([rest(x)] * T).mean(0))
+    unroll = lambda rest, x, T: torch.stack([rest(x)] * T).mean(0)  # noqa: E731
+    return peers.Library("pytest", nn, lambda: nn.Hardtanh(0, 1), lambda rest: None, unroll)
+
+
+def simulation_of(library: "peers.Library", time_steps: int) -> "peers.Simulation":
+    return peers.Simulation(library, peers.mirror(small_ann(), library), time_steps)
 
 
 def small_ann() -> TTFSNetwork:
@@ -63,18 +67,19 @@ def test_writes_times_memory_and_their_growth(run_script, monkeypatch, capsys):
 
 @pytest.mark.parametrize("faster", ["channels_last", "contiguous"])
 def test_layout_is_the_faster_one(faster):
-    simulation = stand_in(small_ann(), CPU, torch.float32)
+    simulation = simulation_of(stand_in(CPU, torch.float32), 2)
     noted: list[float] = []
-    step = SimpleNamespace(forward_backward_ms=noted, forget=lambda rounds: noted.clear())
+    contender = SimpleNamespace(network=simulation)
+    step = SimpleNamespace(contender=contender, forward_backward_ms=noted, forget=lambda rounds: noted.clear())
     step.time = lambda: noted.append(1.0 if simulation.layout == faster else 2.0)
-    assert peers.faster_layout(step, simulation) == faster
+    assert peers.faster_layout(step) == faster
     assert not noted
 
 
 @pytest.mark.parametrize("package", ["spikingjelly", "snntorch"])
 def test_library_computes_leaky_neurons_with_surrogate_gradients(package):
     pytest.importorskip(package)
-    simulation = peers.LIBRARIES[package](small_ann(), CPU, torch.float32)
+    simulation = simulation_of(peers.LIBRARIES[package](CPU, torch.float32), 5)
     images, labels = torch.rand(3, 2, 6, 6), torch.tensor([0, 1, 2])
     weights = [parameter.detach().double().requires_grad_() for parameter in simulation.parameters()]
     expected = simulate(weights, images.double(), time_steps=5, late_reset=package == "snntorch")
@@ -82,7 +87,7 @@ def test_library_computes_leaky_neurons_with_surrogate_gradients(package):
     for layout in ("channels_last", "contiguous"):
         simulation.use_layout(layout)
         simulation.zero_grad()
-        logits = peers.Unrolled(simulation, 5)(images)
+        logits = simulation(images)
         F.cross_entropy(logits, labels).backward()
         torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-5)
         for weight, parameter in zip(weights, simulation.parameters(), strict=True):

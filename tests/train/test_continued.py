@@ -17,7 +17,7 @@ from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train import ConfigError, Interrupted, loop, start, train
 
 RISE = {"batch_norm": True, "encoder": "analog", "lookahead": 3, "ema_decay": 0.0, "schedule": "linear"}
-RISE |= {"optimizer": "sgd", "psp_persistence_rise": (0.2, 0.8), "surrogate_width": 0.5}
+RISE |= {"optimizer": "muon", "psp_persistence_rise": (0.2, 0.8), "surrogate_width": 0.5}
 BFLOAT16 = {"gradient_accumulation": 2, "mixed_precision": "bf16", "momentum": 0.0, **yaml.safe_load(AUGMENTATION)}
 
 

@@ -29,7 +29,7 @@ AUGMENTED = yaml.safe_load(AUGMENTATION)
         {"mixed_precision": "bf16", "gradient_clip": 1.0, "gradient_accumulation": 2, "optimizer": "adam"},
         {"mixed_precision": "fp16", "gradient_clip": 1.0, "gradient_accumulation": 2},
         {"mixed_precision": "fp16", "optimizer": "sgd", "ema_decay": 0.0},
-        {"batch_norm": True, "lookahead": 3, "ema_decay": 0.0, "optimizer": "sgd", "surrogate_width": 0.5},
+        {"batch_norm": True, "lookahead": 3, "ema_decay": 0.0, "optimizer": "muon", "surrogate_width": 0.5},
         {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"target_energy": "lemaire45:int8:0.5", "gradient_accumulation": 2},
         {"teacher": "the one of these tests"},
@@ -82,7 +82,7 @@ def poison(monkeypatch, calls, where):
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon"])
 def test_weights_of_a_failed_run_are_those_before_the_failing_step(config, tmp_path, monkeypatch, where, optimizer):
     values = {"optimizer": optimizer, "gradient_clip": 1.0, "validation_fraction": 0.0, "log_steps": 100, "epochs": 2}
     config, until_then, kept = change(config, **values), tmp_path / "until_then", []

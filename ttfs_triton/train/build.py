@@ -31,6 +31,7 @@ from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.networks import CNN1, RESNET18, RESNET20, VGG11, VGG16, cifarnet_specification
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.train.config import ConfigError, TrainConfig
+from ttfs_triton.train.muon import Muon
 from ttfs_triton.train.start import Start, check_chip, load_own_weights, load_weights, start_on_grid
 
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
@@ -278,14 +279,19 @@ def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
             "params": parameters,
             "lr": config.lr * rate,
             "initial_lr": config.lr * rate,  # its peak, as of PyTorch's schedules
-            "weight_decay": config.weight_decay / rate if decays else 0.0,
+            "weight_decay": config.weight_decay / rate if kind != "offset" else 0.0,
+            "turned": kind == "hidden" and config.optimizer == "muon",
         }
-        for (decays, rate), parameters in _by_rate(config, network).items()
+        for (kind, rate), parameters in _by_rate(config, network).items()
     ]
     # Fused: one pass over weights and moments instead of ten, on CPU and GPU alike.
-    if config.optimizer == "sgd":
-        optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
-        if config.momentum > 0:
+    if config.optimizer in ("sgd", "muon"):
+        if config.optimizer == "muon":
+            dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+            optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, dtype=dtype)
+        else:
+            optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+        if config.momentum > 0 or config.optimizer == "muon":
             # Fused SGD takes fresh memory for them in its first step, and leaves it as it is if that step is skipped.
             for parameter in network.parameters():
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -294,16 +300,22 @@ def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
     return kind(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
 
 
-def _by_rate(config: TrainConfig, network: nn.Module) -> dict[tuple[bool, float], list[nn.Parameter]]:
-    """Parameters by whether they decay and by the factor on their rate; those of ordinary weights first."""
+def _by_rate(config: TrainConfig, network: nn.Module) -> dict[tuple[str, float], list[nn.Parameter]]:
+    """Parameters by kind and by the factor on their rate; those of ordinary weights first.
+
+    Kinds: "hidden", weights of hidden layers; "readout", the readout's; "offset", gains and initial potentials.
+    """
     rates: dict[int, float] = {}
+    readout: set[int] = set()
     for module in network.modules():
         norm = getattr(module, "batch_norm", None)
         if norm is not None:
             rates |= {id(norm.bias): config.norm_bias_rate, id(norm.weight): config.norm_gain_rate}
         if isinstance(module, Readout):
-            rates |= {id(parameter): config.readout_rate for parameter in module.parameters()}
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+            readout |= {id(parameter) for parameter in module.parameters()}
+            rates |= dict.fromkeys(readout, config.readout_rate)
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {("hidden", 1.0): [], ("offset", 1.0): []}
     for parameter in network.parameters():
-        groups.setdefault((parameter.dim() > 1, rates.get(id(parameter), 1.0)), []).append(parameter)
+        kind = "offset" if parameter.dim() <= 1 else "readout" if id(parameter) in readout else "hidden"
+        groups.setdefault((kind, rates.get(id(parameter), 1.0)), []).append(parameter)
     return {key: parameters for key, parameters in groups.items() if parameters}

@@ -287,10 +287,12 @@ class OptimisationOptions(Options):
 
     gradient_accumulation: Number = 1
     """Micro-batches an optimiser step."""
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    """Adam's weight decay is decoupled in adamw; sgd uses Nesterov momentum."""
+    optimizer: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
+    """Adam's weight decay is decoupled in adamw; sgd uses Nesterov momentum. muon turns hidden layers' weights by
+    orthogonal updates at a fixed norm, lr radians a step, and is sgd for the rest; for networks with batch norm or
+    standardised weights."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum of sgd; first beta of adam and adamw."""
+    """Momentum of sgd and muon; first beta of adam and adamw."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of weights (not of gains and initial potentials)."""
     norm_bias_rate: float = Field(1.0, ge=0)
@@ -340,6 +342,8 @@ class OptimisationOptions(Options):
             raise ValueError(f"milestones must rise; got {list(self.milestones)}")
         if self.teacher is None and self.teacher_weight != OptimisationOptions.model_fields["teacher_weight"].default:
             raise ValueError("teacher_weight needs teacher")
+        if self.optimizer == "muon" and self.momentum == 0:
+            raise ValueError("optimizer: muon needs momentum above 0")
         if self.lookahead and self.ema_decay:
             raise ValueError("lookahead and ema_decay exclude each other: each is the average that is scored")
         rise = self.psp_persistence_rise
